@@ -1,0 +1,68 @@
+# Each goal sets up what it needs by itself, in .venv, and may be repeated or interrupted at any time.
+#   make demo   build a small data set, pretrain, compare, write a report
+#   make test   every check; then also: make lint, make slow, make bench-toy
+# PYTHON=/path/to/python chooses the interpreter; DEMO_ARGS and PYTEST_ARGS are handed on.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint slow bench-toy clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL_INPUTS := pyproject.toml constraints.txt src/asit/__init__.py
+
+# Pins hold for the build environment too; pip reads one or the other name, by its age.
+export PIP_CONSTRAINT := constraints.txt
+export PIP_BUILD_CONSTRAINT := constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+help:
+	@sed -n '2,4s/^# *//p' Makefile
+
+demo: $(VENV)/.asit-demo
+	$(BIN)/asit demo $(DEMO_ARGS)
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 $(PYTEST_ARGS)
+
+lint: $(VENV)/.asit-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+slow: $(VENV)/.asit-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow $(PYTEST_ARGS)
+
+bench-toy: $(VENV)/.asit-dev
+	set -e; for bench in bench/*.py; do echo "$$bench --toy"; $(BIN)/python "$$bench" --toy; done
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+
+# A stamp is written last, so an interrupted installation is simply done again. The development set holds the demo's.
+$(VENV)/.asit-%: $(INSTALL_INPUTS) | $(VENV)/.made
+	@echo "installing asit-audio[$*] into $(VENV); the first time takes some minutes"
+	@$(BIN)/python -m pip install -qq -e ".[$*]" || { \
+	  echo "The installation failed: see the lines above, then run the same command again." >&2; exit 1; }
+	@touch $@
+
+$(VENV)/.made:
+	@set -e; chosen=; found=; \
+	for candidate in $(if $(PYTHON),"$(PYTHON)",python3 python3.13 python3.12 python3.11 python3.14 python); do \
+	  version=$$("$$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue; \
+	  found="$$found $$candidate ($$version)"; \
+	  if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then chosen=$$candidate; break; fi; \
+	done; \
+	if [ -z "$$chosen" ]; then \
+	  echo "Found no Python 3.11 or newer; found:$${found:- none}." >&2; \
+	  echo "Install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 1; \
+	fi; \
+	if ! "$$chosen" -c 'import venv, ensurepip' 2>/dev/null; then \
+	  echo "$$chosen cannot make a virtual environment: its venv or ensurepip module is missing." >&2; \
+	  echo "On Debian or Ubuntu: apt-get install python3-venv (or python3.X-venv); then run this again." >&2; exit 1; \
+	fi; \
+	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+	  echo "making $(VENV) with $$chosen"; "$$chosen" -m venv --clear $(VENV); \
+	fi; \
+	touch $@

@@ -1,0 +1,54 @@
+"""asit: self-supervised audio spectrogram transformers from a folder of recordings (ASiT, arXiv 2211.13189)."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from asit.data.catalogue import Catalogue
+    from asit.data.catalogue import build as build_catalogue
+    from asit.errors import AsitError
+    from asit.model.audio_model import AudioModel, Embedding
+    from asit.model.audio_model import load as load
+    from asit.recipes import pretrain
+    from asit.settings import PretrainSettings
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AsitError",
+    "AudioModel",
+    "Catalogue",
+    "Embedding",
+    "PretrainSettings",
+    "__version__",
+    "build_catalogue",
+    "load",
+    "pretrain",
+]
+
+_PLACES = {
+    "AsitError": ("asit.errors", "AsitError"),
+    "AudioModel": ("asit.model.audio_model", "AudioModel"),
+    "Catalogue": ("asit.data.catalogue", "Catalogue"),
+    "Embedding": ("asit.model.audio_model", "Embedding"),
+    "PretrainSettings": ("asit.settings", "PretrainSettings"),
+    "build_catalogue": ("asit.data.catalogue", "build"),
+    "load": ("asit.model.audio_model", "load"),
+    "pretrain": ("asit.recipes", "pretrain"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use, so that `import asit` and `asit --help` stay fast: torch takes seconds.
+    if name not in _PLACES:
+        raise AttributeError(f"module 'asit' has no attribute {name!r}")
+    module, attribute = _PLACES[name]
+    value = getattr(importlib.import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,6 @@
+"""`python -m asit` is `asit`."""
+
+from asit.cli import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,125 @@
+"""Changes of a recording or its log-mel that keep what is heard: roll, gain, stretch, warp of the mel axis.
+
+S samples, R rows, T frames, F mel bins. Log-mels here are those of `FrontEnd.fbank`: natural logarithms of power,
+not yet normalised. Drawing (numpy, seeded) is apart from applying (torch, any device); the neutral parameters
+give back the input bit for bit. None of this is in the ASiT paper but the roll, which is in the first version of
+the official code.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from asit.settings import ViewSettings
+
+NEPERS_PER_DB = math.log(10.0) / 10.0
+"""A gain of x dB adds x ln(10) / 10 to the natural logarithm of a power."""
+
+
+@dataclass(frozen=True)
+class ViewDraw:
+    """What is changed in one view.
+
+    Attributes:
+        gain_db: change of level in dB; 0: none.
+        stretch: length of the cut over the length of the view; 1: none. Above 1 the view runs faster.
+        mel_warp: factor on the mel axis; 1: none. Above 1 spectral peaks move up.
+    """
+
+    gain_db: float = 0.0
+    stretch: float = 1.0
+    mel_warp: float = 1.0
+
+
+def draw_view(rng: np.random.Generator, settings: ViewSettings) -> ViewDraw:
+    """Draw the changes of one view; a setting of 0 gives exactly the neutral value.
+
+    The generator advances by the same amount whatever the settings, so switching one change on or off leaves
+    the other draws as they were.
+    """
+    gain, stretch, warp = rng.uniform(-1.0, 1.0, 3).tolist()
+    return ViewDraw(
+        gain_db=gain * settings.gain_db,
+        stretch=1.0 + stretch * settings.stretch,
+        mel_warp=1.0 + warp * settings.mel_warp,
+    )
+
+
+def draw_roll(rng: np.random.Generator, settings: ViewSettings) -> float:
+    """Share of its length that a clip's waveform is rolled by: U(0, 1) with probability `settings.roll`, else 0."""
+    coin, share = rng.random(2).tolist()
+    return share if coin < settings.roll else 0.0
+
+
+def roll(wave: Tensor, share: float) -> Tensor:
+    """Roll (..., S) circularly, later by `share` (0 to 1) of its length, rounded down to whole samples."""
+    samples = int(share * wave.shape[-1])
+    return wave.roll(samples, -1) if samples else wave
+
+
+def gain(logmel: Tensor, db: Tensor | float) -> Tensor:
+    """Change the level of (T, F) or (R, T, F) by `db`, one number or one for each row (R,).
+
+    Exact for every bin above the front end's floor; the floor itself is moved too, as a real change of level
+    would not do. 0 dB gives the input bit for bit.
+    """
+    if isinstance(db, Tensor):
+        return logmel + (db.to(logmel) * NEPERS_PER_DB).view(-1, *(1,) * (logmel.ndim - 1))
+    return logmel + db * NEPERS_PER_DB if db else logmel
+
+
+def resize_time(logmel: Tensor, frames: int, lengths: Tensor | None = None) -> Tensor:
+    """Resize in time by linear interpolation; the first and the last frame stay the first and the last.
+
+    Args:
+        logmel: (t, F) or (R, t, F).
+        frames: of the result. The same length gives the same frames bit for bit.
+        lengths: (R,) whole numbers, for (R, t, F) only: how many frames of each row, from its first, are resized.
+
+    Returns:
+        (frames, F) or (R, frames, F).
+    """
+    t = logmel.shape[-2]
+    if lengths is None:
+        if t == frames:
+            return logmel
+        last = torch.tensor(t - 1, device=logmel.device)
+    else:
+        last = lengths.to(logmel.device).unsqueeze(-1) - 1
+    place = torch.arange(frames, device=logmel.device, dtype=torch.float32) * (last / max(frames - 1, 1))
+    low = torch.minimum(place.long(), last)
+    high = torch.minimum(low + 1, last)
+    weight = (place - low).to(logmel.dtype).unsqueeze(-1)
+    if lengths is None:
+        return torch.lerp(logmel.index_select(-2, low), logmel.index_select(-2, high), weight)
+    row = torch.arange(len(logmel), device=logmel.device).unsqueeze(-1)
+    return torch.lerp(logmel[row, low], logmel[row, high], weight)
+
+
+def warp_mel(logmel: Tensor, factor: Tensor | float) -> Tensor:
+    """Scale the mel axis: what was in bin f comes to bin factor * f, by linear interpolation.
+
+    Bins that the scaled axis does not reach hold the value of the last one. On the mel axis this stretches the
+    spacing of formants much as another size of vocal tract does; it is not a shift of pitch.
+
+    Args:
+        logmel: (T, F) or (R, T, F).
+        factor: above 0; one number, or one for each row (R,). A factor of 1 gives the row bit for bit.
+    """
+    bins = logmel.shape[-1]
+    if isinstance(factor, Tensor):
+        factor = factor.to(device=logmel.device, dtype=torch.float32).view(-1, 1, 1)
+    elif factor == 1.0:
+        return logmel
+    source = (torch.arange(bins, device=logmel.device, dtype=torch.float32) / factor).clamp(max=bins - 1)
+    low = source.long()
+    high = (low + 1).clamp(max=bins - 1)
+    weight = (source - low).to(logmel.dtype)
+    if isinstance(factor, Tensor):
+        return torch.lerp(logmel.gather(-1, low.expand_as(logmel)), logmel.gather(-1, high.expand_as(logmel)), weight)
+    return torch.lerp(logmel.index_select(-1, low), logmel.index_select(-1, high), weight)

@@ -1,0 +1,286 @@
+"""Waveform to log-mel: Kaldi's filter bank features as one batched module.
+
+The values are those of Kaldi's ``compute-fbank-feats`` (and of ``torchaudio.compliance.kaldi.fbank``) with a Hann
+window, no dither, no energy, ``htk_compat`` and ``snip_edges``: each frame loses its mean, is pre-emphasised, windowed
+and padded to a power of two; its power spectrum is summed by triangles on the mel scale; the natural logarithm is
+floored at the epsilon of float32.
+
+Letters in shapes: R rows, S samples, T frames, F mel bins, W samples a window, N samples of the Fourier transform.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from asit.errors import AudioError, ConfigError
+from asit.settings import FrontEndSettings
+
+FLOOR = torch.finfo(torch.float32).eps
+"""Smallest mel energy; its logarithm, -15.94, is what digital silence gives."""
+
+_BLOCK = 512  # frames in one go on a CPU: the temporaries then stay in its cache
+_BANDS = 4  # groups of mel bins that are summed apart, each over its own stretch of the spectrum
+
+
+def mel_bank(settings: FrontEndSettings) -> Tensor:
+    """Triangles on the mel scale, (N // 2 + 1, F) float32; the bin at Nyquist has no weight, as in Kaldi.
+
+    The scale is mel(f) = 1127 ln(1 + f / 700), as in HTK. Built in float32 because torchaudio's is: a float64 bank
+    moves the log-mel by more than rounding does. Where the transform is coarser than the bank (16 kHz, 128 bins: bin 3)
+    a triangle can be empty; Kaldi keeps it, and so do we.
+    """
+    size = _transform_size(settings)
+    low, high = (1127.0 * math.log(1.0 + hz / 700.0) for hz in (settings.low_hz, _upper_edge(settings)))
+    step = (high - low) / (settings.mels + 1)
+    bins = torch.arange(settings.mels)
+    left, centre, right = (low + (bins + shift) * step for shift in (0, 1.0, 2.0))
+    points = 1127.0 * (1.0 + settings.rate / size * torch.arange(size / 2) / 700.0).log().unsqueeze(1)
+    up, down = (points - left) / (centre - left), (right - points) / (right - centre)
+    return nn.functional.pad(torch.minimum(up, down).clamp_(min=0.0), (0, 0, 0, 1))
+
+
+class FrontEnd(nn.Module):
+    """Waveform (R, S) to normalised log-mel (R, 1, T, F), in float32 whatever the surrounding precision.
+
+    The module has no parameters and no saved state: its settings travel in the model card. Its tables are made anew
+    on every move, so neither ``.half()`` nor a start on the meta device can spoil them. No gradient flows through it.
+
+    Args:
+        settings: sample rate, window, hop, mel bank, mean and std; mean and std may still be "auto", and then only
+            `fbank` works.
+
+    Raises:
+        ConfigError: a window, hop or mel bank that cannot be.
+    """
+
+    hann: Tensor
+    bank: Tensor
+
+    def __init__(self, settings: FrontEndSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.shift = _samples(settings.rate, settings.shift_ms)
+        self.window = _samples(settings.rate, settings.window_ms)
+        _check(settings, self.window, self.shift)
+        self.register_buffer("hann", torch.empty(0), persistent=False)
+        self.register_buffer("bank", torch.empty(0), persistent=False)
+        self._fill_tables(self.hann.device)
+
+    def _fill_tables(self, device: torch.device) -> None:
+        with torch.device("cpu"):
+            hann = torch.hann_window(self.window, periodic=False, dtype=torch.float32)
+            bank = mel_bank(self.settings)
+        cuts = [round(self.settings.mels * band / _BANDS) for band in range(_BANDS + 1)]
+        self._bands = []
+        for first, end in pairwise(cuts):
+            used = bank[:, first:end].sum(1).nonzero()
+            if len(used):  # a band without any weight stays at the floor
+                rows = slice(2 * int(used[0]), 2 * int(used[-1]) + 2)
+                self._bands.append((rows, slice(first, end)))
+        self.hann = hann.to(device)
+        # Every row twice: the spectrum is summed as re^2, im^2, re^2, ... which spares a pass that adds the two.
+        self.bank = bank.repeat_interleave(2, dim=0).to(device)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> FrontEnd:
+        super()._apply(fn, recurse)
+        self._fill_tables(self.hann.device)
+        return self
+
+    def extra_repr(self) -> str:
+        s = self.settings
+        return f"rate={s.rate}, mels={s.mels}, window={self.window}, shift={self.shift}, mean={s.mean}, std={s.std}"
+
+    def frames_for(self, samples: int) -> int:
+        """Frames in a wave of this many samples: 1 + (S - W) // shift, or 0 where it is shorter than a window."""
+        return 0 if samples < self.window else 1 + (samples - self.window) // self.shift
+
+    def samples_for(self, frames: int) -> int:
+        """Fewest samples that give this many frames."""
+        return 0 if frames < 1 else (frames - 1) * self.shift + self.window
+
+    @torch.no_grad()
+    def fbank(self, wave: Tensor) -> Tensor:
+        """Log-mel, natural log of power, not normalised.
+
+        Frame t of a wave depends on its samples from t * shift alone, and on one machine bit for bit so, however many
+        frames or rows go with it: a crop that starts on the hop grid is a crop of the log-mel.
+
+        Args:
+            wave: (R, S), any float type, any device; samples in [-1, 1].
+
+        Returns:
+            (R, T, F) float32.
+
+        Raises:
+            AudioError: the wave is shorter than one window.
+        """
+        if wave.dim() != 2:
+            raise ValueError(f"fbank takes a wave of shape (rows, samples), not {tuple(wave.shape)}")
+        rows, samples = wave.shape
+        if samples < self.window:
+            raise AudioError(
+                f"the wave has {samples} samples ({1000 * samples / self.settings.rate:.1f} ms)",
+                f"at least one window of {self.window} samples ({self.settings.window_ms:g} ms at "
+                f"{self.settings.rate} Hz)",
+                "pad it first, with FrontEnd.pad or your own rule, or leave it out",
+            )
+        with torch.autocast(wave.device.type, enabled=False), _exact_products():
+            frames = wave.float().unfold(1, self.window, self.shift)
+            out = torch.empty(rows, frames.shape[1], self.settings.mels, device=wave.device)
+            for part, into in _blocks(frames, out):
+                self._log_mel(part, into)
+        return out
+
+    def _log_mel(self, frames: Tensor, out: Tensor) -> None:
+        """Frames (r, t, W), overlapping views of a wave, to their log-mel, written into `out` (r, t, F)."""
+        padded = frames.new_zeros(*frames.shape[:2], _transform_size(self.settings))
+        x = padded[..., : self.window]
+        torch.sub(frames, frames.mean(2, keepdim=True), out=x)
+        # x[j] -= c x[j - 1], with x[-1] = x[0]. Kaldi rounds the product by itself, so no fused multiply-add.
+        before = x[..., :-1] * self.settings.preemphasis
+        x[..., 1:] -= before
+        x[..., 0] -= before[..., 0]
+        x *= self.hann
+        power = torch.view_as_real(torch.fft.rfft(padded)).flatten(0, 1).flatten(1).square_()
+        if len(power) == 1:  # one row would take a matrix-vector product, which rounds otherwise than all the rest
+            power = power.expand(2, -1)
+        energy = torch.zeros(len(power), self.settings.mels, device=power.device)
+        for rows, columns in self._bands:
+            energy[:, columns] = power[:, rows] @ self.bank[rows, columns]
+        count = out.shape[0] * out.shape[1]
+        out.copy_(energy[:count].clamp_(min=FLOOR).log_().view_as(out))
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """(x - mean) / (2 std), the input scale of AST and ASiT; any shape.
+
+        Raises:
+            ConfigError: mean or std is still "auto".
+        """
+        mean, std = self.settings.mean, self.settings.std
+        if isinstance(mean, str) or isinstance(std, str):
+            raise ConfigError(
+                f"front_end.mean is {mean}, front_end.std is {std}",
+                "numbers, before anything can be normalised",
+                "take them from a catalogue (`asit catalogue` measures them), or set AudioSet's: mean -4.2677393, "
+                "std 4.5689974",
+            )
+        return x.sub(mean).div_(2 * std)
+
+    def forward(self, wave: Tensor) -> Tensor:
+        """Wave (R, S) to the encoder's input (R, 1, T, F): `normalise` of `fbank`."""
+        return self.normalise(self.fbank(wave)).unsqueeze(1)
+
+    def pad(self, wave: Tensor, samples: int) -> Tensor:
+        """Fill a short wave up by the padding rule; a wave that is long enough comes back as it is.
+
+        Args:
+            wave: (S,).
+            samples: samples wanted.
+
+        Returns:
+            (samples,): by the rule "silence" zeros follow the wave, by "repeat" the wave itself, from its start. By
+            "zero" the filling is done by `pad_frames`, and the wave grows to one window at most.
+
+        Raises:
+            AudioError: the wave is empty.
+        """
+        have = wave.shape[0]
+        if have == 0:
+            raise AudioError("the wave has no samples", "at least one", "leave the clip out")
+        if self.settings.padding == "repeat":
+            return wave if have >= samples else wave.repeat(math.ceil(samples / have))[:samples]
+        if self.settings.padding == "zero":
+            samples = min(samples, self.window)
+        return wave if have >= samples else nn.functional.pad(wave, (0, samples - have))
+
+    def pad_frames(self, logmel: Tensor, frames: int) -> Tensor:
+        """Fill a short log-mel, not normalised, up with 0.0 where the padding rule is "zero" (AST, v1).
+
+        Args:
+            logmel: (T, F).
+            frames: frames wanted.
+
+        Returns:
+            (max(T, frames), F); by any other rule, or when long enough, the log-mel as it is.
+        """
+        missing = frames - logmel.shape[0]
+        if self.settings.padding != "zero" or missing <= 0:
+            return logmel
+        return nn.functional.pad(logmel, (0, 0, 0, missing))
+
+
+def logmel_statistics(x: Tensor) -> tuple[float, float, int]:
+    """Sum, sum of squares and count of the values of a log-mel of any shape, summed in float64."""
+    values = x.detach().double().flatten()
+    return float(values.sum()), float(values @ values), values.numel()
+
+
+def _samples(rate: int, milliseconds: float) -> int:
+    return int(rate * milliseconds * 0.001)  # truncated, and in this order, as in torchaudio
+
+
+def _transform_size(settings: FrontEndSettings) -> int:
+    return 1 << (_samples(settings.rate, settings.window_ms) - 1).bit_length()
+
+
+def _upper_edge(settings: FrontEndSettings) -> float:
+    return settings.high_hz if settings.high_hz > 0 else settings.rate / 2 + settings.high_hz
+
+
+def _check(settings: FrontEndSettings, window: int, shift: int) -> None:
+    nyquist = settings.rate / 2
+    if window < 2 or shift < 1:
+        raise ConfigError(
+            f"front_end.window_ms {settings.window_ms:g} and shift_ms {settings.shift_ms:g} are {window} and {shift} "
+            f"samples at {settings.rate} Hz",
+            "a window of 2 samples or more and a hop of 1 or more",
+            "use longer ones, such as 25 and 10 ms",
+        )
+    if not 0 <= settings.low_hz < _upper_edge(settings) <= nyquist:
+        raise ConfigError(
+            f"front_end.low_hz {settings.low_hz:g} and high_hz {settings.high_hz:g} at {settings.rate} Hz",
+            f"0 <= low_hz < high_hz <= {nyquist:g} (half the rate; high_hz of 0 or less is counted from there)",
+            "set high_hz to 0, or raise front_end.rate",
+        )
+
+
+def _blocks(frames: Tensor, out: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Split (R, T, ...) pairs into parts of at most about _BLOCK frames on a CPU; elsewhere all goes in one pass."""
+    count = frames.shape[1]
+    if frames.device.type != "cpu":
+        yield frames, out
+        return
+    # Equal parts, so that no part holds a single frame unless the whole does.
+    rows, parts = max(1, _BLOCK // count), math.ceil(count / _BLOCK)
+    for first in range(0, len(frames), rows):
+        few, few_out = frames[first : first + rows], out[first : first + rows]
+        yield from zip(few.tensor_split(parts, 1), few_out.tensor_split(parts, 1), strict=True)
+
+
+@contextmanager
+def _exact_products() -> Iterator[None]:
+    """Keep TF32 and bfloat16 out of float32 matrix products for a while: they would move the log-mel by up to 0.05."""
+    if not hasattr(torch.backends.mkldnn, "matmul"):  # torch before 2.9: one switch for all backends
+        wanted = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(wanted)
+        return
+    backends = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
+    lowered = [(b, b.fp32_precision) for b in backends if b.fp32_precision not in ("none", "ieee")]
+    for backend, _ in lowered:
+        backend.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for backend, precision in lowered:
+            backend.fp32_precision = precision

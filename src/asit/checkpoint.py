@@ -1,0 +1,297 @@
+"""Weights and run states on disk: written whole or not at all, versioned, and checked when read.
+
+A model folder holds `model.safetensors` and `card.json`; a run state `step-00000123/` holds `state.safetensors` and
+`state.json`. The JSON carries the format's version and the SHA-256 of the tensors beside it, so a truncated or altered
+file is met at loading and not in the results. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import errno
+import glob
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor, nn
+
+from asit.errors import CheckpointError
+
+FORMAT = 1
+"""Version of the layout of model folders and run states; readers refuse newer ones."""
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+_STATE = re.compile(r"step-(\d{8,})")
+
+
+def write_folder(target: Path, write: Callable[[Path], None], overwrite: bool = False) -> None:
+    """Make the folder `target` whole or not at all.
+
+    `write` fills a hidden temporary neighbour, which is brought to the disk and then renamed, so that a crash at any
+    moment leaves either the old folder or the new one. Left-overs of killed writers of the same target are removed;
+    one process at a time may write a target.
+
+    Args:
+        target: the folder to make; its parents are made too. An empty folder counts as absent.
+        write: is given the temporary folder and puts everything in it.
+        overwrite: replace what is there.
+
+    Raises:
+        CheckpointError: target exists and overwrite is off, the disk is full, or the place may not be written.
+    """
+    aside = target.with_name(f".{target.name}.old")
+    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if aside.exists() and not target.exists():  # killed between the two renames below
+            aside.rename(target)
+        if not overwrite and target.exists() and not (target.is_dir() and not any(target.iterdir())):
+            raise CheckpointError(
+                f"{target} already exists", "a path that is free", "give another path, or ask for it to be overwritten"
+            )
+        _remove_leftovers(target.parent, glob.escape(target.name))
+        temporary.mkdir()
+        write(temporary)
+        for path in [*temporary.rglob("*"), temporary]:
+            _fsync(path)
+        if target.exists() and overwrite:
+            target.rename(aside)
+        temporary.rename(target)
+        _fsync(target.parent)
+        _remove(aside)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if aside.exists() and not target.exists():
+            aside.rename(target)
+        number = _errno(error)
+        if number in _FULL:
+            raise CheckpointError(
+                f"the disk is full: {target} was not written",
+                "room for the whole folder; what was there before is untouched",
+                f"free space on the disk of {target.parent}, or write elsewhere; then go on from the last checkpoint",
+            ) from error
+        if number in _FORBIDDEN:
+            raise CheckpointError(
+                f"{target} may not be written: {error}",
+                "a folder that this user may write",
+                "give another path, or change the folder's permissions",
+            ) from error
+        raise
+
+
+def save_model(folder: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any], overwrite: bool = False) -> None:
+    """Write a model folder; `card` may hold any JSON fields, and gets `format`, `asit` and `sha256`.
+
+    Raises:
+        CheckpointError: as `write_folder`.
+    """
+    write_folder(folder, lambda to: _write_pair(to, "model.safetensors", "card.json", tensors, card), overwrite)
+
+
+def load_model(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors (on the CPU) and the card of a model folder.
+
+    Raises:
+        CheckpointError: no such folder, a file is missing, damaged or altered, or the format is newer than this reader.
+    """
+    folder = Path(folder)
+    if not (folder / "card.json").exists() and (folder / "model" / "card.json").exists():
+        raise CheckpointError(
+            f"{folder} is a run's folder", "a model folder, with card.json in it", f"give {folder / 'model'}"
+        )
+    return _read_pair(
+        folder, "model.safetensors", "card.json", "copy the model folder again from where it was saved, whole"
+    )
+
+
+def save_state(root: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], keep: int) -> Path:
+    """Write a run state `root/step-00000123` and keep the newest `keep` up to this step.
+
+    Older ones are removed only after the new one is on the disk. States of later steps are left alone: they belong to
+    another course of the run, and only a person can tell which is wanted.
+
+    Args:
+        root: the run's folder of checkpoints.
+        step: steps done.
+        tensors: everything that is a tensor, flat.
+        meta: JSON fields; numbers come back exactly, NaN and infinity are refused (ValueError).
+        keep: states kept, at least 1.
+
+    Raises:
+        CheckpointError: as `write_folder`.
+    """
+    target = root / f"step-{step:08d}"
+    if root.is_dir():
+        _remove_leftovers(root, "step-*")
+    write_folder(target, lambda to: _write_pair(to, "state.safetensors", "state.json", tensors, meta), overwrite=True)
+    until = [state for state in list_states(root) if _step(state) <= step]
+    for old in until[: -max(keep, 1)]:
+        # Renamed first, so that a state half removed is never taken for a state.
+        doomed = old.with_name(f".{old.name}.tmp-{os.getpid()}")
+        old.rename(doomed)
+        shutil.rmtree(doomed)
+    return target
+
+
+def list_states(root: Path) -> list[Path]:
+    """The run states under `root`, oldest first; empty where there are none. Names only: nothing is read."""
+    if not root.is_dir():
+        return []
+    return sorted((p for p in root.iterdir() if _STATE.fullmatch(p.name) and p.is_dir()), key=_step)
+
+
+def latest_state(root: Path) -> Path | None:
+    """The run state of the highest step under `root`, or None."""
+    return next(reversed(list_states(root)), None)
+
+
+def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors (on the CPU) and the JSON fields of a run state.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or altered, or of a newer format; names the next older state.
+    """
+    older = [s for s in list_states(path.parent) if _STATE.fullmatch(path.name) and _step(s) < _step(path)]
+    remedy = (
+        f"remove {path} and resume again, from {older[-1]}"
+        if older
+        else f"remove {path} and start the run anew: there is no older state beside it"
+    )
+    return _read_pair(path, "state.safetensors", "state.json", remedy)
+
+
+def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
+    """Load `tensors` into `module`, every name and shape equal, or nothing at all.
+
+    Args:
+        what: the name of the weights in the error, such as the path they came from.
+
+    Raises:
+        CheckpointError: names the first missing, unexpected and wrong-shaped tensors, with counts.
+    """
+    own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    missing = [name for name in own if name not in tensors]
+    unexpected = [name for name in tensors if name not in own]
+    shaped = [
+        f"{name} {tuple(tensors[name].shape)} instead of {shape}"
+        for name, shape in own.items()
+        if name in tensors and tuple(tensors[name].shape) != shape
+    ]
+    if missing or unexpected or shaped:
+        parts = [
+            f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+            for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shaped))
+            if names
+        ]
+        raise CheckpointError(
+            f"{what} does not fit the {type(module).__name__}: " + "; ".join(parts),
+            f"the {len(own)} tensors of this {type(module).__name__}: probably a checkpoint of another size",
+            "use the settings that the checkpoint was made with, or another checkpoint",
+        )
+    module.load_state_dict(dict(tensors))
+
+
+def _write_pair(folder: Path, weights: str, facts: str, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
+    safetensors.torch.save_file(_apart(tensors), folder / weights)
+    full = {**card, "format": FORMAT, "asit": _version(), "sha256": _sha256(folder / weights)}
+    (folder / facts).write_text(json.dumps(full, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _read_pair(folder: Path, weights: str, facts: str, remedy: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    expected = f"a folder with {weights} and {facts}"
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is not a folder" if folder.exists() else f"{folder} does not exist", expected)
+    absent = [name for name in (facts, weights) if not (folder / name).is_file()]
+    if absent:
+        raise CheckpointError(f"{folder} has no {' and no '.join(absent)}", expected, remedy)
+    try:
+        card = json.loads((folder / facts).read_text(encoding="utf-8"))
+        version, digest = card["format"], card["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder / facts} is damaged: {error!r}", "JSON with the fields format and sha256", remedy
+        ) from error
+    if not isinstance(version, int) or version > FORMAT:
+        raise CheckpointError(
+            f"{folder} has format {version!r}, written by asit {card.get('asit', 'unknown')}",
+            f"format {FORMAT} or older, which asit {_version()} reads",
+            "upgrade asit: pip install --upgrade asit-audio",
+        )
+    if _sha256(folder / weights) != digest:
+        raise CheckpointError(
+            f"{folder / weights} is damaged: its SHA-256 is not the one in {facts}",
+            f"SHA-256 {digest}",
+            remedy,
+        )
+    try:
+        return safetensors.torch.load_file(folder / weights), card
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{folder / weights} is damaged: {error}", "a safetensors file", remedy) from error
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, contiguous, none sharing memory, as safetensors wants them."""
+    seen: set[int] = set()
+    out: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() in seen or storage.nbytes() != tensor.nbytes:
+            tensor = tensor.clone()
+        seen.add(tensor.untyped_storage().data_ptr())
+        out[name] = tensor
+    return out
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("asit-audio")
+    except importlib.metadata.PackageNotFoundError:  # run from a source tree that is not installed
+        return "unknown"
+
+
+def _errno(error: BaseException) -> int | None:
+    if isinstance(error, OSError):
+        return error.errno
+    # safetensors writes in Rust and passes the system's number on in its text alone.
+    if isinstance(error, safetensors.SafetensorError) and (found := re.search(r"os error (\d+)", str(error))):
+        return int(found[1])
+    return None
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _remove_leftovers(parent: Path, pattern: str) -> None:
+    for left in parent.glob(f".{pattern}.tmp-*"):
+        _remove(left)
+
+
+def _fsync(path: Path) -> None:
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

@@ -1,0 +1,70 @@
+"""The command line: which verbs there are, and how errors end. Nothing heavy is imported for `asit --help`."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from asit import __version__
+from asit.errors import AsitError, ConfigError
+
+SUMMARIES = {
+    "catalogue": "check a folder or table of recordings and measure its mean and std",
+    "pretrain": "pretrain an encoder on recordings without labels",
+    "probe": "read labels off a frozen encoder, beside log-mel statistics and an untrained one",
+    "embed": "print the clip vector of files as JSON lines",
+    "report": "write one HTML page about a run",
+    "settings": "list every setting of pretraining with its meaning, for a preset",
+    "demo": "try it all on notes of real instruments (needs the extra asit-audio[demo])",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; gives the exit status: 0, 2 for a mistake that the user can mend, 130 or 143 when stopped."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if given[0] in ("-V", "--version", "version"):
+        print(f"asit {__version__}")
+        return 0
+    try:
+        if given[0] not in SUMMARIES:
+            close = difflib.get_close_matches(given[0], SUMMARIES, n=1)
+            hint = f", did you mean {close[0]}?" if close else ""
+            raise ConfigError(
+                f"asit has no verb {given[0]}{hint}", "one of " + ", ".join(SUMMARIES), "see asit --help"
+            )
+        from asit import commands
+
+        verb: Callable[[str, str, list[str]], int] = getattr(commands, given[0])
+        return verb(f"asit {given[0]}", SUMMARIES[given[0]], given[1:])
+    except AsitError as error:
+        print(f"asit: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt as stopped:
+        print(f"\nasit: stopped{': ' + str(stopped) if str(stopped) else ''}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone; nothing more can be said to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.errno is None or error.filename is None:
+            raise
+        print(f"asit: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
+
+
+def _help() -> str:
+    width = max(map(len, SUMMARIES))
+    verbs = "\n".join(f"  {name:{width}}  {text}" for name, text in SUMMARIES.items())
+    return (
+        f"asit {__version__}: self-supervised audio spectrogram transformers (ASiT)\n\n"
+        f"usage: asit VERB [options]\n\n{verbs}\n\n"
+        "asit VERB --help lists a verb's options. First steps:\n"
+        "  asit pretrain --data FOLDER --out RUN\n"
+        "  asit report RUN"
+    )

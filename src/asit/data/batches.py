@@ -1,0 +1,379 @@
+"""Clips to batches: every sample is a pure function of (seed, epoch, index), and so is their order.
+
+Letters: B clips, V global views, L local views, R = B * V rows, T frames, F mel bins. Rows are view-major:
+row v * B + b is view v of clip b.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from asit.audio import augment, files
+from asit.audio.fbank import FrontEnd
+from asit.data.catalogue import Catalogue
+from asit.errors import AudioError, CatalogueError, ConfigError
+from asit.settings import FrontEndSettings, ViewSettings
+
+GLOBAL_VIEWS = 2
+_ORDER, _MATERIAL, _CORRUPTION = 0, 1, 2  # streams of random numbers that never meet
+Key = tuple[int, int]
+"""(epoch, index): all that a sample depends on besides the seed and the settings."""
+
+
+class Mask(Protocol):
+    """What is done to a view: two (T, F) bool arrays."""
+
+    drop: npt.NDArray[np.bool_]
+    replace: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """How views are corrupted, handed in so that this room knows no method.
+
+    Attributes:
+        mask: (generator, whether a donor exists) to a view's mask.
+        factors: generator to (depth, 2) stochastic-depth factors of one row.
+        noise: whether the fill needs noise.
+    """
+
+    mask: Callable[[np.random.Generator, bool], Mask]
+    factors: Callable[[np.random.Generator], npt.NDArray[np.float32]]
+    noise: bool
+
+
+@dataclass
+class Sample:
+    """One clip's part of a batch; shapes as in `Batch` without B."""
+
+    name: str
+    clean: Tensor
+    local: Tensor
+    drop: Tensor
+    replace: Tensor
+    donor: npt.NDArray[np.float64]
+    factors: Tensor
+    noise: Tensor
+    failures: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Batch:
+    """One forward pass' worth of clips, with every draw that the step needs.
+
+    Attributes:
+        clean: (R, 1, T, F) normalised log-mel of the global views.
+        local: (L * B, 1, T', F), clean, for the student alone.
+        drop: (R, 1, T, F) bool, wiped.
+        replace: (R, 1, T, F) bool, taken from the donor.
+        donor: (R,) int64, rows that replacements come from.
+        factors: (depth, 2, R + L * B) stochastic-depth factors, global views first.
+        noise: (R, 1, T, F) standard normal, or empty where the fill needs none.
+        ids: the clips' paths.
+        failures: clips that could not be read and for which another stands in.
+    """
+
+    clean: Tensor
+    local: Tensor
+    drop: Tensor
+    replace: Tensor
+    donor: Tensor
+    factors: Tensor
+    noise: Tensor
+    ids: Sequence[str]
+    failures: Sequence[str]
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device; the same object where it is there already."""
+        if device.type == "cpu":
+            return self
+        moved = {
+            f.name: value.to(device, non_blocking=True)
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        return replace(self, **moved)
+
+    def pin_memory(self) -> Batch:
+        """Called by the DataLoader where it pins."""
+        pinned = {
+            f.name: value.pin_memory() for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        return replace(self, **pinned)
+
+
+class Clips(Dataset[Sample]):
+    """Views of the catalogue's recordings.
+
+    A recording of up to 1.5 segments counts once; a longer one counts once for each whole segment in it, and the
+    segment's place is drawn anew each epoch.
+
+    Args:
+        catalogue: the recordings.
+        front_end: waveform to log-mel; mean and std are numbers by now.
+        views: what is cut out.
+        frames: (T, T') of global and local views.
+        corruption: how views are corrupted.
+        seed: of every draw.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        front_end: FrontEndSettings,
+        views: ViewSettings,
+        frames: tuple[int, int],
+        corruption: Corruption,
+        seed: int,
+        donors: bool,
+    ) -> None:
+        self.catalogue, self.views, self.frames = catalogue, views, frames
+        self.front_end = FrontEnd(front_end)
+        self.corruption, self.seed, self.donors = corruption, seed, donors
+        counts = np.maximum(1, np.floor(catalogue.seconds / views.segment_seconds + 1e-3)).astype(np.int64)
+        self._ends: npt.NDArray[np.int64] | None = np.cumsum(counts) if counts.max(initial=1) > 1 else None
+
+    def __len__(self) -> int:
+        """Samples in an epoch."""
+        return len(self.catalogue) if self._ends is None else int(self._ends[-1])
+
+    def __getitem__(self, key: Key) -> Sample:
+        epoch, index = key
+        failures: list[str] = []
+        for attempt in range(8):
+            rng = np.random.default_rng([self.seed, _MATERIAL, epoch, index, attempt])
+            at = index if attempt == 0 else int(rng.integers(len(self)))
+            row, segment, of = self._locate(at)
+            clip = self.catalogue[row]
+            try:
+                clean, local = self._views(clip.path, clip.seconds, segment, of, rng)
+            except AudioError as error:
+                failures.append(error.found)
+                continue
+            break
+        else:
+            raise CatalogueError(
+                "eight clips in a row could not be read: " + "; ".join(failures),
+                "the recordings that the catalogue lists",
+                "see whether the storage is still there; make the catalogue anew if the files changed",
+            )
+        rng = np.random.default_rng([self.seed, _CORRUPTION, epoch, index])
+        masks = [self.corruption.mask(rng, self.donors) for _ in range(len(clean))]
+        rows = len(clean) + len(local)
+        noise = np.zeros(0, np.float32)
+        if self.corruption.noise:
+            noise = rng.standard_normal(tuple(clean.shape), dtype=np.float32)
+        return Sample(
+            clip.path,
+            clean,
+            local,
+            torch.from_numpy(np.stack([m.drop for m in masks])),
+            torch.from_numpy(np.stack([m.replace for m in masks])),
+            rng.random(len(clean)),
+            torch.from_numpy(np.stack([self.corruption.factors(rng) for _ in range(rows)])),
+            torch.from_numpy(noise),
+            failures,
+        )
+
+    def _locate(self, index: int) -> tuple[int, int, int]:
+        """A sample's row in the catalogue, its segment there, and how many the recording has."""
+        if self._ends is None:
+            return index, 0, 1
+        row = int(np.searchsorted(self._ends, index, side="right"))
+        first = int(self._ends[row - 1]) if row else 0
+        return row, index - first, int(self._ends[row]) - first
+
+    def _views(
+        self, path: str, seconds: float, segment: int, of: int, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """(V, T, F) and (L, T', F), normalised; one read and one pass of the front end serve all views."""
+        settings, front_end = self.views, self.front_end
+        rate = front_end.settings.rate
+        span = settings.segment_seconds if of > 1 else min(seconds, 1.5 * settings.segment_seconds)
+        stratum = max(0.0, seconds - span) / of
+        begin = stratum * (segment + rng.random())
+        have = front_end.frames_for(round(span * rate))
+        draws = [augment.draw_view(rng, settings) for _ in range(GLOBAL_VIEWS + settings.local_views)]
+        wanted = [self.frames[0]] * GLOBAL_VIEWS + [self.frames[1]] * settings.local_views
+        # A view is cut longer or shorter than wanted by its stretch, and never longer than the clip.
+        cut = [max(1, min(round(n * d.stretch), max(have, n))) for n, d in zip(wanted, draws, strict=True)]
+        starts = [int(rng.integers(max(0, have - n) + 1)) for n in cut]
+        rolled = settings.roll > 0 and rng.random() < settings.roll
+        roll = rng.random()
+        first, last = min(starts), max(start + n for start, n in zip(starts, cut, strict=True))
+        if rolled:
+            first, last = 0, max(have, last)
+            length = span
+        else:
+            length = front_end.samples_for(last - first) / rate
+        wave = files.read(
+            path,
+            rate=rate,
+            start=begin + first * front_end.shift / rate,
+            seconds=min(length, span),
+            resampler=front_end.settings.resampler,
+        )
+        x = torch.from_numpy(wave)
+        if rolled:
+            x = augment.roll(x, roll)
+        x = front_end.pad(x, front_end.samples_for(last - first))
+        mel = front_end.pad_frames(front_end.fbank(x[None])[0], last - first)
+        out = []
+        for start, n, want, drawn in zip(starts, cut, wanted, draws, strict=True):
+            view = mel[start - first : start - first + n]
+            view = augment.resize_time(view, want)
+            view = augment.warp_mel(view, drawn.mel_warp)
+            out.append(front_end.normalise(augment.gain(view, drawn.gain_db)))
+        views = torch.stack(out[:GLOBAL_VIEWS])
+        local = torch.stack(out[GLOBAL_VIEWS:]) if settings.local_views else views.new_zeros(0, 0, mel.shape[1])
+        return views, local
+
+
+def collate(samples: list[Sample], donor_rows: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.int64]]) -> Batch:
+    """Samples to a batch, rows view-major."""
+
+    def rows(name: str) -> Tensor:
+        return torch.stack([getattr(s, name) for s in samples], dim=1).flatten(0, 1).unsqueeze(1)
+
+    none = samples[0].local.new_zeros(0)
+    factors = torch.stack([s.factors for s in samples], dim=1).flatten(0, 1)
+    return Batch(
+        clean=rows("clean"),
+        local=rows("local") if len(samples[0].local) else none,
+        drop=rows("drop"),
+        replace=rows("replace"),
+        donor=torch.from_numpy(donor_rows(np.stack([s.donor for s in samples]))),
+        factors=factors.permute(1, 2, 0).contiguous(),
+        noise=rows("noise") if samples[0].noise.numel() else none,
+        ids=[s.name for s in samples],
+        failures=[text for s in samples for text in s.failures],
+    )
+
+
+def order(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:
+    """The epoch's permutation of `count` samples: a pure function of (seed, epoch)."""
+    return np.random.default_rng([seed, _ORDER, epoch]).permutation(count)
+
+
+@dataclass(frozen=True)
+class MicroBatches:
+    """Keys of this process's micro-batches from step `start` on, without end.
+
+    A step takes `batch` consecutive samples of the epoch's order; micro-batch m of process r takes the clips
+    from (m * size + r) * micro on, so several processes together see just what one process would.
+    """
+
+    seed: int
+    count: int
+    batch: int
+    micro: int
+    rank: int
+    size: int
+    start: int
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        steps = self.count // self.batch
+        epoch, within = divmod(self.start, steps)
+        while True:
+            permutation = order(self.seed, epoch, self.count)
+            for step in range(within, steps):
+                for first in range(self.rank * self.micro, self.batch, self.size * self.micro):
+                    begin = step * self.batch + first
+                    yield [(epoch, int(i)) for i in permutation[begin : begin + self.micro]]
+            epoch, within = epoch + 1, 0
+
+
+def loader(
+    clips: Clips,
+    keys: MicroBatches,
+    donor_rows: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.int64]],
+    *,
+    workers: int,
+    pin: bool,
+) -> Iterator[Batch]:
+    """Batches in the order of `keys`; what comes out does not depend on the number of workers."""
+    options: dict[str, Any] = {"prefetch_factor": 4, "persistent_workers": True} if workers else {}
+    return iter(
+        DataLoader(
+            clips,
+            batch_sampler=keys,  # type: ignore[arg-type]
+            num_workers=workers,
+            collate_fn=_Collate(donor_rows),
+            pin_memory=pin,
+            worker_init_fn=_quiet_worker,
+            # A worker's base seed would be drawn from the global generator otherwise.
+            generator=torch.Generator().manual_seed(keys.seed),
+            **options,
+        )
+    )
+
+
+@dataclass(frozen=True)
+class _Collate:
+    donor_rows: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.int64]]
+
+    def __call__(self, samples: list[Sample]) -> Batch:
+        return collate(samples, self.donor_rows)
+
+
+def _quiet_worker(_: int) -> None:
+    # Ctrl-C and a scheduler's SIGTERM reach every process of the group; the run decides when its workers end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def view_frames(settings: ViewSettings, front_end: FrontEnd, patch: int, typical: float) -> tuple[int, int, list[str]]:
+    """Frames of global and local views, whole patches, and what there is to say about them.
+
+    Args:
+        settings: lengths in seconds, or auto.
+        front_end: frames for samples.
+        patch: frames of a patch.
+        typical: seconds of a typical clip (the median), from which auto follows.
+
+    Raises:
+        ConfigError: a view that holds no patch, or is longer than a segment.
+    """
+    notes = []
+    seconds = settings.seconds
+    if seconds == "auto":
+        # The paper's 6 s of 10 s; clips shorter than that give most of themselves.
+        seconds = 6.0 if typical >= 9.0 else max(0.6 * typical, min(0.85 * typical, 1.5))
+    if seconds > settings.segment_seconds:
+        raise ConfigError(
+            f"views.seconds is {seconds:g}, views.segment_seconds is {settings.segment_seconds:g}",
+            "a view no longer than the segment it is cut from",
+            f"raise views.segment_seconds to {seconds:g} or more",
+        )
+    frames = _whole_patches("views.seconds", seconds, front_end, patch, notes)
+    if not settings.local_views:
+        return frames, 0, notes
+    local = settings.local_seconds
+    if local == "auto":
+        local = seconds / 3 if seconds >= 3 else 0.6 * seconds
+    return frames, _whole_patches("views.local_seconds", local, front_end, patch, notes), notes
+
+
+def _whole_patches(name: str, seconds: float, front_end: FrontEnd, patch: int, notes: list[str]) -> int:
+    rate = front_end.settings.rate
+    frames = front_end.frames_for(round(seconds * rate))
+    whole = frames // patch * patch
+    if whole == 0:
+        least = front_end.samples_for(patch) / rate
+        raise ConfigError(
+            f"{name} is {seconds:.3g}: {frames} frames hold no patch of {patch} frames",
+            f"at least {least:.3f} s",
+            f"raise {name} to {least:.3f}, or make encoder.patch_frames smaller",
+        )
+    dropped = f", of which {frames - whole} are left out to fill whole patches" if frames > whole else ""
+    notes.append(f"{name} {seconds:.3g}: {frames} frames{dropped}: {whole} = {whole // patch} x {patch}")
+    return whole

@@ -1,0 +1,47 @@
+"""The errors a user can meet: what was found, what was expected, and the way out."""
+
+from __future__ import annotations
+
+
+class AsitError(Exception):
+    """A mistake that the user can mend; the command line prints it without a traceback.
+
+    Args:
+        found: what was met, with its value and the file or setting it belongs to.
+        expected: the rule that it breaks.
+        remedy: what to do now.
+    """
+
+    exit_code = 2
+
+    def __init__(self, found: str, expected: str = "", remedy: str = "") -> None:
+        self.found, self.expected, self.remedy = found, expected, remedy
+        lines = [found]
+        if expected:
+            lines.append(f"  expected: {expected}")
+        if remedy:
+            lines.append(f"  way out:  {remedy}")
+        super().__init__("\n".join(lines))
+
+    def __reduce__(self) -> tuple[type[AsitError], tuple[str, str, str]]:
+        return type(self), (self.found, self.expected, self.remedy)
+
+
+class ConfigError(AsitError):
+    """A setting that does not exist, or values that cannot go together."""
+
+
+class AudioError(AsitError):
+    """A file that cannot be read as audio, or audio that does not fit the model."""
+
+
+class CatalogueError(AsitError):
+    """A folder or table that gives no usable list of clips."""
+
+
+class CheckpointError(AsitError):
+    """Weights or run state that are missing, damaged, of another size or of a newer version."""
+
+
+class TrainingError(AsitError):
+    """A run that must not go on: a loss that is not finite, or ranks that disagree."""

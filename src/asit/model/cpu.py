@@ -1,0 +1,117 @@
+"""Linear layers and attention in bfloat16, laid out for CPUs; the arithmetic is that of torch's own.
+
+Torch computes a weight's gradient as a product of a transposed and a plain matrix, for which oneDNN's bfloat16 kernels
+run at half their speed, and the backward pass of its fused attention takes three times as long as the plain products.
+Both are used only under CPU autocast to bfloat16; everywhere else the layers are torch's. `docs/` has the figures.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_STEP = 16
+"""Tokens are filled up to a multiple of this: products of odd sizes are slow."""
+
+
+def bf16_on_cpu(x: Tensor) -> bool:
+    """Whether `x` is about to be computed with in bfloat16 on a CPU."""
+    return (
+        x.device.type == "cpu"
+        and torch.is_autocast_enabled("cpu")
+        and torch.get_autocast_dtype("cpu") is torch.bfloat16
+        and not torch.compiler.is_compiling()
+    )
+
+
+class Linear(nn.Linear):
+    """nn.Linear, its gradient fast on CPUs: (..., in) -> (..., out)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """F.linear, its gradient fast on CPUs: x (..., in), weight (out, in), bias (out,) -> (..., out)."""
+    if bf16_on_cpu(x) and torch.is_grad_enabled() and weight.requires_grad:
+        out: Tensor = _Linear.apply(x, weight, bias)
+        return out
+    return F.linear(x, weight, bias)
+
+
+def attention(qkv: Tensor) -> Tensor:
+    """Self-attention without a mask: qkv (R, N, 3, H, D / H) bfloat16 -> (R, N, D)."""
+    if torch.is_grad_enabled() and qkv.requires_grad:
+        out: Tensor = _Attention.apply(qkv)
+        return out
+    return _attend(qkv)[0]
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        low, kernel = x.bfloat16(), weight.bfloat16()
+        ctx.save_for_backward(low, kernel)
+        ctx.dtype = x.dtype
+        return F.linear(low, kernel, None if bias is None else bias.bfloat16())
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        need_x, need_weight, need_bias = ctx.needs_input_grad
+        grad_x = (grad @ weight).to(ctx.dtype) if need_x else None
+        grad, x = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+        grad_weight = None
+        if need_weight:
+            # The narrower factor is transposed in memory, and both products are then of plain matrices.
+            grad_weight = torch.empty(weight.shape, dtype=torch.float32)
+            if grad.shape[1] > x.shape[1]:
+                grad_weight.copy_((x.t().contiguous() @ grad).t())
+            else:
+                grad_weight.copy_(grad.t().contiguous() @ x)
+        return grad_x, grad_weight, grad.sum(0, dtype=torch.float32) if need_bias else None
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor) -> Tensor:
+        out, heads, weights = _attend(qkv)
+        ctx.save_for_backward(heads, weights)
+        ctx.shape = qkv.shape
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (q, k, v), weights = ctx.saved_tensors
+        rows, tokens, _, heads, size = ctx.shape
+        outer = grad.new_zeros(rows, heads, q.shape[1], size)
+        outer[:, :, :tokens] = grad.view(rows, tokens, heads, size).transpose(1, 2)
+        outer = outer.flatten(0, 1)
+        scores = torch._softmax_backward_data(outer @ v.transpose(1, 2), weights, -1, weights.dtype)
+        out = grad.new_empty(ctx.shape)
+        for i, part in enumerate(
+            (scores @ (k * size**-0.5), scores.transpose(1, 2) @ q, weights.transpose(1, 2) @ outer)
+        ):
+            out[:, :, i] = part.view(rows, heads, -1, size)[:, :, :tokens].transpose(1, 2)
+        return out
+
+
+def _attend(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(R, N, 3, H, d) -> (R, N, H d), and for the gradient queries (scaled), keys, values (3, R H, N', d) and the
+    attention (R H, N', N'), N' being N filled up; keys filled in are attended to by none."""
+    rows, tokens, _, heads, size = qkv.shape
+    filled = -(-tokens // _STEP) * _STEP
+    parts = qkv.new_zeros(3, rows, heads, filled, size)
+    parts[:, :, :, :tokens] = qkv.permute(2, 0, 3, 1, 4)
+    parts = parts.flatten(1, 2)
+    parts[0] *= size**-0.5
+    scores = parts[0] @ parts[1].transpose(1, 2)
+    scores[:, :, tokens:] = -torch.inf
+    weights = scores.softmax(-1)
+    out = (weights @ parts[2]).view(rows, heads, filled, size)[:, :, :tokens]
+    return out.transpose(1, 2).reshape(rows, tokens, heads * size), parts, weights

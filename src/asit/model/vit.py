@@ -1,0 +1,272 @@
+"""The encoder: a pre-norm vision transformer over log-mel patches.
+
+Letters: R rows, T frames, F mel bins, P patches, D width, N = 1 + P tokens, H heads. Tokens are time-major: all mel
+patches of the first column of time, then the next. Names of parameters are those of timm and of the official ASiT
+files, so that their weights load key by key.
+
+Sources: the ViT of arXiv 2010.11929 with the settings of ASiT (arXiv 2211.13189); stochastic depth of
+arXiv 1603.09382, its factors drawn outside and handed in, so that a saved batch replays a step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from asit.errors import ConfigError
+from asit.model.cpu import Linear, attention, bf16_on_cpu, linear
+from asit.settings import SIZES, EncoderSettings
+
+
+@dataclass
+class Tokens:
+    """What the encoder gives: cls (R, D), patches (R, P, D) time-major, grid (time, mel) with time x mel = P."""
+
+    cls: Tensor
+    patches: Tensor
+    grid: tuple[int, int]
+
+
+def shape_of(settings: EncoderSettings) -> tuple[int, int, int]:
+    """The (width, depth, heads) of the settings.
+
+    Raises:
+        ConfigError: a custom size lacks one of the three, a named size has one, or heads do not divide width.
+    """
+    given = {"width": settings.width, "depth": settings.depth, "heads": settings.heads}
+    if settings.size == "custom":
+        missing = [name for name, value in given.items() if value is None]
+        if missing:
+            raise ConfigError(
+                f"encoder.size is custom, without {', '.join(missing)}",
+                "a custom size has width, depth and heads",
+                "set " + ", ".join(f"encoder.{name}" for name in missing) + f", or take one of {', '.join(SIZES)}",
+            )
+        width, depth, heads = (value for value in given.values() if value is not None)
+    else:
+        extra = [f"{name} {value}" for name, value in given.items() if value is not None]
+        if extra:
+            raise ConfigError(
+                f"encoder.size is {settings.size}, and {', '.join(extra)} is set too",
+                "a named size fixes width, depth and heads",
+                "set encoder.size to custom, or take the others out",
+            )
+        width, depth, heads = SIZES[settings.size]
+    if width % heads:
+        raise ConfigError(
+            f"encoder.width is {width} and encoder.heads is {heads}",
+            "a width that the heads divide evenly",
+            f"set encoder.width to {max(1, width // heads) * heads} or {(width // heads + 1) * heads}",
+        )
+    return width, depth, heads
+
+
+def grid_of(frames: int, mels: int, patch: tuple[int, int]) -> tuple[int, int]:
+    """The (time, mel) grid of a spectrogram of `frames` by `mels` cut into patches.
+
+    Raises:
+        ConfigError: a side is not a positive multiple of the patch's side; names the nearest lengths that are.
+    """
+    for size, step, name in ((frames, patch[0], "frames"), (mels, patch[1], "mel bins")):
+        if size < step or size % step:
+            below, above = size // step * step, (size // step + 1) * step
+            raise ConfigError(
+                f"a spectrogram of {size} {name}, patches of {step}",
+                f"a positive multiple of {step} {name}",
+                f"use {above} {name}" if below == 0 else f"use {below} or {above} {name}",
+            )
+    return frames // patch[0], mels // patch[1]
+
+
+def drop_path_rates(settings: EncoderSettings) -> np.ndarray:
+    """Probability that a block's branches are left out, linear from 0 to `drop_path` over depth: (depth,) float64."""
+    return np.linspace(0.0, settings.drop_path, shape_of(settings)[1])
+
+
+def draw_drop_path(rng: np.random.Generator, rates: np.ndarray) -> np.ndarray:
+    """One row's stochastic-depth factors, for attention and MLP of each block: (depth, 2) float32, 0 or 1/(1 - p)."""
+    keep = rng.random((len(rates), 2)) >= rates[:, None]
+    factors: np.ndarray = (keep / (1.0 - rates[:, None])).astype(np.float32)
+    return factors
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with biases: (R, N, D) -> (R, N, D)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        rows, tokens, width = x.shape
+        qkv = self.qkv(x).view(rows, tokens, 3, self.heads, width // self.heads)
+        if mask is None and bf16_on_cpu(x):
+            out = attention(qkv)
+        else:
+            # Views only: the attention kernels read strided queries, keys and values as they lie.
+            q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            out = out.transpose(1, 2).reshape(rows, tokens, width)
+        projected: Tensor = self.proj(out)
+        return projected
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, linear: (..., D) -> (..., D)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return out
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: (R, N, D) -> (R, N, D)."""
+
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = Mlp(width, hidden)
+
+    def forward(self, x: Tensor, drop: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """`drop` (2, R): factors of the two branches; `mask` (R, 1, 1, N) bool: keys that may be attended to."""
+        branch = self.attn(self.norm1(x), mask)
+        x = x + (branch if drop is None else branch * drop[0, :, None, None].to(branch.dtype))
+        branch = self.mlp(self.norm2(x))
+        return x + (branch if drop is None else branch * drop[1, :, None, None].to(branch.dtype))
+
+
+class PatchEmbed(nn.Module):
+    """Patches to tokens: (R, 1, T, F) -> (R, P, D)."""
+
+    def __init__(self, width: int, patch: tuple[int, int]) -> None:
+        super().__init__()
+        self.patch = patch
+        # The convolution holds the weights in the official shape (D, 1, time, mel) and is applied as a matrix
+        # product, which is the same thing where kernel and stride are equal, and faster on a CPU.
+        self.proj = nn.Conv2d(1, width, kernel_size=patch, stride=patch)
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        rows, _, frames, mels = x.shape
+        height, breadth = self.patch
+        cut = x.reshape(rows, frames // height, height, mels // breadth, breadth).transpose(2, 3)
+        cut = cut.reshape(rows, -1, height * breadth)
+        if valid is not None:
+            cut = torch.where(valid[..., None], cut, 0.0)
+        return linear(cut, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class Encoder(nn.Module):
+    """The transformer over patches of a spectrogram.
+
+    Args:
+        settings: size, patch and MLP ratio.
+        frames: T of the training view, a multiple of `patch_frames`; fixes the grid of the position embedding.
+        mels: F, a multiple of `patch_mels`.
+
+    Raises:
+        ConfigError: sizes that cannot go together.
+    """
+
+    def __init__(self, settings: EncoderSettings, frames: int, mels: int) -> None:
+        super().__init__()
+        self.settings = settings
+        self.patch = (settings.patch_frames, settings.patch_mels)
+        self.grid = grid_of(frames, mels, self.patch)
+        self.width, self.depth, self.heads = shape_of(settings)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, self.width))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + self.grid[0] * self.grid[1], self.width))
+        self.patch_embed = PatchEmbed(self.width, self.patch)
+        hidden = round(self.width * settings.mlp_ratio)
+        self.blocks = nn.ModuleList(Block(self.width, self.heads, hidden) for _ in range(self.depth))
+        self.norm = nn.LayerNorm(self.width, eps=1e-6)
+        self._resized: dict[tuple[int, int, bool], tuple[int, Tensor]] = {}
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Set every parameter anew: truncated normal (0.02) for weights and embeddings, zero biases, unit norms."""
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif parameter.ndim == 1:
+                parameter.fill_(1.0)
+            else:
+                nn.init.trunc_normal_(parameter, std=0.02, generator=generator)
+
+    def positions(self, grid: tuple[int, int], stretch: bool = True) -> Tensor:
+        """The position embedding of a grid: (1, 1 + P, D) float32; the class token's comes first.
+
+        `stretch`: a grid other than the encoder's own gets the whole embedding resized bicubically, as in the
+        official code; without it a shorter one gets the first columns as they are, so a column keeps its length.
+        """
+        time, mel = grid
+        if grid == self.grid:
+            return self.pos_embed
+        if not stretch and time <= self.grid[0] and mel == self.grid[1]:
+            return self.pos_embed[:, : 1 + time * mel]
+        frozen = not (torch.is_grad_enabled() and self.pos_embed.requires_grad)
+        key, version = (time, mel, stretch), self.pos_embed._version
+        if frozen and not self.training and key in self._resized:
+            at, kept = self._resized[key]
+            if at == version and kept.device == self.pos_embed.device:
+                return kept
+        with torch.autocast(self.pos_embed.device.type, enabled=False):
+            own = self.pos_embed[:, 1:].float().unflatten(1, self.grid).permute(0, 3, 1, 2)
+            new = F.interpolate(own, size=grid, mode="bicubic", align_corners=False)
+            out = torch.cat([self.pos_embed[:, :1].float(), new.flatten(2).transpose(1, 2)], dim=1)
+        if frozen and not self.training:
+            self._resized[key] = (version, out)
+        return out
+
+    def forward(
+        self,
+        x: Tensor,
+        drop: Tensor | None = None,
+        valid: Tensor | None = None,
+        layer: int | None = None,
+        stretch: bool = True,
+    ) -> Tokens:
+        """Spectrograms to tokens.
+
+        Args:
+            x: (R, 1, T, F), normalised; any multiple of the patch, other grids get resized positions.
+            drop: (depth, 2, R) factors of stochastic depth (`draw_drop_path`), 0 or 1/(1 - p).
+            valid: (R, P) bool; other patches are neither read nor attended to, and come out as 0.
+            layer: block whose output is wanted (0 the first, -1 the last), through the final norm; None: the last.
+            stretch: how positions follow another grid, see `positions`.
+
+        Raises:
+            ConfigError: T or F is not a multiple of the patch, or there is no such layer.
+        """
+        grid = grid_of(x.shape[2], x.shape[3], self.patch)
+        if layer is not None and not -self.depth <= layer < self.depth:
+            raise ConfigError(
+                f"layer {layer} of an encoder of {self.depth} blocks",
+                f"{-self.depth} to {self.depth - 1}",
+                f"use {self.depth - 1} or -1 for the last block",
+            )
+        last = self.depth if layer is None else layer % self.depth + 1
+        positions = self.positions(grid, stretch)
+        patches = self.patch_embed(x, valid) + positions[:, 1:]
+        tokens = torch.cat([(self.cls_token + positions[:, :1]).expand(len(x), -1, -1), patches], dim=1)
+        mask = None if valid is None else F.pad(valid, (1, 0), value=True)[:, None, None, :]
+        for i in range(last):
+            tokens = self.blocks[i](tokens, None if drop is None else drop[i], mask)
+        tokens = self.norm(tokens)
+        patches = tokens[:, 1:]
+        if valid is not None:
+            patches = torch.where(valid[..., None], patches, 0.0)
+        return Tokens(tokens[:, 0], patches, grid)

@@ -1,0 +1,219 @@
+"""The three losses of ASiT (arXiv 2211.13189), their centring, and the gauge of collapse.
+
+N rows (class or patch tokens), K prototypes, V views, B clips, R = B * V rows, P patches. The student's row of
+prototype logits is s, the teacher's t; p = softmax((t - centre) / teacher temperature) carries no gradient,
+q = softmax(s / student temperature), and the loss of a row is H(p, q) = - sum p log q. All sums and exponentials
+are float32, whatever the arithmetic of the networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+_CPU_CHUNK = 1 << 20
+_GPU_CHUNK = 1 << 25
+"""Float32 values that are worked on at once: a chunk stays in the cache on a CPU, and fills a GPU."""
+
+
+def _chunks(x: Tensor) -> Iterator[slice]:
+    """Slices of the rows of (N, K)."""
+    step = max(1, (_CPU_CHUNK if x.device.type == "cpu" else _GPU_CHUNK) // x.shape[1])
+    return (slice(i, i + step) for i in range(0, x.shape[0], step))
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """H(p, softmax(s / temperature)) for each row.
+
+    Only the two inputs are kept for the backward pass, which makes the softmax again; dH/ds =
+    (q sum(p) - p) / temperature. The plain form keeps float32 copies of the whole (N, K) several times over.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, probs: Tensor, temperature: float) -> Tensor:
+        ctx.save_for_backward(student, probs)
+        ctx.temperature = temperature
+        loss = torch.empty(student.shape[0], device=student.device, dtype=torch.float32)
+        for rows in _chunks(student):
+            log_q = (student[rows].float() / temperature).log_softmax(-1)
+            loss[rows] = -log_q.mul_(probs[rows]).sum(-1)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        student, probs = ctx.saved_tensors
+        out = torch.empty_like(student)
+        scale = (grads[0] / ctx.temperature).unsqueeze(-1)
+        for rows in _chunks(student):
+            q = (student[rows].float() / ctx.temperature).softmax(-1)
+            # The sum is 1 but for rounding, or, in the global loss, the number of teacher views.
+            q.mul_(probs[rows].sum(-1, keepdim=True, dtype=torch.float32)).sub_(probs[rows])
+            out[rows] = q.mul_(scale[rows])
+        return out, None, None
+
+
+def cross_entropy(student_logits: Tensor, teacher_probs: Tensor, temperature: float) -> Tensor:
+    """H(p, q) = - sum p log softmax(s / temperature) of each row, in nats.
+
+    Args:
+        student_logits: (N, K), any floating type; the gradient has the same type.
+        teacher_probs: (N, K), not differentiated; rows may sum to any number.
+        temperature: the student's.
+
+    Returns:
+        (N,) float32.
+    """
+    loss: Tensor = _CrossEntropy.apply(student_logits, teacher_probs.detach(), temperature)  # type: ignore[no-untyped-call]
+    return loss
+
+
+@torch.no_grad()
+def teacher_distribution(
+    logits: Tensor, centre: Tensor, temperature: float, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """softmax((logits - centre) / temperature), computed in float32, without gradient.
+
+    Args:
+        logits: (..., K).
+        centre: (K,) float32.
+        temperature: the teacher's at this step.
+        dtype: of the result; bfloat16 halves its memory.
+
+    Returns:
+        (..., K) of `dtype`.
+    """
+    flat = logits.reshape(-1, logits.shape[-1])
+    probs = torch.empty(flat.shape, device=logits.device, dtype=dtype)
+    for rows in _chunks(flat):
+        probs[rows] = (flat[rows].float() - centre).div_(temperature).softmax(-1)
+    return probs.view(logits.shape)
+
+
+class Centre(nn.Module):
+    """Moving average of the teacher's mean logits over the global batch; taking it off keeps prototypes in use.
+
+    The official code updates its centre within the loss. Here logits are collected through all micro-batches
+    of a step and the centre moves once, after the optimiser's step, so accumulation changes nothing.
+
+    Attributes:
+        value: (K,) float32, what teacher logits are centred by.
+    """
+
+    value: Tensor
+
+    def __init__(self, prototypes: int) -> None:
+        super().__init__()
+        self.register_buffer("value", torch.zeros(prototypes))
+        self._pending: Tensor | None = None
+
+    @torch.no_grad()
+    def collect(self, teacher_logits: Tensor) -> None:
+        """Add the teacher's logits (..., K) of one micro-batch to those of this step."""
+        flat = teacher_logits.reshape(-1, teacher_logits.shape[-1])
+        count = self.value.new_full((1,), flat.shape[0])
+        found = torch.cat([flat.sum(0, dtype=torch.float32), count])
+        self._pending = found if self._pending is None else self._pending + found
+
+    @torch.no_grad()
+    def update(self, momentum: float, world_reduce: Callable[[Tensor], None] | None = None) -> None:
+        """value <- momentum * value + (1 - momentum) * mean of what was collected, which is then forgotten.
+
+        Args:
+            momentum: share of the old value that stays.
+            world_reduce: sums a float32 tensor (K + 1,) over all processes in place; then every process must
+                call this. Nothing changes when no process collected anything.
+        """
+        pending = self._pending
+        self._pending = None
+        if pending is None:
+            if world_reduce is None:
+                return
+            pending = self.value.new_zeros(self.value.shape[0] + 1)
+        if world_reduce is not None:
+            world_reduce(pending)
+        total, count = pending[:-1], pending[-1]
+        moved = self.value * momentum + total / count.clamp(min=1) * (1 - momentum)
+        self.value.copy_(torch.where(count > 0, moved, self.value))
+
+
+@torch.no_grad()
+def entropy(probs: Tensor) -> Tensor:
+    """Entropy of each distribution in nats: (..., K) to (...) float32. 0: one prototype; log K: all alike."""
+    flat = probs.reshape(-1, probs.shape[-1])
+    out = torch.empty(flat.shape[0], device=probs.device, dtype=torch.float32)
+    for rows in _chunks(flat):
+        out[rows] = torch.special.entr(flat[rows].float()).sum(-1)
+    return out.view(probs.shape[:-1])
+
+
+def global_loss(student_logits: Tensor | Sequence[Tensor], teacher_probs: Tensor, temperature: float) -> Tensor:
+    """Mean of H(teacher view i, student view j) over clips and over all pairs with i != j.
+
+    v1: 2 pairs (two views each); v2: 10 (2 teacher views, 6 student views).
+
+    Args:
+        student_logits: class-token logits (V_s, B, K), or a sequence of V_s tensors (B, K); the teacher's views
+            come first, in the same order.
+        teacher_probs: (V_t, B, K).
+        temperature: the student's.
+    """
+    students = len(student_logits)
+    teachers, clips = teacher_probs.shape[:2]
+    pairs = students * teachers - min(students, teachers)
+    if pairs == 0:
+        raise ValueError("the global loss needs two different views of a clip")
+    everyone = teacher_probs.sum(0, dtype=torch.float32)
+    total = everyone.new_zeros(())
+    for j, logits in enumerate(student_logits):
+        # H is linear in p: one pass over the student's logits serves all teacher views but its own.
+        target = everyone if j >= teachers else everyone - teacher_probs[j]
+        total = total + cross_entropy(logits, target, temperature).sum()
+    return total / (pairs * clips)
+
+
+def local_loss(
+    student_logits: Tensor,
+    teacher_probs: Tensor,
+    temperature: float,
+    tokens: Tensor | None = None,
+    count: Tensor | None = None,
+) -> Tensor:
+    """Mean of H(teacher, student) over patch tokens at the same place of the same view.
+
+    Args:
+        student_logits: (..., K), for instance (R, P, K).
+        teacher_probs: of the same shape.
+        temperature: the student's.
+        tokens: (...) bool, the tokens that count (`masking.token_mask`); None: all.
+        count: what the sum is divided by; None: the number of tokens that count here. Processes with different
+            numbers give the same gradient as one process when each passes the all-process count over the
+            number of processes. 0 gives a loss of 0.
+    """
+    prototypes = student_logits.shape[-1]
+    loss = cross_entropy(student_logits.reshape(-1, prototypes), teacher_probs.reshape(-1, prototypes), temperature)
+    if tokens is None:
+        return loss.mean() if count is None else _over(loss.sum(), count)
+    return _over(loss.masked_fill(~tokens.reshape(-1), 0.0).sum(), tokens.sum() if count is None else count)
+
+
+def masked_l1(prediction: Tensor, target: Tensor, mask: Tensor, count: Tensor) -> Tensor:
+    """Reconstruction loss: sum of |prediction - target| where the mask is set, over `count`.
+
+    Args:
+        prediction: any shape, any floating type; the sum is float32.
+        target: of the same shape.
+        mask: bool, of the same shape; what is outside, NaN too, reaches neither loss nor gradient.
+        count: masked values, over as many processes as the caller averages over (see `local_loss`). 0: loss 0.
+    """
+    # Filled, not multiplied by the mask: NaN times 0 is NaN.
+    return _over((prediction.float() - target.float()).masked_fill(~mask, 0.0).abs().sum(), count)
+
+
+def _over(total: Tensor, count: Tensor) -> Tensor:
+    """total / count, 0 where nothing was counted; without asking the device for the count."""
+    return torch.where(count > 0, total / torch.where(count > 0, count, 1), total * 0.0)

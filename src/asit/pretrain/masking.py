@@ -1,0 +1,242 @@
+"""GMML, group masked model learning: blocks of the student's view are wiped or replaced (arXiv 2211.13189).
+
+T frames, F mel bins, B clips, V views, R = B * V rows, P patches. Rows are view-major: row v * B + b is
+view v of clip b. Masks are drawn in numpy from a seeded generator and applied in torch, so a stored batch
+replays a step.
+
+Departures from the official code, each for a reason:
+
+* A block's first row is uniform over every place where the block still touches the view, so blocks are cut
+  at both borders and every row and every column is masked equally often. Officially blocks start inside the
+  view and are cut at its end only, so that the first rows and columns are hardly ever masked.
+  `MaskingSettings.official_bounds` brings that back.
+* Draws are seeded, and a clip is never its own donor.
+* Noise is drawn at the scale of the normalised input.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from asit.settings import MaskingSettings
+
+BoolArray = npt.NDArray[np.bool_]
+IntArray = npt.NDArray[np.int64]
+
+NOISE_STD = 0.5
+"""Standard deviation of the input after (x - mean) / (2 std), hence of the noise that stands in for it."""
+
+
+@dataclass(frozen=True)
+class ViewMask:
+    """What is done to one view.
+
+    Attributes:
+        drop: (T, F) bool, what is wiped.
+        replace: (T, F) bool, what is taken from another clip. Where both are set, drop wins.
+    """
+
+    drop: BoolArray
+    replace: BoolArray
+
+    @property
+    def any(self) -> BoolArray:
+        """(T, F) bool: everything that the student does not see as it is."""
+        return self.drop | self.replace
+
+
+def draw(
+    rng: np.random.Generator,
+    frames: int,
+    mels: int,
+    settings: MaskingSettings,
+    patch: tuple[int, int] = (16, 16),
+    replace: bool | None = None,
+) -> ViewMask:
+    """Draw the mask of one view.
+
+    Wiped area: a share U(min(0.5, drop), drop) of the view; replaced area: the share `replace`; each is
+    overshot by less than one block. A share of 0 switches that corruption off: with replace 0 every view is
+    wiped, with drop 0 the views that are not replaced stay clean.
+
+    Args:
+        rng: seeded by the caller; the only source of randomness.
+        frames: T.
+        mels: F.
+        settings: shares, block sizes and fill.
+        patch: (frames, mels) of a patch, the unit of blocks when `settings.align`.
+        replace: whether the view is replaced; None: drawn with `replace_probability`. Pass False where there
+            is no donor. A replaced view is not wiped, unless `settings.combine`.
+    """
+    coin = bool(rng.random() < settings.replace_probability)
+    replaced = (coin if replace is None else replace) and settings.replace > 0
+    dropped = settings.combine or not replaced
+    empty = np.zeros((frames, mels), dtype=bool)
+    drop_mask = replace_mask = empty
+    if dropped and settings.drop > 0:
+        share = rng.uniform(min(0.5, settings.drop), settings.drop)
+        drop_mask = _blocks(rng, frames, mels, share, settings, patch, settings.fill)
+    if replaced:
+        replace_mask = _blocks(rng, frames, mels, settings.replace, settings, patch, "zeros")
+    return ViewMask(drop_mask, replace_mask)
+
+
+def _blocks(
+    rng: np.random.Generator,
+    frames: int,
+    mels: int,
+    share: float,
+    settings: MaskingSettings,
+    patch: tuple[int, int],
+    fill: str,
+) -> BoolArray:
+    """(T, F) mask, blocks added one by one until `share` of the view is covered."""
+    steps = patch if settings.align else (1, 1)
+    rows = _Axis(frames, steps[0], settings.max_block, settings.official_bounds, whole=fill == "freq")
+    cols = _Axis(mels, steps[1], settings.max_block, settings.official_bounds, whole=fill == "time")
+    mask = np.zeros((frames, mels), dtype=bool)
+    wanted = share * frames * mels
+    # All that can be reached is wanted: random blocks would end at the same mask, only later, and with
+    # official bounds, which may leave out the last rows and columns, they would never end.
+    if wanted >= rows.reach * cols.reach:
+        mask[: rows.reach, : cols.reach] = True
+        return mask
+    batch = int(np.clip(2 * wanted / (rows.mean_size * cols.mean_size), 8, 4096))
+    covered, unseen = 0, 0
+    while True:
+        u = rng.random((4, batch))
+        tops, bottoms = rows.spans(u[0], u[1])
+        lefts, rights = cols.spans(u[2], u[3])
+        areas = ((bottoms - tops) * (rights - lefts)).tolist()
+        for top, bottom, left, right, area in zip(
+            tops.tolist(), bottoms.tolist(), lefts.tolist(), rights.tolist(), areas, strict=True
+        ):
+            mask[top:bottom, left:right] = True
+            unseen += area
+            # Counting costs as much as a block, and is needed only when the blocks since the last count
+            # would suffice if nothing overlapped; the mask at which drawing stops is the same.
+            if covered + unseen >= wanted:
+                covered, unseen = int(np.count_nonzero(mask)), 0
+                if covered >= wanted:
+                    return mask
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """Where blocks lie along one side of a view, in multiples of `step`."""
+
+    side: int
+    step: int
+    max_block: float
+    official: bool
+    whole: bool
+
+    @property
+    def longest(self) -> int:
+        """Longest block, a multiple of `step` and at least one step."""
+        return max(self.step, int(self.max_block * self.side) // self.step * self.step)
+
+    @property
+    def mean_size(self) -> float:
+        return float(self.side) if self.whole else (self.step + self.longest) / 2
+
+    @property
+    def reach(self) -> int:
+        """Rows (columns) from the first that any block can cover."""
+        if self.whole or not self.official:
+            return self.side
+        _, ends = self.spans(np.full(self.side, 1 - 1e-9), np.arange(self.side) / self.side)
+        return int(ends.max())
+
+    def spans(self, size: npt.NDArray[np.float64], place: npt.NDArray[np.float64]) -> tuple[IntArray, IntArray]:
+        """First and last-plus-one row of blocks from uniform draws in [0, 1)."""
+        if self.whole:
+            return np.zeros(len(size), dtype=np.int64), np.full(len(size), self.side, dtype=np.int64)
+        if self.official:
+            # Sizes and starts are whole numbers of frames or bins below exclusive bounds, the size is cut at
+            # the end of the view, and then both are brought to multiples of the step.
+            sizes = self.step + (size * max(1, int(self.max_block * self.side) - self.step)).astype(np.int64)
+            starts = (place * max(1, self.side - self.step)).astype(np.int64) // self.step * self.step
+            sizes = np.minimum(sizes, self.side - starts)
+            if self.step > 1:
+                sizes = np.rint(sizes / self.step).astype(np.int64) * self.step
+            return starts, np.minimum(starts + sizes, self.side)
+        units = math.ceil(self.side / self.step)
+        sizes = 1 + (size * (self.longest // self.step)).astype(np.int64)
+        starts = (place * (units + sizes - 1)).astype(np.int64) - sizes + 1
+        ends = np.minimum((starts + sizes) * self.step, self.side)
+        return np.maximum(starts, 0) * self.step, ends
+
+
+def has_donor(clips: int) -> bool:
+    """Whether a micro-batch of this many clips holds another clip to take replacements from."""
+    return clips >= 2
+
+
+def donor_rows(draws: npt.NDArray[np.float64], pool: int) -> IntArray:
+    """Choose the row that each row's replaced area comes from: the same view of another clip nearby.
+
+    Clips are taken in blocks of `pool` neighbours (a last block of one joins the block before), and donors
+    within a block. So the choice for a clip depends on its block alone, and a batch split over processes at
+    block borders gives the same donors.
+
+    Args:
+        draws: (B, V) uniform in [0, 1), one for each clip and view.
+        pool: clips in a block, at least 2.
+
+    Returns:
+        (V * B,) int64, indices of rows in view-major order. With a single clip there is no donor and each
+        row names itself: ask `has_donor` and draw no replacement then.
+    """
+    clips, views = draws.shape
+    clip = np.arange(clips)
+    blocks = max(1, clips // pool + (clips % pool >= 2))
+    block = np.minimum(clip // pool, blocks - 1)
+    first = block * pool
+    size = np.where(block == blocks - 1, clips - first, pool)
+    offset = 1 + np.floor(draws * (size - 1)[:, None]).astype(np.int64)
+    donor = first[:, None] + (clip - first)[:, None] + offset
+    donor = first[:, None] + (donor - first[:, None]) % size[:, None]
+    return np.ascontiguousarray((donor + clips * np.arange(views)).T).reshape(-1)
+
+
+def corrupt(clean: Tensor, drop: Tensor, replace: Tensor, donor: Tensor, fill: str, noise: Tensor | None) -> Tensor:
+    """Apply drawn masks: what the student sees.
+
+    Args:
+        clean: (R, 1, T, F), normalised.
+        drop: (R, 1, T, F) bool, wiped.
+        replace: (R, 1, T, F) bool, taken from the clean view of the donor row; drop wins where both are set.
+        donor: (R,) int64.
+        fill: "zeros", "time", "freq" (all wipe to 0, the mean after normalisation) or "noise".
+        noise: (R, 1, T, F) standard normal, brought to the scale of the input here; used for "noise" only.
+
+    Returns:
+        (R, 1, T, F), a new tensor.
+    """
+    seen = torch.where(replace, clean[donor], clean)
+    if fill != "noise":
+        return seen.masked_fill_(drop, 0.0)
+    if noise is None:
+        raise ValueError('fill "noise" needs the drawn noise')
+    return torch.where(drop, noise.to(clean.dtype) * NOISE_STD, seen)
+
+
+def token_mask(mask: Tensor, patch: tuple[int, int] = (16, 16)) -> Tensor:
+    """Tokens that count as masked: more than half of the patch's area is corrupted.
+
+    Args:
+        mask: (R, 1, T, F) bool.
+        patch: (frames, mels) of a patch; what does not fill a patch at the end is left out, as in the encoder.
+
+    Returns:
+        (R, P) bool, time-major.
+    """
+    return (F.avg_pool2d(mask.float(), patch) > 0.5).flatten(1)

@@ -1,0 +1,388 @@
+"""ASiT as one thing to train: a student that sees corrupted views, a teacher that sees clean ones, three losses.
+
+Source: arXiv 2211.13189 and, for settings that the paper leaves open, the two versions of the official code; every
+departure from them is a setting (`asit.settings`) or is named where it stands. Letters: B clips, V global views,
+L local views, R = V * B rows, P patches, K prototypes, T frames, F mel bins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from asit.checkpoint import load_strict
+from asit.data.batches import GLOBAL_VIEWS, Batch
+from asit.engine import optim
+from asit.engine.loop import Now, Rates, StepOutput
+from asit.errors import ConfigError
+from asit.model.heads import ProjectionHead, ReconstructionHead
+from asit.model.vit import Encoder
+from asit.pretrain import losses, masking
+from asit.runtime import Precision, World
+from asit.settings import PretrainSettings
+
+
+class Outputs(NamedTuple):
+    """What the networks give; a part that no loss asks for is None."""
+
+    class_logits: Tensor | None
+    """(R, K)."""
+    patch_logits: Tensor | None
+    """(R * P, K2)."""
+    reconstruction: Tensor | None
+    """(R, 1, T, F)."""
+    local_class_logits: Tensor | None
+    """(L * B, K)."""
+    class_token: Tensor
+    """(R, D)."""
+
+
+class Networks(nn.Module):
+    """Encoder and the heads that the losses need: the student, and, without reconstruction, the teacher.
+
+    Heads of a loss whose weight is 0 are not built, so nothing is computed or averaged for them.
+    """
+
+    def __init__(self, settings: PretrainSettings, frames: int, *, reconstruct: bool) -> None:
+        super().__init__()
+        weights = settings.losses
+        self.encoder = Encoder(settings.encoder, frames, settings.front_end.mels)
+        self.projection: ProjectionHead | None = None
+        self.reconstruction: ReconstructionHead | None = None
+        self.wants_class, self.wants_patch = weights.global_weight > 0, weights.local_weight > 0
+        if self.wants_class or self.wants_patch:
+            self.projection = ProjectionHead(self.encoder.width, settings.heads)
+            if not settings.heads.share_prototypes:
+                # A layer that no loss reaches would have no gradient, which several processes cannot average.
+                if not self.wants_class:
+                    self.projection.class_layer = self.projection.patch_layer
+                elif not self.wants_patch:
+                    self.projection.patch_layer = self.projection.class_layer
+        if reconstruct and weights.reconstruction_weight > 0:
+            self.reconstruction = ReconstructionHead(self.encoder.width, settings.heads, self.encoder.patch)
+
+    def forward(self, x: Tensor, local: Tensor | None = None, drop: Tensor | None = None) -> Outputs:
+        """Global views x (R, 1, T, F), local views (L * B, 1, T', F), factors (depth, 2, R + L * B)."""
+        rows = len(x)
+        tokens = self.encoder(x, None if drop is None else drop[:, :, :rows])
+        class_logits = patch_logits = local_logits = reconstruction = None
+        if self.projection is not None:
+            kinds = ([tokens.cls] if self.wants_class else []) + (
+                [tokens.patches.flatten(0, 1)] if self.wants_patch else []
+            )
+            if self.wants_class and local is not None and local.numel():
+                kinds.append(self.encoder(local, None if drop is None else drop[:, :, rows:]).cls)
+            # One pass of the projection over all tokens: its matrices are read once.
+            z = list(self.projection.embed(torch.cat(kinds)).split([len(k) for k in kinds]))
+            if self.wants_class:
+                class_weight = self.projection.class_layer.weight()
+                class_logits = nn.functional.linear(z.pop(0), class_weight)
+            if self.wants_patch:
+                patch_logits = self.projection.patch_layer(z.pop(0))
+            if z:
+                local_logits = nn.functional.linear(z.pop(0), class_weight)
+        if self.reconstruction is not None:
+            reconstruction = self.reconstruction(tokens.patches, tokens.grid)
+        return Outputs(class_logits, patch_logits, reconstruction, local_logits, tokens.cls)
+
+
+class ASiT:
+    """The method as the loop sees it (`asit.engine.loop.Trainable`).
+
+    Args:
+        settings: resolved: mean and std are numbers.
+        frames: T of a global view.
+        generator: of the initial weights.
+        device: where the networks live.
+
+    Raises:
+        ConfigError: settings that cannot go together.
+    """
+
+    def __init__(
+        self, settings: PretrainSettings, frames: int, generator: torch.Generator, device: torch.device
+    ) -> None:
+        check(settings)
+        self.settings = settings
+        self.frames = frames
+        student = Networks(settings, frames, reconstruct=True)
+        student.encoder.init_weights(generator)
+        for head in (student.projection, student.reconstruction):
+            if head is not None:
+                head.init_weights(generator)
+        self.student = student.to(device)
+        self.teacher: Networks | None = None
+        if student.projection is not None:
+            self.teacher = Networks(settings, frames, reconstruct=False).to(device)
+            wanted = self.teacher.state_dict()
+            load_strict(
+                self.teacher, {k: v for k, v in self.student.state_dict().items() if k in wanted}, "the teacher"
+            )
+            self.teacher.requires_grad_(False)
+        self._pairs = pairs(self.student, self.teacher) if self.teacher is not None else []
+        heads = settings.heads
+        self.class_centre = losses.Centre(heads.class_prototypes).to(device)
+        patch_prototypes = heads.class_prototypes if heads.share_prototypes else heads.patch_prototypes
+        self.patch_centre = losses.Centre(patch_prototypes).to(device)
+        self._forward: nn.Module = self.student
+        self._teach: nn.Module | None = self.teacher
+        if settings.compile:
+            self._forward = torch.compile(self.student)  # type: ignore[assignment]
+            self._teach = torch.compile(self.teacher) if self.teacher is not None else None  # type: ignore[assignment]
+
+    # what the loop asks for
+
+    def trainable(self) -> nn.Module:
+        """The student."""
+        return self.student
+
+    def distribute(self, world: World) -> None:
+        """Average the student's gradients over the processes of the world."""
+        if world.size > 1 and not isinstance(self._forward, DistributedDataParallel):
+            self._forward = DistributedDataParallel(self._forward, broadcast_buffers=False)
+
+    def no_sync(self) -> contextlib.AbstractContextManager[Any]:
+        """No exchange of gradients within this context."""
+        if isinstance(self._forward, DistributedDataParallel):
+            return self._forward.no_sync()
+        return contextlib.nullcontext()
+
+    def rates(self, now: Now) -> Rates:
+        """Learning rate and weight decay, and the teacher's momentum and temperature."""
+        return schedules(self.settings, now)
+
+    def step(self, batch: Batch, now: Now, precision: Precision, world: World) -> StepOutput:
+        """The three losses of a micro-batch, and the gauges when they are wanted."""
+        weights, rates = self.settings.losses, self.rates(now)
+        device = batch.clean.device
+        corrupted = masking.corrupt(
+            batch.clean, batch.drop, batch.replace, batch.donor, self.settings.masking.fill, batch.noise
+        )
+        taught: Outputs | None = None
+        with precision.autocast(device):
+            if self._teach is not None:
+                with torch.no_grad():
+                    taught = self._teach(batch.clean)
+            seen = self._forward(corrupted, batch.local, batch.factors)
+        parts: dict[str, Tensor] = {}
+        gauges: dict[str, Tensor] = {}
+        loss = torch.zeros((), device=device)
+        temperature = rates.others["teacher_temperature"]
+        corrupted_mask = batch.drop | batch.replace
+        if taught is not None and taught.class_logits is not None:
+            probs = losses.teacher_distribution(taught.class_logits, self.class_centre.value, temperature)
+            self.class_centre.collect(taught.class_logits)
+            views = list(seen.class_logits.chunk(GLOBAL_VIEWS))
+            if seen.local_class_logits is not None:
+                views += list(seen.local_class_logits.chunk(self.settings.views.local_views))
+            teacher_views = probs.unflatten(0, (GLOBAL_VIEWS, -1))
+            parts["global"] = losses.global_loss(views, teacher_views, weights.student_temperature)
+            loss = loss + weights.global_weight * parts["global"]
+            if now.measure:
+                gauges["teacher_entropy_class"] = losses.entropy(probs).mean()
+                gauges["centre_norm_class"] = torch.linalg.vector_norm(self.class_centre.value)
+        if taught is not None and taught.patch_logits is not None:
+            probs = losses.teacher_distribution(taught.patch_logits, self.patch_centre.value, temperature)
+            self.patch_centre.collect(taught.patch_logits)
+            tokens = count = None
+            if weights.local_tokens == "masked":
+                tokens = masking.token_mask(corrupted_mask, self.student.encoder.patch).flatten()
+                count = _mean_over(tokens.sum(), world)
+            parts["local"] = losses.local_loss(
+                seen.patch_logits, probs, weights.student_temperature, tokens=tokens, count=count
+            )
+            loss = loss + weights.local_weight * parts["local"]
+            if now.measure:
+                gauges["teacher_entropy_patch"] = losses.entropy(probs).mean()
+                gauges["centre_norm_patch"] = torch.linalg.vector_norm(self.patch_centre.value)
+        if seen.reconstruction is not None:
+            count = _mean_over(corrupted_mask.sum(), world)
+            parts["reconstruction"] = losses.masked_l1(seen.reconstruction, batch.clean, corrupted_mask, count)
+            loss = loss + weights.reconstruction_weight * parts["reconstruction"]
+        if now.measure:
+            gauges["feature_spread"] = spread((taught or seen).class_token)
+            gauges["mask_share"] = corrupted_mask.float().mean()
+        return StepOutput(loss, parts | gauges)
+
+    def gradients_ready(self, now: Now) -> None:
+        """Keep the projection's last layers fixed for the first epochs (DINO; in v1 this never took effect)."""
+        if self.student.projection is not None and now.epoch < _number(self.settings.optim.freeze_last_layer):
+            for parameter in self.student.projection.last_layers():
+                parameter.grad = None
+
+    @torch.no_grad()
+    def after_update(self, now: Now, world: World) -> None:
+        """The teacher follows the student, the centres follow the teacher's logits."""
+        if self.teacher is None:
+            return
+        momentum = self.rates(now).others["teacher_momentum"]
+        teacher, student = [t for _, t, _ in self._pairs], [s for _, _, s in self._pairs]
+        torch._foreach_lerp_(teacher, student, 1.0 - momentum)
+        reduce = world.sum_ if world.size > 1 else None
+        if self.teacher.wants_class:
+            self.class_centre.update(self.settings.losses.centre_momentum, reduce)
+        if self.teacher.wants_patch:
+            self.patch_centre.update(self.settings.losses.centre_momentum, reduce)
+
+    def state(self) -> dict[str, Tensor]:
+        """Student, teacher and centres."""
+        return {f"{part}.{name}": value for part, module in self._modules() for name, value in _tensors(module).items()}
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put `state` back.
+
+        Raises:
+            CheckpointError: anything is missing, unknown or of another shape.
+        """
+        for part, module in self._modules():
+            prefix = part + "."
+            own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+            shared = _aliases(module)
+            load_strict(module, own | {alias: own[name] for alias, name in shared.items() if name in own}, part)
+
+    def suspects(self, batch: Batch) -> list[str]:
+        """Clips whose views are not finite; all clips of the batch where every view is."""
+        rows = torch.isfinite(batch.clean).flatten(1).all(1).view(GLOBAL_VIEWS, -1).all(0)
+        found = [name for name, good in zip(batch.ids, rows.tolist(), strict=True) if not good]
+        return found or list(batch.ids)
+
+    @torch.no_grad()
+    def picture(self, batch: Batch, precision: Precision) -> dict[str, Tensor]:
+        """Clean, corrupted, reconstructed (n, T, F) float32 and mask (n, T, F) bool of the first views."""
+        corrupted = masking.corrupt(
+            batch.clean, batch.drop, batch.replace, batch.donor, self.settings.masking.fill, batch.noise
+        )
+        n = len(batch.ids)
+        with precision.autocast(batch.clean.device):
+            made = self.student(corrupted[:n]).reconstruction
+        if made is None:
+            made = torch.zeros_like(corrupted[:n])
+        mask = (batch.drop | batch.replace)[:n]
+        four = {"clean": batch.clean[:n], "corrupted": corrupted[:n], "reconstructed": made.float(), "mask": mask}
+        return {name: x.squeeze(1).cpu() for name, x in four.items()}
+
+    def encoder(self) -> Encoder:
+        """The encoder that a run leaves behind: the teacher's, or the student's where there is no teacher."""
+        return (self.teacher or self.student).encoder
+
+    def _modules(self) -> list[tuple[str, nn.Module]]:
+        out: list[tuple[str, nn.Module]] = [("student", self.student)]
+        if self.teacher is not None:
+            out += [("teacher", self.teacher), ("class_centre", self.class_centre), ("patch_centre", self.patch_centre)]
+        return out
+
+
+def schedules(settings: PretrainSettings, now: Now) -> Rates:
+    """Every rate at a step. The learning rate is scaled by batch_size / 256 (v1, v2)."""
+    o, l = settings.optim, settings.losses
+    done = now.step / now.total
+    peak = o.lr * settings.batch_size / 256
+    warmup = round(_number(o.warmup) * now.steps_per_epoch)
+    # Officially the temperature moves once an epoch; here it moves with every step.
+    warm = 1.0 if _number(l.teacher_warmup) == 0 else now.epoch / _number(l.teacher_warmup)
+    return Rates(
+        lr=optim.warmup_cosine(peak, min(o.min_lr, peak), now.step, warmup, now.total),
+        weight_decay=optim.cosine(o.weight_decay, o.weight_decay_end, done),
+        others={
+            "teacher_momentum": optim.cosine(o.teacher_momentum, o.teacher_momentum_end, done),
+            "teacher_temperature": optim.linear(l.teacher_temperature_start, l.teacher_temperature, warm),
+        },
+    )
+
+
+def resolve(settings: PretrainSettings) -> PretrainSettings:
+    """The settings with every auto that depends on the length of the run as a number."""
+    out = settings.model_copy(deep=True)
+    epochs = out.epochs
+    if out.optim.warmup == "auto":
+        out.optim.warmup = min(10.0, 0.1 * epochs)
+    if out.optim.freeze_last_layer == "auto":
+        out.optim.freeze_last_layer = min(1.0, 0.01 * epochs)
+    if out.losses.teacher_warmup == "auto":
+        out.losses.teacher_warmup = min(30.0, 0.3 * epochs)
+    return out
+
+
+def check(settings: PretrainSettings) -> None:
+    """Refuse settings that cannot go together.
+
+    Raises:
+        ConfigError: all of them at once.
+    """
+    o, l, m = settings.optim, settings.losses, settings.masking
+    wrong = []
+    if o.warmup != "auto" and o.warmup >= settings.epochs:
+        wrong.append(f"epochs is {settings.epochs} and optim.warmup is {o.warmup:g}: the warm-up must end before the run")
+    if l.global_weight == l.local_weight == l.reconstruction_weight == 0:
+        wrong.append("losses.global_weight, local_weight and reconstruction_weight are all 0: nothing would be learnt")
+    if l.reconstruction_weight > 0 and l.global_weight == l.local_weight == 0 and m.drop == 0 and m.replace == 0:
+        wrong.append("masking.drop and masking.replace are 0 and reconstruction is the only loss: nothing is corrupted")
+    if settings.heads.share_prototypes and settings.heads.class_prototypes != settings.heads.patch_prototypes:
+        wrong.append(
+            f"heads.share_prototypes is on, class_prototypes is {settings.heads.class_prototypes} and "
+            f"patch_prototypes is {settings.heads.patch_prototypes}: they must be equal"
+        )
+    if settings.front_end.mels % settings.encoder.patch_mels:
+        mels, step = settings.front_end.mels, settings.encoder.patch_mels
+        wrong.append(f"front_end.mels is {mels}, which encoder.patch_mels {step} does not divide")
+    if settings.batch_size % settings.accumulate:
+        wrong.append(f"batch_size is {settings.batch_size}, which accumulate {settings.accumulate} does not divide")
+    if wrong:
+        raise ConfigError(
+            f"{len(wrong)} combination{'s' * (len(wrong) > 1)} of settings cannot be:\n    " + "\n    ".join(wrong),
+            remedy="change one side of each",
+        )
+
+
+def pairs(student: nn.Module, teacher: nn.Module) -> list[tuple[str, Tensor, Tensor]]:
+    """(name, teacher's, student's) parameters: every one of the teacher's, each matched by name and shape."""
+    ours, theirs = dict(student.named_parameters()), dict(teacher.named_parameters())
+    missing = sorted(theirs.keys() - ours.keys())
+    assert not missing, f"the teacher has parameters that the student has not: {missing}"
+    return [(name, parameter, ours[name]) for name, parameter in theirs.items()]
+
+
+def spread(x: Tensor) -> Tensor:
+    """How widely unit vectors of (R, D) lie: 1 where directions are even, 0 where all rows are the same.
+
+    sqrt(D) times the mean over dimensions of the standard deviation over rows of x / |x|, after SimSiam
+    (arXiv 2011.10566), where 1 / sqrt(D) is the value of no collapse.
+    """
+    unit = nn.functional.normalize(x.float(), dim=-1)
+    return unit.std(0, unbiased=False).mean() * math.sqrt(x.shape[1])
+
+
+def _number(value: float | str) -> float:
+    assert not isinstance(value, str), "settings must be resolved first"
+    return value
+
+
+def _mean_over(count: Tensor, world: World) -> Tensor:
+    """The all-process count over the number of processes: averaging gradients then gives the all-process mean."""
+    total = count.detach().float()
+    world.sum_(total)
+    return total / world.size
+
+
+def _aliases(module: nn.Module) -> dict[str, str]:
+    """Names in the state that stand for a tensor that has another name already (a shared last layer)."""
+    seen: dict[int, str] = {}
+    out = {}
+    for name, value in module.state_dict(keep_vars=True).items():
+        first = seen.setdefault(id(value), name)
+        if first != name:
+            out[name] = first
+    return out
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    aliases = _aliases(module)
+    return {name: value for name, value in module.state_dict().items() if name not in aliases}
+
+

@@ -1,0 +1,174 @@
+"""Reading a run's folder: whatever is there, of a run that is finished, stopped, or still writing."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from asit.errors import AsitError, ConfigError
+
+Line = dict[str, Any]
+
+
+@dataclass
+class Run:
+    """What a run's folder holds; parts that are missing are empty.
+
+    Attributes:
+        folder: the run's folder.
+        config: the resolved settings, nested.
+        environment: versions, device, precision and the like.
+        train, probes, events: lines of metrics.jsonl by kind, in order of steps; of steps that were taken twice (a
+            kill, then a resume from an earlier checkpoint) the later ones count.
+        damaged: unreadable lines of metrics.jsonl, the last one aside: a run in progress may be writing it.
+        catalogue: the header line of the catalogue.
+        figures: step -> npz file.
+        log: the last lines of log.txt.
+        checkpoints: names in checkpoints/.
+        model: whether model/card.json is there.
+    """
+
+    folder: Path
+    config: Line = field(default_factory=dict)
+    environment: Line = field(default_factory=dict)
+    train: list[Line] = field(default_factory=list)
+    probes: list[Line] = field(default_factory=list)
+    events: list[Line] = field(default_factory=list)
+    damaged: int = 0
+    catalogue: Line = field(default_factory=dict)
+    figures: dict[int, Path] = field(default_factory=dict)
+    log: list[str] = field(default_factory=list)
+    checkpoints: list[str] = field(default_factory=list)
+    model: bool = False
+
+    @classmethod
+    def read(cls, folder: Path) -> Run:
+        """Read a run's folder.
+
+        Raises:
+            AsitError: no such folder, or one that holds neither config.yaml nor metrics.jsonl.
+            ConfigError: a config.yaml or environment.json that cannot be parsed.
+        """
+        _check_is_run(folder)
+        run = cls(folder, config=_mapping(folder / "config.yaml"), environment=_mapping(folder / "environment.json"))
+        run._read_metrics(folder / "metrics.jsonl")
+        run.catalogue = _header(folder / "catalogue.jsonl")
+        for path in folder.glob("figures/step-*.npz"):
+            if match := re.fullmatch(r"step-(\d+)", path.stem):
+                run.figures[int(match[1])] = path
+        run.figures = dict(sorted(run.figures.items()))
+        if (folder / "log.txt").is_file():
+            with (folder / "log.txt").open("rb") as file:
+                file.seek(max(0, file.seek(0, 2) - 8192))
+                run.log = file.read().decode("utf-8", "replace").splitlines()[-40:]
+        run.checkpoints = sorted(p.name for p in folder.glob("checkpoints/*") if not p.name.startswith("."))
+        run.model = (folder / "model" / "card.json").is_file()
+        return run
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps done, by the last line of any kind."""
+        return max((int(line["step"]) for lines in (self.train, self.events) for line in lines[-1:]), default=0)
+
+    @property
+    def steps(self) -> int | None:
+        """Steps of the whole schedule: as recorded, else from epochs and the steps an epoch took; None if unknown."""
+        recorded = self.environment.get("steps")
+        if isinstance(recorded, int) and recorded > 0:
+            return recorded
+        epochs = self.config.get("epochs")
+        last = self.train[-1] if self.train else {}
+        if not epochs or not last.get("epoch") or not last.get("step"):
+            return None
+        return round(last["step"] / last["epoch"]) * int(epochs)
+
+    @property
+    def verdict(self) -> tuple[str, str]:
+        """(state, sentence), the state being finished, stopped, unfinished or empty."""
+        if not self.train:
+            return "empty", "Nothing trained yet: no step has been recorded."
+        done, whole = self.step, self.steps
+        of = f"step {done:,}" + (f" of {whole:,}" if whole else "")
+        # the last step need not be a logged one, so the event of the end counts as well
+        last = self.events[-1] if self.events else {}
+        text = str(last.get("text", ""))
+        if text.startswith("finished") or (whole and done >= whole):
+            return "finished", f"Finished: {of}."
+        if text.startswith("stopped") and int(last["step"]) >= done:
+            return "stopped", f"Stopped at {of}: {text}."
+        return "unfinished", f"Still running, or cut off: the last record is of {of}."
+
+    @property
+    def resumes(self) -> list[int]:
+        """Steps from which the run went on after a stop."""
+        return [int(event["step"]) for event in self.events if str(event.get("text", "")).startswith("goes on")]
+
+    def _read_metrics(self, path: Path) -> None:
+        if not path.is_file():
+            return
+        kinds: dict[str, list[Line]] = {"train": self.train, "probe": self.probes, "event": self.events}
+        with path.open("rb") as file:
+            raw = file.read().split(b"\n")
+        for number, text in enumerate(raw):
+            try:
+                line = json.loads(text)
+                lines, step = kinds[line["kind"]], int(line["step"])
+            except (ValueError, KeyError, TypeError):
+                self.damaged += bool(text.strip()) and number < len(raw) - 1
+                continue
+            if line["kind"] != "event":  # a resumed run takes some steps again
+                while lines and int(lines[-1]["step"]) >= step:
+                    lines.pop()
+            lines.append(line)
+
+
+def _check_is_run(folder: Path) -> None:
+    expected = "a run's folder: config.yaml and metrics.jsonl, as `asit pretrain` writes them"
+    if not folder.is_dir():
+        kind = "a file" if folder.exists() else "not there"
+        raise AsitError(f"{folder} is {kind}", expected, "pass the folder that was given to `asit pretrain` as --out")
+    if (folder / "config.yaml").is_file() or (folder / "metrics.jsonl").is_file():
+        return
+    names = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())
+    seen = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "nothing"
+    runs = [p.parent for p in sorted(folder.glob("*/metrics.jsonl"))] or ([folder.parent] if _looks(folder) else [])
+    remedy = "pass the folder that was given to `asit pretrain` as --out"
+    if runs:
+        remedy = "this looks like a run: " + ", ".join(map(str, runs[:3]))
+    raise AsitError(f"{folder} is not a run: it holds {seen}", expected, remedy)
+
+
+def _looks(folder: Path) -> bool:
+    """Whether a folder is a part of a run, such as RUN/model."""
+    return (folder.parent / "config.yaml").is_file() and (folder.parent / "metrics.jsonl").is_file()
+
+
+def _mapping(path: Path) -> Line:
+    if not path.is_file():
+        return {}
+    try:
+        text = path.read_text("utf-8")
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"{path} cannot be read: {error}",
+            "the file as the run wrote it",
+            "restore it, or delete it and report again",
+        ) from error
+    return content if isinstance(content, dict) else {}
+
+
+def _header(path: Path) -> Line:
+    if not path.is_file():
+        return {}
+    with path.open("rb") as file:
+        try:
+            line = json.loads(file.readline())
+        except ValueError:
+            return {}
+    return line if isinstance(line, dict) else {}

@@ -1,0 +1,137 @@
+"""The run's folder: what is in it, who may use it, and how it is gone on with.
+
+A run counts as begun once config.yaml is there; that is written just before the first step, so a start that fails
+leaves at most a catalogue, which the next start uses again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from asit import config
+from asit.errors import ConfigError
+from asit.settings import PretrainSettings
+
+CONFIG = "config.yaml"
+ENVIRONMENT = "environment.json"
+CATALOGUE = "catalogue.jsonl"
+CHECKPOINTS = "checkpoints"
+MODEL = "model"
+FIGURES = "figures"
+OWN = frozenset(
+    {CONFIG, ENVIRONMENT, CATALOGUE, CHECKPOINTS, MODEL, FIGURES, "metrics.jsonl", "log.txt", "tensorboard"}
+    | {"report.html", "catalogue.skipped.jsonl", "catalogue.jsonl.partial"}
+)
+"""All names that a run writes."""
+
+MAY_CHANGE = (
+    "out",
+    "data",
+    "device",
+    "threads",
+    "workers",
+    "stop_after",
+    "bad_files",
+    "compile",
+    "records.",
+    "probe.",
+)
+"""Settings that a run may go on with changed: they do not enter its steps."""
+
+
+def claim(folder: Path, *, resume: bool, overwrite: bool) -> bool:
+    """Whether there is a run to go on with; refuses a folder that is not free to use.
+
+    Raises:
+        ConfigError: the folder holds a run and neither way on was chosen, or files that are not a run's.
+    """
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite were both given", "one of the two", "choose one")
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file", "a folder for the run", "choose another --out")
+    there = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
+    foreign = [name for name in there if name not in OWN and not _is_leftover(name)]
+    begun = CONFIG in there
+    if resume:
+        if not begun:
+            raise ConfigError(
+                f"{folder} holds no run to resume" + (f": it has {', '.join(there[:5])}" if there else ": it is empty")
+                if folder.exists()
+                else f"{folder} is not there",
+                f"a run's folder, with {CONFIG}",
+                "start the run without --resume",
+            )
+        return True
+    if foreign:
+        raise ConfigError(
+            f"{folder} holds files that are not a run's: {', '.join(foreign[:5])}",
+            "a new or empty folder for the run",
+            "choose another --out",
+        )
+    if begun and not overwrite:
+        raise ConfigError(
+            f"{folder} holds a run already",
+            "a new or empty folder, or a choice",
+            "pass --resume to go on with it, or --overwrite to delete it and start again",
+        )
+    return False
+
+
+def clear(folder: Path) -> None:
+    """Delete an earlier run's own files, config.yaml first, so that what is left of a killed delete counts as none."""
+    (folder / CONFIG).unlink(missing_ok=True)
+    for name in sorted(OWN - {CATALOGUE, "catalogue.skipped.jsonl", "catalogue.jsonl.partial"}):
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file whole or not at all."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        fresh.write_text(text, encoding="utf-8")
+        os.replace(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_settings(folder: Path) -> PretrainSettings:
+    """The settings that a run was begun with."""
+    path = folder / CONFIG
+    return config.build(PretrainSettings, config.read_yaml(path), str(path))
+
+
+def check_same(old: PretrainSettings, new: PretrainSettings) -> None:
+    """Refuse to go on with settings under which the steps would be others.
+
+    Raises:
+        ConfigError: lists each.
+    """
+    changed = {
+        name: values
+        for name, values in config.differences(old, new).items()
+        if not any(name == free or (free.endswith(".") and name.startswith(free)) for free in MAY_CHANGE)
+    }
+    if changed:
+        lines = "\n    ".join(f"{name}: {was} in the run, {now} asked for" for name, (was, now) in changed.items())
+        raise ConfigError(
+            f"the run was begun with other settings:\n    {lines}",
+            "the same settings, but for " + ", ".join(name.rstrip(".") for name in MAY_CHANGE[2:]),
+            "leave these out to go on, or start another run in a new --out",
+        )
+
+
+def _is_leftover(name: str) -> bool:
+    return name.startswith(".") and name.endswith(".tmp")

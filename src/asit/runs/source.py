@@ -1,0 +1,100 @@
+"""From `data`, whatever the user gave, to a catalogue that fits the front end."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TextIO
+
+from asit.data import catalogue as catalogues
+from asit.data.catalogue import Catalogue
+from asit.engine.records import counter
+from asit.errors import CatalogueError, ConfigError
+from asit.runs import folder
+from asit.settings import FrontEndSettings, PretrainSettings
+
+_FRONT_END_FREE = ("mean", "std", "padding")  # what the measured mean and std do not depend on
+
+
+def catalogue(settings: PretrainSettings, out: Path | None, stream: TextIO | None) -> Catalogue:
+    """The catalogue that `data` is, or one made of the folder or table that it is.
+
+    Args:
+        settings: data, front end and the budget of bad files.
+        out: the run's folder, where a catalogue that is made here stays; None: it is made for this look only, from
+            the files' headers.
+        stream: where progress goes; None: nowhere.
+
+    Raises:
+        CatalogueError: nothing usable there.
+    """
+    if not settings.data:
+        raise ConfigError("no data were given", "a folder of recordings, a table or a catalogue", "pass --data FOLDER")
+    given = Path(settings.data)
+    if is_catalogue(given):
+        return Catalogue.read(given)
+    if out is None:
+        with tempfile.TemporaryDirectory() as scratch:
+            return catalogues.build(
+                given,
+                Path(scratch) / folder.CATALOGUE,
+                front_end=settings.front_end,
+                check="header",
+                bad_files=settings.bad_files,
+                statistics_clips=64,
+                progress=counter(stream, "looking at headers"),
+            )
+    place = out / folder.CATALOGUE
+    if (out / folder.CONFIG).exists() and place.exists():
+        return Catalogue.read(place)
+    out.mkdir(parents=True, exist_ok=True)
+    return catalogues.build(
+        given,
+        place,
+        front_end=settings.front_end,
+        bad_files=settings.bad_files,
+        progress=counter(stream, "checking files"),
+    )
+
+
+def is_catalogue(path: Path) -> bool:
+    """Whether the file's first line is a catalogue's header."""
+    if path.suffix != ".jsonl" or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        try:
+            header = json.loads(file.readline(1 << 20))
+        except ValueError:
+            return False
+    return isinstance(header, dict) and "asit_catalogue" in header
+
+
+def measured(front_end: FrontEndSettings, listed: Catalogue) -> FrontEndSettings:
+    """The front end with mean and std as numbers, taken from the catalogue where they are auto.
+
+    Raises:
+        CatalogueError: the catalogue has none, or measured them under another front end; names each field.
+    """
+    if "auto" not in (front_end.mean, front_end.std):
+        return front_end
+    header = listed.header
+    if header.get("mean") is None or header.get("std") is None:
+        raise CatalogueError(
+            "the catalogue holds no mean and std of the log-mel",
+            "measured values, or numbers in front_end.mean and front_end.std",
+            "build it again with asit catalogue and statistics-clips above 0, or set both numbers",
+        )
+    theirs, ours = header.get("front_end", {}), front_end.model_dump(mode="json")
+    other = [
+        f"{name} {theirs[name]} there, {value} here"
+        for name, value in ours.items()
+        if name not in _FRONT_END_FREE and name in theirs and theirs[name] != value
+    ]
+    if other:
+        raise CatalogueError(
+            f"the catalogue's mean and std were measured under another front end: {'; '.join(other)}",
+            "the same front end, or numbers in front_end.mean and front_end.std",
+            "build the catalogue again with these settings, or set both numbers",
+        )
+    return front_end.model_copy(update={"mean": float(header["mean"]), "std": float(header["std"])})

@@ -1,0 +1,162 @@
+"""The processes of a run, their device and arithmetic; every choice comes with its reason."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import timedelta
+from importlib import metadata
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from asit.errors import ConfigError
+
+
+@dataclass
+class World:
+    """The processes that train together; one process is a world of size 1."""
+
+    rank: int
+    size: int
+    device: torch.device
+    reason: str
+    control: dist.ProcessGroup | None = None
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes and prints."""
+        return self.rank == 0
+
+    def sum_(self, x: Tensor) -> None:
+        """Sum a tensor over all processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(x)
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process; every process must ask."""
+        if self.size == 1:
+            return flag
+        x = torch.tensor([int(flag)])
+        dist.all_reduce(x, op=dist.ReduceOp.MAX, group=self.control)
+        return bool(x.item())
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's value, in the order of ranks."""
+        if self.size == 1:
+            return [value]
+        out: list[Any] = [None] * self.size
+        dist.all_gather_object(out, value, group=self.control)
+        return out
+
+
+@contextlib.contextmanager
+def world(device: str = "auto", threads: int = 0) -> Iterator[World]:
+    """Join the processes that torchrun started, or stand alone.
+
+    Args:
+        device: auto, cpu, cuda or mps.
+        threads: CPU threads of this process; 0: torch's choice.
+
+    Raises:
+        ConfigError: the device is not there.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    chosen, reason = _device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    if size == 1:
+        yield World(0, 1, chosen, reason)
+        return
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+    try:
+        # Flags and messages go over the CPU, so that asking never waits for the accelerator's queue.
+        control = dist.new_group(backend="gloo")
+        yield World(rank, size, chosen, f"{reason}; {size} processes", control)
+    finally:
+        dist.destroy_process_group()
+
+
+def _device(wanted: str, local_rank: int) -> tuple[torch.device, str]:
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted != "auto":
+        if not there[wanted]:
+            raise ConfigError(
+                f"device {wanted} was asked for, and this torch ({torch.__version__}) sees none",
+                "one of " + ", ".join(name for name, seen in there.items() if seen),
+                "pass --device auto, or install the torch build for the device",
+            )
+        name, reason = wanted, "as asked"
+    else:
+        name = next(name for name, seen in there.items() if seen)
+        reason = f"torch sees {name}" if name != "cpu" else "torch sees no accelerator"
+    if name == "cuda":
+        return torch.device("cuda", local_rank), f"{reason}: {torch.cuda.get_device_name(local_rank)}"
+    return torch.device(name), reason
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Arithmetic of the networks; weights, optimiser and losses stay float32."""
+
+    name: str
+    reason: str
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        """The context in which the networks run."""
+        if self.name == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def precision(wanted: str, device: torch.device) -> Precision:
+    """bf16 where it helps: where an accelerator has it, or where a matrix product measured here is faster with it."""
+    if wanted != "auto":
+        return Precision(wanted, "as asked")
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return Precision("bf16", "this GPU has bf16 units")
+        return Precision("float32", "this GPU has no bf16 units")
+    if device.type != "cpu":
+        return Precision("float32", f"bf16 is not tried on {device.type}")
+    ratio = _product_seconds(torch.float32) / _product_seconds(torch.bfloat16)
+    told = f"a 1024 x 1024 matrix product is {ratio:.1f} times as fast in bf16 as in float32 on this CPU (measured)"
+    return Precision("bf16" if ratio > 1.3 else "float32", told)
+
+
+def _product_seconds(dtype: torch.dtype, size: int = 1024, repeats: int = 5) -> float:
+    a = torch.ones(size, size, dtype=dtype)
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, as kept with a run."""
+    packages = ("asit-audio", "torch", "numpy", "soundfile", "soxr", "safetensors", "pydantic", "scikit-learn")
+    versions = {}
+    for package in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "command": " ".join(sys.argv),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "versions": versions,
+    }

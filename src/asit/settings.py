@@ -1,0 +1,267 @@
+"""Every setting of a run, typed, with its unit and where its value comes from.
+
+No torch here: the command line reads these before anything heavy is imported. "v1" and "v2" are
+the two published versions of the official code; the paper is arXiv 2211.13189.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Auto = Literal["auto"]
+
+
+class Settings(BaseModel):
+    """Base of all settings: an unknown name is an error, and values are checked on assignment."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, use_attribute_docstrings=True)
+
+
+class FrontEndSettings(Settings):
+    """Waveform to normalised log-mel; travels with the weights in the model card."""
+
+    rate: Positive = 16000
+    """Sample rate in Hz; files at other rates are resampled (v1 read 32 kHz settings, v2 16 kHz)."""
+    mels: Positive = 128
+    """Mel bins."""
+    window_ms: float = 25.0
+    """Hann window in ms."""
+    shift_ms: float = 10.0
+    """Hop in ms."""
+    low_hz: float = 20.0
+    """Lower edge of the mel bank in Hz."""
+    high_hz: float = 0.0
+    """Upper edge in Hz; 0 or less is counted from Nyquist, as in Kaldi."""
+    preemphasis: Share = 0.97
+    """Pre-emphasis coefficient, as in Kaldi."""
+    mean: float | Auto = "auto"
+    """Mean of the log-mel values (natural log of power); auto: measured on the catalogue. AudioSet: -4.2677393."""
+    std: Annotated[float, Field(gt=0)] | Auto = "auto"
+    """Standard deviation; the input is (x - mean) / (2 std), as in AST and ASiT. AudioSet: 4.5689974."""
+    padding: Literal["silence", "zero", "repeat"] = "silence"
+    """How audio shorter than a view is filled: silence (zeros in the waveform), zero (0.0 in the log-mel before
+    normalisation: what AST and v1 do), repeat (the waveform from its start)."""
+    resampler: Literal["soxr-hq", "soxr-vhq", "soxr-mq"] = "soxr-hq"
+    """Resampling quality."""
+
+
+class EncoderSettings(Settings):
+    """The vision transformer over log-mel patches."""
+
+    size: Literal["tiny", "small", "base", "large", "custom"] = "base"
+    """tiny 192 wide, 12 blocks, 3 heads; small 384/12/6; base 768/12/12; large 1024/24/16; custom: the three below."""
+    width: Positive | None = None
+    """Token width; with size custom."""
+    depth: Positive | None = None
+    """Blocks; with size custom."""
+    heads: Positive | None = None
+    """Attention heads; with size custom."""
+    mlp_ratio: float = 4.0
+    """Hidden width of the MLP over the token width."""
+    patch_frames: Positive = 16
+    """Patch height in frames (time)."""
+    patch_mels: Positive = 16
+    """Patch width in mel bins."""
+    drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """Stochastic depth of the student, linear in depth; the teacher has none."""
+
+
+class ViewSettings(Settings):
+    """What is cut out of a recording."""
+
+    segment_seconds: Annotated[float, Field(gt=0)] = 10.0
+    """A recording longer than this counts as several clips of this length; both views come from one clip."""
+    seconds: Annotated[float, Field(gt=0)] | Auto = "auto"
+    """Length of a global view; auto: 6 s (the paper), less where the clips are shorter than 10 s."""
+    local_views: Annotated[int, Field(ge=0)] = 0
+    """Short clean views for the student only (v1: none; v2: 4)."""
+    local_seconds: Annotated[float, Field(gt=0)] | Auto = "auto"
+    """Length of a local view; auto: a third of a global one (v2: 2 s)."""
+    roll: Share = 0.5
+    """Probability of a circular roll of the clip's waveform (v1: 0.5; v2: 0)."""
+    gain_db: NonNegative = 0.0
+    """Each view's level moves by a uniform draw within plus or minus this, in dB."""
+    stretch: Annotated[float, Field(ge=0.0, lt=0.9)] = 0.0
+    """Each view is cut between 1 - stretch and 1 + stretch times its length and resized to it in time."""
+    mel_warp: Annotated[float, Field(ge=0.0, lt=0.9)] = 0.0
+    """Each view's mel axis is scaled by a uniform draw from 1 - mel_warp to 1 + mel_warp (a change of voice size)."""
+    short_files: Literal["pad", "skip"] = "pad"
+    """A file shorter than a view is padded by the front end's rule, or left out; either is counted and said."""
+
+
+class MaskingSettings(Settings):
+    """GMML: groups of connected patches wiped or replaced in what the student sees."""
+
+    drop: Share = 0.7
+    """Largest share of a view's area wiped; the share is U(min(0.5, drop), drop) (v1: 0.7; v2: 0.5)."""
+    fill: Literal["zeros", "noise", "time", "freq"] = "zeros"
+    """zeros: the mean after normalisation; noise: standard normal at half scale (the scale of normalised
+    input); time: whole frames; freq: whole mel bins."""
+    replace: Share = 0.3
+    """Share of the area replaced by the same area of another clip's view (v1, v2: 0.3)."""
+    replace_probability: Share = 0.5
+    """Probability that a view is replaced instead of dropped (v1, v2: 0.5)."""
+    combine: bool = False
+    """Replace and drop in the same view; never done by the official code."""
+    align: bool = False
+    """Blocks start and end on patch borders (the paper's figure); officially per pixel."""
+    max_block: Annotated[float, Field(gt=0.0, le=1.0)] = 0.3
+    """Longest side of a block over the view's side (v1, v2: 0.3)."""
+    donor_pool: Annotated[int, Field(ge=2)] = 4
+    """Replacements come from the other clips in groups of this many neighbours in the batch, so that the draw
+    does not depend on the number of processes."""
+    official_bounds: bool = False
+    """Officially the upper bounds are exclusive, so the last rows and columns are masked less often."""
+
+
+class HeadSettings(Settings):
+    """Projection and reconstruction heads."""
+
+    hidden: Positive = 2048
+    """Width of the two hidden layers of the projection."""
+    bottleneck: Positive = 256
+    """Width after the projection, where it is L2-normalised."""
+    class_prototypes: Positive = 8192
+    """Outputs for the class token (v1, v2: 8192)."""
+    patch_prototypes: Positive = 1024
+    """Outputs for patch tokens (v1: 1024; v2: 8192, shared with the class token)."""
+    share_prototypes: bool = False
+    """One last layer for both kinds of tokens (v2)."""
+    train_norm: bool = False
+    """Train the norms of the last layer's weight normalisation (v2)."""
+    reconstruction_hidden: tuple[Positive, ...] | Auto = "auto"
+    """Hidden widths of the reconstruction head, GELU after each; auto: the token width three times (v2); v1 base:
+    768, 768, 128."""
+
+
+class LossSettings(Settings):
+    """Weights, temperatures and centring; a weight of 0 switches a term off."""
+
+    global_weight: NonNegative = 1.0
+    """Weight of the class-token loss (v1: 1; v2: 0.5)."""
+    local_weight: NonNegative = 1.0
+    """Weight of the patch-token loss (v1: 1; v2: 0.5)."""
+    reconstruction_weight: NonNegative = 2.0
+    """Weight of the reconstruction loss (v1: 2; v2: 1)."""
+    local_tokens: Literal["all", "masked"] = "all"
+    """Patch tokens that enter the local loss (v1, v2: all)."""
+    student_temperature: Annotated[float, Field(gt=0)] = 0.1
+    """Student temperature."""
+    teacher_temperature_start: Annotated[float, Field(gt=0)] = 0.04
+    """Teacher temperature at the start."""
+    teacher_temperature: Annotated[float, Field(gt=0)] = 0.07
+    """Teacher temperature after its warm-up."""
+    teacher_warmup: NonNegative | Auto = "auto"
+    """Epochs of linear temperature warm-up (v1: 30; v2: 5); auto: three tenths of the run, at most 30."""
+    centre_momentum: Share = 0.9
+    """EMA momentum of the centres."""
+
+
+class OptimSettings(Settings):
+    """AdamW, its schedules, and the teacher's momentum."""
+
+    lr: Annotated[float, Field(gt=0)] = 5e-4
+    """Peak learning rate for a global batch of 256; scaled linearly with the batch."""
+    min_lr: NonNegative = 1e-6
+    """Learning rate at the end of the cosine."""
+    warmup: NonNegative | Auto = "auto"
+    """Epochs of linear warm-up (v1, v2: 10); auto: a tenth of the run, at most 10."""
+    weight_decay: NonNegative = 0.04
+    """Weight decay at the start (cosine); none on biases and one-dimensional parameters."""
+    weight_decay_end: NonNegative = 0.4
+    """Weight decay at the end."""
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    """AdamW's betas."""
+    clip: NonNegative = 3.0
+    """Largest gradient norm; 0: no clipping."""
+    clip_per_parameter: bool = True
+    """Clip each parameter tensor by itself (v1, v2) instead of the whole gradient."""
+    teacher_momentum: Share = 0.996
+    """EMA momentum of the teacher at the start; cosine to the value below."""
+    teacher_momentum_end: Share = 1.0
+    """EMA momentum at the end."""
+    freeze_last_layer: NonNegative | Auto = "auto"
+    """Epochs in which the projection's last layers stay fixed (v2: 1; v1 sets 1, without effect: its name test
+    misses); auto: a hundredth of the run, at most 1."""
+
+
+class ProbeSettings(Settings):
+    """A probe on a labelled table during pretraining: a signal only, nothing is trained by it."""
+
+    table: str | None = None
+    """Labelled table (CSV, TSV or JSONL: path, label, split); none: no probe."""
+    every: Positive = 1000
+    """Steps between probes."""
+    clips: Positive = 2000
+    """At most this many clips on each side, drawn with the run's seed."""
+
+
+class RecordSettings(Settings):
+    """What is written down, and how often."""
+
+    log_every: Positive = 10
+    """Steps between lines of metrics.jsonl."""
+    figure_every: Annotated[int, Field(ge=0)] = 500
+    """Steps between figures of clean, corrupted, reconstructed and mask; 0: none."""
+    checkpoint_every: Positive = 500
+    """Steps between checkpoints."""
+    keep: Positive = 3
+    """Checkpoints kept."""
+    tensorboard: bool = True
+    """Write TensorBoard event files."""
+
+
+class PretrainSettings(Settings):
+    """One pretraining run, whole: the file RUN/config.yaml is this, resolved."""
+
+    data: str = ""
+    """Folder of recordings, or a catalogue written by `asit catalogue`, or a table."""
+    out: str = ""
+    """The run's folder."""
+    preset: str = "default"
+    """The recipe these settings started from."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of every draw."""
+    epochs: Positive = 100
+    """Passes over the data (v1, v2: 100)."""
+    batch_size: Positive = 128
+    """Clips in a step, over all processes and accumulation steps (v1: 4 x 32; v2: 4 x 20)."""
+    accumulate: Positive = 1
+    """Forward and backward passes a step; each sees batch_size / processes / accumulate clips."""
+    stop_after: Annotated[int, Field(ge=0)] = 0
+    """Stop after this many steps of the schedule, with a checkpoint; 0: go to the end."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to train."""
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    """Arithmetic of the networks; weights and optimiser stay float32."""
+    workers: Annotated[int, Field(ge=0)] | Auto = "auto"
+    """Loader processes for each training process."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads of each training process; 0: torch's choice."""
+    compile: bool = False
+    """Compile the networks with torch.compile."""
+    bad_files: Share = 0.1
+    """Share of unusable files above which the run stops instead of leaving them out."""
+    front_end: FrontEndSettings = Field(default_factory=FrontEndSettings)
+    views: ViewSettings = Field(default_factory=ViewSettings)
+    masking: MaskingSettings = Field(default_factory=MaskingSettings)
+    encoder: EncoderSettings = Field(default_factory=EncoderSettings)
+    heads: HeadSettings = Field(default_factory=HeadSettings)
+    losses: LossSettings = Field(default_factory=LossSettings)
+    optim: OptimSettings = Field(default_factory=OptimSettings)
+    probe: ProbeSettings = Field(default_factory=ProbeSettings)
+    records: RecordSettings = Field(default_factory=RecordSettings)
+
+
+SIZES: dict[str, tuple[int, int, int]] = {
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
+}
+"""Encoder sizes as (width, blocks, heads)."""

@@ -1,0 +1,58 @@
+"""What several rooms' tests share."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+import numpy as np
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """Root of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of the development recordings; skips where there is none."""
+    folder = Path(os.environ.get("ASIT_SHARED_DATA") or REPOSITORY.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip("no development recordings: set ASIT_SHARED_DATA to the folder that holds them")
+    return folder
+
+
+@pytest.fixture
+def no_global_draws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Draws from the global generators of Python and numpy raise; torch's must be where it was at the end."""
+
+    def forbid(module: ModuleType, owner: object) -> None:
+        def refuse(name: str) -> Callable[..., NoReturn]:
+            def draw(*_: Any, **__: Any) -> NoReturn:
+                raise AssertionError(f"{name} draws from a global generator")
+
+            return draw
+
+        names = [name for name in dir(module) if getattr(getattr(module, name), "__self__", None) is owner]
+        assert "uniform" in names
+        for name in names:
+            if name not in ("getstate", "get_state", "setstate", "set_state"):
+                monkeypatch.setattr(module, name, refuse(f"{module.__name__}.{name}"))
+
+    forbid(random, random._inst)  # type: ignore[attr-defined]
+    forbid(np.random, np.random.mtrand._rand)
+    torch = sys.modules.get("torch")
+    before = (torch.initial_seed(), torch.get_rng_state()) if torch else None
+    yield
+    if torch and before:
+        assert torch.initial_seed() == before[0], "the code under test seeded torch's global generator"
+        assert torch.equal(torch.get_rng_state(), before[1]), "the code under test drew from torch's global generator"

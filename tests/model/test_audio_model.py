@@ -1,0 +1,251 @@
+"""The saved model: what it embeds, independence of neighbours, windows, and what a wrong card or sound says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+import torch
+from torch import Tensor
+
+from asit.audio.fbank import FrontEnd
+from asit.errors import AudioError, CheckpointError, ConfigError
+from asit.model.audio_model import AudioModel, Embedding
+from asit.model.vit import Encoder
+from asit.settings import EncoderSettings, FrontEndSettings
+
+ENCODER = EncoderSettings(size="custom", width=24, depth=3, heads=3, patch_frames=8, patch_mels=8)
+FRAMES = 48  # 6 columns of 80 ms
+COLUMN = 8 * 160  # samples
+
+
+def model(**front_end: Any) -> AudioModel:
+    settings = FrontEndSettings(**{"mels": 32, "mean": -6.0, "std": 3.0, **front_end})
+    encoder = Encoder(ENCODER, FRAMES, 32)
+    with torch.no_grad():
+        for i, parameter in enumerate(encoder.parameters()):
+            parameter.normal_(0.0, 0.2, generator=torch.Generator().manual_seed(i))
+    return AudioModel.from_parts(encoder, settings, ENCODER, FRAMES, {"steps": 7})
+
+
+def wave(seconds: float, seed: int = 0, rate: int = 16000) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    t = np.arange(int(seconds * rate)) / rate
+    tone = sum(0.1 * np.sin(2 * np.pi * f * t * (1 + 0.1 * t)) for f in rng.uniform(100, 3000, 5))
+    return (tone + 0.01 * rng.standard_normal(len(t))).astype(np.float32)
+
+
+def close(a: Embedding, b: Embedding, atol: float = 1e-5) -> None:
+    assert a.grid == b.grid
+    for name in ("clip", "patches", "class_token", "times"):
+        torch.testing.assert_close(
+            getattr(a, name), getattr(b, name), atol=atol, rtol=atol, msg=lambda m, n=name: n + m
+        )
+
+
+def by_hand(m: AudioModel, samples: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Class token and patches of one clip as long as the training view, without `embed`."""
+    need = m.front_end.samples_for(FRAMES)
+    x = m.front_end.fbank(torch.from_numpy(samples[:need])[None])
+    with torch.no_grad():
+        tokens = m.encoder(((x - -6.0) / (2 * 3.0))[:, None])
+    return tokens.cls[0], tokens.patches[0]
+
+
+def test_a_clip_as_long_as_the_view_is_the_encoders_output() -> None:
+    m = model()
+    out = m.embed(wave(0.6)[: m.front_end.samples_for(FRAMES)])
+    cls, patches = by_hand(m, wave(0.6))
+    assert out.grid == (6, 4)
+    torch.testing.assert_close(out.patches, patches)
+    torch.testing.assert_close(out.class_token, cls)
+    torch.testing.assert_close(out.clip, patches.mean(0))
+    assert out.clip.dtype == torch.float32
+
+
+def test_times_are_the_centres_of_the_columns() -> None:
+    out = model().embed(wave(1.0))
+    # A column: 8 frames, 10 ms apart, each 25 ms long: 95 ms, the next one 80 ms later.
+    torch.testing.assert_close(out.times, 0.0475 + 0.08 * torch.arange(out.grid[0]))
+
+
+@pytest.mark.parametrize(
+    ("samples", "columns"),
+    [
+        *((1, 1), (399, 1), (400, 1), (240 + COLUMN, 1), (240 + COLUMN + 639, 1), (240 + COLUMN + 640, 2)),
+        *((240 + 6 * COLUMN, 6), (240 + 6 * COLUMN + 320, 6)),
+        *((240 + n * COLUMN, n) for n in (7, 12, 20)),
+    ],
+)
+@pytest.mark.parametrize("padding", ["silence", "zero", "repeat"])
+def test_columns_follow_the_length(samples: int, columns: int, padding: str) -> None:
+    out = model(padding=padding).embed(wave(2.0)[:samples])
+    assert out.grid == (columns, 4)
+    assert out.patches.shape == (columns * 4, 24)
+    assert out.times.shape == (columns,)
+    assert all(value.isfinite().all() for value in (out.clip, out.patches, out.class_token))
+
+
+def test_the_last_columns_are_filled_by_the_cards_rule() -> None:
+    samples = wave(2.0)[: 240 + 3 * COLUMN + 1000]
+    need = 240 + 4 * COLUMN
+    silence, repeat, zero = (model(padding=rule) for rule in ("silence", "repeat", "zero"))
+    padded = np.pad(samples, (0, need - len(samples)))
+    close(silence.embed(samples), silence.embed(padded))
+    repeated = np.concatenate([samples, samples])[:need]
+    close(repeat.embed(samples), repeat.embed(repeated))
+    frames = zero.front_end.frames_for(len(samples))
+    logmel = torch.zeros(1, 32, 32)
+    logmel[:, :frames] = zero.front_end.fbank(torch.from_numpy(samples)[None])
+    with torch.no_grad():
+        want = zero.encoder(((logmel + 6.0) / 6.0)[:, None], stretch=False)
+    torch.testing.assert_close(zero.embed(samples).patches, want.patches[0], atol=1e-5, rtol=1e-5)
+
+
+def test_neighbours_do_not_matter() -> None:
+    m = model()
+    sounds = [wave(s, i) for i, s in enumerate((0.3, 0.01, 0.5, 1.7, 0.12, 0.505, 3.0, 0.3))]
+    alone = [m.embed(sound) for sound in sounds]
+    for batch in (1, 3, 64):
+        for a, b in zip(alone, m.embed_batch(sounds, batch=batch), strict=True):
+            close(a, b)
+    for a, b in zip(reversed(alone), m.embed_batch(list(reversed(sounds))), strict=True):
+        close(a, b)
+
+
+def test_a_long_clip_is_windows_end_to_end_and_the_last_one_moved_back() -> None:
+    m = model()
+    samples = wave(2.0)[: 240 + 16 * COLUMN]
+    out = m.embed(samples)
+    first, second = by_hand(m, samples), by_hand(m, samples[6 * COLUMN :])
+    last = by_hand(m, samples[10 * COLUMN :])  # columns 10 to 15, of which 12 to 15 are new
+    torch.testing.assert_close(out.patches, torch.cat([first[1], second[1], last[1][8:]]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(out.clip, out.patches.mean(0))
+    torch.testing.assert_close(out.class_token, (6 * first[0] + 6 * second[0] + 4 * last[0]) / 16, atol=1e-5, rtol=1e-5)
+
+
+def test_files_arrays_and_tensors_agree_at_any_rate(tmp_path: Path) -> None:
+    m = model()
+    left, right = wave(0.5, 1, 44100), wave(0.5, 2, 44100)
+    soundfile.write(tmp_path / "a.wav", np.stack([left, right], 1), 44100, subtype="FLOAT")
+    want = m.embed(soxr.resample((left + right) / 2, 44100, 16000, "HQ"))
+    both = np.stack([left, right])
+    for sound in (tmp_path / "a.wav", str(tmp_path / "a.wav"), both, torch.from_numpy(both), both.astype(np.float64)):
+        close(m.embed(sound, rate=44100), want, 1e-4)
+    assert m.embed(left).grid != want.grid, "without a rate an array is taken at the model's"
+
+
+def test_results_can_be_trained_on() -> None:
+    m = model()
+    out = m.embed(wave(1.0))
+    weight = torch.ones(24, requires_grad=True)
+    ((out.clip * weight).sum() + (out.patches @ weight).sum() + (out.class_token * weight).sum()).backward()
+    assert weight.grad is not None
+    assert not any(p.requires_grad for p in m.encoder.parameters())
+
+
+def test_a_layer_is_passed_on_and_bf16_is_near() -> None:
+    m, sound = model(), wave(0.505)
+    x = m.front_end(torch.from_numpy(sound)[None])
+    with torch.no_grad():
+        want = m.encoder(x[:, :, :FRAMES], layer=0)
+    torch.testing.assert_close(m.embed(sound, layer=0).patches, want.patches[0], atol=1e-5, rtol=1e-5)
+    with pytest.raises(ConfigError, match="layer 9"):
+        m.embed(sound, layer=9)
+    near = m.embed(sound, precision="bf16")
+    assert near.patches.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(near.clip, m.embed(sound).clip, dim=0) > 0.99
+    assert not torch.equal(near.clip, m.embed(sound).clip)
+
+
+def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
+    m, sound = model(padding="repeat"), wave(0.9)
+    before = torch.get_rng_state()
+    m.save(tmp_path / "m")
+    loaded = AudioModel.load(tmp_path / "m")
+    assert torch.equal(before, torch.get_rng_state())
+    close(loaded.embed(sound), m.embed(sound), 0.0)
+    card = json.loads((tmp_path / "m" / "card.json").read_text())
+    assert card["kind"] == "audio-encoder"
+    assert card["front_end"] == m.front_end.settings.model_dump(mode="json")
+    assert (card["front_end"]["mean"], card["front_end"]["std"]) == (-6.0, 3.0)
+    assert (card["frames"], card["grid"], card["axes"], card["padding"]) == (48, [6, 4], "(time, mel)", "repeat")
+    assert card["training"] == {"steps": 7}
+    assert loaded.card == m.card
+    with pytest.raises(CheckpointError, match="already exists"):
+        m.save(tmp_path / "m")
+    m.save(tmp_path / "m", overwrite=True)
+
+
+def test_from_parts_keeps_its_own_weights() -> None:
+    encoder = Encoder(ENCODER, FRAMES, 32).train()
+    settings = FrontEndSettings(mels=32, mean=0.0, std=1.0)
+    m = AudioModel.from_parts(encoder, settings, ENCODER, FRAMES)
+    first = m.embed(wave(0.5)).clip
+    with torch.no_grad():
+        encoder.pos_embed.add_(1.0)
+        encoder.norm.bias.add_(1.0)
+    assert torch.equal(m.embed(wave(0.5)).clip, first)
+    assert encoder.training
+    assert all(p.requires_grad for p in encoder.parameters())
+    with pytest.raises(CheckpointError, match=r"the encoder handed in does not fit the Encoder: .*another shape"):
+        AudioModel.from_parts(encoder, settings, ENCODER, 2 * FRAMES)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"kind": "other"}, "says kind 'other'"),
+        ({"axes": "(mel, time)"}, r"axes '\(mel, time\)'"),
+        ({"frames": 56}, r"grid \[6, 4\], and 56 frames make \[7, 4\]"),
+        ({"frames": 50}, "use 48 or 56 frames"),
+        ({"encoder": {"size": "tiny", "colour": 1}}, "colour"),
+        ({"encoder": {**ENCODER.model_dump(), "depth": 2}}, r"8 unexpected|12 unexpected"),
+        ({"front_end": {"mels": 32}}, "front_end.mean is auto"),
+    ],
+)
+def test_a_card_that_does_not_fit_is_refused(tmp_path: Path, change: dict[str, Any], text: str) -> None:
+    m = model()
+    m.save(tmp_path / "m")
+    path = tmp_path / "m" / "card.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises((CheckpointError, ConfigError), match=text):
+        AudioModel.load(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("sound", "text"),
+    [
+        (np.zeros(0, np.float32), r"shape \(0,\) is empty"),
+        (np.zeros((2, 0), np.float32), "is not a clip|is empty"),
+        (np.array([0.0, np.nan, np.inf], np.float32), "2 samples that are not finite"),
+        (np.zeros(100, np.int16), r"holds torch.int16(.|\n)*32768"),
+        (np.zeros((1000, 2), np.float32), r"\(1000, 2\) is not a clip(.|\n)*turn the axes"),
+        (np.zeros((1, 2, 1000), np.float32), "is not a clip"),
+        (torch.full((50,), torch.nan), "50 samples that are not finite"),
+        ([0.0, 1.0], "a list"),
+    ],
+)
+def test_sounds_that_cannot_be_embedded(sound: Any, text: str) -> None:
+    with pytest.raises(AudioError, match=text):
+        model().embed(sound)
+
+
+def test_a_missing_file_and_a_forgotten_list(tmp_path: Path) -> None:
+    with pytest.raises(AudioError, match=r"nothing\.wav"):
+        model().embed(tmp_path / "nothing.wav")
+    with pytest.raises(AudioError, match="a list of sounds"):
+        model().embed_batch(wave(0.1))  # type: ignore[arg-type]
+
+
+def test_parts_that_do_not_go_together() -> None:
+    encoder = Encoder(ENCODER, FRAMES, 32)
+    with pytest.raises(ConfigError, match=r"front_end\.mean is auto"):
+        AudioModel(encoder, FrontEnd(FrontEndSettings(mels=32)))
+    with pytest.raises(ConfigError, match="64 mel bins, an encoder of 32"):
+        AudioModel(encoder, FrontEnd(FrontEndSettings(mels=64, mean=0.0, std=1.0)))

@@ -1,0 +1,276 @@
+"""The encoder against torch's own transformer layer, convolution and loops in float64."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from asit.errors import ConfigError
+from asit.model.vit import Encoder, draw_drop_path, drop_path_rates
+from asit.settings import EncoderSettings
+
+TINY = EncoderSettings(size="custom", width=24, depth=3, heads=3, patch_frames=4, patch_mels=8)
+
+
+def make(frames: int = 24, mels: int = 16, settings: EncoderSettings = TINY, seed: int = 0) -> Encoder:
+    encoder = Encoder(settings, frames, mels)
+    with torch.no_grad():  # large weights, and biases and norms that are not trivial, so that each one counts
+        for i, parameter in enumerate(encoder.parameters()):
+            parameter.normal_(0.0, 0.3, generator=torch.Generator().manual_seed(1000 * seed + i))
+    return encoder.eval()
+
+
+def spectrogram(rows: int = 2, frames: int = 24, mels: int = 16, seed: int = 0) -> Tensor:
+    return torch.randn(rows, 1, frames, mels, generator=torch.Generator().manual_seed(seed))
+
+
+def reference(encoder: Encoder, x: Tensor, blocks: int) -> Tensor:
+    """The first `blocks` blocks by nn.Conv2d and nn.TransformerEncoderLayer, in float64: (R, 1 + P, D)."""
+    state = {name: value.detach().double() for name, value in encoder.state_dict().items()}
+    size, step = state["patch_embed.proj.weight"].shape[0], encoder.patch
+    conv = nn.Conv2d(1, size, step, step).double()
+    conv.load_state_dict({k: state[f"patch_embed.proj.{k}"] for k in ("weight", "bias")})
+    tokens = conv(x.double()).flatten(2).transpose(1, 2)
+    tokens = torch.cat([state["cls_token"].expand(len(x), -1, -1), tokens], 1) + state["pos_embed"]
+    names = {
+        "self_attn.in_proj_weight": "attn.qkv.weight",
+        "self_attn.in_proj_bias": "attn.qkv.bias",
+        "self_attn.out_proj.weight": "attn.proj.weight",
+        "self_attn.out_proj.bias": "attn.proj.bias",
+        **{f"linear{n}.{k}": f"mlp.fc{n}.{k}" for n in (1, 2) for k in ("weight", "bias")},
+        **{f"norm{n}.{k}": f"norm{n}.{k}" for n in (1, 2) for k in ("weight", "bias")},
+    }
+    for i in range(blocks):
+        layer = nn.TransformerEncoderLayer(
+            size, encoder.heads, 4 * size, dropout=0.0, activation="gelu", layer_norm_eps=1e-6, batch_first=True,
+            norm_first=True, dtype=torch.float64,
+        )  # fmt: skip
+        layer.load_state_dict({theirs: state[f"blocks.{i}.{ours}"] for theirs, ours in names.items()})
+        tokens = layer(tokens)
+    return nn.functional.layer_norm(tokens, (size,), state["norm.weight"], state["norm.bias"], 1e-6)
+
+
+def test_equals_torchs_transformer_layers() -> None:
+    encoder, x = make(), spectrogram()
+    out, want = encoder(x), reference(encoder, x, 3)
+    torch.testing.assert_close(out.cls.double(), want[:, 0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(out.patches.double(), want[:, 1:], atol=1e-4, rtol=1e-4)
+    assert out.grid == (6, 2)
+
+
+@pytest.mark.parametrize(("layer", "blocks"), [(0, 1), (1, 2), (2, 3), (-1, 3), (-3, 1)])
+def test_a_layer_is_that_blocks_output_through_the_final_norm(layer: int, blocks: int) -> None:
+    encoder, x = make(), spectrogram()
+    want = reference(encoder, x, blocks)
+    torch.testing.assert_close(encoder(x, layer=layer).patches.double(), want[:, 1:], atol=1e-4, rtol=1e-4)
+
+
+def test_a_layer_that_is_not_there() -> None:
+    with pytest.raises(ConfigError, match=r"layer 3 of an encoder of 3 blocks\n.*-3 to 2"):
+        make()(spectrogram(), layer=3)
+
+
+@pytest.mark.parametrize(("size", "count"), [("tiny", 5.4e6), ("small", 21.5e6), ("base", 85.5e6)])
+def test_sizes_have_the_papers_parameter_counts(size: str, count: float) -> None:
+    with torch.device("meta"):
+        encoder = Encoder(EncoderSettings.model_validate({"size": size}), 592, 128)
+    assert sum(p.numel() for p in encoder.parameters()) == pytest.approx(count, rel=0.01)
+
+
+def test_names_and_shapes_are_the_official_ones() -> None:
+    with torch.device("meta"):
+        encoder = Encoder(EncoderSettings(size="tiny"), 592, 128)
+    d = 192
+    want = {
+        "cls_token": (1, 1, d),
+        "pos_embed": (1, 297, d),
+        "patch_embed.proj.weight": (d, 1, 16, 16),
+        "patch_embed.proj.bias": (d,),
+        "norm.weight": (d,),
+        "norm.bias": (d,),
+    }
+    for i in range(12):
+        linear = {"attn.qkv": (3 * d, d), "attn.proj": (d, d), "mlp.fc1": (4 * d, d), "mlp.fc2": (d, 4 * d)}
+        for name, (out, inn) in linear.items():
+            want |= {f"blocks.{i}.{name}.weight": (out, inn), f"blocks.{i}.{name}.bias": (out,)}
+        want |= {f"blocks.{i}.norm{n}.{k}": (d,) for n in (1, 2) for k in ("weight", "bias")}
+    assert {name: tuple(value.shape) for name, value in encoder.state_dict().items()} == want
+
+
+def test_init_sets_every_number_and_is_seeded() -> None:
+    encoder = Encoder(TINY, 24, 16)
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.fill_(float("nan"))
+    encoder.init_weights(torch.Generator().manual_seed(1))
+    first = {name: value.clone() for name, value in encoder.state_dict().items()}
+    encoder.init_weights(torch.Generator().manual_seed(1))
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(value, first[name]), name
+        assert value.isfinite().all(), name
+    assert first["blocks.0.mlp.fc1.weight"].std().item() == pytest.approx(0.02, rel=0.1)
+    assert first["blocks.0.mlp.fc1.bias"].abs().max() == 0
+    assert (first["norm.weight"] == 1).all()
+
+
+def test_dropping_every_branch_leaves_the_embedding() -> None:
+    encoder, x = make(), spectrogram()
+    out = encoder(x, drop=torch.zeros(3, 2, 2))
+    torch.testing.assert_close(out.patches.double(), reference(encoder, x, 0)[:, 1:], atol=1e-4, rtol=1e-4)
+
+
+def test_drop_factors_belong_to_block_branch_and_row() -> None:
+    encoder, x = make(), spectrogram()
+    plain = encoder(x)
+    torch.testing.assert_close(encoder(x, drop=torch.ones(3, 2, 2)).patches, plain.patches)
+    drop = torch.ones(3, 2, 2)
+    drop[2, :, 1] = 0  # the last block, both branches, second row: that row is as after two blocks
+    out = encoder(x, drop=drop)
+    torch.testing.assert_close(out.patches[0], plain.patches[0])
+    torch.testing.assert_close(out.patches[1].double(), reference(encoder, x, 2)[1, 1:], atol=1e-4, rtol=1e-4)
+    scaled = Encoder(TINY, 24, 16).eval()
+    scaled.load_state_dict(encoder.state_dict())
+    with torch.no_grad():
+        scaled.blocks[1].mlp.fc2.weight *= 2.5
+        scaled.blocks[1].mlp.fc2.bias *= 2.5
+    drop = torch.ones(3, 2, 2)
+    drop[1, 1] = 2.5
+    torch.testing.assert_close(encoder(x, drop=drop).patches, scaled(x).patches)
+
+
+def test_drop_path_rates_are_linear_and_draws_keep_the_mean() -> None:
+    rates = drop_path_rates(EncoderSettings(size="tiny", drop_path=0.22))
+    assert rates == pytest.approx([0.02 * i for i in range(12)])
+    draws = np.stack([draw_drop_path(np.random.default_rng([7, i]), rates) for i in range(4000)])
+    assert draws.shape == (4000, 12, 2)
+    assert draws.dtype == np.float32
+    assert (draws[:, 0] == 1).all()
+    np.testing.assert_allclose((draws == 0).mean((0, 2)), rates, atol=4 * math.sqrt(0.2 / 8000))
+    np.testing.assert_allclose(draws.mean((0, 2)), 1.0, atol=0.03)
+    both = (draws[:, 11] == 0).all(1).mean()
+    assert both == pytest.approx(0.22**2, abs=0.015), "the two branches are drawn apart"
+    assert np.array_equal(draws[3], draw_drop_path(np.random.default_rng([7, 3]), rates))
+
+
+def test_training_mode_draws_nothing() -> None:
+    encoder, x = make().train(), spectrogram()
+    before = torch.get_rng_state()
+    first, second = encoder(x), encoder(x)
+    assert torch.equal(first.patches, second.patches)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), 1e30])
+def test_padding_reaches_no_output_and_no_gradient(poison: float) -> None:
+    encoder = make()
+    x = spectrogram(3)
+    valid = torch.ones(3, 12, dtype=torch.bool)
+    valid[1, 6:] = False  # 3 of 6 columns
+    valid[2, 2:] = False
+    want = [encoder(x[i : i + 1, :, : 4 * n], stretch=False) for i, n in enumerate((6, 3, 1))]
+    x[1, :, 12:] = poison
+    x[2, :, 4:] = poison
+    x.requires_grad_(True)
+    out = encoder(x, valid=valid)
+    for i, n in enumerate((12, 6, 2)):
+        torch.testing.assert_close(out.patches[i, :n], want[i].patches[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(out.cls[i], want[i].cls[0], atol=1e-5, rtol=1e-5)
+        assert (out.patches[i, n:] == 0).all()
+    encoder.requires_grad_(True)
+    (out.patches.square().sum() + out.cls.sum()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in encoder.parameters())
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+    assert (x.grad[2, :, 4:] == 0).all()
+
+
+def bicubic(values: np.ndarray, size: int) -> np.ndarray:
+    """Cubic convolution (Keys 1981, a = -0.75) of axis 0, pixel centres aligned, edges repeated; plain loops."""
+
+    def kernel(t: float, a: float = -0.75) -> float:
+        t = abs(t)
+        if t <= 1:
+            return (a + 2) * t**3 - (a + 3) * t**2 + 1
+        return a * t**3 - 5 * a * t**2 + 8 * a * t - 4 * a if t < 2 else 0.0
+
+    out = np.zeros((size, *values.shape[1:]))
+    for i in range(size):
+        at = (i + 0.5) * len(values) / size - 0.5
+        for j in range(math.floor(at) - 1, math.floor(at) + 3):
+            out[i] += kernel(at - j) * values[min(max(j, 0), len(values) - 1)]
+    return out
+
+
+@pytest.mark.parametrize("grid", [(6, 2), (9, 2), (3, 2), (6, 5), (4, 3), (1, 1)])
+def test_positions_are_resized_bicubically(grid: tuple[int, int]) -> None:
+    encoder = make()
+    own = encoder.pos_embed.detach().double().numpy()[0, 1:].reshape(6, 2, 24)
+    want = bicubic(bicubic(own, grid[0]).swapaxes(0, 1), grid[1]).swapaxes(0, 1)
+    got = encoder.positions(grid).detach()
+    assert torch.equal(got[:, 0], encoder.pos_embed[:, 0])
+    np.testing.assert_allclose(got[0, 1:].reshape(*grid, 24).numpy(), want, atol=1e-5)
+
+
+def test_resized_positions_follow_the_weights() -> None:
+    encoder = make()
+    x = spectrogram(1, 12)
+    with torch.no_grad():
+        before = encoder(x).patches
+        assert torch.equal(before, encoder(x).patches)
+        encoder.pos_embed.add_(torch.randn(encoder.pos_embed.shape, generator=torch.Generator().manual_seed(5)))
+        after = encoder(x).patches
+    fresh = make()
+    fresh.load_state_dict(encoder.state_dict())
+    assert not torch.allclose(before, after)
+    torch.testing.assert_close(after, fresh(x).patches)
+
+
+def test_gradient_reaches_the_positions_through_the_resize() -> None:
+    encoder = make().train()
+    encoder(spectrogram(1, 12)).patches.sum().backward()
+    assert encoder.pos_embed.grad is not None
+    assert (encoder.pos_embed.grad[0, 1:].abs().sum(-1) > 0).all()
+
+
+def test_other_lengths_and_bf16() -> None:
+    encoder = make()
+    for frames, mels in ((4, 8), (40, 16), (24, 32)):
+        out = encoder(spectrogram(2, frames, mels))
+        assert out.grid == (frames // 4, mels // 8)
+        assert out.patches.shape == (2, frames * mels // 32, 24)
+    encoder = Encoder(EncoderSettings(size="custom", width=192, depth=4, heads=3), 96, 128).eval()
+    x = spectrogram(2, 96, 128)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        half = encoder(x)
+    assert torch.nn.functional.cosine_similarity(half.patches.float(), encoder(x).patches, dim=-1).min() > 0.999
+
+
+@pytest.mark.parametrize(
+    ("frames", "mels", "text"),
+    [(598, 128, "use 592 or 608 frames"), (592, 100, "use 96 or 112 mel bins"), (10, 128, "use 16 frames")],
+)
+def test_lengths_that_are_no_multiple_name_the_nearest(frames: int, mels: int, text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        Encoder(EncoderSettings(size="tiny"), frames, mels)
+
+
+def test_input_of_a_wrong_length_is_refused() -> None:
+    with pytest.raises(ConfigError, match="25 frames, patches of 4"):
+        make()(spectrogram(1, 25))
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"size": "custom", "width": 64}, "without depth, heads"),
+        ({"size": "custom", "width": 64, "depth": 2, "heads": 3}, "set encoder.width to 63 or 66"),
+        ({"size": "tiny", "depth": 2}, "size is tiny, and depth 2 is set too"),
+    ],
+)
+def test_sizes_that_cannot_be(given: dict[str, object], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        Encoder(EncoderSettings.model_validate(given), 96, 128)

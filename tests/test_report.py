@@ -1,0 +1,365 @@
+"""The page about a run: whole, torn, missing and hostile runs."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import yaml
+
+from asit.engine.figures import write_figure
+from asit.errors import AsitError, ConfigError
+from asit.report import probe_table_html, report
+from asit.report.charts import Chart, thin
+from asit.report.run import Run
+from asit.settings import PretrainSettings
+
+HOSTILE = '<script>alert("x")</script>&.wav'
+VOID = {"meta", "img", "br", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Parses a page; balanced tags, what is embedded, and the text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.text += data + " "
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.found if name == tag]
+
+
+def line(step: int, epoch_steps: int = 50) -> dict[str, Any]:
+    parts = {"global": 9 - step / 100, "local": 6.5, "reconstruction": 0.5, "teacher_entropy_class": 8.0,
+             "teacher_entropy_patch": 6.0, "centre_norm_class": 1.0, "centre_norm_patch": 1.0, "feature_spread": 0.3,
+             "mask_share": 0.5, "gradient_norm": 2.0}  # fmt: skip
+    return {"kind": "train", "step": step, "epoch": step / epoch_steps, "loss": 16.5 - step / 100, "parts": parts,
+            "lr": 1e-4, "weight_decay": 0.04, "teacher_momentum": 0.996, "teacher_temperature": 0.04,
+            "clips_per_second": 12.5, "data_wait": 0.031, "seconds": 2.0 * step}  # fmt: skip
+
+
+def write_run(folder: Path, lines: list[dict[str, Any]], tail: str = "") -> Path:
+    folder.mkdir()
+    settings = PretrainSettings(data=HOSTILE, out="out", epochs=4)
+    settings.front_end.mean, settings.front_end.std = -6.0, 4.0
+    settings.masking.drop = 0.55
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings.model_dump(mode="json")))
+    (folder / "environment.json").write_text(json.dumps({"torch": "2.13.0", "git": {"commit": "abc123"}}))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines) + tail)
+    header = {"asit_catalogue": 1, "clips": 7200, "seconds": 7236.0, "mean": -6.0, "std": 4.0, "skipped": {"silent": 3}}
+    (folder / "catalogue.jsonl").write_text(json.dumps(header) + "\n" + json.dumps({"path": "a.wav"}) + "\n")
+    (folder / "log.txt").write_text("started <now>\n")
+    return folder
+
+
+def full_lines() -> list[dict[str, Any]]:
+    probe = {"kind": "probe", "step": 100, "accuracy": 0.5, "features": {"mean": 0.5, "time-mean": 0.625}, "clips": 400}
+    return [
+        {"kind": "event", "step": 0, "text": "begins"},
+        *(line(step) for step in range(10, 110, 10)),
+        probe,
+        *(line(step) for step in range(110, 210, 10)),
+        {"kind": "event", "step": 200, "text": "finished: 200 steps in 7 min"},
+    ]
+
+
+def add_figures(run: Path, steps: tuple[int, ...], n: int = 1, frames: int = 40) -> None:
+    """The arrays alone, as `write_figure` keeps them: its picture takes longer to draw than the page to make."""
+    (run / "figures").mkdir()
+    rng = np.random.default_rng(0)
+    for step in steps:
+        clean = rng.normal(size=(n, frames, 128)).astype(np.float32) / 2
+        mask = rng.random(clean.shape) < 0.4
+        half = {"clean": clean, "corrupted": np.where(mask, 0, clean), "reconstructed": clean * 0.8}
+        arrays: dict[str, Any] = {name: x.astype(np.float16) for name, x in half.items()}
+        np.savez(run / "figures" / f"step-{step:08d}.npz", **arrays, mask=mask, ids=np.array([HOSTILE] * n))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "run", full_lines())
+
+
+def test_a_finished_run(run: Path) -> None:
+    path = report(run)
+    assert path == run / "report.html"
+    assert not list(run.glob(".*"))
+    html = path.read_text()
+    page = Page(html)
+    for text in ("Finished: step 200 of 200.", "7,200", "2.01 h",
+                 "left out: silent", "torch", "2.13.0", "abc123", "12.5 clips",
+                 "No figures yet", "started <now>", "6 min 40 s", "62.5%"):  # fmt: skip
+        assert text in page.text, text
+    charts = {a["aria-label"].split(".")[0]: a["aria-label"] for a in page.all("svg") if a.get("aria-label")}
+    assert {"Total loss", "Global loss", "Local loss", "Reconstruction loss", "Learning rate", "Weight decay",
+            "Teacher momentum", "Teacher temperature", "Feature spread", "Gradient norm", "Throughput",
+            "Waiting for data", "Probe accuracy"} <= set(charts)  # fmt: skip
+    assert "from 8.9 at step 10 to 7 at step 200" in charts["Global loss"]
+    assert f"log 8,192 = {math.log(8192):.2f}" in html
+    assert f"log 1,024 = {math.log(1024):.2f}" in html
+
+
+def test_the_page_asks_nothing_of_the_network(run: Path) -> None:
+    add_figures(run, (100,))
+    html = report(run).read_text()
+    page = Page(html)
+    assert not re.search(r"https?:|//[a-z]+\.|@import|url\((?!#)", html)
+    for tag, attributes in page.found:
+        assert tag not in ("link", "iframe", "object")
+        for name in ("src", "href", "xlink:href"):
+            if name in attributes:
+                assert str(attributes[name]).startswith(("data:", "#")), (tag, attributes[name])
+    assert all(attributes.get("alt") for attributes in page.all("img"))
+    assert all(attributes.get("aria-label") for attributes in page.all("audio"))
+    assert len(page.all("script")) == 1
+
+
+def test_what_comes_from_the_user_is_escaped(run: Path) -> None:
+    add_figures(run, (100,))
+    (run / "log.txt").write_text(HOSTILE)
+    (run / "environment.json").write_text(json.dumps({HOSTILE: HOSTILE}))
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"kind": "event", "step": 200, "text": HOSTILE}) + "\n")
+        file.write(json.dumps({"kind": "probe", "step": 200, "accuracy": 1.0, "features": {HOSTILE: 1.0}}) + "\n")
+    html = report(run).read_text()
+    assert "<script>alert" not in html
+    assert Page(html).text.count(HOSTILE) >= 5
+
+
+def test_sections_come_first_and_out_is_taken(run: Path, tmp_path: Path) -> None:
+    path = report(run, tmp_path / "new" / "page.html", sections=[("A & B", "<p id=mine>hello</p>")])
+    assert path == tmp_path / "new" / "page.html"
+    html = path.read_text()
+    assert "<h2>A &amp; B</h2><p id=mine>hello</p>" in html
+    assert html.index("id=mine") < html.index("<h2>Losses</h2>")
+    assert not (run / "report.html").exists()
+    stated = re.search(r"Size: ([\d.]+) MB", html)
+    assert stated is not None
+    assert float(stated[1]) == pytest.approx(path.stat().st_size / 1e6, abs=0.06)
+
+
+def test_settings_that_differ_are_marked(run: Path) -> None:
+    html = report(run).read_text()
+    # what auto became (mean, std), masking.drop and epochs; never the paths
+    changed = re.findall(r'<tr class="changed"><td>([^<]*)</td><td>([^<]*)</td>', html)
+    assert dict(changed) == {"masking.drop": "0.55", "epochs": "4", "front_end.mean": "-6.0", "front_end.std": "4.0"}
+    preset = PretrainSettings(epochs=4).model_dump()  # tuples, where YAML has lists
+    preset["front_end"] |= {"mean": -6, "std": 4}
+    changed = re.findall(r'<tr class="changed"><td>([^<]*)</td>', report(run, preset=preset).read_text())
+    assert changed == ["masking.drop"]
+
+
+def test_a_run_in_progress_with_a_torn_last_line(tmp_path: Path) -> None:
+    torn = json.dumps(line(120))[:70]
+    run = write_run(tmp_path / "run", [line(step) for step in range(10, 120, 10)], torn)
+    page = Page(report(run).read_text())
+    assert "Still running, or cut off: the last record is of step 110 of 200." in page.text
+    assert "unreadable" not in page.text
+
+
+def test_a_stopped_and_resumed_run(tmp_path: Path) -> None:
+    first = [line(10), line(20), line(30) | {"loss": 99.0}]
+    stop = {"kind": "event", "step": 30, "text": "stopped by SIGTERM at step 30 of 200"}
+    run = write_run(tmp_path / "run", [*first, stop])
+    assert "Stopped at step 30 of 200: stopped by SIGTERM at step 30 of 200." in Page(report(run).read_text()).text
+    again = write_run(
+        tmp_path / "again", [*first, {"kind": "event", "step": 20, "text": "goes on from step 20"}, line(30), line(40)]
+    )
+    held = Run.read(again)
+    assert [x["step"] for x in held.train] == [10, 20, 30, 40]
+    assert held.train[2]["loss"] < 17  # the step taken again counts
+    assert held.verdict[0] == "unfinished"
+    assert held.resumes == [20]
+
+
+def test_a_clip_named_stop_does_not_stop_the_run(tmp_path: Path) -> None:
+    left_out = {"kind": "event", "step": 20, "text": "left out: stopped finished.wav; another clip stands in for it"}
+    run = write_run(tmp_path / "run", [line(10), line(20), left_out])
+    assert Run.read(run).verdict[0] == "unfinished"
+
+
+def test_the_last_steps_need_not_be_logged(tmp_path: Path) -> None:
+    lines = [line(step, 51) for step in range(10, 204, 10)]
+    run = write_run(tmp_path / "run", lines)
+    assert Run.read(run).verdict == ("unfinished", "Still running, or cut off: the last record is of step 200 of 204.")
+    ended = write_run(tmp_path / "ended", [*lines, {"kind": "event", "step": 204, "text": "finished: 204 steps"}])
+    assert Run.read(ended).verdict == ("finished", "Finished: step 204 of 204.")
+
+
+def test_damaged_lines_and_nan_are_survived(run: Path) -> None:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    lines[3] = lines[3][:40]
+    lines[5] = lines[5].replace('"local": 6.5', '"local": NaN')
+    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert "1 unreadable lines of metrics.jsonl" in Page(report(run).read_text()).text
+
+
+@pytest.mark.parametrize("kept", ["config.yaml", "metrics.jsonl"])
+def test_parts_that_are_missing_are_said(run: Path, kept: str) -> None:
+    for path in run.iterdir():
+        if path.name != kept:
+            path.unlink()
+    text = Page(report(run).read_text()).text
+    assert "environment.json is not there" in text
+    assert "No figures yet" in text
+    assert "holds no catalogue" in text
+    assert ("config.yaml is not there" in text) == (kept == "metrics.jsonl")
+    assert ("Nothing trained yet" in text) == (kept == "config.yaml")
+
+
+def test_a_folder_that_is_not_a_run(tmp_path: Path, run: Path) -> None:
+    with pytest.raises(AsitError, match=r"nowhere is not there\n  expected: a run's folder"):
+        report(tmp_path / "nowhere")
+    with pytest.raises(AsitError, match=r"log\.txt is a file"):
+        report(run / "log.txt")
+    other = tmp_path / "other"
+    other.mkdir()
+    with pytest.raises(AsitError, match="other is not a run: it holds nothing"):
+        report(other)
+    for index in range(11):
+        (other / f"{index:02d}.wav").touch()
+    with pytest.raises(AsitError, match=r"it holds 00\.wav, .*, 07\.wav and 3 more"):
+        report(other)
+    with pytest.raises(AsitError, match=r"way out:  this looks like a run: .*/run"):
+        report(tmp_path)
+    (run / "model").mkdir()
+    with pytest.raises(AsitError, match=r"this looks like a run: .*/run$"):
+        report(run / "model")
+
+
+def test_a_damaged_config_is_named(run: Path) -> None:
+    (run / "config.yaml").write_text("a: [1\nb: 2")
+    with pytest.raises(ConfigError, match=r"config\.yaml cannot be read"):
+        report(run)
+    assert not (run / "report.html").exists()
+
+
+def test_first_middle_and_last_figure_with_sound(run: Path) -> None:
+    pytest.importorskip("asit.audio.invert")
+    add_figures(run, (50, 100, 150, 200))
+    page = Page(report(run).read_text())
+    assert [s in page.text for s in ("Step 50", "Step 100", "Step 150", "Step 200")] == [True, False, True, True]
+    assert len(page.all("img")) == 3 * 5
+    players = page.all("audio")
+    assert [p["aria-label"] for p in players[:4]] == [
+        f"{kind}, {HOSTILE}" for kind in ("clean", "corrupted", "reconstructed", "composite")
+    ]
+    assert len(players) == 3 * 4
+    kind, data = str(players[0]["src"]).split(";base64,")
+    assert kind == "data:audio/mpeg"
+    wave, rate = soundfile.read(io.BytesIO(base64.b64decode(data)))
+    assert rate == 16000
+    assert len(wave) == pytest.approx(40 * 160, abs=2500)  # an MP3 is padded to whole frames
+    assert 0.05 < np.abs(wave).max() <= 1.0
+
+
+def test_composite_keeps_the_clean_values_outside_the_mask(run: Path) -> None:
+    clean = np.full((1, 64, 128), -0.5, np.float32)
+    clean[:, :, :64] = 0.5
+    mask = np.zeros(clean.shape, bool)
+    mask[:, 32:] = True
+    write_figure(run / "figures", 7, clean, np.where(mask, 0, clean), -clean, mask, ["x"])
+    (run / "config.yaml").unlink()  # no front end: no sound, said; the pictures stay
+    (run / "catalogue.jsonl").unlink()
+    page = Page(report(run).read_text())
+    assert "No sound: the run's folder does not say the mean" in page.text
+    from matplotlib.image import imread
+
+    sources = [str(a["src"]).split(";base64,")[1] for a in page.all("img")]
+    jpegs = [imread(io.BytesIO(base64.b64decode(s)), format="jpeg").astype(int).sum(-1) for s in sources[:4]]
+    light, dark = 600, 200
+    composite = jpegs[3]
+    assert composite.shape == (128, 64)
+    assert composite[96, 16] > light  # low band, outside: clean
+    assert composite[32, 16] < dark
+    assert composite[96, 48] < dark  # low band, masked: the reconstruction, which is upside down
+    assert composite[32, 48] > light
+
+
+def test_a_damaged_figure_is_said(run: Path) -> None:
+    add_figures(run, (50,))
+    (run / "figures" / "step-00000050.npz").write_bytes(b"PK\x03\x04 torn")
+    assert "step-00000050.npz cannot be read" in Page(report(run).read_text()).text
+
+
+def test_a_failed_write_leaves_the_old_page(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = report(run).read_text()
+
+    def full(self: Path, *args: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        report(run)
+    assert (run / "report.html").read_text() == before
+    assert not list(run.glob(".*"))
+
+
+def test_size_of_a_page_with_six_second_views(run: Path) -> None:
+    pytest.importorskip("asit.audio.invert")
+    small = report(run).stat().st_size
+    add_figures(run, (200,), n=1, frames=592)
+    # noise compresses worst; nine such examples and the rest stay under 3 MB
+    assert small + 9 * (report(run).stat().st_size - small) < 3e6
+
+
+def test_probe_table() -> None:
+    html = probe_table_html(
+        {"pretrained <1>": {"mean": 0.81, "kNN": 0.5}, "log-mel": {"mean": 0.33}},
+        {"pretrained <1>": {"mean": (0.79, 0.83)}},
+    )
+    page = Page(html)
+    assert "<b>81.0%</b> <small>79.0% to 83.0%</small>" in html
+    assert "<td>33.0%</td><td>not measured</td>" in html
+    assert "pretrained <1>" in page.text
+    (figure,) = (a for a in page.all("svg"))
+    assert "pretrained <1>: mean 81.0%, kNN 50.0%." in str(figure["aria-label"])
+    assert "No probe results" in probe_table_html({})
+
+
+def test_thinning_keeps_extremes_and_means() -> None:
+    rng = np.random.default_rng(0)
+    x, y = np.arange(10_007.0), rng.normal(size=10_007)
+    y[5000], y[17] = 50.0, np.nan
+    steps, mean, low, high = thin(x, y)
+    assert len(steps) == 240
+    assert (np.diff(steps) > 0).all()
+    assert high.max() == 50.0
+    assert low.min() == np.nanmin(y)
+    assert ((low <= mean) & (mean <= high)).all()
+    assert mean.mean() == pytest.approx(np.nanmean(y), abs=0.01)
+    assert thin([1, 2], [3, 4])[1].tolist() == [3, 4]
+
+
+def test_a_chart_without_finite_values_is_drawn() -> None:
+    assert "to nan at step 2" in Chart("Loss", "", {"Loss": ([1, 2], [1.0, math.nan])}).html()
+    assert "<svg" in Chart("Loss", "", {"Loss": ([1, 2], [math.nan, math.inf])}).html()
+    assert Chart("Loss", "", {"Loss": ([], [])}).html() == ""
