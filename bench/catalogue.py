@@ -35,36 +35,52 @@ def recordings(folder: Path, count: int) -> None:
         soundfile.write(place / f"{i:07d}.flac", wave, 16000)
 
 
-def scan(folder: Path, out: Path, check: str, workers: int, statistics_clips: int) -> float:
-    """Seconds of one scan, in a process of its own as a user would start it."""
+def linked(folder: Path, names: Path, times: int) -> int:
+    """Other names for the same files, so that a scan of headers has enough to do; how many."""
+    count = 0
+    for i in range(times):
+        for file in sorted(folder.rglob("*.flac")):
+            place = names / f"{i:04d}" / file.parent.name
+            place.mkdir(parents=True, exist_ok=True)
+            os.link(file, place / file.name)
+            count += 1
+    return count
+
+
+def scan(folder: Path, check: str, workers: int, statistics_clips: int = 0) -> tuple[float, float]:
+    """Seconds, and MB of memory at the most, of the process that a user starts."""
     code = (
-        "import sys, time; from asit.data.catalogue import build; from asit.settings import FrontEndSettings\n"
+        "import time; from asit.data.catalogue import build; from asit.settings import FrontEndSettings\n"
         "if __name__ == '__main__':\n"
-        f"    start = time.perf_counter(); build({str(folder)!r}, {str(out)!r}, front_end=FrontEndSettings(), "
-        f"check={check!r}, workers={workers}, statistics_clips={statistics_clips})\n"
-        "    print(time.perf_counter() - start)"
+        f"    start = time.perf_counter(); build({str(folder)!r}, {str(folder) + '.jsonl'!r}, "
+        f"front_end=FrontEndSettings(), check={check!r}, workers={workers}, statistics_clips={statistics_clips})\n"
+        "    print(time.perf_counter() - start, open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return float(result.stdout)
+    seconds, memory = map(float, result.stdout.split())
+    return seconds, memory / 1e3
 
 
 def scans(folder: Path, count: int) -> None:
-    few = folder / "few"
-    recordings(few, count // 4)
-    recordings(folder / "many", count)
-    print(f"\n| scan ({count} files of 10 s, FLAC, 16 kHz) | workers | ms a file | start, s | two million files, h |")
-    print("|---|---|---|---|---|")
-    for check in ("header", "full"):
+    real, quarter = folder / "real", folder / "quarter"
+    recordings(real, count)
+    recordings(quarter, count // 4)
+    sizes = {"full": ((quarter, count // 4), (real, count))}
+    few, many = folder / "few", folder / "many"
+    sizes["header"] = ((few, linked(real, few, 5)), (many, linked(real, many, 20)))
+    print("\n| scan of 10 s FLAC files, 16 kHz | files | workers | ms a file | memory, MB | two million files, h |")
+    print("|---|---|---|---|---|---|")
+    for check, ((less, small), (more, large)) in sizes.items():
         for workers in (1, 2):
-            small = min(scan(few, folder / "few.jsonl", check, workers, 0) for _ in range(2))
-            large = min(scan(folder / "many", folder / "many.jsonl", check, workers, 0) for _ in range(2))
-            cost = (large - small) / (count - count // 4)
-            start = large - cost * count
-            print(f"| {check} | {workers} | {cost * 1e3:.2f} | {start:.2f} | {cost * MANY / 3600:.2f} |", flush=True)
-    without = scan(folder / "many", folder / "many.jsonl", "full", 1, 0)
-    measured = scan(folder / "many", folder / "many.jsonl", "full", 1, count)
+            base = min(scan(less, check, workers) for _ in range(3))[0]
+            whole, memory = min(scan(more, check, workers) for _ in range(3))
+            cost = (whole - base) / (large - small)
+            hours = cost * MANY / 3600
+            print(f"| {check} | {large} | {workers} | {cost * 1e3:.2f} | {memory:.0f} | {hours:.2f} |", flush=True)
+    without, _ = scan(real, "full", 1)
+    measured, _ = scan(real, "full", 1, count)
     each = (measured - without) / count * 1e3
-    print(f"\nMean and std, one worker: {each:.2f} ms a sampled file, torch's import included.")
+    print(f"\nMean and std, one worker: {each:.2f} ms a sampled file, the import of torch (once) included.")
 
 
 def resident() -> int:

@@ -114,7 +114,7 @@ def test_a_finished_run(run: Path) -> None:
     assert not list(run.glob(".*"))
     html = path.read_text()
     page = Page(html)
-    for text in ("Finished: step 200 of 200.", "7,200", "2.01 h",
+    for text in ("Finished: 200 steps in 7 min.", "7,200", "2.01 h",
                  "left out: silent", "torch", "2.13.0", "abc123", "12.5 clips",
                  "No figures yet", "started <now>", "6 min 40 s", "62.5%"):  # fmt: skip
         assert text in page.text, text
@@ -189,7 +189,7 @@ def test_a_stopped_and_resumed_run(tmp_path: Path) -> None:
     first = [line(10), line(20), line(30) | {"loss": 99.0}]
     stop = {"kind": "event", "step": 30, "text": "stopped by SIGTERM at step 30 of 200"}
     run = write_run(tmp_path / "run", [*first, stop])
-    assert "Stopped at step 30 of 200: stopped by SIGTERM at step 30 of 200." in Page(report(run).read_text()).text
+    assert "Stopped by SIGTERM at step 30 of 200." in Page(report(run).read_text()).text
     again = write_run(
         tmp_path / "again", [*first, {"kind": "event", "step": 20, "text": "goes on from step 20"}, line(30), line(40)]
     )
@@ -211,7 +211,7 @@ def test_the_last_steps_need_not_be_logged(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", lines)
     assert Run.read(run).verdict == ("unfinished", "Still running, or cut off: the last record is of step 200 of 204.")
     ended = write_run(tmp_path / "ended", [*lines, {"kind": "event", "step": 204, "text": "finished: 204 steps"}])
-    assert Run.read(ended).verdict == ("finished", "Finished: step 204 of 204.")
+    assert Run.read(ended).verdict == ("finished", "Finished: 204 steps.")
 
 
 def test_damaged_lines_and_nan_are_survived(run: Path) -> None:

@@ -34,9 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given[0] not in SUMMARIES:
             close = difflib.get_close_matches(given[0], SUMMARIES, n=1)
             hint = f", did you mean {close[0]}?" if close else ""
-            raise ConfigError(
-                f"asit has no verb {given[0]}{hint}", "one of " + ", ".join(SUMMARIES), "see asit --help"
-            )
+            raise ConfigError(f"asit has no verb {given[0]}{hint}", "one of " + ", ".join(SUMMARIES), "see asit --help")
         from asit import commands
 
         verb: Callable[[str, str, list[str]], int] = getattr(commands, given[0])

@@ -115,7 +115,7 @@ def build(kind: type[S], values: Mapping[str, Any], source: str) -> S:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """", did you mean X?" for the nearest known name, by the whole dotted name or by its last part; else ""."""
+    """ ", did you mean X?" for the nearest known name, by the whole dotted name or by its last part; else ""."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if not close:

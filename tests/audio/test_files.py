@@ -53,7 +53,8 @@ def write_av(path: Path, x: np.ndarray, rate: int, codec: str = "aac") -> Path:
     av = pytest.importorskip("av", reason="PyAV is not installed (the extra asit-audio[av])")
     container = {"m4a": "ipod", "mp4": "mp4", "aac": "adts", "webm": "webm"}[path.suffix[1:]]
     with av.open(str(path), "w", format=container) as out:
-        stream = out.add_stream(codec, rate=rate)
+        # Noise that the decoder makes up would differ from one decoding to the next.
+        stream = out.add_stream(codec, rate=rate, options={"aac_pns": "0"} if codec == "aac" else {})
         stream.layout = "mono" if x.shape[1] == 1 else "stereo"
         size = stream.codec_context.frame_size or 1024
         for first in range(0, len(x), size):
@@ -216,7 +217,8 @@ def test_aac(tmp_path: Path, kind: str) -> None:
     assert np.array_equal(got.wave, whole[2 * 44100 : 3 * 44100])
     lag = np.argmax(scipy.signal.correlate(whole[:88200], x[:88200].mean(1), method="fft")) - 88199
     assert abs(lag) <= 2048  # the coder's own delay
-    assert np.corrcoef(whole[88200:200_000], x[88200 - lag : 200_000 - lag].mean(1))[0, 1] > 0.9  # a wrong channel or rate: 0.7 or less
+    likeness = np.corrcoef(whole[88200:200_000], x[88200 - lag : 200_000 - lag].mean(1))[0, 1]
+    assert likeness > 0.9  # one channel alone would give 0.7
     for start in (0.0, 0.3, 1.7, 3.3333, 4.9):
         part, first = read(path, start=start, seconds=0.5), round(start * 44100)
         assert np.abs(part - whole[first : first + 22050]).max() < 1e-5, start

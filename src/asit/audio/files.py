@@ -174,8 +174,9 @@ def read(
     """Decode a recording, or the part asked for, to a mono waveform.
 
     A part is decoded by itself, with some context on both sides, and equals the same part of the whole resampled
-    file. One exception is known: in some Ogg Vorbis files with sharp onsets libsndfile's own seek lands a few
-    milliseconds off, so there a part can begin that much early or late. Parts of raw aac and webm, which have no exact
+    file. Two exceptions are known. In some Ogg Vorbis files with sharp onsets libsndfile's own seek lands a few
+    milliseconds off, so there a part can begin that much early or late. In AAC the decoder may make noise up
+    (perceptual noise substitution), and makes other noise after a seek. Parts of raw aac and webm, which have no exact
     time stamps, are decoded from the beginning of the file.
 
     Args:

@@ -207,14 +207,12 @@ class Clips(Dataset[Sample]):
         # A view is cut longer or shorter than wanted by its stretch, and never longer than the clip.
         cut = [max(1, min(round(n * d.stretch), max(have, n))) for n, d in zip(wanted, draws, strict=True)]
         starts = [int(rng.integers(max(0, have - n) + 1)) for n in cut]
-        rolled = settings.roll > 0 and rng.random() < settings.roll
-        roll = rng.random()
+        roll = augment.draw_roll(rng, settings)
         first, last = min(starts), max(start + n for start, n in zip(starts, cut, strict=True))
-        if rolled:
-            first, last = 0, max(have, last)
-            length = span
-        else:
-            length = front_end.samples_for(last - first) / rate
+        length = front_end.samples_for(last - first) / rate
+        if roll:
+            # What is rolled in from the other end has to be read as well.
+            first, last, length = 0, max(have, last), span
         wave = files.read(
             path,
             rate=rate,
@@ -223,8 +221,7 @@ class Clips(Dataset[Sample]):
             resampler=front_end.settings.resampler,
         )
         x = torch.from_numpy(wave)
-        if rolled:
-            x = augment.roll(x, roll)
+        x = augment.roll(x, roll)
         x = front_end.pad(x, front_end.samples_for(last - first))
         mel = front_end.pad_frames(front_end.fbank(x[None])[0], last - first)
         out = []

@@ -558,6 +558,8 @@ def build(
                     progress(partial.done, total, bad)
                 if total >= _WHOLE and bad > bad_files * total:
                     break
+            else:
+                assert partial.done == total, "the scan lost files"
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"stopped after {partial.done} of {total} files; the same command goes on from {partial.path}"
@@ -903,7 +905,11 @@ def _scan(listing: _Listing, todo: npt.NDArray[np.int64], plan: _Plan, workers: 
         while True:
             try:
                 for chunk in islice(chunks, 4 * workers - len(waiting)):
-                    waiting[executor.submit(_look, chunk)] = chunk
+                    try:
+                        waiting[executor.submit(_look, chunk)] = chunk
+                    except BrokenProcessPool:
+                        waiting[Future()] = chunk  # so that it is not lost: all that wait are looked at below
+                        raise
                 if not waiting:
                     return
                 done, _ = wait(waiting, return_when=FIRST_COMPLETED)
@@ -946,13 +952,13 @@ class _Partial:
             path.parent.mkdir(parents=True, exist_ok=True)
             end = 0 if restart or not path.exists() else self._load(first, listing)
             self.file = open(path, "r+b" if end else "wb")  # noqa: SIM115  (closed by __exit__)
+            self.file.truncate(end)
+            self.file.seek(end)
+            if not end:
+                self.file.write(first)
+            self.end = self.file.tell()
         except OSError as error:
             raise self._unwritable(error) from None
-        self.file.truncate(end)
-        self.file.seek(end)
-        if not end:
-            self.file.write(first)
-        self.end = self.file.tell()
 
     def __enter__(self) -> _Partial:
         return self

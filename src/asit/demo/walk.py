@@ -11,8 +11,7 @@ from asit.demo.soundfont import build_dataset
 from asit.engine.records import counter
 from asit.errors import AsitError
 from asit.model.audio_model import AudioModel
-from asit.report import report
-from asit.report.charts import probe_table_html
+from asit.report import probe_table_html, report
 from asit.runs import folder, pretrain, probe
 
 RECIPE: dict[str, Any] = {
@@ -50,11 +49,16 @@ def walk(out: Path, *, seed: int = 0, toy: bool = False, stream: TextIO | None =
     clips = {"train_clips": 128, "test_clips": 64} if toy else {}
     making = counter(stream, "rendering clips")
     data = build_dataset(
-        out / "data", seed=seed, progress=None if making is None else lambda done, total: making(done, total, 0), **clips
+        out / "data",
+        seed=seed,
+        progress=None if making is None else lambda done, total: making(done, total, 0),
+        **clips,
     )
     run = out / "run"
     chosen = recipes.pretrain_settings(
-        "default", None, {**(TOY if toy else RECIPE), "data": str(data.train.with_suffix("")), "out": str(run), "seed": seed}
+        "default",
+        None,
+        {**(TOY if toy else RECIPE), "data": str(data.train.with_suffix("")), "out": str(run), "seed": seed},
     )
     begun = (run / folder.CONFIG).exists()
     result = pretrain.pretrain(chosen, resume=begun, stream=stream)

@@ -186,7 +186,9 @@ def fit(
     saved_at = start
     with _Signals() as signals:
         while step < end:
-            now = Now(step, plan.total, plan.steps_per_epoch, measure=(step + 1) % plan.log_every == 0 or step + 1 == end)
+            now = Now(
+                step, plan.total, plan.steps_per_epoch, measure=(step + 1) % plan.log_every == 0 or step + 1 == end
+            )
             rates = task.rates(now)
             optim.set_rates(optimiser, rates.lr, rates.weight_decay)
             optimiser.zero_grad(set_to_none=True)

@@ -56,7 +56,9 @@ def set_rates(optimiser: torch.optim.Optimizer, lr: float, weight_decay: float) 
     """Set this step's learning rate on all groups and its weight decay on those that have one."""
     for group in optimiser.param_groups:
         group["lr"] = lr
-        if group["weight_decay"] != 0.0 or any(decays(n, p) for n, p in zip(group["names"], group["params"])):
+        if group["weight_decay"] != 0.0 or any(
+            decays(n, p) for n, p in zip(group["names"], group["params"], strict=True)
+        ):
             group["weight_decay"] = weight_decay
 
 
@@ -77,7 +79,7 @@ def clip(gradients: Sequence[Tensor], limit: float, per_parameter: bool) -> Tens
         factors = (limit / ((norms if per_parameter else total.expand(len(norms))) + 1e-6)).clamp(max=1.0)
         # Multiplying by one is exact, so only what is over the limit changes; on a CPU that is known for free.
         if gradients[0].device.type == "cpu":
-            over = [(g, f) for g, f in zip(gradients, factors.tolist()) if f < 1.0]
+            over = [(g, f) for g, f in zip(gradients, factors.tolist(), strict=True) if f < 1.0]
             for gradient, factor in over:
                 gradient.mul_(factor)
         else:
@@ -89,7 +91,7 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimiser's state by parameter name: "NAME/exp_avg" and so on."""
     out: dict[str, Tensor] = {}
     for group in optimiser.param_groups:
-        for name, parameter in zip(group["names"], group["params"]):
+        for name, parameter in zip(group["names"], group["params"], strict=True):
             for key, value in optimiser.state.get(parameter, {}).items():
                 out[f"{name}/{key}"] = value if isinstance(value, Tensor) else torch.tensor(value)
     return out
@@ -102,7 +104,7 @@ def load_optimiser_tensors(optimiser: torch.optim.Optimizer, tensors: dict[str, 
         name, field = key.rsplit("/", 1)
         by_name.setdefault(name, {})[field] = value
     for group in optimiser.param_groups:
-        for name, parameter in zip(group["names"], group["params"]):
+        for name, parameter in zip(group["names"], group["params"], strict=True):
             if name in by_name:
                 optimiser.state[parameter] = {
                     field: value.clone() if field == "step" else value.to(parameter.device, copy=True)

@@ -238,7 +238,10 @@ class AudioModel:
     def _wave(self, sound: Sound, rate: int | None) -> Tensor:
         """The sound as (S,) float32 at the model's rate, on the CPU; never empty, always finite."""
         if isinstance(sound, str | os.PathLike):
-            name, wave = str(sound), files.read(Path(sound), rate=self.rate, resampler=self._resampler)
+            name, wave = (
+                str(sound),
+                files.read(Path(sound), rate=self.rate, resampler=self.front_end.settings.resampler),
+            )
         elif isinstance(sound, np.ndarray | Tensor):
             name = f"the {type(sound).__name__} of shape {tuple(sound.shape)}"
             samples = sound.detach().cpu() if isinstance(sound, Tensor) else torch.from_numpy(np.array(sound))
@@ -253,7 +256,7 @@ class AudioModel:
             mono = samples.float().mean(0) if samples.ndim == 2 else samples.float()
             wave = mono.numpy()
             if rate is not None and rate != self.rate and wave.size:
-                wave = files.resample(wave, rate, self.rate, self._resampler)
+                wave = files.resample(wave, rate, self.rate, self.front_end.settings.resampler)
         else:
             raise AudioError(f"a {type(sound).__name__}", "a path, an array or a tensor", "see AudioModel.embed")
         if not wave.size:
@@ -262,10 +265,6 @@ class AudioModel:
             bad = int((~np.isfinite(wave)).sum())
             raise AudioError(f"{name} has {bad} samples that are not finite", "numbers in [-1, 1]", "mend or leave out")
         return torch.from_numpy(np.ascontiguousarray(wave, dtype=np.float32))
-
-    @property
-    def _resampler(self) -> str:
-        return self.front_end.settings.resampler
 
     def _windows(self, clip: int, wave: Tensor) -> Iterator[_Window]:
         step, view = self.encoder.patch[0], self.encoder.grid[0]

@@ -73,7 +73,7 @@ class _Linear(torch.autograd.Function):
                 grad_weight.copy_((x.t().contiguous() @ grad).t())
             else:
                 grad_weight.copy_(grad.t().contiguous() @ x)
-        return grad_x, grad_weight, grad.sum(0, dtype=torch.float32) if need_bias else None
+        return grad_x, grad_weight, grad.sum(0).float() if need_bias else None
 
 
 class _Attention(torch.autograd.Function):

@@ -280,18 +280,18 @@ class ASiT:
 
 def schedules(settings: PretrainSettings, now: Now) -> Rates:
     """Every rate at a step. The learning rate is scaled by batch_size / 256 (v1, v2)."""
-    o, l = settings.optim, settings.losses
+    o, loss = settings.optim, settings.losses
     done = now.step / now.total
     peak = o.lr * settings.batch_size / 256
     warmup = round(_number(o.warmup) * now.steps_per_epoch)
     # Officially the temperature moves once an epoch; here it moves with every step.
-    warm = 1.0 if _number(l.teacher_warmup) == 0 else now.epoch / _number(l.teacher_warmup)
+    warm = 1.0 if _number(loss.teacher_warmup) == 0 else now.epoch / _number(loss.teacher_warmup)
     return Rates(
         lr=optim.warmup_cosine(peak, min(o.min_lr, peak), now.step, warmup, now.total),
         weight_decay=optim.cosine(o.weight_decay, o.weight_decay_end, done),
         others={
             "teacher_momentum": optim.cosine(o.teacher_momentum, o.teacher_momentum_end, done),
-            "teacher_temperature": optim.linear(l.teacher_temperature_start, l.teacher_temperature, warm),
+            "teacher_temperature": optim.linear(loss.teacher_temperature_start, loss.teacher_temperature, warm),
         },
     )
 
@@ -315,13 +315,20 @@ def check(settings: PretrainSettings) -> None:
     Raises:
         ConfigError: all of them at once.
     """
-    o, l, m = settings.optim, settings.losses, settings.masking
+    o, loss, m = settings.optim, settings.losses, settings.masking
     wrong = []
     if o.warmup != "auto" and o.warmup >= settings.epochs:
-        wrong.append(f"epochs is {settings.epochs} and optim.warmup is {o.warmup:g}: the warm-up must end before the run")
-    if l.global_weight == l.local_weight == l.reconstruction_weight == 0:
+        wrong.append(
+            f"epochs is {settings.epochs} and optim.warmup is {o.warmup:g}: the warm-up must end before the run"
+        )
+    if loss.global_weight == loss.local_weight == loss.reconstruction_weight == 0:
         wrong.append("losses.global_weight, local_weight and reconstruction_weight are all 0: nothing would be learnt")
-    if l.reconstruction_weight > 0 and l.global_weight == l.local_weight == 0 and m.drop == 0 and m.replace == 0:
+    if (
+        loss.reconstruction_weight > 0
+        and loss.global_weight == loss.local_weight == 0
+        and m.drop == 0
+        and m.replace == 0
+    ):
         wrong.append("masking.drop and masking.replace are 0 and reconstruction is the only loss: nothing is corrupted")
     if settings.heads.share_prototypes and settings.heads.class_prototypes != settings.heads.patch_prototypes:
         wrong.append(
@@ -384,5 +391,3 @@ def _aliases(module: nn.Module) -> dict[str, str]:
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
     aliases = _aliases(module)
     return {name: value for name, value in module.state_dict().items() if name not in aliases}
-
-

@@ -29,7 +29,9 @@ def preset(name: str) -> dict[str, Any]:
         ConfigError: there is none of this name.
     """
     if name not in presets():
-        raise ConfigError(f"no preset is called {name}{config.nearest(name, presets())}", "one of " + ", ".join(presets()))
+        raise ConfigError(
+            f"no preset is called {name}{config.nearest(name, presets())}", "one of " + ", ".join(presets())
+        )
     with resources.as_file(resources.files("asit.recipes") / "presets" / f"{name}.yaml") as path:
         return config.read_yaml(path) | {"preset": name}
 

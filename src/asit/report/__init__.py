@@ -223,7 +223,7 @@ def _data(run: Run) -> str:
     for name in ("mean", "std"):
         if isinstance(header.get(name), int | float):
             rows.append((f"log-mel {name}", number(float(header[name]))))
-    skipped = header.get("skipped", {})
+    skipped = header.get("skipped", "not recorded")
     if isinstance(skipped, Mapping):
         rows += [(f"left out: {reason}", count) for reason, count in skipped.items()] or [("left out", "none")]
     else:

@@ -97,10 +97,11 @@ class Run:
         # the last step need not be a logged one, so the event of the end counts as well
         last = self.events[-1] if self.events else {}
         text = str(last.get("text", ""))
-        if text.startswith("finished") or (whole and done >= whole):
+        for state in ("finished", "stopped"):
+            if text.startswith(state) and int(last["step"]) >= done:
+                return state, f"{text[0].upper()}{text[1:]}."
+        if whole and done >= whole:
             return "finished", f"Finished: {of}."
-        if text.startswith("stopped") and int(last["step"]) >= done:
-            return "stopped", f"Stopped at {of}: {text}."
         return "unfinished", f"Still running, or cut off: the last record is of {of}."
 
     @property

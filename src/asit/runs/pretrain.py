@@ -134,9 +134,7 @@ def prepare(settings: PretrainSettings, catalogue: Catalogue, world: World) -> S
         factors=functools.partial(vit.draw_drop_path, rates=vit.drop_path_rates(settings.encoder)),
         noise=settings.masking.fill == "noise",
     )
-    clips = batches.Clips(
-        catalogue, settings.front_end, settings.views, frames, corruption, settings.seed, donors=True
-    )
+    clips = batches.Clips(catalogue, settings.front_end, settings.views, frames, corruption, settings.seed, donors=True)
     _fit_batch(settings, len(clips), world, notes)
     micro = settings.batch_size // (world.size * settings.accumulate)
     clips.donors = masking.has_donor(micro)
@@ -199,7 +197,10 @@ def dry_run(settings: PretrainSettings, *, stream: TextIO | None = sys.stderr, s
             "tokens a global view": setup.task.student.encoder.pos_embed.shape[1],
             "patch grid (time, mel)": list(setup.task.student.encoder.grid),
         }
-        memory = {"process_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)}
+        memory = {
+            "process_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            / (1e9 if sys.platform == "darwin" else 1e6)
+        }
         if world.device.type == "cuda":
             memory["gpu_gb"] = torch.cuda.max_memory_allocated(world.device) / 1e9
         return {
@@ -310,7 +311,9 @@ def _together(world: World, call: Callable[[], Any], mine: bool = True) -> Any:
         except BaseException as caught:
             error = caught
     if world.any(error is not None):
-        raise error if error is not None else ConfigError("another process of this run failed", remedy="see its message")
+        raise (
+            error if error is not None else ConfigError("another process of this run failed", remedy="see its message")
+        )
     return result
 
 
@@ -318,7 +321,12 @@ def _begin(out: Path, setup: Setup, world: World) -> None:
     out.mkdir(parents=True, exist_ok=True)
     folder.clear(out)
     setup.catalogue.write(out / folder.CATALOGUE)
-    reasons = {"device": str(world.device), "device_reason": world.reason, "processes": world.size}
+    reasons = {
+        "steps": setup.plan.total,
+        "device": str(world.device),
+        "device_reason": world.reason,
+        "processes": world.size,
+    }
     precision = {"precision": setup.precision.name, "precision_reason": setup.precision.reason}
     folder.write_json(out / folder.ENVIRONMENT, runtime.environment() | reasons | precision)
     folder.write_text(out / folder.CONFIG, config.to_yaml(setup.settings))
@@ -358,7 +366,7 @@ def _hooks(out: Path, setup: Setup, world: World, records: Records) -> list[tupl
         def figure(step: int) -> None:
             views = setup.task.picture(example, setup.precision)
             arrays = {name: view.numpy() for name, view in views.items()}
-            names = [os.path.basename(name) for name in example.ids]
+            names = [Path(name).name for name in example.ids]
             write_figure(
                 out / folder.FIGURES, step, **arrays, ids=names, rate=front_end.rate, shift_ms=front_end.shift_ms
             )
@@ -413,7 +421,7 @@ def _fit_batch(settings: PretrainSettings, count: int, world: World, notes: list
                 "add recordings, or use fewer processes or accumulation steps",
             )
         notes.append(
-            f"warning: batch_size {settings.batch_size} is larger than the {count} clips of an epoch; it is now {shrunk}"
+            f"warning: batch_size {settings.batch_size} is larger than the {count} clips of an epoch: now {shrunk}"
         )
         settings.batch_size = shrunk
 
@@ -461,5 +469,3 @@ def _shorter(plan: loop.Plan, steps: int) -> loop.Plan:
 def _chain(first: Any, rest: Any) -> Any:
     yield first
     yield from rest
-
-

@@ -96,9 +96,7 @@ def read_off(
 ) -> Probed:
     """Fit and score a linear probe on each kind of feature."""
     names = [[str(row.label) for row in side] for side in (clips.train, clips.test)]
-    return Probed(
-        {kind: frozen.linear_probe(train[kind], names[0], test[kind], names[1], seed=seed) for kind in train}
-    )
+    return Probed({kind: frozen.linear_probe(train[kind], names[0], test[kind], names[1], seed=seed) for kind in train})
 
 
 def features(
@@ -157,7 +155,10 @@ class Comparison:
         kinds = list(dict.fromkeys(kind for results in self.table.values() for kind in results))
         width = max(map(len, self.table))
         cells = {
-            who: [f"{r.accuracy:.3f} ({r.interval[0]:.3f}-{r.interval[1]:.3f})" if r else "-" for r in map(results.get, kinds)]
+            who: [
+                f"{r.accuracy:.3f} ({r.interval[0]:.3f}-{r.interval[1]:.3f})" if r else "-"
+                for r in map(results.get, kinds)
+            ]
             for who, results in self.table.items()
         }
         clips = next(iter(next(iter(self.table.values())).values())).clips
@@ -168,7 +169,10 @@ class Comparison:
 
 def compare(model: AudioModel, clips: Labelled, *, seed: int, name: str = "pretrained") -> Comparison:
     """Probe the model, the same architecture with fresh weights, and log-mel statistics, on the same clips."""
-    table = {name: probe(model, clips, seed=seed).results, UNTRAINED: probe(untrained(model, seed), clips, seed=seed).results}
+    table = {
+        name: probe(model, clips, seed=seed).results,
+        UNTRAINED: probe(untrained(model, seed), clips, seed=seed).results,
+    }
     sides = [{"mean+std of log-mel": log_mel_features(model, side)} for side in (clips.train, clips.test)]
     table[LOG_MEL] = read_off(sides[0], sides[1], clips, seed=seed).results
     return Comparison(table)

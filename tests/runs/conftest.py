@@ -1,0 +1,209 @@
+"""Tiny recordings, tiny settings, and runs in processes of their own that can be killed."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from torch import Tensor
+
+from asit import checkpoint
+from asit.data import catalogue
+from asit.errors import AsitError
+from asit.settings import FrontEndSettings, PretrainSettings
+
+if sys.platform == "win32":
+    pytest.skip("forked runs need a POSIX system", allow_module_level=True)
+
+RATE = 8000
+FRONT_END = {"rate": RATE, "mels": 32, "mean": -8.0, "std": 3.5}
+TINY: dict[str, Any] = {
+    "seed": 3,
+    "epochs": 2,
+    "batch_size": 4,
+    "device": "cpu",
+    "precision": "float32",
+    "workers": 0,
+    "threads": 1,
+    "front_end": FRONT_END,
+    "views": {"seconds": 0.5, "local_views": 1, "local_seconds": 0.2, "gain_db": 3.0, "stretch": 0.1},
+    "encoder": {"size": "custom", "width": 32, "depth": 2, "heads": 1, "patch_frames": 16, "patch_mels": 16},
+    "heads": {"hidden": 64, "bottleneck": 32, "class_prototypes": 64, "patch_prototypes": 48},
+    "optim": {"lr": 0.05, "warmup": 0.5, "freeze_last_layer": 0.5},
+    "losses": {"teacher_warmup": 1.0},
+    "records": {"log_every": 1, "figure_every": 0, "checkpoint_every": 2, "keep": 2, "tensorboard": False},
+}
+
+
+def write_wave(path: Path, seconds: float, seed: int, rate: int = RATE) -> Path:
+    """A chirp in noise, another for each seed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    t = np.arange(round(seconds * rate)) / rate
+    wave = 0.2 * np.sin(2 * np.pi * rng.uniform(100, 1500) * t * (1 + rng.uniform(0, 1) * t))
+    soundfile.write(path, (wave + 0.02 * rng.standard_normal(len(t))).astype(np.float32), rate, subtype="FLOAT")
+    return path
+
+
+@pytest.fixture(scope="session")
+def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 16 recordings of about a second; nothing may change it."""
+    folder = tmp_path_factory.mktemp("recordings")
+    for i in range(16):
+        write_wave(folder / f"{i:02d}.wav", 0.8 + 0.02 * i, i)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def listed(recordings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Their catalogue."""
+    out = tmp_path_factory.mktemp("listed") / "c.jsonl"
+    catalogue.build(recordings, out, front_end=FrontEndSettings(**FRONT_END), workers=1)
+    return out
+
+
+@pytest.fixture
+def tiny(listed: Path) -> Callable[..., PretrainSettings]:
+    """Settings of a run of 8 steps in 2 epochs; groups given are laid over these."""
+
+    def make(out: Path, data: Path | None = None, **over: Any) -> PretrainSettings:
+        values = {name: {**TINY[name], **over.pop(name, {})} for name, v in TINY.items() if isinstance(v, dict)}
+        return PretrainSettings(data=str(data or listed), out=str(out), **{**TINY, **values, **over})
+
+    return make
+
+
+@dataclass
+class Ended:
+    """How a process ended and what it said; `code` is minus the signal's number where one killed it."""
+
+    code: int
+    said: str
+
+
+@dataclass
+class Child:
+    """A forked process that may be signalled."""
+
+    process: Any
+    output: Path
+    began: float = field(default_factory=time.monotonic)
+
+    def signal(self, number: signal.Signals) -> None:
+        os.kill(self.process.pid, number)
+
+    def end(self, seconds: float = 60.0) -> Ended:
+        self.process.join(seconds)
+        alive = self.process.is_alive()
+        if alive:
+            self.process.kill()
+            self.process.join()
+        said = self.output.read_text("utf-8")
+        assert not alive, f"the process did not end:\n{said}"
+        return Ended(self.process.exitcode, said)
+
+
+def _body(call: Callable[[], Any], output: Path, environment: Mapping[str, str]) -> None:
+    target = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(target, 1)
+    os.dup2(target, 2)
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.environ.update(environment)
+    try:
+        code = call()
+    except AsitError as error:
+        sys.stderr.write(f"asit: {error}\n")
+        code = 2
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 0)
+
+
+@pytest.fixture
+def fork(tmp_path: Path) -> Iterator[Callable[..., Child]]:
+    """Start a call in a forked process (nothing is imported anew); its number is the exit status."""
+    children: list[Child] = []
+
+    def start(call: Callable[[], Any], environment: Mapping[str, str] | None = None) -> Child:
+        output = tmp_path / f"output-{len(children)}.txt"
+        output.touch()
+        process = multiprocessing.get_context("fork").Process(target=_body, args=(call, output, environment or {}))
+        process.start()
+        children.append(Child(process, output))
+        return children[-1]
+
+    yield start
+    for child in children:
+        if child.process.is_alive():
+            child.process.kill()
+            child.process.join()
+
+
+@pytest.fixture
+def ranks(fork: Callable[..., Child]) -> Callable[..., list[Ended]]:
+    """Run a call in several processes that train together, as torchrun starts them."""
+
+    def start(size: int, call: Callable[[], Any]) -> list[Ended]:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        common = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        common |= {"LOCAL_WORLD_SIZE": str(size), "GLOO_SOCKET_IFNAME": "lo"}
+        children = [fork(call, {**common, "RANK": str(r), "LOCAL_RANK": str(r)}) for r in range(size)]
+        return [child.end() for child in children]
+
+    return start
+
+
+@pytest.fixture
+def state() -> Callable[[Path], dict[str, Tensor]]:
+    """Everything in the newest checkpoint of a run: weights, teacher, centres, optimiser."""
+
+    def read(run: Path) -> dict[str, Tensor]:
+        last = checkpoint.latest_state(run / "checkpoints")
+        assert last is not None
+        return checkpoint.load_state(last)[0]
+
+    return read
+
+
+@pytest.fixture
+def metrics() -> Callable[[Path], list[dict[str, Any]]]:
+    """The training lines of a run without what the clock decides."""
+
+    def read(run: Path) -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+        timed = ("clips_per_second", "data_wait", "seconds")
+        return [{k: v for k, v in line.items() if k not in timed} for line in lines if line["kind"] == "train"]
+
+    return read
+
+
+@pytest.fixture
+def same() -> Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], None]:
+    """Two states are equal bit for bit."""
+
+    def compare(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> None:
+        assert left.keys() == right.keys()
+        assert [name for name in left if not torch.equal(left[name], right[name])] == []
+
+    return compare
+
+
+__all__: Sequence[str] = ()
