@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -50,9 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno is None or error.filename is None:
+        # A disk that is full is met when a buffer is written out, where the system names no file.
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        print(f"asit: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"asit: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
         return 2
 
 

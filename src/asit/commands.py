@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,7 +78,7 @@ def catalogue(prog: str, summary: str, given: list[str]) -> int:
     if header.get("mean") is not None:
         clips = header.get("statistics_clips")
         print(f"log-mel mean {header['mean']:.4f}, std {header['std']:.4f}, measured on {clips} clips")
-    print(f"next: asit pretrain --data {options.out} --out RUN")
+    print(f"next: asit pretrain --data {shlex.quote(options.out)} --out RUN")
     return 0
 
 
@@ -104,17 +105,17 @@ def pretrain(prog: str, summary: str, given: list[str]) -> int:
     from asit.runs import pretrain as runs
 
     if options.dry_run:
-        _tell(runs.dry_run(settings))
+        _tell(runs.dry_run(settings, stream=sys.stderr))
         return 0
-    result = runs.pretrain(settings, resume=resume, overwrite=overwrite)
+    result = runs.pretrain(settings, resume=resume, overwrite=overwrite, stream=sys.stderr)
     if int(os.environ.get("RANK", "0")) != 0:
         return _signal_status(result.stopped_by)
     print(f"{result.step} of {result.total} steps, {result.clips_per_second:.1f} clips/s; the run is in {result.out}")
     if not result.finished:
-        print(f"go on:  asit pretrain --out {result.out} --resume")
+        print(f"go on:  asit pretrain --out {shlex.quote(str(result.out))} --resume")
         if result.stopped_by:
             return _signal_status(result.stopped_by)
-    print(f"page:   asit report {result.out}")
+    print(f"page:   asit report {shlex.quote(str(result.out))}")
     print(f'python: import asit; model = asit.load("{result.model}"); model.embed("clip.wav").clip')
     return 0
 

@@ -403,14 +403,11 @@ def test_to_resume_needs_no_more_than_the_folder(half: Path, unstopped: Path, st
 def test_a_run_of_a_folder_of_which_short_files_are_left_out(tiny: Any, recordings: Path, tmp_path: Path) -> None:
     """The view's length follows the median clip; what is left out by it must not move it when the run goes on."""
     data = tmp_path / "data"
-    shutil.copytree(recordings, data)
-    for i in range(12):
-        shutil.copy(recordings / "00.wav", data / f"copy-{i}.wav")
-    wave, rate = soundfile.read(data / "15.wav", dtype="float32")
-    for i in range(40):
-        soundfile.write(data / f"long-{i}.wav", np.tile(wave, 1)[: rate * 9 // 10], rate, subtype="FLOAT")
-    for i in range(28):
-        soundfile.write(data / f"short-{i}.wav", wave[: rate * 3 // 10 + i], rate, subtype="FLOAT")
+    data.mkdir()
+    wave, rate = soundfile.read(recordings / "15.wav", dtype="float32")
+    for tenths, count in ((3, 15), (8, 6), (12, 10)):
+        for i in range(count):
+            soundfile.write(data / f"{tenths}-{i}.wav", np.tile(wave, 2)[: rate * tenths // 10], rate, subtype="FLOAT")
     views = {"seconds": "auto", "short_files": "skip", "local_seconds": "auto"}
     go(tiny(tmp_path / "run", data=data, views=views, epochs=1, stop_after=2))
     resolved = config.read_yaml(tmp_path / "run" / "config.yaml")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from asit.audio import augment, files
 from asit.audio.fbank import FrontEnd
 from asit.data.catalogue import Catalogue
-from asit.errors import AudioError, CatalogueError, ConfigError
+from asit.errors import AsitError, AudioError, CatalogueError, ConfigError
 from asit.settings import FrontEndSettings, ViewSettings
 
 GLOBAL_VIEWS = 2
@@ -32,8 +32,11 @@ Key = tuple[int, int]
 class Mask(Protocol):
     """What is done to a view: two (T, F) bool arrays."""
 
-    drop: npt.NDArray[np.bool_]
-    replace: npt.NDArray[np.bool_]
+    @property
+    def drop(self) -> npt.NDArray[np.bool_]: ...
+
+    @property
+    def replace(self) -> npt.NDArray[np.bool_]: ...
 
 
 @dataclass(frozen=True)
@@ -94,21 +97,16 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device; the same object where it is there already."""
-        if device.type == "cpu":
-            return self
-        moved = {
-            f.name: value.to(device, non_blocking=True)
-            for f in fields(self)
-            if isinstance(value := getattr(self, f.name), Tensor)
-        }
-        return replace(self, **moved)
+        return self if device.type == "cpu" else self._mapped(lambda x: x.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
         """Called by the DataLoader where it pins."""
-        pinned = {
-            f.name: value.pin_memory() for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)
-        }
-        return replace(self, **pinned)
+        return self._mapped(Tensor.pin_memory)
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        held: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        held |= {name: change(value) for name, value in held.items() if isinstance(value, Tensor)}
+        return Batch(**held)
 
 
 class Clips(Dataset[Sample]):
@@ -183,6 +181,13 @@ class Clips(Dataset[Sample]):
             torch.from_numpy(noise),
             failures,
         )
+
+    def __getitems__(self, keys: list[Key]) -> list[Sample] | AsitError:
+        """A batch's samples. An error is handed on as a value: raised in a worker it would come with a traceback."""
+        try:
+            return [self[key] for key in keys]
+        except AsitError as error:
+            return error
 
     def _locate(self, index: int) -> tuple[int, int, int]:
         """A sample's row in the catalogue, its segment there, and how many the recording has."""
@@ -299,27 +304,33 @@ def loader(
 ) -> Iterator[Batch]:
     """Batches in the order of `keys`; what comes out does not depend on the number of workers."""
     options: dict[str, Any] = {"prefetch_factor": 4, "persistent_workers": True} if workers else {}
-    return iter(
-        DataLoader(
-            clips,
-            batch_sampler=keys,  # type: ignore[arg-type]
-            num_workers=workers,
-            collate_fn=_Collate(donor_rows),
-            pin_memory=pin,
-            worker_init_fn=_quiet_worker,
-            # A worker's base seed would be drawn from the global generator otherwise.
-            generator=torch.Generator().manual_seed(keys.seed),
-            **options,
-        )
+    made = DataLoader(
+        clips,
+        batch_sampler=keys,  # type: ignore[arg-type]
+        num_workers=workers,
+        collate_fn=_Collate(donor_rows),
+        pin_memory=pin,
+        worker_init_fn=_quiet_worker,
+        # A worker's base seed would be drawn from the global generator otherwise.
+        generator=torch.Generator().manual_seed(keys.seed),
+        **options,
     )
+    return _raised(iter(made))
+
+
+def _raised(batches: Iterator[Batch | AsitError]) -> Iterator[Batch]:
+    for batch in batches:
+        if isinstance(batch, AsitError):
+            raise batch
+        yield batch
 
 
 @dataclass(frozen=True)
 class _Collate:
     donor_rows: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.int64]]
 
-    def __call__(self, samples: list[Sample]) -> Batch:
-        return collate(samples, self.donor_rows)
+    def __call__(self, samples: list[Sample] | AsitError) -> Batch | AsitError:
+        return samples if isinstance(samples, AsitError) else collate(samples, self.donor_rows)
 
 
 def _quiet_worker(_: int) -> None:
@@ -340,11 +351,10 @@ def view_frames(settings: ViewSettings, front_end: FrontEnd, patch: int, typical
     Raises:
         ConfigError: a view that holds no patch, or is longer than a segment.
     """
-    notes = []
-    seconds = settings.seconds
-    if seconds == "auto":
-        # The paper's 6 s of 10 s; clips shorter than that give most of themselves.
-        seconds = 6.0 if typical >= 9.0 else max(0.6 * typical, min(0.85 * typical, 1.5))
+    notes: list[str] = []
+    # The paper's 6 s of 10 s; clips shorter than that give most of themselves.
+    fitting = 6.0 if typical >= 9.0 else max(0.6 * typical, min(0.85 * typical, 1.5))
+    seconds = fitting if settings.seconds == "auto" else settings.seconds
     if seconds > settings.segment_seconds:
         raise ConfigError(
             f"views.seconds is {seconds:g}, views.segment_seconds is {settings.segment_seconds:g}",
@@ -354,9 +364,8 @@ def view_frames(settings: ViewSettings, front_end: FrontEnd, patch: int, typical
     frames = _whole_patches("views.seconds", seconds, front_end, patch, notes)
     if not settings.local_views:
         return frames, 0, notes
-    local = settings.local_seconds
-    if local == "auto":
-        local = seconds / 3 if seconds >= 3 else 0.6 * seconds
+    third = seconds / 3 if seconds >= 3 else 0.6 * seconds
+    local = third if settings.local_seconds == "auto" else settings.local_seconds
     return frames, _whole_patches("views.local_seconds", local, front_end, patch, notes), notes
 
 

@@ -46,13 +46,14 @@ def walk(out: Path, *, seed: int = 0, toy: bool = False, stream: TextIO | None =
     Raises:
         AsitError: the demo's bank is not installed, or the pretrained encoder did not win.
     """
-    clips = {"train_clips": 128, "test_clips": 64} if toy else {}
+    train_clips, test_clips = (128, 64) if toy else (1200, 400)
     making = counter(stream, "rendering clips")
     data = build_dataset(
         out / "data",
         seed=seed,
+        train_clips=train_clips,
+        test_clips=test_clips,
         progress=None if making is None else lambda done, total: making(done, total, 0),
-        **clips,
     )
     run = out / "run"
     chosen = recipes.pretrain_settings(

@@ -171,7 +171,7 @@ def fit(
         optim.load_optimiser_tensors(optimiser, dict(optimiser_state))
     parameters = [p for g in optimiser.param_groups for p in g["params"]]
     end = min(plan.total, plan.stop_after) if plan.stop_after else plan.total
-    clock, failures = _Clock(plan.batch), 0
+    clock, failures = _Clock(plan.batch), set[str]()
     step = start
 
     def tensors() -> dict[str, Tensor]:
@@ -183,7 +183,6 @@ def fit(
             save(step, tensors())
         world.any(False)  # The others wait until it is written.
 
-    saved_at = start
     with _Signals() as signals:
         while step < end:
             now = Now(
@@ -199,7 +198,7 @@ def fit(
                 waited = time.perf_counter()
                 batch = next(batches)
                 clock.waited += time.perf_counter() - waited
-                failures += _report_failures(batch, failures, plan, records, step)
+                _report_failures(batch, failures, plan, records, step)
                 batch = batch.to(world.device)
                 micros.append(batch)
                 last = i + 1 == plan.accumulate
@@ -226,7 +225,6 @@ def fit(
             if step % plan.checkpoint_every == 0 or step == end or stop:
                 began = time.perf_counter()
                 checkpoint()
-                saved_at = step
                 clock.paused(time.perf_counter() - began)
             if world.main:
                 began = time.perf_counter()
@@ -236,9 +234,9 @@ def fit(
                 clock.paused(time.perf_counter() - began)
             if stop:
                 break
-        name = signals.caught
-    assert saved_at == step or step == start
-    return Outcome(step, step == plan.total, name, clock.seconds, clock.rate())
+        # Which process the signal met does not matter: all of them stop, and all say why.
+        caught: str | None = next((found for found in world.gather(signals.caught) if found), None)
+    return Outcome(step, step == plan.total, caught, clock.seconds, clock.rate())
 
 
 class _Clock:
@@ -301,17 +299,18 @@ def _finite(x: Tensor) -> bool:
     return bool(torch.isfinite(x.detach()).all())
 
 
-def _report_failures(batch: Micro, before: int, plan: Plan, records: Records, step: int) -> int:
+def _report_failures(batch: Micro, known: set[str], plan: Plan, records: Records, step: int) -> None:
+    """Tell of each file once, however many epochs it fails in, and stop when there are too many."""
     for text in batch.failures:
-        records.event(step, f"left out: {text}; another clip stands in for it")
-    found = len(batch.failures)
-    if before + found > plan.most_failures:
+        if text not in known:
+            known.add(text)
+            records.event(step, f"left out: {text}; another clip stands in for it")
+    if len(known) > plan.most_failures:
         raise TrainingError(
-            f"{before + found} clips could not be read, the last: {batch.failures[-1]}",
-            f"at most {plan.most_failures}, the share bad_files of the catalogue",
-            "see log.txt for their names; mend the storage, or make the catalogue anew, then --resume",
+            f"{len(known)} recordings could not be read, the last: {batch.failures[-1]}",
+            f"at most {plan.most_failures}, from the setting bad_files",
+            "see log.txt for their names; mend the storage, or raise bad_files, then --resume",
         )
-    return found
 
 
 def _refuse(task: Trainable, micros: Sequence[Micro], broken: dict[str, Tensor], step: int, world: World) -> None:
@@ -325,7 +324,7 @@ def _refuse(task: Trainable, micros: Sequence[Micro], broken: dict[str, Tensor],
     raise TrainingError(
         f"step {step}: not finite: {', '.join(parts)}; clips: {shown}",
         "finite losses and gradients; the weights were not changed",
-        "look at these clips; or lower optim.lr or optim.clip, or use precision float32, then --resume",
+        "look at these clips; or start again with a lower optim.lr or optim.clip, or with precision float32",
     )
 
 

@@ -106,8 +106,9 @@ def load_optimiser_tensors(optimiser: torch.optim.Optimizer, tensors: dict[str, 
     for group in optimiser.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
             if name in by_name:
+                # The step counter of a fused optimiser lives with its parameter, of others on the CPU.
                 optimiser.state[parameter] = {
-                    field: value.clone() if field == "step" else value.to(parameter.device, copy=True)
+                    field: value.clone() if field == "step" and not group["fused"] else value.to(parameter.device, copy=True)
                     for field, value in by_name.pop(name).items()
                 }
     if by_name:

@@ -114,7 +114,7 @@ def counter(stream: TextIO | None, what: str) -> Callable[[int, int, int], None]
             return
         last_time, last_done = now, done
         rate = done / max(1e-9, now - began)
-        time_left = (total - done) / max(rate, 1e-9)
+        time_left = (total - done) / rate if done else math.inf
         left = f"in {duration(now - began)}" if finished else f"{duration(time_left)} left"
         out.write(("\r\x1b[K" if terminal else "") + f"{what}: {done}/{total}  {bad} bad  {rate:.0f} files/s  {left}")
         out.write("" if terminal and not finished else "\n")
@@ -150,7 +150,7 @@ def _cut(path: Path, step: int) -> None:
             continue
         if record.get("step", 0) <= step:
             kept.append(line + "\n")
-    fresh = path.with_name(path.name + ".tmp")
+    fresh = path.with_name(f".{path.name}.tmp")
     fresh.write_text("".join(kept), encoding="utf-8")
     os.replace(fresh, path)
 
@@ -174,4 +174,4 @@ def _summary_writer(folder: Path, start: int) -> Any:
             "tensorboard",
             "pip install tensorboard, or pass --no-records.tensorboard",
         ) from error
-    return SummaryWriter(str(folder), purge_step=start)  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder), purge_step=start + 1)  # type: ignore[no-untyped-call]

@@ -1,13 +1,14 @@
 """The run's folder: what is in it, who may use it, and how it is gone on with.
 
 A run counts as begun once config.yaml is there; that is written just before the first step, so a start that fails
-leaves at most a catalogue, which the next start uses again.
+leaves at most a catalogue, and the files of a scan that was stopped, from which the next start goes on.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,9 @@ def claim(folder: Path, *, resume: bool, overwrite: bool) -> bool:
 def clear(folder: Path) -> None:
     """Delete an earlier run's own files, config.yaml first, so that what is left of a killed delete counts as none."""
     (folder / CONFIG).unlink(missing_ok=True)
-    for name in sorted(OWN - {CATALOGUE, "catalogue.skipped.jsonl", "catalogue.jsonl.partial"}):
+    kept = {CATALOGUE, "catalogue.skipped.jsonl", "catalogue.jsonl.partial"}
+    leftovers = {path.name for path in folder.iterdir() if _is_leftover(path.name)}
+    for name in sorted((OWN | leftovers) - kept):
         path = folder / name
         if path.is_dir():
             shutil.rmtree(path)
@@ -113,6 +116,16 @@ def read_settings(folder: Path) -> PretrainSettings:
     return config.build(PretrainSettings, config.read_yaml(path), str(path))
 
 
+def settle(settings: PretrainSettings, begun: PretrainSettings) -> PretrainSettings:
+    """The settings with each auto as it was resolved when the run began, for it may follow from what has changed."""
+    autos = [
+        (name, was)
+        for name, (was, now) in config.differences(begun, settings).items()
+        if now == "auto" and not _may_change(name)
+    ]
+    return config.build(PretrainSettings, config.merge(settings.model_dump(), config.nested(autos)), CONFIG)
+
+
 def check_same(old: PretrainSettings, new: PretrainSettings) -> None:
     """Refuse to go on with settings under which the steps would be others.
 
@@ -122,7 +135,7 @@ def check_same(old: PretrainSettings, new: PretrainSettings) -> None:
     changed = {
         name: values
         for name, values in config.differences(old, new).items()
-        if not any(name == free or (free.endswith(".") and name.startswith(free)) for free in MAY_CHANGE)
+        if not _may_change(name)
     }
     if changed:
         lines = "\n    ".join(f"{name}: {was} in the run, {now} asked for" for name, (was, now) in changed.items())
@@ -133,5 +146,10 @@ def check_same(old: PretrainSettings, new: PretrainSettings) -> None:
         )
 
 
+def _may_change(name: str) -> bool:
+    return any(name == free or (free.endswith(".") and name.startswith(free)) for free in MAY_CHANGE)
+
+
 def _is_leftover(name: str) -> bool:
-    return name.startswith(".") and name.endswith(".tmp")
+    """Whether a writer that was killed left this: `.NAME.PID.tmp`, `.NAME.tmp-PID` or `.NAME.old`, NAME being a run's."""
+    return any(re.fullmatch(rf"\.{re.escape(own)}(\.\d+\.tmp|\.tmp|\.tmp-\d+|\.old)", name) for own in OWN)

@@ -92,12 +92,15 @@ def pretrain(
     """
     if not settings.out:
         raise ConfigError("no folder for the run was given", "out", "pass --out RUN")
+    method.check(settings)  # before hours may go into looking at the recordings
     out = Path(settings.out)
     with runtime.world(settings.device, settings.threads) as world:
         quiet = stream if world.main else None
         going_on = _together(world, lambda: folder.claim(out, resume=resume, overwrite=overwrite))
         before = folder.read_settings(out) if going_on else None
-        catalogue = _together(world, lambda: source.catalogue(settings, out, quiet), world.main)
+        if before is not None:
+            settings = folder.settle(settings, before)
+        catalogue = _together(world, lambda: source.catalogue(settings, out, quiet, anew=not going_on), world.main)
         if catalogue is None:
             catalogue = source.catalogue(settings, out, None)
         setup = prepare(settings, catalogue, world)
@@ -126,6 +129,11 @@ def prepare(settings: PretrainSettings, catalogue: Catalogue, world: World) -> S
     typical = float(np.median(catalogue.seconds))
     *lengths, told = batches.view_frames(settings.views, FrontEnd(settings.front_end), patch[0], typical)
     frames = (lengths[0], lengths[1])
+    # Kept as numbers: the median that auto follows may be another when short recordings have been left out.
+    if settings.views.seconds == "auto":
+        settings.views.seconds = FrontEnd(settings.front_end).samples_for(frames[0]) / settings.front_end.rate
+    if settings.views.local_views and settings.views.local_seconds == "auto":
+        settings.views.local_seconds = FrontEnd(settings.front_end).samples_for(frames[1]) / settings.front_end.rate
     notes += told
     catalogue = _long_enough(settings, catalogue, frames[0], notes)
     method.check(settings)
@@ -173,6 +181,7 @@ def dry_run(settings: PretrainSettings, *, stream: TextIO | None = sys.stderr, s
         settings (resolved), notes, shapes, and, measured here: seconds a step, clips a second, hours, and peak memory
         of this process in GB (of the GPU too, on one).
     """
+    method.check(settings)
     with runtime.world(settings.device, settings.threads) as world:
         catalogue = source.catalogue(settings, None, stream if world.main else None)
         setup = prepare(settings, catalogue, world)
@@ -245,8 +254,9 @@ def _train(
                 "frames": setup.frames[0],
                 "world": world.size,
             }
-            checkpoint.save_state(out / folder.CHECKPOINTS, step, tensors, meta, settings.records.keep)
+            # The model first: a run that dies between the two repeats the steps, and writes the model again.
             model(setup, step).save(out / folder.MODEL, overwrite=True)
+            checkpoint.save_state(out / folder.CHECKPOINTS, step, tensors, meta, settings.records.keep)
 
         outcome = loop.fit(
             setup.task,

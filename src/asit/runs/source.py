@@ -17,7 +17,9 @@ from asit.settings import FrontEndSettings, PretrainSettings
 _FRONT_END_FREE = ("mean", "std", "padding")  # what the measured mean and std do not depend on
 
 
-def catalogue(settings: PretrainSettings, out: Path | None, stream: TextIO | None) -> Catalogue:
+def catalogue(
+    settings: PretrainSettings, out: Path | None, stream: TextIO | None, *, anew: bool = False
+) -> Catalogue:
     """The catalogue that `data` is, or one made of the folder or table that it is.
 
     Args:
@@ -25,6 +27,7 @@ def catalogue(settings: PretrainSettings, out: Path | None, stream: TextIO | Non
         out: the run's folder, where a catalogue that is made here stays; None: it is made for this look only, from
             the files' headers.
         stream: where progress goes; None: nowhere.
+        anew: look at the recordings even if the run's folder has a catalogue, which may be of another run's.
 
     Raises:
         CatalogueError: nothing usable there.
@@ -46,7 +49,7 @@ def catalogue(settings: PretrainSettings, out: Path | None, stream: TextIO | Non
                 progress=counter(stream, "looking at headers"),
             )
     place = out / folder.CATALOGUE
-    if (out / folder.CONFIG).exists() and place.exists():
+    if not anew and place.exists():
         return Catalogue.read(place)
     out.mkdir(parents=True, exist_ok=True)
     return catalogues.build(
@@ -54,8 +57,22 @@ def catalogue(settings: PretrainSettings, out: Path | None, stream: TextIO | Non
         place,
         front_end=settings.front_end,
         bad_files=settings.bad_files,
+        restart=_other_scan(out / f"{folder.CATALOGUE}.partial", given, settings.front_end),
         progress=counter(stream, "checking files"),
     )
+
+
+def _other_scan(partial: Path, given: Path, front_end: FrontEndSettings) -> bool:
+    """Whether a scan that was stopped here was of other recordings or settings, so that it must not block this one."""
+    if not partial.exists():
+        return False
+    try:
+        with partial.open("rb") as file:
+            first = json.loads(file.readline(1 << 20))
+        ours = front_end.model_dump(mode="json")
+        return first["source"] != str(given.absolute()) or any(ours[k] != v for k, v in first["front_end"].items())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return True
 
 
 def is_catalogue(path: Path) -> bool:
