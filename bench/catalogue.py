@@ -50,7 +50,7 @@ def linked(folder: Path, names: Path, times: int) -> int:
 def scan(folder: Path, check: str, workers: int, statistics_clips: int = 0) -> tuple[float, float]:
     """Seconds, and MB of memory at the most, of the process that a user starts."""
     code = (
-        "import time; from asit.data.catalogue import build; from asit.settings import FrontEndSettings\n"
+        "import time; from asit.data.scan import build; from asit.settings import FrontEndSettings\n"
         "if __name__ == '__main__':\n"
         f"    start = time.perf_counter(); build({str(folder)!r}, {str(folder) + '.jsonl'!r}, "
         f"front_end=FrontEndSettings(), check={check!r}, workers={workers}, statistics_clips={statistics_clips})\n"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from asit.data.catalogue import Catalogue
-    from asit.data.catalogue import build as build_catalogue
+    from asit.data.scan import build as build_catalogue
     from asit.errors import AsitError
     from asit.model.audio_model import AudioModel, Embedding
     from asit.model.audio_model import load as load
@@ -34,7 +34,7 @@ _PLACES = {
     "Catalogue": ("asit.data.catalogue", "Catalogue"),
     "Embedding": ("asit.model.audio_model", "Embedding"),
     "PretrainSettings": ("asit.settings", "PretrainSettings"),
-    "build_catalogue": ("asit.data.catalogue", "build"),
+    "build_catalogue": ("asit.data.scan", "build"),
     "load": ("asit.model.audio_model", "load"),
     "pretrain": ("asit.recipes", "pretrain"),
 }

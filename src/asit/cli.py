@@ -36,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             close = difflib.get_close_matches(given[0], SUMMARIES, n=1)
             hint = f", did you mean {close[0]}?" if close else ""
             raise ConfigError(f"asit has no verb {given[0]}{hint}", "one of " + ", ".join(SUMMARIES), "see asit --help")
+        # Read by OpenMP when torch is loaded: threads that wait by spinning slow a busy machine down tenfold
+        # (docs/speed.md), and cost next to nothing on an idle one when they sleep instead.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         from asit import commands
 
         verb: Callable[[str, str, list[str]], int] = getattr(commands, given[0])

@@ -53,10 +53,10 @@ class CatalogueOptions:
 
 def catalogue(prog: str, summary: str, given: list[str]) -> int:
     options = _parse(CatalogueOptions, prog, summary, given)
-    from asit.data import catalogue
+    from asit.data import scan
     from asit.engine.records import counter
 
-    made = catalogue.build(
+    made = scan.build(
         options.source,
         options.out,
         front_end=options.front_end,

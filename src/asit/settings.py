@@ -90,6 +90,9 @@ class ViewSettings(Settings):
     """Each view is cut between 1 - stretch and 1 + stretch times its length and resized to it in time."""
     mel_warp: Annotated[float, Field(ge=0.0, lt=0.9)] = 0.0
     """Each view's mel axis is scaled by a uniform draw from 1 - mel_warp to 1 + mel_warp (a change of voice size)."""
+    keep_gb: NonNegative | Auto = "auto"
+    """Decoded recordings are kept in memory when all of them take at most this many GB over all loader processes;
+    auto: a tenth of the machine's memory."""
     short_files: Literal["pad", "skip"] = "pad"
     """A file shorter than a view is padded by the front end's rule, or left out; either is counted and said."""
 

@@ -18,7 +18,7 @@ import pytest
 import scipy.signal
 import soundfile
 
-from asit.audio import files
+from asit.audio import decoders, files
 from asit.audio.files import AudioFileError, inspect, probe, read, resample
 from asit.errors import AudioError
 
@@ -124,9 +124,9 @@ def test_a_resampled_part_equals_that_part_of_the_whole(
 def test_only_the_part_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "a.flac", sound(60 * 16000, 16000), 16000)
     decoded = []
-    blocks = files._SoundFileSource.blocks
+    blocks = decoders._SoundFileSource.blocks
     monkeypatch.setattr(
-        files._SoundFileSource,
+        decoders._SoundFileSource,
         "blocks",
         lambda *a: (decoded.append(len(block)) or block for block in blocks(*a)),
     )

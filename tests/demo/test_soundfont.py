@@ -1,22 +1,17 @@
-"""The demo's data set: the bank read and played right, the split kept, the folder whole or absent."""
+"""The demo's bank: read and played right."""
 
 from __future__ import annotations
 
-import csv
 import importlib.util
-from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import soundfile
 
 from asit.demo import soundfont
-from asit.demo.soundfont import INSTRUMENTS, DemoDataset, SoundFont, build_dataset, split_recordings
-from asit.errors import AudioError, ConfigError
-
-SMALL: dict[str, Any] = {"train_clips": 70, "test_clips": 48}
+from asit.demo.dataset import INSTRUMENTS
+from asit.demo.soundfont import SoundFont
+from asit.errors import AudioError
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("pretty_midi") is None, reason="pretty_midi is not installed")
 
@@ -24,20 +19,6 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("pretty_midi") is None,
 @pytest.fixture(scope="module")
 def font() -> SoundFont:
     return SoundFont(soundfont.bank_path())
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> DemoDataset:
-    return build_dataset(tmp_path_factory.mktemp("demo") / "set", **SMALL)
-
-
-def rows(table: Path) -> list[dict[str, str]]:
-    with table.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def content(root: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
 
 
 def test_bank_is_read_whole(font: SoundFont) -> None:
@@ -70,115 +51,7 @@ def test_velocity_and_release(font: SoundFont) -> None:
     assert np.abs(loud[-20:]).max() < 1e-3 * np.abs(loud).max()
 
 
-def test_no_recording_is_on_both_sides(font: SoundFont) -> None:
-    sides, mixtures, facts = split_recordings(font)
-    assert list(sides) == list(INSTRUMENTS)
-    train = {z.sample for v, _ in sides.values() for z in v.zones} | {z.sample for v in mixtures for z in v.zones}
-    test = {z.sample for _, v in sides.values() for z in v.zones}
-    assert not train & test
-    for label, (a, b) in sides.items():
-        assert len({z.sample for z in a.zones}) >= 2, label
-        assert len({z.sample for z in b.zones}) >= 1, label
-    # Nor the same sound under another name.
-    assert not {font.wave(i).tobytes() for i in train} & {font.wave(i).tobytes() for i in test}
-    assert "no recording is on both sides" in facts[0]
-    assert "one recording, which cannot be split" in facts[1]
-
-
-def test_an_instrument_that_cannot_be_split_is_left_out_and_named(font: SoundFont) -> None:
-    sides, _, facts = split_recordings(font, {"flute": (0, 73), "timpani": (0, 47)})
-    assert list(sides) == ["flute"]
-    assert facts[-1].endswith("cannot be split: timpani.")
-
-
-def test_clips_use_the_recordings_of_their_side(
-    font: SoundFont, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_global_draws: None
-) -> None:
-    sides, _, _ = split_recordings(font)
-    test = {z.sample for _, v in sides.values() for z in v.zones}
-    made, played = 0, []
-    original = SoundFont.note
-
-    def note(self: SoundFont, zone: soundfont.Zone, *args: Any) -> Any:
-        played.append((made, zone.sample))
-        return original(self, zone, *args)
-
-    def progress(done: int, total: int) -> None:
-        nonlocal made
-        made = done
-        assert total == 118
-
-    monkeypatch.setattr(SoundFont, "note", note)
-    build_dataset(tmp_path / "set", **SMALL, progress=progress)
-    assert made == 118
-    assert len(played) > 200
-    assert all((clip >= 70) == (sample in test) for clip, sample in played)
-
-
-def test_clips_are_finite_and_heard(small: DemoDataset) -> None:
-    listed = rows(small.train) + rows(small.test)
-    assert len(listed) == 118
-    assert {str(p.relative_to(small.root)) for p in small.root.rglob("*.wav")} == {row["path"] for row in listed}
-    levels = []
-    for row in listed:
-        sound, rate = soundfile.read(small.root / row["path"], dtype="float32")
-        assert (rate, sound.shape) == (16000, (32000,))
-        assert 0.005 < np.sqrt(np.mean(sound**2)) < 0.3
-        assert np.abs(sound).max() <= 0.981
-        levels.append(np.sqrt(np.mean(sound**2)))
-    assert max(levels) > 5 * min(levels)
-
-
-def test_labels_are_on_both_sides(small: DemoDataset) -> None:
-    train, test = Counter(r["label"] for r in rows(small.train)), Counter(r["label"] for r in rows(small.test))
-    assert train.pop("") == 21  # mixtures
-    assert set(train) == set(test) == set(small.labels) == set(INSTRUMENTS)
-    assert max(train.values()) - min(train.values()) <= 1
-    labelled = rows(small.labelled)
-    assert Counter(r["split"] for r in labelled) == {"train": 49, "test": 48}
-    assert all(r["label"] and r["path"].startswith(r["split"] + "/") for r in labelled)
-
-
-def test_same_seed_same_bytes(small: DemoDataset, tmp_path: Path) -> None:
-    assert content(build_dataset(tmp_path / "again", **SMALL).root) == content(small.root)
-    other = content(build_dataset(tmp_path / "other", **SMALL, seed=1).root)
-    assert not {v for k, v in other.items() if k.endswith("wav")} & set(content(small.root).values())
-
-
-def test_a_whole_set_is_taken_up_and_a_damaged_one_made_again(tmp_path: Path) -> None:
-    out = tmp_path / "set"
-    size: dict[str, Any] = {"train_clips": 6, "test_clips": 6}
-    first = build_dataset(out, **size)
-    before = content(out)
-    stamp = (out / "train.csv").stat().st_mtime_ns
-    assert build_dataset(out, **size) == first
-    assert (out / "train.csv").stat().st_mtime_ns == stamp
-    next((out / "test").glob("*.wav")).unlink()
-    assert build_dataset(out, **size) == first
-    assert content(out) == before
-    assert len(rows(build_dataset(out, train_clips=7, test_clips=6).train)) == 7
-
-
-def test_an_interrupted_build_leaves_nothing_in_the_way(tmp_path: Path) -> None:
-    def stop(done: int, _: int) -> None:
-        if done == 5:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        build_dataset(tmp_path / "set", train_clips=6, test_clips=6, progress=stop)
-    assert not (tmp_path / "set").exists()
-    assert len(rows(build_dataset(tmp_path / "set", train_clips=6, test_clips=6).test)) == 6
-    assert [p.name for p in tmp_path.iterdir()] == ["set"]
-
-
-def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(ConfigError, match=r"is no demo data set(?s:.*)name another folder"):
-        build_dataset(tmp_path, train_clips=6, test_clips=6)
-    assert (tmp_path / "thesis.txt").read_text() == "years of work"
-
-
-def test_errors_say_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, font: SoundFont) -> None:
+def test_a_damaged_bank_is_named(tmp_path: Path) -> None:
     cut = tmp_path / "cut.sf2"
     cut.write_bytes(soundfont.bank_path().read_bytes()[:1_000_000])
     with pytest.raises(AudioError, match=r"cut\.sf2 cannot be read as a SoundFont: chunk .* is cut short"):
@@ -186,9 +59,3 @@ def test_errors_say_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
     cut.write_bytes(b"<html>")
     with pytest.raises(AudioError, match="no RIFF header"):
         SoundFont(cut)
-    with pytest.raises(ConfigError, match="test_clips=0"):
-        build_dataset(tmp_path / "set", test_clips=0)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r'pretty_midi(?s:.*)pip install "asit-audio\[demo\]"'):
-        build_dataset(tmp_path / "set")
-    assert not (tmp_path / "set").exists()

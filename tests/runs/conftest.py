@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from asit import checkpoint
-from asit.data import catalogue
+from asit.data import scan
 from asit.errors import AsitError
 from asit.settings import FrontEndSettings, PretrainSettings
 
@@ -71,7 +71,7 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def listed(recordings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Their catalogue."""
     out = tmp_path_factory.mktemp("listed") / "c.jsonl"
-    catalogue.build(recordings, out, front_end=FrontEndSettings(**FRONT_END), workers=1)
+    scan.build(recordings, out, front_end=FrontEndSettings(**FRONT_END), workers=1)
     return out
 
 
@@ -156,19 +156,39 @@ def fork(tmp_path: Path) -> Iterator[Callable[..., Child]]:
 
 
 @pytest.fixture
-def ranks(fork: Callable[..., Child]) -> Callable[..., list[Ended]]:
-    """Run a call in several processes that train together, as torchrun starts them."""
+def start_ranks(fork: Callable[..., Child]) -> Callable[..., list[Child]]:
+    """Start a call in several processes that train together, as torchrun starts them."""
 
-    def start(size: int, call: Callable[[], Any]) -> list[Ended]:
+    def start(size: int, call: Callable[[], Any]) -> list[Child]:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         common = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         common |= {"LOCAL_WORLD_SIZE": str(size), "GLOO_SOCKET_IFNAME": "lo"}
-        children = [fork(call, {**common, "RANK": str(r), "LOCAL_RANK": str(r)}) for r in range(size)]
-        return [child.end() for child in children]
+        return [fork(call, {**common, "RANK": str(r), "LOCAL_RANK": str(r)}) for r in range(size)]
 
     return start
+
+
+@pytest.fixture
+def ranks(start_ranks: Callable[..., list[Child]]) -> Callable[..., list[Ended]]:
+    """Run a call in several processes that train together, to their ends."""
+    return lambda size, call: [child.end() for child in start_ranks(size, call)]
+
+
+@pytest.fixture
+def reaches() -> Callable[..., None]:
+    """Wait until a run has written this many lines of metrics while its processes live."""
+
+    def wait(run: Path, lines: int, children: Sequence[Child], seconds: float = 60.0) -> None:
+        file, end = run / "metrics.jsonl", time.monotonic() + seconds
+        while not file.exists() or file.read_bytes().count(b"\n") < lines:
+            for child in children:
+                assert child.process.is_alive(), child.output.read_text("utf-8")
+            assert time.monotonic() < end, "it never came to that"
+            time.sleep(0.005)
+
+    return wait
 
 
 @pytest.fixture

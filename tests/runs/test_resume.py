@@ -23,7 +23,7 @@ import torch
 
 import asit
 from asit import checkpoint, cli, config
-from asit.data import catalogue
+from asit.data import scan
 from asit.errors import CatalogueError, CheckpointError, ConfigError
 from asit.model.audio_model import AudioModel
 from asit.runs import pretrain as runs
@@ -40,13 +40,6 @@ def lines(run: Path) -> list[dict[str, Any]]:
 
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
-
-
-def wait_for(what: Callable[[], bool], seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "it never came to that"
-        time.sleep(0.005)
 
 
 @pytest.fixture(scope="module")
@@ -218,14 +211,15 @@ def test_a_signal_ends_with_a_checkpoint(
     tiny: Any,
     tmp_path: Path,
     fork: Any,
+    reaches: Any,
     state: Any,
     metrics: Any,
     same: Any,
 ) -> None:
     run = tmp_path / "my run"
-    long = {"epochs": 12, "records": {"checkpoint_every": 10_000, "keep": 1}}
+    long = {"epochs": 8, "records": {"checkpoint_every": 10_000, "keep": 1}}
     child = fork(lambda: cli.main(arguments(tiny(run, workers=workers, **long), tmp_path)))
-    wait_for(lambda: (run / "metrics.jsonl").exists() and len(lines(run)) > 2)
+    reaches(run, 3, [child])
     child.signal(number)
     ended = child.end()
     assert ended.code == code, ended.said
@@ -233,8 +227,8 @@ def test_a_signal_ends_with_a_checkpoint(
     stopped = checkpoint.latest_state(run / "checkpoints")
     assert stopped is not None
     step = int(stopped.name.removeprefix("step-"))
-    assert 2 <= step < 48
-    assert f"stopped by {number.name} at step {step} of 48" in ended.said
+    assert 2 <= step < 32
+    assert f"stopped by {number.name} at step {step} of 32" in ended.said
     told = next(line for line in ended.said.splitlines() if "--resume" in line)
     _, *command = shlex.split(told.partition(":")[2])
     assert fork(lambda: cli.main(command)).end().code == 0
@@ -280,7 +274,7 @@ def test_changed_data_are_refused(half: Path, tiny: Any, recordings: Path, tmp_p
         shutil.copy(recordings / name, tmp_path / "fewer" / name)
     out = tmp_path / "fewer.jsonl"
     front_end = FrontEndSettings(**tiny(half).front_end.model_dump())
-    catalogue.build(tmp_path / "fewer", out, front_end=front_end, workers=1)
+    scan.build(tmp_path / "fewer", out, front_end=front_end, workers=1)
     with pytest.raises(CatalogueError, match="another list of recordings"):
         go(tiny(half, data=out), resume=True)
 

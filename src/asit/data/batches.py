@@ -122,6 +122,7 @@ class Clips(Dataset[Sample]):
         frames: (T, T') of global and local views.
         corruption: how views are corrupted.
         seed: of every draw.
+        donors: whether a batch has another clip to replace from.
     """
 
     def __init__(
@@ -134,11 +135,16 @@ class Clips(Dataset[Sample]):
         seed: int,
         donors: bool,
     ) -> None:
+        self._kept: dict[str, npt.NDArray[np.float32]] | None = None
         self.catalogue, self.views, self.frames = catalogue, views, frames
         self.front_end = FrontEnd(front_end)
         self.corruption, self.seed, self.donors = corruption, seed, donors
         counts = np.maximum(1, np.floor(catalogue.seconds / views.segment_seconds + 1e-3)).astype(np.int64)
         self._ends: npt.NDArray[np.int64] | None = np.cumsum(counts) if counts.max(initial=1) > 1 else None
+
+    def keep(self) -> None:
+        """From now on keep each recording in memory, decoded, once it has been read; each loader process its own."""
+        self._kept = {}
 
     def __len__(self) -> int:
         """Samples in an epoch."""
@@ -218,14 +224,7 @@ class Clips(Dataset[Sample]):
         if roll:
             # What is rolled in from the other end has to be read as well.
             first, last, length = 0, max(have, last), span
-        wave = files.read(
-            path,
-            rate=rate,
-            start=begin + first * front_end.shift / rate,
-            seconds=min(length, span),
-            resampler=front_end.settings.resampler,
-        )
-        x = torch.from_numpy(wave)
+        x = torch.from_numpy(self._wave(path, begin + first * front_end.shift / rate, min(length, span)))
         x = augment.roll(x, roll)
         x = front_end.pad(x, front_end.samples_for(last - first))
         mel = front_end.pad_frames(front_end.fbank(x[None])[0], last - first)
@@ -238,6 +237,18 @@ class Clips(Dataset[Sample]):
         views = torch.stack(out[:GLOBAL_VIEWS])
         local = torch.stack(out[GLOBAL_VIEWS:]) if settings.local_views else views.new_zeros(0, 0, mel.shape[1])
         return views, local
+
+
+    def _wave(self, path: str, start: float, seconds: float) -> npt.NDArray[np.float32]:
+        """Part of a recording at the front end's rate."""
+        settings = self.front_end.settings
+        if self._kept is None:
+            return files.read(path, rate=settings.rate, start=start, seconds=seconds, resampler=settings.resampler)
+        if path not in self._kept:
+            # Always the whole, so that what a part holds does not depend on what was read before.
+            self._kept[path] = files.read(path, rate=settings.rate, resampler=settings.resampler)
+        first = round(start * settings.rate)
+        return self._kept[path][first : first + round(seconds * settings.rate)]
 
 
 def collate(samples: list[Sample], donor_rows: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.int64]]) -> Batch:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from asit import recipes
-from asit.demo.soundfont import build_dataset
+from asit.demo.dataset import build_dataset
 from asit.engine.records import counter
 from asit.errors import AsitError
 from asit.model.audio_model import AudioModel

@@ -26,6 +26,8 @@ from asit.settings import EncoderSettings, FrontEndSettings
 
 KIND = "audio-encoder"
 AXES = "(time, mel)"
+WHOLE = 1.5
+"""A clip up to this many times as long as the training view is seen whole."""
 
 Sound = str | os.PathLike[str] | np.ndarray | Tensor
 """A file, or samples in [-1, 1] as (S,) or (channels, S)."""
@@ -205,9 +207,9 @@ class AudioModel:
 
         A clip becomes as many patch columns as it covers; a last column at least half covered is filled by the
         front end's padding rule, one less covered is left out, and there is at least one. Positions are those of the
-        first columns of the training view, not stretched. A clip longer than the training view is cut into windows of
-        that length, end to end; the last one is moved back to end with the clip, and gives only the columns that the
-        others do not have.
+        first columns of the training view, not stretched. A clip up to half as long again as the training view is
+        seen whole, with resized positions. A longer one is cut into windows of the view's length, end to end; the
+        last is moved back to end with the clip, and gives only the columns that the others do not have.
 
         Args:
             sounds: files of any rate, or arrays or tensors (S,) or (channels, S), whose channels are averaged.
@@ -270,6 +272,8 @@ class AudioModel:
         step, view = self.encoder.patch[0], self.encoder.grid[0]
         columns = max(1, int(self.front_end.frames_for(len(wave)) / step + 0.5))
         wave = self.front_end.pad(wave, self.front_end.samples_for(columns * step))
+        if columns <= WHOLE * view:
+            view = max(view, columns)
         starts = [0] if columns <= view else [*range(0, columns - view, view), columns - view]
         done = 0
         for start in starts:
@@ -290,16 +294,16 @@ class AudioModel:
         """Put the windows through the encoder and add (class token, fresh patches, columns) to each one's clip."""
         # Neighbours of like length waste least on padding. The sort is stable, so a clip's windows stay in order.
         ordered = sorted(windows, key=lambda window: window.columns)
-        device, mel = self.encoder.pos_embed.device, self.encoder.grid[1]
+        device, (view, mel) = self.encoder.pos_embed.device, self.encoder.grid
         cast = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
-        for at in range(0, len(ordered), batch):
-            part = ordered[at : at + batch]
+        for part in _batches(ordered, batch, self.encoder.grid[0]):
             most = part[-1].columns
             with torch.inference_mode(), cast:
                 x = torch.stack([self._input(window, most) for window in part]).unsqueeze(1)
                 counts = torch.tensor([window.columns for window in part], device=device)
                 valid = torch.arange(most * mel, device=device) < counts[:, None] * mel
-                tokens = self.encoder(x, valid=None if part[0].columns == most else valid, layer=layer, stretch=False)
+                padded = part[0].columns < most
+                tokens = self.encoder(x, valid=valid if padded else None, layer=layer, stretch=not padded and most > view)
             # Copied outside inference mode: the results can then be used in training something on top.
             cls, patches = tokens.cls.cpu().float().clone(), tokens.patches.cpu().float().clone()
             for i, window in enumerate(part):
@@ -321,6 +325,18 @@ class AudioModel:
         frames, shift = self.encoder.patch[0], self.front_end.shift
         middle = (self.front_end.samples_for(frames) / 2 + torch.arange(columns) * (frames * shift)) / self.rate
         return Embedding(patches.mean(0), patches, (columns, self.encoder.grid[1]), middle, cls)
+
+
+def _batches(windows: Sequence[_Window], batch: int, view: int) -> Iterator[Sequence[_Window]]:
+    """Windows, sorted by length, in batches; those longer than the view, whose positions are resized, by equal length."""
+    at = 0
+    while at < len(windows):
+        end = min(at + batch, len(windows))
+        group = max(view, windows[at].columns)
+        while windows[end - 1].columns > group:
+            end -= 1
+        yield windows[at:end]
+        at = end
 
 
 def _blank(settings: EncoderSettings, frames: int, mels: int) -> Encoder:

@@ -65,15 +65,22 @@ class _Linear(torch.autograd.Function):
         need_x, need_weight, need_bias = ctx.needs_input_grad
         grad_x = (grad @ weight).to(ctx.dtype) if need_x else None
         grad, x = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
-        grad_weight = None
+        grad_weight = grad_bias = None
         if need_weight:
             # The narrower factor is transposed in memory, and both products are then of plain matrices.
             grad_weight = torch.empty(weight.shape, dtype=torch.float32)
             if grad.shape[1] > x.shape[1]:
-                grad_weight.copy_((x.t().contiguous() @ grad).t())
+                # Rows of ones below it make the bias's gradient a row of the product: a sum of its own costs more.
+                turned = x.new_ones(x.shape[1] + _STEP, len(x))
+                turned[:-_STEP] = x.t()
+                product = turned @ grad
+                grad_weight.copy_(product[:-_STEP].t())
+                grad_bias = product[-1]
             else:
                 grad_weight.copy_(grad.t().contiguous() @ x)
-        return grad_x, grad_weight, grad.sum(0).float() if need_bias else None
+        if need_bias and grad_bias is None:
+            grad_bias = grad.sum(0)
+        return grad_x, grad_weight, grad_bias.float() if need_bias else None
 
 
 class _Attention(torch.autograd.Function):
@@ -89,29 +96,41 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (q, k, v), weights = ctx.saved_tensors
         rows, tokens, _, heads, size = ctx.shape
-        outer = grad.new_zeros(rows, heads, q.shape[1], size)
+        outer = grad.new_empty(rows, heads, q.shape[1], size)
         outer[:, :, :tokens] = grad.view(rows, tokens, heads, size).transpose(1, 2)
+        outer[:, :, tokens:] = 0.0
         outer = outer.flatten(0, 1)
         scores = torch._softmax_backward_data(outer @ v.transpose(1, 2), weights, -1, weights.dtype)
         out = grad.new_empty(ctx.shape)
-        for i, part in enumerate(
-            (scores @ (k * size**-0.5), scores.transpose(1, 2) @ q, weights.transpose(1, 2) @ outer)
-        ):
+        parts = _scaled(scores, k, size), _scaled(scores.transpose(1, 2), q, size), weights.transpose(1, 2) @ outer
+        for i, part in enumerate(parts):
             out[:, :, i] = part.view(rows, heads, -1, size)[:, :, :tokens].transpose(1, 2)
         return out
 
 
 def _attend(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(R, N, 3, H, d) -> (R, N, H d), and for the gradient queries (scaled), keys, values (3, R H, N', d) and the
+    """(R, N, 3, H, d) -> (R, N, H d), and for the gradient queries, keys, values (3, R H, N', d) and the
     attention (R H, N', N'), N' being N filled up; keys filled in are attended to by none."""
     rows, tokens, _, heads, size = qkv.shape
     filled = -(-tokens // _STEP) * _STEP
-    parts = qkv.new_zeros(3, rows, heads, filled, size)
+    parts = qkv.new_empty(3, rows, heads, filled, size)
     parts[:, :, :, :tokens] = qkv.permute(2, 0, 3, 1, 4)
+    parts[:, :, :, tokens:] = 0.0
     parts = parts.flatten(1, 2)
-    parts[0] *= size**-0.5
-    scores = parts[0] @ parts[1].transpose(1, 2)
+    scores = _scaled(parts[0], parts[1].transpose(1, 2), size)
     scores[:, :, tokens:] = -torch.inf
     weights = scores.softmax(-1)
     out = (weights @ parts[2]).view(rows, heads, filled, size)[:, :, :tokens]
     return out.transpose(1, 2).reshape(rows, tokens, heads * size), parts, weights
+
+
+def _scaled(a: Tensor, b: Tensor, size: int) -> Tensor:
+    """a @ b / sqrt(size), the factor applied within the product: (n, i, j), (n, j, k) -> (n, i, k)."""
+    return torch.baddbmm(a.new_empty(()), a, b, beta=0, alpha=size**-0.5)
+
+
+def add(x: Tensor, branch: Tensor) -> Tensor:
+    """x + branch, of x's shape and type; on a CPU a sum of two types takes twice as long as a cast and a sum."""
+    if x.device.type == "cpu" and branch.dtype is torch.bfloat16 and x.dtype is torch.float32:
+        return branch.float().add_(x)
+    return x + branch

@@ -10,6 +10,7 @@ arXiv 1603.09382, its factors drawn outside and handed in, so that a saved batch
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from asit.errors import ConfigError
-from asit.model.cpu import Linear, attention, bf16_on_cpu, linear
+from asit.model.cpu import Linear, add, attention, bf16_on_cpu, linear
 from asit.settings import SIZES, EncoderSettings
 
 
@@ -142,10 +143,26 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, drop: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """`drop` (2, R): factors of the two branches; `mask` (R, 1, 1, N) bool: keys that may be attended to."""
-        branch = self.attn(self.norm1(x), mask)
-        x = x + (branch if drop is None else branch * drop[0, :, None, None].to(branch.dtype))
-        branch = self.mlp(self.norm2(x))
-        return x + (branch if drop is None else branch * drop[1, :, None, None].to(branch.dtype))
+        x = _residual(x, lambda rows, mask: self.attn(self.norm1(rows), mask), None if drop is None else drop[0], mask)
+        return _residual(x, lambda rows, _: self.mlp(self.norm2(rows)), None if drop is None else drop[1])
+
+
+def _residual(
+    x: Tensor, branch: Callable[[Tensor, Tensor | None], Tensor], drop: Tensor | None, mask: Tensor | None = None
+) -> Tensor:
+    """x + drop branch(x, mask), for `drop` (R,); rows whose factor is 0 are not computed on a CPU."""
+    if drop is None:
+        return add(x, branch(x, mask))
+    if x.device.type != "cpu" or torch.compiler.is_compiling():  # a GPU would have to tell how many rows there are
+        out = branch(x, mask)
+        return x + out * drop[:, None, None].to(out.dtype)
+    kept = drop.nonzero().flatten()
+    if len(kept) == len(x):
+        return x + branch(x, mask).to(x.dtype) * drop[:, None, None]
+    if not len(kept):  # One row is: every parameter has a gradient in every step, if of zeros.
+        kept = kept.new_zeros(1)
+    out = branch(x.index_select(0, kept), None if mask is None else mask.index_select(0, kept))
+    return x.index_add(0, kept, out.to(x.dtype) * drop[kept, None, None])
 
 
 class PatchEmbed(nn.Module):

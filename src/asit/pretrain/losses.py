@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-_CPU_CHUNK = 1 << 20
+_CPU_CHUNK = 1 << 18
 _GPU_CHUNK = 1 << 25
 """Float32 values that are worked on at once: a chunk stays in the cache on a CPU, and fills a GPU."""
 

@@ -105,8 +105,9 @@ def settings_for(
 ) -> PretrainSettings:
     """Settings of a new run, or, to resume one, its own with the overrides on top."""
     given = {name: value for name, value in overrides.items() if value != "" or name not in ("data", "out")}
-    given["out"] = str(out)
-    if resume and preset_name is None and file is None:
+    if str(out):
+        given["out"] = str(out)
+    if str(out) and resume and preset_name is None and file is None:
         own = Path(out) / "config.yaml"
         if own.exists():
             return config.build(PretrainSettings, config.merge(config.read_yaml(own), given), str(own))

@@ -149,6 +149,8 @@ def prepare(settings: PretrainSettings, catalogue: Catalogue, world: World) -> S
     if not clips.donors and settings.masking.replace > 0 and settings.masking.replace_probability > 0:
         notes.append("one clip a forward pass: there is no other clip to replace from, so every view is wiped instead")
     workers = _workers(settings, world, notes)
+    if _fits_in_memory(settings, catalogue, world, workers, notes):
+        clips.keep()
     generator = torch.Generator().manual_seed(settings.seed)
     task = method.ASiT(settings, frames[0], generator, world.device)
     steps = len(clips) // settings.batch_size
@@ -469,6 +471,23 @@ def _workers(settings: PretrainSettings, world: World, notes: list[str]) -> int:
         workers, why = max(1, min(8, cores // here - 1)), f"{cores} cores for {here} processes"
     notes.append(f"loader workers {workers}: {why}")
     return workers
+
+
+def _fits_in_memory(
+    settings: PretrainSettings, catalogue: Catalogue, world: World, workers: int, notes: list[str]
+) -> bool:
+    """Whether decoded recordings are kept; the answer stays with the settings, so that a resumed run does the same."""
+    limit = settings.views.keep_gb
+    if limit == "auto":
+        pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+        limit = pages / 10 / 1e9
+    copies = max(1, workers) * world.size
+    needed = catalogue.header["seconds"] * settings.front_end.rate * 4 * copies / 1e9
+    kept = needed <= limit
+    settings.views.keep_gb = limit if kept else 0.0
+    if kept:
+        notes.append(f"decoded recordings are kept in memory: {needed:.2f} GB, at most views.keep_gb {limit:.2f}")
+    return kept
 
 
 def _shorter(plan: loop.Plan, steps: int) -> loop.Plan:

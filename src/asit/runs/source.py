@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import TextIO
 
-from asit.data import catalogue as catalogues
+from asit.data import scan
 from asit.data.catalogue import Catalogue
 from asit.engine.records import counter
 from asit.errors import CatalogueError, ConfigError
@@ -39,7 +39,7 @@ def catalogue(
         return Catalogue.read(given)
     if out is None:
         with tempfile.TemporaryDirectory() as scratch:
-            return catalogues.build(
+            return scan.build(
                 given,
                 Path(scratch) / folder.CATALOGUE,
                 front_end=settings.front_end,
@@ -52,7 +52,7 @@ def catalogue(
     if not anew and place.exists():
         return Catalogue.read(place)
     out.mkdir(parents=True, exist_ok=True)
-    return catalogues.build(
+    return scan.build(
         given,
         place,
         front_end=settings.front_end,

@@ -1,0 +1,443 @@
+"""A scan: what is listed, what is left out and why, and that a stopped one ends as an unstopped one."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from asit.audio import files
+from asit.data.catalogue import Catalogue
+from asit.data.scan import build
+from asit.data.tables import read_table
+from asit.errors import CatalogueError
+from asit.settings import FrontEndSettings
+
+SETTINGS = FrontEndSettings(mels=40)
+SHARED = Path(os.environ.get("ASIT_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
+
+
+def noise(
+    path: Path, seconds: float = 0.3, rate: int = 16000, channels: int = 1, level: float = 0.1, **how: Any
+) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(len(path.name) + sum(path.name.encode()))
+    wave = rng.normal(0, level, (round(seconds * rate), channels)).clip(-1, 1)
+    soundfile.write(path, wave, rate, **how)
+    return path
+
+
+def make(folder: Path, **more: Any) -> Catalogue:
+    """build() with small settings; out is c.jsonl in the folder's parent."""
+    how = {"front_end": SETTINGS, "workers": 1, **more}
+    return build(folder, how.pop("out", folder.parent / "c.jsonl"), **how)
+
+
+@pytest.fixture
+def sounds(tmp_path: Path) -> Path:
+    """Twelve good files of several kinds in nested folders."""
+    folder = tmp_path / "sounds"
+    for i in range(6):
+        noise(folder / "b" / f"{i}.wav", 0.2 + 0.05 * i, 16000)
+    for i in range(3):
+        noise(folder / "a" / f"{i}.flac", 0.4, 22050, 2)
+    noise(folder / "z.ogg", 0.5, 8000)
+    noise(folder / "Übung.wav", 0.3, 44100, 6)
+    noise(folder / "a.b.mp3", 0.5, 16000)
+    return folder
+
+
+# what is listed
+
+
+def test_a_folder_is_listed_in_order_with_what_the_files_say(sounds: Path, tmp_path: Path) -> None:
+    (sounds / "note.txt").write_text("no sound")
+    noise(sounds / ".hidden.wav")
+    noise(sounds / ".cache" / "x.wav")
+    made = make(sounds)
+    lines = [json.loads(line) for line in (tmp_path / "c.jsonl").read_text(encoding="utf-8").splitlines()]
+    names = [line["path"] for line in lines[1:]]
+    expected = {str(p.relative_to(sounds)) for p in sounds.rglob("*") if p.is_file()}
+    expected -= {"note.txt", ".hidden.wav", ".cache/x.wav"}
+    assert set(names) == expected
+    assert len(names) == 12
+    assert [n for n in names if "/" in n] == sorted(n for n in names if "/" in n)
+    for clip in made:
+        info = soundfile.info(clip.path)
+        assert Path(clip.path).is_absolute()
+        assert (clip.rate, clip.channels) == (info.samplerate, info.channels)
+        assert clip.seconds == pytest.approx(info.duration, rel=1e-6)
+    assert lines[0] == made.header
+    assert made.header["clips"] == 12
+    assert made.header["skipped"] == {}
+    assert made.header["ignored"] == {".txt": 1}
+    assert made.header["seconds"] == pytest.approx(sum(c.seconds for c in made), abs=1e-3)
+    assert made.header["front_end"]["mels"] == 40
+    assert (tmp_path / "c.skipped.jsonl").read_bytes() == b""
+    assert {p.name for p in tmp_path.iterdir()} == {"sounds", "c.jsonl", "c.skipped.jsonl"}
+
+
+def test_links_that_run_in_a_circle_end(sounds: Path) -> None:
+    (sounds / "b" / "up").symlink_to(sounds)
+    (sounds / "c").symlink_to(sounds / "a")
+    assert len(make(sounds, check="header")) == 12
+
+
+def test_links_to_a_folder_elsewhere_are_followed(tmp_path: Path) -> None:
+    noise(tmp_path / "elsewhere" / "x.wav")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "elsewhere")
+    assert [c.path for c in make(tmp_path / "in")] == [str(tmp_path / "in" / "link" / "x.wav")]
+
+
+def test_a_table_gives_labels_and_splits_and_its_own_order(sounds: Path, tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    outside = noise(tmp_path.parent / f"{tmp_path.name}-outside.wav")
+    table.write_text(f"Filename,class,split\nsounds/z.ogg,dog,test\n./sounds/b/0.wav,,train\n{outside},cat,\n")
+    made = make(table)
+    assert list(made.labels) == ["dog", None, "cat"]
+    assert list(made.splits) == ["test", "train", None]
+    assert [c.path for c in made] == [str(sounds / "z.ogg"), str(sounds / "b" / "0.wav"), str(outside)]
+    again = Catalogue.read(tmp_path / "c.jsonl")
+    assert [*again] == [*made]
+    assert again.root == str(tmp_path)
+    stored = [json.loads(line)["path"] for line in (tmp_path / "c.jsonl").read_text().splitlines()[1:]]
+    assert stored == ["sounds/z.ogg", "sounds/b/0.wav", str(outside)]
+
+
+def test_checksums_are_of_the_files(sounds: Path) -> None:
+    for clip in make(sounds, checksum=True, check="header"):
+        assert clip.sha256 == hashlib.sha256(Path(clip.path).read_bytes()).hexdigest()
+
+
+# what is left out
+
+
+@pytest.fixture
+def damaged(sounds: Path) -> dict[str, str]:
+    """Bad files of every kind beside the good ones: name -> reason."""
+    wave = np.full(8000, 0.1)
+    soundfile.write(sounds / "nan.wav", np.where(np.arange(8000) == 5000, np.nan, wave), 16000, subtype="FLOAT")
+    soundfile.write(sounds / "zeros.wav", np.zeros(8000), 16000)
+    soundfile.write(sounds / "hush.wav", np.full(8000, 1e-5), 16000, subtype="FLOAT")
+    soundfile.write(sounds / "none.wav", np.zeros(0), 16000)
+    noise(sounds / "blip.wav", 0.01)
+    (sounds / "void.flac").write_bytes(b"")
+    (sounds / "page.mp3").write_text("<html>404</html>" * 50)
+    (sounds / "gone.wav").symlink_to(sounds / "nowhere.wav")
+    os.mkfifo(sounds / "pipe.wav")
+    for name in ("cut.flac", "cut.wav", "cut.mp3"):
+        whole = noise(sounds / name, 10.0).read_bytes()
+        (sounds / name).write_bytes(whole[: len(whole) // 2])
+    reasons = {"nan.wav": "non-finite", "zeros.wav": "silent", "hush.wav": "silent", "none.wav": "empty"}
+    reasons |= {"blip.wav": "too short", "void.flac": "empty", "page.mp3": "unreadable", "gone.wav": "missing"}
+    reasons |= {"cut.flac": "truncated", "cut.wav": "truncated", "cut.mp3": "truncated", "pipe.wav": "unreadable"}
+    return reasons
+
+
+def test_bad_files_are_left_out_with_their_reasons(sounds: Path, damaged: dict[str, str], tmp_path: Path) -> None:
+    made = make(sounds, bad_files=0.6)
+    rows = [json.loads(line) for line in (tmp_path / "c.skipped.jsonl").read_text().splitlines()]
+    assert {row["path"]: row["reason"] for row in rows} == damaged
+    assert all(row["detail"] for row in rows)
+    counts = {reason: list(damaged.values()).count(reason) for reason in set(damaged.values())}
+    assert made.header["skipped"] == counts
+    assert len(made) == 12
+
+
+def test_too_many_bad_files_stop_the_scan_and_are_counted(
+    sounds: Path, damaged: dict[str, str], tmp_path: Path
+) -> None:
+    with pytest.raises(CatalogueError) as told:
+        make(sounds)
+    text = str(told.value)
+    assert "12 of the 24 files" in text
+    assert "3 truncated" in text
+    assert "2 silent" in text
+    assert "bad_files" in text
+    assert "too short: blip.wav: 10.0 ms" in text
+    assert not (tmp_path / "c.jsonl").exists()
+    assert not (tmp_path / "c.skipped.jsonl").exists()
+    first: list[int] = []
+    made = make(sounds, bad_files=0.5, progress=lambda done, total, bad: first.append(done))
+    assert first[0] == 12
+    assert len(made) == 12
+
+
+def test_only_bad_files(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.wav").write_bytes(b"")
+    with pytest.raises(CatalogueError, match=r"1 of the 1 files .* 1 empty(.|\n)*at least one"):
+        make(tmp_path / "in", bad_files=1.0)
+
+
+def test_a_folder_that_may_not_be_read_is_one_bad_file(sounds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = os.scandir
+
+    def scandir(path: Any) -> Any:  # root, who runs some tests, may read a folder of any mode
+        if Path(path).name == "locked":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return whole(path)
+
+    (sounds / "locked").mkdir()
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert make(sounds, check="header", statistics_clips=0).header["skipped"] == {"unreadable": 1}
+
+
+# normalisation
+
+
+def test_mean_and_std_are_those_of_an_outside_log_mel(tmp_path: Path) -> None:
+    knf = pytest.importorskip("kaldi_native_fbank")
+    for i in range(5):
+        noise(tmp_path / "in" / f"{i}.wav", 0.3 + 0.1 * i, level=0.02 * (i + 1))
+    made = make(tmp_path / "in")
+    options = knf.FbankOptions()
+    options.frame_opts.dither = 0.0
+    options.frame_opts.window_type = "hanning"
+    options.frame_opts.samp_freq = 16000
+    options.mel_opts.num_bins = 40
+    values = []
+    for clip in made:
+        wave, _ = soundfile.read(clip.path, dtype="float32")
+        fbank = knf.OnlineFbank(options)
+        fbank.accept_waveform(16000, wave.tolist())
+        fbank.input_finished()
+        values += [fbank.get_frame(t) for t in range(fbank.num_frames_ready)]
+    flat = np.array(values, np.float64)
+    assert made.header["mean"] == pytest.approx(flat.mean(), abs=1e-4)
+    assert made.header["std"] == pytest.approx(flat.std(), abs=1e-4)
+    assert made.header["statistics_clips"] == 5
+
+
+def test_statistics_hang_on_the_seed_alone(sounds: Path, tmp_path: Path) -> None:
+    noise(sounds / "long.wav", 25.0, 8000)
+    for i in range(20):  # three processes are not started for a handful of files
+        noise(sounds / f"more{i}.wav", 0.1)
+    one = make(sounds, statistics_clips=12)
+    bytes_of_one = (tmp_path / "c.jsonl").read_bytes()
+    make(sounds, statistics_clips=12, workers=3)
+    assert (tmp_path / "c.jsonl").read_bytes() == bytes_of_one
+    assert make(sounds, statistics_clips=12, seed=1).header["mean"] != one.header["mean"]
+    # Opening alone gives the same sample at the same places.
+    assert make(sounds, statistics_clips=12, check="header").header["mean"] == pytest.approx(
+        one.header["mean"], abs=1e-3
+    )
+    assert make(sounds, statistics_clips=0).header["mean"] is None
+
+
+def test_at_most_ten_seconds_of_a_file_are_measured(tmp_path: Path) -> None:
+    # Silence but for the last part: were all of it measured, the mean would not hang on the seed.
+    wave = np.zeros(8000 * 40)
+    wave[8000 * 20 :] = np.random.default_rng(0).normal(0, 0.1, 8000 * 20)
+    (tmp_path / "in").mkdir()
+    soundfile.write(tmp_path / "in" / "a.wav", wave, 8000)
+    means = {make(tmp_path / "in", seed=seed, check="header").header["mean"] for seed in range(4)}
+    assert len(means) > 1
+
+
+# stopping and going on
+
+SCAN = """
+    import os, signal, sys
+    from pathlib import Path
+    from asit.data.scan import build
+    from asit.settings import FrontEndSettings
+
+    def progress(done, total, bad):
+        if done >= int(sys.argv[3]):
+            os.kill(os.getpid(), getattr(signal, sys.argv[4]))
+
+    if __name__ == "__main__":
+        build(sys.argv[1], sys.argv[2], front_end=FrontEndSettings(mels=40), workers=2, bad_files=0.5, checksum=True,
+              statistics_clips=int(sys.argv[5]), progress=progress)
+"""
+
+
+def stopped(source: Path, out: Path, after: int, how: str, sampled: int = 0) -> subprocess.CompletedProcess[str]:
+    script = out.parent / "scan.py"
+    script.write_text(textwrap.dedent(SCAN))
+    return subprocess.run(
+        [sys.executable, script, source, out, str(after), how, str(sampled)], capture_output=True, text=True, timeout=60
+    )
+
+
+def test_a_killed_scan_goes_on_and_ends_the_same(sounds: Path, damaged: dict[str, str], tmp_path: Path) -> None:
+    how: dict[str, Any] = {"bad_files": 0.5, "checksum": True}
+    make(sounds, out=tmp_path / "whole.jsonl", **how)
+    out = tmp_path / "c.jsonl"
+    assert stopped(sounds, out, 7, "SIGKILL", sampled=2000).returncode == -signal.SIGKILL
+    assert not out.exists()
+    partial = tmp_path / "c.jsonl.partial"
+    with partial.open("ab") as file:
+        file.write(b'{"path":"b/0.wav","size":1')  # as a kill in the middle of a line leaves it
+    opened = {json.loads(line)["path"] for line in partial.read_bytes().splitlines()[1:-1] if b"reason" not in line}
+    seen: list[tuple[int, int, int]] = []
+    make(sounds, progress=lambda *now: seen.append(now), **how)
+    assert seen[0][0] == len(opened) > 0
+    assert seen[-1][0] == seen[-1][1] == 24
+    assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert (tmp_path / "c.skipped.jsonl").read_bytes() == (tmp_path / "whole.skipped.jsonl").read_bytes()
+    assert not partial.exists()
+
+
+def test_changed_added_and_removed_files_are_noticed_on_going_on(sounds: Path, tmp_path: Path) -> None:
+    out = tmp_path / "c.jsonl"
+
+    def stop(done: int, total: int, bad: int) -> None:
+        if done == total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(sounds, progress=stop)
+    noise(sounds / "b" / "0.wav", 0.9)
+    noise(sounds / "a" / "new.wav", 0.7)
+    (sounds / "z.ogg").unlink()
+    seen: list[int] = []
+    made = make(sounds, progress=lambda done, total, bad: seen.append(done))
+    assert seen[0] == 10
+    lengths = {Path(c.path).relative_to(sounds).as_posix(): c.seconds for c in made}
+    assert lengths["b/0.wav"] == pytest.approx(0.9)
+    assert lengths["a/new.wav"] == pytest.approx(0.7)
+    assert len(lengths) == 12
+    assert "z.ogg" not in lengths
+    resumed = out.read_bytes()
+    make(sounds)
+    assert out.read_bytes() == resumed
+
+
+def test_ctrl_c_says_how_to_go_on(sounds: Path, tmp_path: Path) -> None:
+    result = stopped(sounds, tmp_path / "c.jsonl", 3, "SIGINT")
+    assert "KeyboardInterrupt: stopped after" in result.stderr
+    assert "c.jsonl.partial" in result.stderr
+    assert (tmp_path / "c.jsonl.partial").exists()
+    assert not (tmp_path / "c.jsonl").exists()
+
+
+def test_other_settings_do_not_go_on_from_a_stopped_scan(sounds: Path, tmp_path: Path) -> None:
+    def stop(done: int, total: int, bad: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match="the same command goes on"):
+        make(sounds, checksum=True, progress=stop)
+    with pytest.raises(CatalogueError, match=r"checksum true, now false(.|\n)*restart"):
+        make(sounds)
+    assert len(make(sounds, restart=True)) == 12
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the crash is put in by fork")
+def test_a_file_that_kills_the_decoder_is_left_out(sounds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = files.probe
+
+    def probe(path: Any) -> Any:
+        if Path(path).name == "3.wav":
+            os._exit(11)
+        return whole(path)
+
+    monkeypatch.setattr(files, "probe", probe)
+    made = make(sounds, workers=2, check="header")
+    assert made.header["skipped"] == {"unreadable": 1}
+    assert len(made) == 11
+    skipped = json.loads((sounds.parent / "c.skipped.jsonl").read_text())
+    assert skipped["path"] == "b/3.wav"
+    assert "died" in skipped["detail"]
+
+
+# errors that cost nothing to find
+
+
+def test_sources_that_cannot_be(sounds: Path, tmp_path: Path) -> None:
+    with pytest.raises(CatalogueError, match=r"there is no .*soundz(.|\n)*did you mean .*sounds\?"):
+        make(tmp_path / "soundz")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CatalogueError, match="empty is empty"):
+        make(tmp_path / "empty")
+    (tmp_path / "texts" / "deep").mkdir(parents=True)
+    for name in ("1.txt", "2.txt", "deep/3.TXT", "4.jpg"):
+        (tmp_path / "texts" / name).write_text("")
+    with pytest.raises(CatalogueError, match=r"no audio; 4 files: 3 \.txt, 1 \.jpg(.|\n)*\.flac"):
+        make(tmp_path / "texts")
+    with pytest.raises(CatalogueError, match="one recording"):
+        make(sounds / "z.ogg")
+    make(sounds, check="header")
+    with pytest.raises(CatalogueError, match="already a catalogue"):
+        make(tmp_path / "c.jsonl", out=tmp_path / "d.jsonl")
+    assert {p.name for p in tmp_path.iterdir()} == {"sounds", "empty", "texts", "c.jsonl", "c.skipped.jsonl"}
+
+
+def test_outs_that_cannot_be(sounds: Path, tmp_path: Path) -> None:
+    with pytest.raises(CatalogueError, match="is a folder"):
+        make(sounds, out=sounds)
+    (tmp_path / "mine.csv").write_text("path\nz.ogg\n")
+    with pytest.raises(CatalogueError, match=r"mine\.csv exists and is not a catalogue"):
+        make(sounds, out=tmp_path / "mine.csv")
+    with pytest.raises(CatalogueError, match="cannot be written"):
+        make(sounds, out=sounds / "z.ogg" / "c.jsonl")
+    make(sounds, check="header")
+    make(sounds, check="header")  # an older catalogue is replaced
+    assert (tmp_path / "mine.csv").read_text() == "path\nz.ogg\n"
+
+
+def test_a_full_disk_leaves_the_old_catalogue(sounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make(sounds, check="header")
+    before = (tmp_path / "c.jsonl").read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CatalogueError, match="No space left"):
+        made.subset([0]).write(tmp_path / "c.jsonl")
+    assert (tmp_path / "c.jsonl").read_bytes() == before
+    assert {p.name for p in tmp_path.iterdir()} == {"sounds", "c.jsonl", "c.skipped.jsonl"}
+
+
+def test_moved_data_are_found_by_root(sounds: Path, tmp_path: Path) -> None:
+    made = make(sounds, check="header")
+    moved = tmp_path / "moved"
+    sounds.rename(moved)
+    with pytest.raises(CatalogueError, match=r"not there(.|\n)*as root"):
+        Catalogue.read(tmp_path / "c.jsonl")
+    read = Catalogue.read(tmp_path / "c.jsonl", root=moved)
+    assert Path(read[0].path).exists()
+    assert read.digest == made.digest
+    assert read.header["root"] == str(moved)
+
+
+# real recordings
+
+
+def test_real_recordings_by_table_and_folder(tmp_path: Path) -> None:
+    lists = SHARED / "arabic-speech-commands"
+    if not lists.exists():
+        pytest.skip(f"no development data at {SHARED}")
+    rows = read_table(lists / "val.csv")
+    with (lists / "val.csv").open(newline="") as file:
+        raw = list(csv.reader(file))[1:]
+    assert [(os.path.relpath(row.path, lists), row.label) for row in rows] == [tuple(cells) for cells in raw]
+    part = tmp_path / "part.csv"
+    part.write_text("path,label\n" + "".join(f"{row.path},{row.label}\n" for row in rows[::60]))
+    made = make(part, workers=2)
+    assert len(made) == 40
+    assert set(made.labels) == {cells[1] for cells in raw}
+    assert set(made.seconds.tolist()) == {1.0}
+    digits = make(SHARED / "free-spoken-digit-dataset", check="header", statistics_clips=20, out=tmp_path / "d.jsonl")
+    assert len(digits) == 3000
+    assert set(digits.rate.tolist()) == {8000}
+
+
+def test_import_needs_no_torch() -> None:
+    code = "import sys, asit.data.scan; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

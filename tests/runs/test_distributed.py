@@ -1,0 +1,227 @@
+"""Several processes, and several passes a step, learn what one process with the whole batch learns.
+
+Float32, after three steps. Sums are taken in another order, so equality holds to rounding; AdamW divides by the
+gradient's own size, so a parameter whose gradient is nothing but rounding moves by its sign (the bias of the keys,
+which softmax cancels): gradients are compared for all parameters, weights for all but those.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from asit import cli, config
+from asit.errors import ConfigError
+from asit.runs import pretrain as runs
+from asit.settings import PretrainSettings
+
+WHOLE: dict[str, Any] = {"batch_size": 16, "epochs": 3, "masking": {"donor_pool": 4}}
+"""16 clips a step, of each epoch one: two processes get 8 each, whole blocks of donors, and so the same donors as one process."""
+
+
+def go(settings: PretrainSettings, **how: Any) -> int:
+    return 0 if runs.pretrain(settings, stream=None, **how).finished else 1
+
+
+def keys_bias(name: str, value: Tensor) -> Tensor:
+    """The middle third of a qkv bias set to 0: its gradient is 0 but for rounding."""
+    if not name.endswith("attn.qkv.bias") and "attn.qkv.bias/" not in name:
+        return value
+    out = value.clone()
+    third = len(out) // 3
+    out[third : 2 * third] = 0
+    return out
+
+
+def close(left: Mapping[str, Tensor], right: Mapping[str, Tensor], prefix: str, rtol: float, atol: float) -> None:
+    names = [name for name in left if name.startswith(prefix)]
+    assert names
+    for name in names:
+        a, b = keys_bias(name, left[name]), keys_bias(name, right[name])
+        torch.testing.assert_close(a, b, rtol=rtol, atol=atol, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def told(lines: list[dict[str, Any]], part: str) -> list[float]:
+    return [line["loss"] if part == "loss" else line["parts"][part] for line in lines]
+
+
+def equal_to_rounding(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    for centre in ("task/class_centre.", "task/patch_centre."):
+        close(ours, theirs, centre, rtol=1e-4, atol=2e-5)
+        assert all(value.abs().max() > 0.05 for name, value in theirs.items() if name.startswith(centre))
+    for weights in ("task/student.", "task/teacher."):
+        close(ours, theirs, weights, rtol=1e-3, atol=5e-5)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one process."""
+    return tmp_path_factory.mktemp("alone") / "run"
+
+
+@pytest.fixture
+def one(alone: Path, tiny: Any) -> Path:
+    if not alone.exists():
+        go(tiny(alone, **WHOLE))
+    return alone
+
+
+def test_two_processes_equal_one(one: Path, tiny: Any, tmp_path: Path, ranks: Any, state: Any, metrics: Any) -> None:
+    run = tmp_path / "run"
+    ended = ranks(2, lambda: go(tiny(run, **WHOLE)))
+    assert [e.code for e in ended] == [0, 0], ended
+    equal_to_rounding(state(run), state(one))
+    for part in ("loss", "global", "local", "reconstruction", "gradient_norm", "mask_share", "teacher_entropy_patch"):
+        assert told(metrics(run), part) == pytest.approx(told(metrics(one), part), rel=2e-4)
+    assert json.loads((run / "environment.json").read_text())["processes"] == 2
+
+
+def test_gradients_of_two_processes(tiny: Any, tmp_path: Path, ranks: Any, state: Any) -> None:
+    """After one step AdamW's first moment is a tenth of the gradient, of every parameter."""
+    settings = {**WHOLE, "stop_after": 1, "optim": {"freeze_last_layer": 0, "clip": 0}}
+    settings["losses"] = {"local_tokens": "masked"}
+    assert go(tiny(tmp_path / "one", **settings)) == 1
+    assert [e.code for e in ranks(2, lambda: go(tiny(tmp_path / "two", **settings)))] == [1, 1]
+    ours, theirs = state(tmp_path / "two"), state(tmp_path / "one")
+    moments = [name for name in theirs if name.endswith("/exp_avg")]
+    students = [name for name in theirs if name.startswith("task/student.") and not name.endswith("weight_g")]
+    assert len(moments) == len(students)
+    for name in moments:
+        scale = float(theirs[name].abs().max())
+        if "attn.qkv.bias" in name:
+            scale = max(scale, float(theirs[name.replace("bias", "weight")].abs().max()))
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=2e-5 * scale, msg=name)
+
+
+def test_four_processes_and_accumulation(one: Path, tiny: Any, tmp_path: Path, ranks: Any, state: Any) -> None:
+    """Two processes of two passes of four clips see the donors of one process too; the reconstruction loss is apart."""
+    over = {**WHOLE, "losses": {"reconstruction_weight": 0}}
+    go(tiny(tmp_path / "one", **over))
+    ended = ranks(2, lambda: go(tiny(tmp_path / "two", **over, accumulate=2)))
+    assert [e.code for e in ended] == [0, 0], ended
+    equal_to_rounding(state(tmp_path / "two"), state(tmp_path / "one"))
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_accumulation_equals_one_pass(accumulate: int, tiny: Any, tmp_path: Path, state: Any, metrics: Any) -> None:
+    """Global and local loss and both centres: to rounding."""
+    over = {**WHOLE, "losses": {"reconstruction_weight": 0}}
+    go(tiny(tmp_path / "one", **over))
+    go(tiny(tmp_path / "parts", **over, accumulate=accumulate))
+    equal_to_rounding(state(tmp_path / "parts"), state(tmp_path / "one"))
+    for part in ("global", "local", "centre_norm_class", "mask_share"):
+        ours, theirs = (told(metrics(tmp_path / name), part) for name in ("parts", "one"))
+        assert ours == pytest.approx(theirs, rel=2e-4)
+
+
+def test_accumulated_reconstruction_is_a_mean_of_means(tiny: Any, tmp_path: Path, metrics: Any) -> None:
+    """Each pass divides by its own count of masked values, which are not known before the last pass is read; where
+    passes mask more or less, the loss of the first step is not the one pass' to rounding, but within a few per cent."""
+    one, parts = (tmp_path / "one", tmp_path / "parts")
+    go(tiny(one, **WHOLE, stop_after=1))
+    go(tiny(parts, **WHOLE, stop_after=1, accumulate=4))
+    ours, theirs = (told(metrics(run), "reconstruction")[0] for run in (parts, one))
+    assert ours != pytest.approx(theirs, rel=1e-6)
+    assert ours == pytest.approx(theirs, rel=0.05)
+
+
+TERMS = {
+    "global": {"local_weight": 0, "reconstruction_weight": 0},
+    "local": {"global_weight": 0, "reconstruction_weight": 0, "local_tokens": "masked"},
+    "reconstruction": {"global_weight": 0, "local_weight": 0},
+}
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_each_term_alone_with_two_processes(term: str, tiny: Any, tmp_path: Path, ranks: Any, state: Any) -> None:
+    """Processes average gradients of every parameter: one without a gradient would leave them waiting for ever."""
+    over = {**WHOLE, "losses": TERMS[term], "views": {"local_views": int(term != "local")}}
+    go(tiny(tmp_path / "one", **over))
+    ended = ranks(2, lambda: go(tiny(tmp_path / "two", **over)))
+    assert [e.code for e in ended] == [0, 0], ended
+    ours, theirs = state(tmp_path / "two"), state(tmp_path / "one")
+    assert ours.keys() == theirs.keys()
+    close(ours, theirs, "task/student.", rtol=1e-3, atol=5e-5)
+
+
+def test_a_run_goes_on_with_another_number_of_processes(
+    one: Path, tiny: Any, tmp_path: Path, ranks: Any, state: Any
+) -> None:
+    run = tmp_path / "run"
+    assert [e.code for e in ranks(2, lambda: go(tiny(run, **WHOLE, stop_after=1)))] == [1, 1]
+    assert go(tiny(run, **WHOLE), resume=True) == 0
+    equal_to_rounding(state(run), state(one))
+
+
+def test_a_folder_is_looked_at_by_one_process(tiny: Any, recordings: Path, tmp_path: Path, ranks: Any) -> None:
+    """The others read what it found."""
+    run, seen = tmp_path / "run", tmp_path / "seen"
+
+    def body() -> int:
+        from asit.data import scan
+
+        real = scan.build
+
+        def build(*arguments: Any, **more: Any) -> Any:
+            with seen.open("a") as file:
+                file.write(f"{os.environ['RANK']}\n")
+            return real(*arguments, **{**more, "workers": 1})
+
+        scan.build = build
+        return go(tiny(run, data=recordings, epochs=1))
+
+    assert [e.code for e in ranks(2, body)] == [0, 0]
+    assert seen.read_text() == "0\n"
+
+
+def test_a_mistake_ends_all_processes(tiny: Any, tmp_path: Path, ranks: Any) -> None:
+    ended = ranks(2, lambda: go(tiny(tmp_path / "run", data=tmp_path / "nothing")))
+    assert [e.code for e in ended] == [2, 2]
+    assert any("nothing" in e.said for e in ended)
+    assert not any("Traceback" in e.said for e in ended)
+    with pytest.raises(ConfigError, match=r"5 processes|batch_size is 4"):
+        runs._fit_batch(tiny(tmp_path), 16, _World(3), [])
+
+
+class _World:
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+
+def test_a_signal_to_any_process_ends_all(tiny: Any, tmp_path: Path, start_ranks: Any, reaches: Any) -> None:
+    """The one that it did not meet says so too."""
+    run = tmp_path / "run"
+    file = tmp_path / "settings.yaml"
+    file.write_text(config.to_yaml(tiny(run, **{**WHOLE, "epochs": 400})))
+    children = start_ranks(2, lambda: cli.main(["pretrain", "--config", str(file)]))
+    reaches(run, 4, children)
+    children[1].signal(signal.SIGTERM)
+    ended = [child.end() for child in children]
+    assert [e.code for e in ended] == [143, 143], ended
+    stopped = re.search(r"stopped by SIGTERM at step (\d+) of 400", ended[0].said)
+    assert stopped
+    assert (run / "checkpoints" / f"step-{int(stopped[1]):08d}").is_dir()
+    assert not any("Traceback" in e.said for e in ended)
+
+
+@pytest.mark.slow
+def test_under_torchrun(one: Path, tiny: Any, tmp_path: Path, state: Any) -> None:
+    run = tmp_path / "run"
+    file = tmp_path / "settings.yaml"
+    file.write_text(config.to_yaml(tiny(run, **WHOLE)))
+    call = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "asit"]
+    done = subprocess.run([*call, "pretrain", "--config", str(file)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    equal_to_rounding(state(run), state(one))
