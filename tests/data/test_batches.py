@@ -172,7 +172,7 @@ def test_a_rolled_clip_is_the_roll_of_its_waveform(clips: Make, monkeypatch: pyt
     shares.clear()
     for epoch in range(60):
         half[epoch, 0]
-    assert 15 < len(shares) < 45
+    assert 15 < sum(share > 0 for share in shares) < 45
 
 
 def test_a_change_of_level_moves_every_bin_alike(clips: Make) -> None:
@@ -227,14 +227,15 @@ def test_all_of_a_long_recording_is_reached_and_no_more_is_read_than_needed(
     starts = np.array([start for _, start, _ in asked])
     ends = np.array([start + seconds for _, start, seconds in asked])
     assert starts.min() >= 0
-    assert starts.min() < 0.1
+    assert starts.min() < 0.5
     assert ends.max() <= 25.0 + 1e-6
-    assert ends.max() > 24.9
+    assert ends.max() > 24.5
     assert max(seconds for *_, seconds in asked) <= 2.0 + 1e-9
     covered = np.zeros(250)
     for start, end in zip(starts, ends, strict=True):
         covered[int(start * 10) : int(end * 10)] += 1
-    assert covered[3:-3].min() > 0.4 * covered.mean()
+    assert covered[4:-4].min() > 0
+    assert covered[15:-15].min() > 0.4 * covered.mean()
     for segment in range(12):  # an epoch goes through all of the recording
         mine = starts[[i == segment for i, *_ in asked]]
         assert segment * 23 / 12 <= mine.min()

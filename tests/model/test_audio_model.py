@@ -129,6 +129,20 @@ def test_a_long_clip_is_windows_end_to_end_and_the_last_one_moved_back() -> None
     torch.testing.assert_close(out.class_token, (6 * first[0] + 6 * second[0] + 4 * last[0]) / 16, atol=1e-5, rtol=1e-5)
 
 
+def test_a_clip_half_as_long_again_is_seen_whole_whatever_its_neighbours() -> None:
+    m = model()
+    lengths = [3 * COLUMN, 6 * COLUMN, 8 * COLUMN, 9 * COLUMN, 8 * COLUMN, 10 * COLUMN, 21 * COLUMN]
+    sounds = [wave(4.0, seed=i)[: n + 240] for i, n in enumerate(lengths)]
+    alone = m.embed(sounds[2])
+    with torch.no_grad():
+        whole = m.encoder(m.front_end(torch.from_numpy(sounds[2][: m.front_end.samples_for(64)])[None]))
+    torch.testing.assert_close(alone.patches, whole.patches[0])
+    torch.testing.assert_close(alone.class_token, whole.cls[0])
+    for one, together in zip([m.embed(s) for s in sounds], m.embed_batch(sounds, batch=3), strict=True):
+        close(one, together)
+    assert [m.embed(s).grid[0] for s in sounds] == [3, 6, 8, 9, 8, 10, 21]
+
+
 def test_files_arrays_and_tensors_agree_at_any_rate(tmp_path: Path) -> None:
     m = model()
     left, right = wave(0.5, 1, 44100), wave(0.5, 2, 44100)

@@ -238,3 +238,16 @@ def test_knn_with_fewer_clips_than_neighbours() -> None:
     x, y = _classes(12, classes=2, apart=8)
     test, truth = _classes(30, classes=2, seed=1, apart=8)
     assert knn_probe(x, y, test, truth, k=50).accuracy > 0.9
+
+
+def test_features_wider_than_the_limit_are_reduced_and_still_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    labels = np.arange(240) % 4
+    centres = rng.standard_normal((4, 300))
+    x = (centres[labels] + 2.0 * rng.standard_normal((240, 300))).astype(np.float32)
+    whole = linear_probe(x[:160], labels[:160], x[160:], labels[160:], seed=0)
+    monkeypatch.setattr("asit.transfer.frozen.WIDEST", 100)
+    reduced = linear_probe(x[:160], labels[:160], x[160:], labels[160:], seed=0)
+    assert reduced == linear_probe(x[:160], labels[:160], x[160:], labels[160:], seed=0)
+    assert whole.accuracy > 0.9
+    assert abs(whole.accuracy - reduced.accuracy) < 0.05

@@ -7,7 +7,7 @@ row v * B + b is view v of clip b.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
@@ -220,13 +220,13 @@ class Clips(Dataset[Sample]):
         starts = [int(rng.integers(max(0, have - n) + 1)) for n in cut]
         roll = augment.draw_roll(rng, settings)
         first, last = min(starts), max(start + n for start, n in zip(starts, cut, strict=True))
-        length = front_end.samples_for(last - first) / rate
-        if roll:
-            # What is rolled in from the other end has to be read as well.
-            first, last, length = 0, max(have, last), span
-        x = torch.from_numpy(self._wave(path, begin + first * front_end.shift / rate, min(length, span)))
-        x = augment.roll(x, roll)
-        x = front_end.pad(x, front_end.samples_for(last - first))
+        # What is rolled in from the other end has to be read as well.
+        at, until = (0, max(have, last)) if roll else (first, last)
+        length = span if roll else min(front_end.samples_for(last - first) / rate, span)
+        x = torch.from_numpy(self._wave(path, begin + at * front_end.shift / rate, length))
+        x = front_end.pad(augment.roll(x, roll), front_end.samples_for(until - at))
+        # The front end sees what the views hold; frames before and after it would be thrown away.
+        x = x[(first - at) * front_end.shift :][: front_end.samples_for(last - first)]
         mel = front_end.pad_frames(front_end.fbank(x[None])[0], last - first)
         out = []
         for start, n, want, drawn in zip(starts, cut, wanted, draws, strict=True):
@@ -312,9 +312,12 @@ def loader(
     *,
     workers: int,
     pin: bool,
-) -> Iterator[Batch]:
-    """Batches in the order of `keys`; what comes out does not depend on the number of workers."""
-    options: dict[str, Any] = {"prefetch_factor": 4, "persistent_workers": True} if workers else {}
+) -> Generator[Batch]:
+    """Batches in the order of `keys`; what comes out does not depend on the number of workers.
+
+    Close it (`contextlib.closing`) to end its workers.
+    """
+    options: dict[str, Any] = {"prefetch_factor": 4} if workers else {}
     made = DataLoader(
         clips,
         batch_sampler=keys,  # type: ignore[arg-type]
@@ -329,10 +332,14 @@ def loader(
     return _raised(iter(made))
 
 
-def _raised(batches: Iterator[Batch | AsitError]) -> Iterator[Batch]:
+def _raised(batches: Iterator[Batch | AsitError]) -> Generator[Batch]:
     for batch in batches:
         if isinstance(batch, AsitError):
-            raise batch
+            try:
+                raise batch
+            finally:
+                # Else error, traceback and this frame hold each other, and workers collected as garbage end slowly.
+                del batch
         yield batch
 
 
@@ -345,9 +352,11 @@ class _Collate:
 
 
 def _quiet_worker(_: int) -> None:
-    # Ctrl-C and a scheduler's SIGTERM reach every process of the group; the run decides when its workers end.
+    # Ctrl-C and a scheduler's SIGTERM reach every process of the group, and the run still needs its workers to end the
+    # step. It tells them itself when to end; the alarm is for a run that could not.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60))
 
 
 def view_frames(settings: ViewSettings, front_end: FrontEnd, patch: int, typical: float) -> tuple[int, int, list[str]]:

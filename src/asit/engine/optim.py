@@ -108,7 +108,7 @@ def load_optimiser_tensors(optimiser: torch.optim.Optimizer, tensors: dict[str, 
             if name in by_name:
                 # The step counter of a fused optimiser lives with its parameter, of others on the CPU.
                 optimiser.state[parameter] = {
-                    field: value.clone() if field == "step" and not group["fused"] else value.to(parameter.device, copy=True)
+                    field: value.to("cpu" if field == "step" and not group["fused"] else parameter.device, copy=True)
                     for field, value in by_name.pop(name).items()
                 }
     if by_name:

@@ -303,7 +303,8 @@ class AudioModel:
                 counts = torch.tensor([window.columns for window in part], device=device)
                 valid = torch.arange(most * mel, device=device) < counts[:, None] * mel
                 padded = part[0].columns < most
-                tokens = self.encoder(x, valid=valid if padded else None, layer=layer, stretch=not padded and most > view)
+                resized = most > view
+                tokens = self.encoder(x, valid=valid if padded else None, layer=layer, stretch=resized)
             # Copied outside inference mode: the results can then be used in training something on top.
             cls, patches = tokens.cls.cpu().float().clone(), tokens.patches.cpu().float().clone()
             for i, window in enumerate(part):
@@ -328,7 +329,7 @@ class AudioModel:
 
 
 def _batches(windows: Sequence[_Window], batch: int, view: int) -> Iterator[Sequence[_Window]]:
-    """Windows, sorted by length, in batches; those longer than the view, whose positions are resized, by equal length."""
+    """Windows, sorted by length, in batches; those longer than the view only with their like: positions are resized."""
     at = 0
     while at < len(windows):
         end = min(at + batch, len(windows))

@@ -65,7 +65,8 @@ class _Linear(torch.autograd.Function):
         need_x, need_weight, need_bias = ctx.needs_input_grad
         grad_x = (grad @ weight).to(ctx.dtype) if need_x else None
         grad, x = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
-        grad_weight = grad_bias = None
+        grad_weight: Tensor | None = None
+        grad_bias: Tensor | None = None
         if need_weight:
             # The narrower factor is transposed in memory, and both products are then of plain matrices.
             grad_weight = torch.empty(weight.shape, dtype=torch.float32)
@@ -78,9 +79,9 @@ class _Linear(torch.autograd.Function):
                 grad_bias = product[-1]
             else:
                 grad_weight.copy_(grad.t().contiguous() @ x)
-        if need_bias and grad_bias is None:
-            grad_bias = grad.sum(0)
-        return grad_x, grad_weight, grad_bias.float() if need_bias else None
+        if not need_bias:
+            return grad_x, grad_weight, None
+        return grad_x, grad_weight, (grad.sum(0) if grad_bias is None else grad_bias).float()
 
 
 class _Attention(torch.autograd.Function):

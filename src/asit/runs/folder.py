@@ -151,5 +151,5 @@ def _may_change(name: str) -> bool:
 
 
 def _is_leftover(name: str) -> bool:
-    """Whether a writer that was killed left this: `.NAME.PID.tmp`, `.NAME.tmp-PID` or `.NAME.old`, NAME being a run's."""
+    """Whether a killed writer left this: `.NAME.PID.tmp`, `.NAME.tmp-PID` or `.NAME.old`, NAME being a run's."""
     return any(re.fullmatch(rf"\.{re.escape(own)}(\.\d+\.tmp|\.tmp|\.tmp-\d+|\.old)", name) for own in OWN)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
+import itertools
 import os
 import resource
 import statistics
@@ -193,12 +196,12 @@ def dry_run(settings: PretrainSettings, *, stream: TextIO | None = sys.stderr, s
         times: list[float] = []
 
         def timed() -> Any:
-            for batch in _chain(first, data):
+            for batch in itertools.chain([first], data):
                 times.append(time.perf_counter())
                 yield batch
 
         plan = _shorter(setup.plan, steps)
-        with Records(None, plan.total, 0, tensorboard=False) as records:
+        with contextlib.closing(data), Records(None, plan.total, 0, tensorboard=False) as records:
             outcome = loop.fit(setup.task, timed(), plan, world, setup.precision, records)
         laps = np.diff([*times, times[0] + outcome.seconds])[setup.plan.accumulate :]
         seconds = statistics.median(laps) * setup.plan.accumulate if len(laps) else outcome.seconds
@@ -242,9 +245,10 @@ def _train(
         workers=setup.workers,
         pin=world.device.type == "cuda",
     )
-    with Records(
+    records = Records(
         out if world.main else None, plan.total, start, tensorboard=settings.records.tensorboard, stream=stream
-    ) as records:
+    )
+    with contextlib.closing(data), records:
         for note in setup.notes:
             records.say(note)
         records.event(start, f"goes on from step {start}" if going_on else "begins")
@@ -389,7 +393,7 @@ def _hooks(out: Path, setup: Setup, world: World, records: Records) -> list[tupl
 
         def measure(step: int) -> None:
             began = time.perf_counter()
-            result = probe.probe(model(setup, step), clips, seed=settings.seed)
+            result = probe.probe(model(setup, step), clips, seed=settings.seed, kinds=probe.QUICK)
             records.write("probe", step, result.record())
             records.say(f"step {step}: {result.sentence()} ({duration(time.perf_counter() - began)})")
 
@@ -491,10 +495,4 @@ def _fits_in_memory(
 
 
 def _shorter(plan: loop.Plan, steps: int) -> loop.Plan:
-    values = {name: getattr(plan, name) for name in plan.__dataclass_fields__}
-    return loop.Plan(**values | {"stop_after": min(steps, plan.total), "checkpoint_every": 1 << 60})
-
-
-def _chain(first: Any, rest: Any) -> Any:
-    yield first
-    yield from rest
+    return dataclasses.replace(plan, stop_after=min(steps, plan.total), checkpoint_every=1 << 60)

@@ -22,6 +22,8 @@ from asit.transfer import frozen
 POOLINGS: tuple[frozen.Pooling, ...] = ("class", "mean", "class+mean", "time-mean", "mel-mean")
 """What is read off the tokens; see `asit.transfer.frozen.pool`."""
 HEADLINE: frozen.Pooling = "class+mean"
+QUICK: tuple[frozen.Pooling, ...] = ("class", "mean", "class+mean")
+"""What is read off during pretraining: the narrow ones, which cost seconds."""
 TRAIN, TEST = ("train", "training"), ("test", "testing", "eval", "evaluation")
 
 
