@@ -31,7 +31,7 @@ def test_bank_is_read_whole(font: SoundFont) -> None:
     assert font.seconds(trumpet[0].sample) == pytest.approx(0.81, abs=0.01)
 
 
-@pytest.mark.parametrize("label", ["accordion", "soprano_sax", "oboe", "english_horn", "violin"])
+@pytest.mark.parametrize("label", ["accordion", "soprano_sax", "flute", "trumpet"])
 def test_a_note_has_its_pitch(font: SoundFont, label: str) -> None:
     zone = next(z for z in font.zones(*INSTRUMENTS[label]) if z.low <= 69 <= z.high)
     sound = font.note(zone, 69, 1.0, 1.0, 16000)[4000:12192]

@@ -238,7 +238,6 @@ class Clips(Dataset[Sample]):
         local = torch.stack(out[GLOBAL_VIEWS:]) if settings.local_views else views.new_zeros(0, 0, mel.shape[1])
         return views, local
 
-
     def _wave(self, path: str, start: float, seconds: float) -> npt.NDArray[np.float32]:
         """Part of a recording at the front end's rate."""
         settings = self.front_end.settings

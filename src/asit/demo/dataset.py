@@ -28,36 +28,24 @@ DRUMS = 128
 
 INSTRUMENTS: dict[str, tuple[int, int]] = {
     "piano": (0, 0),
-    "electric_piano": (0, 4),
     "harpsichord": (0, 6),
-    "clavinet": (0, 7),
     "accordion": (0, 21),
-    "harmonica": (0, 22),
     "nylon_guitar": (0, 24),
-    "jazz_guitar": (0, 26),
-    "muted_guitar": (0, 28),
     "distortion_guitar": (0, 30),
-    "violin": (0, 40),
     "strings": (0, 44),
     "choir": (0, 52),
     "trumpet": (0, 56),
-    "trombone": (0, 57),
     "soprano_sax": (0, 64),
-    "alto_sax": (0, 65),
-    "baritone_sax": (0, 67),
-    "oboe": (0, 68),
-    "english_horn": (0, 69),
     "bassoon": (0, 70),
-    "clarinet": (0, 71),
     "flute": (0, 73),
     "drums": (DRUMS, 0),
 }
-"""Label to (bank, program): those with five or more recordings of their own."""
+"""Label to (bank, program): twelve that differ to the ear, each with five or more recordings of its own."""
 
 SHORTEST = 0.015
 """Seconds; shorter samples are single cycles for the highest keys, the same whatever the instrument."""
 
-VERSION = 1
+VERSION = 2
 """Of what is rendered: a data set of another version is made anew."""
 
 
@@ -166,14 +154,14 @@ def build_dataset(
     out: Path,
     *,
     seed: int = 0,
-    train_clips: int = 1200,
-    test_clips: int = 400,
-    mixed: float = 0.3,
+    train_clips: int = 2000,
+    test_clips: int = 480,
+    mixed: float = 0.2,
     seconds: float = 2.0,
     rate: int = 16000,
-    snr_db: tuple[float, float] = (10.0, 30.0),
-    level_db: tuple[float, float] = (-38.0, -14.0),
-    tilt_db: float = 3.0,
+    snr_db: tuple[float, float] = (20.0, 40.0),
+    level_db: tuple[float, float] = (-30.0, -18.0),
+    tilt_db: float = 1.5,
     bank: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> DemoDataset:

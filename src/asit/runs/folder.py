@@ -132,11 +132,7 @@ def check_same(old: PretrainSettings, new: PretrainSettings) -> None:
     Raises:
         ConfigError: lists each.
     """
-    changed = {
-        name: values
-        for name, values in config.differences(old, new).items()
-        if not _may_change(name)
-    }
+    changed = {name: values for name, values in config.differences(old, new).items() if not _may_change(name)}
     if changed:
         lines = "\n    ".join(f"{name}: {was} in the run, {now} asked for" for name, (was, now) in changed.items())
         raise ConfigError(

@@ -17,9 +17,7 @@ from asit.settings import FrontEndSettings, PretrainSettings
 _FRONT_END_FREE = ("mean", "std", "padding")  # what the measured mean and std do not depend on
 
 
-def catalogue(
-    settings: PretrainSettings, out: Path | None, stream: TextIO | None, *, anew: bool = False
-) -> Catalogue:
+def catalogue(settings: PretrainSettings, out: Path | None, stream: TextIO | None, *, anew: bool = False) -> Catalogue:
     """The catalogue that `data` is, or one made of the folder or table that it is.
 
     Args:

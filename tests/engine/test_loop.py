@@ -1,0 +1,312 @@
+"""The loop, driven by a method of a few numbers: what it asks for and when, and how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from asit.engine import loop
+from asit.engine.loop import Now, Plan, Rates, StepOutput
+from asit.engine.records import Records
+from asit.errors import TrainingError
+from asit.runtime import Precision, World
+
+WORLD = World(0, 1, torch.device("cpu"), "")
+FLOAT32 = Precision("float32", "")
+
+
+@dataclass
+class Pair:
+    """A micro-batch."""
+
+    x: Tensor
+    ids: Sequence[str]
+    failures: Sequence[str] = ()
+
+    def to(self, device: torch.device) -> Pair:
+        return self
+
+
+@dataclass
+class Line:
+    """Fit y = 3 x by least squares; notes what it is asked."""
+
+    module: nn.Linear = field(default_factory=lambda: nn.Linear(3, 2))
+    calls: list[Any] = field(default_factory=list)
+    spoil: dict[int, str] = field(default_factory=dict)
+    at: dict[int, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        with torch.no_grad():
+            self.module.weight.copy_(torch.arange(6.0).view(2, 3) / 10)
+            self.module.bias.fill_(0.5)
+
+    def trainable(self) -> nn.Module:
+        return self.module
+
+    def distribute(self, world: World) -> None:
+        self.calls.append("distribute")
+
+    def rates(self, now: Now) -> Rates:
+        return Rates(0.1 / (1 + now.step), 0.01 * now.step, {"other": now.epoch})
+
+    def step(self, batch: Pair, now: Now, precision: Precision, world: World) -> StepOutput:
+        self.calls.append(("step", now.step, now.measure, tuple(batch.ids)))
+        if now.step in self.at:
+            self.at.pop(now.step)()
+        error = (self.module(batch.x) - 3 * batch.x[:, :2]).square().mean()
+        parts = {"square": error}
+        if self.spoil.get(now.step) == "part":
+            parts["spoilt"] = error * float("nan")
+            error = error + parts["spoilt"]
+        if self.spoil.get(now.step) == "gradient":
+            error = error + (self.module.weight * 0).clamp(min=0).sqrt().sum()  # its slope at 0 is not finite
+        return StepOutput(error, parts)
+
+    def gradients_ready(self, now: Now) -> None:
+        self.calls.append(("gradients", now.step, self.module.weight.grad is not None))
+
+    def after_update(self, now: Now, world: World) -> None:
+        self.calls.append(("after", now.step))
+
+    def state(self) -> dict[str, Tensor]:
+        return dict(self.module.state_dict())
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        self.module.load_state_dict(dict(tensors))
+
+    def suspects(self, batch: Pair) -> list[str]:
+        return [name for name, x in zip(batch.ids, batch.x, strict=True) if x.abs().max() > 100] or list(batch.ids)
+
+    def no_sync(self) -> contextlib.AbstractContextManager[Any]:
+        self.calls.append("no_sync")
+        return contextlib.nullcontext()
+
+
+def pair(index: int, clips: int = 4) -> Pair:
+    x = torch.randn(clips, 3, generator=torch.Generator().manual_seed(index))
+    return Pair(x, [f"{index}-{i}.wav" for i in range(clips)])
+
+
+def stream(start: int = 0) -> Iterator[Pair]:
+    index = start
+    while True:
+        yield pair(index)
+        index += 1
+
+
+def plan(**over: Any) -> Plan:
+    values: dict[str, Any] = {"total": 6, "steps_per_epoch": 3, "batch": 4, "accumulate": 1, "betas": (0.9, 0.999)}
+    values |= {"clip": 1.0, "clip_per_parameter": False, "log_every": 2, "checkpoint_every": 4}
+    return Plan(**values | over)
+
+
+def fit(task: Line, chosen: Plan, out: Path | None = None, start: int = 0, data: Any = None, **how: Any) -> loop.Outcome:
+    with Records(out, chosen.total, start, tensorboard=False, stream=None) as records:
+        batches = data if data is not None else stream(start * chosen.accumulate)
+        return loop.fit(task, batches, chosen, WORLD, FLOAT32, records, start=start, **how)
+
+
+def by_hand(steps: int, passes: int = 1) -> nn.Linear:
+    """The same steps with torch's own parts."""
+    module = Line().module
+    groups = [{"params": [module.weight]}, {"params": [module.bias], "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999))
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = 0.1 / (1 + step)
+        optimiser.param_groups[0]["weight_decay"] = 0.01 * step
+        optimiser.zero_grad()
+        x = torch.cat([pair(step * passes + i).x for i in range(passes)])
+        (module(x) - 3 * x[:, :2]).square().mean().backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimiser.step()
+    return module
+
+
+@pytest.mark.parametrize("passes", [1, 3])
+def test_the_steps_are_torchs(passes: int) -> None:
+    task = Line()
+    outcome = fit(task, plan(accumulate=passes))
+    assert (outcome.step, outcome.finished, outcome.stopped_by) == (6, True, None)
+    want = by_hand(6, passes)
+    torch.testing.assert_close(task.module.weight, want.weight, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(task.module.bias, want.bias, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(task.module.weight, Line().module.weight)
+
+
+def test_the_order_of_a_step() -> None:
+    task = Line()
+    fit(task, plan(total=2, accumulate=2))
+    once = [
+        *("no_sync", ("step", 0, False, tuple(pair(0).ids)), ("step", 0, False, tuple(pair(1).ids))),
+        *(("gradients", 0, True), ("after", 0)),
+        *("no_sync", ("step", 1, True, tuple(pair(2).ids)), ("step", 1, True, tuple(pair(3).ids))),
+        *(("gradients", 1, True), ("after", 1)),
+    ]
+    assert task.calls == ["distribute", *once]
+
+
+def test_six_are_three_and_three() -> None:
+    whole, first, second = Line(), Line(), Line()
+    saved: dict[int, dict[str, Tensor]] = {}
+
+    def save(step: int, tensors: dict[str, Tensor]) -> None:
+        saved[step] = {name: value.clone() for name, value in tensors.items()}
+
+    fit(whole, plan(), save=save)
+    assert set(saved) == {4, 6}
+    final = saved[6]
+    outcome = fit(first, plan(stop_after=3), save=save)
+    assert (outcome.step, outcome.finished) == (3, False)
+    assert set(saved[3]) == {
+        *("task/weight", "task/bias"),
+        *(f"optimiser/{name}/{kind}" for name in ("weight", "bias") for kind in ("step", "exp_avg", "exp_avg_sq")),
+    }
+    second.load_state({name.removeprefix("task/"): v for name, v in saved[3].items() if name.startswith("task/")})
+    state = {name.removeprefix("optimiser/"): v for name, v in saved[3].items() if name.startswith("optimiser/")}
+    assert fit(second, plan(), start=3, optimiser_state=state, save=save).finished
+    assert saved[6].keys() == final.keys()
+    assert all(torch.equal(saved[6][name], value) for name, value in final.items())
+    done = fit(second, plan(), start=6)
+    assert (done.step, done.finished) == (6, True)
+
+
+def test_hooks_and_checkpoints_come_when_they_should() -> None:
+    hooks: list[tuple[str, int]] = []
+    saves: list[int] = []
+    two, never = ((2, lambda step: hooks.append(("two", step))), (0, lambda step: hooks.append(("never", step))))
+    five = (5, lambda step: hooks.append(("five", step)))
+    fit(Line(), plan(total=7), hooks=[two, five, never], save=lambda step, _: saves.append(step))
+    assert hooks == [("two", 2), ("two", 4), ("five", 5), ("two", 6), ("two", 7), ("five", 7)]
+    assert saves == [4, 7]
+
+
+def test_what_is_recorded(tmp_path: Path) -> None:
+    task = Line()
+    fit(task, plan(total=5, accumulate=2), tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 5]
+    before = by_hand(1, 2)
+    x = [pair(i).x for i in (2, 3)]
+    with torch.no_grad():
+        errors = [float((before(each) - 3 * each[:, :2]).square().mean()) for each in x]
+    first = lines[0]
+    assert first["loss"] == pytest.approx(sum(errors) / 2, rel=1e-4)
+    assert first["parts"]["square"] == pytest.approx(first["loss"])
+    assert first["parts"]["gradient_norm"] > 1
+    assert (first["lr"], first["weight_decay"], first["other"]) == (0.05, 0.01, pytest.approx(1 / 3))
+    assert first["epoch"] == pytest.approx(2 / 3)
+    assert 0 <= first["data_wait"] <= 1
+    assert first["clips_per_second"] > 0
+
+
+# what is not finite
+
+
+@pytest.mark.parametrize(("kind", "part"), [("part", "spoilt"), ("gradient", "gradient")])
+def test_a_step_that_is_not_finite_changes_nothing(kind: str, part: str) -> None:
+    task, saves = Line(spoil={3: kind}), []
+    if kind == "gradient":
+        task.spoil = {3: "gradient"}
+    with pytest.raises(TrainingError) as caught:
+        fit(task, plan(), save=lambda step, _: saves.append(step))
+    text = str(caught.value)
+    assert f"step 3: not finite: {part}; clips: 3-0.wav, 3-1.wav, 3-2.wav, 3-3.wav" in text
+    assert "the weights were not changed" in text
+    assert caught.value.exit_code == 2
+    assert torch.allclose(task.module.weight, by_hand(3).weight, atol=1e-6)
+    assert ("after", 3) not in task.calls
+    assert saves == []
+
+
+def test_the_suspects_are_named_and_many_are_counted() -> None:
+    wide = pair(0, clips=30)
+    with pytest.raises(TrainingError, match=r"0-7\.wav and 22 more"):
+        fit(Line(spoil={0: "part"}), plan(), data=iter([wide]))
+    wide.x[17] = 1e3
+    with pytest.raises(TrainingError, match=r"clips: 0-17\.wav\n"):
+        fit(Line(spoil={0: "part"}), plan(), data=iter([wide]))
+
+
+def test_only_the_pass_that_broke_is_named() -> None:
+    with pytest.raises(TrainingError) as caught:
+        fit(Line(spoil={1: "part"}), plan(accumulate=2))
+    assert all(f"{i}-0.wav" in str(caught.value) for i in (2, 3))
+    assert "0-0.wav" not in str(caught.value)
+
+
+# files that fail
+
+
+def test_files_that_fail_are_counted_once_each(tmp_path: Path) -> None:
+    def failing(many: bool) -> Iterator[Pair]:
+        for index in range(100):
+            made = pair(index)
+            made.failures = [f"{index if many else index % 2}.wav is gone"]
+            yield made
+
+    assert fit(Line(), plan(total=20, most_failures=2), tmp_path, data=failing(many=False)).finished
+    assert (tmp_path / "log.txt").read_text().count("another clip stands in") == 2
+    with pytest.raises(TrainingError, match=r"3 recordings could not be read, the last: 2\.wav is gone(.|\n)*at most 2"):
+        fit(Line(), plan(total=20, most_failures=2), data=failing(many=True))
+
+
+# signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_after_the_step_with_a_checkpoint(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    saves: list[int] = []
+    task = Line(at={2: lambda: os.kill(os.getpid(), number)})
+    outcome = fit(task, plan(total=50, checkpoint_every=100), save=lambda step, _: saves.append(step))
+    assert (outcome.step, outcome.finished, outcome.stopped_by) == (3, False, number.name)
+    assert saves == [3]
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_signal_acts_at_once() -> None:
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    task = Line(at={2: twice})
+    with pytest.raises(KeyboardInterrupt):
+        fit(task, plan(total=50))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_it_runs_outside_the_main_thread() -> None:
+    found: list[loop.Outcome] = []
+    thread = threading.Thread(target=lambda: found.append(fit(Line(), plan())))
+    thread.start()
+    thread.join()
+    assert found[0].finished
+
+
+def test_the_clock_leaves_out_pauses() -> None:
+    clock = loop._Clock(batch=8)
+    clock.began -= 10
+    clock.mark -= 10
+    for _ in range(5):
+        clock.step()
+    clock.waited = 2.5
+    clock.paused(5.0)
+    rate, waited = clock.read()
+    assert rate == pytest.approx(5 * 8 / 5, rel=0.05)
+    assert waited == pytest.approx(0.5, rel=0.05)
+    assert clock.rate() == pytest.approx(8.0, rel=0.05)
+    assert math.isfinite(clock.read()[0])
