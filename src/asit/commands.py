@@ -8,7 +8,7 @@ import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from pydantic import ValidationError
@@ -17,6 +17,9 @@ from asit import recipes
 from asit.config import annotated, read_yaml
 from asit.errors import AsitError, ConfigError
 from asit.settings import FrontEndSettings, PretrainSettings
+
+if TYPE_CHECKING:
+    from asit.runs.dryrun import DryRun
 
 
 def _parse(kind: Any, prog: str, summary: str, given: list[str], **options: Any) -> Any:
@@ -102,11 +105,13 @@ def pretrain(prog: str, summary: str, given: list[str]) -> int:
     options = _parse(PretrainOptions, prog, summary, given, default=PretrainOptions(**base.model_dump()))
     settings = PretrainSettings(**options.model_dump(include=set(PretrainSettings.model_fields)))
     resume, overwrite = options.resume, options.overwrite
+    if options.dry_run:
+        from asit.runs.dryrun import dry_run
+
+        _tell(dry_run(settings, stream=sys.stderr))
+        return 0
     from asit.runs import pretrain as runs
 
-    if options.dry_run:
-        _tell(runs.dry_run(settings, stream=sys.stderr))
-        return 0
     result = runs.pretrain(settings, resume=resume, overwrite=overwrite, stream=sys.stderr)
     if int(os.environ.get("RANK", "0")) != 0:
         return _signal_status(result.stopped_by)
@@ -134,19 +139,20 @@ def _early(given: list[str], names: tuple[str, ...]) -> dict[str, str]:
     return out
 
 
-def _tell(found: dict[str, Any]) -> None:
+def _tell(found: DryRun) -> None:
     from asit.engine.records import duration
 
-    print(found["settings"])
-    for note in found["notes"]:
+    print(found.settings)
+    for note in found.notes:
         print(note)
-    for name, shape in found["shapes"].items():
+    for name, shape in found.shapes.items():
         print(f"{name}: {shape}")
-    for name, size in found["memory"].items():
-        print(f"peak memory, {name.removesuffix('_gb')}: {size:.2f} GB (measured)")
-    rate, seconds = found["clips_per_second"], found["seconds_per_step"]
-    print(f"a step: {seconds:.2f} s, {rate:.1f} clips/s (measured)")
-    print(f"the whole run: {duration(found['total_seconds'])} at that rate; nothing was written")
+    how = "from two smaller sizes measured" if found.extrapolated else "measured"
+    for name, size in found.memory_gb.items():
+        print(f"peak memory of a process, {name}: {size:.1f} GB ({how})")
+    print(f"a step: {found.seconds_per_step:.2f} s, {found.clips_per_second:.1f} clips/s ({how})")
+    print(f"loading: {1 / found.seconds_per_clip:.0f} clips/s in one process, the first time (measured)")
+    print(f"the whole run: {duration(found.total_seconds)} at that rate; nothing was written")
 
 
 @dataclass

@@ -466,7 +466,9 @@ def test_auto_follows_the_typical_clip(typical: float, seconds: float) -> None:
 
 
 def test_views_that_cannot_be() -> None:
-    with pytest.raises(ConfigError, match=r"views\.seconds is 0\.1: 8 frames hold no patch of 16(.|\n)*at least 0\.175 s"):
+    with pytest.raises(
+        ConfigError, match=r"views\.seconds is 0\.1: 8 frames hold no patch of 16(.|\n)*at least 0\.175 s"
+    ):
         view_frames(ViewSettings(seconds=0.1), front_end(), 16, 1.0)
     with pytest.raises(ConfigError, match=r"views\.local_seconds is 0\.01: 0 frames"):
         view_frames(ViewSettings(seconds=1, local_views=1, local_seconds=0.01), front_end(), 16, 1.0)

@@ -113,7 +113,9 @@ def plan(**over: Any) -> Plan:
     return Plan(**values | over)
 
 
-def fit(task: Line, chosen: Plan, out: Path | None = None, start: int = 0, data: Any = None, **how: Any) -> loop.Outcome:
+def fit(
+    task: Line, chosen: Plan, out: Path | None = None, start: int = 0, data: Any = None, **how: Any
+) -> loop.Outcome:
     with Records(out, chosen.total, start, tensorboard=False, stream=None) as records:
         batches = data if data is not None else stream(start * chosen.accumulate)
         return loop.fit(task, batches, chosen, WORLD, FLOAT32, records, start=start, **how)
@@ -260,7 +262,9 @@ def test_files_that_fail_are_counted_once_each(tmp_path: Path) -> None:
 
     assert fit(Line(), plan(total=20, most_failures=2), tmp_path, data=failing(many=False)).finished
     assert (tmp_path / "log.txt").read_text().count("another clip stands in") == 2
-    with pytest.raises(TrainingError, match=r"3 recordings could not be read, the last: 2\.wav is gone(.|\n)*at most 2"):
+    with pytest.raises(
+        TrainingError, match=r"3 recordings could not be read, the last: 2\.wav is gone(.|\n)*at most 2"
+    ):
         fit(Line(), plan(total=20, most_failures=2), data=failing(many=True))
 
 

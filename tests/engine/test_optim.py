@@ -127,7 +127,9 @@ def test_steps_are_those_of_adamw_by_hand() -> None:
 
 def gradients(seed: int = 0) -> list[Tensor]:
     g = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=g) * scale for shape, scale in (((40, 30), 5), ((30,), 0.01), ((), 1), ((7, 1), 2))]
+    return [
+        torch.randn(shape, generator=g) * scale for shape, scale in (((40, 30), 5), ((30,), 0.01), ((), 1), ((7, 1), 2))
+    ]
 
 
 def parameters(values: list[Tensor]) -> list[nn.Parameter]:

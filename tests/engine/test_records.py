@@ -67,7 +67,9 @@ def test_other_processes_write_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_a_terminal_progress_is_a_line_each_half_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_terminal_progress_is_a_line_each_half_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now, stream = [1000.0], io.StringIO()
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     with Records(tmp_path, 100, 0, tensorboard=False, stream=stream) as records:

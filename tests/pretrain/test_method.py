@@ -51,7 +51,9 @@ def build(chosen: PretrainSettings, seed: int = 0) -> ASiT:
     return ASiT(chosen, FRAMES, torch.Generator().manual_seed(seed), CPU)
 
 
-def batch(chosen: PretrainSettings, seed: int = 0, clips: int = CLIPS, frames: int = FRAMES, short: int = SHORT) -> Batch:
+def batch(
+    chosen: PretrainSettings, seed: int = 0, clips: int = CLIPS, frames: int = FRAMES, short: int = SHORT
+) -> Batch:
     """Views that are noise about a constant of their own, so that no two tokens are alike."""
     g, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
     rows, locals_ = 2 * clips, chosen.views.local_views * clips
@@ -216,7 +218,9 @@ def test_centres_by_hand() -> None:
         torch.testing.assert_close(centre.value.double(), 0.9 * before[i].double() + 0.1 * mean, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("heads", [{}, {"train_norm": True}, {"share_prototypes": True, "patch_prototypes": 64}], ids=str)
+@pytest.mark.parametrize(
+    "heads", [{}, {"train_norm": True}, {"share_prototypes": True, "patch_prototypes": 64}], ids=str
+)
 @pytest.mark.parametrize("views", [0, 2])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_trainable_parameter_has_a_gradient(kind: str, views: int, heads: dict[str, Any]) -> None:
@@ -292,7 +296,9 @@ def test_a_peak_below_the_floor_stays_flat() -> None:
     assert min(rates) == pytest.approx(1e-6 * 4 / 256)
 
 
-@pytest.mark.parametrize(("epochs", "warmup", "freeze", "teacher"), [(100, 10, 1, 30), (400, 10, 1, 30), (20, 2, 0.2, 6)])
+@pytest.mark.parametrize(
+    ("epochs", "warmup", "freeze", "teacher"), [(100, 10, 1, 30), (400, 10, 1, 30), (20, 2, 0.2, 6)]
+)
 def test_autos_follow_the_length_of_the_run(epochs: int, warmup: float, freeze: float, teacher: float) -> None:
     given = PretrainSettings(epochs=epochs)
     found = method.resolve(given)
@@ -422,7 +428,13 @@ def test_all_impossible_combinations_are_reported_at_once() -> None:
         method.check(chosen)
     text = str(caught.value)
     assert "5 combinations of settings cannot be" in text
-    for fault in ("optim.warmup is 4", "mels is 100", "accumulate 3", "class_prototypes is 64 and", "nothing is corrupted"):
+    for fault in (
+        "optim.warmup is 4",
+        "mels is 100",
+        "accumulate 3",
+        "class_prototypes is 64 and",
+        "nothing is corrupted",
+    ):
         assert fault in text
     with pytest.raises(ConfigError, match=r"^1 combination of(.|\n)*all 0: nothing would be learnt"):
         build(settings(losses=weights_of("")))

@@ -19,8 +19,9 @@ from asit.data import batches
 from asit.data.catalogue import Catalogue
 from asit.engine import loop
 from asit.errors import CatalogueError, ConfigError, TrainingError
+from asit.runs import dryrun, source
 from asit.runs import pretrain as runs
-from asit.runs import source
+from asit.runs.dryrun import dry_run
 from asit.settings import PretrainSettings
 
 
@@ -65,9 +66,7 @@ def test_the_folder_holds_what_is_promised(tiny: Any, tmp_path: Path, recordings
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_no_global_generator_matters(
-    tiny: Any, tmp_path: Path, state: Any, same: Any, no_global_draws: None
-) -> None:
+def test_no_global_generator_matters(tiny: Any, tmp_path: Path, state: Any, same: Any, no_global_draws: None) -> None:
     """Draws from Python's and numpy's raise here; torch's, which its modules draw their first weights from, is moved."""
     before = torch.get_rng_state()
     try:
@@ -137,7 +136,9 @@ def test_an_occupied_folder_is_refused_with_both_ways_on(tiny: Any, tmp_path: Pa
         go(tiny(run), resume=True, overwrite=True)
 
 
-def test_overwrite_starts_afresh(tiny: Any, tmp_path: Path, recordings: Path, copied: Path, state: Any, same: Any) -> None:
+def test_overwrite_starts_afresh(
+    tiny: Any, tmp_path: Path, recordings: Path, copied: Path, state: Any, same: Any
+) -> None:
     """Nothing of the old run is left, its list of recordings neither."""
     run = tmp_path / "run"
     for i in range(4, 16):
@@ -218,7 +219,9 @@ def test_a_failed_start_does_not_block_the_next(
     assert go(tiny(run, data=copied)).finished
 
 
-def test_a_stopped_scan_of_something_else_does_not_block(tiny: Any, tmp_path: Path, recordings: Path, copied: Path) -> None:
+def test_a_stopped_scan_of_something_else_does_not_block(
+    tiny: Any, tmp_path: Path, recordings: Path, copied: Path
+) -> None:
     run = tmp_path / "run"
     bad_files({}, copied)
     for other in ({"data": copied}, {"data": copied, "front_end": {"mels": 48}}):
@@ -237,7 +240,7 @@ def test_the_settings_are_checked_before_the_recordings(tiny: Any, tmp_path: Pat
     with pytest.raises(ConfigError, match="warm-up"):
         go(tiny(tmp_path / "run", optim={"warmup": 5}))
     with pytest.raises(ConfigError, match="warm-up"):
-        runs.dry_run(tiny(tmp_path / "run", optim={"warmup": 5}), stream=None)
+        dry_run(tiny(tmp_path / "run", optim={"warmup": 5}), stream=None)
 
 
 # batches and lengths
@@ -277,7 +280,9 @@ def test_recordings_shorter_than_a_view(tiny: Any, tmp_path: Path) -> None:
 
 
 def test_a_view_longer_than_a_segment_is_refused(tiny: Any, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"views\.seconds is 3, views\.segment_seconds is 2(.|\n)*raise views\.segment"):
+    with pytest.raises(
+        ConfigError, match=r"views\.seconds is 3, views\.segment_seconds is 2(.|\n)*raise views\.segment"
+    ):
         go(tiny(tmp_path / "run", views={"seconds": 3, "segment_seconds": 2}))
 
 
@@ -385,34 +390,37 @@ def test_weights_that_ran_away(tiny: Any, tmp_path: Path) -> None:
 
 
 def test_a_dry_run_writes_nothing(tiny: Any, tmp_path: Path, recordings: Path) -> None:
-    told = runs.dry_run(tiny(tmp_path / "run", data=recordings, views={"seconds": "auto"}), stream=None)
+    told = dry_run(tiny(tmp_path / "run", data=recordings, views={"seconds": "auto"}), stream=None)
     assert list(tmp_path.iterdir()) == []
-    assert told["shapes"]["global views"] == [8, 1, 64, 32]
-    assert told["shapes"]["local views"] == [4, 1, 16, 32]
-    assert told["shapes"]["patch grid (time, mel)"] == [4, 2]
-    assert told["shapes"]["tokens a global view"] == 9
-    assert told["seconds_per_step"] > 0
-    assert told["total_seconds"] == pytest.approx(8 * told["seconds_per_step"])
-    assert told["clips_per_second"] == pytest.approx(4 / told["seconds_per_step"])
-    assert 0.05 < told["memory"]["process_gb"] < 20
-    assert "warmup: 0.5" in told["settings"]
-    assert any(note.startswith("8 steps: 2 epochs of 4 steps of 4 clips") for note in told["notes"])
+    assert told.shapes["global views"] == [8, 1, 64, 32]
+    assert told.shapes["local views"] == [4, 1, 16, 32]
+    assert told.shapes["patch grid (time, mel)"] == [4, 2]
+    assert told.shapes["tokens a global view"] == 9
+    assert told.seconds_per_step > 0
+    assert told.seconds_per_clip > 0
+    assert told.total_seconds == pytest.approx(8 * told.seconds_per_step)
+    assert told.clips_per_second == pytest.approx(4 / told.seconds_per_step)
+    assert not told.extrapolated
+    assert 0.05 < told.memory_gb["cpu"] < 20
+    assert "warmup: 0.5" in told.settings
+    assert any(note.startswith("8 steps: 2 epochs of 4 steps of 4 clips") for note in told.notes)
 
 
-def test_a_dry_run_is_the_run(tiny: Any, tmp_path: Path, monkeypatch: Any, metrics: Any) -> None:
-    """It takes the first steps of the real run, on real clips."""
-    seen: list[float] = []
-    real = loop.optim.clip
+def test_a_large_batch_is_extrapolated(tiny: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    """Two small forward passes are measured and the line through them is followed; memory never falls below them."""
+    seen: list[int] = []
 
-    def clip(*arguments: Any) -> Any:
-        seen.append(float(real(*arguments)))
-        return torch.tensor(seen[-1])
+    def measure(setup: Any, world: Any, samples: list[Any]) -> dict[str, float]:
+        seen.append(len(samples))
+        return {"seconds": 1.0 + 0.5 * len(samples), "cpu": 3.0 + 0.25 * len(samples)}
 
-    with monkeypatch.context() as watched:
-        watched.setattr(loop.optim, "clip", clip)
-        runs.dry_run(tiny(tmp_path / "run"), stream=None)
-    go(tiny(tmp_path / "run"))
-    assert seen == [line["parts"]["gradient_norm"] for line in metrics(tmp_path / "run")[:3]]
+    monkeypatch.setattr(dryrun, "_measure", measure)
+    told = dry_run(tiny(tmp_path / "run", batch_size=12, accumulate=2), stream=None)
+    assert seen == [2, 4]
+    assert told.extrapolated
+    assert told.seconds_per_step == pytest.approx(2 * (1.0 + 0.5 * 6))
+    assert told.memory_gb == {"cpu": pytest.approx(3.0 + 0.25 * 6)}
+    assert told.shapes["global views"][0] == 2 * 6
 
 
 # device and arithmetic

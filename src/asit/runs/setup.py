@@ -1,0 +1,223 @@
+"""From settings and a catalogue to every part of a run, constructed and resolved; nothing is written."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from asit import runtime
+from asit.audio.fbank import FrontEnd
+from asit.data import batches
+from asit.data.catalogue import Catalogue
+from asit.engine import loop
+from asit.errors import CatalogueError, ConfigError
+from asit.model import vit
+from asit.model.audio_model import AudioModel
+from asit.pretrain import masking, method
+from asit.runs import source
+from asit.runtime import Precision, World
+from asit.settings import PretrainSettings
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that a run needs, resolved and constructed; nothing is written yet."""
+
+    settings: PretrainSettings
+    catalogue: Catalogue
+    clips: batches.Clips
+    frames: tuple[int, int]
+    task: method.ASiT
+    precision: Precision
+    workers: int
+    plan: loop.Plan
+    notes: list[str]
+
+
+def prepare(settings: PretrainSettings, catalogue: Catalogue, world: World) -> Setup:
+    """Resolve every auto and construct all parts; nothing is written.
+
+    Raises:
+        ConfigError: settings that cannot go together.
+        CatalogueError: the catalogue does not fit the settings.
+    """
+    settings = method.resolve(settings)
+    notes = [f"device {world.device}: {world.reason}"]
+    precision = runtime.precision(settings.precision, world.device)
+    settings.precision = precision.name  # type: ignore[assignment]
+    notes.append(f"precision {precision.name}: {precision.reason}")
+    settings.front_end = source.measured(settings.front_end, catalogue)
+    patch = (settings.encoder.patch_frames, settings.encoder.patch_mels)
+    typical = float(np.median(catalogue.seconds))
+    *lengths, told = batches.view_frames(settings.views, FrontEnd(settings.front_end), patch[0], typical)
+    frames = (lengths[0], lengths[1])
+    # Kept as numbers: the median that auto follows may be another when short recordings have been left out.
+    if settings.views.seconds == "auto":
+        settings.views.seconds = FrontEnd(settings.front_end).samples_for(frames[0]) / settings.front_end.rate
+    if settings.views.local_views and settings.views.local_seconds == "auto":
+        settings.views.local_seconds = FrontEnd(settings.front_end).samples_for(frames[1]) / settings.front_end.rate
+    notes += told
+    catalogue = _long_enough(settings, catalogue, frames[0], notes)
+    method.check(settings)
+    corruption = batches.Corruption(
+        mask=functools.partial(_draw_mask, frames[0], settings.front_end.mels, settings.masking, patch),
+        factors=functools.partial(vit.draw_drop_path, rates=vit.drop_path_rates(settings.encoder)),
+        noise=settings.masking.fill == "noise",
+    )
+    clips = batches.Clips(catalogue, settings.front_end, settings.views, frames, corruption, settings.seed, donors=True)
+    _fit_batch(settings, len(clips), world, notes)
+    micro = settings.batch_size // (world.size * settings.accumulate)
+    clips.donors = masking.has_donor(micro)
+    if not clips.donors and settings.masking.replace > 0 and settings.masking.replace_probability > 0:
+        notes.append("one clip a forward pass: there is no other clip to replace from, so every view is wiped instead")
+    workers = _workers(settings, world, notes)
+    if _fits_in_memory(settings, catalogue, world, workers, notes):
+        clips.keep()
+    generator = torch.Generator().manual_seed(settings.seed)
+    task = method.ASiT(settings, frames[0], generator, world.device)
+    steps = len(clips) // settings.batch_size
+    plan = loop.Plan(
+        total=settings.epochs * steps,
+        steps_per_epoch=steps,
+        batch=settings.batch_size,
+        accumulate=settings.accumulate,
+        betas=settings.optim.betas,
+        clip=settings.optim.clip,
+        clip_per_parameter=settings.optim.clip_per_parameter,
+        log_every=settings.records.log_every,
+        checkpoint_every=settings.records.checkpoint_every,
+        stop_after=settings.stop_after,
+        most_failures=max(10, int(settings.bad_files * len(clips))),
+    )
+    size = sum(p.numel() for p in task.encoder().parameters()) / 1e6
+    whole = sum(p.numel() for p in task.student.parameters()) / 1e6
+    notes.append(f"encoder {settings.encoder.size}: {size:.1f} M parameters, {whole:.1f} M with heads")
+    hours = catalogue.header["seconds"] / 3600
+    notes.append(f"data: {len(catalogue)} recordings, {hours:.2f} h, {len(clips)} clips an epoch")
+    notes.append(f"{plan.total} steps: {settings.epochs} epochs of {steps} steps of {settings.batch_size} clips")
+    return Setup(settings, catalogue, clips, frames, task, precision, workers, plan, notes)
+
+
+def model(setup: Setup, step: int) -> AudioModel:
+    """The encoder as it stands, with its card."""
+    settings = setup.settings
+    return AudioModel.from_parts(
+        setup.task.encoder(),
+        settings.front_end,
+        settings.encoder,
+        setup.frames[0],
+        training={
+            "method": "ASiT (arXiv 2211.13189)",
+            "preset": settings.preset,
+            "step": step,
+            "steps": setup.plan.total,
+            "batch_size": settings.batch_size,
+            "seed": settings.seed,
+            "network": "teacher" if setup.task.teacher is not None else "student",
+            "clips": len(setup.catalogue),
+            "hours": round(setup.catalogue.header["seconds"] / 3600, 3),
+            "catalogue": setup.catalogue.digest,
+            "precision": setup.precision.name,
+        },
+    )
+
+
+def _draw_mask(
+    frames: int, mels: int, settings: Any, patch: tuple[int, int], rng: np.random.Generator, donor: bool
+) -> masking.ViewMask:
+    return masking.draw(rng, frames, mels, settings, patch, replace=None if donor else False)
+
+
+def donor_rows(setup: Setup) -> Callable[[Any], Any]:
+    """How a batch chooses the rows that replacements come from."""
+    return functools.partial(masking.donor_rows, pool=setup.settings.masking.donor_pool)
+
+
+def keys(setup: Setup, world: World, start: int) -> batches.MicroBatches:
+    """Keys of this process's micro-batches from step `start` on."""
+    settings = setup.settings
+    micro = settings.batch_size // (world.size * settings.accumulate)
+    return batches.MicroBatches(
+        settings.seed, len(setup.clips), settings.batch_size, micro, world.rank, world.size, start
+    )
+
+
+def _fit_batch(settings: PretrainSettings, count: int, world: World, notes: list[str]) -> None:
+    unit = world.size * settings.accumulate
+    if settings.batch_size % unit:
+        below, above = settings.batch_size // unit * unit, (settings.batch_size // unit + 1) * unit
+        raise ConfigError(
+            f"batch_size is {settings.batch_size}, with {world.size} processes and accumulate {settings.accumulate}",
+            f"a multiple of {unit}",
+            f"use {above}" if below == 0 else f"use {below} or {above}",
+        )
+    if settings.batch_size > count:
+        shrunk = count // unit * unit
+        if shrunk == 0:
+            raise CatalogueError(
+                f"{count} clips for {world.size} processes that accumulate {settings.accumulate} batches each",
+                f"at least {unit} clips",
+                "add recordings, or use fewer processes or accumulation steps",
+            )
+        notes.append(
+            f"warning: batch_size {settings.batch_size} is larger than the {count} clips of an epoch: now {shrunk}"
+        )
+        settings.batch_size = shrunk
+
+
+def _long_enough(settings: PretrainSettings, catalogue: Catalogue, frames: int, notes: list[str]) -> Catalogue:
+    """Count recordings shorter than a view; leave them out where the settings say so."""
+    front_end = settings.front_end
+    least = FrontEnd(front_end).samples_for(frames) / front_end.rate
+    short = catalogue.seconds < least - 1e-3
+    count = int(short.sum())
+    if not count:
+        return catalogue
+    if settings.views.short_files == "pad":
+        notes.append(f"{count} recordings are shorter than a view of {least:.2f} s: padded ({front_end.padding})")
+        return catalogue
+    if count == len(catalogue):
+        raise CatalogueError(
+            f"all {count} recordings are shorter than a view of {least:.2f} s",
+            "recordings that hold a view",
+            "make views.seconds smaller, or pass --views.short-files pad",
+        )
+    notes.append(f"{count} recordings are shorter than a view of {least:.2f} s: left out")
+    return catalogue.subset(~short)
+
+
+def _workers(settings: PretrainSettings, world: World, notes: list[str]) -> int:
+    if settings.workers != "auto":
+        notes.append(f"loader workers {settings.workers}: as asked")
+        return settings.workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if world.device.type == "cpu":
+        workers, why = 1, "on the CPU one reads ahead, the cores are the networks'"
+    else:
+        workers, why = max(1, min(8, cores // here - 1)), f"{cores} cores for {here} processes"
+    notes.append(f"loader workers {workers}: {why}")
+    return workers
+
+
+def _fits_in_memory(
+    settings: PretrainSettings, catalogue: Catalogue, world: World, workers: int, notes: list[str]
+) -> bool:
+    """Whether decoded recordings are kept; the answer stays with the settings, so that a resumed run does the same."""
+    limit = settings.views.keep_gb
+    if limit == "auto":
+        pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+        limit = pages / 10 / 1e9
+    copies = max(1, workers) * world.size
+    needed = catalogue.header["seconds"] * settings.front_end.rate * 4 * copies / 1e9
+    kept = needed <= limit
+    settings.views.keep_gb = limit if kept else 0.0
+    if kept:
+        notes.append(f"decoded recordings are kept in memory: {needed:.2f} GB, at most views.keep_gb {limit:.2f}")
+    return kept

@@ -1,0 +1,295 @@
+"""Settings in and out of YAML, mistakes told all at once, and the presets against what was published."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from asit import config, recipes
+from asit.errors import ConfigError
+from asit.settings import OptimSettings, PretrainSettings
+
+# YAML
+
+
+@pytest.mark.parametrize("name", ["default", "paper", "official-v2"])
+def test_settings_go_through_yaml_unchanged(name: str, tmp_path: Path) -> None:
+    settings = recipes.pretrain_settings(name, None, {"optim": {"lr": 1e-5}, "data": "Ä: #x", "heads": {"reconstruction_hidden": [3, 4]}})  # fmt: skip
+    for text in (config.to_yaml(settings), config.annotated(settings)):
+        (tmp_path / "c.yaml").write_text(text, "utf-8")
+        again = config.build(PretrainSettings, config.read_yaml(tmp_path / "c.yaml"), "c.yaml")
+        assert again == settings
+        assert recipes.pretrain_settings(None, tmp_path / "c.yaml") == settings
+        assert config.differences(settings, again) == {}
+
+
+def test_annotated_settings_explain_each_one() -> None:
+    lines = config.annotated(PretrainSettings()).splitlines()
+    for name in config.names(PretrainSettings):
+        leaf = name.rsplit(".", 1)[-1]
+        assert any(line.strip().startswith(f"{leaf}:") for line in lines), name
+    at = lines.index("  teacher_temperature_start: 0.04")
+    assert lines[at - 1] == "  # Teacher temperature at the start."
+
+
+def test_every_setting_says_what_it_is() -> None:
+    def walk(kind: type[BaseModel]) -> None:
+        for name, field in kind.model_fields.items():
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                walk(field.annotation)
+            else:
+                assert field.description, f"{kind.__name__}.{name}"
+
+    walk(PretrainSettings)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("optim: [", r"is not YAML"),
+        ("- 1\n- 2\n", r"holds a list(.|\n)*a mapping of settings to values"),
+        ("just words", r"holds a str"),
+        (b"\xff\xfe\x00", r"is not YAML"),
+    ],
+)
+def test_files_that_are_no_settings(text: str | bytes, found: str, tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_bytes(text.encode() if isinstance(text, str) else text)
+    with pytest.raises(ConfigError, match=found):
+        config.read_yaml(file)
+
+
+def test_a_file_that_is_not_there_and_an_empty_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.yaml: No such file"):
+        config.read_yaml(tmp_path / "none.yaml")
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    assert config.read_yaml(tmp_path / "empty.yaml") == {}
+
+
+# mistakes
+
+
+def test_all_mistakes_are_told_at_once_with_the_nearest_name() -> None:
+    wrong: dict[str, Any] = {
+        "epoch": 3,
+        "optim": {"lrr": 1, "betas": [0.9], "clip": -1, "warmup": "soon"},
+        "masking": {"drop": 1.5, "fil": "zeros", "fill": "snow"},
+        "encodr": {"size": "tiny"},
+        "losses": {"teacher_temprature": 0.1},
+        "views": {"prototypes": 3},
+        "xyzzy": 1,
+        "batch_size": 0,
+    }
+    with pytest.raises(ConfigError) as caught:
+        config.build(PretrainSettings, wrong, "mine.yaml")
+    text = str(caught.value)
+    assert text.startswith("mine.yaml: ")
+    assert "settings do not fit" in text
+    for told in (
+        "epoch: no such setting, did you mean epochs?",
+        "optim.lrr: no such setting, did you mean optim.lr?",
+        "masking.fil: no such setting, did you mean masking.fill?",
+        "encodr: no such setting, did you mean encoder?",
+        "losses.teacher_temprature: no such setting, did you mean losses.teacher_temperature?",
+        "masking.drop: input should be less than or equal to 1, found 1.5",
+        "optim.clip: input should be greater than or equal to 0, found -1",
+        "batch_size: input should be greater than or equal to 1, found 0",
+        "'snow'",
+        "'soon'",
+    ):
+        assert told in text, told
+    assert "xyzzy: no such setting\n" in text
+    lines = text.splitlines()
+    assert len(lines) == len(set(lines))
+    assert "asit settings" in caught.value.remedy
+
+
+def test_a_name_of_another_group_is_found_by_its_last_part() -> None:
+    assert (
+        config.nearest("teacher_momentum", config.names(PretrainSettings)) == ", did you mean optim.teacher_momentum?"
+    )
+    assert config.nearest("optim.mel_warp", config.names(PretrainSettings)) == ", did you mean views.mel_warp?"
+    assert config.nearest("qqqqqq", config.names(PretrainSettings)) == ""
+
+
+def test_a_wrong_assignment_is_refused_too() -> None:
+    settings = OptimSettings()
+    with pytest.raises(ValidationError):
+        settings.lr = -1.0
+    with pytest.raises(ValidationError):
+        PretrainSettings(epoch=3)  # type: ignore[call-arg]
+
+
+def test_mistakes_in_a_file_are_told_of_the_file_and_not_of_the_preset(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("maskin: {drop: 0.5}\n")
+    with pytest.raises(
+        ConfigError, match=r"mine\.yaml: 1 setting does not fit(.|\n)*maskin: no such setting, did you mean masking\?"
+    ):
+        recipes.pretrain_settings("paper", file)
+    with pytest.raises(ConfigError, match=r"no preset is called papr, did you mean paper\?(.|\n)*official-v2"):
+        recipes.pretrain_settings("papr")
+
+
+# merging
+
+
+def test_merge_leaves_both_as_they_were() -> None:
+    base, over = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 9}, "d": {"e": 1}}
+    assert config.merge(base, over) == {"a": {"b": 9, "c": 2}, "d": {"e": 1}}
+    assert base == {"a": {"b": 1, "c": 2}, "d": 3}
+    assert config.nested([("a.b", 9), ("d", 3), ("a.c", 2)]) == {"a": {"b": 9, "c": 2}, "d": 3}
+    left, right = PretrainSettings(seed=1), PretrainSettings(seed=1, optim={"lr": 1.0}, views={"seconds": 2})  # type: ignore[arg-type]
+    assert config.differences(left, right) == {"optim.lr": (5e-4, 1.0), "views.seconds": ("auto", 2.0)}
+
+
+def test_preset_then_file_then_overrides(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("preset: paper\nepochs: 7\nmasking: {drop: 0.6, replace: 0.2}\n")
+    found = recipes.pretrain_settings(None, file, {"masking": {"drop": 0.4}})
+    assert (found.preset, found.epochs) == ("paper", 7)
+    assert (found.masking.drop, found.masking.replace) == (0.4, 0.2)
+    assert found.front_end.rate == 32000  # the preset's
+    assert recipes.pretrain_settings("official-v2", file).preset == "official-v2"
+    assert recipes.pretrain_settings().preset == "default"
+
+
+def test_a_run_gone_on_with_keeps_its_own_settings(tmp_path: Path) -> None:
+    own = recipes.pretrain_settings("paper", None, {"epochs": 3, "out": "elsewhere", "data": "there"})
+    (tmp_path / "config.yaml").write_text(config.to_yaml(own))
+    found = recipes.settings_for(tmp_path, None, None, {"data": ""}, resume=True)
+    assert (found.preset, found.epochs, found.data, found.out) == ("paper", 3, "there", str(tmp_path))
+    changed = recipes.settings_for(tmp_path, None, None, {"data": "moved", "epochs": 4}, resume=True)
+    assert (changed.data, changed.epochs) == ("moved", 4)
+    assert recipes.settings_for(tmp_path, None, None, {}, resume=False).epochs == 100
+
+
+def test_a_files_out_holds_unless_another_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("out: from-file\n")
+    assert recipes.settings_for("", None, file, {}, resume=False).out == "from-file"
+    assert recipes.settings_for("given", None, file, {}, resume=False).out == "given"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text("epochs: 3\n")
+    assert recipes.settings_for("", None, None, {}, resume=True).epochs == 100  # no run was named
+
+
+# presets against the published settings
+
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "paper": {
+        "front_end.rate": 32000,
+        "views.roll": 0.5,
+        "views.local_views": 0,
+        "masking.drop": 0.7,
+        "heads.class_prototypes": 8192,
+        "heads.patch_prototypes": 1024,
+        "heads.share_prototypes": False,
+        "heads.train_norm": False,
+        "heads.reconstruction_hidden": (768, 768, 128),
+        "losses.global_weight": 1,
+        "losses.local_weight": 1,
+        "losses.reconstruction_weight": 2,
+        "losses.teacher_warmup": 30,
+        "batch_size": 4 * 32,
+        "optim.freeze_last_layer": 0,
+    },
+    "official-v2": {
+        "front_end.rate": 16000,
+        "views.roll": 0,
+        "views.local_views": 4,
+        "views.local_seconds": 2,
+        "masking.drop": 0.5,
+        "heads.class_prototypes": 8192,
+        "heads.patch_prototypes": 8192,
+        "heads.share_prototypes": True,
+        "heads.train_norm": True,
+        "heads.reconstruction_hidden": "auto",
+        "losses.global_weight": 0.5,
+        "losses.local_weight": 0.5,
+        "losses.reconstruction_weight": 1,
+        "losses.teacher_warmup": 5,
+        "batch_size": 4 * 20,
+        "optim.freeze_last_layer": 1,
+    },
+}
+BOTH: dict[str, Any] = {
+    "epochs": 100,
+    "front_end.mels": 128,
+    "front_end.window_ms": 25,
+    "front_end.shift_ms": 10,
+    "front_end.low_hz": 20,
+    "front_end.high_hz": 0,
+    "front_end.preemphasis": 0.97,
+    "front_end.mean": -4.2677393,
+    "front_end.std": 4.5689974,
+    "views.segment_seconds": 10,
+    "views.seconds": 6,
+    "views.gain_db": 0,
+    "views.stretch": 0,
+    "views.mel_warp": 0,
+    "masking.replace": 0.3,
+    "masking.replace_probability": 0.5,
+    "masking.combine": False,
+    "masking.align": False,
+    "masking.fill": "zeros",
+    "masking.max_block": 0.3,
+    "encoder.size": "base",
+    "encoder.patch_frames": 16,
+    "encoder.patch_mels": 16,
+    "encoder.drop_path": 0.1,
+    "encoder.mlp_ratio": 4,
+    "heads.hidden": 2048,
+    "heads.bottleneck": 256,
+    "losses.local_tokens": "all",
+    "losses.student_temperature": 0.1,
+    "losses.teacher_temperature_start": 0.04,
+    "losses.teacher_temperature": 0.07,
+    "losses.centre_momentum": 0.9,
+    "optim.lr": 5e-4,
+    "optim.min_lr": 1e-6,
+    "optim.warmup": 10,
+    "optim.weight_decay": 0.04,
+    "optim.weight_decay_end": 0.4,
+    "optim.clip": 3,
+    "optim.clip_per_parameter": True,
+    "optim.teacher_momentum": 0.996,
+    "optim.teacher_momentum_end": 1,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_presets_are_what_was_published(name: str) -> None:
+    settings = recipes.pretrain_settings(name)
+    for dotted, want in (BOTH | PUBLISHED[name]).items():
+        found: Any = settings
+        for part in dotted.split("."):
+            found = getattr(found, part)
+        assert found == want, dotted
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_presets_do_not_drift_with_the_defaults(name: str) -> None:
+    """What was published is written down in the preset itself, wherever our default may be tuned."""
+    written = recipes.preset(name)
+    for dotted in (BOTH | PUBLISHED[name]).keys() - {
+        *("front_end.low_hz", "front_end.high_hz", "front_end.preemphasis"),  # Kaldi's, not ours to tune
+        *("encoder.patch_frames", "encoder.patch_mels", "encoder.mlp_ratio"),
+        "views.local_seconds",
+    }:
+        found: Any = written
+        for part in dotted.split("."):
+            assert part in found, f"{dotted} is not in {name}.yaml"
+            found = found[part]
+
+
+def test_all_presets_are_valid_and_readable() -> None:
+    found = recipes.presets()
+    assert {"default", "paper", "official-v2"} <= set(found)
+    for name in found:
+        assert recipes.pretrain_settings(name).preset == name
+        assert yaml.safe_dump(recipes.preset(name))
