@@ -30,7 +30,9 @@ def main() -> None:
     sides = {}
     for split in ("train", "test"):
         with (given.folder / f"{split}.csv").open(newline="") as table:
-            sides[split] = [(str((given.folder / row["file"]).resolve()), row["class"]) for row in csv.DictReader(table)]
+            sides[split] = [
+                (str((given.folder / row["file"]).resolve()), row["class"]) for row in csv.DictReader(table)
+            ]
     with (given.out / "train.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("path",), *((path,) for path, _ in sides["train"])])
     with (given.out / "labelled.csv").open("w", newline="") as file:

@@ -18,7 +18,8 @@ from asit.settings import OptimSettings, PretrainSettings
 
 @pytest.mark.parametrize("name", ["default", "paper", "official-v2"])
 def test_settings_go_through_yaml_unchanged(name: str, tmp_path: Path) -> None:
-    settings = recipes.pretrain_settings(name, None, {"optim": {"lr": 1e-5}, "data": "Ä: #x", "heads": {"reconstruction_hidden": [3, 4]}})  # fmt: skip
+    mine = {"optim": {"lr": 1e-5}, "data": "Ä: #x", "heads": {"reconstruction_hidden": [3, 4]}}
+    settings = recipes.pretrain_settings(name, None, mine)
     for text in (config.to_yaml(settings), config.annotated(settings)):
         (tmp_path / "c.yaml").write_text(text, "utf-8")
         again = config.build(PretrainSettings, config.read_yaml(tmp_path / "c.yaml"), "c.yaml")

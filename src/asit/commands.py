@@ -95,7 +95,7 @@ class PretrainOptions(PretrainSettings):
     overwrite: bool = False
     """Delete the run in --out and start again."""
     dry_run: bool = False
-    """Take three steps, write nothing, and print the resolved settings, shapes, memory and time to expect."""
+    """Take a few steps, write nothing, and print the resolved settings, shapes, memory and time to expect."""
 
 
 def pretrain(prog: str, summary: str, given: list[str]) -> int:

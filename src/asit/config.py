@@ -117,9 +117,11 @@ def build(kind: type[S], values: Mapping[str, Any], source: str) -> S:
 def nearest(name: str, known: Iterable[str]) -> str:
     """ ", did you mean X?" for the nearest known name, by the whole dotted name or by its last part; else ""."""
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    leaf = name.rsplit(".", 1)[-1]
+    # The right name in the wrong group comes first.
+    same = [entry for entry in known if entry.rsplit(".", 1)[-1] == leaf]
+    close = difflib.get_close_matches(name, same, n=1, cutoff=0.0) or difflib.get_close_matches(name, known, n=1)
     if not close:
-        leaf = name.rsplit(".", 1)[-1]
         by_leaf = {entry.rsplit(".", 1)[-1]: entry for entry in reversed(known)}
         close = [by_leaf[match] for match in difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=0.7)]
     return f", did you mean {close[0]}?" if close else ""

@@ -44,8 +44,11 @@ CORRUPTION = Corruption(mask=Mask, factors=factors, noise=True)
 
 
 def donors(draws: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Rows of the same view of another clip."""
     clips, views = draws.shape
-    return ((np.arange(clips)[:, None] + 1 + np.floor(draws * (clips - 1))) % clips + clips * np.arange(views)).T.ravel().astype(np.int64)  # fmt: skip
+    other = (np.arange(clips)[:, None] + 1 + np.floor(draws * (clips - 1)).astype(np.int64)) % clips
+    rows: npt.NDArray[np.int64] = (other + clips * np.arange(views)).T.ravel()
+    return rows
 
 
 def make_wave(seconds: float, seed: int, rate: int = RATE) -> npt.NDArray[np.float32]:
@@ -121,7 +124,7 @@ def equal(left: Any, right: Any) -> bool:
 
 @pytest.mark.parametrize(("suffix", "rate", "atol"), [("wav", RATE, 0.0), ("flac", RATE, 0.0), ("wav", 22050, 2e-3)])
 def test_views_are_crops_of_the_whole_files_log_mel(suffix: str, rate: int, atol: float, clips: Make) -> None:
-    """Bit for bit at the front end's own rate; a part that is resampled by itself differs by the resampler's rounding."""
+    """Bit for bit at the front end's own rate; a part resampled by itself differs by the resampler's rounding."""
     made = clips(1.3, 0.9, 2.2, rate=rate, suffix=suffix, segment_seconds=2.0)
     assert len(made) == 3
     starts: list[int] = []
@@ -403,7 +406,7 @@ def test_ranks_together_take_what_one_takes(ranks: int, accumulate: int) -> None
         assert together == alone[step]
         assert all(len(mine[r][m]) == micro for m in passes for r in range(ranks))
     for epoch in (0, 1):
-        taken = [i for e, i in sum(alone, []) if e == epoch]
+        taken = [i for keys in alone for e, i in keys if e == epoch]
         assert len(taken) == len(set(taken)) == 32
 
 

@@ -28,7 +28,7 @@ from asit.runs import setup
 from asit.settings import PretrainSettings
 
 WHOLE: dict[str, Any] = {"batch_size": 16, "epochs": 3, "masking": {"donor_pool": 4}}
-"""16 clips a step, of each epoch one: two processes get 8 each, whole blocks of donors, and so the same donors as one process."""
+"""16 clips a step, one step an epoch: two processes get two whole blocks of donors each, and so one process' donors."""
 
 
 def go(settings: PretrainSettings, **how: Any) -> int:

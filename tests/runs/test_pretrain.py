@@ -17,7 +17,6 @@ import asit
 from asit import checkpoint, cli, config, recipes, runtime
 from asit.data import batches
 from asit.data.catalogue import Catalogue
-from asit.engine import loop
 from asit.errors import CatalogueError, ConfigError, TrainingError
 from asit.runs import dryrun, source
 from asit.runs import pretrain as runs
@@ -67,7 +66,7 @@ def test_the_folder_holds_what_is_promised(tiny: Any, tmp_path: Path, recordings
 
 
 def test_no_global_generator_matters(tiny: Any, tmp_path: Path, state: Any, same: Any, no_global_draws: None) -> None:
-    """Draws from Python's and numpy's raise here; torch's, which its modules draw their first weights from, is moved."""
+    """Draws from Python's and numpy's raise here; torch's, which its modules draw from at first, is moved."""
     before = torch.get_rng_state()
     try:
         go(tiny(tmp_path / "one", stop_after=2))

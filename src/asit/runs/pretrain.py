@@ -15,11 +15,10 @@ import torch
 from asit import checkpoint, config, runtime
 from asit.data import batches
 from asit.engine import loop
-from asit.engine.figures import write_figure
 from asit.engine.records import Records, duration
 from asit.errors import CatalogueError, CheckpointError, ConfigError
 from asit.pretrain import method
-from asit.runs import folder, probe, source
+from asit.runs import folder, source
 from asit.runs.setup import Setup, donor_rows, keys, model, prepare
 from asit.runtime import World
 from asit.settings import PretrainSettings
@@ -210,7 +209,10 @@ def _restore(out: Path, setup: Setup) -> tuple[int, dict[str, torch.Tensor]]:
 def _hooks(out: Path, setup: Setup, world: World, records: Records) -> list[tuple[int, loop.Hook]]:
     settings = setup.settings
     hooks: list[tuple[int, loop.Hook]] = []
+    # Matplotlib and scikit-learn take a second to import: only where a figure or a probe was asked for.
     if settings.records.figure_every:
+        from asit.engine.figures import write_figure
+
         count = min(FIGURE_CLIPS, len(setup.clips))
         picked = batches.order(settings.seed, 0, len(setup.clips))[:count]
         # The same clips, cut and masked the same way, in every figure.
@@ -227,6 +229,8 @@ def _hooks(out: Path, setup: Setup, world: World, records: Records) -> list[tupl
 
         hooks.append((settings.records.figure_every, figure))
     if settings.probe.table:
+        from asit.runs import probe
+
         clips = probe.labelled(settings.probe.table, settings.probe.clips, settings.seed)
 
         def measure(step: int) -> None:

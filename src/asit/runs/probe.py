@@ -89,7 +89,8 @@ def labelled(table: str | Path, most: int, seed: int) -> Labelled:
 
 def probe(model: AudioModel, clips: Labelled, *, seed: int, kinds: Sequence[frozen.Pooling] = POOLINGS) -> Probed:
     """Linear probe accuracy of the frozen model for several ways to pool its tokens."""
-    train, test = features(model, clips.train, kinds), features(model, clips.test, kinds)
+    seconds = typical_seconds(clips.train)
+    train, test = (features(model, side, kinds, seconds) for side in (clips.train, clips.test))
     return read_off(train, test, clips, seed=seed)
 
 
@@ -102,10 +103,9 @@ def read_off(
 
 
 def features(
-    model: AudioModel, rows: Sequence[TableRow], kinds: Sequence[frozen.Pooling] = POOLINGS
+    model: AudioModel, rows: Sequence[TableRow], kinds: Sequence[frozen.Pooling], seconds: float
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """Pooled tokens of each clip, all cut or padded to the most common length of the model's whole columns."""
-    seconds = typical_seconds(rows)
+    """Pooled tokens of each clip, all cut or padded to the whole columns of this length, the same on both sides."""
     step = model.encoder.patch[0]
     columns = max(1, model.front_end.frames_for(round(seconds * model.rate)) // step)
     samples = model.front_end.samples_for(min(columns, model.encoder.grid[0] * 4) * step)
@@ -118,9 +118,9 @@ def features(
     return frozen.features((_wave(model, row, samples) for row in rows), extract)
 
 
-def log_mel_features(model: AudioModel, rows: Sequence[TableRow]) -> npt.NDArray[np.float32]:
+def log_mel_features(model: AudioModel, rows: Sequence[TableRow], seconds: float) -> npt.NDArray[np.float32]:
     """The plain baseline: mean and standard deviation over time of each log-mel bin."""
-    samples = round(typical_seconds(rows) * model.rate)
+    samples = round(seconds * model.rate)
 
     def extract(waves: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"log-mel": frozen.log_mel_statistics(model.front_end, waves)}
@@ -175,7 +175,8 @@ def compare(model: AudioModel, clips: Labelled, *, seed: int, name: str = "pretr
         name: probe(model, clips, seed=seed).results,
         UNTRAINED: probe(untrained(model, seed), clips, seed=seed).results,
     }
-    sides = [{"mean+std of log-mel": log_mel_features(model, side)} for side in (clips.train, clips.test)]
+    seconds = typical_seconds(clips.train)
+    sides = [{"mean+std of log-mel": log_mel_features(model, side, seconds)} for side in (clips.train, clips.test)]
     table[LOG_MEL] = read_off(sides[0], sides[1], clips, seed=seed).results
     return Comparison(table)
 
