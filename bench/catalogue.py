@@ -137,15 +137,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=200, help="recordings to scan; 0: no scans")
     parser.add_argument("--million", action="store_true", help="also a million rows")
+    parser.add_argument("--toy", action="store_true", help="few files and rows: whether it runs, in seconds")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         one(options.one)
         return
     with tempfile.TemporaryDirectory() as folder:
-        rows(Path(folder), [10_000, 100_000] + [1_000_000] * options.million)
+        rows(Path(folder), [1_000] if options.toy else [10_000, 100_000] + [1_000_000] * options.million)
         if options.files:
-            scans(Path(folder), options.files)
+            scans(Path(folder), 8 if options.toy else options.files)
 
 
 if __name__ == "__main__":

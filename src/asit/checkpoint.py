@@ -52,8 +52,11 @@ def write_folder(target: Path, write: Callable[[Path], None], overwrite: bool = 
     temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        if aside.exists() and not target.exists():  # killed between the two renames below
-            aside.rename(target)
+        if aside.exists():
+            if target.exists():  # killed after the two renames below
+                _remove(aside)
+            else:  # killed between them
+                aside.rename(target)
         if not overwrite and target.exists() and not (target.is_dir() and not any(target.iterdir())):
             raise CheckpointError(
                 f"{target} already exists", "a path that is free", "give another path, or ask for it to be overwritten"

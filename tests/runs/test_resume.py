@@ -172,6 +172,17 @@ def test_killed_at_each_change_of_the_folder(
         shutil.rmtree(run)
 
 
+def test_what_a_killed_writer_left_blocks_nothing(half: Path, tiny: Any, unstopped: Path, state: Any, same: Any) -> None:
+    """Killed as it removed the old model and the old checkpoint, both still with something in them."""
+    for left in (half / ".model.old", half / "checkpoints" / ".step-00000002.tmp-99", half / ".model.tmp-99"):
+        left.mkdir()
+        (left / "card.json").touch()
+    (half / ".metrics.jsonl.tmp").touch()
+    assert go(tiny(half), resume=True).finished
+    same(state(half), state(unstopped))
+    assert not [name for name in names(half) | names(half / "checkpoints") if "tmp-" in name or "old" in name]
+
+
 def test_a_death_between_the_last_checkpoint_and_the_model(
     tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unstopped: Path, same: Any
 ) -> None:
