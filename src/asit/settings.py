@@ -91,8 +91,8 @@ class ViewSettings(Settings):
     mel_warp: Annotated[float, Field(ge=0.0, lt=0.9)] = 0.0
     """Each view's mel axis is scaled by a uniform draw from 1 - mel_warp to 1 + mel_warp (a change of voice size)."""
     keep_gb: NonNegative | Auto = "auto"
-    """Decoded recordings are kept in memory when all of them take at most this many GB over all loader processes;
-    auto: a tenth of the machine's memory."""
+    """Each loader process keeps decoded recordings in memory when all of them take at most this many GB; auto: a
+    twentieth of the machine's memory."""
     short_files: Literal["pad", "skip"] = "pad"
     """A file shorter than a view is padded by the front end's rule, or left out; either is counted and said."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import fields
@@ -420,9 +421,10 @@ def test_going_on_skips_what_was_taken(start: int) -> None:
 def test_workers_change_nothing(workers: int, clips: Make) -> None:
     made = clips(1.3, 0.9, 1.1, 0.7, 0.5)
     keys = MicroBatches(7, 5, 2, 2, 0, 1, 1)
-    ours, theirs = (loader(made, keys, donors, workers=w, pin=False) for w in (0, workers))
-    for _ in range(5):
-        assert equal(next(ours), next(theirs))
+    theirs = loader(made, keys, donors, workers=0, pin=False)
+    with contextlib.closing(loader(made, keys, donors, workers=workers, pin=False)) as ours:
+        for _ in range(5):
+            assert equal(next(ours), next(theirs))
 
 
 def test_a_batch_stays_where_it_is() -> None:

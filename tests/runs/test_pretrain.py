@@ -142,7 +142,7 @@ def test_overwrite_starts_afresh(
     run = tmp_path / "run"
     for i in range(4, 16):
         (copied / f"{i:02d}.wav").unlink()
-    go(tiny(run, data=copied, seed=9, records={"figure_every": 1, "checkpoint_every": 1}, epochs=4))
+    go(tiny(run, data=copied, seed=9, records={"figure_every": 2, "checkpoint_every": 1}))
     (run / "report.html").touch()
     (run / ".model.tmp-4711").mkdir()
     (run / ".metrics.jsonl.tmp").touch()
@@ -216,6 +216,14 @@ def test_a_failed_start_does_not_block_the_next(
     for bad in copied.glob("bad-*"):
         bad.unlink()
     assert go(tiny(run, data=copied)).finished
+
+
+def test_a_run_that_breaks_before_its_first_checkpoint_leaves_the_folder_free(tiny: Any, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(CatalogueError, match=r"nowhere\.csv"):
+        go(tiny(run, probe={"table": str(tmp_path / "nowhere.csv")}))
+    assert not (run / "config.yaml").exists()
+    assert go(tiny(run)).finished
 
 
 def test_a_stopped_scan_of_something_else_does_not_block(
@@ -305,9 +313,10 @@ def test_a_file_that_vanishes_is_stood_in_for_and_told_once(tiny: Any, tmp_path:
 def test_a_few_files_gone_never_end_a_long_run(tiny: Any, tmp_path: Path, copied: Path) -> None:
     """The budget is a share of the files, whatever the number of epochs in which they are missed."""
     run = tmp_path / "run"
-    go(tiny(run, data=copied, epochs=12, stop_after=1))
+    settings = tiny(run, data=copied, epochs=13, batch_size=16)
+    go(settings.model_copy(update={"stop_after": 1}))
     (copied / "03.wav").unlink()
-    assert go(tiny(run, data=copied, epochs=12), resume=True).finished
+    assert go(settings, resume=True).finished
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -443,9 +452,9 @@ def test_precision_is_chosen_with_a_reason() -> None:
 
 def test_bf16_trains_and_goes_on_bit_for_bit(tiny: Any, tmp_path: Path, state: Any, same: Any) -> None:
     """On a CPU; the weights, the centres and the optimiser are float32."""
-    go(tiny(tmp_path / "whole", precision="bf16"))
-    go(tiny(tmp_path / "run", precision="bf16", stop_after=3))
-    assert go(tiny(tmp_path / "run", precision="auto"), resume=True).finished  # as it was resolved then
+    go(tiny(tmp_path / "whole", precision="bf16", epochs=1))
+    go(tiny(tmp_path / "run", precision="bf16", epochs=1, stop_after=3))
+    assert go(tiny(tmp_path / "run", precision="auto", epochs=1), resume=True).finished  # as it was resolved then
     same(state(tmp_path / "run"), state(tmp_path / "whole"))
     assert {value.dtype for value in state(tmp_path / "run").values()} == {torch.float32}
 

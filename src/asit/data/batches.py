@@ -337,8 +337,9 @@ def _raised(batches: Iterator[Batch | AsitError]) -> Generator[Batch]:
             try:
                 raise batch
             finally:
-                # Else error, traceback and this frame hold each other, and workers collected as garbage end slowly.
-                del batch
+                # The traceback keeps this frame: with them in it, error and frame would hold each other, and workers
+                # that are collected as garbage end slowly.
+                del batch, batches
         yield batch
 
 

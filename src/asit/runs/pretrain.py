@@ -86,7 +86,13 @@ def pretrain(
         start, optimiser_state = _restore(out, setup) if going_on else (0, {})
         if world.main and not going_on:
             _begin(out, setup, world)
-        return _train(out, setup, world, start, optimiser_state, going_on, quiet)
+        try:
+            return _train(out, setup, world, start, optimiser_state, going_on, quiet)
+        except BaseException:
+            # With no checkpoint there is nothing to go on with: the next start must find the folder free.
+            if world.main and not going_on and checkpoint.latest_state(out / folder.CHECKPOINTS) is None:
+                (out / folder.CONFIG).unlink(missing_ok=True)
+            raise
 
 
 def _train(

@@ -77,7 +77,7 @@ def prepare(settings: PretrainSettings, catalogue: Catalogue, world: World) -> S
     if not clips.donors and settings.masking.replace > 0 and settings.masking.replace_probability > 0:
         notes.append("one clip a forward pass: there is no other clip to replace from, so every view is wiped instead")
     workers = _workers(settings, world, notes)
-    if _fits_in_memory(settings, catalogue, world, workers, notes):
+    if _fits_in_memory(settings, catalogue, notes):
         clips.keep()
     generator = torch.Generator().manual_seed(settings.seed)
     task = method.ASiT(settings, frames[0], generator, world.device)
@@ -206,18 +206,14 @@ def _workers(settings: PretrainSettings, world: World, notes: list[str]) -> int:
     return workers
 
 
-def _fits_in_memory(
-    settings: PretrainSettings, catalogue: Catalogue, world: World, workers: int, notes: list[str]
-) -> bool:
-    """Whether decoded recordings are kept; the answer stays with the settings, so that a resumed run does the same."""
+def _fits_in_memory(settings: PretrainSettings, catalogue: Catalogue, notes: list[str]) -> bool:
+    """Whether decoded recordings are kept: the same answer for any number of processes and workers."""
     limit = settings.views.keep_gb
     if limit == "auto":
         pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
-        limit = pages / 10 / 1e9
-    copies = max(1, workers) * world.size
-    needed = catalogue.header["seconds"] * settings.front_end.rate * 4 * copies / 1e9
-    kept = needed <= limit
-    settings.views.keep_gb = limit if kept else 0.0
-    if kept:
-        notes.append(f"decoded recordings are kept in memory: {needed:.2f} GB, at most views.keep_gb {limit:.2f}")
-    return kept
+        limit = settings.views.keep_gb = round(pages / 20 / 1e9, 3)
+    needed = catalogue.header["seconds"] * settings.front_end.rate * 4 / 1e9
+    if needed > limit:
+        return False
+    notes.append(f"each loader keeps decoded recordings in memory: {needed:.2f} GB, views.keep_gb is {limit:g}")
+    return True
