@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Read by OpenMP when torch is loaded: threads that wait by spinning slow a busy machine down tenfold
         # (docs/speed.md), and cost next to nothing on an idle one when they sleep instead.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")  # a user's value was wrong, not their pydantic
         from asit import commands
 
         verb: Callable[[str, str, list[str]], int] = getattr(commands, given[0])
