@@ -150,6 +150,9 @@ def _tell(found: DryRun) -> None:
     how = "from two smaller sizes measured" if found.extrapolated else "measured"
     for name, size in found.memory_gb.items():
         print(f"peak memory of a process, {name}: {size:.1f} GB ({how})")
+        if size > found.machine_gb.get(name, size):
+            there = found.machine_gb[name]
+            print(f"warning: that is more than the {there:.1f} GB there are; raise accumulate, or lower batch_size")
     print(f"a step: {found.seconds_per_step:.2f} s, {found.clips_per_second:.1f} clips/s ({how})")
     print(f"loading: {1 / found.seconds_per_clip:.0f} clips/s in one process, the first time (measured)")
     print(f"the whole run: {duration(found.total_seconds)} at that rate; nothing was written")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import resource
 import sys
 import time
@@ -37,6 +38,7 @@ class DryRun:
         seconds_per_clip: of loading one clip in one process.
         total_seconds: of the whole run, if loading keeps up.
         memory_gb: of one process, "cpu" and on a GPU "gpu".
+        machine_gb: what the machine has, by the same names, where it can be told.
         extrapolated: whether a forward pass of the run is larger than those measured.
     """
 
@@ -48,6 +50,7 @@ class DryRun:
     clips_per_second: float
     total_seconds: float
     memory_gb: dict[str, float]
+    machine_gb: dict[str, float]
     extrapolated: bool
 
 
@@ -86,6 +89,7 @@ def dry_run(settings: PretrainSettings, *, stream: TextIO | None = sys.stderr) -
             settings.batch_size / seconds,
             seconds * plan.total,
             {name: _line(sizes, [m[name] for m in measured], micro) for name in ("cpu", "gpu") if name in measured[0]},
+            _machine(world),
             micro > sizes[-1],
         )
 
@@ -113,6 +117,16 @@ def _measure(setup: Setup, world: World, samples: list[batches.Sample]) -> dict[
     }
     if world.device.type == "cuda":
         found["gpu"] = torch.cuda.max_memory_allocated(world.device) / 1e9
+    return found
+
+
+def _machine(world: World) -> dict[str, float]:
+    """Memory in GB of the machine and of its GPU."""
+    found = {}
+    if hasattr(os, "sysconf"):
+        found["cpu"] = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
+    if world.device.type == "cuda":
+        found["gpu"] = torch.cuda.get_device_properties(world.device).total_memory / 1e9
     return found
 
 
