@@ -245,12 +245,13 @@ def test_flags_go_over_the_file_and_the_file_over_the_preset(run: Any, material:
 def test_a_dry_run_warns_of_more_memory_than_there_is(run: Any, monkeypatch: Any) -> None:
     from asit.runs import dryrun
 
-    def dry_run(settings: Any, **_: Any) -> dryrun.DryRun:
+    def found(room: dict[str, float]) -> dryrun.DryRun:
         shapes = {"global views": [160, 1, 592, 128]}
         return dryrun.DryRun("epochs: 9\n", ["device cpu"], shapes, 90.0, 0.01, 0.9, 7200.0, {"cpu": 67.0}, room, True)
 
-    monkeypatch.setattr(dryrun, "dry_run", dry_run)
-    for room, warned in (({"cpu": 25.0}, True), ({"cpu": 99.0}, False), ({}, False)):
+    rooms: list[tuple[dict[str, float], bool]] = [({"cpu": 25.0}, True), ({"cpu": 99.0}, False), ({}, False)]
+    for room, warned in rooms:
+        monkeypatch.setattr(dryrun, "dry_run", lambda *_, told=found(room), **__: told)
         code, out, _ = run("pretrain", "--data", "sounds", "--out", "r", "--dry-run")
         assert code == 0
         assert ("more than the 25.0 GB there are; raise accumulate" in out) is warned
