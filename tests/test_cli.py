@@ -251,7 +251,8 @@ def test_a_dry_run_warns_of_more_memory_than_there_is(run: Any, monkeypatch: Any
 
     rooms: list[tuple[dict[str, float], bool]] = [({"cpu": 25.0}, True), ({"cpu": 99.0}, False), ({}, False)]
     for room, warned in rooms:
-        monkeypatch.setattr(dryrun, "dry_run", lambda *_, told=found(room), **__: told)
+        told = found(room)
+        monkeypatch.setattr(dryrun, "dry_run", lambda *_, told=told, **__: told)
         code, out, _ = run("pretrain", "--data", "sounds", "--out", "r", "--dry-run")
         assert code == 0
         assert ("more than the 25.0 GB there are; raise accumulate" in out) is warned
