@@ -154,7 +154,9 @@ def test_version_is_the_distributions() -> None:
 
 
 def test_public_names_are_there_and_explained() -> None:
-    assert {"pretrain", "load", "AudioModel", "Embedding", "PretrainSettings", "AsitError"} <= set(asit.__all__)
+    assert {"pretrain", "load", "AudioModel", "Embedding", "PretrainSettings", "AsitError", "report"} <= set(
+        asit.__all__
+    )
     assert {"build_catalogue", "Catalogue", "__version__"} <= set(asit.__all__)
     assert len(asit.__all__) <= 15
     assert set(asit.__all__) <= set(dir(asit))

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from asit.model.audio_model import AudioModel, Embedding
     from asit.model.audio_model import load as load
     from asit.recipes import pretrain
+    from asit.report import report
     from asit.settings import PretrainSettings
 
 __version__ = "0.1.0"
@@ -28,6 +29,7 @@ __all__ = [
     "build_catalogue",
     "load",
     "pretrain",
+    "report",
 ]
 
 _PLACES = {
@@ -39,6 +41,7 @@ _PLACES = {
     "build_catalogue": ("asit.data.scan", "build"),
     "load": ("asit.model.audio_model", "load"),
     "pretrain": ("asit.recipes", "pretrain"),
+    "report": ("asit.report", "report"),
 }
 
 
@@ -58,7 +61,8 @@ def __dir__() -> list[str]:
 
 class _Public(types.ModuleType):
     def __setattr__(self, name: str, value: object) -> None:
-        # Importing a room puts it on this module; `asit.pretrain` must stay the function, and not become the room.
+        # Importing a room puts it on this module; `asit.pretrain` and
+        # `asit.report` must stay the functions, and not become the rooms.
         if not (name in _PLACES and isinstance(value, types.ModuleType)):
             super().__setattr__(name, value)
 
