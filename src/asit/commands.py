@@ -45,7 +45,7 @@ class CatalogueOptions:
     """Store each file's SHA-256."""
     bad_files: float = 0.1
     """Share of unusable files above which this fails."""
-    statistics_clips: int = 2000
+    statistics_clips: int = 1000
     """Files that mean and std are measured on; 0: not measured."""
     seed: int = 0
     """Of the draw of these files."""

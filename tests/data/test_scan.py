@@ -278,7 +278,7 @@ def test_a_killed_scan_goes_on_and_ends_the_same(sounds: Path, damaged: dict[str
     how: dict[str, Any] = {"bad_files": 0.5, "checksum": True}
     make(sounds, out=tmp_path / "whole.jsonl", **how)
     out = tmp_path / "c.jsonl"
-    assert stopped(sounds, out, 7, "SIGKILL", sampled=2000).returncode == -signal.SIGKILL
+    assert stopped(sounds, out, 7, "SIGKILL", sampled=1000).returncode == -signal.SIGKILL
     assert not out.exists()
     partial = tmp_path / "c.jsonl.partial"
     with partial.open("ab") as file:

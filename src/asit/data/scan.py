@@ -41,7 +41,7 @@ def build(
     check: Literal["full", "header"] = "full",
     checksum: bool = False,
     bad_files: float = 0.1,
-    statistics_clips: int = 2000,
+    statistics_clips: int = 1000,
     silence_db: float = -90.0,
     restart: bool = False,
     progress: Callable[[int, int, int], None] | None = None,
