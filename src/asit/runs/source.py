@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TextIO
 
 from asit.data import scan
-from asit.data.catalogue import Catalogue
+from asit.data.catalogue import Catalogue, is_catalogue
 from asit.engine.records import counter
 from asit.errors import CatalogueError, ConfigError
 from asit.runs import folder
@@ -71,18 +71,6 @@ def _other_scan(partial: Path, given: Path, front_end: FrontEndSettings) -> bool
         return first["source"] != str(given.absolute()) or any(ours[k] != v for k, v in first["front_end"].items())
     except (ValueError, KeyError, TypeError, AttributeError):
         return True
-
-
-def is_catalogue(path: Path) -> bool:
-    """Whether the file's first line is a catalogue's header."""
-    if path.suffix != ".jsonl" or not path.is_file():
-        return False
-    with path.open("rb") as file:
-        try:
-            header = json.loads(file.readline(1 << 20))
-        except ValueError:
-            return False
-    return isinstance(header, dict) and "asit_catalogue" in header
 
 
 def measured(front_end: FrontEndSettings, listed: Catalogue) -> FrontEndSettings:
