@@ -37,16 +37,20 @@ _MARK = "asit_catalogue"
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One recording.
+    """One recording, or a part of one.
 
     Attributes:
         path: absolute.
-        seconds: length; single precision, so a clip of ten hours is known to 4 ms.
+        seconds: length of the clip, not of its file where it is a part of it; single precision, so a clip of ten
+            hours is known to 4 ms.
         rate: Hz, as in the file.
         channels: as in the file.
         label: the table's text; several labels are parted by ";".
         split: the table's text.
         sha256: of the file's bytes, in hex, when the catalogue was built with checksums.
+        fold: the table's text: which fold of a cross-validation the clip lies in.
+        group: the table's text: what must not lie on two sides of a split, such as a speaker or a recording.
+        start: s; where in the file the clip starts.
     """
 
     path: str
@@ -56,6 +60,9 @@ class Clip:
     label: str | None = None
     split: str | None = None
     sha256: str | None = None
+    fold: str | None = None
+    group: str | None = None
+    start: float = 0.0
 
 
 class Catalogue:

@@ -39,11 +39,19 @@ class TableRow:
         path: absolute, normalised; a relative one in the table counts from the table's folder.
         label: the cell's text; several labels of one clip are parted by ";".
         split: the cell's text, such as "train" or "test".
+        fold: the cell's text: which fold of a cross-validation the clip lies in.
+        group: the cell's text: what must not lie on two sides of a split, such as a speaker or a recording.
+        start: s; the clip is the file from here, None: from its beginning.
+        end: s; the clip is the file up to here, None: to its end.
     """
 
     path: str
     label: str | None = None
     split: str | None = None
+    fold: str | None = None
+    group: str | None = None
+    start: float | None = None
+    end: float | None = None
 
 
 def read_table(path: str | os.PathLike[str]) -> list[TableRow]:
