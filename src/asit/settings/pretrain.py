@@ -1,74 +1,17 @@
-"""Every setting of a run, typed, with its unit and where its value comes from.
+"""Settings of a pretraining run.
 
-No torch here: the command line reads these before anything heavy is imported. "v1" and "v2" are
-the two published versions of the official code; the paper is arXiv 2211.13189.
+"v1" and "v2" are the two published versions of the official code; the paper is arXiv 2211.13189.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[float, Field(ge=0.0)]
-Auto = Literal["auto"]
-
-
-class Settings(BaseModel):
-    """Base of all settings: an unknown name is an error, and values are checked on assignment."""
-
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, use_attribute_docstrings=True)
-
-
-class FrontEndSettings(Settings):
-    """Waveform to normalised log-mel; travels with the weights in the model card."""
-
-    rate: Positive = 16000
-    """Sample rate in Hz; files at other rates are resampled (v1 read 32 kHz settings, v2 16 kHz)."""
-    mels: Positive = 128
-    """Mel bins."""
-    window_ms: float = 25.0
-    """Hann window in ms."""
-    shift_ms: float = 10.0
-    """Hop in ms."""
-    low_hz: float = 20.0
-    """Lower edge of the mel bank in Hz."""
-    high_hz: float = 0.0
-    """Upper edge in Hz; 0 or less is counted from Nyquist, as in Kaldi."""
-    preemphasis: Share = 0.97
-    """Pre-emphasis coefficient, as in Kaldi."""
-    mean: float | Auto = "auto"
-    """Mean of the log-mel values (natural log of power); auto: measured on the catalogue. AudioSet: -4.2677393."""
-    std: Annotated[float, Field(gt=0)] | Auto = "auto"
-    """Standard deviation; the input is (x - mean) / (2 std), as in AST and ASiT. AudioSet: 4.5689974."""
-    padding: Literal["silence", "zero", "repeat"] = "silence"
-    """How audio shorter than a view is filled: silence (zeros in the waveform), zero (0.0 in the log-mel before
-    normalisation: what AST and v1 do), repeat (the waveform from its start)."""
-    resampler: Literal["soxr-hq", "soxr-vhq", "soxr-mq"] = "soxr-hq"
-    """Resampling quality."""
-
-
-class EncoderSettings(Settings):
-    """The vision transformer over log-mel patches."""
-
-    size: Literal["tiny", "small", "base", "large", "custom"] = "base"
-    """tiny 192 wide, 12 blocks, 3 heads; small 384/12/6; base 768/12/12; large 1024/24/16; custom: the three below."""
-    width: Positive | None = None
-    """Token width; with size custom."""
-    depth: Positive | None = None
-    """Blocks; with size custom."""
-    heads: Positive | None = None
-    """Attention heads; with size custom."""
-    mlp_ratio: float = 4.0
-    """Hidden width of the MLP over the token width."""
-    patch_frames: Positive = 16
-    """Patch height in frames (time)."""
-    patch_mels: Positive = 16
-    """Patch width in mel bins."""
-    drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
-    """Stochastic depth of the student, linear in depth; the teacher has none."""
+from asit.settings.base import Auto, NonNegative, Positive, Settings, Share
+from asit.settings.model import EncoderSettings, FrontEndSettings
+from asit.settings.records import RecordSettings
 
 
 class ViewSettings(Settings):
@@ -204,21 +147,6 @@ class ProbeSettings(Settings):
     """At most this many clips on each side, drawn with the run's seed."""
 
 
-class RecordSettings(Settings):
-    """What is written down, and how often."""
-
-    log_every: Positive = 10
-    """Steps between lines of metrics.jsonl."""
-    figure_every: Annotated[int, Field(ge=0)] = 500
-    """Steps between figures of clean, corrupted, reconstructed and mask; 0: none."""
-    checkpoint_every: Positive = 500
-    """Steps between checkpoints."""
-    keep: Positive = 3
-    """Checkpoints kept."""
-    tensorboard: bool = True
-    """Write TensorBoard event files."""
-
-
 class PretrainSettings(Settings):
     """One pretraining run, whole: the file RUN/config.yaml is this, resolved."""
 
@@ -259,12 +187,3 @@ class PretrainSettings(Settings):
     optim: OptimSettings = Field(default_factory=OptimSettings)
     probe: ProbeSettings = Field(default_factory=ProbeSettings)
     records: RecordSettings = Field(default_factory=RecordSettings)
-
-
-SIZES: dict[str, tuple[int, int, int]] = {
-    "tiny": (192, 12, 3),
-    "small": (384, 12, 6),
-    "base": (768, 12, 12),
-    "large": (1024, 24, 16),
-}
-"""Encoder sizes as (width, blocks, heads)."""

@@ -1,0 +1,78 @@
+"""The verb pretrain."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from typing import TYPE_CHECKING
+
+from asit import recipes
+from asit.commands.parse import early, parse
+from asit.settings import PretrainSettings
+
+if TYPE_CHECKING:
+    from asit.runs.dryrun import DryRun
+
+
+class PretrainOptions(PretrainSettings):
+    """Every setting of the run, and how to run it."""
+
+    config: str | None = None
+    """YAML file of settings, such as another run's config.yaml; flags go over it."""
+    resume: bool = False
+    """Go on with the run in --out from its last checkpoint."""
+    overwrite: bool = False
+    """Delete the run in --out and start again."""
+    dry_run: bool = False
+    """Take a few steps, write nothing, and print the resolved settings, shapes, memory and time to expect."""
+
+
+def pretrain(prog: str, summary: str, given: list[str]) -> int:
+    chosen_early = early(given, ("--preset", "--config", "--out"))
+    chosen = (chosen_early.get("--out", ""), chosen_early.get("--preset"), chosen_early.get("--config"))
+    base = recipes.settings_for(*chosen, {}, resume="--resume" in given)
+    options = parse(PretrainOptions, prog, summary, given, default=PretrainOptions(**base.model_dump()))
+    settings = PretrainSettings(**options.model_dump(include=set(PretrainSettings.model_fields)))
+    resume, overwrite = options.resume, options.overwrite
+    if options.dry_run:
+        from asit.runs.dryrun import dry_run
+
+        _tell(dry_run(settings, stream=sys.stderr))
+        return 0
+    from asit.runs import pretrain as runs
+
+    result = runs.pretrain(settings, resume=resume, overwrite=overwrite, stream=sys.stderr)
+    if int(os.environ.get("RANK", "0")) != 0:
+        return _signal_status(result.stopped_by)
+    print(f"{result.step} of {result.total} steps, {result.clips_per_second:.1f} clips/s; the run is in {result.out}")
+    if not result.finished:
+        print(f"go on:  asit pretrain --out {shlex.quote(str(result.out))} --resume")
+        if result.stopped_by:
+            return _signal_status(result.stopped_by)
+    print(f"page:   asit report {shlex.quote(str(result.out))}")
+    print(f'python: import asit; model = asit.load("{result.model}"); model.embed("clip.wav").clip')
+    return 0
+
+
+def _signal_status(name: str | None) -> int:
+    return {None: 0, "SIGINT": 130, "SIGTERM": 143}[name]
+
+
+def _tell(found: DryRun) -> None:
+    from asit.engine.records import duration
+
+    print(found.settings)
+    for note in found.notes:
+        print(note)
+    for name, shape in found.shapes.items():
+        print(f"{name}: {shape}")
+    how = "from two smaller sizes measured" if found.extrapolated else "measured"
+    for name, size in found.memory_gb.items():
+        print(f"peak memory of a process, {name}: {size:.1f} GB ({how})")
+        if size > found.machine_gb.get(name, size):
+            there = found.machine_gb[name]
+            print(f"warning: that is more than the {there:.1f} GB there are; raise accumulate, or lower batch_size")
+    print(f"a step: {found.seconds_per_step:.2f} s, {found.clips_per_second:.1f} clips/s ({how})")
+    print(f"loading: {1 / found.seconds_per_clip:.0f} clips/s in one process, the first time (measured)")
+    print(f"the whole run: {duration(found.total_seconds)} at that rate; nothing was written")

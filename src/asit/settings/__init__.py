@@ -1,0 +1,36 @@
+"""Every setting of a run, typed, with its unit and where its value comes from.
+
+No torch here: the command line reads these before anything heavy is imported.
+"""
+
+from asit.settings.base import Auto, NonNegative, Positive, Settings, Share
+from asit.settings.model import SIZES, EncoderSettings, FrontEndSettings
+from asit.settings.pretrain import (
+    HeadSettings,
+    LossSettings,
+    MaskingSettings,
+    OptimSettings,
+    PretrainSettings,
+    ProbeSettings,
+    ViewSettings,
+)
+from asit.settings.records import RecordSettings
+
+__all__ = [
+    "SIZES",
+    "Auto",
+    "EncoderSettings",
+    "FrontEndSettings",
+    "HeadSettings",
+    "LossSettings",
+    "MaskingSettings",
+    "NonNegative",
+    "OptimSettings",
+    "Positive",
+    "PretrainSettings",
+    "ProbeSettings",
+    "RecordSettings",
+    "Settings",
+    "Share",
+    "ViewSettings",
+]

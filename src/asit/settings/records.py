@@ -1,0 +1,24 @@
+"""Settings that every kind of training has: what is written down, and how often."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from asit.settings.base import Positive, Settings
+
+
+class RecordSettings(Settings):
+    """What is written down, and how often."""
+
+    log_every: Positive = 10
+    """Steps between lines of metrics.jsonl."""
+    figure_every: Annotated[int, Field(ge=0)] = 500
+    """Steps between figures of clean, corrupted, reconstructed and mask; 0: none."""
+    checkpoint_every: Positive = 500
+    """Steps between checkpoints."""
+    keep: Positive = 3
+    """Checkpoints kept."""
+    tensorboard: bool = True
+    """Write TensorBoard event files."""
