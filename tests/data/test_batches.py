@@ -18,9 +18,10 @@ from torch import Tensor
 
 from asit.audio import files
 from asit.audio.fbank import FrontEnd
-from asit.data import batches
-from asit.data.batches import Batch, Clips, Corruption, MicroBatches, Sample, collate, loader, order, view_frames
+from asit.data import batches, waves
+from asit.data.batches import Batch, Clips, Corruption, Sample, collate, view_frames
 from asit.data.catalogue import Catalogue, Clip
+from asit.data.order import Key, MicroBatches, loader, order, shuffled, weighted
 from asit.errors import CatalogueError, ConfigError
 from asit.settings import FrontEndSettings, ViewSettings
 
@@ -224,7 +225,7 @@ def test_all_of_a_long_recording_is_reached_and_no_more_is_read_than_needed(
         asked.append((index, start, seconds))
         return np.ones(round(seconds * rate), np.float32)
 
-    monkeypatch.setattr(batches.files, "read", read)
+    monkeypatch.setattr(waves.files, "read", read)
     for epoch in range(60):
         for index in range(len(made)):
             made[epoch, index]
@@ -255,7 +256,7 @@ def test_views_of_a_segment_are_crops_of_the_file_from_its_start(clips: Make, mo
         asked.append(how["start"])
         return real(path, **how)
 
-    monkeypatch.setattr(batches.files, "read", read)
+    monkeypatch.setattr(waves.files, "read", read)
     wave = make_wave(9.0, 0)
     for index in range(9):
         sample = made[2, index]
@@ -353,9 +354,9 @@ def test_when_all_are_gone_it_ends(clips: Make, tmp_path: Path) -> None:
     with pytest.raises(CatalogueError, match="eight clips in a row could not be read"):
         made[0, 3]
     for workers in (0, 1):
-        keys = MicroBatches(7, 20, 4, 4, 0, 1, 0)
+        keys = MicroBatches(shuffled(7, 20), 20, 4, 4, 0, 1, 0)
         with pytest.raises(CatalogueError) as caught:
-            next(loader(made, keys, donors, workers=workers, pin=False))
+            next(loader(made, keys, gather, workers=workers, pin=False))
         assert "Traceback" not in str(caught.value)
 
 
@@ -389,8 +390,21 @@ def test_the_order_is_a_permutation_of_its_own_each_epoch() -> None:
     assert np.array_equal(order(3, 2, 100), orders[2])
 
 
-def take(keys: MicroBatches, count: int) -> list[list[batches.Key]]:
-    made: Iterator[list[batches.Key]] = iter(keys)
+gather = functools.partial(collate, donor_rows=donors)
+
+
+def test_weighted_draws_follow_the_weights_and_the_seed() -> None:
+    weights = np.array([0.0, 1.0, 3.0, 0.0])
+    drawn = weighted(3, weights, 20_000)(0)
+    assert set(drawn.tolist()) == {1, 2}
+    assert abs(float(np.mean(drawn == 2)) - 0.75) < 0.02
+    assert np.array_equal(drawn, weighted(3, 10 * weights, 20_000)(0))
+    assert not np.array_equal(drawn, weighted(3, weights, 20_000)(1))
+    assert not np.array_equal(drawn, weighted(4, weights, 20_000)(0))
+
+
+def take(keys: MicroBatches, count: int) -> list[list[Key]]:
+    made: Iterator[list[Key]] = iter(keys)
     return [next(made) for _ in range(count)]
 
 
@@ -398,9 +412,12 @@ def take(keys: MicroBatches, count: int) -> list[list[batches.Key]]:
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_ranks_together_take_what_one_takes(ranks: int, accumulate: int) -> None:
     count, batch, steps = 37, 8, 11  # 4 steps an epoch, 5 clips of each left out
-    alone = take(MicroBatches(5, count, batch, batch, 0, 1, 0), steps)
+    alone = take(MicroBatches(shuffled(5, count), count, batch, batch, 0, 1, 0), steps)
     micro = batch // ranks // accumulate
-    mine = [take(MicroBatches(5, count, batch, micro, r, ranks, 0), steps * accumulate) for r in range(ranks)]
+    mine = [
+        take(MicroBatches(shuffled(5, count), count, batch, micro, r, ranks, 0), steps * accumulate)
+        for r in range(ranks)
+    ]
     for step in range(steps):
         passes = range(step * accumulate, (step + 1) * accumulate)
         together = [key for m in passes for r in range(ranks) for key in mine[r][m]]
@@ -413,16 +430,16 @@ def test_ranks_together_take_what_one_takes(ranks: int, accumulate: int) -> None
 
 @pytest.mark.parametrize("start", [1, 3, 4, 9])
 def test_going_on_skips_what_was_taken(start: int) -> None:
-    whole = take(MicroBatches(5, 37, 8, 2, 1, 2, 0), 24)
-    assert take(MicroBatches(5, 37, 8, 2, 1, 2, start), 24 - 2 * start) == whole[2 * start :]
+    whole = take(MicroBatches(shuffled(5, 37), 37, 8, 2, 1, 2, 0), 24)
+    assert take(MicroBatches(shuffled(5, 37), 37, 8, 2, 1, 2, start), 24 - 2 * start) == whole[2 * start :]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_nothing(workers: int, clips: Make) -> None:
     made = clips(1.3, 0.9, 1.1, 0.7, 0.5)
-    keys = MicroBatches(7, 5, 2, 2, 0, 1, 1)
-    theirs = loader(made, keys, donors, workers=0, pin=False)
-    with contextlib.closing(loader(made, keys, donors, workers=workers, pin=False)) as ours:
+    keys = MicroBatches(shuffled(7, 5), 5, 2, 2, 0, 1, 1)
+    theirs = loader(made, keys, gather, workers=0, pin=False)
+    with contextlib.closing(loader(made, keys, gather, workers=workers, pin=False)) as ours:
         for _ in range(5):
             assert equal(next(ours), next(theirs))
 

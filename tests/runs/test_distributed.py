@@ -24,7 +24,7 @@ from torch import Tensor
 from asit import cli, config
 from asit.errors import ConfigError
 from asit.runs import pretrain as runs
-from asit.runs import setup
+from asit.runs import resources
 from asit.settings import PretrainSettings
 
 WHOLE: dict[str, Any] = {"batch_size": 16, "epochs": 3, "masking": {"donor_pool": 4}}
@@ -193,7 +193,7 @@ def test_a_mistake_ends_all_processes(tiny: Any, tmp_path: Path, ranks: Any) -> 
     assert any("nothing" in e.said for e in ended)
     assert not any("Traceback" in e.said for e in ended)
     with pytest.raises(ConfigError, match=r"5 processes|batch_size is 4"):
-        setup._fit_batch(tiny(tmp_path), 16, _World(3), [])
+        resources.fit_batch(tiny(tmp_path).batch_size, 1, 16, _World(3), [])
 
 
 class _World:

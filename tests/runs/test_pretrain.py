@@ -17,6 +17,7 @@ import asit
 from asit import checkpoint, cli, config, recipes, runtime
 from asit.data import batches
 from asit.data.catalogue import Catalogue
+from asit.data.order import Key, order
 from asit.errors import CatalogueError, ConfigError, TrainingError
 from asit.runs import dryrun, source
 from asit.runs import pretrain as runs
@@ -354,7 +355,7 @@ def test_the_budget_of_files_gone(tiny: Any, tmp_path: Path, copied: Path) -> No
 class Spoilt(batches.Clips):
     """Clips of which one is not a number from the second epoch on."""
 
-    def __getitem__(self, key: batches.Key) -> batches.Sample:
+    def __getitem__(self, key: Key) -> batches.Sample:
         sample = super().__getitem__(key)
         if key[0] == 1 and sample.name.endswith("05.wav"):
             sample.clean[1, 3, 4] = float("nan")
@@ -375,8 +376,8 @@ def test_a_loss_that_is_not_finite(
     assert ended.code == 2, ended.said
     assert "Traceback" not in ended.said
     line = next(line for line in ended.said.splitlines() if "not finite" in line)
-    order = batches.order(3, 1, 16)
-    place = next(i for i, index in enumerate(order) if index == 5) // 4
+    drawn = order(3, 1, 16)
+    place = next(i for i, index in enumerate(drawn) if index == 5) // 4
     assert line.startswith(f"asit: step {4 + place}: not finite: ")
     assert all(part in line for part in ("global", "local", "reconstruction"))
     assert line.endswith("05.wav")

@@ -6,8 +6,7 @@ row v * B + b is view v of clip b.
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
@@ -15,18 +14,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from asit.audio import augment, files
+from asit.audio import augment
 from asit.audio.fbank import FrontEnd
-from asit.data.catalogue import Catalogue
-from asit.errors import AsitError, AudioError, CatalogueError, ConfigError
+from asit.data.catalogue import Catalogue, Clip
+from asit.data.order import CORRUPTION, MATERIAL, Key, Samples
+from asit.data.waves import Waves
+from asit.errors import AudioError, CatalogueError, ConfigError
 from asit.settings import FrontEndSettings, ViewSettings
 
 GLOBAL_VIEWS = 2
-_ORDER, _MATERIAL, _CORRUPTION = 0, 1, 2  # streams of random numbers that never meet
-Key = tuple[int, int]
-"""(epoch, index): all that a sample depends on besides the seed and the settings."""
 
 
 class Mask(Protocol):
@@ -109,7 +106,7 @@ class Batch:
         return Batch(**held)
 
 
-class Clips(Dataset[Sample]):
+class Clips(Samples[Sample]):
     """Views of the catalogue's recordings.
 
     A recording of up to 1.5 segments counts once; a longer one counts once for each whole segment in it, and the
@@ -135,16 +132,12 @@ class Clips(Dataset[Sample]):
         seed: int,
         donors: bool,
     ) -> None:
-        self._kept: dict[str, npt.NDArray[np.float32]] | None = None
         self.catalogue, self.views, self.frames = catalogue, views, frames
         self.front_end = FrontEnd(front_end)
+        self.waves = Waves(front_end)
         self.corruption, self.seed, self.donors = corruption, seed, donors
         counts = np.maximum(1, np.floor(catalogue.seconds / views.segment_seconds + 1e-3)).astype(np.int64)
         self._ends: npt.NDArray[np.int64] | None = np.cumsum(counts) if counts.max(initial=1) > 1 else None
-
-    def keep(self) -> None:
-        """From now on keep each recording in memory, decoded, once it has been read; each loader process its own."""
-        self._kept = {}
 
     def __len__(self) -> int:
         """Samples in an epoch."""
@@ -154,12 +147,12 @@ class Clips(Dataset[Sample]):
         epoch, index = key
         failures: list[str] = []
         for attempt in range(8):
-            rng = np.random.default_rng([self.seed, _MATERIAL, epoch, index, attempt])
+            rng = np.random.default_rng([self.seed, MATERIAL, epoch, index, attempt])
             at = index if attempt == 0 else int(rng.integers(len(self)))
             row, segment, of = self._locate(at)
             clip = self.catalogue[row]
             try:
-                clean, local = self._views(clip.path, clip.seconds, segment, of, rng)
+                clean, local = self._views(clip, segment, of, rng)
             except AudioError as error:
                 failures.append(error.found)
                 continue
@@ -170,7 +163,7 @@ class Clips(Dataset[Sample]):
                 "the recordings that the catalogue lists",
                 "see whether the storage is still there; make the catalogue anew if the files changed",
             )
-        rng = np.random.default_rng([self.seed, _CORRUPTION, epoch, index])
+        rng = np.random.default_rng([self.seed, CORRUPTION, epoch, index])
         masks = [self.corruption.mask(rng, self.donors) for _ in range(len(clean))]
         rows = len(clean) + len(local)
         noise = np.zeros(0, np.float32)
@@ -188,13 +181,6 @@ class Clips(Dataset[Sample]):
             failures,
         )
 
-    def __getitems__(self, keys: list[Key]) -> list[Sample] | AsitError:
-        """A batch's samples. An error is handed on as a value: raised in a worker it would come with a traceback."""
-        try:
-            return [self[key] for key in keys]
-        except AsitError as error:
-            return error
-
     def _locate(self, index: int) -> tuple[int, int, int]:
         """A sample's row in the catalogue, its segment there, and how many the recording has."""
         if self._ends is None:
@@ -203,14 +189,12 @@ class Clips(Dataset[Sample]):
         first = int(self._ends[row - 1]) if row else 0
         return row, index - first, int(self._ends[row]) - first
 
-    def _views(
-        self, path: str, seconds: float, segment: int, of: int, rng: np.random.Generator
-    ) -> tuple[Tensor, Tensor]:
+    def _views(self, clip: Clip, segment: int, of: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """(V, T, F) and (L, T', F), normalised; one read and one pass of the front end serve all views."""
         settings, front_end = self.views, self.front_end
         rate = front_end.settings.rate
-        span = settings.segment_seconds if of > 1 else min(seconds, 1.5 * settings.segment_seconds)
-        stratum = max(0.0, seconds - span) / of
+        span = settings.segment_seconds if of > 1 else min(clip.seconds, 1.5 * settings.segment_seconds)
+        stratum = max(0.0, clip.seconds - span) / of
         begin = stratum * (segment + rng.random())
         have = front_end.frames_for(round(span * rate))
         draws = [augment.draw_view(rng, settings) for _ in range(GLOBAL_VIEWS + settings.local_views)]
@@ -223,7 +207,7 @@ class Clips(Dataset[Sample]):
         # What is rolled in from the other end has to be read as well.
         at, until = (0, max(have, last)) if roll else (first, last)
         length = span if roll else min(front_end.samples_for(last - first) / rate, span)
-        x = torch.from_numpy(self._wave(path, begin + at * front_end.shift / rate, length))
+        x = torch.from_numpy(self.waves.read(clip, begin + at * front_end.shift / rate, length))
         x = front_end.pad(augment.roll(x, roll), front_end.samples_for(until - at))
         # The front end sees what the views hold; frames before and after it would be thrown away.
         x = x[(first - at) * front_end.shift :][: front_end.samples_for(last - first)]
@@ -237,17 +221,6 @@ class Clips(Dataset[Sample]):
         views = torch.stack(out[:GLOBAL_VIEWS])
         local = torch.stack(out[GLOBAL_VIEWS:]) if settings.local_views else views.new_zeros(0, 0, mel.shape[1])
         return views, local
-
-    def _wave(self, path: str, start: float, seconds: float) -> npt.NDArray[np.float32]:
-        """Part of a recording at the front end's rate."""
-        settings = self.front_end.settings
-        if self._kept is None:
-            return files.read(path, rate=settings.rate, start=start, seconds=seconds, resampler=settings.resampler)
-        if path not in self._kept:
-            # Always the whole, so that what a part holds does not depend on what was read before.
-            self._kept[path] = files.read(path, rate=settings.rate, resampler=settings.resampler)
-        first = round(start * settings.rate)
-        return self._kept[path][first : first + round(seconds * settings.rate)]
 
 
 def collate(samples: list[Sample], donor_rows: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.int64]]) -> Batch:
@@ -269,94 +242,6 @@ def collate(samples: list[Sample], donor_rows: Callable[[npt.NDArray[np.float64]
         ids=[s.name for s in samples],
         failures=[text for s in samples for text in s.failures],
     )
-
-
-def order(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:
-    """The epoch's permutation of `count` samples: a pure function of (seed, epoch)."""
-    return np.random.default_rng([seed, _ORDER, epoch]).permutation(count)
-
-
-@dataclass(frozen=True)
-class MicroBatches:
-    """Keys of this process's micro-batches from step `start` on, without end.
-
-    A step takes `batch` consecutive samples of the epoch's order; micro-batch m of process r takes the clips
-    from (m * size + r) * micro on, so several processes together see just what one process would.
-    """
-
-    seed: int
-    count: int
-    batch: int
-    micro: int
-    rank: int
-    size: int
-    start: int
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        steps = self.count // self.batch
-        epoch, within = divmod(self.start, steps)
-        while True:
-            permutation = order(self.seed, epoch, self.count)
-            for step in range(within, steps):
-                for first in range(self.rank * self.micro, self.batch, self.size * self.micro):
-                    begin = step * self.batch + first
-                    yield [(epoch, int(i)) for i in permutation[begin : begin + self.micro]]
-            epoch, within = epoch + 1, 0
-
-
-def loader(
-    clips: Clips,
-    keys: MicroBatches,
-    donor_rows: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.int64]],
-    *,
-    workers: int,
-    pin: bool,
-) -> Generator[Batch]:
-    """Batches in the order of `keys`; what comes out does not depend on the number of workers.
-
-    Close it (`contextlib.closing`) to end its workers.
-    """
-    options: dict[str, Any] = {"prefetch_factor": 4} if workers else {}
-    made = DataLoader(
-        clips,
-        batch_sampler=keys,  # type: ignore[arg-type]
-        num_workers=workers,
-        collate_fn=_Collate(donor_rows),
-        pin_memory=pin,
-        worker_init_fn=_quiet_worker,
-        # A worker's base seed would be drawn from the global generator otherwise.
-        generator=torch.Generator().manual_seed(keys.seed),
-        **options,
-    )
-    return _raised(iter(made))
-
-
-def _raised(batches: Iterator[Batch | AsitError]) -> Generator[Batch]:
-    for batch in batches:
-        if isinstance(batch, AsitError):
-            try:
-                raise batch
-            finally:
-                # The traceback keeps this frame: with them in it, error and frame would hold each other, and workers
-                # that are collected as garbage end slowly.
-                del batch, batches
-        yield batch
-
-
-@dataclass(frozen=True)
-class _Collate:
-    donor_rows: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.int64]]
-
-    def __call__(self, samples: list[Sample] | AsitError) -> Batch | AsitError:
-        return samples if isinstance(samples, AsitError) else collate(samples, self.donor_rows)
-
-
-def _quiet_worker(_: int) -> None:
-    # Ctrl-C and a scheduler's SIGTERM reach every process of the group, and the run still needs its workers to end the
-    # step. It tells them itself when to end; the alarm is for a run that could not.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "alarm"):
-        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60))
 
 
 def view_frames(settings: ViewSettings, front_end: FrontEnd, patch: int, typical: float) -> tuple[int, int, list[str]]:

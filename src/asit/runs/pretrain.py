@@ -13,13 +13,13 @@ from typing import Any, TextIO
 import torch
 
 from asit import checkpoint, config, runtime
-from asit.data import batches
+from asit.data.order import loader, order
 from asit.engine import loop
 from asit.engine.records import Records, duration
 from asit.errors import CatalogueError, CheckpointError, ConfigError
 from asit.pretrain import method
 from asit.runs import folder, source
-from asit.runs.setup import Setup, donor_rows, keys, model, prepare
+from asit.runs.setup import Setup, collate, keys, model, prepare
 from asit.runtime import World
 from asit.settings import PretrainSettings
 
@@ -105,10 +105,10 @@ def _train(
     stream: TextIO | None,
 ) -> PretrainResult:
     settings, plan = setup.settings, setup.plan
-    data = batches.loader(
+    data = loader(
         setup.clips,
         keys(setup, world, start),
-        donor_rows(setup),
+        collate(setup),
         workers=setup.workers,
         pin=world.device.type == "cuda",
     )
@@ -220,9 +220,9 @@ def _hooks(out: Path, setup: Setup, world: World, records: Records) -> list[tupl
         from asit.engine.figures import write_figure
 
         count = min(FIGURE_CLIPS, len(setup.clips))
-        picked = batches.order(settings.seed, 0, len(setup.clips))[:count]
+        picked = order(settings.seed, 0, len(setup.clips))[:count]
         # The same clips, cut and masked the same way, in every figure.
-        example = batches.collate([setup.clips[0, int(i)] for i in picked], donor_rows(setup)).to(world.device)
+        example = collate(setup)([setup.clips[0, int(i)] for i in picked]).to(world.device)
         front_end = settings.front_end
 
         def figure(step: int) -> None:

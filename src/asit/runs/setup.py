@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +14,13 @@ from asit import runtime
 from asit.audio.fbank import FrontEnd
 from asit.data import batches
 from asit.data.catalogue import Catalogue
+from asit.data.order import MicroBatches, shuffled
 from asit.engine import loop
-from asit.errors import CatalogueError, ConfigError
+from asit.errors import CatalogueError
 from asit.model import vit
 from asit.model.audio_model import AudioModel
 from asit.pretrain import masking, method
-from asit.runs import source
+from asit.runs import resources, source
 from asit.runtime import Precision, World
 from asit.settings import PretrainSettings
 
@@ -71,14 +71,15 @@ def prepare(settings: PretrainSettings, catalogue: Catalogue, world: World) -> S
         noise=settings.masking.fill == "noise",
     )
     clips = batches.Clips(catalogue, settings.front_end, settings.views, frames, corruption, settings.seed, donors=True)
-    _fit_batch(settings, len(clips), world, notes)
+    settings.batch_size = resources.fit_batch(settings.batch_size, settings.accumulate, len(clips), world, notes)
     micro = settings.batch_size // (world.size * settings.accumulate)
     clips.donors = masking.has_donor(micro)
     if not clips.donors and settings.masking.replace > 0 and settings.masking.replace_probability > 0:
         notes.append("one clip a forward pass: there is no other clip to replace from, so every view is wiped instead")
-    workers = _workers(settings, world, notes)
-    if _fits_in_memory(settings, catalogue, notes):
-        clips.keep()
+    workers = resources.loader_workers(settings.workers, world, notes)
+    limit = settings.views.keep_gb = resources.memory_limit(settings.views.keep_gb)
+    if resources.fits_in_memory(catalogue, settings.front_end.rate, limit, "views.keep_gb", notes):
+        clips.waves.keep()
     generator = torch.Generator().manual_seed(settings.seed)
     task = method.ASiT(settings, frames[0], generator, world.device)
     steps = len(clips) // settings.batch_size
@@ -134,41 +135,18 @@ def _draw_mask(
     return masking.draw(rng, frames, mels, settings, patch, replace=None if donor else False)
 
 
-def donor_rows(setup: Setup) -> Callable[[Any], Any]:
-    """How a batch chooses the rows that replacements come from."""
-    return functools.partial(masking.donor_rows, pool=setup.settings.masking.donor_pool)
+def collate(setup: Setup) -> Callable[[list[batches.Sample]], batches.Batch]:
+    """Samples to a batch, which chooses the rows that replacements come from."""
+    donor_rows = functools.partial(masking.donor_rows, pool=setup.settings.masking.donor_pool)
+    return functools.partial(batches.collate, donor_rows=donor_rows)
 
 
-def keys(setup: Setup, world: World, start: int) -> batches.MicroBatches:
+def keys(setup: Setup, world: World, start: int) -> MicroBatches:
     """Keys of this process's micro-batches from step `start` on."""
     settings = setup.settings
     micro = settings.batch_size // (world.size * settings.accumulate)
-    return batches.MicroBatches(
-        settings.seed, len(setup.clips), settings.batch_size, micro, world.rank, world.size, start
-    )
-
-
-def _fit_batch(settings: PretrainSettings, count: int, world: World, notes: list[str]) -> None:
-    unit = world.size * settings.accumulate
-    if settings.batch_size % unit:
-        below, above = settings.batch_size // unit * unit, (settings.batch_size // unit + 1) * unit
-        raise ConfigError(
-            f"batch_size is {settings.batch_size}, with {world.size} processes and accumulate {settings.accumulate}",
-            f"a multiple of {unit}",
-            f"use {above}" if below == 0 else f"use {below} or {above}",
-        )
-    if settings.batch_size > count:
-        shrunk = count // unit * unit
-        if shrunk == 0:
-            raise CatalogueError(
-                f"{count} clips for {world.size} processes that accumulate {settings.accumulate} batches each",
-                f"at least {unit} clips",
-                "add recordings, or use fewer processes or accumulation steps",
-            )
-        notes.append(
-            f"warning: batch_size {settings.batch_size} is larger than the {count} clips of an epoch: now {shrunk}"
-        )
-        settings.batch_size = shrunk
+    order = shuffled(settings.seed, len(setup.clips))
+    return MicroBatches(order, len(setup.clips), settings.batch_size, micro, world.rank, world.size, start)
 
 
 def _long_enough(settings: PretrainSettings, catalogue: Catalogue, frames: int, notes: list[str]) -> Catalogue:
@@ -190,30 +168,3 @@ def _long_enough(settings: PretrainSettings, catalogue: Catalogue, frames: int, 
         )
     notes.append(f"{count} recordings are shorter than a view of {least:.2f} s: left out")
     return catalogue.subset(~short)
-
-
-def _workers(settings: PretrainSettings, world: World, notes: list[str]) -> int:
-    if settings.workers != "auto":
-        notes.append(f"loader workers {settings.workers}: as asked")
-        return settings.workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if world.device.type == "cpu":
-        workers, why = 1, "on the CPU one reads ahead, the cores are the networks'"
-    else:
-        workers, why = max(1, min(8, cores // here - 1)), f"{cores} cores for {here} processes"
-    notes.append(f"loader workers {workers}: {why}")
-    return workers
-
-
-def _fits_in_memory(settings: PretrainSettings, catalogue: Catalogue, notes: list[str]) -> bool:
-    """Whether decoded recordings are kept: the same answer for any number of processes and workers."""
-    limit = settings.views.keep_gb
-    if limit == "auto":
-        pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
-        limit = settings.views.keep_gb = round(pages / 20 / 1e9, 3)
-    needed = catalogue.header["seconds"] * settings.front_end.rate * 4 / 1e9
-    if needed > limit:
-        return False
-    notes.append(f"each loader keeps decoded recordings in memory: {needed:.2f} GB, views.keep_gb is {limit:g}")
-    return True

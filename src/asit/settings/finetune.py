@@ -1,7 +1,7 @@
 """Settings of a fine-tuning run: from a pretrained encoder, or none, to a scored classifier.
 
-Recipes of AST (arXiv 2104.01778), SSAST (2110.09784), AudioMAE (2207.06405), EAT (2401.03497) and others are named where
-a default comes from one of them.
+Recipes of AST (arXiv 2104.01778), SSAST (2110.09784), AudioMAE (2207.06405), EAT (2401.03497) and others are named
+where a default comes from one of them.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class SamplingSettings(Settings):
     """Which labelled clips are trained on, and how often."""
 
     order: Literal["shuffle", "balanced", "inverse"] = "shuffle"
-    """shuffle: each clip once an epoch; balanced: drawn by the sum over its labels of 1000 / (count + 0.01) (AST's rule);
-    inverse: drawn by 1 / count of its class (SUPERB's rule)."""
+    """shuffle: each clip once an epoch; balanced: drawn by the sum over its labels of 1000 / (count + 0.01) (AST's
+    rule); inverse: drawn by 1 / count of its class (SUPERB's rule)."""
     epoch_clips: Annotated[int, Field(ge=0)] = 0
     """Clips of an epoch where they are drawn; 0: as many as there are (AudioMAE on AudioSet-2M: 200,000)."""
     share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0

@@ -1,0 +1,139 @@
+"""The order of samples, and the loader that brings them: a sample is a pure function of (seed, epoch, index)."""
+
+from __future__ import annotations
+
+import functools
+import signal
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from asit.errors import AsitError
+
+ORDER, MATERIAL, CORRUPTION = 0, 1, 2
+"""Streams of random numbers that never meet."""
+Key = tuple[int, int]
+"""(epoch, index): all that a sample depends on besides the seed and the settings."""
+Order = Callable[[int], npt.NDArray[np.int64]]
+"""An epoch's samples, in order: a pure function of the epoch."""
+S = TypeVar("S")
+B = TypeVar("B")
+
+
+class Samples(Dataset[S], Generic[S]):
+    """A data set read by lists of keys."""
+
+    def __getitem__(self, key: Any) -> S:
+        raise IndexError(key)  # every data set has its own
+
+    def __getitems__(self, keys: list[Any]) -> list[S] | AsitError:
+        """A batch's samples. An error is handed on as a value: raised in a worker it would come with a traceback."""
+        try:
+            return [self[key] for key in keys]
+        except AsitError as error:
+            return error
+
+
+def shuffled(seed: int, count: int) -> Order:
+    """Each of `count` samples once an epoch, in the order of `order`."""
+    return functools.partial(order, seed, count=count)
+
+
+def weighted(seed: int, weights: npt.NDArray[np.float64], count: int) -> Order:
+    """`count` samples an epoch, drawn with replacement in proportion to `weights`: a pure function of (seed, epoch)."""
+    return functools.partial(_draw, seed, np.cumsum(weights / weights.sum()), count)
+
+
+def _draw(seed: int, cumulated: npt.NDArray[np.float64], count: int, epoch: int) -> npt.NDArray[np.int64]:
+    uniform = np.random.default_rng([seed, ORDER, epoch]).random(count)
+    # Rounding may leave the last sum a little under one.
+    return np.minimum(np.searchsorted(cumulated, uniform, side="right"), len(cumulated) - 1)
+
+
+def order(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:
+    """The epoch's permutation of `count` samples: a pure function of (seed, epoch)."""
+    return np.random.default_rng([seed, ORDER, epoch]).permutation(count)
+
+
+@dataclass(frozen=True)
+class MicroBatches:
+    """Keys of this process's micro-batches from step `start` on, without end.
+
+    A step takes `batch` consecutive samples of the epoch's order; micro-batch m of process r takes the clips
+    from (m * size + r) * micro on, so several processes together see just what one process would.
+    """
+
+    order: Order
+    count: int
+    """Samples an epoch; those after the last whole batch are left out of it."""
+    batch: int
+    micro: int
+    rank: int
+    size: int
+    start: int
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        steps = self.count // self.batch
+        epoch, within = divmod(self.start, steps)
+        while True:
+            permutation = self.order(epoch)
+            for step in range(within, steps):
+                for first in range(self.rank * self.micro, self.batch, self.size * self.micro):
+                    begin = step * self.batch + first
+                    yield [(epoch, int(i)) for i in permutation[begin : begin + self.micro]]
+            epoch, within = epoch + 1, 0
+
+
+def loader(
+    samples: Samples[S], keys: MicroBatches, collate: Callable[[list[S]], B], *, workers: int, pin: bool
+) -> Generator[B]:
+    """Batches in the order of `keys`; what comes out does not depend on the number of workers.
+
+    Close it (`contextlib.closing`) to end its workers.
+    """
+    options: dict[str, Any] = {"prefetch_factor": 4} if workers else {}
+    made: Any = DataLoader(
+        samples,
+        batch_sampler=keys,  # type: ignore[arg-type]
+        num_workers=workers,
+        collate_fn=_Collate(collate),
+        pin_memory=pin,
+        worker_init_fn=_quiet_worker,
+        # A worker's base seed would be drawn from the global generator otherwise.
+        generator=torch.Generator().manual_seed(0),
+        **options,
+    )
+    return _raised(iter(made))
+
+
+def _raised(batches: Iterator[B | AsitError]) -> Generator[B]:
+    for batch in batches:
+        if isinstance(batch, AsitError):
+            try:
+                raise batch
+            finally:
+                # The traceback keeps this frame: with them in it, error and frame would hold each other, and workers
+                # that are collected as garbage end slowly.
+                del batch, batches
+        yield batch
+
+
+@dataclass(frozen=True)
+class _Collate(Generic[S, B]):
+    collate: Callable[[list[S]], B]
+
+    def __call__(self, samples: list[S] | AsitError) -> B | AsitError:
+        return samples if isinstance(samples, AsitError) else self.collate(samples)
+
+
+def _quiet_worker(_: int) -> None:
+    # Ctrl-C and a scheduler's SIGTERM reach every process of the group, and the run still needs its workers to end the
+    # step. It tells them itself when to end; the alarm is for a run that could not.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60))
