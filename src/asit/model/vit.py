@@ -201,6 +201,8 @@ class Encoder(nn.Module):
         super().__init__()
         self.settings = settings
         self.patch = (settings.patch_frames, settings.patch_mels)
+        self.stride = self.patch
+        self.frames, self.mels = frames, mels
         self.grid = grid_of(frames, mels, self.patch)
         self.width, self.depth, self.heads = shape_of(settings)
         self.cls_token = nn.Parameter(torch.empty(1, 1, self.width))
@@ -211,6 +213,10 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(self.width, eps=1e-6)
         self._resized: dict[tuple[int, int, bool], tuple[int, Tensor]] = {}
         self.init_weights()
+
+    def span(self, columns: int) -> int:
+        """Frames that this many columns of patches cover, 1 or more."""
+        return (columns - 1) * self.stride[0] + self.patch[0]
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:

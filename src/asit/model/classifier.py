@@ -1,0 +1,179 @@
+"""A classifier: the encoder, a pooling of its tokens, and a linear layer onto the classes.
+
+Letters: R rows, T frames, F mel bins, P patches, D width, C classes.
+Source: AST's head, LayerNorm and Linear (arXiv 2104.01778), on the class token, the mean of the patch tokens
+(SSAST, arXiv 2110.09784) or both side by side.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from asit.errors import ConfigError
+from asit.model.vit import Encoder, Tokens
+
+Pooling = Literal["class", "mean", "class+mean"]
+"""What stands for a clip: the class token, the mean of its patch tokens, or both, one after the other."""
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """What the outputs of a classifier mean; travels in the model card.
+
+    Attributes:
+        classes: names of the C outputs, in their order.
+        multi: whether a clip may have several of them: scores are then sigmoids, else a softmax.
+        pooling: what the head reads.
+        seconds: length of the input in training, in seconds.
+
+    Raises:
+        ConfigError: no class, a class named twice, no such pooling, or a length that is not positive.
+    """
+
+    classes: tuple[str, ...]
+    multi: bool
+    pooling: Pooling
+    seconds: float
+
+    def __post_init__(self) -> None:
+        twice = [name for name, count in Counter(self.classes).items() if count > 1]
+        if not self.classes or twice:
+            named = f": {', '.join(map(repr, twice[:3]))} more than once" if twice else ""
+            raise ConfigError(f"{len(self.classes)} classes{named}", "at least one class, each named once")
+        if self.pooling not in get_args(Pooling):
+            raise ConfigError(f"pooling {self.pooling!r}", f"one of {', '.join(get_args(Pooling))}")
+        if not 0 < self.seconds < float("inf"):
+            raise ConfigError(f"an input of {self.seconds} seconds", "a positive length")
+
+
+class Head(nn.Module):
+    """Tokens to logits over classes: pooling, LayerNorm, dropout, Linear; float32 whatever the surrounding precision.
+
+    Args:
+        width: D.
+        classes: C.
+        pooling: what is read; "class+mean" doubles the width of norm and linear layer.
+        dropout: probability that a feature is left out in training; its factors are drawn by `draw_dropout`.
+        norm: LayerNorm before the linear layer, as in AST.
+
+    Raises:
+        ConfigError: no class, no such pooling, or a dropout outside [0, 1).
+    """
+
+    def __init__(
+        self, width: int, classes: int, pooling: Pooling = "class", dropout: float = 0.0, norm: bool = True
+    ) -> None:
+        super().__init__()
+        if classes < 1:
+            raise ConfigError(f"a head of {classes} classes", "at least one")
+        if pooling not in get_args(Pooling):
+            raise ConfigError(f"pooling {pooling!r}", f"one of {', '.join(get_args(Pooling))}")
+        if not 0.0 <= dropout < 1.0:
+            raise ConfigError(f"a head's dropout of {dropout}", "at least 0 and less than 1")
+        self.pooling: Pooling = pooling
+        self.classes = classes
+        self.dropout = dropout
+        self.features = 2 * width if pooling == "class+mean" else width
+        self.norm = nn.LayerNorm(self.features, eps=1e-6) if norm else None
+        self.linear = nn.Linear(self.features, classes)
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Set every parameter anew: truncated normal (0.02) for the weight, zero biases, unit norm."""
+        nn.init.trunc_normal_(self.linear.weight, std=0.02, generator=generator)
+        self.linear.bias.zero_()
+        if self.norm is not None:
+            self.norm.weight.fill_(1.0)
+            self.norm.bias.zero_()
+
+    def pool(self, tokens: Tokens, valid: Tensor | None = None) -> Tensor:
+        """What stands for each row: (R, D), or (R, 2 D) for "class+mean"; float32.
+
+        `valid` (R, P) bool: patches that count in the mean; the tokens of the others are not read.
+        """
+        if self.pooling == "class":
+            return tokens.cls.float()
+        patches = tokens.patches.float()
+        if valid is None:
+            mean = patches.mean(1)
+        else:
+            mean = torch.where(valid[..., None], patches, 0.0).sum(1) / valid.sum(1, keepdim=True).clamp(min=1)
+        return mean if self.pooling == "mean" else torch.cat([tokens.cls.float(), mean], dim=1)
+
+    def forward(self, tokens: Tokens, valid: Tensor | None = None, dropout: Tensor | None = None) -> Tensor:
+        """Tokens to logits (R, C) float32.
+
+        Args:
+            tokens: of the encoder.
+            valid: (R, P) bool, see `pool`.
+            dropout: (R, features) factors from `draw_dropout`; wanted in training where `dropout` is not 0.
+        """
+        if dropout is None and self.training and self.dropout > 0:
+            raise ValueError(f"a head with dropout {self.dropout} in training needs factors from draw_dropout")
+        with torch.autocast(tokens.cls.device.type, enabled=False):
+            x = self.pool(tokens, valid)
+            if self.norm is not None:
+                x = self.norm(x)
+            if dropout is not None:
+                x = x * dropout
+            logits: Tensor = self.linear(x)
+        return logits
+
+
+def draw_dropout(rng: np.random.Generator, head: Head) -> npt.NDArray[np.float32]:
+    """One row's dropout factors for a head: (features,) float32, 0 or 1/(1 - p)."""
+    keep = rng.random(head.features) >= head.dropout
+    return (keep / (1.0 - head.dropout)).astype(np.float32)
+
+
+class Classifier(nn.Module):
+    """Encoder and head as one network, for training; its parameters are named "encoder.*" and "head.*".
+
+    Raises:
+        ConfigError: the head was made for another width.
+    """
+
+    def __init__(self, encoder: Encoder, head: Head) -> None:
+        super().__init__()
+        check_head(encoder, head)
+        self.encoder = encoder
+        self.head = head
+
+    def forward(
+        self, x: Tensor, drop: Tensor | None = None, valid: Tensor | None = None, dropout: Tensor | None = None
+    ) -> Tensor:
+        """Spectrograms to logits.
+
+        Args:
+            x: (R, 1, T, F), normalised.
+            drop: (depth, 2, R) factors of stochastic depth, see `Encoder.forward`.
+            valid: (R, P) bool; other patches are neither read, attended to nor pooled.
+            dropout: (R, features) factors of the head's dropout, see `Head.forward`.
+
+        Returns:
+            (R, C) float32.
+
+        Raises:
+            ConfigError: T or F does not fit the patches.
+        """
+        logits: Tensor = self.head(self.encoder(x, drop=drop, valid=valid), valid=valid, dropout=dropout)
+        return logits
+
+
+def check_head(encoder: Encoder, head: Head) -> None:
+    """Raises ConfigError where the head was made for an encoder of another width."""
+    expected = encoder.width * (2 if head.pooling == "class+mean" else 1)
+    if head.features != expected:
+        raise ConfigError(
+            f"a head of {head.features} features, an encoder of width {encoder.width}",
+            f"{expected} features for pooling {head.pooling}",
+            "build the head with the encoder's width",
+        )
