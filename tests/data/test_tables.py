@@ -31,9 +31,35 @@ def test_tables_of_every_form_say_the_same(tmp_path: Path, name: str, text: str)
 
 
 @pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("t.csv", "path,labels,fold,speaker,start,end\na.wav,dog:0.7;cat:0.25,1,ann,0.5,2\na.wav,,,,2,\n"),
+        (
+            "t.jsonl",
+            '{"path": "a.wav", "label": {"dog": 0.7, "cat": 0.25}, "fold": 1, "group": "ann", "start": 0.5, "end": 2}\n'
+            '{"path": "a.wav", "start_seconds": 2, "end_seconds": null}\n',
+        ),
+    ],
+)
+def test_folds_groups_parts_and_soft_labels(tmp_path: Path, name: str, text: str) -> None:
+    path = str(tmp_path / "a.wav")
+    assert read_table(table(tmp_path, text, name)) == [
+        TableRow(path, "dog:0.7;cat:0.25", fold="1", group="ann", start=0.5, end=2.0),
+        TableRow(path, start=2.0),
+    ]
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path,lable,speaker\na.wav,x,y\n", r"'lable' \(did you mean 'label'\?\), 'speaker'"),
+        ("path,lable,notes\na.wav,x,y\n", r"'lable' \(did you mean 'label'\?\), 'notes'(.|\n)*group \(or speaker\)"),
+        ("path,speaker,group\na,b,c\n", "speaker and group are both the group"),
+        ("path,start,end\na.wav,1,2\nb.wav,half,1\n", "line 3: start is 'half'"),
+        ("path,start,end\na.wav,-1,2\n", "line 2: start is '-1'"),
+        ("path,start,end\na.wav,0,nan\n", "line 2: end is 'nan'"),
+        ("path,start_seconds,end_seconds\na.wav,2,2\n", "line 2: from 2 s to 2 s"),
+        ("path,end\na.wav,0\n", "line 2: from 0 s to 0 s"),
+        ("path,start,end\na.wav,1,2\na.wav,2,3\na.wav,1.0,2\n", "line 4: a.wav from 1 s stands in the table twice"),
         ("path;label\na.wav;x\n", "part the columns by commas"),
         ("a/b.wav,dog\nc.wav,cat\n", r"the first line is 'a/b\.wav, dog'"),
         ("label,split\nx,y\n", "none with the path"),
@@ -57,6 +83,15 @@ def test_tables_that_cannot_be_in_other_forms(tmp_path: Path) -> None:
         read_table(table(tmp_path, '{"path": "a.wav"}\n{"path"\n', "t.jsonl"))
     with pytest.raises(CatalogueError, match=r"line 1: \[1\]"):
         read_table(table(tmp_path, "[1]\n", "t.jsonl"))
+    for label, message in [
+        ('["a;b"]', "line 1: label is .*names without ';'"),
+        ('{"a": 1.5}', "line 1: label is .*a weight from 0 to 1"),
+        ('{"a": "much"}', "line 1: label is .*a weight from 0 to 1"),
+    ]:
+        with pytest.raises(CatalogueError, match=f"(?s){message}"):
+            read_table(table(tmp_path, f'{{"path": "a.wav", "label": {label}}}\n', "t.jsonl"))
+    with pytest.raises(CatalogueError, match="line 1: split is "):
+        read_table(table(tmp_path, '{"path": "a.wav", "split": ["train"]}\n', "t.jsonl"))
     with pytest.raises(CatalogueError, match=r"did you mean .*t\.jsonl"):
         read_table(tmp_path / "tt.jsonl")
     with pytest.raises(CatalogueError, match="not a table by its name"):

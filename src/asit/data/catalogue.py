@@ -9,6 +9,7 @@ clips fit and loader processes share them.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -16,7 +17,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice, repeat
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,11 +25,12 @@ import numpy as np
 import numpy.typing as npt
 
 from asit.data import tables
-from asit.data.columns import Texts, Words, decode, encode, json_line
+from asit.data.columns import DAMAGE, WORDS, Columns, Rows, Words, decode, json_line
 from asit.errors import CatalogueError
 
-VERSION = 1
-"""Version of the file's layout; a reader refuses a newer one."""
+VERSION = 2
+"""Version of the file's layout; a reader refuses a newer one. Version 2 has parts of files, folds and groups; a
+catalogue without them is written as version 1."""
 LINES = 4096
 """Rows that are taken in together."""
 
@@ -77,31 +79,21 @@ class Catalogue:
         channels: (N,) int16.
     """
 
-    def __init__(
-        self,
-        header: dict[str, Any],
-        root: str,
-        paths: Texts,
-        seconds: npt.NDArray[np.float32],
-        rate: npt.NDArray[np.int32],
-        channels: npt.NDArray[np.int16],
-        labels: Words | None,
-        splits: Words | None,
-        sha256: npt.NDArray[np.uint8] | None,
-    ) -> None:
+    def __init__(self, header: dict[str, Any], root: str, columns: Columns) -> None:
         self.root = root
-        self.seconds, self.rate, self.channels = seconds, rate, channels
-        self._paths, self._labels, self._splits, self._sha256 = paths, labels, splits, sha256
+        self.seconds, self.rate, self.channels = columns.seconds, columns.rate, columns.channels
+        self._columns = columns
+        newer = columns.starts is not None or "fold" in columns.words or "group" in columns.words
         self.header = {
-            _MARK: VERSION,
+            _MARK: VERSION if newer else 1,
             **{key: value for key, value in header.items() if key != _MARK},
             "root": root,
-            "clips": len(paths),
-            "seconds": round(float(seconds.sum(dtype=np.float64)), 3),
+            "clips": len(columns.paths),
+            "seconds": round(float(columns.seconds.sum(dtype=np.float64)), 3),
         }
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._columns.paths)
 
     def __repr__(self) -> str:
         return f"Catalogue({len(self)} clips, {self.header['seconds'] / 3600:.2f} h, root={self.root!r})"
@@ -110,33 +102,80 @@ class Catalogue:
         """The clip at ``index``; negative ones count from the end."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"clip {index} of {len(self)}")
-        index = int(index) % len(self)
+        index, columns = int(index) % len(self), self._columns
+        word = {name: column[index] for name, column in columns.words.items()}
         return Clip(
-            os.path.join(self.root, self._paths[index]),
+            os.path.join(self.root, columns.paths[index]),
             float(self.seconds[index]),
             int(self.rate[index]),
             int(self.channels[index]),
-            self._labels[index] if self._labels else None,
-            self._splits[index] if self._splits else None,
-            _hex(self._sha256[index]) if self._sha256 is not None else None,
+            word.get("label"),
+            word.get("split"),
+            None if columns.sha256 is None else _hex(columns.sha256[index]),
+            word.get("fold"),
+            word.get("group"),
+            0.0 if columns.starts is None else float(columns.starts[index]),
         )
+
+    def column(self, name: str) -> Words | None:
+        """The column "label", "split", "fold" or "group" as codes and texts; None where no clip has one."""
+        return self._columns.words.get(name)
 
     @property
     def labels(self) -> npt.NDArray[np.object_]:
         """Each clip's label or None, (N,) objects."""
-        return self._labels.all() if self._labels else np.full(len(self), None, dtype=object)
+        return self._texts("label")
 
     @property
     def splits(self) -> npt.NDArray[np.object_]:
         """Each clip's split or None, (N,) objects."""
-        return self._splits.all() if self._splits else np.full(len(self), None, dtype=object)
+        return self._texts("split")
+
+    @property
+    def folds(self) -> npt.NDArray[np.object_]:
+        """Each clip's fold or None, (N,) objects."""
+        return self._texts("fold")
+
+    @property
+    def groups(self) -> npt.NDArray[np.object_]:
+        """Each clip's group or None, (N,) objects."""
+        return self._texts("group")
+
+    @property
+    def starts(self) -> npt.NDArray[np.float32]:
+        """Where in its file each clip starts, s, (N,) float32."""
+        starts = self._columns.starts
+        return np.broadcast_to(np.float32(0), len(self)) if starts is None else starts
+
+    def ids(self, rows: npt.ArrayLike | None = None) -> list[str]:
+        """A name for each clip that holds wherever the data lie: its path below the root, and "@start" for a part.
+
+        Args:
+            rows: places in the catalogue; None: all.
+        """
+        places = np.arange(len(self)) if rows is None else np.asarray(rows, np.int64)
+        names = [self._columns.paths[place] for place in places.tolist()]
+        if self._columns.starts is None:
+            return names
+        starts = self._columns.starts[places]
+        return [f"{name}@{_decimal(start):.10g}" if start else name for name, start in zip(names, starts, strict=True)]
+
+    def _texts(self, name: str) -> npt.NDArray[np.object_]:
+        column = self.column(name)
+        return np.full(len(self), None, dtype=object) if column is None else column.all()
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 of the clips' relative paths and lengths, in order; moved data keep it, a changed list does not."""
-        whole = hashlib.sha256(self._paths.ends.astype("<i8").tobytes())
-        whole.update(self._paths.blob)
+        """SHA-256 of the clips' relative paths, lengths and starts, in order.
+
+        Moved data keep it, a changed list does not.
+        """
+        paths, starts = self._columns.paths, self._columns.starts
+        whole = hashlib.sha256(paths.ends.astype("<i8").tobytes())
+        whole.update(paths.blob)
         whole.update(self.seconds.astype("<f4").tobytes())
+        if starts is not None:
+            whole.update(starts.astype("<f4").tobytes())
         return whole.hexdigest()
 
     def subset(self, indices: npt.ArrayLike) -> Catalogue:
@@ -144,17 +183,7 @@ class Catalogue:
         chosen = np.asarray(indices)
         chosen = np.flatnonzero(chosen) if chosen.dtype == np.bool_ else chosen.astype(np.int64)
         rows = np.arange(len(self))[chosen]
-        return Catalogue(
-            self.header,
-            self.root,
-            self._paths.take(rows),
-            self.seconds[rows],
-            self.rate[rows],
-            self.channels[rows],
-            self._labels.take(rows) if self._labels else None,
-            self._splits.take(rows) if self._splits else None,
-            self._sha256[rows] if self._sha256 is not None else None,
-        )
+        return Catalogue(self.header, self.root, self._columns.take(rows))
 
     @classmethod
     def from_clips(
@@ -175,21 +204,14 @@ class Catalogue:
                 root = os.getcwd()
         top = os.path.abspath(root)
         rows = Rows()
+        names = [field.name for field in dataclasses.fields(Clip)]
         rows.extend(
             [
-                {
-                    "path": relative(os.path.abspath(clip.path), top),
-                    "seconds": clip.seconds,
-                    "rate": clip.rate,
-                    "channels": clip.channels,
-                    "label": clip.label,
-                    "split": clip.split,
-                    "sha256": clip.sha256,
-                }
+                {name: getattr(clip, name) for name in names} | {"path": relative(os.path.abspath(clip.path), top)}
                 for clip in clips
             ]
         )
-        return rows.catalogue({"mean": None, "std": None, **(header or {})}, top)
+        return cls({"mean": None, "std": None, **(header or {})}, top, rows.columns())
 
     @classmethod
     def read(
@@ -225,7 +247,7 @@ class Catalogue:
                 "a whole catalogue",
                 "copy it again, or build it again with asit catalogue",
             )
-        catalogue = rows.catalogue(header, os.path.abspath(header["root"] if root is None else root))
+        catalogue = cls(header, os.path.abspath(header["root"] if root is None else root), rows.columns())
         if look and len(catalogue) and not os.path.exists(catalogue[0].path):
             raise CatalogueError(
                 f"{path} lists {catalogue[0].path}, which is not there",
@@ -242,84 +264,17 @@ class Catalogue:
         """
         with replacing(path) as file:
             file.write(json_line(self.header))
-            columns: dict[str, Iterable[Any]] = {
-                "path": self._paths,
-                # The shortest decimal that gives the same float32 back.
-                "seconds": (float(str(value)) for value in self.seconds),
-                "rate": self.rate.tolist(),
-                "channels": self.channels.tolist(),
-                "label": self.labels,
-                "split": self.splits,
-                "sha256": map(_hex, self._sha256) if self._sha256 is not None else repeat(None, len(self)),
-            }
+            held = self._columns
+            columns: dict[str, Iterable[Any]] = {"path": held.paths, "seconds": map(_decimal, self.seconds)}
+            if held.starts is not None:
+                columns["start"] = (_decimal(start) if start else None for start in held.starts)
+            columns |= {"rate": self.rate.tolist(), "channels": self.channels.tolist()}
+            columns |= {name: self._texts(name) for name in WORDS if name in held.words}
+            if held.sha256 is not None:
+                columns["sha256"] = map(_hex, held.sha256)
             for values in zip(*columns.values(), strict=True):
                 row = zip(columns, values, strict=True)
                 file.write(json_line({name: value for name, value in row if value is not None}))
-
-
-class Rows:
-    """Columns that grow a batch of rows at a time."""
-
-    def __init__(self) -> None:
-        self.paths: list[Texts] = []
-        self.numbers: dict[str, list[npt.NDArray[Any]]] = {key: [] for key in ("seconds", "rate", "channels", "sha256")}
-        self.codes: dict[str, list[npt.NDArray[np.int32]]] = {"label": [], "split": []}
-        self.words: dict[str, dict[str, int]] = {"label": {}, "split": {}}
-        self.summed = False
-        self.length = 0
-
-    def __len__(self) -> int:
-        return self.length
-
-    def extend(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Add rows, or raise one of DAMAGE and add none."""
-        paths = Texts.pack(encode(row["path"]) for row in rows)
-        seconds = np.array([row["seconds"] for row in rows], np.float32)
-        rate = np.array([row["rate"] for row in rows], np.int32)
-        channels = np.array([row["channels"] for row in rows], np.int16)
-        if not (np.isfinite(seconds).all() and (seconds > 0).all() and (rate > 0).all() and (channels > 0).all()):
-            raise ValueError("seconds, rate and channels must be above 0")
-        hexes = [row.get("sha256") for row in rows]
-        sha256 = np.broadcast_to(np.uint8(0), (len(rows), 32))  # costs no memory where there are none
-        if any(hexes):
-            sha256 = np.array([list(bytes.fromhex(text or "00" * 32)) for text in hexes], np.uint8).reshape(-1, 32)
-        for key, words in self.words.items():
-            texts = [row.get(key) for row in rows]
-            if not all(text is None or isinstance(text, str) for text in texts):
-                raise ValueError(f"{key} must be text")
-            codes = [-1 if text is None else words.setdefault(text, len(words)) for text in texts]
-            self.codes[key].append(np.array(codes, np.int32))
-        self.paths.append(paths)
-        for key, values in (("seconds", seconds), ("rate", rate), ("channels", channels), ("sha256", sha256)):
-            self.numbers[key].append(values)
-        self.summed |= any(hexes)
-        self.length += len(rows)
-
-    def catalogue(self, header: dict[str, Any], root: str) -> Catalogue:
-        """All rows so far; their relative paths count from root."""
-
-        def joined(key: str, kind: type[np.generic]) -> npt.NDArray[Any]:
-            return np.concatenate([np.empty(0, kind), *self.numbers[key]])
-
-        def column(key: str) -> Words | None:
-            if not self.words[key]:
-                return None
-            return Words(np.concatenate(self.codes[key]), tuple(self.words[key]))
-
-        return Catalogue(
-            header,
-            root,
-            Texts.join(self.paths),
-            joined("seconds", np.float32),
-            joined("rate", np.int32),
-            joined("channels", np.int16),
-            column("label"),
-            column("split"),
-            np.concatenate(self.numbers["sha256"]) if self.summed else None,
-        )
-
-
-DAMAGE = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 
 
 def _row(path: str | os.PathLike[str], number: int, line: bytes) -> dict[str, Any]:
@@ -369,6 +324,11 @@ def is_catalogue(path: Path) -> bool:
 
 def _hex(sha256: npt.NDArray[np.uint8]) -> str | None:
     return sha256.tobytes().hex() if sha256.any() else None
+
+
+def _decimal(value: np.float32) -> float:
+    """The shortest decimal that gives the same float32 back."""
+    return float(str(value))
 
 
 def relative(full: str, root: str) -> str:

@@ -30,9 +30,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from asit.audio import files
+from asit.audio import decoders, files
 from asit.data.columns import json_line
-from asit.data.listing import Listing
+from asit.data.listing import Listing, Part
 from asit.errors import AudioError
 from asit.settings import FrontEndSettings
 
@@ -44,7 +44,8 @@ MEASURED_SECONDS = 10.0
 
 _CHUNK = 32  # files handed to a worker at once
 
-Task = tuple[int, str, int | None]  # place in the listing, name, and the key for the draw where it is sampled
+# Place in the listing, name, the key for the draw where it is sampled, and the part of the file where it is one.
+Task = tuple[int, str, int | None, Part | None]
 Result = tuple[int, bytes, bool]  # place in the listing, its line for the partial file, whether it is bad
 
 
@@ -93,7 +94,12 @@ def run(listing: Listing, todo: npt.NDArray[np.int64], plan: Plan, workers: int)
 
     def tasks(places: npt.NDArray[np.int64]) -> list[Task]:
         return [
-            (place, listing.names[place], int(listing.keys[place]) if listing.sampled[place] else None)
+            (
+                place,
+                listing.names[place],
+                int(listing.keys[place]) if listing.sampled[place] else None,
+                listing.part(place),
+            )
             for place in places.tolist()
         ]
 
@@ -101,12 +107,13 @@ def run(listing: Listing, todo: npt.NDArray[np.int64], plan: Plan, workers: int)
         """One file at a time, so that a process that dies tells which file it died of."""
         executor = pool(1)
         try:
-            for place, name, key in suspects:
+            for place, name, key, part in suspects:
                 try:
-                    results = executor.submit(_look, [(place, name, key)]).result()
+                    results = executor.submit(_look, [(place, name, key, part)]).result()
                 except BrokenProcessPool:
                     detail = f"{name}: the process that read it died; its decoder crashed, or memory ran out"
-                    results = [(place, json_line({"path": name, "reason": "unreadable", "detail": detail}), True)]
+                    row = _named(name, part) | {"reason": "unreadable", "detail": detail}
+                    results = [(place, json_line(row), True)]
                     executor = pool(1)
                 yield results
         finally:
@@ -168,17 +175,17 @@ def _end_with_parent() -> None:
 
 def _look(tasks: list[Task]) -> list[Result]:
     plan, results = _Worker.plan, []
-    for place, name, key in tasks:
+    for place, name, key, part in tasks:
         if _Worker.stopped.value:
             break
         path = os.path.join(plan.root, name)
-        row: dict[str, Any] = {"path": name}
+        row = _named(name, part)
         try:
-            row |= _inspect(path, plan, key)
+            row |= _inspect(path, plan, key, part)
         except files.AudioFileError as error:
             row |= {"reason": error.reason, "detail": error.found.replace(path, name)}
-        except _Short as error:
-            row |= {"reason": "too short", "detail": f"{name}: {error}"}
+        except _Verdict as error:
+            row |= {"reason": error.reason, "detail": f"{name}: {error}"}
         except (AudioError, OSError, RuntimeError, ValueError, MemoryError) as error:
             # Whatever a decoder, the resampler or the disk comes up with: one file must not end a scan of millions.
             row |= {"reason": "unreadable", "detail": f"{name}: {type(error).__name__}: {error}".replace(path, name)}
@@ -186,12 +193,20 @@ def _look(tasks: list[Task]) -> list[Result]:
     return results
 
 
-class _Short(Exception):  # noqa: N818  (a verdict, not an error)
-    """A file that holds no window of the front end."""
+def _named(name: str, part: Part | None) -> dict[str, Any]:
+    return {"path": name} if part is None else {"path": name, "part": part}
 
 
-def _inspect(path: str, plan: Plan, key: int | None) -> dict[str, Any]:
-    """What the partial file says of a good file; a bad one raises."""
+class _Verdict(Exception):  # noqa: N818  (not an error)
+    """Why a clip is left out though its file is sound."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        self.reason = reason
+        super().__init__(detail)
+
+
+def _inspect(path: str, plan: Plan, key: int | None, part: Part | None) -> dict[str, Any]:
+    """What the partial file says of a good clip; a bad one raises."""
     try:
         status = os.stat(path)
     except FileNotFoundError:
@@ -199,13 +214,52 @@ def _inspect(path: str, plan: Plan, key: int | None) -> dict[str, Any]:
     if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
         raise files.AudioFileError("unreadable", f"{path} is a pipe or a device")  # opening it could wait for ever
     settings = plan.front_end
-    keep = None
+    look = _whole(path, plan, key) if part is None else _piece(path, plan, key, part)
+    if look.seconds * 1000 < settings.window_ms:
+        length = f"{look.seconds * 1000:.1f} ms"
+        raise _Verdict("too short", f"{length}, and a window takes {settings.window_ms:g} ms")
+    row: dict[str, Any] = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
+    row |= {"seconds": look.seconds, "rate": look.info.rate, "channels": look.info.channels}
+    if part is not None:
+        row |= {"start": part[0], "shortened": look.shortened}
+    if plan.checksum:
+        with open(path, "rb") as file:
+            row["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+    if look.wave is not None:
+        row["sums"] = _sums(look.wave, plan)
+    return row
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What a look at a clip showed.
+
+    Attributes:
+        info: the file's header.
+        seconds: length of the clip.
+        wave: (S,) what mean and std are measured on, at the front end's rate; None where the clip is not sampled.
+        shortened: the table's end lies beyond the file's.
+    """
+
+    info: files.AudioInfo
+    seconds: float
+    wave: files.Wave | None = None
+    shortened: bool = False
+
+
+def _window(plan: Plan, key: int | None, seconds: float) -> tuple[float, float] | None:
+    """Start and length, s, of what is measured in a clip of this length; None where it is not sampled."""
+    if key is None:
+        return None
+    rng = np.random.default_rng([plan.seed, key])
+    return rng.uniform(0.0, max(0.0, seconds - MEASURED_SECONDS)), MEASURED_SECONDS
+
+
+def _whole(path: str, plan: Plan, key: int | None) -> _Seen:
+    settings, keep, wave = plan.front_end, None, None
     if plan.check == "header" or key is not None:
         info = files.probe(path)
-        if key is not None:
-            rng = np.random.default_rng([plan.seed, key])
-            keep = (rng.uniform(0.0, max(0.0, info.seconds - MEASURED_SECONDS)), MEASURED_SECONDS)
-    wave = None
+        keep = _window(plan, key, info.seconds)
     # Only a full check of a file that is not sampled comes here without `info`, so as to open the file but once.
     if plan.check == "full" or info.frames < 1:  # some headers say no length
         seen = files.inspect(path, keep=keep)
@@ -214,17 +268,39 @@ def _inspect(path: str, plan: Plan, key: int | None) -> dict[str, Any]:
         if keep:
             wave = files.resample(seen.wave, info.rate, settings.rate, settings.resampler)
     elif keep:
-        wave = _part(path, keep[0], settings)
-    if info.seconds * 1000 < settings.window_ms:
-        raise _Short(f"{info.seconds * 1000:.1f} ms, and a window takes {settings.window_ms:g} ms")
-    row: dict[str, Any] = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
-    row |= {"seconds": info.seconds, "rate": info.rate, "channels": info.channels}
-    if plan.checksum:
-        with open(path, "rb") as file:
-            row["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
-    if wave is not None:
-        row["sums"] = _sums(wave, plan)
-    return row
+        wave = _part(path, *keep, settings)
+    return _Seen(info, info.seconds, wave)
+
+
+def _piece(path: str, plan: Plan, key: int | None, part: Part) -> _Seen:
+    """A part of a file: its place is compared with the file's length, and in a full check it alone is decoded.
+
+    A file of several parts is opened for each of them.
+    """
+    settings, (start, end) = plan.front_end, part
+    with decoders.open_audio(path) as source:
+        info, wave = source.info, None
+        if info.frames < 1 or (plan.check == "full" and source.slack is None):
+            info = files.inspect(path).info  # the header says no length, or guesses it
+        if start >= info.seconds:
+            raise _Verdict("outside the file", f"starts at {start:g} s, and the file ends at {info.seconds:.3f} s")
+        last = info.seconds if end is None else min(end, info.seconds)
+        keep = _window(plan, key, last - start)
+        if plan.check == "full":
+            first, stop = round(start * info.rate), round(last * info.rate)
+            wave = source.read(first, stop)
+            if len(wave):  # else it is too short, as the caller will see
+                low, high = float(wave.min()), float(wave.max())
+                _refuse_sound(files.Inspection(info, info.frames, False, low, high, wave), plan.silence_db)
+            if keep:
+                begin, length = round(keep[0] * info.rate), round(keep[1] * info.rate)
+                kept = wave[begin : begin + length]
+                wave = files.resample(kept, info.rate, settings.rate, settings.resampler)
+    if keep and plan.check == "header":
+        wave = _part(path, start + keep[0], min(keep[1], last - start - keep[0]), settings)
+    # Less than a sample beyond the end is a matter of how the table's times are rounded.
+    beyond = end is not None and (end - info.seconds) * info.rate >= 1
+    return _Seen(info, last - start, wave if keep else None, beyond)
 
 
 def _refuse_sound(seen: files.Inspection, silence_db: float) -> None:
@@ -237,13 +313,13 @@ def _refuse_sound(seen: files.Inspection, silence_db: float) -> None:
         raise files.AudioFileError("silent", f"{seen.info.path} swings by {level}, below {silence_db:g} dB")
 
 
-def _part(path: str, start: float, settings: FrontEndSettings) -> npt.NDArray[np.float32]:
+def _part(path: str, start: float, seconds: float, settings: FrontEndSettings) -> npt.NDArray[np.float32]:
     try:
-        return files.read(path, rate=settings.rate, start=start, seconds=MEASURED_SECONDS, resampler=settings.resampler)
+        return files.read(path, rate=settings.rate, start=start, seconds=seconds, resampler=settings.resampler)
     except files.AudioFileError:
         raise
     except AudioError:  # nothing there: the header's length was a guess
-        return files.read(path, rate=settings.rate, seconds=MEASURED_SECONDS, resampler=settings.resampler)
+        return files.read(path, rate=settings.rate, seconds=seconds, resampler=settings.resampler)
 
 
 @functools.lru_cache(maxsize=1)

@@ -1,9 +1,11 @@
-"""Columns of text, small enough for two million rows, and text to and from the bytes of a file."""
+"""Columns, small enough for two million rows, and text to and from the bytes of a file."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -65,6 +67,148 @@ class Words:
 
     def take(self, indices: npt.NDArray[np.int64]) -> Words:
         return Words(self.codes[indices], self.words)
+
+    def counts(self) -> dict[str, int]:
+        """How many rows each text has, in the order in which they first came."""
+        counts = np.bincount(self.codes[self.codes >= 0], minlength=len(self.words))
+        return dict(zip(self.words, counts.tolist(), strict=True))
+
+
+class Coder:
+    """Turns texts to codes as they come, a new code for each new text."""
+
+    def __init__(self) -> None:
+        self.words: dict[str, int] = {}
+
+    def __call__(self, text: str | None) -> int:
+        return -1 if text is None else self.words.setdefault(text, len(self.words))
+
+    def column(self, codes: npt.NDArray[np.int32]) -> Words | None:
+        """The column that these codes make; None when no text ever came."""
+        return Words(codes, tuple(self.words)) if self.words else None
+
+
+WORDS = ("label", "split", "fold", "group")
+"""The columns of few distinct texts, by their names in a file's lines."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """A catalogue's rows; N of them.
+
+    Attributes:
+        paths: relative to the catalogue's root, or absolute.
+        seconds: (N,) float32, length.
+        rate: (N,) int32, Hz.
+        channels: (N,) int16.
+        words: a column for each of `WORDS` that has texts.
+        starts: (N,) float32, s, where in its file each clip starts; None: all at 0.
+        sha256: (N, 32) uint8; None: not known.
+    """
+
+    paths: Texts
+    seconds: npt.NDArray[np.float32]
+    rate: npt.NDArray[np.int32]
+    channels: npt.NDArray[np.int16]
+    words: Mapping[str, Words]
+    starts: npt.NDArray[np.float32] | None = None
+    sha256: npt.NDArray[np.uint8] | None = None
+
+    def take(self, rows: npt.NDArray[np.int64]) -> Columns:
+        """The rows at these places, in this order."""
+        return Columns(
+            self.paths.take(rows),
+            self.seconds[rows],
+            self.rate[rows],
+            self.channels[rows],
+            {name: column.take(rows) for name, column in self.words.items()},
+            None if self.starts is None else self.starts[rows],
+            None if self.sha256 is None else self.sha256[rows],
+        )
+
+
+DAMAGE = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
+"""What a damaged line raises on its way into the columns."""
+
+_NUMBERS: dict[str, type[np.generic]] = {"seconds": np.float32, "rate": np.int32, "channels": np.int16}
+
+
+class Rows:
+    """Columns that grow a batch of rows at a time."""
+
+    def __init__(self) -> None:
+        self.paths: list[Texts] = []
+        self.numbers: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in (*_NUMBERS, "start", "sha256")}
+        self.codes: dict[str, list[npt.NDArray[np.int32]]] = {name: [] for name in WORDS}
+        self.coders = {name: Coder() for name in WORDS}
+        self.summed = False
+        self.length = 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def extend(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Add rows, or raise one of DAMAGE and add none."""
+        count = len(rows)
+        paths = Texts.pack(encode(row["path"]) for row in rows)
+        numbers: dict[str, npt.NDArray[Any]] = {
+            name: np.array([row[name] for row in rows], kind) for name, kind in _NUMBERS.items()
+        }
+        if not (np.isfinite(numbers["seconds"]).all() and all((values > 0).all() for values in numbers.values())):
+            raise ValueError("seconds, rate and channels must be above 0")
+        # Views of one zero cost no memory where there is nothing to hold.
+        numbers["start"] = np.broadcast_to(np.float32(0), count)
+        if any(starts := [row.get("start") or 0.0 for row in rows]):
+            numbers["start"] = np.array(starts, np.float32)
+            if not (np.isfinite(numbers["start"]).all() and (numbers["start"] >= 0).all()):
+                raise ValueError("start must be 0 or above")
+        numbers["sha256"] = np.broadcast_to(np.uint8(0), (count, 32))
+        if any(hexes := [row.get("sha256") for row in rows]):
+            numbers["sha256"] = np.array([[*bytes.fromhex(text or "00" * 32)] for text in hexes], np.uint8).reshape(
+                count, 32
+            )
+        columns = {name: [row.get(name) for row in rows] for name in WORDS}
+        for name, texts in columns.items():
+            if not all(text is None or isinstance(text, str) for text in texts):
+                raise ValueError(f"{name} must be text")
+        for name, texts in columns.items():
+            self.codes[name].append(np.fromiter(map(self.coders[name], texts), np.int32, count))
+        self.paths.append(paths)
+        for name, values in numbers.items():
+            self.numbers[name].append(values)
+        self.summed |= any(hexes)
+        self.length += count
+
+    def columns(self) -> Columns:
+        """All rows so far."""
+
+        def joined(name: str, kind: type[np.generic]) -> npt.NDArray[Any]:
+            return np.concatenate([np.empty(0, kind), *self.numbers[name]])
+
+        starts = joined("start", np.float32)
+        words = {
+            name: column
+            for name, coder in self.coders.items()
+            if (column := coder.column(np.concatenate([np.empty(0, np.int32), *self.codes[name]])))
+        }
+        return Columns(
+            Texts.join(self.paths),
+            joined("seconds", np.float32),
+            joined("rate", np.int32),
+            joined("channels", np.int16),
+            words,
+            starts if starts.any() else None,
+            np.concatenate(self.numbers["sha256"]) if self.summed else None,
+        )
+
+
+_WEIGHT = re.compile(r"[\d.,eE%+\s-]*\d[\d.,eE%+\s-]*")
+
+
+def soft_weight(label: str) -> str | None:
+    """What stands after a label's last colon, where it is meant as a number; whether it is one is for the caller."""
+    _, colon, weight = label.rpartition(":")
+    return weight if colon and _WEIGHT.fullmatch(weight) else None
 
 
 def encode(text: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Which files a scan looks at: all audio below a folder, or what a table names."""
+"""Which clips a scan looks at: all audio below a folder, or what a table or a corpus's reader names."""
 
 # Paths are text here: a Path for each of two million would cost minutes.
 # ruff: noqa: PTH100, PTH116, PTH118, PTH122
@@ -7,33 +7,49 @@ from __future__ import annotations
 
 import hashlib
 import os
+from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from asit.audio import files
 from asit.data import tables
 from asit.data.catalogue import relative, unreadable
-from asit.data.columns import Texts, Words, encode
+from asit.data.columns import WORDS, Coder, Texts, Words, encode, soft_weight
 from asit.errors import CatalogueError
+
+Part = tuple[float, float | None]
+"""Start and end of a clip in its file, s; the end None: to the end of the file."""
 
 
 class Listing:
-    """The files to look at, in the catalogue's order.
+    """The clips to look at, in the catalogue's order.
 
     Attributes:
         root: folder that the names count from.
-        names, labels, splits: columns.
+        names: column of the files' names.
+        words: columns of what is known of the clips beforehand, by the names of `WORDS`.
+        starts, ends: (N,) float64, s; the start 0 and the end infinite for a whole file. None: all are whole files.
         ignored: how many files of other kinds there are, for each suffix.
-        sampled: (N,) bool, files in the sample for mean and std; all False until `draw`.
-        keys: (N,) uint64, the number of each file that its draws come from.
+        sampled: (N,) bool, clips in the sample for mean and std; all False until `draw`.
+        keys: (N,) uint64, the number of each clip that its draws come from.
         order: (N,) places by key.
     """
 
-    def __init__(self, root: str, names: Texts, labels: Words | None, splits: Words | None, ignored: dict[str, int]):
-        self.root, self.names, self.labels, self.splits, self.ignored = root, names, labels, splits, ignored
+    def __init__(
+        self,
+        root: str,
+        names: Texts,
+        words: Mapping[str, Words],
+        ignored: dict[str, int],
+        starts: npt.NDArray[np.float64] | None = None,
+        ends: npt.NDArray[np.float64] | None = None,
+    ):
+        self.root, self.names, self.words, self.ignored = root, names, words, ignored
+        self.starts, self.ends = starts, ends
         self.seed = 0
         self.keys = np.empty(0, np.uint64)
         self.order = np.empty(0, np.int64)
@@ -42,52 +58,110 @@ class Listing:
     def __len__(self) -> int:
         return len(self.names)
 
-    def draw(self, count: int, seed: int) -> None:
-        """Give each file a number from its name and the seed; the smallest numbers are the sample.
+    def part(self, place: int) -> Part | None:
+        """Which part of its file a clip is; None: all of it."""
+        if self.starts is None or self.ends is None:
+            return None
+        start, end = float(self.starts[place]), float(self.ends[place])
+        return None if start == 0 and end == np.inf else (start, None if end == np.inf else end)
 
-        So a file's draw does not hang on which other files there are, nor on who looks at it.
+    def draw(self, count: int, seed: int) -> None:
+        """Give each clip a number from its name, its part and the seed; the smallest numbers are the sample.
+
+        So a clip's draw does not hang on which other clips there are, nor on who looks at it.
+
+        Raises:
+            CatalogueError: a clip is listed twice.
         """
         self.seed = seed
-        self.keys = np.fromiter((_key(self.names.raw(index), seed) for index in range(len(self))), np.uint64, len(self))
+        numbers = (_key(self.names.raw(place), self.part(place), seed) for place in range(len(self)))
+        self.keys = np.fromiter(numbers, np.uint64, len(self))
         self.order = np.argsort(self.keys, kind="stable")
         self.sampled[self.order[:count]] = True
+        ordered = self.keys[self.order]
+        twice = self.order[1:][ordered[1:] == ordered[:-1]]
+        if len(twice):
+            first = ", ".join(self.names[place] for place in sorted(twice.tolist())[:5])
+            raise CatalogueError(
+                f"{len(twice)} clips are listed twice: {first}",
+                "each file, or part of a file, once",
+                "remove the second one; several labels of one clip go together, parted by ';'",
+            )
 
-    def place(self, name: str) -> int | None:
-        """Where a file stands in the list, found by its number; None when it is not there."""
-        key = np.uint64(_key(encode(name), self.seed))
+    def place(self, name: str, part: Part | None) -> int | None:
+        """Where a clip stands in the list, found by its number; None when it is not there."""
+        key = np.uint64(_key(encode(name), part, self.seed))
         at = int(np.searchsorted(self.keys, key, sorter=self.order))
-        if at == len(self) or self.names[place := int(self.order[at])] != name:
+        if at == len(self) or self.names[place := int(self.order[at])] != name or self.part(place) != part:
             return None
         return place
 
 
-def _key(name: bytes, seed: int) -> int:
-    return int.from_bytes(hashlib.blake2b(name, digest_size=8, key=str(seed).encode()).digest(), "little")
+def _key(name: bytes, part: Part | None, seed: int) -> int:
+    # No file's name holds the zero byte.
+    whole = name if part is None else b"%b\0%b" % (name, repr(part).encode())
+    return int.from_bytes(hashlib.blake2b(whole, digest_size=8, key=str(seed).encode()).digest(), "little")
 
 
-def list_files(source: Path) -> Listing:
-    """The files of a folder or a table, not looked at.
+def list_files(source: Path, *, folder_labels: bool = False) -> Listing:
+    """The clips of a folder or a table, not looked at.
+
+    Args:
+        source: the folder or the table.
+        folder_labels: label each file of a folder with the name of the first-level folder it lies in.
 
     Raises:
-        CatalogueError: a table that cannot be, or a folder without audio.
+        CatalogueError: a table that cannot be, a folder without audio, or files that no folder labels.
     """
-    if source.is_dir():
-        return _walk(source)
-    root = os.path.abspath(source.parent)
-    codes: dict[str, list[int]] = {"label": [], "split": []}
-    words: dict[str, dict[str, int]] = {"label": {}, "split": {}}
+    if not source.is_dir():
+        return list_rows(os.path.abspath(source.parent), tables.iterate_table(source))
+    listing = _walk(source)
+    if folder_labels:
+        listing.words = {"label": _labels_of_folders(source, listing.names)}
+    return listing
+
+
+def list_rows(root: str, rows: Iterable[tables.TableRow]) -> Listing:
+    """The clips that rows name, taken in one at a time; paths below ``root`` are kept relative to it."""
+    coders = {name: Coder() for name in WORDS}
+    codes = {name: array("i") for name in WORDS}
+    starts, ends = array("d"), array("d")
 
     def names() -> Iterator[bytes]:
-        for row in tables.iterate_table(source):
-            for key, text in (("label", row.label), ("split", row.split)):
-                codes[key].append(-1 if text is None else words[key].setdefault(text, len(words[key])))
+        for row in rows:
+            for name in WORDS:
+                codes[name].append(coders[name](getattr(row, name)))
+            starts.append(row.start or 0.0)
+            ends.append(np.inf if row.end is None else row.end)
             yield encode(relative(row.path, root))
 
     packed = Texts.pack(names())
-    labels, splits = (
-        Words(np.array(codes[key], np.int32), tuple(words[key])) if words[key] else None for key in ("label", "split")
-    )
-    return Listing(root, packed, labels, splits, {})
+    found = {name: coders[name].column(np.array(codes[name], np.int32)) for name in WORDS}
+    words = {name: column for name, column in found.items() if column}
+    begin, until = np.array(starts, np.float64), np.array(ends, np.float64)
+    if not begin.any() and np.isinf(until).all():
+        return Listing(root, packed, words, {})
+    return Listing(root, packed, words, {}, begin, until)
+
+
+def _labels_of_folders(folder: Path, names: Texts) -> Words:
+    coder = Coder()
+    tops = [name.partition("/")[0] if "/" in name else None for name in names]
+    if loose := [name for name, top in zip(names, tops, strict=True) if top is None]:
+        raise CatalogueError(
+            f"{len(loose)} of {len(names)} recordings lie directly in {folder}: {', '.join(loose[:5])}",
+            "each recording in a sub-folder that is named after its label",
+            "move them into their label's folder, or list recordings and labels in a table",
+        )
+    codes = np.fromiter(map(coder, tops), np.int32, len(tops))
+    for name in coder.words:
+        if ";" in name or soft_weight(name) is not None:
+            raise CatalogueError(
+                f"the sub-folder '{name}' of {folder} cannot name a label",
+                "a name that neither holds ';', which parts labels, nor ends like a soft label: 'dog:0.7'",
+                "rename it, or list recordings and labels in a table",
+            )
+    return Words(codes, tuple(coder.words))
 
 
 def _walk(folder: Path) -> Listing:
@@ -128,4 +202,4 @@ def _walk(folder: Path) -> Listing:
             f"files that end in {', '.join(sorted(files.SUFFIXES))}",
             "check the path, or turn the recordings into one of these",
         )
-    return Listing(root, names, None, None, dict(sorted(others.items())))
+    return Listing(root, names, {}, dict(sorted(others.items())))

@@ -1,10 +1,10 @@
-"""From a folder or a table to a catalogue: each file looked at once, the bad ones left out, the log-mel measured.
+"""From a folder or a table to a catalogue: each clip looked at once, the bad ones left out, the log-mel measured.
 
 Results wait in a file beside the catalogue, from which a scan that was stopped goes on.
 """
 
 # Paths are text here: a Path for each of two million would cost minutes.
-# ruff: noqa: PTH116, PTH118, PTH123
+# ruff: noqa: PTH100, PTH116, PTH118, PTH123
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import math
 import mmap
 import os
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +23,13 @@ import numpy as np
 
 from asit.audio import files
 from asit.data import checks, tables
-from asit.data.catalogue import DAMAGE, LINES, VERSION, Catalogue, Rows, is_catalogue, replacing
-from asit.data.columns import decode, json_line
-from asit.data.listing import Listing, list_files
+from asit.data.catalogue import LINES, Catalogue, is_catalogue, replacing
+from asit.data.columns import DAMAGE, Rows, decode, json_line
+from asit.data.listing import Listing, list_files, list_rows
 from asit.errors import CatalogueError
 from asit.settings import FrontEndSettings
 
+_PARTIAL = 1  # version of the layout of the file of results so far
 _WHOLE = 10_000  # fewer files than this are all looked at, so that the list of bad ones is complete
 
 
@@ -46,13 +47,19 @@ def build(
     restart: bool = False,
     progress: Callable[[int, int, int], None] | None = None,
     seed: int = 0,
+    labels: Literal["auto", "folder", "none"] = "auto",
+    rows: Iterable[tables.TableRow] | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> Catalogue:
     """Scan a folder or a table, leave out what cannot be used, measure the log-mel, and write ``out``.
 
-    Beside ``c.jsonl`` stands ``c.skipped.jsonl``: each file left out, with its reason (missing, unreadable, empty,
-    too short, truncated, non-finite, silent) and the detail. While it works, results go to ``c.jsonl.partial``; a
-    scan that was stopped goes on from there, and its outcome is the same to the byte. Files found bad are looked
-    at again, and so are files whose size or time of change differ.
+    Beside ``c.jsonl`` stands ``c.skipped.jsonl``: each clip left out, with its reason (missing, unreadable, empty,
+    too short, outside the file, truncated, non-finite, silent) and the detail. While it works, results go to
+    ``c.jsonl.partial``; a scan that was stopped goes on from there, and its outcome is the same to the byte. Clips
+    found bad are looked at again, and so are files whose size or time of change differ.
+
+    A clip that is a part of its file is looked at by itself: it alone is decoded, and it alone is measured. A part that
+    ends after its file is shortened to it, and counted in the header ("shortened").
 
     Args:
         source: a folder, searched through all its levels (hidden names left out), or a table
@@ -70,6 +77,11 @@ def build(
         restart: throw away what an earlier scan left.
         progress: called with (files done, files in all, bad files).
         seed: of the sample and its positions.
+        labels: for a folder: "folder" labels each recording with the name of the first-level sub-folder it lies in;
+            "auto" and "none" label none. A table brings its own labels.
+        rows: what is scanned instead of all that lies in the source, which is then only the folder that paths are kept
+            relative to; taken in one at a time. Paths must be absolute and normalised.
+        facts: further entries of the header, such as "task" and "classes".
 
     Raises:
         CatalogueError: nothing to list, too many bad files, or a place that cannot be written.
@@ -83,18 +95,30 @@ def build(
             "change them",
         )
     _refuse(source, out)
-    listing = list_files(source)
+    if labels != "auto" and (rows is not None or not source.is_dir()):
+        raise CatalogueError(
+            f"labels='{labels}' for {'rows' if rows is not None else source}",
+            "a folder, whose sub-folders may be labels; a table has labels of its own",
+            "leave labels at auto",
+        )
+    if rows is None:
+        listing = list_files(source, folder_labels=labels == "folder")
+    else:
+        listing = list_rows(os.path.abspath(source), rows)
+    if not len(listing):
+        raise CatalogueError(f"no clips were named in {source}", "at least one", "check the data set's folder")
     plan = checks.Plan(listing.root, check, checksum, silence_db, seed, front_end)
     listing.draw(statistics_clips, seed)
     with _Partial(Path(f"{out}.partial"), plan.fingerprint(source, statistics_clips), listing, restart) as partial:
         todo = np.flatnonzero(partial.offsets < 0)
         processes = min(_cpus() if workers == "auto" else workers, max(1, len(todo) // 8))
         _gather(checks.run(listing, todo, plan, processes), partial, len(listing), bad_files, progress)
-        rows, skipped, counts, sums = partial.collect(listing)
-    if len(skipped) > bad_files * len(listing) or not len(rows):
-        raise _too_many(source, len(rows) + len(skipped), skipped, counts, bad_files, partial.path)
+        found, skipped, counts, sums = partial.collect(listing)
+    if len(skipped) > bad_files * len(listing) or not len(found):
+        raise _too_many(source, len(found) + len(skipped), skipped, counts, bad_files, partial.path)
     mean, std = sums.moments()
     header = {
+        **(facts or {}),
         "mean": mean,
         "std": std,
         "statistics_clips": sums.clips,
@@ -105,7 +129,9 @@ def build(
         "skipped": dict(sorted(counts.items())),
         "ignored": listing.ignored,
     }
-    catalogue = rows.catalogue(header, listing.root)
+    if listing.starts is not None:
+        header["shortened"] = sums.shortened
+    catalogue = Catalogue(header, listing.root, found.columns())
     with replacing(_beside(out)) as file:
         for row in skipped:
             file.write(json_line(row))
@@ -181,7 +207,7 @@ class _Partial:
         self.path = path
         self.offsets = np.full(len(listing), -1, np.int64)
         self.done = 0
-        first = json_line({"asit_partial": VERSION, **fingerprint})
+        first = json_line({"asit_partial": _PARTIAL, **fingerprint})
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             end = 0 if restart or not path.exists() else self._load(first, listing)
@@ -251,22 +277,22 @@ class _Partial:
             raise self._unwritable(error) from None
         return sum(bad for *_, bad in results)
 
-    def collect(self, listing: Listing) -> tuple[Rows, list[dict[str, str]], Counter[str], _Sums]:
+    def collect(self, listing: Listing) -> tuple[Rows, list[dict[str, Any]], Counter[str], _Sums]:
         """Everything in the listing's order: clips, files left out, counts by reason, and the log-mel's sums."""
         rows, batch = Rows(), []
-        skipped: list[dict[str, str]] = []
+        skipped: list[dict[str, Any]] = []
         sums = _Sums()
         with open(self.path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as lines:
             for place in np.flatnonzero(self.offsets >= 0).tolist():
                 start = int(self.offsets[place])
                 row = json.loads(decode(lines[start : lines.find(b"\n", start)]))
                 if "reason" in row:
-                    skipped.append({name: row[name] for name in ("path", "reason", "detail")})
+                    skipped.append({name: row[name] for name in ("path", "part", "reason", "detail") if name in row})
                     continue
+                sums.shortened += row.get("shortened", False)
                 if "sums" in row:
                     sums.add(*row["sums"])
-                row["label"] = listing.labels[place] if listing.labels else None
-                row["split"] = listing.splits[place] if listing.splits else None
+                row |= {name: column[place] for name, column in listing.words.items()}
                 batch.append(row)
                 if len(batch) == LINES:
                     rows.extend(batch)
@@ -287,9 +313,10 @@ def _still_holds(line: bytes, listing: Listing) -> int | None:
     try:
         row = json.loads(decode(line))
         name, stamp = row["path"], (row["size"], row["mtime_ns"])
+        part = tuple(row["part"]) if "part" in row else None
     except DAMAGE:
         return None  # a bad file, or what a crash of the machine left
-    place = None if "reason" in row else listing.place(name)
+    place = None if "reason" in row else listing.place(name, part)
     if place is None or (listing.sampled[place] and "sums" not in row):
         return None
     try:
@@ -307,6 +334,7 @@ class _Sums:
     count: int = 0
     total: float = 0.0
     squares: float = 0.0
+    shortened: int = 0  # clips whose end lay beyond their file's
 
     def add(self, total: float, squares: float, count: int) -> None:
         self.clips += 1
@@ -323,7 +351,7 @@ class _Sums:
 
 
 def _too_many(
-    source: Path, looked: int, skipped: list[dict[str, str]], counts: Counter[str], bad_files: float, partial: Path
+    source: Path, looked: int, skipped: list[dict[str, Any]], counts: Counter[str], bad_files: float, partial: Path
 ) -> CatalogueError:
     bad = len(skipped)
     reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
