@@ -107,6 +107,52 @@ def test_the_last_columns_are_filled_by_the_cards_rule() -> None:
     torch.testing.assert_close(zero.embed(samples).patches, want.patches[0], atol=1e-5, rtol=1e-5)
 
 
+def overlapping() -> AudioModel:
+    """Patches of 8 frames, every 5: a view of 48 frames has 9 columns."""
+    settings = ENCODER.model_copy(update={"patch_stride_frames": 5, "patch_stride_mels": 6})
+    encoder = Encoder(settings, FRAMES, 32)
+    with torch.no_grad():
+        for i, parameter in enumerate(encoder.parameters()):
+            parameter.normal_(0.0, 0.2, generator=torch.Generator().manual_seed(i))
+    return AudioModel.from_parts(encoder, FrontEndSettings(mels=32, mean=-6.0, std=3.0), settings, FRAMES)
+
+
+@pytest.mark.parametrize(
+    ("frames", "columns"),
+    [(1, 1), (8, 1), (10, 1), (11, 2), (13, 2), (15, 2), (16, 3), (48, 9), (68, 13), (73, 14), (108, 21)],
+)
+def test_columns_of_overlapping_patches(frames: int, columns: int, tmp_path: Path) -> None:
+    m = overlapping()
+    m.save(tmp_path / "m")
+    m = AudioModel.load(tmp_path / "m")
+    assert (m.frames, m.encoder.grid) == (FRAMES, (9, 5))
+    samples = wave(2.0)[: m.front_end.samples_for(frames)]
+    out = m.embed(samples)
+    assert out.grid == (columns, 5)
+    torch.testing.assert_close(out.times, 0.0475 + 0.05 * torch.arange(columns))
+    need = m.front_end.samples_for(3 + 5 * columns)
+    padded = np.pad(samples, (0, max(0, need - len(samples))))[:need]
+    with torch.no_grad():
+        x = m.front_end(torch.from_numpy(padded)[None])
+        if columns <= 9:
+            want = m.encoder(x, stretch=False).patches[0]
+        elif columns <= 13:
+            want = m.encoder(x).patches[0]
+        else:  # windows of 9 columns, the last one moved back
+            starts = [*range(0, columns - 9, 9), columns - 9]
+            windows = [m.encoder(x[:, :, 5 * s : 5 * s + 48]).patches[0] for s in starts]
+            fresh = columns - 9 * (len(starts) - 1)
+            want = torch.cat([*windows[:-1], windows[-1][-5 * fresh :]])
+    torch.testing.assert_close(out.patches, want, atol=1e-5, rtol=1e-5)
+
+
+def test_neighbours_of_overlapping_patches_do_not_matter() -> None:
+    m = overlapping()
+    sounds = [wave(s, i) for i, s in enumerate((0.3, 0.01, 0.5, 1.7, 0.12, 0.6))]
+    for a, b in zip([m.embed(sound) for sound in sounds], m.embed_batch(sounds, batch=4), strict=True):
+        close(a, b)
+
+
 def test_neighbours_do_not_matter() -> None:
     m = model()
     sounds = [wave(s, i) for i, s in enumerate((0.3, 0.01, 0.5, 1.7, 0.12, 0.505, 3.0, 0.3))]

@@ -31,8 +31,8 @@ def spectrogram(rows: int = 2, frames: int = 24, mels: int = 16, seed: int = 0) 
 def reference(encoder: Encoder, x: Tensor, blocks: int) -> Tensor:
     """The first `blocks` blocks by nn.Conv2d and nn.TransformerEncoderLayer, in float64: (R, 1 + P, D)."""
     state = {name: value.detach().double() for name, value in encoder.state_dict().items()}
-    size, step = state["patch_embed.proj.weight"].shape[0], encoder.patch
-    conv = nn.Conv2d(1, size, step, step).double()
+    size = state["patch_embed.proj.weight"].shape[0]
+    conv = nn.Conv2d(1, size, encoder.patch, encoder.stride).double()
     conv.load_state_dict({k: state[f"patch_embed.proj.{k}"] for k in ("weight", "bias")})
     tokens = conv(x.double()).flatten(2).transpose(1, 2)
     tokens = torch.cat([state["cls_token"].expand(len(x), -1, -1), tokens], 1) + state["pos_embed"]
@@ -60,6 +60,52 @@ def test_equals_torchs_transformer_layers() -> None:
     torch.testing.assert_close(out.cls.double(), want[:, 0], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(out.patches.double(), want[:, 1:], atol=1e-4, rtol=1e-4)
     assert out.grid == (6, 2)
+
+
+@pytest.mark.parametrize(("stride", "grid"), [((3, 8), (9, 2)), ((2, 5), (13, 2)), ((4, 1), (7, 9)), ((1, 3), (25, 3))])
+def test_overlapping_patches_are_torchs_convolution(stride: tuple[int, int], grid: tuple[int, int]) -> None:
+    settings = TINY.model_copy(update={"patch_stride_frames": stride[0], "patch_stride_mels": stride[1]})
+    encoder, x = make(28, 16, settings), spectrogram(2, 28)
+    out, want = encoder(x), reference(encoder, x, 3)
+    assert (out.grid, encoder.grid, encoder.stride) == (grid, grid, stride)
+    torch.testing.assert_close(out.cls.double(), want[:, 0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(out.patches.double(), want[:, 1:], atol=1e-4, rtol=1e-4)
+    assert encoder.span(grid[0]) == 28
+
+
+def test_a_stride_of_the_patch_is_no_overlap() -> None:
+    same = TINY.model_copy(update={"patch_stride_frames": 4, "patch_stride_mels": 8})
+    x = spectrogram()
+    assert torch.equal(make(settings=same)(x).patches, make()(x).patches)
+
+
+def test_overlapping_patches_train_in_bf16_and_keep_padding_out() -> None:
+    settings = EncoderSettings(
+        size="custom", width=32, depth=2, heads=2, patch_frames=16, patch_mels=16, patch_stride_frames=10,
+        patch_stride_mels=10,
+    )  # fmt: skip
+    encoder, x = make(96, 32, settings).train(), spectrogram(2, 96, 32)
+    assert encoder.grid == (9, 2)
+    valid = torch.ones(2, 18, dtype=torch.bool)
+    valid[1, 10:] = False  # 5 of 9 columns: frames 0 to 55
+    want = encoder(x[1:, :, :56], stretch=False)
+    x[1, :, 56:] = float("nan")
+    exact = encoder(x, valid=valid)
+    torch.testing.assert_close(exact.patches[1, :10], want.patches[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(exact.cls[1], want.cls[0], atol=1e-4, rtol=1e-4)
+    assert (exact.patches[1, 10:] == 0).all()
+    with torch.autocast("cpu", torch.bfloat16):
+        half = encoder(x, valid=valid)
+    assert torch.nn.functional.cosine_similarity(half.patches[0].float(), exact.patches[0], dim=-1).min() > 0.99
+    half.patches.float().square().sum().backward()
+    low = encoder.patch_embed.proj.weight.grad
+    assert low is not None
+    encoder.zero_grad()
+    exact.patches.square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in encoder.parameters())
+    full = encoder.patch_embed.proj.weight.grad
+    assert full is not None
+    assert torch.nn.functional.cosine_similarity(low.flatten(), full.flatten(), dim=0) > 0.9
 
 
 @pytest.mark.parametrize(("layer", "blocks"), [(0, 1), (1, 2), (2, 3), (-1, 3), (-3, 1)])

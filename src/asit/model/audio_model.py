@@ -21,7 +21,7 @@ from asit.audio.fbank import FrontEnd
 from asit.errors import AudioError, CheckpointError, ConfigError
 from asit.model.classifier import Head, Labelling, check_head
 from asit.model.embedding import Embedder, Embedding, Precision, Sound
-from asit.model.vit import Encoder
+from asit.model.vit import Encoder, blank
 from asit.settings import EncoderSettings, FrontEndSettings
 
 __all__ = ["AudioModel", "Embedding", "Sound", "load"]
@@ -95,7 +95,7 @@ class AudioModel:
             ConfigError: as the class.
             CheckpointError: the encoder is not of these settings.
         """
-        own = _blank(encoder_settings, frames, front_end_settings.mels)
+        own = blank(encoder_settings, frames, front_end_settings.mels)
         checkpoint.load_strict(own, encoder.state_dict(), "the encoder handed in")
         return cls(own, FrontEnd(front_end_settings), training, copy.deepcopy(head), labels)
 
@@ -182,7 +182,7 @@ class AudioModel:
             )
         try:
             front_end = FrontEnd(FrontEndSettings(**card["front_end"]))
-            encoder = _blank(EncoderSettings(**card["encoder"]), card["frames"], front_end.settings.mels)
+            encoder = blank(EncoderSettings(**card["encoder"]), card["frames"], front_end.settings.mels)
             labels, norm = _read_labels(card["labels"]) if kind == CLASSIFIER else (None, False)
         except (KeyError, TypeError, ValueError, ConfigError) as error:  # pydantic's errors are ValueErrors
             raise CheckpointError(
@@ -356,13 +356,6 @@ def _read_labels(field: Mapping[str, Any]) -> tuple[Labelling, bool]:
     if not named or not isinstance(multi, bool) or not isinstance(norm, bool):
         raise TypeError("labels: classes is no list of names, or multi or norm is neither true nor false")
     return Labelling(tuple(classes), multi, field["pooling"], float(field["seconds"])), norm
-
-
-def _blank(settings: EncoderSettings, frames: int, mels: int) -> Encoder:
-    """An encoder whose weights are yet to be loaded: drawing them first would take longer than reading them."""
-    with torch.device("meta"):
-        encoder = Encoder(settings, frames, mels)
-    return encoder.to_empty(device="cpu")
 
 
 def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> AudioModel:

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from asit.errors import ConfigError
 from asit.model.cpu import Linear, add, attention, bf16_on_cpu, linear
+from asit.model.positions import grid_of, patch_of, resize_positions, stride_of
 from asit.settings import SIZES, EncoderSettings
 
 
@@ -64,23 +65,6 @@ def shape_of(settings: EncoderSettings) -> tuple[int, int, int]:
             f"set encoder.width to {max(1, width // heads) * heads} or {(width // heads + 1) * heads}",
         )
     return width, depth, heads
-
-
-def grid_of(frames: int, mels: int, patch: tuple[int, int]) -> tuple[int, int]:
-    """The (time, mel) grid of a spectrogram of `frames` by `mels` cut into patches.
-
-    Raises:
-        ConfigError: a side is not a positive multiple of the patch's side; names the nearest lengths that are.
-    """
-    for size, step, name in ((frames, patch[0], "frames"), (mels, patch[1], "mel bins")):
-        if size < step or size % step:
-            below, above = size // step * step, (size // step + 1) * step
-            raise ConfigError(
-                f"a spectrogram of {size} {name}, patches of {step}",
-                f"a positive multiple of {step} {name}",
-                f"use {above} {name}" if below == 0 else f"use {below} or {above} {name}",
-            )
-    return frames // patch[0], mels // patch[1]
 
 
 def drop_path_rates(settings: EncoderSettings) -> np.ndarray:
@@ -168,17 +152,21 @@ def _residual(
 class PatchEmbed(nn.Module):
     """Patches to tokens: (R, 1, T, F) -> (R, P, D)."""
 
-    def __init__(self, width: int, patch: tuple[int, int]) -> None:
+    def __init__(self, width: int, patch: tuple[int, int], stride: tuple[int, int]) -> None:
         super().__init__()
         self.patch = patch
+        self.stride = stride
         # The convolution holds the weights in the official shape (D, 1, time, mel) and is applied as a matrix
-        # product, which is the same thing where kernel and stride are equal, and faster on a CPU.
-        self.proj = nn.Conv2d(1, width, kernel_size=patch, stride=patch)
+        # product: faster on a CPU, and what is not `valid` is then out before it is multiplied by anything.
+        self.proj = nn.Conv2d(1, width, kernel_size=patch, stride=stride)
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         rows, _, frames, mels = x.shape
         height, breadth = self.patch
-        cut = x.reshape(rows, frames // height, height, mels // breadth, breadth).transpose(2, 3)
+        if self.stride == self.patch:
+            cut = x.reshape(rows, frames // height, height, mels // breadth, breadth).transpose(2, 3)
+        else:
+            cut = x[:, 0].unfold(1, height, self.stride[0]).unfold(2, breadth, self.stride[1])
         cut = cut.reshape(rows, -1, height * breadth)
         if valid is not None:
             cut = torch.where(valid[..., None], cut, 0.0)
@@ -189,9 +177,9 @@ class Encoder(nn.Module):
     """The transformer over patches of a spectrogram.
 
     Args:
-        settings: size, patch and MLP ratio.
-        frames: T of the training view, a multiple of `patch_frames`; fixes the grid of the position embedding.
-        mels: F, a multiple of `patch_mels`.
+        settings: size, patch, its stride and MLP ratio.
+        frames: T of the training view, as `grid_of` wants it; fixes the grid of the position embedding.
+        mels: F, likewise.
 
     Raises:
         ConfigError: sizes that cannot go together.
@@ -200,14 +188,13 @@ class Encoder(nn.Module):
     def __init__(self, settings: EncoderSettings, frames: int, mels: int) -> None:
         super().__init__()
         self.settings = settings
-        self.patch = (settings.patch_frames, settings.patch_mels)
-        self.stride = self.patch
+        self.patch, self.stride = patch_of(settings), stride_of(settings)
         self.frames, self.mels = frames, mels
-        self.grid = grid_of(frames, mels, self.patch)
+        self.grid = grid_of(frames, mels, self.patch, self.stride)
         self.width, self.depth, self.heads = shape_of(settings)
         self.cls_token = nn.Parameter(torch.empty(1, 1, self.width))
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + self.grid[0] * self.grid[1], self.width))
-        self.patch_embed = PatchEmbed(self.width, self.patch)
+        self.patch_embed = PatchEmbed(self.width, self.patch, self.stride)
         hidden = round(self.width * settings.mlp_ratio)
         self.blocks = nn.ModuleList(Block(self.width, self.heads, hidden) for _ in range(self.depth))
         self.norm = nn.LayerNorm(self.width, eps=1e-6)
@@ -246,10 +233,7 @@ class Encoder(nn.Module):
             at, kept = self._resized[key]
             if at == version and kept.device == self.pos_embed.device:
                 return kept
-        with torch.autocast(self.pos_embed.device.type, enabled=False):
-            own = self.pos_embed[:, 1:].float().unflatten(1, self.grid).permute(0, 3, 1, 2)
-            new = F.interpolate(own, size=grid, mode="bicubic", align_corners=False)
-            out = torch.cat([self.pos_embed[:, :1].float(), new.flatten(2).transpose(1, 2)], dim=1)
+        out = resize_positions(self.pos_embed, self.grid, grid)
         if frozen and not self.training:
             self._resized[key] = (version, out)
         return out
@@ -265,16 +249,17 @@ class Encoder(nn.Module):
         """Spectrograms to tokens.
 
         Args:
-            x: (R, 1, T, F), normalised; any multiple of the patch, other grids get resized positions.
+            x: (R, 1, T, F), normalised; any size that `grid_of` takes, other grids get resized positions.
             drop: (depth, 2, R) factors of stochastic depth (`draw_drop_path`), 0 or 1/(1 - p).
-            valid: (R, P) bool; other patches are neither read nor attended to, and come out as 0.
+            valid: (R, P) bool; other patches are neither read nor attended to, and come out as 0. Where patches
+                overlap, one is valid that lies within the clip as a whole.
             layer: block whose output is wanted (0 the first, -1 the last), through the final norm; None: the last.
             stretch: how positions follow another grid, see `positions`.
 
         Raises:
-            ConfigError: T or F is not a multiple of the patch, or there is no such layer.
+            ConfigError: T or F does not fit the patches, or there is no such layer.
         """
-        grid = grid_of(x.shape[2], x.shape[3], self.patch)
+        grid = grid_of(x.shape[2], x.shape[3], self.patch, self.stride)
         if layer is not None and not -self.depth <= layer < self.depth:
             raise ConfigError(
                 f"layer {layer} of an encoder of {self.depth} blocks",
@@ -293,3 +278,10 @@ class Encoder(nn.Module):
         if valid is not None:
             patches = torch.where(valid[..., None], patches, 0.0)
         return Tokens(tokens[:, 0], patches, grid)
+
+
+def blank(settings: EncoderSettings, frames: int, mels: int) -> Encoder:
+    """An encoder whose weights are yet to be loaded: drawing them first would take longer than reading them."""
+    with torch.device("meta"):
+        encoder = Encoder(settings, frames, mels)
+    return encoder.to_empty(device="cpu")

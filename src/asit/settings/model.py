@@ -54,6 +54,10 @@ class EncoderSettings(Settings):
     """Patch height in frames (time)."""
     patch_mels: Positive = 16
     """Patch width in mel bins."""
+    patch_stride_frames: Positive | None = None
+    """Step between patches in frames; less than the patch's height makes them overlap (AST: 10); null: no overlap."""
+    patch_stride_mels: Positive | None = None
+    """Step between patches in mel bins (AST: 10); null: no overlap."""
     drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Stochastic depth of the student, linear in depth; the teacher has none."""
 
