@@ -103,8 +103,10 @@ def test_bf16_is_near_and_the_head_is_float32() -> None:
 @pytest.mark.parametrize("multi", [True, False])
 def test_saved_and_loaded_it_is_the_same(tmp_path: Path, multi: bool, norm: bool) -> None:
     m = model(multi, "class+mean", norm)
+    before = torch.get_rng_state()
     m.save(tmp_path / "m")
     loaded = AudioModel.load(tmp_path / "m")
+    assert torch.equal(before, torch.get_rng_state())
     assert torch.equal(loaded.scores(waves()), m.scores(waves()))
     assert (loaded.classes, loaded.multi, loaded.labelling) == (CLASSES, multi, m.labelling)
     card = json.loads((tmp_path / "m" / "card.json").read_text())
@@ -134,6 +136,17 @@ def test_from_parts_keeps_its_own_head() -> None:
     assert all(p.requires_grad for p in head.parameters())
     assert m.head is not None
     assert not any(p.requires_grad for p in m.head.parameters())
+
+
+@pytest.mark.gpu
+def test_a_copy_of_a_network_on_a_gpu_is_on_the_cpu_and_scores_on_either() -> None:
+    network = Classifier(*parts()).to("cuda")
+    settings, labels = FrontEndSettings(mels=32, mean=-6.0, std=3.0), Labelling(CLASSES, True, "mean", 0.5)
+    m = AudioModel.from_parts(network.encoder, settings, TINY, FRAMES, head=network.head, labels=labels)
+    assert m.head is not None
+    assert {p.device.type for p in (*m.encoder.parameters(), *m.head.parameters())} == {"cpu"}
+    want = m.scores(waves())
+    torch.testing.assert_close(m.to("cuda").scores(waves()), want, atol=1e-4, rtol=1e-4)
 
 
 def test_an_encoder_is_asked_for_scores() -> None:

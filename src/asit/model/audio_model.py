@@ -86,7 +86,7 @@ class AudioModel:
         head: Head | None = None,
         labels: Labelling | None = None,
     ) -> AudioModel:
-        """A model of a copy of the weights of `encoder` and `head`, so that their training can go on.
+        """A model, on the CPU, of a copy of the weights of `encoder` and `head`, so that their training can go on.
 
         Args:
             frames: T of the training view.
@@ -97,7 +97,8 @@ class AudioModel:
         """
         own = blank(encoder_settings, frames, front_end_settings.mels)
         checkpoint.load_strict(own, encoder.state_dict(), "the encoder handed in")
-        return cls(own, FrontEnd(front_end_settings), training, copy.deepcopy(head), labels)
+        own_head = None if head is None else copy.deepcopy(head).to("cpu")
+        return cls(own, FrontEnd(front_end_settings), training, own_head, labels)
 
     @property
     def frames(self) -> int:
@@ -198,7 +199,9 @@ class AudioModel:
             )
         head = None
         if labels is not None:
-            head = Head(encoder.width, len(labels.classes), labels.pooling, norm=norm)
+            with torch.device("meta"):  # as the encoder: nothing is drawn
+                head = Head(encoder.width, len(labels.classes), labels.pooling, norm=norm)
+            head.to_empty(device="cpu")
             of_head = {name: value for name, value in tensors.items() if name.startswith("head.")}
             tensors = {name: value for name, value in tensors.items() if name not in of_head}
             named = {name.removeprefix("head."): value for name, value in of_head.items()}
