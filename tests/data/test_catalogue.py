@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 import os
 import pickle
+import random
 from pathlib import Path
 
 import numpy as np
@@ -111,3 +115,67 @@ def test_columns_are_small() -> None:
     clips = [Clip(f"/data/{i:07d}.wav", 1.0, 16000, 1, "dog", "train") for i in range(count)]
     # 11 bytes of name, 8 of its end, 4 + 4 + 2 of numbers, 4 + 4 of codes.
     assert len(pickle.dumps(Catalogue.from_clips(clips))) < 40 * count
+
+
+TEXT = st.none() | st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=5)
+CLIP = st.builds(
+    Clip,
+    st.text("abc", min_size=1, max_size=3).map("/r/{}.wav".format),
+    st.floats(0.5, 40_000, width=32),
+    st.integers(1, 200_000),
+    st.integers(1, 64),
+    TEXT,
+    TEXT,
+    st.none() | st.binary(min_size=32, max_size=32).filter(any).map(bytes.hex),
+    TEXT,
+    TEXT,
+    st.just(0.0) | st.floats(0, 40_000, width=32),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(CLIP, max_size=6), st.randoms(use_true_random=False))
+def test_every_field_survives(tmp_path_factory: pytest.TempPathFactory, clips: list[Clip], draw: random.Random) -> None:
+    path = tmp_path_factory.getbasetemp() / "fields.jsonl"
+    made = Catalogue.from_clips(clips, root="/r")
+    made.write(path)
+    read = Catalogue.read(path, look=False)
+    assert [*read] == [*made] == clips
+    assert read.digest == made.digest
+    assert list(read.folds) == [clip.fold for clip in clips]
+    assert list(read.groups) == [clip.group for clip in clips]
+    assert read.starts.tolist() == [clip.start for clip in clips]
+    order = draw.sample(range(len(clips)), len(clips))
+    assert [*read.subset(order)] == [clips[i] for i in order]
+
+
+def test_a_catalogue_without_parts_folds_and_groups_is_as_older_ones_are(tmp_path: Path) -> None:
+    path = tmp_path / "c.jsonl"
+    made = Catalogue.from_clips(CLIPS)
+    made.write(path)
+    header, first, *_ = map(json.loads, path.read_text().splitlines())
+    assert header["asit_catalogue"] == 1
+    assert set(first) == {"path", "seconds", "rate", "channels"}
+    names = [f"{i // 3}/{i}.wav".encode() for i in range(10)]
+    parts = [np.cumsum([*map(len, names)]).astype("<i8").tobytes(), *names, made.seconds.astype("<f4").tobytes()]
+    assert made.digest == hashlib.sha256(b"".join(parts)).hexdigest()
+    for more in ({"start": 1.5}, {"fold": "1"}, {"group": "ann"}):
+        newer = Catalogue.from_clips([*CLIPS[:-1], dataclasses.replace(CLIPS[-1], **more)])
+        newer.write(path)
+        assert json.loads(path.read_text().splitlines()[0])["asit_catalogue"] == 2
+        assert (newer.digest == made.digest) == ("start" not in more)
+
+
+def test_ids_are_relative_and_name_the_start_of_a_part() -> None:
+    made = Catalogue.from_clips([*CLIPS[:2], Clip("/data/0/0.wav", 1.0, 16000, 1, start=30.1)], root="/data")
+    assert made.ids() == ["0/0.wav", "0/1.wav", "0/0.wav@30.1"]
+    assert made.ids([2, 0]) == ["0/0.wav@30.1", "0/0.wav"]
+    assert made.subset([0, 1]).ids() == ["0/0.wav", "0/1.wav"]
+
+
+def test_a_start_that_is_none_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "c.jsonl"
+    Catalogue.from_clips([Clip("/data/a.wav", 1.0, 16000, 1, start=2.0)]).write(path)
+    path.write_text(path.read_text().replace('"start":2.0', '"start":-2.0'))
+    with pytest.raises(CatalogueError, match="line 2: damaged"):
+        Catalogue.read(path, look=False)

@@ -21,7 +21,7 @@ import soundfile
 from asit.audio import files
 from asit.data.catalogue import Catalogue
 from asit.data.scan import build
-from asit.data.tables import read_table
+from asit.data.tables import TableRow, read_table
 from asit.errors import CatalogueError
 from asit.settings import FrontEndSettings
 
@@ -246,6 +246,125 @@ def test_at_most_ten_seconds_of_a_file_are_measured(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "in" / "a.wav", wave, 8000)
     means = {make(tmp_path / "in", seed=seed, check="header").header["mean"] for seed in range(4)}
     assert len(means) > 1
+
+
+# parts of files
+
+
+@pytest.fixture
+def tones(tmp_path: Path) -> Path:
+    """Four seconds at 16 kHz: a second each of noise at 0.1, silence, noise at 0.01, noise at 0.1 with a NaN."""
+    rng = np.random.default_rng(0)
+    wave = np.concatenate([level * rng.normal(0, 1, 16000) for level in (0.1, 0.0, 0.01, 0.1)])
+    wave[3 * 16000 + 100] = np.nan
+    (tmp_path / "in").mkdir()
+    soundfile.write(tmp_path / "in" / "four.wav", wave, 16000, subtype="FLOAT")
+    return tmp_path / "in" / "four.wav"
+
+
+def test_parts_are_held_against_the_length_of_their_file(tones: Path, tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    lines = ["0,1", "0.5,2", "2,", "2,2.01", "3.5,9.5", "4,", "1,2", "2.9,3.1", ",4.00001"]
+    table.write_text("path,start,end,label\n" + "".join(f"in/four.wav,{line},{i}\n" for i, line in enumerate(lines)))
+    made = make(table, bad_files=0.9)
+    skipped = [json.loads(line) for line in (tmp_path / "c.skipped.jsonl").read_text().splitlines()]
+    assert [(tuple(row["part"]), row["reason"]) for row in skipped] == [
+        ((2, None), "non-finite"),
+        ((2, 2.01), "too short"),
+        ((4, None), "outside the file"),
+        ((1, 2), "silent"),
+        ((2.9, 3.1), "non-finite"),
+        ((0, 4.00001), "non-finite"),
+    ]
+    assert [(clip.start, clip.seconds, clip.label) for clip in made] == [(0, 1, "0"), (0.5, 1.5, "1"), (3.5, 0.5, "4")]
+    assert made.header["shortened"] == 1
+    assert made.ids() == ["in/four.wav", "in/four.wav@0.5", "in/four.wav@3.5"]
+    headers = make(table, check="header", statistics_clips=0, bad_files=0.9)
+    assert headers.header["skipped"] == {"outside the file": 1, "too short": 1}
+    with pytest.raises(
+        CatalogueError, match=r"6 of the 9 (.|\n)*in/four\.wav: starts at 4 s, and the file ends at 4\.000 s"
+    ):
+        make(table)
+
+
+def test_only_the_part_is_measured(tones: Path, tmp_path: Path) -> None:
+    whole = {}
+    for start in (0, 2):
+        wave, _ = soundfile.read(tones, start=start * 16000, frames=16000)
+        (tmp_path / str(start)).mkdir()
+        soundfile.write(tmp_path / str(start) / "a.wav", wave, 16000, subtype="FLOAT")
+        whole[start] = make(tmp_path / str(start)).header["mean"]
+    assert abs(whole[0] - whole[2]) > 3
+    for check in ("full", "header"):
+        for start, mean in whole.items():
+            made = make(tones.parent, rows=[TableRow(str(tones), start=start, end=start + 1)], check=check)
+            assert made.header["mean"] == pytest.approx(mean, abs=1e-6)
+            assert made.header["statistics_clips"] == 1
+
+
+def test_a_stopped_scan_of_parts_goes_on(tones: Path, tmp_path: Path) -> None:
+    rows = [TableRow(str(tones), start=i / 10, end=i / 10 + 0.1) for i in range(9)]
+    rows += [TableRow(str(tones), start=2.5), TableRow(str(tones), end=1.0)]
+    make(tones.parent, rows=rows, out=tmp_path / "whole.jsonl")
+
+    def stop(done: int, total: int, bad: int) -> None:
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(tones.parent, rows=rows, progress=stop)
+    seen: list[int] = []
+    make(tones.parent, rows=iter(rows), progress=lambda done, total, bad: seen.append(done))
+    assert seen[0] == 5
+    assert (tmp_path / "c.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+# rows of a corpus's reader, and labels from folders
+
+
+def test_rows_and_facts_of_a_reader(sounds: Path, tmp_path: Path) -> None:
+    rows = (
+        TableRow(str(sounds / "b" / f"{i}.wav"), "ab"[i % 2], ["train", "test"][i // 3], str(i // 2), f"speaker {i}")
+        for i in range(6)
+    )
+    made = make(sounds, rows=rows, facts={"task": "letters", "classes": ["b", "a"], "mean": "not mine"})
+    assert made.header["task"] == "letters"
+    assert made.header["classes"] == ["b", "a"]
+    assert isinstance(made.header["mean"], float)
+    again = Catalogue.read(tmp_path / "c.jsonl")
+    assert list(again.labels) == ["a", "b"] * 3
+    assert list(again.splits) == ["train"] * 3 + ["test"] * 3
+    assert list(again.folds) == ["0", "0", "1", "1", "2", "2"]
+    assert list(again.groups) == [f"speaker {i}" for i in range(6)]
+    assert "shortened" not in again.header
+
+
+def test_rows_that_cannot_be(sounds: Path) -> None:
+    row = TableRow(str(sounds / "z.ogg"))
+    with pytest.raises(CatalogueError, match=r"1 clips are listed twice: z\.ogg"):
+        make(sounds, rows=[row, TableRow(str(sounds / "b" / "0.wav")), row])
+    with pytest.raises(CatalogueError, match="no clips were named"):
+        make(sounds, rows=[])
+    gone = [TableRow(str(sounds / f"{i}.wav")) for i in range(3)]
+    with pytest.raises(CatalogueError, match=r"3 of the 4 .* 3 missing\n    missing: 0\.wav does not exist"):
+        make(sounds, rows=[row, *gone])
+    with pytest.raises(CatalogueError, match="labels='folder' for rows"):
+        make(sounds, rows=[row], labels="folder")
+
+
+def test_labels_from_the_folders_of_the_first_level(tmp_path: Path) -> None:
+    for name in ("dog/1.wav", "dog/deep/2.wav", "cat/3.wav"):
+        noise(tmp_path / "in" / name)
+    assert list(make(tmp_path / "in", labels="folder").labels) == ["cat", "dog", "dog"]
+    for labels in ("auto", "none"):
+        assert list(make(tmp_path / "in", labels=labels).labels) == [None] * 3
+    noise(tmp_path / "in" / "loose.wav")
+    with pytest.raises(CatalogueError, match=r"1 of 4 recordings lie directly in .*: loose\.wav"):
+        make(tmp_path / "in", labels="folder")
+    (tmp_path / "in" / "loose.wav").unlink()
+    noise(tmp_path / "in" / "a;b" / "4.wav")
+    with pytest.raises(CatalogueError, match=r"sub-folder 'a;b' .* cannot name a label"):
+        make(tmp_path / "in", labels="folder")
 
 
 # stopping and going on

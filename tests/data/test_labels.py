@@ -1,0 +1,306 @@
+"""Labels, sides and small training sets: against loops, and what cannot be is named."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asit.data.catalogue import Catalogue, Clip
+from asit.data.labels import Labels, balanced_weights, inverse_weights, list_hash, read_labels
+from asit.data.sides import Sides, check_sides, few, folds, split_sides
+from asit.errors import CatalogueError
+
+NAMES = ["ant", "bee", "cat", "dog"]
+TEXTS = st.lists(st.lists(st.sampled_from(NAMES), min_size=1, max_size=4).map(";".join), min_size=2, max_size=20)
+
+
+def listed(labels: Sequence[str | None], header: dict[str, Any] | None = None, **more: Sequence[Any]) -> Catalogue:
+    """A catalogue of clips 0.wav, 1.wav ... with these labels, and other columns."""
+    clips = [
+        Clip(f"/d/{i}.wav", 1.0, 8000, 1, label, **{name: column[i] for name, column in more.items()})
+        for i, label in enumerate(labels)
+    ]
+    return Catalogue.from_clips(clips, root="/d", header=header)
+
+
+def told(call: Callable[[], Any]) -> str:
+    with pytest.raises(CatalogueError) as error:
+        call()
+    return str(error.value)
+
+
+# labels
+
+
+def test_single_labels() -> None:
+    made = read_labels(listed(["dog", "cat", " dog ", "ant"]))
+    assert (made.names, made.multi, len(made)) == (("ant", "cat", "dog"), False, 4)
+    assert made.single.tolist() == [2, 1, 2, 0]
+    assert made.counts().tolist() == [1, 1, 2]
+    assert made.counts([0, 2]).tolist() == [0, 0, 2]
+    assert made.matrix([3, 0]).tolist() == [[1, 0, 0], [0, 0, 1]]
+    assert made.take([3, 0]).single.tolist() == [0, 2]
+
+
+def test_several_and_soft_labels() -> None:
+    made = read_labels(listed(["dog;cat", "ant:0.25;dog", "cat;;cat; ", "dog:0", "Clock: 12 h:1e-3"]))
+    assert made.multi
+    assert made.names == ("Clock: 12 h", "ant", "cat", "dog")
+    expected = [[0, 0, 1, 1], [0, 0.25, 0, 1], [0, 0, 1, 0], [0, 0, 0, 0], [1e-3, 0, 0, 0]]
+    np.testing.assert_allclose(made.matrix(np.arange(5)), expected, rtol=1e-6)
+    assert made.known.all()
+    assert made.indptr.tolist() == [0, 2, 4, 5, 5, 6]
+    assert read_labels(listed(["dog", "cat"]), "multi").multi
+
+
+@settings(max_examples=60, deadline=None)
+@given(TEXTS)
+def test_labels_against_a_loop(texts: list[str]) -> None:
+    made = read_labels(listed(texts), classes=NAMES)
+    for row, text in enumerate(texts):
+        assert made.matrix([row])[0].tolist() == [float(name in text.split(";")) for name in NAMES]
+    assert made.multi == any(len({*text.split(";")}) > 1 for text in texts)
+    assert made.counts().tolist() == [sum(name in text.split(";") for text in texts) for name in NAMES]
+
+
+def test_the_order_of_classes() -> None:
+    texts = ["b", "a", "c"]
+    assert read_labels(listed(texts)).names == ("a", "b", "c")
+    assert read_labels(listed(texts, {"classes": ["c", "b", "a", "x"]})).names == ("c", "b", "a", "x")
+    made = read_labels(listed(texts, {"classes": ["c", "b", "a", "x"]}), classes=("b", "c", "a"))
+    assert made.names == ("b", "c", "a")
+    assert made.single.tolist() == [0, 2, 1]
+
+
+def test_texts_that_no_clip_has_any_more_say_nothing() -> None:
+    whole = listed(["a", "b", "c;d", "x:7"])
+    assert read_labels(whole.subset([0, 1])).names == ("a", "b")
+    assert not read_labels(whole.subset([0, 1])).multi
+
+
+def test_clips_without_a_label() -> None:
+    some = listed(["a", None, "b", ";", "a"])
+    text = told(lambda: read_labels(some))
+    assert "2 of 5 clips have no label: 1.wav, 3.wav" in text
+    made = read_labels(some, missing="skip")
+    assert made.known.tolist() == [True, False, True, False, True]
+    assert made.single.tolist() == [0, -1, 1, -1, 0]
+    assert "none of the 2 clips has a label" in told(lambda: read_labels(listed([None, None]), missing="skip"))
+    sides = split_sides(some, labels=made)
+    assert sides.train.tolist() == [0, 2, 4]
+    assert sides.notes == ["2 clips without a label are left out"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "how", "message"),
+    [
+        (["a", "a"], {}, "one and the same label: a"),
+        (["a", "b:1.5", "b:-1", "b:0,5", "b:50%"], {}, "4 labels end in a colon .* 'b:1.5', 'b:-1', 'b:0,5', 'b:50%'"),
+        (["a", ":0.5"], {}, "1 labels end in a colon"),
+        (["a", "b:0.5;b"], {}, "come twice with two weights: 'b:0.5;b'"),
+        (["a", "b;c", "a:0.5"], {"kind": "single"}, "2 of 3 clips have several labels, or soft ones: 1.wav, 2.wav"),
+        (
+            ["dog", "cta", "cta"],
+            {"classes": ["cat", "dog"]},
+            r"1 labels, on 2 clips, .* 'cta' \(did you mean 'cat'\?\)",
+        ),
+        (["a", "b"], {"classes": ["a", "b", "a"]}, "listed twice: a"),
+    ],
+)
+def test_labels_that_cannot_be(texts: list[str], how: dict[str, Any], message: str) -> None:
+    with pytest.raises(CatalogueError, match=message):
+        read_labels(listed(texts), **how)
+
+
+# weights and ids
+
+
+@settings(max_examples=40, deadline=None)
+@given(TEXTS, st.randoms(use_true_random=False))
+def test_balanced_weights_against_a_loop(texts: list[str], draw: Any) -> None:
+    rows = sorted(draw.sample(range(len(texts)), max(1, len(texts) // 2)))
+    count = Counter(name for row in rows for name in {*texts[row].split(";")})
+    expected = [sum(1000 / (count[name] + 0.01) for name in {*texts[row].split(";")}) for row in rows]
+    made = balanced_weights(read_labels(listed(texts), "multi", classes=NAMES), rows)
+    np.testing.assert_allclose(made, expected, rtol=1e-12)
+
+
+def test_inverse_weights_draw_every_class_as_often() -> None:
+    made = inverse_weights(read_labels(listed(["a", "a", "b", "c", "c", "c"])), [0, 2, 3, 4, 5])
+    np.testing.assert_allclose(made, [1, 1, 1 / 3, 1 / 3, 1 / 3], rtol=1e-15)
+
+
+def test_a_list_has_the_hash_of_its_lines() -> None:
+    assert list_hash(["a/1.wav", "b.wav@3"]) == hashlib.sha256(b"a/1.wav\nb.wav@3\n").hexdigest()[:16]
+    assert list_hash(["b.wav@3", "a/1.wav"]) != list_hash(["a/1.wav", "b.wav@3"])
+
+
+# sides
+
+
+def places(sides: Sides) -> list[list[int]]:
+    return [rows.tolist() for _, rows in sides.items()]
+
+
+def test_splits_by_any_of_their_names() -> None:
+    names = [("train", "val", "eval"), ("Training", "dev", "Testing "), ("train", "valid", "evaluation")]
+    for train, validation, test in names:
+        made = listed(list("ababab"), split=[train, train, validation, test, train, test])
+        assert places(split_sides(made)) == [[0, 1, 4], [2], [3, 5]]
+    audioset = listed(list("ababab"), split=["balanced", "unbalanced", "test", "balanced", None, "strange"])
+    sides = split_sides(audioset)
+    assert places(sides) == [[0, 1, 3], [], [2]]
+    assert sides.notes == ["1 clips of split strange are on no side", "1 clips without a split are on no side"]
+    sides = split_sides(audioset, train=["balanced"], validation=["strange"], test=["eval"])
+    assert places(sides) == [[0, 3], [5], [2]]
+    assert sides.notes[0] == "1 clips of split unbalanced are on no side"
+    assert places(split_sides(listed(list("abab")))) == [[0, 1, 2, 3], [], []]
+
+
+def test_splits_that_cannot_be() -> None:
+    made = listed(list("abab"), split=["train", "train", "holdout", "test"])
+    text = told(lambda: split_sides(made, validation=["holdot"]))
+    assert "no split holdot; did you mean holdout?" in text
+    assert "train (2 clips), holdout (1 clips), test (1 clips)" in text
+    assert "named for train and for test" in told(lambda: split_sides(made, test=["training"]))
+    assert "no split is one of train, balanced" in told(lambda: split_sides(made.subset([2, 3])))
+    assert "the catalogue has no splits" in told(lambda: split_sides(listed(list("ab")), test=["holdout"]))
+    some = listed([None, None, "a", "b"], split=["train", "train", "test", "test"])
+    assert "train on has a label" in told(lambda: split_sides(some, labels=read_labels(some, missing="skip")))
+
+
+def test_folds() -> None:
+    made = listed(list("ab") * 6, fold=[str(i % 11) for i in range(12)])
+    assert folds(made) == [str(i) for i in range(11)]
+    sides = split_sides(made, fold="0")
+    assert places(sides) == [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10], [], [0, 11]]
+    assert "there is no fold 12" in told(lambda: split_sides(made, fold="12"))
+    assert "no folds" in told(lambda: folds(listed(list("ab"))))
+    assert "but one fold" in told(lambda: folds(listed(list("ab"), fold=["1", "1"])))
+    text = told(lambda: folds(listed(list("abc"), fold=["1", "2", "4"])))
+    assert "folds without a clip: 3" in text
+    assert "there are 1 (1 clips), 2 (1 clips), 4 (1 clips)" in text
+    lost = listed(list("abc"), fold=["x", "y", "z"]).subset([0, 2])
+    assert "folds without a clip: y" in told(lambda: split_sides(lost, fold="x"))
+    partly = listed(list("abc"), fold=["1", "2", None])
+    assert split_sides(partly, fold="1").notes == ["1 clips without a fold are left out"]
+
+
+def test_a_share_is_held_out_by_class() -> None:
+    texts = ["a"] * 100 + ["b"] * 50 + ["c"] * 10 + ["d"]
+    made = listed(texts)
+    sides = split_sides(made, share=0.2, seed=3)
+    held = Counter(texts[row] for row in sides.validation.tolist())
+    assert abs(held["a"] - 20) <= 1
+    assert abs(held["b"] - 10) <= 1
+    assert abs(held["c"] - 2) <= 1
+    assert held["d"] == 0
+    assert sorted([*sides.train, *sides.validation]) == [*range(161)]
+    assert places(split_sides(made, share=0.2, seed=3)) == places(sides)
+    assert places(split_sides(made, share=0.2, seed=4)) != places(sides)
+    given = listed(texts, split=["train"] * 100 + ["val"] * 61)
+    assert len(split_sides(given, share=0.2).validation) == 61
+
+
+def test_a_held_out_share_keeps_groups_whole() -> None:
+    rng = np.random.default_rng(0)
+    groups = [f"g{i}" if i else None for i in rng.integers(0, 40, 800)]
+    made = listed([NAMES[i] for i in rng.integers(0, 4, 800)], group=groups)
+    labels = read_labels(made)
+    sides = split_sides(made, share=0.25, labels=labels)
+    assert 0.2 < len(sides.validation) / 800 < 0.3
+    assert check_sides(labels, sides, made.groups) == []
+    # A class that one group alone has stays in training.
+    one = listed(["a"] * 9 + ["b"] * 3, group=[*"111222333", "4", "4", "4"])
+    for seed in range(8):
+        assert {9, 10, 11} <= {*split_sides(one, share=0.3, seed=seed).train.tolist()}
+    # Groups too large for the share: the smallest, and a note.
+    few_groups = listed(["a", "b"] * 20, group=["x"] * 16 + ["y"] * 24)
+    sides = split_sides(few_groups, share=0.1)
+    assert sides.validation.tolist() == [*range(16)]
+    assert sides.notes == ["40% of the training clips are held out, not 10%: groups stay whole"]
+    text = told(lambda: split_sides(listed(["a", "b"] * 4, group=["x"] * 8), share=0.1))
+    assert "8 training clips in 1 groups cannot be held out" in text
+    assert "share of 1.5" in told(lambda: split_sides(few_groups, share=1.5))
+
+
+def test_sides_that_leak_or_cannot_be_learned_from() -> None:
+    split = ["train", "train", "val", "test", "test"]
+    made = listed(["a", "b", "c", "a", "d"], split=split)
+    assert "1 of 4 classes are in validation and not in train: c (1 clips)" in told(
+        lambda: check_sides(read_labels(made), split_sides(made), None)
+    )
+    made = listed(list("abaaa"), split=split, group=["1", "2", None, "1", None])
+    labels, sides = read_labels(made), split_sides(made)
+    for groups in (made.groups, made.column("group")):
+        text = told(lambda groups=groups: check_sides(labels, sides, groups))  # type: ignore[misc]
+        assert "1 groups are in train and in test: 1 (1 and 1 clips)" in text
+    assert check_sides(labels, sides, made.groups, allow_shared_groups=True) == ["1 of 2 classes have no test clips: b"]
+
+
+# few
+
+
+def classes_in(labels: Labels, rows: Sequence[int] | np.ndarray[Any, Any]) -> set[int]:
+    return {int(i) for i in labels.take(np.asarray(rows, np.int64)).indices}
+
+
+def test_few_of_single_labels_is_stratified_and_nested() -> None:
+    rng = np.random.default_rng(1)
+    texts = [NAMES[i] for i in rng.choice(4, 1000, p=[0.6, 0.3, 0.097, 0.003])]
+    labels, rows = read_labels(listed(texts)), np.arange(0, 1000, 2)
+    counts = labels.counts(rows)
+    before: set[int] = set()
+    for share in (0.001, 0.01, 0.1, 0.5, 1.0):
+        chosen = few(labels, rows, share=share, seed=5)
+        assert labels.counts(chosen).tolist() == [max(1, round(share * count)) for count in counts.tolist()]
+        assert before <= {*chosen.tolist()} <= {*rows.tolist()}
+        assert (np.diff(chosen) > 0).all()
+        before = {*chosen.tolist()}
+    before = set()
+    for k in (1, 2, 16, 1000):
+        chosen = few(labels, rows, per_class=k, seed=5)
+        assert labels.counts(chosen).tolist() == [min(k, count) for count in counts.tolist()]
+        assert before <= {*chosen.tolist()}
+        before = {*chosen.tolist()}
+    assert few(labels, rows, share=0.1, seed=5).tolist() != few(labels, rows, share=0.1, seed=6).tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=3), min_size=3, max_size=60), st.integers(0, 9))
+def test_few_of_several_labels_keeps_every_class_and_is_nested(drawn: list[list[str]], seed: int) -> None:
+    texts = [";".join(names) or "a:0" for names in drawn]
+    labels = read_labels(listed(texts), "multi", classes=[*"abcdefgh"])
+    rows = np.arange(len(drawn))
+    chosen = [{*few(labels, rows, share=share, seed=seed).tolist()} for share in (0.01, 0.1, 0.4, 1.0)]
+    assert chosen[0] <= chosen[1] <= chosen[2] <= chosen[3]
+    assert classes_in(labels, [*chosen[0]]) == classes_in(labels, rows)
+    assert len(chosen[0]) <= 8 + 1
+    counts = labels.counts()
+    before: set[int] = set()
+    for k in (1, 2, 3, 60):
+        now = few(labels, rows, per_class=k, seed=seed)
+        assert (labels.counts(now) >= np.minimum(k, counts)).all()
+        assert before <= {*now.tolist()}
+        before = {*now.tolist()}
+
+
+def test_few_of_what_cannot_be() -> None:
+    labels = read_labels(listed(list("ab")))
+    for how in ({}, {"share": 0.5, "per_class": 1}, {"share": 0.0}, {"share": 1.5}, {"per_class": 0}):
+        assert "share=" in told(lambda how=how: few(labels, [0, 1], seed=0, **how))  # type: ignore[misc]
+
+
+@pytest.mark.usefixtures("no_global_draws")
+def test_draws_hang_on_the_seed_alone() -> None:
+    made = listed(list("abab") * 10)
+    labels = read_labels(made)
+    split_sides(made, share=0.2, labels=labels)
+    few(labels, np.arange(40), share=0.2, seed=0)
