@@ -1,0 +1,142 @@
+"""Ranking metrics and their bootstrap draws against scikit-learn and by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import norm
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from asit.errors import AsitError
+from asit.transfer.ranking import average_precision, d_prime, positives, ranking_draws, roc_auc, score_table
+from asit.transfer.resampling import Units, interval
+
+
+def _several(clips: int, classes: int, seed: int = 0, *, ties: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """Scores with many ties, and targets with an empty class (the last), a full one and one of a single clip."""
+    rng = np.random.default_rng([seed, clips, classes])
+    targets = rng.random((clips, classes)) < np.geomspace(0.02, 0.4, classes)
+    targets[:, -1], targets[:, -2], targets[:, 0] = False, True, np.arange(clips) == 3
+    scores = rng.normal(size=targets.shape) + targets
+    return (np.round(scores, 1) if ties else scores).astype(np.float32), targets
+
+
+@pytest.mark.parametrize("ties", [True, False])
+def test_average_precision_and_auc_are_scikit_learns(ties: bool) -> None:
+    scores, targets = _several(400, 70, ties=ties)  # more classes than a block of columns
+    ap, auc = average_precision(scores, targets), roc_auc(scores, targets)
+    assert np.isnan(ap[-1])
+    assert np.isnan(auc[[-1, -2]]).all()
+    for c in range(69):
+        assert ap[c] == pytest.approx(average_precision_score(targets[:, c], scores[:, c]), abs=1e-12)
+    for c in range(68):
+        assert auc[c] == pytest.approx(roc_auc_score(targets[:, c], scores[:, c]), abs=1e-12)
+    assert ap[-2] == 1.0
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_any_column_is_scikit_learns(data: st.DataObject) -> None:
+    values = data.draw(st.lists(st.sampled_from([-1e30, -2.0, -0.0, 0.0, 1e-30, 0.5, 0.5 + 1e-9, 3.0]), min_size=2))
+    labels = data.draw(st.lists(st.booleans(), min_size=len(values), max_size=len(values)))
+    scores, targets = np.array(values)[:, None], np.array(labels)[:, None]
+    ap, auc = average_precision(scores, targets)[0], roc_auc(scores, targets)[0]
+    if not any(labels):
+        assert math.isnan(ap)
+        assert math.isnan(auc)
+        return
+    assert ap == pytest.approx(average_precision_score(labels, values), abs=1e-12)
+    if all(labels):
+        assert math.isnan(auc)
+    else:
+        assert auc == pytest.approx(roc_auc_score(labels, values), abs=1e-12)
+
+
+def test_average_precision_and_auc_by_hand() -> None:
+    targets = np.array([[1, 0, 0], [0, 0, 1], [1, 0, 0], [0, 0, 0]])
+    scores = np.array([[0.9, 0.5, 0.1], [0.8, 0.5, 0.1], [0.7, 0.5, 0.1], [0.1, 0.5, 0.1]])
+    # Class 0: precision 1 at the first positive, 2/3 at the second. Class 2 is constant: one threshold, 1 of 4.
+    np.testing.assert_allclose(average_precision(scores, targets), [(1 + 2 / 3) / 2, np.nan, 0.25], rtol=1e-15)
+    np.testing.assert_allclose(roc_auc(scores, targets), [3 / 4, np.nan, 0.5], rtol=1e-15)
+
+
+def test_sparse_targets_are_dense_ones() -> None:
+    scores, targets = _several(100, 9)
+    indptr, indices = np.concatenate([[0], np.cumsum(targets.sum(1))]), np.nonzero(targets)[1]
+    expected = average_precision(scores, targets)
+    np.testing.assert_array_equal(average_precision(scores, (indptr, indices)), expected)
+    np.testing.assert_array_equal(average_precision(scores, (indptr, indices, np.ones(len(indices)))), expected)
+    np.testing.assert_array_equal(average_precision(scores, targets.astype(np.float32)), expected)
+    # A label of weight 0 is none; one given twice is one.
+    twice = (np.array([0, 3, 4]), np.array([1, 0, 1, 0]), np.array([1.0, 0.0, 1.0, 1.0]))
+    pointer, rows = positives(twice, 2, 2)
+    assert (pointer.tolist(), rows.tolist()) == ([0, 1, 2], [1, 0])
+
+
+def test_half_precision_and_whole_numbers_are_taken() -> None:
+    scores, targets = _several(60, 5)
+    whole = np.round(scores * 10).astype(np.int64)
+    expected = average_precision(whole.astype(np.float64), targets)
+    np.testing.assert_array_equal(average_precision(whole, targets), expected)
+    np.testing.assert_array_equal(average_precision(whole.astype(np.float16), targets), expected)
+
+
+def test_d_prime() -> None:
+    for auc in (0.5, 0.6, 0.975, 1e-4):
+        assert d_prime(auc) == pytest.approx(math.sqrt(2) * norm.ppf(auc), abs=1e-12)
+    assert (d_prime(1.0), d_prime(0.0)) == (math.inf, -math.inf)
+    assert math.isnan(d_prime(math.nan))
+
+
+@pytest.mark.parametrize("groups", [False, True])
+def test_a_draw_is_the_metric_of_the_clips_drawn(groups: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weighted sums against scikit-learn on the drawn clips themselves, each repeated as often as it was drawn."""
+    monkeypatch.setattr("asit.transfer.ranking.WEIGHT_BLOCK", 80 * 17)  # 17 draws a block: a last one that is not full
+    scores, targets = _several(80, 8)
+    units = Units.of(80, np.arange(80) // 4 if groups else None)
+    ap, auc = ranking_draws(score_table(scores), *positives(targets, 80, 8), units, 40, 3)
+    assert ap.shape == auc.shape == (40,)
+    for draw, times in enumerate(units.draws(40, 3)):
+        assert not groups or (times.reshape(-1, 4) == times[::4, None]).all()
+        rows = np.repeat(np.arange(80), times)
+        some = [c for c in range(8) if targets[rows, c].any()]
+        both = [c for c in some if not targets[rows, c].all()]
+        expected = np.mean([average_precision_score(targets[rows, c], scores[rows, c]) for c in some])
+        assert ap[draw] == pytest.approx(expected, abs=1e-6)
+        expected = np.mean([roc_auc_score(targets[rows, c], scores[rows, c]) for c in both])
+        assert auc[draw] == pytest.approx(expected, abs=1e-6)
+
+
+def test_draws_lie_above_average_precision_and_are_centred() -> None:
+    rng = np.random.default_rng(0)
+    targets = rng.random((1000, 100)) < 0.02
+    scores = rng.normal(size=targets.shape) + targets
+    value = float(np.nanmean(average_precision(scores, targets)))
+    drawn, _ = ranking_draws(score_table(scores), *positives(targets, 1000, 100), Units.of(1000), 100, 0)
+    plain = interval(drawn, units=1000)
+    centred = interval(drawn, units=1000, centre=value)
+    assert plain is not None
+    assert centred is not None
+    assert plain[0] > value  # why it is centred
+    assert centred[0] < value < centred[1]
+    assert centred[1] - centred[0] == pytest.approx(plain[1] - plain[0])
+
+
+def test_soft_and_odd_targets_are_refused() -> None:
+    scores = np.zeros((3, 2))
+    with pytest.raises(AsitError, match=r"2 of 6 target weights are neither 0 nor 1, the first is 0\.7 of clip 1"):
+        average_precision(scores, np.array([[0, 1], [0.7, 0], [1, 0.2]]))
+    with pytest.raises(AsitError, match="1 of 2 target weights are neither 0 nor 1, the first is nan of clip 2"):
+        average_precision(scores, (np.array([0, 1, 1, 2]), np.array([0, 1]), np.array([1.0, np.nan])))
+    with pytest.raises(AsitError, match="1 labels are no class, the first is 2 of clip 1"):
+        average_precision(scores, (np.array([0, 1, 2, 2]), np.array([0, 2])))
+    with pytest.raises(AsitError, match="CSR targets with 2 clips and 2 labels"):
+        average_precision(scores, (np.array([0, 1, 2]), np.array([0, 1])))
+    with pytest.raises(AsitError, match="CSR targets with 3 clips"):
+        average_precision(scores, (np.array([0, 2, 1, 2]), np.array([0, 1])))
+    with pytest.raises(AsitError, match="targets of shape \\(3, 3\\)"):
+        average_precision(scores, np.zeros((3, 3), bool))
