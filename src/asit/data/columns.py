@@ -149,7 +149,7 @@ class Rows:
 
     def extend(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add rows, or raise one of DAMAGE and add none."""
-        count = len(rows)
+        count, named = len(rows), set().union(*rows)
         paths = Texts.pack(encode(row["path"]) for row in rows)
         numbers: dict[str, npt.NDArray[Any]] = {
             name: np.array([row[name] for row in rows], kind) for name, kind in _NUMBERS.items()
@@ -158,21 +158,23 @@ class Rows:
             raise ValueError("seconds, rate and channels must be above 0")
         # Views of one zero cost no memory where there is nothing to hold.
         numbers["start"] = np.broadcast_to(np.float32(0), count)
-        if any(starts := [row.get("start") or 0.0 for row in rows]):
+        if "start" in named and any(starts := [row.get("start") or 0.0 for row in rows]):
             numbers["start"] = np.array(starts, np.float32)
             if not (np.isfinite(numbers["start"]).all() and (numbers["start"] >= 0).all()):
                 raise ValueError("start must be 0 or above")
         numbers["sha256"] = np.broadcast_to(np.uint8(0), (count, 32))
-        if any(hexes := [row.get("sha256") for row in rows]):
-            numbers["sha256"] = np.array([[*bytes.fromhex(text or "00" * 32)] for text in hexes], np.uint8).reshape(
-                count, 32
-            )
-        columns = {name: [row.get(name) for row in rows] for name in WORDS}
-        for name, texts in columns.items():
+        hexes = [row.get("sha256") for row in rows] if "sha256" in named else []
+        if any(hexes):
+            sums = [[*bytes.fromhex(text or "00" * 32)] for text in hexes]
+            numbers["sha256"] = np.array(sums, np.uint8).reshape(count, 32)
+        codes = {name: np.broadcast_to(np.int32(-1), count) for name in WORDS}
+        for name in named.intersection(WORDS):
+            texts = [row.get(name) for row in rows]
             if not all(text is None or isinstance(text, str) for text in texts):
                 raise ValueError(f"{name} must be text")
-        for name, texts in columns.items():
-            self.codes[name].append(np.fromiter(map(self.coders[name], texts), np.int32, count))
+            codes[name] = np.fromiter(map(self.coders[name], texts), np.int32, count)
+        for name, column in codes.items():
+            self.codes[name].append(column)
         self.paths.append(paths)
         for name, values in numbers.items():
             self.numbers[name].append(values)
