@@ -1,10 +1,11 @@
 """The verbs: their options, and what they print. Torch is imported only by the verb that needs it."""
 
 from asit.commands.data import catalogue
+from asit.commands.download import download
 from asit.commands.pages import report
 from asit.commands.scoring import probe
 from asit.commands.training import pretrain
 from asit.commands.trying import demo, settings
 from asit.commands.using import embed
 
-__all__ = ["catalogue", "demo", "embed", "pretrain", "probe", "report", "settings"]
+__all__ = ["catalogue", "demo", "download", "embed", "pretrain", "probe", "report", "settings"]

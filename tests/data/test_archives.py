@@ -1,0 +1,219 @@
+"""Unpacking: what a data set needs comes out whole, and nothing that an archive may try gets out of the folder."""
+
+from __future__ import annotations
+
+import io
+import stat
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from asit.data.archives import ArchiveError, Limits, Unpacked, unpack
+
+NOISE = np.random.default_rng(0).integers(0, 256, 100_000, dtype=np.uint8).tobytes()  # does not pack
+ROOM = Limits(files=100, bytes=1_000_000)
+FILES = {"top/a.wav": b"one" * 100, "top/deep/b.wav": b"two", "top/empty.txt": b""}
+
+
+def tar(path: Path, members: list[tarfile.TarInfo | tuple[str, bytes]], mode: str = "w:gz") -> Path:
+    with tarfile.open(path, mode) as packed:  # type: ignore[call-overload]
+        for member in members:
+            if isinstance(member, tarfile.TarInfo):
+                packed.addfile(member, io.BytesIO(b"x" * member.size))
+            else:
+                info = tarfile.TarInfo(member[0])
+                info.size = len(member[1])
+                packed.addfile(info, io.BytesIO(member[1]))
+    return path
+
+
+def zipped(path: Path, members: list[zipfile.ZipInfo | tuple[str, bytes]]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for member in members:
+            if isinstance(member, zipfile.ZipInfo):
+                packed.writestr(member, b"target")
+            else:
+                packed.writestr(*member)
+    return path
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def special(name: str, kind: bytes, link: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, link
+    return info
+
+
+def zip_special(name: str, mode: int) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name)
+    info.external_attr = mode << 16
+    return info
+
+
+@pytest.fixture
+def into(tmp_path: Path) -> Path:
+    folder = tmp_path / "box" / "into"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def refused(archive: Path, into: Path, message: str, limits: Limits = ROOM) -> None:
+    """Unpacking fails with the message, and nothing lies outside the folder."""
+    box = into.parent
+    with pytest.raises(ArchiveError, match=message) as caught:
+        unpack(archive, into, limits)
+    assert str(archive) in str(caught.value)
+    assert [p.name for p in box.iterdir()] == ["into"]
+    assert not [p for p in into.rglob("*") if p.is_symlink()]
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+def test_tars_unpack(tmp_path: Path, into: Path, mode: str) -> None:
+    archive = tar(tmp_path / "a", [special("./", tarfile.DIRTYPE), *(("./" + n, b) for n, b in FILES.items())], mode)
+    told: list[int] = []
+    done = unpack(archive, into, ROOM, progress=lambda at, total: told.append(at))
+    assert done == Unpacked(3, 303)
+    assert tree(into) == FILES
+    assert told == [300, 303, 303, 303]
+
+
+def test_zips_unpack_without_their_top_folder(tmp_path: Path, into: Path) -> None:
+    archive = zipped(tmp_path / "a.zip", [("top/", b""), *FILES.items()])
+    told: list[int | None] = []
+    assert unpack(archive, into, ROOM, strip=1, progress=lambda at, total: told.append(total)) == Unpacked(3, 303)
+    assert tree(into) == {name.removeprefix("top/"): content for name, content in FILES.items()}
+    assert set(told) == {303}
+
+
+def test_permissions_of_the_archive_are_not_taken_over(tmp_path: Path, into: Path) -> None:
+    info = tarfile.TarInfo("a.sh")
+    info.size, info.mode = 3, 0o6777
+    unpack(tar(tmp_path / "a.tar", [info], "w"), into, ROOM)
+    unpack(zipped(tmp_path / "a.zip", [zip_special("b.sh", stat.S_IFREG | 0o6777)]), into, ROOM)
+    for name in ("a.sh", "b.sh"):
+        assert (into / name).stat().st_mode & (stat.S_ISUID | stat.S_ISGID | 0o111) == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["../out.wav", "/tmp/out.wav", "a/../../out.wav", "..\\out.wav", "C:/out.wav", "C:out"]
+)
+@pytest.mark.parametrize("make", [tar, zipped])
+def test_names_that_lead_out_are_refused(
+    tmp_path: Path, into: Path, make: Callable[[Path, list[tuple[str, bytes]]], Path], name: str
+) -> None:
+    refused(make(tmp_path / "a", [("good.wav", b"1"), (name, b"2")]), into, "leads out of the folder")
+
+
+@pytest.mark.parametrize(
+    ("kind", "link", "message"),
+    [
+        (tarfile.SYMTYPE, "/etc/passwd", "'evil' is a link to '/etc/passwd'"),
+        (tarfile.SYMTYPE, "good.wav", "'evil' is a link to 'good.wav'"),
+        (tarfile.LNKTYPE, "../../secret", "'evil' is a link to '../../secret'"),
+        (tarfile.CHRTYPE, "", "'evil' is a device or pipe"),
+        (tarfile.BLKTYPE, "", "'evil' is a device or pipe"),
+        (tarfile.FIFOTYPE, "", "'evil' is a device or pipe"),
+    ],
+)
+def test_tars_with_links_and_devices_are_refused(
+    tmp_path: Path, into: Path, kind: bytes, link: str, message: str
+) -> None:
+    refused(tar(tmp_path / "a.tgz", [("good.wav", b"1"), special("evil", kind, link)]), into, message)
+
+
+def test_a_folder_that_is_a_link_is_not_written_through(tmp_path: Path, into: Path) -> None:
+    members = [special("d", tarfile.SYMTYPE, "../.."), ("d/out.wav", b"1")]
+    refused(tar(tmp_path / "a.tgz", members), into, "'d' is a link")
+
+
+@pytest.mark.parametrize(("mode", "message"), [(stat.S_IFLNK, "is a link"), (stat.S_IFIFO, "is a device or pipe")])
+def test_zips_with_links_and_pipes_are_refused(tmp_path: Path, into: Path, mode: int, message: str) -> None:
+    refused(zipped(tmp_path / "a.zip", [zip_special("evil", mode | 0o777)]), into, "'evil' " + message)
+
+
+def test_encrypted_zips_are_refused(tmp_path: Path, into: Path) -> None:
+    archive = zipped(tmp_path / "a.zip", [("a.wav", b"1")])
+    content = bytearray(archive.read_bytes())
+    content[content.index(b"PK\x03\x04") + 6] |= 1
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    archive.write_bytes(content)
+    refused(archive, into, "'a.wav' is a encrypted file")
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        [("a.wav", b"1"), ("a.wav", b"2")],
+        [("a.wav", b"1"), ("./a.wav", b"2")],
+        [("a", b"1"), ("a/b.wav", b"2")],
+        [("a", b"1"), ("a/b/c.wav", b"2")],
+        [("a/b.wav", b"1"), ("a", b"2")],
+    ],
+)
+def test_a_name_that_stands_twice_is_refused(tmp_path: Path, into: Path, members: list[tuple[str, bytes]]) -> None:
+    refused(tar(tmp_path / "a.tgz", list(members)), into, "stands in it twice")
+
+
+def test_bombs_are_refused_before_they_burst(tmp_path: Path, into: Path) -> None:
+    bomb = zipped(tmp_path / "bomb.zip", [("a.wav", bytes(5_000_000))])
+    refused(bomb, into, r"declares 5,000,000 bytes\n.*at most 1,000,000 bytes", Limits(10, 1_000_000, ratio=1e9))
+    # Within the limit of bytes, but a thousand to one.
+    refused(bomb, into, "declares 5,000,000 bytes", Limits(10, 10**9))
+    assert not tree(into)
+    packed = tar(tmp_path / "bomb.tgz", [("a.wav", bytes(900_000)), ("b.wav", bytes(900_000))])
+    refused(packed, into, r"at b\.wav more has come out", Limits(files=10, bytes=1_000_000, ratio=1e9))
+    assert sum(map(len, tree(into).values())) <= 2_000_000
+    many = tar(tmp_path / "many.tgz", [(f"{i}.wav", b"") for i in range(11)])
+    with pytest.raises(ArchiveError, match="more than 10 files and folders"):
+        unpack(many, into, Limits(files=10, bytes=10))
+
+
+def test_a_zip_that_lies_about_its_sizes_gives_no_more_than_it_declares(tmp_path: Path, into: Path) -> None:
+    archive = zipped(tmp_path / "a.zip", [("a.wav", bytes(500_000))])
+    content = bytearray(archive.read_bytes())
+    for mark, at in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
+        place = content.index(mark) + at
+        content[place : place + 4] = (10).to_bytes(4, "little")
+    archive.write_bytes(content)
+    refused(archive, into, "damaged or not an archive")
+    assert sum(map(len, tree(into).values())) <= 10
+
+
+@pytest.mark.parametrize("keep", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz", "zip"])
+def test_truncated_archives_are_told(tmp_path: Path, into: Path, mode: str, keep: float) -> None:
+    members: list[tuple[str, bytes]] = [(f"{i}.wav", NOISE[i * 10_000 :][:10_000]) for i in range(9)]
+    archive = zipped(tmp_path / "a", list(members)) if mode == "zip" else tar(tmp_path / "a", list(members), mode)
+    content = archive.read_bytes()
+    archive.write_bytes(content[: int(len(content) * keep)])
+    refused(archive, into, "damaged or not an archive")
+
+
+@pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz", "zip"])
+def test_damaged_archives_are_told(tmp_path: Path, into: Path, mode: str) -> None:
+    members: list[tuple[str, bytes]] = [("a.wav", NOISE), ("b.wav", NOISE[:300])]
+    archive = zipped(tmp_path / "a", list(members)) if mode == "zip" else tar(tmp_path / "a", list(members), mode)
+    content = bytearray(archive.read_bytes())
+    for place in range(60, 100):
+        content[place] ^= 0x5A
+    archive.write_bytes(content)
+    refused(archive, into, "damaged or not an archive")
+
+
+def test_what_is_no_archive_is_told(tmp_path: Path, into: Path) -> None:
+    archive = tmp_path / "a.tar.gz"
+    for content in (b"", b"<html>please log in</html>", b"PK\x03\x04 and so on"):
+        archive.write_bytes(content)
+        refused(archive, into, "damaged or not an archive")
+
+
+def test_files_beside_the_top_folder_are_refused(tmp_path: Path, into: Path) -> None:
+    with pytest.raises(ArchiveError, match=r"readme\.txt lies beside the set's folder"):
+        unpack(zipped(tmp_path / "a.zip", [("readme.txt", b"1")]), into, ROOM, strip=1)
