@@ -1,0 +1,56 @@
+"""Readers of known data sets, each in the layout in which it is distributed: label, split, fold, group of each clip."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable
+from typing import Any
+
+from asit.data.corpora import audioset, esc50, speech_commands, voxceleb1
+from asit.data.corpora.corpus import Corpus
+from asit.errors import CatalogueError
+
+__all__ = ["NAMES", "Corpus", "check_name", "read"]
+
+_READERS: dict[str, Callable[..., Corpus]] = {
+    "audioset": audioset.read,
+    "esc50": esc50.read,
+    "speech-commands-v1": speech_commands.read_v1,
+    "speech-commands-v2": speech_commands.read_v2,
+    "voxceleb1": voxceleb1.read,
+}
+
+NAMES = tuple(_READERS)
+"""The data sets, as on the command line."""
+
+
+def check_name(name: str) -> None:
+    """Refuse what is none of :data:`NAMES`.
+
+    Raises:
+        CatalogueError: with the nearest name.
+    """
+    if name not in _READERS:
+        close = difflib.get_close_matches(name.lower().replace("_", "-"), NAMES, 1)
+        raise CatalogueError(
+            f"{name} is no data set that asit knows" + (f"; did you mean {close[0]}?" if close else ""),
+            "one of " + ", ".join(NAMES),
+            "give a folder or a table alone for any other set",
+        )
+
+
+def read(name: str, root: str | os.PathLike[str], *, incomplete: bool = False, **options: Any) -> Corpus:
+    """A known data set as it lies below root; files are listed, not opened.
+
+    Args:
+        name: one of :data:`NAMES`.
+        root: the folder it was unpacked into.
+        incomplete: go on where clips are missing; the counts stand in the notes.
+        options: the reader's own: `most_missing` of audioset, `test_root` and `seed` of speech-commands-v1.
+
+    Raises:
+        CatalogueError: an unknown name, another layout, a damaged list, or clips missing.
+    """
+    check_name(name)
+    return _READERS[name](root, incomplete=incomplete, **options)

@@ -1,0 +1,111 @@
+"""ESC-50: 2,000 recordings of five seconds, 50 classes, five official folds.
+
+Source of the counts: Piczak, "ESC: Dataset for Environmental Sound Classification", 2015, and its meta/esc50.csv.
+"""
+
+# ruff: noqa: PTH118, PTH122
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+
+from asit.data.corpora.corpus import Corpus, damaged, existing, names, read_csv, recordings, require_whole, settle, walk
+from asit.data.tables import TableRow
+from asit.errors import CatalogueError
+
+EXPECTED = {f"fold {fold}": 400 for fold in range(1, 6)}
+"""Clips of each fold."""
+
+CLASSES = 50
+"""Classes, with equally many clips in each fold."""
+
+SHARED = frozenset({"131943", "134049", "209698", "234879"})
+"""Source recordings that officially lie in two folds, each time under two classes: eleven clips.
+
+All other 1,520 lie in one fold. Counted in meta/esc50.csv, whose documentation says one fold for each.
+"""
+
+_COLUMNS = ("filename", "fold", "target", "category", "src_file")
+
+
+def read(
+    root: str | os.PathLike[str],
+    *,
+    incomplete: bool = False,
+    expected: Mapping[str, int] = EXPECTED,
+    classes: int = CLASSES,
+) -> Corpus:
+    """The clips that meta/esc50.csv lists, of those in audio/; label is the category, group the source recording.
+
+    The classes are in the order of `target`. A recording of :data:`SHARED` is a group for each of its classes, since
+    the official folds part it there.
+
+    Args:
+        root: the folder with audio/ and meta/, or the one that holds it.
+        incomplete: go on where clips are missing.
+        expected: clips of each fold, "fold 1" to "fold 5".
+        classes: how many there are.
+
+    Raises:
+        CatalogueError: no such layout, a damaged list, clips missing, or a source recording in two folds.
+    """
+    place = settle("esc50", existing(root), os.path.join("meta", "esc50.csv"), "audio")
+    table = os.path.join(place, "meta", "esc50.csv")
+    there, notes = recordings(f"audio/{name}" for name in walk(os.path.join(place, "audio")))
+    rows, missing = [], []
+    targets: dict[str, int] = {}
+    folds: defaultdict[str, set[str]] = defaultdict(set)
+    found: Counter[str] = Counter()
+    listed: set[str] = set()
+    for number, row in read_csv(table, _COLUMNS):
+        if not row["target"].isdigit() or f"fold {row['fold']}" not in expected:
+            raise damaged(table, number, f"target '{row['target']}', fold '{row['fold']}'")
+        if targets.setdefault(row["category"], int(row["target"])) != int(row["target"]):
+            raise damaged(table, number, f"{row['category']} has two targets")
+        name = f"audio/{row['filename']}"
+        if name in listed:
+            raise damaged(table, number, f"{row['filename']} is listed twice")
+        listed.add(name)
+        source = row["src_file"]
+        group = f"{source} {row['category']}" if source in SHARED else source
+        folds[group].add(row["fold"])
+        path = there.get(os.path.splitext(name)[0])
+        if path is None:
+            missing.append(name)
+            continue
+        found[f"fold {row['fold']}"] += 1
+        rows.append(TableRow(os.path.join(place, path), label=row["category"], fold=row["fold"], group=group))
+    _refuse_parted(table, folds)
+    order = tuple(sorted(targets, key=targets.__getitem__))
+    if [targets[name] for name in order] != [*range(classes)]:
+        raise CatalogueError(
+            f"{table} has {len(order)} classes, and none with target "
+            + names([str(target) for target in sorted(set(range(classes)) - {*targets.values()})]),
+            f"{classes} classes, with the targets 0 to {classes - 1}",
+            "download the list again",
+        )
+    notes += require_whole("esc50", place, expected, found, missing, incomplete=incomplete)
+    shared = sorted(SHARED & {source.split(" ")[0] for source in folds})
+    if shared:
+        notes += (
+            f"{len(shared)} source recordings lie in two folds under two classes, officially: {', '.join(shared)}; "
+            "each is a group for each class",
+        )
+
+    def iterate() -> Iterator[TableRow]:
+        return iter(rows)
+
+    return Corpus("esc50", place, iterate, order, expected, dict(found), len(missing), tuple(missing[:5]), notes)
+
+
+def _refuse_parted(table: str, folds: Mapping[str, set[str]]) -> None:
+    parted = sorted(group for group, its in folds.items() if len(its) > 1)
+    if parted:
+        told = [f"{group} (folds {', '.join(sorted(folds[group]))})" for group in parted]
+        raise CatalogueError(
+            f"{table}: {len(parted)} source recordings lie in more than one fold: {names(told)}",
+            "all clips of a source recording in one fold",
+            "download the list again",
+        )
