@@ -12,6 +12,7 @@ from asit import cli
 from asit.data import corpora
 from asit.data.catalogue import Catalogue
 from asit.data.corpora import audioset
+from asit.data.labels import read_labels
 from asit.errors import CatalogueError
 
 Lay = Callable[..., None]
@@ -271,4 +272,8 @@ def test_from_the_command_line(tmp_path: Path, lay: Lay, capsys: pytest.CaptureF
     assert made.splits[-1] == "test", "a silent clip of the test set is scored like any other"
     assert made.labels[0] == "Speech;Dog"
     assert len(made.header["classes"]) == 527
+    labels = read_labels(made)
+    assert labels.multi
+    assert labels.matrix([0])[0].nonzero()[0].tolist() == [0, 2]
+    assert labels.matrix([2])[0].nonzero()[0].tolist() == [1], "'Male speech, man speaking' is one name"
     assert made.header["corpus"]["found"] == {"balanced": 4, "unbalanced": 2, "test": 2}

@@ -11,7 +11,11 @@ from asit import cli
 from asit.data import corpora
 from asit.data.catalogue import Catalogue
 from asit.data.corpora import esc50
+from asit.data.labels import read_labels
+from asit.data.scan import build
+from asit.data.sides import check_sides, folds, split_sides
 from asit.errors import CatalogueError
+from asit.settings import FrontEndSettings
 
 HEADER = "filename,fold,target,category,esc10,src_file,take"
 SMALL = {f"fold {fold}": 2 for fold in range(1, 6)}
@@ -74,6 +78,25 @@ def test_a_copy_in_flac_is_the_same_clip(tmp_path: Path, lay: Lay) -> None:
     assert found.found == SMALL
     assert {Path(row.path).name for row in found.rows()} >= {"1-1000-A-0.flac", "1-1001-A-1.flac"}
     assert found.notes == ("1 files are a second copy of a clip and were left out: audio/1-1001-A-1.wav",)
+
+
+def test_the_folds_serve_cross_validation(tmp_path: Path, lay: Lay) -> None:
+    rows = [row.replace("2000,", "134049,").replace("3001,", "134049,") for row in lines()]
+    found = read(make(tmp_path / "esc", lay, rows=rows))
+    made = build(
+        found.root,
+        tmp_path / "c.jsonl",
+        front_end=FrontEndSettings(mels=32),
+        workers=1,
+        statistics_clips=0,
+        rows=found.rows(),
+        facts=found.header(),
+    )
+    assert folds(made) == ["1", "2", "3", "4", "5"]
+    for fold in folds(made):
+        sides = split_sides(made, fold=fold)
+        assert [len(rows) for _, rows in sides.items()] == [8, 0, 2]
+        check_sides(read_labels(made), sides, made.groups)
 
 
 def test_missing_clips_are_counted_and_named(tmp_path: Path, lay: Lay) -> None:

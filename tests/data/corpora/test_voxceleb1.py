@@ -12,6 +12,8 @@ from asit import cli
 from asit.data import corpora
 from asit.data.catalogue import Catalogue
 from asit.data.corpora import voxceleb1
+from asit.data.labels import read_labels
+from asit.data.sides import check_sides, split_sides
 from asit.errors import CatalogueError
 
 Lay = Callable[..., None]
@@ -125,4 +127,7 @@ def test_from_the_command_line(tmp_path: Path, lay: Lay, capsys: pytest.CaptureF
     made = Catalogue.read(out)
     assert made.header["shared_groups"] is True
     assert made.header["classes"] == ["id10001", "id10002", "id10003"]
+    sides = split_sides(made)
+    check_sides(read_labels(made), sides, made.groups, allow_shared_groups=made.header["shared_groups"])
+    assert [len(rows) for _, rows in sides.items()] == [3, 1, 2]
     assert list(made.splits) == ["test", "train", "train", "validation", "test", "train"]
