@@ -17,6 +17,7 @@ SUMMARIES = {
     "probe": "read labels off a frozen encoder, beside log-mel statistics and an untrained one",
     "embed": "print the clip vector of files as JSON lines",
     "report": "write one HTML page about a run",
+    "compare": "print one table of scored runs, with intervals and paired differences",
     "download": "fetch ESC-50, Speech Commands or the spoken digits; say where AudioSet and VoxCeleb1 come from",
     "settings": "list every setting of pretraining with its meaning, for a preset",
     "demo": "try it all on notes of real instruments (needs the extra asit-audio[demo])",

@@ -1,10 +1,11 @@
-"""The verb report."""
+"""The verbs report and compare."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -25,8 +26,41 @@ def report(prog: str, summary: str, given: list[str]) -> int:
     options = parse(ReportOptions, prog, summary, given)
     from asit.report import report as write
 
-    config = Path(options.run) / "config.yaml"
-    name = str(read_yaml(config).get("preset", "default")) if config.is_file() else "default"
-    base = recipes.pretrain_settings(name).model_dump(mode="json") if name in recipes.presets() else None
-    print(write(options.run, options.out, preset=base))
+    print(write(options.run, options.out, preset=_basis(Path(options.run) / "config.yaml")))
+    return 0
+
+
+def _basis(config: Path) -> Mapping[str, Any] | None:
+    """What a run's settings are compared with: its recipe's or preset's; None where there is none of that name."""
+    held = read_yaml(config) if config.is_file() else {}
+    if "task" in held:
+        task = str(held["task"])
+        return recipes.finetune_settings(task).model_dump(mode="json") if task in recipes.tasks() else None
+    name = str(held.get("preset", "default"))
+    return recipes.pretrain_settings(name).model_dump(mode="json") if name in recipes.presets() else None
+
+
+@dataclass
+class CompareOptions:
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Folders of fine-tuning runs and cross-validations, JSON files of asit evaluate; differences are to the first."""
+    out: str | None = None
+    """Also write the tables: a name that ends in .md, .csv or .json."""
+    split: str = "auto"
+    """Split whose scores are compared; auto: test, or all that a run has where it has no test."""
+    seed: int = 0
+    """Of the paired bootstrap."""
+
+
+def compare(prog: str, summary: str, given: list[str]) -> int:
+    options = parse(CompareOptions, prog, summary, given)
+    from asit.report import tables
+    from asit.report.compare import compare as side_by_side
+
+    if options.out:
+        tables.check_name(Path(options.out))
+    found = side_by_side(options.runs, split=options.split, seed=options.seed)
+    print(tables.markdown(found), end="")
+    if options.out:
+        tables.write(found, Path(options.out))
     return 0

@@ -36,6 +36,8 @@ class Chart:
         limit: a dashed line with its label, such as the largest possible entropy.
         percent: values are shares.
         marks: steps at which a vertical line is drawn (resumes).
+        axis: what the values are drawn over, where it is not steps.
+        lasts: whether the legend says each series' last value.
     """
 
     title: str
@@ -44,6 +46,8 @@ class Chart:
     limit: tuple[float, str] | None = None
     percent: bool = False
     marks: Sequence[float] = ()
+    axis: str = "step"
+    lasts: bool = True
 
     def html(self) -> str:
         """A <figure> with the title, the last value, the SVG with its text alternative, and a legend."""
@@ -74,17 +78,20 @@ class Chart:
             axis.margins(y=0.14)
         _plain(axis, self.percent)
         axis.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-        axis.set_xlabel("step", fontsize=8, color=_INK)
+        axis.set_xlabel(self.axis, fontsize=8, color=_INK)
         alternative = f"{self.title}. " + " ".join(
-            f"{name}: from {self._number(v0)} at step {s0:,.0f} to {self._number(v1)} at step {s1:,.0f}."
+            f"{name}: from {self._number(v0)} at {self.axis} {s0:,.0f} to {self._number(v1)} at {self.axis} {s1:,.0f}."
             for name, s0, v0, s1, v1 in summaries
         )
         last = self._number(summaries[-1][4]) if len(summaries) == 1 else ""
         return (
             f'<figure class="chart"><figcaption><b>{escape(self.title)}</b><span class="last">{escape(last)}</span>'
             f"<small>{escape(self.note)}</small></figcaption>{_inline(figure, alternative)}"
-            f"{_legend([(n, self._number(v)) for n, *_, v in summaries]) if len(summaries) > 1 else ''}</figure>"
+            f"{self._legend(summaries) if len(summaries) > 1 else ''}</figure>"
         )
+
+    def _legend(self, summaries: Sequence[tuple[str, float, float, float, float]]) -> str:
+        return _legend([(name, self._number(last) if self.lasts else "") for name, *_, last in summaries])
 
     def _number(self, value: float) -> str:
         return f"{value:.1%}" if self.percent else number(value)

@@ -50,14 +50,38 @@ overflow-wrap:anywhere}th{font-weight:600}thead th{color:var(--ink2)}
 tr.changed td:nth-child(2){background:var(--mark)}
 details{margin:.5rem 0}summary{cursor:pointer;font-weight:600}
 pre{overflow-x:auto;background:var(--card);border:1px solid var(--line);border-radius:8px;padding:.7rem;font-size:.8rem}
+.tall{max-height:32rem;overflow:auto;border:1px solid var(--line);border-radius:8px;padding:0 .7rem;
+background:var(--card)}
+.tall thead th{position:sticky;top:0;background:var(--card);z-index:1}
+.sort th button{all:unset;cursor:pointer;font-weight:600}.sort th button:focus-visible{outline:2px solid var(--c0)}
+.sort th[aria-sort=ascending] button::after{content:" \\2191"}
+.sort th[aria-sort=descending] button::after{content:" \\2193"}
+.sort td,.scores td{font-variant-numeric:tabular-nums}.sort th{white-space:nowrap}
+.sort td,.scores td,.sort th,.scores th{overflow-wrap:normal}.sort td[data-v]:not(:first-child){min-width:5rem}
+.scores td:first-child,.scores th:first-child{min-width:4rem}.scores td:nth-child(2){min-width:6.5rem}
+.scores small{white-space:nowrap}
+.sort td.bar{min-width:7rem}.bar i{display:block;height:.32rem;border-radius:2px;background:var(--c0);min-width:1px}
+.heat{overflow-x:auto;background:var(--card);border:1px solid var(--line);border-radius:8px;padding:.6rem}
+.heat svg{display:block;font-family:inherit}.heat text{fill:var(--ink2)}
+.heat .in{fill:var(--ink)}.heat .on{fill:var(--card)}
+.clips{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,270px),1fr));gap:.7rem}
+.clip{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:.5rem .7rem;font-size:.9rem;
+display:flex;flex-direction:column;gap:.25rem;overflow-wrap:anywhere}.clip audio,.clip .missing{margin-top:auto}
 .missing{color:var(--ink2);font-style:italic}footer{margin-top:2.5rem;color:var(--ink2);font-size:.85rem}
 @media (max-width:620px){.settings td:nth-child(4),.settings th:nth-child(4){display:none}}
 """
 
 SCRIPT = (
-    "document.addEventListener('play',e=>document.querySelectorAll('audio').forEach(a=>a!==e.target&&a.pause()),true)"
+    "document.addEventListener('play',e=>document.querySelectorAll('audio').forEach(a=>a!==e.target&&a.pause()),true);"
+    "document.addEventListener('click',e=>{const h=e.target.closest('.sort th');if(!h)return;"
+    "const t=h.closest('table'),up=h.getAttribute('aria-sort')!=='ascending',i=h.cellIndex,b=t.tBodies[0],"
+    "v=r=>r.cells[i].dataset.v??r.cells[i].textContent,c=(p,q)=>{const x=v(p),y=v(q);"
+    "if(x===''||y==='')return (x==='')-(y==='');"
+    "return (isNaN(x)||isNaN(y)?x.localeCompare(y):x-y)*(up?1:-1)};"
+    "t.querySelectorAll('th').forEach(o=>o.removeAttribute('aria-sort'));"
+    "h.setAttribute('aria-sort',up?'ascending':'descending');b.append(...[...b.rows].sort(c))})"
 )
-"""One player at a time."""
+"""One player at a time; a click on a column's title sorts its table, cells without a value last."""
 
 Section = tuple[str, str]
 

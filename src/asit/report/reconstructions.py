@@ -14,22 +14,19 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
-import soundfile
 from matplotlib.image import imsave
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from asit.report.charts import number
 from asit.report.run import Run
+from asit.report.sound import AUDIO_SECONDS, player
 from asit.settings import FrontEndSettings
 
 Floats = NDArray[np.float32]
 
 EXAMPLES = 3
 """Examples shown for each figure."""
-AUDIO_SECONDS = 10.0
-"""Longest sound put in the page."""
-_MP3_RATES = {8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000}
 _NOTES = {
     "clean": "what the teacher sees",
     "corrupted": "what the student sees",
@@ -90,7 +87,7 @@ def _example(arrays: Mapping[str, NDArray[Any]], index: int, settings: FrontEndS
             source = _picture(mask, 0, 1, "gray", "png")
         else:
             source = _picture(pictures[kind], low, high, "magma", "jpeg")
-        sound = _player(waves[kind], settings.rate, f"{kind}, {name}") if settings and kind in waves else ""
+        sound = player(waves[kind], settings.rate, f"{kind}, {name}") if settings and kind in waves else ""
         figures.append(
             f'<figure class="spectrogram"><img src="{source}" width="{mask.shape[0]}" height="128" loading="lazy" '
             f'alt="{escape(kind)} log-mel spectrogram of {escape(name)}"><figcaption><b>{kind}</b> '
@@ -127,15 +124,6 @@ def _waves(pictures: Mapping[str, Floats], settings: FrontEndSettings) -> dict[s
     }
     peak = max((float(np.abs(wave).max()) for wave in waves.values()), default=0.0)
     return {kind: wave * np.float32(0.8 / max(peak, 1e-4)) for kind, wave in waves.items()}
-
-
-def _player(wave: Floats, rate: int, label: str) -> str:
-    """MP3 where the rate has one, since every browser plays it; else FLAC."""
-    mp3 = rate in _MP3_RATES and "MP3" in soundfile.available_formats()
-    buffer = io.BytesIO()
-    soundfile.write(buffer, wave, rate, format="MP3" if mp3 else "FLAC", compression_level=0.9)
-    source = f"data:audio/{'mpeg' if mp3 else 'flac'};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    return f'<audio controls preload="metadata" aria-label="{escape(label)}" src="{source}"></audio>'
 
 
 def _front_end(run: Run) -> tuple[FrontEndSettings | None, str]:

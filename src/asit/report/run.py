@@ -6,13 +6,14 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from asit.errors import AsitError, ConfigError
 
 Line = dict[str, Any]
+Kind = Literal["pretraining", "fine-tuning", "cross-validation"]
 
 
 @dataclass
@@ -23,14 +24,17 @@ class Run:
         folder: the run's folder.
         config: the resolved settings, nested.
         environment: versions, device, precision and the like.
-        train, probes, events: lines of metrics.jsonl by kind, in order of steps; of steps that were taken twice (a
-            kill, then a resume from an earlier checkpoint) the later ones count.
+        train, probes, validation, events: lines of metrics.jsonl by kind, in order of steps; of steps that were taken
+            twice (a kill, then a resume from an earlier checkpoint) the later ones count. The scores at the end are not
+            among them: they are in the results.
         damaged: unreadable lines of metrics.jsonl, the last one aside: a run in progress may be writing it.
         catalogue: the header line of the catalogue.
         figures: step -> npz file.
         log: the last lines of log.txt.
         checkpoints: names in checkpoints/.
         model: whether model/card.json is there.
+        results: results.json, as fine-tuning and cross-validation write it at their end; empty before that.
+        folds: the runs of a cross-validation, in natural order of their folders' names; empty for a single run.
     """
 
     folder: Path
@@ -38,6 +42,7 @@ class Run:
     environment: Line = field(default_factory=dict)
     train: list[Line] = field(default_factory=list)
     probes: list[Line] = field(default_factory=list)
+    validation: list[Line] = field(default_factory=list)
     events: list[Line] = field(default_factory=list)
     damaged: int = 0
     catalogue: Line = field(default_factory=dict)
@@ -45,6 +50,8 @@ class Run:
     log: list[str] = field(default_factory=list)
     checkpoints: list[str] = field(default_factory=list)
     model: bool = False
+    results: Line = field(default_factory=dict)
+    folds: list[Path] = field(default_factory=list)
 
     @classmethod
     def read(cls, folder: Path) -> Run:
@@ -52,7 +59,7 @@ class Run:
 
         Raises:
             AsitError: no such folder, or one that holds neither config.yaml nor metrics.jsonl.
-            ConfigError: a config.yaml or environment.json that cannot be parsed.
+            ConfigError: a config.yaml, environment.json or results.json that cannot be parsed.
         """
         _check_is_run(folder)
         run = cls(folder, config=_mapping(folder / "config.yaml"), environment=_mapping(folder / "environment.json"))
@@ -68,7 +75,17 @@ class Run:
                 run.log = file.read().decode("utf-8", "replace").splitlines()[-40:]
         run.checkpoints = sorted(p.name for p in folder.glob("checkpoints/*") if not p.name.startswith("."))
         run.model = (folder / "model" / "card.json").is_file()
+        run.results = _mapping(folder / "results.json")
+        folds = [path for path in folder.glob("fold-*") if (path / "config.yaml").is_file()]
+        run.folds = sorted(folds, key=lambda path: _natural(path.name))
         return run
+
+    @property
+    def kind(self) -> Kind:
+        """What kind of run it is, by its settings and its folder."""
+        if "task" not in self.config:
+            return "pretraining"
+        return "cross-validation" if self.folds or "folds" in self.results else "fine-tuning"
 
     @property
     def step(self) -> int:
@@ -112,7 +129,14 @@ class Run:
     def _read_metrics(self, path: Path) -> None:
         if not path.is_file():
             return
-        kinds: dict[str, list[Line]] = {"train": self.train, "probe": self.probes, "event": self.events}
+        kinds: dict[str, list[Line]] = {
+            "train": self.train,
+            "probe": self.probes,
+            "validation": self.validation,
+            "test": [],
+            "final": [],
+            "event": self.events,
+        }
         with path.open("rb") as file:
             raw = file.read().split(b"\n")
         for number, text in enumerate(raw):
@@ -129,16 +153,16 @@ class Run:
 
 
 def _check_is_run(folder: Path) -> None:
-    expected = "a run's folder: config.yaml and metrics.jsonl, as `asit pretrain` writes them"
+    expected = "a run's folder: config.yaml and metrics.jsonl, as `asit pretrain` and `asit finetune` write them"
     if not folder.is_dir():
         kind = "a file" if folder.exists() else "not there"
-        raise AsitError(f"{folder} is {kind}", expected, "pass the folder that was given to `asit pretrain` as --out")
+        raise AsitError(f"{folder} is {kind}", expected, "pass the folder that was given to the run as --out")
     if (folder / "config.yaml").is_file() or (folder / "metrics.jsonl").is_file():
         return
     names = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())
     seen = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "nothing"
     runs = [p.parent for p in sorted(folder.glob("*/metrics.jsonl"))] or ([folder.parent] if _looks(folder) else [])
-    remedy = "pass the folder that was given to `asit pretrain` as --out"
+    remedy = "pass the folder that was given to the run as --out"
     if runs:
         remedy = "this looks like a run: " + ", ".join(map(str, runs[:3]))
     raise AsitError(f"{folder} is not a run: it holds {seen}", expected, remedy)
@@ -162,6 +186,11 @@ def _mapping(path: Path) -> Line:
             "restore it, or delete it and report again",
         ) from error
     return content if isinstance(content, dict) else {}
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """fold-2 before fold-10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _header(path: Path) -> Line:
