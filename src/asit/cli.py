@@ -14,6 +14,7 @@ from asit.errors import AsitError, ConfigError
 SUMMARIES = {
     "catalogue": "check a folder or table of recordings and measure its mean and std",
     "pretrain": "pretrain an encoder on recordings without labels",
+    "finetune": "train and score a classifier on labelled recordings, from a pretrained encoder or none",
     "probe": "read labels off a frozen encoder, beside log-mel statistics and an untrained one",
     "embed": "print the clip vector of files as JSON lines",
     "report": "write one HTML page about a run",

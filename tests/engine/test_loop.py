@@ -62,6 +62,9 @@ class Line:
     def rates(self, now: Now) -> Rates:
         return Rates(0.1 / (1 + now.step), 0.01 * now.step, {"other": now.epoch})
 
+    def lr_scale(self, name: str) -> float:
+        return 1.0
+
     def step(self, batch: Pair, now: Now, precision: Precision, world: World) -> StepOutput:
         self.calls.append(("step", now.step, now.measure, tuple(batch.ids)))
         if now.step in self.at:

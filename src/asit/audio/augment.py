@@ -9,13 +9,14 @@ the official code.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from asit.settings import ViewSettings
+from asit.settings import AugmentSettings, ViewSettings
 
 NEPERS_PER_DB = math.log(10.0) / 10.0
 """A gain of x dB adds x ln(10) / 10 to the natural logarithm of a power."""
@@ -36,7 +37,7 @@ class ViewDraw:
     mel_warp: float = 1.0
 
 
-def draw_view(rng: np.random.Generator, settings: ViewSettings) -> ViewDraw:
+def draw_view(rng: np.random.Generator, settings: ViewSettings | AugmentSettings) -> ViewDraw:
     """Draw the changes of one view; a setting of 0 gives exactly the neutral value.
 
     The generator advances by the same amount whatever the settings, so switching one change on or off leaves
@@ -123,3 +124,28 @@ def warp_mel(logmel: Tensor, factor: Tensor | float) -> Tensor:
     if isinstance(factor, Tensor):
         return torch.lerp(logmel.gather(-1, low.expand_as(logmel)), logmel.gather(-1, high.expand_as(logmel)), weight)
     return torch.lerp(logmel.index_select(-1, low), logmel.index_select(-1, high), weight)
+
+
+def draw_stripe(rng: np.random.Generator, size: int, largest: int) -> tuple[int, int]:
+    """(first, width) of a stripe on an axis of `size`: a width of U{0..largest}, anywhere (SpecAugment)."""
+    width = min(int(rng.integers(largest + 1)), size)
+    return int(rng.integers(size - width + 1)), width
+
+
+def wipe(logmel: Tensor, time: Iterable[tuple[int, int]], mel: Iterable[tuple[int, int]]) -> Tensor:
+    """A normalised (T, F) log-mel with stripes of (first, width) set to 0, the mean, in place."""
+    for first, width in time:
+        logmel[first : first + width] = 0.0
+    for first, width in mel:
+        logmel[:, first : first + width] = 0.0
+    return logmel
+
+
+def mix(wave: Tensor, other: Tensor, weight: float) -> Tensor:
+    """weight x wave + (1 - weight) x other, freed of their means: mixup (arXiv 1710.09412) as AST does it.
+
+    (S,) and (S',) give (max(S, S'),): after its end the shorter one is silent.
+    """
+    samples = max(len(wave), len(other))
+    first, second = (torch.nn.functional.pad(x - x.mean(), (0, samples - len(x))) for x in (wave, other))
+    return weight * first + (1.0 - weight) * second

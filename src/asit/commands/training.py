@@ -1,4 +1,4 @@
-"""The verb pretrain."""
+"""The verbs pretrain and finetune."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from asit import recipes
 from asit.commands.parse import early, parse
-from asit.settings import PretrainSettings
+from asit.settings import FinetuneSettings, PretrainSettings
 
 if TYPE_CHECKING:
     from asit.runs.dryrun import DryRun
@@ -44,18 +44,18 @@ def pretrain(prog: str, summary: str, given: list[str]) -> int:
 
     result = runs.pretrain(settings, resume=resume, overwrite=overwrite, stream=sys.stderr)
     if int(os.environ.get("RANK", "0")) != 0:
-        return _signal_status(result.stopped_by)
+        return signal_status(result.stopped_by)
     print(f"{result.step} of {result.total} steps, {result.clips_per_second:.1f} clips/s; the run is in {result.out}")
     if not result.finished:
         print(f"go on:  asit pretrain --out {shlex.quote(str(result.out))} --resume")
         if result.stopped_by:
-            return _signal_status(result.stopped_by)
+            return signal_status(result.stopped_by)
     print(f"page:   asit report {shlex.quote(str(result.out))}")
     print(f'python: import asit; model = asit.load("{result.model}"); model.embed("clip.wav").clip')
     return 0
 
 
-def _signal_status(name: str | None) -> int:
+def signal_status(name: str | None) -> int:
     return {None: 0, "SIGINT": 130, "SIGTERM": 143}[name]
 
 
@@ -76,3 +76,41 @@ def _tell(found: DryRun) -> None:
     print(f"a step: {found.seconds_per_step:.2f} s, {found.clips_per_second:.1f} clips/s ({how})")
     print(f"loading: {1 / found.seconds_per_clip:.0f} clips/s in one process, the first time (measured)")
     print(f"the whole run: {duration(found.total_seconds)} at that rate; nothing was written")
+
+
+class FinetuneOptions(FinetuneSettings):
+    """Every setting of the run, and how to run it."""
+
+    config: str | None = None
+    """YAML file of settings, such as another run's config.yaml; flags go over it."""
+    resume: bool = False
+    """Go on with the run in --out from its last checkpoint."""
+    overwrite: bool = False
+    """Delete the run in --out and start again."""
+
+
+def finetune(prog: str, summary: str, given: list[str]) -> int:
+    chosen_early = early(given, ("--task", "--config", "--out"))
+    chosen = (chosen_early.get("--out", ""), chosen_early.get("--task"), chosen_early.get("--config"))
+    base = recipes.finetune_settings_for(*chosen, {}, resume="--resume" in given)
+    options = parse(FinetuneOptions, prog, summary, given, default=FinetuneOptions(**base.model_dump()))
+    settings = FinetuneSettings(**options.model_dump(include=set(FinetuneSettings.model_fields)))
+    from asit.runs import folds, score
+    from asit.runs.finetune import FinetuneResult
+
+    result = folds.run(settings, resume=options.resume, overwrite=options.overwrite, stream=sys.stderr)
+    if int(os.environ.get("RANK", "0")) != 0:
+        return signal_status(result.stopped_by)
+    out = shlex.quote(str(result.out))
+    if not result.finished:
+        print(f"go on:  asit finetune --out {out} --resume")
+        return signal_status(result.stopped_by)
+    if isinstance(result, FinetuneResult):
+        for record in result.results:
+            print(score.sentence(record, every=False))
+        print(f"model:  {result.model}")
+    else:
+        for name, held in result.summary.items():
+            print(f"{name}: mean {held['mean']:.4f}, std {held['std']:.4f} over {len(held['values'])} folds")
+    print(f"page:   asit report {out}")
+    return 0

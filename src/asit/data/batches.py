@@ -7,8 +7,8 @@ row v * B + b is view v of clip b.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +18,9 @@ from torch import Tensor
 from asit.audio import augment
 from asit.audio.fbank import FrontEnd
 from asit.data.catalogue import Catalogue, Clip
-from asit.data.order import CORRUPTION, MATERIAL, Key, Samples
-from asit.data.waves import Waves
-from asit.errors import AudioError, CatalogueError, ConfigError
+from asit.data.order import CORRUPTION, Key, Portable, Samples
+from asit.data.waves import Waves, readable
+from asit.errors import ConfigError
 from asit.settings import FrontEndSettings, ViewSettings
 
 GLOBAL_VIEWS = 2
@@ -67,7 +67,7 @@ class Sample:
 
 
 @dataclass
-class Batch:
+class Batch(Portable):
     """One forward pass' worth of clips, with every draw that the step needs.
 
     Attributes:
@@ -91,19 +91,6 @@ class Batch:
     noise: Tensor
     ids: Sequence[str]
     failures: Sequence[str]
-
-    def to(self, device: torch.device) -> Batch:
-        """The batch on a device; the same object where it is there already."""
-        return self if device.type == "cpu" else self._mapped(lambda x: x.to(device, non_blocking=True))
-
-    def pin_memory(self) -> Batch:
-        """Called by the DataLoader where it pins."""
-        return self._mapped(Tensor.pin_memory)
-
-    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        held: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        held |= {name: change(value) for name, value in held.items() if isinstance(value, Tensor)}
-        return Batch(**held)
 
 
 class Clips(Samples[Sample]):
@@ -144,33 +131,15 @@ class Clips(Samples[Sample]):
         return len(self.catalogue) if self._ends is None else int(self._ends[-1])
 
     def __getitem__(self, key: Key) -> Sample:
-        epoch, index = key
-        failures: list[str] = []
-        for attempt in range(8):
-            rng = np.random.default_rng([self.seed, MATERIAL, epoch, index, attempt])
-            at = index if attempt == 0 else int(rng.integers(len(self)))
-            row, segment, of = self._locate(at)
-            clip = self.catalogue[row]
-            try:
-                clean, local = self._views(clip, segment, of, rng)
-            except AudioError as error:
-                failures.append(error.found)
-                continue
-            break
-        else:
-            raise CatalogueError(
-                "eight clips in a row could not be read: " + "; ".join(failures),
-                "the recordings that the catalogue lists",
-                "see whether the storage is still there; make the catalogue anew if the files changed",
-            )
-        rng = np.random.default_rng([self.seed, CORRUPTION, epoch, index])
+        (name, (clean, local)), failures = readable(self._material, self.seed, key, len(self))
+        rng = np.random.default_rng([self.seed, CORRUPTION, *key])
         masks = [self.corruption.mask(rng, self.donors) for _ in range(len(clean))]
         rows = len(clean) + len(local)
         noise = np.zeros(0, np.float32)
         if self.corruption.noise:
             noise = rng.standard_normal(tuple(clean.shape), dtype=np.float32)
         return Sample(
-            clip.path,
+            name,
             clean,
             local,
             torch.from_numpy(np.stack([m.drop for m in masks])),
@@ -180,6 +149,11 @@ class Clips(Samples[Sample]):
             torch.from_numpy(noise),
             failures,
         )
+
+    def _material(self, rng: np.random.Generator, index: int) -> tuple[str, tuple[Tensor, Tensor]]:
+        row, segment, of = self._locate(index)
+        clip = self.catalogue[row]
+        return clip.path, self._views(clip, segment, of, rng)
 
     def _locate(self, index: int) -> tuple[int, int, int]:
         """A sample's row in the catalogue, its segment there, and how many the recording has."""

@@ -5,20 +5,22 @@ from __future__ import annotations
 import functools
 import signal
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from dataclasses import dataclass, fields
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from asit.errors import AsitError
 
 ORDER, MATERIAL, CORRUPTION = 0, 1, 2
 """Streams of random numbers that never meet."""
-Key = tuple[int, int]
-"""(epoch, index): all that a sample depends on besides the seed and the settings."""
+Key = tuple[int, ...]
+"""(epoch, index), or (epoch, index, place) where an epoch may hold an index twice: all that a sample depends on besides
+the seed and the settings."""
 Order = Callable[[int], npt.NDArray[np.int64]]
 """An epoch's samples, in order: a pure function of the epoch."""
 S = TypeVar("S")
@@ -37,6 +39,23 @@ class Samples(Dataset[S], Generic[S]):
             return [self[key] for key in keys]
         except AsitError as error:
             return error
+
+
+class Portable:
+    """A dataclass of tensors that moves between devices; a base of batches."""
+
+    def to(self, device: torch.device) -> Self:
+        """The batch on a device; the same object where it is there already."""
+        return self if device.type == "cpu" else self._mapped(lambda x: x.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Self:
+        """Called by the DataLoader where it pins."""
+        return self._mapped(Tensor.pin_memory)
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Self:
+        held = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        held |= {name: change(value) for name, value in held.items() if isinstance(value, Tensor)}
+        return type(self)(**held)
 
 
 def shuffled(seed: int, count: int) -> Order:
@@ -76,6 +95,8 @@ class MicroBatches:
     rank: int
     size: int
     start: int
+    places: bool = False
+    """Whether keys hold the place in the epoch, so that an index drawn twice gives two samples."""
 
     def __iter__(self) -> Iterator[list[Key]]:
         steps = self.count // self.batch
@@ -85,7 +106,11 @@ class MicroBatches:
             for step in range(within, steps):
                 for first in range(self.rank * self.micro, self.batch, self.size * self.micro):
                     begin = step * self.batch + first
-                    yield [(epoch, int(i)) for i in permutation[begin : begin + self.micro]]
+                    drawn = permutation[begin : begin + self.micro].tolist()
+                    if self.places:
+                        yield [(epoch, index, begin + i) for i, index in enumerate(drawn)]
+                    else:
+                        yield [(epoch, index) for index in drawn]
             epoch, within = epoch + 1, 0
 
 

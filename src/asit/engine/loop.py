@@ -78,6 +78,9 @@ class Trainable(Protocol):
     def rates(self, now: Now) -> Rates:
         """The schedules at this step: pure functions of it."""
 
+    def lr_scale(self, name: str) -> float:
+        """The learning rate of a parameter of `trainable`, by its name, over the step's."""
+
     def step(self, batch: Any, now: Now, precision: Precision, world: World) -> StepOutput:
         """Forward pass of one micro-batch."""
 
@@ -159,14 +162,14 @@ def fit(
         start: steps done already; `task` holds their weights.
         optimiser_state: what `save` was given under the prefix "optimiser/", when going on.
         save: called with the steps done and all tensors, in the main process; must write whole or not at all.
-        hooks: (every, call) pairs; called with the steps done, in the main process.
+        hooks: (every, call) pairs; called with the steps done, in each process that has them.
 
     Raises:
         TrainingError: a loss or gradient is not finite; raised before the weights change.
     """
     task.distribute(world)
     module = task.trainable()
-    optimiser = optim.adamw(module.named_parameters(), plan.betas)
+    optimiser = optim.adamw(module.named_parameters(), plan.betas, task.lr_scale)
     if optimiser_state:
         optim.load_optimiser_tensors(optimiser, dict(optimiser_state))
     parameters = [p for g in optimiser.param_groups for p in g["params"]]
@@ -226,12 +229,11 @@ def fit(
                 began = time.perf_counter()
                 checkpoint()
                 clock.paused(time.perf_counter() - began)
-            if world.main:
-                began = time.perf_counter()
-                for every, hook in hooks:
-                    if every and (step % every == 0 or step == end):
-                        hook(step)
-                clock.paused(time.perf_counter() - began)
+            began = time.perf_counter()
+            for every, hook in hooks:
+                if every and (step % every == 0 or step == end):
+                    hook(step)
+            clock.paused(time.perf_counter() - began)
             if stop:
                 break
         # Which process the signal met does not matter: all of them stop, and all say why.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -37,29 +37,72 @@ def decays(name: str, parameter: Tensor) -> bool:
     return parameter.ndim > 1 and not name.endswith("bias")
 
 
-def adamw(named: Iterable[tuple[str, nn.Parameter]], betas: tuple[float, float]) -> torch.optim.AdamW:
-    """AdamW over two groups, with and without weight decay; together they hold each trainable parameter once."""
-    trainable = [(name, parameter) for name, parameter in named if parameter.requires_grad]
-    groups = [
-        {"params": [p for n, p in trainable if decays(n, p)], "names": [n for n, p in trainable if decays(n, p)]},
-        {
-            "params": [p for n, p in trainable if not decays(n, p)],
-            "names": [n for n, p in trainable if not decays(n, p)],
-            "weight_decay": 0.0,
-        },
-    ]
-    fused = trainable[0][1].device.type in ("cpu", "cuda")
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=betas, fused=fused)
+def adamw(
+    named: Iterable[tuple[str, nn.Parameter]],
+    betas: tuple[float, float],
+    scale: Callable[[str], float] = lambda name: 1.0,
+) -> torch.optim.AdamW:
+    """AdamW over groups of one learning-rate factor each, with and without weight decay.
+
+    Together the groups hold each trainable parameter once.
+
+    Args:
+        named: parameters by name.
+        betas: of AdamW.
+        scale: a parameter's learning rate over the run's, by its name.
+    """
+    groups: dict[tuple[float, bool], dict[str, Any]] = {}
+    for name, parameter in named:
+        if parameter.requires_grad:
+            key = (scale(name), decays(name, parameter))
+            group = groups.setdefault(key, {"params": [], "names": [], "scale": key[0], "decays": key[1]})
+            group["params"].append(parameter)
+            group["names"].append(name)
+    # Largest factor first, decayed before not: the order of groups does not hang on that of parameters.
+    ordered = [groups[key] for key in sorted(groups, reverse=True)]
+    fused = ordered[0]["params"][0].device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(ordered, lr=0.0, betas=betas, weight_decay=0.0, fused=fused)
 
 
 def set_rates(optimiser: torch.optim.Optimizer, lr: float, weight_decay: float) -> None:
-    """Set this step's learning rate on all groups and its weight decay on those that have one."""
+    """Set this step's learning rate, times its factor, on all groups and the weight decay on those that have one."""
     for group in optimiser.param_groups:
-        group["lr"] = lr
-        if group["weight_decay"] != 0.0 or any(
-            decays(n, p) for n, p in zip(group["names"], group["params"], strict=True)
-        ):
-            group["weight_decay"] = weight_decay
+        group["lr"] = lr * group["scale"]
+        group["weight_decay"] = weight_decay if group["decays"] else 0.0
+
+
+def layer_scales(names: Iterable[str], depth: int, decay: float, head: float = 1.0) -> dict[str, float]:
+    """Layer-wise learning-rate factors of a classifier's parameters, by name.
+
+    The head has `head`, the final norm and the last block 1, each block below `decay` times the one above it, and
+    the patch, position and class embeddings `decay` times the first block (BEiT, arXiv 2106.08254; AudioMAE).
+
+    Args:
+        names: "head.*", "encoder.blocks.N.*", "encoder.norm.*" and the embeddings, which are "encoder.*" too.
+        depth: blocks of the encoder.
+
+    Raises:
+        ValueError: a name of another kind.
+    """
+    out = {}
+    for name in names:
+        part = name.split(".")
+        if part[0] == "head":
+            out[name] = head
+        elif part[:2] == ["encoder", "blocks"]:
+            out[name] = decay ** (depth - 1 - int(part[2]))
+        elif part[:2] == ["encoder", "norm"]:
+            out[name] = 1.0
+        elif part[:2] in (["encoder", "cls_token"], ["encoder", "pos_embed"], ["encoder", "patch_embed"]):
+            out[name] = decay**depth
+        else:
+            raise ValueError(f"no layer is known for the parameter {name}")
+    return out
+
+
+def stepped(start: float, at: float, first: float, every: float, factor: float) -> float:
+    """`start` until `first`; from there on multiplied by `factor`, and once more each `every` (AST's schedules)."""
+    return start if at < first else start * factor ** (math.floor((at - first) / every) + 1)
 
 
 def clip(gradients: Sequence[Tensor], limit: float, per_parameter: bool) -> Tensor:

@@ -22,6 +22,7 @@ from asit.engine import optim
 from asit.engine.loop import Now, Rates, StepOutput
 from asit.errors import ConfigError
 from asit.model.heads import ProjectionHead, ReconstructionHead
+from asit.model.positions import patch_of, stride_of
 from asit.model.vit import Encoder
 from asit.pretrain import losses, masking
 from asit.runtime import Precision, World
@@ -156,6 +157,10 @@ class ASiT:
     def rates(self, now: Now) -> Rates:
         """Learning rate and weight decay, and the teacher's momentum and temperature."""
         return schedules(self.settings, now)
+
+    def lr_scale(self, name: str) -> float:
+        """All parameters have one learning rate."""
+        return 1.0
 
     def step(self, batch: Batch, now: Now, precision: Precision, world: World) -> StepOutput:
         """The three losses of a micro-batch, and the gauges when they are wanted."""
@@ -338,6 +343,8 @@ def check(settings: PretrainSettings) -> None:
     if settings.front_end.mels % settings.encoder.patch_mels:
         mels, step = settings.front_end.mels, settings.encoder.patch_mels
         wrong.append(f"front_end.mels is {mels}, which encoder.patch_mels {step} does not divide")
+    if stride_of(settings.encoder) != patch_of(settings.encoder):
+        wrong.append("encoder.patch_stride_frames or patch_stride_mels is set: pretraining needs patches side by side")
     if settings.batch_size % settings.accumulate:
         wrong.append(f"batch_size is {settings.batch_size}, which accumulate {settings.accumulate} does not divide")
     if wrong:

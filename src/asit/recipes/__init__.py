@@ -1,39 +1,34 @@
-"""Recipes: presets one can read, and the Python door to pretraining."""
+"""Recipes: presets and tasks one can read, and the Python doors to pretraining and fine-tuning."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Generic, TextIO, TypeVar
 
 from asit import config
 from asit.errors import ConfigError
-from asit.settings import PretrainSettings
+from asit.settings import FinetuneSettings, PretrainSettings, Settings
 
 if TYPE_CHECKING:
+    from asit.runs.finetune import FinetuneResult
+    from asit.runs.folds import CrossValidation
     from asit.runs.pretrain import PretrainResult
+
+S = TypeVar("S", bound=Settings)
 
 
 def presets() -> list[str]:
-    """Names of the presets."""
-    found = resources.files("asit.recipes").joinpath("presets").iterdir()
-    return sorted(entry.name.removesuffix(".yaml") for entry in found if entry.name.endswith(".yaml"))
+    """Names of the presets of pretraining."""
+    return _names("presets")
 
 
-def preset(name: str) -> dict[str, Any]:
-    """A preset's settings, nested.
-
-    Raises:
-        ConfigError: there is none of this name.
-    """
-    if name not in presets():
-        raise ConfigError(
-            f"no preset is called {name}{config.nearest(name, presets())}", "one of " + ", ".join(presets())
-        )
-    with resources.as_file(resources.files("asit.recipes") / "presets" / f"{name}.yaml") as path:
-        return config.read_yaml(path) | {"preset": name}
+def tasks() -> list[str]:
+    """Names of the recipes of fine-tuning."""
+    return _names("tasks")
 
 
 def pretrain_settings(
@@ -49,12 +44,55 @@ def pretrain_settings(
     Raises:
         ConfigError: every unknown name and unfitting value at once.
     """
+    return _settings(_PRESETS, preset_name, file, overrides)
+
+
+def finetune_settings(
+    task: str | None = None, file: str | Path | None = None, overrides: Mapping[str, Any] | None = None
+) -> FinetuneSettings:
+    """A task's recipe, then a YAML file on top, then overrides (nested) on top of that; as `pretrain_settings`."""
+    return _settings(_TASKS, task, file, overrides)
+
+
+@dataclass(frozen=True)
+class _Shelf(Generic[S]):
+    """One kind of recipes: the folder they lie in, the setting that names one, and the one taken by default."""
+
+    kind: type[S]
+    folder: str
+    field: str
+    default: str
+
+
+_PRESETS = _Shelf(PretrainSettings, "presets", "preset", "default")
+_TASKS = _Shelf(FinetuneSettings, "tasks", "task", "any")
+
+
+def _names(folder: str) -> list[str]:
+    found = resources.files("asit.recipes").joinpath(folder).iterdir()
+    return sorted(entry.name.removesuffix(".yaml") for entry in found if entry.name.endswith(".yaml"))
+
+
+def _recipe(shelf: _Shelf[S], name: str) -> dict[str, Any]:
+    """A recipe's settings, nested, on top of those of the recipe it is based on."""
+    if name not in _names(shelf.folder):
+        raise ConfigError(
+            f"no {shelf.field} is called {name}{config.nearest(name, _names(shelf.folder))}",
+            "one of " + ", ".join(_names(shelf.folder)),
+        )
+    with resources.as_file(resources.files("asit.recipes") / shelf.folder / f"{name}.yaml") as path:
+        held = config.read_yaml(path)
+    base = held.pop("base", None)
+    return config.merge(_recipe(shelf, base) if base else {}, held) | {shelf.field: name}
+
+
+def _settings(shelf: _Shelf[S], name: str | None, file: str | Path | None, overrides: Mapping[str, Any] | None) -> S:
     given = config.merge(config.read_yaml(Path(file)) if file else {}, overrides or {})
     source = str(file) if file else "the settings given"
-    # Checked apart from the preset, so that the message is about what the user wrote.
-    config.build(PretrainSettings, given, source)
-    name = preset_name or str(given.get("preset", "default"))
-    return config.build(PretrainSettings, config.merge(preset(name), given | {"preset": name}), source)
+    # Checked apart from the recipe, so that the message is about what the user wrote.
+    config.build(shelf.kind, given, source)
+    chosen = name or str(given.get(shelf.field, shelf.default))
+    return config.build(shelf.kind, config.merge(_recipe(shelf, chosen), given | {shelf.field: chosen}), source)
 
 
 def pretrain(
@@ -95,6 +133,48 @@ def pretrain(
     return runs.pretrain(chosen, resume=resume, overwrite=overwrite, stream=stream)
 
 
+def finetune(
+    data: str | Path,
+    out: str | Path,
+    model: str | Path,
+    *,
+    task: str | None = None,
+    config: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    stream: TextIO | None = sys.stderr,
+    **settings: Any,
+) -> FinetuneResult | CrossValidation:
+    """Fine-tune and score a classifier on labelled recordings.
+
+    The same as `asit finetune` on the command line: `asit.finetune("table.csv", "run", "pretrained/model", epochs=30,
+    sides={"hold_out": 0.2})`.
+
+    Args:
+        data: catalogue with labels, labelled table, or folder with one sub-folder a class.
+        out: the run's folder, new or empty.
+        model: model folder, file of ImageNet ViT weights, or "none".
+        task: the recipe; "any" if not given.
+        config: YAML file of settings.
+        resume: go on with the run in `out`, with its own settings.
+        overwrite: delete the run in `out` first.
+        stream: where progress goes; None: nowhere.
+        settings: any of `FinetuneSettings`; groups as mappings.
+
+    Returns:
+        FinetuneResult: `.model` is the folder for `asit.load`, `.results` the scores; with `sides={"fold": "all"}` a
+        CrossValidation over all folds.
+
+    Raises:
+        AsitError: anything that can be mended by the caller.
+    """
+    from asit.runs import folds
+
+    over = {**settings, "data": str(data), "model": str(model)}
+    chosen = finetune_settings_for(out, task, config, over, resume=resume)
+    return folds.run(chosen, resume=resume, overwrite=overwrite, stream=stream)
+
+
 def settings_for(
     out: str | Path,
     preset_name: str | None,
@@ -104,14 +184,46 @@ def settings_for(
     resume: bool,
 ) -> PretrainSettings:
     """Settings of a new run, or, to resume one, its own with the overrides on top."""
-    given = {name: value for name, value in overrides.items() if value != "" or name not in ("data", "out")}
+    return _settings_for(_PRESETS, out, preset_name, file, overrides, resume)
+
+
+def finetune_settings_for(
+    out: str | Path,
+    task: str | None,
+    file: str | Path | None,
+    overrides: Mapping[str, Any],
+    *,
+    resume: bool,
+) -> FinetuneSettings:
+    """As `settings_for`, for fine-tuning."""
+    return _settings_for(_TASKS, out, task, file, overrides, resume)
+
+
+def _settings_for(
+    shelf: _Shelf[S],
+    out: str | Path,
+    name: str | None,
+    file: str | Path | None,
+    overrides: Mapping[str, Any],
+    resume: bool,
+) -> S:
+    given = {key: value for key, value in overrides.items() if value != "" or key not in ("data", "out", "model")}
     if str(out):
         given["out"] = str(out)
-    if str(out) and resume and preset_name is None and file is None:
+    if str(out) and resume and name is None and file is None:
         own = Path(out) / "config.yaml"
         if own.exists():
-            return config.build(PretrainSettings, config.merge(config.read_yaml(own), given), str(own))
-    return pretrain_settings(preset_name, file, given)
+            return config.build(shelf.kind, config.merge(config.read_yaml(own), given), str(own))
+    return _settings(shelf, name, file, given)
 
 
-__all__ = ["preset", "presets", "pretrain", "pretrain_settings", "settings_for"]
+__all__ = [
+    "finetune",
+    "finetune_settings",
+    "finetune_settings_for",
+    "presets",
+    "pretrain",
+    "pretrain_settings",
+    "settings_for",
+    "tasks",
+]

@@ -62,7 +62,7 @@ def dry_run(settings: PretrainSettings, *, stream: TextIO | None = sys.stderr) -
     """
     method.check(settings)
     with runtime.world(settings.device, settings.threads) as world:
-        listed = source.catalogue(settings, None, stream if world.main else None)
+        listed = source.catalogue(source.Wanted.of(settings), None, stream if world.main else None)
         setup = prepare(settings, listed, world)
         settings, plan = setup.settings, setup.plan
         micro = settings.batch_size // (world.size * settings.accumulate)

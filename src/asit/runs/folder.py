@@ -11,11 +11,13 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from asit import config
 from asit.errors import ConfigError
-from asit.settings import PretrainSettings
+from asit.settings import Settings
+
+S = TypeVar("S", bound=Settings)
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
@@ -23,8 +25,24 @@ CATALOGUE = "catalogue.jsonl"
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
 FIGURES = "figures"
+BEST = "model-best"
+RESULTS = "results.json"
+SCORES = "scores"
 OWN = frozenset(
-    {CONFIG, ENVIRONMENT, CATALOGUE, CHECKPOINTS, MODEL, FIGURES, "metrics.jsonl", "log.txt", "tensorboard"}
+    {
+        CONFIG,
+        ENVIRONMENT,
+        CATALOGUE,
+        CHECKPOINTS,
+        MODEL,
+        BEST,
+        FIGURES,
+        RESULTS,
+        SCORES,
+        "metrics.jsonl",
+        "log.txt",
+        "tensorboard",
+    }
     | {"report.html", "catalogue.skipped.jsonl", "catalogue.jsonl.partial"}
 )
 """All names that a run writes."""
@@ -38,6 +56,7 @@ MAY_CHANGE = (
     "stop_after",
     "bad_files",
     "compile",
+    "score_batch",
     "records.",
     "probe.",
 )
@@ -55,7 +74,7 @@ def claim(folder: Path, *, resume: bool, overwrite: bool) -> bool:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file", "a folder for the run", "choose another --out")
     there = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
-    foreign = [name for name in there if name not in OWN and not _is_leftover(name)]
+    foreign = [name for name in there if not (name in OWN or _is_leftover(name) or _is_fold(folder / name))]
     begun = CONFIG in there
     if resume:
         if not begun:
@@ -86,7 +105,7 @@ def clear(folder: Path) -> None:
     """Delete an earlier run's own files, config.yaml first, so that what is left of a killed delete counts as none."""
     (folder / CONFIG).unlink(missing_ok=True)
     kept = {CATALOGUE, "catalogue.skipped.jsonl", "catalogue.jsonl.partial"}
-    leftovers = {path.name for path in folder.iterdir() if _is_leftover(path.name)}
+    leftovers = {path.name for path in folder.iterdir() if _is_leftover(path.name) or _is_fold(path)}
     for name in sorted((OWN | leftovers) - kept):
         path = folder / name
         if path.is_dir():
@@ -110,23 +129,32 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-def read_settings(folder: Path) -> PretrainSettings:
-    """The settings that a run was begun with."""
+def read_settings(folder: Path, kind: type[S]) -> S:
+    """The settings that a run was begun with.
+
+    Raises:
+        ConfigError: they are those of another kind of run.
+    """
     path = folder / CONFIG
-    return config.build(PretrainSettings, config.read_yaml(path), str(path))
+    found = config.read_yaml(path)
+    verbs = {"preset": "asit pretrain", "task": "asit finetune"}
+    mine = next(name for name in verbs if name in kind.model_fields)
+    if mine not in found and (other := next((verb for name, verb in verbs.items() if name in found), None)):
+        raise ConfigError(f"{folder} is a run of {other}", f"a run of {verbs[mine]}", "choose another --out")
+    return config.build(kind, found, str(path))
 
 
-def settle(settings: PretrainSettings, begun: PretrainSettings) -> PretrainSettings:
+def settle(settings: S, begun: S) -> S:
     """The settings with each auto as it was resolved when the run began, for it may follow from what has changed."""
     autos = [
         (name, was)
         for name, (was, now) in config.differences(begun, settings).items()
         if now == "auto" and not _may_change(name)
     ]
-    return config.build(PretrainSettings, config.merge(settings.model_dump(), config.nested(autos)), CONFIG)
+    return config.build(type(settings), config.merge(settings.model_dump(), config.nested(autos)), CONFIG)
 
 
-def check_same(old: PretrainSettings, new: PretrainSettings) -> None:
+def check_same(old: Settings, new: Settings) -> None:
     """Refuse to go on with settings under which the steps would be others.
 
     Raises:
@@ -149,3 +177,8 @@ def _may_change(name: str) -> bool:
 def _is_leftover(name: str) -> bool:
     """Whether a killed writer left this: `.NAME.PID.tmp`, `.NAME.tmp-PID` or `.NAME.old`, NAME being a run's."""
     return any(re.fullmatch(rf"\.{re.escape(own)}(\.\d+\.tmp|\.tmp|\.tmp-\d+|\.old)", name) for own in OWN)
+
+
+def _is_fold(path: Path) -> bool:
+    """Whether this is one fold's run in the folder of a cross-validation."""
+    return path.name.startswith("fold-") and ((path / CONFIG).is_file() or (path / CATALOGUE).is_file())

@@ -4,24 +4,42 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Literal, TextIO
 
 from asit.data import scan
 from asit.data.catalogue import Catalogue, is_catalogue
 from asit.engine.records import counter
 from asit.errors import CatalogueError, ConfigError
 from asit.runs import folder
-from asit.settings import FrontEndSettings, PretrainSettings
+from asit.settings import FinetuneSettings, FrontEndSettings, PretrainSettings
 
 _FRONT_END_FREE = ("mean", "std", "padding")  # what the measured mean and std do not depend on
 
 
-def catalogue(settings: PretrainSettings, out: Path | None, stream: TextIO | None, *, anew: bool = False) -> Catalogue:
+@dataclass(frozen=True)
+class Wanted:
+    """What of a run's settings decides its catalogue."""
+
+    data: str
+    front_end: FrontEndSettings
+    bad_files: float
+    labels: Literal["auto", "folder"] = "auto"
+    """Whether the sub-folders of a folder of recordings are its labels."""
+
+    @classmethod
+    def of(cls, settings: PretrainSettings | FinetuneSettings) -> Wanted:
+        """That of a run: fine-tuning reads a folder's sub-folders as classes."""
+        labels: Literal["auto", "folder"] = "folder" if isinstance(settings, FinetuneSettings) else "auto"
+        return cls(settings.data, settings.front_end, settings.bad_files, labels)
+
+
+def catalogue(settings: Wanted, out: Path | None, stream: TextIO | None, *, anew: bool = False) -> Catalogue:
     """The catalogue that `data` is, or one made of the folder or table that it is.
 
     Args:
-        settings: data, front end and the budget of bad files.
+        settings: data, front end, the budget of bad files, and what labels are.
         out: the run's folder, where a catalogue that is made here stays; None: it is made for this look only, from
             the files' headers.
         stream: where progress goes; None: nowhere.
@@ -44,6 +62,7 @@ def catalogue(settings: PretrainSettings, out: Path | None, stream: TextIO | Non
                 check="header",
                 bad_files=settings.bad_files,
                 statistics_clips=64,
+                labels=settings.labels if given.is_dir() else "auto",
                 progress=counter(stream, "looking at headers"),
             )
     place = out / folder.CATALOGUE
@@ -55,6 +74,7 @@ def catalogue(settings: PretrainSettings, out: Path | None, stream: TextIO | Non
         place,
         front_end=settings.front_end,
         bad_files=settings.bad_files,
+        labels=settings.labels if given.is_dir() else "auto",
         restart=_other_scan(out / f"{folder.CATALOGUE}.partial", given, settings.front_end),
         progress=counter(stream, "checking files"),
     )

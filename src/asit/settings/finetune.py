@@ -85,11 +85,11 @@ class SamplingSettings(Settings):
 class SideSettings(Settings):
     """Which clips train, choose and score."""
 
-    train: tuple[str, ...] = ("train", "training")
-    """Splits to train on."""
-    validation: tuple[str, ...] = ("validation", "valid", "val", "dev")
+    train: tuple[str, ...] = ("train", "balanced", "unbalanced")
+    """Splits to train on; the usual synonyms (training; val, valid, dev; testing, eval) are one name."""
+    validation: tuple[str, ...] = ("validation",)
     """Splits that choose the best epoch."""
-    test: tuple[str, ...] = ("test", "testing", "eval", "evaluation")
+    test: tuple[str, ...] = ("test",)
     """Splits that are only scored."""
     fold: str = ""
     """This fold is the test side, all others train; "all": each fold in turn, with mean and spread."""

@@ -1,0 +1,149 @@
+"""The classifier that a fine-tuning run starts from: a pretrained encoder, ImageNet weights, or fresh ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from asit.audio.fbank import FrontEnd
+from asit.checkpoint import load_strict
+from asit.data.catalogue import Catalogue
+from asit.errors import ConfigError
+from asit.model import imagenet, positions
+from asit.model.audio_model import AudioModel
+from asit.model.classifier import Classifier, Head
+from asit.model.vit import blank
+from asit.runs import source
+from asit.settings import EncoderSettings, FinetuneSettings, FrontEndSettings
+
+NONE = "none"
+FILES = (".safetensors", ".pth", ".pt", ".bin")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the weights come from, before anything is built.
+
+    Attributes:
+        settings: with the front end and the encoder that the run will have.
+        model: the pretrained model, where there is one.
+        told: a sentence for the log, the card and the results.
+    """
+
+    settings: FinetuneSettings
+    model: AudioModel | None
+    told: str
+
+
+def origin(settings: FinetuneSettings, catalogue: Catalogue) -> Origin:
+    """Settle front end and encoder: a pretrained model's come from its card, others from the settings.
+
+    Raises:
+        ConfigError: no model was named.
+        CheckpointError: it cannot be read.
+        CatalogueError: fresh weights need a mean and std, and the catalogue has none.
+    """
+    out = settings.model_copy(deep=True)
+    given = settings.model
+    if not given:
+        raise ConfigError(
+            "no model was given to start from",
+            "a model folder such as RUN/model, a file of ImageNet ViT weights, or none",
+            "pass --model RUN/model, or --model none for fresh weights",
+        )
+    if given == NONE or Path(given).suffix in FILES:
+        out.front_end = source.measured(out.front_end, catalogue)
+        out.encoder = _changed(out.encoder, settings)
+        return Origin(out, None, "fresh weights" if given == NONE else f"image weights of {given}")
+    model = AudioModel.load(given)
+    out.front_end = model.front_end.settings
+    out.encoder = _changed(model.encoder.settings, settings)
+    told = f"fresh weights, architecture of {given}" if settings.fresh else f"weights of {given}"
+    return Origin(out, model, told)
+
+
+def build(start: Origin, frames: int, classes: tuple[str, ...], multi: bool, notes: list[str]) -> Classifier:
+    """The network to be trained, with its weights.
+
+    A head is taken over where the model has one of the same classes, pooling and kind; else it is fresh.
+
+    Args:
+        start: of `origin`; its settings are resolved by now.
+        frames: T of the input.
+        classes: C names.
+        multi: whether a clip may have several.
+        notes: what is to be told is added here.
+
+    Raises:
+        CheckpointError: the weights do not fit.
+    """
+    settings = start.settings
+    generator = torch.Generator().manual_seed(settings.seed)
+    mels = settings.front_end.mels
+    encoder = blank(settings.encoder, frames, mels)
+    if start.model is not None and not settings.fresh:
+        theirs = start.model.encoder
+        state = positions.adapt(
+            theirs.state_dict(),
+            theirs.settings,
+            settings.encoder,
+            old_frames=start.model.frames,
+            frames=frames,
+            mels=mels,
+        )
+        load_strict(encoder, state, settings.model)
+        if encoder.grid != theirs.grid:
+            notes.append(f"positions of {theirs.grid} patches (time, mel) made into {encoder.grid}: docs/finetune.md")
+    elif settings.model != NONE and start.model is None:
+        state, left_out = imagenet.load_imagenet(Path(settings.model), settings.encoder, frames, mels)
+        load_strict(encoder, state, settings.model)
+        notes.append(f"left out of {settings.model}: {', '.join(left_out) or 'nothing'}")
+    else:
+        encoder.init_weights(generator)
+    network = settings.network
+    head = Head(encoder.width, len(classes), network.pooling, network.dropout)
+    head.init_weights(generator)
+    had = start.model.labelling if start.model is not None and not settings.fresh else None
+    if had is not None and start.model is not None and start.model.head is not None:
+        same = (had.classes, had.multi, had.pooling) == (classes, multi, network.pooling)
+        if same and start.model.head.norm is not None:
+            load_strict(head, start.model.head.state_dict(), f"the head of {settings.model}")
+            notes.append("the model's head is of these very classes: it is trained further")
+        else:
+            notes.append("the model's head is of another kind or of other classes: a fresh one takes its place")
+    return Classifier(encoder, head)
+
+
+def frames_of(settings: FinetuneSettings, seconds: float) -> int:
+    """T of an input of this many seconds: whole patch columns that hold all of it.
+
+    Raises:
+        ConfigError: it holds no window of the front end.
+    """
+    front_end = FrontEnd(settings.front_end)
+    frames = front_end.frames_for(round(seconds * settings.front_end.rate))
+    if frames < 1:
+        raise ConfigError(
+            f"input.seconds is {seconds:g}", f"at least {settings.front_end.window_ms / 1000:g} s", "raise it"
+        )
+    return positions.whole_frames(frames, settings.encoder)
+
+
+def measured_front_end(settings: FinetuneSettings) -> FrontEndSettings:
+    """The front end that a catalogue made for the run is measured under: the model's, where it has one."""
+    if settings.model and settings.model != NONE and Path(settings.model).suffix not in FILES:
+        return AudioModel.load(settings.model).front_end.settings
+    return settings.front_end
+
+
+def _changed(encoder: EncoderSettings, settings: FinetuneSettings) -> EncoderSettings:
+    network = settings.network
+    return encoder.model_copy(
+        update={
+            "drop_path": network.drop_path,
+            "patch_stride_frames": network.stride_frames or encoder.patch_stride_frames,
+            "patch_stride_mels": network.stride_mels or encoder.patch_stride_mels,
+        }
+    )
