@@ -31,7 +31,7 @@ def settings(**changes: Any) -> dict[str, Any]:
 def train_line(step: int) -> dict[str, Any]:
     return {"kind": "train", "step": step, "epoch": step / 50, "loss": 3 - step / 100, "lr": 1e-4,
             "clips_per_second": 40.0, "data_wait": 0.01, "seconds": 3.0 * step,
-            "parts": {"gradient_norm": 1.5}}  # fmt: skip
+            "parts": {"gradient_norm": 1.5, "train_accuracy": step / 250}}  # fmt: skip
 
 
 def validation_line(step: int, name: str) -> dict[str, Any]:

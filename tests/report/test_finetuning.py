@@ -81,6 +81,7 @@ def test_a_finished_run(tmp_path: Path, make: SimpleNamespace, words: list[str])
     charts = {str(a["aria-label"]).split(".")[0]: str(a["aria-label"]) for a in page.all("svg") if a.get("aria-label")}
     assert "validation: from 2 at step 50 to 0.5 at step 200" in charts["Loss"]
     assert "validation: from 12.5% at step 50 to 50.0% at step 200" in charts["Accuracy"]
+    assert "training: from 4.0% at step 10 to 80.0% at step 200" in charts["Accuracy"]
     assert {"Learning rate", "Throughput", "Calibration", "Scores"} <= charts.keys()
     # classes: the worst first, as counted here
     recalls = {w: (example.scores.argmax(1)[example.truth == i] == i).mean() for i, w in enumerate(words)}

@@ -10,7 +10,6 @@ from asit.report.results import SHARES, plain
 from asit.report.run import Line, Run
 
 _NOTES = {
-    "loss": "training: with mixup, smoothing and masks where they are on, so it may lie above validation",
     "lr": "of the head; blocks below have less where layers decay",
     "gradient_norm": "before clipping",
     "clips_per_second": "clips a second in training",
@@ -37,7 +36,8 @@ def curves(run: Run) -> str:
     series: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
     for side, lines in sides.items():
         for line in lines:
-            for name, value in _values(line).items():
+            for told, value in _values(line).items():
+                name = told.removeprefix("train_")  # beside what validation calls so
                 steps, values = series.setdefault(name, {}).setdefault(side, ([], []))
                 steps.append(float(line["step"]))
                 values.append(value)
@@ -76,9 +76,9 @@ def _title(name: str) -> str:
 
 
 def _note(name: str, sides: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> str:
-    if name == "loss":
-        return _NOTES[name] if len(sides) > 1 else "on the training side"
-    return _NOTES.get(name, f"on the {next(iter(sides))} side" if len(sides) == 1 else "")
+    if len(sides) > 1:
+        return "training: with mixup, smoothing and masks where they are on, so it may be the worse of the two"
+    return _NOTES.get(name, f"on the {next(iter(sides))} side")
 
 
 def _in_percent(name: str) -> bool:
