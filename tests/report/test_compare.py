@@ -161,6 +161,14 @@ def test_files_of_records(tmp_path: Path, make: SimpleNamespace, words: list[str
         assert found.warnings == [
             f"no paired difference between {path} and {run}: {path} keeps no scores of single clips"
         ]
+    drawn = [record | {"labels": "10 %", "seed": seed} for seed in range(3)]
+    path.write_text(json.dumps({"results": [record | {"labels": "all", "seed": 0}, *drawn]}))
+    found = compare([path])
+    assert [(row.labels, row.seed) for row in found.rows] == [("all", 0), ("10 %", 0), ("10 %", 1), ("10 %", 2)]
+    assert [(group.row.labels, len(group.values)) for group in found.seeds] == [("10 %", 3)]
+    trials = {"EER": {"value": 0.125, "interval": [0.1, 0.15]}, "minDCF": {"value": 0.7, "interval": None}}
+    path.write_text(json.dumps([{"split": "test", "weights": "class", "clips": 9, "list": "ab", "metrics": trials}]))
+    assert "EER 0.125 (0.100 to 0.150)" in tables.markdown(compare([path]))
     path.write_text("[]")
     with pytest.raises(AsitError, match=r"probe\.json holds no result records"):
         compare([path])

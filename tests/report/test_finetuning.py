@@ -253,11 +253,11 @@ def test_scores_are_checked(tmp_path: Path, make: SimpleNamespace, words: list[s
 
 
 def test_numbers_of_records() -> None:
-    record = {"metrics": {"accuracy": {"value": 0.5, "interval": None}, "mAP": 0.25, "eer": {"value": None}}}
+    record = {"metrics": {"accuracy": {"value": 0.5, "interval": None}, "mAP": 0.25, "EER": {"value": None}}}
     assert metric(record, "accuracy").value == 0.5
     assert not metric(record, "accuracy").known
     assert metric(record, "mAP").value == 0.25
-    assert np.isnan(metric(record, "eer").value)
+    assert np.isnan(metric(record, "EER").value)
     assert np.isnan(metric(record, "other").value)
     assert spread([1.0, 3.0]) == (2.0, pytest.approx(2**0.5))
     assert np.isnan(spread([1.0])[1])

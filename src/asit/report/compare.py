@@ -25,6 +25,8 @@ _APART = frozenset(
 )
 """Settings in which runs that differ by their seed alone may differ: the place, the processes, and the mean and std,
 which may be measured on clips that the seed draws. What is recorded (records.*) counts as little."""
+_OWN = {"task": "task", "model": "start", "labels": "labels", "seed": "seed"}
+"""Entries of a record, and the fields of `Row` that they settle."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,12 @@ def _file_rows(path: Path, split: str) -> list[Row]:
     if not isinstance(held, dict) or not held.get("results"):
         raise AsitError(f"{path} holds no result records", expected, "pass that file or a run's folder")
     known = {"start": str(held.get("model", "")), "task": str(held.get("task", ""))}
-    return [_row(path, record, known, "") for record in _wanted(records(held, path), split)]
+    rows = []
+    for record in _wanted(records(held, path), split):
+        # a file may hold the same probe with labels drawn by several seeds
+        drawn = [str(path), *(record.get(name) for name in ("split", "weights", "labels", "list"))]
+        rows.append(_row(path, record, known, json.dumps(drawn)))
+    return rows
 
 
 def _wanted(found: Sequence[Line], split: str, once: bool = False) -> list[Line]:
@@ -202,7 +209,7 @@ def _wanted(found: Sequence[Line], split: str, once: bool = False) -> list[Line]
 def _row(path: Path, record: Line, known: Mapping[str, Any], group: str) -> Row:
     name = headline(record)
     bootstrap = record.get("bootstrap") or {}
-    own = {key: value for key, value in {"task": record.get("task"), "start": record.get("model")}.items() if value}
+    own = {field: record[name] for name, field in _OWN.items() if record.get(name) not in (None, "")}
     return Row(
         str(path),
         split=str(record.get("split", "")),
@@ -292,7 +299,7 @@ def _differences(rows: Sequence[Row], seed: int) -> tuple[list[Difference], list
             made.append(_difference(row, base, seed))
         except AsitError as error:
             warnings.append(f"no paired difference between {row.run} and {base.run}: {error.found}")
-    return made, warnings
+    return made, list(dict.fromkeys(warnings))
 
 
 def _difference(row: Row, base: Row, seed: int) -> Difference:

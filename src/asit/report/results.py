@@ -19,9 +19,9 @@ from asit.errors import AsitError
 from asit.report.charts import number
 from asit.report.run import Line, Run
 
-HEADLINES = ("accuracy", "mAP", "eer")
+HEADLINES = ("accuracy", "mAP", "EER")
 """What a record is summed up by: the first of these that it has."""
-SHARES = frozenset({"accuracy", "balanced_accuracy", "macro_f1", "top5_accuracy", "mAP", "mAUC", "eer"}) | frozenset(
+SHARES = frozenset({"accuracy", "balanced_accuracy", "macro_f1", "top5_accuracy", "mAP", "mAUC", "EER"}) | frozenset(
     {"AP", "AUC", "recall", "precision", "F1"}
 )
 """Values from 0 to 1 that a page shows in per cent."""
