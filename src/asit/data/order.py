@@ -128,7 +128,7 @@ def loader(
         num_workers=workers,
         collate_fn=_Collate(collate),
         pin_memory=pin,
-        worker_init_fn=_quiet_worker,
+        worker_init_fn=quiet_worker,
         # A worker's base seed would be drawn from the global generator otherwise.
         generator=torch.Generator().manual_seed(0),
         **options,
@@ -156,7 +156,8 @@ class _Collate(Generic[S, B]):
         return samples if isinstance(samples, AsitError) else self.collate(samples)
 
 
-def _quiet_worker(_: int) -> None:
+def quiet_worker(_: int) -> None:
+    """To be called at the start of a loader's process: signals to the group do not end it before the run does."""
     # Ctrl-C and a scheduler's SIGTERM reach every process of the group, and the run still needs its workers to end the
     # step. It tells them itself when to end; the alarm is for a run that could not.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -19,11 +19,11 @@ _TRIES = 8
 
 
 class Waves:
-    """Reads clips; after `keep`, each file at most once in this process."""
+    """Reads clips; after `keep`, each clip at most once in this process."""
 
     def __init__(self, settings: FrontEndSettings) -> None:
         self.settings = settings
-        self._kept: dict[tuple[str, float], npt.NDArray[np.float32]] | None = None
+        self._kept: dict[tuple[str, float, float], npt.NDArray[np.float32]] | None = None
 
     def keep(self) -> None:
         """From now on keep each clip in memory, decoded, once it has been read; each loader process its own."""
@@ -37,7 +37,7 @@ class Waves:
         """
         if self._kept is None:
             return self._read(clip, start, seconds)
-        key = (clip.path, clip.start)
+        key = (clip.path, clip.start, clip.seconds)
         if key not in self._kept:
             # Always the whole clip, so that what a part holds does not depend on what was read before; and a little
             # more, for the catalogue's lengths are single precision.

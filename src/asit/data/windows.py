@@ -73,6 +73,10 @@ class Windows(Samples[Block]):
         """Blocks there are."""
         return -(-int(self._ends[-1]) // self.block) if len(self._ends) else 0
 
+    def done(self, blocks: int) -> int:
+        """Clips whose windows all lie within the first `blocks` blocks."""
+        return int(np.searchsorted(self._ends, blocks * self.block, side="right"))
+
     def __getitem__(self, block: int) -> Block:
         first = block * self.block
         places = np.arange(first, min(first + self.block, int(self._ends[-1])))

@@ -102,7 +102,9 @@ def layer_scales(names: Iterable[str], depth: int, decay: float, head: float = 1
 
 def stepped(start: float, at: float, first: float, every: float, factor: float) -> float:
     """`start` until `first`; from there on multiplied by `factor`, and once more each `every` (AST's schedules)."""
-    return start if at < first else start * factor ** (math.floor((at - first) / every) + 1)
+    # Epochs are fractions of steps: what is a whole step of the schedule must not be missed by rounding.
+    steps = math.floor((at - first) / every + 1e-9) + 1
+    return start * factor ** max(0, steps)
 
 
 def clip(gradients: Sequence[Tensor], limit: float, per_parameter: bool) -> Tensor:

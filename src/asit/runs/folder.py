@@ -74,7 +74,7 @@ def claim(folder: Path, *, resume: bool, overwrite: bool) -> bool:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file", "a folder for the run", "choose another --out")
     there = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
-    foreign = [name for name in there if not (name in OWN or _is_leftover(name) or _is_fold(folder / name))]
+    foreign = [name for name in there if not (_is_own(folder / name) or _is_fold(folder / name))]
     begun = CONFIG in there
     if resume:
         if not begun:
@@ -180,5 +180,9 @@ def _is_leftover(name: str) -> bool:
 
 
 def _is_fold(path: Path) -> bool:
-    """Whether this is one fold's run in the folder of a cross-validation."""
-    return path.name.startswith("fold-") and ((path / CONFIG).is_file() or (path / CATALOGUE).is_file())
+    """Whether this is one fold's run in the folder of a cross-validation, or what a killed one left of it."""
+    return path.name.startswith("fold-") and path.is_dir() and all(map(_is_own, path.iterdir()))
+
+
+def _is_own(path: Path) -> bool:
+    return path.name in OWN or _is_leftover(path.name)

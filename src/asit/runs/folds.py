@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from asit import config
-from asit.data.catalogue import Catalogue
 from asit.data.sides import folds
-from asit.errors import ConfigError
+from asit.errors import AsitError, AudioError, ConfigError
 from asit.runs import folder, network, source
 from asit.runs.finetune import FinetuneResult, finetune
+from asit.runs.finetune_setup import choose, labels_of
 from asit.settings import FinetuneSettings
+from asit.transfer import supervised
 from asit.transfer.metrics import fold_summary
 
 ALL = "all"
@@ -46,37 +47,57 @@ def run(
     overwrite: bool = False,
     stream: TextIO | None = sys.stderr,
 ) -> FinetuneResult | CrossValidation:
-    """Fine-tune once, or with `sides.fold` "all" once for each fold; see `runs.finetune.finetune`."""
+    """Fine-tune once, or with `sides.fold` "all" once for each fold; see `runs.finetune.finetune`.
+
+    All folds are looked at before the first is trained on. Going on, finished folds stay as they are.
+
+    Raises:
+        AsitError: anything that the user can mend; of a fold, with its name.
+    """
     if settings.sides.fold != ALL:
         return finetune(settings, resume=resume, overwrite=overwrite, stream=stream)
     if not settings.out:
         raise ConfigError("no folder for the run was given", "out", "pass --out RUN")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            "all folds in turn with several processes",
+            "one process, or one fold",
+            "give each fold a torchrun of its own: --sides.fold NAME",
+        )
+    supervised.check(settings)
     out = Path(settings.out)
-    names = _names(settings, out, resume, overwrite, stream)
+    names = _begin(settings, out, resume, overwrite, stream)
     results: list[tuple[str, dict[str, Any]]] = []
     for number, name in enumerate(names, 1):
         place = out / f"fold-{name}"
-        if not (resume and (place / folder.RESULTS).is_file()):
+        if not (place / folder.RESULTS).is_file():
             if stream is not None:
                 stream.write(f"fold {name}, {number} of {len(names)}\n")
             one = settings.model_copy(deep=True)
             one.out, one.data, one.sides.fold = str(place), str(out / folder.CATALOGUE), name
-            begun = resume and (place / folder.CONFIG).is_file()
-            ended = finetune(one, resume=begun, stream=stream)
+            try:
+                ended = finetune(one, resume=(place / folder.CONFIG).is_file(), stream=stream)
+            except AsitError as error:
+                if not any(out.glob(f"fold-*/{folder.CONFIG}")):  # nothing to go on with: the folder is free again
+                    (out / folder.CONFIG).unlink(missing_ok=True)
+                raise _of_fold(name, error) from error
             if not ended.finished:
                 return CrossValidation(out, False, ended.stopped_by, {})
         results.append((name, json.loads((place / folder.RESULTS).read_text(encoding="utf-8"))))
     summary = summarise(results)
-    if int(os.environ.get("RANK", "0")) == 0:
-        first = results[0][1]
-        held = {key: first[key] for key in ("task", "kind", "classes", "model")}
-        every = [{"fold": name, **result} for name, result in results]
-        folder.write_json(out / folder.RESULTS, held | {"folds": every, "summary": summary})
+    first = results[0][1]
+    held = {key: first[key] for key in ("task", "kind", "classes", "model")}
+    every = [{"fold": name, **result} for name, result in results]
+    folder.write_json(out / folder.RESULTS, held | {"folds": every, "summary": summary})
     return CrossValidation(out, True, None, summary)
 
 
 def summarise(results: list[tuple[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Mean and spread over folds of every metric, and the pooled accuracy over all their clips."""
+    """Mean and spread over folds of every metric, by "SPLIT WEIGHTS METRIC"; see `fold_summary`.
+
+    Args:
+        results: name and results.json of each fold.
+    """
     values: dict[str, list[float]] = defaultdict(list)
     clips: dict[str, list[int]] = defaultdict(list)
     for _, held in results:
@@ -89,26 +110,34 @@ def summarise(results: list[tuple[str, dict[str, Any]]]) -> dict[str, dict[str, 
     return {name: fold_summary(found, clips[name]) for name, found in values.items()}
 
 
-def _names(settings: FinetuneSettings, out: Path, resume: bool, overwrite: bool, stream: TextIO | None) -> list[str]:
+def _begin(settings: FinetuneSettings, out: Path, resume: bool, overwrite: bool, stream: TextIO | None) -> list[str]:
     """The folds; claims the folder and leaves the catalogue and the settings in it."""
-    main = int(os.environ.get("RANK", "0")) == 0
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError(
-            "all folds in turn with several processes",
-            "one process, or one fold",
-            "give each fold a torchrun of its own: --sides.fold NAME",
-        )
     going_on = folder.claim(out, resume=resume, overwrite=overwrite)
     if going_on:
         before = folder.read_settings(out, FinetuneSettings)
         folder.check_same(before, folder.settle(settings, before))
-    elif out.exists():
-        folder.clear(out)
-    wanted = source.Wanted(settings.data, network.measured_front_end(settings), settings.bad_files, "folder")
-    catalogue: Catalogue = source.catalogue(wanted, out, stream if main else None, anew=not going_on)
+    model = network.pretrained(settings)
+    front_end = settings.front_end if model is None else model.front_end.settings
+    wanted = source.Wanted(settings.data, front_end, settings.bad_files, "folder")
+    catalogue = source.catalogue(wanted, out, stream, anew=not going_on)
     names = folds(catalogue)
     if not going_on:
+        labels = labels_of(catalogue, settings)
+        for name in names:
+            one = settings.model_copy(deep=True)
+            one.sides.fold = name
+            try:
+                choose(one, catalogue, labels, [])
+            except AsitError as error:
+                raise _of_fold(name, error) from error
         out.mkdir(parents=True, exist_ok=True)
+        folder.clear(out)
         catalogue.write(out / folder.CATALOGUE)
         folder.write_text(out / folder.CONFIG, config.to_yaml(settings))
     return names
+
+
+def _of_fold(name: str, error: AsitError) -> AsitError:
+    if isinstance(error, AudioError):  # names its file, and is made otherwise
+        return error
+    return type(error)(f"fold {name}: {error.found}", error.expected, error.remedy)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pydantic import BaseModel
 
 from asit.audio.fbank import FrontEnd
 from asit.checkpoint import load_strict
@@ -14,9 +15,9 @@ from asit.errors import ConfigError
 from asit.model import imagenet, positions
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Classifier, Head
-from asit.model.vit import blank
+from asit.model.vit import blank, shape_of
 from asit.runs import source
-from asit.settings import EncoderSettings, FinetuneSettings, FrontEndSettings
+from asit.settings import EncoderSettings, FinetuneSettings
 
 NONE = "none"
 FILES = (".safetensors", ".pth", ".pt", ".bin")
@@ -37,15 +38,13 @@ class Origin:
     told: str
 
 
-def origin(settings: FinetuneSettings, catalogue: Catalogue) -> Origin:
-    """Settle front end and encoder: a pretrained model's come from its card, others from the settings.
+def pretrained(settings: FinetuneSettings) -> AudioModel | None:
+    """The model to start from; None where there is none: fresh weights, or a file of image weights.
 
     Raises:
-        ConfigError: no model was named.
+        ConfigError: none was named.
         CheckpointError: it cannot be read.
-        CatalogueError: fresh weights need a mean and std, and the catalogue has none.
     """
-    out = settings.model_copy(deep=True)
     given = settings.model
     if not given:
         raise ConfigError(
@@ -53,14 +52,48 @@ def origin(settings: FinetuneSettings, catalogue: Catalogue) -> Origin:
             "a model folder such as RUN/model, a file of ImageNet ViT weights, or none",
             "pass --model RUN/model, or --model none for fresh weights",
         )
-    if given == NONE or Path(given).suffix in FILES:
+    if given == NONE or is_image_file(given):
+        return None
+    return AudioModel.load(given)
+
+
+def is_image_file(given: str) -> bool:
+    """Whether `model` names a file of ImageNet ViT weights, by its suffix."""
+    return Path(given).suffix in FILES and not Path(given).is_dir()
+
+
+def origin(settings: FinetuneSettings, model: AudioModel | None, catalogue: Catalogue) -> Origin:
+    """Settle front end and encoder: a pretrained model's come from its card, others from the settings.
+
+    Args:
+        settings: as the user gave them.
+        model: of `pretrained`.
+        catalogue: its mean and std are taken where there is no model.
+
+    Raises:
+        ConfigError: settings of front end or encoder that would be lost, for the model brings its own.
+        CatalogueError: mean and std are needed, and the catalogue has none.
+    """
+    out = settings.model_copy(deep=True)
+    given = settings.model
+    if model is None:
         out.front_end = source.measured(out.front_end, catalogue)
         out.encoder = _changed(out.encoder, settings)
-        return Origin(out, None, "fresh weights" if given == NONE else f"image weights of {given}")
-    model = AudioModel.load(given)
-    out.front_end = model.front_end.settings
-    out.encoder = _changed(model.encoder.settings, settings)
-    told = f"fresh weights, architecture of {given}" if settings.fresh else f"weights of {given}"
+        told = "fresh weights" if given == NONE else f"image weights of {given}"
+    else:
+        out.front_end = model.front_end.settings
+        out.encoder = _changed(model.encoder.settings, settings)
+        told = f"fresh weights, architecture of {given}" if settings.fresh else f"weights of {given}"
+    lost = _lost("encoder", settings.encoder, out.encoder) + _lost("front_end", settings.front_end, out.front_end)
+    if lost:
+        raise ConfigError(
+            f"settings that the run would not have: {'; '.join(lost)}",
+            "the front end and the encoder of the model"
+            if model is not None
+            else "stochastic depth from network.drop_path",
+            "leave these out (stochastic depth and strides are network.drop_path, network.stride_frames and "
+            "network.stride_mels); an encoder of other settings starts from --model none",
+        )
     return Origin(out, model, told)
 
 
@@ -102,12 +135,11 @@ def build(start: Origin, frames: int, classes: tuple[str, ...], multi: bool, not
         notes.append(f"left out of {settings.model}: {', '.join(left_out) or 'nothing'}")
     else:
         encoder.init_weights(generator)
-    network = settings.network
-    head = Head(encoder.width, len(classes), network.pooling, network.dropout)
+    head = blank_head(settings, len(classes)).to_empty(device="cpu")
     head.init_weights(generator)
     had = start.model.labelling if start.model is not None and not settings.fresh else None
     if had is not None and start.model is not None and start.model.head is not None:
-        same = (had.classes, had.multi, had.pooling) == (classes, multi, network.pooling)
+        same = (had.classes, had.multi, had.pooling) == (classes, multi, settings.network.pooling)
         if same and start.model.head.norm is not None:
             load_strict(head, start.model.head.state_dict(), f"the head of {settings.model}")
             notes.append("the model's head is of these very classes: it is trained further")
@@ -131,11 +163,10 @@ def frames_of(settings: FinetuneSettings, seconds: float) -> int:
     return positions.whole_frames(frames, settings.encoder)
 
 
-def measured_front_end(settings: FinetuneSettings) -> FrontEndSettings:
-    """The front end that a catalogue made for the run is measured under: the model's, where it has one."""
-    if settings.model and settings.model != NONE and Path(settings.model).suffix not in FILES:
-        return AudioModel.load(settings.model).front_end.settings
-    return settings.front_end
+def blank_head(settings: FinetuneSettings, classes: int) -> Head:
+    """The run's head without memory behind its weights: nothing is drawn."""
+    with torch.device("meta"):
+        return Head(shape_of(settings.encoder)[0], classes, settings.network.pooling, settings.network.dropout)
 
 
 def _changed(encoder: EncoderSettings, settings: FinetuneSettings) -> EncoderSettings:
@@ -147,3 +178,13 @@ def _changed(encoder: EncoderSettings, settings: FinetuneSettings) -> EncoderSet
             "patch_stride_mels": network.stride_mels or encoder.patch_stride_mels,
         }
     )
+
+
+def _lost(group: str, given: BaseModel, taken: BaseModel) -> list[str]:
+    """Settings that were given, for they are not the default, and that the run has otherwise."""
+    default, wanted, has = type(given)().model_dump(), given.model_dump(), taken.model_dump()
+    return [
+        f"{group}.{name} is {value}, and would be {has[name]}"
+        for name, value in wanted.items()
+        if value not in (default[name], has[name])
+    ]

@@ -5,8 +5,8 @@ Letters: N clips, C classes, W windows of a block, T frames, F mel bins.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from asit.data.catalogue import Catalogue
 from asit.data.labels import Labels, list_hash
+from asit.data.order import quiet_worker
 from asit.data.windows import Block, Windows
 from asit.errors import CatalogueError
 from asit.runs import folder
@@ -27,7 +28,8 @@ from asit.transfer.resampling import DRAWS
 
 MISTAKES = 50
 """Most worst mistakes that a record lists."""
-PROGRESS = Callable[[int, int, int], None]
+Progress = Callable[[int, int, int], None]
+"""Called with (clips done, clips in all, unreadable ones)."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,13 @@ class Scorer:
         self.workers, self.keep, self.bad_files = workers, keep, bad_files
         self._kept: list[Block] | None = None
 
-    def __call__(self, network: nn.Module, classes: int, progress: PROGRESS | None = None) -> Scored:
-        """Score all clips with a network that makes (W, 1, T, F) into logits (W, C).
+    def __call__(self, network: nn.Module, classes: int, progress: Progress | None = None) -> Scored:
+        """Score all clips.
+
+        Args:
+            network: (W, 1, T, F) to logits (W, C); is left in evaluation mode.
+            classes: C.
+            progress: told of the clips as they are done.
 
         Raises:
             CatalogueError: more clips than allowed cannot be read, or none can.
@@ -82,29 +89,33 @@ class Scorer:
         network.eval()
         mine = range(self.world.rank, len(self.windows), self.world.size)
         blocks = self._kept if self._kept is not None else self._blocks(mine)
-        found, made = [], []
+        found, made, failed = [], [], 0
         for done, block in enumerate(blocks, 1):
             found.append((block.owner, self._probabilities(network, block.x, classes), block.failures))
             if self.keep:
-                made.append(block)
+                # A copy: what a worker sends lies in shared memory, of which a process may hold so many pieces only.
+                made.append(block if self._kept is not None else replace(block, x=block.x.clone()))
+            failed += len(block.failures)
             if progress is not None and self.world.main:
-                progress(min(done * self.world.size, len(self.windows)), len(self.windows), 0)
+                progress(self.windows.done(done * self.world.size), len(self.windows.rows), failed * self.world.size)
         self._kept = made if self.keep else None
         # Blocks in their own order again, whoever made them: sums are then the same for any number of processes.
         everyone = self.world.gather(found)
         ordered = [everyone[i % self.world.size][i // self.world.size] for i in range(len(self.windows))]
         return self._sum(ordered, classes)
 
-    def _blocks(self, mine: Sequence[int]) -> Any:
+    def _blocks(self, mine: Sequence[int]) -> Iterable[Block]:
         options: dict[str, Any] = {"prefetch_factor": 4} if self.workers else {}
-        return DataLoader(
+        made: Iterable[Block] = DataLoader(
             self.windows,
             batch_size=None,
             sampler=mine,  # type: ignore[arg-type]
             num_workers=self.workers,
+            worker_init_fn=quiet_worker,
             generator=torch.Generator().manual_seed(0),
             **options,
         )
+        return made
 
     def _probabilities(self, network: nn.Module, x: Tensor, classes: int) -> npt.NDArray[np.float32]:
         if not len(x):
@@ -129,9 +140,9 @@ class Scorer:
             failures |= dict(failed)
         good = (count > 0) & ~np.isin(np.arange(len(rows)), list(failures))
         if not good.any() or len(failures) > self.bad_files * len(rows):
-            first = next(iter(failures.values()), "")
+            first = "; ".join(list(failures.values())[:3])
             raise CatalogueError(
-                f"{len(failures)} of {len(rows)} clips could not be read, the first: {first}",
+                f"{len(failures)} of {len(rows)} clips could not be read: {first}{'; ...' * (len(failures) > 3)}",
                 f"a share of at most {self.bad_files:g}, from bad_files",
                 "mend the storage, or raise bad_files; a score of other clips would not compare",
             )
@@ -147,7 +158,7 @@ def measures(
     Args:
         scored: scores of clips.
         labels: of all clips of the catalogue; soft ones count as whole from 0.5 on.
-        groups: (N,) of the scored clips: whole groups are drawn for the intervals.
+        groups: (N,) of the scored clips: whole groups are drawn for the intervals; see `units`.
         seed, draws: of the bootstrap.
     """
     part = labels.take(scored.rows)
@@ -156,6 +167,22 @@ def measures(
             scored.scores, part.matrix(np.arange(len(part))) >= 0.5, labels.names, seed=seed, draws=draws, groups=groups
         )
     return metrics.single_label(scored.scores, part.single, labels.names, seed=seed, draws=draws, groups=groups)
+
+
+def group_codes(catalogue: Catalogue) -> npt.NDArray[np.int64] | None:
+    """(N,) a number for each clip's group; a clip without one is a group of its own. None: the catalogue has none."""
+    column = catalogue.column("group")
+    if column is None:
+        return None
+    codes = column.codes.astype(np.int64)
+    return np.where(codes < 0, len(column.words) + np.arange(len(codes)), codes)
+
+
+def units(groups: npt.NDArray[np.int64] | None, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | None:
+    """(n,) what the bootstrap draws of the clips at `rows`: their groups, or None, each clip, where all are of one."""
+    if groups is None or len(np.unique(groups[rows])) < 2:
+        return None
+    return groups[rows]
 
 
 def record(
@@ -230,7 +257,9 @@ def save(out: Path, name: str, scored: Scored, labels: Labels, catalogue: Catalo
 def sentence(result: dict[str, Any], every: bool = True) -> str:
     """One line of a result record: its metrics with their 95 % intervals, the clips and the hash of their list.
 
-    `every`: all metrics, else the first alone, which is what the task is compared by.
+    Args:
+        result: of `record`.
+        every: all metrics, else the first alone, which is what the task is compared by.
     """
     shown = []
     for name, held in list(result["metrics"].items())[: None if every else 1]:

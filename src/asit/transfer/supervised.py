@@ -212,6 +212,8 @@ def check(settings: FinetuneSettings) -> None:
         wrong.append(f"batch_size is {settings.batch_size}, which accumulate {settings.accumulate} does not divide")
     if settings.fresh and settings.model == "none":
         wrong.append("model is none and fresh is on: with none the weights are fresh already")
+    if o.average == "epochs" and o.average_from == 0:
+        wrong.append("optim.average is epochs and optim.average_from 0: the first end of an epoch is that of epoch 1")
     if wrong:
         raise ConfigError(
             f"{len(wrong)} combination{'s' * (len(wrong) > 1)} of settings cannot be:\n    " + "\n    ".join(wrong),

@@ -1,0 +1,305 @@
+"""From fine-tuning's settings and a labelled catalogue to every part of a run, resolved; nothing is written."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from asit import runtime
+from asit.audio.fbank import FrontEnd
+from asit.data import order
+from asit.data.catalogue import Catalogue
+from asit.data.labelled import LabelledClips
+from asit.data.labels import Labels, balanced_weights, inverse_weights, read_labels
+from asit.data.sides import Sides, check_sides, few, split_sides
+from asit.data.windows import Windows
+from asit.engine import loop
+from asit.errors import CatalogueError, ConfigError
+from asit.model import positions, vit
+from asit.model.audio_model import AudioModel
+from asit.model.classifier import Labelling, draw_dropout
+from asit.runs import network, resources, score
+from asit.runtime import Precision, World
+from asit.settings import FinetuneSettings
+from asit.transfer import supervised
+
+METRICS = {"single": ("accuracy", "balanced_accuracy"), "multi": ("mAP",)}
+"""What the best epoch may be chosen by."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that a run needs, resolved and constructed."""
+
+    settings: FinetuneSettings
+    catalogue: Catalogue
+    labels: Labels
+    sides: Sides
+    groups: npt.NDArray[np.int64] | None
+    """(N,) codes of the groups that intervals keep whole; None: each clip is drawn for itself."""
+    frames: int
+    task: supervised.Supervised
+    clips: LabelledClips
+    keys: order.MicroBatches
+    precision: Precision
+    workers: int
+    plan: loop.Plan
+    notes: list[str]
+    origin: str
+    """Where the first weights came from."""
+
+    def model(self, step: int, **told: object) -> AudioModel:
+        """The classifier as it counts after `step` steps, with its card, to whose `training` `told` is added."""
+        settings, trained = self.settings, self.task.scored()
+        return AudioModel.from_parts(
+            trained.encoder,
+            settings.front_end,
+            settings.encoder,
+            self.frames,
+            training={
+                "method": "supervised fine-tuning",
+                "task": settings.task,
+                "from": self.origin,
+                "step": step,
+                "steps": self.plan.total,
+                "batch_size": settings.batch_size,
+                "seed": settings.seed,
+                "clips": len(self.clips),
+                "catalogue": self.catalogue.digest,
+                "precision": self.precision.name,
+                **told,
+            },
+            head=trained.head,
+            labels=Labelling(
+                self.labels.names,
+                self.labels.multi,
+                settings.network.pooling,
+                FrontEnd(settings.front_end).samples_for(self.frames) / settings.front_end.rate,
+            ),
+        )
+
+    def scorer(self, rows: npt.NDArray[np.int64], world: World) -> score.Scorer:
+        """What scores these clips, as often as asked; their log-mel is kept where it fits in memory."""
+        settings = self.settings
+        windows = Windows(
+            self.catalogue,
+            rows,
+            settings.front_end,
+            self.frames,
+            settings.input.window_overlap,
+            settings.score_batch,
+        )
+        needed = int(windows.counts.sum()) * self.frames * settings.front_end.mels * 4 / 1e9
+        assert settings.input.keep_gb != "auto", "settings must be resolved first"
+        return score.Scorer(
+            windows,
+            self.labels.multi,
+            world,
+            self.precision,
+            workers=self.workers,
+            keep=needed <= settings.input.keep_gb,
+            bad_files=settings.bad_files,
+        )
+
+
+def prepare(settings: FinetuneSettings, model: AudioModel | None, catalogue: Catalogue, world: World) -> Setup:
+    """Resolve every auto and construct all parts.
+
+    Args:
+        settings: as the user gave them.
+        model: of `network.pretrained`.
+        catalogue: labelled clips.
+        world: processes and device.
+
+    Raises:
+        ConfigError: settings that cannot go together.
+        CatalogueError: the clips or their labels do not serve.
+        CheckpointError: the weights do not fit.
+    """
+    notes = [f"device {world.device}: {world.reason}"]
+    precision = runtime.precision(settings.precision, world.device)
+    notes.append(f"precision {precision.name}: {precision.reason}")
+    labels = labels_of(catalogue, settings)
+    start = network.origin(supervised.resolve(settings, multi=labels.multi), model, catalogue)
+    settings = start.settings
+    settings.precision = precision.name  # type: ignore[assignment]
+    settings.labels = "multi" if labels.multi else "single"
+    if settings.validation.metric not in METRICS[settings.labels]:
+        raise ConfigError(
+            f"validation.metric is {settings.validation.metric}, and clips have "
+            + ("several labels, or soft ones" if labels.multi else "one label each"),
+            " or ".join(METRICS[settings.labels]),
+            "leave it at auto",
+        )
+    notes.append(f"starts from {start.told}")
+    sides = choose(settings, catalogue, labels, notes)
+    if not len(sides.validation):
+        notes.append("no validation side: no epoch is chosen, the last weights alone are scored")
+    elif not settings.validation.every:
+        notes.append("validation.every is 0: no epoch is chosen, the last weights alone are scored")
+    frames = _input(settings, catalogue, sides, notes)
+    task = supervised.Supervised(
+        network.build(start, frames, labels.names, labels.multi, notes), settings, world.device
+    )
+    pattern = network.blank_head(settings, len(labels.names))
+    clips = LabelledClips(
+        catalogue,
+        sides.train,
+        labels,
+        settings.front_end,
+        frames,
+        settings.augment,
+        functools.partial(vit.draw_drop_path, rates=vit.drop_path_rates(settings.encoder)),
+        functools.partial(draw_dropout, head=pattern) if settings.network.dropout else _no_dropout,
+        settings.seed,
+    )
+    drawn, count = _order(settings, labels, sides.train)
+    settings.batch_size = resources.fit_batch(settings.batch_size, settings.accumulate, count, world, notes)
+    workers = resources.loader_workers(settings.workers, world, notes)
+    limit = settings.input.keep_gb = resources.memory_limit(settings.input.keep_gb)
+    if resources.fits_in_memory(catalogue.subset(sides.train), settings.front_end.rate, limit, "input.keep_gb", notes):
+        clips.waves.keep()
+    steps = count // settings.batch_size
+    plan = loop.Plan(
+        total=settings.epochs * steps,
+        steps_per_epoch=steps,
+        batch=settings.batch_size,
+        accumulate=settings.accumulate,
+        betas=settings.optim.betas,
+        clip=settings.optim.clip,
+        clip_per_parameter=False,
+        log_every=settings.records.log_every,
+        checkpoint_every=settings.records.checkpoint_every,
+        stop_after=settings.stop_after,
+        most_failures=max(10, int(settings.bad_files * len(clips))),
+    )
+    size = sum(p.numel() for p in task.network.parameters()) / 1e6
+    notes.append(f"network: {size:.1f} M parameters, {len(labels.names)} classes")
+    notes.append(
+        f"clips: {len(sides.train)} train, {len(sides.validation)} validation, {len(sides.test)} test; "
+        f"{plan.total} steps: {settings.epochs} epochs of {steps} steps of {settings.batch_size}"
+    )
+    micro = settings.batch_size // (world.size * settings.accumulate)
+    keys = order.MicroBatches(
+        drawn, count, settings.batch_size, micro, world.rank, world.size, 0, settings.sampling.order != "shuffle"
+    )
+    groups = None if _shared(settings, catalogue) else score.group_codes(catalogue)
+    return Setup(
+        settings,
+        catalogue,
+        labels,
+        sides,
+        groups,
+        frames,
+        task,
+        clips,
+        keys,
+        precision,
+        workers,
+        plan,
+        notes,
+        start.told,
+    )
+
+
+def labels_of(catalogue: Catalogue, settings: FinetuneSettings) -> Labels:
+    """The labels of all clips.
+
+    Raises:
+        CatalogueError: as `read_labels`; clips without a label are named, with ways to go on.
+    """
+    labels = read_labels(catalogue, settings.labels, missing="skip")
+    unknown = np.flatnonzero(~labels.known)
+    if len(unknown):
+        named = ", ".join(catalogue.ids(unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+        raise CatalogueError(
+            f"{len(unknown)} of {len(labels)} clips have no label: {named}",
+            "a label for each clip",
+            "fill the label column, or take these rows out of the table; of a folder, move these recordings into the "
+            "sub-folder of their class, or out of the folder",
+        )
+    return labels
+
+
+def choose(settings: FinetuneSettings, catalogue: Catalogue, labels: Labels, notes: list[str]) -> Sides:
+    """The sides of a run, checked, the training side cut to the labels that may be used.
+
+    Raises:
+        CatalogueError: a side cannot be learned from or leaks into another.
+    """
+    side, sampling = settings.sides, settings.sampling
+    sides = split_sides(
+        catalogue,
+        train=side.train,
+        validation=side.validation,
+        test=side.test,
+        fold=side.fold or None,
+        share=side.hold_out,
+        seed=settings.seed,
+        labels=labels,
+    )
+    notes += sides.notes
+    notes += check_sides(labels, sides, catalogue.column("group"), allow_shared_groups=_shared(settings, catalogue))
+    if not len(sides.validation) and not len(sides.test):
+        raise CatalogueError(
+            f"all {len(sides.train)} clips train: none is left to score on",
+            "a test or validation side",
+            "add a column split to the table, or hold out a share: --sides.hold-out 0.2",
+        )
+    if sampling.share < 1.0 or sampling.per_class:
+        seed = settings.seed if settings.label_seed == "auto" else settings.label_seed
+        kept = few(
+            labels,
+            sides.train,
+            share=None if sampling.per_class else sampling.share,
+            per_class=sampling.per_class or None,
+            seed=seed,
+        )
+        notes.append(f"labels of {len(kept)} of {len(sides.train)} training clips are used")
+        sides = Sides(kept, sides.validation, sides.test)
+    return sides
+
+
+def _shared(settings: FinetuneSettings, catalogue: Catalogue) -> bool:
+    """Whether groups may lie on several sides."""
+    return settings.sides.shared_groups or bool(catalogue.header.get("shared_groups"))
+
+
+def _input(settings: FinetuneSettings, catalogue: Catalogue, sides: Sides, notes: list[str]) -> int:
+    """Frames of the input; `input.seconds` becomes a number."""
+    wanted = settings.input.seconds
+    typical = float(np.quantile(catalogue.seconds[sides.train], 0.95, method="higher"))
+    seconds = min(10.0, round(typical, 3)) if wanted == "auto" else wanted
+    settings.input.seconds = seconds
+    frames = network.frames_of(settings, seconds)
+    front_end = FrontEnd(settings.front_end)
+    span = front_end.samples_for(frames) / settings.front_end.rate
+    patch, stride = positions.patch_of(settings.encoder), positions.stride_of(settings.encoder)
+    grid = positions.grid_of(frames, settings.front_end.mels, patch, stride)
+    notes.append(f"input of {seconds:g} s: {frames} frames ({span:.3f} s), {grid[0]} x {grid[1]} patches (time, mel)")
+    longer = int((catalogue.seconds > span + front_end.settings.shift_ms / 1000).sum())
+    if longer:
+        notes.append(f"{longer} clips are longer: training sees random parts, scores are means over windows")
+    return frames
+
+
+def _order(settings: FinetuneSettings, labels: Labels, rows: npt.NDArray[np.int64]) -> tuple[order.Order, int]:
+    kind = settings.sampling.order
+    if kind == "shuffle":
+        return order.shuffled(settings.seed, len(rows)), len(rows)
+    if kind == "inverse" and labels.multi:
+        raise ConfigError(
+            "sampling.order is inverse, and clips have several labels, or soft ones",
+            "balanced, for several labels a clip",
+            "pass --sampling.order balanced",
+        )
+    weights = balanced_weights(labels, rows) if kind == "balanced" else inverse_weights(labels, rows)
+    count = settings.sampling.epoch_clips or len(rows)
+    return order.weighted(settings.seed, weights, count), count
+
+
+def _no_dropout(rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    return np.zeros(0, np.float32)

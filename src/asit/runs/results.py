@@ -1,0 +1,98 @@
+"""The scores at the end of a fine-tuning run: of the last weights, and of those that validation chose."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TextIO
+
+from asit.engine.records import Records, counter
+from asit.model.audio_model import AudioModel
+from asit.model.classifier import Classifier
+from asit.runs import folder, score
+from asit.runs.best import Chooser
+from asit.runs.finetune_setup import Setup
+from asit.runtime import World
+
+NAMED = 20
+"""Most unreadable clips of a side that the log names."""
+
+
+def score_all(
+    setup: Setup, out: Path, world: World, records: Records, chooser: Chooser, step: int, stream: TextIO | None
+) -> list[dict[str, Any]]:
+    """Score both sides, write scores/ and results.json, and give the result records (none in other processes).
+
+    Args:
+        setup: the run.
+        out: its folder.
+        world: its processes, which share the clips.
+        records: where scores are told.
+        chooser: what chose by validation.
+        step: steps done: all of them.
+        stream: where progress goes; None: nowhere.
+
+    Raises:
+        CatalogueError: too many clips cannot be read.
+    """
+    settings, sides = setup.settings, setup.sides
+    networks: list[tuple[str, int, Classifier]] = [("last", step, setup.task.scored())]
+    if chooser.found:
+        best = AudioModel.load(out / folder.BEST)
+        assert best.head is not None, "the run's own model has a head"
+        # The step is the folder's own: a killed run may have come further than the checkpoint it went on from.
+        networks.append(("best", best.training["step"], Classifier(best.encoder, best.head).to(world.device)))
+    results: list[dict[str, Any]] = []
+    for split, rows in (("validation", sides.validation), ("test", sides.test)):
+        if not len(rows):
+            continue
+        scorer = chooser.scorer if split == "validation" and chooser.scorer else setup.scorer(rows, world)
+        for weights, at, trained in networks:
+            scored = scorer(trained, len(setup.labels.names), counter(stream, f"scoring {split}, {weights} weights"))
+            if not world.main:
+                continue
+            found = score.record(
+                scored,
+                setup.labels,
+                setup.catalogue,
+                task=settings.task,
+                split=split,
+                weights=weights,
+                step=at,
+                seed=settings.seed,
+                groups=score.units(setup.groups, scored.rows),
+            )
+            score.save(out, f"{split}-{weights}", scored, setup.labels, setup.catalogue)
+            results.append(found)
+            if weights == "last":
+                for text in scored.failures[:NAMED]:
+                    records.event(step, f"not scored ({split}): {text}")
+    if not world.main:
+        return results
+    for found in results:
+        if found["split"] == "test":
+            values = {name: held["value"] for name, held in found["metrics"].items()}
+            records.write("test", step, {"weights": found["weights"], "metrics": values})
+        records.say(score.sentence(found))
+    folder.write_json(
+        out / folder.RESULTS,
+        {
+            "task": settings.task,
+            "kind": settings.labels,
+            "classes": list(setup.labels.names),
+            "model": setup.origin,
+            "train_clips": len(sides.train),
+            "chosen_by": settings.validation.metric if chooser.found else None,
+            "results": results,
+        },
+    )
+    return results
+
+
+def read(out: Path) -> list[dict[str, Any]] | None:
+    """The result records of a run that is finished; None where it has none yet."""
+    path = out / folder.RESULTS
+    if not path.is_file():
+        return None
+    found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["results"]
+    return found
