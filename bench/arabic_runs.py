@@ -1,6 +1,6 @@
 """The fine-tuning runs of docs/experiments.md, one after the other, and their table.
 
-    python bench/arabic_runs.py MODEL TABLES OUT [--part ten one hundred speakers digits] [--threads 1]
+    python bench/arabic_runs.py MODEL TABLES OUT [--part ten one hundred long speakers digits] [--threads 1]
 
 MODEL is the pretrained model's folder; TABLES is what bench/arabic_tables.py wrote, each table catalogued
 (`asit catalogue keywords.csv --out keywords.jsonl`). Each run is a call of `asit finetune`, printed before it starts.
@@ -43,9 +43,10 @@ def plain(table: str, name: str, epochs: int, extra: list[str]) -> Iterator[Run]
 
 
 PARTS: dict[str, list[Run]] = {
-    "ten": [*keywords("0.1", "ten", (100, 30, 300), (0, 1, 2))],
+    "ten": [*keywords("0.1", "ten", (30, 100), (0, 1, 2))],
     "one": [*keywords("0.01", "one", (100, 1000), (0, 1, 2))],
     "hundred": [*keywords("1.0", "hundred", (10, 30), (0,))],
+    "long": [*keywords("0.1", "ten", (300,), (0, 1, 2))],
     "speakers": [*plain("speakers.jsonl", "speakers", 10, ["--validation.every", "5"])],
     "digits": [
         *plain("digits.jsonl", "digits", 20, ["--sides.fold", "all", "--validation.every", "0"]),
