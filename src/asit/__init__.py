@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from asit.errors import AsitError
     from asit.model.audio_model import AudioModel, Embedding
     from asit.model.audio_model import load as load
-    from asit.recipes import pretrain
+    from asit.recipes import finetune, pretrain
     from asit.report import report
-    from asit.settings import PretrainSettings
+    from asit.settings import FinetuneSettings, PretrainSettings
 
 __version__ = "0.1.0"
 
@@ -24,9 +24,11 @@ __all__ = [
     "AudioModel",
     "Catalogue",
     "Embedding",
+    "FinetuneSettings",
     "PretrainSettings",
     "__version__",
     "build_catalogue",
+    "finetune",
     "load",
     "pretrain",
     "report",
@@ -37,8 +39,10 @@ _PLACES = {
     "AudioModel": ("asit.model.audio_model", "AudioModel"),
     "Catalogue": ("asit.data.catalogue", "Catalogue"),
     "Embedding": ("asit.model.audio_model", "Embedding"),
+    "FinetuneSettings": ("asit.settings", "FinetuneSettings"),
     "PretrainSettings": ("asit.settings", "PretrainSettings"),
     "build_catalogue": ("asit.data.scan", "build"),
+    "finetune": ("asit.recipes", "finetune"),
     "load": ("asit.model.audio_model", "load"),
     "pretrain": ("asit.recipes", "pretrain"),
     "report": ("asit.report", "report"),

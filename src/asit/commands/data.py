@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 import sys
 from dataclasses import dataclass, field
@@ -11,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from asit import recipes
 from asit.commands.parse import parse
 from asit.errors import ConfigError
 from asit.settings import FrontEndSettings
 
 if TYPE_CHECKING:
+    from asit.data.catalogue import Catalogue
     from asit.data.corpora import Corpus
 
 
@@ -63,7 +64,7 @@ def catalogue(prog: str, summary: str, given: list[str]) -> int:
     if corpus:
         print(corpus.table(), flush=True)
         # A test set is scored whole, and Speech Commands and AudioSet have classes of silence.
-        what = {"rows": corpus.rows(), "facts": corpus.header(), "silence_db": -math.inf}
+        what = {"rows": corpus.rows(), "facts": corpus.header(), "silence_db": None}
     made = scan.build(
         corpus.root if corpus else options.source,
         options.out,
@@ -87,8 +88,21 @@ def catalogue(prog: str, summary: str, given: list[str]) -> int:
     if header.get("mean") is not None:
         clips = header.get("statistics_clips")
         print(f"log-mel mean {header['mean']:.4f}, std {header['std']:.4f}, measured on {clips} clips")
-    print(f"next: asit pretrain --data {shlex.quote(options.out)} --out RUN")
+    print(f"next: asit {_next(made)} --data {shlex.quote(options.out)} --out RUN")
     return 0
+
+
+def _next(made: Catalogue) -> str:
+    """The verb, and for clips with labels the recipe and the model, that a catalogue is usually made for."""
+    labels = made.column("label")
+    if labels is None or not any(labels.counts().values()):
+        return "pretrain"
+    task = made.header.get("task")
+    if task == "audioset":
+        splits = made.column("split")
+        task = "audioset-2m" if splits is not None and splits.counts().get("unbalanced") else "audioset-20k"
+    known = f" --task {task}" if task in recipes.tasks() else ""
+    return f"finetune{known} --model PRETRAINED/model"
 
 
 def _corpus(options: CatalogueOptions, prog: str) -> Corpus | None:

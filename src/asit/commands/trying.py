@@ -9,17 +9,27 @@ from pathlib import Path
 from asit import recipes
 from asit.commands.parse import parse
 from asit.config import annotated
+from asit.errors import ConfigError
 
 
 @dataclass
 class SettingsOptions:
-    preset: str = "default"
-    """default, paper or official-v2."""
+    preset: str | None = None
+    """Of pretraining: default, speech, paper or official-v2; default if neither is given."""
+    task: str | None = None
+    """A recipe of fine-tuning, such as any, esc50 or esc50-cpu."""
 
 
 def settings(prog: str, summary: str, given: list[str]) -> int:
     options = parse(SettingsOptions, prog, summary, given)
-    print(annotated(recipes.pretrain_settings(options.preset)), end="")
+    if options.preset is not None and options.task is not None:
+        raise ConfigError(
+            f"--preset {options.preset} and --task {options.task}", "a preset of pretraining or a task", "choose one"
+        )
+    chosen = (
+        recipes.pretrain_settings(options.preset) if options.task is None else recipes.finetune_settings(options.task)
+    )
+    print(annotated(chosen), end="")
     return 0
 
 

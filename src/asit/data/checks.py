@@ -56,7 +56,7 @@ class Plan:
     root: str
     check: str
     checksum: bool
-    silence_db: float
+    silence_db: float | None
     seed: int
     front_end: FrontEndSettings
 
@@ -303,12 +303,12 @@ def _piece(path: str, plan: Plan, key: int | None, part: Part) -> _Seen:
     return _Seen(info, last - start, wave if keep else None, beyond)
 
 
-def _refuse_sound(seen: files.Inspection, silence_db: float) -> None:
+def _refuse_sound(seen: files.Inspection, silence_db: float | None) -> None:
     fault = seen.fault
     if fault and fault.reason != "silent":
         raise fault
     swing = (seen.high - seen.low) / 2  # so that a constant offset is silence too
-    if swing < 10 ** (silence_db / 20):
+    if silence_db is not None and swing < 10 ** (silence_db / 20):
         level = f"{20 * math.log10(swing):.1f} dB" if swing else "nothing"
         raise files.AudioFileError("silent", f"{seen.info.path} swings by {level}, below {silence_db:g} dB")
 

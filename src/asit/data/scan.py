@@ -43,7 +43,7 @@ def build(
     checksum: bool = False,
     bad_files: float = 0.1,
     statistics_clips: int = 1000,
-    silence_db: float = -90.0,
+    silence_db: float | None = -90.0,
     restart: bool = False,
     progress: Callable[[int, int, int], None] | None = None,
     seed: int = 0,
@@ -73,7 +73,7 @@ def build(
         statistics_clips: files in the sample for mean and std, at most 10 s of each from a drawn position;
             0: not measured.
         silence_db: a file is silent when half the way from its lowest to its highest sample is below this, in dB of
-            full scale (one step of 16 bits: -90.3 dB); a constant offset is silence.
+            full scale (one step of 16 bits: -90.3 dB); a constant offset is silence. None: silent files are kept.
         restart: throw away what an earlier scan left.
         progress: called with (files done, files in all, bad files).
         seed: of the sample and its positions.
