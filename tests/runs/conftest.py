@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import multiprocessing
 import os
@@ -23,7 +24,7 @@ from torch import Tensor
 from asit import checkpoint
 from asit.data import scan
 from asit.errors import AsitError
-from asit.settings import FrontEndSettings, PretrainSettings
+from asit.settings import FinetuneSettings, FrontEndSettings, PretrainSettings
 
 if sys.platform == "win32":
     pytest.skip("forked runs need a POSIX system", allow_module_level=True)
@@ -82,6 +83,64 @@ def tiny(listed: Path) -> Callable[..., PretrainSettings]:
     def make(out: Path, data: Path | None = None, **over: Any) -> PretrainSettings:
         values = {name: {**TINY[name], **over.pop(name, {})} for name, v in TINY.items() if isinstance(v, dict)}
         return PretrainSettings(data=str(data or listed), out=str(out), **{**TINY, **values, **over})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def notes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table of 25 recordings of low, middle and high notes, 0.4 to 0.9 s and one of 1.7 s; nothing may change it.
+
+    12 train, 6 validate, 7 test; folds 1 and 2; the group is of three recordings.
+    """
+    folder, rng = tmp_path_factory.mktemp("notes"), np.random.default_rng(0)
+    rows = []
+    for i in range(25):
+        pitch, seconds = i % 3, 1.7 if i == 24 else 0.4 + 0.02 * i
+        t = np.arange(round(seconds * RATE)) / RATE
+        wave = 0.2 * np.sin(2 * np.pi * (300, 900, 2200)[pitch] * (1 + 0.01 * i) * t) + 0.1 * rng.standard_normal(
+            len(t)
+        )
+        soundfile.write(folder / f"{i:02d}.wav", wave.astype(np.float32), RATE, subtype="FLOAT")
+        split = "test" if i == 24 else ("train", "train", "validation", "test")[i // 3 % 4]
+        rows.append([f"{i:02d}.wav", ("low", "middle", "high")[pitch], split, str(i // 3 % 2 + 1), f"g{i // 3}"])
+    with (folder / "notes.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["path", "label", "split", "fold", "group"], *rows])
+    return folder / "notes.csv"
+
+
+@pytest.fixture(scope="session")
+def labelled(notes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Their catalogue."""
+    out = tmp_path_factory.mktemp("labelled") / "c.jsonl"
+    scan.build(notes, out, front_end=FrontEndSettings(**FRONT_END), workers=1)
+    return out
+
+
+TUNED: dict[str, Any] = {
+    **{name: TINY[name] for name in ("seed", "epochs", "batch_size", "device", "precision", "workers", "threads")},
+    "model": "none",
+    "front_end": FRONT_END,
+    "encoder": {"size": "custom", "width": 32, "depth": 2, "heads": 2},
+    "input": {"seconds": 0.5},
+    "network": {"dropout": 0.2},
+    "augment": {
+        **{"mixup": 0.5, "mixup_probability": 0.5, "roll_seconds": 0.1, "gain_db": 3.0, "noise": 0.1, "stretch": 0.1},
+        **{"mel_warp": 0.1, "mel_mask": 6, "time_mask": 8},
+    },
+    "sampling": {"order": "balanced"},
+    "optim": {"lr": 3e-3, "warmup": 0.5, "average": "ema", "ema": 0.7},
+    "records": {"log_every": 1, "checkpoint_every": 2, "keep": 2, "tensorboard": False},
+}
+
+
+@pytest.fixture
+def tuned(labelled: Path) -> Callable[..., FinetuneSettings]:
+    """Settings of a fine-tuning run of 6 steps in 2 epochs with all there is; groups given are laid over these."""
+
+    def make(out: Path, data: Path | None = None, **over: Any) -> FinetuneSettings:
+        values = {name: {**value, **over.pop(name, {})} for name, value in TUNED.items() if isinstance(value, dict)}
+        return FinetuneSettings(data=str(data or labelled), out=str(out), **{**TUNED, **values, **over})
 
     return make
 

@@ -54,6 +54,8 @@ class Setup:
     def model(self, step: int, **told: object) -> AudioModel:
         """The classifier as it counts after `step` steps, with its card, to whose `training` `told` is added."""
         settings, trained = self.settings, self.task.scored()
+        assert settings.input.seconds != "auto", "settings must be resolved first"
+        span = FrontEnd(settings.front_end).samples_for(self.frames) / settings.front_end.rate
         return AudioModel.from_parts(
             trained.encoder,
             settings.front_end,
@@ -77,7 +79,8 @@ class Setup:
                 self.labels.names,
                 self.labels.multi,
                 settings.network.pooling,
-                FrontEnd(settings.front_end).samples_for(self.frames) / settings.front_end.rate,
+                # Less than a hop at a clip's end makes no frame, and the clip must count as one that fits.
+                max(span, settings.input.seconds),
             ),
         )
 

@@ -81,7 +81,8 @@ def run(
                 if not any(out.glob(f"fold-*/{folder.CONFIG}")):  # nothing to go on with: the folder is free again
                     (out / folder.CONFIG).unlink(missing_ok=True)
                 raise _of_fold(name, error) from error
-            if not ended.finished:
+            # A signal that came with a fold's last step lets its scores be made, and ends all here.
+            if not ended.finished or (ended.stopped_by and number < len(names)):
                 return CrossValidation(out, False, ended.stopped_by, {})
         results.append((name, json.loads((place / folder.RESULTS).read_text(encoding="utf-8"))))
     summary = summarise(results)

@@ -1,0 +1,167 @@
+"""Cross-validation: every fold a run of its own, mean and spread over them, going on after a stop."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asit import cli, config
+from asit.errors import CatalogueError, ConfigError
+from asit.runs import best, folds
+from asit.runs import finetune as runs
+
+
+def go(settings: Any, **how: Any) -> Any:
+    return folds.run(settings, stream=None, **how)
+
+
+def held(run: Path) -> dict[str, Any]:
+    return dict(json.loads((run / "results.json").read_text("utf-8")))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("whole") / "run"
+
+
+ALL: dict[str, Any] = {"epochs": 1, "sides": {"fold": "all", "hold_out": 0.3}}
+
+
+@pytest.fixture
+def unstopped(whole: Path, tuned: Any) -> Path:
+    if not whole.exists():
+        assert go(tuned(whole, **ALL)).finished
+    return whole
+
+
+def test_each_fold_mean_and_spread(unstopped: Path, labelled: Path) -> None:
+    found = held(unstopped)
+    assert [fold["fold"] for fold in found["folds"]] == ["1", "2"]
+    assert (found["task"], found["kind"], found["classes"]) == ("any", "single", ["high", "low", "middle"])
+    tests = []
+    for fold in found["folds"]:
+        own = held(unstopped / f"fold-{fold['fold']}")
+        assert own == {key: value for key, value in fold.items() if key != "fold"}
+        tests += [r for r in own["results"] if (r["split"], r["weights"]) == ("test", "last")]
+    assert [record["clips"] for record in tests] == [13, 12]
+    assert tests[0]["list"] != tests[1]["list"]
+    values = [record["metrics"]["accuracy"]["value"] for record in tests]
+    summary = found["summary"]["test last accuracy"]
+    assert summary["values"] == values
+    assert summary["mean"] == pytest.approx(statistics.mean(values))
+    assert summary["std"] == pytest.approx(statistics.stdev(values))
+    assert summary["pooled"] == pytest.approx((13 * values[0] + 12 * values[1]) / 25)
+    assert {"test best accuracy", "validation best accuracy"} <= set(found["summary"])
+    assert config.read_yaml(unstopped / "fold-2" / "config.yaml")["sides"]["fold"] == "2"
+
+
+def test_stopped_in_the_second_fold(
+    unstopped: Path, tuned: Any, tmp_path: Path, fork: Any, state: Any, same: Any
+) -> None:
+    run, file = tmp_path / "run", tmp_path / "s.yaml"
+    file.write_text(config.to_yaml(tuned(run, **ALL, records={"checkpoint_every": 1})))
+
+    def call() -> int:
+        real = best.Records.write
+
+        def write(self: Any, kind: str, step: int, values: Any) -> None:
+            if (kind, step) == ("train", 1) and "fold-2" in str(self.folder):
+                os.kill(os.getpid(), signal.SIGTERM)
+            real(self, kind, step, values)
+
+        best.Records.write = write  # type: ignore[method-assign]
+        return cli.main(["finetune", "--config", str(file)])
+
+    ended = fork(call).end()
+    assert ended.code == 143, ended.said
+    assert f"go on:  asit finetune --out {run} --resume" in ended.said
+    assert not (run / "results.json").exists()
+    first = (run / "fold-1" / "log.txt").read_bytes()
+    assert cli.main(["finetune", "--out", str(run), "--resume"]) == 0
+    assert (run / "fold-1" / "log.txt").read_bytes() == first
+    assert held(run) == held(unstopped)
+    same(state(run / "fold-2"), state(unstopped / "fold-2"))
+    with pytest.raises(ConfigError, match="--resume to go on with it, or --overwrite"):
+        go(tuned(run, **ALL))
+    with pytest.raises(ConfigError, match=r"epochs: 1 in the run, 2 asked for"):
+        go(tuned(run, **{**ALL, "epochs": 2}), resume=True)
+
+
+def test_a_signal_at_the_end_of_a_fold_stops_there(tuned: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = folds.finetune
+
+    def late(*given: Any, **how: Any) -> Any:
+        return dataclasses.replace(real(*given, **how), stopped_by="SIGINT")
+
+    monkeypatch.setattr(folds, "finetune", late)
+    found = go(tuned(tmp_path / "run", **ALL))
+    assert (found.finished, found.stopped_by) == (False, "SIGINT")
+    assert sorted(path.name for path in (tmp_path / "run").glob("fold-*")) == ["fold-1"]
+    assert go(tuned(tmp_path / "run", **ALL), resume=True).finished
+
+
+def test_overwrite_takes_all_folds_away(tuned: Any, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    go(tuned(run, **ALL, stop_after=1))
+    (run / "fold-9").mkdir()  # a fold that was killed as it began
+    assert not go(tuned(run, **ALL, stop_after=1, seed=4), overwrite=True).finished
+    assert {path.name for path in run.iterdir()} == {"catalogue.jsonl", "config.yaml", "fold-1"}
+    other = tmp_path / "other"
+    (other / "fold-1").mkdir(parents=True)
+    (other / "fold-1" / "mine.txt").touch()
+    with pytest.raises(ConfigError, match="files that are not a run's: fold-1"):
+        go(tuned(other, **ALL), overwrite=True)
+    assert (other / "fold-1" / "mine.txt").exists()
+
+
+def test_folds_are_looked_at_before_the_first_is_trained_on(
+    notes: Path, tuned: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("it trained")
+
+    rows = [line.split(",") for line in notes.read_text().splitlines()[1:]]
+    made = [[f"{notes.parent}/{path}", label, fold] for path, label, _, fold, _ in rows]
+
+    def table(name: str, changed: list[list[str]]) -> Path:
+        out = tmp_path / name
+        out.write_text("path,label,fold\n" + "\n".join(",".join(row) for row in changed) + "\n")
+        return out
+
+    monkeypatch.setattr(folds, "finetune", refuse)
+    gap = table("gap.csv", [[*row[:2], "4" if row[2] == "2" else row[2]] for row in made])
+    with pytest.raises(CatalogueError, match=r"folds without a clip: 2, 3\n.*1 \(13 clips\), 4 \(12 clips\)"):
+        go(tuned(tmp_path / "run", data=gap, **ALL))
+    unseen = table("unseen.csv", [[row[0], "squeak" if i == 0 else row[1], row[2]] for i, row in enumerate(made)])
+    with pytest.raises(
+        CatalogueError, match=r"fold 1: 1 of 4 classes are in test and not in train: squeak \(1 clips\)"
+    ):
+        go(tuned(tmp_path / "run", data=unseen, **ALL))
+    one = table("one.csv", [[*row[:2], "1"] for row in made])
+    with pytest.raises(CatalogueError, match="there is but one fold"):
+        go(tuned(tmp_path / "run", data=one, **ALL))
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_a_first_fold_that_cannot_begin_leaves_the_folder_free(tuned: Any, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(ConfigError, match=r"fold 1: settings that the run would not have: encoder.drop_path is 0.3"):
+        go(tuned(run, **ALL, encoder={"drop_path": 0.3}))
+    assert {path.name for path in run.iterdir()} == {"catalogue.jsonl"}
+    assert not go(tuned(run, **ALL, stop_after=1)).finished
+
+
+def test_one_fold_and_several_processes(tuned: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = go(tuned(tmp_path / "run", epochs=1, sides={"fold": "2"}))
+    assert isinstance(result, runs.FinetuneResult)
+    assert [(r["split"], r["weights"], r["clips"]) for r in result.results] == [("test", "last", 12)]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"--sides\.fold NAME"):
+        go(tuned(tmp_path / "all", **ALL))

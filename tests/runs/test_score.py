@@ -1,0 +1,233 @@
+"""Scores: means over windows, the same for any number of processes, unreadable clips counted; and their records."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from torch import Tensor, nn
+
+from asit import runtime
+from asit.audio.fbank import FrontEnd
+from asit.data.catalogue import Catalogue, Clip
+from asit.data.labels import read_labels
+from asit.data.windows import Windows
+from asit.errors import CatalogueError
+from asit.runs import score
+from asit.runtime import Precision, World
+from asit.settings import FrontEndSettings
+
+FRONT_END = FrontEndSettings(rate=8000, mels=32, mean=-8.0, std=3.5)
+FLOAT = Precision("float32", "as asked")
+ALONE = World(0, 1, torch.device("cpu"), "as asked")
+
+
+class Network(nn.Module):
+    """Logits that hang on everything in a window; rounding shows in them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(32 * 32, 3, generator=generator) / 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) @ self.weight
+
+
+@pytest.fixture(scope="module")
+def listed(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
+    """Nine clips of 0.1 to 1.7 s in three classes and two groups."""
+    folder, rng = tmp_path_factory.mktemp("sounds"), np.random.default_rng(1)
+    clips = []
+    for i in range(9):
+        seconds = 0.1 + 0.2 * i
+        path = folder / f"{i}.wav"
+        soundfile.write(path, 0.1 * rng.standard_normal(round(8000 * seconds)), 8000, subtype="FLOAT")
+        clips.append(Clip(str(path), seconds, 8000, 1, "abc"[i % 3], group=f"g{i % 2}"))
+    return Catalogue.from_clips(clips)
+
+
+def scorer(catalogue: Catalogue, world: World = ALONE, rows: Any = None, **over: Any) -> score.Scorer:
+    chosen = np.arange(len(catalogue)) if rows is None else np.array(rows)
+    windows = Windows(catalogue, chosen, FRONT_END, 32, over.pop("overlap", 0.5), over.pop("block", 4))
+    return score.Scorer(
+        windows, over.pop("multi", False), world, FLOAT, **{"workers": 0, "keep": False, "bad_files": 0.2, **over}
+    )
+
+
+@pytest.mark.parametrize("multi", [False, True])
+@pytest.mark.parametrize("padding", ["silence", "zero", "repeat"])
+def test_scores_are_means_over_windows(multi: bool, padding: Any, listed: Catalogue) -> None:
+    """Against a plain loop over the file."""
+    settings = FRONT_END.model_copy(update={"padding": padding})
+    front_end, network = FrontEnd(settings), Network()
+    windows = Windows(listed, np.array([8, 0, 3]), settings, 32, 0.5, 4)
+    found = score.Scorer(windows, multi, ALONE, FLOAT, workers=0, keep=False, bad_files=0.0)(network, 3)
+    assert found.rows.tolist() == [8, 0, 3]
+    assert found.failures == []
+    samples = front_end.samples_for(32)
+    for row, got in zip(found.rows, found.scores, strict=True):
+        wave = torch.from_numpy(soundfile.read(listed[int(row)].path, dtype="float32")[0])
+        last = max(0, len(wave) - samples)
+        begins = [*range(0, last, samples // 2), last] if last else [0]
+        each = []
+        for begin in begins:
+            part = front_end.pad(wave[begin : begin + samples], samples)
+            x = front_end.normalise(front_end.pad_frames(front_end.fbank(part[None])[0], 32))
+            logits = network(x[None, None])
+            each.append((logits.sigmoid() if multi else logits.softmax(1))[0].detach())
+        np.testing.assert_allclose(got, torch.stack(each).mean(0), atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [2, 3, 7])
+def test_several_processes_give_the_very_scores_of_one(size: int, listed: Catalogue) -> None:
+    """Each process scores its share of the blocks; what they exchange is put together here by hand."""
+    network, parts = Network(), []
+
+    class Share(World):
+        def gather(self, value: Any) -> list[Any]:
+            parts.append(value)
+            return [parts[r] if r < len(parts) else [] for r in range(self.size)]
+
+    class Last(Share):
+        pass
+
+    for rank in range(size - 1):
+        with pytest.raises(IndexError):  # the others have not answered yet
+            scorer(listed, Share(rank, size, torch.device("cpu"), ""), block=2)(network, 3)
+    last = scorer(listed, Last(size - 1, size, torch.device("cpu"), ""), block=2)(network, 3)
+    alone = scorer(listed, block=2)(network, 3)
+    assert np.array_equal(last.scores, alone.scores)
+
+
+def test_two_real_processes(listed: Catalogue, ranks: Any, tmp_path: Path) -> None:
+    network = Network()
+
+    def call() -> int:
+        with runtime.world("cpu", 1) as world:
+            found = scorer(listed, world)(network, 3)
+            np.savez(tmp_path / f"{world.rank}.npz", scores=found.scores, rows=found.rows)
+        return 0
+
+    assert [e.code for e in ranks(2, call)] == [0, 0]
+    alone = scorer(listed)(network, 3)
+    for rank in range(2):
+        with np.load(tmp_path / f"{rank}.npz") as found:
+            assert np.array_equal(found["scores"], alone.scores)
+            assert np.array_equal(found["rows"], alone.rows)
+
+
+def test_workers_and_kept_blocks_change_nothing(listed: Catalogue) -> None:
+    network, told = Network(), []
+    plain = scorer(listed)(network, 3)
+    keeping = scorer(listed, keep=True, workers=1)
+    for _ in range(2):
+        found = keeping(network, 3, lambda *numbers: told.append(numbers))
+        assert np.array_equal(found.scores, plain.scores)
+    assert told[-1] == (9, 9, 0)
+    assert [numbers[0] for numbers in told[: len(told) // 2]] == sorted(
+        numbers[0] for numbers in told[: len(told) // 2]
+    )
+    keeping.windows.catalogue = None  # type: ignore[assignment]  # what was kept is not made again
+    assert np.array_equal(keeping(network, 3).scores, plain.scores)
+
+
+def broken(listed: Catalogue, places: list[int], tmp_path: Path) -> Catalogue:
+    (tmp_path / "bad.wav").write_bytes(b"no sound")
+    clips = [listed[i] for i in range(9)]
+    for i in places:
+        clips[i] = Clip(str(tmp_path / ("bad.wav" if i % 2 else f"gone-{i}.wav")), 0.8, 8000, 1, clips[i].label)
+    return Catalogue.from_clips(clips)
+
+
+def test_unreadable_clips_are_left_out_and_named(listed: Catalogue, tmp_path: Path) -> None:
+    network, lost = Network(), broken(listed, [3], tmp_path)
+    found, plain = scorer(lost)(network, 3), scorer(listed)(network, 3)
+    assert found.rows.tolist() == [0, 1, 2, 4, 5, 6, 7, 8]
+    assert np.allclose(found.scores, np.delete(plain.scores, 3, 0), atol=1e-6)
+    assert len(found.failures) == 1
+    assert "bad.wav" in found.failures[0]
+    record = score.record(found, read_labels(lost), lost, task="t", split="test", weights="last", step=1)
+    assert (record["clips"], record["unreadable"]) == (8, 1)
+    assert "8 clips, 1 unreadable, list " in score.sentence(record)
+    with pytest.raises(
+        CatalogueError, match=r"2 of 9 clips could not be read: .*bad\.wav.*gone-4\.wav(.|\n)*at most 0\.2"
+    ):
+        scorer(broken(listed, [3, 4], tmp_path))(network, 3)
+    with pytest.raises(CatalogueError, match="2 of 2 clips could not be read"):
+        scorer(broken(listed, [3, 4], tmp_path), rows=[3, 4], bad_files=1.0)(network, 3)
+
+
+def test_an_hour_is_read_in_windows(tmp_path: Path) -> None:
+    """An hour of sound takes 115 MB at this rate; none of it may be held."""
+    path = tmp_path / "hour.wav"
+    with soundfile.SoundFile(path, "w", 8000, 1, "PCM_16") as file:
+        second = (1000 * np.sin(np.arange(8000 * 10))).astype(np.int16)
+        for _ in range(360):
+            file.write(second)
+    long = Catalogue.from_clips([Clip(str(path), 3600.0, 8000, 1, "a")])
+    windows = Windows(long, np.array([0]), FRONT_END, 1024, 0.0, 8)
+    front_end = FrontEnd(FRONT_END)
+    assert windows.counts[0] == int(np.ceil(3600 / (front_end.samples_for(1024) / 8000)))
+    ask = score.Scorer(windows, False, ALONE, FLOAT, workers=0, keep=False, bad_files=0.0)
+
+    class Mean(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mean((1, 2, 3))[:, None] * torch.tensor([1.0, -1.0])
+
+    tracemalloc.start()
+    found = ask(Mean(), 2)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.scores.shape == (1, 2)
+    assert peak < 8e6
+
+
+def test_records(listed: Catalogue) -> None:
+    labels = read_labels(listed)
+    scores = np.full((9, 3), 0.1, np.float32)
+    scores[np.arange(9), [0, 1, 2, 0, 1, 0, 1, 1, 2]] = [0.8, 0.7, 0.6, 0.9, 0.5, 0.4, 0.85, 0.3, 0.2]
+    found = score.record(
+        score.Scored(np.arange(9), scores, []),
+        labels,
+        listed,
+        task="t",
+        split="test",
+        weights="last",
+        step=7,
+        groups=score.units(score.group_codes(listed), np.arange(9)),
+    )
+    assert found["metrics"]["accuracy"]["value"] == pytest.approx(7 / 9)
+    assert [(Path(m["path"]).name, m["truth"], m["predicted"]) for m in found["mistakes"]] == [
+        ("6.wav", "a", "b"),
+        ("5.wav", "c", "a"),
+    ]
+    assert [m["score"] for m in found["mistakes"]] == pytest.approx([0.85, 0.4])
+    assert (found["bootstrap"]["unit"], found["bootstrap"]["units"]) == ("group", 2)
+    assert score.units(score.group_codes(listed), np.array([0, 2, 4])) is None  # one group: clips are drawn
+    assert score.units(None, np.arange(9)) is None
+    soft = Catalogue.from_clips([Clip(f"/{i}", 1.0, 8000, 1, text) for i, text in enumerate(["a:0.6;b:0.4", "b", "a"])])
+    several = read_labels(soft)
+    rows = np.array([[0.9, 0.2, 0.1], [0.1, 0.8, 0.1], [0.7, 0.3, 0.1]], np.float32)[:, :2]
+    found = score.record(
+        score.Scored(np.arange(3), rows, []), several, soft, task="t", split="test", weights="last", step=None
+    )
+    assert found["kind"] == "multi"
+    assert [row["clips"] for row in found["per_class"]] == [2, 1]  # 0.4 is not yet a label
+    assert "mistakes" not in found
+
+
+def test_saved_scores(listed: Catalogue, tmp_path: Path) -> None:
+    labels = read_labels(listed)
+    scored = score.Scored(np.array([4, 2]), np.array([[0.1, 0.7, 0.2], [0.5, 0.2, 0.3]], np.float32), [])
+    score.save(tmp_path, "test-last", scored, labels, listed)
+    assert [path.name for path in (tmp_path / "scores").iterdir()] == ["test-last.npz"]
+    with np.load(tmp_path / "scores" / "test-last.npz") as found:
+        assert found["ids"].tolist() == list(listed.ids([4, 2]))
+        assert (found["indptr"].tolist(), found["indices"].tolist()) == ([0, 1, 2], [1, 2])
+        assert np.array_equal(found["scores"], scored.scores)
