@@ -18,9 +18,9 @@ from asit.model.classifier import Classifier, Head
 from asit.model.vit import blank, shape_of
 from asit.runs import source
 from asit.settings import EncoderSettings, FinetuneSettings
+from asit.transfer import supervised
 
 NONE = "none"
-FILES = (".safetensors", ".pth", ".pt", ".bin")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def pretrained(settings: FinetuneSettings) -> AudioModel | None:
 
 def is_image_file(given: str) -> bool:
     """Whether `model` names a file of ImageNet ViT weights, by its suffix."""
-    return Path(given).suffix in FILES and not Path(given).is_dir()
+    return given.endswith(supervised.IMAGE_FILES) and not Path(given).is_dir()
 
 
 def origin(settings: FinetuneSettings, model: AudioModel | None, catalogue: Catalogue) -> Origin:

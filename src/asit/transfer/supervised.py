@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -23,6 +24,9 @@ from asit.errors import ConfigError
 from asit.model.classifier import Classifier
 from asit.runtime import Precision, World
 from asit.settings import FinetuneOptimSettings, FinetuneSettings
+
+IMAGE_FILES = (".safetensors", ".pth", ".pt", ".bin")
+"""Endings of files of image weights."""
 
 
 def smooth(target: Tensor, share: float) -> Tensor:
@@ -212,6 +216,8 @@ def check(settings: FinetuneSettings) -> None:
         wrong.append(f"batch_size is {settings.batch_size}, which accumulate {settings.accumulate} does not divide")
     if settings.fresh and settings.model == "none":
         wrong.append("model is none and fresh is on: with none the weights are fresh already")
+    elif settings.fresh and settings.model.endswith(IMAGE_FILES) and not Path(settings.model).is_dir():
+        wrong.append(f"model is {settings.model}, a file of image weights, and fresh is on: take --model none")
     if o.average == "epochs" and o.average_from == 0:
         wrong.append("optim.average is epochs and optim.average_from 0: the first end of an epoch is that of epoch 1")
     if wrong:
