@@ -147,3 +147,37 @@ def test_switching_one_change_on_leaves_the_other_draws_alone() -> None:
     both = augment.draw_view(np.random.default_rng(2), ViewSettings(mel_warp=0.1, gain_db=3.0, stretch=0.3))
     assert alone.mel_warp == both.mel_warp != 1.0
     assert both.gain_db != 0.0
+
+
+@pytest.mark.parametrize(("size", "largest"), [(40, 12), (10, 30), (7, 0), (1, 1)])
+def test_stripes_lie_on_the_axis(size: int, largest: int) -> None:
+    rng = np.random.default_rng(3)
+    drawn = [augment.draw_stripe(rng, size, largest) for _ in range(4000)]
+    assert all(first >= 0 and first + width <= size for first, width in drawn)
+    counts = np.bincount([width for _, width in drawn], minlength=min(size, largest) + 1)
+    assert len(counts) == min(size, largest) + 1
+    if largest <= size:  # U{0..largest}
+        np.testing.assert_allclose(counts / 4000, 1 / (largest + 1), atol=0.03)
+    else:  # what is wider than the axis wipes all of it
+        assert counts[-1] / 4000 == pytest.approx((largest - size + 1) / (largest + 1), abs=0.03)
+    reached = {place for first, width in drawn for place in range(first, first + width)}
+    assert reached == (set(range(size)) if largest else set())
+
+
+def test_stripes_wipe_to_the_mean_and_nothing_else() -> None:
+    x = torch.rand(20, 12, generator=torch.Generator().manual_seed(0)) + 1
+    found = augment.wipe(x.clone(), [(3, 4), (15, 5)], [(0, 2), (5, 0)])
+    wiped = torch.zeros(20, 12, dtype=torch.bool)
+    wiped[3:7] = wiped[15:20] = True
+    wiped[:, 0:2] = True
+    assert torch.equal(found == 0, wiped)
+    assert torch.equal(found[~wiped], x[~wiped])
+    assert torch.equal(augment.wipe(x.clone(), [], []), x)
+
+
+def test_mixup_is_the_weighted_sum_of_centred_waves() -> None:
+    a, b = torch.tensor([1.0, 2.0, 3.0, 6.0]), torch.tensor([5.0, 1.0])
+    want = 0.3 * torch.tensor([-2.0, -1.0, 0.0, 3.0]) + 0.7 * torch.tensor([2.0, -2.0, 0.0, 0.0])
+    torch.testing.assert_close(augment.mix(a, b, 0.3), want)
+    torch.testing.assert_close(augment.mix(b, a, 0.7), want)
+    torch.testing.assert_close(augment.mix(a, b, 1.0), a - a.mean())

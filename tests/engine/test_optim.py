@@ -215,3 +215,46 @@ def test_the_optimisers_state_goes_through_tensors(steps: int) -> None:
     assert all(torch.equal(p, q) for p, q in zip(layer.parameters(), other.parameters(), strict=True))
     with pytest.raises(ValueError, match="nonsense"):
         optim.load_optimiser_tensors(again, {"nonsense/exp_avg": torch.zeros(1)})
+
+
+# fine-tuning
+
+
+@pytest.mark.parametrize(
+    ("epochs", "milestones", "factor", "settings"),
+    [
+        (30, range(5, 1000), 0.85, (5, 1)),  # ESC-50 and Speech Commands
+        (25, [10, 15, 20, 25], 0.5, (10, 5)),  # AudioSet-20K
+        (5, [2, 3, 4, 5], 0.5, (2, 1)),  # AudioSet-2M
+    ],
+)
+def test_stepped_is_asts_multi_step_schedule(epochs: int, milestones: Any, factor: float, settings: Any) -> None:
+    """torch's MultiStepLR, stepped after each epoch as AST does."""
+    optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1e-4)
+    theirs = torch.optim.lr_scheduler.MultiStepLR(optimiser, list(milestones), factor)
+    for epoch in range(epochs):
+        for within in (0.0, 0.5, 0.99):
+            found = optim.stepped(1e-4, epoch + within, *settings, factor)
+            assert found == pytest.approx(theirs.get_last_lr()[0], rel=1e-9)
+        optimiser.step()
+        theirs.step()
+
+
+def test_stepped_does_not_lose_steps_to_rounding() -> None:
+    """0.3 is not a whole number of tenths in binary."""
+    for first, every in ((0.1, 0.1), (1.1, 0.1), (0.7, 0.7)):
+        for count in range(1, 30):
+            assert optim.stepped(1.0, first + (count - 1) * every, first, every, 0.5) == 0.5**count
+
+
+def test_layer_factors_for_any_depth() -> None:
+    names = ["head.linear.weight", "encoder.norm.bias", "encoder.pos_embed", "encoder.patch_embed.proj.weight"]
+    names += [f"encoder.blocks.{i}.attn.qkv.weight" for i in range(12)]
+    found = optim.layer_scales(names, 12, 0.75, head=2.0)
+    assert set(found) == set(names)
+    assert [found[f"encoder.blocks.{i}.attn.qkv.weight"] for i in range(12)] == pytest.approx(
+        [0.75**n for n in range(11, -1, -1)]
+    )
+    assert found["encoder.patch_embed.proj.weight"] == found["encoder.pos_embed"] == pytest.approx(0.75**12)
+    assert (found["head.linear.weight"], found["encoder.norm.bias"]) == (2.0, 1.0)
+    assert set(optim.layer_scales(names, 12, 1.0).values()) == {1.0}
