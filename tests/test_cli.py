@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -99,6 +100,8 @@ SMALL = ("--encoder.size", "custom", "--encoder.width", "32", "--encoder.depth",
         ("embed nowhere a.wav", ["nowhere"]),
         ("probe nowhere split.csv", ["no clip of the split 'test'"]),
         ("settings --preset papr", ["did you mean paper?"]),
+        ("settings --task esc5", ["did you mean esc50?"]),
+        ("settings --task esc50 --preset paper", ["choose one"]),
     ],
 )
 def test_mistakes(arguments: str, told: list[str], run: Any, material: Path) -> None:
@@ -148,7 +151,8 @@ def test_each_verb_explains_itself(verb: str, run: Any) -> None:
 def test_light_verbs_need_no_torch() -> None:
     code = (
         "import sys\nfrom asit.cli import main\n"
-        "for given in (['--help'], ['settings'], ['pretrain', '--help'], ['pretrain', '--maskin.drop', '1']):\n"
+        "for given in (['--help'], ['settings'], ['pretrain', '--help'], ['pretrain', '--maskin.drop', '1'],"
+        "  ['finetune', '--help'], ['settings', '--task', 'esc50']):\n"
         "    try:\n        main(given)\n    except SystemExit:\n        pass\n"
         "sys.exit('torch' in sys.modules)"
     )
@@ -165,6 +169,27 @@ def test_settings_are_a_file_to_start_from(run: Any, tmp_path: Path) -> None:
     assert "# Largest share of a view's area wiped" in out
     code, _, err = run("pretrain", "--config", "mine.yaml", "--out", "r")
     assert (code, "no data were given" in err) == (2, True)  # read without complaint, up to what it lacks
+
+
+def test_settings_of_a_task_are_a_file_to_start_from(run: Any, tmp_path: Path) -> None:
+    code, out, _ = run("settings", "--task", "esc50")
+    assert code == 0
+    assert "# Label smoothing" in out
+    (tmp_path / "mine.yaml").write_text(out)
+    code, _, err = run("finetune", "--config", "mine.yaml", "--out", "r", "--model", "none")
+    assert (code, "no data were given" in err) == (2, True)
+
+
+@pytest.mark.parametrize("given", [["--help"], ["finetune", "--help"], ["settings", "--task", "esc50"]])
+def test_a_reader_that_has_gone_is_no_mistake(given: list[str]) -> None:
+    """As in `asit --help | head -1`."""
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run([sys.executable, "-m", "asit", *given], stdout=write, stderr=subprocess.PIPE, timeout=60)
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_other_endings(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:

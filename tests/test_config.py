@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from asit import config, recipes
 from asit.errors import ConfigError
-from asit.settings import OptimSettings, PretrainSettings
+from asit.settings import FinetuneSettings, OptimSettings, PretrainSettings
 
 # YAML
 
@@ -46,6 +46,7 @@ def test_every_setting_says_what_it_is() -> None:
                 assert field.description, f"{kind.__name__}.{name}"
 
     walk(PretrainSettings)
+    walk(FinetuneSettings)
 
 
 @pytest.mark.parametrize(
@@ -294,3 +295,82 @@ def test_all_presets_are_valid_and_readable() -> None:
     for name in found:
         assert recipes.pretrain_settings(name).preset == name
         assert yaml.safe_dump(recipes.preset(name))
+
+
+# tasks
+
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "audioset-2m": {  # AudioMAE
+        **{"epochs": 100, "batch_size": 256, "labels": "multi", "input.seconds": 10, "loss.kind": "bce"},
+        **{"optim.lr": 2e-4, "optim.warmup": 10, "optim.layer_decay": 0.75, "augment.mixup": 0.5},
+        **{"augment.mel_mask": 48, "augment.time_mask": 192, "sampling.order": "balanced"},
+        **{"sampling.epoch_clips": 200_000, "sides.train": ("balanced", "unbalanced")},
+    },
+    "audioset-20k": {  # AudioMAE's length, EAT's rest
+        **{"epochs": 60, "batch_size": 32, "labels": "multi", "loss.kind": "bce", "optim.lr": 5e-5},
+        **{"optim.layer_decay": 0.65, "augment.mixup": 0.8, "sides.train": ("balanced",), "sampling.order": "shuffle"},
+    },
+    "esc50": {  # EAT
+        **{"batch_size": 48, "labels": "single", "input.seconds": 5, "sides.fold": "all", "loss.smoothing": 0.1},
+        **{"validation.every": 0, "augment.mixup": 0},
+    },
+    "speech-commands-v1": {  # SUPERB, SSAST
+        **{"batch_size": 32, "sampling.order": "inverse", "network.pooling": "mean", "optim.lr": 1e-4},
+        **{"input.seconds": 1, "validation.every": 1},
+    },
+    "speech-commands-v2": {  # AST
+        **{"batch_size": 128, "epochs": 30, "optim.lr": 2.5e-4, "optim.schedule": "step", "optim.step_from": 5},
+        **{"optim.step_every": 1, "optim.step_factor": 0.85, "augment.mixup": 10, "augment.mixup_probability": 0.6},
+        **{"augment.mel_mask": 48, "augment.time_mask": 48, "augment.roll_seconds": 0.1, "loss.kind": "bce"},
+        **{"optim.betas": (0.95, 0.999), "optim.weight_decay": 5e-7, "validation.every": 1},
+    },
+    "voxceleb1": {  # M2D, SSAST
+        **{"batch_size": 64, "epochs": 50, "optim.lr": 5e-4, "input.seconds": 8, "network.pooling": "mean"},
+        **{"augment.mel_mask": 30, "augment.time_mask": 48, "augment.mixup": 0, "sides.shared_groups": True},
+    },
+}
+
+
+def at(settings: Any, dotted: str) -> Any:
+    for part in dotted.split("."):
+        settings = getattr(settings, part)
+    return settings
+
+
+@pytest.mark.parametrize("task", PROTOCOLS)
+def test_tasks_are_what_their_sources_say(task: str) -> None:
+    settings = recipes.finetune_settings(task)
+    for dotted, want in PROTOCOLS[task].items():
+        assert at(settings, dotted) == want, dotted
+    twin = recipes.finetune_settings(f"{task}-cpu")
+    assert twin.task == f"{task}-cpu"
+    for dotted in ("labels", "loss.kind", "sides", "sampling.order", "network.pooling", "validation.every"):
+        assert at(twin, dotted) == at(settings, dotted), dotted
+    assert twin.epochs < settings.epochs
+    assert "base" not in recipes.task(f"{task}-cpu")
+
+
+def test_all_tasks_are_named() -> None:
+    assert set(recipes.tasks()) == {"any", *PROTOCOLS, *(f"{task}-cpu" for task in PROTOCOLS)}
+    with pytest.raises(ConfigError, match=r"no task is called esc-50, did you mean esc50"):
+        recipes.finetune_settings("esc-50")
+
+
+def test_a_file_and_overrides_go_over_a_task(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("task: esc50\noptim: {lr: 0.001, warmup: 2}\n")
+    found = recipes.finetune_settings(None, tmp_path / "mine.yaml", {"optim": {"warmup": 3}})
+    assert (found.task, found.optim.lr, found.optim.warmup, found.sides.fold) == ("esc50", 0.001, 3, "all")
+    assert recipes.finetune_settings().task == "any"
+    again = config.build(FinetuneSettings, yaml.safe_load(config.to_yaml(found)), "c.yaml")
+    assert again == found
+    assert yaml.safe_load(config.annotated(found)) == yaml.safe_load(config.to_yaml(found))
+    with pytest.raises(ConfigError, match=r"optim\.lrs: no such setting, did you mean optim\.lr"):
+        recipes.finetune_settings("any", None, {"optim": {"lrs": 1}})
+
+
+def test_a_run_is_gone_on_with_under_its_own_settings(tmp_path: Path) -> None:
+    begun = recipes.finetune_settings("esc50", None, {"epochs": 7, "model": "none", "data": "c.jsonl"})
+    (tmp_path / "config.yaml").write_text(config.to_yaml(begun))
+    found = recipes.finetune_settings_for(tmp_path, None, None, {"data": "", "model": ""}, resume=True)
+    assert (found.task, found.epochs, found.model, found.data) == ("esc50", 7, "none", "c.jsonl")
+    assert recipes.finetune_settings_for(tmp_path, None, None, {}, resume=False).epochs != 7

@@ -129,6 +129,74 @@ def test_the_walk(say: Callable[..., str], sounds: Path, tmp_path: Path) -> None
     torch.testing.assert_close(model.embed(torch.from_numpy(wave), rate).clip, found.clip)
 
 
+TUNING = """
+epochs: 6
+batch_size: 8
+device: cpu
+precision: float32
+threads: 1
+input: {seconds: 0.4}
+optim: {lr: 0.003}
+augment: {mel_mask: 0, time_mask: 4, mel_warp: 0.0}
+records: {log_every: 1, checkpoint_every: 4, tensorboard: false}
+"""
+
+
+def test_the_walk_with_labels(say: Callable[..., str], sounds: Path, tmp_path: Path) -> None:
+    """A folder of classes and a table; a pretrained encoder and none; one run and folds; the page and the table."""
+    notes = tmp_path / "notes"
+    rows = []
+    for i in range(24):
+        name = f"{i:02d}.{('wav', 'flac', 'ogg')[i % 3]}"
+        pitch = ("low", "high")[i % 2]
+        (notes / pitch).mkdir(parents=True, exist_ok=True)
+        (sounds / name).rename(notes / pitch / name)
+        rows.append([f"notes/{pitch}/{name}", pitch, ("train", "validation", "train", "test")[i // 2 % 4], i // 2 % 2])
+    with (tmp_path / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["path", "label", "split", "fold"], *rows])
+    (tmp_path / "tune.yaml").write_text(TUNING)
+    told = say("catalogue notes --labels folder --out n.jsonl --workers 1 --front-end.mels 32")
+    assert "next: asit finetune --model PRETRAINED/model --data n.jsonl --out RUN" in told
+    say("pretrain --config mine.yaml --data n.jsonl --out pre --epochs 1 --probe.table '' --records.figure-every 0")
+
+    told = say(
+        "finetune --config tune.yaml --model pre/model --data n.jsonl --out held --sides.hold-out 0.3 --epochs 1"
+    )
+    assert "validation, last weights: accuracy" in told
+
+    told = say("finetune --config tune.yaml --model pre/model --data labels.csv --out tuned --stop-after 3")
+    (go_on,) = (line.removeprefix("go on:  asit ") for line in told.splitlines() if line.startswith("go on:"))
+    told = say(f"{go_on} --stop-after 0")
+    assert "test, last weights: accuracy 1.0000" in told
+    assert "test, best weights: accuracy" in told
+    assert "page:   asit report tuned" in told
+    fresh = "--encoder.size custom --encoder.width 32 --encoder.depth 2 --encoder.heads 2 --front-end.mels 32"
+    say(f"finetune --config tune.yaml --model none {fresh} --data labels.csv --out scratch --epochs 2")
+    told = say(
+        "finetune --config tune.yaml --model pre/model --data labels.csv --out folds --sides.fold all --epochs 1"
+    )
+    assert "test last accuracy: mean " in told
+    assert "over 2 folds" in told
+    for run in ("tuned", "folds"):
+        page = Path(say(f"report {run}").strip())
+        text = page.read_text("utf-8")
+        assert "accuracy" in text
+        assert 'src="http' not in text
+    told = say("compare tuned scratch")
+    assert "tuned" in told
+    assert "scratch" in told
+
+    model = asit.load("tuned/model")
+    assert model.classes == ("high", "low")
+    wave, _ = soundfile.read("notes/low/06.wav", dtype="float32")
+    scores = model.scores(torch.from_numpy(wave[: round(0.4 * RATE)])[None])
+    assert scores.argmax(1).tolist() == [1]
+
+    result = asit.finetune("labels.csv", "again", "pre/model", config="tune.yaml", epochs=1, stream=None)
+    assert [(r["split"], r["weights"]) for r in result.results][-1] == ("test", "best")
+    assert asit.FinetuneSettings().task == "any"
+
+
 def test_the_same_from_python(sounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     small: dict[str, Any] = {"probe": {}, "records": {"figure_every": 0, "tensorboard": False}}

@@ -157,6 +157,16 @@ def test_bad_files_are_left_out_with_their_reasons(sounds: Path, damaged: dict[s
     assert len(made) == 12
 
 
+def test_silent_files_are_kept_where_they_are_wanted(sounds: Path, damaged: dict[str, str], tmp_path: Path) -> None:
+    made = make(sounds, bad_files=0.6, silence_db=None)
+    kept = {Path(clip.path).name for clip in made}
+    assert {"zeros.wav", "hush.wav"} <= kept
+    assert not kept & (damaged.keys() - {"zeros.wav", "hush.wav"})
+    assert made.header["silence_db"] is None
+    first = (tmp_path / "c.jsonl").read_text().splitlines()[0]
+    assert json.loads(first, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))["silence_db"] is None
+
+
 def test_too_many_bad_files_stop_the_scan_and_are_counted(
     sounds: Path, damaged: dict[str, str], tmp_path: Path
 ) -> None:

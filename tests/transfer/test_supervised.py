@@ -57,7 +57,7 @@ def test_soft_labels_stay_soft_under_cross_entropy() -> None:
     x, t = LOGITS.detach().double().numpy(), SOFT.double().numpy()
     logs = x - np.log(np.exp(x).sum(1, keepdims=True))
     found = supervised.classification_loss(LOGITS, SOFT, "ce")
-    assert float(found) == pytest.approx(-(t * logs).sum() / 2, rel=1e-6)
+    assert found.item() == pytest.approx(-(t * logs).sum() / 2, rel=1e-6)
     (gradient,) = torch.autograd.grad(found, LOGITS)
     shares = np.exp(logs)
     np.testing.assert_allclose(gradient, (shares * t.sum(1, keepdims=True) - t) / 2, atol=1e-6)
@@ -70,7 +70,7 @@ def test_soft_labels_stay_soft_under_binary_cross_entropy() -> None:
     x, t = LOGITS.detach().double().numpy(), SOFT.double().numpy()
     p = 1 / (1 + np.exp(-x))
     found = supervised.classification_loss(LOGITS, SOFT, "bce")
-    assert float(found) == pytest.approx(-(t * np.log(p) + (1 - t) * np.log(1 - p)).mean(), rel=1e-6)
+    assert found.item() == pytest.approx(-(t * np.log(p) + (1 - t) * np.log(1 - p)).mean(), rel=1e-6)
     (gradient,) = torch.autograd.grad(found, LOGITS)
     np.testing.assert_allclose(gradient, (p - t) / 6, atol=1e-6)
 

@@ -31,6 +31,16 @@ def tasks() -> list[str]:
     return _names("tasks")
 
 
+def preset(name: str) -> dict[str, Any]:
+    """What a preset says, nested; a ConfigError where there is none of the name."""
+    return _recipe(_PRESETS, name)
+
+
+def task(name: str) -> dict[str, Any]:
+    """What a task's recipe says, nested, with what it is based on; a ConfigError where there is none of the name."""
+    return _recipe(_TASKS, name)
+
+
 def pretrain_settings(
     preset_name: str | None = None, file: str | Path | None = None, overrides: Mapping[str, Any] | None = None
 ) -> PretrainSettings:
@@ -114,7 +124,7 @@ def pretrain(
     Args:
         data: folder of recordings, table or catalogue.
         out: the run's folder, new or empty.
-        preset: "default", "paper" or "official-v2".
+        preset: "default", "speech", "paper" or "official-v2".
         config: YAML file of settings.
         resume: go on with the run in `out`, with its own settings.
         overwrite: delete the run in `out` first.
@@ -221,9 +231,11 @@ __all__ = [
     "finetune",
     "finetune_settings",
     "finetune_settings_for",
+    "preset",
     "presets",
     "pretrain",
     "pretrain_settings",
     "settings_for",
+    "task",
     "tasks",
 ]
