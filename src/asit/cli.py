@@ -20,7 +20,7 @@ SUMMARIES = {
     "report": "write one HTML page about a run",
     "compare": "print one table of scored runs, with intervals and paired differences",
     "download": "fetch ESC-50, Speech Commands or the spoken digits; say where AudioSet and VoxCeleb1 come from",
-    "settings": "list every setting of pretraining with its meaning, for a preset",
+    "settings": "list every setting with its meaning: of pretraining for a preset, of fine-tuning for a task",
     "demo": "try it all on notes of real instruments (needs the extra asit-audio[demo])",
 }
 
@@ -28,13 +28,11 @@ SUMMARIES = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; gives the exit status: 0, 2 for a mistake that the user can mend, 130 or 143 when stopped."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if not given or given[0] in ("-h", "--help", "help"):
-        print(_help())
-        return 0
-    if given[0] in ("-V", "--version", "version"):
-        print(f"asit {__version__}")
-        return 0
     try:
+        if not given or given[0] in ("-h", "--help", "help"):
+            return _say(_help())
+        if given[0] in ("-V", "--version", "version"):
+            return _say(f"asit {__version__}")
         if given[0] not in SUMMARIES:
             close = difflib.get_close_matches(given[0], SUMMARIES, n=1)
             hint = f", did you mean {close[0]}?" if close else ""
@@ -46,7 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from asit import commands
 
         verb: Callable[[str, str, list[str]], int] = getattr(commands, given[0])
-        return verb(f"asit {given[0]}", SUMMARIES[given[0]], given[1:])
+        try:
+            status = verb(f"asit {given[0]}", SUMMARIES[given[0]], given[1:])
+        except SystemExit:  # a verb's --help
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()  # a reader that has gone is met here, not at the interpreter's end
+        return status
     except AsitError as error:
         print(f"asit: {error}", file=sys.stderr)
         return error.exit_code
@@ -63,6 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"asit: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
         return 2
+
+
+def _say(text: str) -> int:
+    print(text, flush=True)
+    return 0
 
 
 def _help() -> str:
