@@ -456,6 +456,15 @@ def test_bad_settings(
     assert not list(tmp_path.glob("run/*"))
 
 
+def test_clips_that_the_scan_left_out_are_told(notes: Path, tuned: Any, tmp_path: Path) -> None:
+    rows = clips(notes)
+    soundfile.write(tmp_path / "still.wav", np.zeros(4000), 8000)
+    data = table(tmp_path, [*rows, ["/nowhere/a.wav", "low", "test"], [f"{tmp_path}/still.wav", "low", "test"]])
+    assert go(tuned(tmp_path / "run", data=data, epochs=1)).finished
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "warning: the catalogue lacks 2 clips that could not be used: 1 missing, 1 silent" in log
+
+
 def test_unreadable_clips(notes: Path, tuned: Any, tmp_path: Path) -> None:
     """Clips that can no longer be read: in training another stands in, in scores they are counted and named."""
     folder = tmp_path / "copy"

@@ -109,6 +109,8 @@ def test_a_step(kind: Any, smoothing: float) -> None:
     hits = (logits.argmax(1) == torch.tensor([0, 2])).float().mean()
     assert out.parts["train_accuracy"] == hits
     assert task.step(shown, Now(0, 8, 2), FLOAT, ALONE).parts == {}
+    several = supervised.Supervised(network(), settings(labels="multi"), CPU)
+    assert several.step(shown, Now(0, 8, 2, measure=True), FLOAT, ALONE).parts == {}  # no one class to be right about
 
 
 # learning rates

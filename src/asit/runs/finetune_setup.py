@@ -138,6 +138,10 @@ def prepare(settings: FinetuneSettings, model: AudioModel | None, catalogue: Cat
             "leave it at auto",
         )
     notes.append(f"starts from {start.told}")
+    skipped = {reason: count for reason, count in catalogue.header.get("skipped", {}).items() if count}
+    if skipped:
+        told = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
+        notes.append(f"warning: the catalogue lacks {sum(skipped.values())} clips that could not be used: {told}")
     sides = choose(settings, catalogue, labels, notes)
     if not len(sides.validation):
         notes.append("no validation side: no epoch is chosen, the last weights alone are scored")

@@ -112,7 +112,7 @@ class Supervised:
         assert kind != "auto", "settings must be resolved first"
         loss = classification_loss(logits, smooth(batch.target, self.settings.loss.smoothing), kind)
         parts: dict[str, Tensor] = {}
-        if now.measure:
+        if now.measure and self.settings.labels != "multi":
             # Of what the network was shown: mixed clips count by the heavier label.
             parts["train_accuracy"] = (logits.argmax(1) == batch.target.argmax(1)).float().mean()
         return StepOutput(loss, parts)
