@@ -15,6 +15,7 @@ SUMMARIES = {
     "catalogue": "check a folder or table of recordings and measure its mean and std",
     "pretrain": "pretrain an encoder on recordings without labels",
     "finetune": "train and score a classifier on labelled recordings, from a pretrained encoder or none",
+    "evaluate": "score a model on labelled clips: its head, probes, few labels, verification",
     "probe": "read labels off a frozen encoder, beside log-mel statistics and an untrained one",
     "embed": "print the clip vector of files as JSON lines",
     "report": "write one HTML page about a run",

@@ -1,23 +1,29 @@
-"""Probes of a frozen encoder on a labelled table, beside plain log-mel statistics."""
+"""The short form of a frozen evaluation: linear probes on a labelled table, beside plain log-mel statistics.
+
+`asit.runs.frozen` asks more: other probes, few labels, folds. Both read features through `asit.runs.features`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from asit.audio import files
-from asit.audio.fbank import FrontEnd
+from asit.data.catalogue import Clip
 from asit.data.tables import TableRow, read_table
 from asit.errors import CatalogueError
 from asit.model.audio_model import AudioModel
-from asit.model.vit import Encoder
+from asit.runs.cache import Store
+from asit.runs.features import collect
+from asit.runs.readers import LOG_MEL, LOG_MEL_STATISTICS, MODEL, UNTRAINED, encoders, pooled
 from asit.transfer import frozen
+
+__all__ = ["HEADLINE", "LOG_MEL_STATISTICS", "QUICK", "UNTRAINED", "Comparison", "compare", "labelled", "probe"]
 
 POOLINGS: tuple[frozen.Pooling, ...] = ("class", "mean", "class+mean", "time-mean", "mel-mean")
 """What is read off the tokens; see `asit.transfer.frozen.pool`."""
@@ -29,10 +35,15 @@ TRAIN, TEST = ("train", "training"), ("test", "testing", "eval", "evaluation")
 
 @dataclass(frozen=True)
 class Labelled:
-    """Two sides of labelled clips; the waves are read once and kept, as float16 where they are many."""
+    """Two sides of labelled clips."""
 
-    train: list[TableRow]
-    test: list[TableRow]
+    train: list[Clip]
+    test: list[Clip]
+
+    @property
+    def seconds(self) -> float:
+        """The length that all are cut or padded to: the median of the first training clips, at most 10 s."""
+        return min(10.0, float(np.median([clip.seconds for clip in self.train[:50]])))
 
 
 @dataclass(frozen=True)
@@ -84,51 +95,52 @@ def labelled(table: str | Path, most: int, seed: int) -> Labelled:
         if len(side) > most:
             kept = np.sort(np.random.default_rng([seed, len(name)]).permutation(len(side))[:most])
             sides[name] = [side[i] for i in kept]
-    return Labelled(sides["train"], sides["test"])
+    return Labelled([_clip(row) for row in sides["train"]], [_clip(row) for row in sides["test"]])
+
+
+def _clip(row: TableRow) -> Clip:
+    info = files.probe(row.path)
+    start = row.start or 0.0
+    end = info.seconds if row.end is None else min(row.end, info.seconds)
+    if end <= start:
+        raise CatalogueError(
+            f"{row.path} is {info.seconds:.2f} s long, and the clip starts at {start:g} s",
+            "a part of the file",
+            "mend the table's start and end",
+        )
+    return Clip(row.path, end - start, info.rate, info.channels, row.label, row.split, start=start)
 
 
 def probe(model: AudioModel, clips: Labelled, *, seed: int, kinds: Sequence[frozen.Pooling] = POOLINGS) -> Probed:
     """Linear probe accuracy of the frozen model for several ways to pool its tokens."""
-    seconds = typical_seconds(clips.train)
-    train, test = (features(model, side, kinds, seconds) for side in (clips.train, clips.test))
-    return read_off(train, test, clips, seed=seed)
+    return Probed(_probe(model, clips, seed, kinds, baselines=False, store=None, stream=None)[MODEL])
 
 
-def read_off(
-    train: dict[str, npt.NDArray[np.float32]], test: dict[str, npt.NDArray[np.float32]], clips: Labelled, *, seed: int
-) -> Probed:
-    """Fit and score a linear probe on each kind of feature."""
-    names = [[str(row.label) for row in side] for side in (clips.train, clips.test)]
-    return Probed({kind: frozen.linear_probe(train[kind], names[0], test[kind], names[1], seed=seed) for kind in train})
+def _probe(
+    model: AudioModel,
+    clips: Labelled,
+    seed: int,
+    kinds: Sequence[frozen.Pooling],
+    *,
+    baselines: bool,
+    store: Store | None,
+    stream: TextIO | None,
+) -> dict[str, dict[str, frozen.ProbeResult]]:
+    """Encoder -> kind of feature -> linear probe; each clip is read once."""
+    both = [*clips.train, *clips.test]
+    wanted = encoders(model, pooling=kinds, baselines=baselines, seed=seed, seconds=clips.seconds)
+    found = collect(both, wanted, store=store, bad_files=0.0, stream=stream)
+    assert found is not None, "one process alone is the main one"
+    names = [str(clip.label) for clip in both]
+    cut = len(clips.train)
 
+    def read(table: npt.NDArray[np.float32]) -> frozen.ProbeResult:
+        return frozen.linear_probe(table[:cut], names[:cut], table[cut:], names[cut:], seed=seed)
 
-def features(
-    model: AudioModel, rows: Sequence[TableRow], kinds: Sequence[frozen.Pooling], seconds: float
-) -> dict[str, npt.NDArray[np.float32]]:
-    """Pooled tokens of each clip, all cut or padded to the whole columns of this length, the same on both sides."""
-    step = model.encoder.patch[0]
-    columns = max(1, model.front_end.frames_for(round(seconds * model.rate)) // step)
-    samples = model.front_end.samples_for(min(columns, model.encoder.grid[0] * 4) * step)
-
-    def extract(waves: torch.Tensor) -> dict[str, torch.Tensor]:
-        with torch.autocast("cpu", torch.bfloat16, enabled=False):
-            tokens = model.encoder(model.front_end(waves))
-        return {kind: frozen.pool(tokens.cls, tokens.patches, tokens.grid, kind) for kind in kinds}
-
-    return frozen.features((_wave(model, row, samples) for row in rows), extract)
-
-
-def log_mel_features(model: AudioModel, rows: Sequence[TableRow], seconds: float) -> npt.NDArray[np.float32]:
-    """The plain baseline: mean and standard deviation over time of each log-mel bin."""
-    samples = round(seconds * model.rate)
-
-    def extract(waves: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"log-mel": frozen.log_mel_statistics(model.front_end, waves)}
-
-    return frozen.features((_wave(model, row, samples) for row in rows), extract)["log-mel"]
-
-
-UNTRAINED, LOG_MEL = "untrained", "log-mel statistics"
+    return {
+        encoder: {kind: read(pooled(vectors, kind)) for kind in ((LOG_MEL,) if LOG_MEL in vectors else kinds)}
+        for encoder, vectors in found.vectors.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -169,30 +181,15 @@ class Comparison:
         return "\n".join([*lines, f"linear probe accuracy on {clips} test clips, 95 % interval"])
 
 
-def compare(model: AudioModel, clips: Labelled, *, seed: int, name: str = "pretrained") -> Comparison:
+def compare(
+    model: AudioModel,
+    clips: Labelled,
+    *,
+    seed: int,
+    name: str = "pretrained",
+    store: Store | None = None,
+    stream: TextIO | None = None,
+) -> Comparison:
     """Probe the model, the same architecture with fresh weights, and log-mel statistics, on the same clips."""
-    table = {
-        name: probe(model, clips, seed=seed).results,
-        UNTRAINED: probe(untrained(model, seed), clips, seed=seed).results,
-    }
-    seconds = typical_seconds(clips.train)
-    sides = [{"mean+std of log-mel": log_mel_features(model, side, seconds)} for side in (clips.train, clips.test)]
-    table[LOG_MEL] = read_off(sides[0], sides[1], clips, seed=seed).results
-    return Comparison(table)
-
-
-def untrained(model: AudioModel, seed: int) -> AudioModel:
-    """The model's architecture and front end with fresh weights."""
-    encoder = Encoder(model.encoder.settings, model.frames, model.front_end.settings.mels)
-    encoder.init_weights(torch.Generator().manual_seed(seed))
-    return AudioModel(encoder, FrontEnd(model.front_end.settings))
-
-
-def typical_seconds(rows: Sequence[TableRow]) -> float:
-    """Median length of the first clips, at most 10 s."""
-    return min(10.0, float(np.median([files.probe(row.path).seconds for row in rows[:50]])))
-
-
-def _wave(model: AudioModel, row: TableRow, samples: int) -> npt.NDArray[np.float32]:
-    wave = files.read(row.path, rate=model.rate, seconds=samples / model.rate)[:samples]
-    return np.pad(wave, (0, samples - len(wave)))
+    found = _probe(model, clips, seed, POOLINGS, baselines=True, store=store, stream=stream)
+    return Comparison({name if encoder == MODEL else encoder: results for encoder, results in found.items()})

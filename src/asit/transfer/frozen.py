@@ -14,25 +14,26 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.decomposition import PCA
-from sklearn.linear_model import RidgeClassifier
-from sklearn.model_selection import StratifiedKFold
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from asit.errors import AsitError
+from asit.transfer.probes import NEIGHBOURS, RIDGE_GRID, WIDEST, knn_probe_scores, one_hot, ridge_probe
+
+__all__ = [
+    "RIDGE_GRID",
+    "Pooling",
+    "ProbeResult",
+    "features",
+    "knn_probe",
+    "linear_probe",
+    "log_mel_statistics",
+    "pool",
+]
 
 Floats = NDArray[np.float32]
 Pooling = Literal["class", "mean", "class+mean", "time-mean", "mel-mean", "mean+std"]
 Extract = Callable[[Tensor], Mapping[str, Tensor]]
 
-RIDGE_GRID: NDArray[np.float64] = np.logspace(0, 6, 13)
-"""Ridge penalties tried, for standardised features (whose squares sum to the number of clips): half a decade apart."""
-WIDEST = 1024
-"""Widest features that are probed as they are."""
-KNN_TEMPERATURE = 0.07
-"""A neighbour's vote is exp(cosine / 0.07), as in the k-NN evaluation of InstDisc (arXiv 1805.01978) and DINO."""
 DRAWS = 2000
 """Bootstrap draws for an interval."""
 
@@ -169,12 +170,10 @@ def linear_probe(
     groups: ArrayLike | None = None,
     test_groups: ArrayLike | None = None,
 ) -> ProbeResult:
-    """A ridge classifier on standardised features, its penalty chosen by cross-validation on the training side.
+    """Accuracy of a ridge classifier on standardised features, its penalty chosen on the training side.
 
-    Ridge regression on +-1 targets is as strong as logistic regression on frozen features of this size and has a
-    closed form: one eigendecomposition of X'X a fold serves every penalty, so that 7,200 x 768 features with 40
-    classes take a few seconds on one core. A tie between penalties goes to the stronger one. Features wider than
-    `WIDEST` are first reduced to that many main directions of the training side, since the cost is cubic in the width.
+    See `asit.transfer.probes.ridge_probe`, which gives scores, and takes several labels a clip. Its cost: 7,200 x 768
+    features with 40 classes take a few seconds on one core.
 
     Args:
         train_x, test_x: (N, D) features.
@@ -191,19 +190,25 @@ def linear_probe(
             training side does not have.
     """
     x, y, test, truth, classes = _sides(train_x, train_y, test_x, test_y)
+    if groups is None and np.bincount(y).min() < 2:
+        raise AsitError(
+            "a class with a single training clip",
+            "at least two, to choose the regularisation by cross-validation",
+            "add clips, or leave that class out",
+        )
     rng = np.random.default_rng(seed)
-    wide = x.shape[1] > WIDEST
-    if wide:
-        scaler = StandardScaler().fit(x)
-        main = PCA(min(WIDEST, len(x)), svd_solver="randomized", random_state=seed).fit(scaler.transform(x))
-        x, test = (main.transform(scaler.transform(side)).astype(np.float32) for side in (x, test))
-    # Main directions keep their lengths: scaled each to one, the weakest would be as loud as the strongest.
-    scale = not wide
-    of = None if groups is None else np.asarray(groups)
-    penalty = _choose_penalty(x, y, len(classes), folds, of, rng, scale)
-    scaler = StandardScaler(with_std=scale).fit(x)
-    model = RidgeClassifier(alpha=penalty, solver="cholesky").fit(scaler.transform(x), y)
-    return _score(model.predict(scaler.transform(test)), truth, classes, penalty, rng, test_groups)
+    scored = ridge_probe(
+        x,
+        one_hot(y, len(classes)),
+        test,
+        aim="accuracy",
+        seed=seed,
+        folds=folds,
+        groups=groups,
+        widest=WIDEST,
+        rng=rng,
+    )
+    return _score(scored.scores.argmax(1), truth, classes, scored.regularisation, rng, test_groups)
 
 
 def knn_probe(
@@ -211,15 +216,12 @@ def knn_probe(
     train_y: ArrayLike,
     test_x: ArrayLike,
     test_y: ArrayLike,
-    k: int = 20,
+    k: int = NEIGHBOURS,
     *,
     seed: int = 0,
     test_groups: ArrayLike | None = None,
 ) -> ProbeResult:
-    """The k nearest training clips by cosine vote, each with weight exp(cosine / 0.07): nothing is fitted.
-
-    Features are standardised on the training side first: an offset common to all clips (a log-mel's mean level)
-    would otherwise make every cosine nearly 1.
+    """Accuracy of the k nearest training clips by cosine vote; see `asit.transfer.probes.knn_probe_scores`.
 
     Args:
         train_x, test_x: (N, D) features.
@@ -232,15 +234,8 @@ def knn_probe(
         AsitError: as `linear_probe`.
     """
     x, y, test, truth, classes = _sides(train_x, train_y, test_x, test_y)
-    scaler = StandardScaler().fit(x)
-    model = KNeighborsClassifier(
-        n_neighbors=min(k, len(x)),
-        metric="cosine",
-        algorithm="brute",
-        weights=lambda distance: np.exp(-distance / KNN_TEMPERATURE),  # exp(cosine / t) up to a common factor
-    ).fit(scaler.transform(x), y)
-    predicted = model.predict(scaler.transform(test))
-    return _score(predicted, truth, classes, None, np.random.default_rng(seed), test_groups)
+    scored = knn_probe_scores(x, one_hot(y, len(classes)), test, k=k)
+    return _score(scored.scores.argmax(1), truth, classes, None, np.random.default_rng(seed), test_groups)
 
 
 def _sides(
@@ -284,54 +279,6 @@ def _finite(x: NDArray[Any], name: str, first: int = 0) -> None:
             "finite features",
             "look at that clip and at the weights; a diverged checkpoint gives NaN for every clip",
         )
-
-
-def _choose_penalty(
-    x: Floats,
-    y: NDArray[np.int64],
-    classes: int,
-    folds: int,
-    groups: NDArray[Any] | None,
-    rng: np.random.Generator,
-    scale: bool,
-) -> float:
-    """The penalty of RIDGE_GRID with the best mean accuracy over the folds.
-
-    Ridge solution: W(a) = V (L + a)^-1 V' X'Y with X'X = V L V', so a fold needs one eigendecomposition.
-    """
-    if groups is not None and groups.shape != y.shape:
-        raise AsitError(f"groups of shape {groups.shape}", f"{y.shape}, one a training clip", "pass one group a clip")
-    members = np.bincount(y).min() if groups is None else len(np.unique(groups))
-    folds = min(folds, int(members))
-    if folds < 2:
-        raise AsitError(
-            "a class with a single training clip" if groups is None else "a single group of training clips",
-            "at least two, to choose the regularisation by cross-validation",
-            "add clips, or leave that class out" if groups is None else "pass no groups",
-        )
-    if groups is None:
-        splitter = StratifiedKFold(folds, shuffle=True, random_state=int(rng.integers(2**31)))
-        fold_of = np.empty(len(y), int)
-        for fold, (_, held) in enumerate(splitter.split(x, y)):
-            fold_of[held] = fold
-    else:
-        _, member = np.unique(groups, return_inverse=True)
-        fold_of = (rng.permutation(member.max() + 1) % folds)[member]
-    targets = np.where(np.arange(classes) == y[:, None], 1.0, -1.0).astype(np.float32)
-    right = np.zeros(len(RIDGE_GRID))
-    for fold in range(folds):
-        fit, held = fold_of != fold, fold_of == fold
-        scaler = StandardScaler(with_std=scale).fit(x[fit])
-        inner, outer = scaler.transform(x[fit]), scaler.transform(x[held])
-        offset = targets[fit].mean(0)
-        values, vectors = np.linalg.eigh((inner.T @ inner).astype(np.float64))
-        values = np.maximum(values, 0.0)  # rounding can make a zero eigenvalue negative
-        projected = vectors.T @ (inner.T @ (targets[fit] - offset))
-        rotated = outer @ vectors
-        for index, penalty in enumerate(RIDGE_GRID):
-            scores = rotated @ (projected / (values + penalty)[:, None]) + offset
-            right[index] += (scores.argmax(1) == y[held]).sum()
-    return float(RIDGE_GRID[np.flatnonzero(right == right.max())[-1]])
 
 
 def _score(

@@ -1,0 +1,541 @@
+"""Frozen evaluation end to end: features are the same however they were come by, and scores follow from them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from asit import cli
+from asit.audio.fbank import FrontEnd
+from asit.data import scan
+from asit.data.catalogue import Catalogue, Clip
+from asit.errors import AsitError, CatalogueError, ConfigError
+from asit.model.audio_model import AudioModel
+from asit.model.vit import Encoder
+from asit.runs import features, frozen, probe, readers, verify
+from asit.runs.cache import Store
+from asit.runs.features import Collected, collect
+from asit.runs.probing import Ask
+from asit.runtime import World
+from asit.settings import EncoderSettings, FrontEndSettings
+
+RATE = 8000
+FRONT_END = FrontEndSettings(rate=RATE, mels=32, mean=-8.0, std=3.5)
+ALONE = World(0, 1, torch.device("cpu"), "")
+KINDS = ("class", "mean", readers.TOKENS)
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> AudioModel:
+    """A tiny encoder with random weights, whose training view is half a second."""
+    settings = EncoderSettings(size="custom", width=32, depth=2, heads=2, patch_frames=16, patch_mels=16)
+    encoder = Encoder(settings, 48, 32)
+    encoder.init_weights(torch.Generator().manual_seed(0))
+    return AudioModel(encoder, FrontEnd(FRONT_END))
+
+
+def tone(path: Path, hertz: float, seconds: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    t = np.arange(round(seconds * RATE)) / RATE
+    wave = 0.3 * np.sin(2 * np.pi * hertz * t) + 0.05 * rng.standard_normal(len(t))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, wave.astype(np.float32), RATE, subtype="FLOAT")
+
+
+def table(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """72 clips of 0.3 to 1.3 s: three pitches, six speakers who differ a little, a table with all columns."""
+    root = tmp_path_factory.mktemp("tones")
+    rows = []
+    for i in range(72):
+        pitch, speaker = i % 3, i // 3 % 6
+        name = f"clips/{i * 37 % 72:02d}.wav"  # the table's order is not the paths'
+        tone(root / name, (300, 700, 1900)[pitch] * (1 + 0.02 * speaker), 0.3 + 0.04 * (i % 26), i)
+        split = "train" if speaker < 3 else "validation" if speaker == 3 else "test"
+        rows.append(
+            {"path": name, "label": ("low", "mid", "high")[pitch], "split": split, "speaker": f"s{speaker}"}
+            | {"fold": str(speaker // 2 + 1)}
+        )
+    table(root / "all.csv", rows)
+    table(root / "splits.csv", [{k: row[k] for k in ("path", "label", "split", "speaker")} for row in rows])
+    table(root / "folds.csv", [{k: row[k] for k in ("path", "label", "fold")} for row in rows])
+    return root
+
+
+@pytest.fixture(scope="session")
+def listed(tones: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Catalogue]:
+    """The catalogue of one of the tables."""
+    made: dict[str, Catalogue] = {}
+
+    def read(name: str) -> Catalogue:
+        if name not in made:
+            out = tmp_path_factory.mktemp("listed") / "c.jsonl"
+            made[name] = scan.build(tones / name, out, front_end=FRONT_END, workers=1, statistics_clips=0)
+        return made[name]
+
+    return read
+
+
+def read(model: AudioModel, clips: Any, kinds: tuple[str, ...] = KINDS, **how: Any) -> Collected:
+    found = collect(clips, {"m": readers.Wanted(readers.EncoderReader(model), kinds)}, **how)
+    assert found is not None
+    return found
+
+
+def same(left: Collected, right: Collected, of: Sequence[int] | None = None) -> None:
+    """Bit for bit; `of`: the rows of the left that the right holds."""
+    rows = np.arange(len(left.kept)) if of is None else np.asarray(of)
+    assert left.vectors["m"].keys() == right.vectors["m"].keys()
+    for kind, values in left.vectors["m"].items():
+        np.testing.assert_array_equal(values[rows], right.vectors["m"][kind])
+    for row, theirs in zip(rows, right.tokens.get("m", []), strict="m" in right.tokens):
+        np.testing.assert_array_equal(left.tokens["m"][row], theirs)
+
+
+# --- features --------------------------------------------------------------------------------------------------------
+
+
+def test_features_are_those_of_embed(model: AudioModel, listed: Callable[[str], Catalogue]) -> None:
+    """Short clips, clips longer than the view, and clips in several windows, side by side in one batch."""
+    clips = listed("all.csv")
+    found = read(model, clips)
+    lengths = set()
+    for i in range(0, len(clips), 7):
+        heard = model.embed(clips[i].path)
+        lengths.add(heard.grid[0])
+        np.testing.assert_allclose(found.vectors["m"]["class"][i], heard.class_token, atol=1e-5)
+        np.testing.assert_allclose(found.vectors["m"]["mean"][i], heard.clip, atol=1e-5)
+        np.testing.assert_allclose(found.tokens["m"][i].astype(np.float32), heard.patches, atol=2e-3)
+    assert min(lengths) < 3 < 1.5 * 3 < max(lengths)
+    assert found.vectors["m"]["mean"].dtype == np.float32
+
+
+def test_a_hit_gives_the_very_numbers_of_a_miss(
+    model: AudioModel, listed: Callable[[str], Catalogue], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = listed("all.csv")
+    without = read(model, clips)
+    first = read(model, clips, store=Store(tmp_path))
+    asked: list[str] = []
+    reader = features.files.read
+    monkeypatch.setattr(features.files, "read", lambda path, **how: (asked.append(str(path)), reader(path, **how))[1])
+    again = read(model, clips, store=Store(tmp_path))
+    assert (first.cached, again.cached) == (0, len(clips))
+    assert not asked
+    same(without, first)
+    same(without, again)
+    # What one kind of feature lacks is computed, and each clip read once for it.
+    more = read(model, clips, (*KINDS, "mean+std"), store=Store(tmp_path))
+    same(read(model, clips, (*KINDS, "mean+std")), more)
+    assert sorted(asked[: len(clips)]) == sorted(clip.path for clip in (clips[i] for i in range(len(clips))))
+
+
+def test_features_do_not_depend_on_what_else_is_listed(
+    model: AudioModel, listed: Callable[[str], Catalogue], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In any order, in any part, in blocks of any size, on any number of threads; and what one run kept serves all."""
+    clips = listed("all.csv")
+    whole = read(model, clips, store=Store(tmp_path))
+    some = np.random.default_rng(0).permutation(len(clips))[:25]
+    before = torch.get_num_threads()
+    for most, threads in ((64, 1), (3, 4)):
+        monkeypatch.setattr(features, "MOST", most)
+        torch.set_num_threads(threads)
+        try:
+            part = read(model, clips.subset(some))
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(before)
+        same(whole, part, some)
+    kept = read(model, clips.subset(some), store=Store(tmp_path))
+    assert kept.cached == len(some)
+    same(whole, kept, some)
+
+
+def test_a_cache_of_some_clips_is_filled_up(
+    model: AudioModel, listed: Callable[[str], Catalogue], tmp_path: Path
+) -> None:
+    clips = listed("all.csv")
+    read(model, clips.subset(np.arange(0, 72, 3)), store=Store(tmp_path))
+    found = read(model, clips, store=Store(tmp_path))
+    assert found.cached == 24
+    same(read(model, clips), found)
+    assert read(model, clips, store=Store(tmp_path)).cached == 72
+
+
+def test_what_makes_another_entry(model: AudioModel, tones: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    tone(path, 500, 1.0, 1)
+    clip = Clip(str(path), 1.0, RATE, 1)
+    store = Store(tmp_path / "cache")
+
+    def cached(model: AudioModel = model, clip: Clip = clip, **how: Any) -> int:
+        wanted = {"m": readers.Wanted(readers.EncoderReader(model, **how), ("mean",))}
+        found = collect([clip], wanted, store=store)
+        assert found is not None
+        return found.cached
+
+    assert cached() == 0
+    assert cached() == 1
+    assert cached(readers.untrained(model, 5)) == 0
+    other = FrontEnd(FRONT_END.model_copy(update={"mean": -7.0}))
+    assert cached(AudioModel(model.encoder, other)) == 0
+    assert cached(seconds=0.5) == 0
+    assert cached(precision="bf16") == 0
+    assert cached(clip=replace(clip, seconds=0.5)) == 0
+    assert cached(clip=replace(clip, seconds=0.5, start=0.5)) == 0
+    assert cached() == 1
+    tone(path, 900, 1.0, 1)
+    assert cached() == 0
+
+
+def test_parts_of_a_file(model: AudioModel, tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    tone(path, 500, 2.0, 1)
+    wave = soundfile.read(path, dtype="float32")[0]
+    parts = [Clip(str(path), 0.75, RATE, 1, start=start) for start in (0.0, 1.25)]
+    found = read(model, parts, ("mean",)).vectors["m"]["mean"]
+    np.testing.assert_allclose(found[0], model.embed(wave[: round(0.75 * RATE)]).clip, atol=1e-5)
+    np.testing.assert_allclose(found[1], model.embed(wave[round(1.25 * RATE) :]).clip, atol=1e-5)
+
+
+def test_unreadable_clips_are_named_and_too_many_stop(model: AudioModel, tmp_path: Path) -> None:
+    for i in range(12):
+        tone(tmp_path / f"{i:02d}.wav", 400, 0.5, i)
+    (tmp_path / "03.wav").write_bytes(b"RIFF")
+    clips = [Clip(str(tmp_path / f"{i:02d}.wav"), 0.5, RATE, 1) for i in range(12)]
+    clips[7] = replace(clips[7], path=str(tmp_path / "gone.wav"))
+    store = Store(tmp_path / "cache")
+    found = read(model, clips, store=store, bad_files=0.2)
+    assert found.kept.tolist() == [0, 1, 2, 4, 5, 6, 8, 9, 10, 11]
+    assert [Path(path).name for path, _ in found.bad] == ["03.wav", "gone.wav"]
+    assert len(found.tokens["m"]) == len(found.vectors["m"]["mean"]) == 10
+    again = read(model, clips, store=store, bad_files=0.2)
+    assert (again.bad, again.cached) == (found.bad, 10)
+    same(found, again)
+    with pytest.raises(CatalogueError, match=r"2 of the first 12 clips cannot be read.*\n +.*03\.wav(.|\n)*at most 1"):
+        read(model, clips, bad_files=0.1)
+    with pytest.raises(CatalogueError, match="none of the 1 clips can be read"):
+        read(model, clips[3:4], bad_files=1.0)
+    tone(tmp_path / "03.wav", 400, 0.5, 3)
+    mended = read(model, clips, store=store, bad_files=0.2)
+    assert (mended.cached, [Path(path).name for path, _ in mended.bad]) == (10, ["gone.wav"])
+    assert 3 in mended.kept.tolist()
+
+
+def test_features_that_are_not_finite_name_the_clip(model: AudioModel, tmp_path: Path) -> None:
+    tone(tmp_path / "a.wav", 400, 0.5, 0)
+    broken = readers.untrained(model, 0)
+    with torch.no_grad():
+        broken.encoder.norm.weight[3] = torch.nan
+    with pytest.raises(AsitError, match=r"a\.wav: the mean features of m are NaN or infinite"):
+        read(broken, [Clip(str(tmp_path / "a.wav"), 0.5, RATE, 1)], ("mean",))
+
+
+def test_order_in_time_needs_one_length(model: AudioModel, listed: Callable[[str], Catalogue]) -> None:
+    with pytest.raises(AsitError, match=r"mel-mean features of .* the clips have different lengths"):
+        read(model, listed("all.csv"), ("mel-mean",))
+    wanted = {"m": readers.Wanted(readers.EncoderReader(model, seconds=0.5), ("mel-mean", "time-mean"))}
+    found = collect(listed("all.csv"), wanted)
+    assert found is not None
+    columns = model.front_end.frames_for(round(0.5 * RATE)) // 16
+    assert found.vectors["m"]["mel-mean"].shape == (72, columns * 32)
+    assert found.vectors["m"]["time-mean"].shape == (72, 2 * 32)
+
+
+def test_log_mel_statistics(model: AudioModel, tmp_path: Path) -> None:
+    for name, seconds in (("a", 0.7), ("b", 0.01)):
+        tone(tmp_path / f"{name}.wav", 400, seconds, 0)
+    wanted = {"m": readers.Wanted(readers.LogMelReader(model.front_end), (readers.LOG_MEL,))}
+    clips = [Clip(str(tmp_path / "a.wav"), 0.7, RATE, 1), Clip(str(tmp_path / "b.wav"), 0.01, RATE, 1)]
+    found = collect(clips, wanted)
+    assert found is not None
+    wave = torch.from_numpy(soundfile.read(tmp_path / "a.wav", dtype="float32")[0])[None]
+    logmel = model.front_end.fbank(wave)[0]
+    expected = torch.cat([logmel.mean(0), logmel.std(0, correction=0)])
+    np.testing.assert_allclose(found.vectors["m"][readers.LOG_MEL][0], expected, atol=1e-5)
+    assert np.isfinite(found.vectors["m"][readers.LOG_MEL][1]).all()
+
+
+def test_two_processes_give_the_scores_of_one_bit_for_bit(
+    model: AudioModel, tones: Path, listed: Callable[[str], Catalogue], tmp_path: Path, ranks: Any
+) -> None:
+    model.save(tmp_path / "model")
+    torch.set_num_threads(1)
+    said = f"evaluate {tmp_path}/model --data {tones}/splits.csv --device cpu --threads 1 --probe linear,knn"
+    for size, cache in ((1, "none"), (2, f"{tmp_path}/cache"), (1, f"{tmp_path}/cache")):
+        out = tmp_path / f"{size}-{Path(cache).name}.json"
+        call = [*said.split(), "--cache", cache, "--out", str(out)]
+        ended = ranks(size, lambda call=call: cli.main(call))
+        assert [e.code for e in ended] == [0] * size, ended
+        assert [bool("accuracy on" in e.said) for e in ended] == [True] + [False] * (size - 1)
+    results = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("*.json"))]
+    assert len(results) == 3
+    assert all(one == results[0] for one in results)
+    same(read(model, listed("all.csv")), read(model, listed("all.csv"), store=Store(tmp_path / "cache")))
+
+
+def test_too_many_unreadable_clips_end_all_processes(model: AudioModel, tmp_path: Path, ranks: Any) -> None:
+    model.save(tmp_path / "model")
+    rows = []
+    for i in range(40):
+        tone(tmp_path / f"{i:02d}.wav", 400, 0.3, i)
+        rows.append({"path": f"{i:02d}.wav", "label": "ab"[i % 2], "split": ("train", "test")[i // 20]})
+    scan.build(table(tmp_path / "t.csv", rows), tmp_path / "c.jsonl", front_end=FRONT_END, workers=1)
+    for i in range(5):
+        (tmp_path / f"{i:02d}.wav").write_bytes(b"")
+    call = f"evaluate {tmp_path}/model --data {tmp_path}/c.jsonl --device cpu --threads 1 --cache none".split()
+    ended = ranks(2, lambda: cli.main(call))
+    assert [e.code for e in ended] == [2, 2]
+    assert all("5 of the first" in e.said and "at most 4 of 40" in e.said for e in ended)
+
+
+# --- scores ----------------------------------------------------------------------------------------------------------
+
+
+def evaluate(model: AudioModel, catalogue: Catalogue, **how: Any) -> frozen.Evaluation:
+    found = frozen.evaluate(model, catalogue, Ask(**how), world=ALONE, store=how.pop("store", None))
+    assert found is not None
+    return found
+
+
+def test_probes_read_the_pitch(model: AudioModel, listed: Callable[[str], Catalogue]) -> None:
+    found = evaluate(
+        model,
+        listed("splits.csv"),
+        probes=("linear", "knn", "prototype"),
+        pooling=("class+mean", "mean"),
+        baselines=True,
+    )
+    told = {record["weights"]: record for record in found.records}
+    assert [*told] == [
+        *("linear probe, class+mean", "knn probe, class+mean", "linear probe, mean", "knn probe, mean"),
+        "prototype probe, patch tokens",
+        *("linear probe, class+mean, untrained", "knn probe, class+mean, untrained"),
+        *("linear probe, mean, untrained", "knn probe, mean, untrained", "prototype probe, patch tokens, untrained"),
+        "linear probe, mean+std of log-mel, log-mel statistics",
+        "knn probe, mean+std of log-mel, log-mel statistics",
+    ]
+    first = told["linear probe, class+mean"]
+    assert first["metrics"]["accuracy"]["value"] > 0.9
+    assert (first["clips"], first["train_clips"], first["split"], first["kind"]) == (24, 36, "test", "single")
+    assert first["chosen_by"] == "accuracy on the validation side"
+    assert first["bootstrap"]["unit"] == "group"
+    assert len({record["list"] for record in told.values()}) == 1
+    text = found.text()
+    assert "accuracy on 24 test clips (list " + first["list"] + "), in brackets the 95 % interval over groups" in text
+    assert [line.split("  ")[0] for line in text.splitlines()[1:-1]] == ["model", "untrained", "log-mel statistics"]
+
+
+def test_few_labels_are_nested_draws_of_the_training_side(
+    model: AudioModel, listed: Callable[[str], Catalogue]
+) -> None:
+    found = evaluate(model, listed("splits.csv"), per_class=(1, 4), seeds=2, probes=("linear", "prototype"))
+    clips = [(r["labels"], r["seed"], r["probe"], r["train_clips"]) for r in found.records]
+    assert clips == [
+        (f"{k} a class", seed, probe, 3 * k) for k in (1, 4) for seed in (0, 1) for probe in ("linear", "prototype")
+    ]
+    summary = found.summary()["model, class+mean, linear, 4 a class"]
+    values = [r["metrics"]["accuracy"]["value"] for r in found.records if r["probe"] == "linear"][2:]
+    assert summary["values"] == values
+    assert summary["std"] == pytest.approx(np.std(values, ddof=1))
+    assert "± is the standard deviation over 2 seeds" in found.text()
+    shares = evaluate(model, listed("splits.csv"), shares=(0.5, 1.0), probes=("knn",))
+    assert [(r["labels"], r["train_clips"]) for r in shares.records] == [("50 %", 18), ("100 %", 36)]
+
+
+def test_folds_in_turn(model: AudioModel, listed: Callable[[str], Catalogue]) -> None:
+    found = evaluate(model, listed("folds.csv"), probes=("linear",))
+    assert [(r["fold"], r["clips"], r["split"]) for r in found.records] == [(f, 24, f"fold {f}") for f in "123"]
+    assert "mean accuracy over 3 folds, 72 clips; ± is the standard deviation over folds" in found.text()
+    one = evaluate(model, listed("all.csv"), probes=("linear",), fold="2")
+    assert [r["fold"] for r in one.records] == ["2"]
+    with pytest.raises(CatalogueError, match="there is no fold 9"):
+        evaluate(model, listed("all.csv"), fold="9")
+
+
+def test_several_labels_a_clip(model: AudioModel, tones: Path, tmp_path: Path) -> None:
+    """Clips of two pitches are scored by mAP, and a class without test clips is named, not counted as 0."""
+    rows = []
+    for i in range(60):
+        low, high = i % 2, i // 2 % 2
+        path = tmp_path / f"{i:02d}.wav"
+        t = np.arange(RATE // 2) / RATE
+        wave = 0.3 * low * np.sin(2 * np.pi * 300 * t) + 0.3 * high * np.sin(2 * np.pi * 2100 * t)
+        noise = np.random.default_rng(i).standard_normal(len(t))
+        soundfile.write(path, (wave + 0.02 * noise).astype(np.float32), RATE, subtype="FLOAT")
+        names = ["low"] * low + ["high"] * high + ["rare"] * (i in (8, 9)) or ["noise:0.5"]
+        rows.append({"path": path.name, "labels": ";".join(names), "split": "train" if i < 36 else "test"})
+    clips = scan.build(table(tmp_path / "t.csv", rows), tmp_path / "c.jsonl", front_end=FRONT_END, statistics_clips=0)
+    found = evaluate(model, clips, probes=("linear", "knn", "prototype"))
+    assert found.kind == "multi"
+    for record in found.records:
+        assert record["metrics"]["mAP"]["value"] > 0.8, record["weights"]
+        assert record["skipped_classes"] == ["rare"]
+    assert "mAP on 24 test clips" in found.text()
+    assert any("1 of 4 classes have no test clips: rare" in note for note in found.notes)
+    assert found.records[0]["chosen_by"] == "mAP over 5 folds of the training clips"
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "message"),
+    [
+        ({"probes": ("lineer",)}, ConfigError, r"probe lineer \(did you mean linear\?\)"),
+        ({"probes": ()}, ConfigError, "probe none"),
+        ({"pooling": ("mean", "mean")}, ConfigError, "pooling mean, mean"),
+        ({"shares": (0.1,), "per_class": (1,)}, ConfigError, "shares and per-class were both given"),
+        ({"shares": (0.1, 1.5)}, ConfigError, "parts of the labels: 1.5"),
+        ({"per_class": (0,)}, ConfigError, "parts of the labels: 0"),
+        ({"seeds": 0}, ConfigError, "seeds 0"),
+        ({"test": ("tset",)}, CatalogueError, "there is no split tset"),
+        ({"test": ("train",), "train": ("test",)}, None, ""),
+    ],
+)
+def test_what_cannot_be_asked(
+    model: AudioModel, listed: Callable[[str], Catalogue], how: dict[str, Any], error: Any, message: str
+) -> None:
+    how = {"probes": ("knn",), **how}
+    if error is None:
+        assert evaluate(model, listed("splits.csv"), **how).records[0]["clips"] == 36
+        return
+    with pytest.raises(error, match=message):
+        evaluate(model, listed("splits.csv"), **how)
+
+
+def test_sides_that_leak_or_lack_are_refused(model: AudioModel, tones: Path, tmp_path: Path) -> None:
+    def listed(**columns: Sequence[str]) -> Catalogue:
+        rows = [{"path": str(path)} for path in sorted((tones / "clips").glob("*.wav"))[:8]]
+        for name, values in columns.items():
+            for i, row in enumerate(rows):
+                row[name] = values[i % len(values)]
+        out = tmp_path / "c.jsonl"
+        return scan.build(table(tmp_path / "t.csv", rows), out, front_end=FRONT_END, statistics_clips=0, workers=1)
+
+    sides = ["train"] * 4 + ["test"] * 4
+    with pytest.raises(CatalogueError, match="no clip to score: no split is a test side"):
+        evaluate(model, listed(label="ab", split=["train"]))
+    with pytest.raises(CatalogueError, match="no clip to score: there are no splits and no folds"):
+        evaluate(model, listed(label="ab"))
+    with pytest.raises(CatalogueError, match="1 of 3 classes are in test and not in train: c"):
+        evaluate(model, listed(label="abababac", split=sides))
+    with pytest.raises(CatalogueError, match="2 groups are in train and in test"):
+        evaluate(model, listed(label="ab", split=sides, speaker=["s1", "s2"]))
+    shared = evaluate(model, listed(label="ab", split=sides, speaker=["s1", "s2"]), allow_shared_groups=True)
+    assert shared.records[0]["bootstrap"]["unit"] == "clip"
+    with pytest.raises(CatalogueError, match="8 clips has a label"):
+        evaluate(model, listed(split=sides))
+
+
+# --- verification ----------------------------------------------------------------------------------------------------
+
+
+def test_verification_by_drawn_trials_and_by_a_list(
+    model: AudioModel, tones: Path, listed: Callable[[str], Catalogue], tmp_path: Path
+) -> None:
+    catalogue = listed("splits.csv")
+    drawn = verify.verify(model, catalogue, verify.AskVerify(by="label", baselines=True), world=ALONE)
+    assert drawn is not None
+    assert [record["encoder"] for record in drawn.records] == ["model", "untrained", "log-mel statistics"]
+    first = drawn.records[0]
+    assert (first["clips"], first["trials"], first["same_trials"]) == (24, 276, 84)
+    assert all(held["value"] < 0.5 for record in drawn.records for held in list(record["metrics"].values())[:1])
+    assert first["centred"]
+    assert "276 trials, 84 of them of one label, over 24 clips" in drawn.text()
+    # A list of the same trials gives the same rates.
+    test = np.flatnonzero(catalogue.splits == "test")
+    names, labels = catalogue.ids(test), catalogue.labels[test]
+    lines = [
+        f"{int(labels[i] == labels[j])} {names[i]} {names[j]}"
+        for i in range(len(test))
+        for j in range(i + 1, len(test))
+    ]
+    (tmp_path / "trials.txt").write_text("\n".join(lines) + "\n")
+    ask = verify.AskVerify(by="label", trials=str(tmp_path / "trials.txt"), train=("train",))
+    by_list = verify.verify(model, catalogue, ask, world=ALONE)
+    assert by_list is not None
+    assert by_list.records[0]["metrics"] == first["metrics"]
+    assert by_list.records[0]["split"] == "trials.txt"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("2 a.wav b.wav", r"line 2: '2 a.wav b.wav'"),
+        ("1 a.wav", "line 2"),
+        ("0 a.wav b.wav", "2 of 4 clips of the trials are not in the catalogue: .*a.wav"),
+    ],
+)
+def test_a_list_of_trials_that_does_not_fit(
+    listed: Callable[[str], Catalogue], tmp_path: Path, line: str, message: str
+) -> None:
+    catalogue = listed("splits.csv")
+    (tmp_path / "t.txt").write_text("1 " + " ".join(catalogue.ids([0, 1])) + f"\n{line}\n")
+    with pytest.raises(CatalogueError, match=message):
+        verify.read_trials(tmp_path / "t.txt", catalogue)
+    (tmp_path / "t.txt").write_text("\n")
+    with pytest.raises(CatalogueError, match="holds no trials"):
+        verify.read_trials(tmp_path / "t.txt", catalogue)
+
+
+def test_verification_without_splits_or_speakers(model: AudioModel, listed: Callable[[str], Catalogue]) -> None:
+    found = verify.verify(model, listed("folds.csv"), verify.AskVerify(most=50), world=ALONE)
+    assert found is not None
+    assert (found.records[0]["by"], found.records[0]["centred"], found.records[0]["trials"]) == ("label", False, 50)
+    with pytest.raises(CatalogueError, match="the catalogue has no groups to verify by"):
+        verify.verify(model, listed("folds.csv"), verify.AskVerify(by="group"), world=ALONE)
+
+
+# --- the short form --------------------------------------------------------------------------------------------------
+
+
+def test_probe_is_the_short_form_of_the_same_features(model: AudioModel, tones: Path, tmp_path: Path) -> None:
+    clips = probe.labelled(tones / "splits.csv", 1000, 0)
+    assert (len(clips.train), len(clips.test)) == (36, 24)
+    compared = probe.compare(model, clips, seed=0, store=Store(tmp_path))
+    again = probe.compare(model, clips, seed=0, store=Store(tmp_path))
+    assert compared == again
+    assert [*compared.table] == ["pretrained", "untrained", "log-mel statistics"]
+    assert compared.table["pretrained"]["class+mean"].accuracy > 0.9
+    quick = probe.probe(model, clips, seed=0, kinds=probe.QUICK)
+    assert quick.results["class+mean"] == compared.table["pretrained"]["class+mean"]
+
+
+def test_the_verb_says_what_was_scored(
+    model: AudioModel, tones: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model.save(tmp_path / "model")
+    said = f"evaluate {tmp_path}/model --data {tones}/splits.csv --device cpu --cache {tmp_path}/cache"
+    assert cli.main([*said.split(), "--probe", "knn", "--out", str(tmp_path / "r.json")]) == 0
+    out = capsys.readouterr().out
+    assert "features of 0 of 72 clips came from the cache" in out
+    assert "knn: class+mean" in out
+    kept = json.loads((tmp_path / "r.json").read_text())
+    assert kept["kind"] == "single"
+    assert kept["results"][0]["per_class"][0]["class"] == "high"
+    assert cli.main([*said.split(), "--verify", "--verify-by", "label"]) == 0
+    assert "features of 60 of 60 clips came from the cache" in capsys.readouterr().out
+    for more, message in (
+        ("--trials t.txt", "--trials without --verify"),
+        ("--verify --probe knn", "--verify and --probe"),
+        ("--shares 0.1;1", "numbers parted by commas"),
+        ("--cache-limit-gb 0", "a cache limit of 0 GB"),
+    ):
+        assert cli.main([*said.split(), *more.split()]) == 2
+        assert message in capsys.readouterr().err
