@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -187,8 +185,3 @@ def test_what_is_no_model(tmp_path: Path) -> None:
     assert network.pretrained(settings("none")) is None
     (tmp_path / "run" / "model").rename(tmp_path / "best.bin")  # a folder, whatever its name
     assert network.pretrained(settings(tmp_path / "best.bin")) is not None
-
-
-def test_the_rooms_start_without_the_methods_of_pretraining() -> None:
-    code = "import asit.runs.finetune, sys; assert 'asit.pretrain' not in sys.modules"
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
