@@ -119,8 +119,16 @@ class Precision:
         return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
-def precision(wanted: str, device: torch.device) -> Precision:
-    """bf16 where it helps: where an accelerator has it, or where a matrix product measured here is faster with it."""
+def precision(wanted: str, here: World) -> Precision:
+    """bf16 where it helps: where an accelerator has it, or where a matrix product measured here is faster with it.
+
+    The main process' answer is every process': a measurement could come out differently in each.
+    """
+    answer: Precision = here.gather(_precision(wanted, here.device) if here.main else None)[0]
+    return answer
+
+
+def _precision(wanted: str, device: torch.device) -> Precision:
     if wanted != "auto":
         return Precision(wanted, "as asked")
     if device.type == "cuda":

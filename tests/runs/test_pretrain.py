@@ -22,6 +22,7 @@ from asit.errors import CatalogueError, ConfigError, TrainingError
 from asit.runs import dryrun, source
 from asit.runs import pretrain as runs
 from asit.runs.dryrun import dry_run
+from asit.runtime import World
 from asit.settings import PretrainSettings
 
 
@@ -444,11 +445,20 @@ def test_a_device_that_is_not_there(tiny: Any, tmp_path: Path) -> None:
 
 
 def test_precision_is_chosen_with_a_reason() -> None:
-    cpu = torch.device("cpu")
-    assert runtime.precision("bf16", cpu) == runtime.Precision("bf16", "as asked")
-    auto = runtime.precision("auto", cpu)
+    alone = World(0, 1, torch.device("cpu"), "")
+    assert runtime.precision("bf16", alone) == runtime.Precision("bf16", "as asked")
+    auto = runtime.precision("auto", alone)
     assert auto.name in ("bf16", "float32")
     assert "measured" in auto.reason
+
+
+def test_all_processes_take_the_first_ones_precision() -> None:
+    class Second(World):
+        def gather(self, value: object) -> list[object]:
+            assert value is None, "only the main process measures"
+            return [runtime.Precision("bf16", "as measured there"), None]
+
+    assert runtime.precision("auto", Second(1, 2, torch.device("cpu"), "")).reason == "as measured there"
 
 
 def test_bf16_trains_and_goes_on_bit_for_bit(tiny: Any, tmp_path: Path, state: Any, same: Any) -> None:
@@ -518,3 +528,9 @@ def test_long_recordings_are_several_clips(tiny: Any, tmp_path: Path, recordings
     soundfile.write(data / "short.wav", wave[:rate], rate, subtype="FLOAT")
     go(tiny(tmp_path / "run", data=data, views={"segment_seconds": 1.0}, stop_after=1))
     assert "data: 2 recordings, 0.00 h, 11 clips an epoch" in log(tmp_path / "run")
+
+
+def test_no_data_no_folder(tiny: Any, tmp_path: Path) -> None:
+    with pytest.raises(CatalogueError, match="there is no"):
+        go(tiny(tmp_path / "run", data=tmp_path / "nothing"))
+    assert not (tmp_path / "run").exists()

@@ -32,10 +32,8 @@ class ProbeOptions:
     """At most this many clips on each side."""
     seed: int = 0
     """Of the draw of clips and of the folds that choose the regularisation."""
-    cache: str | None = None
-    """Folder that features are kept in; by default the user's cache folder; none: not kept."""
-    cache_limit_gb: float = 20.0
-    """Size that this folder is kept to."""
+    cache: str = "none"
+    """Folder that features are kept in, such as one given to asit evaluate; none: not kept."""
     out: str | None = None
     """Also write the numbers as JSON."""
 
@@ -47,7 +45,7 @@ def probe(prog: str, summary: str, given: list[str]) -> int:
     from asit.runs.cache import open_store
 
     clips = probe.labelled(options.table, options.clips, options.seed)
-    store = open_store(options.cache, options.cache_limit_gb)
+    store = open_store(options.cache)
     model = asit.load(options.model)
     compared = probe.compare(model, clips, seed=options.seed, store=store, stream=sys.stderr)
     print(compared.text())
@@ -157,7 +155,7 @@ def _scored(options: EvaluateOptions, model: AudioModel, catalogue: Catalogue, w
         catalogue,
         splits=_words(options.test) or ("test",),
         world=world,
-        precision=runtime.precision(options.precision, world.device),
+        precision=runtime.precision(options.precision, world),
         fold=options.fold,
         overlap=options.window_overlap,
         bad_files=options.bad_files,

@@ -134,7 +134,6 @@ class Run:
             "probe": self.probes,
             "validation": self.validation,
             "test": [],
-            "final": [],
             "event": self.events,
         }
         with path.open("rb") as file:

@@ -123,7 +123,7 @@ def prepare(settings: FinetuneSettings, model: AudioModel | None, catalogue: Cat
         CheckpointError: the weights do not fit.
     """
     notes = [f"device {world.device}: {world.reason}"]
-    precision = runtime.precision(settings.precision, world.device)
+    precision = runtime.precision(settings.precision, world)
     notes.append(f"precision {precision.name}: {precision.reason}")
     labels = labels_of(catalogue, settings)
     start = network.origin(supervised.resolve(settings, multi=labels.multi), model, catalogue)

@@ -5,6 +5,7 @@ Letters: N clips of the catalogue, n clips that could be read, C classes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from asit.data.catalogue import Catalogue, is_catalogue
 from asit.data.labels import Labels, read_labels
 from asit.data.sides import Sides, check_sides, few, folds, split_sides
-from asit.errors import AsitError, CatalogueError
+from asit.errors import AsitError, CatalogueError, ConfigError
 from asit.model.audio_model import AudioModel
 from asit.runs import source
 from asit.runs.cache import Store
@@ -26,6 +27,8 @@ from asit.runtime import World
 from asit.transfer.metrics import fold_summary
 
 ALL = "all"
+TOKENS_SHARE = 0.7
+"""Share of the machine's memory that patch tokens may take."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,8 @@ def evaluate(
     notes: list[str] = []
     sides = list(_sides(catalogue, labels, ask, notes))
     used = np.unique(np.concatenate([rows for _, one in sides for _, rows in one.items()]))
+    if "prototype" in ask.probes:
+        _tokens_fit(model, float(catalogue.seconds[used].sum(dtype=np.float64)), 2 if ask.baselines else 1)
     found = collect(
         catalogue.subset(used) if len(used) < len(catalogue) else catalogue,
         encoders(
@@ -180,6 +185,24 @@ def evaluate(
     scorer = Scorer(catalogue, labels, found, used[found.kept], ask, task, world)
     records = [record for fold, one in sides for record in scorer.fold(fold, one)]
     return Evaluation(task, "multi" if labels.multi else "single", labels.names, records, notes)
+
+
+def _tokens_fit(model: AudioModel, seconds: float, encoders: int) -> None:
+    """Refuse more patch tokens than memory holds: the prototype probe keeps them all, as float16.
+
+    Raises:
+        ConfigError: with what is needed and what there is.
+    """
+    encoder, settings = model.encoder, model.front_end.settings
+    columns = seconds / (encoder.stride[0] * settings.shift_ms / 1000)
+    needed = columns * encoder.grid[1] * encoder.width * 2 * encoders / 1e9
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9 if hasattr(os, "sysconf") else np.inf
+    if needed > TOKENS_SHARE * there:
+        raise ConfigError(
+            f"patch tokens of {seconds / 3600:.1f} h of sound take {needed:.1f} GB, and the machine has {there:.1f} GB",
+            f"at most {TOKENS_SHARE:.0%} of its memory for the prototype probe",
+            "take fewer clips with --clips, leave the prototype probe or the baselines out, or use a larger machine",
+        )
 
 
 def told(found: Collected, count: int, store: Store | None) -> list[str]:

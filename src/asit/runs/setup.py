@@ -49,7 +49,7 @@ def prepare(settings: PretrainSettings, catalogue: Catalogue, world: World) -> S
     """
     settings = method.resolve(settings)
     notes = [f"device {world.device}: {world.reason}"]
-    precision = runtime.precision(settings.precision, world.device)
+    precision = runtime.precision(settings.precision, world)
     settings.precision = precision.name  # type: ignore[assignment]
     notes.append(f"precision {precision.name}: {precision.reason}")
     settings.front_end = source.measured(settings.front_end, catalogue)

@@ -11,7 +11,7 @@ from typing import Literal, TextIO
 from asit.data import scan
 from asit.data.catalogue import Catalogue, is_catalogue
 from asit.engine.records import counter
-from asit.errors import CatalogueError, ConfigError
+from asit.errors import AsitError, CatalogueError, ConfigError
 from asit.runs import folder
 from asit.settings import FinetuneSettings, FrontEndSettings, PretrainSettings
 
@@ -68,16 +68,22 @@ def catalogue(settings: Wanted, out: Path | None, stream: TextIO | None, *, anew
     place = out / folder.CATALOGUE
     if not anew and place.exists():
         return Catalogue.read(place)
+    made = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
-    return scan.build(
-        given,
-        place,
-        front_end=settings.front_end,
-        bad_files=settings.bad_files,
-        labels=settings.labels if given.is_dir() else "auto",
-        restart=_other_scan(out / f"{folder.CATALOGUE}.partial", given, settings.front_end),
-        progress=counter(stream, "checking files"),
-    )
+    try:
+        return scan.build(
+            given,
+            place,
+            front_end=settings.front_end,
+            bad_files=settings.bad_files,
+            labels=settings.labels if given.is_dir() else "auto",
+            restart=_other_scan(out / f"{folder.CATALOGUE}.partial", given, settings.front_end),
+            progress=counter(stream, "checking files"),
+        )
+    except AsitError:
+        if made and not any(out.iterdir()):  # no data, no folder
+            out.rmdir()
+        raise
 
 
 def _other_scan(partial: Path, given: Path, front_end: FrontEndSettings) -> bool:
