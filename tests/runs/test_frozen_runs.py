@@ -419,6 +419,14 @@ def test_what_cannot_be_asked(
         evaluate(model, listed("splits.csv"), **how)
 
 
+def test_tokens_that_memory_does_not_hold_are_refused_before_anything_is_read(
+    model: AudioModel, listed: Callable[[str], Catalogue], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frozen, "TOKENS_SHARE", 1e-9)
+    with pytest.raises(ConfigError, match=r"patch tokens of 0\.0 h of sound take .* GB, and the machine has"):
+        evaluate(model, listed("splits.csv"), probes=("prototype",))
+
+
 def test_sides_that_leak_or_lack_are_refused(model: AudioModel, tones: Path, tmp_path: Path) -> None:
     def listed(**columns: Sequence[str]) -> Catalogue:
         rows = [{"path": str(path)} for path in sorted((tones / "clips").glob("*.wav"))[:8]]

@@ -238,7 +238,8 @@ def _sides(catalogue: Catalogue, labels: Labels, ask: Ask, notes: list[str]) -> 
                 "clips of a split named test, or folds",
                 "add a column split (train, test) or fold to the table, or name the split with --test",
             )
-        sides = replace(sides, train=_draw(labels, sides.train, ask), test=_draw(labels, sides.test, ask))
+        train, validation, test = (_draw(labels, rows, ask) for _, rows in sides.items())
+        sides = replace(sides, train=train, validation=validation, test=test)
         groups = catalogue.column("group")
         sides.notes.extend(check_sides(labels, sides, groups, allow_shared_groups=shared_groups(catalogue, ask)))
         notes += [note if fold is None else f"fold {fold}: {note}" for note in sides.notes if note not in notes]
