@@ -31,6 +31,14 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test writes into the user's cache of features."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def no_global_draws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Draws from the global generators of Python and numpy raise; torch's must be where it was at the end."""

@@ -140,7 +140,7 @@ def test_verification_record() -> None:
     record = verification(scores, found.same, speakers=sides, seed=1, draws=100)
     assert json.loads(json.dumps(record, allow_nan=False)) == record
     metrics = record["metrics"]
-    for name, metric in (("eer", eer), ("min_dcf", min_dcf)):
+    for name, metric in (("EER", eer), ("minDCF", min_dcf)):
         assert (metrics[name]["value"], metrics[name]["threshold"]) == metric(scores, found.same)
         low, high = metrics[name]["interval"]
         assert low < metrics[name]["value"] < high
@@ -151,10 +151,10 @@ def test_verification_record() -> None:
     assert mixed["metrics"] == metrics
     by_trial = verification(scores, found.same, draws=100)
     assert by_trial["bootstrap"]["unit"] == "trial"
-    width = {kind: r["metrics"]["eer"]["interval"] for kind, r in (("speaker", record), ("trial", by_trial))}
+    width = {kind: r["metrics"]["EER"]["interval"] for kind, r in (("speaker", record), ("trial", by_trial))}
     assert width["speaker"][1] - width["speaker"][0] > width["trial"][1] - width["trial"][0]
     none = verification(scores, found.same, draws=0)
-    assert none["metrics"]["eer"]["interval"] is None
+    assert none["metrics"]["EER"]["interval"] is None
 
 
 def test_a_draw_of_speakers_weighs_their_trials(monkeypatch: pytest.MonkeyPatch) -> None:

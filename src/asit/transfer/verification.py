@@ -183,14 +183,14 @@ def verification(
         seed, draws: of the bootstrap; 0 draws give no intervals.
 
     Returns:
-        {"trials", "same_trials", "metrics": {"eer", "min_dcf": {"value", "interval", "threshold"}}, "bootstrap"};
+        {"trials", "same_trials", "metrics": {"EER", "minDCF": {"value", "interval", "threshold"}}, "bootstrap"};
         JSON-able, a threshold that is not finite is null.
 
     Raises:
         AsitError: as `eer`; speakers that disagree with `same`.
     """
     ordered, kind, order = _falling(scores, same)
-    found = {"eer": _eer(*_curve(ordered, kind)), "min_dcf": _min_dcf(*_curve(ordered, kind))}
+    found = {"EER": _eer(*_curve(ordered, kind)), "minDCF": _min_dcf(*_curve(ordered, kind))}
     drawn: dict[str, list[float]] = {name: [] for name in found}
     if speakers is None:
         units = Units.of(len(ordered))
@@ -204,8 +204,8 @@ def verification(
         targets = times[kind].sum()
         if targets and targets < times.sum():
             curve = _curve(ordered, kind, times)
-            drawn["eer"].append(_eer(*curve)[0])
-            drawn["min_dcf"].append(_min_dcf(*curve)[0])
+            drawn["EER"].append(_eer(*curve)[0])
+            drawn["minDCF"].append(_min_dcf(*curve)[0])
     metrics = {
         name: {
             "value": value,
