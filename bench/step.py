@@ -12,73 +12,20 @@ taken within a round. A share is counted with 475 GFLOP a clip; what the formula
 from __future__ import annotations
 
 import argparse
-import itertools
-import multiprocessing
 import os
-import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from multiprocessing.connection import Connection
 from typing import Any
 
+from measure import ALLOCATORS, Helper, Watched, asked, ceilings, memory, products, used
+
 CLIP_FLOPS = 475e9
 CLIPS, FRAMES, MELS = 4, 592, 128
 PARTS = ("teacher", "student", "losses", "backward", "clip", "optimiser", "teacher's EMA", "rest")
-KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(1 << 26)}
-ALLOCATORS: dict[str, dict[str, str]] = {
-    "huge": {"THP_MEM_ALLOC_ENABLE": "1"},
-    "kept": KEPT,
-    "kept, huge": KEPT | {"THP_MEM_ALLOC_ENABLE": "1", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"},
-}
-"""Environments of other allocator settings: huge pages, and freed memory that is not given back to the system."""
-
-
-class Helper:
-    """A process that does one piece of work each time it is asked."""
-
-    def __init__(self, work: Callable[..., None], *args: Any, env: dict[str, str] | None = None) -> None:
-        before = dict(os.environ)
-        os.environ.update(env or {})  # glibc and torch read their settings when the process starts
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=work, args=(theirs, *args), daemon=True)
-        self.process.start()
-        theirs.close()
-        os.environ.clear()
-        os.environ.update(before)
-
-    def ask(self) -> dict[str, float]:
-        self.pipe.send("go")
-        answer: dict[str, float] = self.pipe.recv()
-        return answer
-
-    def end(self) -> None:
-        self.pipe.send("end")
-        self.process.join()
-
-
-def asked(pipe: Connection) -> bool:
-    """Wait for the next request; whether there is one."""
-    try:
-        return bool(pipe.recv() == "go")
-    except EOFError:
-        return False
-
-
-def memory() -> float:
-    """Most memory this process ever held, in GB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
-
-
-def used() -> dict[str, float]:
-    """CPU seconds of this process, those among them in the system, and pages that had to be fetched."""
-    u = resource.getrusage(resource.RUSAGE_SELF)
-    return {"cpu": u.ru_utime + u.ru_stime, "system": u.ru_stime, "faults": float(u.ru_minflt)}
-
-
 # Our step
 
 
@@ -119,42 +66,6 @@ def batch_of(settings: Any, frames: int) -> Any:
     )
 
 
-class Watched:
-    """The method, with the times at which the loop comes by."""
-
-    def __init__(self, task: Any) -> None:
-        self.task, self.at = task, dict[str, tuple[float, float]]()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.task, name)
-
-    def mark(self, name: str) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
-            self.at[name] = time.perf_counter(), time.process_time()
-
-        return hook
-
-    def step(self, *args: Any) -> Any:
-        out = self.task.step(*args)
-        self.mark("losses")()
-        return out
-
-    def gradients_ready(self, now: Any) -> None:
-        self.mark("backward")()
-        self.task.gradients_ready(now)
-
-    def after_update(self, *args: Any) -> None:
-        self.task.after_update(*args)
-        self.mark("teacher's EMA")()
-
-    def spent(self) -> dict[str, float]:
-        """Seconds of each part, and under "PART, CPU" those of the processor."""
-        out = {}
-        for before, name in itertools.pairwise(("start", *PARTS)):
-            out[name], out[f"{name}, CPU"] = (b - a for a, b in zip(self.at[before], self.at[name], strict=True))
-        return out
-
-
 def ours(pipe: Connection, toy: bool, threads: int, source: str | None, profile: bool) -> None:
     if source:
         sys.path.insert(0, source)
@@ -172,7 +83,7 @@ def ours(pipe: Connection, toy: bool, threads: int, source: str | None, profile:
     batch = batch_of(settings, frames)
     device = torch.device("cpu")
     task = method.ASiT(settings, frames, torch.Generator().manual_seed(0), device)
-    watched = Watched(task)
+    watched = Watched(task, forward="losses", update="teacher's EMA")
     task.teacher.register_forward_hook(watched.mark("teacher"))
     task.student.register_forward_hook(watched.mark("student"))
     register_optimizer_step_pre_hook(watched.mark("clip"))
@@ -193,7 +104,7 @@ def ours(pipe: Connection, toy: bool, threads: int, source: str | None, profile:
                     print(f"{event.self_cpu_time_total / 1e3:9.1f} ms {event.count:5d} {event.key}", flush=True)
             seconds = watched.at["rest"][0] - watched.at["start"][0]
             spent = {name: after[name] - before[name] for name in after}
-            pipe.send({"seconds": seconds, "memory": memory(), **spent, **watched.spent()})
+            pipe.send({"seconds": seconds, "memory": memory(), **spent, **watched.spent(PARTS)})
 
     plan = loop.Plan(
         1 << 30, 100, CLIPS, 1, settings.optim.betas, settings.optim.clip, settings.optim.clip_per_parameter,
@@ -206,43 +117,6 @@ def ours(pipe: Connection, toy: bool, threads: int, source: str | None, profile:
         loop.fit(watched, batches(), plan, world, runtime.Precision("bf16", ""), records, start=5000)
     except (StopIteration, RuntimeError):
         return
-
-
-# Matrix products
-
-
-def products(pipe: Connection, toy: bool, threads: int) -> None:
-    """Rates of bf16 products of a few shapes, in FLOP/s by the clock and, under "NAME, CPU", by CPU time."""
-    import torch
-
-    torch.set_num_threads(threads)
-    tokens = 2 * CLIPS * 297
-    shapes = {
-        "4096 x 4096 x 4096": (4096, 4096, 4096),
-        "2048 x 2048 x 2048": (2048, 2048, 2048),
-        f"{tokens} x 768 x 3072": (tokens, 768, 3072),
-        f"{tokens} x 3072 x 768": (tokens, 3072, 768),
-        f"{tokens} x 768 x 768": (tokens, 768, 768),
-    }
-    if toy:
-        shapes = {"256 x 256 x 256": (256, 256, 256)}
-    pairs = {}
-    for name, (m, k, n) in shapes.items():
-        a, b = torch.randn(m, k).bfloat16(), torch.randn(k, n).bfloat16()
-        pairs[name] = (a, b, 2 * m * k * n)
-        a @ b
-    while asked(pipe):
-        rates = {}
-        for name, (a, b, flops) in pairs.items():
-            # The best of a few, a fifth of a second together: what disturbs only ever slows.
-            clock, cpu, until = [], [], time.perf_counter() + 0.2
-            while not clock or time.perf_counter() < until:
-                start, began = time.perf_counter(), time.process_time()
-                a @ b
-                clock.append(time.perf_counter() - start)
-                cpu.append(time.process_time() - began)
-            rates[name], rates[f"{name}, CPU"] = flops / min(clock), flops * threads / statistics.median(cpu)
-        pipe.send(rates)
 
 
 # The official settings, plainly
@@ -385,7 +259,8 @@ def main() -> None:
 
     import torch
 
-    product = Helper(products, toy, threads)
+    tokens = 2 * CLIPS * (FRAMES // 16 * MELS // 16 + 1)
+    product = Helper(products, threads, tokens, toy)
     steps = {"ours": Helper(ours, toy, threads, None, False)}
     for name in options.allocator:
         steps[f"ours, {name}"] = Helper(ours, toy, threads, None, False, env=ALLOCATORS[name])
@@ -403,14 +278,7 @@ def main() -> None:
         rates.append({name: max(before[name], after[name]) for name in before})
         if plain is not None and i < slow:
             told["official"].append(plain.ask())
-    typical = {name: statistics.median(r[name] for r in rates) for name in rates[0]}
-    shapes = [name for name in typical if not name.endswith(", CPU")]
-    ceiling = max(shapes, key=lambda name: typical[name])
-    of_cpu = max(shapes, key=lambda name: typical[f"{name}, CPU"]) + ", CPU"
-    print("\n| bf16 matrix product | TFLOP/s | by CPU time |\n|---|---|---|")
-    for name in shapes:
-        told_as = f"{name} (the ceiling)" if name == ceiling else name
-        print(f"| {told_as} | {typical[name] / 1e12:.2f} | {typical[f'{name}, CPU'] / 1e12:.2f} |")
+    ceiling, of_cpu = ceilings(rates)
     print(
         "\n| step of 4 clips | s | clips/s | share of the ceiling | lowest, highest | CPU s | of these system | "
         "faults | share, by CPU time | memory, GB | s to ours | CPU s to ours |"

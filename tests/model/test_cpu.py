@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -63,3 +68,35 @@ def test_attention_and_its_gradient(tokens: int) -> None:
         assert (part.float() - ref).norm() < 0.03 * plain.grad.norm()
     with torch.no_grad():
         assert torch.equal(cpu.attention(qkv), out)
+
+
+FAULTS = """
+import resource, torch
+from asit.model import cpu
+print(cpu.keep_freed_memory())
+def work():
+    return [torch.ones(12_000_000) for _ in range(3)]
+for _ in range(8):  # until the heap has found its size
+    work()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4):
+    work()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is glibc's")
+@pytest.mark.parametrize("given", [{}, {"MALLOC_MMAP_MAX_": "65536"}])
+def test_freed_memory_is_kept_unless_the_environment_says_how(given: dict[str, str]) -> None:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | given
+    env.pop("LD_PRELOAD", None)
+    done = subprocess.run([sys.executable, "-c", FAULTS], env=env, capture_output=True, text=True, check=True)
+    told, faults = done.stdout.splitlines()
+    pages = 4 * 3 * 48_000_000 // os.sysconf("SC_PAGE_SIZE")
+    if given:
+        assert "as MALLOC_MMAP_MAX_ sets it" in told
+        # Huge pages may be on: then a fault fetches 512 pages.
+        assert int(faults) > pages // 600
+    else:
+        assert "kept" in told
+        assert int(faults) < pages // 1000

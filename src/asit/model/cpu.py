@@ -7,6 +7,8 @@ Both are used only under CPU autocast to bfloat16; everywhere else the layers ar
 
 from __future__ import annotations
 
+import ctypes
+import os
 from typing import Any
 
 import torch
@@ -15,6 +17,31 @@ from torch.nn import functional as F
 
 _STEP = 16
 """Tokens are filled up to a multiple of this: products of odd sizes are slow."""
+
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+"""Names of glibc's `mallopt` for what is kept at the heap's end, and for the most pieces mapped by themselves."""
+
+
+def keep_freed_memory() -> str:
+    """From now on this process keeps the memory that it frees, instead of giving it back to the system.
+
+    A step on a CPU frees and takes some gigabytes. glibc maps large pieces anew each time, and the system fills each
+    page with zeros when it is first touched: a fifth of a fine-tuning step of the base encoder (docs/speed.md). What is
+    kept is at most what the process held at its fullest. Call it before the first step.
+
+    Returns:
+        What was done, or why nothing was: another allocator or C library, or settings of the environment.
+    """
+    given = [name for name in ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "LD_PRELOAD") if os.environ.get(name)]
+    if given:
+        return f"memory: as {given[0]} sets it"
+    library = ctypes.CDLL(None) if os.name == "posix" else None
+    if library is None or not hasattr(library, "gnu_get_libc_version"):
+        return "memory: as the system's allocator does it, which is not glibc's"
+    # Numbers of glibc's malloc.h: no piece is mapped by itself, and the heap's end is never given back.
+    if not (library.mallopt(_MMAP_MAX, 0) and library.mallopt(_TRIM_THRESHOLD, -1)):
+        return "memory: glibc refused to keep what is freed"
+    return "memory: freed pages are kept, taking them anew costs more than it saves"
 
 
 def bf16_on_cpu(x: Tensor) -> bool:
