@@ -45,9 +45,9 @@ def plain(table: str, name: str, epochs: int, extra: list[str]) -> Iterator[Run]
 PARTS: dict[str, list[Run]] = {
     "ten": [*keywords("0.1", "ten", (30, 100), (0, 1, 2))],
     "one": [*keywords("0.01", "one", (100, 400), (0, 1, 2))],
-    "hundred": [*keywords("1.0", "hundred", (5, 15), (0,))],
+    "hundred": [*keywords("1.0", "hundred", (8,), (0,))],
     "long": [*keywords("0.1", "ten", (300,), (0,))],
-    "speakers": [*plain("speakers.jsonl", "speakers", 6, ["--validation.every", "3"])],
+    "speakers": [*plain("speakers.jsonl", "speakers", 3, ["--validation.every", "3"])],
     "digits": [
         *plain("digits.jsonl", "digits", 8, ["--sides.fold", "all", "--validation.every", "0"]),
         *plain("digit_speakers.jsonl", "digit-speakers", 8, ["--validation.every", "4"]),

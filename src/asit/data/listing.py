@@ -9,7 +9,7 @@ import hashlib
 import os
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -164,13 +164,15 @@ def _labels_of_folders(folder: Path, names: Texts) -> Words:
     return Words(codes, tuple(coder.words))
 
 
-def _walk(folder: Path) -> Listing:
-    """All audio below a folder, in the order of the names; a folder that links reach again is entered once."""
-    root = os.path.abspath(folder)
-    others: Counter[str] = Counter()
+def walk(root: str, shut: Callable[[str, OSError], None]) -> Iterator[str]:
+    """All files below root, relative, "/" between the parts, in the order of the names; hidden ones left out.
+
+    A folder that links reach again is entered once. `shut` is called with a folder that cannot be read (relative, "" for
+    the root) and the reason; it raises, or the folder is listed like a file.
+    """
     entered: set[tuple[int, int]] = set()
 
-    def below(prefix: str) -> Iterator[bytes]:
+    def below(prefix: str) -> Iterator[str]:
         place = os.path.join(root, prefix)
         try:
             status = os.stat(place)
@@ -180,19 +182,39 @@ def _walk(folder: Path) -> Listing:
             with os.scandir(place) as entries:
                 listed = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
         except OSError as error:
-            if not prefix:
-                raise unreadable(place, error) from None
-            yield encode(prefix)  # listed like a file, so that it is counted and its reason said
+            shut(prefix, error)
+            yield prefix
             return
         for name, is_folder in listed:
+            inner = f"{prefix}/{name}" if prefix else name
             if is_folder:
-                yield from below(f"{prefix}/{name}" if prefix else name)
-            elif (suffix := os.path.splitext(name)[1].lower()) in files.SUFFIXES:
-                yield encode(f"{prefix}/{name}" if prefix else name)
+                yield from below(inner)
+            else:
+                yield inner
+
+    return below("")
+
+
+def _walk(folder: Path) -> Listing:
+    """All audio below a folder, in the order of the names."""
+    root = os.path.abspath(folder)
+    others: Counter[str] = Counter()
+    closed: set[str] = set()
+
+    def shut(place: str, error: OSError) -> None:
+        if not place:
+            raise unreadable(root, error) from None
+        closed.add(place)  # stays in the list, so that it is counted and its reason said
+
+    def recordings() -> Iterator[bytes]:
+        for name in walk(root, shut):
+            suffix = os.path.splitext(name)[1].lower()
+            if suffix in files.SUFFIXES or name in closed:
+                yield encode(name)
             else:
                 others[suffix or "(no suffix)"] += 1
 
-    names = Texts.pack(below(""))
+    names = Texts.pack(recordings())
     if not len(names):
         if not others:
             raise CatalogueError(f"{folder} is empty", "recordings in it, or in folders below", "check the path")

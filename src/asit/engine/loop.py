@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from asit.engine import optim
 from asit.engine.records import Records
@@ -101,6 +102,24 @@ class Trainable(Protocol):
 
     def no_sync(self) -> contextlib.AbstractContextManager[Any]:
         """Context in which backward passes do not exchange gradients between processes."""
+
+
+class Distributed:
+    """A base of methods: the network in training, whose gradients are averaged over the processes of the world."""
+
+    _forward: nn.Module
+    """What is called in a step; wrapped by `distribute`."""
+
+    def distribute(self, world: World) -> None:
+        """Average the gradients over the processes of the world."""
+        if world.size > 1 and not isinstance(self._forward, DistributedDataParallel):
+            self._forward = DistributedDataParallel(self._forward, broadcast_buffers=False)
+
+    def no_sync(self) -> contextlib.AbstractContextManager[Any]:
+        """No exchange of gradients within this context."""
+        if isinstance(self._forward, DistributedDataParallel):
+            return self._forward.no_sync()
+        return contextlib.nullcontext()
 
 
 @dataclass(frozen=True)

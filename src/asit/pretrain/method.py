@@ -7,19 +7,17 @@ L local views, R = V * B rows, P patches, K prototypes, T frames, F mel bins.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from asit.checkpoint import load_strict
 from asit.data.batches import GLOBAL_VIEWS, Batch
 from asit.engine import optim
-from asit.engine.loop import Now, Rates, StepOutput
+from asit.engine.loop import Distributed, Now, Rates, StepOutput
 from asit.errors import ConfigError
 from asit.model.heads import ProjectionHead, ReconstructionHead
 from asit.model.positions import patch_of, stride_of
@@ -93,7 +91,7 @@ class Networks(nn.Module):
         return Outputs(class_logits, patch_logits, reconstruction, local_logits, tokens.cls)
 
 
-class ASiT:
+class ASiT(Distributed):
     """The method as the loop sees it (`asit.engine.loop.Trainable`).
 
     Args:
@@ -142,17 +140,6 @@ class ASiT:
     def trainable(self) -> nn.Module:
         """The student."""
         return self.student
-
-    def distribute(self, world: World) -> None:
-        """Average the student's gradients over the processes of the world."""
-        if world.size > 1 and not isinstance(self._forward, DistributedDataParallel):
-            self._forward = DistributedDataParallel(self._forward, broadcast_buffers=False)
-
-    def no_sync(self) -> contextlib.AbstractContextManager[Any]:
-        """No exchange of gradients within this context."""
-        if isinstance(self._forward, DistributedDataParallel):
-            return self._forward.no_sync()
-        return contextlib.nullcontext()
 
     def rates(self, now: Now) -> Rates:
         """Learning rate and weight decay, and the teacher's momentum and temperature."""

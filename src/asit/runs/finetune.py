@@ -17,7 +17,6 @@ from asit.errors import ConfigError
 from asit.runs import folder, lifecycle, network, results, source
 from asit.runs.best import Chooser
 from asit.runs.finetune_setup import prepare
-from asit.runs.lifecycle import together
 from asit.settings import FinetuneSettings
 from asit.transfer import supervised
 
@@ -70,19 +69,11 @@ def finetune(
     out = Path(settings.out)
     with runtime.world(settings.device, settings.threads) as world:
         quiet = stream if world.main else None
-        going_on = together(world, lambda: folder.claim(out, resume=resume, overwrite=overwrite))
-        before = folder.read_settings(out, FinetuneSettings) if going_on else None
-        if before is not None:
-            settings = folder.settle(settings, before)
-        model = network.pretrained(settings)
-        front_end = settings.front_end if model is None else model.front_end.settings
-        wanted = source.Wanted(settings.data, front_end, settings.bad_files, "folder")
-        catalogue = together(world, lambda: source.catalogue(wanted, out, quiet, anew=not going_on), world.main)
-        if catalogue is None:
-            catalogue = source.catalogue(wanted, out, None)
-        setup = prepare(settings, model, catalogue, world)
-        if before is not None:
-            folder.check_same(before, setup.settings)
+        opened = lifecycle.claim(settings, out, world, resume=resume, overwrite=overwrite)
+        model = network.pretrained(opened.settings)
+        wanted = source.Wanted.of(opened.settings, None if model is None else model.front_end.settings)
+        catalogue = lifecycle.catalogue(wanted, out, world, quiet, going_on=opened.going_on)
+        setup = prepare(opened.settings, model, catalogue, world)
         run = lifecycle.Run(
             out,
             setup.settings,
@@ -95,19 +86,17 @@ def finetune(
             setup.settings.records,
             setup.model,
         )
-        start, optimiser_state = lifecycle.restore(run) if going_on else (0, {})
-        if world.main and not going_on:
-            lifecycle.begin(run, world)
+        begun = lifecycle.start(run, opened, world)
         found: list[dict[str, Any]] = []
-        with lifecycle.free_if_nothing_came(out, world, going_on):
-            keys = dataclasses.replace(setup.keys, start=start)
+        with lifecycle.free_if_nothing_came(out, world, opened.going_on):
+            keys = dataclasses.replace(setup.keys, start=begun[0])
             data = order.loader(setup.clips, keys, collate, workers=setup.workers, pin=world.device.type == "cuda")
             chooser = Chooser(setup, out, world)
 
             def after(records: Records, outcome: loop.Outcome) -> None:
                 if outcome.finished:
                     # A run that was finished already has its scores: asking again changes nothing.
-                    had = results.read(out) if start == setup.plan.total else None
+                    had = results.read(out) if begun[0] == setup.plan.total else None
                     had = world.gather(had)[0]
                     step = outcome.step
                     found.extend(
@@ -118,11 +107,10 @@ def finetune(
                 run,
                 data,
                 world,
-                start,
-                optimiser_state,
+                begun,
                 quiet,
-                going_on=going_on,
-                hooks=lambda records: chooser.hooks(records, start if going_on else None),
+                going_on=opened.going_on,
+                hooks=lambda records: chooser.hooks(records, begun[0] if opened.going_on else None),
                 after=after,
             )
     return FinetuneResult(

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Generic, TextIO, TypeVar
 
 import torch
 
@@ -16,11 +16,12 @@ from asit.engine import loop
 from asit.engine.records import Records, duration
 from asit.errors import CatalogueError, CheckpointError, ConfigError
 from asit.model.audio_model import AudioModel
-from asit.runs import folder
+from asit.runs import folder, source
 from asit.runtime import Precision, World
 from asit.settings import RecordSettings, Settings
 
 Tensors = dict[str, torch.Tensor]
+S = TypeVar("S", bound=Settings)
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,57 @@ def together(world: World, call: Callable[[], Any], mine: bool = True) -> Any:
             error if error is not None else ConfigError("another process of this run failed", remedy="see its message")
         )
     return result
+
+
+@dataclass(frozen=True)
+class Opened(Generic[S]):
+    """A run's folder, claimed, and what is in it.
+
+    Attributes:
+        settings: those asked for, with each auto as it was resolved when the run began.
+        before: those the run was begun with; None where it begins.
+    """
+
+    settings: S
+    before: S | None
+
+    @property
+    def going_on(self) -> bool:
+        return self.before is not None
+
+
+def claim(settings: S, out: Path, world: World, *, resume: bool, overwrite: bool) -> Opened[S]:
+    """Claim the folder in all processes.
+
+    Raises:
+        ConfigError: it is not free to use, holds another kind of run, or there is nothing to go on with.
+    """
+    going_on = together(world, lambda: folder.claim(out, resume=resume, overwrite=overwrite))
+    before = folder.read_settings(out, type(settings)) if going_on else None
+    return Opened(settings if before is None else folder.settle(settings, before), before)
+
+
+def catalogue(wanted: source.Wanted, out: Path, world: World, stream: TextIO | None, *, going_on: bool) -> Catalogue:
+    """The run's catalogue: made by the main process where there is none, and read by the others."""
+    made: Catalogue | None = together(
+        world, lambda: source.catalogue(wanted, out, stream, anew=not going_on), world.main
+    )
+    return source.catalogue(wanted, out, None) if made is None else made
+
+
+def start(run: Run, opened: Opened[S], world: World) -> tuple[int, Tensors]:
+    """Begin the run, or load its last checkpoint; gives the steps done and the optimiser's state.
+
+    Raises:
+        ConfigError: the run was begun with other settings.
+        CatalogueError, CheckpointError: as `restore`.
+    """
+    if opened.before is not None:
+        folder.check_same(opened.before, run.settings)
+        return restore(run)
+    if world.main:
+        begin(run, world)
+    return 0, {}
 
 
 def begin(run: Run, world: World) -> None:
@@ -113,8 +165,7 @@ def train(
     run: Run,
     data: Generator[Any],
     world: World,
-    start: int,
-    optimiser_state: Tensors,
+    begun: tuple[int, Tensors],
     stream: TextIO | None,
     *,
     going_on: bool,
@@ -124,17 +175,18 @@ def train(
     """Train to the end of the plan or until a signal, with records, checkpoints and the model's folder.
 
     Args:
-        data: micro-batches from step `start` on; closed at the end.
+        data: micro-batches from the step on that it starts from; closed at the end.
+        begun: the step it starts from, and the optimiser's state: of `start`.
         hooks: made with the records; see `loop.fit`.
         after: called with the records when the steps are done.
     """
-    plan = run.plan
+    plan, (first, optimiser_state) = run.plan, begun
     folder_ = run.out if world.main else None
-    records = Records(folder_, plan.total, start, tensorboard=run.records.tensorboard, stream=stream)
+    records = Records(folder_, plan.total, first, tensorboard=run.records.tensorboard, stream=stream)
     with contextlib.closing(data), records:
         for note in run.notes:
             records.say(note)
-        records.event(start, f"goes on from step {start}" if going_on else "begins")
+        records.event(first, f"goes on from step {first}" if going_on else "begins")
 
         def save(step: int, tensors: Tensors) -> None:
             meta = {
@@ -154,7 +206,7 @@ def train(
             world,
             run.precision,
             records,
-            start=start,
+            start=first,
             optimiser_state=optimiser_state,
             save=save,
             hooks=hooks(records),

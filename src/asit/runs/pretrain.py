@@ -15,7 +15,6 @@ from asit.engine.records import Records, duration
 from asit.errors import ConfigError
 from asit.pretrain import method
 from asit.runs import folder, lifecycle, source
-from asit.runs.lifecycle import together
 from asit.runs.setup import Setup, collate, keys, model, prepare
 from asit.runtime import World
 from asit.settings import PretrainSettings
@@ -70,18 +69,10 @@ def pretrain(
     out = Path(settings.out)
     with runtime.world(settings.device, settings.threads) as world:
         quiet = stream if world.main else None
-        going_on = together(world, lambda: folder.claim(out, resume=resume, overwrite=overwrite))
-        before = folder.read_settings(out, PretrainSettings) if going_on else None
-        if before is not None:
-            settings = folder.settle(settings, before)
-        catalogue = together(
-            world, lambda: source.catalogue(source.Wanted.of(settings), out, quiet, anew=not going_on), world.main
-        )
-        if catalogue is None:
-            catalogue = source.catalogue(source.Wanted.of(settings), out, None)
-        setup = prepare(settings, catalogue, world)
-        if before is not None:
-            folder.check_same(before, setup.settings)
+        opened = lifecycle.claim(settings, out, world, resume=resume, overwrite=overwrite)
+        wanted = source.Wanted.of(opened.settings)
+        catalogue = lifecycle.catalogue(wanted, out, world, quiet, going_on=opened.going_on)
+        setup = prepare(opened.settings, catalogue, world)
         run = lifecycle.Run(
             out,
             setup.settings,
@@ -94,13 +85,11 @@ def pretrain(
             setup.settings.records,
             lambda step: model(setup, step),
         )
-        start, optimiser_state = lifecycle.restore(run) if going_on else (0, {})
-        if world.main and not going_on:
-            lifecycle.begin(run, world)
-        with lifecycle.free_if_nothing_came(out, world, going_on):
+        begun = lifecycle.start(run, opened, world)
+        with lifecycle.free_if_nothing_came(out, world, opened.going_on):
             data = loader(
                 setup.clips,
-                keys(setup, world, start),
+                keys(setup, world, begun[0]),
                 collate(setup),
                 workers=setup.workers,
                 pin=world.device.type == "cuda",
@@ -109,10 +98,9 @@ def pretrain(
                 run,
                 data,
                 world,
-                start,
-                optimiser_state,
+                begun,
                 quiet,
-                going_on=going_on,
+                going_on=opened.going_on,
                 hooks=lambda records: _hooks(out, setup, world, records) if world.main else (),
             )
     return PretrainResult(

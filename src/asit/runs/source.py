@@ -29,10 +29,10 @@ class Wanted:
     """Whether the sub-folders of a folder of recordings are its labels."""
 
     @classmethod
-    def of(cls, settings: PretrainSettings | FinetuneSettings) -> Wanted:
-        """That of a run: fine-tuning reads a folder's sub-folders as classes."""
+    def of(cls, settings: PretrainSettings | FinetuneSettings, front_end: FrontEndSettings | None = None) -> Wanted:
+        """That of a run, with the front end of its model where it has one; fine-tuning reads sub-folders as classes."""
         labels: Literal["auto", "folder"] = "folder" if isinstance(settings, FinetuneSettings) else "auto"
-        return cls(settings.data, settings.front_end, settings.bad_files, labels)
+        return cls(settings.data, front_end or settings.front_end, settings.bad_files, labels)
 
 
 def catalogue(settings: Wanted, out: Path | None, stream: TextIO | None, *, anew: bool = False) -> Catalogue:

@@ -5,21 +5,19 @@ Letters: R rows, T frames, F mel bins, C classes.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
 
 from asit.checkpoint import load_strict
 from asit.data.labelled import LabelledBatch
 from asit.engine import optim
-from asit.engine.loop import Now, Rates, StepOutput
+from asit.engine.loop import Distributed, Now, Rates, StepOutput
 from asit.errors import ConfigError
 from asit.model.classifier import Classifier
 from asit.runtime import Precision, World
@@ -48,7 +46,7 @@ def classification_loss(logits: Tensor, target: Tensor, kind: Literal["ce", "bce
     return F.binary_cross_entropy_with_logits(logits.float(), target)
 
 
-class Supervised:
+class Supervised(Distributed):
     """A classifier and its training as the loop sees it (`asit.engine.loop.Trainable`).
 
     Args:
@@ -82,17 +80,6 @@ class Supervised:
     def trainable(self) -> nn.Module:
         """The classifier in training."""
         return self.network
-
-    def distribute(self, world: World) -> None:
-        """Average the gradients over the processes of the world."""
-        if world.size > 1 and not isinstance(self._forward, DistributedDataParallel):
-            self._forward = DistributedDataParallel(self._forward, broadcast_buffers=False)
-
-    def no_sync(self) -> contextlib.AbstractContextManager[Any]:
-        """No exchange of gradients within this context."""
-        if isinstance(self._forward, DistributedDataParallel):
-            return self._forward.no_sync()
-        return contextlib.nullcontext()
 
     def rates(self, now: Now) -> Rates:
         """Learning rate and weight decay."""

@@ -1,7 +1,7 @@
 """What a reader of a known data set gives, and what is said where the copy on the disk is not whole."""
 
 # Paths are text here: a Path for each of two million would cost minutes.
-# ruff: noqa: PTH100, PTH110, PTH112, PTH113, PTH116, PTH118, PTH119, PTH122, PTH123
+# ruff: noqa: PTH100, PTH110, PTH112, PTH113, PTH118, PTH119, PTH122, PTH123
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from asit.audio import files
+from asit.data import listing
 from asit.data.catalogue import unreadable
 from asit.data.tables import TableRow
 from asit.errors import CatalogueError
@@ -214,33 +215,16 @@ def settle(name: str, root: str, *marks: str) -> str:
 
 
 def walk(root: str) -> Iterator[str]:
-    """All files below root, relative, "/" between the parts, in the order of the names; hidden ones left out.
-
-    A folder that links reach again is entered once.
+    """All files below root, as `listing.walk` gives them.
 
     Raises:
         CatalogueError: a folder cannot be read.
     """
-    entered: set[tuple[int, int]] = set()
 
-    def below(prefix: str) -> Iterator[str]:
-        place = os.path.join(root, prefix)
-        try:
-            status = os.stat(place)
-            if (status.st_dev, status.st_ino) in entered:
-                return
-            entered.add((status.st_dev, status.st_ino))
-            with os.scandir(place) as entries:
-                listed = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
-        except OSError as error:
-            raise unreadable(place, error) from None
-        for name, is_folder in listed:
-            if is_folder:
-                yield from below(f"{prefix}{name}/")
-            else:
-                yield prefix + name
+    def shut(place: str, error: OSError) -> None:
+        raise unreadable(os.path.join(root, place), error) from None
 
-    return below("")
+    return listing.walk(root, shut)
 
 
 def stem(path: str) -> str | None:
