@@ -167,8 +167,8 @@ def _labels_of_folders(folder: Path, names: Texts) -> Words:
 def walk(root: str, shut: Callable[[str, OSError], None]) -> Iterator[str]:
     """All files below root, relative, "/" between the parts, in the order of the names; hidden ones left out.
 
-    A folder that links reach again is entered once. `shut` is called with a folder that cannot be read (relative, "" for
-    the root) and the reason; it raises, or the folder is listed like a file.
+    A folder that links reach again is entered once. `shut` is called with a folder that cannot be read, relative to
+    root, and the reason; it raises, or the folder is listed like a file.
     """
     entered: set[tuple[int, int]] = set()
 
