@@ -302,7 +302,7 @@ def test_all_presets_are_valid_and_readable() -> None:
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "audioset-2m": {  # AudioMAE
         **{"epochs": 100, "batch_size": 256, "labels": "multi", "input.seconds": 10, "loss.kind": "bce"},
-        **{"optim.lr": 2e-4, "optim.warmup": 10, "optim.layer_decay": 0.75, "augment.mixup": 0.5},
+        **{"optim.lr": 2e-4, "optim.warmup": 10, "optim.layer_decay": 0.75, "augment.mixup_probability": 0.5},
         **{"augment.mel_mask": 48, "augment.time_mask": 192, "sampling.order": "balanced"},
         **{"sampling.epoch_clips": 200_000, "sides.train": ("balanced", "unbalanced")},
     },

@@ -534,3 +534,24 @@ def test_no_data_no_folder(tiny: Any, tmp_path: Path) -> None:
     with pytest.raises(CatalogueError, match="there is no"):
         go(tiny(tmp_path / "run", data=tmp_path / "nothing"))
     assert not (tmp_path / "run").exists()
+
+
+def test_where_to_stop_is_said_of_one_call(tiny: Any, tmp_path: Path) -> None:
+    go(tiny(tmp_path / "run", stop_after=1))
+    kept = config.build(PretrainSettings, config.read_yaml(tmp_path / "run" / "config.yaml"), "kept")
+    assert kept.stop_after == 0
+    assert go(kept, resume=True).finished
+
+
+def test_only_the_named_splits_are_heard(tiny: Any, tmp_path: Path, recordings: Path) -> None:
+    files = sorted(path for path in recordings.rglob("*") if path.suffix == ".wav")
+    rows = [f"{path},{'Training' if i % 2 else 'test'}" for i, path in enumerate(files)]
+    table = tmp_path / "table.csv"
+    table.write_text("path,split\n" + "\n".join(rows) + "\n")
+    go(tiny(tmp_path / "run", data=table, splits=("train",), batch_size=2, stop_after=1))
+    heard = Catalogue.read(tmp_path / "run" / "catalogue.jsonl")
+    assert set(heard.splits) == {"Training"}
+    again = go(tiny(tmp_path / "run", data=table, splits=("train",), batch_size=2, stop_after=2), resume=True)
+    assert again.step == 2
+    with pytest.raises(CatalogueError, match=r"there is no split tets; did you mean test\?"):
+        go(tiny(tmp_path / "other", data=table, splits=("tets",)))

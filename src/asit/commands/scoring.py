@@ -105,8 +105,8 @@ class EvaluateOptions:
     """Cut or pad every clip to this length; by default clips are taken whole, long ones in windows."""
     window_overlap: float = 0.0
     """Of a model with a head: overlap of the windows over which a long clip is scored, as a share."""
-    precision: Literal["float32", "bf16"] = "float32"
-    """Arithmetic of the encoder."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """Arithmetic of the encoder; auto: of a model with a head the one it was trained with, else float32."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where the encoder runs."""
     threads: int = 0
@@ -150,12 +150,14 @@ def _scored(options: EvaluateOptions, model: AudioModel, catalogue: Catalogue, w
     from asit.runs import score
     from asit.runs.head import score_model
 
+    card = str(model.training.get("precision", "float32"))
+    trained_in = card if options.precision == "auto" else options.precision
     records = score_model(
         model,
         catalogue,
         splits=_words(options.test) or ("test",),
         world=world,
-        precision=runtime.precision(options.precision, world),
+        precision=runtime.precision(trained_in, world),
         fold=options.fold,
         overlap=options.window_overlap,
         bad_files=options.bad_files,
@@ -196,7 +198,7 @@ def _probed(
         allow_shared_groups=options.allow_shared_groups,
         clips=options.clips,
         seconds=options.seconds,
-        precision=options.precision,
+        precision="bf16" if options.precision == "bf16" else "float32",
         bad_files=options.bad_files,
     )
     found = frozen.evaluate(model, catalogue, ask, world=world, store=store, stream=sys.stderr)
@@ -222,7 +224,7 @@ def _verified(
         by=options.verify_by,
         baselines=options.baselines,
         seconds=options.seconds,
-        precision=options.precision,
+        precision="bf16" if options.precision == "bf16" else "float32",
         bad_files=options.bad_files,
         train=_words(options.train) or TRAIN,
         validation=_words(options.validation) or VALIDATION,

@@ -16,22 +16,13 @@ import numpy.typing as npt
 from asit.data.catalogue import Catalogue
 from asit.data.columns import Coder, Words
 from asit.data.labels import Labels, Rows, read_labels
+from asit.data.splits import canonical, listed
 from asit.errors import CatalogueError
 
 TRAIN = ("train", "balanced", "unbalanced")
 """Splits that train; AudioSet has two."""
 VALIDATION = ("validation",)
 TEST = ("test",)
-
-_SAME = {
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "dev": "validation",
-    "testing": "test",
-    "eval": "test",
-    "evaluation": "test",
-}
 
 
 @dataclass(frozen=True)
@@ -133,25 +124,25 @@ def _of_splits(
         return Sides(np.flatnonzero(known), empty, empty, notes)
     side_of: dict[str, str] = {}
     for side, names in named.items():
-        for name in map(_canonical, names):
+        for name in map(canonical, names):
             if side_of.setdefault(name, side) != side:
                 raise CatalogueError(
                     f"split {name} is named for {side_of[name]} and for {side}", "one side", "take it out of the other"
                 )
     counts = {name: count for name, count in column.counts().items() if count}
-    there = {_canonical(name) for name in counts}
+    there = {canonical(name) for name in counts}
     for side, names in named.items():
-        lost = [name for name in names if _canonical(name) not in there]
+        lost = [name for name in names if canonical(name) not in there]
         if lost and tuple(names) != _DEFAULT[side]:
             near = difflib.get_close_matches(lost[0], counts, 1)
             raise CatalogueError(
                 f"there is no split {lost[0]}" + (f"; did you mean {near[0]}?" if near else ""),
-                _listed(counts),
+                listed(counts),
                 f"name one of these for {side}",
             )
-    which = np.array([_PLACES.get(side_of.get(_canonical(name), ""), -1) for name in column.words] + [-1])[column.codes]
+    which = np.array([_PLACES.get(side_of.get(canonical(name), ""), -1) for name in column.words] + [-1])[column.codes]
     train, validation, test = (np.flatnonzero(known & (which == place)) for place in _PLACES.values())
-    other = {name: count for name, count in counts.items() if _canonical(name) not in side_of}
+    other = {name: count for name, count in counts.items() if canonical(name) not in side_of}
     notes += [f"{count} clips of split {name} are on no side" for name, count in other.items()]
     if count := int((column.codes < 0).sum()):
         notes.append(f"{count} clips without a split are on no side")
@@ -160,7 +151,7 @@ def _of_splits(
             f"no clip to train on: no split is one of {', '.join(named['train'])}"
             if not (which == 0).any()
             else "no clip to train on has a label",
-            _listed(counts),
+            listed(counts),
             "name the splits that train, or name them so in the table",
         )
     return Sides(train, validation, test, notes)
@@ -168,15 +159,6 @@ def _of_splits(
 
 _PLACES = {"train": 0, "validation": 1, "test": 2}
 _DEFAULT: dict[str, tuple[str, ...]] = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
-
-
-def _canonical(split: str) -> str:
-    name = split.strip().lower()
-    return _SAME.get(name, name)
-
-
-def _listed(counts: dict[str, int]) -> str:
-    return "the splits are " + ", ".join(f"{name} ({count} clips)" for name, count in counts.items())
 
 
 def folds(catalogue: Catalogue) -> list[str]:
@@ -268,7 +250,8 @@ def _refuse_shared(groups: npt.NDArray[np.object_] | Words, sides: Sides) -> Non
             raise CatalogueError(
                 f"{len(shared)} groups are in {one} and in {other}: {first}",
                 "each group (speaker, recording) on one side only, or the score is of clips the model has half seen",
-                "move these clips, or allow shared groups where the task is to tell groups apart",
+                "move these clips; or, where the task is to tell groups apart, allow it: --sides.shared-groups "
+                "(asit finetune), --allow-shared-groups (asit evaluate)",
             )
 
 

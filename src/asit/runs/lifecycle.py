@@ -121,7 +121,9 @@ def begin(run: Run, world: World) -> None:
     }
     precision = {"precision": run.precision.name, "precision_reason": run.precision.reason}
     folder.write_json(run.out / folder.ENVIRONMENT, runtime.environment() | reasons | precision)
-    folder.write_text(run.out / folder.CONFIG, config.to_yaml(run.settings))
+    # Where to stop was said of this call; the next one goes on to the end unless it says so too.
+    kept = run.settings.model_copy(update={"stop_after": 0})
+    folder.write_text(run.out / folder.CONFIG, config.to_yaml(kept))
 
 
 @contextlib.contextmanager

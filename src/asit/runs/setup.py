@@ -15,6 +15,7 @@ from asit.audio.fbank import FrontEnd
 from asit.data import batches
 from asit.data.catalogue import Catalogue
 from asit.data.order import MicroBatches, shuffled
+from asit.data.splits import of_splits
 from asit.engine import loop
 from asit.errors import CatalogueError
 from asit.model import vit
@@ -53,6 +54,10 @@ def prepare(settings: PretrainSettings, catalogue: Catalogue, world: World) -> S
     settings.precision = precision.name  # type: ignore[assignment]
     notes.append(f"precision {precision.name}: {precision.reason}")
     settings.front_end = source.measured(settings.front_end, catalogue)
+    if settings.splits:
+        rows = of_splits(catalogue, settings.splits)
+        notes.append(f"splits {', '.join(settings.splits)}: {len(rows)} of {len(catalogue)} recordings")
+        catalogue = catalogue.subset(rows)
     patch = (settings.encoder.patch_frames, settings.encoder.patch_mels)
     typical = float(np.median(catalogue.seconds))
     *lengths, told = batches.view_frames(settings.views, FrontEnd(settings.front_end), patch[0], typical)

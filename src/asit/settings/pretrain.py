@@ -154,6 +154,8 @@ class PretrainSettings(Settings):
     """Folder of recordings, or a catalogue written by `asit catalogue`, or a table."""
     out: str = ""
     """The run's folder."""
+    splits: tuple[str, ...] = ()
+    """Splits of the data to pretrain on, such as train: a test side should not be heard; none: all clips."""
     preset: str = "default"
     """The recipe these settings started from."""
     seed: Annotated[int, Field(ge=0)] = 0
