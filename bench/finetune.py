@@ -1,6 +1,7 @@
 """What a fine-tuning step costs, as a share of what this machine's matrix products can do.
 
     python bench/finetune.py [--toy] [--threads 2] [--rounds 7] [--batch 8] [--plain 2] [--only step sizes]
+                              [--precision float32]
 
 The step is the real one: `asit.engine.loop.fit` over `asit.transfer.supervised`, the base encoder and a head of 527
 classes, settings of the recipe audioset-20k on 10 s clips. Beside it stand, each in a process of its own and taken
@@ -31,12 +32,12 @@ SIZES = {"tiny": 64, "small": 32, "base": 8}
 """Clips of 10 s in a step of the table of sizes; shorter ones are more by as much."""
 
 
-def settings_of(size: str, batch: int) -> Any:
+def settings_of(size: str, batch: int, precision: str = "bf16") -> Any:
     from asit import recipes
 
     front_end = {"mean": -4.2677393, "std": 4.5689974}
     given = {"model": "none", "encoder": {"size": size}, "front_end": front_end, "batch_size": batch, "workers": 1}
-    return recipes.finetune_settings("audioset-20k", None, {**given, "precision": "bf16"})
+    return recipes.finetune_settings("audioset-20k", None, {**given, "precision": precision})
 
 
 def task_of(settings: Any, frames: int) -> Any:
@@ -98,7 +99,15 @@ def frames_of(settings: Any, seconds: float) -> int:
 
 
 def ours(
-    pipe: Connection, size: str, seconds: float, clips: int, threads: int, keep: bool, files: str, profile: bool
+    pipe: Connection,
+    size: str,
+    seconds: float,
+    clips: int,
+    threads: int,
+    precision: str = "bf16",
+    keep: bool = True,
+    files: str = "",
+    profile: bool = False,
 ) -> None:
     """A step for each request; `files`: a folder of recordings that a loader reads from; else one ready-made batch."""
     import torch
@@ -112,7 +121,7 @@ def ours(
     if keep:
         cpu.keep_freed_memory()
     torch.set_num_threads(threads)
-    settings = settings_of(size, clips)
+    settings = settings_of(size, clips, precision)
     frames = frames_of(settings, seconds)
     task = task_of(settings, frames)
     settings = task.settings
@@ -152,7 +161,7 @@ def ours(
     records = Records(None, 0, 0, tensorboard=False, stream=None)
     world = runtime.World(0, 1, torch.device("cpu"), "the bench")
     try:
-        loop.fit(watched, batches(), plan, world, runtime.Precision("bf16", ""), records, start=5000)
+        loop.fit(watched, batches(), plan, world, runtime.Precision(precision, ""), records, start=5000)
     except (StopIteration, RuntimeError):
         return
     finally:
@@ -165,7 +174,7 @@ def scored(task: Any, batch: Any) -> dict[str, float]:
     import torch
 
     clock, cpu = time.perf_counter(), time.process_time()
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=task.settings.precision == "bf16"):
         task.network.eval()(batch.x)
     return {"scored": time.perf_counter() - clock, "scored, CPU": time.process_time() - cpu}
 
@@ -301,7 +310,9 @@ def row(name: str, told: Told, rates: list[dict[str, float]], keys: tuple[str, s
     return f"| {name} | " + " | ".join(cells) + " |"
 
 
-def step_table(size: str, clips: int, threads: int, rounds: int, slow: int, toy: bool, folder: str) -> None:
+def step_table(
+    size: str, clips: int, threads: int, precision: str, rounds: int, slow: int, toy: bool, folder: str
+) -> None:
     from asit.model.vit import shape_of
 
     settings = settings_of(size, clips)
@@ -309,11 +320,11 @@ def step_table(size: str, clips: int, threads: int, rounds: int, slow: int, toy:
     frames = frames_of(settings, seconds)
     width, depth, _ = shape_of(settings.encoder)
     tokens = clips * (frames // PATCH * MELS // PATCH + 1)
-    product = Helper(products, threads, tokens, toy)
+    product = Helper(products, threads, tokens, toy, "bfloat16" if precision == "bf16" else precision)
     steps = {
-        "ours": Helper(ours, size, seconds, clips, threads, True, "", False),
-        "ours, freed memory given back": Helper(ours, size, seconds, clips, threads, False, "", False),
-        "ours, from FLAC files": Helper(ours, size, seconds, clips, threads, True, folder, False, parent=True),
+        "ours": Helper(ours, size, seconds, clips, threads, precision),
+        "ours, freed memory given back": Helper(ours, size, seconds, clips, threads, precision, False),
+        "ours, from FLAC files": Helper(ours, size, seconds, clips, threads, precision, True, folder, parent=True),
     }
     told, rates = turns(product, steps, rounds)
     for name in list(steps)[1:]:
@@ -349,7 +360,7 @@ def size_table(threads: int, rounds: int, toy: bool) -> None:
     for size, batch in SIZES.items():
         for seconds in (1.0, 5.0, 10.0):
             clips = 2 if toy else min(128, round(batch * 10 / seconds))
-            helper = Helper(ours, size, seconds, clips, threads, True, "", False)
+            helper = Helper(ours, size, seconds, clips, threads)
             found = [helper.ask() for _ in range(1 if toy else rounds)]
             helper.end()
             typically = {key: clips / statistics.median(f[key] for f in found) for key in found[0] if found[0][key]}
@@ -370,6 +381,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="steps that are timed")
     parser.add_argument("--batch", type=int, default=8, help="clips a step")
     parser.add_argument("--plain", type=int, default=2, help="rounds with a step of torch's own layers")
+    parser.add_argument("--precision", default="bf16", choices=["bf16", "float32"], help="of the table of steps")
     parser.add_argument("--only", nargs="*", default=["step", "sizes"], choices=["step", "sizes"], help="these tables")
     parser.add_argument("--profile", action="store_true", help="print torch's profile of one step, and nothing else")
     options = parser.parse_args()
@@ -377,7 +389,7 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = str(threads)
     size, clips = ("tiny", 2) if toy else ("base", options.batch)
     if options.profile:
-        Helper(ours, size, 1.0 if toy else 10.0, clips, threads, True, "", True).ask()
+        Helper(ours, size, 1.0 if toy else 10.0, clips, threads, options.precision, True, "", True).ask()
         return
     rounds, slow = (2, 1) if toy else (options.rounds, options.plain)
     import torch
@@ -387,7 +399,7 @@ def main() -> None:
     if "step" in options.only:
         with tempfile.TemporaryDirectory() as folder:
             recordings(Path(folder), 4 if toy else 32)
-            step_table(size, clips, threads, rounds, slow, toy, folder)
+            step_table(size, clips, threads, options.precision, rounds, slow, toy, folder)
     if "sizes" in options.only:
         size_table(threads, min(rounds, 3), toy)
 

@@ -116,15 +116,15 @@ class Watched:
         return out
 
 
-def products(pipe: Connection, threads: int, tokens: int, toy: bool) -> None:
-    """Rates of bf16 products of a few shapes, in FLOP/s by the clock and, under "NAME, CPU", by CPU time."""
+def products(pipe: Connection, threads: int, tokens: int, toy: bool, kind: str = "bfloat16") -> None:
+    """Rates of products of a few shapes, in FLOP/s by the clock and, under "NAME, CPU", by CPU time."""
     import torch
 
     torch.set_num_threads(threads)
     shapes = [(4096, 4096, 4096), (2048, 2048, 2048), (tokens, 768, 3072), (tokens, 3072, 768), (tokens, 768, 768)]
     pairs = {}
     for m, k, n in [(256, 256, 256)] if toy else shapes:
-        a, b = torch.randn(m, k).bfloat16(), torch.randn(k, n).bfloat16()
+        a, b = (torch.randn(shape).to(getattr(torch, kind)) for shape in ((m, k), (k, n)))
         pairs[f"{m} x {k} x {n}"] = (a, b, 2 * m * k * n)
         a @ b
     while asked(pipe):
@@ -147,7 +147,7 @@ def ceilings(rates: Sequence[dict[str, float]]) -> tuple[str, str]:
     shapes = [name for name in typical if not name.endswith(", CPU")]
     ceiling = max(shapes, key=lambda name: typical[name])
     of_cpu = max(shapes, key=lambda name: typical[f"{name}, CPU"]) + ", CPU"
-    print("\n| bf16 matrix product | TFLOP/s | by CPU time |\n|---|---|---|")
+    print("\n| matrix product | TFLOP/s | by CPU time |\n|---|---|---|")
     for name in shapes:
         told_as = f"{name} (the ceiling)" if name == ceiling else name
         print(f"| {told_as} | {typical[name] / 1e12:.2f} | {typical[f'{name}, CPU'] / 1e12:.2f} |")

@@ -26,8 +26,8 @@ def keep_freed_memory() -> str:
     """From now on this process keeps the memory that it frees, instead of giving it back to the system.
 
     A step on a CPU frees and takes some gigabytes. glibc maps large pieces anew each time, and the system fills each
-    page with zeros when it is first touched: a fifth of a fine-tuning step of the base encoder (docs/speed.md). What is
-    kept is at most what the process held at its fullest. Call it before the first step.
+    page with zeros when it is first touched: a sixth of a fine-tuning step of the base encoder (docs/speed.md). What is
+    kept is about what the process held at its fullest. Call it before the first step.
 
     Returns:
         What was done, or why nothing was: another allocator or C library, or settings of the environment.
