@@ -15,6 +15,7 @@ from asit.data.catalogue import Catalogue
 from asit.engine import loop
 from asit.engine.records import Records, duration
 from asit.errors import CatalogueError, CheckpointError, ConfigError
+from asit.model import cpu
 from asit.model.audio_model import AudioModel
 from asit.runs import folder, source
 from asit.runtime import Precision, World
@@ -188,6 +189,8 @@ def train(
     with contextlib.closing(data), records:
         for note in run.notes:
             records.say(note)
+        if world.device.type == "cpu":
+            records.say(cpu.keep_freed_memory())
         records.event(first, f"goes on from step {first}" if going_on else "begins")
 
         def save(step: int, tensors: Tensors) -> None:
