@@ -99,7 +99,7 @@ class Records:
             self.say(f"step {step}/{self.total}  {text}  {duration(seconds_left)} left")
 
 
-def counter(stream: TextIO | None, what: str) -> Callable[[int, int, int], None] | None:
+def counter(stream: TextIO | None, what: str, unit: str = "files") -> Callable[[int, int, int], None] | None:
     """A progress line for work over files: called with (done, total, bad); without a terminal, a line each 30 s."""
     if stream is None:
         return None
@@ -116,7 +116,7 @@ def counter(stream: TextIO | None, what: str) -> Callable[[int, int, int], None]
         rate = done / max(1e-9, now - began)
         time_left = (total - done) / rate if done else math.inf
         left = f"in {duration(now - began)}" if finished else f"{duration(time_left)} left"
-        out.write(("\r\x1b[K" if terminal else "") + f"{what}: {done}/{total}  {bad} bad  {rate:.0f} files/s  {left}")
+        out.write(("\r\x1b[K" if terminal else "") + f"{what}: {done}/{total}  {bad} bad  {rate:.0f} {unit}/s  {left}")
         out.write("" if terminal and not finished else "\n")
         out.flush()
 

@@ -110,7 +110,7 @@ def collect(
     world = world or World(0, 1, torch.device("cpu"), "")
     order, ends = blocks(clips)
     starts = [0, *ends[:-1]]
-    show = counter(stream if world.main else None, "features")
+    show = counter(stream if world.main else None, "features", "clips")
     gathered = _Gathered(len(clips), clips, bad_files)
     step = world.size * (ROUND if world.size > 1 else 1)
     with _threads(world) as pool:

@@ -71,7 +71,8 @@ def score_model(
         rows = rows[labels.known[rows]]
         windows = Windows(catalogue, rows, model.front_end.settings, model.frames, overlap, BLOCK)
         scorer = score.Scorer(windows, model.multi, world, precision, workers=workers, keep=False, bad_files=bad_files)
-        scored = scorer(network, len(labels.names), counter(stream if world.main else None, f"scoring {name}"))
+        show = counter(stream if world.main else None, f"scoring {name}", "clips")
+        scored = scorer(network, len(labels.names), show)
         if not world.main:
             continue
         records.append(

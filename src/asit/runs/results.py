@@ -48,7 +48,8 @@ def score_all(
             continue
         scorer = chooser.scorer if split == "validation" and chooser.scorer else setup.scorer(rows, world)
         for weights, at, trained in networks:
-            scored = scorer(trained, len(setup.labels.names), counter(stream, f"scoring {split}, {weights} weights"))
+            show = counter(stream, f"scoring {split}, {weights} weights", "clips")
+            scored = scorer(trained, len(setup.labels.names), show)
             if not world.main:
                 continue
             found = score.record(
