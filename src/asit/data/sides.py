@@ -232,6 +232,11 @@ def check_sides(
     return notes
 
 
+def may_share_groups(catalogue: Catalogue, asked: bool) -> bool:
+    """Whether a group may lie on several sides: as asked, or because the corpus is made so (speaker identification)."""
+    return asked or bool(catalogue.header.get("shared_groups"))
+
+
 def _refuse_shared(groups: npt.NDArray[np.object_] | Words, sides: Sides) -> None:
     if not isinstance(groups, Words):
         coder = Coder()

@@ -14,7 +14,7 @@ from asit.data import order
 from asit.data.catalogue import Catalogue
 from asit.data.labelled import LabelledClips
 from asit.data.labels import Labels, balanced_weights, inverse_weights, read_labels
-from asit.data.sides import Sides, check_sides, few, split_sides
+from asit.data.sides import Sides, check_sides, few, may_share_groups, split_sides
 from asit.data.windows import Windows
 from asit.engine import loop
 from asit.errors import CatalogueError, ConfigError
@@ -193,7 +193,7 @@ def prepare(settings: FinetuneSettings, model: AudioModel | None, catalogue: Cat
     keys = order.MicroBatches(
         drawn, count, settings.batch_size, micro, world.rank, world.size, 0, settings.sampling.order != "shuffle"
     )
-    groups = None if _shared(settings, catalogue) else score.group_codes(catalogue)
+    groups = None if may_share_groups(catalogue, settings.sides.shared_groups) else score.group_codes(catalogue)
     return Setup(
         settings,
         catalogue,
@@ -249,7 +249,8 @@ def choose(settings: FinetuneSettings, catalogue: Catalogue, labels: Labels, not
         labels=labels,
     )
     notes += sides.notes
-    notes += check_sides(labels, sides, catalogue.column("group"), allow_shared_groups=_shared(settings, catalogue))
+    shared = may_share_groups(catalogue, settings.sides.shared_groups)
+    notes += check_sides(labels, sides, catalogue.column("group"), allow_shared_groups=shared)
     if not len(sides.validation) and not len(sides.test):
         raise CatalogueError(
             f"all {len(sides.train)} clips train: none is left to score on",
@@ -268,11 +269,6 @@ def choose(settings: FinetuneSettings, catalogue: Catalogue, labels: Labels, not
         notes.append(f"labels of {len(kept)} of {len(sides.train)} training clips are used")
         sides = Sides(kept, sides.validation, sides.test)
     return sides
-
-
-def _shared(settings: FinetuneSettings, catalogue: Catalogue) -> bool:
-    """Whether groups may lie on several sides."""
-    return settings.sides.shared_groups or bool(catalogue.header.get("shared_groups"))
 
 
 def _input(settings: FinetuneSettings, catalogue: Catalogue, sides: Sides, notes: list[str]) -> int:

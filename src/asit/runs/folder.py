@@ -129,6 +129,14 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
+def write_settings(folder: Path, settings: Settings) -> None:
+    """Keep the settings that a run begins with; the folder counts as a run's from then on.
+
+    Where to stop was said of this call: the next one goes on to the end unless it says so too.
+    """
+    write_text(folder / CONFIG, config.to_yaml(settings.model_copy(update={"stop_after": 0})))
+
+
 def read_settings(folder: Path, kind: type[S]) -> S:
     """The settings that a run was begun with.
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from asit import config
 from asit.data.sides import folds
 from asit.errors import AsitError, AudioError, ConfigError
 from asit.runs import folder, network, source
@@ -118,8 +117,7 @@ def _begin(settings: FinetuneSettings, out: Path, resume: bool, overwrite: bool,
         before = folder.read_settings(out, FinetuneSettings)
         folder.check_same(before, folder.settle(settings, before))
     model = network.pretrained(settings)
-    front_end = settings.front_end if model is None else model.front_end.settings
-    wanted = source.Wanted(settings.data, front_end, settings.bad_files, "folder")
+    wanted = source.Wanted.of(settings, None if model is None else model.front_end.settings)
     catalogue = source.catalogue(wanted, out, stream, anew=not going_on)
     names = folds(catalogue)
     if not going_on:
@@ -134,7 +132,7 @@ def _begin(settings: FinetuneSettings, out: Path, resume: bool, overwrite: bool,
         out.mkdir(parents=True, exist_ok=True)
         folder.clear(out)
         catalogue.write(out / folder.CATALOGUE)
-        folder.write_text(out / folder.CONFIG, config.to_yaml(settings))
+        folder.write_settings(out, settings)
     return names
 
 

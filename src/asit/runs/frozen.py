@@ -15,13 +15,13 @@ import numpy as np
 
 from asit.data.catalogue import Catalogue, is_catalogue
 from asit.data.labels import Labels, read_labels
-from asit.data.sides import Sides, check_sides, few, folds, split_sides
+from asit.data.sides import Sides, check_sides, few, folds, may_share_groups, split_sides
 from asit.errors import AsitError, CatalogueError, ConfigError
 from asit.model.audio_model import AudioModel
 from asit.runs import source
 from asit.runs.cache import Store
 from asit.runs.features import Collected, collect
-from asit.runs.probing import Ask, Rows, Scorer, check, shared_groups
+from asit.runs.probing import Ask, Rows, Scorer, check
 from asit.runs.readers import LOG_MEL_STATISTICS, encoders
 from asit.runtime import World
 from asit.transfer.metrics import fold_summary
@@ -241,7 +241,8 @@ def _sides(catalogue: Catalogue, labels: Labels, ask: Ask, notes: list[str]) -> 
         train, validation, test = (_draw(labels, rows, ask) for _, rows in sides.items())
         sides = replace(sides, train=train, validation=validation, test=test)
         groups = catalogue.column("group")
-        sides.notes.extend(check_sides(labels, sides, groups, allow_shared_groups=shared_groups(catalogue, ask)))
+        shared = may_share_groups(catalogue, ask.allow_shared_groups)
+        sides.notes.extend(check_sides(labels, sides, groups, allow_shared_groups=shared))
         notes += [note if fold is None else f"fold {fold}: {note}" for note in sides.notes if note not in notes]
         yield fold, sides
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from asit.data.catalogue import Catalogue
 from asit.data.labels import read_labels
-from asit.data.sides import split_sides
+from asit.data.sides import may_share_groups, split_sides
 from asit.data.windows import Windows
 from asit.engine.records import counter
 from asit.model.audio_model import AudioModel
@@ -64,8 +64,7 @@ def score_model(
     network = Classifier(model.encoder, model.head)
     workers = loader_workers("auto", world, [])
     step = model.training.get("step")
-    shared = shared_groups or bool(catalogue.header.get("shared_groups"))
-    groups = None if shared else score.group_codes(catalogue)
+    groups = None if may_share_groups(catalogue, shared_groups) else score.group_codes(catalogue)
     records = []
     for name, rows in _sides(catalogue, splits, fold).items():
         rows = rows[labels.known[rows]]

@@ -10,7 +10,7 @@ from typing import Any, Generic, TextIO, TypeVar
 
 import torch
 
-from asit import checkpoint, config, runtime
+from asit import checkpoint, runtime
 from asit.data.catalogue import Catalogue
 from asit.engine import loop
 from asit.engine.records import Records, duration
@@ -122,9 +122,7 @@ def begin(run: Run, world: World) -> None:
     }
     precision = {"precision": run.precision.name, "precision_reason": run.precision.reason}
     folder.write_json(run.out / folder.ENVIRONMENT, runtime.environment() | reasons | precision)
-    # Where to stop was said of this call; the next one goes on to the end unless it says so too.
-    kept = run.settings.model_copy(update={"stop_after": 0})
-    folder.write_text(run.out / folder.CONFIG, config.to_yaml(kept))
+    folder.write_settings(run.out, run.settings)
 
 
 @contextlib.contextmanager

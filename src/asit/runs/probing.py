@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from asit.data.catalogue import Catalogue
 from asit.data.labels import Labels
-from asit.data.sides import TEST, TRAIN, VALIDATION, Sides, few
+from asit.data.sides import TEST, TRAIN, VALIDATION, Sides, few, may_share_groups
 from asit.errors import ConfigError
 from asit.runs import score
 from asit.runs.features import Collected
@@ -130,11 +130,6 @@ def choose(name: str, given: Sequence[str], known: Sequence[str]) -> None:
     )
 
 
-def shared_groups(catalogue: Catalogue, ask: Ask) -> bool:
-    """Whether a group may lie on both sides: asked for, or said by the corpus (speaker identification)."""
-    return ask.allow_shared_groups or bool(catalogue.header.get("shared_groups"))
-
-
 class Scorer:
     """Probes on the collected features of one catalogue."""
 
@@ -152,7 +147,7 @@ class Scorer:
         self.device = world.device
         self.place = np.full(len(catalogue), -1, np.int64)  # of each clip among those that could be read
         self.place[rows] = np.arange(len(rows))
-        self.groups = None if shared_groups(catalogue, ask) else score.group_codes(catalogue)
+        self.groups = None if may_share_groups(catalogue, ask.allow_shared_groups) else score.group_codes(catalogue)
         self._kept: tuple[tuple[str, str], npt.NDArray[np.float32]] | None = None
 
     def fold(self, fold: str | None, sides: Sides) -> Iterator[dict[str, Any]]:
