@@ -156,6 +156,8 @@ def test_a_first_fold_that_cannot_begin_leaves_the_folder_free(tuned: Any, tmp_p
         go(tuned(run, **ALL, encoder={"drop_path": 0.3}))
     assert {path.name for path in run.iterdir()} == {"catalogue.jsonl"}
     assert not go(tuned(run, **ALL, stop_after=1)).finished
+    # Where to stop was said of that call: going on with the run's own settings does not stop there again.
+    assert config.read_yaml(run / "config.yaml")["stop_after"] == 0
 
 
 def test_one_fold_and_several_processes(tuned: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
