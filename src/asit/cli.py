@@ -17,11 +17,19 @@ SUMMARIES = {
     "finetune": "train and score a classifier on labelled recordings, from a pretrained encoder or none",
     "evaluate": "score a model on labelled clips: its head, probes, few labels, verification",
     "probe": "read labels off a frozen encoder, beside log-mel statistics and an untrained one",
-    "embed": "print the clip vector of files as JSON lines",
+    "embed": "write the vectors of recordings: one or many for each file",
+    "tag": "tell what is heard in recordings, with a model that has labels",
+    "info": "tell what a model is: sizes, labels, licence, training, hashes",
+    "convert": "turn weights of ASiT, AST, SSAST or an image transformer into a model folder",
+    "export": "write a model as ONNX, torch.export or a Hugging Face folder",
+    "index": "make one's own recordings searchable by sound",
+    "similar": "find the recordings of an index that sound most like one",
+    "serve": "open a model in the browser, with an HTTP API behind the page",
     "report": "write one HTML page about a run",
     "compare": "print one table of scored runs, with intervals and paired differences",
     "download": "fetch ESC-50, Speech Commands or the spoken digits; say where AudioSet and VoxCeleb1 come from",
     "settings": "list every setting with its meaning: of pretraining for a preset, of fine-tuning for a task",
+    "doctor": "tell which versions, decoders, devices and extras are there",
     "demo": "try it all on notes of real instruments (needs the extra asit-audio[demo])",
 }
 
@@ -44,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")  # a user's value was wrong, not their pydantic
         from asit import commands
 
-        verb: Callable[[str, str, list[str]], int] = getattr(commands, given[0])
+        verb: Callable[[str, str, list[str]], int] = commands.verb(given[0])
         try:
             status = verb(f"asit {given[0]}", SUMMARIES[given[0]], given[1:])
         except SystemExit:  # a verb's --help

@@ -1,23 +1,33 @@
-"""The verbs: their options, and what they print. Torch is imported only by the verb that needs it."""
+"""The verbs: their options, and what they print. A verb's module is imported when it is called, and torch when it is needed."""
 
-from asit.commands.data import catalogue
-from asit.commands.download import download
-from asit.commands.pages import compare, report
-from asit.commands.scoring import evaluate, probe
-from asit.commands.training import finetune, pretrain
-from asit.commands.trying import demo, settings
-from asit.commands.using import embed
+from __future__ import annotations
 
-__all__ = [
-    "catalogue",
-    "compare",
-    "demo",
-    "download",
-    "embed",
-    "evaluate",
-    "finetune",
-    "pretrain",
-    "probe",
-    "report",
-    "settings",
-]
+import importlib
+from typing import Any
+
+_PLACES = {
+    "catalogue": "data",
+    "compare": "pages",
+    "convert": "converting",
+    "demo": "trying",
+    "doctor": "looking",
+    "download": "download",
+    "embed": "using",
+    "evaluate": "scoring",
+    "export": "exporting",
+    "finetune": "training",
+    "index": "searching",
+    "info": "looking",
+    "pretrain": "training",
+    "probe": "scoring",
+    "report": "pages",
+    "serve": "serving",
+    "settings": "trying",
+    "similar": "searching",
+    "tag": "tagging",
+}
+
+
+def verb(name: str) -> Any:
+    """The function of a verb: (prog, summary, arguments) -> exit status."""
+    return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)

@@ -1,0 +1,1 @@
+"""Outgoing and incoming formats: other models' weights, Hugging Face, ONNX, torch.export."""

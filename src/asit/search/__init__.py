@@ -1,0 +1,1 @@
+"""An index of one's own recordings, searched by sound."""

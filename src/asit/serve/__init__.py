@@ -1,0 +1,1 @@
+"""A page in the browser over a model, and the HTTP API behind it."""
