@@ -45,8 +45,9 @@ $(VENV)/.asit-%: $(INSTALL_INPUTS) | $(VENV)/.made
 	@echo "installing asit-audio[$*] into $(VENV); the first time takes some minutes"
 	@$(BIN)/python -m pip install -qq -e ".[$*]" || { \
 	  echo "The installation failed: see the lines above, then run the same command again." >&2; exit 1; }
-	@# The oracle of the log-mel: its pure-Python part alone is read, so none of what it would pull in is installed.
-	@if [ "$*" = dev ]; then $(BIN)/python -m pip install -qq --no-deps torchaudio==2.11.0 || \
+	@# The oracle of the log-mel: its pure-Python part alone is read, so none of what it would pull in is
+	@# installed, and it lies apart, where no other package comes upon it.
+	@if [ "$*" = dev ]; then $(BIN)/python -m pip install -qq --no-deps --upgrade --target $(VENV)/oracles torchaudio==2.11.0 || \
 	  echo "torchaudio could not be installed: the tests that compare with it will be skipped" >&2; fi
 	@touch $@
 

@@ -1,4 +1,4 @@
-"""The verbs: their options, and what they print. A verb's module is imported when it is called, and torch when it is needed."""
+"""The verbs: their options and what they print. A module is imported when its verb is called, and torch when needed."""
 
 from __future__ import annotations
 
