@@ -134,7 +134,7 @@ def test_help_lists_the_verbs_and_the_first_steps(run: Any) -> None:
         assert code == 0
         for verb in cli.SUMMARIES:
             assert f"  {verb}" in out
-            assert callable(getattr(commands, verb))
+            assert callable(commands.verb(verb))
         assert "asit pretrain --data FOLDER --out RUN" in out
     for arguments in (("--version",), ("-V",), ("version",)):
         assert run(*arguments) == (0, f"asit {asit.__version__}\n", "")
@@ -197,7 +197,7 @@ def test_other_endings(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         def verb(*_: object) -> int:
             raise error
 
-        monkeypatch.setattr(commands, "report", verb)
+        monkeypatch.setattr(commands, "verb", lambda _: verb)
         return 0
 
     for error, code, text in (

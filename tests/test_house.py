@@ -228,7 +228,7 @@ def test_constraints_pin_all_that_is_installed() -> None:
             pins[canonicalize_name(requirement.name)] = str(requirement.specifier)
     assert pins["torch"] == "==2.13.0"
     seen: set[tuple[str, str]] = set()
-    waiting = [("asit-audio", "dev"), ("asit-audio", "av"), ("asit-audio", "demo")]
+    waiting = [("asit-audio", "dev"), ("asit-audio", "all"), ("asit-audio", "demo")]
     while waiting:
         name, extra = waiting.pop()
         if (name, extra) in seen:
