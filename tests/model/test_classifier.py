@@ -11,7 +11,7 @@ from torch import Tensor
 
 from asit.errors import ConfigError
 from asit.model.classifier import Classifier, Head, Labelling, Pooling, draw_dropout
-from asit.model.vit import Encoder
+from asit.model.vit import Encoder, Tokens
 from asit.settings import EncoderSettings
 
 TINY = EncoderSettings(size="custom", width=32, depth=2, heads=2, patch_frames=4, patch_mels=8)
@@ -163,8 +163,20 @@ def test_a_head_of_another_width() -> None:
         ({"pooling": "max"}, "pooling 'max'"),
         ({"seconds": 0.0}, "0.0 seconds"),
         ({"seconds": float("nan")}, "nan seconds"),
+        ({"norm_eps": 0.0}, "a norm's epsilon of 0.0"),
     ],
 )
 def test_labellings_that_cannot_be(given: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         Labelling(**{"classes": ("a",), "multi": True, "pooling": "class", "seconds": 1.0, **given})
+
+
+def test_the_norms_epsilon_is_the_heads() -> None:
+    head = Head(24, 5, norm_eps=0.5).eval()
+    tokens = Tokens(torch.randn(2, 24, generator=torch.Generator().manual_seed(0)), torch.zeros(2, 1, 24), (1, 1))
+    centred = tokens.cls - tokens.cls.mean(1, keepdim=True)
+    normed = centred / (centred.square().mean(1, keepdim=True) + 0.5).sqrt()
+    torch.testing.assert_close(head(tokens), normed @ head.linear.weight.T)
+    usual = Head(24, 5).eval()
+    usual.load_state_dict(head.state_dict())
+    assert (usual(tokens) - head(tokens)).abs().max() > 1e-3

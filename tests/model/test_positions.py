@@ -163,3 +163,15 @@ def test_lengths_that_do_not_come_out_even_name_the_nearest(given: Any, text: st
 def test_strides_that_leave_gaps(given: tuple[int, int], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         Encoder(strided(*given), 592, 128)
+
+
+@pytest.mark.parametrize("frames", [320, 1008])
+def test_both_tokens_of_a_distilled_encoder_keep_their_positions(frames: int) -> None:
+    two = TINY.model_copy(update={"distilled": True})
+    positions = torch.cat([torch.full((1, 1, 3), 5.0), planted()], 1)
+    state = adapt({"pos_embed": positions}, two, two, old_frames=592, frames=frames, mels=128)
+    one = adapt({"pos_embed": planted()}, TINY, TINY, old_frames=592, frames=frames, mels=128)
+    assert (state["pos_embed"][:, 0] == 5.0).all()
+    assert torch.equal(state["pos_embed"][:, 1:], one["pos_embed"])
+    with pytest.raises(ConfigError, match="differ in distilled True and False"):
+        adapt({"pos_embed": positions}, two, TINY, old_frames=592, frames=592, mels=128)

@@ -320,3 +320,40 @@ def test_input_of_a_wrong_length_is_refused() -> None:
 def test_sizes_that_cannot_be(given: dict[str, object], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         Encoder(EncoderSettings.model_validate(given), 96, 128)
+
+
+def test_a_distilled_encoder_has_two_tokens_before_the_patches_and_gives_their_mean() -> None:
+    settings = TINY.model_copy(update={"distilled": True, "norm_eps": 1e-2})
+    encoder, x = make(settings=settings), spectrogram()
+    assert (encoder.prefix, make().prefix) == (2, 1)
+    assert tuple(encoder.pos_embed.shape) == (1, 2 + 12, 24)
+    state = {name: value.detach().double() for name, value in encoder.state_dict().items()}
+    tokens = nn.functional.conv2d(x.double(), state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], (4, 8))
+    first = torch.cat([state["cls_token"], state["dist_token"]], 1).expand(2, -1, -1)
+    tokens = torch.cat([first, tokens.flatten(2).transpose(1, 2)], 1) + state["pos_embed"]
+    for i in range(3):
+        w = {name.removeprefix(f"blocks.{i}."): value for name, value in state.items()}
+        normed = nn.functional.layer_norm(tokens, (24,), w["norm1.weight"], w["norm1.bias"], 1e-2)
+        attended, _ = nn.functional.multi_head_attention_forward(
+            normed.transpose(0, 1), normed.transpose(0, 1), normed.transpose(0, 1), 24, 3, w["attn.qkv.weight"],
+            w["attn.qkv.bias"], None, None, False, 0.0, w["attn.proj.weight"], w["attn.proj.bias"],
+        )  # fmt: skip
+        tokens = tokens + attended.transpose(0, 1)
+        normed = nn.functional.layer_norm(tokens, (24,), w["norm2.weight"], w["norm2.bias"], 1e-2)
+        hidden = nn.functional.gelu(normed @ w["mlp.fc1.weight"].T + w["mlp.fc1.bias"])
+        tokens = tokens + hidden @ w["mlp.fc2.weight"].T + w["mlp.fc2.bias"]
+    want = nn.functional.layer_norm(tokens, (24,), state["norm.weight"], state["norm.bias"], 1e-2)
+    out = encoder(x)
+    torch.testing.assert_close(out.cls.double(), want[:, :2].mean(1), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(out.patches.double(), want[:, 2:], atol=1e-4, rtol=1e-4)
+    valid = torch.ones(2, 12, dtype=torch.bool)
+    valid[1, 6:] = False
+    cut = encoder(x[1:, :, :12], stretch=False)
+    x[1, :, 12:] = float("nan")
+    masked = encoder(x, valid=valid)
+    torch.testing.assert_close(masked.cls[1], cut.cls[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(masked.patches[1, :6], cut.patches[0], atol=1e-5, rtol=1e-5)
+    assert encoder.positions((9, 2)).shape == (1, 2 + 18, 24)
+    assert torch.equal(encoder.positions((9, 2))[:, :2], encoder.pos_embed[:, :2])
+    with pytest.raises(ValueError, match="greater than 0"):
+        EncoderSettings(norm_eps=0.0)

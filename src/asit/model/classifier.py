@@ -32,15 +32,17 @@ class Labelling:
         multi: whether a clip may have several of them: scores are then sigmoids, else a softmax.
         pooling: what the head reads.
         seconds: length of the input in training, in seconds.
+        norm_eps: epsilon of the head's LayerNorm; 1e-6 is asit's own, AST has 1e-5, Hugging Face's AST 1e-12.
 
     Raises:
-        ConfigError: no class, a class named twice, no such pooling, or a length that is not positive.
+        ConfigError: no class, a class named twice, no such pooling, or a length or epsilon that is not positive.
     """
 
     classes: tuple[str, ...]
     multi: bool
     pooling: Pooling
     seconds: float
+    norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
         twice = [name for name, count in Counter(self.classes).items() if count > 1]
@@ -51,6 +53,8 @@ class Labelling:
             raise ConfigError(f"pooling {self.pooling!r}", f"one of {', '.join(get_args(Pooling))}")
         if not 0 < self.seconds < float("inf"):
             raise ConfigError(f"an input of {self.seconds} seconds", "a positive length")
+        if not 0 < self.norm_eps < 1:
+            raise ConfigError(f"a norm's epsilon of {self.norm_eps}", "a small positive number, such as 1e-6")
 
 
 class Head(nn.Module):
@@ -62,13 +66,20 @@ class Head(nn.Module):
         pooling: what is read; "class+mean" doubles the width of norm and linear layer.
         dropout: probability that a feature is left out in training; its factors are drawn by `draw_dropout`.
         norm: LayerNorm before the linear layer, as in AST.
+        norm_eps: its epsilon.
 
     Raises:
         ConfigError: no class, no such pooling, or a dropout outside [0, 1).
     """
 
     def __init__(
-        self, width: int, classes: int, pooling: Pooling = "class", dropout: float = 0.0, norm: bool = True
+        self,
+        width: int,
+        classes: int,
+        pooling: Pooling = "class",
+        dropout: float = 0.0,
+        norm: bool = True,
+        norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
         if classes < 1:
@@ -81,7 +92,7 @@ class Head(nn.Module):
         self.classes = classes
         self.dropout = dropout
         self.features = 2 * width if pooling == "class+mean" else width
-        self.norm = nn.LayerNorm(self.features, eps=1e-6) if norm else None
+        self.norm = nn.LayerNorm(self.features, eps=norm_eps) if norm else None
         self.linear = nn.Linear(self.features, classes)
         self.init_weights()
 

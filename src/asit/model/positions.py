@@ -27,6 +27,11 @@ def patch_of(settings: EncoderSettings) -> tuple[int, int]:
     return settings.patch_frames, settings.patch_mels
 
 
+def prefix_of(settings: EncoderSettings) -> int:
+    """Tokens before the patches: the class token, and of a distilled encoder the distillation token."""
+    return 2 if settings.distilled else 1
+
+
 def stride_of(settings: EncoderSettings) -> tuple[int, int]:
     """The step from patch to patch in (frames, mel bins).
 
@@ -80,23 +85,25 @@ def whole_frames(frames: int, settings: EncoderSettings) -> int:
     return side + max(0, math.ceil((frames - side) / step)) * step
 
 
-def resize_positions(embedding: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+def resize_positions(embedding: Tensor, old: tuple[int, int], new: tuple[int, int], prefix: int = 1) -> Tensor:
     """Position embeddings of another grid, bicubic without aligned corners, as in the official code.
 
     Args:
-        embedding: (1, 1 + P, D); the class token's, which stays as it is, comes first.
+        embedding: (1, prefix + P, D); those of the class and distillation tokens, which stay as they are, come first.
         old: its grid, (time, mel) with time x mel = P.
         new: the grid wanted.
+        prefix: tokens before the patches, see `prefix_of`.
 
     Returns:
-        (1, 1 + P', D) float32, whatever the surrounding precision; gradients flow through it.
+        (1, prefix + P', D) float32, whatever the surrounding precision; gradients flow through it.
     """
-    if embedding.shape[1] != 1 + old[0] * old[1]:
-        raise ValueError(f"{embedding.shape[1]} position embeddings, and a grid of {old} has {1 + old[0] * old[1]}")
+    count = prefix + old[0] * old[1]
+    if embedding.shape[1] != count:
+        raise ValueError(f"{embedding.shape[1]} position embeddings, and a grid of {old} has {count}")
     with torch.autocast(embedding.device.type, enabled=False):
-        own = embedding[:, 1:].float().unflatten(1, old).permute(0, 3, 1, 2)
+        own = embedding[:, prefix:].float().unflatten(1, old).permute(0, 3, 1, 2)
         moved = F.interpolate(own, size=new, mode="bicubic", align_corners=False) if new != old else own
-        return torch.cat([embedding[:, :1].float(), moved.flatten(2).transpose(1, 2)], dim=1)
+        return torch.cat([embedding[:, :prefix].float(), moved.flatten(2).transpose(1, 2)], dim=1)
 
 
 def adapt(
@@ -139,10 +146,10 @@ def adapt(
         )
     before = grid_of(old_frames, mels, patch_of(old), stride_of(old))
     after = grid_of(frames, mels, patch_of(new), stride_of(new))
-    positions = state["pos_embed"]
+    positions, prefix = state["pos_embed"], prefix_of(old)
     if not stretch:
         columns = (whole_frames(frames, old) - old.patch_frames) // stride_of(old)[0] + 1
         if columns < before[0]:
             before = columns, before[1]
-            positions = positions[:, : 1 + before[0] * before[1]]
-    return {**state, "pos_embed": resize_positions(positions, before, after).contiguous()}
+            positions = positions[:, : prefix + before[0] * before[1]]
+    return {**state, "pos_embed": resize_positions(positions, before, after, prefix).contiguous()}

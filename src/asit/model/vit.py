@@ -1,8 +1,9 @@
 """The encoder: a pre-norm vision transformer over log-mel patches.
 
-Letters: R rows, T frames, F mel bins, P patches, D width, N = 1 + P tokens, H heads. Tokens are time-major: all mel
-patches of the first column of time, then the next. Names of parameters are those of timm and of the official ASiT
-files, so that their weights load key by key.
+Letters: R rows, T frames, F mel bins, P patches, D width, N tokens, H heads. N is P and the class token, and where the
+settings say `distilled` the distillation token of DeiT (arXiv 2012.12877) between class token and patches. Patches are
+time-major: all mel patches of the first column of time, then the next. Names of parameters are those of timm and of the
+official ASiT files, so that their weights load key by key.
 
 Sources: the ViT of arXiv 2010.11929 with the settings of ASiT (arXiv 2211.13189); stochastic depth of
 arXiv 1603.09382, its factors drawn outside and handed in, so that a saved batch replays a step.
@@ -20,13 +21,16 @@ from torch.nn import functional as F
 
 from asit.errors import ConfigError
 from asit.model.cpu import Linear, add, attention, bf16_on_cpu, linear
-from asit.model.positions import grid_of, patch_of, resize_positions, stride_of
+from asit.model.positions import grid_of, patch_of, prefix_of, resize_positions, stride_of
 from asit.settings import SIZES, EncoderSettings
 
 
 @dataclass
 class Tokens:
-    """What the encoder gives: cls (R, D), patches (R, P, D) time-major, grid (time, mel) with time x mel = P."""
+    """What the encoder gives: cls (R, D), patches (R, P, D) time-major, grid (time, mel) with time x mel = P.
+
+    cls is the class token; of a distilled encoder the mean of class and distillation token, as in AST.
+    """
 
     cls: Tensor
     patches: Tensor
@@ -118,11 +122,11 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block: (R, N, D) -> (R, N, D)."""
 
-    def __init__(self, width: int, heads: int, hidden: int) -> None:
+    def __init__(self, width: int, heads: int, hidden: int, eps: float = 1e-6) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.norm1 = nn.LayerNorm(width, eps=eps)
         self.attn = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.norm2 = nn.LayerNorm(width, eps=eps)
         self.mlp = Mlp(width, hidden)
 
     def forward(self, x: Tensor, drop: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
@@ -177,9 +181,12 @@ class Encoder(nn.Module):
     """The transformer over patches of a spectrogram.
 
     Args:
-        settings: size, patch, its stride and MLP ratio.
+        settings: size, patch, its stride, MLP ratio, second token and epsilon of the norms.
         frames: T of the training view, as `grid_of` wants it; fixes the grid of the position embedding.
         mels: F, likewise.
+
+    Attributes:
+        prefix: tokens before the patches: 1, or 2 of a distilled encoder.
 
     Raises:
         ConfigError: sizes that cannot go together.
@@ -192,12 +199,16 @@ class Encoder(nn.Module):
         self.frames, self.mels = frames, mels
         self.grid = grid_of(frames, mels, self.patch, self.stride)
         self.width, self.depth, self.heads = shape_of(settings)
+        self.prefix = prefix_of(settings)
         self.cls_token = nn.Parameter(torch.empty(1, 1, self.width))
-        self.pos_embed = nn.Parameter(torch.empty(1, 1 + self.grid[0] * self.grid[1], self.width))
+        if settings.distilled:
+            self.dist_token = nn.Parameter(torch.empty(1, 1, self.width))
+        self.pos_embed = nn.Parameter(torch.empty(1, self.prefix + self.grid[0] * self.grid[1], self.width))
         self.patch_embed = PatchEmbed(self.width, self.patch, self.stride)
         hidden = round(self.width * settings.mlp_ratio)
-        self.blocks = nn.ModuleList(Block(self.width, self.heads, hidden) for _ in range(self.depth))
-        self.norm = nn.LayerNorm(self.width, eps=1e-6)
+        eps = settings.norm_eps
+        self.blocks = nn.ModuleList(Block(self.width, self.heads, hidden, eps) for _ in range(self.depth))
+        self.norm = nn.LayerNorm(self.width, eps=eps)
         self._resized: dict[tuple[int, int, bool], tuple[int, Tensor]] = {}
         self.init_weights()
 
@@ -217,7 +228,7 @@ class Encoder(nn.Module):
                 nn.init.trunc_normal_(parameter, std=0.02, generator=generator)
 
     def positions(self, grid: tuple[int, int], stretch: bool = True) -> Tensor:
-        """The position embedding of a grid: (1, 1 + P, D) float32; the class token's comes first.
+        """The position embedding of a grid: (1, prefix + P, D) float32; those of the prefix come first.
 
         `stretch`: a grid other than the encoder's own gets the whole embedding resized bicubically, as in the
         official code; without it a shorter one gets the first columns as they are, so a column keeps its length.
@@ -226,14 +237,14 @@ class Encoder(nn.Module):
         if grid == self.grid:
             return self.pos_embed
         if not stretch and time <= self.grid[0] and mel == self.grid[1]:
-            return self.pos_embed[:, : 1 + time * mel]
+            return self.pos_embed[:, : self.prefix + time * mel]
         frozen = not (torch.is_grad_enabled() and self.pos_embed.requires_grad)
         key, version = (time, mel, stretch), self.pos_embed._version
         if frozen and not self.training and key in self._resized:
             at, kept = self._resized[key]
             if at == version and kept.device == self.pos_embed.device:
                 return kept
-        out = resize_positions(self.pos_embed, self.grid, grid)
+        out = resize_positions(self.pos_embed, self.grid, grid, self.prefix)
         if frozen and not self.training:
             self._resized[key] = (version, out)
         return out
@@ -267,17 +278,18 @@ class Encoder(nn.Module):
                 f"use {self.depth - 1} or -1 for the last block",
             )
         last = self.depth if layer is None else layer % self.depth + 1
-        positions = self.positions(grid, stretch)
-        patches = self.patch_embed(x, valid) + positions[:, 1:]
-        tokens = torch.cat([(self.cls_token + positions[:, :1]).expand(len(x), -1, -1), patches], dim=1)
-        mask = None if valid is None else F.pad(valid, (1, 0), value=True)[:, None, None, :]
+        positions, prefix = self.positions(grid, stretch), self.prefix
+        patches = self.patch_embed(x, valid) + positions[:, prefix:]
+        first = torch.cat([self.cls_token, self.dist_token], dim=1) if prefix == 2 else self.cls_token
+        tokens = torch.cat([(first + positions[:, :prefix]).expand(len(x), -1, -1), patches], dim=1)
+        mask = None if valid is None else F.pad(valid, (prefix, 0), value=True)[:, None, None, :]
         for i in range(last):
             tokens = self.blocks[i](tokens, None if drop is None else drop[i], mask)
         tokens = self.norm(tokens)
-        patches = tokens[:, 1:]
+        patches = tokens[:, prefix:]
         if valid is not None:
             patches = torch.where(valid[..., None], patches, 0.0)
-        return Tokens(tokens[:, 0], patches, grid)
+        return Tokens(tokens[:, 0] if prefix == 1 else tokens[:, :prefix].mean(1), patches, grid)
 
 
 def blank(settings: EncoderSettings, frames: int, mels: int) -> Encoder:

@@ -140,7 +140,8 @@ def build(start: Origin, frames: int, classes: tuple[str, ...], multi: bool, not
     had = start.model.labelling if start.model is not None and not settings.fresh else None
     if had is not None and start.model is not None and start.model.head is not None:
         same = (had.classes, had.multi, had.pooling) == (classes, multi, settings.network.pooling)
-        if same and start.model.head.norm is not None:
+        norm = start.model.head.norm
+        if same and norm is not None and head.norm is not None and norm.eps == head.norm.eps:
             load_strict(head, start.model.head.state_dict(), f"the head of {settings.model}")
             notes.append("the model's head is of these very classes: it is trained further")
         else:

@@ -58,6 +58,11 @@ class EncoderSettings(Settings):
     """Step between patches in frames; less than the patch's height makes them overlap (AST: 10); null: no overlap."""
     patch_stride_mels: Positive | None = None
     """Step between patches in mel bins (AST: 10); null: no overlap."""
+    distilled: bool = False
+    """A second token before the patches, the distillation token of DeiT; AST has it too. The class token that is given
+    out is then the mean of both, as in AST."""
+    norm_eps: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-6
+    """Epsilon of the LayerNorms. ViT, DeiT and ASiT: 1e-6; AST as Hugging Face has it: 1e-12."""
     drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Stochastic depth of the student, linear in depth; the teacher has none."""
 
