@@ -6,34 +6,29 @@ the DeiT authors' files, whose names ours are. What changes on the way from pict
 - the patch filters are summed over red, green and blue, as in v2 of the official code and in AST;
 - the position grid (14 x 14 of 224 pixels, 24 x 24 of 384) is resized bicubically to ours, its rows becoming time and
   its columns mel bins, as in v2 (14 x 14 to 37 x 8). AST has the rows as mel bins, and cuts or resizes bilinearly;
-- the classification heads are left out, and of a distilled DeiT the distillation token and its position. AST keeps
-  both tokens and averages what comes out of them; an encoder with one class token cannot.
+- the classification heads are left out, and of a distilled DeiT the distillation token and its position, unless the
+  encoder is `distilled` too: AST keeps both tokens and averages what comes out of them.
 """
 
 from __future__ import annotations
 
 import math
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
-from asit import checkpoint
+from asit import checkpoint, foreign
 from asit.errors import CheckpointError
 from asit.model.positions import resize_positions
 from asit.model.vit import blank
 from asit.settings import EncoderSettings
 
-_PICKLED = (".pth", ".pt", ".bin")
 _HEADS = ("head.", "head_dist.", "pre_logits.")
 _NESTS = ("model", "state_dict")
-_HEAD_WIDTH = 64
+HEAD_WIDTH = 64
 """Width of an attention head in every ViT and DeiT with patches of 16: not to be seen from the tensors."""
 
 
@@ -53,13 +48,13 @@ def load_imagenet(
         the encoder's state, float32, and the names of what was left out, for the log.
 
     Raises:
-        CheckpointError: the file cannot be read, or holds something else, another size, or tensors without a place
-            in the encoder, which are named.
+        CheckpointError: the file cannot be read, or holds something else, another size, numbers that are not finite,
+            or tensors without a place in the encoder, which are named.
         ConfigError: settings, frames and mels do not go together.
     """
     encoder = blank(settings, frames, mels)
-    found = _read(Path(path))
-    width, blocks = _size(path, found)
+    found = read(Path(path))
+    width, blocks = size(path, found)
     if (width, blocks) != (encoder.width, encoder.depth):
         raise CheckpointError(
             f"{path} is {width} wide and has {blocks} blocks; the encoder is {encoder.width} wide and has "
@@ -68,14 +63,14 @@ def load_imagenet(
             "give another file, or set encoder.size to the file's: tiny 192/12, small 384/12, base 768/12, "
             "large 1024/24",
         )
-    if width != encoder.heads * _HEAD_WIDTH:
+    if width != encoder.heads * HEAD_WIDTH:
         raise CheckpointError(
             f"{path} is {width} wide, the encoder has {encoder.heads} heads of {width // encoder.heads}",
-            f"heads of {_HEAD_WIDTH}, as in every ViT and DeiT",
-            f"set encoder.heads to {width // _HEAD_WIDTH}" if width >= _HEAD_WIDTH else "give another file",
+            f"heads of {HEAD_WIDTH}, as in every ViT and DeiT",
+            f"set encoder.heads to {width // HEAD_WIDTH}" if width >= HEAD_WIDTH else "give another file",
         )
-    distilled = "dist_token" in found
-    out = [name for name in found if name.startswith(_HEADS) or name == "dist_token"]
+    drops = "dist_token" in found and not settings.distilled
+    out = [name for name in found if name.startswith(_HEADS) or (drops and name == "dist_token")]
     state = {name: value.float() for name, value in found.items() if name not in out}
     filters = state["patch_embed.proj.weight"]
     if tuple(filters.shape[2:]) != encoder.patch:
@@ -86,23 +81,30 @@ def load_imagenet(
             "give a file for patches of 16, and leave encoder.patch_frames and patch_mels at 16",
         )
     state["patch_embed.proj.weight"] = filters.sum(1, keepdim=True)
-    positions = state["pos_embed"]
-    if distilled:
+    positions, prefix = state["pos_embed"], encoder.prefix
+    if drops:
         positions = torch.cat([positions[:, :1], positions[:, 2:]], dim=1)
         out.append("pos_embed[1], the distillation token's")
-    side = math.isqrt(positions.shape[1] - 1)
-    if side * side != positions.shape[1] - 1:
+    patches = positions.shape[1] - prefix
+    side = math.isqrt(max(patches, 0))
+    if side < 1 or side * side != patches:
         raise CheckpointError(
-            f"{path} has {positions.shape[1]} position embeddings without the distillation token's",
+            f"{path} has {positions.shape[1]} position embeddings{' without the distillation token' if drops else ''}",
             "one for the class token and those of a square grid, such as 14 x 14",
             "give a ViT or DeiT with a class token, trained on square pictures",
         )
-    state["pos_embed"] = resize_positions(positions, (side, side), encoder.grid)
+    state["pos_embed"] = resize_positions(positions, (side, side), encoder.grid, prefix)
+    foreign.finite(path, state)
     checkpoint.load_strict(encoder, state, str(path))
     return encoder.state_dict(), tuple(out)
 
 
-def _size(path: Path, found: Mapping[str, Tensor]) -> tuple[int, int]:
+def read(path: Path) -> dict[str, Tensor]:
+    """The named tensors of a file, as they are or under "model" or "state_dict"."""
+    return foreign.tensors(path, foreign.read(path), _NESTS)
+
+
+def size(path: Path, found: Mapping[str, Tensor]) -> tuple[int, int]:
     """Width and blocks of an image transformer's tensors."""
     wanted = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4}
     missing = [name for name, axes in wanted.items() if name not in found or found[name].ndim != axes]
@@ -115,45 +117,3 @@ def _size(path: Path, found: Mapping[str, Tensor]) -> tuple[int, int]:
             "give such a file; an asit model folder is given with --model instead",
         )
     return found["cls_token"].shape[2], max(numbers) + 1
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    """The named tensors of a file."""
-    expected = f"a .safetensors file, or one of {', '.join(_PICKLED)} with nothing in it but tensors"
-    if not path.is_file():
-        raise CheckpointError(f"{path} is {'a folder' if path.is_dir() else 'not there'}", expected)
-    content: Any
-    try:
-        if path.suffix == ".safetensors":
-            content = safetensors.torch.load_file(path)
-        elif path.suffix in _PICKLED:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        else:
-            raise CheckpointError(f"{path} ends in {path.suffix or 'nothing'}", expected, "give one of these")
-    except pickle.UnpicklingError as error:
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        raise CheckpointError(
-            f"{path} holds {refused[1]}, and reading that could run code"
-            if refused
-            else f"{path} cannot be read as tensors alone",
-            expected,
-            "where the file came from, save its tensors alone: "
-            "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')",
-        ) from error
-    except (safetensors.SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path} cannot be read: {reason}", expected, "get the file again") from error
-    for nest in _NESTS:
-        if isinstance(content, Mapping) and isinstance(content.get(nest), Mapping):
-            content = content[nest]
-            break
-    if not isinstance(content, Mapping) or not content:
-        raise CheckpointError(f"{path} holds a {type(content).__name__} and no named tensors", expected)
-    others = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
-    if others:
-        raise CheckpointError(
-            f"{path} holds {len(others)} entries that are no tensors ({', '.join(others[:3])})",
-            f"tensors by name, as they are or under {' or '.join(map(repr, _NESTS))}",
-            "save the tensors alone",
-        )
-    return {str(name): value for name, value in content.items()}
