@@ -1,0 +1,393 @@
+// The page: a recording goes to the server, and what it answers is shown. Names of files and labels are only ever
+// written as text, never as HTML.
+import * as draw from "/draw.js";
+import { Microphone } from "/sound.js";
+
+const at = (id) => document.getElementById(id);
+const audio = at("audio"), other = at("other");
+let model = null; // GET /api/model
+let file = null; // the recording
+let shown = null; // what /api/analyse said of it
+let looked = null; // what /api/attention said of it
+let asking = null; // AbortController of the request under way
+let microphone = null;
+
+function element(tag, text, attributes = {}) {
+  const made = document.createElement(tag);
+  if (text !== undefined) made.textContent = text;
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  return made;
+}
+
+// ---- saying what goes on -------------------------------------------------------------------------------------------
+
+function say(text, busy = false) {
+  at("status").textContent = text;
+  at("busy").hidden = !busy;
+  at("main").setAttribute("aria-busy", String(busy));
+}
+
+function complain(found, remedy = "") {
+  say("");
+  at("found").textContent = found;
+  at("remedy").textContent = remedy;
+  at("error").hidden = false;
+}
+
+class Refusal extends Error {
+  constructor(words) {
+    super(words.found);
+    this.remedy = [words.expected && `Expected: ${words.expected}.`, words.remedy].filter(Boolean).join(" ");
+  }
+}
+
+async function ask(path, options = {}) {
+  let answer;
+  try {
+    answer = await fetch(path, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Refusal({ found: "The server does not answer.", remedy: "See whether asit serve still runs." });
+  }
+  if (answer.ok) return answer;
+  let words;
+  try {
+    words = await answer.json();
+  } catch {
+    words = { found: `The server answered ${answer.status} ${answer.statusText}.` };
+  }
+  throw new Refusal(words);
+}
+
+async function guarded(doing) {
+  try {
+    await doing();
+  } catch (error) {
+    if (error.name !== "AbortError") complain(error.message, error.remedy);
+  }
+}
+
+// ---- a recording comes in ------------------------------------------------------------------------------------------
+
+function take(files) {
+  if (!files.length) return;
+  const given = files[0], limits = model ? model.limits : null;
+  at("error").hidden = true;
+  if (limits && given.size > limits.megabytes * 1e6) {
+    complain(`${given.name} has ${(given.size / 1e6).toFixed(1)} MB, and the server takes ${limits.megabytes} MB.`,
+      "Cut it, or send it compressed (FLAC, Opus).");
+    return;
+  }
+  if (!given.size) {
+    complain(`${given.name} is empty.`);
+    return;
+  }
+  file = given;
+  looked = null;
+  at("attend").checked = false;
+  if (audio.src) URL.revokeObjectURL(audio.src);
+  at("unplayable").hidden = true;
+  audio.src = URL.createObjectURL(file);
+  other.pause();
+  guarded(() => analyse(files.length > 1 ? ` (the first of ${files.length})` : ""));
+}
+
+async function send(path, what) {
+  if (asking) asking.abort();
+  const own = new AbortController();
+  asking = own;
+  say(what, true);
+  try {
+    const answer = await ask(path, { method: "POST", body: file, signal: own.signal });
+    return await answer.json();
+  } finally {
+    if (asking === own) {
+      asking = null;
+      say("");
+    }
+  }
+}
+
+async function analyse(remark = "") {
+  at("error").hidden = true;
+  const query = new URLSearchParams({ top: 5, k: 8 });
+  const parts = Number(at("detail").value), window = model && model.window;
+  if (parts > 1 && window) query.set("hop", String(window / parts));
+  const name = file.name;
+  shown = { name, ...(await send(`/api/analyse?${query}`, `Listening to ${name}${remark}`)) };
+  show();
+}
+
+// ---- what came back ------------------------------------------------------------------------------------------------
+
+function show() {
+  const { seconds, labels } = shown;
+  at("result").hidden = false;
+  at("title").textContent = shown.name;
+  at("facts").textContent = [
+    draw.clock(seconds, 2), `${(shown.rate / 1000).toLocaleString("en")} kHz`,
+    shown.channels === 1 ? "mono" : `${shown.channels} channels`, shown.format,
+    shown.rate === model.rate ? "" : `heard at ${model.rate / 1000} kHz`,
+  ].filter(Boolean).join(" \u00b7 ");
+  draw.spectrogram(at("spectrogram"), shown.spectrogram, seconds);
+  draw.hertzAxis(at("hz"), shown.spectrogram.hz);
+  draw.colours(at("colours"), shown.embedding, seconds);
+  scaleTime();
+  at("seek").setAttribute("aria-valuemax", seconds.toFixed(2));
+  at("overlay").hidden = true;
+  at("attended").hidden = at("heads").hidden = at("layers").hidden = true;
+  at("unlabelled").hidden = labels !== null;
+  at("labels").hidden = at("details").hidden = labels === null;
+  tracks();
+  if (labels) table(labels);
+  neighbours(shown.neighbours);
+  move();
+}
+
+function scaleTime() {
+  if (shown) draw.timeAxis(at("axis"), shown.seconds, at("seek").clientWidth);
+}
+
+function tracks() {
+  const labels = shown.labels;
+  at("tracks").replaceChildren();
+  if (!labels) return;
+  const colour = getComputedStyle(document.documentElement).getPropertyValue("--track").trim();
+  for (const one of labels.tracks) {
+    const best = one.scores.indexOf(Math.max(...one.scores));
+    const row = element("div", undefined, { class: "track" });
+    const plot = element("div", undefined, { class: "plot" }), canvas = element("canvas", undefined, { role: "img" });
+    canvas.setAttribute("aria-label", `${one.label}: highest ${percent(one.scores[best])} from ` +
+      `${draw.clock(labels.starts[best])} to ${draw.clock(labels.ends[best])}`);
+    draw.track(canvas, one.scores, labels.starts, labels.ends, shown.seconds, colour);
+    plot.append(canvas, element("div", undefined, { class: "playhead" }));
+    row.append(element("div", one.label, { class: "label", dir: "auto", title: one.label }), plot);
+    at("tracks").append(row);
+  }
+}
+
+function table(labels) {
+  const rows = new Map(labels.tags.map((tag) => [tag.label, { score: tag.score, spans: [] }]));
+  for (const part of labels.segments) {
+    if (!rows.has(part.label)) {
+      const found = labels.tracks.find((one) => one.label === part.label);
+      rows.set(part.label, { score: found ? found.score : null, spans: [] });
+    }
+    rows.get(part.label).spans.push(part);
+  }
+  const sorted = [...rows].sort((a, b) => (b[1].score ?? 0) - (a[1].score ?? 0));
+  at("rows").replaceChildren(...sorted.map(([label, { score, spans }]) => {
+    const row = element("tr"), cell = element("td"), where = element("td"), list = element("div");
+    if (score !== null) {
+      const bar = element("meter", undefined, { min: 0, max: 1, "aria-hidden": "true" });
+      bar.value = score;
+      cell.append(bar, percent(score));
+    }
+    list.className = "spans";
+    for (const part of spans.slice(0, 12)) {
+      const times = `${draw.clock(part.start)} \u2013 ${draw.clock(part.end)}`;
+      const button = element("button", times, { type: "button", "aria-label": `Play ${label}, ${times}` });
+      button.title = `${percent(part.score)}; plays from here`;
+      button.addEventListener("click", () => playFrom(part.start));
+      list.append(button);
+    }
+    if (spans.length > 12) list.append(element("span", `and ${spans.length - 12} more`));
+    where.append(list);
+    row.append(element("td", label, { dir: "auto" }), cell, where);
+    return row;
+  }));
+  at("scoring").textContent = "Score: of the whole recording, the mean over its windows. Where: windows that score " +
+    `50 % or more.${labels.multi ? " A recording may have several labels." : " A window has one label."}`;
+}
+
+function percent(score) {
+  return `${(100 * score).toFixed(score < 0.0995 ? 1 : 0)} %`;
+}
+
+function neighbours(list) {
+  at("nearest").hidden = list === null;
+  at("neighbours").replaceChildren(...(list || []).map((one) => {
+    const row = element("li"), words = element("div");
+    const button = element("button", "\u25b6\ufe0e", { type: "button", "aria-label": `Play ${one.name}` });
+    button.addEventListener("click", () => guarded(() => playOther(one.number)));
+    words.append(element("div", one.name, { class: "path", dir: "auto" }));
+    const times = element("small", `${draw.clock(one.start)} \u2013 ${draw.clock(one.end)}`);
+    if (one.label) times.append(" \u00b7 ", element("bdi", one.label));
+    words.append(times);
+    row.append(button, words, element("small", one.similarity.toFixed(3), { title: "cosine similarity" }));
+    return row;
+  }));
+}
+
+// ---- attention -----------------------------------------------------------------------------------------------------
+
+async function attend() {
+  at("overlay").hidden = at("heads").hidden = at("layers").hidden = at("attended").hidden = !at("attend").checked;
+  if (!at("attend").checked) return;
+  const layer = Number(at("layer").value);
+  if (!looked || looked.layer !== layer) looked = await send(`/api/attention?layer=${layer}`, "Looking where it looks");
+  const head = Number(at("head").value);
+  draw.attention(at("overlay"), looked, head, shown.seconds);
+  at("attended").textContent = `Bright: what the class token of layer ${looked.layer + 1} attends to, ` +
+    `${head < 0 ? `mean of ${looked.heads} heads` : `head ${head + 1} of ${looked.heads}`}, ` +
+    (looked.bands === 1 ? "by moment: this model's patches span all frequencies." : "by moment and frequency.");
+}
+
+function choices(select, first, count, word) {
+  if (first) select.append(element("option", first, { value: -1 }));
+  for (let i = 0; i < count; i++) select.append(element("option", `${word}${i + 1}`, { value: i }));
+}
+
+// ---- playing -------------------------------------------------------------------------------------------------------
+
+function move() {
+  if (!shown) return;
+  const now = Math.min(audio.currentTime, shown.seconds);
+  for (const line of document.querySelectorAll(".playhead")) line.style.left = `${(100 * now) / shown.seconds}%`;
+  at("time").textContent = `${draw.clock(now)} of ${draw.clock(shown.seconds)}`;
+  at("seek").setAttribute("aria-valuenow", now.toFixed(2));
+  at("seek").setAttribute("aria-valuetext", `${draw.clock(now)} of ${draw.clock(shown.seconds)}`);
+  if (!audio.paused) requestAnimationFrame(move);
+}
+
+function seek(seconds) {
+  audio.currentTime = Math.max(0, Math.min(seconds, Math.max(0, shown.seconds - 0.01)));
+  move();
+}
+
+function playFrom(seconds) {
+  seek(seconds);
+  audio.play().catch(() => {}); // the audio's own error event tells why
+}
+
+function toggle() {
+  if (audio.paused) audio.play().catch(() => {});
+  else audio.pause();
+}
+
+async function playOther(number) {
+  audio.pause();
+  const answer = await ask(`/api/clip/${number}`);
+  if (other.src) URL.revokeObjectURL(other.src);
+  other.src = URL.createObjectURL(await answer.blob());
+  await other.play();
+}
+
+for (const name of ["play", "pause", "ended"]) {
+  audio.addEventListener(name, () => {
+    const still = audio.paused;
+    at("play").textContent = still ? "\u25b6\ufe0e" : "\u23f8\ufe0e";
+    at("play").setAttribute("aria-label", still ? "Play" : "Pause");
+    if (!still) other.pause();
+    move();
+  });
+}
+audio.addEventListener("seeked", move);
+audio.addEventListener("error", () => { at("unplayable").hidden = !audio.getAttribute("src"); });
+
+at("play").addEventListener("click", toggle);
+at("seek").addEventListener("keydown", (event) => {
+  const step = Math.max(0.1, shown.seconds / 50);
+  const to = { ArrowRight: audio.currentTime + step, ArrowLeft: audio.currentTime - step, Home: 0, End: shown.seconds,
+    PageUp: audio.currentTime + 5 * step, PageDown: audio.currentTime - 5 * step }[event.key];
+  if (to !== undefined) seek(to);
+  else if (event.key === " " || event.key === "Enter") toggle();
+  else return;
+  event.preventDefault();
+});
+at("picture").addEventListener("click", (event) => {
+  const plot = event.target.closest(".plot");
+  if (!plot) return;
+  const box = plot.getBoundingClientRect();
+  playFrom(((event.clientX - box.left) / box.width) * shown.seconds);
+});
+
+// ---- everything else that can be touched ---------------------------------------------------------------------------
+
+at("file").addEventListener("change", (event) => {
+  take(event.target.files);
+  event.target.value = ""; // so that the same file can be chosen again
+});
+at("attend").addEventListener("change", () => guarded(attend));
+at("head").addEventListener("change", () => guarded(attend));
+at("layer").addEventListener("change", () => guarded(attend));
+at("detail").addEventListener("change", () => guarded(() => analyse()));
+at("download").addEventListener("click", () => {
+  const { spectrogram, ...rest } = shown;
+  const text = JSON.stringify({ model: model.name, ...rest, mels: spectrogram.mels }, null, 1);
+  const link = element("a", undefined, { download: `${shown.name}.json` });
+  link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+});
+
+function drop() {
+  let depth = 0;
+  const over = (by) => {
+    depth = Math.max(0, depth + by);
+    document.body.classList.toggle("over", depth > 0);
+  };
+  addEventListener("dragenter", () => over(1));
+  addEventListener("dragleave", () => over(-1));
+  addEventListener("dragover", (event) => event.preventDefault());
+  addEventListener("drop", (event) => {
+    event.preventDefault();
+    over(-depth);
+    take(event.dataTransfer.files);
+  });
+}
+
+async function record() {
+  const button = at("record");
+  if (microphone) {
+    const made = microphone.stop();
+    microphone = null;
+    button.textContent = "Record";
+    button.setAttribute("aria-pressed", "false");
+    at("level").hidden = true;
+    say("");
+    if (made) take([made]);
+    else complain("The microphone gave no sound.", "See whether another program holds it.");
+    return;
+  }
+  at("error").hidden = true;
+  audio.pause();
+  other.pause();
+  const opened = new Microphone((peak, seconds) => {
+    at("level").value = peak;
+    const text = `Recording, ${Math.floor(seconds)} s`;
+    if (at("status").textContent !== text) say(text);
+    if (microphone === opened && model && seconds >= model.limits.seconds) record();
+  });
+  say("Waiting for the microphone");
+  try {
+    await opened.start();
+  } catch (error) {
+    const denied = error.name === "NotAllowedError";
+    complain(denied ? "The browser was not allowed to use the microphone." : error.message || "There is no microphone.",
+      denied ? "Allow it beside the address, and press Record again." : "");
+    return;
+  }
+  microphone = opened;
+  button.textContent = "Stop";
+  button.setAttribute("aria-pressed", "true");
+  at("level").hidden = false;
+}
+
+at("record").addEventListener("click", record);
+addEventListener("resize", scaleTime);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => shown && tracks());
+drop();
+
+guarded(async () => {
+  model = await (await ask("/api/model")).json();
+  document.title = `${model.name} \u00b7 asit`;
+  const size = model.parameters >= 1e6 ? `${(model.parameters / 1e6).toFixed(1)} M` : `${Math.round(model.parameters / 1e3)} k`;
+  at("model").textContent = [
+    model.name, `${size} parameters`, model.classes ? `${model.classes.length} labels` : "no labels",
+    `hears ${model.seconds.toFixed(2)} s at a time`, model.index ? `index of ${model.index.clips} clips` : "",
+  ].filter(Boolean).join(" \u00b7 ");
+  choices(at("head"), "mean of all", model.heads, "");
+  choices(at("layer"), "", model.depth, "");
+  at("layer").value = String(model.depth - 1);
+});

@@ -1,0 +1,72 @@
+// The microphone, to a WAV file: what browsers record by themselves (WebM) not every server can read.
+
+export class Microphone {
+  constructor(onLevel) {
+    this.onLevel = onLevel;
+    this.parts = [];
+    this.samples = 0;
+  }
+
+  async start() {
+    if (!navigator.mediaDevices || !window.AudioWorkletNode) {
+      throw new Error("This browser gives its microphone only to pages at localhost or over https.");
+    }
+    this.stream = await navigator.mediaDevices.getUserMedia({
+      audio: { echoCancellation: false, noiseSuppression: false, autoGainControl: false },
+    });
+    try {
+      this.context = new AudioContext();
+      await this.context.audioWorklet.addModule("/recorder.js");
+      const node = new AudioWorkletNode(this.context, "recorder", { numberOfOutputs: 0 });
+      node.port.onmessage = (event) => {
+        this.parts.push(event.data);
+        this.samples += event.data.length;
+        let peak = 0;
+        for (const value of event.data) peak = Math.max(peak, Math.abs(value));
+        this.onLevel(peak, this.samples / this.context.sampleRate);
+      };
+      this.context.createMediaStreamSource(this.stream).connect(node);
+      await this.context.resume();
+    } catch (error) {
+      this.release();
+      throw error;
+    }
+  }
+
+  stop() {
+    const rate = this.context.sampleRate;
+    this.release();
+    return this.samples ? new File([wav(this.parts, this.samples, rate)], "recording.wav", { type: "audio/wav" }) : null;
+  }
+
+  release() {
+    for (const track of this.stream.getTracks()) track.stop();
+    if (this.context) this.context.close();
+  }
+}
+
+// Mono 16-bit PCM with the 44 bytes of a RIFF header.
+export function wav(parts, samples, rate) {
+  const view = new DataView(new ArrayBuffer(44 + 2 * samples));
+  const text = (at, letters) => [...letters].forEach((letter, i) => view.setUint8(at + i, letter.charCodeAt(0)));
+  text(0, "RIFF");
+  view.setUint32(4, 36 + 2 * samples, true);
+  text(8, "WAVEfmt ");
+  view.setUint32(16, 16, true);
+  view.setUint16(20, 1, true);
+  view.setUint16(22, 1, true);
+  view.setUint32(24, rate, true);
+  view.setUint32(28, 2 * rate, true);
+  view.setUint16(32, 2, true);
+  view.setUint16(34, 16, true);
+  text(36, "data");
+  view.setUint32(40, 2 * samples, true);
+  let at = 44;
+  for (const part of parts) {
+    for (const value of part) {
+      view.setInt16(at, Math.round(32767 * Math.max(-1, Math.min(1, value))), true);
+      at += 2;
+    }
+  }
+  return view;
+}

@@ -1,0 +1,102 @@
+"""The socket and the server: bound before anything is loaded, so that a taken port is told at once."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from typing import Any
+
+from asit.errors import ConfigError
+from asit.serve.guard import Guard
+
+CONNECTIONS = 512
+"""Most connections at once; further ones are answered with 503."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket on which the server will listen.
+
+    Raises:
+        ConfigError: no such address here, or the port is taken or not allowed.
+    """
+    if not 0 <= port <= 65535:
+        raise ConfigError(f"--port {port}", "0 to 65535; 0 is any free one", "leave it out for 8000")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(
+            f"--host {host!r}: {error}", "an address or a name of this machine", "127.0.0.1 is always there"
+        ) from None
+    listening = socket.socket(family, kind, protocol)
+    try:
+        if os.name == "posix":  # a server that was just stopped may be started again; elsewhere it would allow two
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(128)
+    except OSError as error:
+        listening.close()
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(
+                f"port {port} of {host} is taken", "a free one", "pass --port, such as 8001, or 0 for any free one"
+            ) from None
+        raise ConfigError(
+            f"--host {host} --port {port}: {error.strerror}",
+            "an address of this machine, and a port that you may use",
+            "ports below 1024 need rights; 127.0.0.1 is always there",
+        ) from None
+    return listening
+
+
+def address(listening: socket.socket) -> str:
+    """What a browser is given: http://HOST:PORT/."""
+    host, port = listening.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+
+
+def need_extra() -> None:
+    """Raises: ConfigError: the web libraries are not installed."""
+    try:
+        import starlette
+        import uvicorn
+    except ImportError as error:
+        raise ConfigError(
+            f"asit serve needs {error.name}, which is not installed",
+            "the extra serve",
+            "pip install 'asit-audio[serve]'",
+        ) from None
+    del starlette, uvicorn
+
+
+def server(app: Guard) -> Any:
+    """A uvicorn.Server of an application; its `run(sockets=[...])` serves until it is stopped."""
+    import uvicorn
+
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http="h11",
+            ws="none",
+            lifespan="off",
+            proxy_headers=False,
+            server_header=False,
+            access_log=False,
+            log_level="error",
+            limit_concurrency=CONNECTIONS,
+            timeout_keep_alive=20,
+            timeout_graceful_shutdown=3,
+        )
+    )
+
+
+def run(app: Guard, listening: socket.socket) -> None:
+    """Serve until Ctrl-C or a signal, which is raised again once all is closed."""
+    running = server(app)
+    try:
+        running.run(sockets=[listening])
+    finally:
+        app.gate.close()
+        listening.close()

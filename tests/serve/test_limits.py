@@ -1,0 +1,323 @@
+"""What is let in: sizes, paces, places, hosts and origins; the server stays alive. The model is a stand-in here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from starlette.testclient import TestClient
+
+from asit.errors import AudioError, ConfigError
+from asit.serve import server
+from asit.serve.app import application
+from asit.serve.guard import HEADERS, Guard
+from asit.serve.limits import Gate, Limits, RefusedError
+
+NAMES = ("tag", "embed", "neighbours", "attention", "analyse")
+
+
+class Fake:
+    """Answers with the length of the body; "bad" is no audio, "boom" a defect; waits for `go` where one is set."""
+
+    def __init__(self) -> None:
+        self.go: threading.Event | None = None
+        self.started = threading.Semaphore(0)
+        self.seen: list[bytes] = []
+        for name in NAMES:
+            setattr(self, name, self._answer)
+
+    def facts(self) -> dict[str, Any]:
+        return {"name": "fake", "classes": None}
+
+    def _answer(self, job: Any, body: bytes, limits: Limits, **options: Any) -> bytes:
+        self.seen.append(body[:20])
+        self.started.release()
+        if self.go is not None:
+            while not self.go.wait(0.01):
+                job.check()
+        if body == b"bad":
+            raise AudioError("no audio", "audio", "send audio")
+        if body == b"boom":
+            raise RuntimeError("secret")
+        return json.dumps({"size": len(body), "options": options}).encode()
+
+    def clip(self, job: Any, number: int, limits: Limits) -> bytes:
+        return b"clip %d" % number
+
+    def alike(self, job: Any, number: int, limits: Limits, *, k: int) -> bytes:
+        return json.dumps({"number": number, "k": k}).encode()
+
+
+def app(fake: Any = None, host: str = "127.0.0.1", names: tuple[str, ...] = (), **limits: Any) -> Guard:
+    return application(fake or Fake(), Limits(**limits), host, names)
+
+
+def client(guard: Guard, base: str = "http://127.0.0.1:8000") -> TestClient:
+    return TestClient(guard, base_url=base, raise_server_exceptions=False)
+
+
+def words(answer: Any, status: int) -> dict[str, str]:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    found: dict[str, str] = answer.json()
+    assert set(found) == {"found", "expected", "remedy"}
+    return found
+
+
+def test_options_are_read_and_wrong_ones_refused() -> None:
+    with client(app()) as ask:
+        assert ask.post("/api/tag?top=3&threshold=0.25&hop=2", content=b"x").json() == {
+            "size": 1,
+            "options": {"top": 3, "threshold": 0.25, "window": None, "hop": 2.0},
+        }
+        for query, told in {
+            "tpo=3": "no option 'tpo', did you mean top",
+            "top=three": "top='three'",
+            "top=0": "top='0'",
+            "threshold=nan": "threshold='nan'",
+            "top=1&top=2": "given twice",
+        }.items():
+            assert told in words(ask.post(f"/api/tag?{query}", content=b"x"), 400)["found"]
+        assert "one of clip, frames" in words(ask.post("/api/embed?level=all", content=b"x"), 400)["expected"]
+        assert ask.get("/api/neighbours/3?k=2").json() == {"number": 3, "k": 2}
+
+
+def test_every_endpoint_is_described() -> None:
+    with client(app()) as ask:
+        told = ask.get("/api").json()
+        assert {f"POST /api/{name}" for name in NAMES} < set(told)
+        assert ask.get("/api/health").json() == {"status": "ok", "inside": 0}
+        assert ask.get("/api/model").json()["limits"]["megabytes"] == 50.0
+
+
+def test_refusals_have_three_parts_and_the_right_status() -> None:
+    with client(app(megabytes=0.001)) as ask:
+        assert words(ask.post("/api/tag", content=b"bad"), 400)["remedy"] == "send audio"
+        assert "empty body" in words(ask.post("/api/tag", content=b""), 400)["found"]
+        assert "0.001 MB at most" in words(ask.post("/api/tag", content=bytes(1001)), 413)["expected"]
+        assert ask.post("/api/tag", content=bytes(1000)).json()["size"] == 1000
+        for path in ("/nothing", "/api/tag/", "/api/clip/-1", "/api/clip/x", "/page/app.js", "/../app.py", "/app.py"):
+            words(ask.get(path), 404)
+        told = ask.get("/api/tag")
+        assert told.headers["allow"] == "POST"
+        assert "POST" in words(told, 405)["expected"]
+        words(ask.put("/api/tag", content=b"x"), 405)
+        words(ask.request("OPTIONS", "/api/tag"), 405)
+        assert "secret" not in json.dumps(words(ask.post("/api/tag", content=b"boom"), 500))
+
+
+def test_every_answer_has_the_headers() -> None:
+    with client(app()) as ask:
+        for answer in (
+            *(ask.get(path) for path in ("/", "/app.js", "/api", "/nothing", "/api/clip/1")),
+            ask.post("/api/tag", content=b"boom"),
+            ask.get("/", headers={"host": "evil.example"}),
+        ):
+            assert {name: answer.headers[name] for name in HEADERS} == HEADERS
+            assert "access-control-allow-origin" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("host", "names", "asked", "status"),
+    [
+        ("127.0.0.1", (), "127.0.0.1:8000", 200),
+        ("127.0.0.1", (), "localhost:1", 200),
+        ("::1", (), "[::1]:8000", 200),
+        ("127.0.0.1", (), "evil.example:8000", 421),
+        ("127.0.0.1", (), "127.0.0.1.evil.example", 421),
+        ("127.0.0.1", (), "192.168.1.5:8000", 421),
+        ("127.0.0.1", (), "", 421),
+        ("127.0.0.1", ("sound.example",), "Sound.Example", 200),
+        ("0.0.0.0", (), "192.168.1.5:8000", 200),
+        ("0.0.0.0", (), "evil.example", 421),
+        ("0.0.0.0", (), socket.gethostname(), 200),
+    ],
+)
+def test_a_foreign_host_is_refused(host: str, names: tuple[str, ...], asked: str, status: int) -> None:
+    with client(app(host=host, names=names)) as ask:
+        answer = ask.get("/api/health", headers={"host": asked})
+        assert answer.status_code == status, answer.text
+        if status == 421:
+            words(answer, 421)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"origin": "http://127.0.0.1:8000", "sec-fetch-site": "same-origin"}, 200),
+        ({"origin": "https://127.0.0.1:8000"}, 200),  # a proxy that speaks TLS stands in front
+        ({"origin": "http://127.0.0.1:9000"}, 403),
+        ({"origin": "http://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"sec-fetch-site": "same-site"}, 403),
+    ],
+)
+def test_another_site_is_refused(headers: dict[str, str], status: int) -> None:
+    with client(app()) as ask:
+        assert ask.post("/api/tag", content=b"x", headers=headers).status_code == status
+        assert ask.get("/api/clip/1", headers=headers).status_code == status
+        assert ask.get("/", headers=headers).status_code == 200
+
+
+def test_a_hundred_requests_at_once_are_all_answered(served: Callable[[Guard], Any]) -> None:
+    fake = Fake()
+    with served(app(fake)) as address:
+
+        async def all_of_them() -> list[httpx.Response]:
+            limits = httpx.Limits(max_connections=None)
+            async with httpx.AsyncClient(base_url=address, timeout=30, limits=limits, trust_env=False) as ask:
+                return await asyncio.gather(*(ask.post("/api/tag", content=bytes(i + 1)) for i in range(100)))
+
+        answers = asyncio.run(all_of_them())
+        assert [answer.json()["size"] for answer in answers] == list(range(1, 101))
+        assert httpx.get(f"{address}/api/health", trust_env=False).json() == {"status": "ok", "inside": 0}
+
+
+def test_too_many_are_told_when_to_come_back(served: Callable[[Guard], Any]) -> None:
+    fake = Fake()
+    fake.go = threading.Event()
+    guard = app(fake, concurrency=1, waiting=3)
+    with served(guard) as address:
+
+        async def all_of_them() -> list[httpx.Response]:
+            async with httpx.AsyncClient(base_url=address, timeout=30, trust_env=False) as ask:
+                first = [asyncio.create_task(ask.post("/api/tag", content=b"x")) for _ in range(4)]
+                while guard.gate.inside < 4:
+                    await asyncio.sleep(0.01)
+                late = await asyncio.gather(*(ask.post("/api/tag", content=b"x") for _ in range(8)))
+                assert (await ask.get("/api/health")).status_code == 200  # costs nothing, so is always answered
+                assert fake.go is not None
+                fake.go.set()
+                return [*await asyncio.gather(*first), *late]
+
+        answers = asyncio.run(all_of_them())
+        assert [answer.status_code for answer in answers] == [200] * 4 + [503] * 8
+        assert 1 <= int(answers[-1].headers["retry-after"]) <= 60
+        assert words(answers[-1], 503)["found"] == "4 requests are waiting"
+        assert guard.gate.inside == 0
+
+
+def test_bodies_together_are_bounded() -> None:
+    async def check() -> None:
+        gate = Gate(Limits(megabytes=0.001, concurrency=1))  # 1000 bytes each, 5000 held
+        places = [gate.place() for _ in range(6)]
+        entered = [place.__enter__() for place in places]
+        for place in entered[:5]:
+            gate.take(place, 1000)
+        with pytest.raises(RefusedError, match="0 MB of recordings are waiting") as refusal:
+            gate.take(entered[5], 1)
+        assert refusal.value.status == 503
+        places[0].__exit__(None, None, None)
+        gate.take(entered[5], 1000)
+        gate.close()
+
+    asyncio.run(check())
+
+
+def raw(address: str, *pieces: bytes, wait: float = 0.0) -> bytes:
+    """What the server sends for bytes that are sent as they are, with pauses."""
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as line:
+        for i, piece in enumerate(pieces):
+            if i:
+                time.sleep(wait)
+            with contextlib.suppress(BrokenPipeError):  # the server may have said no by now
+                line.sendall(piece)
+        got = b""
+        while part := line.recv(65536):
+            got += part
+    return got
+
+
+def head(*lines: str) -> bytes:
+    return "\r\n".join(["POST /api/tag HTTP/1.1", "Host: localhost", "Connection: close", *lines, "", ""]).encode()
+
+
+def test_slow_oversize_and_broken_bodies(served: Callable[[Guard], Any]) -> None:
+    fake = Fake()
+    guard = app(fake, megabytes=0.01, pause=0.2, upload=0.5)
+    with served(guard) as address:
+        got = raw(address, head("Content-Length: 10"), b"abc", wait=0.05)
+        assert got.startswith(b"HTTP/1.1 408")
+        assert b"of which 3 bytes came" in got
+        # Bytes that trickle, each in time, do not hold a place for ever.
+        begun = time.monotonic()
+        got = raw(address, head("Content-Length: 10"), *[b"a"] * 6, wait=0.12)
+        assert got.startswith(b"HTTP/1.1 408")
+        assert time.monotonic() - begun < 3
+        chunk = b"1000\r\n" + bytes(4096) + b"\r\n"
+        got = raw(address, head("Transfer-Encoding: chunked"), *[chunk] * 3, b"0\r\n\r\n")
+        assert got.startswith(b"HTTP/1.1 413")
+        got = raw(address, head("Content-Length: 20000"), bytes(20000))
+        assert got.startswith(b"HTTP/1.1 413")
+        got = raw(address, head("Content-Length: 99999999999999999999"), b"x")
+        assert got.startswith(b"HTTP/1.1 413")
+        got = raw(address, head("Content-Length: many"), b"x")
+        assert got.startswith(b"HTTP/1.1 400")
+        got = raw(address, b"\x16\x03\x01 this is no HTTP\r\n\r\n")
+        assert got.startswith(b"HTTP/1.1 400")
+        # Cut off in the middle: nobody to answer, and nothing is computed.
+        with socket.create_connection(tuple(address.removeprefix("http://").split(":")), timeout=5) as line:  # type: ignore[arg-type]
+            line.sendall(head("Content-Length: 10") + b"abc")
+        deadline = time.monotonic() + 5
+        while guard.gate.inside:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert not fake.seen
+        assert raw(address, head("Content-Length: 3"), b"abc").endswith(b'{"size": 3, "options": ' + OPTIONS + b"}")
+
+
+OPTIONS = json.dumps({"top": 5, "threshold": 0.5, "window": None, "hop": None}).encode()
+
+
+def test_whoever_hangs_up_is_dropped_from_the_queue(served: Callable[[Guard], Any]) -> None:
+    fake = Fake()
+    fake.go = threading.Event()
+    guard = app(fake, concurrency=1)
+    with served(guard) as address:
+        host, port = address.removeprefix("http://").split(":")
+        lines = []
+        for body in (b"1", b"2"):
+            line = socket.create_connection((host, int(port)), timeout=5)
+            line.sendall(head("Content-Length: 1") + body)
+            lines.append(line)
+            if body == b"1":
+                assert fake.started.acquire(timeout=5)
+        deadline = time.monotonic() + 5
+        while guard.gate.inside < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        for line in reversed(lines):  # the one that waits, then the one that is computed: it stops at its next look
+            line.close()
+        while guard.gate.inside and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert guard.gate.inside == 0
+        fake.go.set()
+        assert raw(address, head("Content-Length: 1"), b"3").startswith(b"HTTP/1.1 200")
+        assert fake.seen == [b"1", b"3"]
+
+
+def test_a_port_that_is_taken() -> None:
+    first = server.listen("127.0.0.1", 0)
+    with first, pytest.raises(ConfigError, match="is taken"):
+        server.listen("127.0.0.1", first.getsockname()[1])
+    with pytest.raises(ConfigError, match=r"--host 'nowhere\.invalid'"):
+        server.listen("nowhere.invalid", 0)
+    with pytest.raises(ConfigError, match="70000"):
+        server.listen("127.0.0.1", 70000)
+
+
+def test_limits_that_cannot_be() -> None:
+    with pytest.raises(ConfigError, match="a limit of 0 concurrency"):
+        Limits(concurrency=0)
+    with pytest.raises(ConfigError, match="-1 places"):
+        Limits(waiting=-1)
