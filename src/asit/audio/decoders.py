@@ -18,48 +18,34 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from asit.errors import AudioError
+from asit.audio.content import (
+    AV_SUFFIXES,
+    SNDFILE_SUFFIXES,
+    AudioBytes,
+    AudioFileError,
+    Content,
+    not_audio,
+    open_content,
+    words,
+)
+
+__all__ = ["AV_SUFFIXES", "SNDFILE_SUFFIXES", "AudioFileError", "AudioInfo", "Source", "Wave", "open_audio"]
 
 Wave = NDArray[np.float32]
-Reason = Literal["missing", "unreadable", "empty", "truncated", "non-finite", "silent"]
-
-AV_SUFFIXES = frozenset({".m4a", ".aac", ".mp4", ".webm"})
-"""Names that FFmpeg reads, in lower case; libsndfile reads all others."""
 
 _BLOCK = 1 << 16  # samples decoded at a time
 # Samples decoded and thrown away after a seek. MP3 frames borrow bits from up to some ten frames before, and Vorbis
 # and AAC blocks overlap; 8192 was enough for every file tried.
 _RUN_UP = {"MP3/MPEG_LAYER_III": 16384, "OGG/VORBIS": 16384}
 _RUN_UP_AV = 8192
-_MAGIC = {
-    b"RIFF": (".wav",),
-    b"fLaC": (".flac",),
-    b"OggS": (".ogg", ".opus"),
-    b"ftyp": (".m4a", ".mp4"),
-    b"\x1aE\xdf\xa3": (".webm",),
-}
-
-
-class AudioFileError(AudioError):
-    """An `AudioError` about a file, with the kind of fault for whoever counts them.
-
-    Args:
-        reason: kind of fault.
-        found, expected, remedy: as in `AudioError`.
-    """
-
-    def __init__(self, reason: Reason, found: str, expected: str = "", remedy: str = "") -> None:
-        super().__init__(found, expected, remedy)
-        self.reason: Reason = reason
-
-    def __reduce__(self) -> tuple[type[Any], tuple[str, ...]]:  # type: ignore[override]
-        return type(self), (self.reason, self.found, self.expected, self.remedy)
+# Demuxers of the formats named above: a playlist that calls itself .mp4 could make FFmpeg open other files.
+_AV_OPTIONS = {"format_whitelist": "mov,matroska,aac"}
 
 
 @dataclass(frozen=True)
@@ -67,7 +53,7 @@ class AudioInfo:
     """What a file's header says.
 
     Attributes:
-        path: the file.
+        path: the file; None for bytes and open files.
         frames: samples of one channel. Exact for wav, flac, ogg and opus; for mp3, m4a, mp4 and webm as the encoder
             noted it; a guess from the size of the file for raw aac and for mp3 without a Xing, Info or VBRI tag.
         rate: samples a second.
@@ -75,7 +61,7 @@ class AudioInfo:
         format: container and codec, such as "WAV/PCM_16".
     """
 
-    path: Path
+    path: Path | None
     frames: int
     rate: int
     channels: int
@@ -88,46 +74,38 @@ class AudioInfo:
 
 
 @contextmanager
-def open_audio(path: str | os.PathLike[str]) -> Iterator[Source]:
-    """The file, open and found to hold samples.
+def open_audio(file: str | os.PathLike[str] | AudioBytes | BinaryIO) -> Iterator[Source]:
+    """The file, or an audio file's bytes or an open file object, open and found to hold samples.
 
     Raises:
         AudioFileError: as `asit.audio.files.probe` says.
     """
-    path = Path(path)
-    try:
-        with path.open("rb") as file:
-            file.read(1)
-    except FileNotFoundError:
-        raise AudioFileError(
-            "missing", f"{path} does not exist", "a recording", "correct the path, or make the catalogue anew"
-        ) from None
-    except OSError as error:
-        remedy = "name a file in it" if path.is_dir() else "see to its permissions and its disk"
-        raise AudioFileError("unreadable", f"{path}: {error.strerror}", "a readable file", remedy) from None
-    source: Source = _AvSource(path) if path.suffix.lower() in AV_SUFFIXES else _SoundFileSource(path)
-    with closing(source):
-        source.check()
-        if source.info.frames <= 0 and source.slack is not None:
-            raise empty(source.name)
-        yield source
+    with open_content(file) as content:
+        source: Source = _AvSource(content) if content.ffmpeg else _SoundFileSource(content)
+        with closing(source):
+            source.check()
+            if source.info.frames <= 0 and source.slack is not None:
+                raise empty(source.name)
+            yield source
 
 
 class Source:
     """An open file.
 
     Attributes:
+        content: what is decoded.
         info: its header.
         name: path and codec, for messages.
         slack: samples by which decoding may stay behind the header; None where the header is a guess.
     """
 
+    content: Content
     info: AudioInfo
     slack: int | None
 
     @property
     def name(self) -> str:
-        return f"{self.info.path} ({self.info.format})"
+        return f"{self.content.name} ({self.info.format})"
 
     def blocks(self, start: int, stop: int | None) -> Iterator[Wave]:
         """Mono samples from `start` to `stop` or the end, in blocks (n,), none of them empty."""
@@ -136,18 +114,40 @@ class Source:
     def check(self) -> None:
         """Refuse a file that the decoder found damaged as it opened it."""
 
+    def stream(self, start: int, stop: int | None) -> Iterator[Wave]:
+        """As `blocks`; refuses, at the end, a file that held fewer samples than its header promises."""
+        promised, held = self._promised(start, stop), 0
+        for block in self.blocks(start, stop):
+            held += len(block)
+            yield block
+        self._check_length(start, held, promised)
+
     def read(self, start: int, stop: int | None) -> Wave:
         """Samples `start` to `stop` as one array (S,), and no second copy of them when the header's length is right."""
-        promised = max(0, (self.info.frames if stop is None else min(stop, self.info.frames)) - start)
+        promised = self._promised(start, stop)
         out, filled = np.empty(promised, np.float32), 0
         for block in self.blocks(start, stop):
             if filled + len(block) > len(out):
                 out = np.concatenate([out[:filled], np.empty(max(len(block), filled), np.float32)])
             out[filled : filled + len(block)] = block
             filled += len(block)
-        if self.slack is not None and filled < promised - self.slack:
-            raise truncated(self.name, start + filled, self.info.frames, self.info.rate)
+        self._check_length(start, filled, promised)
         return out[:filled]
+
+    def _promised(self, start: int, stop: int | None) -> int:
+        return max(0, (self.info.frames if stop is None else min(stop, self.info.frames)) - start)
+
+    def _check_length(self, start: int, held: int, promised: int) -> None:
+        handle = self.content.handle
+        if handle is not None and handle.failure is not None:
+            raise AudioFileError(
+                "unreadable",
+                f"{self.name} cannot be read on after {(start + held) / self.info.rate:.3f} s: {words(handle.failure)}",
+                "a file that can be read to its end",
+                "open it again",
+            ) from handle.failure
+        if self.slack is not None and held < promised - self.slack:
+            raise truncated(self.name, start + held, self.info.frames, self.info.rate)
 
     def close(self) -> None:
         raise NotImplementedError
@@ -156,7 +156,7 @@ class Source:
         where = f"after {after / self.info.rate:.3f} of {self.info.seconds:.3f} s"
         return AudioFileError(
             "truncated" if after else "unreadable",
-            f"{self.name} cannot be decoded {where}: {_words(error)}",
+            f"{self.name} cannot be decoded {where}: {words(error)}",
             "a whole recording",
             "fetch or convert it anew, or leave it out",
         )
@@ -174,16 +174,17 @@ class _OneWay(soundfile.SoundFile):
 
 
 class _SoundFileSource(Source):
-    def __init__(self, path: Path) -> None:
+    def __init__(self, content: Content) -> None:
+        self.content = content
         try:
-            self.file = _OneWay(os.fsencode(path))
+            self.file = _OneWay(content.handle or os.fsencode(cast(Path, content.path)))
         except (soundfile.SoundFileError, TypeError) as error:
-            raise _not_audio(path, error) from None
+            raise not_audio(content, error) from None
         name = f"{self.file.format}/{self.file.subtype}"
-        self.info = AudioInfo(path, self.file.frames, self.file.samplerate, self.file.channels, name)
+        self.info = AudioInfo(content.path, self.file.frames, self.file.samplerate, self.file.channels, name)
         self.slack = 0
         if self.file.format == "MP3":
-            self.slack = _slack(self.info) if _mp3_length_is_known(path) else None
+            self.slack = _slack(self.info) if _mp3_length_is_known(content) else None
 
     def close(self) -> None:
         self.file.close()
@@ -224,34 +225,37 @@ class _SoundFileSource(Source):
 
 
 class _AvSource(Source):
-    def __init__(self, path: Path) -> None:
+    def __init__(self, content: Content) -> None:
+        self.content = content
         try:
             import av
         except ImportError:
             raise AudioFileError(
                 "unreadable",
-                f"{path} needs FFmpeg to be read, and PyAV is not installed",
+                f"{content.name} needs FFmpeg to be read, and PyAV is not installed",
                 "the package av for m4a, aac, mp4 and webm",
                 "pip install 'asit-audio[av]', or convert the file to flac",
             ) from None
         self.error = av.error.FFmpegError
         self.resampler = av.AudioResampler(format="fltp")
         try:
-            self.container = av.open(os.fspath(path))
+            opened = av.open(content.handle or os.fspath(cast(Path, content.path)), mode="r", options=_AV_OPTIONS)
         except (self.error, UnicodeError) as error:
-            raise _not_audio(path, error) from None
-        if not self.container.streams.audio:
-            self.container.close()
-            raise AudioFileError("unreadable", f"{path} has no sound in it", "an audio stream", "leave it out")
-        self.stream = stream = self.container.streams.audio[0]
-        rate, name = stream.codec_context.sample_rate, self.container.format.name.split(",")[0]
+            raise not_audio(content, error) from None
+        self.container: Any = opened
+        if not opened.streams.audio:
+            opened.close()
+            raise AudioFileError("unreadable", f"{content.name} has no sound in it", "an audio stream", "leave it out")
+        self.track = stream = opened.streams.audio[0]
+        rate, name = stream.codec_context.sample_rate, opened.format.name.split(",")[0]
         if stream.duration is not None and stream.time_base is not None:
             length = Fraction(stream.duration) * stream.time_base
         else:
-            length = Fraction(self.container.duration or 0, av.time_base)
+            length = Fraction(opened.duration or 0, av.time_base)
         codec = f"{name.upper()}/{stream.codec_context.name}"
-        self.info = AudioInfo(path, round(length * rate), rate, stream.codec_context.channels, codec)
-        self.slack = None if name == "aac" else _slack(self.info)
+        self.info = AudioInfo(content.path, round(length * rate), rate, stream.codec_context.channels, codec)
+        # What a browser records has no length in its header.
+        self.slack = None if name == "aac" or not length else _slack(self.info)
         self.exact_stamps = stream.time_base == Fraction(1, rate) and name != "aac"
 
     def close(self) -> None:
@@ -260,11 +264,11 @@ class _AvSource(Source):
     def blocks(self, start: int, stop: int | None) -> Iterator[Wave]:
         at = 0
         try:
-            zero = self.stream.start_time or 0
+            zero = self.track.start_time or 0
             sought = self.exact_stamps and start > _RUN_UP_AV
             if sought:
-                self.container.seek(zero + start - _RUN_UP_AV, stream=self.stream)
-            for frame in self.container.decode(self.stream):
+                self.container.seek(zero + start - _RUN_UP_AV, stream=self.track)
+            for frame in self.container.decode(self.track):
                 if sought:  # where the seek landed is known from the first frame
                     at, sought = cast(int, frame.pts) - zero, False
                 for part in [frame] if frame.format.name == "fltp" else self.resampler.resample(frame):
@@ -295,41 +299,15 @@ def _slack(info: AudioInfo) -> int:
     return round(max(0.02 * info.frames, 0.1 * info.rate))
 
 
-def _mp3_length_is_known(path: Path) -> bool:
+def _mp3_length_is_known(content: Content) -> bool:
     """Whether the first frame carries the number of frames; otherwise libsndfile guesses it from the bit rate."""
-    with path.open("rb") as file:
+    with content.bytes_from_start() as file:
         head = file.read(10)
         if head[:3] == b"ID3":  # its length is in the last four bytes, seven bits in each
             file.seek(10 + int("".join(f"{byte:07b}" for byte in head[6:10]), 2))
             head = b""
         head += file.read(4096)
     return any(tag in head for tag in (b"Xing", b"Info", b"VBRI"))
-
-
-def _not_audio(path: Path, error: Exception) -> AudioFileError:
-    with path.open("rb") as file:
-        head = file.read(64)
-    if not head:
-        return AudioFileError("empty", f"{path} has no bytes", "a recording", "fetch it anew, or leave it out")
-    suffix = path.suffix.lower()
-    begins = "begins with the bytes " + head[:8].hex(" ")
-    remedy = "fetch or convert it anew, or leave it out"
-    suits = next((suffixes for magic, suffixes in _MAGIC.items() if magic in (head[:4], head[4:8])), None)
-    if suits is not None and suffix not in suits:
-        begins, remedy = f"has the contents of a {suits[0]} file", f"rename it to {suits[0]}"
-    elif head.lstrip().startswith(b"<"):
-        begins, remedy = "is a web page or XML", "fetch it anew: a server may have sent an error page"
-    return AudioFileError(
-        "unreadable",
-        f"{path} {begins}; {'FFmpeg' if suffix in AV_SUFFIXES else 'libsndfile'} says: {_words(error)}",
-        f"audio as its name says ({suffix or 'no suffix'})",
-        remedy,
-    )
-
-
-def _words(error: Exception) -> str:
-    """The decoder's own words, without the path that soundfile puts in front of them."""
-    return (getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)).strip()
 
 
 def empty(name: str) -> AudioFileError:

@@ -32,10 +32,11 @@ __all__ = [
 
 Resampler = Literal["soxr-hq", "soxr-vhq", "soxr-mq"]
 
-SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".ogg", ".opus"}) | decoders.AV_SUFFIXES
+SUFFIXES = decoders.SNDFILE_SUFFIXES | decoders.AV_SUFFIXES
 """Names that count as recordings, in lower case. Those of FFmpeg need the extra; without it, opening one says so."""
 
-_QUALITY = {"soxr-hq": "HQ", "soxr-vhq": "VHQ", "soxr-mq": "MQ"}
+QUALITY = {"soxr-hq": "HQ", "soxr-vhq": "VHQ", "soxr-mq": "MQ"}
+"""Our names of resampling qualities, and soxr's."""
 _CONTEXT = 256  # samples, at the lower rate, beyond which a resampled value does not depend on the wave (128 measured)
 _SILENCE = 2 / 32768  # a range of two steps of 16-bit sound: dither at most
 
@@ -139,32 +140,15 @@ def read(
             are not finite.
         AudioError: the part is empty or begins after the end.
     """
-    if not (math.isfinite(start) and start >= 0) or not (seconds is None or (math.isfinite(seconds) and seconds > 0)):
-        raise AudioError(
-            f"{os.fspath(path)} asked for {seconds} s from {start} s",
-            "start of 0 or more and seconds above 0",
-            "correct the two; seconds=None reads to the end",
-        )
+    check_part(os.fspath(path), start, seconds)
     with decoders.open_audio(path) as source:
         info = source.info
-        target = _positive_rate(info.rate if rate is None else rate)
-        first = round(start * target)
-        count = None if seconds is None else max(1, round(seconds * target))
-        # The two grids of samples meet every `down` samples of the file, which are `up` of the target. Beginning there
-        # makes the resampler take the same phases as it would on the whole file.
-        common = math.gcd(info.rate, target)
-        up, down = target // common, info.rate // common
-        context = 0 if up == down else math.ceil(_CONTEXT * info.rate / min(info.rate, target))
-        meeting = max(0, (first * down // up - context) // down)
-        stop = None if count is None else -(-(first + count) * down // up) + context
-        wave = resample(source.read(meeting * down, stop), info.rate, target, resampler)
-        wave = wave[first - meeting * up :][:count]
+        target = positive_rate(info.rate if rate is None else rate)
+        part = part_of(info.rate, target, start, seconds)
+        wave = resample(source.read(part.begin, part.stop), info.rate, target, resampler)
+        wave = wave[part.skip :][: part.count]
     if not len(wave):
-        raise AudioError(
-            f"{source.name} asked for sound from {start:g} s",
-            f"a start before its end at {info.seconds:.3f} s",
-            "make the catalogue anew if the file has changed",
-        )
+        raise after_the_end(source.name, start, info.seconds)
     if not (math.isfinite(wave.min()) and math.isfinite(wave.max())):  # a mask would cost a quarter of the wave
         raise decoders.not_finite(source.name)
     return wave
@@ -181,9 +165,9 @@ def resample(wave: Wave, from_rate: int, to_rate: int, quality: Resampler = "sox
     Returns:
         (S',) float32 with S' = S * to_rate / from_rate to the nearest integer; the wave itself at equal rates.
     """
-    if _positive_rate(from_rate) == _positive_rate(to_rate):
+    if positive_rate(from_rate) == positive_rate(to_rate):
         return wave
-    return np.asarray(soxr.resample(wave, from_rate, to_rate, _QUALITY[quality]), dtype=np.float32)
+    return np.asarray(soxr.resample(wave, from_rate, to_rate, QUALITY[quality]), dtype=np.float32)
 
 
 def inspect(path: str | os.PathLike[str], *, keep: tuple[float, float] | None = None) -> Inspection:
@@ -226,7 +210,65 @@ def inspect(path: str | os.PathLike[str], *, keep: tuple[float, float] | None = 
         )
 
 
-def _positive_rate(rate: int) -> int:
-    if rate < 1:
+@dataclass(frozen=True)
+class Part:
+    """A part of a sound in samples: which are decoded, and which of the resampled ones are wanted.
+
+    Attributes:
+        begin, stop: samples at the sound's own rate, with context on both sides; stop None: to the end.
+        skip: samples at the target rate that come before the part.
+        count: samples at the target rate; None: to the end.
+    """
+
+    begin: int
+    stop: int | None
+    skip: int
+    count: int | None
+
+
+def part_of(native: int, target: int, start: float, seconds: float | None) -> Part:
+    """The part from `start` (s) that is `seconds` long, of a sound at `native` Hz that is wanted at `target` Hz."""
+    first = round(start * target)
+    count = None if seconds is None else max(1, round(seconds * target))
+    # The two grids of samples meet every `down` samples of the file, which are `up` of the target. Beginning there
+    # makes the resampler take the same phases as it would on the whole file.
+    common = math.gcd(native, target)
+    up, down = target // common, native // common
+    context = 0 if up == down else math.ceil(_CONTEXT * native / min(native, target))
+    meeting = max(0, (first * down // up - context) // down)
+    stop = None if count is None else -(-(first + count) * down // up) + context
+    return Part(meeting * down, stop, first - meeting * up, count)
+
+
+def check_part(name: str, start: float, seconds: float | None) -> None:
+    """Refuse a part that cannot be.
+
+    Raises:
+        AudioError: start below 0, no length, or either not finite.
+    """
+    if not (math.isfinite(start) and start >= 0) or not (seconds is None or (math.isfinite(seconds) and seconds > 0)):
+        raise AudioError(
+            f"{name} asked for {seconds} s from {start} s",
+            "start of 0 or more and seconds above 0",
+            "correct the two; seconds=None reads to the end",
+        )
+
+
+def after_the_end(name: str, start: float, seconds: float) -> AudioError:
+    """The error about a part that begins where the sound has ended."""
+    return AudioError(
+        f"{name} asked for sound from {start:g} s",
+        f"a start before its end at {seconds:.3f} s",
+        "make the catalogue anew if the file has changed",
+    )
+
+
+def positive_rate(rate: int) -> int:
+    """The rate, in Hz, if it is one.
+
+    Raises:
+        AudioError: below 1, or no whole number.
+    """
+    if rate < 1 or rate != int(rate):
         raise AudioError(f"a sample rate of {rate} Hz", "1 Hz or more", "pass the rate in samples a second")
-    return rate
+    return int(rate)
