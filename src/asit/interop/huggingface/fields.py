@@ -1,0 +1,208 @@
+"""The facts of a model's card under the names that transformers' configurations have, and back.
+
+Letters: C classes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from asit.audio.fbank import FrontEnd
+from asit.model.audio_model import AudioModel
+from asit.model.classifier import Head, Labelling
+from asit.settings import SIZES, EncoderSettings, FrontEndSettings
+
+MODEL_TYPE = "asit"
+"""What config.json calls our models."""
+
+CODE = ("configuration_asit.py", "modeling_asit.py", "feature_extraction_asit.py")
+"""Files that travel with a model, for those who load it without asit."""
+
+_CONFIG, _MODEL, _CLASSIFIER, _EXTRACTOR = (
+    "ASiTConfig",
+    "ASiTModel",
+    "ASiTForAudioClassification",
+    "ASiTFeatureExtractor",
+)
+_AUTO = {
+    "AutoConfig": f"configuration_asit.{_CONFIG}",
+    "AutoFeatureExtractor": f"feature_extraction_asit.{_EXTRACTOR}",
+    "AutoModel": f"modeling_asit.{_MODEL}",
+    "AutoModelForAudioClassification": f"modeling_asit.{_CLASSIFIER}",
+}
+_SAME = ("window_ms", "shift_ms", "low_hz", "high_hz", "preemphasis", "mean", "std", "resampler")
+"""Settings of the front end that have the same name in preprocessor_config.json."""
+
+_FOLDERS = re.compile(r"(?<![\w.:/\\])(?:[A-Za-z]:)?[/\\](?:[^\s/\\]+[/\\])*(?=[^\s/\\])")
+"""The folders of an absolute path."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the two configurations say, in our own terms.
+
+    Attributes:
+        encoder: its settings.
+        front_end: its settings.
+        frames: T of the training view.
+        labels: of a classifier; None: the weights are an encoder's.
+        norm: whether a classifier's head has a LayerNorm.
+        training: facts of the training.
+    """
+
+    encoder: EncoderSettings
+    front_end: FrontEndSettings
+    frames: int
+    labels: Labelling | None
+    norm: bool
+    training: dict[str, Any]
+
+    def front(self) -> FrontEnd:
+        """The front end of these settings."""
+        return FrontEnd(self.front_end)
+
+    def head(self, width: int) -> Head | None:
+        """A head of these labels for an encoder of this width; None for an encoder."""
+        if self.labels is None:
+            return None
+        return Head(width, len(self.labels.classes), self.labels.pooling, norm=self.norm, norm_eps=self.labels.norm_eps)
+
+
+def config_of(model: AudioModel) -> dict[str, Any]:
+    """The content of config.json."""
+    encoder, settings, labels = model.encoder, model.encoder.settings, model.labelling
+    config: dict[str, Any] = {
+        "model_type": MODEL_TYPE,
+        "architectures": [_MODEL if labels is None else _CLASSIFIER],
+        "auto_map": _AUTO,
+        "hidden_size": encoder.width,
+        "num_hidden_layers": encoder.depth,
+        "num_attention_heads": encoder.heads,
+        "mlp_ratio": settings.mlp_ratio,
+        "layer_norm_eps": settings.norm_eps,
+        "num_mel_bins": encoder.mels,
+        "num_frames": encoder.frames,
+        "patch_size": list(encoder.patch),
+        "patch_stride": list(encoder.stride),
+        "distilled": settings.distilled,
+        "drop_path_rate": settings.drop_path,
+        "pooling": "mean" if labels is None else labels.pooling,
+        "training": public(model.training),
+    }
+    if labels is None or model.head is None:
+        return config
+    # transformers refuses the single kind with one class alone, and takes a softmax where none is named.
+    kind = "single_label_classification" if len(labels.classes) > 1 else None
+    return {
+        **config,
+        "classifier_norm": model.head.norm is not None,
+        "classifier_norm_eps": labels.norm_eps,
+        "input_seconds": labels.seconds,
+        "problem_type": "multi_label_classification" if labels.multi else kind,
+        "id2label": {str(i): name for i, name in enumerate(labels.classes)},
+        "label2id": {name: i for i, name in enumerate(labels.classes)},
+    }
+
+
+def public(facts: Any) -> Any:
+    """Facts of a card for all to see: of absolute paths, which tell of whoever's machine it was, the last part stays.
+
+    Args:
+        facts: any JSON.
+    """
+    if isinstance(facts, dict):
+        return {name: public(value) for name, value in facts.items()}
+    if isinstance(facts, list):
+        return [public(value) for value in facts]
+    return _FOLDERS.sub("", facts) if isinstance(facts, str) else facts
+
+
+def extractor_of(model: AudioModel) -> dict[str, Any]:
+    """The content of preprocessor_config.json."""
+    settings, encoder = model.front_end.settings, model.encoder
+    return {
+        "feature_extractor_type": _EXTRACTOR,
+        "auto_map": {"AutoFeatureExtractor": _AUTO["AutoFeatureExtractor"]},
+        "feature_size": settings.mels,
+        "sampling_rate": settings.rate,
+        "padding_value": 0.0,
+        "padding_side": "right",
+        "return_attention_mask": True,
+        **{name: getattr(settings, name) for name in _SAME},
+        "padding_rule": settings.padding,
+        "num_frames": encoder.frames,
+        "patch_frames": encoder.patch[0],
+        "patch_stride_frames": encoder.stride[0],
+        "pad_to": "longest" if model.labelling is None else "max_length",
+    }
+
+
+def parts_of(config: Mapping[str, Any], extractor: Mapping[str, Any], classifier: bool) -> Parts:
+    """What both files say of a model, whoever wrote them: asit, or transformers after more training.
+
+    Args:
+        config: the content of config.json.
+        extractor: the content of preprocessor_config.json.
+        classifier: whether the weights have a head.
+
+    Raises:
+        KeyError, TypeError, ValueError, ConfigError: a field is missing or cannot be.
+    """
+    shape = config["hidden_size"], config["num_hidden_layers"], config["num_attention_heads"]
+    size = next((name for name, known in SIZES.items() if known == shape), "custom")
+    own = dict(zip(("width", "depth", "heads"), shape, strict=True)) if size == "custom" else {}
+    (frames, mels), (down, along) = config["patch_size"], config["patch_stride"]
+    encoder = EncoderSettings(
+        size=size,
+        **own,
+        mlp_ratio=config["mlp_ratio"],
+        patch_frames=frames,
+        patch_mels=mels,
+        patch_stride_frames=None if down == frames else down,
+        patch_stride_mels=None if along == mels else along,
+        distilled=config["distilled"],
+        norm_eps=config["layer_norm_eps"],
+        drop_path=config["drop_path_rate"],
+    )
+    front_end = FrontEndSettings(
+        rate=extractor["sampling_rate"],
+        mels=extractor["feature_size"],
+        padding=extractor["padding_rule"],
+        **{name: extractor[name] for name in _SAME},
+    )
+    _agree(config, extractor)
+    labels = _labels(config, front_end, config["num_frames"]) if classifier else None
+    norm = classifier and bool(config["classifier_norm"])
+    return Parts(encoder, front_end, config["num_frames"], labels, norm, dict(config.get("training") or {}))
+
+
+def _labels(config: Mapping[str, Any], front_end: FrontEndSettings, frames: int) -> Labelling:
+    named = {int(i): name for i, name in config["id2label"].items()} if config.get("id2label") else {}
+    # transformers leaves its two standard labels out of the file.
+    named = named or {i: f"LABEL_{i}" for i in range(2)}
+    if sorted(named) != list(range(len(named))) or not all(isinstance(name, str) for name in named.values()):
+        raise ValueError(f"id2label does not name the outputs 0 to {len(named) - 1} one by one")
+    view = FrontEnd(front_end)
+    return Labelling(
+        tuple(named[i] for i in range(len(named))),
+        config.get("problem_type") == "multi_label_classification",
+        config["pooling"],
+        float(config.get("input_seconds") or view.samples_for(frames) / front_end.rate),
+        float(config["classifier_norm_eps"]),
+    )
+
+
+def _agree(config: Mapping[str, Any], extractor: Mapping[str, Any]) -> None:
+    """Raises ValueError where the files describe two models."""
+    pairs = {
+        "num_mel_bins": (config["num_mel_bins"], extractor["feature_size"]),
+        "num_frames": (config["num_frames"], extractor["num_frames"]),
+        "patch_size": (config["patch_size"][0], extractor["patch_frames"]),
+        "patch_stride": (config["patch_stride"][0], extractor["patch_stride_frames"]),
+    }
+    for name, (model, sound) in pairs.items():
+        if model != sound:
+            raise ValueError(f"{name} is {model} in config.json and {sound} in preprocessor_config.json")

@@ -1,0 +1,163 @@
+"""Folders as Hugging Face's transformers keeps models: written from ours, and read back without running their code."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from asit import checkpoint
+from asit.errors import CheckpointError, ConfigError
+from asit.interop.huggingface.fields import CODE, MODEL_TYPE, config_of, extractor_of, parts_of
+from asit.interop.huggingface.readme import readme
+from asit.model.audio_model import AudioModel
+from asit.model.vit import blank
+
+CONFIG, EXTRACTOR, WEIGHTS, README = "config.json", "preprocessor_config.json", "model.safetensors", "README.md"
+
+_ENCODER, _HEAD = "encoder.", "head."
+
+
+def write(
+    model: AudioModel,
+    out: Path,
+    *,
+    license: str | None = None,
+    title: str | None = None,
+    overwrite: bool = False,
+    run: Path | None = None,
+) -> None:
+    """Write a folder that transformers loads by itself, offline, and that can be pushed to the hub as it is.
+
+    It holds the weights (safetensors), both configurations, the three code files that transformers runs when it is
+    told to trust them, and README.md as a model card. Neither transformers nor huggingface_hub has to be installed.
+
+    Args:
+        model: encoder or classifier.
+        out: the folder to make.
+        license: of the weights, as the hub names it, such as "apache-2.0"; None: what the card's training says.
+        title: of the model card; None: the folder's name.
+        overwrite: replace what is there.
+        run: folder of the fine-tuning run, whose results.json gives the metrics; None: the card has none.
+
+    Raises:
+        CheckpointError: out exists and overwrite is off, the disk is full, or results.json cannot be read.
+        ConfigError: overwrite is on and out is a folder of something else.
+    """
+    out = Path(out)
+    if overwrite:
+        _check_ours(out)
+    text = readme(model, title or out.resolve().name, license, run)
+    checkpoint.write_folder(out, lambda to: _fill(to, model, text), overwrite)
+
+
+def read(folder: Path) -> AudioModel:
+    """The model of a folder that `write` made, or that transformers' `save_pretrained` made of one; runs none of it.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or of another model, or weights and configurations do not fit.
+    """
+    folder = Path(folder)
+    config, extractor = _json(folder / CONFIG), _json(folder / EXTRACTOR)
+    if config.get("model_type") != MODEL_TYPE:
+        raise CheckpointError(
+            f"{folder / CONFIG} says model_type {config.get('model_type')!r}",
+            f"model_type {MODEL_TYPE!r}",
+            f"bring other models in with: asit convert {folder} --out DIR",
+        )
+    tensors = _weights(folder / WEIGHTS)
+    of_head = {name.removeprefix(_HEAD): value for name, value in tensors.items() if name.startswith(_HEAD)}
+    rest = {name: value for name, value in tensors.items() if not name.startswith(_HEAD)}
+    if of_head or all(name.startswith(_ENCODER) for name in rest):
+        rest = {name.removeprefix(_ENCODER): value for name, value in rest.items()}
+    try:
+        parts = parts_of(config, extractor, bool(of_head))
+        front_end = parts.front()
+        encoder = blank(parts.encoder, parts.frames, front_end.settings.mels)
+        with torch.device("meta"):  # as the encoder: nothing is drawn
+            head = parts.head(encoder.width)
+    except (KeyError, TypeError, ValueError, ConfigError) as error:  # pydantic's errors are ValueErrors
+        what = f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
+        raise CheckpointError(
+            f"{folder / CONFIG} and {EXTRACTOR} cannot be used: {what}",
+            "the fields as asit writes them",
+            "get the folder again, or upgrade asit",
+        ) from error
+    if head is not None:
+        head.to_empty(device="cpu")
+        checkpoint.load_strict(head, of_head, f"{folder / WEIGHTS} (its head.*)")
+    checkpoint.load_strict(encoder, rest, str(folder / WEIGHTS))
+    return AudioModel(encoder, front_end, parts.training, head, parts.labels)
+
+
+def _fill(to: Path, model: AudioModel, text: str) -> None:
+    encoder, head = model.encoder.state_dict(), {} if model.head is None else model.head.state_dict()
+    prefix = _ENCODER if head else ""
+    tensors = {f"{prefix}{name}": value for name, value in encoder.items()}
+    tensors |= {f"{_HEAD}{name}": value for name, value in head.items()}
+    # Older transformers want to be told that the tensors are torch's.
+    safetensors.torch.save_file({name: _own(value) for name, value in tensors.items()}, to / WEIGHTS, {"format": "pt"})
+    for name, value in ((CONFIG, config_of(model)), (EXTRACTOR, extractor_of(model))):
+        (to / name).write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+    for name in CODE:
+        shutil.copyfile(Path(__file__).with_name(name), to / name)
+    (to / README).write_text(text, encoding="utf-8")
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """A copy on the CPU that shares no memory."""
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def _check_ours(out: Path) -> None:
+    """Raises ConfigError where `out` holds files of something else, which overwriting would delete."""
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    try:
+        ours = _json(out / CONFIG).get("model_type") == MODEL_TYPE
+    except CheckpointError:
+        ours = False
+    if not ours:
+        names = sorted(path.name for path in out.iterdir())
+        raise ConfigError(
+            f"{out} holds something else: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}",
+            "a new or empty folder, or an earlier export, which alone is overwritten",
+            "choose another --out",
+        )
+
+
+def _json(path: Path) -> Mapping[str, Any]:
+    expected = f"a folder with {CONFIG}, {EXTRACTOR} and {WEIGHTS}"
+    remedy = "get the folder again, whole; save_pretrained of the feature extractor writes preprocessor_config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{path.parent} has no {path.name}", expected, remedy)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # also where it is no UTF-8
+        raise CheckpointError(f"{path} is damaged: {error}", "JSON", remedy) from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} holds a {type(found).__name__}", "a JSON object", remedy)
+    return found
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        there = sorted(p.name for p in path.parent.iterdir() if p.suffix in (".safetensors", ".bin", ".pt", ".pth"))
+        raise CheckpointError(
+            f"{path.parent} has no {path.name}" + (f", but {', '.join(there[:3])}" if there else ""),
+            "all weights in one safetensors file",
+            "save it again with save_pretrained(folder, max_shard_size='100GB'), which writes safetensors",
+        )
+    try:
+        return safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(
+            f"{path} is damaged: {error}", "a safetensors file", "get the folder again, whole"
+        ) from error

@@ -1,0 +1,385 @@
+"""ASiT's encoder and classifier as models of Hugging Face's transformers.
+
+This file travels with exported models and stands alone: it needs transformers and torch, and not asit. Parameters have
+asit's names, which are timm's; a classifier's are "encoder.*" and "head.*".
+
+Letters: B clips, T frames, F mel bins, P patches, D width, N tokens (class, distillation where there is one, patches),
+H heads, C classes. Patches are time-major: all mel patches of the first column of time, then the next.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
+
+from .configuration_asit import ASiTConfig
+
+_WINDOWS = 16
+"""Windows of long clips that go through the network at once where no gradient is wanted."""
+
+
+class ASiTAttention(nn.Module):
+    """Multi-head self-attention: (B, N, D) -> (B, N, D) and, where asked for, its weights (B, H, N, N)."""
+
+    def __init__(self, config: ASiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.heads = config.num_attention_heads
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor, mask: Tensor | None, weights: bool) -> tuple[Tensor, Tensor | None]:
+        rows, tokens, width = x.shape
+        q, k, v = self.qkv(x).view(rows, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        attended: Tensor | None = None
+        if weights or self.config._attn_implementation == "eager":
+            products = q @ k.transpose(2, 3) * (width // self.heads) ** -0.5
+            if mask is not None:
+                products = products.masked_fill(~mask, float("-inf"))
+            attended = products.softmax(3, dtype=torch.float32).to(v.dtype)
+            out = attended @ v
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.proj(out.transpose(1, 2).reshape(rows, tokens, width)), attended
+
+
+class ASiTMLP(nn.Module):
+    """Linear, GELU, linear: (B, N, D) -> (B, N, D)."""
+
+    def __init__(self, config: ASiTConfig) -> None:
+        super().__init__()
+        hidden = round(config.hidden_size * config.mlp_ratio)
+        self.fc1 = nn.Linear(config.hidden_size, hidden)
+        self.fc2 = nn.Linear(hidden, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return out
+
+
+class ASiTBlock(nn.Module):
+    """Pre-norm transformer block with stochastic depth (arXiv 1603.09382) in training."""
+
+    def __init__(self, config: ASiTConfig, drop: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attn = ASiTAttention(config)
+        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = ASiTMLP(config)
+        self.drop = drop
+
+    def forward(self, x: Tensor, mask: Tensor | None, weights: bool) -> tuple[Tensor, Tensor | None]:
+        out, attended = self.attn(self.norm1(x), mask, weights)
+        x = x + self._thinned(out)
+        return x + self._thinned(self.mlp(self.norm2(x))), attended
+
+    def _thinned(self, branch: Tensor) -> Tensor:
+        """The branch, left out for some rows and made stronger for the others."""
+        if not self.training or self.drop == 0.0:
+            return branch
+        return branch * F.dropout(branch.new_ones(len(branch), 1, 1), self.drop)
+
+
+class ASiTPatchEmbeddings(nn.Module):
+    """Patches to tokens: (B, T, F) -> (B, P, D); patches that are not valid (B, P) are not read."""
+
+    def __init__(self, config: ASiTConfig) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(
+            1, config.hidden_size, kernel_size=tuple(config.patch_size), stride=tuple(config.patch_stride)
+        )
+
+    def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        (height, breadth), (down, along) = self.proj.kernel_size, self.proj.stride
+        cut = x.unfold(1, height, down).unfold(2, breadth, along).reshape(len(x), -1, height * breadth)
+        if valid is not None:
+            cut = torch.where(valid[..., None], cut, 0.0)
+        return F.linear(cut.to(self.proj.weight.dtype), self.proj.weight.flatten(1), self.proj.bias)
+
+
+class ASiTPreTrainedModel(PreTrainedModel):
+    """What encoder and classifier share: where settings come from, and how fresh weights are drawn."""
+
+    config_class = ASiTConfig
+    base_model_prefix = "encoder"
+    main_input_name = "input_values"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["ASiTBlock"]  # noqa: RUF012 (transformers declares it so)
+    _supports_sdpa = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Truncated normal for weights and embeddings, zero biases, unit norms; drawn as transformers' models are."""
+        std = self.config.initializer_range
+        drawn = [getattr(module, name, None) for name in ("cls_token", "dist_token", "pos_embed")]
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            drawn.append(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        for parameter in drawn:
+            if isinstance(parameter, nn.Parameter):
+                nn.init.trunc_normal_(parameter, std=std, generator=None)
+
+
+class ASiTModel(ASiTPreTrainedModel):
+    """The encoder: normalised log-mel (B, T, F) to tokens.
+
+    `last_hidden_state` (B, N, D) is class token, distillation token where there is one, then patches, time-major;
+    patches outside the mask are 0. `pooler_output` is what `config.pooling` names: (B, D), or (B, 2 D).
+    """
+
+    _auto_class = "AutoModel"  # save_pretrained then carries this file along
+
+    def __init__(self, config: ASiTConfig) -> None:
+        super().__init__(config)
+        width, (height, breadth), (down, along) = config.hidden_size, config.patch_size, config.patch_stride
+        self.prefix = 2 if config.distilled else 1
+        self.grid = (config.num_frames - height) // down + 1, (config.num_mel_bins - breadth) // along + 1
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        if config.distilled:
+            self.dist_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.prefix + self.grid[0] * self.grid[1], width))
+        self.patch_embed = ASiTPatchEmbeddings(config)
+        last = max(1, config.num_hidden_layers - 1)
+        self.blocks = nn.ModuleList(
+            ASiTBlock(config, config.drop_path_rate * i / last) for i in range(config.num_hidden_layers)
+        )
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.patch_embed
+
+    def forward(
+        self,
+        input_values: Tensor,
+        attention_mask: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutputWithPooling | tuple[Tensor, ...]:
+        """Spectrograms to tokens.
+
+        Args:
+            input_values: (B, T, F) from the feature extractor. A clip shorter than the training view has the positions
+                of the view's first columns, a longer one all of them, resized bicubically.
+            attention_mask: (B, T), 1 for frames of the clip; a patch takes part where all of its frames do.
+            output_attentions: give each block's weights (B, H, N, N).
+            output_hidden_states: give the tokens (B, N, D) before the first block and after each, without the last
+                norm.
+            return_dict: False: a tuple instead of named fields.
+
+        Raises:
+            ValueError: an input or mask of another shape, or a T that leaves part of a patch over.
+        """
+        config = self.config
+        attentions = config.output_attentions if output_attentions is None else output_attentions
+        hidden = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        grid = self._grid_of(input_values)
+        valid = self._valid(attention_mask, input_values, grid)
+        positions = self._positions(grid, valid)
+        patches = self.patch_embed(input_values, valid) + positions[:, self.prefix :]
+        first = torch.cat([self.cls_token, self.dist_token], dim=1) if self.prefix == 2 else self.cls_token
+        first = (first + positions[:, : self.prefix]).expand(len(patches), -1, -1)
+        x = torch.cat([first, patches], dim=1)
+        mask = None if valid is None else F.pad(valid, (self.prefix, 0), value=True)[:, None, None, :]
+        states, weights = [x], []
+        for block in self.blocks:
+            if self.gradient_checkpointing and self.training:
+                x, attended = self._gradient_checkpointing_func(block.__call__, x, mask, bool(attentions))
+            else:
+                x, attended = block(x, mask, bool(attentions))
+            states.append(x)
+            weights.append(attended)
+        x = self.norm(x)
+        if valid is not None:
+            x = torch.where(F.pad(valid, (self.prefix, 0), value=True)[..., None], x, 0.0)
+        out = BaseModelOutputWithPooling(
+            last_hidden_state=x,
+            pooler_output=self.pool(x, valid),
+            hidden_states=tuple(states) if hidden else None,
+            attentions=tuple(weights) if attentions else None,
+        )
+        return out if _named(config, return_dict) else out.to_tuple()
+
+    def pool(self, tokens: Tensor, valid: Tensor | None = None) -> Tensor:
+        """What stands for each clip, of the tokens (B, N, D); `valid` (B, P): patches that count in the mean."""
+        cls, patches = tokens[:, : self.prefix].mean(1), tokens[:, self.prefix :]
+        if self.config.pooling == "class":
+            return cls
+        if valid is None:
+            mean = patches.mean(1)
+        else:
+            mean = torch.where(valid[..., None], patches, 0.0).sum(1) / valid.sum(1, keepdim=True).clamp(min=1)
+        return mean if self.config.pooling == "mean" else torch.cat([cls, mean], dim=1)
+
+    def _grid_of(self, x: Tensor) -> tuple[int, int]:
+        """The (time, mel) grid of patches of an input."""
+        (height, _), (down, _) = self.config.patch_size, self.config.patch_stride
+        if x.ndim != 3 or x.shape[2] != self.config.num_mel_bins:
+            raise ValueError(
+                f"input_values has shape {tuple(x.shape)}; (clips, frames, {self.config.num_mel_bins} mel bins) is "
+                "wanted, as the feature extractor gives it"
+            )
+        if x.shape[1] < height or (x.shape[1] - height) % down:
+            below = max(0, x.shape[1] - height) // down * down + height
+            raise ValueError(
+                f"input_values has {x.shape[1]} frames; patches of {height} every {down} need {below} or {below + down}"
+            )
+        return (x.shape[1] - height) // down + 1, self.grid[1]
+
+    def _valid(self, frames: Tensor | None, x: Tensor, grid: tuple[int, int]) -> Tensor | None:
+        """Which patches take part, (B, P); None: all."""
+        if frames is None:
+            return None
+        if frames.shape != x.shape[:2]:
+            raise ValueError(f"attention_mask has shape {tuple(frames.shape)}; {tuple(x.shape[:2])} is wanted")
+        if not torch.compiler.is_compiling() and bool(frames.all()):
+            return None
+        (height, _), (down, _) = self.config.patch_size, self.config.patch_stride
+        return frames.bool().unfold(1, height, down).all(2).repeat_interleave(grid[1], dim=1)
+
+    def _positions(self, grid: tuple[int, int], valid: Tensor | None) -> Tensor:
+        """The position embeddings of a batch, (1, N, D), or (B, N, D) where clips of other lengths have others."""
+        if valid is None or grid[0] <= self.grid[0] or torch.compiler.is_compiling():
+            return self._positions_of(grid[0])
+        # A clip's own length decides, so that its tokens do not depend on its neighbours.
+        columns = valid.view(-1, *grid).any(2).sum(1).clamp(min=1).tolist()
+        count = self.prefix + grid[0] * grid[1]
+        found = {own: self._positions_of(own) for own in set(columns)}
+        filled = {own: F.pad(one, (0, 0, 0, count - one.shape[1])) for own, one in found.items()}
+        return torch.cat([filled[own] for own in columns])
+
+    def _positions_of(self, columns: int) -> Tensor:
+        """The position embeddings of a clip of this many columns, (1, prefix + patches, D)."""
+        if columns <= self.grid[0]:
+            return self.pos_embed[:, : self.prefix + columns * self.grid[1]]
+        own = self.pos_embed[:, self.prefix :].float().unflatten(1, self.grid).permute(0, 3, 1, 2)
+        moved = F.interpolate(own, size=(columns, self.grid[1]), mode="bicubic", align_corners=False)
+        moved = moved.flatten(2).transpose(1, 2).to(self.pos_embed.dtype)
+        return torch.cat([self.pos_embed[:, : self.prefix], moved], dim=1)
+
+
+class ASiTClassificationHead(nn.Module):
+    """Pooled tokens to logits: LayerNorm where there is one, dropout, linear."""
+
+    def __init__(self, config: ASiTConfig) -> None:
+        super().__init__()
+        features = config.hidden_size * (2 if config.pooling == "class+mean" else 1)
+        self.norm = nn.LayerNorm(features, eps=config.classifier_norm_eps) if config.classifier_norm else None
+        self.linear = nn.Linear(features, config.num_labels)
+        self.dropout = config.classifier_dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if self.norm is None else self.norm(x)
+        out: Tensor = self.linear(F.dropout(x, self.dropout, self.training))
+        return out
+
+
+class ASiTForAudioClassification(ASiTPreTrainedModel):
+    """Encoder, pooling and a linear layer onto the classes."""
+
+    _auto_class = "AutoModelForAudioClassification"
+
+    def __init__(self, config: ASiTConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.encoder = ASiTModel(config)
+        self.head = ASiTClassificationHead(config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_values: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
+        """Spectrograms to logits (B, C).
+
+        An input longer than the training view is cut into windows of that view, end to end, the last moved back to end
+        with the input; a window without any frame of the clip is left out. The logits are then those of the mean of
+        the windows' scores, so that softmax or sigmoid give this mean.
+
+        Args:
+            input_values: (B, T, F) from the feature extractor.
+            attention_mask: (B, T), 1 for frames of the clip.
+            labels: classes (B,), or, where `config.problem_type` is "multi_label_classification", targets (B, C).
+            output_attentions: see `ASiTModel.forward`; not of windows.
+            output_hidden_states: likewise.
+            return_dict: False: a tuple instead of named fields.
+
+        Returns:
+            `loss` where labels are given (cross-entropy, or binary cross-entropy for several labels a clip), `logits`,
+            and what else was asked for.
+
+        Raises:
+            ValueError: as `ASiTModel.forward`, or hidden states or attentions of a longer input were asked for.
+        """
+        config = self.config
+        attentions = config.output_attentions if output_attentions is None else output_attentions
+        hidden = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        states, weights = None, None
+        if input_values.ndim == 3 and input_values.shape[1] > config.num_frames:
+            if attentions or hidden:
+                raise ValueError(
+                    f"the input has {input_values.shape[1]} frames, more than the {config.num_frames} of training: its "
+                    "windows are scored one by one; give one window to see its hidden states or attentions"
+                )
+            logits = self._windows(input_values, attention_mask)
+        else:
+            found = self.encoder(input_values, attention_mask, attentions, hidden, return_dict=True)
+            states, weights = found.hidden_states, found.attentions
+            logits = self.head(found.pooler_output)
+        loss = None if labels is None else self._loss(logits, labels)
+        out = SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=states, attentions=weights)
+        return out if _named(config, return_dict) else out.to_tuple()
+
+    def _windows(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """The logits of the mean score of an input's windows, (B, C) float32."""
+        view, clips, frames = self.config.num_frames, *x.shape[:2]
+        starts = [*range(0, frames - view, view), frames - view]
+        rows = _cut(x, starts, view)
+        there = torch.ones(clips, frames, device=x.device) if mask is None else mask
+        frames_of = _cut(there, starts, view)
+        picked = frames_of.bool().any(1).nonzero().flatten()
+        some = picked.split(len(picked) if torch.is_grad_enabled() else _WINDOWS)
+        pooled = [self.encoder(rows[part], frames_of[part], return_dict=True).pooler_output for part in some]
+        logits = self.head(torch.cat(pooled)).float()
+        multi = self.config.problem_type == "multi_label_classification"
+        scores = logits.sigmoid() if multi else logits.softmax(1)
+        owner = torch.arange(clips, device=x.device).repeat_interleave(len(starts))[picked]
+        count = torch.zeros(clips, 1, device=x.device).index_add(0, owner, torch.ones(len(owner), 1, device=x.device))
+        mean = torch.zeros(clips, logits.shape[1], device=x.device).index_add(0, owner, scores) / count.clamp(min=1.0)
+        mean = mean.clamp(torch.finfo(torch.float32).tiny, 1.0)
+        return mean.log() - (-mean).log1p().clamp(min=-30.0) if multi else mean.log()
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        kind = self.config.problem_type
+        if kind == "regression":
+            raise ValueError("problem_type is 'regression'; an ASiT classifier has single or multiple labels")
+        if kind is None:
+            kind = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+        if kind == "multi_label_classification":
+            return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+        return F.cross_entropy(logits, labels)
+
+
+def _cut(x: Tensor, starts: list[int], size: int) -> Tensor:
+    """Windows of each clip (B, T, ...) along time, those of a clip one after the other: (B W, size, ...)."""
+    return torch.stack([x[:, start : start + size] for start in starts], dim=1).flatten(0, 1)
+
+
+def _named(config: ASiTConfig, asked: bool | None) -> bool:
+    named: bool | None = config.return_dict if asked is None else asked
+    return named is not False
+
+
+__all__ = ["ASiTForAudioClassification", "ASiTModel", "ASiTPreTrainedModel"]

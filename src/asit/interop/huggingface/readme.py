@@ -1,0 +1,201 @@
+"""README.md of an exported folder: the model card that the hub shows, from the model's own card and its run's results.
+
+Every number in it is read from a file of the model or of its run; what is not known is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from asit.errors import CheckpointError
+from asit.interop.huggingface.fields import public
+from asit.model.audio_model import AudioModel
+
+_HUB_LICENSE = re.compile(r"[a-z0-9][a-z0-9.\-]*")
+_HUB_DATASET = re.compile(r"[A-Za-z0-9][\w.\-]*/[\w.\-]+")
+
+
+def readme(model: AudioModel, title: str, license: str | None, run: Path | None) -> str:
+    """The text of README.md, with its YAML front matter.
+
+    Args:
+        model: encoder or classifier.
+        title: of the card.
+        license: of the weights; None: what the card's training says, if anything.
+        run: folder of the fine-tuning run; None: no scores are told.
+
+    Raises:
+        CheckpointError: the run's results.json cannot be read.
+    """
+    scores = [] if run is None else _scores(model, Path(run))
+    front = _front_matter(model, title, license or model.training.get("license"), scores)
+    matter = yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=120)
+    parts = [
+        f"# {title}",
+        _what(model),
+        "## Use with transformers",
+        _with_transformers(model),
+        "## Use with asit",
+        _with_asit(model),
+        "## Input",
+        _input(model),
+        *(["## Classes", _classes(model)] if model.classes else []),
+        "## Training",
+        _training(model),
+        *(["## Evaluation", _evaluation(scores)] if scores else []),
+    ]
+    return f"---\n{matter}---\n\n" + "\n\n".join(parts) + "\n"
+
+
+def _scores(model: AudioModel, run: Path) -> list[dict[str, Any]]:
+    """The run's result records of these very weights, one a split."""
+    path = run / "results.json"
+    if not path.is_file():
+        return []
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        fits = list(found["classes"]) == list(model.classes or ())
+        records = [record for record in found["results"] if fits and record["step"] == model.training.get("step")]
+        # The last weights and those that validation chose are the same where their steps are.
+        return list({record["split"]: record for record in records}.values())
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is damaged: {error!r}", "the results of a fine-tuning run", "export without the run's folder"
+        ) from error
+
+
+def _front_matter(
+    model: AudioModel, title: str, license: str | None, scores: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What the hub reads: YAML fields of a model card."""
+    task = "feature-extraction" if model.classes is None else "audio-classification"
+    front: dict[str, Any] = {}
+    if license:
+        known = _HUB_LICENSE.fullmatch(license)
+        front |= {"license": license} if known else {"license": "other", "license_name": license}
+    front |= {
+        "library_name": "transformers",
+        "pipeline_tag": task,
+        "tags": ["asit", "audio", "audio-spectrogram-transformer", "self-supervised-learning"],
+    }
+    data = model.training.get("data")
+    named = [data] if isinstance(data, str) else data if isinstance(data, list) else []
+    if datasets := [name for name in named if isinstance(name, str) and _HUB_DATASET.fullmatch(name)]:
+        front["datasets"] = datasets
+    if not scores:
+        return front
+    front["metrics"] = list(dict.fromkeys(name for record in scores for name in _values(record)))
+    results = [
+        {
+            "task": {"type": task},
+            "dataset": {"name": f"{record['task']}, {record['split']} side", "type": str(record["task"])},
+            "metrics": [{"type": name, "value": value} for name, value in _values(record).items()],
+        }
+        for record in scores
+    ]
+    front["model-index"] = [{"name": title, "results": results}]
+    return front
+
+
+def _values(record: Mapping[str, Any]) -> dict[str, float]:
+    return {name: held["value"] for name, held in record["metrics"].items() if held["value"] is not None}
+
+
+def _what(model: AudioModel) -> str:
+    encoder = model.encoder
+    count = sum(p.numel() for p in (*encoder.parameters(), *(model.head.parameters() if model.head else ())))
+    kind = "An audio encoder" if model.classes is None else f"An audio classifier of {len(model.classes)} classes"
+    many = " A clip may have several of them." if model.multi else ""
+    return (
+        f"{kind}: a vision transformer over log-mel patches, {encoder.width} wide, {encoder.depth} blocks, "
+        f"{encoder.heads} heads, {count:,} parameters.{many} It was written by asit, a toolkit for ASiT "
+        "(arXiv:2211.13189)."
+    )
+
+
+def _with_transformers(model: AudioModel) -> str:
+    note = (
+        "The folder carries its own code, which transformers runs where it is told to; it needs torch and numpy. "
+        "Without `trust_remote_code` it loads where asit is installed, after "
+        "`from asit.interop.huggingface import register; register()`."
+    )
+    rate = model.rate
+    if model.classes is None:
+        code = f"""from transformers import AutoFeatureExtractor, AutoModel
+
+extractor = AutoFeatureExtractor.from_pretrained("FOLDER_OR_ID", trust_remote_code=True)
+model = AutoModel.from_pretrained("FOLDER_OR_ID", trust_remote_code=True)
+inputs = extractor(samples, sampling_rate={rate}, return_tensors="pt")  # mono floats in [-1, 1]
+clip_vector = model(**inputs).pooler_output"""
+    else:
+        code = f"""from transformers import pipeline
+
+name = "FOLDER_OR_ID"
+classify = pipeline("audio-classification", name, feature_extractor=name, trust_remote_code=True)
+classify({{"raw": samples, "sampling_rate": {rate}}})  # mono floats in [-1, 1]"""
+    return f"```python\n{code}\n```\n\n{note}"
+
+
+def _with_asit(model: AudioModel) -> str:
+    call = "embed" if model.classes is None else "tag"
+    return f"""```python
+import asit
+
+asit.load("FOLDER_OR_ID").{call}("clip.wav")
+```
+
+This reads files of any rate and length, and runs none of the folder's code."""
+
+
+def _input(model: AudioModel) -> str:
+    s, encoder = model.front_end.settings, model.encoder
+    seconds = model.front_end.samples_for(model.frames) / model.rate
+    rows = {
+        "sample rate": f"{s.rate} Hz, resampled by {s.resampler}",
+        "spectrogram": f"{s.mels} log-mel bins, {s.window_ms:g} ms windows every {s.shift_ms:g} ms",
+        "normalised by": f"mean {s.mean}, standard deviation {s.std}: (x - mean) / (2 std)",
+        "length in training": f"{model.frames} frames ({seconds:.3f} s)",
+        "shorter clips": {
+            "silence": "zeros in the wave",
+            "zero": "0.0 in the log-mel, before it is normalised",
+            "repeat": "the wave again from its start",
+        }[s.padding],
+        "patches": f"{encoder.patch[0]} frames x {encoder.patch[1]} bins, every {encoder.stride[0]} x "
+        f"{encoder.stride[1]}; {encoder.grid[0]} x {encoder.grid[1]} of them",
+    }
+    return _table(("", "value"), rows.items())
+
+
+def _classes(model: AudioModel) -> str:
+    return ", ".join(f"`{name}`" for name in model.classes or ())
+
+
+def _training(model: AudioModel) -> str:
+    facts = public(model.training)
+    if not facts:
+        return "Nothing is recorded of it."
+    plain = [(name, v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)) for name, v in facts.items()]
+    return _table(("", "value"), plain)
+
+
+def _evaluation(scores: Sequence[Mapping[str, Any]]) -> str:
+    rows = []
+    for record in scores:
+        for name, held in record["metrics"].items():
+            if held["value"] is not None:
+                low_high = held.get("interval")
+                spread = f"{low_high[0]:.4f} to {low_high[1]:.4f}" if low_high else ""
+                rows.append((record["split"], name, f"{held['value']:.4f}", spread, record["clips"], record["list"]))
+    head = ("side", "metric", "value", "95 % interval", "clips", "hash of their list")
+    return f"Task: {scores[0]['task']}.\n\n" + _table(head, rows)
+
+
+def _table(head: Sequence[str], rows: Any) -> str:
+    cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [list(head), ["---"] * len(head), *cells])

@@ -1,0 +1,29 @@
+"""Making transformers know ASiT, so that its Auto classes and pipelines load our folders without code from them."""
+
+from __future__ import annotations
+
+from asit.errors import ConfigError
+
+
+def register() -> None:
+    """Tell transformers' Auto classes of ASiT; to call it again does no harm.
+
+    Raises:
+        ConfigError: transformers is not installed.
+    """
+    try:
+        import transformers
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "transformers is not installed",
+            "transformers 4.50 or newer, which the extra huggingface brings",
+            "pip install 'asit-audio[huggingface]'",
+        ) from error
+    from asit.interop.huggingface.configuration_asit import ASiTConfig
+    from asit.interop.huggingface.feature_extraction_asit import ASiTFeatureExtractor
+    from asit.interop.huggingface.modeling_asit import ASiTForAudioClassification, ASiTModel
+
+    transformers.AutoConfig.register(ASiTConfig.model_type, ASiTConfig, exist_ok=True)
+    transformers.AutoModel.register(ASiTConfig, ASiTModel, exist_ok=True)
+    transformers.AutoModelForAudioClassification.register(ASiTConfig, ASiTForAudioClassification, exist_ok=True)
+    transformers.AutoFeatureExtractor.register(ASiTConfig, ASiTFeatureExtractor, exist_ok=True)
