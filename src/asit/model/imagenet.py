@@ -27,7 +27,9 @@ from asit.model.vit import blank
 from asit.settings import EncoderSettings
 
 _HEADS = ("head.", "head_dist.", "pre_logits.")
-_NESTS = ("model", "state_dict")
+NESTS = ("model", "state_dict")
+"""What the tensors lie under where they do not lie open."""
+
 HEAD_WIDTH = 64
 """Width of an attention head in every ViT and DeiT with patches of 16: not to be seen from the tensors."""
 
@@ -52,8 +54,15 @@ def load_imagenet(
             or tensors without a place in the encoder, which are named.
         ConfigError: settings, frames and mels do not go together.
     """
+    path = Path(path)
+    return convert(path, foreign.tensors(path, foreign.read(path), NESTS), settings, frames, mels)
+
+
+def convert(
+    path: Path, found: Mapping[str, Tensor], settings: EncoderSettings, frames: int, mels: int
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """As `load_imagenet`, of tensors that have been read from `path`."""
     encoder = blank(settings, frames, mels)
-    found = read(Path(path))
     width, blocks = size(path, found)
     if (width, blocks) != (encoder.width, encoder.depth):
         raise CheckpointError(
@@ -97,11 +106,6 @@ def load_imagenet(
     foreign.finite(path, state)
     checkpoint.load_strict(encoder, state, str(path))
     return encoder.state_dict(), tuple(out)
-
-
-def read(path: Path) -> dict[str, Tensor]:
-    """The named tensors of a file, as they are or under "model" or "state_dict"."""
-    return foreign.tensors(path, foreign.read(path), _NESTS)
 
 
 def size(path: Path, found: Mapping[str, Tensor]) -> tuple[int, int]:

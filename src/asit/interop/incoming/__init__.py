@@ -1,0 +1,192 @@
+"""Weights of others as asit models: ASiT, AST, SSAST, image transformers.
+
+A file goes through four steps: `foreign.read` (nothing in it is run), `detect` (what it is), one module a kind (every
+name has its place; axes are turned), and here the model with its card, whose `training.source` says where it is from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from asit import foreign
+from asit.audio.fbank import FrontEnd
+from asit.checkpoint import load_strict
+from asit.errors import CheckpointError, ConfigError
+from asit.interop.incoming import hf_ast, labels
+from asit.interop.incoming.detect import KINDS, choose
+from asit.interop.incoming.taken import Ask, Taken
+from asit.model import positions
+from asit.model.audio_model import AudioModel
+from asit.model.classifier import Head, Labelling
+from asit.model.vit import Encoder, blank
+
+__all__ = ["KINDS", "Ask", "Converted", "convert"]
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A converted model, and what the user is to be told.
+
+    Attributes:
+        model: on the CPU.
+        mapped: tensors of the file that are in it.
+        left_out: other entries of the file, and why.
+        notes: what was assumed or changed.
+    """
+
+    model: AudioModel
+    mapped: int
+    left_out: dict[str, str]
+    notes: list[str]
+
+    def reasons(self) -> list[tuple[str, list[str]]]:
+        """What was left out, by reason: (reason, names)."""
+        return [(why, [n for n, w in self.left_out.items() if w == why]) for why in Counter(self.left_out.values())]
+
+
+def convert(path: Path, ask: Ask) -> Converted:
+    """An asit model from a file of another's weights, or from a folder of Hugging Face's AST.
+
+    Args:
+        path: the file or folder; the kinds are in `KINDS`.
+        ask: what the user says about it.
+
+    Returns:
+        the model, whose outputs are the source's to about 1e-5 in float32 unless positions were resized.
+
+    Raises:
+        CheckpointError: the file cannot be read, is of another kind, or has tensors without a place.
+        ConfigError: what was asked for does not go together.
+    """
+    file = _file(path)
+    if file is None:
+        from asit.interop.loading import load
+
+        return Converted(load(str(path)), 0, {}, ["a folder that asit wrote for Hugging Face: taken as it is"])
+    content = foreign.read(file, training_state=True)
+    kind, notes = choose(file, content, ask.kind)
+    taken = KINDS[kind][1](file, content, ask)
+    foreign.finite(file, {**taken.state, **(taken.head.state if taken.head else {})})
+    if kind != "vit":
+        notes += _resize(taken, ask)
+    encoder = _encoder(file, taken)
+    head, labelling, told = _head(file, taken, ask)
+    source: dict[str, Any] = {
+        **taken.source,
+        "file": file.name,
+        "sha256": _sha256(file),
+        "tensors": taken.mapped,
+        "left_out": taken.left_out,
+    }
+    if labelling is not None:
+        source["labels"] = told[0]
+    training: dict[str, Any] = {"source": source}
+    if ask.license:
+        training["license"] = ask.license
+    model = AudioModel(encoder, FrontEnd(taken.front_end), training, head, labelling)
+    return Converted(model, taken.mapped, taken.left_out, [*notes, *taken.notes, *told[1:]])
+
+
+def _file(path: Path) -> Path | None:
+    """The file of weights; None: a folder that asit wrote for Hugging Face."""
+    if not path.is_dir():
+        return path
+    inner = [place for place in (path, path / "model") if (place / "card.json").is_file()]
+    if inner:
+        raise CheckpointError(
+            f"{inner[0]} is an asit model already", "weights of another kind", f"use it as it is: {inner[0]}"
+        )
+    kind = hf_ast.read_json(path / "config.json").get("model_type")
+    if kind == "asit":
+        return None
+    if kind != hf_ast.MODEL_TYPE:
+        raise CheckpointError(
+            f"{path / 'config.json'} says model_type {kind!r}",
+            f"{hf_ast.MODEL_TYPE!r} (AST) or 'asit'",
+            "give a file of weights of one of the kinds " + ", ".join(KINDS),
+        )
+    return hf_ast.weights_in(path)
+
+
+def _resize(taken: Taken, ask: Ask) -> list[str]:
+    """Positions for another length, where asked for; what was done."""
+    if ask.frames is not None and ask.seconds is not None:
+        raise ConfigError("frames and seconds are both asked for", "one of them", "leave --frames or --seconds out")
+    frames = ask.frames
+    if ask.seconds is not None:
+        count = FrontEnd(taken.front_end).frames_for(round(ask.seconds * taken.front_end.rate))
+        frames = positions.whole_frames(count, taken.settings)
+    if frames is None or frames == taken.frames:
+        return []
+    before = taken.frames
+    mels = taken.front_end.mels
+    taken.state = positions.adapt(
+        taken.state, taken.settings, taken.settings, old_frames=before, frames=frames, mels=mels
+    )
+    taken.frames = frames
+    how = "those of the first columns" if frames < before else "stretched, bicubic"
+    taken.source["positions"] = f"resized from {before} to {frames} frames: {how}"
+    return [f"positions of {before} frames made into those of {frames}: {how}"]
+
+
+def _encoder(path: Path, taken: Taken) -> Encoder:
+    state = {name: value.float() for name, value in taken.state.items()}
+    with torch.device("meta"):
+        pattern = Encoder(taken.settings, taken.frames, taken.front_end.mels)
+    own = {name: tuple(value.shape) for name, value in pattern.state_dict().items()}
+    if own != {name: tuple(value.shape) for name, value in state.items()}:
+        load_strict(pattern, state, str(path))  # says in which names and shapes they differ
+    encoder = blank(taken.settings, taken.frames, taken.front_end.mels)
+    load_strict(encoder, state, str(path))
+    return encoder
+
+
+def _head(path: Path, taken: Taken, ask: Ask) -> tuple[Head | None, Labelling | None, list[str]]:
+    """The head, what its outputs mean, and what is to be told: first where the names are from."""
+    if taken.head is None:
+        asked = [name for name in ("labels", "answer", "pooling") if getattr(ask, name) not in (None, "auto")]
+        if asked:
+            raise ConfigError(
+                f"{path} has no head that is taken over, and {', '.join('--' + name for name in asked)} is given",
+                "a fine-tuned network, with a head",
+                "leave it out, or give a fine-tuned file",
+            )
+        return None, None, [""]
+    state = {name: value.float() for name, value in taken.head.state.items()}
+    if state["linear.weight"].ndim != 2 or state["linear.bias"].shape != state["linear.weight"].shape[:1]:
+        raise CheckpointError(
+            f"{path} has a head of shape {tuple(state['linear.weight'].shape)}",
+            "(classes, width)",
+            "get the file again",
+        )
+    names, origin = labels.names_for(taken.head, ask.labels)
+    notes = [f"{len(names)} classes, named by {origin}"]
+    multi = taken.head.multi
+    if ask.answer != "auto":
+        multi = ask.answer == "multi"
+    elif multi is None:
+        multi = len(names) == labels.AUDIOSET
+        scores = "several classes a clip (sigmoids)" if multi else "one class a clip (softmax)"
+        notes.append(
+            f"{scores} is assumed of {len(names)} classes: else pass --answer {'single' if multi else 'multi'}"
+        )
+    width, pooling, norm = state["linear.weight"].shape[1], taken.head.pooling, "norm.weight" in state
+    with torch.device("meta"):
+        head = Head(width, len(names), pooling, norm=norm, norm_eps=taken.head.eps)
+    head.to_empty(device="cpu")
+    load_strict(head, state, f"{path} (its head)")
+    front_end = FrontEnd(taken.front_end)
+    seconds = front_end.samples_for(taken.frames) / front_end.settings.rate
+    eps = taken.head.eps if norm else 1e-6
+    return head, Labelling(names, multi, pooling, seconds, eps), [origin, *notes]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

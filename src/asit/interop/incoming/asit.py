@@ -1,0 +1,170 @@
+"""ASiT's own files: of the official pretraining (v1 and v2), fine-tuned ones, and those of PretrainedSED.
+
+Their axes are ours. Sources: Sara-Ahmed/ASiT (v1: 2023, v2: 2024) for the names of heads and the arguments;
+qingkezyy/ASiT-CRNN for fine-tuning in AST's way (v.*, mlp_head, one token, class token read); fschmid56/PretrainedSED.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from asit import foreign
+from asit.errors import CheckpointError
+from asit.interop.incoming.axes import Pair, frames_of, lay
+from asit.interop.incoming.taken import PUBLISHED, Ask, Taken, TakenHead, front_end, settings_of, shaped, sort_out
+from asit.model.positions import patch_of, resize_positions, stride_of
+from asit.settings import EncoderSettings
+
+_PROJECTION = "projection head of pretraining"
+_NORMED = r"(weight_g|weight_v|weight|parametrizations\.weight\.original[01])"
+_RULES = [
+    (r"(head_cls|head)\.mlp\.\d+\.(weight|bias)", _PROJECTION),
+    (rf"head_cls\.(cls_layer|data_layer)\.{_NORMED}", _PROJECTION),
+    (rf"head\.last_layer\.{_NORMED}", _PROJECTION),
+    (r"head_recons\.(mlp\.\d+|convTrans)\.(weight|bias)", "reconstruction head of pretraining"),
+]
+_BESIDE = ("student", "teacher")
+_SED_COLUMNS = 62
+"""Columns of 16 frames in 10 s, PretrainedSED's clip."""
+
+
+def official(path: Path, content: Mapping[str, Any], ask: Ask) -> Taken:
+    """A file of the official pretraining, or one fine-tuned from it.
+
+    Raises:
+        CheckpointError: it has no such network, tensors without a place, or positions that fit no grid.
+    """
+    there = [name for name in _BESIDE if isinstance(content.get(name), Mapping)]
+    left_out: dict[str, str] = {}
+    if there and ask.which not in there:
+        raise CheckpointError(
+            f"{path} holds the {' and the '.join(there)} and no {ask.which}",
+            "the network that is asked for",
+            f"pass --which {there[0]}",
+        )
+    if there:
+        found = foreign.tensors(path, content[ask.which])
+        for name, value in content.items():
+            if name != ask.which:
+                size = f" of {len(value)} tensors" if name in _BESIDE else ""
+                left_out[name] = f"the other network{size}" if name in _BESIDE else "state of the training"
+    else:
+        found = foreign.tensors(path, content, ("model", "state_dict"))
+    found = {name.removeprefix("module."): value for name, value in found.items()}
+    prefix = next((p for p in ("backbone.", "v.") if f"{p}cls_token" in found), "")
+    finetuned = [f"{prefix}head.weight", f"{prefix}head.bias"]
+    normed = ["mlp_head.0.weight", "mlp_head.0.bias", "mlp_head.1.weight", "mlp_head.1.bias"]
+    state, head, more = sort_out(path, found, _RULES, prefix, [*finetuned, *normed])
+    args = content.get("args")
+    facts = args if isinstance(args, Mapping) else {}
+    mels = ask.mels or _whole(facts, "num_mel_bins") or 128
+    settings, frames, stride, grid = _lay(path, state, mels, ask)
+    first = any(name.startswith("head_cls.cls_layer") for name in found)
+    second = any(name.startswith("head.last_layer") for name in found)
+    known: dict[str, Any] = {"rate": _whole(facts, "sample_rate") or (32000 if first else 16000)}
+    for name in ("mean", "std"):
+        if isinstance(value := facts.get(f"data_{name}"), float):
+            known[name] = value
+    known["origin"] = "the arguments in the file" if {"mean", "std"} <= set(known) else PUBLISHED
+    settled, origin = front_end(ask, mels, **known)
+    notes = []
+    if first and ask.rate is None and "sample_rate" not in facts:
+        notes.append(
+            "rate 32000 Hz, as in the code of v1; a network trained at another rate wants --rate, such as 16000"
+        )
+    if not first and not second and ask.rate is None and "sample_rate" not in facts:
+        notes.append("rate 16000 Hz is assumed: the file does not tell")
+    if not ask.stride and stride == patch_of(settings):
+        notes.append(f"stride {stride[0]}x{stride[1]}, that of the patches, as published")
+    source = {
+        "kind": "asit",
+        "version": "v1" if first else "v2" if second else None,
+        "which": ask.which if there else None,
+        "epoch": _whole(content, "epoch"),
+        "axes": "(time, mel), as ours",
+        "grid": list(grid),
+        "stride": list(stride),
+        "statistics": origin,
+    }
+    taken_head = _head(path, head, finetuned, normed)
+    mapped = len(state) + len(head)
+    return Taken(settings, frames, settled, state, mapped, left_out | more, taken_head, source, notes)
+
+
+def _head(path: Path, head: dict[str, Tensor], plain: list[str], normed: list[str]) -> TakenHead | None:
+    if not head:
+        return None
+    names = [names for names in (plain, normed) if set(names) == set(head)]
+    if not names:
+        raise CheckpointError(
+            f"{path} has {', '.join(sorted(head))}",
+            f"{' and '.join(plain)}, or {', '.join(normed)}",
+            "give the whole file of a fine-tuned network",
+        )
+    ours = ["linear.weight", "linear.bias"] if names[0] is plain else _NORM_LINEAR
+    return TakenHead({own: head[name] for own, name in zip(ours, names[0], strict=True)})
+
+
+_NORM_LINEAR = ["norm.weight", "norm.bias", "linear.weight", "linear.bias"]
+
+
+def _lay(path: Path, state: Mapping[str, Tensor], mels: int, ask: Ask) -> tuple[EncoderSettings, int, Pair, Pair]:
+    filters, positions = shaped(path, state, "patch_embed.proj.weight", 4), shaped(path, state, "pos_embed", 3)
+    patch = filters[2], filters[3]
+    prefix = 2 if "dist_token" in state else 1
+    stride, grid = lay(path, positions[1] - prefix, patch, mels, [ask.stride or patch])
+    return settings_of(path, state, stride), frames_of(grid, patch, stride), stride, grid
+
+
+def sed(path: Path, content: Mapping[str, Any], ask: Ask) -> Taken:
+    """A file of PretrainedSED: ASIT_ssl, ASIT_weak, ASIT_strong_1.
+
+    Its code reads the 296 positions as 8 x 37 instead of 37 x 8 before it stretches them to the 62 x 8 of 10 s, and the
+    weak and strong networks were trained so: theirs are treated the same way here. The network of ASIT_ssl is ASiT's
+    own, trained with 37 x 8, and keeps its positions.
+
+    Raises:
+        CheckpointError: tensors without a place, or positions that fit no grid.
+    """
+    found = foreign.tensors(path, content, ("model", "state_dict"))
+    prefix = "model.asit." if any(name.startswith("model.asit.") for name in found) else "model."
+    read = (
+        "a head that reads 250 averages of neighbouring tokens, the class token among them: no pooling here is the same"
+    )
+    rules = [
+        (r"(strong_head|weak_head)\.(weight|bias)", read),
+        (r"seq_model\..*", "the recurrent network between encoder and head"),
+        (r"model\.(asit_mel|mel_transform)\..*", "tables of the front end"),
+    ]
+    state, _, left_out = sort_out(path, found, rules, prefix)
+    mels = ask.mels or 128
+    settings, frames, stride, grid = _lay(path, state, mels, ask)
+    trained = any(name.startswith(("strong_head.", "weak_head.")) for name in found)
+    notes = [f"stride {stride[0]}x{stride[1]}, that of the patches, as published"] if not ask.stride else []
+    how = "as they are"
+    if trained:
+        turned = grid[1], grid[0]
+        state["pos_embed"] = resize_positions(state["pos_embed"], turned, (_SED_COLUMNS, grid[1]))
+        how = f"read as {turned[0]}x{turned[1]} and resized to {_SED_COLUMNS}x{grid[1]}, as in PretrainedSED's code"
+        notes.append(f"positions of {grid[0]}x{grid[1]} (time x mel) {how}: the network was trained with that")
+        grid = _SED_COLUMNS, grid[1]
+        frames = frames_of(grid, patch_of(settings), stride_of(settings))
+    settled, origin = front_end(ask, mels, rate=16000)
+    source = {
+        "kind": "asit-sed",
+        "axes": "(time, mel), as ours",
+        "grid": list(grid),
+        "stride": list(stride),
+        "positions": how,
+        "statistics": origin,
+    }
+    return Taken(settings, frames, settled, state, len(state), left_out, None, source, notes)
+
+
+def _whole(facts: Mapping[str, Any], name: str) -> int | None:
+    value = facts.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None

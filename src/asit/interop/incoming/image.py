@@ -1,0 +1,66 @@
+"""Image transformers (ViT, DeiT with timm's names) as encoders of sound: `model/imagenet` says what changes.
+
+A distilled DeiT keeps its second token, as in AST. The grid of an image has no length in time, so the length that the
+positions are stretched over has to be asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from asit import foreign
+from asit.audio.fbank import FrontEnd
+from asit.errors import CheckpointError, ConfigError
+from asit.interop.incoming.taken import Ask, Taken, front_end, settings_of
+from asit.model import imagenet
+from asit.model.positions import grid_of, patch_of, stride_of, whole_frames
+
+
+def image(path: Path, content: Mapping[str, Any], ask: Ask) -> Taken:
+    """An encoder from an image transformer.
+
+    Raises:
+        CheckpointError: see `load_imagenet`.
+        ConfigError: neither frames nor seconds were asked for.
+    """
+    found = foreign.tensors(path, content, imagenet.NESTS)
+    imagenet.size(path, found)
+    channels = found["patch_embed.proj.weight"].shape[1]
+    if channels != 3:
+        raise CheckpointError(
+            f"{path} has {channels} channels", "3, as an image transformer has", "say with --kind what the file is"
+        )
+    grey = {**found, "patch_embed.proj.weight": found["patch_embed.proj.weight"][:, :1]}
+    settings = settings_of(path, grey, ask.stride)
+    mels = ask.mels or 128
+    settled, origin = front_end(ask, mels, rate=16000)
+    if (ask.frames is None) == (ask.seconds is None):
+        side = math.isqrt(found["pos_embed"].shape[1])
+        raise ConfigError(
+            f"{path} has positions of {side} x {side} patches of an image, and no length in time is asked for"
+            if ask.frames is None
+            else "frames and seconds are both asked for",
+            "one of --frames and --seconds",
+            "pass --frames 592 (ASiT's 6 s) or --seconds 10",
+        )
+    if ask.seconds is not None:
+        frames = whole_frames(FrontEnd(settled).frames_for(round(ask.seconds * settled.rate)), settings)
+    else:
+        frames = int(ask.frames or 0)
+    grid = grid_of(frames, mels, patch_of(settings), stride_of(settings))
+    state, names = imagenet.convert(path, found, settings, frames, mels)
+    left_out = dict.fromkeys(names, "head of the image classifier")
+    source = {
+        "kind": "vit",
+        "axes": "rows of the image are time, columns mel bins",
+        "grid": list(grid),
+        "stride": list(stride_of(settings)),
+        "positions": "resized from the image's, bicubic",
+        "statistics": origin,
+        "colours": "filters summed over red, green and blue",
+    }
+    notes = [f"positions resized to {grid[0]} x {grid[1]} (time x mel); filters summed over colours"]
+    return Taken(settings, frames, settled, state, len(found) - len(names), left_out, None, source, notes)
