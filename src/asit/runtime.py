@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import platform
 import sys
@@ -140,6 +141,16 @@ def _precision(wanted: str, device: torch.device) -> Precision:
     ratio = _product_seconds(torch.float32) / _product_seconds(torch.bfloat16)
     told = f"a 1024 x 1024 matrix product is {ratio:.1f} times as fast in bf16 as in float32 on this CPU (measured)"
     return Precision("bf16" if ratio > 1.3 else "float32", told)
+
+
+@functools.cache
+def best_precision(device: str) -> Precision:
+    """What "auto" means on a kind of device, for whoever uses a model; measured once in a process.
+
+    Args:
+        device: cpu, cuda or mps.
+    """
+    return _precision("auto", torch.device(device))
 
 
 def _product_seconds(dtype: torch.dtype, size: int = 1024, repeats: int = 5) -> float:

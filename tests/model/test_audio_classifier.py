@@ -113,6 +113,7 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path, multi: bool, norm: bool
     assert card["kind"] == "audio-classifier"
     assert card["labels"] == {
         "classes": list(CLASSES), "multi": multi, "pooling": "class+mean", "seconds": 0.5, "norm": norm,
+        "norm_eps": 1e-6,
     }  # fmt: skip
     assert loaded.card == m.card
     tensors, _ = checkpoint.load_model(tmp_path / "m")

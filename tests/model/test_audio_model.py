@@ -13,6 +13,7 @@ import soxr
 import torch
 from torch import Tensor
 
+from asit import runtime
 from asit.audio.fbank import FrontEnd
 from asit.errors import AudioError, CheckpointError, ConfigError
 from asit.model.audio_model import AudioModel, Embedding
@@ -22,6 +23,12 @@ from asit.settings import EncoderSettings, FrontEndSettings
 ENCODER = EncoderSettings(size="custom", width=24, depth=3, heads=3, patch_frames=8, patch_mels=8)
 FRAMES = 48  # 6 columns of 80 ms
 COLUMN = 8 * 160  # samples
+
+
+@pytest.fixture(autouse=True)
+def float32_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What "auto" is differs between machines; `test_precision` in test_embedding_stream.py is about that."""
+    monkeypatch.setattr(runtime, "best_precision", lambda _: runtime.Precision("float32", "for tests"))
 
 
 def model(**front_end: Any) -> AudioModel:
@@ -42,7 +49,7 @@ def wave(seconds: float, seed: int = 0, rate: int = 16000) -> np.ndarray:
 
 def close(a: Embedding, b: Embedding, atol: float = 1e-5) -> None:
     assert a.grid == b.grid
-    for name in ("clip", "patches", "class_token", "times"):
+    for name in ("clip", "frames", "patches", "class_token", "times"):
         torch.testing.assert_close(
             getattr(a, name), getattr(b, name), atol=atol, rtol=atol, msg=lambda m, n=name: n + m
         )
@@ -138,11 +145,8 @@ def test_columns_of_overlapping_patches(frames: int, columns: int, tmp_path: Pat
             want = m.encoder(x, stretch=False).patches[0]
         elif columns <= 13:
             want = m.encoder(x).patches[0]
-        else:  # windows of 9 columns, the last one moved back
-            starts = [*range(0, columns - 9, 9), columns - 9]
-            windows = [m.encoder(x[:, :, 5 * s : 5 * s + 48]).patches[0] for s in starts]
-            fresh = columns - 9 * (len(starts) - 1)
-            want = torch.cat([*windows[:-1], windows[-1][-5 * fresh :]])
+        else:  # windows of 9 columns, 2 of which overlap with the next, the last one moved back
+            want = blended(m, x, 9, 2, columns)
     torch.testing.assert_close(out.patches, want, atol=1e-5, rtol=1e-5)
 
 
@@ -164,15 +168,40 @@ def test_neighbours_do_not_matter() -> None:
         close(a, b)
 
 
-def test_a_long_clip_is_windows_end_to_end_and_the_last_one_moved_back() -> None:
+def blended(m: AudioModel, x: Tensor, view: int, overlap: int, columns: int) -> Tensor:
+    """Patches (P, D) of a long spectrogram (1, 1, T, F), column by column, by what the documentation says."""
+    hop, step, mel = view - overlap, m.encoder.stride[0], m.encoder.grid[1]
+    out = torch.zeros(columns, mel, m.encoder.width)
+    begin = 0
+    while True:
+        last = begin + view >= columns
+        at = columns - view if last else begin
+        with torch.no_grad():
+            window = m.encoder(x[:, :, step * at : step * at + m.encoder.span(view)]).patches[0].unflatten(0, (-1, mel))
+        for column in range(begin, at + view):
+            weight = (column - begin + 1) / (overlap + 1) if begin and column < begin + overlap else 1.0
+            out[column] = (1 - weight) * out[column] + weight * window[column - at]
+        if last:
+            return out.flatten(0, 1)
+        begin += hop
+
+
+@pytest.mark.parametrize("columns", [10, 11, 12, 15, 16, 17])
+def test_a_long_clip_is_windows_that_overlap_by_a_quarter_and_the_last_one_moved_back(columns: int) -> None:
     m = model()
-    samples = wave(2.0)[: 240 + 16 * COLUMN]
+    samples = wave(2.0)[: 240 + columns * COLUMN]
     out = m.embed(samples)
-    first, second = by_hand(m, samples), by_hand(m, samples[6 * COLUMN :])
-    last = by_hand(m, samples[10 * COLUMN :])  # columns 10 to 15, of which 12 to 15 are new
-    torch.testing.assert_close(out.patches, torch.cat([first[1], second[1], last[1][8:]]), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(out.clip, out.patches.mean(0))
-    torch.testing.assert_close(out.class_token, (6 * first[0] + 6 * second[0] + 4 * last[0]) / 16, atol=1e-5, rtol=1e-5)
+    x = m.front_end(torch.from_numpy(samples)[None])
+    torch.testing.assert_close(out.patches, blended(m, x, 6, 1, columns), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(out.clip, out.patches.mean(0), atol=1e-6, rtol=1e-6)
+    # Away from the overlaps a column is that of its window alone; the class tokens count by the columns each adds.
+    starts = [*range(0, columns - 6, 5), columns - 6]
+    alone = [by_hand(m, samples[start * COLUMN :]) for start in starts]
+    torch.testing.assert_close(out.patches[: 5 * 4], alone[0][1][: 5 * 4], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(out.patches[-4:], alone[-1][1][-4:], atol=1e-5, rtol=1e-5)
+    fresh = np.diff([0, *(start + 6 for start in starts)])
+    tokens = sum(float(count) * cls for count, (cls, _) in zip(fresh, alone, strict=True)) / columns
+    torch.testing.assert_close(out.class_token, tokens, atol=1e-5, rtol=1e-5)
 
 
 def test_a_clip_half_as_long_again_is_seen_whole_whatever_its_neighbours() -> None:
@@ -284,7 +313,7 @@ def test_a_card_that_does_not_fit_is_refused(tmp_path: Path, change: dict[str, A
         (np.zeros(0, np.float32), r"shape \(0,\) is empty"),
         (np.zeros((2, 0), np.float32), "is not a clip|is empty"),
         (np.array([0.0, np.nan, np.inf], np.float32), "2 samples that are not finite"),
-        (np.zeros(100, np.int16), r"holds torch.int16(.|\n)*32768"),
+        (np.zeros(100, np.int16), r"holds int16(.|\n)*32768"),
         (np.zeros((1000, 2), np.float32), r"\(1000, 2\) is not a clip(.|\n)*turn the axes"),
         (np.zeros((1, 2, 1000), np.float32), "is not a clip"),
         (torch.full((50,), torch.nan), "50 samples that are not finite"),

@@ -67,7 +67,7 @@ def test_attention_and_its_gradient(tokens: int) -> None:
     for part, ref in zip(qkv.grad.unbind(2), plain.grad.unbind(2), strict=True):
         assert (part.float() - ref).norm() < 0.03 * plain.grad.norm()
     with torch.no_grad():
-        assert torch.equal(cpu.attention(qkv), out)
+        assert error(cpu.attention(qkv), want) < 0.02, "without a gradient it is torch's fused one"
 
 
 FAULTS = """

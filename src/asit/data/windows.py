@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from asit.audio.cutting import window_counts, window_start
 from asit.audio.fbank import FrontEnd
 from asit.data.catalogue import Catalogue
 from asit.data.order import Samples
@@ -65,8 +66,8 @@ class Windows(Samples[Block]):
         self.span = self.front_end.samples_for(frames) / settings.rate
         self.hop = self.span * (1.0 - overlap)
         # Half a hop of the log-mel is no reason for another window.
-        beyond = catalogue.seconds[rows].astype(np.float64) - self.span - settings.shift_ms / 2000.0
-        self.counts = 1 + np.maximum(0, np.ceil(beyond / self.hop)).astype(np.int64)
+        seconds = catalogue.seconds[rows].astype(np.float64)
+        self.counts = window_counts(seconds, self.span, self.hop, settings.shift_ms / 2000.0)
         self._ends = np.cumsum(self.counts)
 
     def __len__(self) -> int:
@@ -95,8 +96,7 @@ class Windows(Samples[Block]):
 
     def _window(self, owner: int, window: int) -> Tensor:
         clip = self.catalogue[int(self.rows[owner])]
-        last = window == self.counts[owner] - 1
-        begin = max(0.0, clip.seconds - self.span) if last else window * self.hop
+        begin = window_start(window, int(self.counts[owner]), clip.seconds, self.span, self.hop)
         wave = self.waves.read(clip, begin, min(self.span, clip.seconds))
         samples = self.front_end.samples_for(self.frames)
         x = self.front_end.pad(torch.from_numpy(wave), samples)[:samples]

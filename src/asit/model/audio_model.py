@@ -1,35 +1,34 @@
-"""Front end, encoder and card as one thing: saved, loaded, and asked for embeddings of sound, or for scores.
+"""Front end, encoder and card as one thing: saved, loaded, and asked for embeddings of sound, or for labels.
 
-Letters: S samples, T frames, F mel bins, P patches, D width, R rows, C classes.
+Letters: S samples, T frames, F mel bins, P patches, D width, R rows, C classes, W windows.
 """
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from asit import checkpoint
+from asit import checkpoint, runtime
 from asit.audio.fbank import FrontEnd
-from asit.errors import AudioError, CheckpointError, ConfigError
-from asit.model.classifier import Head, Labelling, check_head
-from asit.model.embedding import Embedder, Embedding, Precision, Sound
+from asit.audio.sounds import Sound
+from asit.errors import ConfigError
+from asit.model import cards
+from asit.model.attention import Attention, attention_of
+from asit.model.cards import CLASSIFIER, ENCODER
+from asit.model.classifier import Head, Labelling
+from asit.model.embedding import Embedder, Embedding, Precision, hop_frames, several
+from asit.model.tagging import Tag, Tagger, Tags, tagger_of, training_input
 from asit.model.vit import Encoder, blank
 from asit.settings import EncoderSettings, FrontEndSettings
 
-__all__ = ["AudioModel", "Embedding", "Sound", "load"]
-
-ENCODER, CLASSIFIER = "audio-encoder", "audio-classifier"
-"""The kinds of models in a card."""
-
-AXES = "(time, mel)"
+__all__ = ["CLASSIFIER", "ENCODER", "Attention", "AudioModel", "Embedding", "Sound", "Tag", "Tags", "load"]
 
 
 class AudioModel:
@@ -68,7 +67,7 @@ class AudioModel:
                 "the same number",
                 "build the encoder with front_end.mels",
             )
-        _check_labels(encoder, head, labels)
+        cards.check_labels(encoder, head, labels)
         self.encoder = encoder.eval().requires_grad_(False)
         self.front_end = front_end
         self.training = dict(training or {})
@@ -123,24 +122,12 @@ class AudioModel:
     @property
     def card(self) -> dict[str, Any]:
         """What has to be known to use the weights; JSON."""
-        card: dict[str, Any] = {
-            "kind": ENCODER,
-            "front_end": self.front_end.settings.model_dump(mode="json"),
-            "encoder": self.encoder.settings.model_dump(mode="json"),
-            "frames": self.frames,
-            "grid": list(self.encoder.grid),
-            "axes": AXES,
-            "padding": self.front_end.settings.padding,
-            "training": self.training,
-        }
-        if self.head is None or self.labelling is None:
-            return card
-        labels = {
-            **dataclasses.asdict(self.labelling),
-            "classes": list(self.labelling.classes),
-            "norm": self.head.norm is not None,
-        }
-        return {**card, "kind": CLASSIFIER, "labels": labels}
+        return cards.write_card(self.encoder, self.front_end.settings, self.training, self.head, self.labelling)
+
+    @property
+    def precision(self) -> runtime.Precision:
+        """What precision "auto" is on the model's device, and why; measured once in a process."""
+        return runtime.best_precision(self.encoder.pos_embed.device.type)
 
     def to(self, device: str | torch.device) -> AudioModel:
         """Move the model; returns itself."""
@@ -166,48 +153,8 @@ class AudioModel:
         Raises:
             CheckpointError: files are missing, damaged, of a newer format, of another kind, or do not fit the card.
         """
-        tensors, card = checkpoint.load_model(Path(folder))
-        where, weights = Path(folder) / "card.json", str(Path(folder) / "model.safetensors")
-        kind = card.get("kind")
-        if kind not in (ENCODER, CLASSIFIER) or card.get("axes") != AXES:
-            raise CheckpointError(
-                f"{where} says kind {kind!r}, axes {card.get('axes')!r}",
-                f"kind {ENCODER!r} or {CLASSIFIER!r}, axes {AXES!r}",
-                "give a model folder written by asit",
-            )
-        if (kind == CLASSIFIER) != ("labels" in card):
-            raise CheckpointError(
-                f"{where} says kind {kind!r}, {'with' if 'labels' in card else 'without'} labels",
-                f"labels in a card of kind {CLASSIFIER!r}, and in no other",
-                "copy the model folder again from where it was saved",
-            )
-        try:
-            front_end = FrontEnd(FrontEndSettings(**card["front_end"]))
-            encoder = blank(EncoderSettings(**card["encoder"]), card["frames"], front_end.settings.mels)
-            labels, norm = _read_labels(card["labels"]) if kind == CLASSIFIER else (None, False)
-        except (KeyError, TypeError, ValueError, ConfigError) as error:  # pydantic's errors are ValueErrors
-            raise CheckpointError(
-                f"{where} cannot be used: {error}",
-                "front_end, encoder, frames and labels as asit writes them",
-                "copy the model folder again, or upgrade asit",
-            ) from error
-        if list(encoder.grid) != card.get("grid"):
-            raise CheckpointError(
-                f"{where} says grid {card.get('grid')}, and {card['frames']} frames make {list(encoder.grid)}",
-                "a card that agrees with itself",
-                "copy the model folder again from where it was saved",
-            )
-        head = None
-        if labels is not None:
-            with torch.device("meta"):  # as the encoder: nothing is drawn
-                head = Head(encoder.width, len(labels.classes), labels.pooling, norm=norm)
-            head.to_empty(device="cpu")
-            of_head = {name: value for name, value in tensors.items() if name.startswith("head.")}
-            tensors = {name: value for name, value in tensors.items() if name not in of_head}
-            named = {name.removeprefix("head."): value for name, value in of_head.items()}
-            checkpoint.load_strict(head, named, f"{weights} (its head.*)")
-        checkpoint.load_strict(encoder, tensors, weights)
-        return cls(encoder, front_end, card.get("training"), head, labels).to(device)
+        encoder, front_end, training, head, labels = cards.read_folder(Path(folder))
+        return cls(encoder, front_end, training, head, labels).to(device)
 
     def logits(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """Spectrograms to logits of the classes, without gradients.
@@ -244,7 +191,8 @@ class AudioModel:
         """
         self._classifier()
         device = self.encoder.pos_embed.device
-        cast = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+        low = self._precision(precision) == "bf16"
+        cast = torch.autocast(device.type, torch.bfloat16) if low else nullcontext()
         x = self.input(waves)
         with cast:
             logits = self.logits(x)
@@ -262,28 +210,8 @@ class AudioModel:
         Raises:
             AudioError: as for `scores`.
         """
-        front_end, frames = self.front_end, self.frames
-        need = front_end.samples_for(frames)
-        most = need if self.labelling is None else max(need, round(self.labelling.seconds * self.rate) + 1)
-        if waves.ndim != 2 or not waves.is_floating_point() or not 0 < waves.shape[1] <= most:
-            raise AudioError(
-                f"waves of shape {tuple(waves.shape)}, {waves.dtype}",
-                f"(rows, samples) floats of 1 to {most} samples ({most / self.rate:.3f} s at {self.rate} Hz)",
-                "cut a longer clip into windows of that length",
-            )
-        if not waves.isfinite().all():
-            bad = (~waves.isfinite().all(1)).nonzero().flatten().tolist()
-            raise AudioError(
-                f"{len(bad)} of {len(waves)} waves hold samples that are not finite (rows {bad[:3]})",
-                "numbers in [-1, 1]",
-                "mend them or leave them out",
-            )
-        if waves.shape[1] < need:
-            waves = torch.stack([front_end.pad(wave, need) for wave in waves])
-        logmel = front_end.fbank(waves.to(self.encoder.pos_embed.device))[:, :frames]
-        if logmel.shape[1] < frames:
-            logmel = torch.stack([front_end.pad_frames(one, frames) for one in logmel])
-        return front_end.normalise(logmel).unsqueeze(1)
+        longest = 0.0 if self.labelling is None else self.labelling.seconds
+        return training_input(self.front_end, self.frames, longest, waves)
 
     def _classifier(self) -> Head:
         if self.head is None:
@@ -294,71 +222,182 @@ class AudioModel:
             )
         return self.head
 
+    def embedder(
+        self,
+        layer: int | None = None,
+        precision: Precision = "auto",
+        hop: float | None = None,
+        patches: bool = True,
+    ) -> Embedder:
+        """The model's encoder, asked in two stages: threads prepare windows, one thread runs them; see `Embedder`.
+
+        Args:
+            layer: block whose output is wanted (0 the first, -1 the last), through the final norm; None: the last.
+            precision: arithmetic of the encoder; auto: what the property says.
+            hop: seconds between frames; None: from column to column. Smaller ones come from passes a hop apart.
+            patches: keep the tokens of all patches.
+
+        Raises:
+            ConfigError: a hop that does not divide the columns' step in whole frames of log-mel.
+        """
+        frames = hop_frames(self.encoder, self.front_end, hop)
+        return Embedder(self.encoder, self.front_end, layer, self._precision(precision), frames, patches)
+
     def embed(
         self,
         x: Sound,
         rate: int | None = None,
         layer: int | None = None,
-        precision: Precision = "float32",
+        precision: Precision = "auto",
+        hop: float | None = None,
+        patches: bool = True,
     ) -> Embedding:
         """Embed one clip; see `embed_batch`."""
-        return self.embed_batch([x], rate, layer, precision)[0]
+        return self.embed_batch([x], rate, layer, precision, hop=hop, patches=patches)[0]
 
     def embed_batch(
         self,
         sounds: Iterable[Sound],
         rate: int | None = None,
         layer: int | None = None,
-        precision: Precision = "float32",
+        precision: Precision = "auto",
         batch: int = 16,
+        hop: float | None = None,
+        patches: bool = True,
     ) -> list[Embedding]:
         """Embed clips of any lengths; what one gives does not depend on its neighbours.
 
-        A clip becomes as many patch columns as it covers; a last column of whose new part at least half is covered is
-        filled by the front end's padding rule, one less covered is left out, and there is at least one. Positions are
-        those of the first columns of the training view, not stretched. A clip up to half as long again as the
-        training view is seen whole, with resized positions. A longer one is cut into windows of the view's length,
-        end to end; the last is moved back to end with the clip, and gives only the columns that the others lack.
+        A clip becomes as many patch columns as it covers, at least one; a last one whose new part is covered by half
+        or more is filled by the padding rule, one less covered is left out. Positions are those of the first columns of
+        the training view. A clip up to half as long again as the view is seen whole, with resized positions. A longer
+        one is cut into windows of the view's length, each a quarter of it over the one before, and blended there; the
+        last is moved back to end with the clip.
 
         Args:
-            sounds: files of any rate, or arrays or tensors (S,) or (channels, S), whose channels are averaged.
+            sounds: files of any rate, their bytes or open files; or arrays or tensors (S,) or (channels, S), whose
+                channels are averaged.
             rate: sample rate of the arrays in Hz; None: they are at the model's own. Files know theirs.
-            layer: block whose output is wanted (0 the first, -1 the last), through the final norm; None: the last.
-            precision: arithmetic of the encoder.
+            layer, precision, hop: as for `embedder`.
             batch: windows that go through the encoder at once.
+            patches: whether patch tokens are wanted; without them an hour takes a tenth of the memory.
 
         Raises:
             AudioError: a sound that is empty, not finite, not floating point, of another shape, or unreadable.
-            ConfigError: no such layer.
+            ConfigError: no such layer or hop.
         """
-        return Embedder(self.encoder, self.front_end)(sounds, rate, layer, precision, batch)
+        return self.embedder(layer, precision, hop, patches).embed(several(sounds, "embed"), rate, batch)
 
+    def stream(
+        self,
+        x: Sound,
+        rate: int | None = None,
+        layer: int | None = None,
+        precision: Precision = "auto",
+        hop: float | None = None,
+        patches: bool = False,
+        batch: int = 8,
+        start: float = 0.0,
+        seconds: float | None = None,
+    ) -> Iterator[Embedding]:
+        """The embedding of a long sound, or of `seconds` of it from `start` on, in constant memory: consecutive
+        stretches of up to `batch` windows. Joined they are what `embed` gives; times count from where the part begins.
 
-def _check_labels(encoder: Encoder, head: Head | None, labels: Labelling | None) -> None:
-    if (head is None) != (labels is None):
-        raise ConfigError(
-            "a head without labels" if labels is None else "labels without a head",
-            "both, for a classifier, or neither, for an encoder",
-            "hand in the missing one",
-        )
-    if head is None or labels is None:
-        return
-    if (head.classes, head.pooling) != (len(labels.classes), labels.pooling):
-        raise ConfigError(
-            f"a head of {head.classes} classes on {head.pooling}, labels of {len(labels.classes)} on {labels.pooling}",
-            "the same",
-            "build the head from the labels",
-        )
-    check_head(encoder, head)
+        Args and errors are those of `embed_batch`; what is wrong in the middle of a file is raised when it is reached.
+        """
+        return self.embedder(layer, precision, hop, patches).stream(x, rate, batch, start, seconds)
 
+    def tagger(self, precision: Precision = "auto", window: float | None = None, hop: float | None = None) -> Tagger:
+        """The classifier, asked in two stages: threads prepare windows, one thread runs them; see `Tagger`.
 
-def _read_labels(field: Mapping[str, Any]) -> tuple[Labelling, bool]:
-    """The labels of a card, and whether its head has a norm."""
-    classes, multi, norm = field["classes"], field["multi"], field["norm"]
-    named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
-    if not named or not isinstance(multi, bool) or not isinstance(norm, bool):
-        raise TypeError("labels: classes is no list of names, or multi or norm is neither true nor false")
-    return Labelling(tuple(classes), multi, field["pooling"], float(field["seconds"])), norm
+        Args:
+            precision: arithmetic of the encoder.
+            window: seconds; None: the training input's length. Shorter ones are filled up to it by the card's rule.
+            hop: seconds from window to window; None: the window, so they lie end to end.
+
+        Raises:
+            ConfigError: the model is no classifier; a window longer than the training input, or a hop longer than
+                the window.
+        """
+        head, low = self._classifier(), self._precision(precision)
+        assert self.labelling is not None
+        return tagger_of(self.encoder, self.front_end, head, self.labelling, low, window, hop)
+
+    def tag(
+        self,
+        x: Sound,
+        rate: int | None = None,
+        precision: Precision = "auto",
+        window: float | None = None,
+        hop: float | None = None,
+    ) -> Tags:
+        """Tag one clip; see `tag_batch`."""
+        return self.tag_batch([x], rate, precision, window, hop)[0]
+
+    def tag_batch(
+        self,
+        sounds: Iterable[Sound],
+        rate: int | None = None,
+        precision: Precision = "auto",
+        window: float | None = None,
+        hop: float | None = None,
+        batch: int = 16,
+    ) -> list[Tags]:
+        """Scores of the classes for clips of any lengths, of the whole clip and window by window.
+
+        By default a clip's scores are those of `asit evaluate`: a clip up to the training input's length is one
+        window, filled by the card's rule; a longer one is cut into windows, the last moved back to end with the clip.
+
+        Args:
+            sounds, rate: as for `embed_batch`.
+            precision, window, hop: as for `tagger`.
+            batch: windows that go through the network at once.
+
+        Raises:
+            AudioError: as `embed_batch`.
+            ConfigError: as `tagger`.
+        """
+        return self.tagger(precision, window, hop).tag(several(sounds, "tag"), rate, batch)
+
+    def stream_tags(
+        self,
+        x: Sound,
+        rate: int | None = None,
+        precision: Precision = "auto",
+        window: float | None = None,
+        hop: float | None = None,
+        batch: int = 8,
+        start: float = 0.0,
+        seconds: float | None = None,
+    ) -> Iterator[Tags]:
+        """The tags of a long sound, or of `seconds` of it from `start` on, in constant memory: pieces of up to `batch`
+        windows. `join_tags` joins them to what `tag` gives; times count from where the part begins.
+
+        Args and errors are those of `tag_batch`; what is wrong in the middle of a file is raised when it is reached.
+        """
+        return self.tagger(precision, window, hop).stream(x, rate, batch, start, seconds)
+
+    def attention(
+        self, x: Sound, rate: int | None = None, layer: int = -1, precision: Precision = "float32"
+    ) -> Attention:
+        """The class token's attention to the patches of a sound; of a long one, to those of its first window.
+
+        Args:
+            x, rate: as for `embed`.
+            layer: the block, -1 the last.
+            precision: arithmetic of the blocks below; the attention itself is computed in float32.
+
+        Raises:
+            AudioError, ConfigError: as `embed`.
+        """
+        embedder = self.embedder(layer, precision)
+        return attention_of(embedder, next(embedder.windows(x, rate)))
+
+    def _precision(self, wanted: Precision) -> Literal["float32", "bf16"]:
+        """The arithmetic that is meant."""
+        if wanted not in ("auto", "float32", "bf16"):
+            raise ConfigError(f"precision {wanted!r}", "auto, float32 or bf16")
+        name = self.precision.name if wanted == "auto" else wanted
+        return "bf16" if name == "bf16" else "float32"
 
 
 def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> AudioModel:

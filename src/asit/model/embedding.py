@@ -1,5 +1,10 @@
 """From sounds of any length to tokens with their times: windows, batches, and what comes out of them.
 
+A long sound is cut into windows of the training view, each a quarter of the view over the one before it; in the
+overlap the answers of both are blended, so that no step is heard where a window ends, and so that a column near the
+end of a window, which has heard little of what follows it, counts less. All works on streams: a window is made as soon
+as its sound is there and may be forgotten afterwards.
+
 Letters: S samples, T frames, F mel bins, P patches, D width, R windows in a batch.
 """
 
@@ -9,186 +14,305 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from asit.audio import files
 from asit.audio.fbank import FrontEnd
-from asit.errors import AudioError
+from asit.audio.sounds import Sound, open_sound
+from asit.errors import AudioError, ConfigError
+from asit.model.blending import Blender, Embedding, Part, Timing
+from asit.model.logmels import LogMels
 from asit.model.vit import Encoder
+
+__all__ = ["Embedder", "Embedding", "Part", "Precision", "Sound", "Window"]
 
 WHOLE = 1.5
 """A clip up to this many times as long as the training view is seen whole."""
+OVERLAP = 4
+"""Neighbouring windows share one part of the view in this many."""
+WASTE = 1.25
+"""Windows go through the encoder together on a CPU if the longest is at most this many times as long as the shortest:
+filling up costs more than it saves beyond that."""
 
-Sound = str | os.PathLike[str] | np.ndarray | Tensor
-"""A file, or samples in [-1, 1] as (S,) or (channels, S)."""
-
-Precision = Literal["float32", "bf16"]
-"""Arithmetic of an encoder that is asked for something."""
+Precision = Literal["auto", "float32", "bf16"]
+"""Arithmetic of an encoder that is asked for something; auto: what is faster on its device."""
 
 
 @dataclass(frozen=True)
-class Embedding:
-    """What a model says about one clip; float32, on the CPU.
+class Window:
+    """A stretch of a sound that the encoder sees at once.
 
     Attributes:
-        clip: (D,) mean of the patch tokens: the vector to compare and to classify clips by.
-        patches: (P, D) time-major: all mel patches of the first column of time, then the next.
-        grid: (time, mel), with time x mel = P.
-        times: (time,) centres of the columns, in seconds from the clip's start.
-        class_token: (D,); of a long clip, the mean over windows, weighted by the time that each adds.
+        x: (T, F) normalised log-mel, T the frames of its columns.
+        columns: of patches.
+        shift: which of the passes it belongs to; they begin a hop apart, and there is one where the hop is a column.
+        skip: columns at its beginning that the windows before it answer for.
+        lead: columns after those that are blended with the window before it; 0 in the first.
+        tail: columns at its end that are blended with the window after it; 0 in the last.
     """
 
-    clip: Tensor
-    patches: Tensor
-    grid: tuple[int, int]
-    times: Tensor
-    class_token: Tensor
-
-
-@dataclass
-class _Window:
-    """A stretch of a clip that fits the training view; its last `fresh` columns are not in the window before."""
-
-    clip: int
-    wave: Tensor
+    x: Tensor
     columns: int
-    fresh: int
-
-
-_Part = tuple[Tensor, Tensor, int]
-"""Of one window: class token (D,), patches of its fresh columns (P, D), how many columns these are."""
+    shift: int
+    skip: int
+    lead: int
+    tail: int
 
 
 @dataclass(frozen=True)
 class Embedder:
-    """An encoder and its front end, asked about sounds; see `AudioModel.embed_batch`."""
+    """An encoder and its front end, asked about sounds in two stages: many threads may make `windows`, one runs them.
+
+    Args:
+        encoder: in evaluation mode.
+        front_end: its own.
+        layer: block whose output is wanted (0 the first, -1 the last), through the final norm; None: the last.
+        precision: arithmetic of the encoder.
+        hop: frames of log-mel between one answer and the next; None: the step from column to column.
+        patches: keep the tokens of all patches; without them only their means over mel are kept, a share of the
+            memory.
+
+    Raises:
+        ConfigError: a hop that does not divide the step between columns.
+    """
 
     encoder: Encoder
     front_end: FrontEnd
+    layer: int | None = None
+    precision: Literal["float32", "bf16"] = "float32"
+    hop: int | None = None
+    patches: bool = True
 
-    def __call__(
-        self, sounds: Iterable[Sound], rate: int | None, layer: int | None, precision: Precision, batch: int
-    ) -> list[Embedding]:
-        """Embed clips of any lengths, in their order."""
-        if isinstance(sounds, str | os.PathLike | np.ndarray | Tensor):
-            raise AudioError(
-                f"embed_batch was given one {type(sounds).__name__}", "a list of sounds", "call embed, or wrap it in []"
-            )
-        found: list[list[_Part]] = []
-        pool: list[_Window] = []
+    def __post_init__(self) -> None:
+        step = self.encoder.stride[0]
+        if self.hop is not None and (self.hop < 1 or step % self.hop):
+            raise ValueError(f"a hop of {self.hop} frames does not divide the step of {step}")
+
+    @property
+    def timing(self) -> Timing:
+        """When the columns of a sound are, and how many bands of mel each has."""
+        step, shift = self.encoder.stride[0], self.front_end.shift
+        hop = self.hop or step
+        centre = self.front_end.samples_for(self.encoder.patch[0]) / 2
+        rate = self.front_end.settings.rate
+        return Timing(step // hop, self.encoder.grid[1], centre / rate, hop * shift / rate)
+
+    def windows(
+        self, sound: Sound, rate: int | None = None, start: float = 0.0, seconds: float | None = None
+    ) -> Iterator[Window]:
+        """The sound, decoded, resampled, turned to log-mel and cut; in constant memory, by any thread.
+
+        Args:
+            sound: a file, its bytes, or samples.
+            rate: of samples in Hz; None: they are at the front end's.
+            start: where the part wanted begins, in seconds.
+            seconds: its length; None: to the end.
+
+        Raises:
+            AudioError: a sound that is empty, not finite, of another shape or unreadable; also in the middle of it.
+        """
+        settings = self.front_end.settings
+        with open_sound(sound, rate, settings.rate, settings.resampler, start, seconds) as source:
+            span = self.encoder.span
+            sound_frames = LogMels(self.front_end, source.blocks(), span(2))
+            view = self.encoder.grid[0]
+            sound_frames.read(span(int(WHOLE * view) + 1))
+            if sound_frames.ended and self._columns(sound_frames.frames) <= WHOLE * view:
+                yield from self._whole(sound_frames)
+            else:
+                yield from self._cut(sound_frames)
+
+    def run(self, windows: Sequence[Window]) -> list[Part]:
+        """What the encoder says about windows, of one sound or of many, in their order.
+
+        Those of unlike length go together only where little has to be filled up; what is filled up is not attended to.
+        """
+        parts: list[Part | None] = [None] * len(windows)
+        ordered = sorted(range(len(windows)), key=lambda i: windows[i].columns)
+        for places in self._alike(ordered, windows):
+            for place, part in zip(places, self._together([windows[i] for i in places]), strict=True):
+                parts[place] = part
+        return [part for part in parts if part is not None]
+
+    def blender(self) -> Blender:
+        """Puts the parts of one sound together as they come."""
+        return Blender(self.timing)
+
+    def join(self, parts: Sequence[Part], patches: bool = True) -> Embedding:
+        """The parts of one sound, in order, as its embedding; overlaps blended.
+
+        Args:
+            parts: of all windows of the sound.
+            patches: whether patch tokens are wanted; ignored where the embedder keeps none.
+        """
+        blender = self.blender()
+        for part in parts:
+            blender.add(part if patches else part.without_patches())
+        return blender.rest()
+
+    def embed(self, sounds: Iterable[Sound], rate: int | None = None, batch: int = 16) -> list[Embedding]:
+        """Embed clips of any lengths, in their order; `batch`: windows that go through the encoder at once."""
+        blenders: list[Blender] = []
+        pool: list[tuple[int, Window]] = []
         for i, sound in enumerate(sounds):
-            found.append([])
-            pool.extend(self._windows(i, self._wave(sound, rate)))
-            if len(pool) >= 4 * batch:
-                self._run(pool, found, layer, precision, batch)
-                pool = []
-        self._run(pool, found, layer, precision, batch)
-        return [self._embedding(parts) for parts in found]
+            blenders.append(self.blender())
+            for window in self.windows(sound, rate):
+                pool.append((i, window))
+                if len(pool) >= 4 * batch:
+                    self._flush(pool, blenders, batch)
+        self._flush(pool, blenders, batch)
+        return [blender.rest() for blender in blenders]
 
-    def _wave(self, sound: Sound, rate: int | None) -> Tensor:
-        """The sound as (S,) float32 at the model's rate, on the CPU; never empty, always finite."""
-        own, resampler = self.front_end.settings.rate, self.front_end.settings.resampler
-        if isinstance(sound, str | os.PathLike):
-            name, wave = str(sound), files.read(Path(sound), rate=own, resampler=resampler)
-        elif isinstance(sound, np.ndarray | Tensor):
-            name = f"the {type(sound).__name__} of shape {tuple(sound.shape)}"
-            samples = sound.detach().cpu() if isinstance(sound, Tensor) else torch.from_numpy(np.array(sound))
-            if not samples.is_floating_point():
-                raise AudioError(
-                    f"{name} holds {samples.dtype}",
-                    "floating-point samples in [-1, 1]",
-                    "divide by the type's largest value, such as 32768 for int16",
-                )
-            if samples.ndim not in (1, 2) or (samples.ndim == 2 and samples.shape[0] > max(samples.shape[1], 1)):
-                raise AudioError(f"{name} is not a clip", "(samples,) or (channels, samples)", "turn the axes")
-            mono = samples.float().mean(0) if samples.ndim == 2 else samples.float()
-            wave = mono.numpy()
-            if rate is not None and rate != own and wave.size:
-                wave = files.resample(wave, rate, own, resampler)
-        else:
-            raise AudioError(f"a {type(sound).__name__}", "a path, an array or a tensor", "see AudioModel.embed")
-        if not wave.size:
-            raise AudioError(f"{name} is empty", "at least one sample", "leave it out")
-        if not np.isfinite(wave).all():
-            bad = int((~np.isfinite(wave)).sum())
-            raise AudioError(f"{name} has {bad} samples that are not finite", "numbers in [-1, 1]", "mend or leave out")
-        return torch.from_numpy(np.ascontiguousarray(wave, dtype=np.float32))
-
-    def _windows(self, clip: int, wave: Tensor) -> Iterator[_Window]:
-        encoder, front_end = self.encoder, self.front_end
-        step, view = encoder.stride[0], encoder.grid[0]
-        # Whole columns, and one more where at least half of what it adds is there.
-        columns = max(1, int((front_end.frames_for(len(wave)) - encoder.patch[0]) / step + 1.5))
-        wave = front_end.pad(wave, front_end.samples_for(encoder.span(columns)))
-        if columns <= WHOLE * view:
-            view = max(view, columns)
-        starts = [0] if columns <= view else [*range(0, columns - view, view), columns - view]
-        done = 0
-        for start in starts:
-            end = min(start + view, columns)
-            first = start * step * front_end.shift
-            part = wave[first : first + front_end.samples_for(encoder.span(end - start))]
-            yield _Window(clip, part, end - start, end - done)
-            done = end
-
-    def _run(
+    def stream(
         self,
-        windows: Sequence[_Window],
-        found: list[list[_Part]],
-        layer: int | None,
-        precision: Precision,
-        batch: int,
-    ) -> None:
-        """Put the windows through the encoder and add what each one says to its clip."""
-        # Neighbours of like length waste least on padding. The sort is stable, so a clip's windows stay in order.
-        ordered = sorted(windows, key=lambda window: window.columns)
-        device, (view, mel) = self.encoder.pos_embed.device, self.encoder.grid
-        cast = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
-        for part in _batches(ordered, batch, view):
-            most = part[-1].columns
-            with torch.inference_mode(), cast:
-                x = torch.stack([self._input(window, most) for window in part]).unsqueeze(1)
-                counts = torch.tensor([window.columns for window in part], device=device)
+        sound: Sound,
+        rate: int | None = None,
+        batch: int = 8,
+        start: float = 0.0,
+        seconds: float | None = None,
+    ) -> Iterator[Embedding]:
+        """Stretches of one sound, or of the part asked for, each as soon as it is certain."""
+        blender = self.blender()
+        waiting: list[Window] = []
+        for window in self.windows(sound, rate, start, seconds):
+            if len(waiting) == batch:  # and another one follows, so something is left for the rest
+                blender.add(*self.run(waiting))
+                waiting = []
+                if (stretch := blender.ready()) is not None:
+                    yield stretch
+            waiting.append(window)
+        blender.add(*self.run(waiting))
+        yield blender.rest()
+
+    def _columns(self, frames: int) -> int:
+        """Columns of a sound: whole ones, and one more where at least half of what it adds is there."""
+        return max(1, self._full(frames))
+
+    def _full(self, frames: int) -> int:
+        return int((frames - self.encoder.patch[0]) / self.encoder.stride[0] + 1.5)
+
+    def _lengths(self, frames: int) -> list[int]:
+        """Columns of each pass over a sound of so many frames; a later one may have none."""
+        hop = self.hop or self.encoder.stride[0]
+        later = range(hop, self.encoder.stride[0], hop)
+        return [self._columns(frames), *(max(0, self._full(frames - shift)) for shift in later)]
+
+    def _whole(self, sound: LogMels) -> Iterator[Window]:
+        span, hop = self.encoder.span, self.hop or self.encoder.stride[0]
+        lengths = self._lengths(sound.frames)
+        sound.fill(max(shift * hop + span(columns) for shift, columns in enumerate(lengths) if columns))
+        for shift, columns in enumerate(lengths):
+            if columns:
+                yield Window(sound.take(shift * hop, span(columns)), columns, shift, 0, 0, 0)
+
+    def _cut(self, sound: LogMels) -> Iterator[Window]:
+        span, step, view = self.encoder.span, self.encoder.stride[0], self.encoder.grid[0]
+        hop, overlap = self.hop or step, view // OVERLAP
+        passes = set(range(step // hop))
+        lengths: list[int] | None = None
+        begin = 0
+        while passes:
+            # So much ahead that a window whose successor's place depends on the sound's end is known for what it is.
+            sound.read(step + span(begin + view + 1))
+            if sound.ended and lengths is None:
+                lengths = self._lengths(sound.frames)
+                sound.fill(max(shift * hop + span(columns) for shift, columns in enumerate(lengths)))
+            for shift in sorted(passes):
+                at, last = begin, False
+                if lengths is not None:
+                    at, last = min(begin, lengths[shift] - view), begin + view >= lengths[shift]
+                x = sound.take(shift * hop + at * step, span(view))
+                yield Window(x, view, shift, begin - at, overlap if begin else 0, 0 if last else overlap)
+                if last:
+                    passes.remove(shift)
+            sound.drop(begin * step)
+            begin += view - overlap
+
+    def _alike(self, ordered: Sequence[int], windows: Sequence[Window]) -> Iterator[list[int]]:
+        """Places of windows, sorted by length, in groups that go together; of more columns than the view, for which
+        positions are resized, only with their like."""
+        view = self.encoder.grid[0]
+        waste = WASTE if self.encoder.pos_embed.device.type == "cpu" else float("inf")
+        group: list[int] = []
+        for place in ordered:
+            columns = windows[place].columns
+            if group:
+                least = windows[group[0]].columns
+                if columns > waste * least or (columns > view and columns != least):
+                    yield group
+                    group = []
+            group.append(place)
+        if group:
+            yield group
+
+    def _together(self, windows: Sequence[Window]) -> list[Part]:
+        """Parts of windows of like length, sorted by it."""
+        encoder, (view, mel) = self.encoder, self.encoder.grid
+        device, most = encoder.pos_embed.device, windows[-1].columns
+        cast = torch.autocast(device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+        with torch.inference_mode(), cast:
+            frames = encoder.span(most)
+            x = torch.zeros(len(windows), 1, frames, encoder.mels, device=device)
+            for row, window in zip(x, windows, strict=True):
+                row[0, : len(window.x)] = window.x
+            valid = None
+            if windows[0].columns < most:
+                counts = torch.tensor([window.columns for window in windows], device=device)
                 valid = torch.arange(most * mel, device=device) < counts[:, None] * mel
-                padded = part[0].columns < most
-                resized = most > view
-                tokens = self.encoder(x, valid=valid if padded else None, layer=layer, stretch=resized)
-            # Copied outside inference mode: the results can then be used in training something on top.
-            cls, patches = tokens.cls.cpu().float().clone(), tokens.patches.cpu().float().clone()
-            for i, window in enumerate(part):
-                own = patches[i, (window.columns - window.fresh) * mel : window.columns * mel]
-                found[window.clip].append((cls[i], own, window.fresh))
+            tokens = encoder(x, valid=valid, layer=self.layer, stretch=most > view)
+            cls, patches = tokens.cls.float(), tokens.patches.float().unflatten(1, (most, mel))
+            means = patches.mean(2)
+        # Copied outside inference mode: the results can then be used in training something on top.
+        cls, means = cls.cpu().clone(), means.cpu().clone()
+        tokens_of = patches.cpu().clone() if self.patches else None
+        out = []
+        for i, window in enumerate(windows):
+            own = slice(window.skip, window.columns)
+            kept = None if tokens_of is None else tokens_of[i, own]
+            out.append(Part(cls[i], means[i, own], kept, window.shift, window.lead, window.tail))
+        return out
 
-    def _input(self, window: _Window, columns: int) -> Tensor:
-        """The window's normalised log-mel (T, F) on the model's device, T filled up to `columns` with zeros."""
-        frames = self.encoder.span(window.columns)
-        logmel = self.front_end.fbank(window.wave[None].to(self.encoder.pos_embed.device))[0]
-        x = self.front_end.normalise(self.front_end.pad_frames(logmel, frames)[:frames])
-        return torch.nn.functional.pad(x, (0, 0, 0, self.encoder.span(columns) - frames))
-
-    def _embedding(self, parts: list[_Part]) -> Embedding:
-        patches = torch.cat([patches for _, patches, _ in parts])
-        weights = torch.tensor([float(fresh) for _, _, fresh in parts])
-        cls = (torch.stack([cls for cls, _, _ in parts]) * (weights / weights.sum())[:, None]).sum(0)
-        columns = int(weights.sum())
-        step = self.encoder.stride[0] * self.front_end.shift
-        first = self.front_end.samples_for(self.encoder.patch[0]) / 2
-        times = (first + torch.arange(columns) * step) / self.front_end.settings.rate
-        return Embedding(patches.mean(0), patches, (columns, self.encoder.grid[1]), times, cls)
+    def _flush(self, pool: list[tuple[int, Window]], blenders: Sequence[Blender], batch: int) -> None:
+        """Run all windows of the pool, which is emptied, and hand the parts to their sounds."""
+        # Neighbours of like length waste least on filling. The sort is stable, so a sound's windows stay in order.
+        pool.sort(key=lambda owned: owned[1].columns)
+        for first in range(0, len(pool), batch):
+            few = pool[first : first + batch]
+            for (owner, _), part in zip(few, self.run([window for _, window in few]), strict=True):
+                blenders[owner].add(part)
+        pool.clear()
 
 
-def _batches(windows: Sequence[_Window], batch: int, view: int) -> Iterator[Sequence[_Window]]:
-    """Windows, sorted by length, in batches; those longer than the view only with their like: positions are resized."""
-    at = 0
-    while at < len(windows):
-        end = min(at + batch, len(windows))
-        group = max(view, windows[at].columns)
-        while windows[end - 1].columns > group:
-            end -= 1
-        yield windows[at:end]
-        at = end
+def hop_frames(encoder: Encoder, front_end: FrontEnd, seconds: float | None) -> int | None:
+    """A hop in frames of log-mel.
+
+    Raises:
+        ConfigError: it does not divide the step between columns; names the nearest hops that do.
+    """
+    if seconds is None:
+        return None
+    step, frame = encoder.stride[0], front_end.shift / front_end.settings.rate
+    possible = [frames for frames in range(1, step + 1) if step % frames == 0]
+    for frames in possible:
+        if abs(frames * frame - seconds) < 1e-6:
+            return frames
+    nearest = sorted(sorted(possible, key=lambda frames: abs(frames * frame - seconds))[:2])
+    named = " or ".join(f"{frames * frame:g}" for frames in nearest)
+    raise ConfigError(
+        f"a hop of {seconds:g} s, of an encoder with a column every {step * frame:g} s",
+        f"a whole part of that, in whole frames of {frame:g} s",
+        f"use {named}",
+    )
+
+
+def several(sounds: Iterable[Sound], verb: str) -> Iterable[Sound]:
+    """The sounds; AudioError where they are a single one."""
+    one = (str, os.PathLike, bytes, bytearray, memoryview, np.ndarray, Tensor)
+    if isinstance(sounds, one) or hasattr(sounds, "read"):
+        raise AudioError(
+            f"{verb}_batch was given one {type(sounds).__name__}", "a list of sounds", f"call {verb}, or wrap it in []"
+        )
+    return sounds

@@ -35,7 +35,7 @@ MOST, LONGEST = 64, 600.0
 """Clips, and seconds of sound, after which a block ends, so that the tokens of a block fit in memory."""
 ROUND = 4
 """Blocks that each of several processes computes before the results are brought together."""
-FORMAT = "2"
+FORMAT = "3"
 """Version of what the cache holds."""
 
 

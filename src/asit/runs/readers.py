@@ -56,7 +56,7 @@ class Wanted:
 
 
 class EncoderReader:
-    """Tokens of a frozen encoder, as `AudioModel.embed` gives them: long clips in windows end to end.
+    """Tokens of a frozen encoder, as `AudioModel.embed` gives them: long clips in windows that are blended.
 
     Kinds are those of `asit.transfer.frozen.pool`, which come with one row (time-mean: one for each band of mel
     patches, mel-mean: one for each column of time), and `TOKENS`, (P, D) float16, time-major.
@@ -90,6 +90,7 @@ class EncoderReader:
         device = self.model.encoder.pos_embed.device.type
         with torch.autocast(device, enabled=False):  # embed switches on what it needs
             heard = self.model.embed_batch([sound], precision=self.precision, batch=WINDOWS)[0]
+        assert heard.patches is not None
         out: dict[str, Array] = {}
         for kind in kinds:
             if kind == TOKENS:

@@ -1,0 +1,80 @@
+"""Where in a spectrogram the class token looks: its attention to the patches, in one block.
+
+Letters: R rows, N tokens, H heads, D width.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from asit.model.embedding import Embedder, Window
+from asit.model.vit import Attention as AttentionLayer
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The class token's attention to the patches of one window; float32, on the CPU.
+
+    Attributes:
+        map: (heads, time, mel), each head's shares; with what goes to the class token itself (and to the distillation
+            token) they sum to 1.
+        grid: (time, mel).
+        times: (time,) centres of the columns, in seconds from the sound's start.
+    """
+
+    map: Tensor
+    grid: tuple[int, int]
+    times: Tensor
+
+
+def attention_of(embedder: Embedder, window: Window) -> Attention:
+    """The attention of the class token in the embedder's layer; None: in the last block.
+
+    Of a distilled encoder it is the mean over class and distillation token, as the class token that is given out is
+    the mean of both.
+
+    Raises:
+        ConfigError: no such layer.
+    """
+    encoder, (view, mel) = embedder.encoder, embedder.encoder.grid
+    device, layer = encoder.pos_embed.device, -1 if embedder.layer is None else embedder.layer
+    # The block's own input is caught on its way; other threads may run the encoder meanwhile.
+    caught: list[Tensor] = []
+    this = threading.get_ident()
+
+    def catch(_: nn.Module, given: tuple[Any, ...]) -> None:
+        if threading.get_ident() == this:
+            caught.append(given[0])
+
+    # A layer that does not exist is refused by the encoder, with its reason.
+    at = layer if -encoder.depth <= layer < encoder.depth else 0
+    block: Any = encoder.blocks[at]
+    cast = torch.autocast(device.type, torch.bfloat16) if embedder.precision == "bf16" else nullcontext()
+    handle = block.attn.register_forward_pre_hook(catch)
+    try:
+        with torch.inference_mode(), cast:
+            encoder(window.x[None, None].to(device), layer=layer, stretch=window.columns > view)
+    finally:
+        handle.remove()
+    with torch.inference_mode():
+        rows = _rows(block.attn, caught[0].float(), encoder.prefix)[0].mean(1)
+    patches = rows[:, encoder.prefix :].cpu().clone().unflatten(1, (window.columns, mel))
+    timing = embedder.timing
+    times = timing.first + torch.arange(window.columns, dtype=torch.float64) * timing.hop
+    return Attention(patches, (window.columns, mel), times.float())
+
+
+def _rows(layer: AttentionLayer, x: Tensor, prefix: int) -> Tensor:
+    """Rows of the attention matrix of the first `prefix` tokens: (R, N, D) to (R, H, prefix, N), in float32."""
+    width = x.shape[2]
+    weight, bias = layer.qkv.weight.float(), layer.qkv.bias.float()
+    q = x[:, :prefix] @ weight[:width].T + bias[:width]
+    k = x @ weight[width : 2 * width].T + bias[width : 2 * width]
+    q, k = (one.unflatten(2, (layer.heads, width // layer.heads)).transpose(1, 2) for one in (q, k))
+    return ((q @ k.transpose(2, 3)) * (width // layer.heads) ** -0.5).softmax(-1)
