@@ -1,0 +1,266 @@
+"""The verbs index and similar."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+import sys
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from asit.commands.parse import parse
+from asit.errors import AsitError, ConfigError
+
+if TYPE_CHECKING:
+    from asit.data.inputs import Item
+    from asit.search import Built, Neighbour
+
+_NAMED = 20  # failures that are told one by one; all of them are in the index's failures.jsonl
+_WIDEST = 60  # columns of a terminal that a name may take
+
+
+@dataclass
+class IndexOptions:
+    model: Annotated[str, tyro.conf.Positional]
+    """Model folder, such as RUN/model."""
+    inputs: Annotated[list[str], tyro.conf.Positional] = field(default_factory=list)
+    """Recordings, folders, globs, catalogues, tables or tar shards; with --add there may be none."""
+    out: str = tyro.MISSING
+    """Folder of the index."""
+    add: bool = False
+    """Bring the index that is there up to date: new and changed files are read, those that are gone dropped."""
+    overwrite: bool = False
+    """Make an index that is there anew."""
+    window: float | None = None
+    """Length in seconds of the stretches that longer recordings are cut into; by default the training view's."""
+    hop: float | None = None
+    """Seconds from one window to the next; by default the window's length."""
+    pooling: Literal["mean", "class", "class+mean"] | None = None
+    """What of the encoder's answer is compared: the mean of its patch tokens (default), its class token, or both."""
+    layer: int | None = None
+    """Block whose output is compared, 0 the first, -1 the last; by default the last."""
+    precision: Literal["auto", "float32", "bf16"] | None = None
+    """Arithmetic of the encoder; by default what is faster here, and with --add the index's."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where the encoder runs."""
+    threads: int = 0
+    """CPU threads; 0: torch's choice."""
+    batch: int = 16
+    """Windows that go through the encoder at once."""
+
+
+def index(prog: str, summary: str, given: list[str]) -> int:
+    options = parse(IndexOptions, prog, summary, given)
+    if not options.inputs and not options.add:
+        raise ConfigError("no recordings were given", "files or folders after the model", f"see {prog} --help")
+    if options.batch < 1:
+        raise ConfigError(f"--batch {options.batch}", "at least 1", "leave it out for 16")
+    import asit
+    from asit import runtime, search
+
+    out = Path(options.out)
+    search.check_free(out, options.add, options.overwrite)  # before a model is loaded for nothing
+    with runtime.world(options.device, options.threads) as world:
+        model = asit.load(options.model, world.device)
+        ask = search.Ask(
+            options.window,
+            options.hop,
+            options.pooling,
+            options.layer,
+            options.precision,
+            options.batch,
+        )
+        path = str(Path(options.model).resolve()) if Path(options.model).exists() else options.model
+        built = search.build(
+            model,
+            options.inputs,
+            out,
+            ask,
+            add=options.add,
+            overwrite=options.overwrite,
+            model_path=path,
+            stream=sys.stderr,
+        )
+    for name, reason in built.failures[:_NAMED]:
+        print(f"asit: {_plain(name)}: {_plain(reason)}", file=sys.stderr)
+    if len(built.failures) > _NAMED:
+        print(f"asit: and {len(built.failures) - _NAMED} more, in {out / 'failures.jsonl'}", file=sys.stderr)
+    print(_told(built))
+    return 2 if built.failures else 0
+
+
+def _told(built: Built) -> str:
+    news = [f"{built.heard} heard"]
+    news += [f"{count} {word}" for count, word in ((built.kept, "kept"), (built.dropped, "dropped")) if count]
+    news += [f"{len(built.failures)} could not be read"] if built.failures else []
+    way = "every row is compared" if built.exact else "searched by a graph"
+    return (
+        f"{built.folder}: {built.recordings} recordings in {built.rows} rows ({', '.join(news)}); {way}\n"
+        f"asit similar {built.folder} FILE finds what sounds most like a file"
+    )
+
+
+@dataclass
+class SimilarOptions:
+    index: Annotated[str, tyro.conf.Positional]
+    """Folder of the index."""
+    files: Annotated[list[str], tyro.conf.Positional]
+    """Recordings to go by; also folders, globs, catalogues and tar shards."""
+    k: Annotated[int, tyro.conf.arg(aliases=("-k",))] = 10
+    """Neighbours of each."""
+    at: float | None = None
+    """Go by the part that begins here, in seconds."""
+    seconds: float | None = None
+    """Length of that part; by default the index's window."""
+    include_self: bool = False
+    """Also show the recording itself where the index holds it."""
+    format: Literal["auto", "table", "json", "csv"] = "auto"
+    """auto: a table on a terminal, else JSON lines, one for each recording."""
+    model: str | None = None
+    """Model folder, where it is not any more where the index was made with it."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where the encoder runs."""
+    threads: int = 0
+    """CPU threads; 0: torch's choice."""
+
+
+def similar(prog: str, summary: str, given: list[str]) -> int:
+    options = parse(SimilarOptions, prog, summary, given)
+    _check(options)
+    import asit
+    from asit import runtime
+    from asit.search import Index
+
+    kind = options.format
+    if kind == "auto":
+        kind = "table" if sys.stdout.isatty() else "json"
+    with runtime.world(options.device, options.threads) as world:
+        found = Index.read(options.index)
+        model = found.model(world.device) if options.model is None else asit.load(options.model, world.device)
+        found.check(model)
+        rows = csv.writer(sys.stdout, lineterminator="\n")
+        if kind == "csv":
+            rows.writerow(["query", "rank", "similarity", "path", "start", "end", "label", "recording"])
+        failed = 0
+        for place, item in enumerate(_questions(options, found.card["window"])):
+            try:
+                own = None
+                if not options.include_self:
+                    own = found.rows_of(item.path, item.member, item.start, item.seconds)
+                asked = found.ask(item.sound(), model, None, item.start, item.seconds)
+            except AsitError as error:
+                print(f"asit: {_plain(str(error))}", file=sys.stderr)
+                failed += 1
+                continue
+            hits = found.nearest(asked, options.k, own)
+            if kind == "table":
+                print(("\n" if place else "") + _table(item.name, hits))
+            elif kind == "json":
+                print(_json({"query": item.name, "neighbours": [_fields(hit) for hit in hits]}))
+            else:
+                for rank, hit in enumerate(hits, 1):
+                    cells = _fields(hit)
+                    names = ("similarity", "path", "start", "end", "label", "name")
+                    rows.writerow([_writable(item.name), rank, *(_writable(cells[name]) for name in names)])
+    return 2 if failed else 0
+
+
+def _questions(options: SimilarOptions, window: float) -> Iterator[Item]:
+    """The recordings to go by, or the part of each that was asked for."""
+    from asit.data.inputs import expand
+
+    for item in expand(options.files):
+        if options.at is None and options.seconds is None:
+            yield item
+            continue
+        at, seconds = options.at or 0.0, options.seconds or window
+        if item.seconds is not None:
+            seconds = max(0.0, min(seconds, item.seconds - at))
+        yield dataclasses.replace(item, start=item.start + at, seconds=seconds)
+
+
+def _check(options: SimilarOptions) -> None:
+    if options.k < 1:
+        raise ConfigError(f"-k {options.k}", "at least 1", "ask for one neighbour or more")
+    if options.at is not None and not 0 <= options.at < math.inf:
+        raise ConfigError(f"--at {options.at:g}", "0 s or more", "count from the beginning of the recording")
+    if options.seconds is not None and not 0 < options.seconds < math.inf:
+        raise ConfigError(f"--seconds {options.seconds:g}", "more than 0", "give the length of the part")
+
+
+def _fields(hit: Neighbour) -> dict[str, Any]:
+    return {
+        "path": hit.path if hit.member is None else f"{hit.path}/{hit.member}",
+        "start": round(hit.start, 3),
+        "end": round(hit.end, 3),
+        "similarity": round(hit.similarity, 4),
+        "name": hit.name,
+        "label": hit.label,
+    }
+
+
+def _table(query: str, hits: Sequence[Neighbour]) -> str:
+    lines = [_short(_plain(query))]
+    names = [_short(_plain(hit.name)) for hit in hits]
+    width = max(map(_columns, names), default=0)
+    times = [f"{_clock(hit.start)} - {_clock(hit.end)}" for hit in hits]
+    wide = max(map(len, times), default=0)
+    for rank, (hit, name, time) in enumerate(zip(hits, names, times, strict=True), 1):
+        label = "" if hit.label is None else "  " + _plain(hit.label)
+        filled = name + " " * (width - _columns(name))
+        lines.append(f"{rank:>4}  {hit.similarity:6.3f}  {filled}  {time:>{wide}}{label}".rstrip())
+    return "\n".join(lines)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds * 10), 600)
+    hours, minutes = divmod(minutes, 60)
+    return (f"{hours}:{minutes:02d}" if hours else f"{minutes}") + f":{rest / 10:04.1f}"
+
+
+def _json(value: Any) -> str:
+    """A line of JSON in readable letters; with escapes only where a name is no Unicode."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if _writable(text) == text else json.dumps(value)
+
+
+def _writable(value: Any) -> Any:
+    """A cell that can be written as UTF-8: bytes of a name that are no Unicode become marks."""
+    return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace") if isinstance(value, str) else value
+
+
+def _plain(text: str) -> str:
+    """A name on one line that gives the terminal no commands."""
+    return "".join(
+        "�" if unicodedata.category(mark) in ("Cc", "Cs", "Zl", "Zp") and mark not in "\n" else mark
+        for mark in _writable(text)
+    )
+
+
+def _short(name: str) -> str:
+    """A name of at most `_WIDEST` columns: its end, which tells most."""
+    name = name.replace("\n", "�")
+    if _columns(name) <= _WIDEST:
+        return name
+    kept: list[str] = []
+    left = _WIDEST - 1
+    for mark in reversed(name):
+        left -= _columns(mark)
+        if left < 0:
+            break
+        kept.append(mark)
+    return "…" + "".join(reversed(kept))
+
+
+def _columns(text: str) -> int:
+    """Columns that a text takes on a terminal: two for wide letters, none for marks that combine."""
+    return sum(
+        0 if unicodedata.combining(mark) else 2 if unicodedata.east_asian_width(mark) in "WF" else 1 for mark in text
+    )

@@ -1,0 +1,338 @@
+"""An index of recordings: read from its folder, and asked for what is nearest to a vector or a sound.
+
+Up to `layout.EXACT_MOST` rows a search is one matrix product over all of them; above, a walk through a graph.
+
+Letters: N rows, D width.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from asit.audio.sounds import Sound, open_sound
+from asit.errors import AsitError, ConfigError
+from asit.interop.loading import load
+from asit.model.audio_model import AudioModel, Embedding
+from asit.search import layout, table, windows
+from asit.search.graph import Graph
+from asit.search.table import Files, Rows, Source
+from asit.search.windows import Pooling
+
+_TOGETHER = 64  # windows of a long question that are held at once
+
+Vector = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A row of an index: a stretch of a recording.
+
+    Attributes:
+        row: its number, from 0.
+        path: the file, absolute.
+        name: what the recording is called.
+        start, end: in s from the beginning of the file or the tar shard's member.
+        label: where the index's input had labels.
+        member: of a recording in a tar shard.
+    """
+
+    row: int
+    path: str
+    name: str
+    start: float
+    end: float
+    label: str | None = None
+    member: str | None = None
+
+
+@dataclass(frozen=True)
+class Neighbour(Place):
+    """A row that was found.
+
+    Attributes:
+        similarity: cosine, from -1 to 1.
+    """
+
+    similarity: float = 0.0
+
+
+class Index:
+    """Vectors of recordings, to be searched; made by `asit.search.build`. Several threads may ask it at once.
+
+    Attributes:
+        folder: where it lies.
+        card: what the vectors are; JSON.
+        sources: the recordings.
+        rows: (N,) of `table.ROW`, sorted by recording.
+        vectors: (N, D) float16, on the disk.
+        graph: where there are more than `layout.EXACT_MOST` rows.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        card: dict[str, Any],
+        sources: list[Source],
+        rows: Rows,
+        vectors: npt.NDArray[np.float16],
+        graph: Graph | None,
+    ) -> None:
+        self.folder, self.card, self.sources = folder, card, sources
+        self.rows, self.vectors, self.graph = rows, vectors, graph
+        self._model: AudioModel | None = None
+
+    @classmethod
+    def read(cls, folder: str | os.PathLike[str]) -> Index:
+        """Read an index.
+
+        Raises:
+            CheckpointError: it is not there, damaged, altered, or of a newer format.
+            ConfigError: it has a graph, and usearch is not installed.
+        """
+        folder = Path(folder)
+        card = layout.read_card(folder)
+        count, width = card["rows"], card["width"]
+        names = [
+            layout.VECTORS,
+            layout.ROWS,
+            layout.SOURCES,
+            *([layout.GRAPH] if layout.GRAPH in card["sha256"] else []),
+        ]
+        layout.check_hashes(folder, card, names)
+        vectors = layout.read_array(folder / layout.VECTORS, (count, width), np.dtype("<f2"))
+        rows = np.array(layout.read_array(folder / layout.ROWS, (count,), table.ROW))
+        if (np.diff(rows["file"].astype(np.int64)) < 0).any():
+            raise layout.damaged(folder / layout.ROWS, "its rows are out of order")
+        try:
+            with (folder / layout.SOURCES).open(encoding="utf-8") as file:
+                sources = [table.from_line(json.loads(line)) for line in file]
+        except ValueError as error:
+            raise layout.damaged(folder / layout.SOURCES, str(error)) from error
+        if len(sources) != card["recordings"] or rows["file"].max() >= len(sources):
+            raise layout.damaged(
+                folder / layout.ROWS, f"it names recordings beyond the {len(sources)} of {layout.SOURCES}"
+            )
+        if not (np.isfinite(rows["start"]) & np.isfinite(rows["end"]) & (rows["start"] <= rows["end"])).all():
+            raise layout.damaged(folder / layout.ROWS, "its times are not times")
+        graph = Graph.load(folder / layout.GRAPH, count, width) if layout.GRAPH in names else None
+        return cls(folder, card, sources, rows, vectors, graph)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def pooling(self) -> Pooling:
+        """How a sound's tokens became its vector."""
+        return cast(Pooling, self.card["pooling"])
+
+    @functools.cached_property
+    def _matrix(self) -> Vector:
+        """All vectors as float32, which CPUs multiply fast."""
+        return self.vectors.astype(np.float32)
+
+    @functools.cached_property
+    def _by_path(self) -> dict[tuple[str, str | None], list[int]]:
+        places: dict[tuple[str, str | None], list[int]] = {}
+        for place, source in enumerate(self.sources):
+            places.setdefault((source.path, source.member), []).append(place)
+        return places
+
+    def clip(self, row: int) -> Place:
+        """What a row is.
+
+        Raises:
+            ConfigError: there is no such row.
+        """
+        self._check_row(row)
+        file, start, end = self.rows[row].tolist()
+        source = self.sources[file]
+        return Place(row, source.path, source.name, start, end, source.label, source.member)
+
+    def source(self, row: int) -> Source:
+        """The recording of a row; `source(row).item().sound()` is its file or bytes.
+
+        Raises:
+            ConfigError: there is no such row.
+        """
+        self._check_row(row)
+        return self.sources[int(self.rows["file"][row])]
+
+    def vector(self, row: int) -> Vector:
+        """The vector (D,) of a row.
+
+        Raises:
+            ConfigError: there is no such row.
+        """
+        self._check_row(row)
+        return self.vectors[row].astype(np.float32)
+
+    def query(self, embedding: Embedding) -> Vector:
+        """The vector (D,) of an embedded sound, as the index pools its own."""
+        return windows.vector(embedding, self.pooling)
+
+    def nearest(
+        self, vector: npt.ArrayLike, k: int = 10, without: npt.NDArray[np.int64] | None = None
+    ) -> list[Neighbour]:
+        """The k rows of the highest cosine similarity to a vector, best first.
+
+        Args:
+            vector: (D,) of any length but 0.
+            k: at least 1; fewer come where the index has fewer.
+            without: rows that are left out.
+
+        Raises:
+            ConfigError: a vector of another width, or not finite, or a k below 1.
+        """
+        asked = np.asarray(vector, np.float64)
+        length = float(np.linalg.norm(asked)) if asked.shape == (self.card["width"],) else 0.0
+        if not 0 < length < math.inf:
+            raise ConfigError(
+                f"a vector of shape {asked.shape}" + (" that is zero or not finite" if asked.ndim == 1 else ""),
+                f"({self.card['width']},) finite numbers",
+                "make it with Index.query(model.embed(sound)), by the model of the index",
+            )
+        if k < 1:
+            raise ConfigError(f"k is {k}", "at least 1", "ask for one neighbour or more")
+        unit = (asked / length).astype(np.float32)
+        out = np.empty(0, np.int64) if without is None else without
+        if self.graph is None:
+            scores = self._matrix @ unit
+            scores[out] = -np.inf
+            keep = min(k, len(scores) - len(np.unique(out)))
+            best = np.argpartition(-scores, keep - 1)[:keep] if 0 < keep < len(scores) else np.arange(len(scores))
+            best = best[np.lexsort((best, -scores[best]))][:keep]
+            found, values = best, scores[best]
+        else:
+            found, values = self.graph.nearest(unit, k + len(out))
+            kept = ~np.isin(found, out)
+            found, values = found[kept][:k], values[kept][:k]
+        return [
+            Neighbour(**vars(self.clip(row)), similarity=value)
+            for row, value in zip(found.tolist(), values.tolist(), strict=True)
+        ]
+
+    def similar(
+        self,
+        sound: Sound,
+        k: int = 10,
+        model: AudioModel | None = None,
+        rate: int | None = None,
+        start: float = 0.0,
+        seconds: float | None = None,
+        include_self: bool = False,
+    ) -> list[Neighbour]:
+        """The k rows that sound most like a sound, or like a part of it.
+
+        A sound that is longer than the index's windows is asked for by the mean of its windows' vectors.
+
+        Args:
+            sound: a file, bytes, array or tensor; see `AudioModel.embed`.
+            model: the one that the index was made with; None: it is loaded from where it was then.
+            rate: of arrays in Hz.
+            start, seconds: the part to go by; None: to the end.
+            include_self: also the rows that the sound itself is, where it is a file of the index.
+
+        Raises:
+            AudioError: the sound cannot be read.
+            ConfigError: another model than the index's, or k below 1.
+            CheckpointError: the model cannot be loaded.
+        """
+        if model is None:
+            model = self.model()
+        else:
+            self.check(model)
+        own = None
+        if not include_self and isinstance(sound, str | os.PathLike):
+            own = self.rows_of(os.fspath(sound), start=start, seconds=seconds)
+        return self.nearest(self.ask(sound, model, rate, start, seconds), k, own)
+
+    def ask(
+        self, sound: Sound, model: AudioModel, rate: int | None = None, start: float = 0.0, seconds: float | None = None
+    ) -> Vector:
+        """The vector (D,) of a sound of any length; see `similar`, which also checks the model."""
+        total, waiting = np.zeros(self.card["width"]), list[windows.Wave]()
+        with open_sound(sound, rate, model.rate, model.front_end.settings.resampler, start, seconds) as source:
+            for _, _, wave in windows.cut(source.blocks(), model.rate, self.card["window"], self.card["hop"]):
+                waiting.append(wave)
+                if len(waiting) == _TOGETHER:
+                    total += self._sum(waiting, model)
+                    waiting = []
+        return (total + self._sum(waiting, model)).astype(np.float32)
+
+    def _sum(self, waves: list[windows.Wave], model: AudioModel) -> npt.NDArray[np.float64]:
+        found = model.embed_batch(waves, layer=self.card["layer"], precision=self.card["precision"], patches=False)
+        return np.sum([self.query(one) for one in found] or [np.zeros(self.card["width"])], axis=0, dtype=np.float64)
+
+    def rows_of(
+        self, path: str, member: str | None = None, start: float = 0.0, seconds: float | None = None
+    ) -> npt.NDArray[np.int64]:
+        """Rows of a file, or of a tar shard's member, that share some of the time from `start` on; none where the
+        index does not hold it."""
+        names = {Files().path(path), os.path.realpath(path)}
+        held = sorted(place for name in names for place in self._by_path.get((name, member), ()))
+        end = math.inf if seconds is None else start + seconds
+        rows = self.rows_at(held)
+        times = self.rows[rows]
+        found: npt.NDArray[np.int64] = rows[(times["start"] < end) & (times["end"] > start)]
+        return found
+
+    def rows_at(self, places: Sequence[int]) -> npt.NDArray[np.int64]:
+        """The numbers of the rows of some of the `sources`, given by their places in rising order."""
+        wanted = np.zeros(len(self.sources), bool)
+        wanted[list(places)] = True
+        return np.flatnonzero(wanted[self.rows["file"]])
+
+    def check(self, model: AudioModel) -> None:
+        """Refuse a model that is not the one the index was made with.
+
+        Raises:
+            ConfigError: says what differs.
+        """
+        mine, other = self.card["model"], layout.facts(model)
+        names = [name for name in other if mine.get(name) != other[name]]
+        if names:
+            raise ConfigError(
+                f"{self.folder} was made with another model: not the same {', '.join(names)}",
+                f"the model with the weights {str(mine.get('weights'))[:12]}, which was {mine.get('path')}",
+                "give that model, or make the index anew with this one: asit index ... --overwrite",
+            )
+
+    def model(self, device: str | torch.device = "cpu") -> AudioModel:
+        """The model that the index was made with, loaded once from where it was then.
+
+        Raises:
+            CheckpointError: it is not there any more.
+            ConfigError: another one is there now, or the card names none.
+        """
+        if self._model is None:
+            path = self.card["model"]["path"]
+            if path is None:
+                raise ConfigError(
+                    f"{self.folder} does not say where its model lies", "a model", "hand it in: --model MODEL"
+                )
+            try:
+                model = load(path, device)
+            except AsitError as error:
+                raise type(error)(
+                    f"the model of {self.folder} cannot be loaded: {error.found}",
+                    error.expected,
+                    "say where it is now: --model MODEL",
+                ) from error
+            self.check(model)
+            self._model = model
+        return self._model
+
+    def _check_row(self, row: int) -> None:
+        if not 0 <= row < len(self):
+            raise ConfigError(f"row {row}", f"0 to {len(self) - 1}", "take the rows of neighbours")
