@@ -145,6 +145,10 @@ def open_content(file: str | os.PathLike[str] | AudioBytes | BinaryIO) -> Iterat
     """
     if isinstance(file, str | os.PathLike):
         path = Path(file)
+        if path.is_fifo():  # such as /dev/stdin behind a pipe
+            with path.open("rb") as pipe, _rewound(pipe, str(path)) as handle:
+                yield _content(str(path), None, handle, _head_of(handle))
+            return
         yield _content(str(path), path, None, _first_bytes(path))
         return
     name = name_of(file)

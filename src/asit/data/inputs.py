@@ -1,0 +1,239 @@
+"""What a command is asked to hear: files, folders, globs, catalogues, tables and tar shards, as one list of items."""
+
+# Paths are text here: a Path for each of a million would cost minutes.
+# ruff: noqa: PTH100, PTH109, PTH112, PTH118, PTH120, PTH122, PTH207
+
+from __future__ import annotations
+
+import glob
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from asit.audio import files
+from asit.data import listing, tables, tarshards
+from asit.data.catalogue import Catalogue, is_catalogue, relative, unreadable
+from asit.errors import AudioError, CatalogueError, ConfigError
+
+_MAGIC = "*?["
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One thing to hear.
+
+    Attributes:
+        name: what rows about it are called: the path as it was given, or relative to the one folder that was given;
+            "shard.tar/member.wav" for a tar's member; as in the catalogue or table that lists it.
+        path: of the file.
+        member: name in the tar shard at `path`; None: the file itself.
+        offset, size: of a member's bytes in the tar.
+        start: s; where in its file a listed clip starts.
+        seconds: length of a listed clip, s; None: to the file's end.
+        label: of a listed clip, the list's text.
+        fault: why it is not to be heard, known already; None: try.
+    """
+
+    name: str
+    path: str
+    member: str | None = None
+    offset: int | None = None
+    size: int | None = None
+    start: float = 0.0
+    seconds: float | None = None
+    label: str | None = None
+    fault: str | None = None
+
+    def sound(self) -> str | bytes:
+        """The file's path, or the bytes of a tar's member.
+
+        Raises:
+            AudioError: a fault that was known, or a tar that cannot be read any more.
+        """
+        if self.fault is not None:
+            raise AudioError(f"{self.name}: {self.fault}", "a recording", "mend it, or leave it out")
+        if self.offset is None or self.size is None:
+            return self.path
+        try:
+            found = tarshards.read_member(self.path, self.offset, self.size)
+        except OSError as error:
+            raise AudioError(f"{self.path}: {error.strerror}", "a readable tar file", "check the path") from None
+        if len(found) < self.size:
+            raise AudioError(f"{self.path} has become shorter", f"{self.size} bytes of {self.member}", "fetch it anew")
+        return found
+
+
+def expand(inputs: Sequence[str]) -> list[Item]:
+    """What the inputs name, in their order.
+
+    A folder gives all audio below it, in the order of the names, hidden files left out, and the audio of the tar
+    shards in it. A pattern with ``*``, ``?`` or ``[...]`` (``**``: folders at any depth) gives what it matches, in the
+    order of the names. A ``.jsonl`` that `asit catalogue` wrote, or a CSV, TSV or JSONL with a path in each line,
+    gives its clips; an uncompressed ``.tar`` its audio. Any other file is taken for a recording, whatever its name. No
+    file of sound is opened here.
+
+    Raises:
+        ConfigError: no input, or something that is named twice.
+        CatalogueError: an input that does not exist or holds no audio, a pattern without a match, a list or a tar
+            that cannot be read.
+    """
+    if not inputs:
+        raise ConfigError("no input", "files, folders, patterns, catalogues or tar shards", "name at least one")
+    items: list[Item] = []
+    for given in inputs:
+        items.extend(_of(os.fspath(given), len(inputs) > 1))
+    _refuse_twins(items)
+    return items
+
+
+def _of(given: str, several: bool) -> Iterator[Item]:
+    if not given or "\0" in given:
+        raise CatalogueError(f"an input is {given!r}", "a path", "check the command")
+    if os.path.isdir(given):
+        return _of_folder(given, given if several else "")
+    if os.path.lexists(given):
+        return _of_file(given)
+    if any(sign in given for sign in _MAGIC):
+        return _of_pattern(given)
+    hint = tables.near(Path(given))
+    raise CatalogueError(f"there is no {given}", "a file, a folder or a pattern that matches", "check the path" + hint)
+
+
+def _of_file(path: str) -> Iterator[Item]:
+    suffix = os.path.splitext(path)[1].lower()
+    if tarshards.is_shard(path) or tarshards.is_packed(path):
+        return _of_shard(path, path)
+    if suffix == ".jsonl" and is_catalogue(Path(path)):
+        return _of_catalogue(path)
+    if suffix in tables.SUFFIXES:
+        return _of_table(path)
+    return iter([Item(path, path)])
+
+
+def _of_folder(folder: str, prefix: str) -> Iterator[Item]:
+    """Audio and tar shards below a folder; names begin with `prefix`."""
+    closed: dict[str, str] = {}
+
+    def shut(place: str, error: OSError) -> None:
+        if not place:
+            raise unreadable(folder, error) from None
+        closed[place] = error.strerror or str(error)
+
+    others: Counter[str] = Counter()
+    count = 0
+    for inner in listing.walk(folder, shut):
+        suffix = os.path.splitext(inner)[1].lower()
+        path, name = os.path.join(folder, inner), os.path.join(prefix, inner)
+        if inner in closed:
+            yield Item(name, path, fault=f"the folder cannot be read: {closed[inner]}")
+        elif suffix == tarshards.SUFFIX:
+            try:
+                yield from _of_shard(path, name)
+            except CatalogueError as error:  # the others go on
+                yield Item(name, path, fault=error.found)
+        elif suffix in files.SUFFIXES:
+            yield Item(name, path)
+        else:
+            others[suffix or "(no suffix)"] += 1
+            continue
+        count += 1
+    if not count:
+        raise _no_audio(folder, "folder", others)
+
+
+def _of_pattern(pattern: str) -> Iterator[Item]:
+    matches = sorted(glob.iglob(pattern, recursive=True))
+    if not matches:
+        raise CatalogueError(
+            f"nothing matches {pattern}", "a pattern of paths that exist", "check it; ** goes through folders"
+        )
+    others: Counter[str] = Counter()
+    count = 0
+    entered: set[str] = set()
+    for path in matches:
+        suffix = os.path.splitext(path)[1].lower()
+        if "**" in pattern and any(str(parent) in entered for parent in Path(path).parents):
+            continue  # the pattern matches a folder, and what is in it too
+        if os.path.isdir(path):
+            entered.add(str(Path(path)))
+            found = _of_folder(path, path)
+        elif suffix in files.SUFFIXES or suffix == tarshards.SUFFIX:
+            found = _of_file(path)
+        else:
+            others[suffix or "(no suffix)"] += 1
+            continue
+        for item in found:
+            count += 1
+            yield item
+    if not count:
+        raise _no_audio(pattern, "pattern", others)
+
+
+def _of_catalogue(path: str) -> Iterator[Item]:
+    catalogue = Catalogue.read(path)
+    starts = catalogue.starts
+    names = catalogue.ids()
+    labels = catalogue.labels
+    for i, name in enumerate(names):
+        start = float(starts[i])
+        plain = name.rpartition("@")[0] if start else name
+        full = os.path.join(catalogue.root, plain)
+        yield Item(plain, full, start=start, seconds=float(catalogue.seconds[i]), label=labels[i])
+
+
+def _of_table(path: str) -> Iterator[Item]:
+    root = os.path.abspath(os.path.dirname(path))
+    for row in tables.iterate_table(path):
+        start = row.start or 0.0
+        seconds = None if row.end is None else row.end - start
+        yield Item(relative(row.path, root), row.path, start=start, seconds=seconds, label=row.label)
+
+
+def _of_shard(path: str, name: str) -> Iterator[Item]:
+    shard = tarshards.read_shard(path)
+    if not shard.members and shard.fault is None:
+        raise _no_audio(path, "tar file", shard.others)
+    for member in shard.members:
+        yield Item(f"{name}/{member.name}", path, member.name, member.offset, member.size, fault=member.fault)
+    if shard.fault is not None:
+        yield Item(name, path, fault=shard.fault)
+
+
+def _refuse_twins(items: Sequence[Item]) -> None:
+    _refuse_same(items, lambda item: (item.name, item.start, item.seconds), "called the same")
+    folder = os.getcwd() + os.sep
+    wheres: dict[str, str] = {}
+
+    def where(item: Item) -> tuple[str, int | None, float, float | None]:
+        path = item.path
+        if path not in wheres:
+            wheres[path] = os.path.normpath(path if path.startswith(os.sep) else folder + path)
+        return wheres[path], item.offset, item.start, item.seconds
+
+    _refuse_same(items, where, "named twice")
+
+
+def _refuse_same(items: Sequence[Item], key: Callable[[Item], object], how: str) -> None:
+    if len(set(map(key, items))) == len(items):
+        return
+    counts = Counter(map(key, items))
+    twice = list(dict.fromkeys(item.name for item in items if counts[key(item)] > 1))
+    first = ", ".join(twice[:3]) + (", ..." if len(twice) > 3 else "")
+    raise ConfigError(
+        f"{len(twice)} inputs are {how}: {first}",
+        "each file, or part of a file, once",
+        "take the second one out, or give folders by themselves",
+    )
+
+
+def _no_audio(place: str, kind: str, others: Counter[str]) -> CatalogueError:
+    if not others:
+        return CatalogueError(f"the {kind} {place} is empty", "recordings in it", "check the path")
+    seen = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(6))
+    return CatalogueError(
+        f"the {kind} {place} gives no audio; {others.total()} files: {seen}",
+        f"files that end in {', '.join(sorted(files.SUFFIXES))}",
+        "check the path, or turn the recordings into one of these",
+    )

@@ -1,0 +1,233 @@
+"""Inputs of commands: what files, folders, patterns, lists and tar shards name, in which order, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from asit.audio.sounds import read_sound
+from asit.data import tarshards
+from asit.data.catalogue import Catalogue, Clip
+from asit.data.inputs import Item, expand
+from asit.errors import AsitError, AudioError, CatalogueError, ConfigError
+
+
+def wav(seed: int = 0) -> bytes:
+    out = io.BytesIO()
+    soundfile.write(out, np.random.default_rng(seed).uniform(-0.1, 0.1, 800), 16000, format="WAV")
+    return out.getvalue()
+
+
+def put(path: Path, content: bytes | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(wav() if content is None else content)
+    return path
+
+
+def shard(path: Path, members: dict[str, bytes], **kinds: bytes) -> Path:
+    """An uncompressed tar; `kinds`: further members of other types."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as archive:
+        for name, content in members.items():
+            header = tarfile.TarInfo(name)
+            header.size = len(content)
+            archive.addfile(header, io.BytesIO(content))
+        for name, kind in kinds.items():
+            header = tarfile.TarInfo(f"{name}.wav")
+            header.type, header.linkname = kind, "/etc/passwd"
+            archive.addfile(header)
+    return path
+
+
+@pytest.fixture
+def material(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name in ("data/b.wav", "data/a.flac", "data/in/ä c.mp3", "data/notes.txt", "data/.hidden.wav", "other/b.wav"):
+        put(tmp_path / name)
+    return tmp_path
+
+
+def names(*inputs: str) -> list[str]:
+    return [item.name for item in expand(inputs)]
+
+
+def test_folders_files_and_patterns_in_the_order_given(material: Path) -> None:
+    assert names("data") == ["a.flac", "b.wav", "in/ä c.mp3"]
+    assert [item.path for item in expand(["data/"])] == ["data/a.flac", "data/b.wav", "data/in/ä c.mp3"]
+    assert names(str(material / "data")) == names("data")
+    # Names of several folders must not meet.
+    assert names("other", "data") == ["other/b.wav", "data/a.flac", "data/b.wav", "data/in/ä c.mp3"]
+    assert names("other/b.wav", "data/notes.txt") == ["other/b.wav", "data/notes.txt"]
+    assert names("data/*") == ["data/a.flac", "data/b.wav", "data/in/ä c.mp3"]
+    assert names("data/**") == ["data/a.flac", "data/b.wav", "data/in/ä c.mp3"]
+    assert names("**/*.wav") == ["data/b.wav", "other/b.wav"]
+    assert names("data/[ab].*") == ["data/a.flac", "data/b.wav"]
+    put(material / "data/[x].wav")
+    assert names("data/[x].wav") == ["data/[x].wav"]
+
+
+def test_catalogues_and_tables(material: Path) -> None:
+    clips = [
+        Clip(str(material / "data/b.wav"), 1.5, 16000, 1, label="dog", start=2.5),
+        Clip(str(material / "data/b.wav"), 1.0, 16000, 1),
+        Clip(str(material / "data/in/ä c.mp3"), 4.0, 16000, 1),
+    ]
+    Catalogue.from_clips(clips, root=material / "data").write(material / "lists.jsonl")
+    found = expand(["lists.jsonl"])
+    assert found == [
+        Item("b.wav", str(material / "data/b.wav"), start=2.5, seconds=1.5, label="dog"),
+        Item("b.wav", str(material / "data/b.wav"), seconds=1.0),
+        Item("in/ä c.mp3", str(material / "data/in/ä c.mp3"), seconds=4.0),
+    ]
+    (material / "table.csv").write_text("path,label,start,end\ndata/b.wav,cat,1.5,2\nother/b.wav,,,\n")
+    assert expand(["table.csv"]) == [
+        Item("data/b.wav", str(material / "data/b.wav"), start=1.5, seconds=0.5, label="cat"),
+        Item("other/b.wav", str(material / "other/b.wav")),
+    ]
+
+
+def test_a_shard_is_read_where_its_bytes_lie(material: Path) -> None:
+    long = "deep/" * 40 + "x.wav"
+    members = {"a.wav": wav(1), "a.json": b"{}", "sub/b.WAV": wav(2), long: wav(3), "._a.wav": b"fork"}
+    shard(material / "s.tar", members, link=tarfile.SYMTYPE, pipe=tarfile.FIFOTYPE, device=tarfile.CHRTYPE)
+    before = sorted(material.iterdir())
+    found = expand(["s.tar"])
+    assert [item.name for item in found] == ["s.tar/a.wav", "s.tar/sub/b.WAV", f"s.tar/{long}"]
+    for item, seed in zip(found, (1, 2, 3), strict=True):
+        assert item.sound() == wav(seed)
+        assert len(read_sound(item.sound(), None, 16000)) == 800
+    assert sorted(material.iterdir()) == before
+    put(material / "shards/0.wav")
+    shard(material / "shards/1.tar", {"a.wav": wav(1)})
+    put(material / "shards/2.tar", b"nothing of the kind")
+    found = expand(["shards"])
+    assert [item.name for item in found] == ["0.wav", "1.tar/a.wav", "2.tar"]
+    with pytest.raises(AudioError, match=r"2.tar: shards/2.tar is no tar file"):
+        found[2].sound()
+
+
+@pytest.mark.parametrize("name", ["../up.wav", "/etc/up.wav", "a/../../up.wav", "..\\up.wav", "C:/up.wav"])
+def test_names_that_lead_out_of_a_shard_are_faults(material: Path, name: str) -> None:
+    shard(material / "s.tar", {name: wav(), "good.wav": wav()})
+    bad, good = expand(["s.tar"])
+    assert good.fault is None
+    with pytest.raises(AudioError, match="its name leads out of the tar"):
+        bad.sound()
+
+
+def test_shards_cut_off_and_shortened(material: Path) -> None:
+    path = shard(material / "s.tar", {"a.wav": wav(), "b.wav": wav(), "c.wav": wav()})
+    whole = path.read_bytes()
+    path.write_bytes(whole[: 2 * (512 + 2048) + 512 + 100])
+    found = expand(["s.tar"])
+    assert [item.name for item in found][:3] == ["s.tar/a.wav", "s.tar/b.wav", "s.tar/c.wav"]
+    assert [item.fault is None for item in found][:3] == [True, True, False]
+    path.write_bytes(whole[:1000])
+    with pytest.raises(AudioError, match="has become shorter"):
+        found[0].sound()
+    path.unlink()
+    with pytest.raises(AudioError, match="No such file"):
+        found[0].sound()
+
+
+def test_a_damaged_header_ends_a_shard_with_a_fault(material: Path) -> None:
+    path = shard(material / "s.tar", {"a.wav": wav(), "b.wav": wav()})
+    content = bytearray(path.read_bytes())
+    content[512 + 2048 : 512 + 2048 + 512] = b"\xff" * 512
+    path.write_bytes(content)
+    found = expand(["s.tar"])
+    assert [item.name for item in found] == ["s.tar/a.wav", "s.tar"]
+    assert found[1].fault == "damaged at byte 2560: no header there"
+
+
+@pytest.mark.parametrize(
+    ("inputs", "kind", "text"),
+    [
+        ([], ConfigError, "no input"),
+        ([""], CatalogueError, "an input is ''"),
+        (["a\0b"], CatalogueError, "an input is"),
+        (["data/c.wav"], CatalogueError, "there is no data/c.wav"),
+        (["dat"], CatalogueError, "did you mean data?"),
+        (["data/*.ogg"], CatalogueError, "nothing matches data/*.ogg"),
+        (["data/*.txt"], CatalogueError, "the pattern data/*.txt gives no audio; 1 files: 1 .txt"),
+        (["empty"], CatalogueError, "the folder empty is empty"),
+        (["texts"], CatalogueError, "the folder texts gives no audio; 2 files: 2 .txt"),
+        (["none.tar"], CatalogueError, "the tar file none.tar gives no audio; 1 files: 1 .json"),
+        (["bad.tar"], CatalogueError, "bad.tar is no tar file"),
+        (["packed.tar"], CatalogueError, "packed.tar is compressed"),
+        (["packed.tar.gz"], CatalogueError, "packed.tar.gz is compressed"),
+        (["data/a.flac", "data/b.wav", "data/a.flac"], ConfigError, "1 inputs are called the same: data/a.flac"),
+        (["data", "data/b.wav"], ConfigError, "1 inputs are called the same: data/b.wav"),
+        (["data/b.wav", "./data/b.wav"], ConfigError, "2 inputs are named twice: data/b.wav, ./data/b.wav"),
+        (["twice.tar"], ConfigError, "1 inputs are called the same: twice.tar/a.wav"),
+    ],
+)
+def test_what_matches_nothing_or_twice_is_refused(
+    material: Path, inputs: list[str], kind: type[AsitError], text: str
+) -> None:
+    (material / "empty").mkdir()
+    put(material / "texts/a.txt")
+    put(material / "texts/b.txt")
+    shard(material / "none.tar", {"a.json": b"{}"})
+    put(material / "bad.tar", b"x" * 2000)
+    with tarfile.open(material / "packed.tar.gz", "w:gz") as archive:
+        archive.add(material / "data")
+    put(material / "packed.tar", (material / "packed.tar.gz").read_bytes())
+    with tarfile.open(material / "twice.tar", "w") as archive:
+        for _ in range(2):
+            archive.addfile(tarfile.TarInfo("a.wav"))
+    with pytest.raises(kind) as caught:
+        expand(inputs)
+    assert text in str(caught.value)
+    assert caught.value.expected
+    assert caught.value.remedy
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_is_shut_is_a_fault(material: Path) -> None:
+    shut = material / "data" / "shut"
+    shut.mkdir(mode=0)
+    try:
+        assert [item.name for item in expand(["data"]) if item.fault] == ["shut"]
+    finally:
+        shut.chmod(0o700)
+
+
+def test_links_are_followed_once_and_a_broken_one_is_an_item(material: Path) -> None:
+    (material / "data/in/again").symlink_to(material / "data")
+    (material / "data/gone.wav").symlink_to(material / "nowhere.wav")
+    assert names("data") == ["a.flac", "b.wav", "gone.wav", "in/ä c.mp3"]
+    assert names("data/gone.wav") == ["data/gone.wav"]
+
+
+def test_a_name_that_is_not_utf8(material: Path) -> None:
+    path = os.fsencode(material / "odd") + b"/\xff.wav"
+    (material / "odd").mkdir()
+    with open(path, "wb") as file:  # noqa: PTH123
+        file.write(wav())
+    (item,) = expand(["odd"])
+    assert len(read_sound(item.sound(), None, 16000)) == 800
+
+
+def test_many_files_take_no_time_each(tmp_path: Path) -> None:
+    for folder in range(10):
+        (tmp_path / str(folder)).mkdir()
+        for number in range(200):
+            (tmp_path / str(folder) / f"{number}.wav").touch()
+    began = time.process_time()
+    assert len(expand([str(tmp_path)])) == 2000
+    assert time.process_time() - began < 0.5
+
+
+def test_many_members_of_a_shard(material: Path) -> None:
+    path = shard(material / "s.tar", {f"{i}.wav": b"" for i in range(500)})
+    found = tarshards.read_shard(str(path))
+    assert len(found.members) == 500
+    assert found.members[499].offset == 512 * 1000 - 512 * 500
