@@ -354,4 +354,10 @@ def _check_tensors(path: Path, content: Mapping[str, Any], length: int) -> None:
 
 
 def _first(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """The reason, without torch's advice to read the file unsafely."""
+    text = str(error)
+    if found := re.search(r"WeightsUnpickler error:\s*(\S.*)", text):
+        return found[1]
+    if "weights_only" in text:
+        return "torch's reader of tensors refuses it"
+    return (text.strip().splitlines() or [type(error).__name__])[0]

@@ -319,5 +319,10 @@ def test_a_converted_model_is_saved_and_hears(tmp_path: Path, shared_data: Path)
     assert found.clip.isfinite().all()
     torch.testing.assert_close(found.clip, done.model.embed(clip).clip)
     assert model.classes == ("a", "b", "c", "d", "e")
+    assert model.head is not None
+    assert model.head.norm is not None
+    assert model.head.norm.eps == 1e-5
+    x = image(136, 128)
+    assert torch.equal(model.logits(x), done.model.logits(x))
     assert model.card["training"]["license"] == "BSD-3-Clause"
     assert (model.front_end.settings.mean, model.front_end.settings.std) == (-5.0, 4.5689974)

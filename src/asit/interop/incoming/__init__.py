@@ -21,6 +21,7 @@ from asit.errors import CheckpointError, ConfigError
 from asit.interop.incoming import hf_ast, labels
 from asit.interop.incoming.detect import KINDS, choose
 from asit.interop.incoming.taken import Ask, Taken
+from asit.interop.loading import load
 from asit.model import positions
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Head, Labelling
@@ -66,13 +67,12 @@ def convert(path: Path, ask: Ask) -> Converted:
     """
     file = _file(path)
     if file is None:
-        from asit.interop.loading import load
-
-        return Converted(load(str(path)), 0, {}, ["a folder that asit wrote for Hugging Face: taken as it is"])
+        return _own(path, ask)
     content = foreign.read(file, training_state=True)
     kind, notes = choose(file, content, ask.kind)
     taken = KINDS[kind][1](file, content, ask)
-    foreign.finite(file, {**taken.state, **(taken.head.state if taken.head else {})})
+    of_head = {} if taken.head is None else {f"head.{name}": value for name, value in taken.head.state.items()}
+    foreign.finite(file, {**taken.state, **of_head})
     if kind != "vit":
         notes += _resize(taken, ask)
     encoder = _encoder(file, taken)
@@ -112,6 +112,22 @@ def _file(path: Path) -> Path | None:
             "give a file of weights of one of the kinds " + ", ".join(KINDS),
         )
     return hf_ast.weights_in(path)
+
+
+def _own(path: Path, ask: Ask) -> Converted:
+    """A model of ours from a folder that was written for Hugging Face."""
+    if ask != Ask(license=ask.license):
+        raise ConfigError(
+            f"{path} is a model of asit's for Hugging Face, and more than --out and --license is given",
+            "a model that is taken as it is: its config.json says all",
+            "leave the other options out",
+        )
+    model = load(path)
+    if ask.license:
+        model.training["license"] = ask.license
+    head = 0 if model.head is None else len(model.head.state_dict())
+    mapped = len(model.encoder.state_dict()) + head
+    return Converted(model, mapped, {}, ["a model of asit's, written for Hugging Face: taken as it is"])
 
 
 def _resize(taken: Taken, ask: Ask) -> list[str]:

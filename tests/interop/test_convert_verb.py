@@ -1,0 +1,219 @@
+"""asit convert: what it says, what it writes, and what it refuses in one line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from asit.cli import main
+from asit.errors import AsitError, CheckpointError, ConfigError
+from asit.interop import incoming
+from asit.interop.incoming import Ask
+from asit.model.audio_model import AudioModel
+from asit.model.vit import Encoder
+from asit.settings import EncoderSettings
+
+WIDTH = 64
+
+
+def encoder(distilled: bool = False, frames: int = 48, mels: int = 128) -> dict[str, Tensor]:
+    settings = EncoderSettings(size="custom", width=WIDTH, depth=1, heads=1, distilled=distilled)
+    made = Encoder(settings, frames, mels)
+    made.init_weights(torch.Generator().manual_seed(0))
+    return made.state_dict()
+
+
+def head(classes: int = 3) -> dict[str, Tensor]:
+    norm = {"mlp_head.0.weight": torch.ones(WIDTH), "mlp_head.0.bias": torch.zeros(WIDTH)}
+    return {**norm, "mlp_head.1.weight": torch.ones(classes, WIDTH), "mlp_head.1.bias": torch.zeros(classes)}
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: value for name, value in tensors.items()}
+
+
+def ast(classes: int = 3) -> dict[str, Tensor]:
+    return under("module.", {**under("v.", encoder(distilled=True)), **head(classes)})
+
+
+def saved(path: Path, content: Any) -> Path:
+    torch.save(content, path)
+    return path
+
+
+def official() -> dict[str, Any]:
+    teacher = {
+        **under("backbone.", encoder()),
+        "head.last_layer.weight_g": torch.ones(1),
+        "head.mlp.0.bias": torch.ones(1),
+    }
+    return {"teacher": teacher, "epoch": 3, "args": argparse.Namespace(lr=1.0)}
+
+
+def test_a_file_becomes_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = saved(tmp_path / "asit.pth", official()), tmp_path / "model"
+    assert main(["convert", str(path), "--out", str(out), "--license", "CC-BY-4.0"]) == 0
+    said = capsys.readouterr().out
+    assert "asit: 18 tensors mapped, 4 entries left out" in said
+    assert "left out: 2 projection head of pretraining (head.last_layer.weight_g, head.mlp.0.bias)" in said
+    assert "left out: 2 state of the training (epoch, args)" in said
+    assert "custom encoder, 64 wide, 1 blocks, 3 x 8 patches (time x mel) of 48 frames; 16000 Hz, 128 mel bins" in said
+    assert f"the model is in {out}" in said
+    model = AudioModel.load(out)
+    assert model.card["training"]["license"] == "CC-BY-4.0"
+    assert model.card["training"]["source"]["left_out"]["epoch"] == "state of the training"
+    assert torch.equal(model.encoder.pos_embed, official()["teacher"]["backbone.pos_embed"])
+    assert main(["convert", str(path), "--out", str(out)]) == 2
+    assert "already exists" in capsys.readouterr().err
+    assert main(["convert", str(path), "--out", str(out), "--overwrite", "--frames", "96"]) == 0
+    assert AudioModel.load(out).frames == 96
+    capsys.readouterr()
+
+
+def test_list_names_every_tensor_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = saved(tmp_path / "ast.pth", ast())
+    before = sorted(tmp_path.iterdir())
+    assert main(["convert", str(path), "--list", "--stride", "16"]) == 0
+    said = capsys.readouterr().out
+    assert "blocks.0.mlp.fc2.weight (64, 256)" in said
+    assert "head.linear.weight (3, 64)" in said
+    assert "note: taken for AST as its authors save it; else pass --kind ssast" in said
+    assert "note: 3 classes, named by their numbers" in said
+    assert "one class a clip (softmax) is assumed of 3 classes: else pass --answer multi" in said
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ([], "no folder was given to write to"),
+        (["--out", "m", "--list"], "--list and --out are both given"),
+        (["--out", "m", "--stride", "ten"], "--stride ten"),
+        (["--out", "m", "--frames", "0"], "0 was given for frames"),
+        (["--out", "m", "--kind", "bert"], "there is no kind 'bert'"),
+        (["--out", "m", "--which", "student"], "holds the teacher and no student"),
+        (["--out", "m", "--kind", "vit"], "looks like ASiT's own pretraining"),
+        (["--out", "m", "--labels", "names.txt"], "has no head that is taken over, and --labels is given"),
+        (["--out", "m", "--frames", "100"], "use 96 or 112 frames"),
+        (["--out", "m", "--mels", "80"], r"makes 5 rows"),
+        (["--out", "data", "--overwrite"], "is there and is no model"),
+    ],
+)
+def test_what_cannot_be_is_one_line_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], given: list[str], text: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    saved(Path("asit.pth"), official())
+    Path("names.txt").write_text("a\nb\n")
+    Path("data").mkdir()
+    Path("data/mine.wav").write_bytes(b"")
+    assert main(["convert", "asit.pth", *given]) == 2
+    error = capsys.readouterr().err
+    assert text in error
+    assert "Traceback" not in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["asit.pth", "data", "names.txt"]
+    assert Path("data/mine.wav").exists()
+
+
+class Runs:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def nan(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    bad = state["module.v.norm.bias"].clone()
+    bad[0] = float("nan")
+    return {**state, "module.v.norm.bias": bad}
+
+
+def without(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key: value for key, value in state.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ({"conv1.weight": torch.zeros(1)}, r"of no kind that is known \(conv1\.weight\)(.|\n)*ssast: SSAST"),
+        ({**ast(), "module.v.blocks.0.lora": torch.zeros(1)}, r"1 tensors without a place \(v\.blocks\.0\.lora\)"),
+        (nan(ast()), r"1 tensors with numbers that are not finite \(norm\.bias\)"),
+        (without(ast(), "module.v.norm.bias"), r"1 missing \(norm\.bias\)"),
+        (without(ast(), "module.mlp_head.1.bias"), r"of a head only mlp_head\.0\.bias"),
+        (without(ast(), "module.v.blocks.0.attn.qkv.weight"), r"no blocks\.0\.attn\.qkv\.weight"),
+        ({**ast(), "module.v.patch_embed.proj.weight": torch.ones(512, 1, 16, 16)}, "its patches are 512 wide"),
+        ({**ast(), "module.v.pos_embed": torch.ones(1, 2 + 25, WIDTH)}, "positions of 25 patches"),
+        ({**ast(), "module.mlp_head.1.weight": torch.ones(3, 32)}, r"\(its head\) does not fit"),
+        (under("v.", encoder()), r"its names do not tell(.|\n)*--kind asit or --kind ssast"),
+        ({**ast(), "x": Runs(Path("made"))}, r"holds (posix|nt)\.mkdir, and reading that could run code"),
+        ({"v.cls_token": torch.zeros(1), "v.patch_embed.proj.weight": torch.zeros(1)}, "with 4 axes"),
+    ],
+)
+def test_files_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: Any, text: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=text):
+        incoming.convert(saved(Path("x.pth"), content), Ask())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.pth"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "want"),
+    [
+        (
+            "class_labels_indices.csv",
+            'index,mid,display_name\n0,/m/a,Speech\n1,/m/b,"Dog, bark"\n2,/m/c,Rain\n',
+            "Dog, bark",
+        ),
+        ("x.json", json.dumps({"id2label": {"0": "Speech", "1": "Dog", "2": "Rain"}}), "Dog"),
+        ("x.json", json.dumps({"classes": ["Speech", "Dog", "Rain"]}), "Dog"),
+        ("x.tsv", "label\tn\nSpeech\t1\nDog\t2\nRain\t3\n", "Dog"),
+    ],
+)
+def test_names_of_classes(tmp_path: Path, name: str, text: str, want: str) -> None:
+    (tmp_path / name).write_text(text)
+    done = incoming.convert(saved(tmp_path / "x.pth", ast()), Ask(kind="ast", labels=tmp_path / name, answer="multi"))
+    assert done.model.classes == ("Speech", want, "Rain")
+    assert done.model.multi
+    assert done.model.card["training"]["source"]["labels"] == name
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "error"),
+    [
+        ("x.txt", "a\nb\n", r"x\.txt has 2 names \(a, b\), the head has 3 outputs"),
+        ("x.txt", "a\nb\na\n", "'a' more than once"),
+        ("x.csv", "index,display_name\n0,a\n2,b\n1,c\n", "has the index 0, 2, 1"),
+        ("x.csv", "number,text\n0,a\n", "has the columns number, text"),
+        ("x.json", "[1, 2]", "holds a list"),
+        ("x.json", '{"classes": 3}', "has no names"),
+        ("", "", "is a folder"),
+        ("missing.csv", None, "is not there"),
+    ],
+)
+def test_names_that_do_not_fit(tmp_path: Path, name: str, text: str | None, error: str) -> None:
+    if name and text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(AsitError, match=error):
+        incoming.convert(saved(tmp_path / "x.pth", ast()), Ask(kind="ast", labels=tmp_path / name))
+
+
+def test_folders(tmp_path: Path) -> None:
+    incoming.convert(saved(tmp_path / "x.pth", official()), Ask()).model.save(tmp_path / "run" / "model")
+    for place in (tmp_path / "run", tmp_path / "run" / "model"):
+        with pytest.raises(CheckpointError, match=r"model is an asit model already(.|\n)*use it as it is"):
+            incoming.convert(place, Ask())
+    with pytest.raises(CheckpointError, match=r"config\.json is not there"):
+        incoming.convert(tmp_path, Ask())
+    (tmp_path / "names.txt").write_text("a\n")
+    path = saved(tmp_path / "y.pth", ast(527))
+    with pytest.raises(ConfigError, match=r"of AudioSet that is class_labels_indices\.csv"):
+        incoming.convert(path, Ask(labels=tmp_path / "names.txt"))

@@ -1,0 +1,267 @@
+"""Weights of others: what is read, and what is refused before anything could happen."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import pickle
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from asit import foreign
+from asit.errors import CheckpointError
+
+
+def saved(path: Path, content: Any, **how: Any) -> Path:
+    torch.save(content, path, **how)
+    return path
+
+
+class Runs:
+    """A pickle of this calls os.mkdir when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+OLD = {"_use_new_zipfile_serialization": False}
+WEIGHTS = {
+    "a": torch.arange(6.0).view(2, 3),
+    "b": torch.ones(2).half(),
+    "c": torch.tensor(3),
+    "d": torch.tensor([True]),
+}
+
+
+@pytest.mark.parametrize("how", [{}, OLD])
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin"])
+def test_what_torch_saves_is_read(tmp_path: Path, how: dict[str, Any], suffix: str) -> None:
+    got = foreign.read(saved(tmp_path / f"x{suffix}", WEIGHTS, **how))
+    assert set(got) == set(WEIGHTS)
+    assert all(torch.equal(got[name], value) and got[name].dtype == value.dtype for name, value in WEIGHTS.items())
+    module = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3))
+    got = foreign.read(saved(tmp_path / f"y{suffix}", module.state_dict(), **how))
+    assert torch.equal(got["1.weight"], module[1].weight)
+    got = foreign.read(saved(tmp_path / f"z{suffix}", dict(module.named_parameters()), **how))
+    assert torch.equal(got["0.bias"], module[0].bias)
+
+
+def test_safetensors_are_read(tmp_path: Path) -> None:
+    safetensors.torch.save_file(WEIGHTS, tmp_path / "x.safetensors")
+    got = foreign.read(tmp_path / "x.safetensors")
+    assert torch.equal(got["a"], WEIGHTS["a"])
+
+
+@pytest.mark.parametrize("how", [{}, OLD])
+def test_a_training_state_is_read_where_it_is_asked_for(tmp_path: Path, how: dict[str, Any]) -> None:
+    odd = {"lr": np.float64(0.1), "n": np.int64(7), "f": np.float32(0.5), "ok": np.bool_(True), "betas": (0.9, 0.95)}
+    args = argparse.Namespace(
+        name="asit", sizes=[1, (2, 3)], none=None, inner=argparse.Namespace(x=1), lr=np.float64(2.0)
+    )
+    path = saved(
+        tmp_path / "x.pth", {"teacher": WEIGHTS, "optimizer": {"groups": [odd]}, "args": args, "epoch": 3}, **how
+    )
+    with pytest.raises(CheckpointError, match=r"x\.pth holds (argparse\.Namespace|numpy\S+), and reading that could"):
+        foreign.read(path)
+    got = foreign.read(path, training_state=True)
+    want = {"lr": 0.1, "n": 7, "f": 0.5, "ok": True, "betas": (0.9, 0.95)}
+    assert got["optimizer"]["groups"] == [want]
+    assert [type(value) for value in got["optimizer"]["groups"][0].values()] == [float, int, float, bool, tuple]
+    assert got["args"] == {"name": "asit", "sizes": [1, (2, 3)], "none": None, "inner": {"x": 1}, "lr": 2.0}
+    assert type(got["args"]) is foreign.Facts
+    assert torch.equal(got["teacher"]["a"], WEIGHTS["a"])
+
+
+@pytest.mark.parametrize("how", [{}, OLD])
+@pytest.mark.parametrize("training_state", [False, True])
+@pytest.mark.parametrize("place", ["beside", "inside"])
+def test_nothing_is_run(tmp_path: Path, how: dict[str, Any], training_state: bool, place: str) -> None:
+    bad = Runs(tmp_path / "made")
+    content = {**WEIGHTS, "x": bad} if place == "beside" else {**WEIGHTS, "args": argparse.Namespace(x=[{"y": bad}])}
+    path = saved(tmp_path / "x.pth", content, **how)
+    with pytest.raises(CheckpointError, match=r"holds (posix|nt)\.mkdir|argparse"):
+        foreign.read(path, training_state=training_state)
+    assert not (tmp_path / "made").exists()
+    torch.load(path, weights_only=False)
+    assert (tmp_path / "made").exists(), "the file of this test would run something"
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (Path("x"), r"pathlib\S*Path"),
+        (print, r"\S+\.print"),
+        (nn.Linear(1, 1), r"torch\.nn\.modules\.linear\.Linear"),
+        (np.zeros(3), r"numpy\S+_reconstruct"),
+        (torch.Generator, r"torch\S+Generator"),
+    ],
+)
+def test_what_it_holds_beside_tensors_is_named(tmp_path: Path, value: Any, name: str) -> None:
+    path = saved(tmp_path / "x.pth", {"a": WEIGHTS["a"], "args": argparse.Namespace(x=value)})
+    with pytest.raises(
+        CheckpointError, match=rf"x\.pth holds {name}, and reading that could run code\n.*plain argparse"
+    ):
+        foreign.read(path, training_state=True)
+
+
+def test_a_numpy_scalar_of_objects_and_other_pickles(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="numpy scalar of another kind than a number") as caught:
+        foreign.read(saved(tmp_path / "x.pth", {"a": np.datetime64("2020-01-01")}), training_state=True)
+    assert "weights_only" not in str(caught.value), "torch's advice is to read it unsafely"
+    (tmp_path / "y.pth").write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(CheckpointError, match=r"y\.pth is a pickle that torch\.save did not write"):
+        foreign.read(tmp_path / "y.pth")
+    (tmp_path / "y.pth").write_bytes(pickle.dumps(Runs(tmp_path / "made"), protocol=2))
+    with pytest.raises(CheckpointError, match=r"holds (posix|nt)\.mkdir"):
+        foreign.read(tmp_path / "y.pth")
+    with pytest.raises(CheckpointError, match=r"another kind than torch\.save writes \(STACK_GLOBAL\)"):
+        foreign.read(saved(tmp_path / "z.pth", nn.Linear(1, 1).state_dict(), pickle_protocol=4))
+
+
+def rewritten(tmp_path: Path, change: Callable[[dict[str, bytes]], None], **how: Any) -> Path:
+    """A file of torch.save whose archive was changed by `change`, which is given its parts."""
+    with zipfile.ZipFile(saved(tmp_path / "was.pth", {"a": torch.zeros(1000)})) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    change(parts)
+    with zipfile.ZipFile(tmp_path / "x.pth", "w", **how) as archive:
+        for name, data in parts.items():
+            archive.writestr(name, data)
+    return tmp_path / "x.pth"
+
+
+def test_a_rewritten_archive_is_read(tmp_path: Path) -> None:
+    assert torch.equal(foreign.read(rewritten(tmp_path, lambda parts: None))["a"], torch.zeros(1000))
+
+
+@pytest.mark.parametrize(
+    ("change", "how", "text"),
+    [
+        (lambda parts: None, {"compression": zipfile.ZIP_DEFLATED}, r"archive with compressed parts \('was"),
+        (lambda parts: parts.update({"../../evil": b"x"}), {}, "a part outside itself"),
+        (lambda parts: parts.update({"/etc/evil": b"x"}), {}, "a part outside itself"),
+        (lambda parts: parts.update({"C:\\evil": b"x"}), {}, "a part outside itself"),
+        (lambda parts: parts.update({"was/code/__torch__.py": b"x"}), {}, "TorchScript archive, which holds code"),
+        (lambda parts: parts.update({"other/data.pkl": b"x"}), {}, r"zip archive without a data\.pkl"),
+        (lambda parts: parts.pop("was/data.pkl"), {}, r"zip archive without a data\.pkl"),
+        (lambda parts: parts.pop("was/data/0"), {}, "says that it holds 4000 bytes for storage '0' and holds nothing"),
+        (
+            lambda parts: parts.update({"was/data/0": b"x" * 3999}),
+            {},
+            "4000 bytes for storage '0' and holds 3999 bytes",
+        ),
+    ],
+)
+def test_archives_that_are_not_as_torch_writes_them(
+    tmp_path: Path, change: Any, how: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(CheckpointError, match=text):
+        foreign.read(rewritten(tmp_path, change, **how))
+    assert not (tmp_path.parent.parent / "evil").exists()
+
+
+def test_sizes_that_are_not_so(tmp_path: Path) -> None:
+    # An entry that claims more than the archive has, and a pickle that claims 2**40 numbers.
+    path = saved(tmp_path / "x.pth", {"a": torch.zeros(1000)})
+    data = bytearray(path.read_bytes())
+    at = data.rindex(b"PK\x01\x02", 0, data.rindex(b"x/data/0") + 1)
+    data[at + 20 : at + 28] = (0x7FFFFFF0).to_bytes(4, "little") * 2
+    (tmp_path / "y.pth").write_bytes(data)
+    with pytest.raises(CheckpointError, match="parts are larger than its"):
+        foreign.read(tmp_path / "y.pth")
+    many = b"\x8a\x06\x00\x00\x00\x00\x00\x01"  # LONG1, 2**40, for 1000 as a BININT2
+
+    def grow(parts: dict[str, bytes]) -> None:
+        parts["was/data.pkl"] = parts["was/data.pkl"].replace(b"M\xe8\x03", many, 1)
+
+    grown = rewritten(tmp_path, grow)
+    with pytest.raises(CheckpointError, match="says that it holds 4398046511104 bytes for storage '0' and holds 4000"):
+        foreign.read(grown)
+    old = saved(tmp_path / "z.pth", {"a": torch.zeros(1000)}, **OLD)
+    old.write_bytes(old.read_bytes()[:2000])
+    with pytest.raises(CheckpointError, match=r"holds 4000 bytes of numbers, and is 2000 bytes long"):
+        foreign.read(old)
+
+
+def test_a_pickle_that_asks_for_memory(tmp_path: Path) -> None:
+    content = pickle.PROTO + b"\x02" + pickle.EMPTY_DICT + pickle.LONG_BINPUT + (2**31 - 1).to_bytes(4, "little") + b"."
+    path = rewritten(tmp_path, lambda parts: parts.update({"was/data.pkl": content}))
+    with pytest.raises(CheckpointError, match="asks for a list of 2147483647 entries and has 3"):
+        foreign.read(path)
+
+
+def test_tensors_that_repeat_or_share_their_numbers(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"a of shape \(1000000, 100\) repeats fewer numbers"):
+        foreign.read(saved(tmp_path / "x.pth", {"a": torch.zeros(100).expand(1_000_000, 100)}))
+    whole = torch.zeros(100_000)
+    with pytest.raises(CheckpointError, match="which share their numbers"):
+        foreign.read(saved(tmp_path / "y.pth", {f"a{i}": whole for i in range(50)}))
+    got = foreign.read(saved(tmp_path / "z.pth", {"tied": whole, "same": whole, "part": whole[10:20]}))
+    assert got["part"].shape == (10,)
+    with pytest.raises(CheckpointError, match=r"torch\._utils\._rebuild_sparse_tensor"):
+        foreign.read(saved(tmp_path / "s.pth", {"a": torch.eye(3).to_sparse()}))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        ("x.pth", b"garbage", "cannot be read as tensors alone: it begins like no file of torch.save"),
+        ("x.pth", b"", "cannot be read: it is empty"),
+        ("x.pth", b"\x80", "cannot be read: "),
+        ("x.pth", b"PK\x03\x04garbage", "cannot be read: "),
+        ("x.safetensors", b"\xff" * 64, "cannot be read: "),
+        ("x.npz", b"PK\x03\x04", r"ends in \.npz"),
+        ("x", b"PK\x03\x04", "ends in nothing"),
+    ],
+)
+def test_files_that_are_no_weights(tmp_path: Path, name: str, content: bytes, text: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=text):
+        foreign.read(tmp_path / name)
+
+
+@pytest.mark.parametrize("how", [{}, OLD])
+def test_files_cut_short_anywhere(tmp_path: Path, how: dict[str, Any]) -> None:
+    whole = saved(tmp_path / "x.pth", {"a": torch.zeros(50)}, **how).read_bytes()
+    for length in range(1, len(whole), max(1, len(whole) // 40)):
+        (tmp_path / "y.pth").write_bytes(whole[:length])
+        with pytest.raises(CheckpointError, match=r"y\.pth "):
+            foreign.read(tmp_path / "y.pth")
+
+
+def test_folders_tar_files_lists_and_names_without_tensors(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is a folder"):
+        foreign.read(tmp_path)
+    with pytest.raises(CheckpointError, match=r"no\.pth is not there"):
+        foreign.read(tmp_path / "no.pth")
+    with tarfile.open(tmp_path / "x.pth", "w") as archive:
+        entry = tarfile.TarInfo("storages")
+        entry.size = 3
+        archive.addfile(entry, io.BytesIO(b"abc"))
+    with pytest.raises(CheckpointError, match="is a tar archive"):
+        foreign.read(tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="holds a list and no named tensors"):
+        foreign.read(saved(tmp_path / "y.pth", [torch.zeros(1)]))
+    content = foreign.read(saved(tmp_path / "z.pth", {"model": {"a": torch.zeros(1), "n": 3}}))
+    with pytest.raises(CheckpointError, match=r"1 entries that are no tensors \(n\)"):
+        foreign.tensors(tmp_path / "z.pth", content, ("model",))
+
+
+def test_numbers_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    foreign.finite(tmp_path, {"a": torch.zeros(1), "b": torch.tensor([1])})
+    with pytest.raises(CheckpointError, match=r"2 tensors with numbers that are not finite \(a, c\)"):
+        foreign.finite(
+            tmp_path, {"a": torch.tensor([float("nan")]), "b": torch.ones(1), "c": torch.tensor([float("inf")])}
+        )
