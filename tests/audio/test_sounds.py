@@ -240,6 +240,15 @@ def test_parts_that_cannot_be(tmp_path: Path) -> None:
     assert read_sound(np.float32([0.5]), None, 16000) == 0.5
 
 
+def test_a_sound_that_is_open_already_is_taken_as_it_is(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.wav", noise(3))
+    with open_sound(path, None, 16000, start=1.0, seconds=1.5) as opened:
+        assert opened.given == 0
+        assert name_of(opened) == opened.name
+        np.testing.assert_array_equal(read_sound(opened, None, 16000), files.read(path, rate=16000)[16000:40000])
+        assert opened.given == 24000
+
+
 def test_names() -> None:
     assert name_of(Path("a/b.wav")) == "a/b.wav"
     assert name_of(bytes(12_300)) == "the 12 kB of bytes given"

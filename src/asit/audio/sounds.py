@@ -21,9 +21,6 @@ from asit.audio import content, decoders, files
 from asit.audio.files import Part, Resampler, Wave
 from asit.errors import AudioError
 
-Sound = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | np.ndarray | Tensor
-"""A file's path, the bytes of an audio file, an open binary file, or samples in [-1, 1], (S,) or (channels, S)."""
-
 _BLOCK = 1 << 18  # samples of an array that are taken at a time
 
 
@@ -36,6 +33,7 @@ class OpenSound:
         rate: Hz, of the sound itself.
         channels: of the sound itself; their mean is what is heard.
         format: container and codec, such as "WAV/PCM_16", or the type of an array.
+        given: samples at the target rate that `blocks` has given so far.
     """
 
     def __init__(
@@ -52,6 +50,7 @@ class OpenSound:
         seconds: float | None,
     ) -> None:
         self.name, self.rate, self.channels, self.format = name, rate, channels, format
+        self.given = 0
         self.seconds = None
         if frames is not None:
             left = max(0.0, frames / rate - start)
@@ -71,7 +70,6 @@ class OpenSound:
                 its end, or is shorter than its header promises. Blocks before the fault have been given by then.
         """
         skip, left = self._part.skip, self._part.count
-        nothing = True
         for block in self._resampled():
             if skip:
                 skip, block = max(0, skip - len(block)), block[skip:]
@@ -82,9 +80,9 @@ class OpenSound:
                 continue
             if not (math.isfinite(block.min()) and math.isfinite(block.max())):
                 raise decoders.not_finite(self.name)
-            nothing = False
+            self.given += len(block)
             yield block
-        if nothing:
+        if not self.given:
             raise self._nothing()
 
     def _resampled(self) -> Iterator[Wave]:
@@ -104,6 +102,11 @@ class OpenSound:
         return AudioError(found, "at least one sample", "leave it out")
 
 
+Sound = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | np.ndarray | Tensor | OpenSound
+"""A file's path, the bytes of an audio file, an open binary file, samples in [-1, 1], (S,) or (channels, S), or a sound
+that is open already."""
+
+
 @contextmanager
 def open_sound(
     sound: Sound,
@@ -116,7 +119,8 @@ def open_sound(
     """Open a sound, or a part of one.
 
     Args:
-        sound: see `Sound`. An open file is read from its beginning and put back to where it stood.
+        sound: see `Sound`. An open file is read from its beginning and put back to where it stood. What is open already
+            is given back as it is, with the part and the rate it was opened for.
         rate: Hz of an array or tensor; None: it is at `target` already. Files know theirs.
         target: Hz of the samples wanted.
         resampler: resampling quality.
@@ -127,6 +131,9 @@ def open_sound(
         AudioError: no sound, or not one of `Sound`; an array that is empty, of integers, of a wrong shape or not
             finite; a file as `asit.audio.files.probe` says.
     """
+    if isinstance(sound, OpenSound):
+        yield sound
+        return
     name = name_of(sound)
     target = files.positive_rate(target)
     files.check_part(name, start, seconds)
@@ -187,6 +194,8 @@ def read_sound(
 
 def name_of(sound: Sound) -> str:
     """What messages call a sound: its path, or what it is, such as "the ndarray of shape (2, 100)"."""
+    if isinstance(sound, OpenSound):
+        return sound.name
     if isinstance(sound, np.ndarray | Tensor):
         return f"the {type(sound).__name__} of shape {tuple(sound.shape)}"
     return content.name_of(sound)
