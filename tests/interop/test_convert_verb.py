@@ -63,8 +63,8 @@ def test_a_file_becomes_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main(["convert", str(path), "--out", str(out), "--license", "CC-BY-4.0"]) == 0
     said = capsys.readouterr().out
     assert "asit: 18 tensors mapped, 4 entries left out" in said
-    assert "left out: 2 projection head of pretraining (head.last_layer.weight_g, head.mlp.0.bias)" in said
-    assert "left out: 2 state of the training (epoch, args)" in said
+    assert "left out: projection head of pretraining (2: head.last_layer.weight_g, head.mlp.0.bias)" in said
+    assert "left out: state of the training (2: epoch, args)" in said
     assert "custom encoder, 64 wide, 1 blocks, 3 x 8 patches (time x mel) of 48 frames; 16000 Hz, 128 mel bins" in said
     assert f"the model is in {out}" in said
     model = AudioModel.load(out)

@@ -102,7 +102,7 @@ def _tell(done: Converted, everything: bool) -> None:
     print(f"{kind}{done.mapped} tensors mapped, {len(done.left_out)} entries left out")
     for why, names in done.reasons():
         shown = names if everything else names[:3]
-        print(f"  left out: {len(names)} {why} ({', '.join(shown)}{', ...' if len(shown) < len(names) else ''})")
+        print(f"  left out: {why} ({len(names)}: {', '.join(shown)}{', ...' if len(shown) < len(names) else ''})")
     if everything:
         head = {} if model.head is None else model.head.state_dict()
         own = {**model.encoder.state_dict(), **{f"head.{name}": value for name, value in head.items()}}
