@@ -18,16 +18,20 @@ import soundfile
 from asit.audio.files import Wave
 from asit.audio.sounds import open_sound
 from asit.errors import AsitError, ConfigError
+from asit.model.tagging import Tag, join_tags
 from asit.serve import pictures
 from asit.serve.limits import Job, Limits, RefusedError, TooLongError
 
 if TYPE_CHECKING:
     from asit.model.audio_model import AudioModel
-    from asit.model.tagging import Tag, Tags
     from asit.search import Index, Neighbour
 
-TRACKS = 8
-"""Labels of the timeline, those with the highest scores in any window."""
+TRACKS, FEWEST = 24, 5
+"""Most labels of the timeline, those with the highest scores in any window; and how many there are even if these scores
+are low."""
+
+BATCH = 8
+"""Windows that go through the network at once; in between a request may be given up."""
 
 PLAYED = 60.0
 """Longest part of an indexed recording that is played, in seconds."""
@@ -80,7 +84,6 @@ class Analyst:
             "kind": card["kind"],
             "rate": model.rate,
             "seconds": round(view, 3),
-            "window": None if model.labelling is None else model.labelling.seconds,
             "parameters": sum(p.numel() for p in encoder.parameters()),
             "width": encoder.width,
             "depth": encoder.depth,
@@ -164,7 +167,7 @@ class Analyst:
         column = model.encoder.stride[0] * model.front_end.shift
         view, step = model.front_end.samples_for(model.frames), model.encoder.grid[0] * column
         maps, times = [], []
-        for first in range(0, max(1, len(heard.wave) - column // 2), step):
+        for first in range(0, max(1, len(heard.wave) - column // 2), step):  # less than half a column shows nothing
             job.check()
             found = model.attention(heard.wave[first : first + view], layer=layer)
             # In parts of an even share: a last window with fewer patches is then no brighter than the others.
@@ -249,20 +252,31 @@ class Analyst:
     def _labels(
         self, job: Job, wave: Wave, top: int, threshold: float, window: float | None, hop: float | None
     ) -> dict[str, Any]:
-        job.check()
-        tags: Tags = self.model.tag(wave, precision=self.precision, window=window, hop=hop)
+        pieces = []
+        for piece in self.model.stream_tags(wave, precision=self.precision, window=window, hop=hop, batch=BATCH):
+            job.check()
+            pieces.append(piece)
+        tags = join_tags(pieces)
         scores = tags.windows.numpy()  # (W, C)
-        shown = np.argsort(-scores.max(0), kind="stable")[: min(TRACKS, len(tags.classes))]
-        order = sorted(shown.tolist(), key=lambda i: -float(tags.clip[i]))
+        best = scores.max(0)
+        ranked = np.argsort(-best, kind="stable").tolist()
+        shown = [i for place, i in enumerate(ranked[:TRACKS]) if place < FEWEST or best[i] >= threshold]
+        tops, segments = tags.top(min(top, len(tags.classes))), tags.segments(threshold)
+        named = {tag.label for tag in (*tops, *segments)} | {tags.classes[i] for i in shown}
         return {
             "multi": tags.multi,
-            "tags": [_tag(tag) for tag in tags.top(min(top, len(tags.classes)))],
-            "segments": [_tag(tag) for tag in tags.segments(threshold)],
+            "tags": [_tag(tag) for tag in tops],
+            "segments": [_tag(tag) for tag in segments],
+            "scores": {
+                label: {"clip": round(float(tags.clip[i]), 6), "highest": round(float(best[i]), 6)}
+                for i, label in enumerate(tags.classes)
+                if label in named
+            },
             "starts": _rounded(np.asarray(tags.starts), 4),
             "ends": _rounded(np.asarray(tags.ends), 4),
             "tracks": [
-                {"label": tags.classes[i], "score": round(float(tags.clip[i]), 6), "scores": _rounded(scores[:, i])}
-                for i in order
+                {"label": tags.classes[i], "scores": _rounded(scores[:, i])}
+                for i in sorted(shown, key=lambda i: -float(tags.clip[i]))
             ],
         }
 

@@ -32,8 +32,9 @@ def spectrogram(front_end: FrontEnd, wave: Wave, check: Callable[[], None]) -> d
         check: called now and then; may raise.
 
     Returns:
-        JSON: `columns` N, `mels` F, `seconds` of a column, `hz` (F,) centres of the bins, `values` base64 of N x F
-        bytes, column by column, lowest bin first, 0 to 255 from `low` to `high`, which are decibels.
+        JSON: `columns` N, `mels` F, `first` where the first column begins and `seconds` of a column, `hz` (F,) centres
+        of the bins, `values` base64 of N x F bytes, column by column, lowest bin first, 0 to 255 from `low` to `high`,
+        which are decibels.
     """
     samples = front_end.pad(torch.from_numpy(wave), front_end.window)
     frames = front_end.frames_for(len(samples))
@@ -53,6 +54,8 @@ def spectrogram(front_end: FrontEnd, wave: Wave, check: Callable[[], None]) -> d
     return {
         "columns": len(picture),
         "mels": picture.shape[1],
+        # A frame is drawn around its middle, as wide as the hop.
+        "first": (front_end.window - front_end.shift) / 2 / front_end.settings.rate,
         "seconds": each * front_end.shift / front_end.settings.rate,
         "hz": [round(hz, 1) for hz in bin_centres(front_end).tolist()],
         "low": round(low, 2),

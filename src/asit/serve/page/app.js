@@ -34,10 +34,14 @@ function complain(found, remedy = "") {
   at("error").hidden = false;
 }
 
+function sentence(words) {
+  return words ? `${words[0].toUpperCase()}${words.slice(1)}.` : "";
+}
+
 class Refusal extends Error {
   constructor(words) {
     super(words.found);
-    this.remedy = [words.expected && `Expected: ${words.expected}.`, words.remedy].filter(Boolean).join(" ");
+    this.remedy = [words.expected && `Expected: ${words.expected}.`, sentence(words.remedy)].filter(Boolean).join(" ");
   }
 }
 
@@ -71,10 +75,15 @@ async function guarded(doing) {
 
 function take(files) {
   if (!files.length) return;
-  const given = files[0], limits = model ? model.limits : null;
+  const given = files[0];
   at("error").hidden = true;
-  if (limits && given.size > limits.megabytes * 1e6) {
-    complain(`${given.name} has ${(given.size / 1e6).toFixed(1)} MB, and the server takes ${limits.megabytes} MB.`,
+  if (!model) {
+    complain("The page does not know the model yet.", "See whether asit serve still runs, and load the page again.");
+    return;
+  }
+  const most = model.limits.megabytes;
+  if (given.size > most * 1e6) {
+    complain(`${given.name} has ${(given.size / 1e6).toFixed(1)} MB, and the server takes ${most} MB.`,
       "Cut it, or send it compressed (FLAC, Opus).");
     return;
   }
@@ -89,6 +98,8 @@ function take(files) {
   at("unplayable").hidden = true;
   audio.src = URL.createObjectURL(file);
   other.pause();
+  at("result").hidden = true; // it is another recording's
+  shown = null;
   guarded(() => analyse(files.length > 1 ? ` (the first of ${files.length})` : ""));
 }
 
@@ -100,6 +111,9 @@ async function send(path, what) {
   try {
     const answer = await ask(path, { method: "POST", body: file, signal: own.signal });
     return await answer.json();
+  } catch (error) {
+    if (error instanceof Refusal) error.message = `${file.name}: ${error.message}`;
+    throw error;
   } finally {
     if (asking === own) {
       asking = null;
@@ -111,8 +125,8 @@ async function send(path, what) {
 async function analyse(remark = "") {
   at("error").hidden = true;
   const query = new URLSearchParams({ top: 5, k: 8 });
-  const parts = Number(at("detail").value), window = model && model.window;
-  if (parts > 1 && window) query.set("hop", String(window / parts));
+  const parts = Number(at("detail").value);
+  if (parts > 1 && model.classes) query.set("hop", String(model.seconds / parts));
   const name = file.name;
   shown = { name, ...(await send(`/api/analyse?${query}`, `Listening to ${name}${remark}`)) };
   show();
@@ -130,9 +144,8 @@ function show() {
     shown.rate === model.rate ? "" : `heard at ${model.rate / 1000} kHz`,
   ].filter(Boolean).join(" \u00b7 ");
   draw.spectrogram(at("spectrogram"), shown.spectrogram, seconds);
-  draw.hertzAxis(at("hz"), shown.spectrogram.hz);
   draw.colours(at("colours"), shown.embedding, seconds);
-  scaleTime();
+  scales();
   at("seek").setAttribute("aria-valuemax", seconds.toFixed(2));
   at("overlay").hidden = true;
   at("attended").hidden = at("heads").hidden = at("layers").hidden = true;
@@ -144,8 +157,10 @@ function show() {
   move();
 }
 
-function scaleTime() {
-  if (shown) draw.timeAxis(at("axis"), shown.seconds, at("seek").clientWidth);
+function scales() {
+  if (!shown) return;
+  draw.timeAxis(at("axis"), shown.seconds, at("seek").clientWidth);
+  draw.hertzAxis(at("hz"), shown.spectrogram.hz, at("seek").clientHeight);
 }
 
 function tracks() {
@@ -157,8 +172,8 @@ function tracks() {
     const best = one.scores.indexOf(Math.max(...one.scores));
     const row = element("div", undefined, { class: "track" });
     const plot = element("div", undefined, { class: "plot" }), canvas = element("canvas", undefined, { role: "img" });
-    canvas.setAttribute("aria-label", `${one.label}: highest ${percent(one.scores[best])} from ` +
-      `${draw.clock(labels.starts[best])} to ${draw.clock(labels.ends[best])}`);
+    canvas.setAttribute("aria-label", `${one.label}: highest ${percent(one.scores[best])}, ` +
+      draw.span(labels.starts[best], labels.ends[best]));
     draw.track(canvas, one.scores, labels.starts, labels.ends, shown.seconds, colour);
     plot.append(canvas, element("div", undefined, { class: "playhead" }));
     row.append(element("div", one.label, { class: "label", dir: "auto", title: one.label }), plot);
@@ -167,25 +182,18 @@ function tracks() {
 }
 
 function table(labels) {
-  const rows = new Map(labels.tags.map((tag) => [tag.label, { score: tag.score, spans: [] }]));
+  const rows = new Map(labels.tags.map((tag) => [tag.label, []]));
   for (const part of labels.segments) {
-    if (!rows.has(part.label)) {
-      const found = labels.tracks.find((one) => one.label === part.label);
-      rows.set(part.label, { score: found ? found.score : null, spans: [] });
-    }
-    rows.get(part.label).spans.push(part);
+    if (!rows.has(part.label)) rows.set(part.label, []);
+    rows.get(part.label).push(part);
   }
-  const sorted = [...rows].sort((a, b) => (b[1].score ?? 0) - (a[1].score ?? 0));
-  at("rows").replaceChildren(...sorted.map(([label, { score, spans }]) => {
-    const row = element("tr"), cell = element("td"), where = element("td"), list = element("div");
-    if (score !== null) {
-      const bar = element("meter", undefined, { min: 0, max: 1, "aria-hidden": "true" });
-      bar.value = score;
-      cell.append(bar, percent(score));
-    }
+  const sorted = [...rows].sort((a, b) => labels.scores[b[0]].clip - labels.scores[a[0]].clip);
+  at("rows").replaceChildren(...sorted.map(([label, spans]) => {
+    const row = element("tr"), where = element("td"), list = element("div");
+    const { clip, highest } = labels.scores[label];
     list.className = "spans";
     for (const part of spans.slice(0, 12)) {
-      const times = `${draw.clock(part.start)} \u2013 ${draw.clock(part.end)}`;
+      const times = draw.span(part.start, part.end);
       const button = element("button", times, { type: "button", "aria-label": `Play ${label}, ${times}` });
       button.title = `${percent(part.score)}; plays from here`;
       button.addEventListener("click", () => playFrom(part.start));
@@ -193,11 +201,20 @@ function table(labels) {
     }
     if (spans.length > 12) list.append(element("span", `and ${spans.length - 12} more`));
     where.append(list);
-    row.append(element("td", label, { dir: "auto" }), cell, where);
+    row.append(element("td", label, { dir: "auto" }), score(highest), element("td", percent(clip)), where);
     return row;
   }));
-  at("scoring").textContent = "Score: of the whole recording, the mean over its windows. Where: windows that score " +
-    `50 % or more.${labels.multi ? " A recording may have several labels." : " A window has one label."}`;
+  at("scoring").textContent = "Highest: of a window. Mean: over the recording's windows, its score as a whole. Where: " +
+    `windows that score 50 % or more.${labels.multi ? " A window may have several labels." : " A window has one label."}`;
+}
+
+function score(value) {
+  const cell = element("td"), bar = element("span", undefined, { class: "bar", "aria-hidden": "true" });
+  const part = element("i");
+  part.style.width = percent(value).replace(" ", "");
+  bar.append(part);
+  cell.append(bar, percent(value));
+  return cell;
 }
 
 function percent(score) {
@@ -211,7 +228,7 @@ function neighbours(list) {
     const button = element("button", "\u25b6\ufe0e", { type: "button", "aria-label": `Play ${one.name}` });
     button.addEventListener("click", () => guarded(() => playOther(one.number)));
     words.append(element("div", one.name, { class: "path", dir: "auto" }));
-    const times = element("small", `${draw.clock(one.start)} \u2013 ${draw.clock(one.end)}`);
+    const times = element("small", draw.span(one.start, one.end));
     if (one.label) times.append(" \u00b7 ", element("bdi", one.label));
     words.append(times);
     row.append(button, words, element("small", one.similarity.toFixed(3), { title: "cosine similarity" }));
@@ -375,8 +392,12 @@ async function record() {
 }
 
 at("record").addEventListener("click", record);
-addEventListener("resize", scaleTime);
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => shown && tracks());
+addEventListener("resize", scales);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+  if (!shown) return;
+  tracks(); // their colour is the theme's
+  move();
+});
 drop();
 
 guarded(async () => {

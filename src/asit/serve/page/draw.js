@@ -23,6 +23,7 @@ function image(canvas, width, height, pixel) {
 export function spectrogram(canvas, picture, seconds) {
   const values = bytes(picture.values), mels = picture.mels;
   image(canvas, picture.columns, mels, (x, y) => [...COLOURS[values[x * mels + mels - 1 - y]], 255]);
+  canvas.style.left = `${(100 * picture.first) / seconds}%`;
   canvas.style.width = `${(100 * picture.columns * picture.seconds) / seconds}%`;
 }
 
@@ -72,7 +73,7 @@ export function attention(canvas, found, head, seconds) {
   const most = Math.max(...sums) || 1;
   image(canvas, count, bands, (x, y) => {
     const share = sums[x * bands + bands - 1 - y] / most;
-    return [0, 0, 8, Math.round(225 * (1 - Math.pow(share, 0.6)))];
+    return [0, 0, 8, Math.round(205 * (1 - Math.sqrt(share)))];
   });
   canvas.style.left = `${(100 * Math.max(0, found.times[0] - found.column / 2)) / seconds}%`;
   canvas.style.width = `${(100 * count * found.column) / seconds}%`;
@@ -85,14 +86,14 @@ export function timeAxis(element, seconds, width) {
   element.replaceChildren();
   for (let i = 0; i * step <= seconds * 1.0001; i++) {
     const mark = document.createElement("span"), at = i * step;
-    mark.textContent = i ? clock(at, step < 1 ? 2 : 0) : "0 s";
+    mark.textContent = i ? clock(at, step < 0.1 ? 2 : step < 1 ? 1 : 0) : "0 s";
     mark.style.left = `${(100 * at) / seconds}%`;
     if (at > 0.96 * seconds) mark.className = "end";
     element.append(mark);
   }
 }
 
-export function hertzAxis(element, hz) {
+export function hertzAxis(element, hz, height) {
   element.replaceChildren();
   let last = -1;
   for (const value of [100, 250, 500, 1000, 2000, 4000, 8000, 16000]) {
@@ -100,7 +101,7 @@ export function hertzAxis(element, hz) {
     if (above < 1 && value > hz[0]) continue;
     const part = above < 1 ? 0 : above - 1 + (value - hz[above - 1]) / (hz[above] - hz[above - 1]);
     const at = (100 * (part + 0.5)) / hz.length;
-    if (above < 0 || at - last < 8 || at > 97) continue;
+    if (above < 0 || at - last < 1600 / height || at > 97) continue;
     last = at;
     const mark = document.createElement("span");
     mark.textContent = value < 1000 ? `${value} Hz` : `${value / 1000} kHz`;
@@ -115,4 +116,9 @@ export function clock(seconds, digits = 1) {
   if (rounded < 60) return `${rounded.toFixed(digits)} s`;
   const minutes = Math.floor(rounded / 60), rest = (rounded - 60 * minutes).toFixed(digits);
   return `${minutes}:${rest.padStart(digits ? 3 + digits : 2, "0")}`;
+}
+
+export function span(start, end) {
+  const begin = clock(start), close = clock(end);
+  return begin.endsWith(" s") && close.endsWith(" s") ? `${begin.slice(0, -2)}\u2013${close}` : `${begin} \u2013 ${close}`;
 }

@@ -1,0 +1,267 @@
+"""What is answered: the model's own results, pictures that fit the sound, and limits noticed while decoding."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import soundfile
+import torch
+from starlette.testclient import TestClient
+
+from asit.model.audio_model import AudioModel
+from asit.serve import pictures
+from asit.serve.analysis import Analyst
+from asit.serve.app import application
+from asit.serve.guard import Guard
+from asit.serve.limits import GoneError, Job, Limits, TooLongError
+
+Wav = Callable[..., bytes]
+
+
+def client(analyst: Analyst, **limits: Any) -> TestClient:
+    return TestClient(application(analyst, Limits(**limits)), base_url="http://localhost")
+
+
+def u8(text: str) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def analyst(tagger: AudioModel) -> Analyst:
+    return Analyst(tagger, "tiny", precision="float32")
+
+
+def test_tags_are_the_models(analyst: Analyst, wav: Wav) -> None:
+    body = wav(2.1)
+    expected = analyst.model.tag(body, precision="float32")
+    with client(analyst) as ask:
+        got = ask.post("/api/tag?top=2&threshold=0.3", content=body).json()
+    assert [tag["label"] for tag in got["tags"]] == [tag.label for tag in expected.top(2)]
+    assert [tag["score"] for tag in got["tags"]] == pytest.approx([tag.score for tag in expected.top(2)], abs=1e-5)
+    assert [(one["label"], one["start"], one["end"]) for one in got["segments"]] == [
+        (one.label, pytest.approx(one.start, abs=1e-4), pytest.approx(one.end, abs=1e-4))
+        for one in expected.segments(0.3)
+    ]
+    assert len(got["starts"]) == len(got["ends"]) == len(expected.windows) > 1
+    for track in got["tracks"]:
+        i = expected.classes.index(track["label"])
+        np.testing.assert_allclose(track["scores"], expected.windows[:, i], atol=1e-5)
+        assert got["scores"][track["label"]]["highest"] == pytest.approx(float(expected.windows[:, i].max()), abs=1e-5)
+    assert {name: got[name] for name in ("seconds", "rate", "channels", "format", "multi")} == {
+        **{"seconds": 2.1, "rate": 16000, "channels": 1, "format": "WAV/PCM_16", "multi": False}
+    }
+
+
+def test_vectors_are_the_models(analyst: Analyst, wav: Wav) -> None:
+    body = wav(1.0, rate=22050, kind="FLAC", channels=2)
+    with client(analyst) as ask:
+        got = ask.post("/api/embed?level=frames&layer=0", content=body).json()
+        short = ask.post("/api/embed", content=body).json()
+        told = ask.post("/api/embed?layer=7", content=body)
+    expected = analyst.model.embed(body, layer=0, precision="float32")
+    np.testing.assert_allclose(got["clip"], expected.clip, atol=2e-5)
+    np.testing.assert_allclose(got["frames"], expected.frames, atol=2e-5)
+    np.testing.assert_allclose(got["times"], expected.times, atol=1e-4)
+    assert (got["rate"], got["channels"], got["dimension"]) == (22050, 2, 32)
+    assert "frames" not in short
+    assert told.status_code == 400
+    assert "layer 7" in told.json()["found"]
+
+
+def test_everything_of_the_page(analyst: Analyst, wav: Wav) -> None:
+    with client(analyst) as ask:
+        got = ask.post("/api/analyse?k=3", content=wav(1.5)).json()
+        facts = ask.get("/api/model").json()
+    picture = got["spectrogram"]
+    assert len(u8(picture["values"])) == picture["columns"] * picture["mels"]
+    assert picture["first"] + picture["columns"] * picture["seconds"] == pytest.approx(1.5, abs=0.02)
+    assert len(u8(got["embedding"]["colours"])) == 3 * len(got["embedding"]["times"])
+    assert got["neighbours"] is None
+    assert facts["classes"] == list(analyst.model.classes or ())
+    assert facts["card"]["kind"] == "audio-classifier"
+
+
+def test_a_tone_is_where_it_belongs_in_the_picture(analyst: Analyst) -> None:
+    front_end = analyst.model.front_end
+    t = np.arange(32000) / 16000
+    wave = (0.5 * np.sin(2 * np.pi * 1000 * t) * (t > 1)).astype(np.float32)
+    picture = pictures.spectrogram(front_end, wave, lambda: None)
+    values = u8(picture["values"]).reshape(picture["columns"], picture["mels"])
+    late = values[picture["columns"] * 3 // 4]
+    assert abs(picture["hz"][int(late.argmax())] - 1000) < 120
+    assert late.max() > 250
+    assert values[picture["columns"] // 4].max() < 5
+    # Hertz of the bins: the middle of each triangle of the bank.
+    bank = front_end.bank[::2]
+    peaks = [16000 / 512 * float(bank[:, i].argmax()) for i in range(5, 32)]
+    np.testing.assert_allclose(peaks, picture["hz"][5:], atol=16000 / 512)
+
+
+def test_long_sounds_have_no_wider_pictures_and_keep_their_onsets(
+    analyst: Analyst, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "COLUMNS", 50)
+    monkeypatch.setattr(pictures, "_BLOCK", 64)
+    wave = np.zeros(48000, np.float32)
+    wave[24000:24160] = 0.5
+    picture = pictures.spectrogram(analyst.model.front_end, wave, lambda: None)
+    values = u8(picture["values"]).reshape(picture["columns"], -1)
+    assert picture["columns"] <= 50
+    heard = picture["first"] + (int(values.max(1).argmax()) + 0.5) * picture["seconds"]
+    assert heard == pytest.approx(1.505, abs=2 * picture["seconds"])
+    logmel = analyst.model.front_end.fbank(torch.from_numpy(wave)[None])[0].numpy()
+    assert picture["high"] == pytest.approx(10 * logmel.max() / np.log(10), abs=0.01)
+
+
+def test_frames_that_are_alike_have_one_colour() -> None:
+    rng = np.random.default_rng(0)
+    kinds = rng.standard_normal((3, 16)).astype(np.float32)
+    order = [0, 0, 1, 2, 1, 0]
+    colours = u8(pictures.colours(kinds[order])).reshape(-1, 3).astype(int)
+    for i, a in enumerate(order):
+        for j, b in enumerate(order):
+            assert (np.abs(colours[i] - colours[j]).max() <= 1) == (a == b)
+    many = u8(pictures.colours(np.repeat(kinds[order], 10, 0))).reshape(-1, 10, 3).astype(int)
+    assert np.abs(many - many[:, :1]).max() <= 1
+    assert set(u8(pictures.colours(np.ones((4, 16), np.float32)))) == {128}
+
+
+def test_attention_of_a_long_sound_is_that_of_its_windows(analyst: Analyst, wav: Wav) -> None:
+    model, body = analyst.model, wav(2.0)
+    with client(analyst) as ask:
+        got = ask.post("/api/attention?layer=0", content=body).json()
+    maps = u8(got["values"]).reshape(got["heads"], -1, got["bands"]) / 255 * np.array(got["peaks"])[:, None, None]
+    view = model.front_end.samples_for(model.frames)
+    first = model.attention(soundfile.read(io.BytesIO(body), dtype="float32")[0][:view], layer=0)
+    even = first.grid[0] * first.grid[1]
+    np.testing.assert_allclose(maps[:, : first.grid[0]], first.map.numpy() * even, atol=max(got["peaks"]) / 250)
+    assert len(got["times"]) == maps.shape[1]
+    np.testing.assert_allclose(np.diff(got["times"]), got["column"], atol=1e-3)
+    assert got["times"][-1] == pytest.approx(2.0, abs=2 * got["column"])
+
+
+def test_an_encoder_has_views_but_no_labels(encoder: AudioModel, wav: Wav) -> None:
+    with client(Analyst(encoder, "enc")) as ask:
+        got = ask.post("/api/analyse", content=wav(0.05)).json()
+        told = ask.post("/api/tag", content=wav())
+        assert ask.get("/api/model").json()["classes"] is None
+    assert got["labels"] is None
+    assert got["spectrogram"]["columns"] >= 1
+    assert told.status_code == 400
+    assert "enc has no labels" in told.json()["found"]
+
+
+def test_without_an_index_there_are_no_clips(analyst: Analyst, wav: Wav) -> None:
+    with client(analyst) as ask:
+        for answer in (
+            ask.get("/api/clip/0"),
+            ask.get("/api/neighbours/0"),
+            ask.post("/api/neighbours", content=wav()),
+        ):
+            assert answer.status_code == 404
+            assert "no index" in answer.json()["found"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"x", b"RIFF", bytes(5000), b"<html>no audio</html>", b"\xff\xfb" * 500, b"fLaC" + bytes(3000), b"OggS" * 300],
+)
+def test_what_is_no_audio_is_refused(analyst: Analyst, body: bytes) -> None:
+    with client(analyst) as ask:
+        answer = ask.post("/api/analyse", content=body)
+    assert answer.status_code == 400, answer.text
+    assert set(answer.json()) == {"found", "expected", "remedy"}
+
+
+def test_cut_off_files_and_odd_samples_are_refused(analyst: Analyst, wav: Wav) -> None:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.array([0.0, np.nan, 0.1] * 4000), 16000, format="WAV", subtype="FLOAT")
+    with client(analyst) as ask:
+        for body in (wav()[:20000], wav(kind="FLAC")[:-400], buffer.getvalue(), wav(0.0)):
+            answer = ask.post("/api/analyse", content=body)
+            assert answer.status_code == 400, answer.text
+
+
+def claims_a_day(wav: Wav) -> bytes:
+    """A FLAC of 20 s whose header says 24 hours: total samples are 36 bits from byte 21."""
+    body = bytearray(wav(20.0, kind="FLAC"))
+    assert body[:4] == b"fLaC"
+    (low,) = struct.unpack(">I", body[22:26])
+    assert low == 20 * 16000
+    body[22:26] = struct.pack(">I", 24 * 3600 * 16000)
+    return bytes(body)
+
+
+def test_too_long_by_the_header_or_in_truth(analyst: Analyst, wav: Wav) -> None:
+    silence = io.BytesIO()
+    soundfile.write(silence, np.zeros(400 * 16000, np.int16), 16000, format="FLAC")
+    assert len(silence.getvalue()) < 60_000  # packed 200 times and more
+    with client(analyst, seconds=10) as ask:
+        for body in (claims_a_day(wav), silence.getvalue(), wav(10.7)):
+            answer = ask.post("/api/tag", content=body)
+            assert answer.status_code == 422, answer.text
+            assert "10 s at most" in answer.json()["expected"]
+        assert ask.post("/api/tag", content=wav(10.2)).status_code == 200
+
+
+def test_a_header_that_does_not_tell_is_found_out_while_decoding(
+    analyst: Analyst, wav: Wav, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from asit.audio.sounds import OpenSound
+
+    seen = []
+    blocks = OpenSound.blocks
+
+    def counted(self: OpenSound) -> Any:
+        self.seconds = None
+        for _ in range(1000):
+            seen.append(1)
+            yield np.zeros(16000, np.float32)
+
+    assert blocks is not counted
+    monkeypatch.setattr(OpenSound, "blocks", counted)
+    with pytest.raises(TooLongError, match="more than 3 s of sound"):
+        analyst.hear(Job(), wav(1.0), Limits(seconds=3))
+    assert len(seen) == 4  # not a second more is decoded
+    with pytest.raises(TooLongError, match="took 1e-09 s to decode"):
+        analyst.hear(Job(), wav(1.0), Limits(decode=1e-9))
+
+
+def test_too_many_channels(analyst: Analyst, wav: Wav) -> None:
+    with pytest.raises(TooLongError, match="33 channels"):
+        analyst.hear(Job(), wav(0.1, channels=33), Limits())
+
+
+def test_a_job_that_is_stopped_ends(analyst: Analyst, wav: Wav) -> None:
+    job = Job()
+    job.stop()
+    with pytest.raises(GoneError):
+        analyst.hear(job, wav(), Limits())
+
+
+def test_many_at_once_get_what_each_alone_gets(analyst: Analyst, wav: Wav, served: Callable[[Guard], Any]) -> None:
+    bodies = [wav(0.3 + 0.1 * i) for i in range(10)]
+    alone = [json.loads(analyst.embed(Job(), body, Limits(), level="clip", layer=None, hop=None)) for body in bodies]
+    with served(application(analyst, Limits())) as address:
+
+        async def all_of_them() -> list[httpx.Response]:
+            pool = httpx.Limits(max_connections=None)
+            async with httpx.AsyncClient(base_url=address, timeout=60, limits=pool, trust_env=False) as ask:
+                wrong = [ask.post("/api/embed", content=b"no audio at all") for _ in range(20)]
+                right = [ask.post("/api/embed", content=bodies[i % 10]) for i in range(100)]
+                return await asyncio.gather(*right, *wrong)
+
+        answers = asyncio.run(all_of_them())
+        assert [answer.status_code for answer in answers] == [200] * 100 + [400] * 20
+        for i, answer in enumerate(answers[:100]):
+            np.testing.assert_allclose(answer.json()["clip"], alone[i % 10]["clip"], atol=1e-5)
+        assert httpx.get(f"{address}/api/health", trust_env=False).json()["status"] == "ok"
