@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import platform
 import subprocess
 import sys
@@ -68,6 +70,53 @@ def test_attention_and_its_gradient(tokens: int) -> None:
         assert (part.float() - ref).norm() < 0.03 * plain.grad.norm()
     with torch.no_grad():
         assert error(cpu.attention(qkv), want) < 0.02, "without a gradient it is torch's fused one"
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_frozen_layer_keeps_its_weights_in_bf16_until_they_change(bias: bool) -> None:
+    layer, x = cpu.Linear(24, 8, bias=bias).eval().requires_grad_(False), noise(2, 5, 24)
+
+    def low() -> Tensor:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            out: Tensor = layer(x)
+        return out
+
+    def plain() -> Tensor:
+        return F.linear(x.bfloat16(), layer.weight.bfloat16(), None if layer.bias is None else layer.bias.bfloat16())
+
+    assert torch.equal(low(), plain())
+    kept = layer._low
+    assert torch.equal(low(), plain())
+    assert layer._low is kept is not None, "they were cast once"
+    with torch.inference_mode():
+        low()
+    assert layer._low is kept
+    for change in (
+        lambda: layer.weight.mul_(2.0),
+        lambda: torch._foreach_lerp_(list(layer.parameters()), [torch.ones_like(p) for p in layer.parameters()], 0.5),
+        lambda: layer.load_state_dict(cpu.Linear(24, 8, bias=bias).state_dict()),
+        lambda: setattr(layer, "weight", nn.Parameter(noise(8, 24, seed=3), requires_grad=False)),
+    ):
+        before = low()
+        with torch.no_grad():
+            change()
+        assert torch.equal(low(), plain())
+        assert not torch.equal(low(), before)
+    layer.to(torch.float64).to(torch.float32)
+    assert torch.equal(low(), plain())
+    assert "_low" not in copy.deepcopy(layer).__dict__
+    assert "_low" not in pickle.loads(pickle.dumps(layer)).__dict__
+    x.requires_grad_(True)
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(x).sum().backward()
+    assert x.grad is not None, "a gradient goes through it"
+
+
+def test_a_layer_in_training_keeps_nothing() -> None:
+    for layer in (cpu.Linear(24, 8).eval(), cpu.Linear(24, 8).requires_grad_(False)):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            layer(noise(3, 24))
+        assert layer._low is None
 
 
 FAULTS = """

@@ -274,8 +274,7 @@ class AudioModel:
         last is moved back to end with the clip.
 
         Args:
-            sounds: files of any rate, their bytes or open files; or arrays or tensors (S,) or (channels, S), whose
-                channels are averaged.
+            sounds: files of any rate, their bytes or open files; or samples (S,) or (channels, S), which are averaged.
             rate: sample rate of the arrays in Hz; None: they are at the model's own. Files know theirs.
             layer, precision, hop: as for `embedder`.
             batch: windows that go through the encoder at once.
@@ -381,13 +380,8 @@ class AudioModel:
     ) -> Attention:
         """The class token's attention to the patches of a sound; of a long one, to those of its first window.
 
-        Args:
-            x, rate: as for `embed`.
-            layer: the block, -1 the last.
-            precision: arithmetic of the blocks below; the attention itself is computed in float32.
-
-        Raises:
-            AudioError, ConfigError: as `embed`.
+        Args and errors are those of `embed`; `layer` is the block, -1 the last, and `precision` the arithmetic of
+        those below, for the attention itself is computed in float32.
         """
         embedder = self.embedder(layer, precision)
         return attention_of(embedder, next(embedder.windows(x, rate)))
