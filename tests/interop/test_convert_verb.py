@@ -104,6 +104,8 @@ def test_list_names_every_tensor_and_writes_nothing(tmp_path: Path, capsys: pyte
         (["--out", "m", "--labels", "names.txt"], "has no head that is taken over, and --labels is given"),
         (["--out", "m", "--frames", "100"], "use 96 or 112 frames"),
         (["--out", "m", "--mels", "80"], r"makes 5 rows"),
+        (["--out", "m", "--std", "-1"], "a front end of mean -4.2677393, std -1.0"),
+        (["--out", "m", "--mean", "nan"], "a front end of mean nan"),
         (["--out", "data", "--overwrite"], "is there and is no model"),
     ],
 )
@@ -211,9 +213,33 @@ def test_folders(tmp_path: Path) -> None:
     for place in (tmp_path / "run", tmp_path / "run" / "model"):
         with pytest.raises(CheckpointError, match=r"model is an asit model already(.|\n)*use it as it is"):
             incoming.convert(place, Ask())
+    with pytest.raises(CheckpointError, match=r"model\.safetensors lies in an asit model folder"):
+        incoming.convert(tmp_path / "run" / "model" / "model.safetensors", Ask())
     with pytest.raises(CheckpointError, match=r"config\.json is not there"):
         incoming.convert(tmp_path, Ask())
     (tmp_path / "names.txt").write_text("a\n")
     path = saved(tmp_path / "y.pth", ast(527))
     with pytest.raises(ConfigError, match=r"of AudioSet that is class_labels_indices\.csv"):
         incoming.convert(path, Ask(labels=tmp_path / "names.txt"))
+
+
+def test_what_a_file_cannot_be_asked(tmp_path: Path) -> None:
+    flat = saved(tmp_path / "flat.pth", encoder())
+    with pytest.raises(CheckpointError, match="holds one network and no student"):
+        incoming.convert(flat, Ask(which="student"))
+    fine = saved(tmp_path / "fine.pth", {**encoder(), "head.weight": torch.ones(3, WIDTH), "head.bias": torch.ones(3)})
+    with pytest.raises(ConfigError, match=r"--pooling mean, and the head of .*fine\.pth reads class"):
+        incoming.convert(fine, Ask(pooling="mean"))
+    peer = saved(tmp_path / "ast.pth", ast())
+    with pytest.raises(ConfigError, match="is of kind ast, and --which student is given"):
+        incoming.convert(peer, Ask(which="student"))
+    sizes = {"p_input_fdim": torch.tensor(128), "p_input_tdim": torch.tensor(48)}
+    ssast = saved(tmp_path / "ssast.pth", {**under("v.", encoder(distilled=True)), **sizes})
+    with pytest.raises(CheckpointError, match="says 128 mel bins, and its stride is that of the patches, 16x16"):
+        incoming.convert(ssast, Ask(stride=(10, 10)))
+    assert incoming.convert(ssast, Ask()).model.card["grid"] == [3, 8]
+    wrong = saved(
+        tmp_path / "w.pth", {**under("v.", encoder(distilled=True)), **sizes, "p_input_tdim": torch.tensor(96)}
+    )
+    with pytest.raises(CheckpointError, match="says that its input had 96 frames by 128"):
+        incoming.convert(wrong, Ask())

@@ -83,7 +83,7 @@ def convert(prog: str, summary: str, given: list[str]) -> int:
         pooling=options.pooling,
         license=options.license,
     )
-    _check_numbers(ask.frames, ask.seconds, ask.mels, ask.rate, ask.std)
+    _check_numbers(ask.frames, ask.seconds, ask.mels, ask.rate)
     done = convert(Path(options.source), ask)
     if out is not None:
         done.model.save(out, overwrite=options.overwrite)
@@ -143,5 +143,5 @@ def _check_numbers(*given: float | None) -> None:
     bad = [value for value in given if value is not None and not 0 < value < 1e9]
     if bad:
         raise ConfigError(
-            f"{bad[0]} was given for frames, seconds, mels, rate or std", "a number above 0", "see asit convert --help"
+            f"{bad[0]} was given for frames, seconds, mels or rate", "a number above 0", "see asit convert --help"
         )

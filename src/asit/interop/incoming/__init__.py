@@ -70,6 +70,10 @@ def convert(path: Path, ask: Ask) -> Converted:
         return _own(path, ask)
     content = foreign.read(file, training_state=True)
     kind, notes = choose(file, content, ask.kind)
+    if ask.which == "student" and kind != "asit":
+        raise ConfigError(
+            f"{file} is of kind {kind}, and --which student is given", "an ASiT pretraining", "leave --which out"
+        )
     taken = KINDS[kind][1](file, content, ask)
     of_head = {} if taken.head is None else {f"head.{name}": value for name, value in taken.head.state.items()}
     foreign.finite(file, {**taken.state, **of_head})
@@ -96,6 +100,12 @@ def convert(path: Path, ask: Ask) -> Converted:
 def _file(path: Path) -> Path | None:
     """The file of weights; None: a folder that asit wrote for Hugging Face."""
     if not path.is_dir():
+        if (path.parent / "card.json").is_file():
+            raise CheckpointError(
+                f"{path} lies in an asit model folder, whose card says how it hears",
+                "weights of another kind",
+                f"use the folder as it is: {path.parent}",
+            )
         return path
     inner = [place for place in (path, path / "model") if (place / "card.json").is_file()]
     if inner:
@@ -180,6 +190,12 @@ def _head(path: Path, taken: Taken, ask: Ask) -> tuple[Head | None, Labelling | 
             f"{path} has a head of shape {tuple(state['linear.weight'].shape)}",
             "(classes, width)",
             "get the file again",
+        )
+    if ask.pooling not in ("auto", taken.head.pooling):
+        raise ConfigError(
+            f"--pooling {ask.pooling}, and the head of {path} reads {taken.head.pooling}",
+            "what the head was trained on; that of AST and SSAST alone is not told by the file",
+            "leave --pooling out",
         )
     names, origin = labels.names_for(taken.head, ask.labels)
     notes = [f"{len(names)} classes, named by {origin}"]

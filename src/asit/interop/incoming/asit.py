@@ -40,11 +40,11 @@ def official(path: Path, content: Mapping[str, Any], ask: Ask) -> Taken:
     """
     there = [name for name in _BESIDE if isinstance(content.get(name), Mapping)]
     left_out: dict[str, str] = {}
-    if there and ask.which not in there:
+    if ask.which not in there and (there or ask.which == "student"):
         raise CheckpointError(
-            f"{path} holds the {' and the '.join(there)} and no {ask.which}",
+            f"{path} holds {'the ' + there[0] if there else 'one network'} and no {ask.which}",
             "the network that is asked for",
-            f"pass --which {there[0]}",
+            f"pass --which {there[0]}" if there else "leave --which out",
         )
     if there:
         found = foreign.tensors(path, content[ask.which])

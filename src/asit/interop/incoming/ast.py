@@ -84,6 +84,12 @@ def ssast(path: Path, content: Mapping[str, Any], ask: Ask) -> Taken:
     notes = []
     if len(sizes) == 2:
         mels, frames = int(sizes[0].item()), int(sizes[1].item())
+        if ask.mels not in (None, mels) or ask.stride not in (None, patch):
+            raise CheckpointError(
+                f"{path} says {mels} mel bins, and its stride is that of the patches, {patch[0]}x{patch[1]}",
+                "the same as asked for",
+                "leave --mels and --stride out",
+            )
         stride, grid = lay(path, count, patch, mels, [patch])
         if frames_of(grid, patch, stride) > frames or frames - frames_of(grid, patch, stride) >= patch[0]:
             raise CheckpointError(

@@ -70,7 +70,7 @@ def look(content: Mapping[str, Any]) -> Likeness | None:
     if any(isinstance(content.get(name), Mapping) for name in ("teacher", "student")):
         return Likeness(("asit",))
     found = {name.removeprefix("module."): value for name, value in _flat(content).items()}
-    bare = {name.removeprefix(hf_ast._PREFIX) for name in found}
+    bare = {name.removeprefix(hf_ast.PREFIX) for name in found}
     if "embeddings.distillation_token" in bare:
         return Likeness(("hf-ast",))
     if "model.asit.cls_token" in found or "model.cls_token" in found:

@@ -24,7 +24,8 @@ from asit.interop.incoming.taken import Ask, Taken, TakenHead, front_end, settin
 
 MODEL_TYPE = "audio-spectrogram-transformer"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-_PREFIX = "audio_spectrogram_transformer."
+PREFIX = "audio_spectrogram_transformer."
+"""Before the encoder's names where there is a head."""
 _PLAIN = {
     "embeddings.cls_token": "cls_token",
     "embeddings.distillation_token": "dist_token",
@@ -153,7 +154,7 @@ def _sort(
     parts: dict[tuple[str, str], dict[str, Tensor]] = {}
     unknown = []
     for name, value in found.items():
-        own = name.removeprefix(_PREFIX)
+        own = name.removeprefix(PREFIX)
         layer = _LAYER.fullmatch(own)
         inner = _INNER.get(layer[2]) if layer else None
         if own in _PLAIN:

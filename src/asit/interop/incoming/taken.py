@@ -5,6 +5,7 @@ Letters: T frames, F mel bins, P patches, D width, C classes.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from asit.errors import CheckpointError
+from asit.errors import CheckpointError, ConfigError
 from asit.model.classifier import Pooling
 from asit.settings import SIZES, EncoderSettings, FrontEndSettings
 
@@ -226,10 +227,26 @@ def shaped(path: Path, state: Mapping[str, Tensor], name: str, axes: int) -> tup
 
 
 def front_end(ask: Ask, mels: int, **known: Any) -> tuple[FrontEndSettings, str]:
-    """The front end of a source, and where its mean and std are from; what the user gave comes before what is known."""
+    """The front end of a source, and where its mean and std are from; what the user gave comes before what is known.
+
+    Raises:
+        ConfigError: numbers that cannot be.
+    """
     given = {name: value for name in ("rate", "mean", "std") if (value := getattr(ask, name)) is not None}
     origin = SAID if {"mean", "std"} <= set(given) else str(known.pop("origin", PUBLISHED))
     if len({"mean", "std"} & set(given)) == 1:
         origin = f"{SAID} in part, else {origin}"
     known.pop("origin", None)
-    return FrontEndSettings(**({"mean": MEAN, "std": STD} | known | given | {"mels": mels})), origin
+    facts = {"mean": MEAN, "std": STD} | known | given | {"mels": mels}
+    try:
+        settings = FrontEndSettings(**facts)
+        if not all(math.isfinite(float(value)) for value in (settings.mean, settings.std)):
+            raise ValueError("mean and std are to be finite")
+    except ValueError as error:  # pydantic's errors are ValueErrors too
+        said = ", ".join(f"{name} {value}" for name, value in facts.items())
+        raise ConfigError(
+            f"a front end of {said}",
+            "a rate and mel bins above 0, a mean, and a std above 0",
+            "give what the network was trained with: --rate, --mels, --mean, --std",
+        ) from error
+    return settings, origin
