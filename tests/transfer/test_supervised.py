@@ -132,6 +132,7 @@ def test_layers_are_a_partition_with_factors_by_hand() -> None:
         (wanted,) = [factor for start, factor in by_hand if name.startswith(start)]
         assert scale[name] == wanted, name
     assert {group["scale"] for group in optimiser.param_groups} == {3.0, 1.0, 0.5, 0.25}
+    assert optim.layer_scales(["encoder.dist_token"], 2, 0.5) == {"encoder.dist_token": 0.25}
     with pytest.raises(ValueError, match=r"encoder\.extra"):
         optim.layer_scales(["encoder.extra"], 2, 0.5)
 

@@ -93,7 +93,7 @@ def layer_scales(names: Iterable[str], depth: int, decay: float, head: float = 1
             out[name] = decay ** (depth - 1 - int(part[2]))
         elif part[:2] == ["encoder", "norm"]:
             out[name] = 1.0
-        elif part[:2] in (["encoder", "cls_token"], ["encoder", "pos_embed"], ["encoder", "patch_embed"]):
+        elif part[0] == "encoder" and part[1] in ("cls_token", "dist_token", "pos_embed", "patch_embed"):
             out[name] = decay**depth
         else:
             raise ValueError(f"no layer is known for the parameter {name}")
