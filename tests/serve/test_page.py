@@ -109,7 +109,9 @@ def test_a_recording_is_looked_at(browser: Any, address: str, folder: Path, tagg
     # Twice as many windows.
     before = browser.run("document.querySelectorAll('.track canvas')[0].toDataURL()")
     browser.run(CHOOSE % ("#detail", "2"))
+    overlay = "!document.querySelector('#overlay').hidden"
     browser.until(f"document.querySelectorAll('.track canvas')[0].toDataURL() !== {json.dumps(before)}")
+    browser.until(overlay)
     # What is downloaded is what was answered.
     browser.call("Page.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
     browser.click("#download")
@@ -133,6 +135,16 @@ def test_the_nearest_recordings_are_played(browser: Any, address: str, folder: P
     assert browser.run("window.hit") is None
     browser.click("#neighbours button")
     browser.until("document.querySelector('#other').currentTime > 0")
+    assert browser.run("document.querySelector('#whole').hidden")
+    browser.click("#seek", 0.5)
+    browser.click("#play")
+    browser.click("#here")
+    browser.until("/^To [.0-9]+\u2013[.0-9]+ s:$/.test(document.querySelector('#nearestto').textContent)")
+    assert browser.run("document.querySelectorAll('#neighbours li').length") == len(names)
+    browser.click("#whole")
+    browser.until("document.querySelector('#nearestto').textContent === 'To the whole recording:'")
+    again = browser.run("[...document.querySelectorAll('#neighbours .path')].map(e => e.textContent)")
+    assert again == names
     assert not browser.problems
 
 
@@ -222,7 +234,7 @@ def test_nothing_is_asked_of_anyone_else(browser: Any, address: str) -> None:
 
 def test_the_page_makes_no_html_of_text() -> None:
     page = resources.files("asit.serve").joinpath("page")
-    for name in ("app.js", "draw.js", "sound.js", "recorder.js"):
+    for name in ("app.js", "draw.js", "lists.js", "sound.js", "recorder.js"):
         script = page.joinpath(name).read_text("utf-8")
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function", script)
     html = page.joinpath("index.html").read_text("utf-8")

@@ -76,7 +76,7 @@ class Analyst:
 
     def facts(self) -> dict[str, Any]:
         """The model and the index for the page; JSON."""
-        model, card = self.model, self.model.card
+        model, card, index = self.model, self.model.card, self.index
         encoder, front_end = model.encoder, model.front_end
         view = front_end.samples_for(model.frames) / model.rate
         return {
@@ -92,7 +92,7 @@ class Analyst:
             "classes": None if model.classes is None else list(model.classes),
             "multi": model.multi,
             "card": card,
-            "index": None if self.index is None else {"clips": len(self.index)},
+            "index": None if index is None else {"clips": len(index), "seconds": index.card["window"]},
         }
 
     def hear(self, job: Job, body: bytes, limits: Limits) -> Heard:
@@ -154,11 +154,14 @@ class Analyst:
             out |= {"times": _rounded(found.times.numpy(), 4), "frames": _rounded(found.frames.numpy())}
         return _json(out)
 
-    def neighbours(self, job: Job, body: bytes, limits: Limits, *, k: int) -> bytes:
-        """The most similar clips of the index."""
+    def neighbours(
+        self, job: Job, body: bytes, limits: Limits, *, k: int, start: float, seconds: float | None
+    ) -> bytes:
+        """The most similar clips of the index, to the sound or to a part of it."""
         self._with_index()
         heard = self.hear(job, body, limits)
-        return _json(_told(heard, self.model.rate) | {"neighbours": self._similar(job, heard.wave, k)})
+        found = self._similar(job, heard.wave, k, start, seconds)
+        return _json(_told(heard, self.model.rate) | {"neighbours": found})
 
     def attention(self, job: Job, body: bytes, limits: Limits, *, layer: int) -> bytes:
         """Attention of a block's class token, window by window."""
@@ -306,10 +309,13 @@ class Analyst:
             )
         return index
 
-    def _similar(self, job: Job, wave: Wave, k: int) -> list[dict[str, Any]]:
+    def _similar(
+        self, job: Job, wave: Wave, k: int, start: float = 0.0, seconds: float | None = None
+    ) -> list[dict[str, Any]]:
         index = self._with_index()
         job.check()
-        return _near(index.nearest(index.ask(wave, self.model), min(k, len(index))))
+        asked = index.ask(wave, self.model, None, start, seconds)
+        return _near(index.nearest(asked, min(k, len(index))))
 
 
 def _near(found: Sequence[Neighbour]) -> list[dict[str, Any]]:

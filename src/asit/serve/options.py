@@ -61,7 +61,14 @@ ENDPOINTS: dict[str, tuple[str, dict[str, Option]]] = {
             "hop": Option("seconds between frames; a column of patches if not given", float, None, 0.001, 60),
         },
     ),
-    "neighbours": ("the most similar clips of the index", {"k": _K}),
+    "neighbours": (
+        "the clips of the index that are most similar to the recording, or to a part of it",
+        {
+            "k": _K,
+            "start": Option("where the part begins, in seconds", float, 0.0, 0, 1e6),
+            "seconds": Option("length of the part; to the end if not given", float, None, 0.01, 1e6),
+        },
+    ),
     "attention": (
         "what the class token of a block attends to, for each head, moment and band of the spectrogram",
         {"layer": Option("block of the encoder, 0 the first, -1 the last", int, -1, -1000, 1000)},

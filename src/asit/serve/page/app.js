@@ -1,6 +1,8 @@
 // The page: a recording goes to the server, and what it answers is shown. Names of files and labels are only ever
 // written as text, never as HTML.
 import * as draw from "/draw.js";
+import * as lists from "/lists.js";
+import { element } from "/lists.js";
 import { Microphone } from "/sound.js";
 
 const at = (id) => document.getElementById(id);
@@ -11,13 +13,6 @@ let shown = null; // what /api/analyse said of it
 let looked = null; // what /api/attention said of it
 let asking = null; // AbortController of the request under way
 let microphone = null;
-
-function element(tag, text, attributes = {}) {
-  const made = document.createElement(tag);
-  if (text !== undefined) made.textContent = text;
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  return made;
-}
 
 // ---- saying what goes on -------------------------------------------------------------------------------------------
 
@@ -151,9 +146,10 @@ function show() {
   at("attended").hidden = at("heads").hidden = at("layers").hidden = true;
   at("unlabelled").hidden = labels !== null;
   at("labels").hidden = at("details").hidden = labels === null;
-  tracks();
+  lists.tracks(at("tracks"), labels, seconds);
   if (labels) table(labels);
-  neighbours(shown.neighbours);
+  neighbours(shown.neighbours, "To the whole recording:");
+  if (at("attend").checked) guarded(attend);
   move();
 }
 
@@ -163,77 +159,26 @@ function scales() {
   draw.hertzAxis(at("hz"), shown.spectrogram.hz, at("seek").clientHeight);
 }
 
-function tracks() {
-  const labels = shown.labels;
-  at("tracks").replaceChildren();
-  if (!labels) return;
-  const colour = getComputedStyle(document.documentElement).getPropertyValue("--track").trim();
-  for (const one of labels.tracks) {
-    const best = one.scores.indexOf(Math.max(...one.scores));
-    const row = element("div", undefined, { class: "track" });
-    const plot = element("div", undefined, { class: "plot" }), canvas = element("canvas", undefined, { role: "img" });
-    canvas.setAttribute("aria-label", `${one.label}: highest ${percent(one.scores[best])}, ` +
-      draw.span(labels.starts[best], labels.ends[best]));
-    draw.track(canvas, one.scores, labels.starts, labels.ends, shown.seconds, colour);
-    plot.append(canvas, element("div", undefined, { class: "playhead" }));
-    row.append(element("div", one.label, { class: "label", dir: "auto", title: one.label }), plot);
-    at("tracks").append(row);
-  }
-}
-
 function table(labels) {
-  const rows = new Map(labels.tags.map((tag) => [tag.label, []]));
-  for (const part of labels.segments) {
-    if (!rows.has(part.label)) rows.set(part.label, []);
-    rows.get(part.label).push(part);
-  }
-  const sorted = [...rows].sort((a, b) => labels.scores[b[0]].clip - labels.scores[a[0]].clip);
-  at("rows").replaceChildren(...sorted.map(([label, spans]) => {
-    const row = element("tr"), where = element("td"), list = element("div");
-    const { clip, highest } = labels.scores[label];
-    list.className = "spans";
-    for (const part of spans.slice(0, 12)) {
-      const times = draw.span(part.start, part.end);
-      const button = element("button", times, { type: "button", "aria-label": `Play ${label}, ${times}` });
-      button.title = `${percent(part.score)}; plays from here`;
-      button.addEventListener("click", () => playFrom(part.start));
-      list.append(button);
-    }
-    if (spans.length > 12) list.append(element("span", `and ${spans.length - 12} more`));
-    where.append(list);
-    row.append(element("td", label, { dir: "auto" }), score(highest), element("td", percent(clip)), where);
-    return row;
-  }));
+  lists.table(at("rows"), labels, playFrom);
   at("scoring").textContent = "Highest: of a window. Mean: over the recording's windows, its score as a whole. Where: " +
     `windows that score 50 % or more.${labels.multi ? " A window may have several labels." : " A window has one label."}`;
 }
 
-function score(value) {
-  const cell = element("td"), bar = element("span", undefined, { class: "bar", "aria-hidden": "true" });
-  const part = element("i");
-  part.style.width = percent(value).replace(" ", "");
-  bar.append(part);
-  cell.append(bar, percent(value));
-  return cell;
+async function nearestHere() {
+  const length = model.index.seconds, last = shown.seconds - length;
+  const start = Math.max(0, Math.min(last, audio.currentTime - length / 2));
+  const query = new URLSearchParams({ k: 8, start, seconds: length });
+  const found = await send(`/api/neighbours?${query}`, "Looking for what sounds like this");
+  neighbours(found.neighbours, `To ${draw.span(start, start + length)}:`);
 }
 
-function percent(score) {
-  return `${(100 * score).toFixed(score < 0.0995 ? 1 : 0)} %`;
-}
-
-function neighbours(list) {
+function neighbours(list, to) {
   at("nearest").hidden = list === null;
-  at("neighbours").replaceChildren(...(list || []).map((one) => {
-    const row = element("li"), words = element("div");
-    const button = element("button", "\u25b6\ufe0e", { type: "button", "aria-label": `Play ${one.name}` });
-    button.addEventListener("click", () => guarded(() => playOther(one.number)));
-    words.append(element("div", one.name, { class: "path", dir: "auto" }));
-    const times = element("small", draw.span(one.start, one.end));
-    if (one.label) times.append(" \u00b7 ", element("bdi", one.label));
-    words.append(times);
-    row.append(button, words, element("small", one.similarity.toFixed(3), { title: "cosine similarity" }));
-    return row;
-  }));
+  at("nearestto").textContent = to;
+  at("here").hidden = !list || shown.seconds <= model.index.seconds;
+  at("whole").hidden = !list || list === shown.neighbours;
+  lists.neighbours(at("neighbours"), list || [], (number) => guarded(() => playOther(number)));
 }
 
 // ---- attention -----------------------------------------------------------------------------------------------------
@@ -329,6 +274,8 @@ at("attend").addEventListener("change", () => guarded(attend));
 at("head").addEventListener("change", () => guarded(attend));
 at("layer").addEventListener("change", () => guarded(attend));
 at("detail").addEventListener("change", () => guarded(() => analyse()));
+at("here").addEventListener("click", () => guarded(nearestHere));
+at("whole").addEventListener("click", () => neighbours(shown.neighbours, "To the whole recording:"));
 at("download").addEventListener("click", () => {
   const { spectrogram, ...rest } = shown;
   const text = JSON.stringify({ model: model.name, ...rest, mels: spectrogram.mels }, null, 1);
@@ -377,6 +324,7 @@ async function record() {
     if (microphone === opened && model && seconds >= model.limits.seconds) record();
   });
   say("Waiting for the microphone");
+  button.disabled = true; // until the user has answered the browser
   try {
     await opened.start();
   } catch (error) {
@@ -384,6 +332,8 @@ async function record() {
     complain(denied ? "The browser was not allowed to use the microphone." : error.message || "There is no microphone.",
       denied ? "Allow it beside the address, and press Record again." : "");
     return;
+  } finally {
+    button.disabled = false;
   }
   microphone = opened;
   button.textContent = "Stop";
@@ -395,7 +345,7 @@ at("record").addEventListener("click", record);
 addEventListener("resize", scales);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
   if (!shown) return;
-  tracks(); // their colour is the theme's
+  lists.tracks(at("tracks"), shown.labels, shown.seconds); // their colour is the theme's
   move();
 });
 drop();
