@@ -1,0 +1,151 @@
+"""HEAR's common API over an asit model: `hear-validator`, `heareval` and whatever else loads such a module.
+
+Source: the API of the HEAR benchmark (https://hearbenchmark.com/hear-api.html; arXiv 2203.03022).
+
+    python -m heareval.embeddings.runner asit.hear --model RUN/model --tasks-dir tasks
+
+Letters: n sounds, S samples, t frames, d width.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from asit.audio.files import resample
+from asit.errors import AudioError, ConfigError
+from asit.interop import loading
+from asit.model.audio_model import AudioModel
+from asit.model.embedding import Precision
+from asit.runs.frames import hop_of, model_named, regular_frames
+
+__all__ = ["HearModel", "get_scene_embeddings", "get_timestamp_embeddings", "load_model"]
+
+RATES = (16000, 22050, 32000, 44100, 48000)
+"""Sample rates that HEAR's recordings come in."""
+
+Pooling = Literal["mean", "class", "class+mean"]
+
+
+class HearModel(nn.Module):
+    """A model as HEAR knows it; made by `load_model`. `.to(device)` moves it.
+
+    Attributes:
+        sample_rate: Hz that the functions below want their audio at: the model's own where HEAR has it, else the next
+            higher one, from which the audio is resampled.
+        scene_embedding_size: width of a scene embedding.
+        timestamp_embedding_size: width of a timestamp embedding.
+        hop: seconds between timestamps.
+    """
+
+    def __init__(
+        self, model: AudioModel, hop: float, pooling: Pooling, layer: int | None, precision: Precision, batch: int
+    ) -> None:
+        super().__init__()
+        self.encoder, self.front_end = model.encoder, model.front_end  # so that `to` finds them
+        self.model = model
+        self.hop, self.pooling, self.layer, self.precision, self.batch = hop, pooling, layer, precision, batch
+        self.sample_rate = next((rate for rate in RATES if rate >= model.rate), RATES[-1])
+        self.timestamp_embedding_size = int(model.encoder.width)
+        self.scene_embedding_size = int(model.encoder.width) * (2 if pooling == "class+mean" else 1)
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """Scene embeddings, see `get_scene_embeddings`."""
+        return get_scene_embeddings(audio, self)
+
+
+def load_model(
+    model_file_path: str | os.PathLike[str] = "",
+    device: str = "auto",
+    hop: float | None = None,
+    pooling: Pooling = "mean",
+    layer: int | None = None,
+    precision: Precision = "float32",
+    batch: int = 16,
+) -> HearModel:
+    """Load a model for HEAR.
+
+    Args:
+        model_file_path: what `asit.load` takes; "": what the environment variable ASIT_MODEL names.
+        device: auto (a GPU where there is one), cpu, cuda or mps; HEAR's programs move the model themselves.
+        hop: seconds between timestamps; None: the longest up to 0.05 that divides a patch column (0.04 for patches of
+            16 frames).
+        pooling: what a scene embedding is: the mean of the patch tokens, the class token, or both.
+        layer: block whose output is wanted, 0 the first; None: the last.
+        precision: arithmetic of the encoder: float32, bf16 or auto.
+        batch: windows that go through the encoder together.
+
+    Raises:
+        ConfigError: no model is named, no such pooling, layer or device.
+        CheckpointError: the model cannot be loaded.
+    """
+    if pooling not in ("mean", "class", "class+mean"):
+        raise ConfigError(f"pooling {pooling!r}", "mean, class or class+mean")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = loading.load(model_named(model_file_path), device)
+    return HearModel(model, hop_of(model) if hop is None else hop, pooling, layer, precision, batch)
+
+
+def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, Tensor]:
+    """Embeddings at regular times.
+
+    Args:
+        audio: (n, S) float in [-1, 1] at `model.sample_rate`, on any device.
+        model: of `load_model`.
+
+    Returns:
+        Embeddings (n, t, d) float32 and their centres (n, t) in milliseconds, both on the device of `audio`. Centres
+        are at half a hop, one and a half, and so on, to the sound's end.
+
+    Raises:
+        AudioError: audio of another shape, empty or not finite.
+    """
+    waves = _waves(audio, model)
+    found = regular_frames(model.model, waves, model.hop, model.layer, model.precision, model.batch)
+    # Counted from whole frames, not added up: nothing drifts over a long sound.
+    times = (torch.arange(found.shape[1], dtype=torch.float64) + 0.5) * (1000.0 * model.hop)
+    times = times.clamp(max=1000.0 * audio.shape[1] / model.sample_rate)  # of a sound shorter than half a hop
+    return found.to(audio.device), times.float().expand(len(found), -1).contiguous().to(audio.device)
+
+
+def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
+    """One embedding for each sound.
+
+    Args:
+        audio: (n, S) float in [-1, 1] at `model.sample_rate`, on any device.
+        model: of `load_model`.
+
+    Returns:
+        (n, d) float32 on the device of `audio`.
+
+    Raises:
+        AudioError: audio of another shape, empty or not finite.
+    """
+    found = model.model.embed_batch(
+        list(_waves(audio, model)), layer=model.layer, precision=model.precision, batch=model.batch, patches=False
+    )
+    rows = []
+    for one in found:
+        parts = {"mean": [one.clip], "class": [one.class_token], "class+mean": [one.class_token, one.clip]}
+        rows.append(torch.cat(parts[model.pooling]))
+    if not rows:
+        return audio.new_zeros(0, model.scene_embedding_size, dtype=torch.float32)
+    return torch.stack(rows).to(audio.device)
+
+
+def _waves(audio: Tensor, model: HearModel) -> Tensor:
+    """The audio at the model's own rate, on the CPU."""
+    if audio.ndim != 2 or not audio.is_floating_point() or not audio.shape[1]:
+        raise AudioError(
+            f"audio of shape {tuple(audio.shape)}, {audio.dtype}", "(n_sounds, n_samples) of floats in [-1, 1]"
+        )
+    waves = audio.detach().float().cpu()
+    own, settings = model.model.rate, model.model.front_end.settings
+    if model.sample_rate == own or not len(waves):
+        return waves
+    rows = [resample(wave, model.sample_rate, own, settings.resampler) for wave in waves.numpy()]
+    return torch.stack([torch.from_numpy(row) for row in rows])

@@ -1,0 +1,278 @@
+"""A picture of what was heard when: the spectrogram, and a track of scores for each label under it.
+
+Letters: T frames, F mel bins, N columns of the picture, W windows, C classes.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib import font_manager
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
+from matplotlib.text import Text
+from matplotlib.ticker import FixedLocator, FuncFormatter
+from numpy.typing import NDArray
+
+from asit.audio.fbank import FrontEnd
+from asit.settings import FrontEndSettings
+
+Array = NDArray[np.float32]
+
+COLUMNS = 1600
+"""Most columns of a spectrogram's picture."""
+
+_WIDTH, _DPI = 10.0, 120  # inches; dots an inch
+_TOP, _SPECTROGRAM, _TRACK, _BOTTOM = 0.45, 2.3, 0.3, 0.5  # inches
+_LABELS, _RIGHT, _MOST_LABELS = 0.75, 0.6, 2.6  # inches: least and most room for names at the left
+_INK, _SCORE, _GROUND = "#30343b", "#2f6fb3", "#eef1f5"
+_HZ = (50, 100, 200, 500, 1000, 2000, 4000, 8000, 16000)
+_STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 21600, 86400)
+
+
+class Spectrogram:
+    """Log-mel of a sound of any length in at most `COLUMNS` columns, each the mean of its frames: constant memory.
+
+    Attributes:
+        columns: (N, F) float32, natural log of power.
+        seconds: length of the sound.
+    """
+
+    def __init__(self, blocks: Iterable[Array], front_end: FrontEnd) -> None:
+        """Read the sound.
+
+        Args:
+            blocks: its samples (n,), one stretch after the other, at the front end's rate.
+            front_end: makes the log-mel.
+        """
+        mels, rate = front_end.settings.mels, front_end.settings.rate
+        held = np.zeros((2 * COLUMNS, mels))
+        counts = np.zeros(2 * COLUMNS)
+        each, frames, samples = 1, 0, 0  # frames a column; frames and samples so far
+        rest = np.zeros(0, np.float32)
+        for block in blocks:
+            samples += len(block)
+            rest = np.concatenate([rest, block])
+            new = front_end.frames_for(len(rest))
+            if not new:
+                continue
+            logmel = front_end.fbank(torch.from_numpy(rest[None])).squeeze(0).double().numpy()
+            rest = rest[new * front_end.shift :]
+            while frames + new > 2 * COLUMNS * each:  # full: every two columns become one
+                held[:COLUMNS], counts[:COLUMNS] = held[::2] + held[1::2], counts[::2] + counts[1::2]
+                held[COLUMNS:], counts[COLUMNS:], each = 0.0, 0.0, 2 * each
+            places = np.arange(frames, frames + new) // each
+            np.add.at(held, places, logmel)
+            np.add.at(counts, places, 1.0)
+            frames += new
+        if not frames:  # shorter than a window
+            padded = front_end.pad(torch.from_numpy(rest), front_end.window)
+            held[0], counts[0] = front_end.fbank(padded[None])[0, 0].numpy(), 1.0
+        used = counts > 0
+        self.columns: Array = (held[used] / counts[used, None]).astype(np.float32)
+        self.seconds = samples / rate
+
+
+def draw(
+    path: Path,
+    spectrogram: Spectrogram,
+    settings: FrontEndSettings,
+    tracks: Sequence[tuple[str, Array]],
+    starts: Array,
+    ends: Array,
+    title: str,
+) -> None:
+    """Write the picture as a PNG, whole or not at all.
+
+    Args:
+        path: the file; what is there is replaced.
+        spectrogram: of the sound.
+        settings: of the front end, for the frequencies.
+        tracks: a name and the scores (W,) from 0 to 1 of each label that is shown, the first at the top.
+        starts, ends: (W,) of the windows, in seconds from the sound's start.
+        title: said above, such as the file's name.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    texts = [_one_line(name) for name, _ in tracks]
+    height = _TOP + _SPECTROGRAM + 0.15 + _TRACK * len(tracks) + _BOTTOM
+    figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, facecolor="white")
+    canvas = FigureCanvasAgg(figure)
+    families = fonts("".join([*texts, title]))
+    names = [Text(0, 0, text, fontsize=9.5, fontfamily=families, color=_INK, parse_math=False) for text in texts]
+    for name in names:
+        name.set_figure(figure)
+        shorten(name, _MOST_LABELS * _DPI, canvas)
+    widest = max((name.get_window_extent(canvas.get_renderer()).width for name in names), default=0.0) / _DPI
+    left = max(_LABELS, widest + 0.2)
+    across = (left / _WIDTH, (_WIDTH - left - _RIGHT) / _WIDTH)
+    upper = figure.add_axes((across[0], (height - _TOP - _SPECTROGRAM) / height, across[1], _SPECTROGRAM / height))
+    _picture(upper, spectrogram, settings)
+    place = (0.1 / _WIDTH, 1.0 - 0.3 / height)
+    head = figure.text(*place, _one_line(title), fontsize=10, fontfamily=families, color=_INK, parse_math=False)
+    shorten(head, (_WIDTH - 0.2) * _DPI, canvas, middle=True)
+    times = upper
+    if tracks:
+        upper.tick_params(labelbottom=False)
+        times = figure.add_axes(
+            (across[0], _BOTTOM / height, across[1], _TRACK * len(tracks) / height), sharex=upper, facecolor="white"
+        )
+        _tracks(times, [name.get_text() for name in names], [scores for _, scores in tracks], starts, ends, families)
+    _time_axis(times, spectrogram.seconds)
+    buffer = io.BytesIO()
+    canvas.print_png(buffer)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        fresh.write_bytes(buffer.getvalue())
+        os.replace(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def clock(seconds: float, step: float = 1.0) -> str:
+    """A time as it is read: 0.25, 12, 1:05, 2:00:00, with the decimals that a step asks for.
+
+    Args:
+        seconds: the time.
+        step: between neighbouring times, in seconds.
+    """
+    decimals = max(0, math.ceil(-math.log10(step) - 1e-9))
+    seconds = round(seconds, decimals)
+    whole = int(seconds)
+    if seconds < 60:
+        return f"{seconds:.{decimals}f}"
+    rest = f"{seconds - whole + whole % 60:0{2 + (decimals + 1 if decimals else 0)}.{decimals}f}"
+    return f"{whole // 60}:{rest}" if whole < 3600 else f"{whole // 3600}:{whole // 60 % 60:02d}:{rest}"
+
+
+def fonts(text: str) -> list[str]:
+    """Font families in which every character of the text is, matplotlib's own first; others only where it lacks one."""
+    families = ["DejaVu Sans"]
+    missing = {ord(c) for c in text if not c.isspace()} - _characters(font_manager.findfont("DejaVu Sans"))
+    seen = set(families)
+    for entry in font_manager.fontManager.ttflist if missing else ():
+        if entry.name in seen or (entry.style, entry.weight) not in (("normal", 400), ("normal", "normal")):
+            continue
+        seen.add(entry.name)
+        found = _characters(entry.fname) & missing
+        if found:
+            families.append(entry.name)
+            missing -= found
+        if not missing:
+            break
+    return families
+
+
+def shorten(text: Text, pixels: float, canvas: FigureCanvasAgg, middle: bool = False) -> None:
+    """Take characters out of a text, at its end or in its middle, until it is no wider than `pixels`."""
+    whole = text.get_text()
+    low, high = 1, len(whole)
+    if text.get_window_extent(canvas.get_renderer()).width <= pixels:
+        return
+    while low < high:
+        kept = (low + high + 1) // 2
+        text.set_text(_cut(whole, kept, middle))
+        if text.get_window_extent(canvas.get_renderer()).width <= pixels:
+            low = kept
+        else:
+            high = kept - 1
+    text.set_text(_cut(whole, low, middle))
+
+
+def _cut(whole: str, kept: int, middle: bool) -> str:
+    if not middle:
+        return whole[:kept].rstrip() + "…"
+    tail = kept // 2
+    return whole[: kept - tail] + "…" + (whole[-tail:] if tail else "")
+
+
+def _picture(axis: Axes, spectrogram: Spectrogram, settings: FrontEndSettings) -> None:
+    values = spectrogram.columns
+    low, high = np.percentile(values, [2.0, 99.8])
+    extent = (0.0, spectrogram.seconds, -0.5, values.shape[1] - 0.5)
+    axis.imshow(
+        values.T,
+        origin="lower",
+        aspect="auto",
+        extent=extent,
+        cmap="magma",
+        vmin=low,
+        vmax=max(high, low + 1e-3),
+        interpolation="antialiased",
+    )
+    upper_edge = settings.high_hz if settings.high_hz > 0 else settings.rate / 2 + settings.high_hz
+    lowest, highest = _mel(settings.low_hz), _mel(upper_edge)
+    step = (highest - lowest) / (settings.mels + 1)
+    places = [(_mel(hz) - lowest) / step - 1.0 for hz in _HZ]  # bin i is centred at lowest + (i + 1) step
+    shown: list[tuple[float, int]] = []
+    for place, hz in zip(places, _HZ, strict=True):
+        apart = not shown or (place - shown[-1][0]) / values.shape[1] > 0.07
+        if -0.5 <= place <= values.shape[1] + 0.5 and apart:
+            shown.append((min(place, values.shape[1] - 0.5), hz))
+    axis.set_yticks([place for place, _ in shown], [f"{hz // 1000}k" if hz >= 1000 else str(hz) for _, hz in shown])
+    axis.set_ylabel("Hz", fontsize=9, color=_INK)
+    axis.tick_params(labelsize=8.5, colors=_INK, length=3)
+    axis.spines[:].set_visible(False)
+
+
+def _tracks(
+    axis: Axes, names: Sequence[str], scores: Sequence[Array], starts: Array, ends: Array, families: Sequence[str]
+) -> None:
+    # Windows may overlap: each stands for the time that is nearer to it than to its neighbours.
+    edges = np.concatenate([starts[:1], (ends[:-1] + starts[1:]) / 2, ends[-1:]])
+    for row, values in enumerate(scores):
+        base = len(scores) - 1 - row
+        axis.axhspan(base + 0.08, base + 0.92, color=_GROUND, linewidth=0)
+        tall, sides = _thin(np.clip(values, 0.0, 1.0), edges)
+        axis.stairs(base + 0.08 + 0.84 * tall, sides, baseline=base + 0.08, fill=True, color=_SCORE, linewidth=0)
+        _beside(axis, f"{float(values.max()):.2f}", base + 0.5, 9)
+    _beside(axis, "highest", len(scores) + 0.22, 7.5)
+    axis.set_ylim(0, len(scores))
+    places = [len(scores) - 1 - row + 0.5 for row in range(len(scores))]
+    axis.set_yticks(places, names, fontfamily=list(families), fontsize=9.5, parse_math=False)
+    axis.tick_params(colors=_INK, length=0, labelsize=9.5)
+    axis.spines[:].set_visible(False)
+
+
+def _beside(axis: Axes, text: str, y: float, size: float) -> None:
+    at = ("axes fraction", "data")
+    shift = {"xytext": (6, 0), "textcoords": "offset points"}
+    axis.annotate(text, (1.0, y), xycoords=at, va="center", fontsize=size, color=_INK, **shift)  # type: ignore[arg-type]
+
+
+def _thin(values: Array, edges: NDArray[np.float64]) -> tuple[Array, NDArray[np.float64]]:
+    """At most COLUMNS steps, each the highest of its windows."""
+    if len(values) <= COLUMNS:
+        return values, edges
+    firsts = np.linspace(0, len(values), COLUMNS, endpoint=False).astype(int)
+    return np.maximum.reduceat(values, firsts), np.append(edges[firsts], edges[-1])
+
+
+def _time_axis(axis: Axes, seconds: float) -> None:
+    step = next((step for step in _STEPS if seconds / step <= 12), _STEPS[-1])
+    axis.xaxis.set_major_locator(FixedLocator(np.arange(0.0, seconds + 1e-9, step).tolist()))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: clock(value, step)))
+    axis.set_xlim(0.0, seconds)
+    axis.set_xlabel("s" if seconds < 60 else "min:s" if seconds < 3600 else "h:min:s", fontsize=9, color=_INK)
+    axis.tick_params(axis="x", labelsize=8.5, colors=_INK, length=3)
+
+
+def _mel(hz: float) -> float:
+    return 1127.0 * math.log(1.0 + hz / 700.0)  # as in the front end's bank
+
+
+def _one_line(text: str) -> str:
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def _characters(path: str) -> set[int]:
+    return set(FT2Font(path).get_charmap())

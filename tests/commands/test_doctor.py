@@ -1,0 +1,113 @@
+"""asit doctor: what it finds, and that nothing that is broken stops it."""
+
+from __future__ import annotations
+
+import builtins
+import importlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asit import cli
+from asit.runs import doctor
+
+
+@pytest.fixture(scope="module")
+def findings() -> dict[tuple[str, str], doctor.Finding]:
+    return {(one.part, one.name): one for one in doctor.examine()}
+
+
+def test_what_is_installed_here_works(findings: dict[tuple[str, str], doctor.Finding]) -> None:
+    assert doctor.works(list(findings.values()))
+    for name in ("torch", "numpy", "soundfile", "soxr", "pydantic", "tyro", "model"):
+        assert findings["packages", name].state == "ok", findings["packages", name]
+    for name in ("wav", "flac", "mp3", "ogg", "opus"):
+        assert findings["decoders", name].state == "ok", findings["decoders", name]
+    assert "libsndfile" in findings["packages", "soundfile"].text
+    assert "matrix product" in findings["devices", "precision"].text
+    assert findings["places", "temporary"].state == "ok"
+    assert {"av", "parquet", "huggingface", "onnx", "serve", "search"} <= {
+        name for part, name in findings if part == "extras"
+    }
+
+
+def blocked(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
+    """Make these packages fail to be imported, as a broken installation does."""
+    real: Callable[..., Any] = builtins.__import__
+    real_module = importlib.import_module
+
+    def refuse(name: str) -> None:
+        if name.split(".")[0] in packages:
+            raise ImportError(f"lib{name}.so: cannot open shared object file")
+
+    def imported(name: str, *rest: Any, **named: Any) -> Any:
+        refuse(name)
+        return real(name, *rest, **named)
+
+    def by_name(name: str, package: str | None = None) -> Any:
+        refuse(name)
+        return real_module(name, package)
+
+    for name in [name for name in sys.modules if name.split(".")[0] in packages]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(builtins, "__import__", imported)
+    monkeypatch.setattr(importlib, "import_module", by_name)
+
+
+def test_a_broken_core_is_told_of_and_ends_with_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blocked(monkeypatch, "soundfile")
+    assert cli.main(["doctor", "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    by_name = {(one["part"], one["name"]): one for one in told["findings"]}
+    assert told["works"] is False
+    broken = by_name["packages", "soundfile"]
+    assert broken["state"] == "broken"
+    assert "libsoundfile.so: cannot open shared object file" in broken["text"]
+    assert broken["remedy"].startswith("pip install --upgrade 'soundfile>=")
+    assert by_name["decoders", "wav"]["state"] == "broken"
+    assert by_name["packages", "numpy"]["state"] == "ok", "the rest is still looked at"
+
+
+def test_a_missing_extra_is_no_broken_core(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    blocked(monkeypatch, "usearch", "av")
+    assert cli.main(["doctor"]) == 0
+    told = capsys.readouterr().out
+    assert "pip install 'asit-audio[search]'" in told
+    assert "pip install 'asit-audio[av]'" in told
+    assert "not there: m4a, av, search" in told
+    assert all(len(line) <= 100 or line.strip().startswith("->") for line in told.splitlines())
+
+
+def test_a_check_that_fails_as_a_whole_is_one_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> Any:
+        raise RuntimeError("no such thing\nand more")
+
+    monkeypatch.setattr(doctor, "_devices", fail)
+    monkeypatch.setattr(doctor, "_packages", lambda: iter([]))
+    monkeypatch.setattr(doctor, "_extras", lambda: iter([]))
+    found = [one for one in doctor.examine() if one.part == "devices"]
+    assert [(one.state, one.text) for one in found] == [
+        ("broken", "could not be looked at: RuntimeError: no such thing")
+    ]
+
+
+def test_a_folder_that_may_not_be_written_is_a_note(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "asit").write_text("a file where the folder should be")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    found = {one.name: one for one in doctor._places()}
+    assert found["cache"].state == "note"
+    assert "XDG_CACHE_HOME" in found["cache"].remedy
+
+
+@pytest.mark.parametrize(
+    ("version", "least", "fits"),
+    [("2.13.0+cpu", "2.6", True), ("2.5.1", "2.6", False), ("1.0", "1.0.0", True), ("3.10", "3.9", True)],
+)
+def test_versions_are_compared_as_numbers(version: str, least: str, fits: bool) -> None:
+    assert doctor._at_least(version, least) is fits

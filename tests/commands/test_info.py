@@ -1,0 +1,128 @@
+"""asit info: what a model is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import asit
+from asit import cli
+
+Captured = pytest.CaptureFixture[str]
+
+
+def test_facts_of_a_classifier(models: Path, capsys: Captured) -> None:
+    folder = models / "multi"
+    assert cli.main(["info", str(folder), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    model = asit.load(folder)
+    assert facts["kind"] == "audio-classifier"
+    assert facts["network"]["encoder_parameters"] == sum(p.numel() for p in model.encoder.parameters())
+    assert facts["network"]["grid"] == [6, 4]
+    assert facts["network"]["tokens"] == 25
+    assert facts["input"] == {
+        "rate": 16000,
+        "frames": 48,
+        "mels": 32,
+        "seconds": 0.495,
+        "column_seconds": 0.08,
+        "padding": "silence",
+    }
+    assert facts["labels"]["classes"] == list(model.classes or ())
+    assert facts["labels"]["multi"] is True
+    assert (facts["license"], facts["data"]) == ("CC0-1.0", "noise")
+    assert facts["training"] == {"method": "drawn", "steps": 7}
+    by_name = {one["name"]: one for one in facts["files"]}
+    assert set(by_name) == {"card.json", "model.safetensors"}
+    weights = (folder / "model.safetensors").read_bytes()
+    assert by_name["model.safetensors"]["sha256"] == hashlib.sha256(weights).hexdigest()
+    assert by_name["model.safetensors"]["bytes"] == len(weights)
+
+
+def test_it_reads_well(models: Path, capsys: Captured) -> None:
+    assert cli.main(["info", str(models / "single")]) == 0
+    told = capsys.readouterr().out
+    assert "4; a clip has one (softmax); read from mean" in told
+    assert "نباح كلب" in told
+    assert "license     CC0-1.0" in told
+    assert "0.495 s at 16000 Hz" in told
+    assert all(len(line) <= 80 for line in told.splitlines())
+    assert cli.main(["info", str(models / "single"), "--labels"]) == 0
+    assert capsys.readouterr().out.splitlines()[:2] == ["dog", "rain"]
+
+
+def test_an_encoder_says_how_it_gets_labels(models: Path, capsys: Captured) -> None:
+    assert cli.main(["info", str(models / "encoder")]) == 0
+    assert "none: an encoder" in capsys.readouterr().out
+    assert cli.main(["info", str(models / "encoder"), "--labels"]) == 2
+    assert "has no labels" in capsys.readouterr().err
+
+
+def test_a_run_s_folder_tells_its_model_and_its_scores(models: Path, tmp_path: Path, capsys: Captured) -> None:
+    shutil.copytree(models / "single", tmp_path / "run" / "model")
+    metrics = {"accuracy": {"value": 0.75, "interval": [0.7, 0.8]}, "mAP": {"value": None}}
+    results = [
+        {"split": split, "weights": weights, "clips": 12, "list": "ab", "metrics": metrics}
+        for split in ("validation", "test")
+        for weights in ("last", "best")
+    ]
+    (tmp_path / "run" / "results.json").write_text(json.dumps({"results": results}))
+    for given in ("run", "run/model"):
+        assert cli.main(["info", str(tmp_path / given)]) == 0
+        told = capsys.readouterr().out
+        assert "scored      validation, 12 clips: accuracy 0.7500\n" in told
+        assert told.count("scored") == 2, "of the last weights alone: these are they"
+
+
+def test_a_card_cannot_steer_the_terminal(models: Path, tmp_path: Path, capsys: Captured) -> None:
+    shutil.copytree(models / "single", tmp_path / "model")
+    card = json.loads((tmp_path / "model" / "card.json").read_text())
+    card["training"]["license"] = "MIT\x1b[2J"
+    (tmp_path / "model" / "card.json").write_text(json.dumps(card))
+    assert cli.main(["info", str(tmp_path / "model")]) == 0
+    told = capsys.readouterr().out
+    assert "\x1b" not in told
+    assert "MIT\\x1b[2J" in told
+
+
+def test_damage_is_said(models: Path, tmp_path: Path, capsys: Captured) -> None:
+    model = tmp_path / "model"
+    weights = model / "model.safetensors"
+
+    def fresh() -> dict[str, object]:
+        shutil.rmtree(model, ignore_errors=True)
+        shutil.copytree(models / "single", model)
+        card: dict[str, object] = json.loads((model / "card.json").read_text())
+        return card
+
+    def said() -> str:
+        assert cli.main(["info", str(model)]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        return captured.err
+
+    fresh()
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "model.safetensors is damaged: its SHA-256 is not the one in card.json" in said()
+    fresh()
+    changed = bytearray(weights.read_bytes())
+    changed[-5] ^= 1
+    weights.write_bytes(changed)
+    assert "is damaged: its SHA-256" in said()
+    card = fresh()
+    card["encoder"]["depth"] = 3  # type: ignore[index]
+    (model / "card.json").write_text(json.dumps(card))
+    assert "does not fit the Encoder: 12 missing (blocks.2." in said()
+    card = fresh()
+    card["labels"]["classes"] = ["dog", "rain"]  # type: ignore[index]
+    (model / "card.json").write_text(json.dumps(card))
+    assert "does not fit the Head" in said()
+    fresh()
+    (model / "card.json").write_text("{")
+    assert "card.json is damaged" in said()
+    shutil.rmtree(model)
+    assert "does not exist" in said()

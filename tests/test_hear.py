@@ -1,0 +1,239 @@
+"""HEAR's common API, as its specification says it (https://hearbenchmark.com/hear-api.html): `asit.hear`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from asit import hear
+from asit.audio.fbank import FrontEnd
+from asit.errors import AudioError, CheckpointError, ConfigError
+from asit.model.audio_model import AudioModel
+from asit.model.vit import Encoder
+from asit.runs.frames import MODEL, frames_in, hop_of, regular_frames
+from asit.settings import EncoderSettings, FrontEndSettings
+
+
+def build(rate: int = 16000, patch: int = 16, stride: int | None = None, shift: float = 10.0) -> AudioModel:
+    settings = EncoderSettings(
+        size="custom", width=32, depth=2, heads=2, patch_frames=patch, patch_mels=16, patch_stride_frames=stride
+    )
+    encoder = Encoder(settings, patch + 5 * (stride or patch), 32)
+    with torch.no_grad():
+        for i, parameter in enumerate(encoder.parameters()):
+            parameter.normal_(0.0, 0.2, generator=torch.Generator().manual_seed(i))
+    front_end = FrontEndSettings(rate=rate, mels=32, mean=-6.0, std=3.0, shift_ms=shift, high_hz=rate / 2 - 100)
+    return AudioModel(encoder, FrontEnd(front_end))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("hear") / "model"
+    build().save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> hear.HearModel:
+    return hear.load_model(str(folder))
+
+
+def audio(seconds: float, sounds: int = 2, rate: int = 16000, seed: int = 0) -> Tensor:
+    """White noise in [-1, 1]."""
+    return 2.0 * torch.rand(sounds, int(seconds * rate), generator=torch.Generator().manual_seed(seed)) - 1.0
+
+
+def test_the_module_has_the_functions_with_the_arguments_of_the_specification() -> None:
+    load = inspect.signature(hear.load_model).parameters
+    assert next(iter(load)) == "model_file_path"
+    assert all(one.default is not inspect.Parameter.empty for one in load.values()), "load_model() alone is called too"
+    for function in (hear.get_timestamp_embeddings, hear.get_scene_embeddings):
+        assert list(inspect.signature(function).parameters)[:2] == ["audio", "model"]
+
+
+def test_the_model_is_a_module_with_the_attributes_of_the_specification(model: hear.HearModel) -> None:
+    assert isinstance(model, torch.nn.Module)
+    assert model.sample_rate in (16000, 22050, 32000, 44100, 48000)
+    assert type(model.scene_embedding_size) is int
+    assert type(model.timestamp_embedding_size) is int
+    assert next(model.parameters()).device.type in ("cpu", "cuda")
+
+
+@pytest.mark.parametrize("seconds", [0.001, 0.03, 0.11, 0.5, 1.07, 1.98, 4.0, 7.321])
+def test_timestamps_are_regular_centred_and_cover_the_sound(model: hear.HearModel, seconds: float) -> None:
+    sound = audio(seconds)
+    embeddings, timestamps = hear.get_timestamp_embeddings(sound, model)
+    length = 1000.0 * sound.shape[1] / model.sample_rate
+    assert embeddings.dtype == torch.float32
+    assert embeddings.ndim == 3
+    assert timestamps.ndim == 2
+    assert embeddings.shape[:2] == timestamps.shape
+    assert embeddings.shape[0] == 2
+    assert embeddings.shape[2] == model.timestamp_embedding_size
+    assert embeddings.isfinite().all()
+    assert torch.equal(timestamps[0], timestamps[1])
+    assert timestamps.min() >= 0.0
+    assert timestamps.max() <= length
+    if timestamps.shape[1] > 1:
+        steps = timestamps.double().diff(dim=1)
+        assert (steps > 0).all()
+        assert (steps - steps.mean()).abs().max() < 1.0
+        assert steps.max() <= 50.0
+        assert timestamps.min() <= steps.mean(), "there is one at the beginning"
+        assert timestamps.max() >= length - 50.0, "and at the end"
+
+
+def test_timestamps_do_not_drift_over_twenty_minutes() -> None:
+    assert frames_in(20 * 60 * 16000, 16000, 0.04) == 30000
+    times = (torch.arange(30000, dtype=torch.float64) + 0.5) * 40.0
+    assert (times.float().diff() - 40.0).abs().max() < 0.2
+
+
+def test_an_event_is_where_its_timestamp_says() -> None:
+    model = hear.HearModel(build(), 0.04, "mean", None, "float32", 4)
+    quiet = torch.zeros(1, 3 * 16000)
+    before, times = hear.get_timestamp_embeddings(quiet, model)
+    for at in (0.02, 1.0, 1.5, 2.98):
+        click = quiet.clone()
+        click[0, int(at * 16000) - 8 : int(at * 16000) + 8] = 0.5
+        after, _ = hear.get_timestamp_embeddings(click, model)
+        moved = (after - before)[0].norm(dim=1)
+        assert times[0, moved.argmax()] == pytest.approx(1000 * at, abs=100), "within half a patch"
+
+
+def test_frames_are_those_of_embed_on_the_sound_set_in_silence() -> None:
+    model, wave = build(), audio(0.9, sounds=1)
+    found = regular_frames(model, wave, 0.16)[0]
+    # A patch covers 175 ms: with 7.5 ms of silence before the sound the first is centred at 80 ms.
+    padded = torch.nn.functional.pad(wave, (120, 5 * 2560 + 2800 - 120 - wave.shape[1]))
+    expected = model.embed(padded[0], precision="float32")
+    assert found.shape == (6, 32)
+    torch.testing.assert_close(found, expected.frames, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(expected.times - 0.0075, 0.08 + 0.16 * torch.arange(6))
+
+
+def test_scene_embeddings_are_the_clip_vectors(model: hear.HearModel) -> None:
+    sound = audio(2.74, sounds=4)
+    embeddings = hear.get_scene_embeddings(sound, model)
+    assert embeddings.dtype == torch.float32
+    assert embeddings.shape == (4, model.scene_embedding_size)
+    torch.testing.assert_close(
+        embeddings[1], model.model.embed(sound[1], precision="float32").clip, atol=1e-5, rtol=1e-5
+    )
+    torch.testing.assert_close(model(sound), embeddings)
+
+
+def test_pooling_decides_what_a_scene_embedding_is(folder: Path) -> None:
+    sound = audio(1.0)
+    mean = hear.get_scene_embeddings(sound, hear.load_model(folder))
+    token = hear.get_scene_embeddings(sound, hear.load_model(folder, pooling="class"))
+    both = hear.load_model(folder, pooling="class+mean")
+    assert both.scene_embedding_size == 64
+    torch.testing.assert_close(hear.get_scene_embeddings(sound, both), torch.cat([token, mean], 1))
+
+
+@pytest.mark.parametrize("function", [hear.get_scene_embeddings, lambda *two: hear.get_timestamp_embeddings(*two)[0]])
+def test_a_sound_does_not_depend_on_its_neighbours_or_on_the_call(
+    model: hear.HearModel, function: Callable[[Tensor, hear.HearModel], Tensor]
+) -> None:
+    sound = audio(1.3, sounds=3)
+    several = function(sound, model)
+    assert torch.equal(several, function(sound, model)), "the same twice"
+    torch.testing.assert_close(function(sound.flip(0), model).flip(0), several, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(function(sound[1:2], model)[0], several[1], atol=1e-5, rtol=1e-5)
+
+
+def test_no_gradient_is_kept_and_none_is_needed(model: hear.HearModel) -> None:
+    sound = audio(0.5).requires_grad_()
+    embeddings, timestamps = hear.get_timestamp_embeddings(sound, model)
+    scene = hear.get_scene_embeddings(sound, model)
+    assert not any(one.requires_grad or one.is_inference() for one in (embeddings, timestamps, scene))
+
+
+def test_a_model_of_a_rate_that_hear_has_not_is_given_the_next_higher_one() -> None:
+    model = hear.HearModel(build(rate=8000), 0.04, "mean", None, "float32", 4)
+    assert model.sample_rate == 16000
+    embeddings, timestamps = hear.get_timestamp_embeddings(audio(1.0), model)
+    assert embeddings.shape == (2, 25, 32)
+    assert timestamps[0, -1] == 980.0
+    assert hear.get_scene_embeddings(audio(1.0), model).shape == (2, 32)
+
+
+@pytest.mark.parametrize(
+    ("patch", "stride", "shift", "hop"),
+    [(16, None, 10.0, 0.04), (16, 10, 10.0, 0.05), (4, None, 10.0, 0.04), (7, None, 10.0, 0.01), (2, None, 40.0, 0.04)],
+)
+def test_the_hop_divides_a_column_and_stays_within_50_ms(
+    patch: int, stride: int | None, shift: float, hop: float
+) -> None:
+    model = build(patch=patch, stride=stride, shift=shift)
+    assert hop_of(model) == pytest.approx(hop)
+    frames = regular_frames(model, audio(0.8), hop_of(model))
+    assert frames.shape == (2, frames_in(12800, 16000, hop), 32)
+
+
+def test_a_hop_of_ones_own(folder: Path) -> None:
+    model = hear.load_model(folder, hop=0.16)
+    embeddings, timestamps = hear.get_timestamp_embeddings(audio(1.6), model)
+    assert embeddings.shape == (2, 10, 32)
+    torch.testing.assert_close(timestamps[0], 160.0 * torch.arange(10) + 80.0)
+    with pytest.raises(ConfigError, match="hop"):
+        hear.get_timestamp_embeddings(audio(1.0), hear.load_model(folder, hop=0.03))
+
+
+@pytest.mark.parametrize(
+    "given", [torch.zeros(16000), torch.zeros(2, 0), torch.zeros(2, 100, dtype=torch.int16), torch.zeros(1, 2, 3)]
+)
+def test_audio_of_another_shape_is_refused(model: hear.HearModel, given: Tensor) -> None:
+    for function in (hear.get_scene_embeddings, hear.get_timestamp_embeddings):
+        with pytest.raises(AudioError, match=r"audio of shape .* torch\.") as caught:
+            function(given, model)
+        assert "n_sounds, n_samples" in caught.value.expected
+
+
+def test_no_sounds_give_no_embeddings(model: hear.HearModel) -> None:
+    assert hear.get_scene_embeddings(torch.zeros(0, 16000), model).shape == (0, 32)
+    embeddings, timestamps = hear.get_timestamp_embeddings(torch.zeros(0, 16000), model)
+    assert embeddings.shape == (0, 25, 32)
+    assert timestamps.shape == (0, 25)
+
+
+def test_samples_that_are_not_finite_are_refused(model: hear.HearModel) -> None:
+    sound = audio(0.5)
+    sound[1, 7] = float("nan")
+    with pytest.raises(AudioError, match=r"not finite|NaN or infinite"):
+        hear.get_scene_embeddings(sound, model)
+
+
+def test_the_environment_names_the_model_where_nothing_else_does(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(MODEL, raising=False)
+    with pytest.raises(ConfigError, match="no model was named, and ASIT_MODEL is not set"):
+        hear.load_model()
+    monkeypatch.setenv(MODEL, str(folder))
+    assert hear.load_model().timestamp_embedding_size == 32
+    with pytest.raises(CheckpointError, match="does not exist"):
+        hear.load_model(str(folder / "nothing"))
+    with pytest.raises(ConfigError, match="pooling 'max'"):
+        hear.load_model(str(folder), pooling="max")  # type: ignore[arg-type]
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_results_are_on_it_and_as_on_the_cpu(folder: Path) -> None:
+    sound = audio(1.5)
+    here, there = hear.load_model(str(folder), device="cpu"), hear.load_model(str(folder)).to("cuda")
+    embeddings, timestamps = hear.get_timestamp_embeddings(sound.cuda(), there)
+    assert embeddings.device.type == timestamps.device.type == "cuda"
+    expected, times = hear.get_timestamp_embeddings(sound, here)
+    torch.testing.assert_close(embeddings.cpu(), expected, atol=1e-3, rtol=1e-3)
+    assert torch.equal(timestamps.cpu(), times)
+    torch.testing.assert_close(
+        hear.get_scene_embeddings(sound.cuda(), there).cpu(),
+        hear.get_scene_embeddings(sound, here),
+        atol=1e-3,
+        rtol=1e-3,
+    )
