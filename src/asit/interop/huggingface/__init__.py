@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from asit.interop.huggingface.folder import MODEL_TYPE, read, write
+from asit.interop.huggingface.fields import MODEL_TYPE
+from asit.interop.huggingface.folder import check, read, write
 from asit.interop.huggingface.registration import register
 
-__all__ = ["MODEL_TYPE", "read", "register", "write"]
+__all__ = ["MODEL_TYPE", "check", "read", "register", "write"]

@@ -155,17 +155,19 @@ def parts_of(config: Mapping[str, Any], extractor: Mapping[str, Any], classifier
     size = next((name for name, known in SIZES.items() if known == shape), "custom")
     own = dict(zip(("width", "depth", "heads"), shape, strict=True)) if size == "custom" else {}
     (frames, mels), (down, along) = config["patch_size"], config["patch_stride"]
-    encoder = EncoderSettings(
-        size=size,
-        **own,
-        mlp_ratio=config["mlp_ratio"],
-        patch_frames=frames,
-        patch_mels=mels,
-        patch_stride_frames=None if down == frames else down,
-        patch_stride_mels=None if along == mels else along,
-        distilled=config["distilled"],
-        norm_eps=config["layer_norm_eps"],
-        drop_path=config["drop_path_rate"],
+    encoder = EncoderSettings.model_validate(
+        {
+            "size": size,
+            **own,
+            "mlp_ratio": config["mlp_ratio"],
+            "patch_frames": frames,
+            "patch_mels": mels,
+            "patch_stride_frames": None if down == frames else down,
+            "patch_stride_mels": None if along == mels else along,
+            "distilled": config["distilled"],
+            "norm_eps": config["layer_norm_eps"],
+            "drop_path": config["drop_path_rate"],
+        }
     )
     front_end = FrontEndSettings(
         rate=extractor["sampling_rate"],

@@ -65,13 +65,7 @@ def read(folder: Path) -> AudioModel:
         CheckpointError: a file is missing, damaged or of another model, or weights and configurations do not fit.
     """
     folder = Path(folder)
-    config, extractor = _json(folder / CONFIG), _json(folder / EXTRACTOR)
-    if config.get("model_type") != MODEL_TYPE:
-        raise CheckpointError(
-            f"{folder / CONFIG} says model_type {config.get('model_type')!r}",
-            f"model_type {MODEL_TYPE!r}",
-            f"bring other models in with: asit convert {folder} --out DIR",
-        )
+    config, extractor = check(folder / CONFIG), _json(folder / EXTRACTOR)
     tensors = _weights(folder / WEIGHTS)
     of_head = {name.removeprefix(_HEAD): value for name, value in tensors.items() if name.startswith(_HEAD)}
     rest = {name: value for name, value in tensors.items() if not name.startswith(_HEAD)}
@@ -95,6 +89,22 @@ def read(folder: Path) -> AudioModel:
         checkpoint.load_strict(head, of_head, f"{folder / WEIGHTS} (its head.*)")
     checkpoint.load_strict(encoder, rest, str(folder / WEIGHTS))
     return AudioModel(encoder, front_end, parts.training, head, parts.labels)
+
+
+def check(path: Path) -> Mapping[str, Any]:
+    """The content of a config.json that describes a model of ours.
+
+    Raises:
+        CheckpointError: it is absent, damaged, or another model's.
+    """
+    config = _json(path)
+    if config.get("model_type") != MODEL_TYPE:
+        raise CheckpointError(
+            f"{path} says model_type {config.get('model_type')!r}",
+            f"model_type {MODEL_TYPE!r}",
+            f"bring other models in with: asit convert {path.parent} --out DIR",
+        )
+    return config
 
 
 def _fill(to: Path, model: AudioModel, text: str) -> None:

@@ -88,9 +88,8 @@ class ASiTPatchEmbeddings(nn.Module):
 
     def __init__(self, config: ASiTConfig) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(
-            1, config.hidden_size, kernel_size=tuple(config.patch_size), stride=tuple(config.patch_stride)
-        )
+        (height, breadth), (down, along) = config.patch_size, config.patch_stride
+        self.proj = nn.Conv2d(1, config.hidden_size, kernel_size=(height, breadth), stride=(down, along))
 
     def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
         (height, breadth), (down, along) = self.proj.kernel_size, self.proj.stride
@@ -103,6 +102,7 @@ class ASiTPatchEmbeddings(nn.Module):
 class ASiTPreTrainedModel(PreTrainedModel):
     """What encoder and classifier share: where settings come from, and how fresh weights are drawn."""
 
+    config: ASiTConfig
     config_class = ASiTConfig
     base_model_prefix = "encoder"
     main_input_name = "input_values"
@@ -116,7 +116,8 @@ class ASiTPreTrainedModel(PreTrainedModel):
         drawn = [getattr(module, name, None) for name in ("cls_token", "dist_token", "pos_embed")]
         if isinstance(module, nn.Linear | nn.Conv2d):
             drawn.append(module.weight)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
@@ -270,6 +271,7 @@ class ASiTClassificationHead(nn.Module):
 
     def __init__(self, config: ASiTConfig) -> None:
         super().__init__()
+        assert config.num_labels is not None, "transformers sets it, to 2 if nothing else"
         features = config.hidden_size * (2 if config.pooling == "class+mean" else 1)
         self.norm = nn.LayerNorm(features, eps=config.classifier_norm_eps) if config.classifier_norm else None
         self.linear = nn.Linear(features, config.num_labels)
