@@ -247,7 +247,7 @@ def test_slow_oversize_and_broken_bodies(served: Callable[[Guard], Any]) -> None
     fake = Fake()
     guard = app(fake, megabytes=0.01, pause=0.2, upload=0.5)
     with served(guard) as address:
-        got = raw(address, head("Content-Length: 10"), b"abc", wait=0.05)
+        got = raw(address, head("Content-Length: 10") + b"abc")
         assert got.startswith(b"HTTP/1.1 408")
         assert b"of which 3 bytes came" in got
         # Bytes that trickle, each in time, do not hold a place for ever.
