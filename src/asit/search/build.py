@@ -21,9 +21,8 @@ from asit.engine.records import counter
 from asit.errors import AsitError, AudioError, ConfigError
 from asit.model.audio_model import AudioModel
 from asit.model.embedding import Precision
-from asit.search import layout, table
+from asit.search import hearing, layout, table
 from asit.search.graph import CONNECTIVITY, EXPANSION_ADD, EXPANSION_SEARCH, Graph
-from asit.search.hearing import hear
 from asit.search.index import Index
 from asit.search.partial import Done, Partial
 from asit.search.table import Files, Key, Source
@@ -257,9 +256,9 @@ def _hear(
             del partial.done[key]
     todo = [source for key, source in plan.need.items() if key not in partial.done]
     tick, bad = counter(stream, "indexing"), 0
-    for done, (source, times, vectors) in enumerate(hear(model, todo, settings, ask.batch, ask.threads), 1):
-        if isinstance(vectors, AsitError):
-            plan.failures.append((source.name, vectors.found))
+    for done, (source, times, vectors) in enumerate(hearing.hear(model, todo, settings, ask.batch, ask.threads), 1):
+        if isinstance(vectors, str):
+            plan.failures.append((source.name, vectors))
             bad += 1
         else:
             partial.add(source, times, vectors)

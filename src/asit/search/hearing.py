@@ -1,4 +1,4 @@
-"""Recordings to rows: decoded and cut once each, embedded in batches over many of them, given back in their order.
+"""Recordings to rows: each decoded and cut once, its pieces embedded in batches over many, given back in order.
 
 Letters: n rows of one recording, D width.
 """
@@ -6,37 +6,24 @@ Letters: n rows of one recording, D width.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from asit.audio.sounds import open_sound
-from asit.errors import AsitError, AudioError
+from asit.errors import AsitError
 from asit.model.audio_model import AudioModel
+from asit.model.embedding import Embedding
+from asit.runs import pipeline
 from asit.search import windows
 from asit.search.partial import Times
 from asit.search.table import Source
 
-Heard = tuple[Source, Times, npt.NDArray[np.float16] | AsitError]
-"""A recording, start and end of its rows in s, and their vectors (n, D), or why there are none."""
-
-_BATCHES = 8  # batches' worth of pieces that are collected, so that like lengths can go together
-
-
-@dataclass
-class _Open:
-    """A recording some of whose pieces are not embedded yet."""
-
-    source: Source
-    times: Times = field(default_factory=list)
-    vectors: list[npt.NDArray[np.float16]] = field(default_factory=list)
-    error: AsitError | None = None
-    ended: bool = False
-
-    def result(self) -> Heard:
-        return self.source, self.times, self.error or np.stack(self.vectors)
+Heard = tuple[Source, Times, npt.NDArray[np.float16] | str]
+"""A recording, start and end of its rows in s from the beginning of the file, and their vectors (n, D), or why there
+are none."""
 
 
 def hear(
@@ -46,63 +33,48 @@ def hear(
 
     Args:
         settings: window, hop, layer, pooling and precision, as in an index's card.
-        batch: pieces that go through the encoder at once.
-        threads: that decode.
+        batch: windows that go through the encoder at once.
+        threads: that decode and make log-mels.
     """
-    waiting: list[_Open] = []
-    pool: list[tuple[_Open, npt.NDArray[np.float32]]] = []
-    for source in sources:
-        one = _Open(source)
-        waiting.append(one)
-        try:
-            for start, end, wave in _pieces(model, source, settings):
-                one.times.append((source.start + start, source.start + end))
-                pool.append((one, wave))
-                if len(pool) >= _BATCHES * batch:
-                    _run(model, pool, settings, batch)
-                    pool = []
-        except AsitError as error:
-            one.error = error
-            pool = [piece for piece in pool if piece[0] is not one]
-        one.ended = True
-        held = {id(piece[0]) for piece in pool}
-        while waiting and id(waiting[0]) not in held:
-            yield waiting.pop(0).result()
-    _run(model, pool, settings, batch)
-    for one in waiting:
-        yield one.result()
+    rate, resampler = model.rate, model.front_end.settings.resampler
+
+    def cut(place: int) -> Iterator[pipeline.Piece]:
+        source = sources[place]
+        with open_sound(source.item().sound(), None, rate, resampler, source.start, source.seconds) as sound:
+            for start, _, wave in windows.cut(sound.blocks(), rate, settings["window"], settings["hop"]):
+                with open_sound(wave, rate, rate) as piece:
+                    yield pipeline.Piece(piece, source.start + start)
+
+    embedder = model.embedder(settings["layer"], settings["precision"], patches=False)
+    times, vectors, parts, fault = Times(), list[npt.NDArray[np.float16]](), list[pipeline.Heard](), ""
+    for found in pipeline.hear(embedder, len(sources), cut, batch=batch, threads=threads):
+        if isinstance(found, pipeline.Done):
+            fault = found.fault or fault
+            yield sources[found.place], times, fault or np.stack(vectors)
+            times, vectors, parts, fault = Times(), [], [], ""
+            continue
+        parts.append(found)
+        if found.seconds is not None:
+            times.append((found.start, found.start + found.seconds))
+            try:
+                vectors.append(windows.vector(_whole(parts), settings["pooling"]).astype(np.float16))
+            except AsitError as error:
+                fault = error.found
+            parts = []
 
 
-def _pieces(model: AudioModel, source: Source, settings: Mapping[str, Any]) -> Iterator[windows.Piece]:
-    """Start and end from the beginning of the recording, and the samples at the model's rate."""
-    try:
-        sound = source.item().sound()
-        with open_sound(
-            sound, None, model.rate, model.front_end.settings.resampler, source.start, source.seconds
-        ) as opened:
-            yield from windows.cut(opened.blocks(), model.rate, settings["window"], settings["hop"])
-    except OSError as error:
-        raise AudioError(f"{source.name}: {error.strerror}", "a readable file", "check its permissions") from error
-
-
-def _run(
-    model: AudioModel,
-    pieces: Sequence[tuple[_Open, npt.NDArray[np.float32]]],
-    settings: Mapping[str, Any],
-    batch: int,
-) -> None:
-    """Embed the pieces and hand each one's vector to its recording."""
-    if not pieces:
-        return
-    found = model.embed_batch(
-        [wave for _, wave in pieces],
-        layer=settings["layer"],
-        precision=settings["precision"],
-        batch=batch,
-        patches=False,
+def _whole(parts: Sequence[pipeline.Heard]) -> Embedding:
+    """The stretches of one piece as one; those of a piece that is longer than the training view are several."""
+    if len(parts) == 1:
+        return parts[0].embedding
+    frames = torch.cat([part.embedding.frames for part in parts])
+    tokens = torch.stack([part.embedding.class_token * part.columns for part in parts]).sum(0)
+    first = parts[0].embedding
+    return Embedding(
+        frames.mean(0),
+        frames,
+        None,
+        (len(frames), first.grid[1]),
+        torch.cat([part.embedding.times for part in parts]),
+        tokens / sum(part.columns for part in parts),
     )
-    for (one, _), embedding in zip(pieces, found, strict=True):
-        try:
-            one.vectors.append(windows.vector(embedding, settings["pooling"]).astype(np.float16))
-        except AsitError as error:
-            one.error = error

@@ -29,6 +29,7 @@ from asit.search.graph import Graph
 from asit.search.table import Files, Rows, Source
 from asit.search.windows import Pooling
 
+_TOUCH = 1e-3  # s that stretches must share, so that windows end to end do not
 _TOGETHER = 64  # windows of a long question that are held at once
 
 Vector = npt.NDArray[np.float32]
@@ -117,13 +118,18 @@ class Index:
         try:
             with (folder / layout.SOURCES).open(encoding="utf-8") as file:
                 sources = [table.from_line(json.loads(line)) for line in file]
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise layout.damaged(folder / layout.SOURCES, str(error)) from error
         if len(sources) != card["recordings"] or rows["file"].max() >= len(sources):
             raise layout.damaged(
                 folder / layout.ROWS, f"it names recordings beyond the {len(sources)} of {layout.SOURCES}"
             )
-        if not (np.isfinite(rows["start"]) & np.isfinite(rows["end"]) & (rows["start"] <= rows["end"])).all():
+        if not (
+            np.isfinite(rows["start"])
+            & np.isfinite(rows["end"])
+            & (rows["start"] <= rows["end"])
+            & (rows["start"] >= 0)
+        ).all():
             raise layout.damaged(folder / layout.ROWS, "its times are not times")
         graph = Graph.load(folder / layout.GRAPH, count, width) if layout.GRAPH in names else None
         return cls(folder, card, sources, rows, vectors, graph)
@@ -284,7 +290,7 @@ class Index:
         end = math.inf if seconds is None else start + seconds
         rows = self.rows_at(held)
         times = self.rows[rows]
-        found: npt.NDArray[np.int64] = rows[(times["start"] < end) & (times["end"] > start)]
+        found: npt.NDArray[np.int64] = rows[(times["start"] < end - _TOUCH) & (times["end"] > start + _TOUCH)]
         return found
 
     def rows_at(self, places: Sequence[int]) -> npt.NDArray[np.int64]:

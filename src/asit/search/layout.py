@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def read_card(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} {there}", "an index, as `asit index` writes it", "give its folder")
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise damaged(path, str(error)) from error
     if not isinstance(card, dict) or card.get("kind") != KIND:
         kind = card.get("kind") if isinstance(card, dict) else None
@@ -106,7 +107,7 @@ def read_array(path: Path, shape: tuple[int, ...], kind: np.dtype[Any]) -> npt.N
     """An array of the index, left on the disk, of the shape and type that the card promises."""
     try:
         found: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise damaged(path, str(error)) from error
     if found.shape != shape or found.dtype != kind:
         raise damaged(path, f"it holds {found.dtype} of shape {found.shape}, not {kind} of shape {shape}")

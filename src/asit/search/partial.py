@@ -25,6 +25,8 @@ from asit.search.table import Key, Source
 _FLUSH = 5.0  # s of work that a killed process may lose
 
 Times = list[tuple[float, float]]
+"""Start and end of each row, in s from the beginning of the file."""
+
 Done = tuple[Source, Times, npt.NDArray[np.float16]]
 """A recording, start and end of its rows in s, and their vectors (n, D)."""
 
@@ -115,7 +117,7 @@ class Partial:
                     source = table.from_line(found["source"])
                     vectors = np.frombuffer(base64.b64decode(found["vectors"]), "<f2").reshape(-1, self.width)
                     times = [(float(start), float(end)) for start, end in found["times"]]
-                except (ValueError, KeyError, TypeError):
+                except (ValueError, KeyError, TypeError, RecursionError):
                     break
                 if not line.endswith(b"\n") or len(times) != len(vectors):
                     break

@@ -1,0 +1,500 @@
+"""The index: what it finds, what it leaves out, how it is brought up to date, and what it does not believe."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import tarfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from asit import search
+from asit.errors import AsitError, AudioError, CheckpointError, ConfigError
+from asit.model.audio_model import AudioModel
+from asit.search import Index, hearing, layout
+from asit.search.partial import path_of
+
+from .conftest import RATE, make_model, sound, write  # type: ignore[import-not-found]
+
+
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the recordings that builds read from here on."""
+    names: list[str] = []
+    real = hearing.hear
+
+    def hear(model: AudioModel, sources: Any, *rest: Any, **more: Any) -> Iterator[Any]:
+        names.extend(source.name for source in sources)
+        return real(model, sources, *rest, **more)
+
+    monkeypatch.setattr(hearing, "hear", hear)
+    return names
+
+
+def names(index: Index) -> set[str]:
+    return {source.name for source in index.sources}
+
+
+def test_short_recordings_are_one_row_and_long_ones_windows(index: Index) -> None:
+    assert len(index) == 8 + 8
+    assert [index.clip(row).name for row in range(8)] == [f"{i}.wav" for i in range(8)]
+    assert [(round(index.clip(row).start, 3), round(index.clip(row).end, 3)) for row in range(8, 16)] == [
+        *[(round(0.4 * i, 3), round(0.4 * i + 0.4, 3)) for i in range(7)],
+        (2.6, 3.0),
+    ]
+    assert {source.path for source in index.sources} == {
+        str(path) for path in (index.folder.parent / "sounds").resolve().iterdir()
+    }
+
+
+def test_a_row_is_the_embedding_of_its_stretch_alone(index: Index, model: AudioModel) -> None:
+    wave = sound(3.0, 50)
+    for row in (8, 11, 15):
+        place = index.clip(row)
+        alone = model.embed(wave[round(place.start * RATE) : round(place.end * RATE)]).clip.numpy()
+        np.testing.assert_allclose(index.vector(row), alone / np.linalg.norm(alone), atol=1e-3)
+
+
+def test_nearest_is_the_exact_order(index: Index) -> None:
+    rng = np.random.default_rng(0)
+    everything = np.stack([index.vector(row) for row in range(len(index))]).astype(np.float64)
+    for _ in range(10):
+        asked = rng.standard_normal(everything.shape[1])
+        cosine = everything @ asked / np.linalg.norm(asked) / np.linalg.norm(everything, axis=1)
+        best = np.argsort(-cosine)
+        found = index.nearest(5 * asked, 4)
+        assert [hit.row for hit in found] == best[:4].tolist()
+        np.testing.assert_allclose([hit.similarity for hit in found], cosine[best[:4]], atol=1e-3)
+        left = index.nearest(asked, 4, without=best[:2])
+        assert [hit.row for hit in left] == best[2:6].tolist()
+    assert len(index.nearest(asked, 100)) == len(index)
+    assert len(index.nearest(asked, 100, without=np.arange(10))) == len(index) - 10
+    assert index.nearest(asked, 5, without=np.arange(len(index))) == []
+
+
+def test_a_recording_finds_others_before_itself_only_when_asked(index: Index, model: AudioModel, sounds: Path) -> None:
+    hits = index.similar(sounds / "3.wav", 3, model, include_self=True)
+    assert (hits[0].name, hits[0].row) == ("3.wav", 3)
+    assert hits[0].similarity == pytest.approx(1.0, abs=1e-3)
+    others = index.similar(sounds / "3.wav", 3, model)
+    assert [hit.row for hit in others[:2]] == [hit.row for hit in hits[1:]]
+    assert "3.wav" not in {hit.name for hit in index.similar(sounds / "3.wav", 50, model)}
+
+
+def test_a_link_to_a_recording_is_the_recording(index: Index, model: AudioModel, sounds: Path, tmp_path: Path) -> None:
+    (tmp_path / "way").symlink_to(sounds)
+    for path in (tmp_path / "way" / "3.wav", os.path.relpath(sounds / "3.wav")):
+        assert 3 not in {hit.row for hit in index.similar(path, 50, model)}
+
+
+def test_a_part_of_a_long_recording_leaves_only_that_part_out(index: Index, model: AudioModel, sounds: Path) -> None:
+    hits = index.similar(sounds / "long.wav", 50, model, start=0.8, seconds=0.4)
+    assert len(hits) == len(index) - 1
+    assert not [hit for hit in hits if hit.name == "long.wav" and hit.start < 1.15 and hit.end > 0.85]
+    own = index.similar(sounds / "long.wav", 1, model, start=0.8, seconds=0.4, include_self=True)
+    assert (own[0].start, own[0].similarity) == (pytest.approx(0.8), pytest.approx(1.0, abs=1e-3))
+
+
+def test_arrays_bytes_and_files_ask_the_same(index: Index, model: AudioModel, sounds: Path) -> None:
+    path = sounds / "long.wav"
+    asked = index.ask(path, model)
+    np.testing.assert_allclose(index.ask(path.read_bytes(), model), asked, atol=1e-4)
+    np.testing.assert_allclose(index.ask(sound(3.0, 50), model), asked, atol=1e-4)
+    np.testing.assert_allclose(index.ask(np.repeat(sound(3.0, 50), 2), model, rate=2 * RATE), asked, atol=0.5)
+    # The mean of the windows' vectors.
+    rows = index.rows_of(str(path))
+    np.testing.assert_allclose(asked, np.sum([index.vector(row) for row in rows], 0), atol=1e-2)
+
+
+def test_threads_may_ask_at_once(index: Index) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        found = pool.map(lambda row: index.nearest(index.vector(row % 16), 1)[0].row, range(64))
+        assert list(found) == [row % 16 for row in range(64)]
+
+
+@pytest.mark.parametrize(
+    ("vector", "k", "told"),
+    [
+        (np.ones(7), 1, r"shape \(7,\)"),
+        (np.ones((2, 24)), 1, r"shape \(2, 24\)"),
+        (np.zeros(24), 1, "zero or not finite"),
+        (np.full(24, np.nan), 1, "zero or not finite"),
+        (np.ones(24), 0, "k is 0"),
+    ],
+)
+def test_questions_that_cannot_be(index: Index, vector: np.ndarray, k: int, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        index.nearest(vector, k)
+
+
+def test_rows_that_are_not_there(index: Index) -> None:
+    for row in (-1, len(index)):
+        for ask in (index.clip, index.vector, index.source):
+            with pytest.raises(ConfigError, match=f"row {row}"):
+                ask(row)
+
+
+@pytest.mark.parametrize("pooling", ["class", "class+mean"])
+def test_poolings_and_layers_are_the_indexs_own(archive: Path, model: AudioModel, tmp_path: Path, pooling: Any) -> None:
+    ask = search.Ask(pooling=pooling, layer=0, window=0.5, hop=0.25)
+    search.build(model, [str(archive)], tmp_path / "index", ask)
+    index = Index.read(tmp_path / "index")
+    heard = model.embed(archive / "2.wav", layer=0)
+    cls, mean = heard.class_token.numpy(), heard.clip.numpy()
+    alone = cls if pooling == "class" else np.concatenate([cls, mean])
+    np.testing.assert_allclose(index.vector(2), alone / np.linalg.norm(alone), atol=1e-3)
+    np.testing.assert_allclose(index.ask(archive / "2.wav", model), alone / np.linalg.norm(alone), atol=1e-3)
+    assert len(index.rows_of(str(archive / "long.wav"))) == 11  # 3 s, half a second every quarter
+
+
+def test_labels_parts_and_tar_members(archive: Path, model: AudioModel, tmp_path: Path) -> None:
+    (archive / "list.csv").write_text("path,label,start,end\nlong.wav,first,0,0.5\nlong.wav,second,2,2.5\n")
+    with tarfile.open(archive / "shard.tar", "w") as tar:
+        for seed in (70, 71):
+            data = io.BytesIO()
+            soundfile.write(data, sound(0.5, seed), RATE, format="WAV", subtype="FLOAT")
+            facts = tarfile.TarInfo(f"{seed}.wav")
+            facts.size = len(data.getvalue())
+            tar.addfile(facts, io.BytesIO(data.getvalue()))
+    search.build(model, [str(archive / "list.csv"), str(archive / "shard.tar")], tmp_path / "index")
+    index = Index.read(tmp_path / "index")
+    assert [(place.start, place.end, place.label, place.member) for place in map(index.clip, range(4))] == [
+        (0.0, 0.5, "first", None),
+        (2.0, 2.5, "second", None),
+        (0.0, 0.5, None, "70.wav"),
+        (0.0, 0.5, None, "71.wav"),
+    ]
+    hit = index.nearest(index.ask(sound(0.5, 71), model), 1)[0]
+    assert (hit.member, hit.similarity) == ("71.wav", pytest.approx(1.0, abs=1e-3))
+    again = index.ask(index.source(3).item().sound(), model)
+    np.testing.assert_allclose(again, index.vector(3), atol=1e-3)
+    assert index.rows_of(str(archive / "shard.tar"), "71.wav").tolist() == [3]
+    assert index.rows_of(str(archive / "long.wav"), start=1.9, seconds=0.3).tolist() == [1]
+
+
+# What is new is read, what is there stays.
+
+
+def test_adding_reads_only_what_is_new_or_changed(
+    made: Index, model: AudioModel, archive: Path, heard: list[str], tmp_path: Path
+) -> None:
+    before = made
+    vectors = {before.clip(row).name: before.vector(row) for row in range(8)}
+    heard.clear()
+    write(archive / "new.wav", 0.5, 20)
+    write(archive / "4.wav", 0.5, 21)
+    (archive / "5.wav").unlink()
+    built = search.build(model, [str(archive)], tmp_path / "index", add=True)
+    assert heard == ["4.wav", "new.wav"]
+    assert (built.heard, built.kept, built.dropped, built.failures) == (2, 7, 1, [])
+    after = Index.read(tmp_path / "index")
+    assert names(after) == {*(f"{i}.wav" for i in (0, 1, 2, 3, 4, 6, 7)), "long.wav", "new.wav"}
+    for row in range(len(after)):
+        place = after.clip(row)
+        if place.name in vectors and place.name != "4.wav":
+            np.testing.assert_array_equal(after.vector(row), vectors[place.name])
+    for name, seed in (("4.wav", 21), ("new.wav", 20), ("long.wav", 50)):
+        hit = after.nearest(after.ask(archive / name, model), 1)[0]
+        assert hit.name == name, seed
+    fresh = search.build(model, [str(archive)], tmp_path / "fresh")
+    assert (fresh.rows, fresh.recordings) == (built.rows, built.recordings)
+
+
+def test_adding_another_folder_keeps_what_is_elsewhere(
+    made: Index, model: AudioModel, heard: list[str], tmp_path: Path
+) -> None:
+    write(tmp_path / "more" / "m.wav", 0.5, 30)
+    heard.clear()
+    built = search.build(model, [str(tmp_path / "more")], tmp_path / "index", add=True)
+    assert (heard, built.kept, built.recordings) == (["m.wav"], 9, 10)
+    again = search.build(model, [], tmp_path / "index", add=True)  # nothing named: what is there is looked at
+    assert (again.heard, again.kept, again.dropped) == (0, 10, 0)
+    (tmp_path / "more" / "m.wav").unlink()
+    assert search.build(model, [], tmp_path / "index", add=True).dropped == 1
+
+
+def test_adding_keeps_the_indexs_settings_and_refuses_others(archive: Path, model: AudioModel, tmp_path: Path) -> None:
+    search.build(model, [str(archive)], tmp_path / "index", search.Ask(window=0.5, pooling="class"))
+    write(archive / "new.wav", 1.5, 20)
+    search.build(model, [str(archive)], tmp_path / "index", add=True)
+    assert Index.read(tmp_path / "index").card["window"] == 0.5
+    with pytest.raises(ConfigError, match=r"other settings: window 0.5 in the index, 0.4 asked for; pooling class"):
+        search.build(model, [str(archive)], tmp_path / "index", search.Ask(window=0.4, pooling="mean"), add=True)
+    with pytest.raises(ConfigError, match="another model: not the same weights"):
+        search.build(make_model(1), [str(archive)], tmp_path / "index", add=True)
+
+
+def test_a_build_that_was_stopped_goes_on(
+    archive: Path, model: AudioModel, tmp_path: Path, heard: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "index"
+    real = hearing.hear
+
+    def stopped(*args: Any, **more: Any) -> Iterator[Any]:
+        for done, found in enumerate(real(*args, **more)):
+            if done == 5:
+                raise KeyboardInterrupt
+            yield found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hearing, "hear", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            search.build(model, [str(archive)], out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.partial", "sounds"]
+    with path_of(out).open("ab") as file:
+        file.write(b'{"source": {"name": "to')  # torn by a kill
+    write(archive / "1.wav", 0.5, 40)  # changed since
+    heard.clear()
+    built = search.build(model, [str(archive)], out)
+    assert heard == ["1.wav", "5.wav", "6.wav", "7.wav", "long.wav"]
+    assert built.heard == 9
+    assert not path_of(out).exists()
+    search.build(model, [str(archive)], tmp_path / "once")
+    one, two = Index.read(out), Index.read(tmp_path / "once")
+    assert one.sources == two.sources
+    np.testing.assert_array_equal(one.rows, two.rows)
+    np.testing.assert_allclose(one.vectors, two.vectors, atol=1e-3)
+
+
+def test_what_another_build_left_is_not_taken(archive: Path, model: AudioModel, tmp_path: Path) -> None:
+    out = tmp_path / "index"
+    for left in ('{"model": 1}\n', "no JSON at all\n"):
+        path_of(out).write_text(left)
+        with pytest.raises(ConfigError, match="left of a build with another model or other settings"):
+            search.build(model, [str(archive)], out)
+        assert path_of(out).read_text() == left
+    path_of(out).write_text("{torn")
+    assert search.build(model, [str(archive)], out).recordings == 9
+    path_of(out).write_text('{"model": 1}\n')
+    assert search.build(model, [str(archive)], out, overwrite=True).recordings == 9
+    assert not path_of(out).exists()
+
+
+def test_bad_recordings_are_listed_and_the_rest_goes_on(archive: Path, model: AudioModel, tmp_path: Path) -> None:
+    (archive / "2.wav").write_bytes(b"no sound")
+    (archive / "6.wav").write_bytes((archive / "6.wav").read_bytes()[:3000])
+    soundfile.write(archive / "nan.wav", np.full(4000, np.nan, np.float32), RATE, subtype="FLOAT")
+    (archive / "gone.wav").symlink_to(archive / "nothing.wav")
+    built = search.build(model, [str(archive)], tmp_path / "index")
+    assert {name for name, _ in built.failures} == {"2.wav", "6.wav", "nan.wav", "gone.wav"}
+    lines = (tmp_path / "index" / "failures.jsonl").read_text().splitlines()
+    assert [tuple(json.loads(line).values()) for line in lines] == built.failures
+    index = Index.read(tmp_path / "index")
+    assert names(index) == {"0.wav", "1.wav", "3.wav", "4.wav", "5.wav", "7.wav", "long.wav"}
+    for row in range(len(index)):
+        assert index.clip(row).name not in {"2.wav", "6.wav"}
+
+
+def test_nothing_is_written_where_nothing_could_be_read(model: AudioModel, tmp_path: Path) -> None:
+    (tmp_path / "sounds").mkdir()
+    (tmp_path / "sounds" / "a.wav").write_bytes(b"no sound")
+    with pytest.raises(AudioError, match=r"none of 1 recordings could be read, such as\s+a\.wav"):
+        search.build(model, [str(tmp_path / "sounds")], tmp_path / "index")
+    assert [path.name for path in tmp_path.iterdir()] == ["sounds"]
+
+
+def test_a_full_disk_leaves_no_index(
+    archive: Path, model: AudioModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", full)
+        with pytest.raises(CheckpointError, match="the disk is full"):
+            search.build(model, [str(archive)], tmp_path / "index")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.partial", "sounds"]
+    assert search.build(model, [str(archive)], tmp_path / "index").recordings == 9
+
+
+def test_only_an_index_is_replaced(made: Index, model: AudioModel, archive: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"holds an index already(.|\n)*--add(.|\n)*--overwrite"):
+        search.build(model, [str(archive)], tmp_path / "index")
+    with pytest.raises(ConfigError, match="choose one"):
+        search.build(model, [str(archive)], tmp_path / "index", add=True, overwrite=True)
+    with pytest.raises(ConfigError, match="is there already, and is no index"):
+        search.build(model, [str(archive)], archive, overwrite=True)
+    with pytest.raises(ConfigError, match="an index to add to"):
+        search.build(model, [str(archive)], tmp_path / "none", add=True)
+    model.save(tmp_path / "model")
+    with pytest.raises(CheckpointError, match=r"is no index: its card\.json says kind 'audio-encoder'"):
+        search.build(model, [str(archive)], tmp_path / "model", overwrite=True)
+    assert search.build(model, [str(archive)], tmp_path / "index", overwrite=True).recordings == 9
+
+
+# A graph above a number of rows.
+
+
+@pytest.fixture
+def small_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "EXACT_MOST", 12)
+
+
+@pytest.mark.usefixtures("small_exact")
+def test_above_a_number_of_rows_there_is_a_graph(made: Index, model: AudioModel, archive: Path, tmp_path: Path) -> None:
+    index = made
+    assert index.graph is not None
+    assert index.card["search"] == "graph"
+    matrix = index.vectors.astype(np.float32)
+    for row in range(len(index)):
+        found = [hit.similarity for hit in index.nearest(index.vector(row), 5)]
+        np.testing.assert_allclose(found, np.sort(matrix @ matrix[row])[::-1][:5], atol=2e-3)
+    own = index.rows_of(str(archive / "long.wav"))
+    assert not {hit.row for hit in index.nearest(index.vector(8), 5, own)} & set(own.tolist())
+    # Added rows go into the graph that is there; where rows went, it is made anew.
+    write(archive / "new.wav", 0.5, 20)
+    search.build(model, [str(archive)], tmp_path / "index", add=True)
+    (archive / "0.wav").unlink()
+    for _ in range(2):
+        after = Index.read(tmp_path / "index")
+        for row in range(len(after)):
+            assert after.nearest(after.vector(row), 1)[0].row == row
+        search.build(model, [str(archive)], tmp_path / "index", add=True)
+    assert len(Index.read(tmp_path / "index")) == 16
+
+
+# What is not believed.
+
+
+def _hash_again(folder: Path) -> None:
+    """The card made to fit the files, as whoever altered them would."""
+    card = json.loads((folder / "card.json").read_text())
+    card["sha256"] = {name: layout.sha256(folder / name) for name in card["sha256"]}
+    (folder / "card.json").write_text(json.dumps(card))
+
+
+@pytest.mark.parametrize("name", ["vectors.npy", "rows.npy", "sources.jsonl"])
+def test_altered_files_are_refused(copied: Path, name: str) -> None:
+    data = bytearray((copied / name).read_bytes())
+    data[-2] ^= 1
+    (copied / name).write_bytes(data)
+    with pytest.raises(CheckpointError, match=rf"{name} is damaged: its SHA-256"):
+        Index.read(copied)
+    (copied / name).unlink()
+    with pytest.raises(CheckpointError, match=f"it has no {name}"):
+        Index.read(copied)
+
+
+class _Spy:
+    def __reduce__(self) -> Any:
+        return (pytest.fail, ("a pickle was loaded",))
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "told"),
+    [
+        ("vectors.npy", lambda path: np.save(path, np.array([_Spy()], object), allow_pickle=True), "vectors.npy"),
+        ("vectors.npy", lambda path: np.save(path, np.zeros((3, 24), "<f2")), "shape"),
+        ("vectors.npy", lambda path: np.save(path, np.zeros((16, 24), "<f4")), "float32"),
+        ("vectors.npy", lambda path: path.write_bytes(path.read_bytes()[:-100]), "vectors.npy"),
+        ("vectors.npy", lambda path: path.write_bytes(b"PK\3\4"), "vectors.npy"),
+        ("vectors.npy", lambda path: path.write_bytes(b""), "vectors.npy"),
+        ("rows.npy", lambda path: _edit(path, "file", 9), "beyond"),
+        ("rows.npy", lambda path: _edit(path, "file", 0), "out of order"),
+        ("rows.npy", lambda path: _edit(path, "end", np.nan), "not times"),
+        ("rows.npy", lambda path: _edit(path, "start", 1e9), "not times"),
+        ("rows.npy", lambda path: _edit(path, "start", -1.0), "not times"),
+        ("sources.jsonl", lambda path: path.write_text("[1]\n" * 9), "no JSON object"),
+        ("sources.jsonl", lambda path: path.write_text('{"name": 1}\n' * 9), "name: 1"),
+        ("sources.jsonl", lambda path: path.write_text('{"name": "a"}\n' * 9), "only name"),
+        ("sources.jsonl", lambda path: path.write_text('{"run": "x"}\n' * 9), "run"),
+        ("sources.jsonl", lambda path: path.write_bytes(b"\xff\n" * 9), "sources.jsonl"),
+        ("sources.jsonl", lambda path: path.write_text("[" * 100_000), "sources.jsonl"),
+    ],
+)
+def test_files_that_fit_the_card_and_make_no_sense_are_refused(
+    copied: Path, name: str, write: Callable[[Path], Any], told: str
+) -> None:
+    write(copied / name)
+    _hash_again(copied)
+    with pytest.raises(CheckpointError, match=told):
+        Index.read(copied)
+
+
+def _edit(path: Path, field: str, value: float) -> None:
+    rows = np.load(path)
+    rows[field][-1] = value
+    np.save(path, rows)
+
+
+@pytest.mark.usefixtures("small_exact")
+def test_a_graph_that_points_outside_is_refused(made: Index) -> None:
+    folder = made.folder
+    path = folder / "graph.usearch"
+    data = bytearray(path.read_bytes())
+    node = 8 + 16 * 24 * 2 + 64 + 40 + 2 * 16
+    data[node + 14 : node + 18] = b"\xf0\xff\xff\xff"
+    path.write_bytes(data)
+    _hash_again(folder)
+    with pytest.raises(CheckpointError, match="point outside"):
+        Index.read(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"kind": "audio-encoder"}, "is no index"),
+        ({"format": 99}, "upgrade asit"),
+        ({"format": None}, "format None"),
+        ({"rows": 10**12}, "fields are not those"),
+        ({"rows": "16"}, "fields are not those"),
+        ({"rows": 15}, "vectors.npy"),
+        ({"recordings": 8}, "beyond the 9"),
+        ({"width": 0}, "fields are not those"),
+        ({"pooling": "max"}, "fields are not those"),
+        ({"window": 0}, "fields are not those"),
+        ({"hop": float("nan")}, "fields are not those"),
+        ({"model": []}, "fields are not those"),
+        ({"model": {"path": 3}}, "fields are not those"),
+        ({"layer": "x"}, "fields are not those"),
+        ({"precision": "auto"}, "fields are not those"),
+        ({"sha256": []}, "fields are not those"),
+        ({"sha256": {}}, "SHA-256"),
+    ],
+)
+def test_cards_that_cannot_be(copied: Path, change: dict[str, Any], told: str) -> None:
+    card = json.loads((copied / "card.json").read_text())
+    (copied / "card.json").write_text(json.dumps({**card, **change}))
+    with pytest.raises(CheckpointError, match=told):
+        Index.read(copied)
+
+
+def test_folders_that_are_no_index(archive: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="does not exist"):
+        Index.read(tmp_path / "none")
+    with pytest.raises(CheckpointError, match=r"has no card\.json"):
+        Index.read(archive)
+    for text in ("{", "[]", "\0"):
+        (archive / "card.json").write_text(text)
+        with pytest.raises(CheckpointError, match=r"damaged|no index"):
+            Index.read(archive)
+
+
+def test_the_model_is_found_again_or_asked_for(
+    archive: Path, model_folder: Path, model: AudioModel, tmp_path: Path
+) -> None:
+    where = tmp_path / "model"
+    model.save(where)
+    search.build(model, [str(archive)], tmp_path / "index", model_path=str(where))
+    index = Index.read(tmp_path / "index")
+    assert index.similar(archive / "3.wav", 1, include_self=True)[0].name == "3.wav"
+    with pytest.raises(ConfigError, match="another model: not the same weights"):
+        index.similar(archive / "3.wav", 1, make_model(1))
+    where.rename(tmp_path / "moved")
+    with pytest.raises(CheckpointError, match=r"cannot be loaded(.|\n)*--model MODEL"):
+        Index.read(tmp_path / "index").model()
+    make_model(1).save(where)
+    with pytest.raises(ConfigError, match="another model: not the same weights"):
+        Index.read(tmp_path / "index").model()
+    index.check(AudioModel.load(model_folder))  # the same weights from elsewhere
+    search.build(model, [str(archive)], tmp_path / "nameless")
+    with pytest.raises(AsitError, match="does not say where its model lies"):
+        Index.read(tmp_path / "nameless").model()
