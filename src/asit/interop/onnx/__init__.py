@@ -1,0 +1,13 @@
+"""A model as one ONNX file, from waveform to output, for onnxruntime and NumPy alone; in float32 or int8.
+
+session = onnxruntime.InferenceSession("model.onnx")
+scores = session.run(None, {"waveform": waves})[0]  # waves (B, S) float32 at the model's rate
+"""
+
+from __future__ import annotations
+
+from asit.interop.onnx.file import TOLERANCE, export
+from asit.interop.onnx.graph import INPUT, OPSETS
+from asit.interop.onnx.loss import Likeness, Measure, Run
+
+__all__ = ["INPUT", "OPSETS", "TOLERANCE", "Likeness", "Measure", "Run", "export"]

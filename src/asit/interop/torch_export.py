@@ -1,0 +1,86 @@
+"""A model as a file of `torch.export`: from waveform to output, loaded by torch alone.
+
+program = torch.export.load("model.pt2")
+scores = program.module()(waves)  # (B, S) float32 at the model's rate
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from asit.errors import ConfigError
+from asit.interop.exportable import Waveform, compare, extent_of, facts_of, on_cpu, output_of, probes
+from asit.interop.written import check_free, write_file
+from asit.model.audio_model import AudioModel
+
+TOLERANCE = 1e-5
+FACTS = "asit.json"
+"""Name of the extra file within the archive that holds rate, classes, card and the like."""
+
+
+def export(
+    model: AudioModel,
+    out: Path,
+    *,
+    output: str | None = None,
+    overwrite: bool = False,
+    license: str | None = None,
+) -> dict[str, Any]:
+    """Write a .pt2 file, after what it gives has been compared with the model's own answers.
+
+    Args:
+        model: encoder or classifier.
+        out: the file, ending in .pt2.
+        output: scores, logits, embedding or frames; None: scores of a classifier, the embedding of an encoder.
+        overwrite: replace what is there.
+        license: of the weights, for the file; None: what the card's training says.
+
+    Returns:
+        the facts that are kept in the file too (`torch.export.load(path, extra_files={"asit.json": ""})`), and "bytes".
+
+    Raises:
+        ConfigError: out exists, has another ending, or there is no such output.
+        CheckpointError: the program disagrees with the model by more than 1e-5, or the disk is full.
+    """
+    chosen = output_of(model, output)
+    if out.suffix != ".pt2":
+        raise ConfigError(f"{out}", "a file that ends in .pt2", f"write to {out.with_suffix('.pt2')}")
+    check_free(out, overwrite)
+    model = on_cpu(model)
+    extent = extent_of(model, chosen)
+    # Two rows and an odd length: one row, or a length equal to another size, would be taken for fixed.
+    example = torch.from_numpy(np.concatenate([next(iter(probes(extent, model.rate)))] * 2))
+    rows, samples = torch.export.Dim("rows", min=1), torch.export.Dim("samples", min=1, max=extent.longest)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's own making, about its own internals
+        program = torch.export.export(
+            Waveform(model, chosen).eval(), (example,), dynamic_shapes=({0: rows, 1: samples},)
+        )
+        buffer = io.BytesIO()
+        facts = facts_of(model, chosen, license)
+        torch.export.save(program, buffer)
+        buffer.seek(0)
+        again = torch.export.load(buffer).module()
+
+        def run(waves: npt.NDArray[np.float32]) -> Any:
+            return again(torch.from_numpy(waves)).numpy()
+
+        facts["check"] = compare(model, chosen, run, TOLERANCE, f"the program for {out.name}")
+        # Written by us, for torch's own writer tells of a full disk in a RuntimeError.
+        whole = io.BytesIO()
+        torch.export.save(program, whole, extra_files={FACTS: json.dumps(facts, ensure_ascii=False)})
+    write_file(out, lambda to: _write(to, whole), overwrite)
+    return {**facts, "file": str(out), "bytes": out.stat().st_size}
+
+
+def _write(to: Path, content: io.BytesIO) -> None:
+    with to.open("wb") as file:
+        file.write(content.getbuffer())
