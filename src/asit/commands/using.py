@@ -4,36 +4,131 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from asit.commands.parse import parse
-from asit.errors import AsitError
+from asit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from asit.data.inputs import Item
+    from asit.model.audio_model import AudioModel
+    from asit.runs.embed_rows import Ask
 
 
 @dataclass
 class EmbedOptions:
     model: Annotated[str, tyro.conf.Positional]
-    """Model folder, such as RUN/model."""
-    files: Annotated[list[str], tyro.conf.Positional]
-    """Recordings."""
+    """Model folder, such as RUN/model, or the hub's owner/name."""
+    inputs: Annotated[list[str], tyro.conf.Positional]
+    """Recordings, folders, patterns in quotes, catalogues, tables (CSV, TSV, JSONL), uncompressed tar shards."""
+    out: str | None = None
+    """File to write: .parquet, .npz, or .csv for one vector a file. Without it JSON lines go to standard output."""
+    level: Literal["clip", "frames", "patches"] = "clip"
+    """clip: one vector a file; frames: one for each step in time; patches: one for each patch."""
+    pooling: Literal["mean", "class", "class+mean"] = "mean"
+    """The vector of a clip: mean of its patches, class token, or both."""
+    layer: int | None = None
+    """Block whose output is taken, 0 the first, -1 the last, through the final norm; by default the last."""
+    hop: float | None = None
+    """Seconds between frames, a whole part of the patch columns' own step, which is the default."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """Arithmetic of the encoder; auto: bf16 where it is faster."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where the encoder runs."""
+    threads: int = 0
+    """CPU threads of a process; 0: torch's choice."""
+    batch: int = 16
+    """Windows that go through the encoder at once."""
+    shard: str | None = None
+    """i/n, i from 0: only the i-th of n parts of the inputs, into NAME-0000i-of-0000n."""
+    overwrite: bool = False
+    """Replace --out if it is there, and what another call has left beside it."""
+    bad_files: float = 1.0
+    """Share of unreadable inputs above which this fails; up to there they are listed in OUT.failures.jsonl."""
 
 
 def embed(prog: str, summary: str, given: list[str]) -> int:
     options = parse(EmbedOptions, prog, summary, given)
-    import asit
+    shard = _shard(options.shard)
+    from asit.runs import embed as run
+    from asit.runs.embed_rows import Ask
 
-    model = asit.load(options.model)
+    ask = Ask(options.level, options.pooling, options.layer, options.hop, options.precision, options.batch)
+    if options.out is not None:
+        run.check_free(run.numbered(Path(options.out), shard), ask.level, options.overwrite)
+    elif shard is not None or options.overwrite:
+        raise ConfigError("--shard or --overwrite without --out", "a file to write", "add --out emb.parquet")
+    from asit import runtime
+    from asit.data.inputs import expand
+    from asit.interop.loading import load
+
+    with runtime.world(options.device, options.threads) as world:
+        if world.size > 1 and options.out is None:
+            raise ConfigError(f"{world.size} processes and no --out", "a file to write", "add --out emb.parquet")
+        items = expand(options.inputs)
+        model = load(options.model, world.device)
+        if options.out is None:
+            return _print(model, items, ask)
+        told = run.embed_files(
+            model,
+            items,
+            options.out,
+            ask,
+            shard=shard,
+            overwrite=options.overwrite,
+            bad_files=options.bad_files,
+            world=world,
+            stream=sys.stderr if world.main else None,
+        )
+    if told is None:
+        return 0
+    print(f"{told.out}: {told.rows} vectors of {told.width} values from {told.files} files")
+    if told.failures:
+        for name, reason in told.failures[:3]:
+            print(f"asit: {_line(name, reason)}", file=sys.stderr)
+        listed = run.failures_of(told.out)
+        print(f"asit: {len(told.failures)} inputs failed and were left out; all are in {listed}", file=sys.stderr)
+    return 2 if told.failures else 0
+
+
+def _print(model: AudioModel, items: Sequence[Item], ask: Ask) -> int:
+    """One JSON line for each clip, frame or patch."""
+    from asit.runs.embed_rows import Rows, rows_of
+    from asit.runs.embed_writers import text_of
+
     failed = 0
-    for path in options.files:
-        try:
-            found = model.embed(path)
-        except AsitError as error:
-            print(f"asit: {error}", file=sys.stderr)
-            failed += 1
+    for one in rows_of(model, items, ask):
+        name = text_of(items[one.place].name)
+        if not isinstance(one, Rows):
+            if one.fault is not None:
+                print(f"asit: {_line(name, one.fault)}", file=sys.stderr)
+                failed += 1
             continue
-        vector = [round(value, 6) for value in found.clip.tolist()]
-        print(json.dumps({"path": path, "patches": list(found.grid), "clip": vector}))
+        vectors = [[round(value, 6) for value in vector] for vector in one.vectors.tolist()]
+        if ask.level == "clip":
+            print(json.dumps({"path": name, "patches": list(one.grid), "clip": vectors[0]}))
+            continue
+        bands = len(vectors) // len(one.times)
+        for i, vector in enumerate(vectors):
+            time = round(float(one.times[i // bands]), 4)
+            where = {"path": name, "time": time} if bands == 1 else {"path": name, "time": time, "band": i % bands}
+            print(json.dumps({**where, "vector": vector}))
     return 2 if failed else 0
+
+
+def _line(name: str, reason: str) -> str:
+    return " ".join((reason if name in reason else f"{name}: {reason}").split())
+
+
+def _shard(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal()) or int(index) >= int(count):
+        raise ConfigError(f"--shard {text}", "i/n with i from 0 to n - 1", "write it as in --shard 3/8")
+    return int(index), int(count)
