@@ -13,7 +13,7 @@ import torch
 from asit import runtime, search
 from asit.model.audio_model import AudioModel
 from asit.model.vit import Encoder
-from asit.search import Index
+from asit.search import Index, layout
 from asit.settings import EncoderSettings, FrontEndSettings
 
 RATE = 8000
@@ -101,3 +101,9 @@ def sounds(index: Index) -> Path:
 def copied(index: Index, tmp_path: Path) -> Path:
     """The folder of a copy of `index`, to be altered."""
     return Path(shutil.copytree(index.folder, tmp_path / "index"))
+
+
+@pytest.fixture
+def small_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph from 13 rows on."""
+    monkeypatch.setattr(layout, "EXACT_MOST", 12)

@@ -62,6 +62,8 @@ def index(prog: str, summary: str, given: list[str]) -> int:
         raise ConfigError("no recordings were given", "files or folders after the model", f"see {prog} --help")
     if options.batch < 1:
         raise ConfigError(f"--batch {options.batch}", "at least 1", "leave it out for 16")
+    import torch
+
     import asit
     from asit import runtime, search
 
@@ -76,6 +78,7 @@ def index(prog: str, summary: str, given: list[str]) -> int:
             options.layer,
             options.precision,
             options.batch,
+            threads=torch.get_num_threads(),
         )
         path = str(Path(options.model).resolve()) if Path(options.model).exists() else options.model
         built = search.build(

@@ -1,0 +1,216 @@
+"""Making an index and bringing one up to date: what is read, what stays, and what is left when it stops."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from asit import search
+from asit.errors import AudioError, CheckpointError, ConfigError
+from asit.model.audio_model import AudioModel
+from asit.search import Index, hearing
+from asit.search.partial import path_of
+
+from .conftest import RATE, make_model, write  # type: ignore[import-not-found]
+
+
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the recordings that builds read from here on."""
+    names: list[str] = []
+    real = hearing.hear
+
+    def hear(model: AudioModel, sources: Any, *rest: Any, **more: Any) -> Iterator[Any]:
+        names.extend(source.name for source in sources)
+        return real(model, sources, *rest, **more)
+
+    monkeypatch.setattr(hearing, "hear", hear)
+    return names
+
+
+def names(index: Index) -> set[str]:
+    return {source.name for source in index.sources}
+
+
+# What is new is read, what is there stays.
+
+
+def test_adding_reads_only_what_is_new_or_changed(
+    made: Index, model: AudioModel, archive: Path, heard: list[str], tmp_path: Path
+) -> None:
+    before = made
+    vectors = {before.clip(row).name: before.vector(row) for row in range(8)}
+    heard.clear()
+    write(archive / "new.wav", 0.5, 20)
+    write(archive / "4.wav", 0.5, 21)
+    (archive / "5.wav").unlink()
+    built = search.build(model, [str(archive)], tmp_path / "index", add=True)
+    assert heard == ["4.wav", "new.wav"]
+    assert (built.heard, built.kept, built.dropped, built.failures) == (2, 7, 1, [])
+    after = Index.read(tmp_path / "index")
+    assert names(after) == {*(f"{i}.wav" for i in (0, 1, 2, 3, 4, 6, 7)), "long.wav", "new.wav"}
+    for row in range(len(after)):
+        place = after.clip(row)
+        if place.name in vectors and place.name != "4.wav":
+            np.testing.assert_array_equal(after.vector(row), vectors[place.name])
+    for name, seed in (("4.wav", 21), ("new.wav", 20), ("long.wav", 50)):
+        hit = after.nearest(after.ask(archive / name, model), 1)[0]
+        assert hit.name == name, seed
+    fresh = search.build(model, [str(archive)], tmp_path / "fresh")
+    assert (fresh.rows, fresh.recordings) == (built.rows, built.recordings)
+
+
+def test_adding_another_folder_keeps_what_is_elsewhere(
+    made: Index, model: AudioModel, heard: list[str], tmp_path: Path
+) -> None:
+    write(tmp_path / "more" / "m.wav", 0.5, 30)
+    heard.clear()
+    built = search.build(model, [str(tmp_path / "more")], tmp_path / "index", add=True)
+    assert (heard, built.kept, built.recordings) == (["m.wav"], 9, 10)
+    again = search.build(model, [], tmp_path / "index", add=True)  # nothing named: what is there is looked at
+    assert (again.heard, again.kept, again.dropped) == (0, 10, 0)
+    (tmp_path / "more" / "m.wav").unlink()
+    assert search.build(model, [], tmp_path / "index", add=True).dropped == 1
+
+
+def test_adding_keeps_the_indexs_settings_and_refuses_others(archive: Path, model: AudioModel, tmp_path: Path) -> None:
+    search.build(model, [str(archive)], tmp_path / "index", search.Ask(window=0.5, pooling="class"))
+    write(archive / "new.wav", 1.5, 20)
+    search.build(model, [str(archive)], tmp_path / "index", add=True)
+    assert Index.read(tmp_path / "index").card["window"] == 0.5
+    with pytest.raises(ConfigError, match=r"other settings: window 0.5 in the index, 0.4 asked for; pooling class"):
+        search.build(model, [str(archive)], tmp_path / "index", search.Ask(window=0.4, pooling="mean"), add=True)
+    with pytest.raises(ConfigError, match="another model: not the same weights"):
+        search.build(make_model(1), [str(archive)], tmp_path / "index", add=True)
+
+
+def test_a_build_that_was_stopped_goes_on(
+    archive: Path, model: AudioModel, tmp_path: Path, heard: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "index"
+    real = hearing.hear
+
+    def stopped(*args: Any, **more: Any) -> Iterator[Any]:
+        for done, found in enumerate(real(*args, **more)):
+            if done == 5:
+                raise KeyboardInterrupt
+            yield found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hearing, "hear", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            search.build(model, [str(archive)], out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.partial", "sounds"]
+    with path_of(out).open("ab") as file:
+        file.write(b'{"source": {"name": "to')  # torn by a kill
+    write(archive / "1.wav", 0.5, 40)  # changed since
+    heard.clear()
+    built = search.build(model, [str(archive)], out)
+    assert heard == ["1.wav", "5.wav", "6.wav", "7.wav", "long.wav"]
+    assert built.heard == 9
+    assert not path_of(out).exists()
+    search.build(model, [str(archive)], tmp_path / "once")
+    one, two = Index.read(out), Index.read(tmp_path / "once")
+    assert one.sources == two.sources
+    np.testing.assert_array_equal(one.rows, two.rows)
+    np.testing.assert_allclose(one.vectors, two.vectors, atol=1e-3)
+
+
+def test_what_another_build_left_is_not_taken(archive: Path, model: AudioModel, tmp_path: Path) -> None:
+    out = tmp_path / "index"
+    for left in ('{"model": 1}\n', "no JSON at all\n"):
+        path_of(out).write_text(left)
+        with pytest.raises(ConfigError, match="left of a build with another model or other settings"):
+            search.build(model, [str(archive)], out)
+        assert path_of(out).read_text() == left
+    path_of(out).write_text("{torn")
+    assert search.build(model, [str(archive)], out).recordings == 9
+    path_of(out).write_text('{"model": 1}\n')
+    assert search.build(model, [str(archive)], out, overwrite=True).recordings == 9
+    assert not path_of(out).exists()
+
+
+def test_bad_recordings_are_listed_and_the_rest_goes_on(archive: Path, model: AudioModel, tmp_path: Path) -> None:
+    (archive / "2.wav").write_bytes(b"no sound")
+    (archive / "6.wav").write_bytes((archive / "6.wav").read_bytes()[:3000])
+    soundfile.write(archive / "nan.wav", np.full(4000, np.nan, np.float32), RATE, subtype="FLOAT")
+    (archive / "gone.wav").symlink_to(archive / "nothing.wav")
+    built = search.build(model, [str(archive)], tmp_path / "index")
+    assert {name for name, _ in built.failures} == {"2.wav", "6.wav", "nan.wav", "gone.wav"}
+    lines = (tmp_path / "index" / "failures.jsonl").read_text().splitlines()
+    assert [tuple(json.loads(line).values()) for line in lines] == built.failures
+    index = Index.read(tmp_path / "index")
+    assert names(index) == {"0.wav", "1.wav", "3.wav", "4.wav", "5.wav", "7.wav", "long.wav"}
+    for row in range(len(index)):
+        assert index.clip(row).name not in {"2.wav", "6.wav"}
+
+
+def test_nothing_is_written_where_nothing_could_be_read(model: AudioModel, tmp_path: Path) -> None:
+    (tmp_path / "sounds").mkdir()
+    (tmp_path / "sounds" / "a.wav").write_bytes(b"no sound")
+    with pytest.raises(AudioError, match=r"none of 1 recordings could be read, such as\s+a\.wav"):
+        search.build(model, [str(tmp_path / "sounds")], tmp_path / "index")
+    assert [path.name for path in tmp_path.iterdir()] == ["sounds"]
+
+
+def test_a_full_disk_leaves_no_index(
+    archive: Path, model: AudioModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", full)
+        with pytest.raises(CheckpointError, match="the disk is full"):
+            search.build(model, [str(archive)], tmp_path / "index")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.partial", "sounds"]
+    assert search.build(model, [str(archive)], tmp_path / "index").recordings == 9
+
+
+def test_only_an_index_is_replaced(made: Index, model: AudioModel, archive: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"holds an index already(.|\n)*--add(.|\n)*--overwrite"):
+        search.build(model, [str(archive)], tmp_path / "index")
+    with pytest.raises(ConfigError, match="choose one"):
+        search.build(model, [str(archive)], tmp_path / "index", add=True, overwrite=True)
+    with pytest.raises(ConfigError, match="is there already, and is no index"):
+        search.build(model, [str(archive)], archive, overwrite=True)
+    with pytest.raises(ConfigError, match="an index to add to"):
+        search.build(model, [str(archive)], tmp_path / "none", add=True)
+    model.save(tmp_path / "model")
+    with pytest.raises(CheckpointError, match=r"is no index: its card\.json says kind 'audio-encoder'"):
+        search.build(model, [str(archive)], tmp_path / "model", overwrite=True)
+    assert search.build(model, [str(archive)], tmp_path / "index", overwrite=True).recordings == 9
+
+
+# A graph above a number of rows.
+
+
+@pytest.mark.usefixtures("small_exact")
+def test_above_a_number_of_rows_there_is_a_graph(made: Index, model: AudioModel, archive: Path, tmp_path: Path) -> None:
+    index = made
+    assert index.graph is not None
+    assert index.card["search"] == "graph"
+    matrix = index.vectors.astype(np.float32)
+    for row in range(len(index)):
+        found = [hit.similarity for hit in index.nearest(index.vector(row), 5)]
+        np.testing.assert_allclose(found, np.sort(matrix @ matrix[row])[::-1][:5], atol=2e-3)
+    own = index.rows_of(str(archive / "long.wav"))
+    assert not {hit.row for hit in index.nearest(index.vector(8), 5, own)} & set(own.tolist())
+    # Added rows go into the graph that is there; where rows went, it is made anew.
+    write(archive / "new.wav", 0.5, 20)
+    search.build(model, [str(archive)], tmp_path / "index", add=True)
+    (archive / "0.wav").unlink()
+    for _ in range(2):
+        after = Index.read(tmp_path / "index")
+        for row in range(len(after)):
+            assert after.nearest(after.vector(row), 1)[0].row == row
+        search.build(model, [str(archive)], tmp_path / "index", add=True)
+    assert len(Index.read(tmp_path / "index")) == 16
