@@ -146,13 +146,14 @@ def similar(prog: str, summary: str, given: list[str]) -> int:
         kind = "table" if sys.stdout.isatty() else "json"
     with runtime.world(options.device, options.threads) as world:
         found = Index.read(options.index)
+        questions = list(_questions(options, found.card["window"]))
         model = found.model(world.device) if options.model is None else asit.load(options.model, world.device)
         found.check(model)
         rows = csv.writer(sys.stdout, lineterminator="\n")
         if kind == "csv":
             rows.writerow(["query", "rank", "similarity", "path", "start", "end", "label", "recording"])
         failed = 0
-        for place, item in enumerate(_questions(options, found.card["window"])):
+        for place, item in enumerate(questions):
             try:
                 own = None
                 if not options.include_self:
