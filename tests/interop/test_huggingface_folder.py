@@ -136,6 +136,7 @@ def test_the_model_card_tells_what_files_say(tmp_path: Path) -> None:
     count = sum(p.numel() for p in (*made.encoder.parameters(), *made.head.parameters()))
     assert f"{count:,} parameters" in text
     assert "`rain, hail`" in text
+    assert 'function_to_apply="sigmoid"' in text
     assert "mean -6.125, standard deviation 3.1" in text
 
 

@@ -134,11 +134,13 @@ model = AutoModel.from_pretrained("FOLDER_OR_ID", trust_remote_code=True)
 inputs = extractor(samples, sampling_rate={rate}, return_tensors="pt")  # mono floats in [-1, 1]
 clip_vector = model(**inputs).pooler_output"""
     else:
+        # transformers 4 takes a softmax unless it is told otherwise, and 5 what the configuration says.
+        applied = ', function_to_apply="sigmoid"' if model.multi else ""
         code = f"""from transformers import pipeline
 
 name = "FOLDER_OR_ID"
 classify = pipeline("audio-classification", name, feature_extractor=name, trust_remote_code=True)
-classify({{"raw": samples, "sampling_rate": {rate}}})  # mono floats in [-1, 1]"""
+classify({{"raw": samples, "sampling_rate": {rate}}}{applied})  # mono floats in [-1, 1]"""
     return f"```python\n{code}\n```\n\n{note}"
 
 
