@@ -75,6 +75,10 @@ def tag(prog: str, summary: str, given: list[str]) -> int:
     from asit.runs.tag import tag_items
 
     with runtime.world(options.device, options.threads) as world:
+        if world.size > 1:
+            raise ConfigError(
+                f"asit tag in {world.size} processes", "one process", "start it without torchrun; --threads uses cores"
+            )
         model = asit.load(options.model, world.device)
         if model.classes is None:
             raise ConfigError(
