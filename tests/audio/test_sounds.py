@@ -108,6 +108,22 @@ def test_what_a_browser_records_has_no_length_and_is_read(tmp_path: Path) -> Non
         assert sum(map(len, opened.blocks())) == 16000
 
 
+def test_a_flac_from_a_stream_has_no_length_and_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.flac", noise(3))
+    whole = read_sound(path, None, 16000)
+    content = bytearray(path.read_bytes())
+    content[21] &= 0xF0  # the number of samples: the lower 36 bits of bytes 18 to 25
+    content[22:26] = bytes(4)
+    with open_sound(content, None, 16000) as opened:
+        assert opened.seconds is None
+        np.testing.assert_array_equal(np.concatenate(list(opened.blocks())), whole)
+    path.write_bytes(content)
+    np.testing.assert_array_equal(files.read(path, rate=16000), whole)
+    np.testing.assert_array_equal(
+        files.read(path, rate=RATE, start=1.0, seconds=0.5), files.read(path)[RATE : RATE * 3 // 2]
+    )
+
+
 @pytest.mark.parametrize("native", [16000, 44100, 8000])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_arrays_and_tensors_are_streamed_as_files_are(tmp_path: Path, native: int, channels: int) -> None:

@@ -44,6 +44,7 @@ _BLOCK = 1 << 16  # samples decoded at a time
 # and AAC blocks overlap; 8192 was enough for every file tried.
 _RUN_UP = {"MP3/MPEG_LAYER_III": 16384, "OGG/VORBIS": 16384}
 _RUN_UP_AV = 8192
+_UNKNOWN = 1 << 62  # libsndfile says so many samples, and more, of a FLAC whose encoder could not go back to its header
 # Demuxers of the formats named above: a playlist that calls itself .mp4 could make FFmpeg open other files.
 _AV_OPTIONS = {"format_whitelist": "mov,matroska,aac"}
 
@@ -55,7 +56,8 @@ class AudioInfo:
     Attributes:
         path: the file; None for bytes and open files.
         frames: samples of one channel. Exact for wav, flac, ogg and opus; for mp3, m4a, mp4 and webm as the encoder
-            noted it; a guess from the size of the file for raw aac and for mp3 without a Xing, Info or VBRI tag.
+            noted it; a guess from the size of the file for raw aac and for mp3 without a Xing, Info or VBRI tag; 0
+            where a header says nothing, as those of streams do.
         rate: samples a second.
         channels: channels in the file; everything read is their mean.
         format: container and codec, such as "WAV/PCM_16".
@@ -181,8 +183,9 @@ class _SoundFileSource(Source):
         except (soundfile.SoundFileError, TypeError) as error:
             raise not_audio(content, error) from None
         name = f"{self.file.format}/{self.file.subtype}"
-        self.info = AudioInfo(content.path, self.file.frames, self.file.samplerate, self.file.channels, name)
-        self.slack = 0
+        frames = self.file.frames if self.file.frames < _UNKNOWN else 0
+        self.info = AudioInfo(content.path, frames, self.file.samplerate, self.file.channels, name)
+        self.slack = 0 if frames == self.file.frames else None
         if self.file.format == "MP3":
             self.slack = _slack(self.info) if _mp3_length_is_known(content) else None
 
@@ -208,7 +211,7 @@ class _SoundFileSource(Source):
 
     def blocks(self, start: int, stop: int | None) -> Iterator[Wave]:
         at = max(0, start - _RUN_UP.get(self.info.format, 0))
-        stop = self.info.frames if stop is None else min(stop, self.info.frames)
+        stop = self.file.frames if stop is None else min(stop, self.file.frames)
         try:
             if 0 < at < stop:
                 self.file.seek(at)

@@ -70,8 +70,8 @@ def embed(prog: str, summary: str, given: list[str]) -> int:
     with runtime.world(options.device, options.threads) as world:
         if world.size > 1 and options.out is None:
             raise ConfigError(f"{world.size} processes and no --out", "a file to write", "add --out emb.parquet")
-        items = expand(options.inputs)
         model = load(options.model, world.device)
+        items = expand(options.inputs)
         if options.out is None:
             return _print(model, items, ask)
         told = run.embed_files(
