@@ -18,6 +18,7 @@ from asit.errors import AudioError, CheckpointError, ConfigError
 from asit.model.audio_model import AudioModel
 from asit.search import Index, hearing
 from asit.search.partial import path_of
+from asit.search.windows import Pooling
 
 from .conftest import RATE, make_model, write  # type: ignore[import-not-found]
 
@@ -41,6 +42,20 @@ def names(index: Index) -> set[str]:
 
 
 # What is new is read, what is there stays.
+
+
+@pytest.mark.parametrize("pooling", ["mean", "class"])
+def test_a_window_longer_than_the_view_is_one_row(
+    archive: Path, model: AudioModel, tmp_path: Path, pooling: Pooling
+) -> None:
+    """Its stretches come one by one; together they are what the model says about all of it."""
+    ask = search.Ask(window=5.0, pooling=pooling, batch=1)
+    search.build(model, [str(archive / "long.wav")], tmp_path / "index", ask)
+    index = Index.read(tmp_path / "index")
+    assert [(index.clip(row).start, index.clip(row).end) for row in range(len(index))] == [(0.0, 3.0)]
+    heard = model.embed(archive / "long.wav")
+    alone = (heard.clip if pooling == "mean" else heard.class_token).numpy()
+    np.testing.assert_allclose(index.vector(0), alone / np.linalg.norm(alone), atol=1e-3)
 
 
 def test_adding_reads_only_what_is_new_or_changed(

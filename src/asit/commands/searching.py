@@ -64,13 +64,13 @@ def index(prog: str, summary: str, given: list[str]) -> int:
         raise ConfigError(f"--batch {options.batch}", "at least 1", "leave it out for 16")
     import torch
 
-    import asit
     from asit import runtime, search
+    from asit.interop.loading import load
 
     out = Path(options.out)
     search.check_free(out, options.add, options.overwrite)  # before a model is loaded for nothing
     with runtime.world(options.device, options.threads) as world:
-        model = asit.load(options.model, world.device)
+        model = load(options.model, world.device)
         ask = search.Ask(
             options.window,
             options.hop,
@@ -137,8 +137,8 @@ class SimilarOptions:
 def similar(prog: str, summary: str, given: list[str]) -> int:
     options = parse(SimilarOptions, prog, summary, given)
     _check(options)
-    import asit
     from asit import runtime
+    from asit.interop.loading import load
     from asit.search import Index
 
     kind = options.format
@@ -147,7 +147,7 @@ def similar(prog: str, summary: str, given: list[str]) -> int:
     with runtime.world(options.device, options.threads) as world:
         found = Index.read(options.index)
         questions = list(_questions(options, found.card["window"]))
-        model = found.model(world.device) if options.model is None else asit.load(options.model, world.device)
+        model = found.model(world.device) if options.model is None else load(options.model, world.device)
         found.check(model)
         rows = csv.writer(sys.stdout, lineterminator="\n")
         if kind == "csv":

@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -256,14 +257,15 @@ def _hear(
             del partial.done[key]
     todo = [source for key, source in plan.need.items() if key not in partial.done]
     tick, bad = counter(stream, "indexing"), 0
-    for done, (source, times, vectors) in enumerate(hearing.hear(model, todo, settings, ask.batch, ask.threads), 1):
-        if isinstance(vectors, str):
-            plan.failures.append((source.name, vectors))
-            bad += 1
-        else:
-            partial.add(source, times, vectors)
-        if tick is not None:
-            tick(done, len(todo), bad)
+    with closing(hearing.hear(model, todo, settings, ask.batch, ask.threads)) as found:
+        for done, (source, times, vectors) in enumerate(found, 1):
+            if isinstance(vectors, str):
+                plan.failures.append((source.name, vectors))
+                bad += 1
+            else:
+                partial.add(source, times, vectors)
+            if tick is not None:
+                tick(done, len(todo), bad)
 
 
 def _nothing(plan: _Plan) -> AsitError:

@@ -5,7 +5,8 @@ Letters: n rows of one recording, D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ are none."""
 
 def hear(
     model: AudioModel, sources: Sequence[Source], settings: Mapping[str, Any], batch: int = 16, threads: int = 1
-) -> Iterator[Heard]:
+) -> Generator[Heard]:
     """The rows of each recording, in the order given.
 
     Args:
@@ -47,20 +48,21 @@ def hear(
 
     embedder = model.embedder(settings["layer"], settings["precision"], patches=False)
     times, vectors, parts, fault = Times(), list[npt.NDArray[np.float16]](), list[pipeline.Heard](), ""
-    for found in pipeline.hear(embedder, len(sources), cut, batch=batch, threads=threads):
-        if isinstance(found, pipeline.Done):
-            fault = found.fault or fault
-            yield sources[found.place], times, fault or np.stack(vectors)
-            times, vectors, parts, fault = Times(), [], [], ""
-            continue
-        parts.append(found)
-        if found.seconds is not None:
-            times.append((found.start, found.start + found.seconds))
-            try:
-                vectors.append(windows.vector(_whole(parts), settings["pooling"]).astype(np.float16))
-            except AsitError as error:
-                fault = error.found
-            parts = []
+    with closing(pipeline.hear(embedder, len(sources), cut, batch=batch, threads=threads)) as heard:
+        for found in heard:
+            if isinstance(found, pipeline.Done):
+                fault = found.fault or fault
+                yield sources[found.place], times, fault or np.stack(vectors)
+                times, vectors, parts, fault = Times(), [], [], ""
+                continue
+            parts.append(found)
+            if found.seconds is not None:
+                times.append((found.start, found.start + found.seconds))
+                try:
+                    vectors.append(windows.vector(_whole(parts), settings["pooling"]).astype(np.float16))
+                except AsitError as error:
+                    fault = error.found
+                parts = []
 
 
 def _whole(parts: Sequence[pipeline.Heard]) -> Embedding:
