@@ -206,7 +206,7 @@ class ASiTFeatureExtractor(SequenceFeatureExtractor):
         frames = frames - frames.mean(1, keepdim=True)
         before = torch.cat([frames[:, :1], frames[:, :-1]], dim=1)
         frames = (frames - self.preemphasis * before) * torch.hann_window(window, periodic=False)
-        power = torch.fft.rfft(frames, n=size).abs().square()
+        power = torch.view_as_real(torch.fft.rfft(frames, n=size)).square().sum(2)
         # Summed in float64, which no setting of this process makes coarser.
         energy = power.double() @ _mel_bank(self.sampling_rate, size, self.feature_size, self.low_hz, high)
         return energy.clamp_(min=torch.finfo(torch.float32).eps).log_().float()
