@@ -142,6 +142,22 @@ def test_a_terminal_gets_a_table_of_its_width(
         assert any("█" in line for line in table) is (more != ["--windows"])
 
 
+def test_a_locale_that_lacks_a_label_s_script_is_no_error(
+    models: Path, sounds: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for form in ("table", "json", "csv"):
+        out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+        monkeypatch.setattr("sys.stdout", out)
+        short = str(sounds / "short.wav")
+        assert cli.main(["tag", str(models / "multi"), short, "--top", "4", "--format", form]) == 0
+        written = out.buffer.getvalue()
+        if form == "table":
+            assert b"\\u0646\\u0628" in written
+            assert b" #" in written
+        else:
+            assert "نباح كلب" in written.decode("utf-8")
+
+
 def test_csv_has_a_line_for_each_label(models: Path, sounds: Path, capsys: Captured) -> None:
     names = [str(sounds / name) for name in ("short.wav", "two.flac")]
     assert cli.main(["tag", str(models / "single"), *names, "--format", "csv", "--top", "3"]) == 0

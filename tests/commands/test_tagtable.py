@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 
 import pytest
@@ -64,10 +65,11 @@ def test_json_and_csv_are_read_back() -> None:
     assert "نباح كلب" in line
     (flat,) = tagtable.json_lines("a.wav", CLIP[:1], flat=True)
     assert json.loads(flat) == {"path": "a.wav", "start": 0.0, "end": 1.5, "label": "dog", "score": 0.91}
-    read = list(csv.DictReader([tagtable.csv_header(), *tagtable.csv_lines("a,b.wav", odd)]))
+    text = "\n".join([tagtable.csv_header(), *tagtable.csv_lines("a,b\n.wav", odd)])
+    read = list(csv.DictReader(io.StringIO(text, newline="")))
     assert [(row["path"], float(row["start"]), row["label"], float(row["score"])) for row in read] == [
-        ("a,b.wav", 0.25, 'a "quoted", label', 0.5),
-        ("a,b.wav", 0.25, "نباح كلب", 0.25),
+        ("a,b\n.wav", 0.25, 'a "quoted", label', 0.5),
+        ("a,b\n.wav", 0.25, "نباح كلب", 0.25),
     ]
 
 

@@ -9,6 +9,8 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from asit.commands import stdout
+
 if TYPE_CHECKING:
     from asit.runs.doctor import Finding
 
@@ -23,6 +25,7 @@ def doctor(prog: str, summary: str, given: list[str]) -> int:
     from asit.runs.doctor import examine, record, works
 
     findings = examine()
+    stdout.for_data() if options.json else stdout.for_people()
     if options.json:
         print(json.dumps(record(findings), indent=1, ensure_ascii=False))
     else:

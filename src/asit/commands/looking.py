@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from asit.commands import stdout
 from asit.commands.doctor import doctor as doctor
 from asit.commands.parse import parse
 from asit.commands.tagtable import plain
@@ -37,6 +38,7 @@ def info(prog: str, summary: str, given: list[str]) -> int:
     if options.labels and options.json:
         raise ConfigError("--labels and --json", "one of them", "--json holds all labels")
     facts = describe(options.model)
+    stdout.for_data() if options.json else stdout.for_people()
     if options.labels:
         if facts["labels"] is None:
             raise ConfigError(

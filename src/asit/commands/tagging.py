@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 
 import tyro
 
-from asit.commands import tagtable
+from asit.commands import stdout, tagtable
 from asit.commands.parse import parse
 from asit.errors import ConfigError
 
@@ -174,8 +174,7 @@ def _output(options: TagOptions) -> Iterator[tuple[TextIO, tagtable.Format]]:
     form: tagtable.Format
     if options.out is None:
         form = options.format if options.format != "auto" else "table" if sys.stdout.isatty() else "json"
-        if form == "table" and hasattr(sys.stdout, "reconfigure"):
-            sys.stdout.reconfigure(errors="backslashreplace")
+        stdout.for_people() if form == "table" else stdout.for_data()
         yield sys.stdout, form
         return
     path = Path(options.out)

@@ -49,10 +49,10 @@ def csv_lines(path: str, rows: Sequence[Row]) -> Iterator[str]:
     for row in rows:
         for label, score in row.labels:
             buffer = io.StringIO()
-            csv.writer(buffer, lineterminator="").writerow(
+            csv.writer(buffer, lineterminator="\n").writerow(
                 [path, f"{row.start:.4f}", f"{row.end:.4f}", label, f"{score:.6f}"]
             )
-            yield buffer.getvalue()
+            yield buffer.getvalue().removesuffix("\n")
 
 
 def table_lines(
