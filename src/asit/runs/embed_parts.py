@@ -103,7 +103,7 @@ class Parts:
             the facts, with what the earlier call resolved.
 
         Raises:
-            ConfigError: the folder holds blocks that were made otherwise.
+            ConfigError: the folder holds finished blocks that were made otherwise, or files that are no blocks.
         """
         plan = self._plan()
         if plan is not None:
@@ -112,7 +112,8 @@ class Parts:
             differ = [name for name in {**now, **earlier} if now.get(name) != earlier.get(name)]
             if not differ and plan["ends"] == list(ends):
                 return now
-            if not overwrite:
+            begun = any(path.name != PLAN for path in self.folder.glob("*.json"))
+            if begun and not overwrite:
                 self._refuse(earlier, now, differ or ["sizes of the files"])
         if self.folder.exists():
             if plan is None and any(not _own(path.name) for path in self.folder.iterdir()):
