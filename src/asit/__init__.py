@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from asit.data.scan import build as build_catalogue
     from asit.errors import AsitError
     from asit.model.audio_model import AudioModel, Embedding
-    from asit.model.audio_model import load as load
+    from asit.interop.loading import load as load
     from asit.recipes import finetune, pretrain
     from asit.report import report
     from asit.settings import FinetuneSettings, PretrainSettings
@@ -43,7 +43,7 @@ _PLACES = {
     "PretrainSettings": ("asit.settings", "PretrainSettings"),
     "build_catalogue": ("asit.data.scan", "build"),
     "finetune": ("asit.recipes", "finetune"),
-    "load": ("asit.model.audio_model", "load"),
+    "load": ("asit.interop.loading", "load"),
     "pretrain": ("asit.recipes", "pretrain"),
     "report": ("asit.report", "report"),
 }
