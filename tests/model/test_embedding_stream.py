@@ -277,3 +277,15 @@ def test_one_column_views() -> None:
     out = m.embed(sound)
     alone = [m.embed(sound[k * COLUMN : k * COLUMN + 240 + COLUMN]).frames for k in range(5)]
     torch.testing.assert_close(out.frames, torch.cat(alone), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_it_is_the_same() -> None:
+    m = model(distilled=True)
+    sounds = [wave(n, i) for i, n in enumerate(LENGTHS)]
+    want = m.embed_batch(sounds, hop=0.04)
+    looked = m.attention(sounds[-1])
+    m.to("cuda")
+    for one, there in zip(want, m.embed_batch(sounds, hop=0.04), strict=True):
+        close(one, there, 1e-3)
+    torch.testing.assert_close(m.attention(sounds[-1]).map, looked.map, atol=1e-3, rtol=1e-3)

@@ -68,8 +68,7 @@ class Linear(nn.Linear):
     _low: tuple[tuple[object, ...], Tensor, Tensor | None] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        frozen = not (self.training or self.weight.requires_grad or self.weight.is_inference())
-        if frozen and bf16_on_cpu(x):
+        if bf16_on_cpu(x) and not (self.training or self.weight.requires_grad or self.weight.is_inference()):
             weight, bias = self._lowered()
             return F.linear(x.bfloat16(), weight, bias)
         return linear(x, self.weight, self.bias)
