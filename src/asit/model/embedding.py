@@ -11,7 +11,7 @@ Letters: S samples, T frames, F mel bins, P patches, D width, R windows in a bat
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from asit.audio.decoders import Wave
 from asit.audio.fbank import FrontEnd
 from asit.audio.sounds import Sound, open_sound
 from asit.errors import AudioError, ConfigError
@@ -102,7 +103,7 @@ class Embedder:
 
     def windows(
         self, sound: Sound, rate: int | None = None, start: float = 0.0, seconds: float | None = None
-    ) -> Iterator[Window]:
+    ) -> Generator[Window, None, None]:
         """The sound, decoded, resampled, turned to log-mel and cut; in constant memory, by any thread.
 
         Args:
@@ -116,14 +117,17 @@ class Embedder:
         """
         settings = self.front_end.settings
         with open_sound(sound, rate, settings.rate, settings.resampler, start, seconds) as source:
-            span = self.encoder.span
-            sound_frames = LogMels(self.front_end, source.blocks(), span(2))
-            view = self.encoder.grid[0]
-            sound_frames.read(span(int(WHOLE * view) + 1))
-            if sound_frames.ended and self._columns(sound_frames.frames) <= WHOLE * view:
-                yield from self._whole(sound_frames)
-            else:
-                yield from self._cut(sound_frames)
+            yield from self.windows_of(source.blocks())
+
+    def windows_of(self, blocks: Iterator[Wave]) -> Generator[Window, None, None]:
+        """As `windows`, of samples in order: mono blocks (n,) float32 at the front end's rate, none of them empty."""
+        span, view = self.encoder.span, self.encoder.grid[0]
+        sound = LogMels(self.front_end, blocks, span(2))
+        sound.read(span(int(WHOLE * view) + 1))
+        if sound.ended and self._columns(sound.frames) <= WHOLE * view:
+            yield from self._whole(sound)
+        else:
+            yield from self._cut(sound)
 
     def run(self, windows: Sequence[Window]) -> list[Part]:
         """What the encoder says about windows, of one sound or of many, in their order.

@@ -7,7 +7,7 @@ Letters: S samples, T frames, F mel bins, C classes, W windows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -157,7 +157,7 @@ class Tagger:
 
     def windows(
         self, sound: Sound, rate: int | None = None, start: float = 0.0, seconds: float | None = None
-    ) -> Iterator[TagWindow]:
+    ) -> Generator[TagWindow, None, None]:
         """The sound, decoded, resampled, cut and turned to log-mel; in constant memory, by any thread.
 
         Args and errors are those of `Embedder.windows`.
