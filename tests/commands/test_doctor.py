@@ -5,6 +5,8 @@ from __future__ import annotations
 import builtins
 import importlib
 import json
+import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +74,29 @@ def test_a_broken_core_is_told_of_and_ends_with_1(
     assert broken["remedy"].startswith("pip install --upgrade 'soundfile>=")
     assert by_name["decoders", "wav"]["state"] == "broken"
     assert by_name["packages", "numpy"]["state"] == "ok", "the rest is still looked at"
+
+
+def test_it_starts_without_what_the_other_verbs_read_their_options_with() -> None:
+    code = """
+import sys
+
+class Broken:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("tyro", "pydantic", "yaml", "torch", "numpy", "transformers", "pyarrow"):
+            raise OSError(f"lib{name}.so is cut off")
+
+sys.meta_path.insert(0, Broken())
+from asit.commands.doctor import doctor
+sys.exit(doctor("asit doctor", "tell what is there", []))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "OSError: libtyro.so is cut off" in done.stdout
+    assert "-> pip install --upgrade 'torch>=" in done.stdout
+    ending = done.stdout.splitlines()[-1]
+    assert ending.startswith("asit does not work: ")
+    assert {"numpy", "pydantic", "pyyaml", "torch", "tyro"} <= set(re.split(r"[:;,] ", ending))
+    assert done.stderr == ""
 
 
 def test_a_missing_extra_is_no_broken_core(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ a check needs more.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import math
@@ -65,7 +66,8 @@ def examine() -> list[Finding]:
         ("places", _places),
     ]
     out: list[Finding] = []
-    with warnings.catch_warnings():  # of old drivers and the like: not this check's answer
+    # Warnings of old drivers, and what an extension prints when it cannot be loaded, are not this check's answer.
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         for part, check in parts:
             try:
