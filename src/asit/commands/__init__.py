@@ -10,7 +10,7 @@ _PLACES = {
     "compare": "pages",
     "convert": "converting",
     "demo": "trying",
-    "doctor": "looking",
+    "doctor": "doctor",
     "download": "download",
     "embed": "using",
     "evaluate": "scoring",

@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import tyro
 
 from asit.commands import stdout
-from asit.commands.doctor import doctor as doctor
 from asit.commands.parse import parse
 from asit.commands.tagtable import plain
 

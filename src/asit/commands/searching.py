@@ -7,7 +7,6 @@ import dataclasses
 import json
 import math
 import sys
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from asit.commands.parse import parse
+from asit.commands.stdout import for_data, for_people
+from asit.commands.tagtable import clock, fit, plain, width
 from asit.errors import AsitError, ConfigError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from asit.search import Built, Neighbour
 
 _NAMED = 20  # failures that are told one by one; all of them are in the index's failures.jsonl
-_WIDEST = 60  # columns of a terminal that a name may take
+_WIDEST = 48  # columns of a terminal that a name may take
 
 
 @dataclass
@@ -92,7 +93,7 @@ def index(prog: str, summary: str, given: list[str]) -> int:
             stream=sys.stderr,
         )
     for name, reason in built.failures[:_NAMED]:
-        print(f"asit: {_plain(name)}: {_plain(reason)}", file=sys.stderr)
+        print(f"asit: {plain(name)}: {plain(reason)}", file=sys.stderr)
     if len(built.failures) > _NAMED:
         print(f"asit: and {len(built.failures) - _NAMED} more, in {out / 'failures.jsonl'}", file=sys.stderr)
     print(_told(built))
@@ -144,6 +145,7 @@ def similar(prog: str, summary: str, given: list[str]) -> int:
     kind = options.format
     if kind == "auto":
         kind = "table" if sys.stdout.isatty() else "json"
+    (for_people if kind == "table" else for_data)()
     with runtime.world(options.device, options.threads) as world:
         found = Index.read(options.index)
         questions = list(_questions(options, found.card["window"]))
@@ -160,7 +162,7 @@ def similar(prog: str, summary: str, given: list[str]) -> int:
                     own = found.rows_of(item.path, item.member, item.start, item.seconds)
                 asked = found.ask(item.sound(), model, None, item.start, item.seconds)
             except AsitError as error:
-                print(f"asit: {_plain(str(error))}", file=sys.stderr)
+                print(f"asit: {error}", file=sys.stderr)
                 failed += 1
                 continue
             hits = found.nearest(asked, options.k, own)
@@ -172,7 +174,7 @@ def similar(prog: str, summary: str, given: list[str]) -> int:
                 for rank, hit in enumerate(hits, 1):
                     cells = _fields(hit)
                     names = ("similarity", "path", "start", "end", "label", "name")
-                    rows.writerow([_writable(item.name), rank, *(_writable(cells[name]) for name in names)])
+                    rows.writerow([item.name, rank, *(cells[name] for name in names)])
     return 2 if failed else 0
 
 
@@ -211,60 +213,22 @@ def _fields(hit: Neighbour) -> dict[str, Any]:
 
 
 def _table(query: str, hits: Sequence[Neighbour]) -> str:
-    lines = [_short(_plain(query))]
-    names = [_short(_plain(hit.name)) for hit in hits]
-    width = max(map(_columns, names), default=0)
-    times = [f"{_clock(hit.start)} - {_clock(hit.end)}" for hit in hits]
-    wide = max(map(len, times), default=0)
+    lines = [fit(query, _WIDEST, middle=True)]
+    names = [fit(hit.name, _WIDEST, middle=True) for hit in hits]
+    wide = max(map(width, names), default=0)
+    times = [f"{clock(hit.start)} - {clock(hit.end)}" for hit in hits]
+    most = max(map(len, times), default=0)
     for rank, (hit, name, time) in enumerate(zip(hits, names, times, strict=True), 1):
-        label = "" if hit.label is None else "  " + _plain(hit.label)
-        filled = name + " " * (width - _columns(name))
-        lines.append(f"{rank:>4}  {hit.similarity:6.3f}  {filled}  {time:>{wide}}{label}".rstrip())
+        label = "" if hit.label is None else "  " + fit(hit.label, _WIDEST)
+        lines.append(f"{rank:>4}  {hit.similarity:6.3f}  {name}{' ' * (wide - width(name))}  {time:>{most}}{label}")
     return "\n".join(lines)
 
 
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds * 10), 600)
-    hours, minutes = divmod(minutes, 60)
-    return (f"{hours}:{minutes:02d}" if hours else f"{minutes}") + f":{rest / 10:04.1f}"
-
-
 def _json(value: Any) -> str:
-    """A line of JSON in readable letters; with escapes only where a name is no Unicode."""
+    """A line of JSON in readable letters; with escapes where a name is no Unicode, so that it is read as it was."""
     text = json.dumps(value, ensure_ascii=False)
-    return text if _writable(text) == text else json.dumps(value)
-
-
-def _writable(value: Any) -> Any:
-    """A cell that can be written as UTF-8: bytes of a name that are no Unicode become marks."""
-    return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace") if isinstance(value, str) else value
-
-
-def _plain(text: str) -> str:
-    """A name on one line that gives the terminal no commands."""
-    return "".join(
-        "�" if unicodedata.category(mark) in ("Cc", "Cs", "Zl", "Zp") and mark not in "\n" else mark
-        for mark in _writable(text)
-    )
-
-
-def _short(name: str) -> str:
-    """A name of at most `_WIDEST` columns: its end, which tells most."""
-    name = name.replace("\n", "�")
-    if _columns(name) <= _WIDEST:
-        return name
-    kept: list[str] = []
-    left = _WIDEST - 1
-    for mark in reversed(name):
-        left -= _columns(mark)
-        if left < 0:
-            break
-        kept.append(mark)
-    return "…" + "".join(reversed(kept))
-
-
-def _columns(text: str) -> int:
-    """Columns that a text takes on a terminal: two for wide letters, none for marks that combine."""
-    return sum(
-        0 if unicodedata.combining(mark) else 2 if unicodedata.east_asian_width(mark) in "WF" else 1 for mark in text
-    )
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = json.dumps(value)
+    return text

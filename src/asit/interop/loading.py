@@ -37,10 +37,24 @@ def load(source: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
             its files are damaged.
         ConfigError: the hub is asked, and huggingface_hub is not installed.
     """
+    folder = locate(source)
+    model = AudioModel.load(folder) if (folder / OWN[0]).is_file() else huggingface.read(folder)
+    return model.to(device)
+
+
+def locate(source: str | os.PathLike[str]) -> Path:
+    """The folder that holds the files of a model, after fetching them where the source is a repository of the hub.
+
+    Args:
+        source: as for `load`.
+
+    Raises:
+        CheckpointError, ConfigError: as `load`, but for what is in the files.
+    """
     name = os.fspath(source)
     path = Path(name).expanduser()
     if path.is_dir():
-        return _from_folder(path).to(device)
+        return _of_model(path)
     if path.exists():
         raise CheckpointError(
             f"{path} is a file",
@@ -54,16 +68,14 @@ def load(source: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
             "a model's folder, such as RUN/model, or the hub's owner/name",
             "check the path" + _beside(path),
         )
-    return _from_folder(_fetched(found[1], found[2])).to(device)
+    return _of_model(_fetched(found[1], found[2]))
 
 
-def _from_folder(folder: Path) -> AudioModel:
-    if (folder / OWN[0]).is_file():
-        return AudioModel.load(folder)
-    if (folder / THEIRS[0]).is_file():
-        return huggingface.read(folder)
+def _of_model(folder: Path) -> Path:
+    if (folder / OWN[0]).is_file() or (folder / THEIRS[0]).is_file():
+        return folder
     if (folder / "model" / OWN[0]).is_file():
-        return AudioModel.load(folder / "model")
+        return folder / "model"
     there = sorted(path.name for path in folder.iterdir())
     if "config.yaml" in there and "checkpoints" in there:
         raise CheckpointError(

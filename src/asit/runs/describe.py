@@ -30,13 +30,13 @@ def describe(source: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         AsitError: as `asit.interop.loading.load`.
     """
-    model = loading.load(source)
-    folder = _folder(Path(source).expanduser())
+    folder = loading.locate(source)
+    model = loading.load(folder)
     training = dict(model.training)
-    written = {} if folder is None else _json(folder / "card.json") or _json(folder / "config.json")
+    written = _json(folder / "card.json") or _json(folder / "config.json")
     return {
         "source": str(source),
-        "folder": None if folder is None else str(folder),
+        "folder": str(folder),
         "kind": model.card["kind"],
         "network": _network(model),
         "input": _input(model),
@@ -45,8 +45,8 @@ def describe(source: str | os.PathLike[str]) -> dict[str, Any]:
         "license": training.pop("license", None),
         "data": training.pop("data", None),
         "training": training,
-        "scores": [] if folder is None else _scores(folder),
-        "files": [] if folder is None else _files(folder),
+        "scores": _scores(folder),
+        "files": _files(folder),
         "format": written.get("format"),
         "asit": written.get("asit"),
     }
@@ -93,14 +93,6 @@ def _labels(model: AudioModel) -> dict[str, Any] | None:
         "pooling": model.labelling.pooling,
         "classes": list(model.labelling.classes),
     }
-
-
-def _folder(source: Path) -> Path | None:
-    """The folder that the model was read from; None of a repository of the hub."""
-    if not source.is_dir():
-        return None
-    itself = any((source / name).is_file() for name in ("card.json", "config.json"))
-    return source if itself else source / MODEL
 
 
 def _scores(folder: Path) -> list[dict[str, Any]]:
