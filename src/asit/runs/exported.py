@@ -74,13 +74,11 @@ class OnRecordings:
             finally:
                 if show is not None:
                     show(done, len(rows), len(failures))
+            several = [np.stack([pair[i] for pair in pairs]) for i in range(2)]
             if classes:
-                pair = np.mean([a for a, _ in pairs], axis=0), np.mean([b for _, b in pairs], axis=0)
-                likeness.add(*pair)
-                scores.append(pair)
-            else:
-                for a, b in pairs:
-                    likeness.add(a, b)
+                several = [of_windows.mean(0) for of_windows in several]
+                scores.append(several)
+            likeness.add(*several)
             read.append(row)
         if not read or len(failures) > BAD_FILES * len(rows):
             raise CatalogueError(
@@ -88,7 +86,7 @@ class OnRecordings:
                 f"a share of at most {BAD_FILES:g}",
                 "mend the storage, or give other recordings with --check-data",
             )
-        facts = likeness.facts(f"recordings of {self.name}")
+        facts = likeness.facts(f"clips of {self.name}")
         if labels is not None:
             facts |= _metric(np.array(scores), labels, np.array(read))
         return facts

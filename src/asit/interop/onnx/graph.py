@@ -11,6 +11,7 @@ t columns of patches, D width, C classes. A token's row in (B tokens, D) keeps i
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from asit.audio.fbank import FLOOR, mel_bank
 from asit.interop.exportable import CUBIC, Output, extent_of
+from asit.interop.onnx.nodes import Nodes
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Head
 from asit.model.vit import Block
@@ -34,46 +36,8 @@ LEVELS = 63
 """Largest whole number of an int8 weight. Kernels for CPUs without VNNI add pairs of products in 16 bits: 255 x 64 x 2
 is the most that fits, so with weights of 7 bits every CPU gives the same answer."""
 
-
-class _Nodes:
-    """Nodes and constants of a graph; a name is made from what a node is for."""
-
-    def __init__(self) -> None:
-        from onnx import helper, numpy_helper
-
-        self._node, self._tensor = helper.make_node, numpy_helper.from_array
-        self.nodes: list[Any] = []
-        self.constants: dict[str, Any] = {}
-        self.room = ""
-        self._count: dict[str, int] = {}
-
-    def constant(self, value: npt.ArrayLike, name: str = "") -> str:
-        """A constant; equal small ones are kept once."""
-        array = np.asarray(value)
-        if not name:
-            name = f"{array.dtype}{list(array.shape)}:{','.join(map(str, array.ravel().tolist()))}".replace(" ", "")
-        if name not in self.constants:
-            self.constants[name] = self._tensor(array, name)
-        return name
-
-    def __call__(self, kind: str, *inputs: str, outputs: int = 1, name: str = "", **attributes: Any) -> Any:
-        """Add a node; gives the name of its output, or of all."""
-        name = f"{self.room}/{name or kind}"
-        self._count[name] = at = self._count.get(name, 0) + 1
-        name = name if at == 1 else f"{name}_{at}"
-        made = [name if outputs == 1 else f"{name}:{i}" for i in range(outputs)]
-        self.nodes.append(self._node(kind, list(inputs), made, name=name, **attributes))
-        return made[0] if outputs == 1 else made
-
-    def ints(self, *values: int) -> str:
-        return self.constant(np.array(values, np.int64))
-
-    def real(self, value: float) -> str:
-        return self.constant(np.float32(value))
-
-    def cut(self, x: str, first: str, end: str, axis: int) -> str:
-        out: str = self("Slice", x, first, end, self.ints(axis))
-        return out
+LEAST_GELU = -0.17
+"""No value of GELU is less: its minimum is -0.16997, at -0.7518."""
 
 
 def build(model: AudioModel, output: Output, *, int8: bool, opset: int) -> onnx.ModelProto:
@@ -111,13 +75,23 @@ def build(model: AudioModel, output: Output, *, int8: bool, opset: int) -> onnx.
     )
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """Rows (B tokens, K) that linear layers read: x, or in int8 whole numbers with x = scale (rows - zero) + taken."""
+
+    rows: str
+    scale: str = ""
+    zero: int = 0
+    taken: float = 0.0
+
+
 class _Writer:
     """Writes the parts of the graph one after the other."""
 
     def __init__(self, model: AudioModel, output: Output, int8: bool, opset: int) -> None:
         self.model, self.output, self.int8, self.opset = model, output, int8, opset
         self.extent = extent_of(model, output)
-        self.g = _Nodes()
+        self.g = Nodes()
 
     def write(self) -> str:
         """All of it; gives the name of the output."""
@@ -179,8 +153,7 @@ class _Writer:
             own = g("Less", places, g("Max", self.heard, g.ints(1)))
             x = g("Where", g("Unsqueeze", own, g.ints(1)), x, g.real(0.0), name="zeros")
         x = g("Div", g("Sub", x, g.real(float(settings.mean))), g.real(2 * float(settings.std)), name="normalised")
-        out: str = g("Unsqueeze", x, g.ints(1))
-        return out
+        return g("Unsqueeze", x, g.ints(1))
 
     def _filled(self) -> str:
         """The waves (B, hops x shift), cut or filled up to whole hops that hold the frames."""
@@ -189,8 +162,7 @@ class _Writer:
         need = g("Mul", hops, g.ints(e.shift), name="need")
         if self.model.front_end.settings.padding == "repeat":
             places = g("Range", self._scalar(g.ints(0)), self._scalar(need), self._scalar(g.ints(1)))
-            out: str = g("Gather", INPUT, g("Mod", places, self.samples), axis=1, name="repeat")
-            return out
+            return g("Gather", INPUT, g("Mod", places, self.samples), axis=1, name="repeat")
         missing = g("Max", g("Sub", need, self.samples), g.ints(0))
         pads = g("Concat", g.ints(0, 0, 0), missing, axis=0)
         return g.cut(g("Pad", INPUT, pads, name="silence"), g.ints(0), need, 1)
@@ -204,8 +176,7 @@ class _Writer:
         if rest:
             part = g.cut(hops, g.ints(whole), g("Add", self.frames, g.ints(whole)), 1)
             parts.append(g.cut(part, g.ints(0), g.ints(rest), 2))
-        out: str = g("Concat", *parts, axis=2, name="windows")
-        return out
+        return g("Concat", *parts, axis=2, name="windows")
 
     # --- tokens --------------------------------------------------------------------------------------------------
 
@@ -224,8 +195,7 @@ class _Writer:
         rows = g("Concat", self.batch, g.ints(prefix, width), axis=0)
         tokens = g("Concat", g("Expand", self._weight(first, "prefix.weight"), rows), x, axis=1)
         self.heads_shape = self._shape(-1, encoder.heads, width // encoder.heads)
-        out: str = g("Reshape", tokens, g.ints(-1, width), name="tokens")
-        return out
+        return g("Reshape", tokens, g.ints(-1, width), name="tokens")
 
     def _positions(self) -> str:
         """Positions of the patches (1, P, D), as `exportable.Waveform` has them."""
@@ -243,8 +213,7 @@ class _Writer:
             index = g("Min", g("Max", index, g.ints(0)), g.ints(self.extent.view - 1))
             part = g("Mul", g("Gather", table, index, axis=0), g("Unsqueeze", weight, g.ints(1)))
             mixed = g("Add", mixed, part) if mixed else part
-        out: str = g("Reshape", mixed, g.ints(1, -1, encoder.width), name="positions")
-        return out
+        return g("Reshape", mixed, g.ints(1, -1, encoder.width), name="positions")
 
     def _cubic(self, past: str) -> list[str]:
         """Weights of four neighbours, as `exportable.cubic_weights`."""
@@ -254,8 +223,7 @@ class _Writer:
             """((a x + b) x + c) x + d."""
             y = g("Add", g("Mul", x, g.real(a)), g.real(b))
             y = g("Add", g("Mul", y, x), g.real(c))
-            out: str = g("Add", g("Mul", y, x), g.real(d))
-            return out
+            return g("Add", g("Mul", y, x), g.real(d))
 
         rest = g("Sub", g.real(1.0), past)
         inner = [polynomial(x, CUBIC + 2.0, -(CUBIC + 3.0), 0.0, 1.0) for x in (past, rest)]
@@ -284,59 +252,57 @@ class _Writer:
         g.room = f"{room}/mlp"
         h = self._input(self._norm(x, block.norm2, "norm"))
         hidden = self._gelu(self._linear(h, block.mlp.fc1.weight, block.mlp.fc1.bias, "first"))
-        last = self._linear(self._input(hidden), block.mlp.fc2.weight, block.mlp.fc2.bias, "second")
-        out: str = g("Add", x, last, name="sum")
-        return out
+        last = self._linear(self._input(hidden, LEAST_GELU), block.mlp.fc2.weight, block.mlp.fc2.bias, "second")
+        return g("Add", x, last, name="sum")
 
     def _norm(self, x: str, norm: nn.LayerNorm, name: str) -> str:
         scale, shift = self._weight(norm.weight, f"{name}.weight"), self._weight(norm.bias, f"{name}.bias")
-        out: str = self.g("LayerNormalization", x, scale, shift, axis=-1, epsilon=norm.eps, name=name)
-        return out
+        return self.g("LayerNormalization", x, scale, shift, axis=-1, epsilon=norm.eps, name=name)
 
     def _gelu(self, x: str) -> str:
         g = self.g
         if self.opset >= 20:
-            out: str = g("Gelu", x)
-            return out
+            return g("Gelu", x)
         half = g("Mul", g("Erf", g("Mul", x, g.real(2.0**-0.5))), g.real(0.5))
-        out = g("Mul", x, g("Add", half, g.real(0.5)))
-        return out
+        return g("Mul", x, g("Add", half, g.real(0.5)))
 
-    def _input(self, x: str) -> tuple[str, str]:
-        """What linear layers read: the rows (B tokens, K), and in int8 their scales (B tokens, 1).
+    def _input(self, x: str, least: float | None = None) -> _Rows:
+        """What linear layers read.
 
-        Each token is quantised by its own largest value, so that no clip depends on the others of its batch.
+        In int8 each token is quantised by its own values, so that no clip depends on the others of its batch: from
+        -max |x| to max |x|, or, where no value can be less than `least`, from there to the largest.
         """
         if not self.int8:
-            return x, ""
-        g = self.g
-        largest = g("ReduceMax", g("Abs", x), g.ints(1), keepdims=0)
-        scale = g("Max", g("Mul", largest, g.real(1 / 127)), g.real(1e-30), name="scale")
+            return _Rows(x)
         from onnx import TensorProto, helper
 
-        middle = helper.make_tensor("middle", TensorProto.UINT8, [1], [128])
+        g = self.g
+        if least is None:
+            spread, zero, levels = g("Abs", x), 128, 127
+        else:
+            x = spread = g("Sub", x, g.real(least))
+            zero, levels = 0, 255
+        largest = g("ReduceMax", spread, g.ints(1), keepdims=0)
+        scale = g("Max", g("Mul", largest, g.real(1 / levels)), g.real(1e-30), name="scale")
+        middle = helper.make_tensor("middle", TensorProto.UINT8, [1], [zero])
         zeros = g("ConstantOfShape", g("Shape", scale), value=middle)
-        return g("QuantizeLinear", x, scale, zeros, axis=0), g("Unsqueeze", scale, g.ints(1))
+        whole = g("QuantizeLinear", x, scale, zeros, axis=0)
+        return _Rows(whole, g("Unsqueeze", scale, g.ints(1)), zero, least or 0.0)
 
-    def _linear(self, x: tuple[str, str], weight: Tensor, bias: Tensor, name: str) -> str:
+    def _linear(self, x: _Rows, weight: Tensor, bias: Tensor, name: str) -> str:
         """A linear layer on rows; weight (out, in) and bias (out,) as torch has them."""
         g = self.g
-        rows, scale = x
-        shift = self._weight(bias, f"{name}.bias")
         if not self.int8:
-            out: str = g("Gemm", rows, self._weight(weight.t(), f"{name}.weight"), shift, name=name)
-            return out
+            shift = self._weight(bias, f"{name}.bias")
+            return g("Gemm", x.rows, self._weight(weight.t(), f"{name}.weight"), shift, name=name)
         whole, scales = quantised(weight)
-        product = g(
-            "MatMulInteger",
-            rows,
-            g.constant(whole, f"{g.room}/{name}.weight"),
-            g.constant(np.uint8(128)),
-            name=name,
-        )  # fmt: skip
-        real = g("Mul", g("Cast", product, to=1), scale)
-        out = g("Add", g("Mul", real, g.constant(scales, f"{g.room}/{name}.scale")), shift)
-        return out
+        # What was taken from every value comes back as a part of the bias.
+        taken = torch.from_numpy(whole.sum(0, dtype=np.int64) * scales * x.taken).float()
+        shift = self._weight(bias.detach().cpu() + taken, f"{name}.bias")
+        held = g.constant(whole, f"{g.room}/{name}.weight")
+        product = g("MatMulInteger", x.rows, held, g.constant(np.uint8(x.zero)), name=name)
+        real = g("Mul", g("Cast", product, to=1), x.scale)
+        return g("Add", g("Mul", real, g.constant(scales, f"{g.room}/{name}.scale")), shift)
 
     # --- output --------------------------------------------------------------------------------------------------
 
@@ -346,11 +312,10 @@ class _Writer:
         patches = g.cut(tokens, g.ints(prefix), end, 1)
         if self.output == "frames":
             columns = g("Reshape", patches, g.ints(0, -1, encoder.grid[1], encoder.width))
-            out: str = g("ReduceMean", columns, g.ints(2), keepdims=0, name="mean")
-            return out
+            return g("ReduceMean", columns, g.ints(2), keepdims=0, name="mean")
         mean = g("ReduceMean", patches, g.ints(1), keepdims=0, name="mean")
         if self.output == "embedding":
-            return str(mean)
+            return mean
         head = self.model.head
         assert isinstance(head, Head), "output_of refused it"
         first = g.cut(tokens, g.ints(0), g.ints(prefix), 1)
@@ -361,11 +326,10 @@ class _Writer:
         if head.norm is not None:
             x = self._norm(x, head.norm, "norm")
         weight, bias = self._weight(head.linear.weight.t(), "weight"), self._weight(head.linear.bias, "bias")
-        logits: str = g("Gemm", x, weight, bias, name="logits")
+        logits = g("Gemm", x, weight, bias, name="logits")
         if self.output == "logits":
             return logits
-        out = g("Sigmoid", logits) if self.model.multi else g("Softmax", logits, axis=-1)
-        return out
+        return g("Sigmoid", logits) if self.model.multi else g("Softmax", logits, axis=-1)
 
     # --- parts ---------------------------------------------------------------------------------------------------
 
@@ -375,12 +339,10 @@ class _Writer:
 
     def _shape(self, *sizes: int) -> str:
         """A shape (B, *sizes) for Reshape."""
-        out: str = self.g("Concat", self.batch, self.g.ints(*sizes), axis=0)
-        return out
+        return self.g("Concat", self.batch, self.g.ints(*sizes), axis=0)
 
     def _scalar(self, one: str) -> str:
-        out: str = self.g("Squeeze", one)
-        return out
+        return self.g("Squeeze", one)
 
 
 def quantised(weight: Tensor) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:

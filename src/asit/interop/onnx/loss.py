@@ -31,7 +31,7 @@ class Likeness:
         self._largest = 0.0
 
     def add(self, exact: npt.NDArray[np.float32], coarse: npt.NDArray[np.float32]) -> None:
-        """One sound's outputs, of equal shapes: a vector, or (frames, D)."""
+        """One sound's outputs, of equal shapes: a vector, or vectors of frames, windows or both, (..., D)."""
         a, b = exact.astype(np.float64), coarse.astype(np.float64)
         lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
         cosine = float(((a * b).sum(-1) / np.maximum(lengths, np.finfo(np.float64).tiny)).mean())
