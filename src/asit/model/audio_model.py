@@ -28,7 +28,7 @@ from asit.model.tagging import Tag, Tagger, Tags, tagger_of, training_input
 from asit.model.vit import Encoder, blank
 from asit.settings import EncoderSettings, FrontEndSettings
 
-__all__ = ["CLASSIFIER", "ENCODER", "Attention", "AudioModel", "Embedding", "Sound", "Tag", "Tags", "load"]
+__all__ = ["CLASSIFIER", "ENCODER", "Attention", "AudioModel", "Embedding", "Sound", "Tag", "Tags"]
 
 
 class AudioModel:
@@ -392,8 +392,3 @@ class AudioModel:
             raise ConfigError(f"precision {wanted!r}", "auto, float32 or bf16")
         name = self.precision.name if wanted == "auto" else wanted
         return "bf16" if name == "bf16" else "float32"
-
-
-def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> AudioModel:
-    """The trained model in a folder, such as RUN/model; see `AudioModel.load`."""
-    return AudioModel.load(folder, device)
