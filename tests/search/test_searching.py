@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from asit import cli
-from asit.commands import searching
+from asit.commands import searching, tagtable
 from asit.search import Index, Neighbour
 
 Run = Callable[..., tuple[int, str, str]]
@@ -55,7 +55,7 @@ def test_from_a_folder_to_neighbours(run: Run, archive: Path, model_folder: Path
     code, out, _ = run("similar", "index", "sounds/3.wav", "sounds/4.wav", "--include-self", "--format", "csv")
     rows = list(csv.DictReader(io.StringIO(out)))
     assert [row["query"] for row in rows] == ["sounds/3.wav"] * 10 + ["sounds/4.wav"] * 10
-    assert (rows[0]["path"], rows[0]["recording"]) == (str((archive / "3.wav").resolve()), "3.wav")
+    assert (rows[0]["path"], rows[0]["name"]) == (str((archive / "3.wav").resolve()), "3.wav")
     assert float(rows[0]["similarity"]) > 0.99
 
 
@@ -86,10 +86,11 @@ def test_names_of_every_kind_fit_a_line() -> None:
 
     table = searching._table("question", [hit("a" * 200 + ".wav"), hit("كلمة.wav", 4000, "كلمة"), hit("日本語.wav")])
     lines = table.splitlines()[1:]
-    assert all(searching._columns(line) < 110 for line in lines)
-    assert len({searching._columns(ended[0]) for line in lines if (ended := re.match(r".* - [\d:.]+", line))}) == 1
-    assert "1:06:40.0 - 1:06:41.0  كلمة" in lines[1]
+    assert all(tagtable.width(line) < 110 for line in lines)
+    assert len({tagtable.width(ended[0]) for line in lines if (ended := re.match(r".* - [\d:.]+", line))}) == 1
+    assert "1:06:40.00 - 1:06:41.00  كلمة" in lines[1]
     assert "\x1b" not in searching._table("q\x1b[2J", [hit("red\x1b[31m\r\nname.wav", label="\x07bell")])
+    assert next(csv.reader(io.StringIO(searching._csv(["a\nb", "c,d"])))) == ["a\nb", "c,d"]
     odd = os.fsdecode(b"caf\xe9.wav")
     assert json.loads(searching._json({"name": odd}))["name"] == odd
     assert searching._json({"name": "كلمة"}) == '{"name": "كلمة"}'
@@ -100,7 +101,7 @@ def test_bad_recordings_give_status_2_and_the_rest_goes_on(run: Run, archive: Pa
     (archive / "2.wav").write_bytes(b"no sound")
     code, out, err = run("index", model_folder, "sounds", "--out", "index")
     assert (code, "8 recordings" in out, "1 could not be read" in out) == (2, True, True)
-    assert "asit: 2.wav: " in err
+    assert "asit: 2.wav " in err
     code, out, err = run("similar", "index", "sounds/2.wav", "sounds/3.wav")
     assert (code, len(out.splitlines())) == (2, 1)
     assert "2.wav" in err

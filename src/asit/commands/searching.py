@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import json
 import math
 import sys
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from asit.search import Built, Neighbour
 
 _NAMED = 20  # failures that are told one by one; all of them are in the index's failures.jsonl
+_CELLS = ("similarity", "path", "start", "end", "label", "name")
 _WIDEST = 48  # columns of a terminal that a name may take
 
 
@@ -93,7 +95,7 @@ def index(prog: str, summary: str, given: list[str]) -> int:
             stream=sys.stderr,
         )
     for name, reason in built.failures[:_NAMED]:
-        print(f"asit: {plain(name)}: {plain(reason)}", file=sys.stderr)
+        print(f"asit: {plain(search.told(name, reason))}", file=sys.stderr)
     if len(built.failures) > _NAMED:
         print(f"asit: and {len(built.failures) - _NAMED} more, in {out / 'failures.jsonl'}", file=sys.stderr)
     print(_told(built))
@@ -144,16 +146,15 @@ def similar(prog: str, summary: str, given: list[str]) -> int:
 
     kind = options.format
     if kind == "auto":
-        kind = "table" if sys.stdout.isatty() else "json"
+        kind = "table" if sys.stdout is not None and sys.stdout.isatty() else "json"
     (for_people if kind == "table" else for_data)()
     with runtime.world(options.device, options.threads) as world:
         found = Index.read(options.index)
         questions = list(_questions(options, found.card["window"]))
         model = found.model(world.device) if options.model is None else load(options.model, world.device)
         found.check(model)
-        rows = csv.writer(sys.stdout, lineterminator="\n")
         if kind == "csv":
-            rows.writerow(["query", "rank", "similarity", "path", "start", "end", "label", "recording"])
+            print(_csv(["query", "rank", *_CELLS]))
         failed = 0
         for place, item in enumerate(questions):
             try:
@@ -172,9 +173,7 @@ def similar(prog: str, summary: str, given: list[str]) -> int:
                 print(_json({"query": item.name, "neighbours": [_fields(hit) for hit in hits]}))
             else:
                 for rank, hit in enumerate(hits, 1):
-                    cells = _fields(hit)
-                    names = ("similarity", "path", "start", "end", "label", "name")
-                    rows.writerow([item.name, rank, *(cells[name] for name in names)])
+                    print(_csv([item.name, rank, *_fields(hit).values()]))
     return 2 if failed else 0
 
 
@@ -202,14 +201,15 @@ def _check(options: SimilarOptions) -> None:
 
 
 def _fields(hit: Neighbour) -> dict[str, Any]:
-    return {
-        "path": hit.path if hit.member is None else f"{hit.path}/{hit.member}",
-        "start": round(hit.start, 3),
-        "end": round(hit.end, 3),
-        "similarity": round(hit.similarity, 4),
-        "name": hit.name,
-        "label": hit.label,
-    }
+    path = hit.path if hit.member is None else f"{hit.path}/{hit.member}"
+    times = (round(hit.start, 3), round(hit.end, 3))
+    return dict(zip(_CELLS, (round(hit.similarity, 4), path, *times, hit.label, hit.name), strict=True))
+
+
+def _csv(cells: Sequence[Any]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerow(cells)
+    return buffer.getvalue().removesuffix("\n")
 
 
 def _table(query: str, hits: Sequence[Neighbour]) -> str:

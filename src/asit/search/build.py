@@ -136,7 +136,13 @@ def build(
     settings = _settings(model, ask, old)
     plan = _plan(expand(inputs) if inputs or not add else [], old)
     with Partial(folder, settings, _width(model, settings), anew=overwrite) as partial:
-        _hear(model, plan, settings, partial, ask, stream)
+        try:
+            _hear(model, plan, settings, partial, ask, stream)
+        except KeyboardInterrupt:
+            kept = sum(key in partial.done for key in plan.need)
+            raise KeyboardInterrupt(
+                f"{kept} of {len(plan.need)} recordings are kept in {partial.path}; the same command goes on"
+            ) from None
         heard = [partial.done[key] for key in plan.need if key in partial.done]
         if not heard and not plan.kept:
             raise _nothing(plan)
@@ -260,7 +266,7 @@ def _hear(
     with closing(hearing.hear(model, todo, settings, ask.batch, ask.threads)) as found:
         for done, (source, times, vectors) in enumerate(found, 1):
             if isinstance(vectors, str):
-                plan.failures.append((source.name, vectors))
+                plan.failures.append((source.name, vectors.replace(source.path, source.name)))
                 bad += 1
             else:
                 partial.add(source, times, vectors)
@@ -268,8 +274,13 @@ def _hear(
                 tick(done, len(todo), bad)
 
 
+def told(name: str, reason: str) -> str:
+    """A failure on a line, which names the recording once."""
+    return reason if name in reason else f"{name}: {reason}"
+
+
 def _nothing(plan: _Plan) -> AsitError:
-    first = "\n    ".join(f"{name}: {reason}" for name, reason in plan.failures[:_NAMED])
+    first = "\n    ".join(told(name, reason) for name, reason in plan.failures[:_NAMED])
     if not plan.failures:
         return ConfigError("nothing is left in the index", "a recording or more", "give a folder of recordings")
     return AudioError(
