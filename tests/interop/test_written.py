@@ -12,15 +12,22 @@ from asit.errors import CheckpointError, ConfigError
 from asit.interop.written import check_free, write_file
 
 
-def test_a_file_and_its_folder_are_made(tmp_path: Path) -> None:
+def test_a_file_is_made_and_what_killed_writers_left_is_removed(tmp_path: Path) -> None:
     def write(to: Path) -> None:
         assert to.suffix == ".onnx"
         assert not (tmp_path / "a" / "m.onnx").exists()
         to.write_bytes(b"whole")
 
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / ".m.tmp-123.onnx").write_bytes(b"left by a writer that was killed")
     write_file(tmp_path / "a" / "m.onnx", write)
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["m.onnx"]
     assert (tmp_path / "a" / "m.onnx").read_bytes() == b"whole"
+
+
+def test_its_folder_is_made_too(tmp_path: Path) -> None:
+    write_file(tmp_path / "a" / "b" / "m.pt2", lambda to: to.write_bytes(b"x") and None)
+    assert (tmp_path / "a" / "b" / "m.pt2").read_bytes() == b"x"
 
 
 def test_what_is_there_stays_unless_told(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +43,8 @@ def write_file(target: Path, write: Callable[[Path], None], overwrite: bool = Fa
     temporary = target.with_name(f".{target.stem}.tmp-{os.getpid()}{target.suffix}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        for left in target.parent.glob(f".{glob.escape(target.stem)}.tmp-*{glob.escape(target.suffix)}"):
+            left.unlink()  # by a writer that was killed; one process at a time may write a target
         write(temporary)
         number = os.open(temporary, os.O_RDONLY)
         try:
