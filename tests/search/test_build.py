@@ -17,7 +17,7 @@ from asit import search
 from asit.errors import AudioError, CheckpointError, ConfigError
 from asit.model.audio_model import AudioModel
 from asit.search import Index, hearing
-from asit.search.partial import path_of
+from asit.search.partial import Partial, path_of
 from asit.search.windows import Pooling
 
 from .conftest import RATE, make_model, write  # type: ignore[import-not-found]
@@ -188,6 +188,19 @@ def test_a_full_disk_leaves_no_index(
             search.build(model, [str(archive)], tmp_path / "index")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index.partial", "sounds"]
     assert search.build(model, [str(archive)], tmp_path / "index").recordings == 9
+
+
+def test_a_disk_that_fills_while_recordings_are_heard(
+    archive: Path, model: AudioModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Partial, "add", full)
+        with pytest.raises(CheckpointError, match=r"the disk is full(.|\n)*give the same command again"):
+            search.build(model, [str(archive)], tmp_path / "index")
+    assert not (tmp_path / "index").exists()
 
 
 def test_only_an_index_is_replaced(made: Index, model: AudioModel, archive: Path, tmp_path: Path) -> None:

@@ -120,6 +120,8 @@ def test_bad_recordings_give_status_2_and_the_rest_goes_on(run: Run, archive: Pa
         ("index MODEL sounds --out new --pooling max", "pooling"),
         ("index MODEL sounds --out new --layer 9", "layer"),
         ("index MODEL sounds --out new --batch 0", "--batch 0"),
+        ("index MODEL sounds --out new --threads -1", "--threads -1"),
+        ("similar index sounds/1.wav --threads -1", "--threads -1"),
         ("index MODEL sounds --out new --add", "an index to add to"),
         ("index MODEL sounds --out index", "--add to bring it up to date"),
         ("index MODEL sounds --out index --add --overwrite", "choose one"),

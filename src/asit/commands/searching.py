@@ -65,6 +65,7 @@ def index(prog: str, summary: str, given: list[str]) -> int:
         raise ConfigError("no recordings were given", "files or folders after the model", f"see {prog} --help")
     if options.batch < 1:
         raise ConfigError(f"--batch {options.batch}", "at least 1", "leave it out for 16")
+    _check_threads(options.threads)
     import torch
 
     from asit import runtime, search
@@ -191,7 +192,13 @@ def _questions(options: SimilarOptions, window: float) -> Iterator[Item]:
         yield dataclasses.replace(item, start=item.start + at, seconds=seconds)
 
 
+def _check_threads(threads: int) -> None:
+    if threads < 0:
+        raise ConfigError(f"--threads {threads}", "0 or more", "leave it out for torch's choice")
+
+
 def _check(options: SimilarOptions) -> None:
+    _check_threads(options.threads)
     if options.k < 1:
         raise ConfigError(f"-k {options.k}", "at least 1", "ask for one neighbour or more")
     if options.at is not None and not 0 <= options.at < math.inf:

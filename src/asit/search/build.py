@@ -5,6 +5,7 @@ Letters: N rows, n rows of one recording, D width.
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import json
 import os
@@ -19,7 +20,7 @@ import numpy as np
 from asit import checkpoint
 from asit.data.inputs import Item, expand
 from asit.engine.records import counter
-from asit.errors import AsitError, AudioError, ConfigError
+from asit.errors import AsitError, AudioError, CheckpointError, ConfigError
 from asit.model.audio_model import AudioModel
 from asit.model.embedding import Precision
 from asit.search import hearing, layout, table
@@ -143,6 +144,14 @@ def build(
             raise KeyboardInterrupt(
                 f"{kept} of {len(plan.need)} recordings are kept in {partial.path}; the same command goes on"
             ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise CheckpointError(
+                f"the disk is full: {folder} was not written, and {partial.path} holds what was heard so far",
+                "room for the vectors twice: there, and in the index",
+                "free some and give the same command again, which goes on from there",
+            ) from error
         heard = [partial.done[key] for key in plan.need if key in partial.done]
         if not heard and not plan.kept:
             raise _nothing(plan)
