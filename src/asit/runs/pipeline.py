@@ -20,8 +20,10 @@ from asit.errors import AsitError
 from asit.model.blending import Blender, Embedding, Part
 from asit.model.embedding import Embedder, Window
 
-_BATCHES = 8
+_BATCHES = 4
 """Batches' worth of windows that are collected, so that like lengths can go together."""
+_AHEAD = 2
+"""Batches' worth that may lie ready beside those: half a megabyte for each window of 10 s."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def hear(
     Memory does not grow with the recordings' lengths. Whoever stops early closes the generator; its threads are then
     ended and waited for.
     """
-    feed = _Feed(count, lambda place: _prepare(embedder, cut, place), _BATCHES * batch, threads)
+    feed = _Feed(count, lambda place: _prepare(embedder, cut, place), _AHEAD * batch, threads)
     pool = _Pool(embedder, batch)
     stops = set(ends)
     try:
@@ -262,7 +264,7 @@ class _Feed:
         while True:
             with self.changed:
                 # So far ahead that short recordings, and not only long ones, keep every thread at work.
-                while not self.stopped and self.next < self.count and self.next - self.head > 4 * self.most:
+                while not self.stopped and self.next < self.count and self.next - self.head > 8 * self.most:
                     self.changed.wait()
                 if self.stopped or self.next >= self.count:
                     return
