@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from asit.data.catalogue import Catalogue
     from asit.data.scan import build as build_catalogue
     from asit.errors import AsitError
-    from asit.model.audio_model import AudioModel, Embedding
     from asit.interop.loading import load as load
+    from asit.model.audio_model import AudioModel, Embedding
     from asit.recipes import finetune, pretrain
     from asit.report import report
     from asit.settings import FinetuneSettings, PretrainSettings
