@@ -4,9 +4,9 @@
 
 Vectors of 768, as a base encoder gives them. Clustered: 500 centres that differ in 64 directions, with noise around
 them, half of it in all directions; embeddings of sounds look like that. Random: nothing but noise, the hardest case,
-where no neighbour is much nearer than any other; only 10,000 of them. Questions are drawn as the vectors are, and are none of them. Recall
-is the share of the 10 nearest by comparing every row, in float32, that the graph finds. With --index the rows of an
-index that is there, one in a hundred taken out as questions.
+where no neighbour is much nearer than any other; only 10,000 of them. Questions are drawn as the vectors are, and are
+none of them. Recall is the share of the 10 nearest by comparing every row, in float32, that the graph finds. With
+--index the rows of an index that is there, one in a hundred taken out as questions.
 """
 
 from __future__ import annotations
