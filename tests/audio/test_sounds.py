@@ -151,21 +151,21 @@ def test_a_stream_that_cannot_seek_is_read_to_its_end(tmp_path: Path) -> None:
     np.testing.assert_array_equal(heard, read_sound(path, None, 16000))
 
 
-def test_an_hour_is_streamed_in_bounded_memory(tmp_path: Path) -> None:
+def test_a_long_sound_is_streamed_in_bounded_memory(tmp_path: Path) -> None:
     path = tmp_path / "long.flac"
     with soundfile.SoundFile(path, "w", 8000, 1) as file:
-        for _ in range(60):
+        for _ in range(20):
             file.write(noise(60, 8000, 1))
     for sound in (path, path.open("rb")):
         tracemalloc.start()
         with open_sound(sound, None, 16000) as opened:
-            assert opened.seconds == 3600
+            assert opened.seconds == 1200
             longest, total = 0, 0
             for block in opened.blocks():
                 longest, total = max(longest, len(block)), total + len(block)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert total == 3600 * 16000
+        assert total == 1200 * 16000
         assert longest <= 30 * 16000
         assert peak < 10e6
     sound.close()  # type: ignore[union-attr]

@@ -175,11 +175,12 @@ class _Work:
                 else:
                     self.finished, bad = self.finished + self._size(number), bad + len(block.faults)
         missing, self.finished, bad = world.gather((missing, self.finished, bad))[0]
-        show = counter(stream, "embed", "files")
+        kept, clean = self.finished, bad
+        show = counter(stream, f"embed, {kept} done before" if kept else "embed", "files")
 
         def tick(done: int, failed: int) -> None:
-            if show is not None:
-                show(self.finished + done, len(self.items), bad + failed)
+            if show is not None and missing:
+                show(self.finished + done - kept, len(self.items) - kept, bad + failed - clean)
 
         rounds = range(0, len(missing), world.size * ROUND if world.size > 1 else 1)
         mine = [number for first in rounds for number in missing[first : first + rounds.step][world.rank :: world.size]]

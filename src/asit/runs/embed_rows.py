@@ -123,7 +123,6 @@ class _Clip:
     """One recording's vector, from its stretches."""
 
     def __init__(self) -> None:
-        self.stretches: list[Heard] = []
         self.columns = 0
         self.mean, self.token, self.weight = torch.zeros(1, dtype=torch.float64), torch.zeros(1), 0
 
