@@ -88,8 +88,38 @@ def world(device: str = "auto", threads: int = 0) -> Iterator[World]:
         dist.destroy_process_group()
 
 
+def existing_device(wanted: str | torch.device) -> torch.device:
+    """A device that torch sees here.
+
+    Args:
+        wanted: cpu, cuda, cuda:1, mps, or any other kind that torch knows.
+
+    Raises:
+        ConfigError: torch knows no such kind, or sees none of it.
+    """
+    there = _seen()
+    try:
+        device = torch.device(wanted)
+        missing = not there.get(device.type, True)
+        if device.type == "cuda" and not missing:
+            missing = (device.index or 0) >= torch.cuda.device_count()
+    except RuntimeError:
+        missing = True
+    if missing:
+        raise ConfigError(
+            f"device {str(wanted)!r}, and this torch ({torch.__version__}) sees none",
+            "one of " + ", ".join(name for name, seen in there.items() if seen),
+            "take one of these, or install the torch build for the device",
+        )
+    return device
+
+
+def _seen() -> dict[str, bool]:
+    return {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+
+
 def _device(wanted: str, local_rank: int) -> tuple[torch.device, str]:
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    there = _seen()
     if wanted != "auto":
         if not there[wanted]:
             raise ConfigError(
@@ -115,9 +145,12 @@ class Precision:
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         """The context in which the networks run."""
-        if self.name == "float32":
-            return contextlib.nullcontext()
-        return torch.autocast(device.type, dtype=torch.bfloat16)
+        return autocast(self.name, device)
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """The context in which a network runs in a precision, "float32" or "bf16", whatever the surrounding one is."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision != "float32")
 
 
 def precision(wanted: str, here: World) -> Precision:
@@ -154,7 +187,7 @@ def best_precision(device: str) -> Precision:
 
 
 def _product_seconds(dtype: torch.dtype, size: int = 1024, repeats: int = 5) -> float:
-    a = torch.ones(size, size, dtype=dtype)
+    a = torch.ones(size, size, dtype=dtype, device="cpu")
     best = float("inf")
     for _ in range(repeats):
         start = time.perf_counter()

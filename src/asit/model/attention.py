@@ -6,13 +6,13 @@ Letters: R rows, N tokens, H heads, D width.
 from __future__ import annotations
 
 import threading
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from asit import runtime
 from asit.model.embedding import Embedder, Window
 from asit.model.vit import Attention as AttentionLayer
 
@@ -52,21 +52,18 @@ def attention_of(embedder: Embedder, window: Window) -> Attention:
         if threading.get_ident() == this:
             caught.append(given[0])
 
-    # A layer that does not exist is refused by the encoder, with its reason.
-    at = layer if -encoder.depth <= layer < encoder.depth else 0
-    block: Any = encoder.blocks[at]
-    cast = torch.autocast(device.type, torch.bfloat16) if embedder.precision == "bf16" else nullcontext()
+    block: Any = encoder.blocks[encoder.block_index(layer)]
     handle = block.attn.register_forward_pre_hook(catch)
     try:
-        with torch.inference_mode(), cast:
+        with torch.inference_mode(), runtime.autocast(embedder.precision, device):
             encoder(window.x[None, None].to(device), layer=layer, stretch=window.columns > view)
     finally:
         handle.remove()
-    with torch.inference_mode():
+    with torch.inference_mode(), runtime.autocast("float32", device):
         rows = _rows(block.attn, caught[0].float(), encoder.prefix)[0].mean(1)
     patches = rows[:, encoder.prefix :].cpu().clone().unflatten(1, (window.columns, mel))
     timing = embedder.timing
-    times = timing.first + torch.arange(window.columns, dtype=torch.float64) * timing.hop
+    times = timing.first + torch.arange(window.columns, dtype=torch.float64, device="cpu") * timing.hop
     return Attention(patches, (window.columns, mel), times.float())
 
 

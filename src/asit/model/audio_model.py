@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -130,11 +129,17 @@ class AudioModel:
         return runtime.best_precision(self.encoder.pos_embed.device.type)
 
     def to(self, device: str | torch.device) -> AudioModel:
-        """Move the model; returns itself."""
-        self.encoder.to(device)
-        self.front_end.to(device)
-        if self.head is not None:
-            self.head.to(device)
+        """Move the model; returns itself.
+
+        Raises:
+            ConfigError: torch sees no such device.
+        """
+        device = runtime.existing_device(device)
+        with torch.inference_mode(False):  # weights made in inference mode could not be told from those before
+            self.encoder.to(device)
+            self.front_end.to(device)
+            if self.head is not None:
+                self.head.to(device)
         return self
 
     def save(self, folder: str | os.PathLike[str], overwrite: bool = False) -> None:
@@ -152,6 +157,7 @@ class AudioModel:
 
         Raises:
             CheckpointError: files are missing, damaged, of a newer format, of another kind, or do not fit the card.
+            ConfigError: torch sees no such device.
         """
         encoder, front_end, training, head, labels = cards.read_folder(Path(folder))
         return cls(encoder, front_end, training, head, labels).to(device)
@@ -190,11 +196,9 @@ class AudioModel:
             AudioError: waves of another shape, longer than in training, or with samples that are not finite.
         """
         self._classifier()
-        device = self.encoder.pos_embed.device
-        low = self._precision(precision) == "bf16"
-        cast = torch.autocast(device.type, torch.bfloat16) if low else nullcontext()
+        arithmetic = runtime.autocast(self._precision(precision), self.encoder.pos_embed.device)
         x = self.input(waves)
-        with cast:
+        with arithmetic:
             logits = self.logits(x)
         return (logits.sigmoid() if self.multi else logits.softmax(1)).cpu()
 
@@ -238,8 +242,10 @@ class AudioModel:
             patches: keep the tokens of all patches.
 
         Raises:
-            ConfigError: a hop that does not divide the columns' step in whole frames of log-mel.
+            ConfigError: no such layer, or a hop that does not divide the columns' step in whole frames of log-mel.
         """
+        if layer is not None:
+            layer = self.encoder.block_index(layer)
         frames = hop_frames(self.encoder, self.front_end, hop)
         return Embedder(self.encoder, self.front_end, layer, self._precision(precision), frames, patches)
 

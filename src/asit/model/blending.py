@@ -124,11 +124,11 @@ class Blender:
             together = zip(*(tuple(one[:least] for one in columns) for columns in taken), strict=True)
             ends.insert(0, tuple(torch.stack(ones, 1).flatten(0, 1) for ones in together))
         frames, *patches = _join(ends)
-        weights = torch.tensor([fresh for _, fresh in self._tokens], dtype=torch.float64)
+        weights = torch.tensor([fresh for _, fresh in self._tokens], dtype=torch.float64, device="cpu")
         share = (weights / weights.sum()).float()
         cls = (torch.stack([token for token, _ in self._tokens]) * share[:, None]).sum(0)
         # In double precision: the sum of many hops would drift in single precision.
-        at = torch.arange(self._given, self._given + len(frames), dtype=torch.float64)
+        at = torch.arange(self._given, self._given + len(frames), dtype=torch.float64, device="cpu")
         times = (self.timing.first + at * self.timing.hop).float()
         self._given += len(frames)
         self._tokens = []
@@ -150,6 +150,7 @@ def _blend(tail: _Columns, columns: _Columns) -> _Columns:
     count = len(tail[0])
     out = []
     for before, own in zip(tail, columns, strict=True):
-        weights = (torch.arange(1, count + 1) / (count + 1)).view(-1, *[1] * (own.dim() - 1))
+        grow = torch.arange(1, count + 1, device=own.device) / (count + 1)
+        weights = grow.view(-1, *[1] * (own.dim() - 1))
         out.append(torch.cat([torch.lerp(before, own[:count], weights.expand_as(before)), own[count:]]))
     return tuple(out)

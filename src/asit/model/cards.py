@@ -70,7 +70,8 @@ def read_folder(
             "copy the model folder again from where it was saved",
         )
     try:
-        front_end = FrontEnd(FrontEndSettings(**card["front_end"]))
+        with torch.device("cpu"):  # whatever the default is
+            front_end = FrontEnd(FrontEndSettings(**card["front_end"]))
         encoder = blank(EncoderSettings(**card["encoder"]), card["frames"], front_end.settings.mels)
         labels, norm = _read_labels(card["labels"]) if kind == CLASSIFIER else (None, False)
     except (KeyError, TypeError, ValueError, ConfigError) as error:  # pydantic's errors are ValueErrors

@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import ctypes
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from asit.model.stamps import Stamp, can_be_stamped
 
 _STEP = 16
 """Tokens are filled up to a multiple of this: products of odd sizes are slow."""
@@ -61,28 +64,38 @@ class Linear(nn.Linear):
     """nn.Linear, its gradient fast on CPUs: (..., in) -> (..., out).
 
     In evaluation mode a frozen layer keeps bfloat16 copies of its parameters, half their size, from its first use in
-    bfloat16 on. They are made anew once a parameter has been written to (torch counts that in its version; a write by
-    way of `.data` is not counted), moved or replaced.
+    bfloat16 on. They are made anew once a parameter has been written to (a write by way of `.data` is not seen), moved
+    or replaced, and let go of when the layer is put into training or moved.
     """
 
-    _low: tuple[tuple[object, ...], Tensor, Tensor | None] | None = None
+    _low: tuple[Stamp, Tensor, Tensor | None] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if bf16_on_cpu(x) and not (self.training or self.weight.requires_grad or self.weight.is_inference()):
-            weight, bias = self._lowered()
-            return F.linear(x.bfloat16(), weight, bias)
+        if bf16_on_cpu(x) and not self.training:
+            given = [self.weight] if self.bias is None else [self.weight, self.bias]
+            if can_be_stamped(*given) and not any(p.requires_grad for p in given):
+                weight, bias = self._lowered(given)
+                return F.linear(x.bfloat16(), weight, bias)
         return linear(x, self.weight, self.bias)
 
-    def _lowered(self) -> tuple[Tensor, Tensor | None]:
-        given = [self.weight] if self.bias is None else [self.weight, self.bias]
-        state = tuple(fact for p in given for fact in (id(p), p.data_ptr(), p._version))
+    def _lowered(self, given: list[Tensor]) -> tuple[Tensor, Tensor | None]:
         kept = self._low
-        if kept is None or kept[0] != state:
+        if kept is None or not kept[0].holds(*given):
+            stamp = Stamp(*given)  # before they are read: a write meanwhile is noticed next time
             with torch.inference_mode(False), torch.no_grad():  # usable in and out of inference mode
                 bias = None if self.bias is None else self.bias.bfloat16()
                 # One assignment: another thread sees the old copies or the new ones.
-                kept = self._low = (state, self.weight.bfloat16(), bias)
+                kept = self._low = (stamp, self.weight.bfloat16(), bias)
         return kept[1], kept[2]
+
+    def train(self, mode: bool = True) -> Self:
+        if mode:
+            self._low = None
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        self._low = None
+        return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)  # a copy of the layer, or what is pickled of it, makes its own

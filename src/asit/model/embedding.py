@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from asit import runtime
 from asit.audio.decoders import Wave
 from asit.audio.fbank import FrontEnd
 from asit.audio.sounds import Sound, open_sound
@@ -159,6 +159,7 @@ class Embedder:
 
     def embed(self, sounds: Iterable[Sound], rate: int | None = None, batch: int = 16) -> list[Embedding]:
         """Embed clips of any lengths, in their order; `batch`: windows that go through the encoder at once."""
+        check_batch(batch)
         blenders: list[Blender] = []
         pool: list[tuple[int, Window]] = []
         for i, sound in enumerate(sounds):
@@ -179,6 +180,7 @@ class Embedder:
         seconds: float | None = None,
     ) -> Iterator[Embedding]:
         """Stretches of one sound, or of the part asked for, each as soon as it is certain."""
+        check_batch(batch)
         blender = self.blender()
         waiting: list[Window] = []
         for window in self.windows(sound, rate, start, seconds):
@@ -256,8 +258,7 @@ class Embedder:
         """Parts of windows of like length, sorted by it."""
         encoder, (view, mel) = self.encoder, self.encoder.grid
         device, most = encoder.pos_embed.device, windows[-1].columns
-        cast = torch.autocast(device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
-        with torch.inference_mode(), cast:
+        with torch.inference_mode(), runtime.autocast(self.precision, device):
             frames = encoder.span(most)
             x = torch.zeros(len(windows), 1, frames, encoder.mels, device=device)
             for row, window in zip(x, windows, strict=True):
@@ -312,10 +313,18 @@ def hop_frames(encoder: Encoder, front_end: FrontEnd, seconds: float | None) -> 
     )
 
 
+def check_batch(batch: int) -> None:
+    """Raises ConfigError where so many windows cannot go through a network at once."""
+    if not isinstance(batch, int | np.integer) or batch < 1:
+        raise ConfigError(
+            f"batch {batch!r}", "a whole number from 1 on: windows that go through the network at once", "leave it out"
+        )
+
+
 def several(sounds: Iterable[Sound], verb: str) -> Iterable[Sound]:
-    """The sounds; AudioError where they are a single one."""
+    """The sounds; AudioError where they are a single one, or none at all."""
     one = (str, os.PathLike, bytes, bytearray, memoryview, np.ndarray, Tensor)
-    if isinstance(sounds, one) or hasattr(sounds, "read"):
+    if isinstance(sounds, one) or hasattr(sounds, "read") or not isinstance(sounds, Iterable):
         raise AudioError(
             f"{verb}_batch was given one {type(sounds).__name__}", "a list of sounds", f"call {verb}, or wrap it in []"
         )

@@ -64,7 +64,7 @@ class LogMels:
         rule = self.front_end.settings.padding
         if rule == "zero":
             if not self._end:  # shorter than a window: it grows to one
-                self._add(torch.zeros(self.front_end.window - self._samples))
+                self._add(torch.zeros(self.front_end.window - self._samples, device="cpu"))
                 missing -= self._make()
             zeros = torch.zeros(missing, self.front_end.settings.mels, device=self.front_end.hann.device)
             self._made.append(self.front_end.normalise(zeros))
@@ -74,7 +74,7 @@ class LogMels:
             beginning = torch.cat(self._beginning)
             self._add(beginning.repeat(-(-samples // len(beginning)))[:samples])
         else:
-            self._add(torch.zeros(samples))
+            self._add(torch.zeros(samples, device="cpu"))
         self._make()
 
     def take(self, first: int, count: int) -> Tensor:

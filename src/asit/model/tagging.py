@@ -8,7 +8,6 @@ Letters: S samples, T frames, F mel bins, C classes, W windows.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from asit import runtime
 from asit.audio.cutting import window_counts, window_start
 from asit.audio.fbank import FrontEnd
 from asit.audio.sounds import Sound, open_sound
 from asit.errors import AudioError, ConfigError
 from asit.model.classifier import Head, Labelling
-from asit.model.embedding import Precision
+from asit.model.embedding import Precision, check_batch
 from asit.model.vit import Encoder
 
 __all__ = ["Precision", "Tag", "Tagger", "Tags", "WindowScores", "join_tags"]
@@ -171,8 +171,7 @@ class Tagger:
     def run(self, windows: Sequence[TagWindow]) -> list[WindowScores]:
         """The scores of windows, of one sound or of many, in their order."""
         device = self.encoder.pos_embed.device
-        cast = torch.autocast(device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
-        with torch.inference_mode(), cast:
+        with torch.inference_mode(), runtime.autocast(self.precision, device):
             x = torch.stack([window.x for window in windows]).unsqueeze(1).to(device)
             logits = self.head(self.encoder(x)).float()
             scores = (logits.sigmoid() if self.multi else logits.softmax(1)).cpu()
@@ -182,11 +181,12 @@ class Tagger:
     def join(self, parts: Sequence[WindowScores]) -> Tags:
         """The scores of a sound's windows, in order, as its tags."""
         windows = torch.stack([part.scores for part in parts])
-        starts, ends = torch.tensor([part.start for part in parts]), torch.tensor([part.end for part in parts])
+        starts, ends = (torch.tensor(at, device="cpu") for at in zip(*((p.start, p.end) for p in parts), strict=True))
         return Tags(self.classes, self.multi, _mean(windows), windows, starts, ends)
 
     def tag(self, sounds: Iterable[Sound], rate: int | None = None, batch: int = 16) -> list[Tags]:
         """Tag clips of any lengths, in their order; `batch`: windows that go through the network at once."""
+        check_batch(batch)
         found: list[list[WindowScores]] = []
         pool: list[tuple[int, TagWindow]] = []
 
@@ -214,6 +214,7 @@ class Tagger:
         seconds: float | None = None,
     ) -> Iterator[Tags]:
         """Pieces of the tags of one sound, or of the part asked for: of `batch` windows each, the last of the rest."""
+        check_batch(batch)
         waiting: list[TagWindow] = []
         for window in self.windows(sound, rate, start, seconds):
             waiting.append(window)
@@ -295,6 +296,10 @@ def training_input(front_end: FrontEnd, frames: int, longest: float, waves: Tens
     """
     rate, need = front_end.settings.rate, front_end.samples_for(frames)
     most = max(need, round(longest * rate) + 1) if longest else need
+    if not isinstance(waves, Tensor):
+        raise AudioError(
+            f"waves that are a {type(waves).__name__}", "a tensor (rows, samples)", "wrap an array in torch.from_numpy"
+        )
     if waves.ndim != 2 or not waves.is_floating_point() or not 0 < waves.shape[1] <= most:
         raise AudioError(
             f"waves of shape {tuple(waves.shape)}, {waves.dtype}",
@@ -310,7 +315,8 @@ def training_input(front_end: FrontEnd, frames: int, longest: float, waves: Tens
         )
     if waves.shape[1] < need:
         waves = torch.stack([front_end.pad(wave, need) for wave in waves])
-    logmel = front_end.fbank(waves.to(front_end.hann.device))[:, :frames]
+    # Single precision first: not every device has double.
+    logmel = front_end.fbank(waves.float().to(front_end.hann.device))[:, :frames]
     if logmel.shape[1] < frames:
         logmel = torch.stack([front_end.pad_frames(one, frames) for one in logmel])
     return front_end.normalise(logmel).unsqueeze(1)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -22,7 +23,11 @@ from torch.nn import functional as F
 from asit.errors import ConfigError
 from asit.model.cpu import Linear, add, attention, bf16_on_cpu, linear
 from asit.model.positions import grid_of, patch_of, prefix_of, resize_positions, stride_of
+from asit.model.stamps import Stamp, can_be_stamped
 from asit.settings import SIZES, EncoderSettings
+
+_GRIDS = 64
+"""Grids whose resized positions an encoder keeps: more than the lengths between one view of 10 s and one and a half."""
 
 
 @dataclass
@@ -209,7 +214,7 @@ class Encoder(nn.Module):
         eps = settings.norm_eps
         self.blocks = nn.ModuleList(Block(self.width, self.heads, hidden, eps) for _ in range(self.depth))
         self.norm = nn.LayerNorm(self.width, eps=eps)
-        self._resized: dict[tuple[int, int, bool], tuple[int, Tensor]] = {}
+        self._resized: dict[tuple[int, int], tuple[Stamp, Tensor]] = {}
         self.init_weights()
 
     def span(self, columns: int) -> int:
@@ -238,16 +243,41 @@ class Encoder(nn.Module):
             return self.pos_embed
         if not stretch and time <= self.grid[0] and mel == self.grid[1]:
             return self.pos_embed[:, : self.prefix + time * mel]
-        frozen = not (torch.is_grad_enabled() and self.pos_embed.requires_grad)
-        key, version = (time, mel, stretch), self.pos_embed._version
-        if frozen and not self.training and key in self._resized:
-            at, kept = self._resized[key]
-            if at == version and kept.device == self.pos_embed.device:
-                return kept
-        out = resize_positions(self.pos_embed, self.grid, grid, self.prefix)
-        if frozen and not self.training:
-            self._resized[key] = (version, out)
-        return out
+        own = self.pos_embed
+        wanted = self.training or (torch.is_grad_enabled() and own.requires_grad)
+        if wanted or torch.compiler.is_compiling() or not can_be_stamped(own):
+            return resize_positions(own, self.grid, grid, self.prefix)
+        kept = self._resized.get(grid)
+        if kept is None or not kept[0].holds(own):
+            stamp = Stamp(own)
+            with torch.inference_mode(False), torch.no_grad():  # usable in and out of inference mode
+                kept = stamp, resize_positions(own, self.grid, grid, self.prefix)
+            # Other threads may read meanwhile: a table is replaced when full, never emptied.
+            table = self._resized if len(self._resized) < _GRIDS else {}
+            table[grid] = kept
+            self._resized = table
+        return kept[1]
+
+    def block_index(self, layer: int) -> int:
+        """Number of a block, counted from 0, that may be counted from the end.
+
+        Raises:
+            ConfigError: there is no such block.
+        """
+        if not isinstance(layer, int | np.integer) or not -self.depth <= layer < self.depth:
+            raise ConfigError(
+                f"layer {layer} of an encoder of {self.depth} blocks",
+                f"{-self.depth} to {self.depth - 1}",
+                f"use {self.depth - 1} or -1 for the last block",
+            )
+        return int(layer) % self.depth
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        self._resized = {}
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_resized": {}}  # a copy has parameters of its own
 
     def forward(
         self,
@@ -271,13 +301,7 @@ class Encoder(nn.Module):
             ConfigError: T or F does not fit the patches, or there is no such layer.
         """
         grid = grid_of(x.shape[2], x.shape[3], self.patch, self.stride)
-        if layer is not None and not -self.depth <= layer < self.depth:
-            raise ConfigError(
-                f"layer {layer} of an encoder of {self.depth} blocks",
-                f"{-self.depth} to {self.depth - 1}",
-                f"use {self.depth - 1} or -1 for the last block",
-            )
-        last = self.depth if layer is None else layer % self.depth + 1
+        last = self.depth if layer is None else self.block_index(layer) + 1
         positions, prefix = self.positions(grid, stretch), self.prefix
         patches = self.patch_embed(x, valid) + positions[:, prefix:]
         first = torch.cat([self.cls_token, self.dist_token], dim=1) if prefix == 2 else self.cls_token
@@ -294,6 +318,7 @@ class Encoder(nn.Module):
 
 def blank(settings: EncoderSettings, frames: int, mels: int) -> Encoder:
     """An encoder whose weights are yet to be loaded: drawing them first would take longer than reading them."""
-    with torch.device("meta"):
-        encoder = Encoder(settings, frames, mels)
-    return encoder.to_empty(device="cpu")
+    with torch.inference_mode(False):  # made in inference mode they would count no writes
+        with torch.device("meta"):
+            encoder = Encoder(settings, frames, mels)
+        return encoder.to_empty(device="cpu")
