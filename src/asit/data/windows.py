@@ -63,11 +63,13 @@ class Windows(Samples[Block]):
     ) -> None:
         self.catalogue, self.rows, self.frames, self.block = catalogue, rows, frames, block
         self.front_end, self.waves = FrontEnd(settings), Waves(settings)
-        self.span = self.front_end.samples_for(frames) / settings.rate
+        samples = self.front_end.samples_for(frames)
+        self.span = samples / settings.rate
         self.hop = self.span * (1.0 - overlap)
+        # Counted in samples, as `asit tag` does it: in seconds, rounding would decide where a length is just too long.
+        lengths = np.rint(catalogue.seconds[rows].astype(np.float64) * settings.rate)
         # Half a hop of the log-mel is no reason for another window.
-        seconds = catalogue.seconds[rows].astype(np.float64)
-        self.counts = window_counts(seconds, self.span, self.hop, settings.shift_ms / 2000.0)
+        self.counts = window_counts(lengths, samples, samples * (1.0 - overlap), self.front_end.shift / 2)
         self._ends = np.cumsum(self.counts)
 
     def __len__(self) -> int:
