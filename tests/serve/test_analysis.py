@@ -7,7 +7,9 @@ import base64
 import io
 import json
 import struct
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,8 +20,10 @@ import torch
 from starlette.testclient import TestClient
 
 from asit.model.audio_model import AudioModel
-from asit.serve import pictures
+from asit.search import Index, build
+from asit.serve import pictures, uploads
 from asit.serve.analysis import Analyst
+from asit.serve.answers import Heard
 from asit.serve.app import application
 from asit.serve.guard import Guard
 from asit.serve.limits import GoneError, Job, Limits, TooLongError
@@ -62,7 +66,7 @@ def test_tags_are_the_models(analyst: Analyst, wav: Wav) -> None:
 
 
 def test_vectors_are_the_models(analyst: Analyst, wav: Wav) -> None:
-    body = wav(1.0, rate=22050, kind="FLAC", channels=2)
+    body = wav(5.0, rate=22050, kind="FLAC", channels=2)  # stretches of 8 windows are joined
     with client(analyst) as ask:
         got = ask.post("/api/embed?level=frames&layer=0", content=body).json()
         short = ask.post("/api/embed", content=body).json()
@@ -75,6 +79,15 @@ def test_vectors_are_the_models(analyst: Analyst, wav: Wav) -> None:
     assert "frames" not in short
     assert told.status_code == 400
     assert "layer 7" in told.json()["found"]
+
+
+def test_answers_that_would_be_too_long_are_refused(analyst: Analyst, wav: Wav) -> None:
+    with client(analyst, numbers=2000) as ask:
+        told = ask.post("/api/embed?level=frames&hop=0.01", content=wav(1.0))
+        assert told.status_code == 422
+        assert told.json()["found"] == "1.0 s with 32 numbers every 0.01 s: 3200"
+        assert told.json()["expected"] == "2000 numbers at most"
+        assert ask.post("/api/embed?level=frames&hop=0.02", content=wav(1.0)).status_code == 200
 
 
 def test_everything_of_the_page(analyst: Analyst, wav: Wav) -> None:
@@ -135,6 +148,19 @@ def test_frames_that_are_alike_have_one_colour() -> None:
     assert set(u8(pictures.colours(np.ones((4, 16), np.float32)))) == {128}
 
 
+def test_an_even_sound_is_not_striped_by_its_windows() -> None:
+    rng = np.random.default_rng(1)
+    place, kinds = rng.standard_normal((10, 16)), 0.3 * rng.standard_normal((2, 16))
+    frames = np.tile(place, (12, 1)) + np.repeat(kinds, 60, 0)  # what a frame's place adds is more than the sounds'
+    striped = u8(pictures.colours(frames.astype(np.float32))).reshape(2, 60, 3).astype(int)
+    even = u8(pictures.colours(frames.astype(np.float32), 10)).reshape(2, 60, 3).astype(int)
+    assert np.ptp(striped, 1).min() > 50
+    assert np.ptp(even, 1).max() <= 1
+    assert np.abs(even[0] - even[1]).max() > 100
+    # Of a few windows the sounds themselves would be taken away.
+    assert pictures.colours(frames[:50].astype(np.float32), 10) == pictures.colours(frames[:50].astype(np.float32))
+
+
 def test_attention_of_a_long_sound_is_that_of_its_windows(analyst: Analyst, wav: Wav) -> None:
     model, body = analyst.model, wav(2.0)
     with client(analyst) as ask:
@@ -179,7 +205,26 @@ def test_what_is_no_audio_is_refused(analyst: Analyst, body: bytes) -> None:
     with client(analyst) as ask:
         answer = ask.post("/api/analyse", content=body)
     assert answer.status_code == 400, answer.text
-    assert set(answer.json()) == {"found", "expected", "remedy"}
+    words = answer.json()
+    assert words["found"].startswith("no audio that can be read: it ")
+    assert words["expected"].startswith("a recording: WAV, FLAC, ")
+    assert words["remedy"] == "convert it, and send all of its bytes"
+
+
+def test_errors_speak_to_whoever_sent_the_recording(
+    analyst: Analyst, wav: Wav, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with client(analyst) as ask:
+        form = ask.post("/api/tag", files={"file": wav()}).json()
+        assert form["remedy"] == "send the file alone, not a form: curl --data-binary @clip.wav instead of -F"
+        cut = ask.post("/api/tag", content=wav()[:20000]).json()
+        assert cut["found"].startswith("the recording (WAV/PCM_16) is truncated: ")
+        assert cut["remedy"].startswith("send all of its bytes")
+        monkeypatch.setitem(sys.modules, "av", None)  # as if it were not installed
+        monkeypatch.setattr(uploads, "formats", lambda: ["WAV"])
+        needs = ask.post("/api/tag", content=b"\x00\x00\x00\x20ftypM4A " + bytes(100)).json()
+        assert "PyAV is not installed" in needs["found"]
+        assert "where asit serve runs, pip install 'asit-audio[av]'" in needs["remedy"]
 
 
 def test_cut_off_files_and_odd_samples_are_refused(analyst: Analyst, wav: Wav) -> None:
@@ -246,6 +291,45 @@ def test_a_job_that_is_stopped_ends(analyst: Analyst, wav: Wav) -> None:
     job.stop()
     with pytest.raises(GoneError):
         analyst.hear(job, wav(), Limits())
+
+
+class Patient(Job):
+    """Is stopped when it has been looked at so many times."""
+
+    def __init__(self, looks: int) -> None:
+        super().__init__()
+        self.looks = looks
+
+    def check(self) -> None:
+        self.looks -= 1
+        if not self.looks:
+            self.stop()
+        super().check()
+
+
+def test_a_job_is_looked_at_while_the_model_computes(
+    tagger: AudioModel, wav: Wav, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.wav").write_bytes(wav())
+    build(tagger, [str(tmp_path / "a.wav")], tmp_path / "index")
+    asked = Analyst(tagger, "tiny", Index.read(tmp_path / "index"), "float32")
+    wave = np.zeros(16000 * 20, np.float32)
+    seen: list[int] = []
+    hook = tagger.encoder.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    monkeypatch.setattr(asked, "hear", lambda *_: Heard(wave, 16000, 1, "WAV"))
+
+    def windows(look: Callable[[Job], object], looks: int) -> int:
+        seen.clear()
+        with pytest.raises(GoneError):
+            look(Patient(looks))
+        return sum(seen)
+
+    try:
+        assert windows(lambda job: asked.embed(job, b"", Limits(), level="clip", layer=None, hop=None), 2) <= 16
+        assert windows(lambda job: asked.attention(job, b"", Limits(), layer=0), 4) == 3
+        assert windows(lambda job: asked.neighbours(job, b"", Limits(), k=1, start=0.0, seconds=None), 4) <= 64
+    finally:
+        hook.remove()
 
 
 def test_many_at_once_get_what_each_alone_gets(analyst: Analyst, wav: Wav, served: Callable[[Guard], Any]) -> None:

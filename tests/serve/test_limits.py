@@ -19,7 +19,7 @@ from asit.errors import AudioError, ConfigError
 from asit.serve import server
 from asit.serve.app import application
 from asit.serve.guard import HEADERS, Guard
-from asit.serve.limits import Gate, Limits, RefusedError
+from asit.serve.limits import Gate, Job, Limits, RefusedError, TooLongError
 
 NAMES = ("tag", "embed", "neighbours", "attention", "analyse")
 
@@ -84,6 +84,9 @@ def test_options_are_read_and_wrong_ones_refused() -> None:
             "top=0": "top='0'",
             "threshold=nan": "threshold='nan'",
             "top=1&top=2": "given twice",
+            "top=1_0": "top='1_0'",
+            "top=%D9%A3": "top='٣'",
+            "hop=inf": "hop='inf'",
         }.items():
             assert told in words(ask.post(f"/api/tag?{query}", content=b"x"), 400)["found"]
         assert "one of clip, frames" in words(ask.post("/api/embed?level=all", content=b"x"), 400)["expected"]
@@ -105,7 +108,7 @@ def test_refusals_have_three_parts_and_the_right_status() -> None:
         assert "0.001 MB at most" in words(ask.post("/api/tag", content=bytes(1001)), 413)["expected"]
         assert ask.post("/api/tag", content=bytes(1000)).json()["size"] == 1000
         for path in ("/nothing", "/api/tag/", "/api/clip/-1", "/api/clip/x", "/page/app.js", "/../app.py", "/app.py"):
-            words(ask.get(path), 404)
+            assert "the page at /" in words(ask.get(path), 404)["expected"]
         told = ask.get("/api/tag")
         assert told.headers["allow"] == "POST"
         assert "POST" in words(told, 405)["expected"]
@@ -278,6 +281,35 @@ def test_slow_oversize_and_broken_bodies(served: Callable[[Guard], Any]) -> None
 
 
 OPTIONS = json.dumps({"top": 5, "threshold": 0.5, "window": None, "hop": None}).encode()
+
+
+def test_a_head_that_does_not_end_holds_no_connection(
+    served: Callable[[Guard], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "CONNECTIONS", 4)
+    monkeypatch.setattr(server, "QUIET", 0.4)
+    with served(app()) as address:
+        host, port = address.removeprefix("http://").split(":")
+        lines = [socket.create_connection((host, int(port)), timeout=5) for _ in range(5)]
+        for line in lines:
+            line.sendall(b"POST /api/tag HTTP/1.1\r\nHost: loc")
+        assert raw(address, head("Content-Length: 1"), b"x").startswith(b"HTTP/1.1 503")
+        assert [line.recv(1) for line in lines] == [b""] * 5  # closed
+        with httpx.Client(base_url=address, trust_env=False) as ask:
+            for _ in range(3):  # one that asks now and then is kept
+                assert ask.post("/api/tag", content=b"x").status_code == 200
+                time.sleep(0.25)
+        for line in lines:
+            line.close()
+
+
+def test_a_computation_has_its_time() -> None:
+    job = Job(0.0)
+    job.check()  # it counts from the beginning of the computation: not while a request waits
+    job.begin()
+    time.sleep(0.001)
+    with pytest.raises(TooLongError, match="more than 0 s of computing"):
+        job.check()
 
 
 def test_whoever_hangs_up_is_dropped_from_the_queue(served: Callable[[Guard], Any]) -> None:

@@ -58,6 +58,7 @@ def serve(prog: str, summary: str, given: list[str]) -> int:
         seconds=options.max_seconds,
         concurrency=options.concurrency,
         waiting=options.waiting,
+        compute=max(Limits.compute, options.max_seconds),  # who takes longer recordings takes longer for them
     )
     if options.threads < 0:
         raise ConfigError(f"--threads {options.threads}", "0 or more", "drop it: 0 shares the cores out")

@@ -1,34 +1,31 @@
 """Bytes of a recording to what a page shows, as JSON. Nothing here knows of a web library.
 
-Letters: S samples, C classes, W windows, D width, N frames.
+Letters: S samples, D width, N frames.
 """
 
 from __future__ import annotations
 
 import io
-import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import soundfile
+from numpy.typing import NDArray
 
 from asit.audio.files import Wave
-from asit.audio.sounds import open_sound
-from asit.errors import AsitError, ConfigError
-from asit.model.tagging import Tag, join_tags
-from asit.serve import pictures
+from asit.audio.sounds import OpenSound, open_sound
+from asit.errors import AsitError, AudioError, ConfigError
+from asit.model.embedding import OVERLAP
+from asit.model.tagging import join_tags
+from asit.serve import answers, pictures, uploads
+from asit.serve.answers import Heard
 from asit.serve.limits import Job, Limits, RefusedError, TooLongError
 
 if TYPE_CHECKING:
     from asit.model.audio_model import AudioModel
-    from asit.search import Index, Neighbour
-
-TRACKS, FEWEST = 24, 5
-"""Most labels of the timeline, those with the highest scores in any window; and how many there are even if these scores
-are low."""
+    from asit.search import Index
 
 BATCH = 8
 """Windows that go through the network at once; in between a request may be given up."""
@@ -36,20 +33,7 @@ BATCH = 8
 PLAYED = 60.0
 """Longest part of an indexed recording that is played, in seconds."""
 
-
-@dataclass(frozen=True)
-class Heard:
-    """A decoded recording.
-
-    Attributes:
-        wave: (S,) mono at the model's rate.
-        rate, channels, format: of the file.
-    """
-
-    wave: Wave
-    rate: int
-    channels: int
-    format: str
+_BLOCK = 1 << 16  # samples of a decoded recording that are handed on at once
 
 
 class Analyst:
@@ -92,6 +76,7 @@ class Analyst:
             "classes": None if model.classes is None else list(model.classes),
             "multi": model.multi,
             "card": card,
+            "formats": uploads.formats(),
             "index": None if index is None else {"clips": len(index), "seconds": index.card["window"]},
         }
 
@@ -102,6 +87,15 @@ class Analyst:
             AudioError: it cannot be read, or holds samples that are not finite.
             TooLongError: it is beyond the limits.
         """
+        try:
+            return self._decoded(job, body, limits)
+        except TooLongError:
+            raise
+        except AudioError as error:
+            raise uploads.told(error, body) from error
+
+    def _decoded(self, job: Job, body: bytes, limits: Limits) -> Heard:
+        """As `hear`, with errors in the words of `asit.audio`."""
         job.check()
         model, start = self.model, time.monotonic()
         parts: list[Wave] = []
@@ -140,19 +134,29 @@ class Analyst:
         """Scores of the labels."""
         self._with_labels()
         heard = self.hear(job, body, limits)
-        return _json(_told(heard, self.model.rate) | self._labels(job, heard.wave, top, threshold, window, hop))
+        return answers.as_json(
+            answers.sound(heard, self.model.rate) | self._labels(job, heard.wave, top, threshold, window, hop)
+        )
 
     def embed(
         self, job: Job, body: bytes, limits: Limits, *, level: str, layer: int | None, hop: float | None
     ) -> bytes:
         """The clip's vector, and those of its frames."""
-        heard = self.hear(job, body, limits)
-        job.check()
-        found = self.model.embed(heard.wave, layer=layer, precision=self.precision, hop=hop, patches=False)
-        out = _told(heard, self.model.rate) | {"dimension": len(found.clip), "clip": _rounded(found.clip.numpy())}
-        if level == "frames":
-            out |= {"times": _rounded(found.times.numpy(), 4), "frames": _rounded(found.frames.numpy())}
-        return _json(out)
+        heard, model = self.hear(job, body, limits), self.model
+        step = model.encoder.stride[0] * model.front_end.shift / model.rate if hop is None else hop
+        numbers = round(len(heard.wave) / model.rate / step) * model.encoder.width
+        if numbers > limits.numbers:
+            raise TooLongError(
+                f"{len(heard.wave) / model.rate:.1f} s with {model.encoder.width} numbers every {step:g} s: {numbers}",
+                f"{limits.numbers} numbers at most",
+                "send a shorter recording, or leave hop out or make it larger",
+            )
+        frames, times = self._frames(job, heard.wave, layer, hop)
+        out = answers.sound(heard, model.rate) | {"dimension": frames.shape[1], "clip": answers.rounded(frames.mean(0))}
+        if level != "frames":
+            return answers.as_json(out)
+        rows = answers.rows(frames, job.check)
+        return b'%s,"frames":[%s]}' % (answers.as_json(out | {"times": answers.rounded(times, 4)})[:-1], rows)
 
     def neighbours(
         self, job: Job, body: bytes, limits: Limits, *, k: int, start: float, seconds: float | None
@@ -160,8 +164,13 @@ class Analyst:
         """The most similar clips of the index, to the sound or to a part of it."""
         self._with_index()
         heard = self.hear(job, body, limits)
+        length = len(heard.wave) / self.model.rate
+        if start >= length:
+            raise RefusedError(
+                400, f"start={start:g} in a recording of {length:.3f} s", "a start before its end", "leave start out"
+            )
         found = self._similar(job, heard.wave, k, start, seconds)
-        return _json(_told(heard, self.model.rate) | {"neighbours": found})
+        return answers.as_json(answers.sound(heard, self.model.rate) | {"neighbours": found})
 
     def attention(self, job: Job, body: bytes, limits: Limits, *, layer: int) -> bytes:
         """Attention of a block's class token, window by window."""
@@ -177,13 +186,13 @@ class Analyst:
             maps.append(found.map.float().numpy() * (found.grid[0] * found.grid[1]))
             times.append(found.times.numpy() + first / model.rate)
         values, peaks = pictures.attention(np.concatenate(maps, axis=1))
-        return _json(
+        return answers.as_json(
             {
                 "heads": len(peaks),
                 "bands": maps[0].shape[2],
                 "layer": layer % model.encoder.depth,
                 "column": column / model.rate,
-                "times": _rounded(np.concatenate(times), 4),
+                "times": answers.rounded(np.concatenate(times), 4),
                 "peaks": peaks,
                 "values": values,
             }
@@ -203,28 +212,28 @@ class Analyst:
     ) -> bytes:
         """All that the page shows."""
         heard = self.hear(job, body, limits)
-        out = _told(heard, self.model.rate)
+        out = answers.sound(heard, self.model.rate)
         out["spectrogram"] = pictures.spectrogram(self.model.front_end, heard.wave, job.check)
         labels = None
         if self.model.classes is not None:
             labels = self._labels(job, heard.wave, top, threshold, window, hop)
-        job.check()
-        found = self.model.embed(heard.wave, precision=self.precision, patches=False)
+        frames, times = self._frames(job, heard.wave)
+        view = self.model.encoder.grid[0]
         out["labels"] = labels
         out["embedding"] = {
-            "dimension": len(found.clip),
-            "clip": _rounded(found.clip.numpy()),
-            "times": _rounded(found.times.numpy(), 4),
-            "colours": pictures.colours(found.frames.numpy()),
+            "dimension": frames.shape[1],
+            "clip": answers.rounded(frames.mean(0)),
+            "times": answers.rounded(times, 4),
+            "colours": pictures.colours(frames, view - view // OVERLAP),
         }
         out["neighbours"] = None if self.index is None else self._similar(job, heard.wave, k)
-        return _json(out)
+        return answers.as_json(out)
 
     def alike(self, job: Job, number: int, limits: Limits, *, k: int) -> bytes:
         """The most similar clips of a clip of the index, without itself."""
         index = self._with_number(number)
         found = index.nearest(index.vector(number), min(k, len(index)), np.array([number]))
-        return _json({"neighbours": _near(found)})
+        return answers.as_json({"neighbours": answers.neighbours(found)})
 
     def clip(self, job: Job, number: int, limits: Limits) -> bytes:
         """The sound of a clip of the index, decoded and written anew as 16-bit WAV: nothing but sound leaves.
@@ -252,6 +261,17 @@ class Analyst:
         soundfile.write(buffer, np.concatenate(parts), rate, format="WAV", subtype="PCM_16")
         return buffer.getvalue()
 
+    def _frames(
+        self, job: Job, wave: Wave, layer: int | None = None, hop: float | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Frames (N, D) and their times (N,); the job may be stopped on the way."""
+        frames, times = [], []
+        for found in self.model.stream(wave, layer=layer, precision=self.precision, hop=hop, batch=BATCH):
+            job.check()
+            frames.append(found.frames.numpy())
+            times.append(found.times.numpy())
+        return np.concatenate(frames), np.concatenate(times)
+
     def _labels(
         self, job: Job, wave: Wave, top: int, threshold: float, window: float | None, hop: float | None
     ) -> dict[str, Any]:
@@ -259,29 +279,7 @@ class Analyst:
         for piece in self.model.stream_tags(wave, precision=self.precision, window=window, hop=hop, batch=BATCH):
             job.check()
             pieces.append(piece)
-        tags = join_tags(pieces)
-        scores = tags.windows.numpy()  # (W, C)
-        best = scores.max(0)
-        ranked = np.argsort(-best, kind="stable").tolist()
-        shown = [i for place, i in enumerate(ranked[:TRACKS]) if place < FEWEST or best[i] >= threshold]
-        tops, segments = tags.top(min(top, len(tags.classes))), tags.segments(threshold)
-        named = {tag.label for tag in (*tops, *segments)} | {tags.classes[i] for i in shown}
-        return {
-            "multi": tags.multi,
-            "tags": [_tag(tag) for tag in tops],
-            "segments": [_tag(tag) for tag in segments],
-            "scores": {
-                label: {"clip": round(float(tags.clip[i]), 6), "highest": round(float(best[i]), 6)}
-                for i, label in enumerate(tags.classes)
-                if label in named
-            },
-            "starts": _rounded(np.asarray(tags.starts), 4),
-            "ends": _rounded(np.asarray(tags.ends), 4),
-            "tracks": [
-                {"label": tags.classes[i], "scores": _rounded(scores[:, i])}
-                for i in sorted(shown, key=lambda i: -float(tags.clip[i]))
-            ],
-        }
+        return answers.labels(join_tags(pieces), top, threshold)
 
     def _with_labels(self) -> None:
         if self.model.classes is None:
@@ -312,50 +310,22 @@ class Analyst:
     def _similar(
         self, job: Job, wave: Wave, k: int, start: float = 0.0, seconds: float | None = None
     ) -> list[dict[str, Any]]:
-        index = self._with_index()
+        index, rate = self._with_index(), self.model.rate
+
+        # In blocks, so that the job is looked at between the batches of a long recording.
+        def blocks(begin: int, stop: int | None) -> Iterator[Wave]:
+            end = len(wave) if stop is None else min(stop, len(wave))
+            for first in range(begin, end, _BLOCK):
+                job.check()
+                yield wave[first : min(first + _BLOCK, end)]
+
+        part = OpenSound("the recording", len(wave), rate, 1, "float32", blocks, rate, "soxr-hq", start, seconds)
+        asked = index.ask(part, self.model)
         job.check()
-        asked = index.ask(wave, self.model, None, start, seconds)
-        return _near(index.nearest(asked, min(k, len(index))))
-
-
-def _near(found: Sequence[Neighbour]) -> list[dict[str, Any]]:
-    """What is told of neighbours: what the user called them, not where they lie on this machine."""
-    return [
-        {
-            "number": one.row,
-            "name": one.name,
-            "start": round(one.start, 3),
-            "end": round(one.end, 3),
-            "label": one.label,
-            "similarity": round(one.similarity, 6),
-        }
-        for one in found
-    ]
-
-
-def _told(heard: Heard, rate: int) -> dict[str, Any]:
-    return {
-        "seconds": round(len(heard.wave) / rate, 4),
-        "rate": heard.rate,
-        "channels": heard.channels,
-        "format": heard.format,
-    }
-
-
-def _tag(tag: Tag) -> dict[str, Any]:
-    return {"label": tag.label, "score": round(tag.score, 6), "start": round(tag.start, 4), "end": round(tag.end, 4)}
+        return answers.neighbours(index.nearest(asked, min(k, len(index))))
 
 
 def _too_long(found: str, limits: Limits) -> TooLongError:
     return TooLongError(
         found, f"{limits.seconds:g} s at most", "cut the recording, or start the server with a larger --max-seconds"
     )
-
-
-def _rounded(values: Any, digits: int = 6) -> list[Any]:
-    rounded: list[Any] = np.round(np.asarray(values, dtype=np.float64), digits).tolist()
-    return rounded
-
-
-def _json(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()

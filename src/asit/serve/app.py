@@ -166,7 +166,10 @@ async def _unrouted(request: Request, error: HTTPException) -> Response:
     if error.status_code == 405:
         allow = (error.headers or {}).get("Allow", "")
         return _refusal(RefusedError(405, what, f"one of {allow}", "GET /api tells what there is", allow=allow))
-    return _refusal(RefusedError(error.status_code, f"{what}: {error.detail}", "", "GET /api tells what there is"))
+    expected = "the page at /, or a path of the API"
+    return _refusal(
+        RefusedError(error.status_code, f"{what}: {error.detail}", expected, "GET /api tells what there is")
+    )
 
 
 async def _gone(request: Request, error: GoneError) -> Response:

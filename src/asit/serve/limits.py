@@ -33,6 +33,8 @@ class Limits:
         pause: longest silence between two pieces of a body, in seconds.
         upload: longest time for a whole body, in seconds.
         decode: longest time for decoding a sound, in seconds.
+        compute: longest time for all that is done with a sound, in seconds.
+        numbers: most numbers of an answer, of the frames of `embed`: JSON of ten bytes each.
     """
 
     megabytes: float = 50.0
@@ -43,11 +45,13 @@ class Limits:
     pause: float = 10.0
     upload: float = 120.0
     decode: float = 60.0
+    compute: float = 600.0
+    numbers: int = 5_000_000
 
     def __post_init__(self) -> None:
-        for name in ("megabytes", "seconds", "concurrency", "pause", "upload", "decode", "channels"):
-            if not getattr(self, name) > 0 or not math.isfinite(getattr(self, name)):
-                raise ConfigError(f"a limit of {getattr(self, name)} {name}", "a number above 0", "raise it")
+        for name, value in vars(self).items():
+            if name != "waiting" and not 0 < value < math.inf:
+                raise ConfigError(f"a limit of {value} {name}", "a number above 0", "raise it")
         if self.waiting < 0:
             raise ConfigError(f"{self.waiting} places to wait in", "0 or more", "raise it")
 
@@ -83,7 +87,7 @@ class RefusedError(AsitError):
 
 
 class TooLongError(AudioError):
-    """A sound beyond the limits: of length, channels, or time to decode."""
+    """A sound beyond the limits: of length, channels, time to decode or to compute, or with too long an answer."""
 
 
 class GoneError(Exception):
@@ -91,19 +95,39 @@ class GoneError(Exception):
 
 
 class Job:
-    """A request's computation, which looks here, between its steps, whether it should go on."""
+    """A request's computation, which looks here, between its steps, whether it should go on.
 
-    def __init__(self) -> None:
+    Args:
+        seconds: that it may take from `begin` on.
+    """
+
+    def __init__(self, seconds: float = math.inf) -> None:
         self._stop = threading.Event()
+        self._seconds, self._end = seconds, math.inf
+
+    def begin(self) -> None:
+        """Its time counts from now on."""
+        self._end = time.monotonic() + self._seconds
 
     def stop(self) -> None:
         """Ask for an end at the next look."""
         self._stop.set()
 
     def check(self) -> None:
-        """Raises: GoneError: `stop` was called."""
+        """Look.
+
+        Raises:
+            GoneError: `stop` was called.
+            TooLongError: its time is over.
+        """
         if self._stop.is_set():
             raise GoneError
+        if time.monotonic() > self._end:
+            raise TooLongError(
+                f"more than {self._seconds:g} s of computing",
+                "a question that this machine answers faster",
+                "send a shorter recording, or leave hop out or make it larger",
+            )
 
 
 class Place:
@@ -126,7 +150,7 @@ class Place:
         """
         limits, start = self._gate.limits, time.monotonic()
         if length is not None and length > limits.bytes:
-            await _drain(receive, limits.bytes)
+            await _drain(receive, limits)
             raise _too_large(f"a body of {length / 1e6:.1f} MB", limits)
         parts: list[bytes] = []
         size, more = 0, True
@@ -149,7 +173,7 @@ class Place:
             if size > limits.bytes:
                 parts.clear()
                 if more:
-                    await _drain(receive, limits.bytes)
+                    await _drain(receive, limits)
                 raise _too_large(f"a body of more than {limits.bytes / 1e6:.1f} MB", limits)
             self._gate.take(self, len(part))
             parts.append(part)
@@ -235,7 +259,7 @@ class Gate:
 
     def begin(self) -> Job:
         """A computation that `close` will stop."""
-        job = Job()
+        job = Job(self.limits.compute)
         self._jobs.add(job)
         return job
 
@@ -246,6 +270,7 @@ class Gate:
     def timed(self, work: Callable[[Job], bytes], job: Job) -> bytes:
         """Run in a thread of the pool."""
         job.check()
+        job.begin()
         start = time.monotonic()
         try:
             return work(job)
@@ -269,10 +294,11 @@ async def _hung_up(receive: Receive) -> None:
         pass
 
 
-async def _drain(receive: Receive, most: int, seconds: float = 5.0) -> None:
+async def _drain(receive: Receive, limits: Limits) -> None:
     """Throw a body away, up to a point: a sender that is cut off in the middle never reads the reason."""
+    most = limits.bytes
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(limits.pause / 2):
             while most > 0:
                 message = await receive()
                 most -= len(message.get("body", b""))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +48,8 @@ _WINDOW = Option("seconds of a window; as in training if not given", float, None
 _HOP = Option("seconds from window to window; end to end if not given", float, None, 0.01, 600)
 _LAYER = Option("block of the encoder, 0 the first, -1 the last", int, None, -1000, 1000)
 _K = Option("how many neighbours", int, 10, 1, 1000)
+
+_NUMBER = re.compile(r"[-+]?[0-9.]{1,20}(e[-+]?[0-9]{1,3})?", re.IGNORECASE)
 
 ENDPOINTS: dict[str, tuple[str, dict[str, Option]]] = {
     "tag": (
@@ -120,6 +123,8 @@ def _value(name: str, option: Option, text: str) -> Any:
         if text not in option.choices:
             raise wrong
         return text
+    if not _NUMBER.fullmatch(text):  # Python would also read 1_0, spaces and the digits of other scripts
+        raise wrong
     try:
         value = option.kind(text)
     except ValueError:
@@ -157,7 +162,8 @@ def described(limits: Limits) -> dict[str, Any]:
             "408": "the body comes too slowly",
             "413": f"more than {limits.megabytes:g} MB",
             "421": "a Host that is not this machine",
-            "422": f"a sound of more than {limits.seconds:g} s or {limits.channels} channels",
+            "422": f"a sound of more than {limits.seconds:g} s or {limits.channels} channels, or an answer above "
+            f"{limits.numbers / 1e6:g} million numbers or {limits.compute:g} s of computing",
             "503": "too many requests; the header Retry-After says when to ask again",
         },
     }

@@ -20,6 +20,7 @@ from asit.audio.files import Wave
 COLUMNS = 1600
 """Most columns of a spectrogram: more than a page is wide."""
 
+_WINDOWS = 6  # of a sound, from which on their means say little of the sound itself
 _BLOCK = 3000  # frames whose log-mel is made at once
 
 
@@ -74,17 +75,23 @@ def bin_centres(front_end: FrontEnd) -> NDArray[np.float64]:
     return centres
 
 
-def colours(frames: NDArray[np.float32]) -> str:
+def colours(frames: NDArray[np.float32], period: int | None = None) -> str:
     """A colour for each frame, alike for frames that are alike: three principal components as red, green and blue.
 
     Args:
         frames: (N, D).
+        period: frames from window to window of a long sound. What frames at the same place of their windows have in
+            common is taken away if there are enough of them: it says where in a window a frame lies, not how it
+            sounds, and would stripe a long, even sound.
 
     Returns:
         base64 of N x 3 bytes; each component runs from its 2nd to its 98th percentile. A component that does not move
         is grey.
     """
     x = frames.astype(np.float64) - frames.mean(0)
+    if period and len(x) >= _WINDOWS * period:
+        for place in range(period):
+            x[place::period] -= x[place::period].mean(0)
     # Of a few frames of many dimensions the smaller of the two matrices has the same components.
     if len(x) <= x.shape[1]:
         values, vectors = np.linalg.eigh(x @ x.T)

@@ -13,6 +13,9 @@ from asit.serve.guard import Guard
 CONNECTIONS = 512
 """Most connections at once; further ones are answered with 503."""
 
+QUIET = 20.0
+"""Seconds after which a connection is closed on which no request is under way, be its head begun or not."""
+
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket on which the server will listen.
@@ -78,7 +81,7 @@ def server(app: Guard) -> Any:
     return uvicorn.Server(
         uvicorn.Config(
             app,
-            http="h11",
+            http=_protocol(),
             ws="none",
             lifespan="off",
             proxy_headers=False,
@@ -86,10 +89,35 @@ def server(app: Guard) -> Any:
             access_log=False,
             log_level="error",
             limit_concurrency=CONNECTIONS,
-            timeout_keep_alive=20,
+            timeout_keep_alive=round(QUIET),
             timeout_graceful_shutdown=3,
         )
     )
+
+
+def _protocol() -> Any:
+    """uvicorn's HTTP/1.1, which by itself waits for ever for the rest of a request's head: some hundred such
+    connections would keep all others out."""
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Protocol(H11Protocol):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._timer = self.loop.call_later(QUIET, self._look, None)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._timer.cancel()
+            super().connection_lost(exc)
+
+        def _look(self, answered: Any) -> None:
+            """Close, if since the last look no other request has been under way than the one `answered` by then."""
+            over = self.cycle is None or self.cycle.response_complete
+            if over and self.cycle is answered:
+                self.transport.close()
+                return
+            self._timer = self.loop.call_later(QUIET, self._look, self.cycle if over else self)
+
+    return Protocol
 
 
 def run(app: Guard, listening: socket.socket) -> None:
