@@ -175,6 +175,15 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
     """Load `tensors` into `module`, every name and shape equal, or nothing at all.
 
+    Args and errors are those of `check_fit`.
+    """
+    check_fit(module, tensors, what)
+    module.load_state_dict(dict(tensors))
+
+
+def check_fit(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
+    """Check that every name and shape of `tensors` is that of `module`, which may be on the meta device.
+
     Args:
         what: the name of the weights in the error, such as the path they came from.
 
@@ -200,7 +209,6 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> 
             f"the {len(own)} tensors of this {type(module).__name__}: probably a checkpoint of another size",
             "use the settings that the checkpoint was made with, or another checkpoint",
         )
-    module.load_state_dict(dict(tensors))
 
 
 def _write_pair(folder: Path, weights: str, facts: str, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -291,10 +292,19 @@ def test_from_parts_keeps_its_own_weights() -> None:
     [
         ({"kind": "other"}, "says kind 'other'"),
         ({"axes": "(mel, time)"}, r"axes '\(mel, time\)'"),
-        ({"frames": 56}, r"grid \[6, 4\], and 56 frames make \[7, 4\]"),
+        ({"frames": 56}, r"pos_embed \(1, 25, 24\) instead of \(1, 29, 24\)"),
+        ({"grid": [7, 4]}, r"grid \[7, 4\], and 48 frames make \[6, 4\]"),
         ({"frames": 50}, "use 48 or 56 frames"),
         ({"encoder": {"size": "tiny", "colour": 1}}, "colour"),
         ({"encoder": {**ENCODER.model_dump(), "depth": 2}}, r"8 unexpected|12 unexpected"),
+        ({"encoder": {**ENCODER.model_dump(), "depth": 10**9}}, r"1000000000 blocks, and weights of 42 tensors"),
+        ({"encoder": {**ENCODER.model_dump(), "width": 24 * 10**9}}, "of another shape"),
+        ({"encoder": {**ENCODER.model_dump(), "mlp_ratio": -1.0}}, "cannot be used"),
+        ({"frames": 8 * 10**12}, "of another shape .*pos_embed"),
+        ({"front_end": {"mels": 32, "mean": 0.0, "std": 1.0, "rate": 10**9}}, "rate 1000000000 with window_ms 25"),
+        ({"front_end": {"mels": 32, "mean": math.nan, "std": 1.0}}, "front_end: mean nan"),
+        ({"front_end": {"mels": 32 * 10**9, "mean": 0.0, "std": 1.0}}, "of another shape .*pos_embed"),
+        ({"training": [1, 2]}, "training: list instead of facts"),
         ({"front_end": {"mels": 32}}, "front_end.mean is auto"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,16 @@ from asit import checkpoint
 from asit.audio.fbank import FrontEnd
 from asit.errors import CheckpointError, ConfigError
 from asit.model.classifier import Head, Labelling, check_head
-from asit.model.vit import Encoder, blank
+from asit.model.vit import Encoder, blank, shape_of, shell
 from asit.settings import EncoderSettings, FrontEndSettings
 
 ENCODER, CLASSIFIER = "audio-encoder", "audio-classifier"
 """The kinds of models in a card."""
 
 AXES = "(time, mel)"
+
+_LONGEST_WINDOW = 1 << 16
+"""Samples of the log-mel's window that a card may ask for: more than a second at 48 kHz."""
 
 
 def write_card(
@@ -69,12 +73,24 @@ def read_folder(
             f"labels in a card of kind {CLASSIFIER!r}, and in no other",
             "copy the model folder again from where it was saved",
         )
+    of_head = {name: value for name, value in tensors.items() if name.startswith("head.")}
+    of_encoder = {name: value for name, value in tensors.items() if kind == ENCODER or name not in of_head}
     try:
+        settings, heard = EncoderSettings(**card["encoder"]), FrontEndSettings(**card["front_end"])
+        # Shapes first: a card that is wrong must not ask for memory.
+        if shape_of(settings)[1] > len(of_encoder):
+            raise ValueError(f"an encoder of {shape_of(settings)[1]} blocks, and weights of {len(of_encoder)} tensors")
+        checkpoint.check_fit(shell(settings, card["frames"], heard.mels), of_encoder, weights)
+        _check_front_end(heard)
+        encoder = blank(settings, card["frames"], heard.mels)
         with torch.device("cpu"):  # whatever the default is
-            front_end = FrontEnd(FrontEndSettings(**card["front_end"]))
-        encoder = blank(EncoderSettings(**card["encoder"]), card["frames"], front_end.settings.mels)
+            front_end = FrontEnd(heard)
         labels, norm = _read_labels(card["labels"]) if kind == CLASSIFIER else (None, False)
-    except (KeyError, TypeError, ValueError, ConfigError) as error:  # pydantic's errors are ValueErrors
+        training = card.get("training")
+        if not isinstance(training, dict | None):
+            raise TypeError(f"training: {type(training).__name__} instead of facts by name")
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError, ConfigError) as error:
+        # Pydantic's errors are ValueErrors; torch raises RuntimeErrors for tensors that cannot be.
         raise CheckpointError(
             f"{where} cannot be used: {error}",
             "front_end, encoder, frames and labels as asit writes them",
@@ -91,12 +107,10 @@ def read_folder(
         with torch.device("meta"):  # as the encoder: nothing is drawn
             head = Head(encoder.width, len(labels.classes), labels.pooling, norm=norm, norm_eps=labels.norm_eps)
         head.to_empty(device="cpu")
-        of_head = {name: value for name, value in tensors.items() if name.startswith("head.")}
-        tensors = {name: value for name, value in tensors.items() if name not in of_head}
         named = {name.removeprefix("head."): value for name, value in of_head.items()}
         checkpoint.load_strict(head, named, f"{weights} (its head.*)")
-    checkpoint.load_strict(encoder, tensors, weights)
-    return encoder, front_end, card.get("training"), head, labels
+    checkpoint.load_strict(encoder, of_encoder, weights)
+    return encoder, front_end, training, head, labels
 
 
 def check_labels(encoder: Encoder, head: Head | None, labels: Labelling | None) -> None:
@@ -122,6 +136,15 @@ def check_labels(encoder: Encoder, head: Head | None, labels: Labelling | None) 
             "build the head from the labels",
         )
     check_head(encoder, head)
+
+
+def _check_front_end(settings: FrontEndSettings) -> None:
+    """Raises ValueError for numbers that no front end was trained with."""
+    wrong = [f"{name} {value}" for name, value in settings if isinstance(value, float) and not math.isfinite(value)]
+    if not wrong and settings.rate * settings.window_ms > 1000.0 * _LONGEST_WINDOW:
+        wrong = [f"rate {settings.rate} with window_ms {settings.window_ms:g}"]
+    if wrong:
+        raise ValueError("front_end: " + ", ".join(wrong))
 
 
 def _read_labels(field: Mapping[str, Any]) -> tuple[Labelling, bool]:

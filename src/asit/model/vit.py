@@ -319,6 +319,10 @@ class Encoder(nn.Module):
 def blank(settings: EncoderSettings, frames: int, mels: int) -> Encoder:
     """An encoder whose weights are yet to be loaded: drawing them first would take longer than reading them."""
     with torch.inference_mode(False):  # made in inference mode they would count no writes
-        with torch.device("meta"):
-            encoder = Encoder(settings, frames, mels)
-        return encoder.to_empty(device="cpu")
+        return shell(settings, frames, mels).to_empty(device="cpu")
+
+
+def shell(settings: EncoderSettings, frames: int, mels: int) -> Encoder:
+    """An encoder on the meta device: names and shapes of weights, without the memory for them."""
+    with torch.device("meta"):
+        return Encoder(settings, frames, mels)
