@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import os
 import pickle
+import struct
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -121,13 +123,13 @@ def test_a_numpy_scalar_of_objects_and_other_pickles(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="numpy scalar of another kind than a number") as caught:
         foreign.read(saved(tmp_path / "x.pth", {"a": np.datetime64("2020-01-01")}), training_state=True)
     assert "weights_only" not in str(caught.value), "torch's advice is to read it unsafely"
-    (tmp_path / "y.pth").write_bytes(pickle.dumps({"a": 1}))
+    (tmp_path / "y.pth").write_bytes(pickle.dumps({"a": 1}, protocol=2))
     with pytest.raises(CheckpointError, match=r"y\.pth is a pickle that torch\.save did not write"):
         foreign.read(tmp_path / "y.pth")
     (tmp_path / "y.pth").write_bytes(pickle.dumps(Runs(tmp_path / "made"), protocol=2))
     with pytest.raises(CheckpointError, match=r"holds (posix|nt)\.mkdir"):
         foreign.read(tmp_path / "y.pth")
-    with pytest.raises(CheckpointError, match=r"another kind than torch\.save writes \(STACK_GLOBAL\)"):
+    with pytest.raises(CheckpointError, match=r"another kind than torch\.save writes \(FRAME\)"):
         foreign.read(saved(tmp_path / "z.pth", nn.Linear(1, 1).state_dict(), pickle_protocol=4))
 
 
@@ -202,6 +204,152 @@ def test_a_pickle_that_asks_for_memory(tmp_path: Path) -> None:
         foreign.read(path)
 
 
+GET = {
+    name: b"c" + name.replace(" ", "\n").encode() + b"\n"
+    for name in (
+        *("torch._utils _rebuild_tensor_v2", "collections OrderedDict", "torch FloatStorage", "torch float32"),
+        *("torch.storage UntypedStorage", "_codecs encode", "torch._dynamo config"),
+    )
+}
+
+
+def text(value: str) -> bytes:
+    return pickle.BINUNICODE + struct.pack("<I", len(value.encode())) + value.encode()
+
+
+def number(value: int) -> bytes:
+    data = pickle.encode_long(value)
+    return pickle.LONG1 + bytes([len(data)]) + data
+
+
+def tensor(offset: int, size: int, stride: int, holds: int = 4, old: bytes = b"") -> bytes:
+    """The operations that make a tensor of one axis over a storage of `holds` numbers."""
+    storage = b"(" + text("storage") + GET["torch FloatStorage"] + text("0") + text("cpu") + number(holds) + old + b"tQ"
+    shape = (
+        number(offset) + number(size) + b"\x85" + number(stride) + b"\x85\x89" + GET["collections OrderedDict"] + b")R"
+    )
+    return GET["torch._utils _rebuild_tensor_v2"] + b"(" + storage + shape + b"tR"
+
+
+def as_zip(path: Path, value: bytes, **parts: bytes) -> Path:
+    """A file of torch.save whose content is {"a": what these operations make}."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/data.pkl", b"\x80\x02}" + text("a") + value + b"s.")
+        archive.writestr("x/data/0", bytes(16))
+        archive.writestr("x/version", "3")
+        for name, data in parts.items():
+            archive.writestr(f"x/{name}", data)
+    return path
+
+
+def as_old(path: Path, value: bytes) -> Path:
+    content = b"\x80\x02}" + text("a") + value + b"s."
+    keys = b"\x80\x02]" + text("0") + b"a."
+    first = b"".join(pickle.dumps(one, protocol=2) for one in (0x1950A86A20F9469CFC6C, 1001, {}))
+    path.write_bytes(first + content + keys + struct.pack("<q", 4) + bytes(16))
+    return path
+
+
+@pytest.mark.parametrize("made", [as_zip, as_old])
+def test_the_operations_of_these_tests_make_a_tensor(tmp_path: Path, made: Any) -> None:
+    old = b"N" if made is as_old else b""
+    assert torch.equal(foreign.read(made(tmp_path / "x.pth", tensor(1, 3, 1, old=old)))["a"], torch.zeros(3))
+
+
+TWICE = b")" + b"".join(b"q" + bytes([i]) + b"h" + bytes([i]) + b"\x86" for i in range(60))
+"""A tuple of two tuples of two tuples, and so on."""
+
+
+@pytest.mark.parametrize("made", [as_zip, as_old])
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (b"}" + TWICE + b"K\x01s", "operations that leads to more than 10000000 values"),
+        (TWICE + b"Q", "operations that leads to more than"),
+        (b"})" + b"\x85" * 500_000 + b"K\x01s", "containers more than 100 deep"),
+        (b"](" + b"](" * 200 + b"e" * 201, "containers more than 100 deep"),
+        (b"}(" + b"".join(number(i * (2**61 - 1)) + b"N" for i in range(8, 200)) + b"u", "over 64 bits"),
+        (GET["torch.storage UntypedStorage"] + number(2**40) + b"\x85R", r"asks for memory with torch\.storage\.Unt"),
+        (GET["torch.storage UntypedStorage"] + number(2**40) + b"\x85\x81", "asks for memory with"),
+        (GET["_codecs encode"] * 2 + (text("A") + text("hex") + b"\x86R") + text("hex") + b"\x86R", "turns text into"),
+        (GET["_codecs encode"] + text("A") + text("idna") + b"\x86R", "turns text into bytes in another way"),
+        (GET["collections OrderedDict"] + b")R}" + text("items") + b"K\x01sb", r"sets attributes of collections\.Ord"),
+        (tensor(0, 2, 1) + b"}b", r"sets attributes of torch\._utils\._rebuild_tensor_v2"),
+        (tensor(0, 5, 1), "a tensor that reaches outside its numbers, of which there are 4"),
+        (tensor(-1, 2, 1), "reaches outside"),
+        (tensor(3, 2, -1), "reaches outside"),
+        (tensor(0, 2**40, 1), "reaches outside"),
+        (
+            GET["torch._utils _rebuild_tensor_v2"] + b"(K\x01K\x00))tR",
+            "something else than numbers, an offset",
+        ),
+        (tensor(0, 4, 1, old=b"(" + text("1") + b"K\x00K\x02t"), r"parts of storages, of torch before 0\.4"),
+        (GET["torch float32"] + b")R", "cannot be read: .* not callable"),
+        (GET["torch._dynamo config"], r"holds torch\._dynamo\.config, and reading that could run code"),
+        (b"ctorch\n\x1b[2J\n", r"holds 'torch\.\\x1b\[2J', and"),
+        (text("storage") + b"Q", "refers to something outside itself"),
+        (b"h\x07", "takes what it never put"),
+        (b"\x87", "takes what is not there"),
+        (b"u", "ends what it never began"),
+        (b"2", r"another kind than torch\.save writes \(DUP\)"),
+        (b"\x82\x01", r"another kind than torch\.save writes \(EXT1\)"),
+    ],
+)
+def test_pickles_that_ask_for_time_memory_or_more(tmp_path: Path, made: Any, value: bytes, reason: str) -> None:
+    with pytest.raises(CheckpointError, match=reason) as caught:
+        foreign.read(made(tmp_path / "x.pth", value), training_state=True)
+    assert "\x1b" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["\x1b[2Jevil", "a\nb", "", "x" * 301, "\udc80"])
+def test_names_that_steer_a_terminal(tmp_path: Path, name: str) -> None:
+    for content in ({name: torch.zeros(1)}, {"model": {name: torch.zeros(1)}}, {name: 3}):
+        with pytest.raises(CheckpointError, match=r"x\.pth has an entry of the name") as caught:
+            foreign.read(saved(tmp_path / "x.pth", content))
+        assert len(str(caught.value).splitlines()) == 3
+        assert str(caught.value).replace("\n", "").isprintable()
+
+
+def test_archives_that_two_readers_would_take_for_two(tmp_path: Path) -> None:
+    one, two = saved(tmp_path / "1.pth", {"a": torch.zeros(3)}), saved(tmp_path / "2.pth", {"a": torch.ones(3)})
+    for name, content in {
+        "x": one.read_bytes() + two.read_bytes(),
+        "y": one.read_bytes()[:64] + two.read_bytes(),
+        "z": one.read_bytes()[:-2] + b"\x04\x00abcd",
+    }.items():
+        (tmp_path / f"{name}.pth").write_bytes(content)
+        with pytest.raises(CheckpointError, match="something before or after it, or with two tables of contents"):
+            foreign.read(tmp_path / f"{name}.pth")
+    moved = bytearray(one.read_bytes())
+    moved[-34:-26] = struct.pack("<Q", 64)  # the 64-bit record is said to be elsewhere
+    (tmp_path / "w.pth").write_bytes(moved)
+    with pytest.raises(CheckpointError, match=r"two tables of contents|cannot be read"):
+        foreign.read(tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match="two parts of one name"):
+        foreign.read(as_zip(tmp_path / "v.pth", tensor(0, 2, 1), **{"DATA.PKL": b"x"}))
+
+
+def test_downloads_that_went_wrong(tmp_path: Path) -> None:
+    pages = {b"version https://git-lfs.github.com/spec/v1\noid": "pointer of Git", b"\n<!DOCTYPE html>": "web page"}
+    for (content, reason), suffix in itertools.product(pages.items(), (".pth", ".safetensors")):
+        (tmp_path / f"x{suffix}").write_bytes(content)
+        with pytest.raises(CheckpointError, match=f"is a {reason}.*not downloaded"):
+            foreign.read(tmp_path / f"x{suffix}")
+
+
+def test_a_tar_file_behind_an_old_files_beginning(tmp_path: Path) -> None:
+    # Its first name is five pickles: to one reader an old file, to another a tar archive.
+    first = b"".join(pickle.dumps(one, protocol=2) for one in (0x1950A86A20F9469CFC6C, 1001, {}))
+    name = first + b"\x80\x02}U\x01aK\x01s.\x80\x02]."
+    header = bytearray(tarfile.TarInfo("x").tobuf(tarfile.USTAR_FORMAT))
+    header[:100], header[148:156] = name.ljust(100, b"\0"), b" " * 8
+    header[148:156] = f"{sum(header):06o}\0 ".encode()
+    (tmp_path / "x.pth").write_bytes(bytes(header) + bytes(1536))
+    assert tarfile.is_tarfile(tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="torch's reader of tensors refuses it"):
+        foreign.read(tmp_path / "x.pth")
+
+
 def test_tensors_that_repeat_or_share_their_numbers(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"a of shape \(1000000, 100\) repeats fewer numbers"):
         foreign.read(saved(tmp_path / "x.pth", {"a": torch.zeros(100).expand(1_000_000, 100)}))
@@ -259,8 +407,11 @@ def test_folders_tar_files_lists_and_names_without_tensors(tmp_path: Path) -> No
         foreign.tensors(tmp_path / "z.pth", content, ("model",))
 
 
-def test_numbers_that_are_not_finite_are_named(tmp_path: Path) -> None:
-    foreign.finite(tmp_path, {"a": torch.zeros(1), "b": torch.tensor([1])})
+def test_numbers_that_are_not_finite_or_no_fractions_are_named(tmp_path: Path) -> None:
+    foreign.finite(tmp_path, {"a": torch.zeros(1), "b": torch.zeros(2).bfloat16()})
+    odd = {"a": torch.zeros(1), "b": torch.tensor([1]), "c": torch.zeros(1).to(torch.float8_e4m3fn)}
+    with pytest.raises(CheckpointError, match=r"2 tensors .* no plain .* \(b of torch\.int64, c of torch\.float8"):
+        foreign.finite(tmp_path, odd)
     with pytest.raises(CheckpointError, match=r"2 tensors with numbers that are not finite \(a, c\)"):
         foreign.finite(
             tmp_path, {"a": torch.tensor([float("nan")]), "b": torch.ones(1), "c": torch.tensor([float("inf")])}
