@@ -150,6 +150,8 @@ class Precision:
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
     """The context in which a network runs in a precision, "float32" or "bf16", whatever the surrounding one is."""
+    if precision == "float32" and not torch.amp.is_autocast_available(device.type):
+        return contextlib.nullcontext()
     return torch.autocast(device.type, torch.bfloat16, enabled=precision != "float32")
 
 

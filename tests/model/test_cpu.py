@@ -117,6 +117,38 @@ def test_a_layer_in_training_keeps_nothing() -> None:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             layer(noise(3, 24))
         assert layer._low is None
+    layer = cpu.Linear(24, 8).eval().requires_grad_(False)
+    for put in (layer.train, lambda: layer.to("cpu")):
+        layer.eval()
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            layer(noise(3, 24))
+        assert layer._low is not None
+        put()
+        assert layer._low is None, "no memory is held for what is not used"
+    layer.eval().bias.requires_grad_(True)
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(noise(3, 24)).sum().backward()
+    assert layer.bias.grad is not None, "a frozen weight does not freeze the bias"
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_parameters_that_come_and_go_at_the_same_place(bias: bool) -> None:
+    layer, x = cpu.Linear(24, 8, bias=bias).eval().requires_grad_(False), noise(2, 5, 24)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        for seed in range(20):  # a new parameter often gets the number and the memory of one that is gone
+            layer.weight = None
+            layer.weight = nn.Parameter(noise(8, 24, seed=seed), requires_grad=False)
+            want = F.linear(x.bfloat16(), layer.weight.bfloat16(), layer.bias.bfloat16() if bias else None)
+            assert torch.equal(layer(x), want)
+        with torch.inference_mode():
+            layer.weight.mul_(2.0)
+        assert not torch.equal(layer(x), want), "a write in inference mode counts"
+        with torch.inference_mode():
+            layer.weight = nn.Parameter(noise(8, 24, seed=1), requires_grad=False)
+        before = layer(x)
+        with torch.inference_mode():
+            layer.weight.mul_(2.0)
+        assert not torch.equal(layer(x), before), "writes to what was made in inference mode are not counted"
 
 
 FAULTS = """

@@ -21,6 +21,7 @@ from asit.audio.fbank import FrontEnd
 from asit.errors import AudioError, ConfigError
 from asit.model import embedding
 from asit.model.audio_model import AudioModel, Embedding
+from asit.model.embedding import Embedder, Window
 from asit.model.logmels import LogMels
 from asit.model.vit import Encoder
 from asit.settings import EncoderSettings, FrontEndSettings
@@ -83,7 +84,7 @@ def test_log_mels_in_pieces_are_those_of_the_whole(padding: str, sizes: list[int
         assert torch.equal(stream.take(frames - 1, 1), want[-1:])
 
 
-@pytest.mark.parametrize("columns", [0.2, 6, 9, 10, 10.4, 16.5, 24, 31])
+@pytest.mark.parametrize("columns", [0.2, 6, 9, 9.499, 9.5, 10, 10.4, 16.5, 24, 31])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_streamed_it_is_as_in_memory(columns: float, batch: int) -> None:
     m, sound = model(), wave(240 + int(columns * COLUMN))
@@ -252,6 +253,100 @@ def test_precision(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(m.embed(sound).frames, want.frames)
     with pytest.raises(ConfigError, match=r"precision 'int4'(.|\n)*auto, float32 or bf16"):
         m.embed(sound, precision="int4")  # type: ignore[arg-type]
+
+
+def test_float32_is_float32_whatever_surrounds_it() -> None:
+    m, sound = model(), wave(30_000)
+    want, looked = m.embed(sound, precision="float32"), m.attention(sound).map
+    with torch.autocast("cpu", torch.bfloat16):
+        close(m.embed(sound, precision="float32"), want, 0.0)
+        assert torch.equal(m.attention(sound).map, looked)
+
+
+def test_a_model_used_and_then_trained_uses_its_new_weights() -> None:
+    m, sound = model(), wave(30_000)
+    before = m.embed(sound, precision="bf16").clip
+    m.encoder.train().requires_grad_(True)
+    x = torch.randn(2, 1, FRAMES, 32, generator=torch.Generator().manual_seed(0))
+    step = torch.optim.SGD(m.encoder.parameters(), lr=0.05)
+    for _ in range(2):
+        step.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            m.encoder(x).cls.square().mean().backward()
+        step.step()
+    m.encoder.eval().requires_grad_(False)
+    other = AudioModel.from_parts(m.encoder, m.front_end.settings, TINY, FRAMES)
+    after = m.embed(sound, precision="bf16").clip
+    assert torch.equal(after, other.embed(sound, precision="bf16").clip)
+    assert not torch.allclose(after, before, atol=1e-3)
+
+
+def test_threads_that_share_a_model_get_what_one_alone_gets() -> None:
+    m = model()
+    sounds = [wave(240 + int(c * COLUMN), i) for i, c in enumerate((0.5, 3, 6, 7, 8, 9, 14, 7.2) * 3)]
+    want = [m.embed(sound, precision="bf16") for sound in sounds]
+    for layer in m.encoder.modules():
+        layer.__dict__.pop("_low", None)
+    m.encoder._resized = {}
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda sound: m.embed(sound, precision="bf16"), sounds))
+    for one, other in zip(found, want, strict=True):
+        close(one, other, 0.0)
+
+
+def test_made_and_used_in_inference_mode(tmp_path: Path) -> None:
+    sound = wave(240 + 8 * COLUMN)
+    model().save(tmp_path / "m")
+    with torch.inference_mode():
+        m = AudioModel.load(tmp_path / "m")
+        for precision in ("float32", "bf16"):
+            m.embed(sound, precision=precision)  # type: ignore[arg-type]
+    assert m.encoder.blocks[0].mlp.fc1._low is not None, "its weights are kept in bf16 too"
+    weight = torch.ones(32, requires_grad=True)
+    (m.embed(sound).frames @ weight).sum().backward()
+    assert weight.grad is not None
+
+
+def test_whatever_the_default_device_is(tmp_path: Path) -> None:
+    """Meta stands for a GPU: what is made without a device would be there, and could not meet what is on the CPU."""
+    for padding in ("silence", "zero", "repeat"):
+        m = model(padding)
+        want = m.embed_batch([wave(n, i) for i, n in enumerate(LENGTHS)], hop=0.04)
+        looked = m.attention(wave(30_000)).map
+        m.save(tmp_path / padding)
+        with torch.device("meta"):
+            m = AudioModel.load(tmp_path / padding)
+            found = m.embed_batch([wave(n, i) for i, n in enumerate(LENGTHS)], hop=0.04)
+            assert torch.equal(m.attention(wave(30_000)).map, looked)
+        for one, other in zip(found, want, strict=True):
+            close(one, other, 0.0)
+
+
+def test_on_another_device_nothing_is_made_on_the_cpu() -> None:
+    """A device that only shapes are computed for refuses to meet another one, as a GPU does."""
+    m = model(distilled=True)
+    windows = [Window(torch.zeros(8 * n, 32), n, 0, 0, 0, 0) for n in (1, 3, 6, 9, 6, 8)]
+    encoder = m.encoder.to("meta")
+    seen = []
+    encoder.register_forward_hook(lambda _, given, out: seen.append((given[0].device.type, out.patches.shape)))
+    away = Embedder(encoder, m.front_end, None, "float32", 4)
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta"):
+        away.run(windows)
+    assert seen == [("meta", (4, 24, 32))], "all that are shorter than a view go together; then the results are fetched"
+
+
+@pytest.mark.parametrize("batch", [0, -1, 2.5, None])
+def test_batches_that_cannot_be(batch: Any) -> None:
+    m, sound = model(), wave(9000)
+    for ask in (lambda: m.embed_batch([sound], batch=batch), lambda: list(m.stream(sound, batch=batch))):
+        with pytest.raises(ConfigError, match=r"batch (0|-1|2\.5|None)(.|\n)*from 1 on"):
+            ask()
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu"])
+def test_devices_that_are_not_there(device: str) -> None:
+    with pytest.raises(ConfigError, match=rf"device '{device}'(.|\n)*one of .*cpu"):
+        model().to(device)
 
 
 def test_what_auto_is_comes_with_its_reason() -> None:

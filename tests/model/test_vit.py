@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -273,6 +275,43 @@ def test_resized_positions_follow_the_weights() -> None:
     fresh.load_state_dict(encoder.state_dict())
     assert not torch.allclose(before, after)
     torch.testing.assert_close(after, fresh(x).patches)
+
+
+def test_kept_positions_belong_to_their_encoder_and_weights() -> None:
+    encoder, x = make().requires_grad_(False), spectrogram(frames=32)
+
+    def fresh(of: Encoder) -> Tensor:
+        other = make()
+        other.load_state_dict(of.state_dict())
+        return other(x).cls.detach()
+
+    before = encoder(x).cls
+    copied = copy.deepcopy(encoder)
+    for _ in range(encoder.pos_embed._version):  # as often as the original was written to when it kept its positions
+        copied.pos_embed.add_(1.0)
+    assert torch.equal(copied(x).cls, fresh(copied))
+    for seed in range(5):  # replaced, not written to
+        encoder.load_state_dict(make(seed=seed + 1).requires_grad_(False).state_dict(), assign=True)
+        assert torch.equal(encoder(x).cls, fresh(encoder))
+    assert not torch.equal(encoder(x).cls, before)
+    assert torch.equal(pickle.loads(pickle.dumps(encoder))(x).cls, encoder(x).cls)
+    for frames in range(28, 28 + 4 * 200, 4):
+        encoder.positions((frames // 4, 2))
+    assert len(encoder._resized) <= 64
+
+
+def test_positions_kept_in_inference_mode_can_be_trained_on() -> None:
+    encoder, x = make().requires_grad_(False), spectrogram(frames=32)
+    with torch.inference_mode():
+        want = encoder(x).cls.clone()
+        made_there = make()
+    encoder.cls_token.requires_grad_(True)
+    out = encoder(x).cls
+    out.sum().backward()
+    assert encoder.cls_token.grad is not None
+    torch.testing.assert_close(out, want)
+    with torch.no_grad():
+        assert made_there(x).cls.isfinite().all()
 
 
 def test_gradient_reaches_the_positions_through_the_resize() -> None:
