@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from asit.commands import stdout
 from asit.commands.parse import parse
+from asit.commands.tagtable import plain
 from asit.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -85,6 +87,7 @@ def convert(prog: str, summary: str, given: list[str]) -> int:
     )
     _check_numbers(ask.frames, ask.seconds, ask.mels, ask.rate)
     done = convert(Path(options.source), ask)
+    stdout.for_people()
     if out is not None:
         done.model.save(out, overwrite=options.overwrite)
     _tell(done, everything=options.list)
@@ -117,7 +120,8 @@ def _tell(done: Converted, everything: bool) -> None:
         f"std {front.std}"
     )
     if model.classes is not None:
-        print(f"{len(model.classes)} classes: {', '.join(model.classes[:3])}, ...")
+        more = ", ..." if len(model.classes) > 3 else ""
+        print(f"{len(model.classes)} classes: {', '.join(map(plain, model.classes[:3]))}{more}")
 
 
 def _check_out(out: Path, overwrite: bool) -> None:

@@ -51,11 +51,17 @@ def locate(source: str | os.PathLike[str]) -> Path:
     Raises:
         CheckpointError, ConfigError: as `load`, but for what is in the files.
     """
-    name = os.fspath(source)
-    path = Path(name).expanduser()
-    if path.is_dir():
+    name = os.fsdecode(source)
+    try:
+        path = Path(name).expanduser()
+        there, folder = path.exists(), path.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:  # a name that is too long, or of a user that is not there
+        raise CheckpointError(
+            f"{name[:200]} cannot be looked at: {error}", "a model's folder, or the hub's owner/name", "check the path"
+        ) from error
+    if folder:
         return _of_model(path)
-    if path.exists():
+    if there:
         raise CheckpointError(
             f"{path} is a file",
             "a model's folder, or the hub's owner/name",

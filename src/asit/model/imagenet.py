@@ -31,7 +31,7 @@ NESTS = ("model", "state_dict")
 """What the tensors lie under where they do not lie open."""
 
 HEAD_WIDTH = 64
-"""Width of an attention head in every ViT and DeiT with patches of 16: not to be seen from the tensors."""
+"""Width of an attention head in every ViT, DeiT, AST, SSAST and ASiT: not to be seen from the tensors."""
 
 
 def load_imagenet(
@@ -80,6 +80,7 @@ def convert(
         )
     drops = "dist_token" in found and not settings.distilled
     out = [name for name in found if name.startswith(_HEADS) or (drops and name == "dist_token")]
+    foreign.finite(path, {name: value for name, value in found.items() if name not in out})
     state = {name: value.float() for name, value in found.items() if name not in out}
     filters = state["patch_embed.proj.weight"]
     if tuple(filters.shape[2:]) != encoder.patch:
@@ -103,7 +104,6 @@ def convert(
             "give a ViT or DeiT with a class token, trained on square pictures",
         )
     state["pos_embed"] = resize_positions(positions, (side, side), encoder.grid, prefix)
-    foreign.finite(path, state)
     checkpoint.load_strict(encoder, state, str(path))
     return encoder.state_dict(), tuple(out)
 

@@ -5,6 +5,7 @@ Letters: C classes.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,8 +37,13 @@ _AUTO = {
 _SAME = ("window_ms", "shift_ms", "low_hz", "high_hz", "preemphasis", "mean", "std", "resampler")
 """Settings of the front end that have the same name in preprocessor_config.json."""
 
+_LONGEST_WINDOW = 1 << 16
+"""Samples of the log-mel's window that a file may ask for: more than a second at 48 kHz."""
+
 _FOLDERS = re.compile(r"(?<![\w.:/\\])(?:[A-Za-z]:)?[/\\](?:[^\s/\\]+[/\\])*(?=[^\s/\\])")
-"""The folders of an absolute path."""
+"""The folders of an absolute path within a text."""
+_ABSOLUTE = re.compile(r"(?:~\w*|[A-Za-z]:)?[/\\].*[^/\\]")
+"""A text that is one, or begins with one."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +123,11 @@ def public(facts: Any) -> Any:
         return {name: public(value) for name, value in facts.items()}
     if isinstance(facts, list):
         return [public(value) for value in facts]
-    return _FOLDERS.sub("", facts) if isinstance(facts, str) else facts
+    if not isinstance(facts, str):
+        return facts
+    if _ABSOLUTE.match(facts):  # whole: its folders may have spaces in their names
+        return re.split(r"[/\\]", facts.rstrip("/\\"))[-1]
+    return _FOLDERS.sub("", facts)
 
 
 def extractor_of(model: AudioModel) -> dict[str, Any]:
@@ -175,10 +185,20 @@ def parts_of(config: Mapping[str, Any], extractor: Mapping[str, Any], classifier
         padding=extractor["padding_rule"],
         **{name: extractor[name] for name in _SAME},
     )
+    _check_window(front_end)
     _agree(config, extractor)
     labels = _labels(config, front_end, config["num_frames"]) if classifier else None
     norm = classifier and bool(config["classifier_norm"])
     return Parts(encoder, front_end, config["num_frames"], labels, norm, dict(config.get("training") or {}))
+
+
+def _check_window(settings: FrontEndSettings) -> None:
+    """Raises ValueError for numbers that no front end was trained with, and that would ask for memory."""
+    wrong = [f"{name} {value}" for name, value in settings if isinstance(value, float) and not math.isfinite(value)]
+    if not wrong and settings.rate * settings.window_ms > 1000.0 * _LONGEST_WINDOW:
+        wrong = [f"sampling_rate {settings.rate} with window_ms {settings.window_ms:g}"]
+    if wrong:
+        raise ValueError(", ".join(wrong))
 
 
 def _labels(config: Mapping[str, Any], front_end: FrontEndSettings, frames: int) -> Labelling:

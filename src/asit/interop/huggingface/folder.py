@@ -13,12 +13,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from asit import checkpoint
+from asit import checkpoint, foreign
 from asit.errors import CheckpointError, ConfigError
 from asit.interop.huggingface.fields import CODE, MODEL_TYPE, config_of, extractor_of, parts_of
 from asit.interop.huggingface.readme import readme
 from asit.model.audio_model import AudioModel
-from asit.model.vit import blank
+from asit.model.vit import blank, shape_of, shell
 
 CONFIG, EXTRACTOR, WEIGHTS, README = "config.json", "preprocessor_config.json", "model.safetensors", "README.md"
 
@@ -67,17 +67,23 @@ def read(folder: Path) -> AudioModel:
     folder = Path(folder)
     config, extractor = check(folder / CONFIG), _json(folder / EXTRACTOR)
     tensors = _weights(folder / WEIGHTS)
+    foreign.finite(folder / WEIGHTS, tensors)
     of_head = {name.removeprefix(_HEAD): value for name, value in tensors.items() if name.startswith(_HEAD)}
     rest = {name: value for name, value in tensors.items() if not name.startswith(_HEAD)}
     if of_head or all(name.startswith(_ENCODER) for name in rest):
         rest = {name.removeprefix(_ENCODER): value for name, value in rest.items()}
     try:
         parts = parts_of(config, extractor, bool(of_head))
-        front_end = parts.front()
-        encoder = blank(parts.encoder, parts.frames, front_end.settings.mels)
+        size = parts.encoder, parts.frames, parts.front_end.mels
+        # Shapes first: a file that is wrong must not ask for memory.
+        if shape_of(parts.encoder)[1] > len(rest):
+            raise ValueError(f"{shape_of(parts.encoder)[1]} blocks, and weights of {len(rest)} tensors")
+        checkpoint.check_fit(shell(*size), rest, str(folder / WEIGHTS))
+        front_end, encoder = parts.front(), blank(*size)
         with torch.device("meta"):  # as the encoder: nothing is drawn
             head = parts.head(encoder.width)
-    except (KeyError, TypeError, ValueError, ConfigError) as error:  # pydantic's errors are ValueErrors
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RuntimeError, ConfigError) as error:
+        # Pydantic's errors are ValueErrors; torch raises RuntimeErrors for tensors that cannot be.
         what = f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
         raise CheckpointError(
             f"{folder / CONFIG} and {EXTRACTOR} cannot be used: {what}",
@@ -150,7 +156,7 @@ def _json(path: Path) -> Mapping[str, Any]:
         raise CheckpointError(f"{path.parent} has no {path.name}", expected, remedy)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # also where it is no UTF-8
+    except (OSError, ValueError, RecursionError) as error:  # a ValueError also where it is no UTF-8
         raise CheckpointError(f"{path} is damaged: {error}", "JSON", remedy) from error
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} holds a {type(found).__name__}", "a JSON object", remedy)
@@ -167,7 +173,7 @@ def _weights(path: Path) -> dict[str, Tensor]:
         )
     try:
         return safetensors.torch.load_file(path)
-    except safetensors.SafetensorError as error:
+    except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(
             f"{path} is damaged: {error}", "a safetensors file", "get the folder again, whole"
         ) from error

@@ -16,16 +16,16 @@ import torch
 
 from asit import foreign
 from asit.audio.fbank import FrontEnd
-from asit.checkpoint import load_strict
+from asit.checkpoint import check_fit, load_strict
 from asit.errors import CheckpointError, ConfigError
 from asit.interop.incoming import hf_ast, labels
 from asit.interop.incoming.detect import KINDS, choose
-from asit.interop.incoming.taken import Ask, Taken
+from asit.interop.incoming.taken import Ask, Taken, whole
 from asit.interop.loading import load
 from asit.model import positions
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Head, Labelling
-from asit.model.vit import Encoder, blank
+from asit.model.vit import Encoder, blank, shell
 
 __all__ = ["KINDS", "Ask", "Converted", "convert"]
 
@@ -142,12 +142,7 @@ def _own(path: Path, ask: Ask) -> Converted:
 
 def _resize(taken: Taken, ask: Ask) -> list[str]:
     """Positions for another length, where asked for; what was done."""
-    if ask.frames is not None and ask.seconds is not None:
-        raise ConfigError("frames and seconds are both asked for", "one of them", "leave --frames or --seconds out")
-    frames = ask.frames
-    if ask.seconds is not None:
-        count = FrontEnd(taken.front_end).frames_for(round(ask.seconds * taken.front_end.rate))
-        frames = positions.whole_frames(count, taken.settings)
+    frames = whole(ask, taken.settings, taken.front_end)
     if frames is None or frames == taken.frames:
         return []
     before = taken.frames
@@ -162,14 +157,10 @@ def _resize(taken: Taken, ask: Ask) -> list[str]:
 
 
 def _encoder(path: Path, taken: Taken) -> Encoder:
-    state = {name: value.float() for name, value in taken.state.items()}
-    with torch.device("meta"):
-        pattern = Encoder(taken.settings, taken.frames, taken.front_end.mels)
-    own = {name: tuple(value.shape) for name, value in pattern.state_dict().items()}
-    if own != {name: tuple(value.shape) for name, value in state.items()}:
-        load_strict(pattern, state, str(path))  # says in which names and shapes they differ
-    encoder = blank(taken.settings, taken.frames, taken.front_end.mels)
-    load_strict(encoder, state, str(path))
+    size = taken.settings, taken.frames, taken.front_end.mels
+    check_fit(shell(*size), taken.state, str(path))  # before there is memory for an encoder of this size
+    encoder = blank(*size)
+    load_strict(encoder, taken.state, str(path))
     return encoder
 
 
@@ -194,7 +185,7 @@ def _head(path: Path, taken: Taken, ask: Ask) -> tuple[Head | None, Labelling | 
     if ask.pooling not in ("auto", taken.head.pooling):
         raise ConfigError(
             f"--pooling {ask.pooling}, and the head of {path} reads {taken.head.pooling}",
-            "what the head was trained on; that of AST and SSAST alone is not told by the file",
+            "what the head was trained on",
             "leave --pooling out",
         )
     names, origin = labels.names_for(taken.head, ask.labels)

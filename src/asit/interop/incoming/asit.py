@@ -16,6 +16,7 @@ from asit import foreign
 from asit.errors import CheckpointError
 from asit.interop.incoming.axes import Pair, frames_of, lay
 from asit.interop.incoming.taken import PUBLISHED, Ask, Taken, TakenHead, front_end, settings_of, shaped, sort_out
+from asit.model.classifier import Pooling
 from asit.model.positions import patch_of, resize_positions, stride_of
 from asit.settings import EncoderSettings
 
@@ -62,6 +63,11 @@ def official(path: Path, content: Mapping[str, Any], ask: Ask) -> Taken:
     args = content.get("args")
     facts = args if isinstance(args, Mapping) else {}
     mels = ask.mels or _whole(facts, "num_mel_bins") or 128
+    notes = []
+    filters = state.get("patch_embed.proj.weight")
+    if filters is not None and filters.ndim == 4 and filters.shape[1] == 3:
+        state["patch_embed.proj.weight"] = filters.sum(1, keepdim=True)
+        notes.append("filters summed over three channels: the spectrogram was given to each")
     settings, frames, stride, grid = _lay(path, state, mels, ask)
     first = any(name.startswith("head_cls.cls_layer") for name in found)
     second = any(name.startswith("head.last_layer") for name in found)
@@ -71,7 +77,6 @@ def official(path: Path, content: Mapping[str, Any], ask: Ask) -> Taken:
             known[name] = value
     known["origin"] = "the arguments in the file" if {"mean", "std"} <= set(known) else PUBLISHED
     settled, origin = front_end(ask, mels, **known)
-    notes = []
     if first and ask.rate is None and "sample_rate" not in facts:
         notes.append(
             "rate 32000 Hz, as in the code of v1; a network trained at another rate wants --rate, such as 16000"
@@ -90,12 +95,15 @@ def official(path: Path, content: Mapping[str, Any], ask: Ask) -> Taken:
         "stride": list(stride),
         "statistics": origin,
     }
-    taken_head = _head(path, head, finetuned, normed)
+    taken_head = _head(path, head, finetuned, normed, ask.pooling)
+    if taken_head is not None and "norm.weight" in taken_head.state and ask.pooling == "auto":
+        notes.append("the head is taken to read the class token; else pass --pooling mean")
     mapped = len(state) + len(head)
     return Taken(settings, frames, settled, state, mapped, left_out | more, taken_head, source, notes)
 
 
-def _head(path: Path, head: dict[str, Tensor], plain: list[str], normed: list[str]) -> TakenHead | None:
+def _head(path: Path, head: dict[str, Tensor], plain: list[str], normed: list[str], pooling: str) -> TakenHead | None:
+    """A Linear is the network's own, and reads the class token; what a norm and a Linear read is not published."""
     if not head:
         return None
     names = [names for names in (plain, normed) if set(names) == set(head)]
@@ -106,7 +114,8 @@ def _head(path: Path, head: dict[str, Tensor], plain: list[str], normed: list[st
             "give the whole file of a fine-tuned network",
         )
     ours = ["linear.weight", "linear.bias"] if names[0] is plain else _NORM_LINEAR
-    return TakenHead({own: head[name] for own, name in zip(ours, names[0], strict=True)})
+    reads: Pooling = "mean" if pooling == "mean" and names[0] is normed else "class"
+    return TakenHead({own: head[name] for own, name in zip(ours, names[0], strict=True)}, reads)
 
 
 _NORM_LINEAR = ["norm.weight", "norm.bias", "linear.weight", "linear.bias"]

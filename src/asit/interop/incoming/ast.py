@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from asit import foreign
@@ -80,9 +81,15 @@ def ssast(path: Path, content: Mapping[str, Any], ask: Ask) -> Taken:
     state, head, left_out, found = _read(path, content, _RULES + _OBJECTIVES)
     patch, prefix = _patch(path, state), 2 if "dist_token" in state else 1
     count = shaped(path, state, "pos_embed", 3)[1] - prefix
-    sizes = [found[name] for name in ("p_input_fdim", "p_input_tdim") if name in found and found[name].numel() == 1]
+    sizes = [found[name] for name in ("p_input_fdim", "p_input_tdim") if name in found]
+    if any(size.numel() != 1 or size.dtype not in (torch.int64, torch.int32) for size in sizes) or len(sizes) == 1:
+        raise CheckpointError(
+            f"{path} has p_input_fdim and p_input_tdim that are no two whole numbers",
+            "the mel bins and frames of pretraining",
+            "get the file again",
+        )
     notes = []
-    if len(sizes) == 2:
+    if sizes:
         mels, frames = int(sizes[0].item()), int(sizes[1].item())
         if ask.mels not in (None, mels) or ask.stride not in (None, patch):
             raise CheckpointError(

@@ -89,7 +89,8 @@ def look(content: Mapping[str, Any]) -> Likeness | None:
     if "cls_token" in found:
         filters = found.get("patch_embed.proj.weight")
         coloured = filters is not None and filters.ndim == 4 and filters.shape[1] == 3
-        return Likeness(("vit",) if coloured else ("asit",))
+        # An ASiT that was built for three channels has an image transformer's very names.
+        return Likeness(("vit", "asit") if coloured else ("asit",))
     return None
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from asit import foreign
 from asit.errors import CheckpointError
 from asit.interop.incoming.axes import frames_of, turn_filters, turn_positions
-from asit.interop.incoming.taken import Ask, Taken, TakenHead, front_end, settings_of
+from asit.interop.incoming.taken import MEAN, STD, Ask, Taken, TakenHead, front_end, settings_of
 
 MODEL_TYPE = "audio-spectrogram-transformer"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -178,12 +178,19 @@ def _sort(
             "give an unchanged folder of Hugging Face's AST",
         )
     for (number, kind), three in parts.items():
+        shapes = {tuple(value.shape) for value in three.values()}
+        if len(shapes) != 1 or () in shapes:
+            raise CheckpointError(
+                f"{path} has query, key and value {kind} of layer {number} of {' and '.join(map(str, sorted(shapes)))}",
+                "one shape for the three",
+                "get the file again",
+            )
         state[f"blocks.{number}.attn.qkv.{kind}"] = torch.cat([three["q"], three["k"], three["v"]])
     notes = []
     if config.get("qkv_bias") is False:
-        for number in {number for number, _ in parts}:
+        for number in {number for number, kind in parts if kind == "weight"}:
             weight = state[f"blocks.{number}.attn.qkv.weight"]
-            state[f"blocks.{number}.attn.qkv.bias"] = torch.zeros(len(weight))
+            state.setdefault(f"blocks.{number}.attn.qkv.bias", torch.zeros(len(weight)))
         notes.append("query, key and value have no biases there: zeros here")
     if (act := config.get("hidden_act", "gelu")) != "gelu":
         raise CheckpointError(f"{path.parent / 'config.json'} says hidden_act {act!r}", "gelu", "")
@@ -209,18 +216,24 @@ def _front_end(folder: Path, ask: Ask, mels: int, most: int, notes: list[str]) -
         notes.append(
             f"{place.name} fills clips up to {facts['max_length']} frames, the network reads {most}: {most} here"
         )
-    mean, std = (facts.get("mean"), facts.get("std")) if facts.get("do_normalize", True) else (0.0, 0.5)
-    known = {"mean": mean, "std": std} if isinstance(mean, float | int) and isinstance(std, float | int) else {}
+    if (maker := facts.get("feature_extractor_type", "ASTFeatureExtractor")) != "ASTFeatureExtractor":
+        raise CheckpointError(
+            f"{place} is of a {maker}",
+            "an ASTFeatureExtractor",
+            "get the file again; without it the published mean and std are taken",
+        )
+    # What is not said is the extractor's default, which is what was published.
+    mean, std = (facts.get("mean", MEAN), facts.get("std", STD)) if facts.get("do_normalize", True) else (0.0, 0.5)
     if facts.get("padding_value", 0.0) != 0.0:
         raise CheckpointError(f"{place} says padding_value {facts['padding_value']}", "0.0, as AST has it", "")
     rate = facts.get("sampling_rate", 16000)
-    return front_end(ask, mels, rate=rate, padding="zero", origin=place.name, **known)
+    return front_end(ask, mels, rate=rate, padding="zero", origin=place.name, mean=mean, std=std)
 
 
 def _names(config: Mapping[str, Any], head: Mapping[str, Tensor]) -> tuple[str, ...] | None:
     """The names of id2label; None where they say nothing (LABEL_0, ...)."""
     names = config.get("id2label")
-    count = len(head["linear.bias"])
+    count = head["linear.bias"].numel()
     if not isinstance(names, Mapping) or set(names) != {str(i) for i in range(count)}:
         return None
     given = tuple(str(names[str(i)]) for i in range(count))

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from asit import foreign
-from asit.audio.fbank import FrontEnd
 from asit.errors import CheckpointError, ConfigError
-from asit.interop.incoming.taken import Ask, Taken, front_end, settings_of
+from asit.interop.incoming.taken import Ask, Taken, front_end, settings_of, whole
 from asit.model import imagenet
-from asit.model.positions import grid_of, patch_of, stride_of, whole_frames
+from asit.model.positions import grid_of, patch_of, stride_of
 
 
 def image(path: Path, content: Mapping[str, Any], ask: Ask) -> Taken:
@@ -27,6 +26,7 @@ def image(path: Path, content: Mapping[str, Any], ask: Ask) -> Taken:
         ConfigError: neither frames nor seconds were asked for.
     """
     found = foreign.tensors(path, content, imagenet.NESTS)
+    found = {name.removeprefix("module."): value for name, value in found.items()}
     imagenet.size(path, found)
     channels = found["patch_embed.proj.weight"].shape[1]
     if channels != 3:
@@ -37,19 +37,14 @@ def image(path: Path, content: Mapping[str, Any], ask: Ask) -> Taken:
     settings = settings_of(path, grey, ask.stride)
     mels = ask.mels or 128
     settled, origin = front_end(ask, mels, rate=16000)
-    if (ask.frames is None) == (ask.seconds is None):
+    frames = whole(ask, settings, settled)
+    if frames is None:
         side = math.isqrt(found["pos_embed"].shape[1])
         raise ConfigError(
-            f"{path} has positions of {side} x {side} patches of an image, and no length in time is asked for"
-            if ask.frames is None
-            else "frames and seconds are both asked for",
+            f"{path} has positions of {side} x {side} patches of an image, and no length in time is asked for",
             "one of --frames and --seconds",
             "pass --frames 592 (ASiT's 6 s) or --seconds 10",
         )
-    if ask.seconds is not None:
-        frames = whole_frames(FrontEnd(settled).frames_for(round(ask.seconds * settled.rate)), settings)
-    else:
-        frames = int(ask.frames or 0)
     grid = grid_of(frames, mels, patch_of(settings), stride_of(settings))
     state, names = imagenet.convert(path, found, settings, frames, mels)
     left_out = dict.fromkeys(names, "head of the image classifier")

@@ -65,7 +65,10 @@ def _read(path: Path) -> tuple[str, ...]:
         raise ConfigError(f"{path} cannot be read: {error}", "a text in UTF-8, a .csv or a .json file") from error
     if path.suffix not in (".csv", ".tsv"):
         return tuple(line.strip() for line in lines if line.strip())
-    rows = list(csv.DictReader(lines, delimiter="\t" if path.suffix == ".tsv" else ","))
+    try:
+        rows = list(csv.DictReader(lines, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True))
+    except csv.Error as error:
+        raise ConfigError(f"{path} cannot be read: {error}", "a table with commas (.csv) or tabs (.tsv)") from error
     column = next((name for name in _COLUMNS if rows and name in rows[0]), None)
     if column is None:
         raise ConfigError(
@@ -75,4 +78,7 @@ def _read(path: Path) -> tuple[str, ...]:
     order = [row.get("index") for row in rows]
     if "index" in rows[0] and order != [str(i) for i in range(len(rows))]:
         raise ConfigError(f"{path} has the index {', '.join(map(str, order[:3]))}, ...", "0, 1, 2 and so on, in order")
-    return tuple(str(row[column]).strip() for row in rows)
+    names = tuple((row[column] or "").strip() for row in rows)
+    if "" in names:
+        raise ConfigError(f"{path} has no {column} in row {names.index('') + 1}", "a name in each row")
+    return names

@@ -14,8 +14,11 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from asit.audio.fbank import FrontEnd
 from asit.errors import CheckpointError, ConfigError
 from asit.model.classifier import Pooling
+from asit.model.imagenet import HEAD_WIDTH
+from asit.model.positions import whole_frames
 from asit.settings import SIZES, EncoderSettings, FrontEndSettings
 
 MEAN, STD = -4.2677393, 4.5689974
@@ -23,6 +26,9 @@ MEAN, STD = -4.2677393, 4.5689974
 
 PUBLISHED = "AudioSet's, as published with the code"
 SAID = "as given"
+
+LONGEST = 100_000
+"""Frames that positions are resized to at most, a quarter of an hour: beyond, attention takes all memory there is."""
 
 
 @dataclass(frozen=True)
@@ -160,10 +166,6 @@ def sort_out(
     return state, head, left_out
 
 
-HEAD_WIDTH = 64
-"""Width of an attention head in every ViT, DeiT, AST, SSAST and ASiT: not to be seen from the tensors."""
-
-
 def settings_of(
     path: Path, state: Mapping[str, Tensor], stride: tuple[int, int] | None = None, **over: Any
 ) -> EncoderSettings:
@@ -224,6 +226,26 @@ def shaped(path: Path, state: Mapping[str, Tensor], name: str, axes: int) -> tup
             "say with --kind what the file is",
         )
     return tuple(found.shape)
+
+
+def whole(ask: Ask, settings: EncoderSettings, heard: FrontEndSettings) -> int | None:
+    """T that is asked for, of whole columns of patches; None: nothing is.
+
+    Raises:
+        ConfigError: both frames and seconds are given, or more than `LONGEST`.
+    """
+    if ask.frames is not None and ask.seconds is not None:
+        raise ConfigError("frames and seconds are both asked for", "one of them", "leave --frames or --seconds out")
+    frames = ask.frames
+    if ask.seconds is not None:
+        frames = whole_frames(FrontEnd(heard).frames_for(round(ask.seconds * heard.rate)), settings)
+    if frames is not None and frames > LONGEST:
+        raise ConfigError(
+            f"positions for {frames} frames are asked for",
+            f"at most {LONGEST}: the longest input that is seen at once",
+            "leave it out: longer sounds are heard in windows",
+        )
+    return frames
 
 
 def front_end(ask: Ask, mels: int, **known: Any) -> tuple[FrontEndSettings, str]:
