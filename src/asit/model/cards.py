@@ -81,7 +81,7 @@ def read_folder(
         if shape_of(settings)[1] > len(of_encoder):
             raise ValueError(f"an encoder of {shape_of(settings)[1]} blocks, and weights of {len(of_encoder)} tensors")
         checkpoint.check_fit(shell(settings, card["frames"], heard.mels), of_encoder, weights)
-        _check_front_end(heard)
+        check_front_end(heard)
         encoder = blank(settings, card["frames"], heard.mels)
         with torch.device("cpu"):  # whatever the default is
             front_end = FrontEnd(heard)
@@ -138,7 +138,7 @@ def check_labels(encoder: Encoder, head: Head | None, labels: Labelling | None) 
     check_head(encoder, head)
 
 
-def _check_front_end(settings: FrontEndSettings) -> None:
+def check_front_end(settings: FrontEndSettings) -> None:
     """Raises ValueError for numbers that no front end was trained with."""
     wrong = [f"{name} {value}" for name, value in settings if isinstance(value, float) and not math.isfinite(value)]
     if not wrong and settings.rate * settings.window_ms > 1000.0 * _LONGEST_WINDOW:
