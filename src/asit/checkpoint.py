@@ -7,6 +7,7 @@ file is met at loading and not in the results. Nothing is pickled.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import glob
 import hashlib
@@ -23,13 +24,13 @@ import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
-from asit.errors import CheckpointError
+from asit.errors import CheckpointError, ConfigError
 
 FORMAT = 1
 """Version of the layout of model folders and run states; readers refuse newer ones."""
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 _STATE = re.compile(r"step-(\d{8,})")
 
 
@@ -75,20 +76,68 @@ def write_folder(target: Path, write: Callable[[Path], None], overwrite: bool = 
         shutil.rmtree(temporary, ignore_errors=True)
         if aside.exists() and not target.exists():
             aside.rename(target)
-        number = _errno(error)
-        if number in _FULL:
-            raise CheckpointError(
-                f"the disk is full: {target} was not written",
-                "room for the whole folder; what was there before is untouched",
-                f"free space on the disk of {target.parent}, or write elsewhere; then go on from the last checkpoint",
-            ) from error
-        if number in _FORBIDDEN:
-            raise CheckpointError(
-                f"{target} may not be written: {error}",
-                "a folder that this user may write",
-                "give another path, or change the folder's permissions",
-            ) from error
+        if refused := _refusal(error, target, "; then go on from the last checkpoint"):
+            raise refused from error
         raise
+
+
+def write_file(target: Path, write: Callable[[Path], None], overwrite: bool = False) -> None:
+    """Make the file `target` whole or not at all, as `write_folder` does a folder; its folder is made too.
+
+    Args:
+        target: the file to make.
+        write: is given a temporary neighbour with the same ending, and fills it. What it raises goes on to the caller.
+        overwrite: replace what is there.
+
+    Raises:
+        ConfigError: as `check_free`.
+        CheckpointError: the disk is full, or the place may not be written.
+    """
+    check_free(target, overwrite)
+    temporary = target.with_name(f".{target.stem}.tmp-{os.getpid()}{target.suffix}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for left in target.parent.glob(f".{glob.escape(target.stem)}.tmp-*{glob.escape(target.suffix)}"):
+            left.unlink()
+        write(temporary)
+        _fsync(temporary)
+        os.replace(temporary, target)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if refused := _refusal(error, target):
+            raise refused from error
+        raise
+
+
+def check_free(target: Path, overwrite: bool) -> None:
+    """Say so before any work is done where the file `target` may not be written.
+
+    Raises:
+        ConfigError: it is a folder, or exists and overwrite is off.
+    """
+    if target.is_dir():
+        raise ConfigError(f"{target} is a folder", "the path of a file", f"give one in it, such as {target / 'model'}")
+    if target.exists() and not overwrite:
+        raise ConfigError(f"{target} already exists", "a path that is free", "give another path, or pass --overwrite")
+
+
+def _refusal(error: BaseException, target: Path, then: str = "") -> CheckpointError | None:
+    """What a user is told where the disk refused, or None."""
+    number = _errno(error)
+    if number in _FULL:
+        return CheckpointError(
+            f"the disk is full: {target} was not written",
+            "room for all of it; what was there before is untouched",
+            f"free space on the disk of {target.parent}, or write elsewhere{then}",
+        )
+    if number in _FORBIDDEN:
+        return CheckpointError(
+            f"{target} may not be written: {error}",
+            "a folder that this user may write",
+            "give another path, or change the folder's permissions",
+        )
+    return None
 
 
 def save_model(folder: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any], overwrite: bool = False) -> None:

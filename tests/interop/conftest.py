@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from asit.interop.exportable import facts_of
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Head, Labelling
 from asit.model.positions import whole_frames
@@ -66,3 +68,25 @@ def make_waves() -> MakeWaves:
         return np.stack(waves).astype(np.float32)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def traces() -> dict[str, bytes]:
+    return {}
+
+
+@pytest.fixture
+def one_trace_a_model(traces: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's exporter takes seconds: a model's graph is traced once in all tests, and a copy of it given out."""
+    onnx = pytest.importorskip("onnx")
+    from asit.interop.onnx import file
+
+    traced = file.trace
+
+    def kept(model: AudioModel, output: Any, opset: int) -> Any:
+        key = json.dumps([facts_of(model, output, None), opset])
+        if key not in traces:
+            traces[key] = traced(model, output, opset).SerializeToString()
+        return onnx.load_from_string(traces[key])
+
+    monkeypatch.setattr(file, "trace", kept)

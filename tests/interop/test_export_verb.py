@@ -13,6 +13,8 @@ import soundfile
 from asit.cli import main
 from asit.runs import exported
 
+pytestmark = pytest.mark.usefixtures("one_trace_a_model")
+
 NEED = 47 * 160 + 400  # samples of 48 frames
 
 
@@ -36,11 +38,11 @@ def test_onnx(folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert (kept(out)["precision"], kept(out)["license"]) == ("float32", "mit")
     assert main(["export", folder, "--to", "onnx", "--out", str(out)]) == 2
     assert "already exists" in capsys.readouterr().err
-    assert main(["export", folder, "--to", "onnx", "--out", str(out), "--overwrite", "--output", "frames"]) == 0
-    assert "to frames (batch, columns, width)" in capsys.readouterr().out
+    assert main(["export", folder, "--to", "onnx", "--out", str(out), "--overwrite"]) == 0
+    assert kept(out)["license"] == "cc0-1.0"
 
 
-@pytest.mark.parametrize("multi", [False, True])
+@pytest.mark.parametrize("multi", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_loss_of_int8_on_labelled_recordings(
     make_model: Any, make_waves: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], multi: bool
 ) -> None:
@@ -70,8 +72,9 @@ def test_the_loss_of_int8_on_labelled_recordings(
     assert f"int8, on 8 clips of t.csv: {loss['metric']} {loss['int8']:.4f}, in float32" in told
 
 
+@pytest.mark.parametrize("output", ["scores", pytest.param("frames", marks=pytest.mark.slow)])
 def test_the_loss_on_recordings_without_labels(
-    folder: str, make_waves: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: str, make_waves: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], output: str
 ) -> None:
     (tmp_path / "sounds").mkdir()
     for i in range(12):
@@ -79,13 +82,17 @@ def test_the_loss_on_recordings_without_labels(
     (tmp_path / "sounds" / "3.wav").write_bytes((tmp_path / "sounds" / "4.wav").read_bytes()[:300])
     out = tmp_path / "m.onnx"
     given = ["export", folder, "--to", "onnx", "--out", str(out), "--int8", "--check-data", str(tmp_path / "sounds")]
-    assert main([*given, "--check-clips", "5"]) == 0
-    assert "int8, on 5 clips of sounds: the same top class in" in capsys.readouterr().out
-    assert main([*given, "--overwrite", "--output", "embedding"]) == 0
-    loss = json.loads(kept(out)["loss"])
+    assert main([*given, "--output", output]) == 0
+    told, loss = capsys.readouterr().out, json.loads(kept(out)["loss"])
     assert "metric" not in loss
-    assert "same_top_class" not in loss
     assert loss["sounds"] == 11
+    if output == "scores":
+        assert "int8, on 11 clips of sounds: the same top class in" in told
+        assert main([*given, "--overwrite", "--check-clips", "5"]) == 0
+        assert json.loads(kept(out)["loss"])["sounds"] == 5
+    else:
+        assert "to frames (batch, columns, width)" in told
+        assert "same_top_class" not in loss
 
 
 def test_labels_that_the_model_does_not_know(

@@ -16,6 +16,7 @@ from torch import nn
 from asit.errors import CheckpointError, ConfigError
 from asit.interop import exportable, torch_export
 from asit.interop.torch_export import export
+from asit.interop.waveform import Waveform
 
 NEED = 47 * 160 + 400  # samples of 48 frames
 
@@ -76,7 +77,7 @@ def test_the_traced_function_is_the_reference(make_model: Any, make_waves: Any, 
     """Before tracing, so that all lengths and outputs are quickly tried."""
     m = make_model(front={"padding": padding})
     for output in ("scores", "logits", "embedding", "frames"):
-        function = exportable.Waveform(m, output).eval()
+        function = Waveform(m, output).eval()
         for samples in (1, 399, 3001, NEED, NEED + 3000):
             waves = torch.from_numpy(make_waves(samples, 2))
             with torch.no_grad():

@@ -1,9 +1,9 @@
-"""A model as one function of the waveform: what is exported, for how many samples, and what the result is checked by.
+"""What is exported of a model: outputs, how many samples they are for, what files are checked by, and their facts.
 
-`Waveform` is the function as torch can trace it, with free numbers of rows and samples; `asit.interop.onnx.graph`
-writes the same one node by node; `reference` computes it with the model's own parts, and both are compared with that.
+`asit.interop.waveform` is the function that is traced; `reference` computes the same with the model's own parts, and
+every file is compared with that.
 
-Letters: B rows, S samples, T frames, F mel bins, P patches, D width, C classes.
+Letters: B rows, S samples, D width, C classes.
 """
 
 from __future__ import annotations
@@ -20,10 +20,8 @@ import numpy.typing as npt
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import asit
-from asit.audio.fbank import FLOOR, mel_bank
 from asit.errors import CheckpointError, ConfigError
 from asit.model.audio_model import AudioModel
 from asit.model.embedding import WHOLE
@@ -32,9 +30,6 @@ from asit.model.vit import Tokens
 Output = Literal["scores", "logits", "embedding", "frames"]
 """scores (B, C): sigmoids where a clip may have several labels, else a softmax; logits (B, C) before that; embedding
 (B, D): mean of the patch tokens, as `AudioModel.embed(...).clip`; frames (B, time, D): their means over mel."""
-
-CUBIC = -0.75
-"""The constant of bicubic interpolation in torch; that of ONNX's Resize too."""
 
 FRACTIONS = (0.05, 0.1, 0.5, 1.0, 1.3)
 """Lengths that a file is checked at, as shares of the training input: 0.5, 1, 5, 10 and 13 s for one of 10 s."""
@@ -84,8 +79,12 @@ class Extent:
 
     def columns(self, samples: int) -> int:
         """Columns of so many samples: whole ones, and one more where at least half of what it adds is there."""
-        frames = 0 if samples < self.window else 1 + (samples - self.window) // self.shift
-        return max(self.least, (2 * (frames - self.slack - self.patch) + 3 * self.step) // (2 * self.step))
+        whole = self.frames(samples) - self.slack - self.patch
+        return max(self.least, (2 * whole + 3 * self.step) // (2 * self.step))
+
+    def frames(self, samples: int) -> int:
+        """Whole frames of so many samples."""
+        return 0 if samples < self.window else 1 + (samples - self.window) // self.shift
 
     @property
     def training(self) -> int:
@@ -133,10 +132,11 @@ def reference(model: AudioModel, output: Output, waves: Tensor) -> Tensor:
     logmel = front_end.fbank(filled.to(front_end.hann.device))[:, :frames]
     x = front_end.normalise(torch.stack([front_end.pad_frames(one, frames) for one in logmel]))
     tokens = encoder(x[:, None], stretch=columns > extent.view)
-    return _answer(model.head, model.multi, output, tokens).cpu()
+    return answer(model.head, model.multi, output, tokens).cpu()
 
 
-def _answer(head: nn.Module | None, multi: bool, output: Output, tokens: Tokens) -> Tensor:
+def answer(head: nn.Module | None, multi: bool, output: Output, tokens: Tokens) -> Tensor:
+    """The output, from the encoder's tokens."""
     if output == "embedding":
         return tokens.patches.mean(1)
     if output == "frames":
@@ -146,104 +146,6 @@ def _answer(head: nn.Module | None, multi: bool, output: Output, tokens: Tokens)
     if output == "logits":
         return logits
     return logits.sigmoid() if multi else logits.softmax(1)
-
-
-class Waveform(nn.Module):
-    """Waves (B, S) float32 at the model's rate to the output, as `torch.export` traces it; shares the weights.
-
-    The front end is written anew, because its own goes through a wave in blocks whose number depends on the length,
-    and positions are gathered by a formula that holds for shorter and longer inputs alike.
-    """
-
-    hann: Tensor
-    bank: Tensor
-
-    def __init__(self, model: AudioModel, output: Output) -> None:
-        super().__init__()
-        self.encoder, self.head = model.encoder, model.head
-        self.output: Output = output
-        self.multi = model.multi
-        self.extent = extent_of(model, output)
-        self.settings = model.front_end.settings
-        self.register_buffer("hann", model.front_end.hann)
-        self.register_buffer("bank", mel_bank(self.settings))
-
-    def forward(self, waves: Tensor) -> Tensor:
-        """See the class; more columns than `Extent.most` are a RuntimeError."""
-        extent = self.extent
-        # Kept as a tensor until it is known: of the plain expression torch.export could not tell that it is even.
-        samples = torch.full((), waves.shape[1], dtype=torch.int64)
-        heard = (samples - extent.window).div(extent.shift, rounding_mode="floor").add(1).clamp(min=0)
-        twice = 2 * (heard - extent.slack - extent.patch) + 3 * extent.step
-        columns: Any = twice.div(2 * extent.step, rounding_mode="floor").clamp(min=extent.least).item()
-        torch._check(columns >= extent.least)
-        torch._check(columns <= extent.most)
-        frames = (columns - 1) * extent.step + extent.patch
-        x = self._logmel(self._filled(waves, (frames + extent.window // extent.shift) * extent.shift), frames)
-        if self.settings.padding == "zero":
-            own = torch.arange(frames)[:, None] < heard.clamp(min=1)
-            x = torch.where(own, x, 0.0)
-        assert not isinstance(self.settings.mean, str), "AudioModel has numbers"
-        assert not isinstance(self.settings.std, str), "AudioModel has numbers"
-        x = (x - self.settings.mean) / (2 * self.settings.std)
-        return _answer(self.head, self.multi, self.output, self._tokens(x[:, None], columns))
-
-    def _filled(self, waves: Tensor, samples: int) -> Tensor:
-        """Waves (B, S) cut or filled up to `samples`, by silence or from their beginning."""
-        if self.settings.padding == "repeat":
-            return waves.index_select(1, torch.arange(samples) % torch.full((), waves.shape[1]))
-        reach = self.extent.shift * (self.encoder.span(self.extent.most) + self.extent.window // self.extent.shift)
-        return F.pad(waves, (0, reach))[:, :samples]
-
-    def _logmel(self, waves: Tensor, frames: int) -> Tensor:
-        """Log-mel (B, T, F), not normalised, of waves that hold a little more than the frames need."""
-        shift = self.extent.shift
-        whole, rest = divmod(self.extent.window, shift)
-        hops = waves.reshape(waves.shape[0], frames + whole, shift)
-        parts = [hops[:, i : i + frames] for i in range(whole)]
-        if rest:
-            parts.append(hops[:, whole : whole + frames, :rest])
-        x = torch.cat(parts, dim=2)
-        x = x - x.mean(2, keepdim=True)
-        x = (x - self.settings.preemphasis * torch.cat([x[..., :1], x[..., :-1]], dim=2)) * self.hann
-        parts_of = torch.view_as_real(torch.fft.rfft(x, n=2 * (self.bank.shape[0] - 1)))
-        power = parts_of[..., 0].square() + parts_of[..., 1].square()
-        return (power @ self.bank).clamp(min=FLOOR).log()
-
-    def _tokens(self, x: Tensor, columns: int) -> Tokens:
-        encoder, prefix = self.encoder, self.encoder.prefix
-        patches = encoder.patch_embed(x) + self._positions(columns)
-        names = ("cls_token", "dist_token")[:prefix]
-        first = torch.cat([getattr(encoder, name) for name in names], dim=1) + encoder.pos_embed[:, :prefix]
-        tokens = torch.cat([first.expand(x.shape[0], -1, -1), patches], dim=1)
-        for block in encoder.blocks:
-            tokens = block(tokens)
-        tokens = encoder.norm(tokens)
-        return Tokens(tokens[:, :prefix].mean(1), tokens[:, prefix:], (columns, encoder.grid[1]))
-
-    def _positions(self, columns: int) -> Tensor:
-        """Positions of the patches, (1, P, D): the first columns' as they are, or all of them resized for more.
-
-        Bicubic interpolation along time, the mel axis being what it was; up to the view the places are whole
-        numbers, where its weights are exactly 0, 1, 0 and 0.
-        """
-        encoder, view = self.encoder, self.extent.view
-        own = encoder.pos_embed[0, encoder.prefix :].unflatten(0, encoder.grid)
-        place = (torch.arange(columns) + 0.5) * (view / torch.full((), columns).clamp(min=view)) - 0.5
-        low = place.floor()
-        out = torch.zeros_like(place)[:, None, None]
-        for i, weight in enumerate(cubic_weights(place - low)):
-            index = (low + (i - 1)).clamp(0, view - 1).long()
-            out = out + weight[:, None, None] * own[index]
-        return out.flatten(0, 1)[None]
-
-
-def cubic_weights(past: Tensor) -> list[Tensor]:
-    """Weights of the four neighbours of a place that lies `past` (0 to 1) the second: Keys' kernel with `CUBIC`."""
-    near = [past, 1.0 - past]
-    inner = [((CUBIC + 2.0) * x - (CUBIC + 3.0)) * x * x + 1.0 for x in near]
-    outer = [((CUBIC * x - 5.0 * CUBIC) * x + 8.0 * CUBIC) * x - 4.0 * CUBIC for x in (past + 1.0, 2.0 - past)]
-    return [outer[0], *inner, outer[1]]
 
 
 def on_cpu(model: AudioModel) -> AudioModel:

@@ -9,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from asit.checkpoint import check_free, write_file
 from asit.errors import CheckpointError, ConfigError
 from asit.interop.exportable import Output, as_text, compare, extent_of, facts_of, on_cpu, output_of, probes
-from asit.interop.onnx.graph import INPUT, OPSETS, build
+from asit.interop.onnx.int8 import in_int8
 from asit.interop.onnx.loss import Likeness, Measure, Run
-from asit.interop.written import check_free, write_file
+from asit.interop.onnx.trace import INPUT, OPSETS, trace
 from asit.model.audio_model import AudioModel
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ TOLERANCE = 1e-4
 """Largest difference between a float32 file and the model."""
 LEAST_COSINE = 0.9
 """Mean cosine of int8 and float32 outputs below which no int8 file is left."""
+LAYERS = 6
+"""Linear layers of a block: query, key, value, what mixes the heads, and two of the MLP."""
 _LARGEST = 2**31 - 2**20  # a protobuf message ends at 2 GiB
 
 
@@ -71,13 +74,13 @@ def export(
     helper = _need()
     model = on_cpu(model)
     _check_size(model)
-    exact = build(model, chosen, int8=False, opset=opset)
+    exact = trace(model, chosen, opset)
     run = _session(exact, opset)
     facts = {**facts_of(model, chosen, license), "opset": opset, "precision": "int8" if int8 else "float32"}
     facts["check"] = compare(model, chosen, run, TOLERANCE, f"the graph for {out.name}")
     kept = exact
     if int8:
-        kept = build(model, chosen, int8=True, opset=opset)
+        kept = in_int8(exact, LAYERS * model.encoder.depth)
         coarse = _session(kept, opset)
         facts["loss"] = measure(run, coarse) if measure else _on_probes(model, chosen, run, coarse)
         _check_loss(facts["loss"], out)
@@ -95,11 +98,12 @@ def _write(to: Path, content: bytes) -> None:
 def _need() -> Any:
     try:
         import onnxruntime  # noqa: F401  # wanted later, and better missed before the work than after it
+        import onnxscript  # noqa: F401  # torch's exporter wants it
         from onnx import helper
     except ImportError as error:
         raise ConfigError(
             f"ONNX files need {error.name}, which is not installed",
-            "the packages onnx and onnxruntime",
+            "the packages onnx, onnxscript and onnxruntime",
             "pip install 'asit-audio[onnx]'",
         ) from error
     return helper

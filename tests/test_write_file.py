@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from asit.checkpoint import check_free, write_file
 from asit.errors import CheckpointError, ConfigError
-from asit.interop.written import check_free, write_file
 
 
 def test_a_file_is_made_and_what_killed_writers_left_is_removed(tmp_path: Path) -> None:

@@ -1,0 +1,88 @@
+"""The ONNX graph of a model, by torch's own exporter."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from asit.errors import ConfigError
+from asit.interop.exportable import Output, extent_of, probes
+from asit.interop.waveform import Waveform
+from asit.model.audio_model import AudioModel
+
+if TYPE_CHECKING:
+    import onnx
+
+INPUT = "waveform"
+OPSETS = range(18, 24)
+"""Versions of the standard operators that a graph can be written in."""
+
+
+def trace(model: AudioModel, output: Output, opset: int) -> onnx.ModelProto:
+    """The graph with its weights, float32: input "waveform" (batch, samples), one output, named as it is.
+
+    Weights keep their names: those of the blocks' linear layers are "blocks.0.query.weight" and the like, (out, in).
+
+    Args:
+        model: on the CPU.
+        output: of `output_of`.
+        opset: one of `OPSETS`.
+
+    Raises:
+        ConfigError: this version of torch cannot export the model.
+    """
+    extent = extent_of(model, output)
+    # Two rows: one would be taken for a fixed number.
+    example = torch.from_numpy(np.concatenate([next(iter(probes(extent, model.rate)))] * 2))
+    try:
+        with torch.no_grad(), _quiet():
+            program: Any = torch.onnx.export(
+                Waveform(model, output).eval(),
+                (example,),
+                dynamo=True,
+                input_names=[INPUT],
+                output_names=[output],
+                dynamic_shapes=(("batch", "samples"),),
+                opset_version=opset,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise ConfigError(
+            f"torch {torch.__version__} could not write the model as ONNX: {str(error).splitlines()[0]}",
+            "a version of torch and onnxscript whose exporter can",
+            "pip install --upgrade torch onnxscript, or export with --to torch",
+        ) from error
+    graph: onnx.ModelProto = program.model_proto
+    _clean(graph)
+    for node in graph.graph.node:
+        if "columns" in node.input:  # the table that is looked up with the length: the runtime names the node
+            node.name = f"inputs_may_have_{extent.longest / model.rate:.2f}_seconds_at_most"
+    return graph
+
+
+def _clean(model: onnx.ModelProto) -> None:
+    """Take out what the exporter notes beside nodes and values: lines of code, and paths of this machine."""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.initializer, *graph.value_info, *graph.input, *graph.output):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's remarks on its own parts from the user's screen."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

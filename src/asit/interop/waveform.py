@@ -1,0 +1,157 @@
+"""A model as one function of the waveform, for torch's exporters.
+
+Letters: B rows, S samples, T frames, W samples a window, F mel bins, K bins of the Fourier transform, P patches,
+N tokens (prefix and patches), D width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from asit.audio.fbank import FLOOR, mel_bank
+from asit.interop.exportable import Output, answer, extent_of
+from asit.model.audio_model import AudioModel
+from asit.model.vit import Tokens
+
+
+class Waveform(nn.Module):
+    """Waves (B, S) float32 at the model's rate to the output, as `torch.export` and torch's ONNX exporter trace it.
+
+    The function of `reference`, with free numbers of rows and samples, and quick in onnxruntime: columns are looked up,
+    the Fourier transform is a product (onnxruntime's DFT takes 9 ms for 10 s of sound where the product takes 3.5, and
+    is four times as far off), and tokens lie below each other as (B N, D), so that linear layers are one product each.
+    """
+
+    columns: Tensor
+    hann: Tensor
+    fourier: Tensor
+    bank: Tensor
+
+    def __init__(self, model: AudioModel, output: Output) -> None:
+        super().__init__()
+        self.encoder, self.head = model.encoder, model.head
+        self.output: Output = output
+        self.multi = model.multi
+        self.extent = extent = extent_of(model, output)
+        self.settings = model.front_end.settings
+        self.blocks = nn.ModuleList(_Block(block) for block in model.encoder.blocks)
+        # Of 0 to the most frames; more are out of the table's range, which every runtime refuses.
+        longest = extent.window + extent.shift * np.arange(-1, extent.frames(extent.longest))
+        self.register_buffer("columns", torch.tensor([extent.columns(samples) for samples in longest.tolist()]))
+        self.register_buffer("hann", model.front_end.hann)
+        fourier, bank = _tables(mel_bank(self.settings), extent.window)
+        self.register_buffer("fourier", fourier)
+        self.register_buffer("bank", bank)
+
+    def forward(self, waves: Tensor) -> Tensor:
+        """See the class; what is longer than `Extent.longest` is an error of the runtime."""
+        extent = self.extent
+        # Kept as a tensor until it is known: of the plain expression torch.export could not tell that it is even.
+        samples = torch.full((1,), waves.shape[1], dtype=torch.int64)
+        heard = (samples - extent.window).div(extent.shift, rounding_mode="floor").add(1).clamp(min=0)
+        columns: Any = self.columns.index_select(0, heard).item()
+        torch._check(columns >= extent.least)
+        torch._check(columns <= extent.most)
+        frames = (columns - 1) * extent.step + extent.patch
+        x = self._logmel(self._filled(waves, (frames + extent.window // extent.shift) * extent.shift), frames)
+        if self.settings.padding == "zero":
+            own = torch.arange(frames)[:, None] < heard.clamp(min=1)
+            x = torch.where(own, x, 0.0)
+        assert not isinstance(self.settings.mean, str), "AudioModel has numbers"
+        assert not isinstance(self.settings.std, str), "AudioModel has numbers"
+        x = (x - self.settings.mean) / (2 * self.settings.std)
+        return answer(self.head, self.multi, self.output, self._tokens(x[:, None], columns))
+
+    def _filled(self, waves: Tensor, samples: int) -> Tensor:
+        """Waves (B, S) cut or filled up to `samples`, by silence or from their beginning."""
+        if self.settings.padding == "repeat":
+            return waves.index_select(1, torch.arange(samples) % torch.full((), waves.shape[1]))
+        reach = self.extent.shift * (self.encoder.span(self.extent.most) + self.extent.window // self.extent.shift)
+        return F.pad(waves, (0, reach))[:, :samples]
+
+    def _logmel(self, waves: Tensor, frames: int) -> Tensor:
+        """Log-mel (B, T, F), not normalised, of waves that hold a little more than the frames need."""
+        shift = self.extent.shift
+        whole, rest = divmod(self.extent.window, shift)
+        hops = waves.reshape(waves.shape[0], frames + whole, shift)
+        parts = [hops[:, i : i + frames] for i in range(whole)]
+        if rest:
+            parts.append(hops[:, whole : whole + frames, :rest])
+        x = torch.cat(parts, dim=2)
+        x = x - x.mean(2, keepdim=True)
+        x = (x - self.settings.preemphasis * torch.cat([x[..., :1], x[..., :-1]], dim=2)) * self.hann
+        spectrum = x @ self.fourier
+        return (spectrum * spectrum @ self.bank).clamp(min=FLOOR).log()
+
+    def _tokens(self, x: Tensor, columns: int) -> Tokens:
+        encoder, prefix, rows = self.encoder, self.encoder.prefix, x.shape[0]
+        patches = encoder.patch_embed(x) + self._positions(columns)
+        names = ("cls_token", "dist_token")[:prefix]
+        first = torch.cat([getattr(encoder, name) for name in names], dim=1) + encoder.pos_embed[:, :prefix]
+        tokens = torch.cat([first.expand(rows, -1, -1), patches], dim=1).flatten(0, 1)
+        for block in self.blocks:
+            tokens = block(tokens, rows)
+        tokens = encoder.norm(tokens).view(rows, -1, encoder.width)
+        return Tokens(tokens[:, :prefix].mean(1), tokens[:, prefix:], (columns, encoder.grid[1]))
+
+    def _positions(self, columns: int) -> Tensor:
+        """Positions of the patches, (1, P, D): the first columns' as they are, or all of them resized for more."""
+        encoder, (view, mel) = self.encoder, self.encoder.grid
+        own = encoder.pos_embed[:, encoder.prefix :].unflatten(1, (view, mel)).permute(0, 3, 1, 2)
+        if self.extent.most > view:
+            own = F.interpolate(own, size=(torch.sym_max(columns, view), mel), mode="bicubic", align_corners=False)
+        return own[:, :, :columns].permute(0, 2, 3, 1).flatten(1, 2)
+
+
+class _Block(nn.Module):
+    """A block of the encoder on tokens below each other: (B N, D) -> (B N, D).
+
+    Queries, keys and values have layers of their own, for taking one layer's apart costs copies; the factor of the
+    scaled product lies in the queries' weights.
+    """
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.norm1, self.proj, self.norm2, self.mlp = block.norm1, block.attn.proj, block.norm2, block.mlp
+        self.heads, self.size = block.attn.heads, self.proj.in_features // block.attn.heads
+        weights, biases = block.attn.qkv.weight.detach().chunk(3), block.attn.qkv.bias.detach().chunk(3)
+        factor = self.size**-0.5
+        self.query = _linear(weights[0] * factor, biases[0] * factor)
+        self.key, self.value = (_linear(weights[i].clone(), biases[i].clone()) for i in (1, 2))
+
+    def forward(self, x: Tensor, rows: int) -> Tensor:
+        h = self.norm1(x)
+        layers = (self.query, self.key, self.value)
+        q, k, v = (layer(h).view(rows, -1, self.heads, self.size).transpose(1, 2) for layer in layers)
+        if torch.onnx.is_in_onnx_export():  # what the exporter makes of torch's attention turns the keys twice
+            mixed = (q @ k.transpose(2, 3)).softmax(-1) @ v
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v, scale=1.0)
+        x = x + self.proj(mixed.transpose(1, 2).flatten(2).flatten(0, 1))
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """A layer with this weight (out, in) and bias (out,)."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    layer.bias = nn.Parameter(bias, requires_grad=False)
+    return layer
+
+
+def _tables(bank: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    """The Fourier transform of a real frame of W samples as a matrix (W, 2 K), cosines and then sines, and the mel bank
+    (2 K, F) for its squares, of the K bins alone that some mel bin reads."""
+    used = np.flatnonzero(bank.sum(1).numpy() > 0)
+    bins = np.arange(used[0], used[-1] + 1) if len(used) else np.arange(1)
+    size = 2 * (len(bank) - 1)
+    # Whole turns are taken out before the angle is made: exact in float64 at any length.
+    angle = 2 * np.pi * (np.arange(window)[:, None] * bins[None] % size) / size
+    table = np.concatenate([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
+    return torch.from_numpy(table), bank[bins].repeat(2, 1)
