@@ -139,14 +139,22 @@ class Browser:
 
     def click(self, selector: str, across: float = 0.5) -> None:
         """Click on an element, at a part of its width."""
+        self._mouse(selector, across, "mousePressed", "mouseReleased")
+
+    def hover(self, selector: str, across: float = 0.5) -> None:
+        """Move the pointer over an element."""
+        self._mouse(selector, across, "mouseMoved")
+
+    def _mouse(self, selector: str, across: float, *kinds: str) -> None:
         box = self.run(
             f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
             " e.scrollIntoView({block: 'center'}); const b = e.getBoundingClientRect();"
             " return [b.left, b.top, b.width, b.height]; })()"
         )
-        where = {"x": box[0] + across * box[2], "y": box[1] + box[3] / 2, "button": "left", "clickCount": 1}
-        for kind in ("mousePressed", "mouseReleased"):
-            self.call("Input.dispatchMouseEvent", type=kind, **where)
+        where = {"x": box[0] + across * box[2], "y": box[1] + box[3] / 2}
+        for kind in kinds:
+            pressed = {} if kind == "mouseMoved" else {"button": "left", "clickCount": 1}
+            self.call("Input.dispatchMouseEvent", type=kind, **where, **pressed)
 
     def size(self, width: int, height: int = 900, dark: bool = False) -> None:
         """Another screen."""

@@ -208,7 +208,7 @@ def test_what_is_no_audio_is_refused(analyst: Analyst, body: bytes) -> None:
     words = answer.json()
     assert words["found"].startswith("no audio that can be read: it ")
     assert words["expected"].startswith("a recording: WAV, FLAC, ")
-    assert words["remedy"] == "convert it, and send all of its bytes"
+    assert words["remedy"] == "convert it to one of these, and send all of its bytes"
 
 
 def test_errors_speak_to_whoever_sent_the_recording(
@@ -327,7 +327,7 @@ def test_a_job_is_looked_at_while_the_model_computes(
     try:
         assert windows(lambda job: asked.embed(job, b"", Limits(), level="clip", layer=None, hop=None), 2) <= 16
         assert windows(lambda job: asked.attention(job, b"", Limits(), layer=0), 4) == 3
-        assert windows(lambda job: asked.neighbours(job, b"", Limits(), k=1, start=0.0, seconds=None), 4) <= 64
+        assert windows(lambda job: asked.neighbours(job, b"", Limits(), k=1, start=0.0, seconds=None), 4) == 0
     finally:
         hook.remove()
 

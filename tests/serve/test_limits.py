@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -237,8 +238,9 @@ def raw(address: str, *pieces: bytes, wait: float = 0.0) -> bytes:
             with contextlib.suppress(BrokenPipeError):  # the server may have said no by now
                 line.sendall(piece)
         got = b""
-        while part := line.recv(65536):
-            got += part
+        with contextlib.suppress(ConnectionResetError):  # what it had said before was read
+            while part := line.recv(65536):
+                got += part
     return got
 
 
@@ -265,7 +267,7 @@ def test_slow_oversize_and_broken_bodies(served: Callable[[Guard], Any]) -> None
         assert got.startswith(b"HTTP/1.1 413")
         got = raw(address, head("Content-Length: 99999999999999999999"), b"x")
         assert got.startswith(b"HTTP/1.1 413")
-        got = raw(address, head("Content-Length: many"), b"x")
+        got = raw(address, head("Content-Length: many"))
         assert got.startswith(b"HTTP/1.1 400")
         got = raw(address, b"\x16\x03\x01 this is no HTTP\r\n\r\n")
         assert got.startswith(b"HTTP/1.1 400")
@@ -336,6 +338,29 @@ def test_whoever_hangs_up_is_dropped_from_the_queue(served: Callable[[Guard], An
         fake.go.set()
         assert raw(address, head("Content-Length: 1"), b"3").startswith(b"HTTP/1.1 200")
         assert fake.seen == [b"1", b"3"]
+
+
+def test_whoever_is_inside_when_the_server_stops_is_told(
+    served: Callable[[Guard], Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    fake = Fake()
+    fake.go = threading.Event()
+    guard = app(fake, concurrency=1)
+    with ThreadPoolExecutor(3) as pool:
+        with served(guard) as address:
+            asked = [pool.submit(raw, address, head("Content-Length: 8"), b"computed")]
+            assert fake.started.acquire(timeout=5)
+            asked.append(pool.submit(raw, address, head("Content-Length: 5"), b"waits"))
+            asked.append(pool.submit(raw, address, head("Content-Length: 20"), b"half a bo"))
+            deadline = time.monotonic() + 5
+            while guard.gate.inside < 3 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            begun = time.monotonic()
+        assert time.monotonic() - begun < 2.5  # uvicorn itself gives up after 3
+        for one in asked:
+            assert one.result().startswith(b"HTTP/1.1 503")
+            assert b"the server is being stopped" in one.result()
+    assert capfd.readouterr().err == ""
 
 
 def test_a_port_that_is_taken() -> None:

@@ -85,6 +85,13 @@ def test_a_recording_is_looked_at(browser: Any, address: str, folder: Path, tagg
     assert dict(browser.run(labels)) == {name: name in ("صفر", "نعم") for name in tagger.classes or ()}
     assert browser.run(f"{DRAWN}(document.querySelector('#spectrogram'))") > 50
     assert browser.run(f"{DRAWN}(document.querySelector('#colours'))") > 3
+    # Label and score under the pointer: of a track its own, elsewhere what scores half and more.
+    told = browser.run("document.querySelector('.track canvas').ariaLabel")
+    browser.hover(".track .plot", 0.99)
+    browser.until("/^1\\.98 s · /.test(document.querySelector('#tip').textContent)")
+    assert text(browser, "#tip").startswith(f"1.98 s · {told.split(':')[0]} ")
+    browser.hover("h1")
+    browser.until("document.querySelector('#hair').hidden")
     # A click on the spectrogram plays from there, keys move.
     browser.until("document.querySelector('#audio').readyState > 0")
     browser.click("#seek", 0.5)
@@ -133,8 +140,18 @@ def test_the_nearest_recordings_are_played(browser: Any, address: str, folder: P
     assert any(name.endswith(NASTY) for name in names)
     assert any("عصفور" in name for name in names)
     assert browser.run("window.hit") is None
-    browser.click("#neighbours button")
+    assert len(names) == len(set(names)) == 3  # a row for each recording, with further clips of the longer one
+    assert browser.run("document.querySelectorAll('#neighbours .spans .clip').length") > 1
+    browser.click("#neighbours li:last-child > .clip")
     browser.until("document.querySelector('#other').currentTime > 0")
+    assert browser.run("document.querySelector('#neighbours li:last-child > .clip').ariaPressed") == "true"
+    browser.click("#neighbours .spans .clip")  # another one: one sounds at a time
+    browser.until("document.querySelector('#neighbours .spans .clip').ariaPressed === 'true'")
+    assert browser.run("document.querySelectorAll('.clip[aria-pressed=true]').length") == 1
+    browser.run("document.querySelector('#other').loop = true")
+    browser.click("#neighbours .spans .clip")
+    browser.until("document.querySelector('#other').paused && !document.querySelector('.clip[aria-pressed=true]')")
+    browser.run("document.querySelector('#other').loop = false")
     assert browser.run("document.querySelector('#whole').hidden")
     browser.click("#seek", 0.5)
     browser.click("#play")
@@ -163,8 +180,21 @@ def test_what_goes_wrong_is_said(browser: Any, address: str, folder: Path, tmp_p
     browser.choose(folder / "short.flac")
     browser.until(SHOWN)
     assert browser.run("document.querySelector('#error').hidden")
-    # The one complaint of the console is the refusal itself.
-    assert [problem for problem in browser.problems if "400" not in problem] == []
+    browser.run("document.body.dispatchEvent(new DragEvent('drop', {dataTransfer: new DataTransfer(), bubbles: true}))")
+    browser.until("/What was dropped is no file/.test(document.querySelector('#found').textContent)")
+    browser.choose(folder)
+    browser.until("/cannot be read/.test(document.querySelector('#found').textContent)")
+    assert browser.run("document.querySelector('#again').hidden")
+    # A server that does not answer for a while is asked again, without the recording being chosen anew.
+    browser.run("window.real = fetch; window.fetch = async () => { throw new TypeError('away'); }; 1")
+    browser.choose(folder / "short.flac")
+    browser.until("/does not answer/.test(document.querySelector('#found').textContent)")
+    browser.run("window.fetch = window.real; 1")
+    browser.click("#again")
+    browser.until(SHOWN)
+    assert browser.run("document.querySelector('#error').hidden")
+    # The complaints of the console are the refusal itself, and the folder that cannot be read.
+    assert [problem for problem in browser.problems if "400" not in problem and "FILE_NOT_FOUND" not in problem] == []
     browser.problems.clear()
 
 

@@ -223,24 +223,33 @@ class Gate:
         self.inside = 0
         self._held = 0
         self._jobs: set[Job] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()  # of the requests inside
         self._seconds = 1.0  # of a computation, a running mean
         self._closed = False
 
     @contextmanager
     def place(self) -> Iterator[Place]:
-        """A place, from before the body is read until the answer is there.
+        """A place, from before the body is read until the answer is there; in the request's own task.
 
         Raises:
-            RefusedError: 503, all are taken.
+            RefusedError: 503, all are taken, or the server is stopped meanwhile.
         """
-        limits = self.limits
+        limits, task = self.limits, asyncio.current_task()
+        assert task is not None
         if self._closed or self.inside >= limits.concurrency + limits.waiting:
             raise self._busy(f"{self.inside} requests are waiting", f"{limits.concurrency + limits.waiting} at most")
         place = Place(self)
         self.inside += 1
+        self._tasks.add(task)
         try:
             yield place
+        except asyncio.CancelledError:
+            if not self._closed:
+                raise
+            task.uncancel()  # by `close`; there is an answer yet to be sent
+            raise RefusedError(503, "the server is being stopped", "a server that runs", "ask again later") from None
         finally:
+            self._tasks.discard(task)
             self.inside -= 1
             self._held -= place.held
 
@@ -278,8 +287,10 @@ class Gate:
             self._seconds += 0.2 * (time.monotonic() - start - self._seconds)
 
     def close(self) -> None:
-        """Let nobody in, and stop what is computed."""
+        """Let nobody in, tell those who are inside, and stop what is computed. Called in the thread that serves."""
         self._closed = True
+        for task in list(self._tasks):
+            task.cancel()
         for job in list(self._jobs):
             job.stop()
         self.pool.shutdown(wait=False, cancel_futures=True)

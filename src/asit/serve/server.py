@@ -78,7 +78,12 @@ def server(app: Guard) -> Any:
     """A uvicorn.Server of an application; its `run(sockets=[...])` serves until it is stopped."""
     import uvicorn
 
-    return uvicorn.Server(
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            app.gate.close()  # uvicorn would wait for what is computed, and then print where it was
+            await super().shutdown(sockets)
+
+    return Server(
         uvicorn.Config(
             app,
             http=_protocol(),

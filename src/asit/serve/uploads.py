@@ -35,7 +35,7 @@ def told(error: AudioError, body: bytes) -> AudioError:
     if not isinstance(error, AudioFileError) or error.reason != "unreadable":
         remedy = _REMEDIES.get(error.reason, error.remedy) if isinstance(error, AudioFileError) else error.remedy
         return AudioError(found.replace(name, "the recording"), error.expected, remedy)
-    remedy = "convert it, and send all of its bytes"
+    remedy = "convert it to one of these, and send all of its bytes"
     if body.startswith(b"--") and b"form-data" in body[:1000]:
         remedy = "send the file alone, not a form: curl --data-binary @clip.wav instead of -F"
     elif content.by_content(body[:64]) and "M4A" not in formats():

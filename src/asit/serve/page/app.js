@@ -3,15 +3,17 @@
 import * as draw from "/draw.js";
 import * as lists from "/lists.js";
 import { element } from "/lists.js";
-import { Microphone } from "/sound.js";
+import { Clips, Microphone } from "/sound.js";
 
 const at = (id) => document.getElementById(id);
-const audio = at("audio"), other = at("other");
+const audio = at("audio");
+const clips = new Clips(at("other"), async (number) => (await ask(`/api/clip/${number}`)).blob());
+const CLIPS = 300; // neighbours asked for: many may be of one recording
 let model = null; // GET /api/model
 let file = null; // the recording
 let shown = null; // what /api/analyse said of it
 let looked = null; // what /api/attention said of it
-let asking = null; // AbortController of the request under way
+const asking = new Map(); // path of a request under way -> its AbortController
 let microphone = null;
 
 // ---- saying what goes on -------------------------------------------------------------------------------------------
@@ -22,11 +24,14 @@ function say(text, busy = false) {
   at("main").setAttribute("aria-busy", String(busy));
 }
 
-function complain(found, remedy = "") {
+function complain(found, remedy = "", again = null) {
   say("");
   at("found").textContent = found;
   at("remedy").textContent = remedy;
+  at("again").hidden = !again;
+  at("again").onclick = again;
   at("error").hidden = false;
+  at("error").scrollIntoView({ block: "nearest" });
 }
 
 function sentence(words) {
@@ -34,8 +39,10 @@ function sentence(words) {
 }
 
 class Refusal extends Error {
-  constructor(words) {
+  constructor(words, status = 0) { // 0: no answer
     super(words.found);
+    this.status = status;
+    this.passing = status === 0 || status === 408 || status >= 500;
     this.remedy = [words.expected && `Expected: ${words.expected}.`, sentence(words.remedy)].filter(Boolean).join(" ");
   }
 }
@@ -55,21 +62,28 @@ async function ask(path, options = {}) {
   } catch {
     words = { found: `The server answered ${answer.status} ${answer.statusText}.` };
   }
-  throw new Refusal(words);
+  throw new Refusal(words, answer.status);
 }
 
 async function guarded(doing) {
   try {
     await doing();
   } catch (error) {
-    if (error.name !== "AbortError") complain(error.message, error.remedy);
+    const again = () => {
+      at("error").hidden = true;
+      guarded(doing);
+    };
+    if (error.name !== "AbortError") complain(error.message, error.remedy, error.passing ? again : null);
   }
 }
 
 // ---- a recording comes in ------------------------------------------------------------------------------------------
 
 function take(files) {
-  if (!files.length) return;
+  if (!files.length) {
+    complain("What was dropped is no file.", "Drop an audio file, or choose one.");
+    return;
+  }
   const given = files[0];
   at("error").hidden = true;
   if (!model) {
@@ -86,40 +100,55 @@ function take(files) {
     complain(`${given.name} is empty.`);
     return;
   }
+  for (const one of asking.values()) one.abort();
+  asking.clear();
   file = given;
   looked = null;
   at("attend").checked = false;
   if (audio.src) URL.revokeObjectURL(audio.src);
   at("unplayable").hidden = true;
   audio.src = URL.createObjectURL(file);
-  other.pause();
+  clips.stop();
+  at("main").classList.add("begun");
   at("result").hidden = true; // it is another recording's
   shown = null;
   guarded(() => analyse(files.length > 1 ? ` (the first of ${files.length})` : ""));
 }
 
 async function send(path, what) {
-  if (asking) asking.abort();
-  const own = new AbortController();
-  asking = own;
+  const own = new AbortController(), kind = path.split("?")[0];
+  asking.get(kind)?.abort();
+  asking.set(kind, own);
   say(what, true);
   try {
     const answer = await ask(path, { method: "POST", body: file, signal: own.signal });
     return await answer.json();
   } catch (error) {
-    if (error instanceof Refusal) error.message = `${file.name}: ${error.message}`;
+    if (!(error instanceof Refusal)) throw error;
+    if (!error.status && !(await readable(file))) {
+      throw new Refusal({ found: `${file.name} cannot be read`, expected: "a file, and one that is still there" }, 400);
+    }
+    error.message = `${file.name}: ${error.message}`;
     throw error;
   } finally {
-    if (asking === own) {
-      asking = null;
-      say("");
-    }
+    if (asking.get(kind) === own) asking.delete(kind);
+    if (!asking.size) say("");
+  }
+}
+
+// A folder is not, nor is a file that was moved since it was chosen.
+async function readable(some) {
+  try {
+    await some.slice(0, 1).arrayBuffer();
+    return true;
+  } catch {
+    return false;
   }
 }
 
 async function analyse(remark = "") {
   at("error").hidden = true;
-  const query = new URLSearchParams({ top: 5, k: 8 });
+  const query = new URLSearchParams({ top: 5, k: CLIPS });
   const parts = Number(at("detail").value);
   if (parts > 1 && model.classes) query.set("hop", String(model.seconds / parts));
   const name = file.name;
@@ -145,7 +174,7 @@ function show() {
   at("overlay").hidden = true;
   at("attended").hidden = at("heads").hidden = at("layers").hidden = true;
   at("unlabelled").hidden = labels !== null;
-  at("labels").hidden = at("details").hidden = labels === null;
+  at("labels").hidden = at("details").hidden = at("reading").hidden = labels === null;
   lists.tracks(at("tracks"), labels, seconds);
   if (labels) table(labels);
   neighbours(shown.neighbours, "To the whole recording:");
@@ -168,7 +197,7 @@ function table(labels) {
 async function nearestHere() {
   const length = model.index.seconds, last = shown.seconds - length;
   const start = Math.max(0, Math.min(last, audio.currentTime - length / 2));
-  const query = new URLSearchParams({ k: 8, start, seconds: length });
+  const query = new URLSearchParams({ k: CLIPS, start, seconds: length });
   const found = await send(`/api/neighbours?${query}`, "Looking for what sounds like this");
   neighbours(found.neighbours, `To ${draw.span(start, start + length)}:`);
 }
@@ -178,7 +207,11 @@ function neighbours(list, to) {
   at("nearestto").textContent = to;
   at("here").hidden = !list || shown.seconds <= model.index.seconds;
   at("whole").hidden = !list || list === shown.neighbours;
-  lists.neighbours(at("neighbours"), list || [], (number) => guarded(() => playOther(number)));
+  clips.stop();
+  lists.neighbours(at("neighbours"), list || [], (number, button) => {
+    audio.pause();
+    guarded(() => clips.toggle(number, button));
+  });
 }
 
 // ---- attention -----------------------------------------------------------------------------------------------------
@@ -187,7 +220,17 @@ async function attend() {
   at("overlay").hidden = at("heads").hidden = at("layers").hidden = at("attended").hidden = !at("attend").checked;
   if (!at("attend").checked) return;
   const layer = Number(at("layer").value);
-  if (!looked || looked.layer !== layer) looked = await send(`/api/attention?layer=${layer}`, "Looking where it looks");
+  if (!looked || looked.layer !== layer) {
+    looked = null;
+    at("overlay").hidden = true;
+    try {
+      looked = await send(`/api/attention?layer=${layer}`, "Looking where it looks");
+    } catch (error) {
+      if (error.name !== "AbortError") at("attend").checked = false;
+      throw error;
+    }
+    at("overlay").hidden = false;
+  }
   const head = Number(at("head").value);
   draw.attention(at("overlay"), looked, head, shown.seconds);
   at("attended").textContent = `Bright: what the class token of layer ${looked.layer + 1} attends to, ` +
@@ -208,7 +251,9 @@ function move() {
   for (const line of document.querySelectorAll(".playhead")) line.style.left = `${(100 * now) / shown.seconds}%`;
   at("time").textContent = `${draw.clock(now)} of ${draw.clock(shown.seconds)}`;
   at("seek").setAttribute("aria-valuenow", now.toFixed(2));
-  at("seek").setAttribute("aria-valuetext", `${draw.clock(now)} of ${draw.clock(shown.seconds)}`);
+  const heard = lists.heard(shown.labels, shown.seconds, now);
+  if (at("now").textContent !== heard) at("now").textContent = heard;
+  at("seek").setAttribute("aria-valuetext", `${draw.clock(now)} of ${draw.clock(shown.seconds)} ${heard}`.trim());
   if (!audio.paused) requestAnimationFrame(move);
 }
 
@@ -227,20 +272,11 @@ function toggle() {
   else audio.pause();
 }
 
-async function playOther(number) {
-  audio.pause();
-  const answer = await ask(`/api/clip/${number}`);
-  if (other.src) URL.revokeObjectURL(other.src);
-  other.src = URL.createObjectURL(await answer.blob());
-  await other.play();
-}
-
 for (const name of ["play", "pause", "ended"]) {
   audio.addEventListener(name, () => {
     const still = audio.paused;
-    at("play").textContent = still ? "\u25b6\ufe0e" : "\u23f8\ufe0e";
     at("play").setAttribute("aria-label", still ? "Play" : "Pause");
-    if (!still) other.pause();
+    if (!still) clips.stop();
     move();
   });
 }
@@ -263,6 +299,22 @@ at("picture").addEventListener("click", (event) => {
   const box = plot.getBoundingClientRect();
   playFrom(((event.clientX - box.left) / box.width) * shown.seconds);
 });
+
+// A hair line through the picture, with the time, and what is heard there.
+at("picture").addEventListener("pointermove", (event) => {
+  const plot = event.target.closest(".plot"), hair = at("hair");
+  hair.hidden = !plot || event.pointerType === "touch";
+  if (hair.hidden) return;
+  const box = plot.getBoundingClientRect(), whole = at("picture").getBoundingClientRect();
+  const part = Math.max(0, Math.min(1, (event.clientX - box.left) / box.width)), seconds = part * shown.seconds;
+  const track = plot.parentElement.querySelector(".label");
+  const heard = lists.heard(shown.labels, shown.seconds, seconds, track?.textContent);
+  hair.style.left = `${box.left - whole.left + part * box.width}px`;
+  at("tip").style.top = `${Math.max(0, event.clientY - whole.top - 34)}px`;
+  at("tip").className = part > 0.6 ? "left" : "";
+  at("tip").textContent = [draw.clock(seconds, 2), heard].filter(Boolean).join(" \u00b7 ");
+});
+at("picture").addEventListener("pointerleave", () => { at("hair").hidden = true; });
 
 // ---- everything else that can be touched ---------------------------------------------------------------------------
 
@@ -316,7 +368,7 @@ async function record() {
   }
   at("error").hidden = true;
   audio.pause();
-  other.pause();
+  clips.stop();
   const opened = new Microphone((peak, seconds) => {
     at("level").value = peak;
     const text = `Recording, ${Math.floor(seconds)} s`;
@@ -358,6 +410,11 @@ guarded(async () => {
     model.name, `${size} parameters`, model.classes ? `${model.classes.length} labels` : "no labels",
     `hears ${model.seconds.toFixed(2)} s at a time`, model.index ? `index of ${model.index.clips} clips` : "",
   ].filter(Boolean).join(" \u00b7 ");
+  const minutes = model.limits.seconds / 60;
+  at("takes").textContent = `${model.formats.join(", ")}; up to ${model.limits.megabytes} MB and ` +
+    (minutes >= 1 ? `${Number(minutes.toFixed(1))} min.` : `${model.limits.seconds} s.`) + "\nYou will see " +
+    (model.classes ? "which labels the model gives it and when, " : "") +
+    `what the model attends to${model.index ? ", and which indexed recordings sound alike" : ""}.`;
   choices(at("head"), "mean of all", model.heads, "");
   choices(at("layer"), "", model.depth, "");
   at("layer").value = String(model.depth - 1);

@@ -50,7 +50,7 @@ export function track(canvas, scores, starts, ends, seconds, colour) {
 }
 
 // Borders between neighbours: halfway between their middles, so that overlapping windows do not hide each other.
-function cells(starts, ends, seconds) {
+export function cells(starts, ends, seconds) {
   const middles = starts.map((start, i) => (start + ends[i]) / 2);
   return [0, ...middles.slice(1).map((middle, i) => (middle + middles[i]) / 2), seconds];
 }

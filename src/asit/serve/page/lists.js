@@ -26,14 +26,21 @@ export function tracks(root, labels, seconds) {
   }
 }
 
+// What the model hears at a time: labels of at least `least` there, the highest first; or one track's own score.
+export function heard(labels, seconds, at, only, least = 0.5) {
+  if (!labels) return "";
+  const edges = draw.cells(labels.starts, labels.ends, seconds);
+  const window = Math.max(0, Math.min(labels.starts.length - 1, edges.findLastIndex((edge) => edge <= at)));
+  const found = labels.tracks.filter((one) => (only === undefined ? one.scores[window] >= least : one.label === only));
+  found.sort((a, b) => b.scores[window] - a.scores[window]);
+  return found.slice(0, 3).map((one) => `${one.label} ${percent(one.scores[window])}`).join(", ");
+}
+
+// The labels of the tracks, in their order.
 export function table(root, labels, playFrom) {
-  const rows = new Map(labels.tags.map((tag) => [tag.label, []]));
-  for (const part of labels.segments) {
-    if (!rows.has(part.label)) rows.set(part.label, []);
-    rows.get(part.label).push(part);
-  }
-  const sorted = [...rows].sort((a, b) => labels.scores[b[0]].clip - labels.scores[a[0]].clip);
-  root.replaceChildren(...sorted.map(([label, spans]) => {
+  const rows = new Map(labels.tracks.map((track) => [track.label, []]));
+  for (const part of labels.segments) rows.get(part.label)?.push(part);
+  root.replaceChildren(...[...rows].map(([label, spans]) => {
     const row = element("tr"), where = element("td"), list = element("div");
     const { clip, highest } = labels.scores[label];
     list.className = "spans";
@@ -51,12 +58,12 @@ export function table(root, labels, playFrom) {
   }));
 }
 
-function score(value) {
-  const cell = element("td"), bar = element("span", undefined, { class: "bar", "aria-hidden": "true" });
+function score(value, words = percent(value), kind = "td") {
+  const cell = element(kind, undefined, { class: "score" }), bar = element("span", undefined, { class: "bar", "aria-hidden": "true" });
   const part = element("i");
-  part.style.width = percent(value).replace(" ", "");
+  part.style.width = `${100 * value}%`;
   bar.append(part);
-  cell.append(bar, percent(value));
+  cell.append(bar, words);
   return cell;
 }
 
@@ -64,16 +71,33 @@ export function percent(score) {
   return `${(100 * score).toFixed(score < 0.0995 ? 1 : 0)} %`;
 }
 
-export function neighbours(root, list, play) {
-  root.replaceChildren(...list.map((one) => {
-    const row = element("li"), words = element("div");
-    const button = element("button", "\u25b6\ufe0e", { type: "button", "aria-label": `Play ${one.name}` });
-    button.addEventListener("click", () => play(one.number));
-    words.append(element("div", one.name, { class: "path", dir: "auto" }));
-    const times = element("small", draw.span(one.start, one.end));
-    if (one.label) times.append(" \u00b7 ", element("bdi", one.label));
-    words.append(times);
-    row.append(button, words, element("small", one.similarity.toFixed(3), { title: "cosine similarity" }));
+// A row for each recording, by its nearest clip; up to `most` rows, with up to 4 further clips each.
+export function neighbours(root, list, play, most = 8) {
+  const recordings = new Map();
+  for (const one of list) {
+    if (!recordings.has(one.name)) recordings.set(one.name, []);
+    recordings.get(one.name).push(one);
+  }
+  root.replaceChildren(...[...recordings.values()].slice(0, most).map((clips) => {
+    const [best, ...further] = clips, row = element("li"), words = element("div"), times = element("div");
+    times.className = "spans";
+    words.append(element("div", best.name, { class: "path", dir: "auto" }), times);
+    times.append(element("small", draw.span(best.start, best.end)));
+    if (best.label) times.append(element("small", best.label, { dir: "auto" }));
+    if (further.length) times.append(element("small", "also"));
+    for (const one of further.slice(0, 4)) {
+      const button = clip(one, play, draw.span(one.start, one.end));
+      button.title = `similarity ${one.similarity.toFixed(3)}`;
+      times.append(button);
+    }
+    row.append(clip(best, play), words, score(Math.max(0, best.similarity), best.similarity.toFixed(3), "div"));
     return row;
   }));
+}
+
+function clip(one, play, words = "") {
+  const button = element("button", words, { type: "button", "aria-pressed": "false", class: "clip" });
+  button.setAttribute("aria-label", `Play ${one.name}, ${draw.span(one.start, one.end)}`);
+  button.addEventListener("click", () => play(one.number, button));
+  return button;
 }

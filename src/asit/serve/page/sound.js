@@ -45,6 +45,44 @@ export class Microphone {
   }
 }
 
+// Plays one clip of the index at a time; each has a button that starts and stops it.
+export class Clips {
+  constructor(audio, fetchClip) {
+    this.audio = audio;
+    this.fetchClip = fetchClip; // number -> Blob
+    this.button = null;
+    this.turn = 0; // of the last click: what an earlier one fetched comes too late
+    for (const name of ["play", "pause", "ended"]) audio.addEventListener(name, () => this.mark(!audio.paused));
+  }
+
+  async toggle(number, button) {
+    if (this.button === button) {
+      if (this.audio.paused && this.audio.src) await this.audio.play();
+      else this.stop();
+      return;
+    }
+    this.stop();
+    const turn = ++this.turn;
+    const sound = await this.fetchClip(number);
+    if (turn !== this.turn) return;
+    if (this.audio.src) URL.revokeObjectURL(this.audio.src);
+    this.audio.src = URL.createObjectURL(sound);
+    this.button = button;
+    await this.audio.play();
+  }
+
+  stop() {
+    this.turn++;
+    this.audio.pause();
+    this.mark(false);
+    this.button = null;
+  }
+
+  mark(playing) {
+    if (this.button) this.button.setAttribute("aria-pressed", String(playing));
+  }
+}
+
 // Mono 16-bit PCM with the 44 bytes of a RIFF header.
 export function wav(parts, samples, rate) {
   const view = new DataView(new ArrayBuffer(44 + 2 * samples));
