@@ -400,6 +400,10 @@ def test_folders_tar_files_lists_and_names_without_tensors(tmp_path: Path) -> No
         archive.addfile(entry, io.BytesIO(b"abc"))
     with pytest.raises(CheckpointError, match="is a tar archive"):
         foreign.read(tmp_path / "x.pth")
+    named = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.pth")
+    saved(tmp_path / "w.pth", WEIGHTS).rename(named)
+    with pytest.raises(CheckpointError, match=r"is called something that is no UTF-8(.|\n)*rename it"):
+        foreign.read(Path(named))
     with pytest.raises(CheckpointError, match="holds a list and no named tensors"):
         foreign.read(saved(tmp_path / "y.pth", [torch.zeros(1)]))
     content = foreign.read(saved(tmp_path / "z.pth", {"model": {"a": torch.zeros(1), "n": 3}}))

@@ -106,6 +106,10 @@ def test_list_names_every_tensor_and_writes_nothing(tmp_path: Path, capsys: pyte
         (["--out", "m", "--mels", "80"], r"makes 5 rows"),
         (["--out", "m", "--std", "-1"], "a front end of mean -4.2677393, std -1.0"),
         (["--out", "m", "--mean", "nan"], "a front end of mean nan"),
+        (["--out", "m", "--rate", "900000000"], "rate 900000000"),
+        (["--out", "m", "--seconds", "1e8"], "positions for 10000000000 frames are asked for"),
+        (["--out", "m", "--frames", "96", "--seconds", "2"], "frames and seconds are both asked for"),
+        (["--out", "m", "--stride", "20"], "encoder.patch_stride_frames is 20, patches have 16"),
         (["--out", "data", "--overwrite"], "is there and is no model"),
     ],
 )
@@ -139,6 +143,10 @@ def nan(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {**state, "module.v.norm.bias": bad}
 
 
+def quantised(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.to(torch.int8) if "fc1" in name else value for name, value in state.items()}
+
+
 def without(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if key != name}
 
@@ -155,6 +163,12 @@ def without(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
         ({**ast(), "module.v.patch_embed.proj.weight": torch.ones(512, 1, 16, 16)}, "its patches are 512 wide"),
         ({**ast(), "module.v.pos_embed": torch.ones(1, 2 + 25, WIDTH)}, "positions of 25 patches"),
         ({**ast(), "module.mlp_head.1.weight": torch.ones(3, 32)}, r"\(its head\) does not fit"),
+        (quantised(ast()), r"2 tensors that are no plain .*blocks\.0\.mlp\.fc1\.weight of torch\.int8"),
+        (
+            {**ast(), "p_input_fdim": torch.tensor(float("nan")), "p_input_tdim": torch.tensor(2.0)},
+            "that are no two whole numbers",
+        ),
+        ({**ast(), "p_input_fdim": torch.tensor(128)}, "that are no two whole numbers"),
         (under("v.", encoder()), r"its names do not tell(.|\n)*--kind asit or --kind ssast"),
         ({**ast(), "x": Runs(Path("made"))}, r"holds (posix|nt)\.mkdir, and reading that could run code"),
         ({"v.cls_token": torch.zeros(1), "v.patch_embed.proj.weight": torch.zeros(1)}, "with 4 axes"),
@@ -195,7 +209,13 @@ def test_names_of_classes(tmp_path: Path, name: str, text: str, want: str) -> No
         ("x.txt", "a\nb\na\n", "'a' more than once"),
         ("x.csv", "index,display_name\n0,a\n2,b\n1,c\n", "has the index 0, 2, 1"),
         ("x.csv", "number,text\n0,a\n", "has the columns number, text"),
-        ("x.json", "[1, 2]", "holds a list"),
+        ("x.json", "[1, 2]", r'holds a list\n.*a list under "classes"'),
+        ("x.json", "[" * 100_000, r"x\.json cannot be read: maximum recursion(.|\n)*one name a line"),
+        ("x.json", '{"classes": ["\\ud800", "b", "c"]}', r"the name '\\ud800', half a letter"),
+        ("x.csv", "index,display_name\n0,a\n1\n2,c\n", r"x\.csv has no display_name in row 2"),
+        ("x.csv", 'display_name\n"' + "x" * 200_000 + '"\n', r"x\.csv cannot be read: field larger than"),
+        ("x.csv", 'display_name\n"a\n', r"x\.csv cannot be read: unexpected end of data"),
+        ("x.txt", "a\x1b[2J\nb\n", r"has 2 names \('a\\x1b\[2J', b\)"),
         ("x.json", '{"classes": 3}', "has no names"),
         ("", "", "is a folder"),
         ("missing.csv", None, "is not there"),
@@ -230,6 +250,11 @@ def test_what_a_file_cannot_be_asked(tmp_path: Path) -> None:
     fine = saved(tmp_path / "fine.pth", {**encoder(), "head.weight": torch.ones(3, WIDTH), "head.bias": torch.ones(3)})
     with pytest.raises(ConfigError, match=r"--pooling mean, and the head of .*fine\.pth reads class"):
         incoming.convert(fine, Ask(pooling="mean"))
+    normed = saved(tmp_path / "normed.pth", {**under("v.", encoder()), **head()})
+    assert incoming.convert(normed, Ask(kind="asit", pooling="mean")).model.card["labels"]["pooling"] == "mean"
+    told = incoming.convert(normed, Ask(kind="asit"))
+    assert told.model.card["labels"]["pooling"] == "class"
+    assert any("taken to read the class token" in note for note in told.notes)
     peer = saved(tmp_path / "ast.pth", ast())
     with pytest.raises(ConfigError, match="is of kind ast, and --which student is given"):
         incoming.convert(peer, Ask(which="student"))

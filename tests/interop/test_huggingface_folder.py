@@ -91,6 +91,9 @@ def test_folders_of_whoever_trained_it_are_not_published(tmp_path: Path) -> None
         "from": "weights of /data/someone/secret/model",
         "source": {"file": "C:\\Users\\someone\\last.pth", "all": ["/a/b.pth"], "url": "https://example.org/x/y"},
         "share": "1/2 of clips, lr 3e-4",
+        "spaces": "/home/someone else/last name/model",
+        "home": "~someone/model",
+        "server": "\\\\server\\someone\\model",
         "steps": 3,
     }
     write(model(training=facts), tmp_path / "hf")
@@ -98,6 +101,9 @@ def test_folders_of_whoever_trained_it_are_not_published(tmp_path: Path) -> None
         "from": "weights of model",
         "source": {"file": "last.pth", "all": ["b.pth"], "url": "https://example.org/x/y"},
         "share": "1/2 of clips, lr 3e-4",
+        "spaces": "model",
+        "home": "model",
+        "server": "model",
         "steps": 3,
     }
     assert "someone" not in "".join(path.read_text("utf-8", "replace") for path in (tmp_path / "hf").iterdir())
@@ -195,6 +201,15 @@ def test_an_output_that_exists_and_a_full_disk(tmp_path: Path, monkeypatch: pyte
         ("preprocessor_config.json", {"padding_rule": "mirror"}, "padding"),
         ("preprocessor_config.json", {"feature_size": 40}, "num_mel_bins is 32 in config.json and 40"),
         ("preprocessor_config.json", {"std": -1.0}, "std"),
+        ("preprocessor_config.json", {"sampling_rate": 10**9}, "rate 1000000000 with window_ms 25"),
+        ("preprocessor_config.json", {"mean": float("nan")}, "mean nan"),
+        ("config.json", {"hidden_size": 10**6}, "of another shape|heads"),
+        ("config.json", {"num_hidden_layers": 10**9}, "1000000000 blocks, and weights of"),
+        ("config.json", {"mlp_ratio": float("inf")}, "cannot be used: cannot convert float infinity"),
+        ("config.json", {"mlp_ratio": 1e12}, "cannot be used|of another shape"),
+        ("config.json", {"num_frames": 48 * 10**9}, "num_frames is 48000000000 in config|of another shape"),
+        ("config.json", {"id2label": ["a", "b", "c"]}, "cannot be used"),
+        ("config.json", {"patch_size": [10**6, 8]}, "cannot be used|patch_size is 1000000"),
     ],
 )
 def test_a_folder_that_does_not_agree_with_itself(tmp_path: Path, file: str, change: dict[str, Any], text: str) -> None:
@@ -223,6 +238,9 @@ def test_files_that_are_missing_or_damaged(tmp_path: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(CheckpointError, match=r"has no model\.safetensors, but pytorch_model\.bin"):
         read(folder)
+    (folder / "config.json").write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match=r"config\.json is damaged: maximum recursion"):
+        read(folder)
     (folder / "config.json").write_text("[1]")
     with pytest.raises(CheckpointError, match="holds a list"):
         read(folder)
@@ -236,6 +254,10 @@ def test_weights_of_another_precision_and_without_their_front_name(tmp_path: Pat
     half = {f"encoder.{name}": value.bfloat16() for name, value in tensors.items()}
     safetensors.torch.save_file(half, tmp_path / "hf" / "model.safetensors", {"format": "pt"})
     loaded = read(tmp_path / "hf")
+    whole = {name: value.to(torch.int8) if "fc1" in name else value for name, value in tensors.items()}
+    safetensors.torch.save_file(whole, tmp_path / "hf" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"4 tensors that are no plain floating-point numbers"):
+        read(tmp_path / "hf")
     assert loaded.encoder.pos_embed.dtype == torch.float32
     assert torch.equal(loaded.encoder.pos_embed, made.encoder.pos_embed.bfloat16().float())
 

@@ -167,6 +167,18 @@ def test_fine_tuned_asit_keeps_its_head(tmp_path: Path, layout: str) -> None:
     assert any("give them with --labels" in note for note in done.notes)
 
 
+def test_an_asit_of_three_channels_reads_the_sum(tmp_path: Path) -> None:
+    w = vit(6 * 8, channels=3)
+    head = draw({"head.weight": (2, WIDTH), "head.bias": (2,)})
+    path = saved(tmp_path / "x.pth", under("module.", {**w, **head}))
+    x = image(96, 128)
+    want = through(w, x.expand(-1, 3, -1, -1), (16, 16))[:, 0]
+    got = incoming.convert(path, Ask(kind="asit")).model.logits(x).double()
+    torch.testing.assert_close(got, want @ head["head.weight"].double().T + head["head.bias"], atol=1e-5, rtol=1e-5)
+    with pytest.raises(CheckpointError, match="49 position embeddings"):
+        incoming.convert(path, Ask(frames=96))
+
+
 @pytest.mark.parametrize("finetuned", [False, True])
 def test_pretrained_sed(tmp_path: Path, finetuned: bool) -> None:
     w = vit(37 * 8)

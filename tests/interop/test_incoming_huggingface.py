@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from asit.errors import CheckpointError, ConfigError
+from asit.errors import AsitError, CheckpointError, ConfigError
 from asit.interop import incoming
 from asit.interop.incoming import Ask
 
@@ -141,6 +141,24 @@ def test_what_config_and_extractor_say(tmp_path: Path) -> None:
     assert any("fills clips up to 128 frames, the network reads 64" in note for note in done.notes)
 
 
+def test_an_extractor_of_another_kind_or_without_numbers(tmp_path: Path) -> None:
+    folder(tmp_path, network(), front=extractor())
+    place = tmp_path / "preprocessor_config.json"
+    held = json.loads(place.read_text())
+    for change, text in (
+        ({"feature_extractor_type": "Wav2Vec2FeatureExtractor"}, r"is of a Wav2Vec2FeatureExtractor"),
+        ({"mean": None}, "a front end of mean None"),
+        ({"sampling_rate": 10**9}, "rate 1000000000"),
+    ):
+        place.write_text(json.dumps({**held, **change}))
+        with pytest.raises(AsitError, match=text):
+            incoming.convert(tmp_path, Ask())
+    place.write_text(json.dumps({name: value for name, value in held.items() if name not in ("mean", "std")}))
+    settings = incoming.convert(tmp_path, Ask()).model.front_end.settings
+    plain = transformers.ASTFeatureExtractor()
+    assert (settings.mean, settings.std) == (plain.mean, plain.std)
+
+
 @pytest.mark.parametrize(
     ("over", "text"),
     [
@@ -167,6 +185,13 @@ def test_a_folder_without_weights_or_with_others(tmp_path: Path) -> None:
     name = "audio_spectrogram_transformer.layers.0.attention.q_proj.bias"
     safetensors.torch.save_file({n: v for n, v in state.items() if n != name}, weights)
     with pytest.raises(CheckpointError, match="query, key and value apart in bias of layer 0"):
+        incoming.convert(tmp_path, Ask())
+    for value in (torch.zeros(()), torch.zeros(47)):
+        safetensors.torch.save_file({**state, name: value}, weights)
+        with pytest.raises(CheckpointError, match="query, key and value bias of layer 0 of"):
+            incoming.convert(tmp_path, Ask())
+    safetensors.torch.save_file({**state, "classifier.dense.bias": torch.zeros(())}, weights)
+    with pytest.raises(CheckpointError, match=r"a head of shape \(3, 48\)"):
         incoming.convert(tmp_path, Ask())
     safetensors.torch.save_file({**state, "lora.a": torch.zeros(1)}, weights)
     with pytest.raises(CheckpointError, match=r"1 tensors without a place \(lora\.a\)"):

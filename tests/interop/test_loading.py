@@ -150,6 +150,8 @@ def test_a_folder_goes_before_the_hub(tmp_path: Path, monkeypatch: pytest.Monkey
         ("/no/such/place", "/no/such/place does not exist"),
         (Path("someone/barks"), "someone/barks does not exist"),
         ("", "holds no model|does not exist"),
+        ("~no-user-of-this-name/model", "cannot be looked at: Could not determine home"),
+        ("x" * 300, "cannot be looked at: .*name too long"),
         ("runs", "runs holds no model: first, third"),
         ("runs/first", "runs/first is a run that has saved no model yet"),
         ("runs/third", "runs/third holds no model: it is empty"),

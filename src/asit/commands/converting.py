@@ -147,5 +147,7 @@ def _check_numbers(*given: float | None) -> None:
     bad = [value for value in given if value is not None and not 0 < value < 1e9]
     if bad:
         raise ConfigError(
-            f"{bad[0]} was given for frames, seconds, mels or rate", "a number above 0", "see asit convert --help"
+            f"{bad[0]} was given for frames, seconds, mels or rate",
+            "a number above 0 and below a billion",
+            "see asit convert --help",
         )

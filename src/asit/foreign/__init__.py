@@ -96,6 +96,8 @@ def read(path: Path, *, training_state: bool = False) -> dict[str, Any]:
     if not path.is_file():
         there = "a folder" if path.is_dir() else "no file that can be read" if path.exists() else "not there"
         raise CheckpointError(f"{path} is {there}", expected)
+    if any("\ud800" <= letter <= "\udfff" for letter in str(path)):  # torch and safetensors cannot open it
+        raise CheckpointError(f"{path} is called something that is no UTF-8", "a name that is text", "rename it")
     if path.suffix not in SUFFIXES:
         raise CheckpointError(f"{path} ends in {path.suffix or 'nothing'}", expected, "give one of these")
     content: Any

@@ -5,7 +5,6 @@ Letters: C classes.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 from asit.audio.fbank import FrontEnd
 from asit.model.audio_model import AudioModel
+from asit.model.cards import check_front_end
 from asit.model.classifier import Head, Labelling
 from asit.settings import SIZES, EncoderSettings, FrontEndSettings
 
@@ -36,9 +36,6 @@ _AUTO = {
 }
 _SAME = ("window_ms", "shift_ms", "low_hz", "high_hz", "preemphasis", "mean", "std", "resampler")
 """Settings of the front end that have the same name in preprocessor_config.json."""
-
-_LONGEST_WINDOW = 1 << 16
-"""Samples of the log-mel's window that a file may ask for: more than a second at 48 kHz."""
 
 _FOLDERS = re.compile(r"(?<![\w.:/\\])(?:[A-Za-z]:)?[/\\](?:[^\s/\\]+[/\\])*(?=[^\s/\\])")
 """The folders of an absolute path within a text."""
@@ -185,20 +182,11 @@ def parts_of(config: Mapping[str, Any], extractor: Mapping[str, Any], classifier
         padding=extractor["padding_rule"],
         **{name: extractor[name] for name in _SAME},
     )
-    _check_window(front_end)
+    check_front_end(front_end)
     _agree(config, extractor)
     labels = _labels(config, front_end, config["num_frames"]) if classifier else None
     norm = classifier and bool(config["classifier_norm"])
     return Parts(encoder, front_end, config["num_frames"], labels, norm, dict(config.get("training") or {}))
-
-
-def _check_window(settings: FrontEndSettings) -> None:
-    """Raises ValueError for numbers that no front end was trained with, and that would ask for memory."""
-    wrong = [f"{name} {value}" for name, value in settings if isinstance(value, float) and not math.isfinite(value)]
-    if not wrong and settings.rate * settings.window_ms > 1000.0 * _LONGEST_WINDOW:
-        wrong = [f"sampling_rate {settings.rate} with window_ms {settings.window_ms:g}"]
-    if wrong:
-        raise ValueError(", ".join(wrong))
 
 
 def _labels(config: Mapping[str, Any], front_end: FrontEndSettings, frames: int) -> Labelling:

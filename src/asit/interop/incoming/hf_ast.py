@@ -54,8 +54,13 @@ _HEAD = {
 }
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(
+    path: Path, expected: str = "a folder with config.json and the weights", remedy: str = "download the folder again"
+) -> dict[str, Any]:
     """A JSON file with an object in it.
+
+    Args:
+        expected, remedy: of the error.
 
     Raises:
         CheckpointError: it is not there, or is something else.
@@ -64,11 +69,9 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         why = "is not there" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
-        raise CheckpointError(
-            f"{path} {why}", "a folder with config.json and the weights", "download the folder again"
-        ) from error
+        raise CheckpointError(f"{path} {why}", expected, remedy) from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a {type(value).__name__}", "an object", "download the folder again")
+        raise CheckpointError(f"{path} holds a {type(value).__name__}", expected, remedy)
     return value
 
 

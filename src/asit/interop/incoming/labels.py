@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 
 from asit.errors import ConfigError
+from asit.foreign import shown
 from asit.interop.incoming.hf_ast import read_json
 from asit.interop.incoming.taken import TakenHead
 
@@ -33,9 +34,12 @@ def names_for(head: TakenHead, given: Path | None) -> tuple[tuple[str, ...], str
             f"class {i}" for i in range(count)
         ), "their numbers: the file has no names, give them with --labels"
     names = _read(given)
+    broken = [name for name in names if any("\ud800" <= letter <= "\udfff" for letter in name)]
+    if broken:
+        raise ConfigError(f"{given} has the name {broken[0]!a}, half a letter", "text", "write the file in UTF-8")
     if len(names) != count:
         raise ConfigError(
-            f"{given} has {len(names)} names ({', '.join(names[:3])}), the head has {count} outputs",
+            f"{given} has {len(names)} names ({', '.join(map(shown, names[:3]))}), the head has {count} outputs",
             "a name for each output, in their order",
             "give the list that the network was trained with; of AudioSet that is class_labels_indices.csv"
             if count == AUDIOSET
@@ -52,12 +56,13 @@ def _read(path: Path) -> tuple[str, ...]:
             "AudioSet's names lie in class_labels_indices.csv, beside its lists of segments",
         )
     if path.suffix == ".json":
-        value = read_json(path)
+        wanted = 'a list under "classes", or names by number under "id2label"'
+        value = read_json(path, wanted, "give a text with one name a line")
         named = value.get("id2label", value.get("classes", value))
         if isinstance(named, dict):
             named = [named.get(str(i)) for i in range(len(named))]
         if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
-            raise ConfigError(f"{path} has no names", 'a list under "classes", or names by number under "id2label"')
+            raise ConfigError(f"{path} has no names", wanted)
         return tuple(named)
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -71,10 +76,8 @@ def _read(path: Path) -> tuple[str, ...]:
         raise ConfigError(f"{path} cannot be read: {error}", "a table with commas (.csv) or tabs (.tsv)") from error
     column = next((name for name in _COLUMNS if rows and name in rows[0]), None)
     if column is None:
-        raise ConfigError(
-            f"{path} has the columns {', '.join(rows[0]) if rows else 'of an empty table'}",
-            "one of " + ", ".join(_COLUMNS),
-        )
+        columns = ", ".join(shown(str(name)) for name in rows[0]) if rows else "of an empty table"
+        raise ConfigError(f"{path} has the columns {columns}", "one of " + ", ".join(_COLUMNS))
     order = [row.get("index") for row in rows]
     if "index" in rows[0] and order != [str(i) for i in range(len(rows))]:
         raise ConfigError(f"{path} has the index {', '.join(map(str, order[:3]))}, ...", "0, 1, 2 and so on, in order")

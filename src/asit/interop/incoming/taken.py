@@ -5,7 +5,6 @@ Letters: T frames, F mel bins, P patches, D width, C classes.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from asit.audio.fbank import FrontEnd
 from asit.errors import CheckpointError, ConfigError
+from asit.model.cards import check_front_end
 from asit.model.classifier import Pooling
 from asit.model.imagenet import HEAD_WIDTH
 from asit.model.positions import whole_frames
@@ -262,13 +262,12 @@ def front_end(ask: Ask, mels: int, **known: Any) -> tuple[FrontEndSettings, str]
     facts = {"mean": MEAN, "std": STD} | known | given | {"mels": mels}
     try:
         settings = FrontEndSettings(**facts)
-        if not all(math.isfinite(float(value)) for value in (settings.mean, settings.std)):
-            raise ValueError("mean and std are to be finite")
+        check_front_end(settings)
     except ValueError as error:  # pydantic's errors are ValueErrors too
         said = ", ".join(f"{name} {value}" for name, value in facts.items())
         raise ConfigError(
             f"a front end of {said}",
-            "a rate and mel bins above 0, a mean, and a std above 0",
+            "a rate and mel bins above 0 and within reason, a mean, and a std above 0",
             "give what the network was trained with: --rate, --mels, --mean, --std",
         ) from error
     return settings, origin
