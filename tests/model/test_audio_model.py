@@ -298,7 +298,7 @@ def test_from_parts_keeps_its_own_weights() -> None:
         ({"encoder": {"size": "tiny", "colour": 1}}, "colour"),
         ({"encoder": {**ENCODER.model_dump(), "depth": 2}}, r"8 unexpected|12 unexpected"),
         ({"encoder": {**ENCODER.model_dump(), "depth": 10**9}}, r"1000000000 blocks, and weights of 42 tensors"),
-        ({"encoder": {**ENCODER.model_dump(), "width": 24 * 10**9}}, "of another shape"),
+        ({"encoder": {**ENCODER.model_dump(), "width": 24 * 10**6}}, "of another shape"),
         ({"encoder": {**ENCODER.model_dump(), "mlp_ratio": -1.0}}, "cannot be used"),
         ({"frames": 8 * 10**12}, "of another shape .*pos_embed"),
         ({"front_end": {"mels": 32, "mean": 0.0, "std": 1.0, "rate": 10**9}}, "rate 1000000000 with window_ms 25"),
