@@ -148,6 +148,20 @@ def test_the_nearest_recordings_are_played(browser: Any, address: str, folder: P
     browser.click("#neighbours .spans .clip")  # another one: one sounds at a time
     browser.until("document.querySelector('#neighbours .spans .clip').ariaPressed === 'true'")
     assert browser.run("document.querySelectorAll('.clip[aria-pressed=true]').length") == 1
+    # Of two clicks the later one counts, though its clip comes first.
+    browser.run(
+        "window.real = fetch; window.count = 0; window.fetch = async (...of) => {"
+        " if (!window.count++) await new Promise((go) => setTimeout(go, 200)); return real(...of); };"
+        " document.querySelector('#neighbours li:first-child > .clip').click();"
+        " document.querySelector('#neighbours li:last-child > .clip').click(); 1"
+    )
+    last = "document.querySelector('#neighbours li:last-child > .clip')"
+    browser.until(f"{last}.ariaPressed === 'true'")
+    time.sleep(0.3)
+    assert browser.run("document.querySelectorAll('#neighbours li:first-child > [aria-pressed=true]').length") == 0
+    browser.run("window.fetch = window.real; 1")
+    browser.click("#neighbours .spans .clip")
+    browser.until("document.querySelector('#neighbours .spans .clip').ariaPressed === 'true'")
     browser.run("document.querySelector('#other').loop = true")
     browser.click("#neighbours .spans .clip")
     browser.until("document.querySelector('#other').paused && !document.querySelector('.clip[aria-pressed=true]')")
