@@ -203,6 +203,7 @@ def test_what_goes_wrong_is_said(browser: Any, address: str, folder: Path, tmp_p
     browser.run("window.real = fetch; window.fetch = async () => { throw new TypeError('away'); }; 1")
     browser.choose(folder / "short.flac")
     browser.until("/does not answer/.test(document.querySelector('#found').textContent)")
+    assert text(browser, "#remedy") == "See whether asit serve still runs."
     browser.run("window.fetch = window.real; 1")
     browser.click("#again")
     browser.until(SHOWN)
@@ -278,7 +279,7 @@ def test_nothing_is_asked_of_anyone_else(browser: Any, address: str) -> None:
 
 def test_the_page_makes_no_html_of_text() -> None:
     page = resources.files("asit.serve").joinpath("page")
-    for name in ("app.js", "draw.js", "lists.js", "sound.js", "recorder.js"):
+    for name in ("app.js", "draw.js", "lists.js", "server.js", "sound.js", "recorder.js"):
         script = page.joinpath(name).read_text("utf-8")
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function", script)
     html = page.joinpath("index.html").read_text("utf-8")

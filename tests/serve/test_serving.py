@@ -104,7 +104,17 @@ def test_the_page_is_in_the_wheel(repository: Path) -> None:
     """Hatch packs every file below the package that git does not ignore."""
     page = repository / "src" / "asit" / "serve" / "page"
     names = sorted(path.name for path in page.iterdir())
-    assert names == ["app.js", "draw.js", "icon.svg", "index.html", "lists.js", "recorder.js", "sound.js", "style.css"]
+    assert names == [
+        "app.js",
+        "draw.js",
+        "icon.svg",
+        "index.html",
+        "lists.js",
+        "recorder.js",
+        "server.js",
+        "sound.js",
+        "style.css",
+    ]
     ignored = subprocess.run(
         ["git", "check-ignore", *(str(page / name) for name in names)], cwd=repository, capture_output=True, text=True
     )

@@ -3,6 +3,7 @@
 import * as draw from "/draw.js";
 import * as lists from "/lists.js";
 import { element } from "/lists.js";
+import { ask, readable, Refusal } from "/server.js";
 import { Clips, Microphone } from "/sound.js";
 
 const at = (id) => document.getElementById(id);
@@ -32,37 +33,6 @@ function complain(found, remedy = "", again = null) {
   at("again").onclick = again;
   at("error").hidden = false;
   at("error").scrollIntoView({ block: "nearest" });
-}
-
-function sentence(words) {
-  return words ? `${words[0].toUpperCase()}${words.slice(1)}.` : "";
-}
-
-class Refusal extends Error {
-  constructor(words, status = 0) { // 0: no answer
-    super(words.found);
-    this.status = status;
-    this.passing = status === 0 || status === 408 || status >= 500;
-    this.remedy = [words.expected && `Expected: ${words.expected}.`, sentence(words.remedy)].filter(Boolean).join(" ");
-  }
-}
-
-async function ask(path, options = {}) {
-  let answer;
-  try {
-    answer = await fetch(path, options);
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new Refusal({ found: "The server does not answer.", remedy: "See whether asit serve still runs." });
-  }
-  if (answer.ok) return answer;
-  let words;
-  try {
-    words = await answer.json();
-  } catch {
-    words = { found: `The server answered ${answer.status} ${answer.statusText}.` };
-  }
-  throw new Refusal(words, answer.status);
 }
 
 async function guarded(doing) {
@@ -133,16 +103,6 @@ async function send(path, what) {
   } finally {
     if (asking.get(kind) === own) asking.delete(kind);
     if (!asking.size) say("");
-  }
-}
-
-// A folder is not, nor is a file that was moved since it was chosen.
-async function readable(some) {
-  try {
-    await some.slice(0, 1).arrayBuffer();
-    return true;
-  } catch {
-    return false;
   }
 }
 
