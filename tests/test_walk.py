@@ -33,7 +33,7 @@ precision: float32
 threads: 1
 front_end: {mels: 32}
 views: {seconds: 0.4, local_views: 1, local_seconds: 0.2}
-encoder: {size: custom, width: 32, depth: 2, heads: 2}
+encoder: {size: custom, width: 32, depth: 1, heads: 2}
 heads: {hidden: 64, bottleneck: 32, class_prototypes: 64, patch_prototypes: 64}
 records: {log_every: 1, figure_every: 12, checkpoint_every: 4}
 probe: {every: 6, table: labels.csv}
@@ -255,7 +255,7 @@ def test_the_walk_with_labels(
     assert "test, last weights: accuracy 1.0000" in told
     assert "test, best weights: accuracy" in told
     assert "page:   asit report tuned" in told
-    fresh = "--encoder.size custom --encoder.width 32 --encoder.depth 2 --encoder.heads 2 --front-end.mels 32"
+    fresh = "--encoder.size custom --encoder.width 32 --encoder.depth 1 --encoder.heads 2 --front-end.mels 32"
     say(f"finetune --config tune.yaml --model none {fresh} --data labels.csv --out scratch --epochs 2")
     told = say(
         "finetune --config tune.yaml --model pre/model --data labels.csv --out folds --sides.fold all --epochs 1"
