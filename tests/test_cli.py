@@ -192,6 +192,17 @@ def test_a_reader_that_has_gone_is_no_mistake(given: list[str]) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+def test_standard_streams_that_are_closed_lead_nowhere(tmp_path: Path) -> None:
+    code = (
+        "import os, sys\nfrom asit.cli import main\nstatus = main(['nothing'])\n"
+        "number = os.open('file', os.O_WRONLY | os.O_CREAT)\n"
+        "os.write(2, b'what a decoder says')\nprint('more')\nos.write(number, b'data')\nos._exit(status)"
+    )
+    done = subprocess.run(["sh", "-c", f'{sys.executable} -c "$0" <&- >&- 2>&-', code], cwd=tmp_path, timeout=60)
+    assert done.returncode == 2
+    assert (tmp_path / "file").read_bytes() == b"data"
+
+
 def test_other_endings(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def ends(error: BaseException) -> int:
         def verb(*_: object) -> int:

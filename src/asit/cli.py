@@ -37,6 +37,7 @@ SUMMARIES = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; gives the exit status: 0, 2 for a mistake that the user can mend, 130 or 143 when stopped."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    _open_streams()
     try:
         if not given or given[0] in ("-h", "--help", "help"):
             return _say(_help())
@@ -76,6 +77,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"asit: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
         return 2
+
+
+def _open_streams() -> None:
+    """Standard streams that were closed (`>&-`, `2>&-`) lead nowhere.
+
+    Left closed, their numbers would go to the next files that are opened, and what a decoder or Python itself has to
+    say would be written into those.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, which is this one
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123
 
 
 def _say(text: str) -> int:
