@@ -240,6 +240,22 @@ def test_m4a_cut_short(tmp_path: Path) -> None:
         read(path)
 
 
+def test_a_header_without_a_codec_or_a_rate(tmp_path: Path) -> None:
+    path = write_av(tmp_path / "a.m4a", sound(8000, 16000), 16000)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"hdlr") - 3] = 0xFF  # the length of what says which sound it is
+    path.write_bytes(content)
+    raw = write_av(tmp_path / "a.aac", sound(8000, 16000), 16000)
+    content, at = bytearray(raw.read_bytes()), 0
+    while at < len(content):  # a rate that stands for none, in each frame's header
+        content[at + 2] |= 0b00111100
+        at += (content[at + 3] & 3) << 11 | content[at + 4] << 3 | content[at + 5] >> 5
+    raw.write_bytes(content)
+    for file in (path, raw):
+        with pytest.raises(AudioFileError, match="a sound whose codec or sample rate its header does not tell"):
+            read(file)
+
+
 def test_without_the_extra_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.m4a"
     path.write_bytes(b"\0\0\0\x20ftypM4A ")

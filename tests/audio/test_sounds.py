@@ -249,8 +249,9 @@ def test_parts_that_cannot_be(tmp_path: Path) -> None:
         read_sound(path, None, 16000, start=float("nan"), seconds=1.0)
     with pytest.raises(AudioError, match="a sample rate of 0 Hz"):
         read_sound(noise(1)[:, 0], 0, 16000)
-    with pytest.raises(AudioError, match=r"a sample rate of 0.5 Hz"):
-        read_sound(noise(1)[:, 0], 0.5, 16000)  # type: ignore[arg-type]
+    for rate in (0.5, float("nan"), float("inf")):
+        with pytest.raises(AudioError, match=f"a sample rate of {rate} Hz"):
+            read_sound(noise(1)[:, 0], rate, 16000)  # type: ignore[arg-type]
     with pytest.raises(AudioError, match="shorter than a sample at 16000 Hz"):
         read_sound(np.float32([0.5]), 44100, 16000)
     assert read_sound(np.float32([0.5]), None, 16000) == 0.5

@@ -250,13 +250,18 @@ class _AvSource(Source):
             opened.close()
             raise AudioFileError("unreadable", f"{content.name} has no sound in it", "an audio stream", "leave it out")
         self.track = stream = opened.streams.audio[0]
-        rate, name = stream.codec_context.sample_rate, opened.format.name.split(",")[0]
+        context, name = stream.codec_context, opened.format.name.split(",")[0]
+        if context is None or not context.sample_rate:
+            opened.close()
+            found = f"{content.name} has a sound whose codec or sample rate its header does not tell"
+            raise AudioFileError("unreadable", found, "a header that does", "fetch it anew, or leave it out")
+        rate = context.sample_rate
         if stream.duration is not None and stream.time_base is not None:
             length = Fraction(stream.duration) * stream.time_base
         else:
             length = Fraction(opened.duration or 0, av.time_base)
-        codec = f"{name.upper()}/{stream.codec_context.name}"
-        self.info = AudioInfo(content.path, round(length * rate), rate, stream.codec_context.channels, codec)
+        codec = f"{name.upper()}/{context.name}"
+        self.info = AudioInfo(content.path, round(length * rate), rate, context.channels, codec)
         # What a browser records has no length in its header.
         self.slack = None if name == "aac" or not length else _slack(self.info)
         self.exact_stamps = stream.time_base == Fraction(1, rate) and name != "aac"

@@ -267,8 +267,8 @@ def positive_rate(rate: int) -> int:
     """The rate, in Hz, if it is one.
 
     Raises:
-        AudioError: below 1, or no whole number.
+        AudioError: below 1, not finite, or no whole number.
     """
-    if rate < 1 or rate != int(rate):
+    if not 1 <= rate < math.inf or rate != int(rate):
         raise AudioError(f"a sample rate of {rate} Hz", "1 Hz or more", "pass the rate in samples a second")
     return int(rate)

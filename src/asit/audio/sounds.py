@@ -31,6 +31,7 @@ class OpenSound:
         name: for messages.
         seconds: length of what was asked for, as the header tells; None where it only guesses.
         rate: Hz, of the sound itself.
+        target: Hz of the samples given.
         channels: of the sound itself; their mean is what is heard.
         format: container and codec, such as "WAV/PCM_16", or the type of an array.
         given: samples at the target rate that `blocks` has given so far.
@@ -50,12 +51,13 @@ class OpenSound:
         seconds: float | None,
     ) -> None:
         self.name, self.rate, self.channels, self.format = name, rate, channels, format
+        self.target = target
         self.given = 0
         self.seconds = None
         if frames is not None:
             left = max(0.0, frames / rate - start)
             self.seconds = left if seconds is None else min(left, seconds)
-        self._stream, self._target, self._quality = stream, target, files.QUALITY[resampler]
+        self._stream, self._quality = stream, files.QUALITY[resampler]
         self._start, self._end = start, None if frames is None else frames / rate
         self._part: Part = files.part_of(rate, target, start, seconds)
 
@@ -87,10 +89,10 @@ class OpenSound:
 
     def _resampled(self) -> Iterator[Wave]:
         blocks = self._stream(self._part.begin, self._part.stop)
-        if self.rate == self._target:
+        if self.rate == self.target:
             yield from blocks
             return
-        resample = soxr.ResampleStream(self.rate, self._target, 1, dtype="float32", quality=self._quality)
+        resample = soxr.ResampleStream(self.rate, self.target, 1, dtype="float32", quality=self._quality)
         for block in blocks:
             yield resample.resample_chunk(np.ascontiguousarray(block))
         yield resample.resample_chunk(np.empty(0, np.float32), last=True)
@@ -98,7 +100,7 @@ class OpenSound:
     def _nothing(self) -> AudioError:
         if self._start > 0 and (self._end is None or self._end > 0):
             return files.after_the_end(self.name, self._start, self._end or 0.0)
-        found = f"{self.name} is shorter than a sample at {self._target} Hz"
+        found = f"{self.name} is shorter than a sample at {self.target} Hz"
         return AudioError(found, "at least one sample", "leave it out")
 
 
