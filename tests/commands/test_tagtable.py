@@ -73,12 +73,6 @@ def test_json_and_csv_are_read_back() -> None:
     ]
 
 
-def test_a_name_that_is_no_text_is_still_json() -> None:
-    (line,) = tagtable.json_lines("caf\udce9.wav", CLIP, flat=False)
-    assert line.encode().isascii()
-    assert json.loads(line)["path"] == "caf\udce9.wav"
-
-
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.0, "0:00.00"), (59.999, "1:00.00"), (3599.5, "59:59.50"), (3661.25, "1:01:01.25")]
 )

@@ -163,10 +163,10 @@ def test_a_damaged_header_ends_a_shard_with_a_fault(material: Path) -> None:
         (["bad.tar"], CatalogueError, "bad.tar is no tar file"),
         (["packed.tar"], CatalogueError, "packed.tar is compressed"),
         (["packed.tar.gz"], CatalogueError, "packed.tar.gz is compressed"),
-        (["data/a.flac", "data/b.wav", "data/a.flac"], ConfigError, "1 inputs are called the same: data/a.flac"),
-        (["data", "data/b.wav"], ConfigError, "1 inputs are called the same: data/b.wav"),
-        (["data/b.wav", "./data/b.wav"], ConfigError, "2 inputs are named twice: data/b.wav, ./data/b.wav"),
-        (["twice.tar"], ConfigError, "1 inputs are called the same: twice.tar/a.wav"),
+        (["data/a.flac", "data/b.wav", "data/a.flac"], ConfigError, "1 input is given twice: data/a.flac"),
+        (["data", "data/b.wav"], ConfigError, "1 input is given twice: data/b.wav"),
+        (["data/b.wav", "./data/b.wav"], ConfigError, "2 inputs are the same: data/b.wav, ./data/b.wav"),
+        (["twice.tar"], ConfigError, "1 input is given twice: twice.tar/a.wav"),
     ],
 )
 def test_what_matches_nothing_or_twice_is_refused(

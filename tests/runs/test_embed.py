@@ -25,7 +25,7 @@ from asit.errors import AsitError, AudioError, CatalogueError, CheckpointError, 
 from asit.model.audio_model import AudioModel
 from asit.model.embedding import Embedder
 from asit.model.vit import Encoder
-from asit.runs import embed_parts
+from asit.runs import embed_parts, pipeline
 from asit.runs.embed import Summary, embed_files, failures_of
 from asit.runs.embed_rows import Ask
 from asit.runs.pipeline import Done, Heard, Piece, hear
@@ -226,6 +226,23 @@ def test_the_result_does_not_hang_on_threads(model: AudioModel, clips: Path, tmp
         assert (tmp_path / f"1.{suffix}").read_bytes() == (tmp_path / f"4.{suffix}").read_bytes()
 
 
+def test_long_windows_go_through_a_cpu_in_small_batches(
+    model: AudioModel, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopping: Any
+) -> None:
+    sizes = stopping(-1, ValueError())
+    go(model, clips, tmp_path / "all.npz", Ask(level="frames", batch=9))
+    assert max(sizes) == 9
+    sizes.clear()
+    monkeypatch.setattr(pipeline, "_PATCHES", 100)  # four windows of 6 columns x 4 bands
+    go(model, clips, tmp_path / "few.npz", Ask(level="frames", batch=9))
+    assert max(sizes) in (4, 5)
+    np.testing.assert_allclose(vectors_of(tmp_path / "few.npz"), vectors_of(tmp_path / "all.npz"), atol=2e-5)
+    sizes.clear()
+    monkeypatch.setattr(pipeline, "_PATCHES", 1)
+    go(model, clips, tmp_path / "one.npz", Ask(level="frames", batch=9))
+    assert set(sizes) == {1}
+
+
 @pytest.fixture
 def stopping(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, BaseException], list[int]]:
     """Let the encoder's so-manieth call end in an error; gives the list that grows by the windows of each call."""
@@ -272,6 +289,7 @@ def test_a_stopped_call_goes_on_to_the_same_file(
     (folder / "000001.json").write_text("{")  # cut short
     vectors = folder / "000002.vectors"
     vectors.write_bytes(vectors.read_bytes()[:-4])
+    (folder / ".1.npz.tmp").write_text("the beginning of a file whose writer was killed")
     sizes = stopping(-1, ValueError())
     go(model, clips, out, ask)
     assert 0 < len(sizes) < total
@@ -415,7 +433,7 @@ def test_the_command_line(
     (tmp_path / "bad.wav").write_text("no sound")
     code, out, err = say(capsys, saved, str(clips), str(tmp_path / "bad.wav"), "--out", str(tmp_path / "new/emb.npz"))
     assert (code, out) == (2, f"{tmp_path}/new/emb.npz: 10 vectors of 32 values from 10 files\n")
-    assert "asit: 1 inputs failed and were left out; all are in" in err
+    assert "asit: 1 of 11 inputs failed and were left out; all are in" in err
     assert "embed: 11/11  1 bad" in err
     found = np.load(tmp_path / "new/emb.npz")
     assert found["paths"][0] == f"{clips}/00.flac"
@@ -437,6 +455,8 @@ def test_the_command_line(
         (["--shard", "1/4"], "--shard or --overwrite without --out"),
         (["--shard", "4/4", "--out", "a.npz"], "--shard 4/4"),
         (["--out", "a.txt"], "--out a.txt"),
+        (["--out", "a.npz", "--threads", "-1"], "--threads -1\n  expected: 0"),
+        (["--out", "a.npz", "--bad-files", "-3"], "--bad-files -3\n  expected: a share from 0 to 1"),
     ]:
         code, _, err = say(capsys, saved, str(clips), *more)
         assert (code, text in err) == (2, True)

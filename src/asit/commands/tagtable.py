@@ -36,7 +36,7 @@ def json_lines(path: str, rows: Sequence[Row], flat: bool) -> Iterator[str]:
     for row in rows:
         known: dict[str, Any] = {"path": path, "start": round(row.start, 4), "end": round(row.end, 4)}
         labels = [{"label": label, "score": round(score, 6)} for label, score in row.labels]
-        yield _json({**known, **labels[0]} if flat else {**known, "labels": labels})
+        yield json.dumps({**known, **labels[0]} if flat else {**known, "labels": labels}, ensure_ascii=False)
 
 
 def csv_header() -> str:
@@ -148,12 +148,3 @@ def _line(row: Row, last: str, columns: int) -> str:
 
 def _pad(text: str, cells: int) -> str:
     return text + " " * (cells - width(text))
-
-
-def _json(value: dict[str, Any]) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # a file's name that is no text
-        text = json.dumps(value)
-    return text

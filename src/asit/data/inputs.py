@@ -46,6 +46,11 @@ class Item:
     label: str | None = None
     fault: str | None = None
 
+    @property
+    def text(self) -> str:
+        """The name as valid Unicode: bytes that are no UTF-8 as backslash and hex, as a terminal shows them."""
+        return self.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
     def sound(self) -> str | bytes:
         """The file's path, or the bytes of a tar's member.
 
@@ -63,6 +68,11 @@ class Item:
         if len(found) < self.size:
             raise AudioError(f"{self.path} has become shorter", f"{self.size} bytes of {self.member}", "fetch it anew")
         return found
+
+
+def named(name: str, reason: str) -> str:
+    """Why something failed, in one line; its name stands before the reason where that does not have it."""
+    return " ".join((reason if name in reason else f"{name}: {reason}").split())
 
 
 def expand(inputs: Sequence[str]) -> list[Item]:
@@ -202,7 +212,7 @@ def _of_shard(path: str, name: str) -> Iterator[Item]:
 
 
 def _refuse_twins(items: Sequence[Item]) -> None:
-    _refuse_same(items, lambda item: (item.name, item.start, item.seconds), "called the same")
+    _refuse_same(items, lambda item: (item.name, item.start, item.seconds), "given twice")
     folder = os.getcwd() + os.sep
     wheres: dict[str, str] = {}
 
@@ -212,7 +222,7 @@ def _refuse_twins(items: Sequence[Item]) -> None:
             wheres[path] = os.path.normpath(path if path.startswith(os.sep) else folder + path)
         return wheres[path], item.offset, item.start, item.seconds
 
-    _refuse_same(items, where, "named twice")
+    _refuse_same(items, where, "the same")
 
 
 def _refuse_same(items: Sequence[Item], key: Callable[[Item], object], how: str) -> None:
@@ -222,7 +232,7 @@ def _refuse_same(items: Sequence[Item], key: Callable[[Item], object], how: str)
     twice = list(dict.fromkeys(item.name for item in items if counts[key(item)] > 1))
     first = ", ".join(twice[:3]) + (", ..." if len(twice) > 3 else "")
     raise ConfigError(
-        f"{len(twice)} inputs are {how}: {first}",
+        f"{len(twice)} {'input is' if len(twice) == 1 else 'inputs are'} {how}: {first}",
         "each file, or part of a file, once",
         "take the second one out, or give folders by themselves",
     )

@@ -128,7 +128,7 @@ class _Work:
 
     def __init__(self, model: AudioModel, items: Sequence[Item], out: Path, ask: Ask, world: World) -> None:
         self.model, self.items, self.out, self.ask, self.world = model, items, out, ask, world
-        _check(model, ask)
+        model.embedder(ask.layer, "float32", ask.hop)  # refuses a hop or a layer that it has not
         self.parts = Parts(out.with_name(f"{out.name}.parts"), layout_of(model, ask))
         self.ends, stamps = block_ends(items)
         self.starts = [0, *self.ends[:-1]]
@@ -254,7 +254,7 @@ class _Work:
             )
         if len(faults) > bad_files * len(self.items):
             raise self._too_many(faults, len(faults), bad_files)
-        failures = [(embed_writers.text_of(self.items[place].name), reason) for place, reason in faults]
+        failures = [(self.items[place].text, reason) for place, reason in faults]
         lines = (json.dumps({"path": name, "reason": reason}, ensure_ascii=False) for name, reason in failures)
         listed = failures_of(self.out)
         if failures:
@@ -274,16 +274,6 @@ class _Work:
             f"at most {int(allowed * len(self.items))} (--bad-files {allowed:g})",
             "mend these files, leave them out, or raise --bad-files; what was finished is kept",
         )
-
-
-def _check(model: AudioModel, ask: Ask) -> None:
-    """Have the model refuse what it cannot do before anything is begun: a hop or a layer that it has not."""
-    model.embedder(ask.layer, "float32", ask.hop)
-    if ask.layer is not None:
-        encoder = model.encoder
-        column = torch.zeros(1, 1, encoder.span(1), encoder.mels, device=encoder.pos_embed.device)
-        with torch.inference_mode():
-            encoder(column, layer=ask.layer, stretch=False)
 
 
 def _shard(items: Sequence[Item], out: Path, shard: tuple[int, int] | None) -> tuple[Sequence[Item], Path]:

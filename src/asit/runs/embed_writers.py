@@ -71,7 +71,7 @@ def check_out(out: Path, level: str) -> None:
 
 def write(out: Path, result: Result) -> None:
     """Write the file, whole or not at all; an older one is replaced."""
-    draft = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    draft = result.parts.folder / f".{os.getpid()}{out.suffix}.tmp"  # where the next call clears up after a killed one
     kinds: dict[str, Callable[[Path, Result], None]] = {".parquet": _parquet, ".npz": _npz, ".csv": _csv}
     try:
         kinds[out.suffix.lower()](draft, result)
@@ -80,11 +80,6 @@ def write(out: Path, result: Result) -> None:
         os.replace(draft, out)
     finally:
         draft.unlink(missing_ok=True)
-
-
-def text_of(name: str) -> str:
-    """A name as valid Unicode: bytes that are no UTF-8 as backslash and hex, as the terminal shows them."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _parquet(path: Path, result: Result) -> None:
@@ -104,7 +99,7 @@ def _parquet(path: Path, result: Result) -> None:
     # Vectors do not get smaller by compression; names do, as codes.
     with pq.ParquetWriter(path, schema, compression="none", use_dictionary=["path"]) as writer:
         for recordings, vectors, times in result.pieces():
-            names = [text_of(item.name) for item, _, _ in recordings]
+            names = [item.text for item, _, _ in recordings]
             columns = np.array([count for _, count, _ in recordings])
             codes = np.repeat(np.arange(len(names), dtype=np.int32), columns * layout.rows)
             found = {"path": pa.DictionaryArray.from_arrays(codes, names).cast(pa.string())}
@@ -124,7 +119,7 @@ def _npz(path: Path, result: Result) -> None:
     entries = [entry for block in result.blocks for entry in block.entries]
     columns = np.array([entry.columns for entry in entries], np.int64)
     small: dict[str, npt.NDArray[Any]] = {
-        "paths": np.array([text_of(result.items[entry.place].name) for entry in entries]),
+        "paths": np.array([result.items[entry.place].text for entry in entries]),
         "starts": np.array([result.items[entry.place].start for entry in entries], np.float64),
         "seconds": np.array([entry.seconds for entry in entries], np.float64),
         "about": np.array(json.dumps(dict(result.about))),
@@ -173,5 +168,5 @@ def _csv(path: Path, result: Result) -> None:
         for recordings, vectors, _ in result.pieces():
             for (item, _, seconds), vector in zip(recordings, vectors, strict=True):
                 writer.writerow(
-                    [text_of(item.name), f"{item.start:g}", f"{seconds:.6f}", *(line % tuple(vector)).split(",")]
+                    [item.text, f"{item.start:g}", f"{seconds:.6f}", *(line % tuple(vector)).split(",")]
                 )
