@@ -288,6 +288,14 @@ TWICE = b")" + b"".join(b"q" + bytes([i]) + b"h" + bytes([i]) + b"\x86" for i in
         (GET["torch._dynamo config"], r"holds torch\._dynamo\.config, and reading that could run code"),
         (b"ctorch\n\x1b[2J\n", r"holds 'torch\.\\x1b\[2J', and"),
         (text("storage") + b"Q", "refers to something outside itself"),
+        (
+            b"(" + text("storage") + GET["torch float32"] + text("0") + text("cpu") + number(4) + b"NtQ",
+            r"numbers of a kind that is not read here \(float32\)",
+        ),
+        (
+            b"]" + tensor(0, 2, 1) + b"a" + tensor(0, 2, 1, holds=3) + b"a",
+            r"two sizes of the same numbers \(storage 0\)",
+        ),
         (b"h\x07", "takes what it never put"),
         (b"\x87", "takes what is not there"),
         (b"u", "ends what it never began"),

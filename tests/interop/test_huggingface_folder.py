@@ -91,7 +91,7 @@ def test_folders_of_whoever_trained_it_are_not_published(tmp_path: Path) -> None
         "from": "weights of /data/someone/secret/model",
         "source": {"file": "C:\\Users\\someone\\last.pth", "all": ["/a/b.pth"], "url": "https://example.org/x/y"},
         "share": "1/2 of clips, lr 3e-4",
-        "spaces": "/home/someone else/last name/model",
+        "spaces": "/data/someone else/last name/model",
         "home": "~someone/model",
         "server": "\\\\server\\someone\\model",
         "steps": 3,
@@ -144,6 +144,12 @@ def test_the_model_card_tells_what_files_say(tmp_path: Path) -> None:
     assert "`rain, hail`" in text
     assert 'function_to_apply="sigmoid"' in text
     assert "mean -6.125, standard deviation 3.1" in text
+
+
+def test_names_of_classes_do_not_break_the_model_card(tmp_path: Path) -> None:
+    write(model(("a\n# b", "`c`")), tmp_path / "hf")
+    assert "\n\n`a # b`, `'c'`\n\n" in front_matter(tmp_path / "hf")[1]
+    assert read(tmp_path / "hf").classes == ("a\n# b", "`c`")
 
 
 def test_scores_of_other_weights_are_not_told(tmp_path: Path) -> None:

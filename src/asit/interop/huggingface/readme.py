@@ -175,7 +175,8 @@ def _input(model: AudioModel) -> str:
 
 
 def _classes(model: AudioModel) -> str:
-    return ", ".join(f"`{name}`" for name in model.classes or ())
+    """Each on one line and in a pair of backquotes, whatever is in it."""
+    return ", ".join(f"`{' '.join(name.split()).replace('`', chr(39))}`" for name in model.classes or ())
 
 
 def _training(model: AudioModel) -> str:

@@ -65,6 +65,7 @@ def convert(path: Path, ask: Ask) -> Converted:
         CheckpointError: the file cannot be read, is of another kind, or has tensors without a place.
         ConfigError: what was asked for does not go together.
     """
+    path = Path(path)
     file = _file(path)
     if file is None:
         return _own(path, ask)

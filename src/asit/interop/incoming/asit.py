@@ -155,7 +155,9 @@ def sed(path: Path, content: Mapping[str, Any], ask: Ask) -> Taken:
     trained = any(name.startswith(("strong_head.", "weak_head.")) for name in found)
     notes = [f"stride {stride[0]}x{stride[1]}, that of the patches, as published"] if not ask.stride else []
     how = "as they are"
-    if trained:
+    if not trained:
+        notes.append("no head: taken for ASIT_ssl, whose positions are ASiT's own")
+    else:
         turned = grid[1], grid[0]
         state["pos_embed"] = resize_positions(state["pos_embed"], turned, (_SED_COLUMNS, grid[1]))
         how = f"read as {turned[0]}x{turned[1]} and resized to {_SED_COLUMNS}x{grid[1]}, as in PretrainedSED's code"

@@ -33,6 +33,7 @@ def names_for(head: TakenHead, given: Path | None) -> tuple[tuple[str, ...], str
         return tuple(
             f"class {i}" for i in range(count)
         ), "their numbers: the file has no names, give them with --labels"
+    given = Path(given)
     names = _read(given)
     broken = [name for name in names if any("\ud800" <= letter <= "\udfff" for letter in name)]
     if broken:
