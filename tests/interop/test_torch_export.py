@@ -55,6 +55,7 @@ def test_a_program_gives_the_models_scores_without_asit(make_model: Any, make_wa
     assert np.ptp(found[list(waves)[-1]], axis=0).max() > 0.01, "the weights are such that sounds differ"
     assert told["check"]["largest_difference"] < 1e-5
     assert told["bytes"] == (tmp_path / "m.pt2").stat().st_size
+    assert str(Path(torch_export.__file__).parent).encode() not in (tmp_path / "m.pt2").read_bytes()
 
 
 @pytest.mark.slow
@@ -83,6 +84,15 @@ def test_the_traced_function_is_the_reference(make_model: Any, make_waves: Any, 
             with torch.no_grad():
                 found = function(waves)
             torch.testing.assert_close(found, exportable.reference(m, output, waves), atol=1e-5, rtol=1e-5)
+
+
+def test_no_weight_is_in_a_file_twice(make_model: Any) -> None:
+    m = make_model(distilled=True)
+    tables = {"columns", "hann", "fourier", "bank"}
+    held = [value for name, value in Waveform(m, "scores").state_dict().items() if name not in tables]
+    own = [*m.encoder.state_dict().values(), *m.head.state_dict().values()]
+    # Of the prefix's own embeddings and positions the sum is kept.
+    assert sum(map(torch.numel, held)) == sum(map(torch.numel, own)) - 2 * m.encoder.width
 
 
 def test_what_cannot_be_exported_is_refused(make_model: Any, tmp_path: Path) -> None:

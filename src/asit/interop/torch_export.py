@@ -65,6 +65,10 @@ def export(
         program = torch.export.export(
             Waveform(model, chosen).eval(), (example,), dynamic_shapes=({0: rows, 1: samples},)
         )
+        for part in program.graph_module.modules():  # the graph and those within it
+            if isinstance(part, torch.fx.GraphModule):
+                for node in part.graph.nodes:  # lines of code, with paths of this machine
+                    node.meta.pop("stack_trace", None)
         buffer = io.BytesIO()
         facts = facts_of(model, chosen, license)
         torch.export.save(program, buffer)

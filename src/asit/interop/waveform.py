@@ -31,15 +31,24 @@ class Waveform(nn.Module):
     hann: Tensor
     fourier: Tensor
     bank: Tensor
+    prefix: Tensor
+    positions: Tensor
 
     def __init__(self, model: AudioModel, output: Output) -> None:
         super().__init__()
-        self.encoder, self.head = model.encoder, model.head
+        encoder, self.head = model.encoder, model.head
         self.output: Output = output
         self.multi = model.multi
         self.extent = extent = extent_of(model, output)
         self.settings = model.front_end.settings
-        self.blocks = nn.ModuleList(_Block(block) for block in model.encoder.blocks)
+        # Not the encoder as a whole, whose blocks' weights would be in the file twice.
+        self.patch_embed, self.norm = encoder.patch_embed, encoder.norm
+        self.blocks = nn.ModuleList(_Block(block) for block in encoder.blocks)
+        self.grid, self.width = encoder.grid, encoder.width
+        names = ("cls_token", "dist_token")[: encoder.prefix]
+        prefix, patches = encoder.pos_embed.detach().split([encoder.prefix, encoder.grid[0] * encoder.grid[1]], dim=1)
+        self.register_buffer("prefix", torch.cat([getattr(encoder, name).detach() for name in names], dim=1) + prefix)
+        self.register_buffer("positions", patches.unflatten(1, encoder.grid).permute(0, 3, 1, 2).contiguous())
         # Of 0 to the most frames; more are out of the table's range, which every runtime refuses.
         longest = extent.window + extent.shift * np.arange(-1, extent.frames(extent.longest))
         self.register_buffer("columns", torch.tensor([extent.columns(samples) for samples in longest.tolist()]))
@@ -71,7 +80,8 @@ class Waveform(nn.Module):
         """Waves (B, S) cut or filled up to `samples`, by silence or from their beginning."""
         if self.settings.padding == "repeat":
             return waves.index_select(1, torch.arange(samples) % torch.full((), waves.shape[1]))
-        reach = self.extent.shift * (self.encoder.span(self.extent.most) + self.extent.window // self.extent.shift)
+        extent = self.extent
+        reach = extent.shift * (extent.step * (extent.most - 1) + extent.patch) + extent.window
         return F.pad(waves, (0, reach))[:, :samples]
 
     def _logmel(self, waves: Tensor, frames: int) -> Tensor:
@@ -89,20 +99,17 @@ class Waveform(nn.Module):
         return (spectrum * spectrum @ self.bank).clamp(min=FLOOR).log()
 
     def _tokens(self, x: Tensor, columns: int) -> Tokens:
-        encoder, prefix, rows = self.encoder, self.encoder.prefix, x.shape[0]
-        patches = encoder.patch_embed(x) + self._positions(columns)
-        names = ("cls_token", "dist_token")[:prefix]
-        first = torch.cat([getattr(encoder, name) for name in names], dim=1) + encoder.pos_embed[:, :prefix]
-        tokens = torch.cat([first.expand(rows, -1, -1), patches], dim=1).flatten(0, 1)
+        rows, first = x.shape[0], self.prefix.shape[1]
+        patches = self.patch_embed(x) + self._positions(columns)
+        tokens = torch.cat([self.prefix.expand(rows, -1, -1), patches], dim=1).flatten(0, 1)
         for block in self.blocks:
             tokens = block(tokens, rows)
-        tokens = encoder.norm(tokens).view(rows, -1, encoder.width)
-        return Tokens(tokens[:, :prefix].mean(1), tokens[:, prefix:], (columns, encoder.grid[1]))
+        tokens = self.norm(tokens).view(rows, -1, self.width)
+        return Tokens(tokens[:, :first].mean(1), tokens[:, first:], (columns, self.grid[1]))
 
     def _positions(self, columns: int) -> Tensor:
         """Positions of the patches, (1, P, D): the first columns' as they are, or all of them resized for more."""
-        encoder, (view, mel) = self.encoder, self.encoder.grid
-        own = encoder.pos_embed[:, encoder.prefix :].unflatten(1, (view, mel)).permute(0, 3, 1, 2)
+        own, (view, mel) = self.positions, self.grid
         if self.extent.most > view:
             own = F.interpolate(own, size=(torch.sym_max(columns, view), mel), mode="bicubic", align_corners=False)
         return own[:, :, :columns].permute(0, 2, 3, 1).flatten(1, 2)

@@ -2,7 +2,7 @@
 
 A layer's product is written as ONNX's MatMulInteger, its input quantised as the model runs, each token by its own
 largest value, so that no clip depends on the others of its batch. onnxruntime's `quantize_dynamic` has one scale for
-a whole batch, and its products by blocks of weights (MatMulNBits) take twice as long as these (docs/export.md).
+a whole batch, and its products by blocks (MatMulNBits) take more than twice as long as these (docs/export.md).
 """
 
 from __future__ import annotations
