@@ -180,6 +180,13 @@ class Failing(io.BytesIO):
         return super().read(size)
 
 
+class Gone(io.BytesIO):
+    """A file whose maker has errors of its own."""
+
+    def seek(self, *_: int) -> int:
+        raise LookupError("the server hung up")
+
+
 @pytest.mark.parametrize(
     ("sound", "text"),
     [
@@ -197,6 +204,8 @@ class Failing(io.BytesIO):
         (torch.zeros(1, 1, 5), "the Tensor of shape (1, 1, 5) is not a clip"),
         (np.float32([0, np.nan, np.inf]), "has 2 samples that are not finite"),
         (io.StringIO("text"), "the StringIO given gives text"),
+        (Gone(), "the Gone given cannot be read: the server hung up"),
+        ("", "a path without a character"),
         ([0.1, 0.2], "a list"),
         (None, "a NoneType"),
     ],

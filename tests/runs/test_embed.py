@@ -233,7 +233,7 @@ def test_long_windows_go_through_a_cpu_in_small_batches(
     go(model, clips, tmp_path / "all.npz", Ask(level="frames", batch=9))
     assert max(sizes) == 9
     sizes.clear()
-    monkeypatch.setattr(pipeline, "_PATCHES", 100)  # four windows of 6 columns x 4 bands
+    monkeypatch.setattr(pipeline, "_PATCHES", 50)  # for each of two threads: four windows of 6 columns x 4 bands
     go(model, clips, tmp_path / "few.npz", Ask(level="frames", batch=9))
     assert max(sizes) in (4, 5)
     np.testing.assert_allclose(vectors_of(tmp_path / "few.npz"), vectors_of(tmp_path / "all.npz"), atol=2e-5)

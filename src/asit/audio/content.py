@@ -144,6 +144,8 @@ def open_content(file: str | os.PathLike[str] | AudioBytes | BinaryIO) -> Iterat
         AudioFileError: missing, a folder, not readable, or without bytes.
     """
     if isinstance(file, str | os.PathLike):
+        if not os.fspath(file):  # a Path of it would be the current folder
+            raise AudioFileError("missing", "a path without a character", "a recording", "correct the path")
         path = Path(file)
         if path.is_fifo():  # such as /dev/stdin behind a pipe
             with path.open("rb") as pipe, _rewound(pipe, str(path)) as handle:
@@ -241,7 +243,9 @@ def _rewound(file: BinaryIO, name: str) -> Iterator[Handle]:
             file.seek(0)
             if not isinstance(file.read(0), bytes):
                 raise AudioFileError("unreadable", f"{name} gives text", "a file opened as bytes", 'open it with "rb"')
-    except (OSError, ValueError) as error:
+    except AudioFileError:
+        raise
+    except Exception as error:  # whatever a stranger's file raises
         raise AudioFileError(
             "unreadable", f"{name} cannot be read: {words(error)}", "an open file", "open it for reading, as bytes"
         ) from None

@@ -63,7 +63,7 @@ class TagOptions:
     threads: int = 0
     """CPU threads; 0: torch's choice."""
     batch: int = 16
-    """Windows that are scored together; on a CPU at most 8 of 10 s, which are the fastest there."""
+    """Windows that are scored together; on a CPU fewer where they are long."""
 
 
 def tag(prog: str, summary: str, given: list[str]) -> int:
@@ -73,7 +73,6 @@ def tag(prog: str, summary: str, given: list[str]) -> int:
     from asit import runtime
     from asit.data.inputs import expand
     from asit.engine.records import counter
-    from asit.model.cpu import keep_freed_memory
     from asit.runs.tag import tag_items
 
     with runtime.world(options.device, options.threads) as world:
@@ -81,8 +80,6 @@ def tag(prog: str, summary: str, given: list[str]) -> int:
             raise ConfigError(
                 f"asit tag in {world.size} processes", "one process", "start it without torchrun; --threads uses cores"
             )
-        if world.device.type == "cpu":
-            keep_freed_memory()  # before the weights are read: what that frees is used again
         model = asit.load(options.model, world.device)
         if model.classes is None:
             raise ConfigError(

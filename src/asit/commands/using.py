@@ -43,7 +43,7 @@ class EmbedOptions:
     threads: int = 0
     """CPU threads of a process; 0: torch's choice."""
     batch: int = 16
-    """Windows that go through the encoder at once; on a CPU at most 8 of 10 s, which are the fastest there."""
+    """Windows that go through the encoder at once; on a CPU fewer where they are long."""
     shard: str | None = None
     """i/n, i from 0: only the i-th of n parts of the inputs, into NAME-0000i-of-0000n."""
     overwrite: bool = False
@@ -70,13 +70,10 @@ def embed(prog: str, summary: str, given: list[str]) -> int:
     from asit import runtime
     from asit.data.inputs import expand, named
     from asit.interop.loading import load
-    from asit.model.cpu import keep_freed_memory
 
     with runtime.world(options.device, options.threads) as world:
         if world.size > 1 and options.out is None:
             raise ConfigError(f"{world.size} processes and no --out", "a file to write", "add --out emb.parquet")
-        if world.device.type == "cpu":
-            keep_freed_memory()  # before the weights are read: what that frees is used again
         model = load(options.model, world.device)
         items = expand(options.inputs)
         if options.out is None:

@@ -167,6 +167,4 @@ def _csv(path: Path, result: Result) -> None:
         writer.writerow(["path", "start", "seconds", *(f"v{i}" for i in range(width))])
         for recordings, vectors, _ in result.pieces():
             for (item, _, seconds), vector in zip(recordings, vectors, strict=True):
-                writer.writerow(
-                    [item.text, f"{item.start:g}", f"{seconds:.6f}", *(line % tuple(vector)).split(",")]
-                )
+                writer.writerow([item.text, f"{item.start:g}", f"{seconds:.6f}", *(line % tuple(vector)).split(",")])

@@ -13,6 +13,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+import torch
+
 from asit.audio.sounds import OpenSound
 from asit.model.blending import Blender, Embedding, Part
 from asit.model.embedding import Embedder
@@ -23,9 +25,10 @@ __all__ = ["Answer", "Done", "Ear", "Gatherer", "Heard", "Piece", "hear", "liste
 
 _AHEAD = 2
 """Batches' worth that may lie ready beside those: half a megabyte for each window of 10 s."""
-_PATCHES = 4096
-"""Patches that go through an encoder at once on a CPU, eight windows of 10 s: more of them take more memory (the base
-encoder's 16 MB a window in bf16 become more in the products' own buffers) and are no faster (docs/speed.md)."""
+_PATCHES = 1024
+"""Patches that go through an encoder at once for each thread of a CPU, two threads at least: four windows of 10 s. More
+are no faster: pieces above 32 MB are given back to the system and mapped anew for each product. Keeping them
+(`asit.model.cpu.keep_freed_memory`) saves nothing beyond that, and grows by 0.4 GB in an hour of sound."""
 
 W = TypeVar("W")
 P = TypeVar("P")
@@ -232,7 +235,9 @@ class _Pool(Generic[W, P, A]):
         self.ear, self.gatherer, self.size, self.batch = ear, gatherer, size, batch
         self.windows: list[tuple[_Open[P, A], W]] = []
         self.pending: list[_Open[P, A] | Done] = []
-        self.most = _PATCHES // ear.encoder.grid[1] if ear.encoder.pos_embed.device.type == "cpu" else None
+        self.most: int | None = None  # columns in a batch
+        if ear.encoder.pos_embed.device.type == "cpu":
+            self.most = _PATCHES * max(2, torch.get_num_threads()) // ear.encoder.grid[1]
 
     def __len__(self) -> int:
         return len(self.windows)
