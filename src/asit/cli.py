@@ -13,6 +13,8 @@ from asit.errors import AsitError, ConfigError
 
 SUMMARIES = {
     "catalogue": "check a folder or table of recordings and measure its mean and std",
+    "shard": "pack a catalogue's recordings into tar shards, here or in an object store",
+    "plan": "tell beforehand how long a pretraining run takes, in what memory, at what cost",
     "pretrain": "pretrain an encoder on recordings without labels",
     "finetune": "train and score a classifier on labelled recordings, from a pretrained encoder or none",
     "evaluate": "score a model on labelled clips: its head, probes, few labels, verification",

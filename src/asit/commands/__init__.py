@@ -18,11 +18,13 @@ _PLACES = {
     "finetune": "training",
     "index": "searching",
     "info": "looking",
+    "plan": "planning",
     "pretrain": "training",
     "probe": "scoring",
     "report": "pages",
     "serve": "serving",
     "settings": "trying",
+    "shard": "sharding",
     "similar": "searching",
     "tag": "tagging",
 }

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from asit import runtime
+from asit.model.blocks import Attention as AttentionLayer
 from asit.model.embedding import Embedder, Window
-from asit.model.vit import Attention as AttentionLayer
 
 
 @dataclass(frozen=True)

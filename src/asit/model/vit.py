@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from asit.errors import ConfigError
-from asit.model.cpu import Linear, add, attention, bf16_on_cpu, linear
+from asit.model.blocks import Block
+from asit.model.cpu import linear
 from asit.model.positions import grid_of, patch_of, prefix_of, resize_positions, stride_of
 from asit.model.stamps import Stamp, can_be_stamped
 from asit.settings import SIZES, EncoderSettings
@@ -86,76 +87,6 @@ def draw_drop_path(rng: np.random.Generator, rates: np.ndarray) -> np.ndarray:
     keep = rng.random((len(rates), 2)) >= rates[:, None]
     factors: np.ndarray = (keep / (1.0 - rates[:, None])).astype(np.float32)
     return factors
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention with biases: (R, N, D) -> (R, N, D)."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = Linear(width, 3 * width)
-        self.proj = Linear(width, width)
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        rows, tokens, width = x.shape
-        qkv = self.qkv(x).view(rows, tokens, 3, self.heads, width // self.heads)
-        if mask is None and bf16_on_cpu(x):
-            out = attention(qkv)
-        else:
-            # Views only: the attention kernels read strided queries, keys and values as they lie.
-            q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-            out = out.transpose(1, 2).reshape(rows, tokens, width)
-        projected: Tensor = self.proj(out)
-        return projected
-
-
-class Mlp(nn.Module):
-    """Linear, GELU, linear: (..., D) -> (..., D)."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = Linear(width, hidden)
-        self.fc2 = Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
-        return out
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block: (R, N, D) -> (R, N, D)."""
-
-    def __init__(self, width: int, heads: int, hidden: int, eps: float = 1e-6) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=eps)
-        self.attn = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=eps)
-        self.mlp = Mlp(width, hidden)
-
-    def forward(self, x: Tensor, drop: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """`drop` (2, R): factors of the two branches; `mask` (R, 1, 1, N) bool: keys that may be attended to."""
-        x = _residual(x, lambda rows, mask: self.attn(self.norm1(rows), mask), None if drop is None else drop[0], mask)
-        return _residual(x, lambda rows, _: self.mlp(self.norm2(rows)), None if drop is None else drop[1])
-
-
-def _residual(
-    x: Tensor, branch: Callable[[Tensor, Tensor | None], Tensor], drop: Tensor | None, mask: Tensor | None = None
-) -> Tensor:
-    """x + drop branch(x, mask), for `drop` (R,); rows whose factor is 0 are not computed on a CPU."""
-    if drop is None:
-        return add(x, branch(x, mask))
-    if x.device.type != "cpu" or torch.compiler.is_compiling():  # a GPU would have to tell how many rows there are
-        out = branch(x, mask)
-        return x + out * drop[:, None, None].to(out.dtype)
-    kept = drop.nonzero().flatten()
-    if len(kept) == len(x):
-        return x + branch(x, mask).to(x.dtype) * drop[:, None, None]
-    if not len(kept):  # One row is: every parameter has a gradient in every step, if of zeros.
-        kept = kept.new_zeros(1)
-    out = branch(x.index_select(0, kept), None if mask is None else mask.index_select(0, kept))
-    return x.index_add(0, kept, out.to(x.dtype) * drop[kept, None, None])
 
 
 class PatchEmbed(nn.Module):
