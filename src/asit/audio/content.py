@@ -104,6 +104,7 @@ class Content:
         handle: bytes or an open file; None: the file at `path`.
         head: its first bytes.
         ffmpeg: whether FFmpeg reads it, and else libsndfile.
+        suffix: of its name, in lower case; empty where there is no name.
     """
 
     name: str
@@ -111,11 +112,7 @@ class Content:
     handle: Handle | None
     head: bytes
     ffmpeg: bool
-
-    @property
-    def suffix(self) -> str:
-        """Of its name, in lower case; empty where there is no name."""
-        return "" if self.path is None else self.path.suffix.lower()
+    suffix: str
 
     @contextmanager
     def bytes_from_start(self) -> Iterator[BinaryIO | Handle]:
@@ -134,11 +131,16 @@ class Content:
 
 
 @contextmanager
-def open_content(file: str | os.PathLike[str] | AudioBytes | BinaryIO) -> Iterator[Content]:
+def open_content(file: str | os.PathLike[str] | AudioBytes | BinaryIO, called: str | None = None) -> Iterator[Content]:
     """A path, bytes or an open file, looked at so far that its decoder is known.
 
     An open file is read from its beginning, stays open and is put back to where it stood; one that cannot seek is read
     to its end first, into memory or a temporary file.
+
+    Args:
+        file: what to look at.
+        called: the name of what the bytes or the open file hold, such as a member of a tar: messages tell it, and its
+            suffix chooses the decoder as a path's does.
 
     Raises:
         AudioFileError: missing, a folder, not readable, or without bytes.
@@ -149,17 +151,18 @@ def open_content(file: str | os.PathLike[str] | AudioBytes | BinaryIO) -> Iterat
         path = Path(file)
         if path.is_fifo():  # such as /dev/stdin behind a pipe
             with path.open("rb") as pipe, _rewound(pipe, str(path)) as handle:
-                yield _content(str(path), None, handle, _head_of(handle))
+                yield _content(str(path), None, handle, _head_of(handle), "")
             return
-        yield _content(str(path), path, None, _first_bytes(path))
+        yield _content(str(path), path, None, _first_bytes(path), path.suffix.lower())
         return
-    name = name_of(file)
+    name = name_of(file) if called is None else called
+    suffix = "" if called is None else Path(called).suffix.lower()
     if isinstance(file, bytes | bytearray | memoryview):
         handle = Handle(io.BytesIO(file))
-        yield _content(name, None, handle, _head_of(handle))
+        yield _content(name, None, handle, _head_of(handle), suffix)
         return
     with _rewound(file, name) as handle:
-        yield _content(name, None, handle, _head_of(handle))
+        yield _content(name, None, handle, _head_of(handle), suffix)
 
 
 def name_of(file: object) -> str:
@@ -192,9 +195,13 @@ def not_audio(content: Content, error: Exception) -> AudioFileError:
         begins, remedy = f"has the contents of a {suits[0]} file", f"rename it to {suits[0]}"
     elif head.lstrip().startswith(b"<"):
         begins, remedy = "is a web page or XML", "fetch it anew: a server may have sent an error page"
-    elif content.path is None:
+    elif content.path is None and not suffix:
         remedy = "give the whole content of an audio file; samples go in as an array with rate="
-    known = f"audio as its name says ({suffix or 'no suffix'})" if content.path is not None else "the bytes of a file"
+    known = (
+        f"audio as its name says ({suffix or 'no suffix'})"
+        if content.path is not None or suffix
+        else "the bytes of a file"
+    )
     return AudioFileError(
         "unreadable",
         f"{content.name} {begins}; {'FFmpeg' if content.ffmpeg else 'libsndfile'} says: {words(error)}",
@@ -208,10 +215,9 @@ def words(error: Exception) -> str:
     return (getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)).strip()
 
 
-def _content(name: str, path: Path | None, handle: Handle | None, head: bytes) -> Content:
-    suffix = "" if path is None else path.suffix.lower()
+def _content(name: str, path: Path | None, handle: Handle | None, head: bytes, suffix: str) -> Content:
     named = suffix in AV_SUFFIXES or suffix in SNDFILE_SUFFIXES
-    return Content(name, path, handle, head, suffix in AV_SUFFIXES if named else by_content(head))
+    return Content(name, path, handle, head, suffix in AV_SUFFIXES if named else by_content(head), suffix)
 
 
 def _first_bytes(path: Path) -> bytes:

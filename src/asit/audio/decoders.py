@@ -76,13 +76,17 @@ class AudioInfo:
 
 
 @contextmanager
-def open_audio(file: str | os.PathLike[str] | AudioBytes | BinaryIO) -> Iterator[Source]:
+def open_audio(file: str | os.PathLike[str] | AudioBytes | BinaryIO, called: str | None = None) -> Iterator[Source]:
     """The file, or an audio file's bytes or an open file object, open and found to hold samples.
+
+    Args:
+        file: what to open.
+        called: the name of bytes or of an open file, whose suffix counts as a path's does.
 
     Raises:
         AudioFileError: as `asit.audio.files.probe` says.
     """
-    with open_content(file) as content:
+    with open_content(file, called) as content:
         source: Source = _AvSource(content) if content.ffmpeg else _SoundFileSource(content)
         with closing(source):
             source.check()

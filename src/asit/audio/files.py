@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 import soxr
 
-from asit.audio import decoders
+from asit.audio import content, decoders
+from asit.audio.content import AudioBytes
 from asit.audio.decoders import AudioFileError, AudioInfo, Wave
 from asit.errors import AudioError
 
@@ -98,20 +99,25 @@ class Inspection:
         return None
 
 
-def probe(path: str | os.PathLike[str]) -> AudioInfo:
+def probe(file: str | os.PathLike[str] | AudioBytes | BinaryIO, *, called: str | None = None) -> AudioInfo:
     """Read a file's header.
+
+    Args:
+        file: its path, its bytes, or an open file of them.
+        called: the name of bytes or of an open file, such as a tar's member: for messages, and its suffix counts.
 
     Raises:
         AudioFileError: the file is missing, a directory, not audio, empty, or visibly cut off (a wav shorter than its
             header says, an ogg that ends within a page).
     """
-    with decoders.open_audio(path) as source:
+    with decoders.open_audio(file, called) as source:
         return source.info
 
 
 def read(
-    path: str | os.PathLike[str],
+    file: str | os.PathLike[str] | AudioBytes | BinaryIO,
     *,
+    called: str | None = None,
     rate: int | None = None,
     start: float = 0.0,
     seconds: float | None = None,
@@ -126,7 +132,8 @@ def read(
     time stamps, are decoded from the beginning of the file.
 
     Args:
-        path: the file.
+        file: its path, its bytes, or an open file of them.
+        called: as in `probe`.
         rate: samples a second wanted; None: the file's own.
         start: where the part begins, in seconds, to the nearest sample of `rate`.
         seconds: length of the part; None: to the end.
@@ -140,8 +147,8 @@ def read(
             are not finite.
         AudioError: the part is empty or begins after the end.
     """
-    check_part(os.fspath(path), start, seconds)
-    with decoders.open_audio(path) as source:
+    check_part(called or content.name_of(file), start, seconds)
+    with decoders.open_audio(file, called) as source:
         info = source.info
         target = positive_rate(info.rate if rate is None else rate)
         part = part_of(info.rate, target, start, seconds)
