@@ -86,20 +86,39 @@ def resize_time(logmel: Tensor, frames: int, lengths: Tensor | None = None) -> T
         (frames, F) or (R, frames, F).
     """
     t = logmel.shape[-2]
-    if lengths is None:
-        if t == frames:
-            return logmel
-        last = torch.tensor(t - 1, device=logmel.device)
-    else:
-        last = lengths.to(logmel.device).unsqueeze(-1) - 1
+    if lengths is not None:
+        row = torch.arange(len(logmel), device=logmel.device)
+        return cut_time(logmel, row, torch.zeros_like(row), lengths.to(logmel.device), frames)
+    if t == frames:
+        return logmel
+    last = torch.full((), t - 1, device=logmel.device)
     place = torch.arange(frames, device=logmel.device, dtype=torch.float32) * (last / max(frames - 1, 1))
     low = torch.minimum(place.long(), last)
     high = torch.minimum(low + 1, last)
     weight = (place - low).to(logmel.dtype).unsqueeze(-1)
-    if lengths is None:
-        return torch.lerp(logmel.index_select(-2, low), logmel.index_select(-2, high), weight)
-    row = torch.arange(len(logmel), device=logmel.device).unsqueeze(-1)
-    return torch.lerp(logmel[row, low], logmel[row, high], weight)
+    return torch.lerp(logmel.index_select(-2, low), logmel.index_select(-2, high), weight)
+
+
+def cut_time(logmel: Tensor, rows: Tensor, starts: Tensor, lengths: Tensor, frames: int) -> Tensor:
+    """Cut parts out of log-mels and resize each in time as `resize_time` does, all in one go.
+
+    Args:
+        logmel: (B, t, F).
+        rows: (R,) int64, the log-mel that each part is cut from.
+        starts: (R,) int64, first frame of each part.
+        lengths: (R,) int64, its frames, 1 or more; start + length is at most t.
+        frames: of the result. A part of the same length comes out bit for bit.
+
+    Returns:
+        (R, frames, F).
+    """
+    last = lengths.unsqueeze(-1) - 1
+    place = torch.arange(frames, device=logmel.device, dtype=torch.float32) * (last / max(frames - 1, 1))
+    low = torch.minimum(place.long(), last)
+    high = torch.minimum(low + 1, last)
+    weight = (place - low).to(logmel.dtype).unsqueeze(-1)
+    row, start = rows.unsqueeze(-1), starts.unsqueeze(-1)
+    return torch.lerp(logmel[row, start + low], logmel[row, start + high], weight)
 
 
 def warp_mel(logmel: Tensor, factor: Tensor | float) -> Tensor:

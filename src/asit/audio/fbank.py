@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -26,6 +25,7 @@ FLOOR = torch.finfo(torch.float32).eps
 """Smallest mel energy; its logarithm, -15.94, is what digital silence gives."""
 
 _BLOCK = 512  # frames in one go on a CPU: the temporaries then stay in its cache
+_GPU_BLOCK = 1 << 17  # frames in one go elsewhere: temporaries of about a gigabyte, whatever the batch
 _BANDS = 4  # groups of mel bins that are summed apart, each over its own stretch of the spectrum
 
 
@@ -131,14 +131,15 @@ class FrontEnd(nn.Module):
                 f"{self.settings.rate} Hz)",
                 "pad it first, with FrontEnd.pad or your own rule, or leave it out",
             )
-        with torch.autocast(wave.device.type, enabled=False), _exact_products():
+        product = _product_type(wave.device)
+        with torch.autocast(wave.device.type, enabled=False):
             frames = wave.float().unfold(1, self.window, self.shift)
             out = torch.empty(rows, frames.shape[1], self.settings.mels, device=wave.device)
             for part, into in _blocks(frames, out):
-                self._log_mel(part, into)
+                self._log_mel(part, into, product)
         return out
 
-    def _log_mel(self, frames: Tensor, out: Tensor) -> None:
+    def _log_mel(self, frames: Tensor, out: Tensor, product: torch.dtype) -> None:
         """Frames (r, t, W), overlapping views of a wave, to their log-mel, written into `out` (r, t, F)."""
         padded = frames.new_zeros(*frames.shape[:2], _transform_size(self.settings))
         x = padded[..., : self.window]
@@ -153,7 +154,7 @@ class FrontEnd(nn.Module):
             power = power.expand(2, -1)
         energy = torch.zeros(len(power), self.settings.mels, device=power.device)
         for rows, columns in self._bands:
-            energy[:, columns] = power[:, rows] @ self.bank[rows, columns]
+            energy[:, columns] = power[:, rows].to(product) @ self.bank[rows, columns].to(product)
         count = out.shape[0] * out.shape[1]
         out.copy_(energy[:count].clamp_(min=FLOOR).log_().view_as(out))
 
@@ -252,35 +253,25 @@ def _check(settings: FrontEndSettings, window: int, shift: int) -> None:
 
 
 def _blocks(frames: Tensor, out: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Split (R, T, ...) pairs into parts of at most about _BLOCK frames on a CPU; elsewhere all goes in one pass."""
+    """Split (R, T, ...) pairs into parts of at most about _BLOCK frames on a CPU, _GPU_BLOCK elsewhere."""
     count = frames.shape[1]
-    if frames.device.type != "cpu":
-        yield frames, out
-        return
+    block = _BLOCK if frames.device.type == "cpu" else _GPU_BLOCK
     # Equal parts, so that no part holds a single frame unless the whole does.
-    rows, parts = max(1, _BLOCK // count), math.ceil(count / _BLOCK)
+    rows, parts = max(1, block // count), math.ceil(count / block)
     for first in range(0, len(frames), rows):
         few, few_out = frames[first : first + rows], out[first : first + rows]
         yield from zip(few.tensor_split(parts, 1), few_out.tensor_split(parts, 1), strict=True)
 
 
-@contextmanager
-def _exact_products() -> Iterator[None]:
-    """Keep TF32 and bfloat16 out of float32 matrix products for a while: they would move the log-mel by up to 0.05."""
+def _product_type(device: torch.device) -> torch.dtype:
+    """Type of the matrix product: float64 where the process lets float32 products be rounded to TF32 or bfloat16.
+
+    Those would move the log-mel by up to 0.05. The switches belong to the whole process: turning them off for a while
+    would be seen by other threads, so they are only read.
+    """
+    if device.type not in ("cpu", "cuda"):
+        return torch.float32
     if not hasattr(torch.backends.mkldnn, "matmul"):  # torch before 2.9: one switch for all backends
-        wanted = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(wanted)
-        return
-    backends = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
-    lowered = [(b, b.fp32_precision) for b in backends if b.fp32_precision not in ("none", "ieee")]
-    for backend, _ in lowered:
-        backend.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        for backend, precision in lowered:
-            backend.fp32_precision = precision
+        return torch.float32 if torch.get_float32_matmul_precision() == "highest" else torch.float64
+    backend = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
+    return torch.float32 if backend.matmul.fp32_precision in ("none", "ieee") else torch.float64
