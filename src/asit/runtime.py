@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -50,6 +50,23 @@ class World:
         dist.all_reduce(x, op=dist.ReduceOp.MAX, group=self.control)
         return bool(x.item())
 
+    def ask(self, flags: Sequence[bool]) -> Callable[[], list[bool]]:
+        """Begin to ask whether each flag is set in any process; every process must ask.
+
+        Returns:
+            What waits for the answers and gives them. Meanwhile nothing else may be asked.
+        """
+        if self.size == 1:
+            return lambda: list(flags)
+        x = torch.tensor([int(flag) for flag in flags])
+        work = dist.all_reduce(x, op=dist.ReduceOp.MAX, group=self.control, async_op=True)
+
+        def answer() -> list[bool]:
+            work.wait()
+            return [bool(value) for value in x.tolist()]
+
+        return answer
+
     def gather(self, value: Any) -> list[Any]:
         """Every process's value, in the order of ranks."""
         if self.size == 1:
@@ -60,12 +77,13 @@ class World:
 
 
 @contextlib.contextmanager
-def world(device: str = "auto", threads: int = 0) -> Iterator[World]:
+def world(device: str = "auto", threads: int = 0, timeout: float = 30.0) -> Iterator[World]:
     """Join the processes that torchrun started, or stand alone.
 
     Args:
         device: auto, cpu, cuda or mps.
         threads: CPU threads of this process; 0: torch's choice.
+        timeout: minutes that a process waits for the others' numbers.
 
     Raises:
         ConfigError: the device is not there.
@@ -79,10 +97,11 @@ def world(device: str = "auto", threads: int = 0) -> Iterator[World]:
         return
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(minutes=timeout))
     try:
         # Flags and messages go over the CPU, so that asking never waits for the accelerator's queue.
-        control = dist.new_group(backend="gloo")
+        # It waits for hours: the others stand by while the first process looks through millions of recordings.
+        control = dist.new_group(backend="gloo", timeout=timedelta(days=1, minutes=timeout))
         yield World(rank, size, chosen, f"{reason}; {size} processes", control)
     finally:
         dist.destroy_process_group()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from asit import recipes
 from asit.commands.parse import early, parse
+from asit.errors import ConfigError
 from asit.settings import FinetuneSettings, PretrainSettings
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ class PretrainOptions(PretrainSettings):
     """YAML file of settings, such as another run's config.yaml; flags go over it."""
     resume: bool = False
     """Go on with the run in --out from its last checkpoint."""
+    auto_resume: bool = False
+    """Begin where --out holds no run, and go on where it holds one: for jobs that a scheduler may start again."""
     overwrite: bool = False
     """Delete the run in --out and start again."""
     dry_run: bool = False
@@ -31,10 +34,10 @@ class PretrainOptions(PretrainSettings):
 def pretrain(prog: str, summary: str, given: list[str]) -> int:
     chosen_early = early(given, ("--preset", "--config", "--out"))
     chosen = (chosen_early.get("--out", ""), chosen_early.get("--preset"), chosen_early.get("--config"))
-    base = recipes.settings_for(*chosen, {}, resume="--resume" in given)
+    base = recipes.settings_for(*chosen, {}, resume=_goes_on(given))
     options = parse(PretrainOptions, prog, summary, given, default=PretrainOptions(**base.model_dump()))
     settings = PretrainSettings(**options.model_dump(include=set(PretrainSettings.model_fields)))
-    resume, overwrite = options.resume, options.overwrite
+    resume, overwrite = _resume(options), options.overwrite
     if options.dry_run:
         from asit.runs.dryrun import dry_run
 
@@ -53,6 +56,18 @@ def pretrain(prog: str, summary: str, given: list[str]) -> int:
     print(f"page:   asit report {shlex.quote(str(result.out))}")
     print(f'python: import asit; model = asit.load("{result.model}"); model.embed("clip.wav").clip')
     return 0
+
+
+def _goes_on(given: list[str]) -> bool:
+    """Whether settings that are not given may come from the run itself; read before the options are parsed."""
+    return "--resume" in given or "--auto-resume" in given
+
+
+def _resume(options: PretrainOptions | FinetuneOptions) -> bool | Literal["auto"]:
+    if options.auto_resume and (options.resume or options.overwrite):
+        other = "--resume" if options.resume else "--overwrite"
+        raise ConfigError(f"--auto-resume and {other} were both given", "one of the two", "choose one")
+    return "auto" if options.auto_resume else options.resume
 
 
 def signal_status(name: str | None) -> int:
@@ -85,6 +100,8 @@ class FinetuneOptions(FinetuneSettings):
     """YAML file of settings, such as another run's config.yaml; flags go over it."""
     resume: bool = False
     """Go on with the run in --out from its last checkpoint."""
+    auto_resume: bool = False
+    """Begin where --out holds no run, and go on where it holds one: for jobs that a scheduler may start again."""
     overwrite: bool = False
     """Delete the run in --out and start again."""
 
@@ -92,13 +109,13 @@ class FinetuneOptions(FinetuneSettings):
 def finetune(prog: str, summary: str, given: list[str]) -> int:
     chosen_early = early(given, ("--task", "--config", "--out"))
     chosen = (chosen_early.get("--out", ""), chosen_early.get("--task"), chosen_early.get("--config"))
-    base = recipes.finetune_settings_for(*chosen, {}, resume="--resume" in given)
+    base = recipes.finetune_settings_for(*chosen, {}, resume=_goes_on(given))
     options = parse(FinetuneOptions, prog, summary, given, default=FinetuneOptions(**base.model_dump()))
     settings = FinetuneSettings(**options.model_dump(include=set(FinetuneSettings.model_fields)))
     from asit.runs import folds, score
     from asit.runs.finetune import FinetuneResult
 
-    result = folds.run(settings, resume=options.resume, overwrite=options.overwrite, stream=sys.stderr)
+    result = folds.run(settings, resume=_resume(options), overwrite=options.overwrite, stream=sys.stderr)
     if int(os.environ.get("RANK", "0")) != 0:
         return signal_status(result.stopped_by)
     out = shlex.quote(str(result.out))

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from asit import runtime
 from asit.data import order
 from asit.data.labelled import collate
 from asit.engine import loop
@@ -48,7 +47,7 @@ class FinetuneResult:
 def finetune(
     settings: FinetuneSettings,
     *,
-    resume: bool = False,
+    resume: lifecycle.Resume = False,
     overwrite: bool = False,
     stream: TextIO | None = sys.stderr,
 ) -> FinetuneResult:
@@ -56,7 +55,7 @@ def finetune(
 
     Args:
         settings: what to do; `data`, `model` and `out` are needed. For all folds in turn see `runs.folds`.
-        resume: go on with the run in `out`, from its last checkpoint.
+        resume: go on with the run in `out`, from its last checkpoint; "auto": where there is one.
         overwrite: delete the run in `out` first.
         stream: where progress goes; None: nowhere.
 
@@ -67,9 +66,11 @@ def finetune(
         raise ConfigError("no folder for the run was given", "out", "pass --out RUN")
     supervised.check(settings)  # before hours may go into looking at the recordings
     out = Path(settings.out)
-    with runtime.world(settings.device, settings.threads) as world:
+    with (
+        lifecycle.processes(settings) as world,
+        lifecycle.opened(settings, out, world, stream, resume=resume, overwrite=overwrite) as opened,
+    ):
         quiet = stream if world.main else None
-        opened = lifecycle.claim(settings, out, world, resume=resume, overwrite=overwrite)
         model = network.pretrained(opened.settings)
         wanted = source.Wanted.of(opened.settings, None if model is None else model.front_end.settings)
         catalogue = lifecycle.catalogue(wanted, out, world, quiet, going_on=opened.going_on)

@@ -26,6 +26,8 @@ CHECKPOINTS = "checkpoints"
 MODEL = "model"
 FIGURES = "figures"
 BEST = "model-best"
+LOCK = "run.lock"
+"""Of `runs.lock`: there while a run is using the folder."""
 RESULTS = "results.json"
 SCORES = "scores"
 OWN = frozenset(
@@ -39,6 +41,7 @@ OWN = frozenset(
         FIGURES,
         RESULTS,
         SCORES,
+        LOCK,
         "metrics.jsonl",
         "log.txt",
         "tensorboard",
@@ -59,6 +62,7 @@ MAY_CHANGE = (
     "score_batch",
     "records.",
     "probe.",
+    "process_timeout",
 )
 """Settings that a run may go on with changed: they do not enter its steps."""
 
@@ -104,7 +108,7 @@ def claim(folder: Path, *, resume: bool, overwrite: bool) -> bool:
 def clear(folder: Path) -> None:
     """Delete an earlier run's own files, config.yaml first, so that what is left of a killed delete counts as none."""
     (folder / CONFIG).unlink(missing_ok=True)
-    kept = {CATALOGUE, "catalogue.skipped.jsonl", "catalogue.jsonl.partial"}
+    kept = {LOCK, CATALOGUE, "catalogue.skipped.jsonl", "catalogue.jsonl.partial"}
     leftovers = {path.name for path in folder.iterdir() if _is_leftover(path.name) or _is_fold(path)}
     for name in sorted((OWN | leftovers) - kept):
         path = folder / name
@@ -150,6 +154,17 @@ def read_settings(folder: Path, kind: type[S]) -> S:
     if mine not in found and (other := next((verb for name, verb in verbs.items() if name in found), None)):
         raise ConfigError(f"{folder} is a run of {other}", f"a run of {verbs[mine]}", "choose another --out")
     return config.build(kind, found, str(path))
+
+
+def begun_under(folder: Path) -> str | None:
+    """Which call of torchrun began the run, as `begin` wrote it down; None: none did, or there is no run."""
+    try:
+        if not (folder / CONFIG).exists():
+            return None
+        found = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8")).get("elastic")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return found if isinstance(found, str) else None
 
 
 def settle(settings: S, begun: S) -> S:

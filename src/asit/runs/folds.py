@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 from asit.data.sides import folds
 from asit.errors import AsitError, AudioError, ConfigError
-from asit.runs import folder, network, source
+from asit.runs import folder, lifecycle, lock, network, source
 from asit.runs.finetune import FinetuneResult, finetune
 from asit.runs.finetune_setup import choose, labels_of
 from asit.settings import FinetuneSettings
@@ -42,7 +42,7 @@ class CrossValidation:
 def run(
     settings: FinetuneSettings,
     *,
-    resume: bool = False,
+    resume: lifecycle.Resume = False,
     overwrite: bool = False,
     stream: TextIO | None = sys.stderr,
 ) -> FinetuneResult | CrossValidation:
@@ -65,6 +65,17 @@ def run(
         )
     supervised.check(settings)
     out = Path(settings.out)
+    if resume == "auto":
+        resume = (out / folder.CONFIG).exists() and not overwrite
+    # Looked at before the lock, which makes the folder, and again under it.
+    folder.claim(out, resume=resume, overwrite=overwrite)
+    with lock.held(out, 1, lambda text: None if stream is None else _say(stream, text)):
+        return _run(settings, out, resume, overwrite, stream)
+
+
+def _run(
+    settings: FinetuneSettings, out: Path, resume: bool, overwrite: bool, stream: TextIO | None
+) -> CrossValidation:
     names = _begin(settings, out, resume, overwrite, stream)
     results: list[tuple[str, dict[str, Any]]] = []
     for number, name in enumerate(names, 1):
@@ -90,6 +101,10 @@ def run(
     every = [{"fold": name, **result} for name, result in results]
     folder.write_json(out / folder.RESULTS, held | {"folds": every, "summary": summary})
     return CrossValidation(out, True, None, summary)
+
+
+def _say(stream: TextIO, text: str) -> None:
+    stream.write(f"{text}\n")
 
 
 def summarise(results: list[tuple[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:

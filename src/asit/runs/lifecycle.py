@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TextIO, TypeVar
+from typing import Any, Generic, Literal, TextIO, TypeVar
 
 import torch
 
@@ -14,15 +16,17 @@ from asit import checkpoint, runtime
 from asit.data.catalogue import Catalogue
 from asit.engine import loop
 from asit.engine.records import Records, duration
-from asit.errors import CatalogueError, CheckpointError, ConfigError
+from asit.errors import CatalogueError, CheckpointError, ConfigError, TrainingError
 from asit.model import cpu
 from asit.model.audio_model import AudioModel
-from asit.runs import folder, source
+from asit.runs import agreement, folder, lock, source
 from asit.runtime import Precision, World
-from asit.settings import RecordSettings, Settings
+from asit.settings import FinetuneSettings, PretrainSettings, RecordSettings, Settings
 
 Tensors = dict[str, torch.Tensor]
 S = TypeVar("S", bound=Settings)
+Resume = bool | Literal["auto"]
+"""Whether to go on with the run that is in the folder; auto: where there is one."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,44 @@ def together(world: World, call: Callable[[], Any], mine: bool = True) -> Any:
     return result
 
 
+@contextlib.contextmanager
+def processes(settings: PretrainSettings | FinetuneSettings) -> Iterator[World]:
+    """The processes of a run; where one of them dies or hangs, the others end and say so.
+
+    Raises:
+        ConfigError: the device is not there.
+        TrainingError: another process was lost.
+    """
+    try:
+        with runtime.world(settings.device, settings.threads, settings.process_timeout) as world:
+            yield world
+    except RuntimeError as error:
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not _is_of_processes(error):
+            raise
+        first = str(error).strip().splitlines()[0]
+        raise TrainingError(
+            f"rank {os.environ.get('RANK', '0')} lost another process of this run: {first}",
+            f"all processes to live, and to answer within {settings.process_timeout:g} minutes (process_timeout)",
+            "see why the other one ended: its message, or the system's log where it ran out of memory; then go on from "
+            "the last checkpoint with --resume (torchrun --max-restarts does so by itself)",
+        ) from error
+
+
+def _is_of_processes(error: RuntimeError) -> bool:
+    """Whether it tells of the exchange between processes; gloo has no class of error of its own."""
+    if isinstance(error, torch.distributed.DistError):
+        return True
+    signs = (
+        "gloo",
+        "Connection closed by peer",
+        "Connection reset by peer",
+        "Broken pipe",
+        "NCCL",
+        "Timed out waiting",
+    )
+    return any(sign in str(error) for sign in signs)
+
+
 @dataclass(frozen=True)
 class Opened(Generic[S]):
     """A run's folder, claimed, and what is in it.
@@ -75,15 +117,68 @@ class Opened(Generic[S]):
         return self.before is not None
 
 
-def claim(settings: S, out: Path, world: World, *, resume: bool, overwrite: bool) -> Opened[S]:
-    """Claim the folder in all processes.
+@contextlib.contextmanager
+def opened(
+    settings: S, out: Path, world: World, stream: TextIO | None, *, resume: Resume, overwrite: bool
+) -> Iterator[Opened[S]]:
+    """Claim the folder for all processes and keep other runs out of it until the end.
+
+    Args:
+        settings: as asked for; all processes must have been asked for the same.
+        out: the run's folder.
+        world: the processes.
+        stream: where the main process tells what it waits for.
+        resume: go on with the run that is there; "auto": where there is one.
+        overwrite: delete the run that is there.
+
+    A worker that torchrun's agent started again goes on with what the same torchrun began, whatever the two say.
 
     Raises:
-        ConfigError: it is not free to use, holds another kind of run, or there is nothing to go on with.
+        ConfigError: the folder is not free to use, a live run has it, it holds another kind of run, or there is nothing
+            to go on with.
+        TrainingError: the processes were asked for different things, or see different folders.
     """
-    going_on = together(world, lambda: folder.claim(out, resume=resume, overwrite=overwrite))
-    before = folder.read_settings(out, type(settings)) if going_on else None
-    return Opened(settings if before is None else folder.settle(settings, before), before)
+    asked = {"--resume": resume, "--overwrite": overwrite}
+    agreement.agree(world, agreement.of_code() | asked | agreement.of_settings(settings) if world.size > 1 else {})
+    again = _restarted(out, world)
+
+    def claim() -> bool:
+        if again:
+            return folder.claim(out, resume=True, overwrite=False)
+        if resume == "auto" and not overwrite:
+            return folder.claim(out, resume=(out / folder.CONFIG).exists(), overwrite=False)
+        return folder.claim(out, resume=bool(resume), overwrite=overwrite)
+
+    def say(text: str) -> None:
+        if stream is not None and world.main:
+            stream.write(f"{text}\n")
+
+    going_on = together(world, claim)
+    agreement.agree(world, {f"a run in {out}": going_on})
+    with contextlib.ExitStack() as stack:
+        if world.main:
+            held = lock.held(out, world.size, say)
+        together(world, lambda: stack.enter_context(held), world.main)
+        # Another run may have ended here since.
+        going_on = together(world, claim)
+        before = together(world, lambda: folder.read_settings(out, type(settings)) if going_on else None)
+        yield Opened(settings if before is None else folder.settle(settings, before), before)
+
+
+def _restarted(out: Path, world: World) -> bool:
+    """Whether torchrun's agent started these processes again, after they had begun the run that is in the folder."""
+    restarts = world.gather(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
+    if not max(restarts):  # a machine that joined later has not been restarted itself
+        return False
+    began = world.gather(folder.begun_under(out) if world.main else None)[0]
+    mine = world.gather(_elastic() if world.main else None)[0]
+    return began is not None and began == mine
+
+
+def _elastic() -> str | None:
+    """What tells one call of torchrun from another: its id; where it was given none, its own process."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    return f"{socket.gethostname()} {os.getppid()}" if name == "none" else name
 
 
 def catalogue(wanted: source.Wanted, out: Path, world: World, stream: TextIO | None, *, going_on: bool) -> Catalogue:
@@ -91,7 +186,8 @@ def catalogue(wanted: source.Wanted, out: Path, world: World, stream: TextIO | N
     made: Catalogue | None = together(
         world, lambda: source.catalogue(wanted, out, stream, anew=not going_on), world.main
     )
-    return source.catalogue(wanted, out, None) if made is None else made
+    read = together(world, lambda: source.catalogue(wanted, out, None), made is None)
+    return read if made is None else made
 
 
 def start(run: Run, opened: Opened[S], world: World) -> tuple[int, Tensors]:
@@ -99,14 +195,19 @@ def start(run: Run, opened: Opened[S], world: World) -> tuple[int, Tensors]:
 
     Raises:
         ConfigError: the run was begun with other settings.
-        CatalogueError, CheckpointError: as `restore`.
+        CatalogueError, CheckpointError: as `restore`; or not every process sees the recordings.
+        TrainingError: the processes do not hold the same settings, recordings or checkpoint.
     """
-    if opened.before is not None:
-        folder.check_same(opened.before, run.settings)
-        return restore(run)
-    if world.main:
-        begin(run, world)
-    return 0, {}
+    before = opened.before
+    if before is not None:
+        together(world, lambda: folder.check_same(before, run.settings))
+    step, optimiser_state = together(world, lambda: restore(run)) if before is not None else (0, {})
+    facts = {"list of recordings (SHA-256)": run.catalogue.digest, "steps done": step, "steps in all": run.plan.total}
+    agreement.agree(world, facts | agreement.of_settings(run.settings) if world.size > 1 else {})
+    agreement.have_files(world, run.catalogue)
+    if before is None:
+        together(world, lambda: begin(run, world), world.main)
+    return step, optimiser_state
 
 
 def begin(run: Run, world: World) -> None:
@@ -119,6 +220,7 @@ def begin(run: Run, world: World) -> None:
         "device": str(world.device),
         "device_reason": world.reason,
         "processes": world.size,
+        "elastic": _elastic(),
     }
     precision = {"precision": run.precision.name, "precision_reason": run.precision.reason}
     folder.write_json(run.out / folder.ENVIRONMENT, runtime.environment() | reasons | precision)
@@ -191,16 +293,21 @@ def train(
             records.say(cpu.keep_freed_memory())
         records.event(first, f"goes on from step {first}" if going_on else "begins")
 
-        def save(step: int, tensors: Tensors) -> None:
+        def save(step: int, tensors: Tensors) -> Callable[[], None]:
             meta = {
                 "step": step,
                 "catalogue": run.catalogue.digest,
                 "frames": run.frames,
                 "world": world.size,
             }
-            # The model first: a run that dies between the two repeats the steps, and writes the model again.
-            run.model(step).save(run.out / folder.MODEL, overwrite=True)
-            checkpoint.save_state(run.out / folder.CHECKPOINTS, step, tensors, meta, run.records.keep)
+            model = run.model(step)  # a copy: what is written is that of this step, whatever the steps go on to
+
+            def write() -> None:
+                # The model first: a run that dies between the two repeats the steps, and writes the model again.
+                model.save(run.out / folder.MODEL, overwrite=True)
+                checkpoint.save_state(run.out / folder.CHECKPOINTS, step, tensors, meta, run.records.keep)
+
+            return write
 
         outcome = loop.fit(
             run.task,

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from asit import runtime
 from asit.data.order import loader, order
 from asit.engine import loop
 from asit.engine.records import Records, duration
@@ -48,7 +47,7 @@ class PretrainResult:
 def pretrain(
     settings: PretrainSettings,
     *,
-    resume: bool = False,
+    resume: lifecycle.Resume = False,
     overwrite: bool = False,
     stream: TextIO | None = sys.stderr,
 ) -> PretrainResult:
@@ -56,7 +55,7 @@ def pretrain(
 
     Args:
         settings: what to do; `data` and `out` are needed.
-        resume: go on with the run in `out`, from its last checkpoint.
+        resume: go on with the run in `out`, from its last checkpoint; "auto": where there is one.
         overwrite: delete the run in `out` first.
         stream: where progress goes; None: nowhere.
 
@@ -67,9 +66,11 @@ def pretrain(
         raise ConfigError("no folder for the run was given", "out", "pass --out RUN")
     method.check(settings)  # before hours may go into looking at the recordings
     out = Path(settings.out)
-    with runtime.world(settings.device, settings.threads) as world:
+    with (
+        lifecycle.processes(settings) as world,
+        lifecycle.opened(settings, out, world, stream, resume=resume, overwrite=overwrite) as opened,
+    ):
         quiet = stream if world.main else None
-        opened = lifecycle.claim(settings, out, world, resume=resume, overwrite=overwrite)
         wanted = source.Wanted.of(opened.settings)
         catalogue = lifecycle.catalogue(wanted, out, world, quiet, going_on=opened.going_on)
         setup = prepare(opened.settings, catalogue, world)
