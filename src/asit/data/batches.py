@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,19 @@ class Mask(Protocol):
     def replace(self) -> npt.NDArray[np.bool_]: ...
 
 
+class Choice(Protocol):
+    """The tokens that a step computes with: masks as they are then, (M * V, K) seen, (V, S) in the local loss."""
+
+    @property
+    def masks(self) -> Sequence[Mask]: ...
+
+    @property
+    def keep(self) -> npt.NDArray[np.int64]: ...
+
+    @property
+    def local(self) -> npt.NDArray[np.int64]: ...
+
+
 @dataclass(frozen=True)
 class Corruption:
     """How views are corrupted, handed in so that this room knows no method.
@@ -44,11 +57,19 @@ class Corruption:
         mask: (generator, whether a donor exists) to a view's mask.
         factors: generator to (depth, 2) stochastic-depth factors of one row.
         noise: whether the fill needs noise.
+        choose: (generator, masks) to the tokens; None: all tokens.
+        copies: M, masked copies of each global view.
     """
 
     mask: Callable[[np.random.Generator, bool], Mask]
     factors: Callable[[np.random.Generator], npt.NDArray[np.float32]]
     noise: bool
+    choose: Callable[[np.random.Generator, list[Any]], Choice] | None = None
+    copies: int = 1
+
+
+def _none() -> Tensor:
+    return torch.zeros(0, dtype=torch.int64)
 
 
 @dataclass
@@ -64,22 +85,28 @@ class Sample:
     factors: Tensor
     noise: Tensor
     failures: list[str] = field(default_factory=list)
+    keep: Tensor = field(default_factory=_none)
+    tokens: Tensor = field(default_factory=_none)
 
 
 @dataclass
 class Batch(Portable):
     """One forward pass' worth of clips, with every draw that the step needs.
 
+    The student sees M masked copies of each global view, M * R rows, copy by copy; M is 1 unless the settings say so.
+
     Attributes:
         clean: (R, 1, T, F) normalised log-mel of the global views.
         local: (L * B, 1, T', F), clean, for the student alone.
-        drop: (R, 1, T, F) bool, wiped.
-        replace: (R, 1, T, F) bool, taken from the donor.
-        donor: (R,) int64, rows that replacements come from.
-        factors: (depth, 2, R + L * B) stochastic-depth factors, global views first.
-        noise: (R, 1, T, F) standard normal, or empty where the fill needs none.
+        drop: (M * R, 1, T, F) bool, wiped.
+        replace: (M * R, 1, T, F) bool, taken from the donor.
+        donor: (M * R,) int64, rows of `clean` that replacements come from.
+        factors: (depth, 2, M * R + L * B) stochastic-depth factors, global views first.
+        noise: (M * R, 1, T, F) standard normal, or empty where the fill needs none.
         ids: the clips' paths.
         failures: clips that could not be read and for which another stands in.
+        keep: (M * R, K) int64, patches that the student sees, or empty: all.
+        tokens: (R, S) int64, patches of the local loss, or empty: all.
     """
 
     clean: Tensor
@@ -91,6 +118,8 @@ class Batch(Portable):
     noise: Tensor
     ids: Sequence[str]
     failures: Sequence[str]
+    keep: Tensor = field(default_factory=_none)
+    tokens: Tensor = field(default_factory=_none)
 
 
 class Clips(Samples[Sample]):
@@ -130,24 +159,45 @@ class Clips(Samples[Sample]):
         """Samples in an epoch."""
         return len(self.catalogue) if self._ends is None else int(self._ends[-1])
 
+    def fetch(self, keys: list[Key]) -> None:
+        """Read together what the samples need of shards."""
+        if self.catalogue.column("shard") is not None:
+            self.waves.fetch(self.catalogue[self._locate(key[1])[0]] for key in keys)
+
+    def parts(self) -> npt.NDArray[np.int64]:
+        """(samples,) the shard that each sample lies in, for `order.in_blocks`; all 0 where recordings are files."""
+        shards = self.catalogue.shards
+        codes = np.zeros(len(self.catalogue), np.int64) if shards is None else shards.codes.astype(np.int64)
+        return codes if self._ends is None else np.repeat(codes, np.diff(self._ends, prepend=0))
+
     def __getitem__(self, key: Key) -> Sample:
         (name, (clean, local)), failures = readable(self._material, self.seed, key, len(self))
         rng = np.random.default_rng([self.seed, CORRUPTION, *key])
-        masks = [self.corruption.mask(rng, self.donors) for _ in range(len(clean))]
-        rows = len(clean) + len(local)
+        corruption = self.corruption
+        seen = corruption.copies * len(clean)
+        masks = [corruption.mask(rng, self.donors) for _ in range(seen)]
+        rows = seen + len(local)
         noise = np.zeros(0, np.float32)
-        if self.corruption.noise:
-            noise = rng.standard_normal(tuple(clean.shape), dtype=np.float32)
+        if corruption.noise:
+            noise = rng.standard_normal((seen, *clean.shape[1:]), dtype=np.float32)
+        donor = rng.random(seen)
+        factors = torch.from_numpy(np.stack([corruption.factors(rng) for _ in range(rows)]))
+        # Drawn last, so that the other draws are the same whether tokens are chosen or not.
+        chosen = None if corruption.choose is None else corruption.choose(rng, masks)
+        if chosen is not None:
+            masks = list(chosen.masks)
         return Sample(
             name,
             clean,
             local,
             torch.from_numpy(np.stack([m.drop for m in masks])),
             torch.from_numpy(np.stack([m.replace for m in masks])),
-            rng.random(len(clean)),
-            torch.from_numpy(np.stack([self.corruption.factors(rng) for _ in range(rows)])),
+            donor,
+            factors,
             torch.from_numpy(noise),
             failures,
+            _none() if chosen is None else torch.from_numpy(chosen.keep),
+            _none() if chosen is None else torch.from_numpy(chosen.local),
         )
 
     def _material(self, rng: np.random.Generator, index: int) -> tuple[str, tuple[Tensor, Tensor]]:
@@ -203,6 +253,10 @@ def collate(samples: list[Sample], donor_rows: Callable[[npt.NDArray[np.float64]
     def rows(name: str) -> Tensor:
         return torch.stack([getattr(s, name) for s in samples], dim=1).flatten(0, 1).unsqueeze(1)
 
+    def tokens(name: str) -> Tensor:
+        drawn = [getattr(s, name) for s in samples]
+        return torch.stack(drawn, dim=1).flatten(0, 1) if drawn[0].numel() else _none()
+
     none = samples[0].local.new_zeros(0)
     factors = torch.stack([s.factors for s in samples], dim=1).flatten(0, 1)
     return Batch(
@@ -210,11 +264,15 @@ def collate(samples: list[Sample], donor_rows: Callable[[npt.NDArray[np.float64]
         local=rows("local") if len(samples[0].local) else none,
         drop=rows("drop"),
         replace=rows("replace"),
-        donor=torch.from_numpy(donor_rows(np.stack([s.donor for s in samples]))),
+        # The copies of a view have donors of their own, in the rows of the one view.
+        donor=torch.from_numpy(donor_rows(np.stack([s.donor for s in samples])))
+        % (samples[0].clean.shape[0] * len(samples)),
         factors=factors.permute(1, 2, 0).contiguous(),
         noise=rows("noise") if samples[0].noise.numel() else none,
         ids=[s.name for s in samples],
         failures=[text for s in samples for text in s.failures],
+        keep=tokens("keep"),
+        tokens=tokens("tokens"),
     )
 
 

@@ -127,10 +127,13 @@ class ReconstructionHead(nn.Module):
             else:
                 nn.init.trunc_normal_(parameter, std=0.02, generator=generator)
 
+    def areas(self, patches: Tensor) -> Tensor:
+        """Tokens to the areas of their patches: (..., D) -> (..., height * breadth)."""
+        # Biases are added by broadcasting onto the patch's area, as the transposed convolution adds its one.
+        return linear(self.mlp(patches), self.weight.flatten(1).t(), self.bias.expand(self.patch[0] * self.patch[1]))
+
     def forward(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
         """(R, P, D) and the grid (time, mel) -> (R, 1, T, F)."""
         (time, mel), (height, breadth) = grid, self.patch
-        # Biases are added by broadcasting onto the patch's area, as the transposed convolution adds its one.
-        areas = linear(self.mlp(patches), self.weight.flatten(1).t(), self.bias.expand(height * breadth))
-        out = areas.view(-1, time, mel, height, breadth).transpose(2, 3)
+        out = self.areas(patches).view(-1, time, mel, height, breadth).transpose(2, 3)
         return out.reshape(-1, 1, time * height, mel * breadth)

@@ -35,6 +35,8 @@ _GRIDS = 64
 class Tokens:
     """What the encoder gives: cls (R, D), patches (R, P, D) time-major, grid (time, mel) with time x mel = P.
 
+    Where only some patches were seen, P is their number and grid still the whole one.
+
     cls is the class token; of a distilled encoder the mean of class and distillation token, as in AST.
     """
 
@@ -90,7 +92,7 @@ def draw_drop_path(rng: np.random.Generator, rates: np.ndarray) -> np.ndarray:
 
 
 class PatchEmbed(nn.Module):
-    """Patches to tokens: (R, 1, T, F) -> (R, P, D)."""
+    """Patches to tokens: (R, 1, T, F) -> (R, P, D), or of the patches `keep` (R, K) alone -> (R, K, D)."""
 
     def __init__(self, width: int, patch: tuple[int, int], stride: tuple[int, int]) -> None:
         super().__init__()
@@ -100,7 +102,7 @@ class PatchEmbed(nn.Module):
         # product: faster on a CPU, and what is not `valid` is then out before it is multiplied by anything.
         self.proj = nn.Conv2d(1, width, kernel_size=patch, stride=stride)
 
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, valid: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
         rows, _, frames, mels = x.shape
         height, breadth = self.patch
         if self.stride == self.patch:
@@ -110,6 +112,8 @@ class PatchEmbed(nn.Module):
         cut = cut.reshape(rows, -1, height * breadth)
         if valid is not None:
             cut = torch.where(valid[..., None], cut, 0.0)
+        if keep is not None:
+            cut = cut.gather(1, keep[..., None].expand(-1, -1, height * breadth))
         return linear(cut, self.proj.weight.flatten(1), self.proj.bias)
 
 
@@ -217,6 +221,7 @@ class Encoder(nn.Module):
         valid: Tensor | None = None,
         layer: int | None = None,
         stretch: bool = True,
+        keep: Tensor | None = None,
     ) -> Tokens:
         """Spectrograms to tokens.
 
@@ -227,6 +232,8 @@ class Encoder(nn.Module):
                 overlap, one is valid that lies within the clip as a whole.
             layer: block whose output is wanted (0 the first, -1 the last), through the final norm; None: the last.
             stretch: how positions follow another grid, see `positions`.
+            keep: (R, K) int64, the patches that are seen; the others are left out, and `Tokens.patches` is (R, K, D).
+                Not together with `valid`.
 
         Raises:
             ConfigError: T or F does not fit the patches, or there is no such layer.
@@ -234,7 +241,10 @@ class Encoder(nn.Module):
         grid = grid_of(x.shape[2], x.shape[3], self.patch, self.stride)
         last = self.depth if layer is None else self.block_index(layer) + 1
         positions, prefix = self.positions(grid, stretch), self.prefix
-        patches = self.patch_embed(x, valid) + positions[:, prefix:]
+        if keep is None:
+            patches = self.patch_embed(x, valid) + positions[:, prefix:]
+        else:
+            patches = self.patch_embed(x, keep=keep) + F.embedding(keep, positions[0, prefix:])
         first = torch.cat([self.cls_token, self.dist_token], dim=1) if prefix == 2 else self.cls_token
         tokens = torch.cat([(first + positions[:, :prefix]).expand(len(x), -1, -1), patches], dim=1)
         mask = None if valid is None else F.pad(valid, (prefix, 0), value=True)[:, None, None, :]

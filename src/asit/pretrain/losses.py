@@ -151,27 +151,31 @@ def entropy(probs: Tensor) -> Tensor:
     return out.view(probs.shape[:-1])
 
 
-def global_loss(student_logits: Tensor | Sequence[Tensor], teacher_probs: Tensor, temperature: float) -> Tensor:
+def global_loss(
+    student_logits: Tensor | Sequence[Tensor], teacher_probs: Tensor, temperature: float, copies: int = 1
+) -> Tensor:
     """Mean of H(teacher view i, student view j) over clips and over all pairs with i != j.
 
-    v1: 2 pairs (two views each); v2: 10 (2 teacher views, 6 student views).
+    v1: 2 pairs (two views each); v2: 10 (2 teacher views, 6 student views). Of several masked copies of the views
+    each is paired with the teacher's other views.
 
     Args:
         student_logits: class-token logits (V_s, B, K), or a sequence of V_s tensors (B, K); the teacher's views
-            come first, in the same order.
+            come first, in the same order, as many times as there are copies.
         teacher_probs: (V_t, B, K).
         temperature: the student's.
+        copies: of the teacher's views among the student's.
     """
     students = len(student_logits)
     teachers, clips = teacher_probs.shape[:2]
-    pairs = students * teachers - min(students, teachers)
+    pairs = students * teachers - min(students, copies * teachers)
     if pairs == 0:
         raise ValueError("the global loss needs two different views of a clip")
     everyone = teacher_probs.sum(0, dtype=torch.float32)
     total = everyone.new_zeros(())
     for j, logits in enumerate(student_logits):
         # H is linear in p: one pass over the student's logits serves all teacher views but its own.
-        target = everyone if j >= teachers else everyone - teacher_probs[j]
+        target = everyone if j >= copies * teachers else everyone - teacher_probs[j % teachers]
         total = total + cross_entropy(logits, target, temperature).sum()
     return total / (pairs * clips)
 
@@ -187,7 +191,7 @@ def local_loss(
 
     Args:
         student_logits: (..., K), for instance (R, P, K).
-        teacher_probs: of the same shape.
+        teacher_probs: of the same shape, or of one copy where the student has several, one after the other.
         temperature: the student's.
         tokens: (...) bool, the tokens that count (`masking.token_mask`); None: all.
         count: what the sum is divided by; None: the number of tokens that count here. Processes with different
@@ -195,7 +199,9 @@ def local_loss(
             number of processes. 0 gives a loss of 0.
     """
     prototypes = student_logits.shape[-1]
-    loss = cross_entropy(student_logits.reshape(-1, prototypes), teacher_probs.reshape(-1, prototypes), temperature)
+    flat, probs = student_logits.reshape(-1, prototypes), teacher_probs.reshape(-1, prototypes)
+    each = [cross_entropy(one, probs, temperature) for one in flat.split(len(probs))]
+    loss = each[0] if len(each) == 1 else torch.cat(each)
     if tokens is None:
         return loss.mean() if count is None else _over(loss.sum(), count)
     return _over(loss.masked_fill(~tokens.reshape(-1), 0.0).sum(), tokens.sum() if count is None else count)

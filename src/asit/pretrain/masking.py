@@ -212,7 +212,7 @@ def corrupt(clean: Tensor, drop: Tensor, replace: Tensor, donor: Tensor, fill: s
 
     Args:
         clean: (R, 1, T, F), normalised.
-        drop: (R, 1, T, F) bool, wiped.
+        drop: (R, 1, T, F) bool, wiped; or (M * R, 1, T, F), M copies one after the other, and the rest likewise.
         replace: (R, 1, T, F) bool, taken from the clean view of the donor row; drop wins where both are set.
         donor: (R,) int64.
         fill: "zeros", "time", "freq" (all wipe to 0, the mean after normalisation) or "noise".
@@ -221,7 +221,8 @@ def corrupt(clean: Tensor, drop: Tensor, replace: Tensor, donor: Tensor, fill: s
     Returns:
         (R, 1, T, F), a new tensor.
     """
-    seen = torch.where(replace, clean[donor], clean)
+    given = clean if len(drop) == len(clean) else clean.repeat(len(drop) // len(clean), 1, 1, 1)
+    seen = torch.where(replace, clean[donor], given)
     if fill != "noise":
         return seen.masked_fill_(drop, 0.0)
     if noise is None:

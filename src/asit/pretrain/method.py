@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from asit.checkpoint import load_strict
 from asit.data.batches import GLOBAL_VIEWS, Batch
 from asit.engine import optim
-from asit.engine.loop import Distributed, Now, Rates, StepOutput
+from asit.engine.loop import Now, Rates, StepOutput
+from asit.engine.shards import Distributed
 from asit.errors import ConfigError
+from asit.model.decoder import Decoder
 from asit.model.heads import ProjectionHead, ReconstructionHead
 from asit.model.positions import patch_of, stride_of
 from asit.model.vit import Encoder
-from asit.pretrain import losses, masking
+from asit.pretrain import losses, masking, tokens
 from asit.runtime import Precision, World
 from asit.settings import PretrainSettings
 
@@ -33,9 +35,9 @@ class Outputs(NamedTuple):
     class_logits: Tensor | None
     """(R, K)."""
     patch_logits: Tensor | None
-    """(R * P, K2)."""
+    """(R * P, K2), or (R * S, K2) of the tokens asked for."""
     reconstruction: Tensor | None
-    """(R, 1, T, F)."""
+    """(R, 1, T, F), or the area of each patch asked for, (n, height * breadth)."""
     local_class_logits: Tensor | None
     """(L * B, K)."""
     class_token: Tensor
@@ -63,18 +65,44 @@ class Networks(nn.Module):
                     self.projection.class_layer = self.projection.patch_layer
                 elif not self.wants_patch:
                     self.projection.patch_layer = self.projection.class_layer
+        self.decoder: Decoder | None = None
         if reconstruct and weights.reconstruction_weight > 0:
             self.reconstruction = ReconstructionHead(self.encoder.width, settings.heads, self.encoder.patch)
+        if reconstruct and settings.masking.keep < 1.0 and (self.wants_patch or self.reconstruction is not None):
+            hidden = round(self.encoder.width * settings.encoder.mlp_ratio)
+            shape = (self.encoder.width, self.encoder.heads, hidden, settings.masking.decoder_depth)
+            self.decoder = Decoder(*shape, math.prod(self.encoder.grid), settings.encoder.norm_eps)
 
-    def forward(self, x: Tensor, local: Tensor | None = None, drop: Tensor | None = None) -> Outputs:
-        """Global views x (R, 1, T, F), local views (L * B, 1, T', F), factors (depth, 2, R + L * B)."""
+    def forward(
+        self,
+        x: Tensor,
+        local: Tensor | None = None,
+        drop: Tensor | None = None,
+        keep: Tensor | None = None,
+        chosen: Tensor | None = None,
+        rebuilt: Tensor | None = None,
+    ) -> Outputs:
+        """Views to what the losses need.
+
+        Args:
+            x: (R, 1, T, F), global views.
+            local: (L * B, 1, T', F), local views.
+            drop: (depth, 2, R + L * B), factors of stochastic depth.
+            keep: (R, K) int64, patches that the encoder sees; the decoder fills in the others. None: all.
+            chosen: (R, S) int64, patches whose logits are wanted; None: all.
+            rebuilt: (n,) int64, patches among R * P that are reconstructed; None: all.
+        """
         rows = len(x)
-        tokens = self.encoder(x, None if drop is None else drop[:, :, :rows])
+        tokens = self.encoder(x, None if drop is None else drop[:, :, :rows], keep=keep)
+        patches = (
+            tokens.patches if keep is None or self.decoder is None else self.decoder(tokens.cls, tokens.patches, keep)
+        )
         class_logits = patch_logits = local_logits = reconstruction = None
         if self.projection is not None:
-            kinds = ([tokens.cls] if self.wants_class else []) + (
-                [tokens.patches.flatten(0, 1)] if self.wants_patch else []
-            )
+            kinds = [tokens.cls] if self.wants_class else []
+            if self.wants_patch:
+                wanted = patches if chosen is None else _picked(patches, chosen)
+                kinds.append(wanted.flatten(0, 1))
             if self.wants_class and local is not None and local.numel():
                 kinds.append(self.encoder(local, None if drop is None else drop[:, :, rows:]).cls)
             # One pass of the projection over all tokens: its matrices are read once.
@@ -87,7 +115,10 @@ class Networks(nn.Module):
             if z:
                 local_logits = nn.functional.linear(z.pop(0), class_weight)
         if self.reconstruction is not None:
-            reconstruction = self.reconstruction(tokens.patches, tokens.grid)
+            if rebuilt is None:
+                reconstruction = self.reconstruction(patches, tokens.grid)
+            else:
+                reconstruction = self.reconstruction.areas(patches.flatten(0, 1).index_select(0, rebuilt))
         return Outputs(class_logits, patch_logits, reconstruction, local_logits, tokens.cls)
 
 
@@ -112,7 +143,7 @@ class ASiT(Distributed):
         self.frames = frames
         student = Networks(settings, frames, reconstruct=True)
         student.encoder.init_weights(generator)
-        for head in (student.projection, student.reconstruction):
+        for head in (student.projection, student.reconstruction, student.decoder):
             if head is not None:
                 head.init_weights(generator)
         self.student = student.to(device)
@@ -156,25 +187,31 @@ class ASiT(Distributed):
         corrupted = masking.corrupt(
             batch.clean, batch.drop, batch.replace, batch.donor, self.settings.masking.fill, batch.noise
         )
+        corrupted_mask = batch.drop | batch.replace
+        copies, chosen = self.settings.masking.copies, _some(batch.tokens)
+        rebuilt: Tensor | None = None
+        # How many there are the host has to know, which a GPU would keep it waiting for.
+        if weights.reconstruction_tokens == "masked" and device.type == "cpu":
+            rebuilt = tokens.touched(corrupted_mask, self.student.encoder.patch).flatten().nonzero().flatten()
         taught: Outputs | None = None
         with precision.autocast(device):
             if self._teach is not None:
                 with torch.no_grad():
-                    taught = self._teach(batch.clean)
-            seen = self._forward(corrupted, batch.local, batch.factors)
+                    taught = self._teach(batch.clean, chosen=chosen)
+            asked = None if chosen is None else chosen.repeat(copies, 1)
+            seen = self._forward(corrupted, batch.local, batch.factors, _some(batch.keep), asked, rebuilt)
         parts: dict[str, Tensor] = {}
         gauges: dict[str, Tensor] = {}
         loss = torch.zeros((), device=device)
         temperature = rates.others["teacher_temperature"]
-        corrupted_mask = batch.drop | batch.replace
         if taught is not None and taught.class_logits is not None:
             probs = losses.teacher_distribution(taught.class_logits, self.class_centre.value, temperature)
             self.class_centre.collect(taught.class_logits)
-            views = list(seen.class_logits.chunk(GLOBAL_VIEWS))
+            views = list(seen.class_logits.chunk(copies * GLOBAL_VIEWS))
             if seen.local_class_logits is not None:
                 views += list(seen.local_class_logits.chunk(self.settings.views.local_views))
             teacher_views = probs.unflatten(0, (GLOBAL_VIEWS, -1))
-            parts["global"] = losses.global_loss(views, teacher_views, weights.student_temperature)
+            parts["global"] = losses.global_loss(views, teacher_views, weights.student_temperature, copies)
             loss = loss + weights.global_weight * parts["global"]
             if now.measure:
                 gauges["teacher_entropy_class"] = losses.entropy(probs).mean()
@@ -182,12 +219,13 @@ class ASiT(Distributed):
         if taught is not None and taught.patch_logits is not None:
             probs = losses.teacher_distribution(taught.patch_logits, self.patch_centre.value, temperature)
             self.patch_centre.collect(taught.patch_logits)
-            tokens = count = None
+            counted = count = None
             if weights.local_tokens == "masked":
-                tokens = masking.token_mask(corrupted_mask, self.student.encoder.patch).flatten()
-                count = _mean_over(tokens.sum(), world)
+                counted = masking.token_mask(corrupted_mask, self.student.encoder.patch)
+                counted = (counted if asked is None else counted.gather(1, asked)).flatten()
+                count = _mean_over(counted.sum(), world)
             parts["local"] = losses.local_loss(
-                seen.patch_logits, probs, weights.student_temperature, tokens=tokens, count=count
+                seen.patch_logits, probs, weights.student_temperature, tokens=counted, count=count
             )
             loss = loss + weights.local_weight * parts["local"]
             if now.measure:
@@ -195,7 +233,11 @@ class ASiT(Distributed):
                 gauges["centre_norm_patch"] = torch.linalg.vector_norm(self.patch_centre.value)
         if seen.reconstruction is not None:
             count = _mean_over(corrupted_mask.sum(), world)
-            parts["reconstruction"] = losses.masked_l1(seen.reconstruction, batch.clean, corrupted_mask, count)
+            target, mask = tokens.copied(batch.clean, copies), corrupted_mask
+            if rebuilt is not None:
+                patch = self.student.encoder.patch
+                target, mask = (tokens.cut(one, patch).index_select(0, rebuilt) for one in (target, mask))
+            parts["reconstruction"] = losses.masked_l1(seen.reconstruction, target, mask, count)
             loss = loss + weights.reconstruction_weight * parts["reconstruction"]
         if now.measure:
             gauges["feature_spread"] = spread((taught or seen).class_token)
@@ -252,7 +294,8 @@ class ASiT(Distributed):
         )
         n = len(batch.ids)
         with precision.autocast(batch.clean.device):
-            made = self.student(corrupted[:n]).reconstruction
+            keep = _some(batch.keep)
+            made = self.student(corrupted[:n], keep=None if keep is None else keep[:n]).reconstruction
         if made is None:
             made = torch.zeros_like(corrupted[:n])
         mask = (batch.drop | batch.replace)[:n]
@@ -357,6 +400,16 @@ def spread(x: Tensor) -> Tensor:
     """
     unit = nn.functional.normalize(x.float(), dim=-1)
     return unit.std(0, unbiased=False).mean() * math.sqrt(x.shape[1])
+
+
+def _some(x: Tensor) -> Tensor | None:
+    """A batch's tensor that is empty where a setting is off."""
+    return x if x.numel() else None
+
+
+def _picked(x: Tensor, index: Tensor) -> Tensor:
+    """(R, P, D) and (R, S) int64 -> (R, S, D)."""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
 
 
 def _number(value: float | str) -> float:

@@ -14,13 +14,13 @@ from asit import runtime
 from asit.audio.fbank import FrontEnd
 from asit.data import batches
 from asit.data.catalogue import Catalogue
-from asit.data.order import MicroBatches, shuffled
+from asit.data.order import MicroBatches, in_blocks, shuffled
 from asit.data.splits import of_splits
 from asit.engine import loop
 from asit.errors import CatalogueError
 from asit.model import vit
 from asit.model.audio_model import AudioModel
-from asit.pretrain import masking, method
+from asit.pretrain import masking, method, tokens
 from asit.runs import resources, source
 from asit.runtime import Precision, World
 from asit.settings import PretrainSettings
@@ -74,6 +74,8 @@ def prepare(settings: PretrainSettings, catalogue: Catalogue, world: World) -> S
         mask=functools.partial(_draw_mask, frames[0], settings.front_end.mels, settings.masking, patch),
         factors=functools.partial(vit.draw_drop_path, rates=vit.drop_path_rates(settings.encoder)),
         noise=settings.masking.fill == "noise",
+        choose=_chooser(settings, patch),
+        copies=settings.masking.copies,
     )
     clips = batches.Clips(catalogue, settings.front_end, settings.views, frames, corruption, settings.seed, donors=True)
     settings.batch_size = resources.fit_batch(settings.batch_size, settings.accumulate, len(clips), world, notes)
@@ -140,6 +142,13 @@ def _draw_mask(
     return masking.draw(rng, frames, mels, settings, patch, replace=None if donor else False)
 
 
+def _chooser(settings: PretrainSettings, patch: tuple[int, int]) -> Callable[..., tokens.Choice] | None:
+    """How tokens are chosen; None where every token is wanted."""
+    if settings.masking.keep == settings.losses.local_share == 1.0:
+        return None
+    return functools.partial(tokens.choose, masking=settings.masking, losses=settings.losses, patch=patch)
+
+
 def collate(setup: Setup) -> Callable[[list[batches.Sample]], batches.Batch]:
     """Samples to a batch, which chooses the rows that replacements come from."""
     donor_rows = functools.partial(masking.donor_rows, pool=setup.settings.masking.donor_pool)
@@ -151,6 +160,8 @@ def keys(setup: Setup, world: World, start: int) -> MicroBatches:
     settings = setup.settings
     micro = settings.batch_size // (world.size * settings.accumulate)
     order = shuffled(settings.seed, len(setup.clips))
+    if settings.views.order == "blocks":
+        order = in_blocks(settings.seed, setup.clips.parts(), settings.views.block)
     return MicroBatches(order, len(setup.clips), settings.batch_size, micro, world.rank, world.size, start)
 
 

@@ -36,6 +36,11 @@ class ViewSettings(Settings):
     keep_gb: NonNegative | Auto = "auto"
     """Each loader process keeps decoded recordings in memory when all of them take at most this many GB; auto: a
     twentieth of the machine's memory."""
+    order: Literal["random", "blocks"] = "random"
+    """random: each epoch a permutation of the clips; blocks: neighbours in a shard come together, so that shards on an
+    object store are read by an eighth of the requests (our own; measured by bench/shards.py)."""
+    block: Annotated[int, Field(ge=1)] = 8
+    """Clips of a block, for order blocks."""
     short_files: Literal["pad", "skip"] = "pad"
     """A file shorter than a view is padded by the front end's rule, or left out; either is counted and said."""
 
@@ -61,6 +66,16 @@ class MaskingSettings(Settings):
     donor_pool: Annotated[int, Field(ge=2)] = 4
     """Replacements come from the other clips in groups of this many neighbours in the batch, so that the draw
     does not depend on the number of processes."""
+    copies: Positive = 1
+    """Masked copies of each global view that the student sees in a step, each with a mask of its own; the teacher sees
+    the view once (data2vec 2.0, arXiv 2212.07525, and EAT, arXiv 2401.03497, have several; v1, v2: 1)."""
+    keep: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of a global view's patches that the student's encoder sees; the same number in each view, those wiped most
+    are left out first, and what is left out counts as wiped. A decoder fills the grid again for the patch losses
+    (masked autoencoders, arXiv 2111.06377; EAT sees 0.2). 1: all patches and no decoder (v1, v2). Below 1 `align`
+    makes what is left out and what is wiped the same patches."""
+    decoder_depth: Positive = 1
+    """Blocks of that decoder, as wide as the encoder's; it is not kept with the model."""
     official_bounds: bool = False
     """Officially the upper bounds are exclusive, so the last rows and columns are masked less often."""
 
@@ -96,6 +111,12 @@ class LossSettings(Settings):
     """Weight of the reconstruction loss (v1: 2; v2: 1)."""
     local_tokens: Literal["all", "masked"] = "all"
     """Patch tokens that enter the local loss (v1, v2: all)."""
+    local_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of each view's patch tokens that the local loss is computed on, drawn anew for each view, the same number
+    in each, masked ones first with `local_tokens` masked; both heads run on these alone (v1, v2: 1)."""
+    reconstruction_tokens: Literal["all", "masked"] = "all"
+    """Patches that the reconstruction head runs on: all, or those with anything corrupted, which alone enter the loss
+    in either case; masked differs in rounding only (v1, v2: all)."""
     student_temperature: Annotated[float, Field(gt=0)] = 0.1
     """Student temperature."""
     teacher_temperature_start: Annotated[float, Field(gt=0)] = 0.04

@@ -1,0 +1,56 @@
+"""The decoder of pretraining with left-out patches: the whole grid again from the patches that the encoder saw.
+
+Letters: R rows, P patches of the grid, K of them seen, D width. Source: masked autoencoders (arXiv 2111.06377), whose
+decoder also gets the class token; here it is as wide as the encoder, so that nothing has to be projected.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from asit.model.blocks import Block
+
+
+class Decoder(nn.Module):
+    """Seen tokens in their places, a learned mask token in the others, positions, a few blocks and a norm.
+
+    Args:
+        width: D.
+        heads: of attention.
+        hidden: of the MLPs.
+        depth: blocks.
+        patches: P.
+        eps: of the norms.
+    """
+
+    def __init__(self, width: int, heads: int, hidden: int, depth: int, patches: int, eps: float) -> None:
+        super().__init__()
+        self.mask_token = nn.Parameter(torch.empty(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.empty(1, patches, width))
+        self.blocks = nn.ModuleList(Block(width, heads, hidden, eps) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=eps)
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Set every parameter anew: truncated normal (0.02) for weights and embeddings, zero biases, unit norms."""
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif parameter.ndim == 1:
+                parameter.fill_(1.0)
+            else:
+                nn.init.trunc_normal_(parameter, std=0.02, generator=generator)
+
+    def forward(self, cls: Tensor, seen: Tensor, keep: Tensor) -> Tensor:
+        """Class token (R, D), patches (R, K, D) that were seen and their places (R, K) int64 -> (R, P, D)."""
+        rows, _, width = seen.shape
+        empty = self.mask_token.to(seen.dtype).expand(rows, self.pos_embed.shape[1], width)
+        grid = empty.scatter(1, keep[..., None].expand(-1, -1, width), seen)
+        tokens = torch.cat([cls[:, None], grid + self.pos_embed], dim=1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        # The class token has been read by the patches; what it became here is of no use to anyone.
+        out: Tensor = self.norm(tokens[:, 1:])
+        return out
