@@ -7,7 +7,7 @@ row v * B + b is view v of clip b.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from asit.audio import augment
 from asit.audio.fbank import FrontEnd
+from asit.data import views as cutting
 from asit.data.catalogue import Catalogue, Clip
 from asit.data.order import CORRUPTION, Key, Portable, Samples
 from asit.data.waves import Waves, readable
@@ -87,6 +88,8 @@ class Sample:
     failures: list[str] = field(default_factory=list)
     keep: Tensor = field(default_factory=_none)
     tokens: Tensor = field(default_factory=_none)
+    cuts: cutting.Cuts | None = None
+    """What the views are made from where that is done on the device; `clean` and `local` then have no frames."""
 
 
 @dataclass
@@ -107,6 +110,9 @@ class Batch(Portable):
         failures: clips that could not be read and for which another stands in.
         keep: (M * R, K) int64, patches that the student sees, or empty: all.
         tokens: (R, S) int64, patches of the local loss, or empty: all.
+        waves, have, places, changes: where the views are made on the device, what they are made from (`views.Stacked`);
+            until `OnDevice` has done so, `clean` and `local` have no frames, and `drop` and `replace` are bits. Empty
+            otherwise.
     """
 
     clean: Tensor
@@ -120,6 +126,10 @@ class Batch(Portable):
     failures: Sequence[str]
     keep: Tensor = field(default_factory=_none)
     tokens: Tensor = field(default_factory=_none)
+    waves: Tensor = field(default_factory=_none)
+    have: Tensor = field(default_factory=_none)
+    places: Tensor = field(default_factory=_none)
+    changes: Tensor = field(default_factory=_none)
 
 
 class Clips(Samples[Sample]):
@@ -136,7 +146,12 @@ class Clips(Samples[Sample]):
         corruption: how views are corrupted.
         seed: of every draw.
         donors: whether a batch has another clip to replace from.
+
+    Attributes:
+        cut_only: whether views are left as waveforms, for `OnDevice`.
     """
+
+    cut_only: bool = False
 
     def __init__(
         self,
@@ -171,7 +186,7 @@ class Clips(Samples[Sample]):
         return codes if self._ends is None else np.repeat(codes, np.diff(self._ends, prepend=0))
 
     def __getitem__(self, key: Key) -> Sample:
-        (name, (clean, local)), failures = readable(self._material, self.seed, key, len(self))
+        (name, clean, local, cuts), failures = readable(self._material, self.seed, key, len(self))
         rng = np.random.default_rng([self.seed, CORRUPTION, *key])
         corruption = self.corruption
         seen = corruption.copies * len(clean)
@@ -179,7 +194,7 @@ class Clips(Samples[Sample]):
         rows = seen + len(local)
         noise = np.zeros(0, np.float32)
         if corruption.noise:
-            noise = rng.standard_normal((seen, *clean.shape[1:]), dtype=np.float32)
+            noise = rng.standard_normal((seen, self.frames[0], clean.shape[2]), dtype=np.float32)
         donor = rng.random(seen)
         factors = torch.from_numpy(np.stack([corruption.factors(rng) for _ in range(rows)]))
         # Drawn last, so that the other draws are the same whether tokens are chosen or not.
@@ -198,12 +213,25 @@ class Clips(Samples[Sample]):
             failures,
             _none() if chosen is None else torch.from_numpy(chosen.keep),
             _none() if chosen is None else torch.from_numpy(chosen.local),
+            cuts,
         )
 
-    def _material(self, rng: np.random.Generator, index: int) -> tuple[str, tuple[Tensor, Tensor]]:
+    def _material(self, rng: np.random.Generator, index: int) -> tuple[str, Tensor, Tensor, cutting.Cuts | None]:
+        """A clip's path, its views (V, T, F) and (L, T', F), normalised, and, where none are made yet, their cuts."""
         row, segment, of = self._locate(index)
         clip = self.catalogue[row]
-        return clip.path, self._views(clip, segment, of, rng)
+        cuts = self._cuts(clip, segment, of, rng)
+        if self.cut_only:
+            empty = torch.zeros(GLOBAL_VIEWS + self.views.local_views, 0, self.front_end.settings.mels)
+            return clip.path, empty[:GLOBAL_VIEWS], empty[GLOBAL_VIEWS:], cuts
+        made = cuts.logmels(self.front_end, self._wanted())
+        clean = torch.stack(made[:GLOBAL_VIEWS])
+        local = torch.stack(made[GLOBAL_VIEWS:]) if self.views.local_views else clean.new_zeros(0, 0, clean.shape[2])
+        return clip.path, clean, local, None
+
+    def _wanted(self) -> list[int]:
+        """Frames of each view."""
+        return [self.frames[0]] * GLOBAL_VIEWS + [self.frames[1]] * self.views.local_views
 
     def _locate(self, index: int) -> tuple[int, int, int]:
         """A sample's row in the catalogue, its segment there, and how many the recording has."""
@@ -213,8 +241,8 @@ class Clips(Samples[Sample]):
         first = int(self._ends[row - 1]) if row else 0
         return row, index - first, int(self._ends[row]) - first
 
-    def _views(self, clip: Clip, segment: int, of: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """(V, T, F) and (L, T', F), normalised; one read and one pass of the front end serve all views."""
+    def _cuts(self, clip: Clip, segment: int, of: int, rng: np.random.Generator) -> cutting.Cuts:
+        """Draw the views of a clip and read what they hold, once for all of them."""
         settings, front_end = self.views, self.front_end
         rate = front_end.settings.rate
         span = settings.segment_seconds if of > 1 else min(clip.seconds, 1.5 * settings.segment_seconds)
@@ -222,9 +250,8 @@ class Clips(Samples[Sample]):
         begin = stratum * (segment + rng.random())
         have = front_end.frames_for(round(span * rate))
         draws = [augment.draw_view(rng, settings) for _ in range(GLOBAL_VIEWS + settings.local_views)]
-        wanted = [self.frames[0]] * GLOBAL_VIEWS + [self.frames[1]] * settings.local_views
         # A view is cut longer or shorter than wanted by its stretch, and never longer than the clip.
-        cut = [max(1, min(round(n * d.stretch), max(have, n))) for n, d in zip(wanted, draws, strict=True)]
+        cut = [max(1, min(round(n * d.stretch), max(have, n))) for n, d in zip(self._wanted(), draws, strict=True)]
         starts = [int(rng.integers(max(0, have - n) + 1)) for n in cut]
         roll = augment.draw_roll(rng, settings)
         first, last = min(starts), max(start + n for start, n in zip(starts, cut, strict=True))
@@ -235,16 +262,48 @@ class Clips(Samples[Sample]):
         x = front_end.pad(augment.roll(x, roll), front_end.samples_for(until - at))
         # The front end sees what the views hold; frames before and after it would be thrown away.
         x = x[(first - at) * front_end.shift :][: front_end.samples_for(last - first)]
-        mel = front_end.pad_frames(front_end.fbank(x[None])[0], last - first)
-        out = []
-        for start, n, want, drawn in zip(starts, cut, wanted, draws, strict=True):
-            view = mel[start - first : start - first + n]
-            view = augment.resize_time(view, want)
-            view = augment.warp_mel(view, drawn.mel_warp)
-            out.append(front_end.normalise(augment.gain(view, drawn.gain_db)))
-        views = torch.stack(out[:GLOBAL_VIEWS])
-        local = torch.stack(out[GLOBAL_VIEWS:]) if settings.local_views else views.new_zeros(0, 0, mel.shape[1])
-        return views, local
+        places = [(s - first, n) for s, n in zip(starts, cut, strict=True)]
+        return cutting.Cuts(x, front_end.frames_for(len(x)), last - first, places, draws)
+
+
+class OnDevice:
+    """Makes the views of batches of waveforms on a device, and their masks from bits; in place of the loader.
+
+    Nothing in it makes the host wait for the device. A batch whose views are there already comes back as it is.
+
+    Args:
+        front_end: waveform to log-mel; mean and std are numbers.
+        settings: what is cut out, and how it is changed.
+        frames: (T, T') of global and local views.
+        device: where.
+    """
+
+    def __init__(
+        self, front_end: FrontEndSettings, settings: ViewSettings, frames: tuple[int, int], device: torch.device
+    ) -> None:
+        self.frames = frames
+        self.logmels = cutting.LogMels(front_end, warp=settings.mel_warp > 0, gain=settings.gain_db > 0).to(device)
+
+    def __call__(self, batch: Batch) -> Batch:
+        if not batch.waves.numel():
+            return batch
+        stacked = cutting.Stacked(batch.waves, batch.have, batch.places, batch.changes)
+        split = len(batch.clean)
+        whole = self.logmels.whole(stacked)
+        clean = self.logmels(whole, stacked, slice(0, split), self.frames[0])
+        local = batch.local
+        if len(local):
+            local = self.logmels(whole, stacked, slice(split, None), self.frames[1])
+        mels = clean.shape[3]
+        none = batch.waves.new_zeros(0)
+        return replace(
+            batch,
+            clean=clean,
+            local=local,
+            drop=cutting.unpack(batch.drop, mels),
+            replace=cutting.unpack(batch.replace, mels),
+            **dict.fromkeys(("waves", "have", "places", "changes"), none),
+        )
 
 
 def collate(samples: list[Sample], donor_rows: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.int64]]) -> Batch:
@@ -258,12 +317,14 @@ def collate(samples: list[Sample], donor_rows: Callable[[npt.NDArray[np.float64]
         return torch.stack(drawn, dim=1).flatten(0, 1) if drawn[0].numel() else _none()
 
     none = samples[0].local.new_zeros(0)
+    cuts = [s.cuts for s in samples if s.cuts is not None]
+    stacked = cutting.stack(cuts) if cuts else cutting.Stacked(none, none, none, none)
     factors = torch.stack([s.factors for s in samples], dim=1).flatten(0, 1)
     return Batch(
         clean=rows("clean"),
         local=rows("local") if len(samples[0].local) else none,
-        drop=rows("drop"),
-        replace=rows("replace"),
+        drop=cutting.pack(rows("drop")) if cuts else rows("drop"),
+        replace=cutting.pack(rows("replace")) if cuts else rows("replace"),
         # The copies of a view have donors of their own, in the rows of the one view.
         donor=torch.from_numpy(donor_rows(np.stack([s.donor for s in samples])))
         % (samples[0].clean.shape[0] * len(samples)),
@@ -273,6 +334,10 @@ def collate(samples: list[Sample], donor_rows: Callable[[npt.NDArray[np.float64]
         failures=[text for s in samples for text in s.failures],
         keep=tokens("keep"),
         tokens=tokens("tokens"),
+        waves=stacked.waves,
+        have=stacked.have,
+        places=stacked.places,
+        changes=stacked.changes,
     )
 
 

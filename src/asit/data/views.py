@@ -28,12 +28,14 @@ class Cuts:
 
     Attributes:
         wave: (S,) float32, which begins with the first frame that any view holds.
+        have: frames that the wave gives.
         frames: frames that the views span together; where the wave has fewer, the front end's padding fills them up.
         places: (first frame, frames) of each view, counted from the wave's start.
         draws: what is changed in each view.
     """
 
     wave: Tensor
+    have: int
     frames: int
     places: Sequence[tuple[int, int]]
     draws: Sequence[ViewDraw]
@@ -66,13 +68,13 @@ class Stacked:
     changes: Tensor
 
 
-def stack(cuts: Sequence[Cuts], front_end: FrontEnd) -> Stacked:
+def stack(cuts: Sequence[Cuts]) -> Stacked:
     """The cuts of B clips as tensors."""
     longest = max(len(cut.wave) for cut in cuts)
     waves = torch.zeros(len(cuts), -(-longest // _WHOLE) * _WHOLE)
     for row, cut in zip(waves, cuts, strict=True):
         row[: len(cut.wave)] = cut.wave
-    have = torch.tensor([front_end.frames_for(len(cut.wave)) for cut in cuts])
+    have = torch.tensor([cut.have for cut in cuts])
     places = torch.tensor([cut.places for cut in cuts]).transpose(0, 1).flatten(0, 1)
     changes = torch.tensor([[(drawn.mel_warp, drawn.gain_db) for drawn in cut.draws] for cut in cuts])
     return Stacked(waves, have, places.contiguous(), changes.transpose(0, 1).flatten(0, 1).contiguous())
@@ -93,19 +95,18 @@ class LogMels(nn.Module):
         self.warp, self.gain = warp, gain
 
     @torch.no_grad()
-    def forward(self, stacked: Stacked, rows: slice, frames: int, logmel: Tensor | None = None) -> Tensor:
+    def forward(self, mel: Tensor, stacked: Stacked, rows: slice, frames: int) -> Tensor:
         """Some of the views, all of one length.
 
         Args:
+            mel: (B, t, F), of `whole`.
             stacked: on this module's device.
             rows: of the R views, a whole number of times B.
             frames: T.
-            logmel: of `whole`, where it has been computed already.
 
         Returns:
             (rows, 1, T, F), normalised.
         """
-        mel = self.whole(stacked) if logmel is None else logmel
         places, changes = stacked.places[rows], stacked.changes[rows]
         clip = torch.arange(len(places), device=mel.device) % len(mel)
         view = augment.cut_time(mel, clip, places[:, 0], places[:, 1], frames)

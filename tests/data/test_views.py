@@ -1,0 +1,135 @@
+"""Views made on a device, a batch at once, against those that the loader makes one by one."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import soundfile
+import torch
+from torch import Tensor
+
+from asit.data import views
+from asit.data.batches import Batch, Clips, Corruption, OnDevice, collate
+from asit.data.catalogue import Catalogue, Clip
+from asit.settings import FrontEndSettings, ViewSettings
+
+RATE, MELS = 8000, 36
+FRAMES, SHORT = 48, 16
+SECONDS = (0.02, 0.3, 0.9, 1.4)
+CPU = torch.device("cpu")
+
+
+class Mask:
+    def __init__(self, rng: np.random.Generator, donor: bool) -> None:
+        self.drop = rng.random((FRAMES, MELS)) < 0.5
+        self.replace = rng.random((FRAMES, MELS)) < 0.2
+
+
+def factors(rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    return rng.random((3, 2)).astype(np.float32)
+
+
+def donors(draws: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    return np.arange(draws.size, dtype=np.int64)[::-1].copy()
+
+
+@pytest.fixture(scope="module")
+def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
+    folder = tmp_path_factory.mktemp("sounds")
+    listed = []
+    for i, seconds in enumerate(SECONDS):
+        wave = np.random.default_rng(i).normal(0, 0.1, round(seconds * RATE)).astype(np.float32)
+        soundfile.write(folder / f"{i}.wav", wave, RATE, subtype="FLOAT")
+        listed.append(Clip(str(folder / f"{i}.wav"), seconds, RATE, 1))
+    return Catalogue.from_clips(listed)
+
+
+Both = tuple[Batch, Batch]
+
+
+@pytest.fixture
+def both(catalogue: Catalogue) -> Callable[..., Both]:
+    def make(padding: str = "silence", device: torch.device = CPU, noise: bool = False, **given: Any) -> Both:
+        """The batch that the loader makes whole, and the one that is made on the device."""
+        front_end = FrontEndSettings(rate=RATE, mels=MELS, mean=-8.0, std=3.5, padding=padding)
+        settings = ViewSettings(**{"roll": 0.0, **given})
+        frames = (FRAMES, SHORT if settings.local_views else 0)
+        clips = Clips(catalogue, front_end, settings, frames, Corruption(Mask, factors, noise), 7, donors=True)
+        keys = [(epoch, i) for epoch in range(2) for i in range(len(SECONDS))]
+        gather = functools.partial(collate, donor_rows=donors)
+        there = gather(clips.__getitems__(keys))  # type: ignore[arg-type]
+        clips.cut_only = True
+        cut = gather(clips.__getitems__(keys))  # type: ignore[arg-type]
+        assert cut.clean.numel() == 0
+        assert cut.waves.shape[0] == len(keys)
+        return there, OnDevice(front_end, settings, frames, device)(cut.to(device))
+
+    return make
+
+
+def assert_same(there: Batch, made: Batch) -> None:
+    for f in fields(there):
+        expected, found = getattr(there, f.name), getattr(made, f.name)
+        if f.name in ("clean", "local"):
+            torch.testing.assert_close(found.cpu(), expected, rtol=0.0, atol=1e-4)
+        elif isinstance(expected, Tensor):
+            assert found.dtype == expected.dtype or not expected.numel()
+            assert torch.equal(found.cpu(), expected)
+        else:
+            assert found == expected
+
+
+@pytest.mark.parametrize("padding", ["silence", "zero", "repeat"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"local_views": 3},
+        {"roll": 1.0, "local_views": 1},
+        {"stretch": 0.5},
+        {"mel_warp": 0.3, "gain_db": 6.0},
+        {"roll": 0.5, "stretch": 0.3, "mel_warp": 0.2, "gain_db": 3.0, "local_views": 2, "segment_seconds": 0.6},
+    ],
+    ids=["plain", "local", "roll", "stretch", "warp and gain", "all"],
+)
+def test_views_made_on_the_device_are_those_of_the_loader(
+    padding: str, given: dict[str, Any], both: Callable[..., Both]
+) -> None:
+    """Short clips, which are padded, and long ones, in one batch; every other part of it too."""
+    assert_same(*both(padding, **given))
+
+
+def test_noise_keeps_its_shape(both: Callable[..., Both]) -> None:
+    there, made = both(noise=True)
+    assert there.noise.shape == there.clean.shape
+    assert_same(there, made)
+
+
+def test_a_batch_that_has_its_views_comes_back_as_it_is(both: Callable[..., Both]) -> None:
+    there, made = both()
+    front_end = FrontEndSettings(rate=RATE, mels=MELS, mean=-8.0, std=3.5)
+    prepare = OnDevice(front_end, ViewSettings(), (FRAMES, 0), CPU)
+    assert prepare(there) is there
+    assert prepare(made) is made
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 9, 128])
+def test_bits_come_back_as_masks(size: int) -> None:
+    mask = torch.rand(3, 1, 5, size, generator=torch.Generator().manual_seed(size)) < 0.5
+    bits = views.pack(mask)
+    assert bits.shape[-1] == -(-size // 8)
+    assert torch.equal(views.unpack(bits, size), mask)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("padding", ["silence", "zero", "repeat"])
+def test_on_a_gpu_without_a_wait_of_the_host(padding: str, both: Callable[..., Both]) -> None:
+    given = {"stretch": 0.3, "mel_warp": 0.2, "gain_db": 3.0, "local_views": 2}
+    there, made = both(padding, device=torch.device("cuda"), **given)
+    assert_same(there, made)
