@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 from typing import TYPE_CHECKING, Literal
 
@@ -71,7 +72,8 @@ def _resume(options: PretrainOptions | FinetuneOptions) -> bool | Literal["auto"
 
 
 def signal_status(name: str | None) -> int:
-    return {None: 0, "SIGINT": 130, "SIGTERM": 143}[name]
+    """The exit status that shells give to who is ended by this signal; 0 for none."""
+    return 0 if name is None else 128 + signal.Signals[name]
 
 
 def _tell(found: DryRun) -> None:

@@ -1,0 +1,336 @@
+"""Many processes: they agree before they write, none waits for one that is gone, and torchrun goes on by itself."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from asit import cli, config
+from asit.data import order
+from asit.data.catalogue import Catalogue
+from asit.errors import CatalogueError, ConfigError, TrainingError
+from asit.runs import agreement, finetune, pretrain
+from asit.settings import PretrainSettings
+
+LONG: dict[str, Any] = {"epochs": 30, "records": {"checkpoint_every": 5, "keep": 2}}
+"""120 steps."""
+
+
+def go(settings: PretrainSettings, **how: Any) -> int:
+    return 0 if pretrain.pretrain(settings, stream=None, **how).finished else 1
+
+
+class Ranks:
+    """What several processes would give each other, told beforehand."""
+
+    def __init__(self, *values: Any) -> None:
+        self.values, self.size = list(values), len(values)
+
+    def gather(self, value: Any) -> list[Any]:
+        return self.values
+
+
+# order
+
+
+@pytest.mark.parametrize("places", [False, True])
+def test_samples_do_not_depend_on_processes(places: bool, no_global_draws: None) -> None:
+    """The samples of each step are the same set, whoever takes them, and wherever a run was stopped in between."""
+    draw, count, batch = order.shuffled(11, 103), 103, 24
+
+    def steps(size: int, start: int = 0) -> list[list[order.Key]]:
+        micro = batch // size // (2 if size < 4 else 1)
+        ranks = [iter(order.MicroBatches(draw, count, batch, micro, r, size, start, places)) for r in range(size)]
+        passes = batch // size // micro
+        return [sorted(key for r in ranks for part in islice(r, passes) for key in part) for _ in range(9)]
+
+    alone = steps(1)
+    assert all(len(set(step)) == batch for step in alone)
+    assert len({key for step in alone[:4] for key in step}) == 96  # an epoch's four whole batches
+    for size in (2, 3, 4, 8):
+        assert steps(size) == alone
+        assert steps(size, start=5)[:4] == alone[5:]
+
+
+class _Keys(order.Samples[order.Key]):
+    def __getitem__(self, key: order.Key) -> order.Key:
+        return key
+
+
+def test_samples_do_not_depend_on_loader_processes() -> None:
+    def brought(size: int, workers: int) -> list[list[order.Key]]:
+        keys = [order.MicroBatches(order.shuffled(3, 20), 20, 8, 8 // size, r, size, 1) for r in range(size)]
+        loaders = [order.loader(_Keys(), k, list, workers=workers, pin=False) for k in keys]
+        steps = [[key for one in loaders for key in next(one)] for _ in range(4)]
+        for one in loaders:
+            one.close()
+        return steps
+
+    assert brought(1, 0) == brought(1, 2) == brought(2, 0) == brought(2, 1)
+
+
+# agreement
+
+
+def test_what_differs_is_named_with_its_ranks() -> None:
+    common = {"seed": 3, "optim.lr": 0.05, "version of torch": "2.13"}
+    other = {**common, "optim.lr": 0.5, "views.roll": 0.5}
+    world = Ranks(("node1", common), ("node1", common), ("node2", other), ("node2", common))
+    with pytest.raises(TrainingError) as caught:
+        agreement.agree(world, common)  # type: ignore[arg-type]
+    text = str(caught.value)
+    assert "the 4 processes of this run disagree about 2 things" in text
+    assert "optim.lr: 0.05 on ranks 0, 1, 3 (node1, node2); 0.5 on rank 2 (node2)" in text
+    assert "views.roll: not there on ranks 0, 1, 3 (node1, node2); 0.5 on rank 2 (node2)" in text
+    assert "seed" not in text
+    agreement.agree(Ranks(("a", common), ("b", dict(common))), common)  # type: ignore[arg-type]
+
+
+def test_each_machine_may_have_its_own_paths_and_processes(tiny: Any, tuned: Any, tmp_path: Path) -> None:
+    ours, theirs = (
+        agreement.of_settings(tiny(tmp_path, data=tmp_path / name, workers=w, threads=w, views={"keep_gb": float(w)}))
+        for name, w in (("here", 1), ("there", 2))
+    )
+    assert ours == theirs
+    assert ours["optim.lr"] == 0.05
+    assert "records.checkpoint_every" in ours
+    assert agreement.of_settings(tuned(tmp_path))["augment.mixup"] == 0.5
+
+
+def test_the_code_is_compared_by_its_source() -> None:
+    code = agreement.of_code()
+    assert code["version of torch"] == torch.__version__
+    assert len(code["source of asit (SHA-256)"]) == 16
+
+
+def test_a_machine_without_the_recordings_is_named(listed: Path, tmp_path: Path) -> None:
+    catalogue = Catalogue.read(listed)
+    here = agreement.have_files
+    here(Ranks(("a", 16, 0, []), ("b", 16, 0, [])), catalogue)  # type: ignore[arg-type]
+    here(Ranks(("a", 16, 2, ["x"]), ("b", 16, 2, ["x"])), catalogue)  # type: ignore[arg-type]
+    with pytest.raises(CatalogueError, match=r"rank 1 \(b\): 16 of 16 looked for are not there, the first: /d/00.wav"):
+        here(Ranks(("a", 16, 0, []), ("b", 16, 16, ["/d/00.wav"])), catalogue)  # type: ignore[arg-type]
+    told: list[Any] = []
+    world = Ranks(0, 0)
+    world.gather = lambda value: told.append(value) or [value, value]  # type: ignore[method-assign,func-returns-value]
+    here(world, catalogue)  # type: ignore[arg-type]
+    here(world, Catalogue({}, str(tmp_path), catalogue._columns))  # type: ignore[arg-type]
+    assert [looked[1:3] for looked in told] == [(16, 0), (16, 16)]
+
+
+@pytest.mark.parametrize("kind", ["tiny", pytest.param("tuned", marks=pytest.mark.slow)])
+def test_processes_that_differ_all_stop(kind: str, request: pytest.FixtureRequest, tmp_path: Path, ranks: Any) -> None:
+    make, run = request.getfixturevalue(kind), tmp_path / "run"
+    start: Any = pretrain.pretrain if kind == "tiny" else finetune.finetune
+
+    def body() -> int:
+        rate = 0.05 if os.environ["RANK"] == "0" else 0.04
+        start(make(run, optim={"lr": rate}), stream=None)
+        return 0
+
+    ended = ranks(2, body)
+    assert [e.code for e in ended] == [2, 2]
+    for one in ended:
+        assert f"optim.lr: 0.05 on rank 0 ({socket.gethostname()}); 0.04 on rank 1" in one.said
+        assert "Traceback" not in one.said
+    assert not run.exists()
+
+
+# going on without being told
+
+
+def test_auto_resume_begins_and_goes_on(tiny: Any, tmp_path: Path, state: Any, same: Any) -> None:
+    run, file = tmp_path / "run", tmp_path / "s.yaml"
+    file.write_text(config.to_yaml(tiny(run, epochs=1, stop_after=1)))
+    call = ["pretrain", "--config", str(file), "--auto-resume"]
+    assert cli.main(call) == 0
+    assert cli.main([*call, "--stop-after", "0"]) == 0
+    assert cli.main([*call, "--stop-after", "0"]) == 0  # finished: nothing is left to do, and nothing is wrong
+    go(tiny(tmp_path / "whole", epochs=1))
+    same(state(run), state(tmp_path / "whole"))
+
+
+def test_auto_resume_goes_with_neither_of_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in ("pretrain", "finetune"):
+        for other in ("--resume", "--overwrite"):
+            assert cli.main([verb, "--out", str(tmp_path / "run"), "--auto-resume", other]) == 2
+            assert f"--auto-resume and {other} were both given" in capsys.readouterr().err
+
+
+def test_a_restart_goes_on_with_what_the_same_torchrun_began(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job-1")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    assert go(tiny(run, epochs=1, stop_after=1)) == 1
+    assert json.loads((run / "environment.json").read_text())["elastic"] == "job-1"
+    with pytest.raises(ConfigError, match="holds a run already"):
+        go(tiny(run, epochs=1, stop_after=2))
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    result = pretrain.pretrain(tiny(run, epochs=1, stop_after=2), overwrite=True, stream=None)
+    assert result.step == 2
+    assert "goes on from step 1" in (run / "log.txt").read_text()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job-2")
+    with pytest.raises(ConfigError, match="holds a run already"):
+        go(tiny(run, epochs=1))
+
+
+# what dies
+
+
+@pytest.mark.slow
+def test_a_killed_rank_leaves_no_other_waiting(tiny: Any, tmp_path: Path, start_ranks: Any, reaches: Any) -> None:
+    run = tmp_path / "run"
+    children = start_ranks(2, lambda: go(tiny(run, **{**LONG, "epochs": 4000})))
+    reaches(run, 8, children)
+    children[1].signal(signal.SIGKILL)
+    began = time.monotonic()
+    ended = [child.end() for child in children]
+    assert time.monotonic() - began < 20
+    assert [e.code for e in ended] == [2, -signal.SIGKILL]
+    assert "rank 0 lost another process of this run" in ended[0].said
+    assert "--resume" in ended[0].said
+    assert "Traceback" not in ended[0].said
+    assert not (run / "run.lock").exists()
+    step = int(sorted(path.name for path in (run / "checkpoints").iterdir())[-1].removeprefix("step-"))
+    assert go(tiny(run, **{**LONG, "epochs": 4000}, stop_after=step + 1), resume=True) == 1
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_is_waited_for_so_long_and_no_longer(
+    tiny: Any, tmp_path: Path, start_ranks: Any, reaches: Any
+) -> None:
+    run = tmp_path / "run"
+    children = start_ranks(2, lambda: go(tiny(run, process_timeout=0.05, **{**LONG, "epochs": 4000})))
+    reaches(run, 8, children)
+    children[1].signal(signal.SIGSTOP)
+    try:
+        ended = children[0].end(40)
+    finally:
+        children[1].signal(signal.SIGKILL)
+    assert ended.code == 2
+    assert "answer within 0.05 minutes (process_timeout)" in ended.said
+
+
+# torchrun
+
+
+class Torchrun:
+    """A run under torchrun's agent on this machine."""
+
+    def __init__(self, size: int, restarts: int, call: Sequence[str], output: Path) -> None:
+        self.output, environment = output, {**os.environ, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
+        command += ["--max-restarts", str(restarts), "-m", "asit", *call]
+        with output.open("w") as file:
+            self.agent = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
+
+    def pids(self) -> dict[int, int]:
+        """Rank -> process."""
+        found = {}
+        for process in Path(f"/proc/{self.agent.pid}/task/{self.agent.pid}/children").read_text().split():
+            said = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+            found |= {int(line[5:]): int(process) for line in said if line.startswith(b"RANK=")}
+        return found
+
+    def end(self, seconds: float = 120.0) -> int:
+        return self.agent.wait(seconds)
+
+    @property
+    def said(self) -> str:
+        return self.output.read_text("utf-8")
+
+
+@pytest.fixture
+def torchrun(tmp_path: Path) -> Iterator[Callable[..., Torchrun]]:
+    if not Path("/proc/self/environ").exists():
+        pytest.skip("needs /proc")
+    made: list[Torchrun] = []
+
+    def start(size: int, restarts: int, *call: str) -> Torchrun:
+        made.append(Torchrun(size, restarts, call, tmp_path / f"torchrun-{len(made)}.txt"))
+        return made[-1]
+
+    yield start
+    for one in made:
+        if one.agent.poll() is None:
+            one.agent.terminate()
+            one.agent.wait(60)
+
+
+def until(seen: Callable[[], bool], job: Torchrun, seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not seen():
+        assert job.agent.poll() is None, job.said
+        assert time.monotonic() < end, job.said
+        time.sleep(0.02)
+
+
+def _has(path: Path) -> Callable[[], bool]:
+    return functools.partial(Path.exists, path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_worker_is_started_again_and_nothing_is_seen_of_it(
+    victim: int, torchrun: Any, tiny: Any, tmp_path: Path, ranks: Any, state: Any, metrics: Any, same: Any
+) -> None:
+    run, file = tmp_path / "run", tmp_path / "s.yaml"
+    file.write_text(config.to_yaml(tiny(run, **LONG)))
+    job = torchrun(2, 2, "pretrain", "--config", str(file))
+    for kill, step in enumerate((10, 40)):
+        until(_has(run / "checkpoints" / f"step-{step:08d}"), job)
+        os.kill(job.pids()[victim], signal.SIGKILL)
+        until(lambda kill=kill: (run / "log.txt").read_text().count("goes on from step") == kill + 1, job)
+    assert job.end() == 0, job.said
+    assert [e.code for e in ranks(2, lambda: go(tiny(tmp_path / "whole", **LONG)))] == [0, 0]
+    same(state(run), state(tmp_path / "whole"))
+    assert metrics(run) == metrics(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_agent_leaves_a_checkpoint(torchrun: Any, tiny: Any, tmp_path: Path) -> None:
+    """As a scheduler does it: the signal goes to the agent and to its processes, and the agent passes it on too."""
+    run, file = tmp_path / "run", tmp_path / "s.yaml"
+    file.write_text(config.to_yaml(tiny(run, **{**LONG, "epochs": 4000, "records": {"checkpoint_every": 10_000}})))
+    job = torchrun(2, 0, "pretrain", "--config", str(file), "--auto-resume")
+    until(lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size > 2000, job)
+    workers = job.pids().values()
+    job.agent.send_signal(signal.SIGTERM)
+    for process in workers:
+        os.kill(process, signal.SIGTERM)
+    assert job.end() != 0
+    assert "stopped by SIGTERM at step" in (run / "log.txt").read_text()
+    (last,) = (run / "checkpoints").iterdir()
+    step = int(last.name.removeprefix("step-"))
+    stopped = torchrun(1, 0, "pretrain", "--config", str(file), "--auto-resume", "--stop-after", str(step + 2))
+    assert stopped.end() == 0, stopped.said
+    assert f"goes on from step {step}" in (run / "log.txt").read_text()
+
+
+@pytest.mark.slow
+def test_four_processes_then_two_then_one(tiny: Any, tmp_path: Path, ranks: Any, state: Any, metrics: Any) -> None:
+    """The same samples and, to rounding, the same losses, although the sums are taken in another order."""
+    whole = {"batch_size": 16, "epochs": 6, "masking": {"donor_pool": 4}}
+    run = tmp_path / "run"
+    assert [e.code for e in ranks(4, lambda: go(tiny(run, **whole, stop_after=2)))] == [1] * 4
+    assert [e.code for e in ranks(2, lambda: go(tiny(run, **whole, stop_after=4), resume=True))] == [1] * 2
+    assert go(tiny(run, **whole), resume=True) == 0
+    assert go(tiny(tmp_path / "one", **whole)) == 0
+    ours, theirs = ([line["loss"] for line in metrics(at)] for at in (run, tmp_path / "one"))
+    assert ours == pytest.approx(theirs, rel=1e-3)
+    assert state(run).keys() == state(tmp_path / "one").keys()

@@ -1,0 +1,161 @@
+"""One run at a time in a folder: live holders are refused, dead ones block nobody, and no clock is asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asit.errors import ConfigError
+from asit.runs import finetune, lock, pretrain
+
+fcntl = pytest.importorskip("fcntl")
+QUICK = lock.Times(beat=0.02, watch=0.3, lease=0.5)
+ELSEWHERE = {"beat": 0, "host": "node7", "boot": "another start of another machine", "pid": 4711, "began": "1970-01-01"}
+
+
+def left_by(run: Path, holder: dict[str, Any]) -> Path:
+    """The lock of a holder that did not let go."""
+    run.mkdir(exist_ok=True)
+    (run / lock.NAME).write_text(json.dumps(holder))
+    return run / lock.NAME
+
+
+def test_held_and_let_go(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with lock.held(run, 4, times=QUICK):
+        first = json.loads((run / lock.NAME).read_text())
+        assert (first["pid"], first["processes"]) == (os.getpid(), 4)
+        end = time.monotonic() + 10
+        while json.loads((run / lock.NAME).read_text())["beat"] < 2:
+            assert time.monotonic() < end, "it does not count"
+            time.sleep(0.01)
+        (run / "log.txt").touch()
+    assert [path.name for path in run.iterdir()] == ["log.txt"]
+
+
+def test_a_folder_made_for_nothing_goes_again(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), lock.held(tmp_path / "run"):
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["tiny", "tuned"])
+def test_two_runs_in_one_folder(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    start: Any = pretrain.pretrain if kind == "tiny" else finetune.finetune
+    settings = request.getfixturevalue(kind)(run)
+    with (
+        lock.held(run),
+        pytest.raises(ConfigError, match=rf"in use by another run: process {os.getpid()} on (.|\n)*--out"),
+    ):
+        start(settings, stream=None)
+    assert list(tmp_path.iterdir()) == []
+
+
+HOLD = """
+import os, sys, time
+from pathlib import Path
+from asit.runs import lock
+with lock.held(Path(sys.argv[1])):
+    child = os.fork()
+    if child:
+        print(child, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def killed(tmp_path: Path) -> Iterator[Path]:
+    """A folder whose holder was killed while a process that it had forked lives on."""
+    run = tmp_path / "run"
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(run)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    child = int(holder.stdout.readline())
+    with pytest.raises(ConfigError, match=f"process {holder.pid} on"), lock.held(run):
+        pass
+    holder.kill()
+    holder.wait()
+    holder.stdout.close()
+    yield run
+    os.kill(child, signal.SIGKILL)
+
+
+def test_a_killed_holder_blocks_nobody(killed: Path) -> None:
+    """Not even while a loader process of it lives, and nothing is waited for."""
+    assert (killed / lock.NAME).exists()
+    began = time.monotonic()
+    with lock.held(killed):
+        assert json.loads((killed / lock.NAME).read_text())["pid"] == os.getpid()
+    assert time.monotonic() - began < lock.WATCH / 2
+
+
+def test_a_silent_holder_of_another_machine_is_taken_for_dead(tmp_path: Path) -> None:
+    run, told = tmp_path / "run", list[str]()
+    left_by(run, ELSEWHERE)
+    began = time.monotonic()
+    with lock.held(run, say=told.append, times=QUICK):
+        assert time.monotonic() - began >= QUICK.watch
+    assert len(told) == 1
+    assert "node7" in told[0]
+
+
+def test_a_holder_of_another_machine_that_counts_is_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However old it says it is, and whatever the clock of this machine does meanwhile."""
+    run, ended = tmp_path / "run", threading.Event()
+    file = left_by(run, ELSEWHERE)
+    jumps = iter(range(10**9, 10**12, 10**7))
+    monkeypatch.setattr(time, "time", lambda: float(next(jumps)))
+
+    def count() -> None:
+        beat = 0
+        while not ended.wait(0.05):
+            beat += 1
+            file.write_text(json.dumps({**ELSEWHERE, "beat": beat}))
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    try:
+        told = pytest.raises(ConfigError, match=re.escape("process 4711 on node7, since 1970"))
+        with told, lock.held(run, times=QUICK):
+            pass
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_a_lock_that_a_file_server_keeps_for_a_dead_machine_is_told(tmp_path: Path) -> None:
+    file = left_by(tmp_path / "run", ELSEWHERE)
+    with file.open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        told = pytest.raises(ConfigError, match=r"no sign of life(.|\n)*process 4711(.|\n)*remove")
+        with told as caught, lock.held(tmp_path / "run", times=QUICK):
+            pass
+    assert str(file) in caught.value.remedy
+
+
+def test_where_the_system_knows_no_locks_the_count_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "_flock", lambda number: None)
+    run = tmp_path / "run"
+    with lock.held(run, times=QUICK), pytest.raises(ConfigError, match="in use"), lock.held(run, times=QUICK):
+        pass
+    left_by(run, {**ELSEWHERE, "boot": lock._self()["boot"]})
+    began = time.monotonic()
+    with lock.held(run, times=QUICK):
+        assert time.monotonic() - began >= QUICK.watch
+
+
+def test_a_place_that_may_not_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="may not be written"), lock.held(tmp_path / "file" / "run"):
+        pass
