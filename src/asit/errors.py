@@ -39,6 +39,13 @@ class CatalogueError(AsitError):
     """A folder or table that gives no usable list of clips."""
 
 
+class StoreError(AsitError):
+    """A shard or file that a store does not give: missing, shorter than its index says, or not reached in time.
+
+    It is no bad clip: a run stops at it, for every clip of that place would be missing.
+    """
+
+
 class CheckpointError(AsitError):
     """Weights or run state that are missing, damaged, of another size or of a newer version."""
 

@@ -5,13 +5,14 @@ clips fit and loader processes share them.
 """
 
 # Paths are text here: a Path for each of two million would cost minutes.
-# ruff: noqa: PTH100, PTH109, PTH110, PTH118, PTH120, PTH123
+# ruff: noqa: PTH100, PTH110, PTH123
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,13 +25,14 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from asit.data import tables
-from asit.data.columns import DAMAGE, WORDS, Columns, Rows, Words, decode, json_line
+from asit.data import places, stores, tables
+from asit.data.columns import DAMAGE, SHARD, WORDS, Columns, Rows, Words, decode, json_line
+from asit.data.places import relative as relative
 from asit.errors import CatalogueError
 
-VERSION = 2
-"""Version of the file's layout; a reader refuses a newer one. Version 2 has parts of files, folds and groups; a
-catalogue without them is written as version 1."""
+VERSION = 3
+"""Version of the file's layout; a reader refuses a newer one. Version 2 has parts of files, folds and groups, version 3
+clips in tar shards; a catalogue without them is written as the version that suffices."""
 LINES = 4096
 """Rows that are taken in together."""
 
@@ -42,7 +44,7 @@ class Clip:
     """One recording, or a part of one.
 
     Attributes:
-        path: absolute.
+        path: absolute; of a clip in a shard, the shard and the clip's name, for people.
         seconds: length of the clip, not of its file where it is a part of it; single precision, so a clip of ten
             hours is known to 4 ms.
         rate: Hz, as in the file.
@@ -53,6 +55,9 @@ class Clip:
         fold: the table's text: which fold of a cross-validation the clip lies in.
         group: the table's text: what must not lie on two sides of a split, such as a speaker or a recording.
         start: s; where in the file the clip starts.
+        shard: the tar file that holds the recording, absolute or a URL; None: it is a file of its own.
+        offset: bytes; where in the shard the recording begins.
+        size: bytes of the recording in the shard.
     """
 
     path: str
@@ -65,6 +70,9 @@ class Clip:
     fold: str | None = None
     group: str | None = None
     start: float = 0.0
+    shard: str | None = None
+    offset: int = 0
+    size: int = 0
 
 
 class Catalogue:
@@ -83,9 +91,9 @@ class Catalogue:
         self.root = root
         self.seconds, self.rate, self.channels = columns.seconds, columns.rate, columns.channels
         self._columns = columns
-        newer = columns.starts is not None or "fold" in columns.words or "group" in columns.words
+        newer = 2 if columns.starts is not None or "fold" in columns.words or "group" in columns.words else 1
         self.header = {
-            _MARK: VERSION if newer else 1,
+            _MARK: newer if columns.spans is None else VERSION,
             **{key: value for key, value in header.items() if key != _MARK},
             "root": root,
             "clips": len(columns.paths),
@@ -104,8 +112,13 @@ class Catalogue:
             raise IndexError(f"clip {index} of {len(self)}")
         index, columns = int(index) % len(self), self._columns
         word = {name: column[index] for name, column in columns.words.items()}
+        name, inside = columns.paths[index], word.get(SHARD)
+        shard = None if inside is None else stores.join(self.root, inside)
+        if shard is not None:
+            assert inside is not None
+            name = f"{shard}/{name.removeprefix(inside + '/')}"
         return Clip(
-            os.path.join(self.root, columns.paths[index]),
+            stores.join(self.root, name) if shard is None else name,
             float(self.seconds[index]),
             int(self.rate[index]),
             int(self.channels[index]),
@@ -115,10 +128,12 @@ class Catalogue:
             word.get("fold"),
             word.get("group"),
             0.0 if columns.starts is None else float(columns.starts[index]),
+            shard,
+            *((0, 0) if columns.spans is None else columns.spans[index].tolist()),
         )
 
     def column(self, name: str) -> Words | None:
-        """The column "label", "split", "fold" or "group" as codes and texts; None where no clip has one."""
+        """The column "label", "split", "fold", "group" or "shard" as codes and texts; None where no clip has one."""
         return self._columns.words.get(name)
 
     @property
@@ -147,6 +162,14 @@ class Catalogue:
         starts = self._columns.starts
         return np.broadcast_to(np.float32(0), len(self)) if starts is None else starts
 
+    @property
+    def shards(self) -> places.Shards | None:
+        """Where clips lie in tar shards; None where they are all files of their own."""
+        column, spans = self.column(SHARD), self._columns.spans
+        if column is None or spans is None:
+            return None
+        return places.Shards(tuple(stores.join(self.root, name) for name in column.words), column.codes, spans)
+
     def ids(self, rows: npt.ArrayLike | None = None) -> list[str]:
         """A name for each clip that holds wherever the data lie: its path below the root, and "@start" for a part.
 
@@ -168,7 +191,7 @@ class Catalogue:
     def digest(self) -> str:
         """SHA-256 of the clips' relative paths, lengths and starts, in order.
 
-        Moved data keep it, a changed list does not.
+        Moved data keep it, and files packed as they were into shards; a changed list does not, nor other sound.
         """
         paths, starts = self._columns.paths, self._columns.starts
         whole = hashlib.sha256(paths.ends.astype("<i8").tobytes())
@@ -176,6 +199,8 @@ class Catalogue:
         whole.update(self.seconds.astype("<f4").tobytes())
         if starts is not None:
             whole.update(starts.astype("<f4").tobytes())
+        if encoded := self.header.get("encoded"):
+            whole.update(str(encoded).encode())
         return whole.hexdigest()
 
     def subset(self, indices: npt.ArrayLike) -> Catalogue:
@@ -196,41 +221,32 @@ class Catalogue:
             root: folder for relative paths; by default the deepest one that holds all clips.
             header: further entries, such as mean and std.
         """
-        if root is None:
-            folders = {os.path.dirname(os.path.abspath(clip.path)) for clip in clips}
-            try:
-                root = os.path.commonpath(folders) if folders else os.getcwd()
-            except ValueError:  # on several drives
-                root = os.getcwd()
-        top = os.path.abspath(root)
+        top = places.common(clips) if root is None else os.fspath(root)
+        top = top if stores.is_url(top) else os.path.abspath(top)
         rows = Rows()
         names = [field.name for field in dataclasses.fields(Clip)]
-        rows.extend(
-            [
-                {name: getattr(clip, name) for name in names} | {"path": relative(os.path.abspath(clip.path), top)}
-                for clip in clips
-            ]
-        )
+        rows.extend([{name: getattr(clip, name) for name in names} | places.placed(clip, top) for clip in clips])
         return cls({"mean": None, "std": None, **(header or {})}, top, rows.columns())
 
     @classmethod
     def read(
         cls, path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None, *, look: bool = True
     ) -> Catalogue:
-        """The catalogue in a file.
+        """The catalogue in a file, or the index of tar shards, which is one.
 
         Args:
-            path: the JSONL file.
-            root: where the recordings are now, if they moved.
+            path: the JSONL file, or its URL.
+            root: where the recordings are now, if they moved; shards lie beside their index unless this says otherwise.
             look: see whether the first clip is there (the others are not looked at, for there may be millions).
 
         Raises:
             CatalogueError: no such file, not a catalogue, a newer version, a damaged line (with its number), a
                 file cut short, or data that moved.
+            StoreError: a store that does not give it.
         """
-        rows = Rows()
+        rows, name = Rows(), os.fspath(path)
         try:
-            with open(path, "rb") as lines:
+            with io.BytesIO(stores.read(name)) if stores.is_url(name) else open(path, "rb") as lines:
                 header = _header(path, lines.readline())
                 number = 2
                 while batch := list(islice(lines, LINES)):
@@ -247,10 +263,14 @@ class Catalogue:
                 "a whole catalogue",
                 "copy it again, or build it again with asit catalogue",
             )
-        catalogue = cls(header, os.path.abspath(header["root"] if root is None else root), rows.columns())
-        if look and len(catalogue) and not os.path.exists(catalogue[0].path):
+        top = os.fspath(header["root"] if root is None else root)
+        if top == places.HERE:
+            top = stores.parent(name)
+        catalogue = cls(header, top if stores.is_url(top) else os.path.abspath(top), rows.columns())
+        first = (catalogue[0].shard or catalogue[0].path) if look and len(catalogue) else None
+        if first is not None and not (stores.is_url(first) or os.path.exists(first)):
             raise CatalogueError(
-                f"{path} lists {catalogue[0].path}, which is not there",
+                f"{path} lists {first}, which is not there",
                 f"the recordings under {catalogue.root}",
                 "if they moved, give their folder's new place as root; otherwise build the catalogue again",
             )
@@ -259,22 +279,31 @@ class Catalogue:
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the JSONL file, whole or not at all.
 
+        Beside the shards that it lists it says only that they lie there, so that all may be moved together.
+
         Raises:
             CatalogueError: the place cannot be written, or the disk is full.
         """
         with replacing(path) as file:
-            file.write(json_line(self.header))
-            held = self._columns
-            columns: dict[str, Iterable[Any]] = {"path": held.paths, "seconds": map(_decimal, self.seconds)}
-            if held.starts is not None:
-                columns["start"] = (_decimal(start) if start else None for start in held.starts)
-            columns |= {"rate": self.rate.tolist(), "channels": self.channels.tolist()}
-            columns |= {name: self._texts(name) for name in WORDS if name in held.words}
-            if held.sha256 is not None:
-                columns["sha256"] = map(_hex, held.sha256)
-            for values in zip(*columns.values(), strict=True):
-                row = zip(columns, values, strict=True)
-                file.write(json_line({name: value for name, value in row if value is not None}))
+            beside = self._columns.spans is not None and stores.parent(os.fspath(path)) == self.root
+            file.writelines(self.lines(places.HERE if beside else self.root))
+
+    def lines(self, root: str) -> Iterator[bytes]:
+        """The lines of the JSONL file, its header's root being `root`."""
+        yield json_line({**self.header, "root": root})
+        held = self._columns
+        columns: dict[str, Iterable[Any]] = {"path": held.paths, "seconds": map(_decimal, self.seconds)}
+        if held.starts is not None:
+            columns["start"] = (_decimal(start) if start else None for start in held.starts)
+        columns |= {"rate": self.rate.tolist(), "channels": self.channels.tolist()}
+        columns |= {name: self._texts(name) for name in (*WORDS, SHARD) if name in held.words}
+        if held.spans is not None:
+            columns["offset"], columns["size"] = held.spans[:, 0].tolist(), held.spans[:, 1].tolist()
+        if held.sha256 is not None:
+            columns["sha256"] = map(_hex, held.sha256)
+        for values in zip(*columns.values(), strict=True):
+            row = zip(columns, values, strict=True)
+            yield json_line({name: value for name, value in row if value is not None})
 
 
 def _row(path: str | os.PathLike[str], number: int, line: bytes) -> dict[str, Any]:
@@ -329,12 +358,6 @@ def _hex(sha256: npt.NDArray[np.uint8]) -> str | None:
 def _decimal(value: np.float32) -> float:
     """The shortest decimal that gives the same float32 back."""
     return float(str(value))
-
-
-def relative(full: str, root: str) -> str:
-    """The path below root, with "/"; outside it, the absolute path."""
-    top = root if root.endswith(os.sep) else root + os.sep
-    return full[len(top) :].replace(os.sep, "/") if full.startswith(top) else full
 
 
 @contextmanager

@@ -90,6 +90,8 @@ class Coder:
 
 WORDS = ("label", "split", "fold", "group")
 """The columns of few distinct texts, by their names in a file's lines."""
+SHARD = "shard"
+"""The column of tar shards' names: few distinct texts too."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +103,10 @@ class Columns:
         seconds: (N,) float32, length.
         rate: (N,) int32, Hz.
         channels: (N,) int16.
-        words: a column for each of `WORDS` that has texts.
+        words: a column for each of `WORDS`, and `SHARD`, that has texts.
         starts: (N,) float32, s, where in its file each clip starts; None: all at 0.
         sha256: (N, 32) uint8; None: not known.
+        spans: (N, 2) int64, where in its shard each clip's bytes begin, and how many they are; None: no shards.
     """
 
     paths: Texts
@@ -113,6 +116,7 @@ class Columns:
     words: Mapping[str, Words]
     starts: npt.NDArray[np.float32] | None = None
     sha256: npt.NDArray[np.uint8] | None = None
+    spans: npt.NDArray[np.int64] | None = None
 
     def take(self, rows: npt.NDArray[np.int64]) -> Columns:
         """The rows at these places, in this order."""
@@ -124,12 +128,14 @@ class Columns:
             {name: column.take(rows) for name, column in self.words.items()},
             None if self.starts is None else self.starts[rows],
             None if self.sha256 is None else self.sha256[rows],
+            None if self.spans is None else self.spans[rows],
         )
 
 
 DAMAGE = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 """What a damaged line raises on its way into the columns."""
 
+_TEXTS = (*WORDS, SHARD)
 _NUMBERS: dict[str, type[np.generic]] = {"seconds": np.float32, "rate": np.int32, "channels": np.int16}
 
 
@@ -138,9 +144,9 @@ class Rows:
 
     def __init__(self) -> None:
         self.paths: list[Texts] = []
-        self.numbers: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in (*_NUMBERS, "start", "sha256")}
-        self.codes: dict[str, list[npt.NDArray[np.int32]]] = {name: [] for name in WORDS}
-        self.coders = {name: Coder() for name in WORDS}
+        self.numbers: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in (*_NUMBERS, "start", "sha256", "spans")}
+        self.codes: dict[str, list[npt.NDArray[np.int32]]] = {name: [] for name in _TEXTS}
+        self.coders = {name: Coder() for name in _TEXTS}
         self.summed = False
         self.length = 0
 
@@ -167,8 +173,9 @@ class Rows:
         if any(hexes):
             sums = [[*bytes.fromhex(text or "00" * 32)] for text in hexes]
             numbers["sha256"] = np.array(sums, np.uint8).reshape(count, 32)
-        codes = {name: np.broadcast_to(np.int32(-1), count) for name in WORDS}
-        for name in named.intersection(WORDS):
+        numbers["spans"] = _spans(rows) if SHARD in named else np.broadcast_to(np.int64(0), (count, 2))
+        codes = {name: np.broadcast_to(np.int32(-1), count) for name in _TEXTS}
+        for name in named.intersection(_TEXTS):
             texts = [row.get(name) for row in rows]
             if not all(text is None or isinstance(text, str) for text in texts):
                 raise ValueError(f"{name} must be text")
@@ -201,7 +208,18 @@ class Rows:
             words,
             starts if starts.any() else None,
             np.concatenate(self.numbers["sha256"]) if self.summed else None,
+            np.concatenate(self.numbers["spans"]) if SHARD in words else None,
         )
+
+
+def _spans(rows: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.int64]:
+    """Where the rows' bytes lie in their shards, (N, 2); of a row without a shard, zeros."""
+    pairs = [(row["offset"], row["size"]) if row.get(SHARD) is not None else (0, 0) for row in rows]
+    spans = np.array(pairs, np.int64).reshape(len(rows), 2)
+    inside = np.fromiter((row.get(SHARD) is not None for row in rows), np.bool_, len(rows))
+    if (spans < 0).any() or (spans[inside, 1] == 0).any():
+        raise ValueError("offset must be 0 or above, and size above 0")
+    return spans
 
 
 _WEIGHT = re.compile(r"[\d.,eE%+\s-]*\d[\d.,eE%+\s-]*")

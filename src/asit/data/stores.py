@@ -1,0 +1,308 @@
+"""Files in a store: on this machine's disks, or behind a URL of an object store or a web server, which fsspec reads.
+
+A place is a path or a URL. Local files are read by their descriptors and never go through fsspec. What may pass, such
+as a connection that breaks, is tried again after waits that double; then, and at once for what will not pass, a
+StoreError says so. fsspec keeps its instances for each process, so that loader processes have their own, forked or not.
+"""
+
+# Paths are text here: a place may be a URL.
+# ruff: noqa: PTH100, PTH118, PTH120, PTH123
+
+from __future__ import annotations
+
+import errno
+import os
+import posixpath
+import re
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from asit.data.descriptors import read_local
+from asit.data.patience import MissingError, Patience, RefusalError, Told, tried
+from asit.errors import ConfigError, StoreError
+
+_AT_ONCE = 16
+"""Requests that are made side by side where many small answers are wanted."""
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+# Extras of fsspec, by what they import: the packages that people must install.
+_NEEDS = {
+    "http": "aiohttp",
+    "https": "aiohttp",
+    "s3": "s3fs",
+    "s3a": "s3fs",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "az": "adlfs",
+    "abfs": "adlfs",
+    "hf": "huggingface_hub",
+    "sftp": "paramiko",
+    "ssh": "paramiko",
+}
+# Stores in which a file appears only when all of it has come.
+_WHOLE = frozenset({"memory", "s3", "s3a", "gs", "gcs", "az", "abfs", "oss", "hf"})
+
+
+def is_url(text: str) -> bool:
+    """Whether this is a URL, such as s3://bucket/folder, and not a path."""
+    return _URL.match(text) is not None
+
+
+def join(root: str, name: str) -> str:
+    """The place `name` below `root`, or `name` itself where it is absolute or a URL."""
+    if is_url(name):
+        return name
+    return f"{root.rstrip('/')}/{name}" if is_url(root) else os.path.join(root, name)
+
+
+def parent(place: str) -> str:
+    """The folder that a place lies in, absolute or a URL."""
+    return place.rsplit("/", 1)[0] if is_url(place) else os.path.dirname(os.path.abspath(place))
+
+
+def absolute(place: str) -> str:
+    """The place, absolute; a URL as it is."""
+    return place if is_url(place) else os.path.abspath(place)
+
+
+def read_range(
+    place: str, offset: int, size: int, *, patience: Patience | None = None, told: Told | None = None
+) -> bytes:
+    """`size` bytes from byte `offset` on. Threads may call it at the same time.
+
+    Args:
+        place: a path or a URL.
+        offset, size: bytes.
+        patience: None: the usual one.
+        told: hears of each try that failed; None: a warning does.
+
+    Raises:
+        StoreError: no such file, a file that ends before, a store that refuses or is not reached in time.
+        ConfigError: a package for this kind of store is missing.
+    """
+    if size <= 0:
+        return b""
+
+    def get(seconds: float) -> bytes:
+        data = read_local(place, offset, size) if not is_url(place) else _remote_range(place, offset, size, seconds)
+        if len(data) == size:
+            return data
+        if len(data) > size:
+            raise RefusalError(
+                f"{place}: the server sends more than the part that was asked for",
+                f"{size:,} bytes from byte {offset:,} on (HTTP range requests)",
+                "serve the shards with a server or store that answers range requests, or copy them to a disk",
+            )
+        length = _size(place, seconds)
+        if length < offset + size:
+            raise RefusalError(
+                f"{place} ends at byte {length:,}",
+                f"{offset + size:,} bytes at least, as its index says",
+                "copy the shard again, whole, or write it again with asit shard",
+            )
+        raise OSError(f"{len(data):,} of {size:,} bytes came")
+
+    return tried(place, get, patience, told, size)
+
+
+def read(place: str, *, patience: Patience | None = None, told: Told | None = None) -> bytes:
+    """All of a file.
+
+    Raises:
+        StoreError, ConfigError: as `read_range`.
+    """
+
+    def get(seconds: float) -> bytes:
+        if not is_url(place):
+            with open(place, "rb") as file:
+                return file.read()
+        files, path = _files(place)
+        return bytes(files.cat_file(path, **_limit(files, seconds * 10)))
+
+    return tried(place, get, patience, told)
+
+
+def size(place: str, *, patience: Patience | None = None, told: Told | None = None) -> int:
+    """Length of a file in bytes.
+
+    Raises:
+        StoreError, ConfigError: as `read_range`.
+    """
+    return tried(place, lambda seconds: _size(place, seconds), patience, told)
+
+
+def sizes(places: Iterable[str], *, patience: Patience | None = None, told: Told | None = None) -> dict[str, int]:
+    """Lengths of those of the files that are there, in bytes; several are asked for at the same time.
+
+    Raises:
+        StoreError, ConfigError: as `read_range`, but for files that are not there.
+    """
+
+    def one(place: str) -> tuple[str, int | None]:
+        try:
+            return place, size(place, patience=patience, told=told)
+        except MissingError:
+            return place, None
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return {place: length for place, length in pool.map(one, places) if length is not None}
+
+
+def exists(place: str, *, patience: Patience | None = None, told: Told | None = None) -> bool:
+    """Whether there is a file.
+
+    Raises:
+        StoreError, ConfigError: as `read_range`.
+    """
+    return bool(sizes([place], patience=patience, told=told))
+
+
+def list(place: str, *, patience: Patience | None = None, told: Told | None = None) -> dict[str, int | None]:
+    """Names of the files and folders in a folder, sorted, and the lengths of files where the store tells them.
+
+    A folder that is not there is empty, as it is in object stores.
+
+    Raises:
+        StoreError, ConfigError: as `read_range`.
+    """
+
+    def get(seconds: float) -> dict[str, int | None]:
+        if not is_url(place):
+            with os.scandir(place) as entries:
+                found = {entry.name: entry.stat().st_size if entry.is_file() else None for entry in entries}
+        else:
+            files, path = _files(place)
+            rows = files.ls(path, detail=True, **_limit(files, seconds))
+            found = {
+                posixpath.basename(row["name"].rstrip("/")): row.get("size") if row["type"] == "file" else None
+                for row in rows
+                if row["name"].rstrip("/") != path.rstrip("/")
+            }
+        return dict(sorted(found.items()))
+
+    try:
+        return tried(place, get, patience, told)
+    except MissingError:
+        return {}
+
+
+def write(place: str, data: bytes, *, patience: Patience | None = None, told: Told | None = None) -> None:
+    """Write a file whole or not at all; one that is there is replaced, and folders above it are made.
+
+    Raises:
+        StoreError: it cannot be written, or the disk is full.
+        ConfigError: a package for this kind of store is missing.
+    """
+    if is_url(place):
+        _put(place, lambda files, path: files.pipe_file(path, data), patience, told)
+        return
+    draft = Path(place).with_name(f".{Path(place).name}.{os.getpid()}.tmp")
+    try:
+        draft.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with draft.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(draft, place)
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
+        raise unwritable(place, error) from None
+
+
+def send(file: str, place: str, *, patience: Patience | None = None, told: Told | None = None) -> None:
+    """Bring a file of this machine to a URL, whole or not at all.
+
+    Raises:
+        StoreError, ConfigError: as `write`.
+    """
+    _put(place, lambda files, path: files.put_file(file, path), patience, told)
+
+
+def remove(place: str, *, patience: Patience | None = None, told: Told | None = None) -> None:
+    """Delete a file, where it is there.
+
+    Raises:
+        StoreError, ConfigError: as `write`.
+    """
+
+    def go(seconds: float) -> None:
+        if not is_url(place):
+            Path(place).unlink()
+        else:
+            files, path = _files(place)
+            files.rm_file(path, **_limit(files, seconds))
+
+    try:
+        tried(place, go, patience, told)
+    except MissingError:
+        return
+
+
+def unwritable(place: str, error: OSError) -> StoreError:
+    """The error about a local file that cannot be written."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return StoreError(
+        f"{place} cannot be written: {'the disk is full' if full else error.strerror or error}",
+        "a folder that can be written, with room",
+        "make room, or choose another place",
+    )
+
+
+def _size(place: str, seconds: float) -> int:
+    if not is_url(place):
+        return Path(place).stat().st_size
+    files, path = _files(place)
+    length = files.info(path, **_limit(files, seconds))["size"]
+    if length is None:
+        raise RefusalError(f"{place}: the server does not tell its length", "a Content-Length", "serve it otherwise")
+    return int(length)
+
+
+def _remote_range(place: str, offset: int, size: int, seconds: float) -> bytes:
+    files, path = _files(place)
+    return bytes(files.cat_file(path, start=offset, end=offset + size, **_limit(files, seconds)))
+
+
+def _put(place: str, go: Callable[[Any, str], None], patience: Patience | None, told: Told | None) -> None:
+    def put(_: float) -> None:
+        files, path = _files(place)
+        protocol = place.split("://", 1)[0].lower()
+        if protocol in _WHOLE:
+            go(files, path)
+            return
+        draft = f"{path}.tmp"
+        files.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+        go(files, draft)
+        files.mv(draft, path)
+
+    tried(place, put, patience, told)
+
+
+def _files(place: str) -> tuple[Any, str]:
+    """This process's file system for a URL, and the path in it."""
+    import fsspec  # type: ignore[import-untyped]
+
+    protocol = place.split("://", 1)[0].lower()
+    try:
+        files, path = fsspec.core.url_to_fs(place)
+    except (ImportError, ValueError) as error:
+        needed = _NEEDS.get(protocol)
+        if needed is None:
+            raise ConfigError(
+                f"{place}: {protocol}:// is no kind of store that fsspec knows here ({error})",
+                "such as https://, s3:// or gs://",
+                "correct the URL, or install the package of fsspec for it",
+            ) from None
+        how = "'asit-audio[remote]'" if needed == "aiohttp" else needed
+        raise ConfigError(
+            f"{place} needs {needed}, which is not installed", "the package that reads it", f"pip install {how}"
+        ) from None
+    return files, path
+
+
+def _limit(files: Any, seconds: float) -> dict[str, float]:
+    """The argument that bounds an answer's time, where the file system takes one."""
+    return {"timeout": seconds} if getattr(files, "async_impl", False) else {}
