@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from asit.engine import loop
+from asit.engine import loop, pace
 from asit.engine.loop import Now, Plan, Rates, StepOutput
 from asit.engine.records import Records
 from asit.errors import TrainingError
@@ -305,7 +305,7 @@ def test_it_runs_outside_the_main_thread() -> None:
 
 
 def test_the_clock_leaves_out_pauses() -> None:
-    clock = loop._Clock(batch=8)
+    clock = pace.Clock(batch=8)
     clock.began -= 10
     clock.mark -= 10
     for _ in range(5):

@@ -7,21 +7,19 @@ equals one that was never stopped: on the CPU bit for bit.
 from __future__ import annotations
 
 import contextlib
-import math
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import FrameType
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from asit.engine import optim
+from asit.engine import optim, shards, stopping
+from asit.engine.pace import Clock, log
 from asit.engine.records import Records
-from asit.errors import TrainingError
+from asit.engine.saving import Saver
+from asit.errors import AsitError, TrainingError
 from asit.runtime import Precision, World
 
 
@@ -104,24 +102,6 @@ class Trainable(Protocol):
         """Context in which backward passes do not exchange gradients between processes."""
 
 
-class Distributed:
-    """A base of methods: the network in training, whose gradients are averaged over the processes of the world."""
-
-    _forward: nn.Module
-    """What is called in a step; wrapped by `distribute`."""
-
-    def distribute(self, world: World) -> None:
-        """Average the gradients over the processes of the world."""
-        if world.size > 1 and not isinstance(self._forward, DistributedDataParallel):
-            self._forward = DistributedDataParallel(self._forward, broadcast_buffers=False)
-
-    def no_sync(self) -> contextlib.AbstractContextManager[Any]:
-        """No exchange of gradients within this context."""
-        if isinstance(self._forward, DistributedDataParallel):
-            return self._forward.no_sync()
-        return contextlib.nullcontext()
-
-
 @dataclass(frozen=True)
 class Plan:
     """How long and how often."""
@@ -140,6 +120,8 @@ class Plan:
     """Steps of the schedule to stop at; 0: its end."""
     most_failures: int = 1000
     """Files that may fail to read before the run stops."""
+    save_in_background: bool = True
+    """Write checkpoints beside the steps, from copies that take their memory once more."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +136,7 @@ class Outcome:
 
 
 Hook = Callable[[int], None]
+Save = Callable[[int, dict[str, Tensor]], Callable[[], None] | None]
 
 
 def fit(
@@ -166,7 +149,7 @@ def fit(
     *,
     start: int = 0,
     optimiser_state: Mapping[str, Tensor] | None = None,
-    save: Callable[[int, dict[str, Tensor]], None] = lambda step, tensors: None,
+    save: Save = lambda step, tensors: None,
     hooks: Sequence[tuple[int, Hook]] = (),
 ) -> Outcome:
     """Train from step `start` to the end of the plan, or until a signal asks to stop.
@@ -180,144 +163,204 @@ def fit(
         records: metrics, log and progress.
         start: steps done already; `task` holds their weights.
         optimiser_state: what `save` was given under the prefix "optimiser/", when going on.
-        save: called with the steps done and all tensors, in the main process; must write whole or not at all.
+        save: called with the steps done and all tensors, in the main process. What it returns writes them, whole or
+            not at all, and is run beside the next steps: the tensors stay as they are until it has ended.
         hooks: (every, call) pairs; called with the steps done, in each process that has them.
 
     Raises:
-        TrainingError: a loss or gradient is not finite; raised before the weights change.
+        TrainingError: a loss or gradient is not finite; raised before the weights change. On a CUDA device it is
+            raised up to one step later, and the trained weights have not changed.
+        AsitError: what `batches` raised, in any process, after a checkpoint of the last whole step; or what the
+            writer of a checkpoint raised, up to one step later.
     """
-    task.distribute(world)
-    module = task.trainable()
-    optimiser = optim.adamw(module.named_parameters(), plan.betas, task.lr_scale)
-    if optimiser_state:
-        optim.load_optimiser_tensors(optimiser, dict(optimiser_state))
-    parameters = [p for g in optimiser.param_groups for p in g["params"]]
-    end = min(plan.total, plan.stop_after) if plan.stop_after else plan.total
-    clock, failures = _Clock(plan.batch), set[str]()
-    step = start
+    with stopping.Signals() as signals, Saver(plan.save_in_background) as saver:
+        fitting = _Fit(task, batches, plan, world, precision, records, signals, saver, start, save)
+        fitting.begin(optimiser_state)
+        return fitting.go(hooks)
 
-    def tensors() -> dict[str, Tensor]:
-        held = {f"task/{name}": value for name, value in task.state().items()}
-        return held | {f"optimiser/{name}": value for name, value in optim.optimiser_tensors(optimiser).items()}
 
-    def checkpoint() -> None:
-        if world.main:
-            save(step, tensors())
-        world.any(False)  # The others wait until it is written.
+@dataclass
+class _Passes:
+    """What the forward and backward passes of a step gave."""
 
-    with _Signals() as signals:
-        while step < end:
-            now = Now(
-                step, plan.total, plan.steps_per_epoch, measure=(step + 1) % plan.log_every == 0 or step + 1 == end
-            )
-            rates = task.rates(now)
-            optim.set_rates(optimiser, rates.lr, rates.weight_decay)
-            optimiser.zero_grad(set_to_none=True)
-            parts: dict[str, Tensor] = {}
-            micros: list[Micro] = []
-            broken: dict[str, Tensor] = {}
-            for i in range(plan.accumulate):
-                waited = time.perf_counter()
-                batch = next(batches)
-                clock.waited += time.perf_counter() - waited
-                _report_failures(batch, failures, plan, records, step)
-                batch = batch.to(world.device)
-                micros.append(batch)
-                last = i + 1 == plan.accumulate
-                with contextlib.nullcontext() if last else task.no_sync():
-                    output = task.step(batch, now, precision, world)
-                    (output.loss / plan.accumulate).backward()
-                broken = broken or {k: v.detach() for k, v in output.parts.items() if not _finite(v)}
-                for name, value in {"loss": output.loss, **output.parts}.items():
-                    share = value.detach().float() / plan.accumulate
-                    parts[name] = parts[name] + share if name in parts else share
-            task.gradients_ready(now)
-            gradients = [p.grad for p in parameters if p.grad is not None]
-            parts["gradient_norm"] = optim.clip(gradients, plan.clip, plan.clip_per_parameter)
-            # After the exchange of gradients a value that is not finite has reached every process.
-            if world.any(bool(broken) or not _finite(parts["gradient_norm"])):
-                _refuse(task, micros, broken, step, world)
-            optimiser.step()
-            task.after_update(now, world)
-            step += 1
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    micros: list[Micro] = field(default_factory=list)
+    ended: AsitError | None = None
+    """Why there was no batch; then the step counts for nothing."""
+    answer: Callable[[], list[bool]] | None = None
+    """What the processes agree on, where they were asked before the last pass."""
+
+
+@dataclass
+class _Fit:
+    """One call of `fit`."""
+
+    task: Trainable
+    batches: Iterator[Micro]
+    plan: Plan
+    world: World
+    precision: Precision
+    records: Records
+    signals: stopping.Signals
+    saver: Saver
+    step: int
+    save: Save
+
+    def begin(self, optimiser_state: Mapping[str, Tensor] | None) -> None:
+        """Get the method ready for the processes, and the optimiser for its first step."""
+        self.task.distribute(self.world)
+        module = self.task.trainable()
+        self.optimiser = optim.adamw(module.named_parameters(), self.plan.betas, self.task.lr_scale)
+        if optimiser_state:
+            optim.load_optimiser_tensors(self.optimiser, shards.like(module, optimiser_state))
+        self.parameters = [p for g in self.optimiser.param_groups for p in g["params"]]
+        self.saved = self.step
+        self.clock, self.failures = Clock(self.plan.batch), set[str]()
+        late = stopping.checks_late(self.world.device)
+        self.late = stopping.LateCheck(self.task, self.world) if late else None
+        self.last: Micro | None = None
+
+    def go(self, hooks: Sequence[tuple[int, Hook]]) -> Outcome:
+        plan, clock = self.plan, self.clock
+        end = min(plan.total, plan.stop_after) if plan.stop_after else plan.total
+        stop = False
+        while self.step < end and not stop:
+            step = self.step
+            measure = (step + 1) % plan.log_every == 0 or step + 1 == end
+            now = Now(step, plan.total, plan.steps_per_epoch, measure)
+            rates = self.task.rates(now)
+            optim.set_rates(self.optimiser, rates.lr, rates.weight_decay)
+            self.optimiser.zero_grad(set_to_none=True)
+            passes = self._passes(now)
+            asked = self._agree(passes, now)
+            self.optimiser.step()
+            self.task.after_update(now, self.world)
+            self.step = step = step + 1
             clock.step()
-            if now.measure:
-                _log(step, now, parts, rates, clock, end, records, world)
-            stop = world.any(signals.caught is not None)
-            if step % plan.checkpoint_every == 0 or step == end or stop:
-                began = time.perf_counter()
-                checkpoint()
-                clock.paused(time.perf_counter() - began)
+            stop = asked if self.world.size > 1 else self.signals.caught is not None
+            due = [hook for every, hook in hooks if every and (step % every == 0 or step == end)]
+            keep = step % plan.checkpoint_every == 0 or step == end or stop
+            if self.late is not None and (measure or keep or due):
+                self.late.read()
+            if measure:
+                learning = {"lr": rates.lr, "weight_decay": rates.weight_decay, **rates.others}
+                log(step, now.steps_per_epoch, passes.parts, learning, clock, end, self.records, self.world)
             began = time.perf_counter()
-            for every, hook in hooks:
-                if every and (step % every == 0 or step == end):
-                    hook(step)
+            if keep:
+                self._checkpoint()
+            for hook in due:
+                hook(step)
             clock.paused(time.perf_counter() - began)
-            if stop:
-                break
+        self._written()
         # Which process the signal met does not matter: all of them stop, and all say why.
-        caught: str | None = next((found for found in world.gather(signals.caught) if found), None)
-    return Outcome(step, step == plan.total, caught, clock.seconds, clock.rate())
+        caught: str | None = next((found for found in self.world.gather(self.signals.caught) if found), None)
+        return Outcome(self.step, self.step == plan.total, caught, clock.seconds, clock.rate())
 
-
-class _Clock:
-    """Clips a second and the share of time spent waiting for data, since the last reading and over all."""
-
-    def __init__(self, batch: int) -> None:
-        self.batch = batch
-        self.waited = 0.0
-        self.began = self.mark = time.perf_counter()
-        self.steps = self.all_steps = 0
-        self.pauses = 0.0
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self.began
-
-    def step(self) -> None:
-        self.steps += 1
-        self.all_steps += 1
-
-    def paused(self, seconds: float) -> None:
-        """Time spent on checkpoints, figures and probes, which is not the steps'."""
-        self.mark += seconds
-        self.pauses += seconds
-
-    def rate(self) -> float:
-        return self.all_steps * self.batch / max(1e-9, self.seconds - self.pauses)
-
-    def read(self) -> tuple[float, float]:
-        elapsed = max(1e-9, time.perf_counter() - self.mark)
-        out = self.steps * self.batch / elapsed, min(1.0, self.waited / elapsed)
-        self.mark, self.steps, self.waited = time.perf_counter(), 0, 0.0
+    def _passes(self, now: Now) -> _Passes:
+        """Forward and backward passes of a step."""
+        plan, out = self.plan, _Passes()
+        for i in range(plan.accumulate):
+            batch = self._next(out)
+            if batch is None:
+                return out
+            out.micros.append(batch)
+            final = i + 1 == plan.accumulate
+            if final and self.late is not None:
+                # The answer is there long before the device has done this pass.
+                out.answer = self._ask(out)
+            with contextlib.nullcontext() if final else self.task.no_sync():
+                output = self.task.step(batch, now, self.precision, self.world)
+                (output.loss / plan.accumulate).backward()
+            for name, value in {"loss": output.loss, **output.parts}.items():
+                share = value.detach().float() / plan.accumulate
+                out.parts[name] = out.parts[name] + share if name in out.parts else share
         return out
 
+    def _next(self, passes: _Passes) -> Micro | None:
+        """The next micro-batch on the device; None where there is none and no other process waits for this one.
 
-class _Signals:
-    """Turns the first SIGINT or SIGTERM into a request to stop after the step; a second one acts at once."""
+        Where others do, they are in the middle of a step with its exchanges: it is gone through with the batch at
+        hand, and thrown away by all.
+        """
+        if passes.ended is None:
+            waited = time.perf_counter()
+            try:
+                batch = next(self.batches)
+                self.clock.waited += time.perf_counter() - waited
+                _report_failures(batch, self.failures, self.plan, self.records, self.step)
+                self.last = batch.to(self.world.device)
+            except AsitError as error:
+                passes.ended = error
+                if self.world.size > 1 and self.last is None:
+                    raise
+        return None if passes.ended is not None and self.world.size == 1 else self.last
 
-    def __init__(self) -> None:
-        self.caught: str | None = None
-        self._before: dict[signal.Signals, Any] = {}
+    def _agree(self, passes: _Passes, now: Now) -> bool:
+        """Clip the gradients and go on to the update, or raise in all processes; gives whether to stop after it."""
+        parts, bad, spoilt = passes.parts, False, list[str]()
+        if passes.parts:
+            self.task.gradients_ready(now)
+            gradients = [p.grad for p in self.parameters if p.grad is not None]
+            parts["gradient_norm"] = shards.clip(gradients, self.plan.clip, self.plan.clip_per_parameter)
+        if self.late is None and passes.ended is None:
+            spoilt = stopping.broken(parts)
+            bad = bool(spoilt) or not bool(torch.isfinite(parts["gradient_norm"]))
+        ended, stop, unwritten, unfit = (passes.answer or self._ask(passes, bad))()
+        if ended:
+            self._out_of_data(passes.ended)
+        if unwritten:
+            self._written()
+        # After the exchange of gradients a value that is not finite has reached every process.
+        if unfit:
+            stopping.refuse(self.task, passes.micros, spoilt, self.step, self.world)
+        if self.late is not None:
+            self.late.read()
+            self.late.gate(self.optimiser, self.step, passes.micros, parts)
+        return stop
 
-    def __enter__(self) -> _Signals:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            # Only the main thread may set handlers; elsewhere the caller's remain.
-            with contextlib.suppress(ValueError):
-                self._before[number] = signal.signal(number, self._catch)
-        return self
+    def _ask(self, passes: _Passes, bad: bool = False) -> Callable[[], list[bool]]:
+        return self.world.ask([passes.ended is not None, self.signals.caught is not None, self.saver.failed, bad])
 
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+    def _out_of_data(self, error: AsitError | None) -> NoReturn:
+        """Keep the last whole step and raise, in all processes, what came instead of a batch in one of them."""
+        found = next(text for text in self.world.gather(None if error is None else error.found) if text is not None)
+        if self.late is not None:
+            self.late.read()
+        if self.step > self.saved:
+            self._checkpoint()
+        self._written()
+        self.records.event(self.step, f"stopped: {found}; step {self.saved} is kept: go on from it with --resume")
+        raise error or TrainingError(
+            f"another process of this run got no more data: {found}",
+            remedy=f"see its message; then --resume, from step {self.saved}",
+        )
 
-    def _catch(self, number: int, frame: FrameType | None) -> None:
-        self.caught = signal.Signals(number).name
-        signal.signal(number, self._before[signal.Signals(number)])
+    def _checkpoint(self) -> None:
+        """Copy all tensors, and let them be written beside the next steps."""
+        held = {f"task/{name}": value for name, value in self.task.state().items()}
+        held |= {f"optimiser/{name}": value for name, value in optim.optimiser_tensors(self.optimiser).items()}
+        held = shards.whole(held, self.world.main)
+        if self.world.main:
+            if self.saver.busy:
+                waited = f"step {self.step}: waited until the checkpoint of step {self.saved} was written"
+                self.records.say(f"{waited} ({self.saver.settle():.1f} s)")
+            self.saver.settle()
+            write = self.save(self.step, self.saver.copy(held))
+            if write is not None:
+                self.saver.start(write)
+        self.saved = self.step
 
-
-def _finite(x: Tensor) -> bool:
-    return bool(torch.isfinite(x.detach()).all())
+    def _written(self) -> None:
+        """Wait until the last checkpoint is on the disk; raises in all processes where it could not be written."""
+        error: BaseException | None = None
+        try:
+            self.saver.settle()
+        except Exception as caught:
+            error = caught
+        if self.world.any(error is not None):
+            raise error or TrainingError(
+                "the main process of this run could not write a checkpoint", remedy="see its message"
+            )
 
 
 def _report_failures(batch: Micro, known: set[str], plan: Plan, records: Records, step: int) -> None:
@@ -332,53 +375,3 @@ def _report_failures(batch: Micro, known: set[str], plan: Plan, records: Records
             f"at most {plan.most_failures}, from the setting bad_files",
             "see log.txt for their names; mend the storage, or raise bad_files, then --resume",
         )
-
-
-def _refuse(task: Trainable, micros: Sequence[Micro], broken: dict[str, Tensor], step: int, world: World) -> None:
-    mine = (sorted(broken), [clip for micro in micros for clip in task.suspects(micro)] if broken else [])
-    everyone = world.gather(mine)
-    parts = sorted({part for found, _ in everyone for part in found}) or ["gradient"]
-    clips = list(dict.fromkeys(clip for _, found in everyone for clip in found))
-    if not clips:
-        clips = list(dict.fromkeys(c for group in world.gather([i for m in micros for i in m.ids]) for c in group))
-    shown = ", ".join(clips[:8]) + (f" and {len(clips) - 8} more" if len(clips) > 8 else "")
-    raise TrainingError(
-        f"step {step}: not finite: {', '.join(parts)}; clips: {shown}",
-        "finite losses and gradients; the weights were not changed",
-        "look at these clips; or start again with a lower optim.lr or optim.clip, or with precision float32",
-    )
-
-
-def _log(
-    step: int,
-    now: Now,
-    parts: Mapping[str, Tensor],
-    rates: Rates,
-    clock: _Clock,
-    end: int,
-    records: Records,
-    world: World,
-) -> None:
-    stacked = torch.stack([value.reshape(()) for value in parts.values()])
-    world.sum_(stacked)
-    values = dict(zip(parts, (stacked / world.size).tolist(), strict=True))
-    clips, wait = clock.read()
-    loss = values.pop("loss")
-    records.write(
-        "train",
-        step,
-        {
-            "epoch": step / now.steps_per_epoch,
-            "loss": loss,
-            "parts": values,
-            "lr": rates.lr,
-            "weight_decay": rates.weight_decay,
-            **rates.others,
-            "clips_per_second": clips,
-            "data_wait": wait,
-            "seconds": clock.seconds,
-        },
-    )
-    main = "  ".join(f"{name} {values[name]:.3f}" for name in ("global", "local", "reconstruction") if name in values)
-    left = (end - step) * clock.batch / clips if clips > 0 else math.inf
-    records.progress(step, f"loss {loss:.3f}  {main}  {clips:.1f} clips/s  waits for data {wait:.0%}", left)

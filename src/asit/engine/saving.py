@@ -1,0 +1,105 @@
+"""Checkpoints that do not hold the steps: the tensors are copied, and the copies written by a thread meanwhile."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+Write = Callable[[], None]
+
+
+class Saver:
+    """Writes one checkpoint at a time, beside the steps.
+
+    On leaving the context it waits for the writer, whatever the reason; a failure of the writer is raised by `settle`.
+
+    Args:
+        background: copy and write beside the steps; otherwise the tensors are handed on as they are, and `start`
+            returns when they are written.
+
+    The copies lie in main memory, page-locked where the tensors are on a CUDA device, and are used again by the next
+    checkpoint: as long as the run lasts they take as much memory as one checkpoint.
+    """
+
+    def __init__(self, background: bool = True) -> None:
+        self.background = background
+        self._spare: dict[str, Tensor] = {}
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._copied: list[torch.cuda.Event] = []
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._thread is not None:
+            self._thread.join()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def failed(self) -> bool:
+        """Whether the writer has failed; then `settle` raises."""
+        return self._error is not None
+
+    def settle(self) -> float:
+        """Wait until nothing is being written; gives the seconds that it took.
+
+        Raises:
+            BaseException: what the writer raised.
+        """
+        began = time.perf_counter()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        return time.perf_counter() - began
+
+    def copy(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors as they are now, on the CPU, for `start`; the copies of the last call must have been written.
+
+        Copies from a CUDA device are queued behind the work that it has, and are whole when what is handed to `start`
+        runs. Without `background` these are the tensors themselves.
+        """
+        assert not self.busy, "the copies are still being written"
+        if not self.background:
+            return dict(tensors)
+        devices = {tensor.device for tensor in tensors.values() if tensor.device.type == "cuda"}
+        out = {}
+        for name, tensor in tensors.items():
+            held = self._spare.get(name)
+            if held is None or held.shape != tensor.shape or held.dtype != tensor.dtype:
+                held = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=bool(devices))
+            out[name] = held.copy_(tensor.detach(), non_blocking=True)
+        self._spare = out
+        self._copied = [torch.cuda.current_stream(device).record_event() for device in devices]
+        return dict(out)
+
+    def start(self, write: Write) -> None:
+        """Run `write`, which may read what `copy` gave."""
+        if not self.background:
+            write()
+            return
+        copied = self._copied
+
+        def run() -> None:
+            try:
+                for event in copied:
+                    event.synchronize()
+                write()
+            except BaseException as error:
+                self._error = error
+
+        # Not a daemon: a process that ends meanwhile still finishes the file that it has begun.
+        self._thread = threading.Thread(target=run, name="checkpoint")
+        self._thread.start()
