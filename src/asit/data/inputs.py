@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from asit.audio import files
-from asit.data import listing, tables, tarshards
+from asit.data import listing, stores, tables, tarscan, tarshards
 from asit.data.catalogue import Catalogue, is_catalogue, relative, unreadable
 from asit.errors import AudioError, CatalogueError, ConfigError
 
@@ -27,13 +27,14 @@ class Item:
     Attributes:
         name: what rows about it are called: the path as it was given, or relative to the one folder that was given;
             "shard.tar/member.wav" for a tar's member; as in the catalogue or table that lists it.
-        path: of the file.
+        path: of the file; of a tar shard, or the URL of one.
         member: name in the tar shard at `path`; None: the file itself.
         offset, size: of a member's bytes in the tar.
         start: s; where in its file a listed clip starts.
         seconds: length of a listed clip, s; None: to the file's end.
         label: of a listed clip, the list's text.
         fault: why it is not to be heard, known already; None: try.
+        listed: in a shard that an index lists, or that is in a store: where it cannot be reached, all of it cannot.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Item:
     seconds: float | None = None
     label: str | None = None
     fault: str | None = None
+    listed: bool = False
 
     @property
     def text(self) -> str:
@@ -56,11 +58,14 @@ class Item:
 
         Raises:
             AudioError: a fault that was known, or a tar that cannot be read any more.
+            StoreError: a shard that an index lists is missing, or its store cannot be reached.
         """
         if self.fault is not None:
             raise AudioError(f"{self.name}: {self.fault}", "a recording", "mend it, or leave it out")
         if self.offset is None or self.size is None:
             return self.path
+        if self.listed or stores.is_url(self.path):
+            return stores.read_range(self.path, self.offset, self.size)
         try:
             found = tarshards.read_member(self.path, self.offset, self.size)
         except OSError as error:
@@ -79,10 +84,11 @@ def expand(inputs: Sequence[str]) -> list[Item]:
     """What the inputs name, in their order.
 
     A folder gives all audio below it, in the order of the names, hidden files left out, and the audio of the tar
-    shards in it. A pattern with ``*``, ``?`` or ``[...]`` (``**``: folders at any depth) gives what it matches, in the
-    order of the names. A ``.jsonl`` that `asit catalogue` wrote, or a CSV, TSV or JSONL with a path in each line,
-    gives its clips; an uncompressed ``.tar`` its audio. Any other file is taken for a recording, whatever its name. No
-    file of sound is opened here.
+    shards in it; where an ``index.jsonl`` of `asit shard` lies in it, what that lists. A pattern with ``*``, ``?`` or
+    ``[...]`` (``**``: folders at any depth) gives what it matches, in the order of the names. A ``.jsonl`` that `asit
+    catalogue` or `asit shard` wrote, or a CSV, TSV or JSONL with a path in each line, gives its clips; an uncompressed
+    ``.tar`` its audio. A URL may be one of an index, of a folder that holds one, of a tar, or a pattern of tars. Any
+    other file is taken for a recording, whatever its name. No file of sound is opened here.
 
     Raises:
         ConfigError: no input, or something that is named twice.
@@ -101,6 +107,12 @@ def expand(inputs: Sequence[str]) -> list[Item]:
 def _of(given: str, several: bool) -> Iterator[Item]:
     if not given or "\0" in given:
         raise CatalogueError(f"an input is {given!r}", "a path", "check the command")
+    if stores.is_url(given) or os.path.isdir(given):
+        index = tarscan.index_of(given)
+        if index is not None:
+            return _of_catalogue(index)
+    if stores.is_url(given):
+        return _of_stored(tarscan.tars_of(given))
     if os.path.isdir(given):
         return _of_folder(given, given if several else "")
     if os.path.lexists(given):
@@ -183,14 +195,27 @@ def _of_pattern(pattern: str) -> Iterator[Item]:
 
 def _of_catalogue(path: str) -> Iterator[Item]:
     catalogue = Catalogue.read(path)
-    starts = catalogue.starts
-    names = catalogue.ids()
-    labels = catalogue.labels
-    for i, name in enumerate(names):
+    starts, shards, labels = catalogue.starts, catalogue.shards, catalogue.labels
+    for i, name in enumerate(catalogue.ids()):
         start = float(starts[i])
         plain = name.rpartition("@")[0] if start else name
-        full = os.path.join(catalogue.root, plain)
-        yield Item(plain, full, start=start, seconds=float(catalogue.seconds[i]), label=labels[i])
+        seconds, code = float(catalogue.seconds[i]), -1 if shards is None else int(shards.codes[i])
+        if shards is None or code < 0:
+            full = stores.join(catalogue.root, plain)
+            yield Item(plain, full, start=start, seconds=seconds, label=labels[i])
+        else:
+            offset, size = shards.spans[i].tolist()
+            yield Item(plain, shards.places[code], plain, offset, size, start, seconds, label=labels[i], listed=True)
+
+
+def _of_stored(tars: Sequence[str]) -> Iterator[Item]:
+    """The recordings of tars in a store, by their headers."""
+    root = stores.parent(tars[0])
+    for tar in tars:
+        for member in tarscan.members(tar):
+            yield Item(
+                f"{relative(tar, root)}/{member.name}", tar, member.name, member.offset, member.size, listed=True
+            )
 
 
 def _of_table(path: str) -> Iterator[Item]:

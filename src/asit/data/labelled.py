@@ -92,6 +92,11 @@ class LabelledClips(Samples[LabelledSample]):
         """Clips there are to draw from."""
         return len(self.rows)
 
+    def fetch(self, keys: list[Key]) -> None:
+        """Read together what the samples need; clips that are mixed in are read when they are drawn."""
+        if self.catalogue.column("shard") is not None:
+            self.waves.fetch(self.catalogue[int(self.rows[key[1]])] for key in keys)
+
     def __getitem__(self, key: Key) -> LabelledSample:
         (name, x, target), failures = readable(self._material, self.seed, key, len(self))
         rng = np.random.default_rng([self.seed, CORRUPTION, *key])

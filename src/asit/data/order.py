@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import signal
+import threading
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, Generic, Self, TypeVar
 
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from asit.errors import AsitError
+from asit.errors import AsitError, TrainingError
 
 ORDER, MATERIAL, CORRUPTION = 0, 1, 2
 """Streams of random numbers that never meet."""
@@ -33,9 +35,13 @@ class Samples(Dataset[S], Generic[S]):
     def __getitem__(self, key: Any) -> S:
         raise IndexError(key)  # every data set has its own
 
+    def fetch(self, keys: list[Any]) -> None:
+        """Called before a batch's samples are asked for, so that what they need can be read together."""
+
     def __getitems__(self, keys: list[Any]) -> list[S] | AsitError:
         """A batch's samples. An error is handed on as a value: raised in a worker it would come with a traceback."""
         try:
+            self.fetch(keys)
             return [self[key] for key in keys]
         except AsitError as error:
             return error
@@ -72,6 +78,41 @@ def _draw(seed: int, cumulated: npt.NDArray[np.float64], count: int, epoch: int)
     uniform = np.random.default_rng([seed, ORDER, epoch]).random(count)
     # Rounding may leave the last sum a little under one.
     return np.minimum(np.searchsorted(cumulated, uniform, side="right"), len(cumulated) - 1)
+
+
+def in_blocks(seed: int, parts: npt.NDArray[np.int64], block: int) -> Order:
+    """Each sample once an epoch, neighbours together: a pure function of (seed, epoch).
+
+    Samples lie in parts, such as the shards of a catalogue, one part after the other. Each part is cut into blocks of
+    neighbours, from a place drawn anew for each part and epoch; the blocks are shuffled, and four of them at a time are
+    shuffled together. So a micro-batch of M samples reads some M / block places instead of M, on any process and
+    worker, and needs no cache.
+
+    Args:
+        seed: of the draws.
+        parts: (N,) which part each sample lies in; never falling back to one that was left.
+        block: samples of a block.
+    """
+    ends = np.append(np.flatnonzero(np.diff(parts)) + 1, len(parts)).astype(np.int64)
+    return functools.partial(_blocks, seed, ends, block)
+
+
+WINDOW = 4
+"""Blocks whose samples are shuffled together: as many as there are neighbours in the group that a donor comes from."""
+
+
+def _blocks(seed: int, ends: npt.NDArray[np.int64], block: int, epoch: int) -> npt.NDArray[np.int64]:
+    rng, count = np.random.default_rng([seed, ORDER, epoch]), int(ends[-1])
+    firsts = np.append(0, ends[:-1])
+    shift = rng.integers(block, size=len(ends))
+    part = np.repeat(np.arange(len(ends)), ends - firsts)
+    # A number for each block, rising from sample to sample.
+    number = (np.arange(count) - firsts[part] + shift[part]) // block
+    fresh = np.append(True, (np.diff(number) != 0) | (np.diff(part) != 0))
+    blocks = np.cumsum(fresh) - 1
+    places = rng.permutation(int(blocks[-1]) + 1)
+    # Sorted by window, and within it by a draw of each sample's own.
+    return np.lexsort((rng.random(count), places[blocks] // WINDOW))
 
 
 def order(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:
@@ -133,11 +174,40 @@ def loader(
         generator=torch.Generator().manual_seed(0),
         **options,
     )
-    return _raised(iter(made))
+    with _quiet_children():
+        batches = iter(made)
+    return _raised(batches)
+
+
+@contextmanager
+def _quiet_children() -> Iterator[None]:
+    """Take back the handler of SIGCHLD that torch sets with a process's first loader.
+
+    It raises wherever the run is when a worker is killed, be it half through the optimiser's step. Without it the
+    loader finds out when the worker's next batch is waited for, where all steps are whole.
+    """
+    number = getattr(signal, "SIGCHLD", None)
+    if number is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(number)
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(number, before)
 
 
 def _raised(batches: Iterator[B | AsitError]) -> Generator[B]:
-    for batch in batches:
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker (pid"):
+                raise
+            raise _worker_died(batches, error) from None
         if isinstance(batch, AsitError):
             try:
                 raise batch
@@ -146,6 +216,21 @@ def _raised(batches: Iterator[B | AsitError]) -> Generator[B]:
                 # that are collected as garbage end slowly.
                 del batch, batches
         yield batch
+
+
+def _worker_died(batches: Iterator[Any], error: RuntimeError) -> TrainingError:
+    workers = getattr(batches, "_workers", [])
+    codes = {worker.pid: worker.exitcode for worker in workers if worker.exitcode is not None}
+    told = ", ".join(
+        f"process {pid} by {signal.Signals(-code).name}" if code < 0 else f"process {pid} with exit status {code}"
+        for pid, code in codes.items()
+    )
+    return TrainingError(
+        f"{len(codes) or 'some'} of {len(workers)} loader workers ended before their work did: {told or error}",
+        "workers that live as long as the run; SIGKILL is most often the system's, which was out of memory",
+        "see the system's log (dmesg, or the scheduler's report of memory); ask for more memory, or fewer --workers, "
+        "then go on from the last checkpoint with --resume",
+    )
 
 
 @dataclass(frozen=True)

@@ -2,20 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from asit.audio import files
+from asit.audio.files import Resampler, Wave
+from asit.data import spans, stores
 from asit.data.catalogue import Clip
 from asit.data.order import MATERIAL, Key
+from asit.data.spans import Place
 from asit.errors import AudioError, CatalogueError
 from asit.settings import FrontEndSettings
 
 T = TypeVar("T")
 _TRIES = 8
+
+
+def read_clip(
+    clip: Clip,
+    rate: int,
+    start: float = 0.0,
+    seconds: float | None = None,
+    resampler: Resampler = "soxr-hq",
+    found: Mapping[Place, bytes] | None = None,
+) -> Wave:
+    """A clip, or a part of it, from its file or its shard: (samples,) at `rate` Hz.
+
+    Args:
+        clip: what to read.
+        rate: Hz.
+        start: s after the clip's own beginning.
+        seconds: length, s; None: the clip's.
+        resampler: resampling quality.
+        found: bytes of members that have been read already, from `spans.fetch`.
+
+    Raises:
+        AudioError: the recording cannot be read.
+        StoreError: its shard is missing, or the store cannot be reached.
+    """
+    start, seconds = clip.start + start, clip.seconds if seconds is None else seconds
+    place = spans.place_of(clip)
+    if place is None:
+        return files.read(clip.path, rate=rate, start=start, seconds=seconds, resampler=resampler)
+    if place[2] <= spans.WHOLE:
+        held = (found or {}).get(place)
+        whole = stores.read_range(*place) if held is None else held
+        return files.read(whole, called=clip.path, rate=rate, start=start, seconds=seconds, resampler=resampler)
+    with spans.opened(place) as file:
+        return files.read(file, called=clip.path, rate=rate, start=start, seconds=seconds, resampler=resampler)
 
 
 class Waves:
@@ -24,6 +61,19 @@ class Waves:
     def __init__(self, settings: FrontEndSettings) -> None:
         self.settings = settings
         self._kept: dict[tuple[str, float, float], npt.NDArray[np.float32]] | None = None
+        self._found: Mapping[Place, bytes] = {}
+
+    def fetch(self, clips: Iterable[Clip]) -> None:
+        """Read the bytes of those of a batch's clips that lie in shards, in few requests, for `read` to find.
+
+        They take the place of those of the batch before.
+
+        Raises:
+            StoreError: a shard is missing, or its store cannot be reached.
+        """
+        self._found = {}  # before the next are read: they need not be held at the same time
+        new = (clip for clip in clips if self._kept is None or _key(clip) not in self._kept)
+        self._found = spans.fetch(place for clip in new if (place := spans.place_of(clip)) is not None)
 
     def keep(self) -> None:
         """From now on keep each clip in memory, decoded, once it has been read; each loader process its own."""
@@ -33,11 +83,12 @@ class Waves:
         """Part of a clip: (samples,) from `start` seconds after the clip's own beginning.
 
         Raises:
-            AudioError: the file cannot be read.
+            AudioError: the recording cannot be read.
+            StoreError: its shard is missing, or the store cannot be reached.
         """
         if self._kept is None:
             return self._read(clip, start, seconds)
-        key = (clip.path, clip.start, clip.seconds)
+        key = _key(clip)
         if key not in self._kept:
             # Always the whole clip, so that what a part holds does not depend on what was read before; and a little
             # more, for the catalogue's lengths are single precision.
@@ -47,9 +98,11 @@ class Waves:
 
     def _read(self, clip: Clip, start: float, seconds: float) -> npt.NDArray[np.float32]:
         settings = self.settings
-        return files.read(
-            clip.path, rate=settings.rate, start=clip.start + start, seconds=seconds, resampler=settings.resampler
-        )
+        return read_clip(clip, settings.rate, start, seconds, settings.resampler, self._found)
+
+
+def _key(clip: Clip) -> tuple[str, float, float]:
+    return clip.path, clip.start, clip.seconds
 
 
 def readable(make: Callable[[np.random.Generator, int], T], seed: int, key: Key, count: int) -> tuple[T, list[str]]:

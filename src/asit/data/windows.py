@@ -84,6 +84,8 @@ class Windows(Samples[Block]):
         first = block * self.block
         places = np.arange(first, min(first + self.block, int(self._ends[-1])))
         owners = np.searchsorted(self._ends, places, side="right")
+        if self.catalogue.column("shard") is not None:
+            self.waves.fetch(self.catalogue[int(self.rows[owner])] for owner in np.unique(owners))
         seen, kept, failures = [], [], []
         for place, owner in zip(places.tolist(), owners.tolist(), strict=True):
             window = place - int(self._ends[owner]) + int(self.counts[owner])

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
-from asit.audio import files
+from asit.data import stores
 from asit.data.catalogue import Catalogue, Clip
+from asit.data.waves import read_clip
 from asit.errors import AsitError
 from asit.report.sound import AUDIO_SECONDS, player
 
@@ -48,12 +49,13 @@ class Recordings:
 
     def play(self, clip: Clip) -> str:
         """A player for a clip, at most AUDIO_SECONDS of it, or a sentence that says why there is none."""
-        if not Path(clip.path).is_file():
+        place = clip.shard or clip.path
+        if not stores.is_url(place) and not Path(place).is_file():
             return _missing(f"{clip.path} is not there")
         if self.bytes >= MOST_BYTES:
             return _missing(f"left out: the page holds {MOST_BYTES / 1e6:.0f} MB of sound already")
         try:
-            wave = files.read(clip.path, rate=RATE, start=clip.start, seconds=min(AUDIO_SECONDS, clip.seconds))
+            wave = read_clip(clip, RATE, seconds=min(AUDIO_SECONDS, clip.seconds))
         except AsitError as error:
             return _missing(error.found)
         made = player(wave, RATE, os.path.basename(clip.path))  # noqa: PTH119

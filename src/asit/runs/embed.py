@@ -293,8 +293,9 @@ def _shard(items: Sequence[Item], out: Path, shard: tuple[int, int] | None) -> t
 def _digest(items: Sequence[Item], stamps: Sequence[tuple[int, int]]) -> str:
     """SHA-256 of what the recordings are: names, places, parts, and their files' sizes and times of change."""
     whole = hashlib.sha256()
+    names = [name for name in Item.__slots__ if name not in ("label", "listed")]
     for item, stamp in zip(items, stamps, strict=True):
-        facts: Mapping[str, Any] = {name: getattr(item, name) for name in Item.__slots__ if name != "label"}
+        facts: Mapping[str, Any] = {name: getattr(item, name) for name in names}
         whole.update(repr((sorted(facts.items()), stamp)).encode("utf-8", "surrogateescape"))
     return whole.hexdigest()
 

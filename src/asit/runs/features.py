@@ -21,8 +21,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from asit.audio import files
+from asit.data import stores
 from asit.data.catalogue import Clip
+from asit.data.waves import read_clip
 from asit.engine.records import counter
 from asit.errors import AsitError, AudioError, CatalogueError
 from asit.runs.cache import Shelf, Store, key_of
@@ -204,9 +205,7 @@ class _Work:
             return {}
         settings = next(iter(self.wanted.values())).reader.front_end
         try:
-            wave = files.read(
-                clip.path, rate=settings.rate, start=clip.start, seconds=clip.seconds, resampler=settings.resampler
-            )
+            wave = read_clip(clip, settings.rate, resampler=settings.resampler)
         except AudioError as error:
             return error.found
         out: dict[Of, Array] = {}
@@ -224,9 +223,15 @@ class _Work:
 
 
 def _key(clip: Clip) -> bytes:
-    """What says that a clip is still the same: its path and part, and its file's size and time of change."""
+    """What says that a clip is still the same: its path and part, and its file's size and time of change.
+
+    A shard in a store is known by its URL and the clip's place in it: written anew under its old name, it is not told
+    from what it was.
+    """
+    if clip.shard is not None and stores.is_url(clip.shard):
+        return key_of(clip.path, f"{clip.offset} {clip.size}", repr(clip.start), repr(clip.seconds))
     try:
-        found = Path(clip.path).stat()
+        found = Path(clip.shard or clip.path).stat()
         file = f"{found.st_size} {found.st_mtime_ns}"
     except OSError:
         file = "missing"

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-from asit.errors import AsitError
+from asit.errors import AsitError, StoreError
 
 W = TypeVar("W")
 
@@ -119,6 +119,8 @@ class Feed(Generic[W]):
             for thing in things:
                 self._put(place, thing)
             self._put(place, Done(place))
+        except StoreError as error:  # no bad recording: all others of that place would be missing too
+            self._put(place, error)
         except (AsitError, OSError) as error:
             self._put(place, Done(place, _told(error)))
         except _ClosedError:

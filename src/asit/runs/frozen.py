@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 
-from asit.data.catalogue import Catalogue, is_catalogue
+from asit.data import tarscan
+from asit.data.catalogue import Catalogue
 from asit.data.labels import Labels, read_labels
 from asit.data.sides import Sides, check_sides, few, folds, may_share_groups, split_sides
 from asit.errors import AsitError, CatalogueError, ConfigError
@@ -122,8 +122,9 @@ def open_data(data: str, model: AudioModel, world: World, *, bad_files: float, s
     Raises:
         CatalogueError: nothing usable there; told by every process, though the main one alone looks.
     """
-    if is_catalogue(Path(data)):
-        return Catalogue.read(data)
+    listed = tarscan.index_of(data)
+    if listed is not None:
+        return Catalogue.read(listed)
     found: Catalogue | AsitError | None = None
     if world.main:
         try:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TextIO
 
-from asit.data import scan
-from asit.data.catalogue import Catalogue, is_catalogue
+from asit.data import scan, tarscan
+from asit.data.catalogue import Catalogue
 from asit.engine.records import counter
 from asit.errors import AsitError, CatalogueError, ConfigError
 from asit.runs import folder
@@ -36,7 +37,10 @@ class Wanted:
 
 
 def catalogue(settings: Wanted, out: Path | None, stream: TextIO | None, *, anew: bool = False) -> Catalogue:
-    """The catalogue that `data` is, or one made of the folder or table that it is.
+    """The catalogue that `data` is, or one made of the folder, table or tar shards that it is.
+
+    `data` may be a catalogue or an index of shards, a folder or store that holds one under the name index.jsonl, tar
+    shards without an index, a folder of recordings, or a table; the first three also as URLs.
 
     Args:
         settings: data, front end, the budget of bad files, and what labels are.
@@ -47,12 +51,16 @@ def catalogue(settings: Wanted, out: Path | None, stream: TextIO | None, *, anew
 
     Raises:
         CatalogueError: nothing usable there.
+        StoreError: a store that cannot be reached, or a shard that is missing.
     """
     if not settings.data:
         raise ConfigError("no data were given", "a folder of recordings, a table or a catalogue", "pass --data FOLDER")
+    listed = tarscan.index_of(settings.data)
+    if listed is not None:
+        return Catalogue.read(listed)
+    if tars := tarscan.tars_of(settings.data):
+        return _of_tars(settings, tars, out, stream, anew)
     given = Path(settings.data)
-    if is_catalogue(given):
-        return Catalogue.read(given)
     if out is None:
         with tempfile.TemporaryDirectory() as scratch:
             return scan.build(
@@ -84,6 +92,24 @@ def catalogue(settings: Wanted, out: Path | None, stream: TextIO | None, *, anew
         if made and not any(out.iterdir()):  # no data, no folder
             out.rmdir()
         raise
+
+
+def _of_tars(settings: Wanted, tars: Sequence[str], out: Path | None, stream: TextIO | None, anew: bool) -> Catalogue:
+    """The catalogue of tar shards without an index; in a run's folder it is kept."""
+    place = None if out is None else out / folder.CATALOGUE
+    if place is not None and not anew and place.exists():
+        return Catalogue.read(place)
+    made = tarscan.build(
+        tars,
+        settings.front_end,
+        bad_files=settings.bad_files,
+        statistics_clips=64 if out is None else 1000,
+        progress=counter(stream, "looking at shards", "shards"),
+    )
+    if place is not None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        made.write(place)
+    return made
 
 
 def _other_scan(partial: Path, given: Path, front_end: FrontEndSettings) -> bool:

@@ -1,0 +1,311 @@
+"""Tar shards without an index to a catalogue, by their headers, on a disk or in a store; and what of `data` is shards.
+
+A member's label is the text of the webdataset sidecar KEY.cls beside it, or "label" in KEY.json. `asit shard` writes
+an index, so that nothing of this is needed.
+"""
+
+# Paths are text here: a place may be a URL.
+# ruff: noqa: PTH112, PTH113, PTH118, PTH119, PTH122, PTH207, PTH208
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import json
+import math
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from asit.audio import files
+from asit.data import checks, spans, stores, tarshards
+from asit.data.catalogue import LINES, Catalogue, Clip, is_catalogue
+from asit.data.columns import DAMAGE, Rows
+from asit.data.places import relative
+from asit.data.waves import read_clip
+from asit.errors import AudioError, CatalogueError
+from asit.settings import FrontEndSettings
+
+INDEX = "index.jsonl"
+"""Name of the catalogue that lies beside the shards it lists."""
+_MAGIC = "*?["
+_SIDECARS = (".cls", ".json")
+_THREADS = 8
+
+
+def index_of(given: str) -> str | None:
+    """The catalogue that this is, or that lies in the folder or store that this is; None where there is none.
+
+    Raises:
+        StoreError: a store that cannot be reached.
+    """
+    if not stores.is_url(given):
+        place = os.path.join(given, INDEX) if os.path.isdir(given) else given
+        return place if is_catalogue(Path(place)) else None
+    if given.lower().endswith(".jsonl"):
+        return given
+    if tarshards.is_shard(given) or _is_pattern(given):
+        return None
+    place = stores.join(given, INDEX)
+    return place if stores.exists(place) else None
+
+
+def tars_of(given: str) -> list[str]:
+    """The tar shards that this names, sorted: one, a pattern of them, or a folder that holds tars and no recordings.
+
+    Raises:
+        CatalogueError: a URL, or a pattern of tars, that names none.
+    """
+    url = stores.is_url(given)
+    if tarshards.is_shard(given) and not _is_pattern(given):
+        return [given] if url or os.path.isfile(given) else []
+    if _is_pattern(given) and (url or not os.path.lexists(given)):
+        found = _matches(given) if url else sorted(glob.glob(given, recursive=True))
+        tars = [place for place in found if tarshards.is_shard(place)]
+        if not tars:
+            raise CatalogueError(
+                f"{given} matches {len(found)} names, and no tar", "a pattern of .tar files", "check the pattern"
+            )
+        return tars
+    if not url and not os.path.isdir(given):
+        return []
+    names = list(stores.list(given)) if url else os.listdir(given)
+    tars = [stores.join(given, name) for name in sorted(names) if tarshards.is_shard(name)]
+    if url and not tars:
+        raise CatalogueError(
+            f"{given} holds neither {INDEX} nor a tar; {len(names)} other names",
+            f"a store of tar shards, best with the {INDEX} that asit shard writes",
+            "check the URL; or write shards there: asit shard CATALOGUE --out URL",
+        )
+    sound = [name for name in names if os.path.splitext(name)[1].lower() in files.SUFFIXES]
+    if tars and sound:
+        raise CatalogueError(
+            f"{given} holds {len(tars)} tars and {len(sound)} recordings beside them",
+            "tars or recordings",
+            f"give the tars by a pattern, such as {stores.join(given, '*.tar')}, or move them",
+        )
+    return tars
+
+
+def members(tar: str) -> list[tarshards.Member]:
+    """The recordings of a tar, by the tar's headers alone.
+
+    Raises:
+        CatalogueError: no tar, one without audio, or one that is damaged or cut off.
+        StoreError: it is missing, or its store cannot be reached.
+    """
+    seen = _Seen()
+    found = [
+        tarshards.Member(header.name, header.offset_data, header.size)
+        for header, _ in _headers(tar, seen, tar)
+        if os.path.splitext(header.name)[1].lower() in files.SUFFIXES
+    ]
+    if seen.skipped or not found:
+        raise CatalogueError(
+            seen.skipped[0]["detail"] if seen.skipped else f"the tar {tar} gives no audio",
+            "a whole tar of recordings",
+            "fetch or write it anew",
+        )
+    return found
+
+
+@dataclass
+class _Seen:
+    """What one tar holds: rows for the catalogue, and what was left out."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+    ignored: Counter[str] = field(default_factory=Counter)
+
+
+def build(
+    tars: Sequence[str],
+    front_end: FrontEndSettings,
+    *,
+    bad_files: float = 0.1,
+    statistics_clips: int = 1000,
+    seed: int = 0,
+    progress: Callable[[int, int, int], None] | None = None,
+) -> Catalogue:
+    """A catalogue of the recordings in tar shards, each opened for its header, mean and std measured on a sample.
+
+    Args:
+        tars: paths or URLs, in the order of the catalogue.
+        front_end: decides the log-mel that mean and std are measured on.
+        bad_files: largest share of members that cannot be used.
+        statistics_clips: recordings in the sample, at most 10 s of each from a drawn position; 0: not measured.
+        seed: of the sample and its positions.
+        progress: called with (tars done, tars in all, bad members).
+
+    Raises:
+        CatalogueError: no tar, no audio in them, or too many bad members.
+        StoreError: a tar that is missing, or a store that cannot be reached.
+    """
+    root = stores.parent(tars[0])
+    rows, skipped, ignored = Rows(), list[dict[str, Any]](), Counter[str]()
+    for done, tar in enumerate(tars):
+        seen = _look(tar, root)
+        for first in range(0, len(seen.rows), LINES):
+            rows.extend(seen.rows[first : first + LINES])
+        skipped += seen.skipped
+        ignored += seen.ignored
+        if progress:
+            progress(done + 1, len(tars), len(skipped))
+    if not len(rows) or len(skipped) > bad_files * (len(rows) + len(skipped)):
+        raise _unusable(tars, len(rows), skipped, ignored, bad_files)
+    header = {
+        "front_end": checks.Plan(root, "header", False, None, seed, front_end).spectrum(),
+        "check": "header",
+        "seed": seed,
+        "skipped": dict(sorted(Counter(row["reason"] for row in skipped).items())),
+        "ignored": dict(sorted(ignored.items())),
+    }
+    listed = Catalogue(header, root, rows.columns())
+    mean, std, clips = _measure(listed, front_end, statistics_clips, seed)
+    return Catalogue({"mean": mean, "std": std, "statistics_clips": clips, **header}, root, rows.columns())
+
+
+def _look(tar: str, root: str) -> _Seen:
+    """The recordings of one tar: headers one after the other, then each member's own header, several at once."""
+    seen, members, labels = _Seen(), list[tarfile.TarInfo](), dict[str, str]()
+    shard = relative(stores.absolute(tar), root)
+    for header, text in _headers(tar, seen, shard):
+        suffix = os.path.splitext(header.name)[1].lower()
+        if text is not None:
+            labels[_key(header.name)] = text
+        elif suffix in files.SUFFIXES:
+            members.append(header)
+        elif suffix not in _SIDECARS:
+            seen.ignored[suffix or "(no suffix)"] += 1
+
+    def probe(header: tarfile.TarInfo) -> dict[str, Any]:
+        name = f"{shard}/{header.name}"
+        place = stores.absolute(tar), header.offset_data, header.size
+        try:
+            with spans.opened(place) as file:
+                info = files.probe(file, called=name)
+                seconds = info.seconds
+                if info.frames < 1:  # the header says no length
+                    seconds = len(files.read(file, called=name)) / info.rate
+        except AudioError as error:
+            return {"path": name, "reason": getattr(error, "reason", "unreadable"), "detail": error.found}
+        row = {"path": name, "seconds": seconds, "rate": info.rate, "channels": info.channels}
+        row |= {"shard": shard, "offset": header.offset_data, "size": header.size}
+        label = labels.get(_key(header.name))
+        return row if label is None else {**row, "label": label}
+
+    with ThreadPoolExecutor(_THREADS, "probe") as threads:
+        for row in threads.map(probe, members):
+            (seen.skipped if "reason" in row else seen.rows).append(row)
+    return seen
+
+
+def _headers(tar: str, seen: _Seen, shard: str) -> Iterator[tuple[tarfile.TarInfo, str | None]]:
+    """The files of a tar, and a sidecar's label; a tar that is damaged on the way gives those before."""
+    size = stores.size(tar)
+    with spans.opened((tar, 0, size)) as file:
+        try:
+            with tarfile.open(fileobj=file, mode="r:") as archive:
+                while (header := archive.next()) is not None:
+                    archive.members.clear()  # type: ignore[attr-defined]  # or they would all be kept
+                    if not header.isreg() or os.path.basename(header.name).startswith("."):
+                        continue
+                    if header.offset_data + header.size > size:
+                        seen.skipped.append(_cut(shard, f"it ends within {header.name}"))
+                        return
+                    yield header, _label(archive, header)
+                # A header that is none counts as the end: an end is empty, or zeros.
+                file.seek(archive.offset)
+                if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                    seen.skipped.append(_cut(shard, f"no header at byte {archive.offset}"))
+        except tarfile.ReadError as error:
+            if not seen.rows and file.tell() <= tarfile.BLOCKSIZE:
+                raise CatalogueError(
+                    f"{tar} is no tar file: {error}", "an uncompressed tar file", "uncompress it, or check the path"
+                ) from None
+            seen.skipped.append(_cut(shard, str(error)))
+
+
+def _label(archive: tarfile.TarFile, header: tarfile.TarInfo) -> str | None:
+    suffix = os.path.splitext(header.name)[1].lower()
+    if suffix not in _SIDECARS or header.size > 1 << 20:
+        return None
+    file = archive.extractfile(header)
+    text = b"" if file is None else file.read()
+    if suffix == ".cls":
+        return text.decode("utf-8", "replace").strip() or None
+    try:
+        label = json.loads(text).get("label")
+    except DAMAGE:
+        return None
+    return str(label) if isinstance(label, str | int) and str(label) else None
+
+
+def _key(name: str) -> str:
+    """webdataset's key: the name up to the first dot of its last part."""
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.partition(".")[0]
+
+
+def _measure(
+    listed: Catalogue, front_end: FrontEndSettings, most: int, seed: int
+) -> tuple[float | None, float | None, int]:
+    """Mean and std of the log-mel of drawn recordings, and how many they were."""
+    import torch
+
+    from asit.audio.fbank import FrontEnd, logmel_statistics
+
+    fbank = FrontEnd(front_end)
+    total, squares, count, clips = 0.0, 0.0, 0, 0
+    drawn = np.sort(np.random.default_rng([seed]).permutation(len(listed))[:most]).tolist()
+    for row in drawn:
+        clip: Clip = listed[row]
+        length = min(clip.seconds, checks.MEASURED_SECONDS)
+        begin = np.random.default_rng([seed, row]).uniform(0.0, max(0.0, clip.seconds - length))
+        try:
+            wave = read_clip(clip, front_end.rate, begin, length, front_end.resampler)
+        except AudioError:  # training leaves it out and counts it
+            continue
+        if len(wave) >= fbank.window:
+            part = logmel_statistics(fbank.fbank(torch.from_numpy(wave)[None]))
+            total, squares, count, clips = total + part[0], squares + part[1], count + part[2], clips + 1
+    if not count:
+        return None, None, 0
+    mean = total / count
+    return mean, math.sqrt(max(0.0, squares / count - mean * mean)), clips
+
+
+def _matches(pattern: str) -> list[str]:
+    """The names in a store's folder that a pattern in its last part matches."""
+    folder, _, last = pattern.rpartition("/")
+    if _is_pattern(folder):
+        raise CatalogueError(f"{pattern} has a pattern of folders", "a pattern in the last part", "name the folder")
+    return [f"{folder}/{name}" for name in stores.list(folder) if fnmatch.fnmatchcase(name, last)]
+
+
+def _is_pattern(given: str) -> bool:
+    return any(sign in given for sign in _MAGIC)
+
+
+def _cut(shard: str, why: str) -> dict[str, Any]:
+    return {"path": shard, "reason": "truncated", "detail": f"{shard} is cut off or damaged: {why}"}
+
+
+def _unusable(
+    tars: Sequence[str], good: int, skipped: list[dict[str, Any]], ignored: Counter[str], bad_files: float
+) -> CatalogueError:
+    first = "".join(f"\n    {row['reason']}: {row['detail']}" for row in skipped[:5])
+    others = ", ".join(f"{count} {suffix}" for suffix, count in ignored.most_common(6))
+    return CatalogueError(
+        f"{len(skipped)} of {good + len(skipped)} recordings in {len(tars)} tars cannot be used{first}"
+        + (f"\n    other files: {others}" if others and not good else ""),
+        f"a share of at most {bad_files:g}" if good else f"files that end in {', '.join(sorted(files.SUFFIXES))}",
+        "mend the tars, or allow more with --bad-files" if good else "check what the tars hold",
+    )

@@ -1,0 +1,352 @@
+"""Clips out of tar shards: the samples that files give, few requests, damaged members apart from missing shards."""
+
+from __future__ import annotations
+
+import functools
+import io
+import shutil
+import tarfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import soundfile
+import torch
+
+from asit.audio import files
+from asit.data import inputs, order, spans, stores, tarscan
+from asit.data.batches import Clips, Corruption, collate
+from asit.data.catalogue import Catalogue, Clip
+from asit.data.columns import Rows
+from asit.data.labelled import LabelledClips
+from asit.data.labels import read_labels
+from asit.data.waves import Waves, read_clip
+from asit.data.windows import Windows
+from asit.errors import CatalogueError, StoreError, TrainingError
+from asit.settings import AugmentSettings, FrontEndSettings, ViewSettings
+
+RATE, FRAMES = 8000, 32
+FRONT_END = FrontEndSettings(rate=RATE, mels=32, mean=-6.0, std=3.0)
+KINDS = ("wav", "flac", "ogg", "mp3", "wav")
+
+
+@pytest.fixture(scope="module")
+def loose(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
+    """Twelve recordings of several formats, lengths and rates, the last longer than a view's segment."""
+    folder, rng = tmp_path_factory.mktemp("loose"), np.random.default_rng(0)
+    clips = []
+    for i in range(12):
+        kind, seconds, rate = KINDS[i % 5], 2.3 if i == 11 else 0.5 + 0.05 * i, 16000 if i == 3 else RATE
+        wave = 0.2 * rng.standard_normal(round(rate * seconds))
+        (folder / "ab"[i % 2]).mkdir(exist_ok=True)
+        path = folder / "ab"[i % 2] / f"{i}.{kind}"
+        soundfile.write(path, wave, rate)
+        clips.append(Clip(str(path), files.probe(path).seconds, rate, 1, "ab"[i % 2]))
+    return Catalogue.from_clips(clips, header={"mean": -6.0, "std": 3.0})
+
+
+def pack(listed: Catalogue, folder: Path, each: int = 5, root: str | None = None) -> Catalogue:
+    """The catalogue's files in tars of `each`, as they are, and its index written beside them."""
+    rows, found = [], Rows()
+    for i, name in enumerate(listed.ids()):
+        shard = f"shard-{i // each:06d}.tar"
+        with tarfile.open(folder / shard, "a" if i % each else "w") as archive:
+            archive.add(listed[i].path, name)
+            archive.addfile(tarfile.TarInfo(name.rpartition(".")[0] + ".json"))
+        with tarfile.open(folder / shard) as archive:
+            member = archive.getmember(name)
+        clip = listed[i]
+        rows.append(
+            {"path": name, "seconds": clip.seconds, "rate": clip.rate, "channels": 1, "label": clip.label}
+            | {"shard": shard, "offset": member.offset_data, "size": member.size}
+        )
+    found.extend(rows)
+    made = Catalogue(listed.header, root or str(folder), found.columns())
+    made.write(folder / "index.jsonl")
+    return made
+
+
+@pytest.fixture(scope="module")
+def packed(loose: Catalogue, tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
+    """The same in three shards; nothing may change them."""
+    return pack(loose, tmp_path_factory.mktemp("packed"))
+
+
+class Mask:
+    """A mask of one draw."""
+
+    def __init__(self, rng: np.random.Generator, donor: bool) -> None:
+        self.drop = rng.random((FRAMES, 32)) < 0.5
+        self.replace = self.drop & donor
+
+
+def factors(rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    return rng.random((2, 2)).astype(np.float32)
+
+
+def views_of(listed: Catalogue) -> Clips:
+    views = ViewSettings(segment_seconds=1.0, seconds=0.3, gain_db=3.0)
+    return Clips(listed, FRONT_END, views, (FRAMES, 0), Corruption(Mask, factors, noise=True), 5, donors=True)
+
+
+def labelled_of(listed: Catalogue) -> LabelledClips:
+    changes = AugmentSettings(mixup=0.5, mixup_probability=0.6, roll_seconds=0.1)
+    rows, labels = np.arange(len(listed)), read_labels(listed)
+    return LabelledClips(listed, rows, labels, FRONT_END, FRAMES, changes, factors, factors, 5)
+
+
+def same(left: Any, right: Any) -> None:
+    for name, value in vars(left).items():
+        if name != "name":
+            other = getattr(right, name)
+            assert value == other if isinstance(value, list) else np.array_equal(np.asarray(value), np.asarray(other))
+
+
+@pytest.mark.parametrize("make", [views_of, labelled_of])
+@pytest.mark.parametrize("keep", [False, True])
+def test_shards_give_the_samples_of_files(
+    make: Callable[[Catalogue], Any], keep: bool, loose: Catalogue, packed: Catalogue
+) -> None:
+    ours, theirs = make(packed), make(loose)
+    if keep:
+        ours.waves.keep()
+        theirs.waves.keep()
+    assert len(ours) == len(theirs)
+    keys = [(epoch, index) for epoch in range(2) for index in range(len(ours))]
+    for left, right in zip(ours.__getitems__(keys), theirs.__getitems__(keys), strict=True):
+        same(left, right)
+    assert packed.digest == loose.digest  # so a run begun on the one goes on with the other
+
+
+def test_windows_are_the_same(loose: Catalogue, packed: Catalogue) -> None:
+    rows = np.arange(len(loose))
+    ours, theirs = (Windows(listed, rows, FRONT_END, FRAMES, 0.5, 7) for listed in (packed, loose))
+    for block in range(len(theirs)):
+        assert torch.equal(ours[block].x, theirs[block].x)
+        assert not ours[block].failures
+
+
+def test_a_batch_asks_once_for_neighbours(packed: Catalogue, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, int, int]] = []
+    plain = stores.read_range
+
+    def read(place: str, offset: int, size: int) -> bytes:
+        asked.append((place, offset, size))
+        return plain(place, offset, size)
+
+    monkeypatch.setattr(stores, "read_range", read)
+    samples = views_of(packed)
+    samples.__getitems__([(0, index) for index in (3, 0, 7, 2, 1, 6)])
+    assert [Path(place).name for place, *_ in asked] == ["shard-000000.tar", "shard-000001.tar"]
+    places = [spans.place_of(packed[i]) for i in (3, 0, 7, 2, 1, 6)]
+    found = spans.fetch(place for place in places if place is not None)
+    for place in places:
+        assert place is not None
+        assert found[place] == plain(*place)
+    monkeypatch.setattr(spans, "_GAP", 0)
+    asked.clear()
+    apart = [spans.place_of(packed[i]) for i in (0, 2, 0)]
+    spans.fetch(place for place in apart if place is not None)
+    assert len(asked) == 2  # nothing between is read, and nothing twice
+    monkeypatch.setattr(spans, "_AHEAD", places[0][2])  # type: ignore[index]
+    assert len(spans.fetch(place for place in places if place is not None)) == 1
+
+
+@pytest.mark.parametrize("start", [0.0, 0.31])
+def test_of_a_large_member_only_blocks_are_read(
+    start: float, loose: Catalogue, packed: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spans, "WHOLE", 0)
+    monkeypatch.setattr(spans, "_BLOCK", 1000)
+    most = 0
+    plain = stores.read_range
+
+    def read(place: str, offset: int, size: int) -> bytes:
+        nonlocal most
+        most = max(most, size)
+        return plain(place, offset, size)
+
+    monkeypatch.setattr(stores, "read_range", read)
+    for i in range(len(loose)):
+        ours, theirs = (read_clip(listed[i], RATE, start, 0.1) for listed in (packed, loose))
+        assert np.array_equal(ours, theirs)
+    sizes = [spans.place_of(packed[i])[2] for i in range(12)]  # type: ignore[index]
+    assert most < max(sizes)
+
+
+def test_a_damaged_member_is_replaced_and_a_missing_shard_is_not(
+    loose: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = pack(loose, tmp_path)
+    _, offset, size = spans.place_of(listed[1])  # type: ignore[misc]
+    with (tmp_path / "shard-000000.tar").open("r+b") as file:
+        file.seek(offset)
+        file.write(b"\0" * size)
+    found = views_of(listed).__getitems__([(0, 1)])
+    assert isinstance(found, list)
+    assert "shard-000000.tar/b/1.flac" in found[0].failures[0]
+    (tmp_path / "shard-000001.tar").unlink()
+    keys = order.MicroBatches(order.shuffled(0, 12), 12, 4, 4, 0, 1, 0)
+    donor = lambda draws: np.arange(draws.size)  # noqa: E731
+    gather = functools.partial(collate, donor_rows=donor)
+    for large in (False, True):
+        if large:
+            monkeypatch.setattr(spans, "WHOLE", 0)
+        with pytest.raises(StoreError, match=r"shard-000001\.tar"):
+            list(order.loader(views_of(listed), keys, gather, workers=0, pin=False))
+        with pytest.raises(StoreError, match=r"shard-000001\.tar"):
+            Waves(FRONT_END).read(listed[5], 0.0, 0.2)
+
+
+def test_tars_without_an_index(loose: Catalogue, packed: Catalogue, tmp_path: Path) -> None:
+    folder = shutil.copytree(packed.root, tmp_path / "tars")
+    assert tarscan.index_of(str(folder)) == str(folder / "index.jsonl")
+    (folder / "index.jsonl").unlink()
+    assert tarscan.index_of(str(folder)) is None
+    tars = [str(folder / f"shard-{i:06d}.tar") for i in range(3)]
+    for given in (folder, folder / "shard-*.tar", *tars[:1]):
+        assert tarscan.tars_of(str(given)) == (tars if str(given) != tars[0] else tars[:1])
+    told: list[tuple[int, int, int]] = []
+    made = tarscan.build(tars, FRONT_END, progress=lambda *now: told.append(now))
+    assert told == [(1, 3, 0), (2, 3, 0), (3, 3, 0)]
+    assert made.ids() == [f"shard-{i // 5:06d}.tar/{name}" for i, name in enumerate(loose.ids())]
+    np.testing.assert_allclose(made.seconds, loose.seconds, rtol=1e-6)
+    assert made.labels.tolist() == [None] * 12
+    assert made.header["statistics_clips"] == 12
+    for i in range(12):
+        assert np.array_equal(read_clip(made[i], RATE), read_clip(loose[i], RATE))
+    made.write(folder / "kept.jsonl")
+    again = Catalogue.read(folder / "kept.jsonl")
+    assert (again.digest, again[7]) == (made.digest, made[7])
+    shutil.copy(loose[0].path, folder)
+    with pytest.raises(CatalogueError, match=r"3 tars and 1 recordings beside them"):
+        tarscan.tars_of(str(folder))
+
+
+def write_tar(path: Path, members: Sequence[tuple[str, bytes]]) -> Path:
+    with tarfile.open(path, "w") as archive:
+        for name, data in members:
+            header = tarfile.TarInfo(name)
+            header.size = len(data)
+            archive.addfile(header, io.BytesIO(data))
+    return path
+
+
+def test_labels_of_sidecars_and_what_is_wrong_with_a_tar(loose: Catalogue, tmp_path: Path) -> None:
+    sound = Path(loose[0].path).read_bytes()
+    members = [("x/1.wav", sound), ("x/1.cls", b"dog\n"), ("2.wav", sound), ("2.json", b'{"label": "cat"}')]
+    members += [("3.wav", sound), ("3.json", b"no json"), ("3.png", b"1"), ("._4.wav", b"1"), ("5.wav", b"no sound")]
+    tar = write_tar(tmp_path / "a.tar", members)
+    made = tarscan.build([str(tar)], FRONT_END, bad_files=0.5, statistics_clips=2)
+    assert made.labels.tolist() == ["dog", "cat", None]
+    assert made.header["skipped"] == {"unreadable": 1}
+    assert made.header["ignored"] == {".png": 1}
+    assert made.header["statistics_clips"] == 2
+    with pytest.raises(CatalogueError, match=r"1 of 4 recordings in 1 tars cannot be used\n    unreadable: a\.tar/5"):
+        tarscan.build([str(tar)], FRONT_END, bad_files=0.1)
+    cut = tmp_path / "cut.tar"
+    cut.write_bytes(tar.read_bytes()[: len(sound) + 4000])
+    made = tarscan.build([str(cut)], FRONT_END, bad_files=0.5)
+    assert (len(made), made.header["skipped"]) == (1, {"truncated": 1})
+    (tmp_path / "no.tar").write_bytes(b"no tar" * 200)
+    with pytest.raises(CatalogueError, match=r"no\.tar is no tar file"):
+        tarscan.build([str(tmp_path / "no.tar")], FRONT_END)
+    with pytest.raises(CatalogueError, match=r"other files: 1 \.txt"):
+        tarscan.build([str(write_tar(tmp_path / "b.tar", [("a.txt", b"1")]))], FRONT_END)
+    with pytest.raises(CatalogueError, match="matches 0 names, and no tar"):
+        tarscan.tars_of(str(tmp_path / "z*.tar"))
+    assert tarscan.tars_of(str(tmp_path / "none.tar")) == []
+
+
+def test_a_store_is_read_as_a_folder_is(loose: Catalogue, packed: Catalogue, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASIT_STORE_SECONDS", "0.2")
+    for place in Path(packed.root).iterdir():
+        stores.write(f"memory://reading/{place.name}", place.read_bytes())
+    assert tarscan.index_of("memory://reading") == "memory://reading/index.jsonl"
+    listed = Catalogue.read("memory://reading/index.jsonl")
+    assert listed.digest == loose.digest
+    for key in ((0, 3), (0, 9)):
+        same(views_of(listed)[key], views_of(loose)[key])
+    heard = inputs.expand(["memory://reading"])
+    assert [item.name for item in heard] == loose.ids()
+    assert heard[4].sound() == Path(loose[4].path).read_bytes()
+    assert [item.label for item in heard] == loose.labels.tolist()
+    stores.remove("memory://reading/index.jsonl")
+    tars = tarscan.tars_of("memory://reading")
+    assert tars == [f"memory://reading/shard-{i:06d}.tar" for i in range(3)]
+    assert tarscan.tars_of("memory://reading/shard-00000[01].tar") == tars[:2]
+    assert tarscan.build(tars, FRONT_END).labels.tolist() == [None] * 12
+    heard = inputs.expand(["memory://reading/*.tar"])
+    assert heard[7].name == "shard-000001.tar/b/7.ogg"
+    assert heard[7].sound() == Path(loose[7].path).read_bytes()
+    with pytest.raises(CatalogueError, match=r"neither index\.jsonl nor a tar; 0 other names"):
+        tarscan.tars_of("memory://nothing")
+    stores.remove(tars[1])
+    with pytest.raises(StoreError, match="shard-000001"):
+        heard[7].sound()
+
+
+def test_an_index_and_a_folder_that_holds_one_are_heard(loose: Catalogue, packed: Catalogue) -> None:
+    for given in (packed.root, f"{packed.root}/index.jsonl"):
+        heard = inputs.expand([given])
+        assert [item.name for item in heard] == loose.ids()
+        assert all(item.sound() == Path(loose[i].path).read_bytes() for i, item in enumerate(heard))
+
+
+def test_blocks_are_an_order_of_neighbours() -> None:
+    parts = np.repeat([0, 1, 2], [50, 3, 203])
+    blocks = order.in_blocks(3, parts, 8)
+    first = blocks(0)
+    assert sorted(first) == list(range(256))
+    assert np.array_equal(first, order.in_blocks(3, parts, 8)(0))
+    assert not np.array_equal(first, blocks(1))
+    assert not np.array_equal(first, order.in_blocks(4, parts, 8)(0))
+
+    def places(batch: npt.NDArray[np.int64]) -> int:
+        ranked = np.sort(batch)
+        return int((np.diff(ranked) > 1).sum()) + 1
+
+    batches = range(0, 256, 64)
+    assert np.mean([places(first[i : i + 64]) for i in batches]) <= 2 * 64 / 8
+    assert np.mean([places(order.order(3, 0, 256)[i : i + 64]) for i in batches]) > 40
+    # Where blocks begin moves, so that the same neighbours do not always come together.
+    windows = [{frozenset(blocks(epoch)[i : i + 32].tolist()) for i in range(0, 64, 32)} for epoch in range(2)]
+    assert not windows[0] & windows[1]
+    # A window of four blocks is mixed: neighbours in the order are mostly not neighbours in the shard.
+    assert (np.abs(np.diff(first)) == 1).mean() < 0.35
+    assert order.in_blocks(0, np.zeros(5, np.int64), 100)(0).size == 5
+
+
+def test_several_processes_take_one_process_blocks() -> None:
+    draw = order.in_blocks(1, np.repeat([0, 1], [30, 20]), 4)
+    whole = iter(order.MicroBatches(draw, 50, 16, 16, 0, 1, 2))
+    parts = [iter(order.MicroBatches(draw, 50, 16, 4, rank, 4, 2)) for rank in range(4)]
+    for _ in range(7):
+        assert next(whole) == [key for part in parts for key in next(part)]
+
+
+def test_a_worker_that_is_killed_is_told(monkeypatch: pytest.MonkeyPatch, packed: Catalogue) -> None:
+    class Worker:
+        pid, exitcode = 77, -9
+
+    class Dead:
+        _workers = (Worker(),)
+
+        def __iter__(self) -> Dead:
+            return self
+
+        def __next__(self) -> Any:
+            raise RuntimeError("DataLoader worker (pid(s) 77) exited unexpectedly")
+
+    class Broken(Dead):
+        def __next__(self) -> Any:
+            raise RuntimeError("something else")
+
+    with pytest.raises(TrainingError, match=r"1 of 1 loader workers ended.*process 77 by SIGKILL") as caught:
+        next(order._raised(Dead()))
+    assert "--resume" in caught.value.remedy
+    with pytest.raises(RuntimeError, match="something else"):
+        next(order._raised(Broken()))
