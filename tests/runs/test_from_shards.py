@@ -1,0 +1,170 @@
+"""Runs that read shards: the files' own arithmetic, a store that dies and comes back, a worker that is killed."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asit.data.catalogue import Catalogue
+from asit.data.columns import Rows
+from asit.errors import StoreError
+from asit.runs.finetune import finetune
+from asit.runs.pretrain import pretrain
+
+
+def pack(listed: Catalogue, folder: Path) -> Path:
+    """The catalogue's files as they are in tars of six, and the index of them."""
+    rows: list[dict[str, Any]] = []
+    folder.mkdir(exist_ok=True)
+    for i, name in enumerate(listed.ids()):
+        shard, clip = f"shard-{i // 6:06d}.tar", listed[i]
+        with tarfile.open(folder / shard, "a" if i % 6 else "w") as archive:
+            archive.add(clip.path, name)
+        with tarfile.open(folder / shard) as archive:
+            member = archive.getmember(name)
+        words = {key: getattr(clip, key) for key in ("seconds", "rate", "channels", "label", "split", "fold", "group")}
+        rows.append({"path": name, **words, "shard": shard, "offset": member.offset_data, "size": member.size})
+    made = Rows()
+    made.extend(rows)
+    Catalogue(listed.header, str(folder), made.columns()).write(folder / "index.jsonl")
+    return folder
+
+
+@dataclass
+class Store:
+    """A server of one folder that answers requests for parts, until it is told to be dead."""
+
+    folder: Path
+    url: str = ""
+    left: int = 1 << 30
+    """Requests of shards that it still answers."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def serve(self, request: BaseHTTPRequestHandler) -> None:
+        path = self.folder / request.path.lstrip("/")
+        with self.lock:
+            self.left -= path.suffix == ".tar"
+            alive = self.left >= 0
+        if not alive or not path.is_file():
+            request.send_error(404 if alive else 503)
+            return
+        data, code = path.read_bytes(), 200
+        if asked := request.headers.get("Range"):
+            first, _, last = asked.removeprefix("bytes=").partition("-")
+            data, code = data[int(first) : int(last or len(data)) + 1], 206
+        request.send_response(code)
+        request.send_header("Content-Length", str(len(data)))
+        request.end_headers()
+        if request.command == "GET":
+            request.wfile.write(data)
+
+
+@pytest.fixture
+def store(listed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """The sixteen recordings in shards, behind a URL."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
+    served = Store(pack(Catalogue.read(listed), tmp_path / "shards"))
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            served.serve(self)
+
+        def do_HEAD(self) -> None:
+            served.serve(self)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    web = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    web.daemon_threads = True
+    served.url = f"http://127.0.0.1:{web.server_port}"
+    threading.Thread(target=web.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    yield served
+    web.shutdown()
+    web.server_close()
+
+
+READ = {"views": {"keep_gb": 0.0}}
+
+
+def test_a_store_that_dies_and_comes_back(
+    tiny: Callable[..., Any],
+    store: Store,
+    state: Callable[..., Any],
+    same: Callable[..., None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What was done is kept, and the run that goes on equals one that read files and was never stopped."""
+    monkeypatch.setenv("ASIT_STORE_SECONDS", "1")
+    pretrain(tiny(tmp_path / "files", epochs=1, **READ), stream=None)
+    settings = functools.partial(tiny, tmp_path / "shards-run", Path("x"), epochs=1, **READ)
+    given = settings().model_copy(update={"data": store.url})
+    store.left = 8  # a step of four clips in three shards takes up to three requests
+    with pytest.warns(RuntimeWarning, match="503"), pytest.raises(StoreError, match=r"shard-00000\d\.tar"):
+        pretrain(given.model_copy(deep=True), stream=None)
+    log = (tmp_path / "shards-run" / "log.txt").read_text("utf-8")
+    assert "--resume" in log
+    store.left = 1 << 30
+    result = pretrain(given.model_copy(deep=True), resume=True, stream=None)
+    assert result.finished
+    same(state(tmp_path / "files"), state(tmp_path / "shards-run"))
+
+
+def test_fine_tuning_reads_shards_and_their_labels(
+    tuned: Callable[..., Any], labelled: Path, state: Callable[..., Any], same: Callable[..., None], tmp_path: Path
+) -> None:
+    pack(Catalogue.read(labelled), tmp_path / "packed")
+    over = {"epochs": 1, "input": {"keep_gb": 0.0}}
+    finetune(tuned(tmp_path / "files", **over), stream=None)
+    result = finetune(tuned(tmp_path / "shards", tmp_path / "packed", **over), stream=None)
+    same(state(tmp_path / "files"), state(tmp_path / "shards"))
+    assert result.results
+
+
+def test_blocks_as_an_order_of_a_run(tiny: Callable[..., Any], listed: Path, tmp_path: Path) -> None:
+    data = pack(Catalogue.read(listed), tmp_path / "packed")
+    views = {"order": "blocks", "block": 2}
+    result = pretrain(tiny(tmp_path / "run", data, epochs=1, stop_after=2, views=views), stream=None)
+    assert result.step == 2
+
+
+@pytest.mark.slow
+def test_a_worker_that_the_system_kills(
+    tiny: Callable[..., Any],
+    fork: Callable[..., Any],
+    reaches: Callable[..., None],
+    state: Callable[..., Any],
+    same: Callable[..., None],
+    tmp_path: Path,
+) -> None:
+    """The run says so and keeps what was done; going on equals a run that was not struck."""
+    more = {"epochs": 60, "workers": 2, "records": {"checkpoint_every": 1000}}
+    pretrain(tiny(tmp_path / "whole", **more), stream=None)
+    child = fork(lambda: pretrain(tiny(tmp_path / "struck", **more), stream=None))
+    reaches(tmp_path / "struck", 3, [child])
+    workers = Path(f"/proc/{child.process.pid}/task/{child.process.pid}/children").read_text("ascii").split()
+    os.kill(int(workers[-1]), signal.SIGKILL)
+    began = time.monotonic()
+    ended = child.end()
+    assert time.monotonic() - began < 45
+    assert ended.code == 2, ended.said
+    assert "1 of 2 loader workers ended before their work did" in ended.said
+    assert f"process {workers[-1]} by SIGKILL" in ended.said
+    assert "--resume" in ended.said
+    result = pretrain(tiny(tmp_path / "struck", **more), resume=True, stream=None)
+    assert result.finished
+    same(state(tmp_path / "whole"), state(tmp_path / "struck"))
