@@ -14,7 +14,7 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from asit.pretrain import losses
+from asit.pretrain import fused, losses
 from asit.settings import LossSettings
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "official_losses.json").read_text())
@@ -27,6 +27,8 @@ def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     """Each test twice: rows at once, and two or three rows at a time with a shorter last chunk."""
     if request.param == "chunked":
         monkeypatch.setattr(losses, "_CPU_CHUNK", 40)
+        monkeypatch.setattr(fused, "_CPU_CHUNK", 70)
+        monkeypatch.setattr(fused, "_CPU_CACHE", 20)
 
 
 def rows(n: int, k: int, seed: int, scale: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -213,21 +215,6 @@ def test_global_loss_refuses_a_single_view() -> None:
         losses.global_loss(torch.zeros(1, 2, 3), torch.full((1, 2, 3), 1 / 3), 0.1)
 
 
-def test_local_loss_over_all_and_over_masked_tokens() -> None:
-    s, p = rows(24, 15, 10)
-    s, p = s.view(4, 6, 15), p.view(4, 6, 15)
-    tokens = torch.rand(4, 6, generator=torch.Generator().manual_seed(11)) < 0.5
-    each = {(r, i): h(p[r, i], s[r, i], 0.1) for r in range(4) for i in range(6)}
-    assert losses.local_loss(s, p, 0.1).item() == pytest.approx(math.fsum(each.values()) / 24, rel=1e-6)
-    chosen = [v for (r, i), v in each.items() if tokens[r, i]]
-    assert losses.local_loss(s, p, 0.1, tokens).item() == pytest.approx(math.fsum(chosen) / len(chosen), rel=1e-6)
-    # Two processes, each with its own number of masked tokens, averaged by DDP.
-    count = tokens.sum() / 2
-    halves = [losses.local_loss(s[i], p[i], 0.1, tokens[i], count) for i in (slice(0, 2), slice(2, 4))]
-    assert (sum(halves) / 2).item() == pytest.approx(math.fsum(chosen) / len(chosen), rel=1e-6)
-    assert losses.local_loss(s, p, 0.1, torch.zeros_like(tokens)).item() == 0.0
-
-
 def wave(shape: tuple[int, ...], step: float, phase: float) -> Tensor:
     index = np.arange(math.prod(shape), dtype=np.float64)
     return torch.from_numpy(np.sin(step * index + phase).reshape(shape)).float()
@@ -245,19 +232,23 @@ def test_two_steps_give_the_numbers_of_the_official_code(version: str, settings:
         t_class, s_class = wave((2, b, k_class), 0.7, c), wave((students, b, k_class), 1.3, 2 + c)
         t_patch, s_patch = wave((2 * b, n, k_patch), 0.9, 3 + c), wave((2 * b, n, k_patch), 1.1, 4 + c)
         p_class = losses.teacher_distribution(t_class, class_centre.value, tau)
-        p_patch = losses.teacher_distribution(t_patch, patch_centre.value, tau)
         shape = (2 * b, 1, size["frames"], size["mels"])
         mask = wave(shape, 0.05, 2 + c) > 0.2
         found = {
             "global": losses.global_loss(s_class, p_class, settings.student_temperature),
-            "local": losses.local_loss(s_patch, p_patch, settings.student_temperature),
+            "local": fused.local_loss(
+                *(fused.Projected(x.flatten(0, 1), torch.eye(k_patch)) for x in (s_patch, t_patch)),
+                patch_centre.value,
+                (settings.student_temperature, tau),
+                dtype=torch.float32,
+            )[0],
             "reconstruction": losses.masked_l1(wave(shape, 0.47, 1 + c), wave(shape, 0.31, c), mask, mask.sum()),
         }
         found["total"] = sum(found[part] * getattr(settings, f"{part}_weight") for part in list(found))
         for part, value in found.items():
             assert value.item() == pytest.approx(wanted[part], rel=2e-6), part
         class_centre.collect(t_class)
-        patch_centre.collect(t_patch)
+        patch_centre.collect_projected(t_patch.flatten(0, 1), torch.eye(k_patch))
         class_centre.update(settings.centre_momentum)
         patch_centre.update(settings.centre_momentum)
         assert class_centre.value.tolist() == pytest.approx(wanted["class_centre"], abs=1e-7)

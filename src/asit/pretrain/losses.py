@@ -120,6 +120,13 @@ class Centre(nn.Module):
         self._pending = found if self._pending is None else self._pending + found
 
     @torch.no_grad()
+    def collect_projected(self, z: Tensor, weight: Tensor) -> None:
+        """The same for the logits z weight', (N, D) and (K, D), which need not be there: their sum is weight sum(z)."""
+        count = self.value.new_full((1,), len(z))
+        found = torch.cat([weight.float() @ z.sum(0, dtype=torch.float32), count])
+        self._pending = found if self._pending is None else self._pending + found
+
+    @torch.no_grad()
     def update(self, momentum: float, world_reduce: Callable[[Tensor], None] | None = None) -> None:
         """value <- momentum * value + (1 - momentum) * mean of what was collected, which is then forgotten.
 
@@ -180,33 +187,6 @@ def global_loss(
     return total / (pairs * clips)
 
 
-def local_loss(
-    student_logits: Tensor,
-    teacher_probs: Tensor,
-    temperature: float,
-    tokens: Tensor | None = None,
-    count: Tensor | None = None,
-) -> Tensor:
-    """Mean of H(teacher, student) over patch tokens at the same place of the same view.
-
-    Args:
-        student_logits: (..., K), for instance (R, P, K).
-        teacher_probs: of the same shape, or of one copy where the student has several, one after the other.
-        temperature: the student's.
-        tokens: (...) bool, the tokens that count (`masking.token_mask`); None: all.
-        count: what the sum is divided by; None: the number of tokens that count here. Processes with different
-            numbers give the same gradient as one process when each passes the all-process count over the
-            number of processes. 0 gives a loss of 0.
-    """
-    prototypes = student_logits.shape[-1]
-    flat, probs = student_logits.reshape(-1, prototypes), teacher_probs.reshape(-1, prototypes)
-    each = [cross_entropy(one, probs, temperature) for one in flat.split(len(probs))]
-    loss = each[0] if len(each) == 1 else torch.cat(each)
-    if tokens is None:
-        return loss.mean() if count is None else _over(loss.sum(), count)
-    return _over(loss.masked_fill(~tokens.reshape(-1), 0.0).sum(), tokens.sum() if count is None else count)
-
-
 def masked_l1(prediction: Tensor, target: Tensor, mask: Tensor, count: Tensor) -> Tensor:
     """Reconstruction loss: sum of |prediction - target| where the mask is set, over `count`.
 
@@ -214,7 +194,7 @@ def masked_l1(prediction: Tensor, target: Tensor, mask: Tensor, count: Tensor) -
         prediction: any shape, any floating type; the sum is float32.
         target: of the same shape.
         mask: bool, of the same shape; what is outside, NaN too, reaches neither loss nor gradient.
-        count: masked values, over as many processes as the caller averages over (see `local_loss`). 0: loss 0.
+        count: masked values, over as many processes as the caller averages over (see `fused.local_loss`). 0: loss 0.
     """
     # Filled, not multiplied by the mask: NaN times 0 is NaN.
     return _over((prediction.float() - target.float()).masked_fill(~mask, 0.0).abs().sum(), count)

@@ -9,117 +9,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from asit.checkpoint import load_strict
 from asit.data.batches import GLOBAL_VIEWS, Batch
-from asit.engine import optim
+from asit.engine import compiling, optim, shards
 from asit.engine.loop import Now, Rates, StepOutput
 from asit.engine.shards import Distributed
 from asit.errors import ConfigError
-from asit.model.decoder import Decoder
-from asit.model.heads import ProjectionHead, ReconstructionHead
 from asit.model.positions import patch_of, stride_of
-from asit.model.vit import Encoder
-from asit.pretrain import losses, masking, tokens
+from asit.model.vit import Encoder, blank
+from asit.pretrain import fused, losses, masking, tokens
+from asit.pretrain.networks import Networks, Outputs
 from asit.runtime import Precision, World
 from asit.settings import PretrainSettings
-
-
-class Outputs(NamedTuple):
-    """What the networks give; a part that no loss asks for is None."""
-
-    class_logits: Tensor | None
-    """(R, K)."""
-    patch_logits: Tensor | None
-    """(R * P, K2), or (R * S, K2) of the tokens asked for."""
-    reconstruction: Tensor | None
-    """(R, 1, T, F), or the area of each patch asked for, (n, height * breadth)."""
-    local_class_logits: Tensor | None
-    """(L * B, K)."""
-    class_token: Tensor
-    """(R, D)."""
-
-
-class Networks(nn.Module):
-    """Encoder and the heads that the losses need: the student, and, without reconstruction, the teacher.
-
-    Heads of a loss whose weight is 0 are not built, so nothing is computed or averaged for them.
-    """
-
-    def __init__(self, settings: PretrainSettings, frames: int, *, reconstruct: bool) -> None:
-        super().__init__()
-        weights = settings.losses
-        self.encoder = Encoder(settings.encoder, frames, settings.front_end.mels)
-        self.projection: ProjectionHead | None = None
-        self.reconstruction: ReconstructionHead | None = None
-        self.wants_class, self.wants_patch = weights.global_weight > 0, weights.local_weight > 0
-        if self.wants_class or self.wants_patch:
-            self.projection = ProjectionHead(self.encoder.width, settings.heads)
-            if not settings.heads.share_prototypes:
-                # A layer that no loss reaches would have no gradient, which several processes cannot average.
-                if not self.wants_class:
-                    self.projection.class_layer = self.projection.patch_layer
-                elif not self.wants_patch:
-                    self.projection.patch_layer = self.projection.class_layer
-        self.decoder: Decoder | None = None
-        if reconstruct and weights.reconstruction_weight > 0:
-            self.reconstruction = ReconstructionHead(self.encoder.width, settings.heads, self.encoder.patch)
-        if reconstruct and settings.masking.keep < 1.0 and (self.wants_patch or self.reconstruction is not None):
-            hidden = round(self.encoder.width * settings.encoder.mlp_ratio)
-            shape = (self.encoder.width, self.encoder.heads, hidden, settings.masking.decoder_depth)
-            self.decoder = Decoder(*shape, math.prod(self.encoder.grid), settings.encoder.norm_eps)
-
-    def forward(
-        self,
-        x: Tensor,
-        local: Tensor | None = None,
-        drop: Tensor | None = None,
-        keep: Tensor | None = None,
-        chosen: Tensor | None = None,
-        rebuilt: Tensor | None = None,
-    ) -> Outputs:
-        """Views to what the losses need.
-
-        Args:
-            x: (R, 1, T, F), global views.
-            local: (L * B, 1, T', F), local views.
-            drop: (depth, 2, R + L * B), factors of stochastic depth.
-            keep: (R, K) int64, patches that the encoder sees; the decoder fills in the others. None: all.
-            chosen: (R, S) int64, patches whose logits are wanted; None: all.
-            rebuilt: (n,) int64, patches among R * P that are reconstructed; None: all.
-        """
-        rows = len(x)
-        tokens = self.encoder(x, None if drop is None else drop[:, :, :rows], keep=keep)
-        patches = (
-            tokens.patches if keep is None or self.decoder is None else self.decoder(tokens.cls, tokens.patches, keep)
-        )
-        class_logits = patch_logits = local_logits = reconstruction = None
-        if self.projection is not None:
-            kinds = [tokens.cls] if self.wants_class else []
-            if self.wants_patch:
-                wanted = patches if chosen is None else _picked(patches, chosen)
-                kinds.append(wanted.flatten(0, 1))
-            if self.wants_class and local is not None and local.numel():
-                kinds.append(self.encoder(local, None if drop is None else drop[:, :, rows:]).cls)
-            # One pass of the projection over all tokens: its matrices are read once.
-            z = list(self.projection.embed(torch.cat(kinds)).split([len(k) for k in kinds]))
-            if self.wants_class:
-                class_weight = self.projection.class_layer.weight()
-                class_logits = nn.functional.linear(z.pop(0), class_weight)
-            if self.wants_patch:
-                patch_logits = self.projection.patch_layer(z.pop(0))
-            if z:
-                local_logits = nn.functional.linear(z.pop(0), class_weight)
-        if self.reconstruction is not None:
-            if rebuilt is None:
-                reconstruction = self.reconstruction(patches, tokens.grid)
-            else:
-                reconstruction = self.reconstruction.areas(patches.flatten(0, 1).index_select(0, rebuilt))
-        return Outputs(class_logits, patch_logits, reconstruction, local_logits, tokens.cls)
 
 
 class ASiT(Distributed):
@@ -155,6 +60,7 @@ class ASiT(Distributed):
                 self.teacher, {k: v for k, v in self.student.state_dict().items() if k in wanted}, "the teacher"
             )
             self.teacher.requires_grad_(False)
+        self.parallel, self.checkpoint_activations = settings.parallel, settings.checkpoint_activations
         self._pairs = pairs(self.student, self.teacher) if self.teacher is not None else []
         heads = settings.heads
         self.class_centre = losses.Centre(heads.class_prototypes).to(device)
@@ -162,15 +68,27 @@ class ASiT(Distributed):
         self.patch_centre = losses.Centre(patch_prototypes).to(device)
         self._forward: nn.Module = self.student
         self._teach: nn.Module | None = self.teacher
-        if settings.compile:
-            self._forward = torch.compile(self.student)  # type: ignore[assignment]
-            self._teach = torch.compile(self.teacher) if self.teacher is not None else None  # type: ignore[assignment]
+        self.say = compiling.Notes()
+        """What there is to say about this method's arithmetic."""
+        if compiling.wanted(settings.compile, device):
+            blocks = [block for network in (self.student, self.teacher) if network for block in network.encoder.blocks]
+            compiling.compiled(blocks, device, self.say)
 
     # what the loop asks for
 
     def trainable(self) -> nn.Module:
         """The student."""
         return self.student
+
+    def followers(self) -> list[nn.Module]:
+        """The teacher."""
+        return [] if self.teacher is None else [self.teacher]
+
+    def distribute(self, world: World) -> None:
+        """Share the work between the processes of the world."""
+        super().distribute(world)
+        # Sharding puts other tensors in the places of the parameters.
+        self._pairs = pairs(self.student, self.teacher) if self.teacher is not None else []
 
     def rates(self, now: Now) -> Rates:
         """Learning rate and weight decay, and the teacher's momentum and temperature."""
@@ -198,6 +116,7 @@ class ASiT(Distributed):
             if self._teach is not None:
                 with torch.no_grad():
                     taught = self._teach(batch.clean, chosen=chosen)
+            kind = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
             asked = None if chosen is None else chosen.repeat(copies, 1)
             seen = self._forward(corrupted, batch.local, batch.factors, _some(batch.keep), asked, rebuilt)
         parts: dict[str, Tensor] = {}
@@ -216,20 +135,25 @@ class ASiT(Distributed):
             if now.measure:
                 gauges["teacher_entropy_class"] = losses.entropy(probs).mean()
                 gauges["centre_norm_class"] = torch.linalg.vector_norm(self.class_centre.value)
-        if taught is not None and taught.patch_logits is not None:
-            probs = losses.teacher_distribution(taught.patch_logits, self.patch_centre.value, temperature)
-            self.patch_centre.collect(taught.patch_logits)
-            counted = count = None
+        if taught is not None and taught.patches is not None:
+            counted = None
             if weights.local_tokens == "masked":
-                counted = masking.token_mask(corrupted_mask, self.student.encoder.patch)
-                counted = (counted if asked is None else counted.gather(1, asked)).flatten()
-                count = _mean_over(counted.sum(), world)
-            parts["local"] = losses.local_loss(
-                seen.patch_logits, probs, weights.student_temperature, tokens=counted, count=count
+                covered = masking.token_mask(corrupted_mask, self.student.encoder.patch)
+                covered = (covered if asked is None else covered.gather(1, asked)).flatten()
+                counted = covered, _mean_over(covered.sum(), world)
+            parts["local"], entropy = fused.local_loss(
+                seen.patches,
+                taught.patches,
+                self.patch_centre.value,
+                (weights.student_temperature, temperature),
+                dtype=kind,
+                counted=counted,
+                measure=now.measure,
             )
+            self.patch_centre.collect_projected(*taught.patches)
             loss = loss + weights.local_weight * parts["local"]
             if now.measure:
-                gauges["teacher_entropy_patch"] = losses.entropy(probs).mean()
+                gauges["teacher_entropy_patch"] = entropy
                 gauges["centre_norm_patch"] = torch.linalg.vector_norm(self.patch_centre.value)
         if seen.reconstruction is not None:
             count = _mean_over(corrupted_mask.sum(), world)
@@ -257,7 +181,7 @@ class ASiT(Distributed):
             return
         momentum = self.rates(now).others["teacher_momentum"]
         teacher, student = [t for _, t, _ in self._pairs], [s for _, _, s in self._pairs]
-        torch._foreach_lerp_(teacher, student, 1.0 - momentum)
+        torch._foreach_lerp_(shards.own(teacher), shards.own(student), 1.0 - momentum)
         reduce = world.sum_ if world.size > 1 else None
         if self.teacher.wants_class:
             self.class_centre.update(self.settings.losses.centre_momentum, reduce)
@@ -303,8 +227,13 @@ class ASiT(Distributed):
         return {name: x.squeeze(1).cpu() for name, x in four.items()}
 
     def encoder(self) -> Encoder:
-        """The encoder that a run leaves behind: the teacher's, or the student's where there is no teacher."""
-        return (self.teacher or self.student).encoder
+        """The encoder that a run leaves behind: the teacher's, or the student's where there is no teacher.
+
+        Where it is sharded this is a copy on the CPU, and every process must ask for it.
+        """
+        encoder = (self.teacher or self.student).encoder
+        mels = self.settings.front_end.mels
+        return shards.unsharded(encoder, lambda: blank(self.settings.encoder, self.frames, mels))
 
     def _modules(self) -> list[tuple[str, nn.Module]]:
         out: list[tuple[str, nn.Module]] = [("student", self.student)]
@@ -405,11 +334,6 @@ def spread(x: Tensor) -> Tensor:
 def _some(x: Tensor) -> Tensor | None:
     """A batch's tensor that is empty where a setting is off."""
     return x if x.numel() else None
-
-
-def _picked(x: Tensor, index: Tensor) -> Tensor:
-    """(R, P, D) and (R, S) int64 -> (R, S, D)."""
-    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
 
 
 def _number(value: float | str) -> float:

@@ -1,0 +1,121 @@
+"""The networks of ASiT: encoder and heads, for the student and for the teacher.
+
+Source: arXiv 2211.13189. Letters: B clips, V global views, L local views, R rows of global views (V * B, or so many of
+each masked copy), P patches, K prototypes, D width, T frames, F mel bins.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from asit.model.decoder import Decoder
+from asit.model.heads import ProjectionHead, ReconstructionHead
+from asit.model.vit import Encoder
+from asit.pretrain.fused import Projected
+from asit.settings import PretrainSettings
+
+
+class Outputs(NamedTuple):
+    """What the networks give; a part that no loss asks for is None."""
+
+    class_logits: Tensor | None
+    """(R, K)."""
+    patches: Projected | None
+    """Patch tokens before the last layer, (R * P, bottleneck) or (R * S, bottleneck) of those asked for, and the layer:
+    the loss makes their logits bit by bit. The weight leaves with the outputs, so that whatever wraps the networks
+    sees its gradient."""
+    reconstruction: Tensor | None
+    """(R, 1, T, F), or the area of each patch asked for, (n, height * breadth)."""
+    local_class_logits: Tensor | None
+    """(L * B, K)."""
+    class_token: Tensor
+    """(R, D)."""
+
+
+class Networks(nn.Module):
+    """Encoder and the heads that the losses need: the student, and, without reconstruction, the teacher.
+
+    Heads of a loss whose weight is 0 are not built, so nothing is computed or averaged for them.
+    """
+
+    def __init__(self, settings: PretrainSettings, frames: int, *, reconstruct: bool) -> None:
+        super().__init__()
+        weights = settings.losses
+        self.encoder = Encoder(settings.encoder, frames, settings.front_end.mels)
+        self.projection: ProjectionHead | None = None
+        self.reconstruction: ReconstructionHead | None = None
+        self.wants_class, self.wants_patch = weights.global_weight > 0, weights.local_weight > 0
+        if self.wants_class or self.wants_patch:
+            self.projection = ProjectionHead(self.encoder.width, settings.heads)
+            if not settings.heads.share_prototypes:
+                # A layer that no loss reaches would have no gradient, which several processes cannot average.
+                if not self.wants_class:
+                    self.projection.class_layer = self.projection.patch_layer
+                elif not self.wants_patch:
+                    self.projection.patch_layer = self.projection.class_layer
+        self.decoder: Decoder | None = None
+        if reconstruct and weights.reconstruction_weight > 0:
+            self.reconstruction = ReconstructionHead(self.encoder.width, settings.heads, self.encoder.patch)
+        if reconstruct and settings.masking.keep < 1.0 and (self.wants_patch or self.reconstruction is not None):
+            hidden = round(self.encoder.width * settings.encoder.mlp_ratio)
+            shape = (self.encoder.width, self.encoder.heads, hidden, settings.masking.decoder_depth)
+            self.decoder = Decoder(*shape, math.prod(self.encoder.grid), settings.encoder.norm_eps)
+
+    def forward(
+        self,
+        x: Tensor,
+        local: Tensor | None = None,
+        drop: Tensor | None = None,
+        keep: Tensor | None = None,
+        chosen: Tensor | None = None,
+        rebuilt: Tensor | None = None,
+    ) -> Outputs:
+        """Views to what the losses need.
+
+        Args:
+            x: (R, 1, T, F), global views.
+            local: (L * B, 1, T', F), local views.
+            drop: (depth, 2, R + L * B), factors of stochastic depth.
+            keep: (R, K) int64, patches that the encoder sees; the decoder fills in the others. None: all.
+            chosen: (R, S) int64, patches that are projected; None: all.
+            rebuilt: (n,) int64, patches among R * P that are reconstructed; None: all.
+        """
+        rows = len(x)
+        tokens = self.encoder(x, None if drop is None else drop[:, :, :rows], keep=keep)
+        patches = (
+            tokens.patches if keep is None or self.decoder is None else self.decoder(tokens.cls, tokens.patches, keep)
+        )
+        class_logits = projected = local_logits = reconstruction = None
+        if self.projection is not None:
+            kinds = [tokens.cls] if self.wants_class else []
+            if self.wants_patch:
+                wanted = patches if chosen is None else _picked(patches, chosen)
+                kinds.append(wanted.flatten(0, 1))
+            if self.wants_class and local is not None and local.numel():
+                kinds.append(self.encoder(local, None if drop is None else drop[:, :, rows:]).cls)
+            # One pass of the projection over all tokens: its matrices are read once.
+            z = list(self.projection.embed(torch.cat(kinds)).split([len(k) for k in kinds]))
+            if self.wants_class:
+                class_weight = self.projection.class_layer.weight()
+                class_logits = nn.functional.linear(z.pop(0), class_weight)
+            if self.wants_patch:
+                layer = self.projection.patch_layer
+                shared = self.wants_class and layer is self.projection.class_layer
+                projected = Projected(z.pop(0), class_weight if shared else layer.weight())
+            if z:
+                local_logits = nn.functional.linear(z.pop(0), class_weight)
+        if self.reconstruction is not None:
+            if rebuilt is None:
+                reconstruction = self.reconstruction(patches, tokens.grid)
+            else:
+                reconstruction = self.reconstruction.areas(patches.flatten(0, 1).index_select(0, rebuilt))
+        return Outputs(class_logits, projected, reconstruction, local_logits, tokens.cls)
+
+
+def _picked(x: Tensor, index: Tensor) -> Tensor:
+    """(R, P, D) and (R, S) int64 -> (R, S, D)."""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
