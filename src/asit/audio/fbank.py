@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from asit.errors import AudioError, ConfigError
+from asit.runtime import autocast
 from asit.settings import FrontEndSettings
 
 FLOOR = torch.finfo(torch.float32).eps
@@ -132,7 +133,7 @@ class FrontEnd(nn.Module):
                 "pad it first, with FrontEnd.pad or your own rule, or leave it out",
             )
         product = _product_type(wave.device)
-        with torch.autocast(wave.device.type, enabled=False):
+        with autocast("float32", wave.device):
             frames = wave.float().unfold(1, self.window, self.shift)
             out = torch.empty(rows, frames.shape[1], self.settings.mels, device=wave.device)
             for part, into in _blocks(frames, out):

@@ -302,7 +302,10 @@ class OnDevice:
             local=local,
             drop=cutting.unpack(batch.drop, mels),
             replace=cutting.unpack(batch.replace, mels),
-            **dict.fromkeys(("waves", "have", "places", "changes"), none),
+            waves=none,
+            have=none,
+            places=none,
+            changes=none,
         )
 
 

@@ -18,7 +18,7 @@ from asit.engine import loop
 from asit.engine.records import Records
 from asit.pretrain import method
 from asit.runs import source
-from asit.runs.setup import Setup, collate, prepare
+from asit.runs.setup import Setup, batch_of, prepare
 from asit.runtime import World
 from asit.settings import PretrainSettings
 
@@ -72,7 +72,7 @@ def dry_run(settings: PretrainSettings, *, stream: TextIO | None = sys.stderr) -
         sizes = sorted({min(SMALL, micro), min(LARGE, micro)})
         measured = [_measure(setup, world, samples[:size]) for size in sizes]
         seconds = _line(sizes, [m["seconds"] for m in measured], micro) * settings.accumulate
-        first = collate(setup)(samples)
+        first = batch_of(setup, world, samples)
         encoder = setup.task.student.encoder
         return DryRun(
             config.to_yaml(settings),
@@ -96,7 +96,7 @@ def dry_run(settings: PretrainSettings, *, stream: TextIO | None = sys.stderr) -
 
 def _measure(setup: Setup, world: World, samples: list[batches.Sample]) -> dict[str, float]:
     """Seconds of a step on these clips, the faster of two after one to warm up, and peak memory so far in GB."""
-    batch = collate(setup)(samples)
+    batch = batch_of(setup, world, samples)
     plan = dataclasses.replace(
         setup.plan, total=3, batch=len(samples) * world.size, accumulate=1, stop_after=0, checkpoint_every=1 << 60
     )

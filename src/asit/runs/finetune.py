@@ -86,6 +86,7 @@ def finetune(
             setup.notes,
             setup.settings.records,
             setup.model,
+            setup.task.say,
         )
         begun = lifecycle.start(run, opened, world)
         found: list[dict[str, Any]] = []

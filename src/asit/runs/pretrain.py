@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from asit.data.order import loader, order
+from asit.data.order import order
 from asit.engine import loop
 from asit.engine.records import Records, duration
 from asit.errors import ConfigError
 from asit.pretrain import method
 from asit.runs import folder, lifecycle, source
-from asit.runs.setup import Setup, collate, keys, model, prepare
+from asit.runs.setup import Setup, batch_of, feed, model, prepare
 from asit.runtime import World
 from asit.settings import PretrainSettings
 
@@ -85,16 +85,11 @@ def pretrain(
             setup.notes,
             setup.settings.records,
             lambda step: model(setup, step),
+            setup.task.say,
         )
         begun = lifecycle.start(run, opened, world)
         with lifecycle.free_if_nothing_came(out, world, opened.going_on):
-            data = loader(
-                setup.clips,
-                keys(setup, world, begun[0]),
-                collate(setup),
-                workers=setup.workers,
-                pin=world.device.type == "cuda",
-            )
+            data = feed(setup, world, begun[0])
             outcome = lifecycle.train(
                 run,
                 data,
@@ -102,7 +97,7 @@ def pretrain(
                 begun,
                 quiet,
                 going_on=opened.going_on,
-                hooks=lambda records: _hooks(out, setup, world, records) if world.main else (),
+                hooks=lambda records: _hooks(out, setup, world, records),
             )
     return PretrainResult(
         out,
@@ -118,6 +113,8 @@ def pretrain(
 def _hooks(out: Path, setup: Setup, world: World, records: Records) -> list[tuple[int, loop.Hook]]:
     settings = setup.settings
     hooks: list[tuple[int, loop.Hook]] = []
+    if not world.main and settings.parallel != "fsdp":  # where the weights are in shards, all have a part in each
+        return hooks
     # Matplotlib and scikit-learn take a second to import: only where a figure or a probe was asked for.
     if settings.records.figure_every:
         from asit.engine.figures import write_figure
@@ -125,11 +122,13 @@ def _hooks(out: Path, setup: Setup, world: World, records: Records) -> list[tupl
         count = min(FIGURE_CLIPS, len(setup.clips))
         picked = order(settings.seed, 0, len(setup.clips))[:count]
         # The same clips, cut and masked the same way, in every figure.
-        example = collate(setup)([setup.clips[0, int(i)] for i in picked]).to(world.device)
+        example = batch_of(setup, world, [setup.clips[0, int(i)] for i in picked])
         front_end = settings.front_end
 
         def figure(step: int) -> None:
             views = setup.task.picture(example, setup.precision)
+            if not world.main:
+                return
             arrays = {name: view.numpy() for name, view in views.items()}
             names = [Path(name).name for name in example.ids]
             write_figure(
@@ -144,7 +143,10 @@ def _hooks(out: Path, setup: Setup, world: World, records: Records) -> list[tupl
 
         def measure(step: int) -> None:
             began = time.perf_counter()
-            result = probe.probe(model(setup, step), clips, seed=settings.seed, kinds=probe.QUICK)
+            encoder = model(setup, step)
+            if not world.main:
+                return
+            result = probe.probe(encoder, clips, seed=settings.seed, kinds=probe.QUICK)
             records.write("probe", step, result.record())
             records.say(f"step {step}: {result.sentence()} ({duration(time.perf_counter() - began)})")
 

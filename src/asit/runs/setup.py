@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,10 @@ from asit import runtime
 from asit.audio.fbank import FrontEnd
 from asit.data import batches
 from asit.data.catalogue import Catalogue
-from asit.data.order import MicroBatches, in_blocks, shuffled
+from asit.data.order import MicroBatches, in_blocks, loader, shuffled
 from asit.data.splits import of_splits
 from asit.engine import loop
+from asit.engine.prefetch import prefetched
 from asit.errors import CatalogueError
 from asit.model import vit
 from asit.model.audio_model import AudioModel
@@ -39,6 +40,8 @@ class Setup:
     workers: int
     plan: loop.Plan
     notes: list[str]
+    on_device: Callable[[batches.Batch], batches.Batch] | None
+    """Makes the views of a batch that lies on the device; None: the loader has made them."""
 
 
 def prepare(settings: PretrainSettings, catalogue: Catalogue, world: World) -> Setup:
@@ -87,6 +90,7 @@ def prepare(settings: PretrainSettings, catalogue: Catalogue, world: World) -> S
     limit = settings.views.keep_gb = resources.memory_limit(settings.views.keep_gb)
     if resources.fits_in_memory(catalogue, settings.front_end.rate, limit, "views.keep_gb", notes):
         clips.waves.keep()
+    on_device = _on_device(settings, frames, world, clips, notes)
     generator = torch.Generator().manual_seed(settings.seed)
     task = method.ASiT(settings, frames[0], generator, world.device)
     steps = len(clips) // settings.batch_size
@@ -109,7 +113,7 @@ def prepare(settings: PretrainSettings, catalogue: Catalogue, world: World) -> S
     hours = catalogue.header["seconds"] / 3600
     notes.append(f"data: {len(catalogue)} recordings, {hours:.2f} h, {len(clips)} clips an epoch")
     notes.append(f"{plan.total} steps: {settings.epochs} epochs of {steps} steps of {settings.batch_size} clips")
-    return Setup(settings, catalogue, clips, frames, task, precision, workers, plan, notes)
+    return Setup(settings, catalogue, clips, frames, task, precision, workers, plan, notes, on_device)
 
 
 def model(setup: Setup, step: int) -> AudioModel:
@@ -153,6 +157,37 @@ def collate(setup: Setup) -> Callable[[list[batches.Sample]], batches.Batch]:
     """Samples to a batch, which chooses the rows that replacements come from."""
     donor_rows = functools.partial(masking.donor_rows, pool=setup.settings.masking.donor_pool)
     return functools.partial(batches.collate, donor_rows=donor_rows)
+
+
+def batch_of(setup: Setup, world: World, samples: list[batches.Sample]) -> batches.Batch:
+    """Samples to a batch on the device, its views made."""
+    batch = collate(setup)(samples).to(world.device)
+    return batch if setup.on_device is None else setup.on_device(batch)
+
+
+def feed(setup: Setup, world: World, start: int) -> Generator[batches.Batch]:
+    """This process's micro-batches from step `start` on, on the device, their views made. Close it to end its workers.
+
+    Raises:
+        AsitError: what the loader could not go on after.
+    """
+    device = world.device
+    loaded = loader(
+        setup.clips, keys(setup, world, start), collate(setup), workers=setup.workers, pin=device.type == "cuda"
+    )
+    return prefetched(loaded, device, setup.on_device)
+
+
+def _on_device(
+    settings: PretrainSettings, frames: tuple[int, int], world: World, clips: batches.Clips, notes: list[str]
+) -> batches.OnDevice | None:
+    """What makes the views on the device, where the settings or the device ask for it; then the clips only cut them."""
+    device, asked = world.device, settings.front_end_on
+    if asked == "loader" or (asked == "auto" and device.type != "cuda"):
+        return None
+    clips.cut_only = True
+    notes.append(f"log-mels: on {device}, a batch at once; the loader hands over waveforms")
+    return batches.OnDevice(settings.front_end, settings.views, frames, device)
 
 
 def keys(setup: Setup, world: World, start: int) -> MicroBatches:

@@ -192,8 +192,15 @@ class FinetuneSettings(Settings):
     process_timeout: Annotated[float, Field(gt=0)] = 30.0
     """Minutes that a process waits for the others before the run stops (torch's own: 30 with gloo, 10 with NCCL). A
     process that dies is noticed at once; this is for one that hangs, and must be longer than a probe takes."""
-    compile: bool = False
-    """Compile the network with torch.compile."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """How several processes share the work: ddp: each holds everything and gradients are averaged; fsdp: weights,
+    gradients and optimiser are in shards, a block's weights gathered when its turn comes (for networks too large for
+    one device). Checkpoints are the same files; may change when a run goes on."""
+    checkpoint_activations: bool = False
+    """Keep each block's input alone for the backward pass and compute the rest again: less memory, about a third more
+    work (arXiv 1604.06174). The gradients are the same."""
+    compile: bool | Auto = False
+    """Compile the network's blocks with torch.compile, where it works; auto: on a CUDA device."""
     bad_files: Share = 0.1
     """Share of unusable files above which the run stops instead of leaving them out."""
     front_end: FrontEndSettings = Field(default_factory=FrontEndSettings)

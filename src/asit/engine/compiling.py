@@ -1,0 +1,164 @@
+"""torch.compile where it works, and the plain module, with a word on why, where it does not.
+
+Blocks are compiled one by one, not the network as a whole. One block's code serves all blocks of a shape, so a run
+compiles a handful of times whatever its depth; gradients come out block by block, so that DDP still sends one block's
+while the next is computed (a network compiled whole gives them all at its end); and sharded or recomputed blocks
+(FSDP2, activation checkpointing) wrap the compiled ones. Names of parameters stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Say = Callable[[str], None]
+
+_TRIED: dict[str, str | None] = {}
+
+
+def wanted(setting: bool | str, device: torch.device) -> bool:
+    """Whether to compile: as asked, and by "auto" on a GPU, where a run is long enough to pay for it."""
+    return device.type == "cuda" if setting == "auto" else bool(setting)
+
+
+def failure(device: torch.device) -> str | None:
+    """Why torch.compile cannot be used on a device, found by compiling a small function and its gradient; None: it can.
+
+    Tried once in a process for each kind of device.
+    """
+    if device.type not in _TRIED:
+        _TRIED[device.type] = _try(device)
+    return _TRIED[device.type]
+
+
+def compiled(modules: Iterable[nn.Module], device: torch.device, say: Say) -> bool:
+    """Compile modules in place, for training only: in evaluation, with its many shapes, they run as they are.
+
+    A module that the compiler refuses when it is first called runs as it is from then on, and so do the others; `say`
+    is told once. What is called with other shapes is compiled anew, at most as often as torch allows (8 times), and
+    runs as it is beyond that.
+
+    Args:
+        modules: such as the blocks of an encoder, before they are wrapped for several processes.
+        device: where they run.
+        say: takes one sentence.
+
+    Returns:
+        Whether anything was compiled.
+    """
+    reason = failure(device)
+    if reason is not None:
+        say(f"compile: off, torch.compile does not work here: {reason}")
+        return False
+    shared = _Shared(say)
+    count = 0
+    for module in modules:
+        module.compile(dynamic=False)
+        module._compiled_call_impl = _Guarded(module, module._compiled_call_impl, shared)  # type: ignore[assignment]
+        count += 1
+    say(f"compile: {count} modules, each by itself (torch.compile, inductor)")
+    return count > 0
+
+
+class Notes:
+    """A place for sentences: they are kept until there is someone to tell them to, and go straight there from then on.
+
+    A method is made before its run's records are.
+    """
+
+    def __init__(self) -> None:
+        self.kept: list[str] = []
+        self._to: Say | None = None
+
+    def __call__(self, sentence: str) -> None:
+        if self._to is None:
+            self.kept.append(sentence)
+        else:
+            self._to(sentence)
+
+    def tell(self, to: Say) -> None:
+        """From now on `to` is told, first of all that was kept."""
+        for sentence in self.kept:
+            to(sentence)
+        self.kept, self._to = [], to
+
+
+class _Shared:
+    """What the guarded modules of one call know together: whether the compiler has failed."""
+
+    def __init__(self, say: Say) -> None:
+        self.say, self.failed = say, False
+
+
+class _Guarded:
+    """A module's call: compiled in training, plain in evaluation and after the compiler has failed."""
+
+    def __init__(self, module: nn.Module, call: Any, shared: _Shared) -> None:
+        self.module, self.call, self.shared = module, call, shared
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.shared.failed or not self.module.training:
+            return self.module._call_impl(*args, **kwargs)
+        try:
+            return self.call(*args, **kwargs)
+        except Exception as error:
+            if not _of_the_compiler(error):
+                raise
+            self.shared.failed = True
+            self.shared.say(f"compile: off from here on, torch.compile failed: {_line(error)}")
+            return self.module._call_impl(*args, **kwargs)
+
+
+def _try(device: torch.device) -> str | None:
+    def small(x: Tensor, weight: Tensor) -> Tensor:
+        return nn.functional.gelu(nn.functional.linear(x, weight)).square().sum()
+
+    x = torch.ones(4, 8, device=device)
+    weight = torch.full((8, 8), 0.01, device=device, requires_grad=True)
+    try:
+        with torch.enable_grad():
+            torch.compile(small, dynamic=False)(x, weight).backward()
+    except Exception as error:  # a compiler can fail in any way, and each of them means the same here
+        return _line(error)
+    return None
+
+
+def _of_the_compiler(error: BaseException) -> bool:
+    """Whether dynamo or inductor, rather than the module itself, failed."""
+    from torch._dynamo import exc
+
+    if isinstance(error, exc.TorchDynamoException):
+        return True
+    seen: BaseException | None = error
+    while seen is not None:
+        if type(seen).__module__.startswith(("torch._inductor", "torch._dynamo", "triton")):
+            return True
+        seen = seen.__cause__
+    return False
+
+
+def _line(error: BaseException) -> str:
+    """What an error says, in one line of at most 200 characters."""
+    text = " ".join(str(error).split("\n\n")[0].split()[:60]) or type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def attention_backends(device: torch.device) -> str:
+    """Which fused attention kernels torch may choose from on a device, and why, in one sentence."""
+    if device.type != "cuda":
+        return f"attention: torch's fused kernel of {device.type}"
+    backends = torch.backends.cuda
+    flags = {
+        "flash": backends.flash_sdp_enabled() and torch.backends.cuda.is_flash_attention_available(),
+        "cuDNN": backends.cudnn_sdp_enabled(),
+        "memory-efficient": backends.mem_efficient_sdp_enabled(),
+    }
+    allowed = ", ".join(name for name, on in flags.items() if on) or "none: plain products"
+    major, minor = torch.cuda.get_device_capability(device)
+    return (
+        f"attention: fused kernels allowed: {allowed} (compute capability {major}.{minor}; flash needs 8.0 and bf16 or "
+        "half precision, float32 and masks take the memory-efficient one)"
+    )

@@ -1,0 +1,158 @@
+"""Compiled blocks against plain ones, and the way back to plain ones when the compiler is not there or fails."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.exc import BackendCompilerFailed
+
+from asit.engine import compiling
+from asit.model.vit import Encoder
+from asit.settings import EncoderSettings
+
+CPU = torch.device("cpu")
+
+
+def encoder() -> Encoder:
+    settings = EncoderSettings(size="custom", width=32, depth=2, heads=2)
+    made = Encoder(settings, 32, 32)
+    made.init_weights(torch.Generator().manual_seed(0))
+    return made
+
+
+def gradients(made: Encoder, x: Tensor, drop: Tensor) -> list[Tensor]:
+    made.zero_grad()
+    tokens = made(x, drop)
+    (tokens.cls.square().sum() + tokens.patches.square().sum()).backward()  # type: ignore[no-untyped-call]
+    return [tokens.patches.detach(), *(p.grad.clone() for p in made.parameters() if p.grad is not None)]
+
+
+def inputs(rows: int = 4) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    drop = (torch.rand(2, 2, rows, generator=generator) > 0.4).float() / 0.6
+    return torch.randn(rows, 1, 32, 32, generator=generator), drop
+
+
+@pytest.fixture
+def works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(compiling._TRIED, "cpu", None)
+
+
+@pytest.mark.slow
+def test_compiled_is_eager_within_rounding() -> None:
+    """Values and gradients, stochastic depth and both kinds of views; names of parameters stay; a copy is plain."""
+    plain, made, said = encoder(), encoder(), []
+    assert compiling.compiled(made.blocks, CPU, said.append)
+    assert said == ["compile: 2 modules, each by itself (torch.compile, inductor)"]
+    assert list(made.state_dict()) == list(plain.state_dict())
+    for rows in (4, 3):
+        x, drop = inputs(rows)
+        for ours, expected in zip(gradients(made, x, drop), gradients(plain, x, drop), strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        for ours, expected in zip(gradients(made, *inputs()), gradients(plain, *inputs()), strict=True):
+            assert float((ours - expected).norm() / expected.norm()) < 0.03
+    assert len(said) == 1
+    twin = copy.deepcopy(made)
+    assert all(block._compiled_call_impl is None for block in twin.blocks)
+
+
+@pytest.mark.slow
+def test_without_a_compiler_it_says_so_and_goes_on(tmp_path: Path) -> None:
+    code = """
+import torch
+from asit.engine import compiling
+from asit.model.blocks import Block
+block = Block(32, 2, 64)
+print(compiling.compiled([block], torch.device("cpu"), print))
+block(torch.ones(1, 3, 32)).sum().backward()
+print(block.mlp.fc1.weight.grad is not None)
+"""
+    env = {**os.environ, "CXX": "/nonexistent", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    said, worked, learnt = done.stdout.splitlines()
+    assert said.startswith("compile: off, torch.compile does not work here: ")
+    assert "C++ compiler" in said
+    assert (worked, learnt) == ("False", "True")
+
+
+def test_a_machine_without_a_compiler_runs_the_plain_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(compiling._TRIED, "cpu", "no compiler")
+    made, said = encoder(), list[str]()
+    assert not compiling.compiled(made.blocks, CPU, said.append)
+    assert said == ["compile: off, torch.compile does not work here: no compiler"]
+    assert all(block._compiled_call_impl is None for block in made.blocks)
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> list[int]:
+    """Compiled modules fail when they are called; gives the calls."""
+    calls = list[int]()
+
+    def fail(*_: Any, **__: Any) -> None:
+        calls.append(1)
+        raise error
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: fail)
+    return calls
+
+
+@pytest.mark.usefixtures("works")
+def test_a_compiler_that_fails_later_is_told_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = failing(monkeypatch, BackendCompilerFailed(lambda: None, RuntimeError("no such target"), None))
+    made, said = encoder(), compiling.Notes()
+    assert compiling.compiled(made.blocks, CPU, said)
+    heard = list[str]()
+    said.tell(heard.append)
+    x, drop = inputs()
+    for ours, expected in zip(gradients(made, x, drop), gradients(encoder(), x, drop), strict=True):
+        assert torch.equal(ours, expected)
+    gradients(made, x, drop)
+    assert len(calls) == 1
+    assert len(heard) == 2
+    assert heard[1].startswith("compile: off from here on, torch.compile failed: ")
+    assert "no such target" in heard[1]
+
+
+@pytest.mark.usefixtures("works")
+def test_a_mistake_in_the_module_is_not_taken_for_the_compilers(monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(monkeypatch, ValueError("of the module"))
+    block = nn.Linear(2, 2)
+    compiling.compiled([block], CPU, lambda sentence: None)
+    with pytest.raises(ValueError, match="of the module"):
+        block(torch.ones(1, 2))
+
+
+@pytest.mark.usefixtures("works")
+def test_evaluation_is_never_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = failing(monkeypatch, ValueError("called"))
+    block = nn.Linear(2, 2)
+    compiling.compiled([block], CPU, lambda sentence: None)
+    block.eval()
+    block(torch.ones(1, 2))
+    assert not calls
+
+
+@pytest.mark.parametrize(("setting", "device", "expected"), [
+    (True, "cpu", True), (False, "cuda", False), ("auto", "cpu", False), ("auto", "cuda", True), ("auto", "mps", False),
+])  # fmt: skip
+def test_auto_compiles_on_a_gpu(setting: bool | str, device: str, expected: bool) -> None:
+    assert compiling.wanted(setting, torch.device(device)) is expected
+
+
+@pytest.mark.gpu
+def test_compiled_on_a_gpu() -> None:
+    device, said = torch.device("cuda"), list[str]()
+    plain, made = encoder().to(device), encoder().to(device)
+    assert compiling.compiled(made.blocks, device, said.append), said
+    x, drop = (value.to(device) for value in inputs())
+    with torch.autocast("cuda", torch.bfloat16):
+        for ours, expected in zip(gradients(made, x, drop), gradients(plain, x, drop), strict=True):
+            assert float((ours - expected).norm() / expected.norm()) < 0.03
