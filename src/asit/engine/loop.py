@@ -163,8 +163,9 @@ def fit(
         records: metrics, log and progress.
         start: steps done already; `task` holds their weights.
         optimiser_state: what `save` was given under the prefix "optimiser/", when going on.
-        save: called with the steps done and all tensors, in the main process. What it returns writes them, whole or
-            not at all, and is run beside the next steps: the tensors stay as they are until it has ended.
+        save: called with the steps done and all tensors; in processes other than the main one there are none. What
+            it returns writes them, whole or not at all, and is run beside the next steps: the tensors stay as they
+            are until it has ended.
         hooks: (every, call) pairs; called with the steps done, in each process that has them.
 
     Raises:
@@ -237,17 +238,18 @@ class _Fit:
             self.task.after_update(now, self.world)
             self.step = step = step + 1
             clock.step()
-            stop = asked if self.world.size > 1 else self.signals.caught is not None
             due = [hook for every, hook in hooks if every and (step % every == 0 or step == end)]
-            keep = step % plan.checkpoint_every == 0 or step == end or stop
-            if self.late is not None and (measure or keep or due):
-                self.late.read()
             if measure:
+                self._settled()
                 learning = {"lr": rates.lr, "weight_decay": rates.weight_decay, **rates.others}
                 log(step, now.steps_per_epoch, passes.parts, learning, clock, end, self.records, self.world)
+            # Alone, what came during the line above counts for this step.
+            stop = asked if self.world.size > 1 else self.signals.caught is not None
             began = time.perf_counter()
-            if keep:
+            if step % plan.checkpoint_every == 0 or step == end or stop:
                 self._checkpoint()
+            if due:
+                self._settled()
             for hook in due:
                 hook(step)
             clock.paused(time.perf_counter() - began)
@@ -314,7 +316,7 @@ class _Fit:
         if unfit:
             stopping.refuse(self.task, passes.micros, spoilt, self.step, self.world)
         if self.late is not None:
-            self.late.read()
+            self._settled()
             self.late.gate(self.optimiser, self.step, passes.micros, parts)
         return stop
 
@@ -324,8 +326,6 @@ class _Fit:
     def _out_of_data(self, error: AsitError | None) -> NoReturn:
         """Keep the last whole step and raise, in all processes, what came instead of a batch in one of them."""
         found = next(text for text in self.world.gather(None if error is None else error.found) if text is not None)
-        if self.late is not None:
-            self.late.read()
         if self.step > self.saved:
             self._checkpoint()
         self._written()
@@ -335,8 +335,14 @@ class _Fit:
             remedy=f"see its message; then --resume, from step {self.saved}",
         )
 
+    def _settled(self) -> None:
+        """Make sure that the last step was no spoilt one, where that is not known yet."""
+        if self.late is not None:
+            self.late.read()
+
     def _checkpoint(self) -> None:
         """Copy all tensors, and let them be written beside the next steps."""
+        self._settled()
         held = {f"task/{name}": value for name, value in self.task.state().items()}
         held |= {f"optimiser/{name}": value for name, value in optim.optimiser_tensors(self.optimiser).items()}
         held = shards.whole(held, self.world.main)
@@ -345,9 +351,10 @@ class _Fit:
                 waited = f"step {self.step}: waited until the checkpoint of step {self.saved} was written"
                 self.records.say(f"{waited} ({self.saver.settle():.1f} s)")
             self.saver.settle()
-            write = self.save(self.step, self.saver.copy(held))
-            if write is not None:
-                self.saver.start(write)
+            held = self.saver.copy(held)
+        write = self.save(self.step, held)
+        if write is not None:
+            self.saver.start(write)
         self.saved = self.step
 
     def _written(self) -> None:

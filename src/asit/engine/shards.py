@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -27,6 +27,7 @@ from asit.engine import optim
 from asit.runtime import World
 
 Parallel = Literal["ddp", "fsdp"]
+M = TypeVar("M", bound=nn.Module)
 
 
 class Distributed:
@@ -164,8 +165,15 @@ def clip(gradients: Sequence[Tensor], limit: float, per_parameter: bool) -> Tens
     return total
 
 
-def gathered(module: nn.Module, into: Any, main: bool) -> None:
-    """Copy the weights of a sharded module into one that is not, in the process that wants them; all must call."""
-    tensors = whole(dict(module.state_dict()), main)
-    if main:
-        into.load_state_dict(tensors)
+def unsharded(module: M, fresh: Callable[[], M]) -> M:
+    """The module where it is not sharded; else a copy with its weights whole, for which every process must call this.
+
+    Args:
+        module: a network, or a part of one.
+        fresh: makes one that is not sharded, with any weights.
+    """
+    if not any(isinstance(parameter, DTensor) for parameter in module.parameters()):
+        return module
+    out = fresh()
+    out.load_state_dict(whole(module.state_dict(), True))
+    return out

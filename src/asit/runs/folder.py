@@ -63,6 +63,8 @@ MAY_CHANGE = (
     "records.",
     "probe.",
     "process_timeout",
+    "parallel",
+    "checkpoint_activations",
 )
 """Settings that a run may go on with changed: they do not enter its steps."""
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TextIO, TypeVar
 
@@ -14,7 +14,7 @@ import torch
 
 from asit import checkpoint, runtime
 from asit.data.catalogue import Catalogue
-from asit.engine import loop
+from asit.engine import compiling, loop
 from asit.engine.records import Records, duration
 from asit.errors import CatalogueError, CheckpointError, ConfigError, TrainingError
 from asit.model import cpu
@@ -34,7 +34,7 @@ class Run:
     """A run, prepared: all that its steps need and its folder tells."""
 
     out: Path
-    settings: Settings
+    settings: PretrainSettings | FinetuneSettings
     catalogue: Catalogue
     frames: int
     task: loop.Trainable
@@ -44,6 +44,8 @@ class Run:
     records: RecordSettings
     model: Callable[[int], AudioModel]
     """The model as it stands after a number of steps, with its card."""
+    say: compiling.Notes = field(default_factory=compiling.Notes)
+    """What the task has to say, before its steps and during them."""
 
 
 def together(world: World, call: Callable[[], Any], mine: bool = True) -> Any:
@@ -283,17 +285,21 @@ def train(
         hooks: made with the records; see `loop.fit`.
         after: called with the records when the steps are done.
     """
-    plan, (first, optimiser_state) = run.plan, begun
+    (first, optimiser_state) = begun
+    plan = replace(run.plan, save_in_background=run.records.save_in_background)
     folder_ = run.out if world.main else None
     records = Records(folder_, plan.total, first, tensorboard=run.records.tensorboard, stream=stream)
     with contextlib.closing(data), records:
         for note in run.notes:
             records.say(note)
+        run.say.tell(records.say)
         if world.device.type == "cpu":
             records.say(cpu.keep_freed_memory())
         records.event(first, f"goes on from step {first}" if going_on else "begins")
 
-        def save(step: int, tensors: Tensors) -> Callable[[], None]:
+        def save(step: int, tensors: Tensors) -> Callable[[], None] | None:
+            if not (world.main or run.settings.parallel == "fsdp"):
+                return None
             meta = {
                 "step": step,
                 "catalogue": run.catalogue.digest,
@@ -301,6 +307,8 @@ def train(
                 "world": world.size,
             }
             model = run.model(step)  # a copy: what is written is that of this step, whatever the steps go on to
+            if not world.main:  # its part in gathering the shards is done
+                return None
 
             def write() -> None:
                 # The model first: a run that dies between the two repeats the steps, and writes the model again.

@@ -20,5 +20,8 @@ class RecordSettings(Settings):
     """Steps between checkpoints."""
     keep: Positive = 3
     """Checkpoints kept."""
+    save_in_background: bool = True
+    """Write checkpoints beside the steps, from copies of the tensors that take their memory once more; off: the steps
+    wait until they are written."""
     tensorboard: bool = True
     """Write TensorBoard event files."""

@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 from asit.checkpoint import load_strict
 from asit.data.labelled import LabelledBatch
-from asit.engine import optim
-from asit.engine.loop import Distributed, Now, Rates, StepOutput
+from asit.engine import compiling, optim, shards
+from asit.engine.loop import Now, Rates, StepOutput
+from asit.engine.shards import Distributed
 from asit.errors import ConfigError
 from asit.model.classifier import Classifier
 from asit.runtime import Precision, World
@@ -68,18 +69,36 @@ class Supervised(Distributed):
             names, self.network.encoder.depth, settings.optim.layer_decay, settings.optim.head_lr
         )
         self._forward: nn.Module = self.network
-        if settings.compile:
-            self._forward = torch.compile(self.network)  # type: ignore[assignment]
+        self._plain = self.network
+        self.parallel, self.checkpoint_activations = settings.parallel, settings.checkpoint_activations
+        self.say = compiling.Notes()
+        """What there is to say about this method's arithmetic."""
+        if compiling.wanted(settings.compile, device):
+            compiling.compiled(self.network.encoder.blocks, device, self.say)
 
     def scored(self) -> Classifier:
-        """The network whose weights count: the averaged one once it has weights, else the one in training."""
-        return self.averaged if self.averaged is not None and int(self.seen) else self.network
+        """The network whose weights count: the averaged one once it has weights, else the one in training.
+
+        Where it is sharded this is a copy, and every process must ask for it.
+        """
+        network = self.averaged if self.averaged is not None and int(self.seen) else self.network
+        return shards.unsharded(network, lambda: copy.deepcopy(self._plain))
 
     # what the loop asks for
 
     def trainable(self) -> nn.Module:
         """The classifier in training."""
         return self.network
+
+    def followers(self) -> list[nn.Module]:
+        """The averaged network."""
+        return [] if self.averaged is None else [self.averaged]
+
+    def distribute(self, world: World) -> None:
+        """Share the work between the processes of the world."""
+        if world.size > 1 and self.parallel == "fsdp":
+            self._plain = copy.deepcopy(self.network).to("cpu")
+        super().distribute(world)
 
     def rates(self, now: Now) -> Rates:
         """Learning rate and weight decay."""
@@ -122,7 +141,7 @@ class Supervised(Distributed):
             share = 1.0 / (int(self.seen) + 1)
         else:
             return
-        torch._foreach_lerp_(ours, theirs, share)
+        torch._foreach_lerp_(shards.own(ours), shards.own(theirs), share)
         self.seen += 1
 
     def state(self) -> dict[str, Tensor]:

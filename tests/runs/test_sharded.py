@@ -1,0 +1,86 @@
+"""Weights in shards over processes (FSDP2) learn what whole ones learn, and their checkpoints are the same files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import asit
+from asit.engine import stopping
+from asit.runs import finetune, pretrain
+
+pytestmark = pytest.mark.slow
+
+WHOLE: dict[str, Any] = {"batch_size": 16, "epochs": 3, "records": {"checkpoint_every": 1, "figure_every": 2}}
+
+
+def go(settings: Any, **how: Any) -> int:
+    return 0 if pretrain.pretrain(settings, stream=None, **how).finished else 1
+
+
+def close(left: Mapping[str, Tensor], right: Mapping[str, Tensor], prefix: str = "task/") -> None:
+    assert left.keys() == right.keys()
+    for name in left:
+        if name.startswith(prefix) and not name.endswith("attn.qkv.bias"):  # see test_distributed: rounding alone
+            torch.testing.assert_close(left[name], right[name], rtol=1e-3, atol=5e-5, msg=lambda t, n=name: f"{n}: {t}")
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_shards_equal_ddp_and_one_process(
+    accumulate: int, tiny: Any, tmp_path: Path, ranks: Any, state: Any, metrics: Any
+) -> None:
+    runs = {name: tmp_path / name for name in ("one", "ddp", "fsdp")}
+    assert go(tiny(runs["one"], accumulate=accumulate, **WHOLE)) == 0
+    for name in ("ddp", "fsdp"):
+        settings = tiny(
+            runs[name], accumulate=accumulate, parallel=name, checkpoint_activations=name == "fsdp", **WHOLE
+        )
+        for ended in ranks(2, lambda settings=settings: go(settings)):
+            assert ended.code == 0, ended.said
+    assert not [v for v in state(runs["fsdp"]).values() if type(v) is not Tensor]
+    for other in ("one", "ddp"):
+        close(state(runs["fsdp"]), state(runs[other]))
+    norms = [[line["parts"]["gradient_norm"] for line in metrics(runs[name])] for name in ("one", "fsdp")]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+    theirs, ours = (asit.load(runs[n] / "model").encoder.state_dict() for n in ("one", "fsdp"))
+    close({f"task/{name}": value for name, value in ours.items()}, {f"task/{n}": v for n, v in theirs.items()})
+    assert len(list((runs["fsdp"] / "figures").glob("*.png"))) == 2
+
+
+def test_a_run_goes_on_with_and_without_shards(tiny: Any, tmp_path: Path, ranks: Any, state: Any) -> None:
+    """Two processes with ddp, two with fsdp, one alone: as one process all the way."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert go(tiny(whole, **WHOLE)) == 0
+    for ended in ranks(2, lambda: go(tiny(parts, stop_after=1, **WHOLE))):
+        assert ended.code == 1, ended.said
+    sharded = tiny(parts, stop_after=2, parallel="fsdp", **WHOLE)
+    for ended in ranks(2, lambda: go(sharded, resume=True)):
+        assert ended.code == 1, ended.said
+    assert go(tiny(parts, **WHOLE), resume=True) == 0
+    close(state(parts), state(whole))
+
+
+def test_a_spoilt_step_of_shards_is_refused_a_step_late(
+    tiny: Any, tmp_path: Path, ranks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check of accelerators, driven here on CPUs."""
+    monkeypatch.setattr(stopping, "checks_late", lambda device: True)
+    settings = tiny(tmp_path / "run", optim={"lr": 1e30, "warmup": 0, "clip": 0.0}, parallel="fsdp", **WHOLE)
+    for ended in ranks(2, lambda: go(settings)):
+        assert ended.code == 2, ended.said
+        assert "not finite" in ended.said
+
+
+def test_fine_tuning_in_shards(tuned: Any, tmp_path: Path, ranks: Any, state: Any) -> None:
+    runs = {"one": tmp_path / "one", "fsdp": tmp_path / "fsdp"}
+    assert finetune.finetune(tuned(runs["one"]), stream=None).finished
+    settings = tuned(runs["fsdp"], parallel="fsdp", checkpoint_activations=True)
+    for ended in ranks(2, lambda: 0 if finetune.finetune(settings, stream=None).finished else 1):
+        assert ended.code == 0, ended.said
+    close(state(runs["fsdp"]), state(runs["one"]))
+    assert (runs["fsdp"] / "results.json").exists()
