@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +17,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from asit.engine import loop, pace
+from asit.engine import loop, stopping
 from asit.engine.loop import Now, Plan, Rates, StepOutput
 from asit.engine.records import Records
-from asit.errors import TrainingError
+from asit.errors import CheckpointError, StoreError, TrainingError
 from asit.runtime import Precision, World
 
 WORLD = World(0, 1, torch.device("cpu"), "")
@@ -304,16 +304,89 @@ def test_it_runs_outside_the_main_thread() -> None:
     assert found[0].finished
 
 
-def test_the_clock_leaves_out_pauses() -> None:
-    clock = pace.Clock(batch=8)
-    clock.began -= 10
-    clock.mark -= 10
-    for _ in range(5):
-        clock.step()
-    clock.waited = 2.5
-    clock.paused(5.0)
-    rate, waited = clock.read()
-    assert rate == pytest.approx(5 * 8 / 5, rel=0.05)
-    assert waited == pytest.approx(0.5, rel=0.05)
-    assert clock.rate() == pytest.approx(8.0, rel=0.05)
-    assert math.isfinite(clock.read()[0])
+# data that ends, and writers that fail
+
+
+def ending(after: int, error: Exception) -> Iterator[Pair]:
+    yield from (pair(index) for index in range(after))
+    raise error
+
+
+def test_data_that_ends_leaves_the_last_whole_step(tmp_path: Path) -> None:
+    saves: dict[int, Tensor] = {}
+    gone = StoreError("shard-3.tar is not there", "a shard", "bring it back")
+
+    def save(step: int, tensors: dict[str, Tensor]) -> None:
+        saves[step] = tensors["task/weight"].clone()
+
+    with pytest.raises(StoreError) as caught:
+        fit(Line(), plan(accumulate=2), tmp_path, data=ending(7, gone), save=save)
+    assert caught.value is gone
+    assert list(saves) == [3]
+    assert torch.allclose(saves[3], by_hand(3, passes=2).weight, atol=1e-6)
+    assert "stopped: shard-3.tar is not there; step 3 is kept" in (tmp_path / "log.txt").read_text()
+
+
+def test_data_that_ends_at_a_checkpoint_or_before_the_first_step_writes_none() -> None:
+    for steps, wanted in ((4, [4]), (0, [])):
+        saves: list[int] = []
+        with pytest.raises(StoreError):
+            fit(Line(), plan(), data=ending(steps, StoreError("gone")), save=lambda s, _, kept=saves: kept.append(s))
+        assert saves == wanted
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_a_checkpoint_is_of_its_step_and_its_failure_is_told(background: bool) -> None:
+    written: list[tuple[int, Tensor]] = []
+
+    def save(step: int, tensors: dict[str, Tensor]) -> Any:
+        def write() -> None:
+            if step == 4:
+                raise CheckpointError("the disk is full")
+            time.sleep(0.05 if background else 0)
+            written.append((step, tensors["task/weight"].clone()))
+
+        return write
+
+    with pytest.raises(CheckpointError, match="the disk is full"):
+        fit(Line(), plan(total=50, checkpoint_every=2, save_in_background=background), save=save)
+    [(step, weight)] = written
+    assert step == 2
+    assert torch.allclose(weight, by_hand(2).weight, atol=1e-6)
+
+
+# accelerators: the check a step late, driven on the CPU
+
+
+@pytest.mark.parametrize(("kind", "part"), [("part", "spoilt"), ("gradient", "gradient")])
+@pytest.mark.parametrize("at", [3, 5])
+def test_late_a_step_that_is_not_finite_changes_no_weight_and_is_named(
+    kind: str, part: str, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stopping, "checks_late", lambda device: True)
+    task, saves = Line(spoil={at: kind}), []
+    with pytest.raises(TrainingError, match=f"step {at}: not finite: {part}; clips: {at}-0.wav"):
+        fit(task, plan(log_every=100, checkpoint_every=3), save=lambda step, _: saves.append(step))
+    assert torch.allclose(task.module.weight, by_hand(at).weight, atol=1e-6)
+    assert saves == [3]
+    assert [call[1] for call in task.calls if call[0] == "step"][-1] == min(at + 1, 5)
+
+
+def test_late_good_steps_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, late = Line(), Line()
+    fit(plain, plan())
+    monkeypatch.setattr(stopping, "checks_late", lambda device: True)
+    assert fit(late, plan()).finished
+    assert torch.equal(plain.module.weight, late.module.weight)
+
+
+def test_a_clock_that_is_set_anew_changes_only_time_stamps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    days = iter(range(10_000))
+    monkeypatch.setattr(time, "time", lambda: 1e9 - 86400.0 * next(days))
+    outcome = fit(Line(), plan(total=6, log_every=1), tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert outcome.finished
+    assert 0 < outcome.seconds < 60
+    assert [line["step"] for line in lines] == list(range(1, 7))
+    assert all(line["clips_per_second"] > 0 and 0 <= line["data_wait"] <= 1 for line in lines)
+    assert [line["seconds"] for line in lines] == sorted(line["seconds"] for line in lines)
