@@ -84,9 +84,9 @@ def in_blocks(seed: int, parts: npt.NDArray[np.int64], block: int) -> Order:
     """Each sample once an epoch, neighbours together: a pure function of (seed, epoch).
 
     Samples lie in parts, such as the shards of a catalogue, one part after the other. Each part is cut into blocks of
-    neighbours, from a place drawn anew for each part and epoch; the blocks are shuffled, and four of them at a time are
-    shuffled together. So a micro-batch of M samples reads some M / block places instead of M, on any process and
-    worker, and needs no cache.
+    neighbours, from a place drawn anew for each part and epoch; the blocks are shuffled, and then the samples within
+    each stretch of four blocks' length. So a micro-batch of M samples reads some M / block places instead of M, on any
+    process and worker, without a cache.
 
     Args:
         seed: of the draws.
@@ -98,7 +98,7 @@ def in_blocks(seed: int, parts: npt.NDArray[np.int64], block: int) -> Order:
 
 
 WINDOW = 4
-"""Blocks whose samples are shuffled together: as many as there are neighbours in the group that a donor comes from."""
+"""Blocks in a stretch that is shuffled: as many as there are neighbours in the group that a donor comes from."""
 
 
 def _blocks(seed: int, ends: npt.NDArray[np.int64], block: int, epoch: int) -> npt.NDArray[np.int64]:
@@ -110,9 +110,10 @@ def _blocks(seed: int, ends: npt.NDArray[np.int64], block: int, epoch: int) -> n
     number = (np.arange(count) - firsts[part] + shift[part]) // block
     fresh = np.append(True, (np.diff(number) != 0) | (np.diff(part) != 0))
     blocks = np.cumsum(fresh) - 1
-    places = rng.permutation(int(blocks[-1]) + 1)
-    # Sorted by window, and within it by a draw of each sample's own.
-    return np.lexsort((rng.random(count), places[blocks] // WINDOW))
+    drawn = np.argsort(rng.permutation(int(blocks[-1]) + 1)[blocks], kind="stable")
+    # Stretches begin at multiples of one length, where micro-batches mostly do too.
+    mixed: npt.NDArray[np.int64] = drawn[np.lexsort((rng.random(count), np.arange(count) // (WINDOW * block)))]
+    return mixed
 
 
 def order(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:

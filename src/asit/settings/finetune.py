@@ -156,7 +156,8 @@ class FinetuneSettings(Settings):
     """One fine-tuning run, whole: the file RUN/config.yaml is this, resolved."""
 
     data: str = ""
-    """Catalogue with labels, labelled table, or folder with one sub-folder a class."""
+    """Catalogue with labels, labelled table, folder with one sub-folder a class, or shards with labels: their index or
+    folder, as a path or a URL."""
     out: str = ""
     """The run's folder."""
     model: str = ""

@@ -38,7 +38,7 @@ class ViewSettings(Settings):
     twentieth of the machine's memory."""
     order: Literal["random", "blocks"] = "random"
     """random: each epoch a permutation of the clips; blocks: neighbours in a shard come together, so that shards on an
-    object store are read by an eighth of the requests (our own; measured by bench/shards.py)."""
+    object store are read by a seventh of the requests (our own; measured by bench/shards.py)."""
     block: Annotated[int, Field(ge=1)] = 8
     """Clips of a block, for order blocks."""
     short_files: Literal["pad", "skip"] = "pad"
@@ -172,7 +172,8 @@ class PretrainSettings(Settings):
     """One pretraining run, whole: the file RUN/config.yaml is this, resolved."""
 
     data: str = ""
-    """Folder of recordings, or a catalogue written by `asit catalogue`, or a table."""
+    """Folder of recordings, a catalogue written by `asit catalogue`, a table, or shards: their index or folder, as a
+    path or a URL, or tars without an index."""
     out: str = ""
     """The run's folder."""
     splits: tuple[str, ...] = ()
@@ -211,7 +212,7 @@ class PretrainSettings(Settings):
     """Compile the networks' blocks with torch.compile, where it works; auto: on a CUDA device."""
     front_end_on: Literal["auto", "loader", "device"] = "auto"
     """Where log-mels are computed: by the loader's processes, or on the training device for a whole batch, whose
-    waveforms the loader then hands over; auto: on a CUDA device there, else by the loader. The same but for rounding."""
+    waveforms the loader hands over; auto: there on a CUDA device, else by the loader. Equal but for rounding."""
     bad_files: Share = 0.1
     """Share of unusable files above which the run stops instead of leaving them out."""
     front_end: FrontEndSettings = Field(default_factory=FrontEndSettings)
