@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from asit.model.branches import branch
 from asit.model.cpu import Linear, add, attention, bf16_on_cpu
 
 
@@ -63,8 +64,35 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, drop: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """`drop` (2, R): factors of the two branches; `mask` (R, 1, 1, N) bool: keys that may be attended to."""
+        if mask is None and self.training and x.dtype is torch.float32 and bf16_on_cpu(x):
+            return self._fused(x, drop)
         x = _residual(x, lambda rows, mask: self.attn(self.norm1(rows), mask), None if drop is None else drop[0], mask)
         return _residual(x, lambda rows, _: self.mlp(self.norm2(rows)), None if drop is None else drop[1])
+
+    def _fused(self, x: Tensor, drop: Tensor | None) -> Tensor:
+        """The same by functions that hold a whole branch each; hooks of what is inside are not called."""
+        attn, mlp = self.attn, self.mlp
+        for i, (norm, inner, outer, heads) in enumerate(
+            [(self.norm1, attn.qkv, attn.proj, attn.heads), (self.norm2, mlp.fc1, mlp.fc2, 0)]
+        ):
+            kept, factors = (None, None) if drop is None else _kept(drop[i])
+            weights = (inner.weight, inner.bias), (outer.weight, outer.bias)
+            x = branch(x, (norm.weight, norm.bias, norm.eps), *weights, heads, kept, factors)
+        return x
+
+
+def _kept(drop: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """The rows of factors (R,) other than 0, None if all are, and their factors, None if all are 1.
+
+    At least one row is kept: every parameter has a gradient in every step, if of zeros.
+    """
+    listed = drop.tolist()
+    if all(factor == 1.0 for factor in listed):
+        return None, None
+    if all(listed):
+        return None, drop
+    kept = torch.tensor([i for i, factor in enumerate(listed) if factor] or [0])
+    return kept, drop[kept]
 
 
 def _residual(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
@@ -157,29 +157,18 @@ class _Linear(torch.autograd.Function):
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor) -> Tensor:
-        out, heads, weights = _attend(qkv)
-        ctx.save_for_backward(heads, weights)
+        out, parts, weights = attend(qkv)
+        ctx.save_for_backward(parts, weights)
         ctx.shape = qkv.shape
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (q, k, v), weights = ctx.saved_tensors
-        rows, tokens, _, heads, size = ctx.shape
-        outer = grad.new_empty(rows, heads, q.shape[1], size)
-        outer[:, :, :tokens] = grad.view(rows, tokens, heads, size).transpose(1, 2)
-        outer[:, :, tokens:] = 0.0
-        outer = outer.flatten(0, 1)
-        scores = torch._softmax_backward_data(outer @ v.transpose(1, 2), weights, -1, weights.dtype)
-        out = grad.new_empty(ctx.shape)
-        parts = _scaled(scores, k, size), _scaled(scores.transpose(1, 2), q, size), weights.transpose(1, 2) @ outer
-        for i, part in enumerate(parts):
-            out[:, :, i] = part.view(rows, heads, -1, size)[:, :, :tokens].transpose(1, 2)
-        return out
+        return attend_backward(grad, *ctx.saved_tensors, ctx.shape)
 
 
-def _attend(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def attend(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(R, N, 3, H, d) -> (R, N, H d), and for the gradient queries, keys, values (3, R H, N', d) and the
     attention (R H, N', N'), N' being N filled up; keys filled in are attended to by none."""
     rows, tokens, _, heads, size = qkv.shape
@@ -193,6 +182,22 @@ def _attend(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     weights = scores.softmax(-1)
     out = (weights @ parts[2]).view(rows, heads, filled, size)[:, :, :tokens]
     return out.transpose(1, 2).reshape(rows, tokens, heads * size), parts, weights
+
+
+def attend_backward(grad: Tensor, parts: Tensor, weights: Tensor, shape: Sequence[int]) -> Tensor:
+    """The gradient of `attend`: that of its output, what it gave, and the shape of qkv -> that of qkv, contiguous."""
+    rows, tokens, _, heads, size = shape
+    q, k, v = parts
+    outer = grad.new_empty(rows, heads, q.shape[1], size)
+    outer[:, :, :tokens] = grad.view(rows, tokens, heads, size).transpose(1, 2)
+    outer[:, :, tokens:] = 0.0
+    outer = outer.flatten(0, 1)
+    scores = torch._softmax_backward_data(outer @ v.transpose(1, 2), weights, -1, weights.dtype)
+    out = grad.new_empty(shape)
+    found = _scaled(scores, k, size), _scaled(scores.transpose(1, 2), q, size), weights.transpose(1, 2) @ outer
+    for i, part in enumerate(found):
+        out[:, :, i] = part.view(rows, heads, -1, size)[:, :, :tokens].transpose(1, 2)
+    return out
 
 
 def _scaled(a: Tensor, b: Tensor, size: int) -> Tensor:
