@@ -48,7 +48,7 @@ def local_loss(
         teacher: (n, D), without gradient.
         centre: (K,) float32, taken off the teacher's logits.
         temperatures: the student's and the teacher's.
-        dtype: of the products' factors; logits, softmax and sums are float32.
+        dtype: of the products' factors and results; softmax and sums are float32. Call it outside of autocast.
         counted: (N,) bool, rows that count (`masking.token_mask`), and the number that the sum is divided by. Processes
             with different numbers give the same gradient as one process when each passes the all-process number over
             the number of processes. 0 gives a loss of 0. None: all rows.
@@ -85,34 +85,33 @@ class _Fused(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         device, wide = z.device.type, share.dtype
         cold, warm = temperatures
-        with torch.autocast(device, enabled=False):
-            low, kernel, columns = z.detach().to(dtype), weight.detach().to(dtype), teacher_weight.to(dtype).t()
-            mine = kernel.t()
-            turned = low.t().contiguous() if device == "cpu" else low.t()
-            loss, spread = share.new_zeros(()), share.new_zeros(())
-            grad_z = torch.empty(z.shape, dtype=wide, device=z.device)
-            grad_weight = torch.zeros(weight.shape[::-1], dtype=wide, device=z.device)
-            chunk = max(1, (_CPU_CHUNK if device == "cpu" else _GPU_CHUNK) // len(weight))
-            given = len(teacher_z)
-            fine = max(1, (_CPU_CACHE if device == "cpu" else _GPU_CHUNK) // len(weight))
-            for first in range(0, given, chunk):
-                taught = teacher_z[first : first + chunk].to(dtype) @ columns
-                ours = [slice(start, start + len(taught)) for start in range(first, len(z), given)]
-                seen = [low[rows] @ mine for rows in ours]
-                for at in range(0, len(taught), fine):
-                    p = taught[at : at + fine].to(wide).sub_(centre).div_(warm).softmax(-1)
-                    if measure:
-                        spread += torch.special.entr(p).sum()
-                    for rows, logits in zip(ours, seen, strict=True):
-                        log_q = logits[at : at + fine].to(wide).div_(cold).log_softmax(-1)
-                        weights = share[rows][at : at + fine]
-                        loss -= torch.linalg.vecdot(p, log_q) @ weights
-                        # dH/ds = (q - p) / temperature, as p sums to 1; it takes the place of the logits.
-                        logits[at : at + fine] = log_q.exp_().sub_(p).mul_((weights / cold)[:, None])
-                for rows, slope in zip(ours, seen, strict=True):
-                    grad_z[rows] = slope @ kernel
-                    # The narrow factor is the one that is turned: products of a turned wide one are slow on a CPU.
-                    grad_weight += turned[:, rows] @ slope
+        low, kernel, columns = z.detach().to(dtype), weight.detach().to(dtype), teacher_weight.to(dtype).t()
+        mine = kernel.t()
+        turned = low.t().contiguous() if device == "cpu" else low.t()
+        loss, spread = share.new_zeros(()), share.new_zeros(())
+        grad_z = torch.empty(z.shape, dtype=wide, device=z.device)
+        grad_weight = torch.zeros(weight.shape[::-1], dtype=wide, device=z.device)
+        chunk = max(1, (_CPU_CHUNK if device == "cpu" else _GPU_CHUNK) // len(weight))
+        given = len(teacher_z)
+        fine = max(1, (_CPU_CACHE if device == "cpu" else _GPU_CHUNK) // len(weight))
+        for first in range(0, given, chunk):
+            taught = teacher_z[first : first + chunk].to(dtype) @ columns
+            ours = [slice(start, start + len(taught)) for start in range(first, len(z), given)]
+            seen = [low[rows] @ mine for rows in ours]
+            for at in range(0, len(taught), fine):
+                p = taught[at : at + fine].to(wide).sub_(centre).div_(warm).softmax(-1)
+                if measure:
+                    spread += torch.special.entr(p).sum()
+                for rows, logits in zip(ours, seen, strict=True):
+                    log_q = logits[at : at + fine].to(wide).div_(cold).log_softmax(-1)
+                    weights = share[rows][at : at + fine]
+                    loss -= torch.linalg.vecdot(p, log_q) @ weights
+                    # dH/ds = (q - p) / temperature, as p sums to 1; it takes the place of the logits.
+                    logits[at : at + fine] = log_q.exp_().sub_(p).mul_((weights / cold)[:, None])
+            for rows, slope in zip(ours, seen, strict=True):
+                grad_z[rows] = slope @ kernel
+                # The narrow factor is the one that is turned: products of a turned wide one are slow on a CPU.
+                grad_weight += turned[:, rows] @ slope
         ctx.save_for_backward(grad_z, grad_weight)
         ctx.types = z.dtype, weight.dtype
         spread /= given

@@ -72,6 +72,7 @@ class ASiT(Distributed):
         """What there is to say about this method's arithmetic."""
         if compiling.wanted(settings.compile, device):
             blocks = [block for network in (self.student, self.teacher) if network for block in network.encoder.blocks]
+            blocks += self.student.decoder.blocks if self.student.decoder is not None else []
             compiling.compiled(blocks, device, self.say)
 
     # what the loop asks for
@@ -116,7 +117,6 @@ class ASiT(Distributed):
             if self._teach is not None:
                 with torch.no_grad():
                     taught = self._teach(batch.clean, chosen=chosen)
-            kind = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
             asked = None if chosen is None else chosen.repeat(copies, 1)
             seen = self._forward(corrupted, batch.local, batch.factors, _some(batch.keep), asked, rebuilt)
         parts: dict[str, Tensor] = {}
@@ -146,7 +146,7 @@ class ASiT(Distributed):
                 taught.patches,
                 self.patch_centre.value,
                 (weights.student_temperature, temperature),
-                dtype=kind,
+                dtype=torch.bfloat16 if precision.name == "bf16" else torch.float32,
                 counted=counted,
                 measure=now.measure,
             )
