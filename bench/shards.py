@@ -162,7 +162,7 @@ def main() -> None:
         shards = far.shards
         assert shards is not None
         random = order.shuffled(0, len(loose))
-        blocks = order.in_blocks(0, shards.codes.astype(np.int64), 8)
+        blocks = order.in_blocks(0, np.stack([shards.codes, shards.spans[:, 0]], axis=1), 8)
         arms = {
             "files": arm(loose, random, given.batch, count, False),
             "shards on the disk": arm(local, random, given.batch, count, True),

@@ -297,13 +297,13 @@ def test_an_index_and_a_folder_that_holds_one_are_heard(loose: Catalogue, packed
 
 
 def test_blocks_are_an_order_of_neighbours() -> None:
-    parts = np.repeat([0, 1, 2], [50, 3, 203])
-    blocks = order.in_blocks(3, parts, 8)
+    places_of = np.stack([np.repeat([0, 1, 2], [50, 3, 203]), np.arange(256)], axis=1)
+    blocks = order.in_blocks(3, places_of, 8)
     first = blocks(0)
     assert sorted(first) == list(range(256))
-    assert np.array_equal(first, order.in_blocks(3, parts, 8)(0))
+    assert np.array_equal(first, order.in_blocks(3, places_of, 8)(0))
     assert not np.array_equal(first, blocks(1))
-    assert not np.array_equal(first, order.in_blocks(4, parts, 8)(0))
+    assert not np.array_equal(first, order.in_blocks(4, places_of, 8)(0))
 
     def places(batch: npt.NDArray[np.int64]) -> int:
         ranked = np.sort(batch)
@@ -317,11 +317,14 @@ def test_blocks_are_an_order_of_neighbours() -> None:
     assert not windows[0] & windows[1]
     # Four blocks are mixed: neighbours in the order are mostly not neighbours in the shard.
     assert (np.abs(np.diff(first)) == 1).mean() < 0.35
-    assert order.in_blocks(0, np.zeros(5, np.int64), 100)(0).size == 5
+    assert order.in_blocks(0, np.zeros((5, 2), np.int64), 100)(0).size == 5
+    # Shards whose clips lie in another order than the catalogue's: neighbours are those that lie together.
+    moved = np.random.default_rng(0).permutation(256)
+    assert np.array_equal(moved[order.in_blocks(3, places_of[moved], 8)(0)], first)
 
 
 def test_several_processes_take_one_process_blocks() -> None:
-    draw = order.in_blocks(1, np.repeat([0, 1], [30, 20]), 4)
+    draw = order.in_blocks(1, np.stack([np.repeat([0, 1], [30, 20]), np.arange(50)], axis=1), 4)
     whole = iter(order.MicroBatches(draw, 50, 16, 16, 0, 1, 2))
     parts = [iter(order.MicroBatches(draw, 50, 16, 4, rank, 4, 2)) for rank in range(4)]
     for _ in range(7):

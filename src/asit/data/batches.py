@@ -179,11 +179,13 @@ class Clips(Samples[Sample]):
         if self.catalogue.column("shard") is not None:
             self.waves.fetch(self.catalogue[self._locate(key[1])[0]] for key in keys)
 
-    def parts(self) -> npt.NDArray[np.int64]:
-        """(samples,) the shard that each sample lies in, for `order.in_blocks`; all 0 where recordings are files."""
-        shards = self.catalogue.shards
-        codes = np.zeros(len(self.catalogue), np.int64) if shards is None else shards.codes.astype(np.int64)
-        return codes if self._ends is None else np.repeat(codes, np.diff(self._ends, prepend=0))
+    def places(self) -> npt.NDArray[np.int64]:
+        """(samples, 2) the shard that each sample lies in and where, for `order.in_blocks`; of files, their order."""
+        shards, count = self.catalogue.shards, len(self.catalogue)
+        found = np.stack([np.zeros(count, np.int64), np.arange(count)], axis=1)
+        if shards is not None:
+            found = np.stack([shards.codes.astype(np.int64), shards.spans[:, 0]], axis=1)
+        return found if self._ends is None else np.repeat(found, np.diff(self._ends, prepend=0), axis=0)
 
     def __getitem__(self, key: Key) -> Sample:
         (name, clean, local, cuts), failures = readable(self._material, self.seed, key, len(self))

@@ -80,28 +80,31 @@ def _draw(seed: int, cumulated: npt.NDArray[np.float64], count: int, epoch: int)
     return np.minimum(np.searchsorted(cumulated, uniform, side="right"), len(cumulated) - 1)
 
 
-def in_blocks(seed: int, parts: npt.NDArray[np.int64], block: int) -> Order:
+def in_blocks(seed: int, places: npt.NDArray[np.int64], block: int) -> Order:
     """Each sample once an epoch, neighbours together: a pure function of (seed, epoch).
 
-    Samples lie in parts, such as the shards of a catalogue, one part after the other. Each part is cut into blocks of
-    neighbours, from a place drawn anew for each part and epoch; the blocks are shuffled, and then the samples within
-    each stretch of four blocks' length. So a micro-batch of M samples reads some M / block places instead of M, on any
-    process and worker, without a cache.
+    Samples lie in parts, such as the shards of a catalogue. Each part is cut into blocks of neighbours, from a place
+    drawn anew for each part and epoch; the blocks are shuffled, and then the samples within each stretch of four
+    blocks' length. So a micro-batch of M samples reads some M / block places instead of M, on any process and worker,
+    without a cache.
 
     Args:
         seed: of the draws.
-        parts: (N,) which part each sample lies in; never falling back to one that was left.
+        places: (N, 2) the part that each sample lies in, and where in it, such as its first byte.
         block: samples of a block.
     """
-    ends = np.append(np.flatnonzero(np.diff(parts)) + 1, len(parts)).astype(np.int64)
-    return functools.partial(_blocks, seed, ends, block)
+    lying = np.lexsort((places[:, 1], places[:, 0]))
+    ends = np.append(np.flatnonzero(np.diff(places[lying, 0])) + 1, len(lying)).astype(np.int64)
+    return functools.partial(_blocks, seed, lying, ends, block)
 
 
 WINDOW = 4
 """Blocks in a stretch that is shuffled: as many as there are neighbours in the group that a donor comes from."""
 
 
-def _blocks(seed: int, ends: npt.NDArray[np.int64], block: int, epoch: int) -> npt.NDArray[np.int64]:
+def _blocks(
+    seed: int, lying: npt.NDArray[np.int64], ends: npt.NDArray[np.int64], block: int, epoch: int
+) -> npt.NDArray[np.int64]:
     rng, count = np.random.default_rng([seed, ORDER, epoch]), int(ends[-1])
     firsts = np.append(0, ends[:-1])
     shift = rng.integers(block, size=len(ends))
@@ -112,8 +115,8 @@ def _blocks(seed: int, ends: npt.NDArray[np.int64], block: int, epoch: int) -> n
     blocks = np.cumsum(fresh) - 1
     drawn = np.argsort(rng.permutation(int(blocks[-1]) + 1)[blocks], kind="stable")
     # Stretches begin at multiples of one length, where micro-batches mostly do too.
-    mixed: npt.NDArray[np.int64] = drawn[np.lexsort((rng.random(count), np.arange(count) // (WINDOW * block)))]
-    return mixed
+    mixed = drawn[np.lexsort((rng.random(count), np.arange(count) // (WINDOW * block)))]
+    return lying[mixed]
 
 
 def order(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:

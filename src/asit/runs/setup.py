@@ -196,7 +196,7 @@ def keys(setup: Setup, world: World, start: int) -> MicroBatches:
     micro = settings.batch_size // (world.size * settings.accumulate)
     order = shuffled(settings.seed, len(setup.clips))
     if settings.views.order == "blocks":
-        order = in_blocks(settings.seed, setup.clips.parts(), settings.views.block)
+        order = in_blocks(settings.seed, setup.clips.places(), settings.views.block)
     return MicroBatches(order, len(setup.clips), settings.batch_size, micro, world.rank, world.size, start)
 
 
