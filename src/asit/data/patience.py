@@ -17,6 +17,7 @@ SECONDS = "ASIT_STORE_SECONDS"
 """Environment variable: how long a store may stay silent, in seconds, before a run stops."""
 _PASSING = frozenset({408, 425, 429})
 """Answers of web servers that blame the asker and may pass all the same: timeout, too early, too many requests."""
+_GONE = frozenset({404, 410})
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,10 @@ def tried(place: str, go: Callable[[float], T], patience: Patience | None, told:
 def _cause(error: Exception) -> Exception:
     """fsspec calls all that fails on its way to a file's length a missing file; what it was stands behind it."""
     behind = error.__cause__
-    return behind if isinstance(error, FileNotFoundError) and isinstance(behind, Exception) else error
+    if not isinstance(error, FileNotFoundError) or not isinstance(behind, Exception):
+        return error
+    status = getattr(behind, "status", None)
+    return behind if isinstance(behind, OSError) or (isinstance(status, int) and status not in _GONE) else error
 
 
 def _may_pass(error: Exception) -> bool:

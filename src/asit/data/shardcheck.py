@@ -1,0 +1,80 @@
+"""Whether tar shards are what their index says: there, long enough, and the bytes that were written."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+
+from asit.data import stores
+from asit.data.catalogue import Catalogue
+from asit.data.shards import INDEX
+from asit.errors import CatalogueError, StoreError
+
+_PIECE = 1 << 23  # bytes read at a time
+
+
+def verify_sizes(index: Catalogue, *, progress: Callable[[int, int, int], None] | None = None) -> None:
+    """Refuse a catalogue whose shards are missing or shorter than it says; one request a shard.
+
+    Raises:
+        StoreError: names them.
+    """
+    found = index.shards
+    if found is None:
+        return
+    used = np.unique(found.codes[found.codes >= 0])
+    ends = np.zeros(len(found.places), np.int64)
+    inside = found.codes >= 0
+    np.maximum.at(ends, found.codes[inside], found.spans[inside].sum(1))
+    lengths = stores.sizes([found.places[code] for code in used])
+    missing = [found.places[code] for code in used if found.places[code] not in lengths]
+    short = [
+        f"{found.places[code]} ({lengths[found.places[code]]:,} of {ends[code]:,} bytes or more)"
+        for code in used
+        if found.places[code] in lengths and lengths[found.places[code]] < ends[code]
+    ]
+    if progress:
+        progress(len(used), len(used), len(missing) + len(short))
+    if missing or short:
+        told = [f"{len(missing)} missing: {', '.join(missing[:3])}"] if missing else []
+        told += [f"{len(short)} too short: {', '.join(short[:3])}"] if short else []
+        raise StoreError(
+            f"of {len(used)} shards {'; '.join(told)}",
+            "every shard that the index lists, whole",
+            "bring them back or copy them again; or write them again with asit shard",
+        )
+
+
+def check(place: str, *, progress: Callable[[int, int, int], None] | None = None) -> Catalogue:
+    """Read all shards of a folder, URL or index, and compare their hashes with those that the index holds.
+
+    Raises:
+        CatalogueError: no index there.
+        StoreError: shards that are missing, too short or damaged; names them.
+    """
+    place = place if place.endswith(".jsonl") else stores.join(place.rstrip("/"), INDEX)
+    index = Catalogue.read(place, look=False)
+    listed = index.header.get("shards")
+    if index.shards is None or not listed:
+        raise CatalogueError(f"{place} lists no shards", "an index of asit shard", "check the path")
+    verify_sizes(index)
+    wrong: list[str] = []
+    for number, shard in enumerate(listed):
+        whole, length = hashlib.sha256(), int(shard["bytes"])
+        at = stores.join(index.root, shard["name"])
+        if stores.size(at) == length:
+            for first in range(0, length, _PIECE):
+                whole.update(stores.read_range(at, first, min(_PIECE, length - first)))
+        if whole.hexdigest() != shard["sha256"]:
+            wrong.append(shard["name"])
+        if progress:
+            progress(number + 1, len(listed), len(wrong))
+    if wrong:
+        raise StoreError(
+            f"{len(wrong)} of {len(listed)} shards in {index.root} are damaged: {', '.join(wrong[:5])}",
+            "the bytes that were written, by SHA-256",
+            "copy them again from where they came, or write them again with asit shard",
+        )
+    return index

@@ -1,0 +1,226 @@
+"""Stores: parts of files here, in memory and behind a web server that fails, stalls, cuts short and comes back."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asit.data import descriptors, patience, stores
+from asit.data.patience import Patience
+from asit.errors import ConfigError, StoreError
+
+BYTES = bytes(range(256)) * 40
+SOON = Patience(seconds=0.5, first=0.01, answer=5.0)
+
+
+@dataclass
+class Web:
+    """What a server of ranges holds, and its answers in turn: None (rightly), a status, "stall", "short" or "all"."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    script: list[Any] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+    url: str = ""
+    over: threading.Event = field(default_factory=threading.Event)
+
+
+@pytest.fixture
+def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    """A server that follows its script."""
+    pytest.importorskip("aiohttp")
+    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
+    plan = Web()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            plan.asked.append(f"{self.command} {self.path} {self.headers.get('Range', '')}".strip())
+            act = plan.script.pop(0) if plan.script else None
+            body = plan.files.get(self.path)
+            if isinstance(act, int) or body is None:
+                self.send_error(act or 404)
+                return
+            if act == "stall":
+                plan.over.wait(10)
+            given = self.headers.get("Range")
+            if given and act != "all":
+                first, last = given.removeprefix("bytes=").split("-")
+                body = body[int(first) : int(last) + 1]
+            self.send_response(206 if given and act != "all" else 200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body[: len(body) // 2] if act == "short" else body)
+            self.close_connection = act in ("short", "stall")
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    plan.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    yield plan
+    plan.over.set()
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_places() -> None:
+    assert stores.is_url("s3://bucket/x")
+    assert stores.is_url("memory://x")
+    assert not stores.is_url("/data/x.tar")
+    assert not stores.is_url("C:\\x")
+    assert stores.join("s3://b/x/", "y.tar") == "s3://b/x/y.tar"
+    assert stores.join("/a", "y.tar") == "/a/y.tar"
+    assert stores.join("/a", "s3://b/y") == "s3://b/y"
+    assert stores.parent("s3://b/x/y.tar") == "s3://b/x"
+    assert stores.parent("/a/b/y.tar") == "/a/b"
+
+
+@pytest.mark.parametrize("kind", ["disk", "memory", "web"])
+def test_parts_of_a_file(kind: str, tmp_path: Path, web: Web) -> None:
+    folder = {"disk": str(tmp_path), "memory": "memory://parts", "web": web.url}[kind]
+    place = f"{folder}/x.tar"
+    if kind == "web":
+        web.files["/x.tar"] = BYTES
+    else:
+        stores.write(place, b"old")
+        stores.write(place, BYTES)
+        assert stores.list(folder) == {"x.tar": len(BYTES)}
+        assert stores.list(f"{folder}/none") == {}
+    assert stores.read_range(place, 300, 40) == BYTES[300:340]
+    assert stores.read_range(place, len(BYTES) - 1, 1) == BYTES[-1:]
+    assert stores.read(place) == BYTES
+    assert stores.size(place) == len(BYTES)
+    assert stores.exists(place)
+    assert stores.sizes([place, f"{folder}/none"]) == {place: len(BYTES)}
+    with pytest.raises(StoreError, match=r"x.tar ends at byte 10,240\n  expected: 10,340 bytes at least"):
+        stores.read_range(place, 10240, 100)
+    with pytest.raises(StoreError, match=r"there is no .*none.tar\n  expected: a shard"):
+        stores.read_range(f"{folder}/none.tar", 0, 5)
+    if kind != "web":
+        stores.remove(place)
+        stores.remove(place)
+        assert not stores.exists(place)
+
+
+def test_a_server_that_fails_and_comes_back_is_asked_again(web: Web) -> None:
+    web.files["/x.tar"], web.script = BYTES, [503, "short", 429]
+    told: list[str] = []
+    got = stores.read_range(f"{web.url}/x.tar", 5, 100, patience=Patience(30, 0.001), told=told.append)
+    assert got == BYTES[5:105]
+    assert len(told) == 3
+    assert "the server answers 503" in told[0]
+    assert "try 2 in 0.001 s" in told[0]
+    assert "try 4 in 0.004 s" in told[2]
+    assert web.asked == ["GET /x.tar bytes=5-104"] * 4
+
+
+def test_a_server_that_stays_away_ends_the_waiting(web: Web) -> None:
+    web.files["/x.tar"], web.script = BYTES, [500] * 99
+    with pytest.warns(RuntimeWarning, match="the server answers 500"), pytest.raises(StoreError) as caught:
+        stores.read_range(f"{web.url}/x.tar", 5, 100, patience=SOON)
+    assert "was not reached in" in caught.value.found
+    assert "the last one: the server answers 500" in caught.value.found
+    assert "--resume" in caught.value.remedy
+    web.script, web.asked = [500] * 99, []
+    with pytest.warns(RuntimeWarning), pytest.raises(StoreError, match="was not reached"):  # no missing file
+        stores.size(f"{web.url}/x.tar", patience=SOON)
+
+
+def test_a_server_that_stalls(web: Web) -> None:
+    web.files["/x.tar"], web.script = BYTES, ["stall"]
+    told: list[str] = []
+    limits = Patience(seconds=20, first=0.01, answer=0.1)
+    assert stores.read_range(f"{web.url}/x.tar", 0, 9, patience=limits, told=told.append) == BYTES[:9]
+    assert len(told) == 1
+    assert "no answer in time" in told[0]
+
+
+def test_a_server_that_refuses_or_sends_all_is_not_asked_again(web: Web) -> None:
+    web.files["/x.tar"], web.script = BYTES, [403]
+    with pytest.raises(StoreError, match="the server answers 403"):
+        stores.read_range(f"{web.url}/x.tar", 0, 9)
+    web.script, web.asked = ["all"], []
+    with pytest.raises(StoreError, match="sends more than the part"):
+        stores.read_range(f"{web.url}/x.tar", 0, 9)
+    assert len(web.asked) == 1
+
+
+def test_nobody_there() -> None:
+    with pytest.warns(RuntimeWarning), pytest.raises(StoreError, match="was not reached in"):
+        stores.read_range("http://127.0.0.1:9/x.tar", 0, 9, patience=Patience(0.1, 0.01))
+
+
+def test_stores_that_are_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"nosuch:// is no kind of store"):
+        stores.read("nosuch://x/y")
+    with pytest.raises(ConfigError, match=r"needs s3fs, which is not installed\n.*\n.*pip install s3fs"):
+        stores.read("s3://bucket/y")
+    monkeypatch.setenv(patience.SECONDS, "soon")
+    with pytest.raises(ConfigError, match="ASIT_STORE_SECONDS=soon"):
+        stores.read("memory://x/y")
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreError, match=r"x.tar cannot be written: the disk is full"):
+        stores.write(str(tmp_path / "x.tar"), BYTES)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_many_threads_and_more_files_than_are_kept_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(descriptors, "_MOST", 3)
+    for i in range(9):
+        (tmp_path / f"{i}.tar").write_bytes(BYTES[i:])
+    wrong: list[int] = []
+
+    def reads(seed: int) -> None:
+        for k in range(200):
+            i, offset = (seed + k) % 9, (seed * 31 + k * 7) % 1000
+            if stores.read_range(str(tmp_path / f"{i}.tar"), offset, 50) != BYTES[i + offset : i + offset + 50]:
+                wrong.append(i)
+
+    threads = [threading.Thread(target=reads, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert len(descriptors._held.held) <= 3
+
+
+def _child(place: str, url: str, answers: Any) -> None:
+    answers.put((stores.read_range(place, 3, 4), stores.read_range(url, 3, 4)))
+
+
+def test_forked_processes_read_too(tmp_path: Path, web: Web) -> None:
+    place, url = str(tmp_path / "x.tar"), f"{web.url}/x.tar"
+    (tmp_path / "x.tar").write_bytes(BYTES)
+    web.files["/x.tar"] = BYTES
+    _here = stores.read_range(place, 0, 2), stores.read_range(url, 0, 2)
+    fork = multiprocessing.get_context("fork")
+    answers = fork.Queue()
+    child = fork.Process(target=_child, args=(place, url, answers))
+    child.start()
+    assert answers.get(timeout=30) == (BYTES[3:7], BYTES[3:7])
+    child.join()
+    assert stores.read_range(url, 5, 2) == BYTES[5:7]
