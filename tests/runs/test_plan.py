@@ -28,14 +28,17 @@ MACHINE = Measured(
     read_seconds=0.02,
     read_cpu_seconds=0.02,
     again_seconds=None,
+    again_cpu_seconds=0.02,
     memory_gb={"cpu": 3.0, "gpu": 10.0},
     clip_gb={"cpu": 0.0, "gpu": 1.0},
     worker_gb=0.5,
     machine_gb={"cpu": 64.0, "gpu": 40.0},
     checkpoint_seconds=5.0,
+    checkpoint_stall=2.0,
     checkpoint_gb=1.5,
     model_gb=0.3,
     start_seconds=20.0,
+    start_cpu_seconds=3600.0,
     device="cuda:0",
     threads=4,
     precision="bf16",
@@ -62,11 +65,11 @@ def test_a_plan_is_steps_checkpoints_and_a_start() -> None:
     found = plan.predict(MACHINE, WORK, plan.Asked(price_per_hour=2.0))
     assert found.slower == "step"
     assert not found.extrapolated
-    assert found.hours == pytest.approx((250_000 * 1.0 + 250 * 5.0 + 20.0) / 3600)
-    assert found.hours_low == pytest.approx((250_000 * 0.9 * 0.95 + 1270) / 3600)
-    assert found.hours_high == pytest.approx((250_000 * 1.1 * 1.05 + 1270) / 3600)
+    assert found.hours == pytest.approx((250_000 * 1.0 + 250 * 2.0 + 5.0 + 20.0) / 3600)
+    assert found.hours_low == pytest.approx((250_000 * 0.9 * 0.95 + 525) / 3600)
+    assert found.hours_high == pytest.approx((250_000 * 1.1 * 1.05 + 525) / 3600)
     assert found.cost == pytest.approx(2 * found.hours)
-    assert found.cpu_hours == pytest.approx(250_000 * (2.0 + 8 * 0.02) / 3600)
+    assert found.cpu_hours == pytest.approx(250_000 * (2.0 + 8 * 0.02) / 3600 + 1)
     assert found.memory_gb == {"cpu": 3.0 + 2 * 0.5, "gpu": 10.0}
     assert found.disk_gb == pytest.approx(3 * 1.5 + 0.3 + 0.24 + 0.0225)
 
@@ -104,7 +107,7 @@ def test_recordings_that_are_kept_cost_memory_and_a_slower_first_epoch() -> None
     work = dataclasses.replace(WORK, kept_gb=1.5, epochs=2, steps=20, epoch_steps=10, checkpoint_every=100)
     found = plan.predict(kept, work, plan.Asked())
     assert found.memory_gb["cpu"] == pytest.approx(3.0 + 2 * 0.5 + 2 * 1.5)
-    assert found.hours * 3600 == pytest.approx(20 + 5 + 10 * 1.0 + 10 * 8 / 20 * 10)
+    assert found.hours * 3600 == pytest.approx(20 + 2 + 5 + 10 * 1.0 + 10 * 8 / 20 * 10)
 
 
 def test_measures_a_run_and_leaves_nothing(tmp_path: Path, tiny: Callable[..., PretrainSettings]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -51,6 +52,7 @@ class PlanOptions(PretrainSettings):
 
 
 def plan(prog: str, summary: str, given: list[str]) -> int:
+    began = time.perf_counter()
     chosen = early(given, ("--preset", "--config"))
     base = recipes.settings_for("", chosen.get("--preset"), chosen.get("--config"), {}, resume=False)
     options = parse(PlanOptions, prog, summary, given, default=PlanOptions(**base.model_dump()))
@@ -73,7 +75,7 @@ def plan(prog: str, summary: str, given: list[str]) -> int:
         taken = runs.load(Path(options.machine))
         work = runs.work_of(settings, asked, taken, stream=sys.stderr)
     else:
-        taken, work = runs.take(settings, asked, stream=sys.stderr)
+        taken, work = runs.take(settings, asked, began=began, stream=sys.stderr)
     if options.save:
         runs.save(Path(options.save), taken)
     found = None if options.measure_only else runs.predict(taken.measured, work, asked)

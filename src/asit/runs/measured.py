@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -27,24 +26,19 @@ from asit.data import batches
 from asit.data.catalogue import Catalogue, Clip
 from asit.data.order import MicroBatches, loader, order
 from asit.engine import loop
+from asit.engine.prefetch import prefetched
 from asit.engine.records import Records
+from asit.engine.saving import Saver
 from asit.model import cpu
-from asit.runs.setup import Setup, collate, model
+from asit.runs.growth import FIRST, LEAST_GROWTH, Say, ladder, line, machine, peak_memory, resident, synchronise
+from asit.runs.setup import Setup, collate, keys, model
 from asit.runtime import World
 
-FIRST = 2
-"""Clips in the first forward pass that is measured; sizes double from there while time and memory allow."""
 ROUNDS = 3
 FILES = 32
 """Recordings that are made where there are none; a list names each many times."""
 AHEAD = 4
 """Batches that each loader process holds ready (`asit.data.order.loader`)."""
-LEAST_GROWTH = 0.5
-"""Share of a step that is taken to grow with its clips where the measured line is flatter, as on a busy machine."""
-MEMORY_SHARE = 0.8
-"""Share of the free memory that a larger forward pass may be expected to take before it is tried."""
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -61,16 +55,20 @@ class Measured:
         loader_clips: clips/s of the loader's processes while no step runs, for each round.
         workers: loader processes.
         read_seconds: of one clip read for the first time in one process, to its views.
-        read_cpu_seconds: of the processor's time for it; for `again_seconds` where recordings are kept.
+        read_cpu_seconds: of the processor's time for it.
         again_seconds: of one that is kept in memory; None where recordings are not kept.
+        again_cpu_seconds: of the processor's time for any reading after the first.
         memory_gb: peak of the process with `micro` clips; "cpu", and on a GPU "gpu".
         clip_gb: what one more clip adds to each.
         worker_gb: peak of one loader process, pages shared with the others included.
         machine_gb: what the machine has, by the same names.
         checkpoint_seconds: to write a run's state and its model.
+        checkpoint_stall: s of it in which no step is taken: all of it, or the copying where it is written beside steps,
+            and on a CPU what the writing takes of the processors.
         checkpoint_gb: of a run's state.
         model_gb: of the model's folder.
-        start_seconds: from settings and catalogue to the first batch.
+        start_seconds: from the command's begin to the first batch.
+        start_cpu_seconds: of the processor's time until the first step.
         device: of the steps.
         threads: of the process.
         precision: arithmetic of the networks.
@@ -88,14 +86,17 @@ class Measured:
     read_seconds: float
     read_cpu_seconds: float
     again_seconds: float | None
+    again_cpu_seconds: float
     memory_gb: dict[str, float]
     clip_gb: dict[str, float]
     worker_gb: float
     machine_gb: dict[str, float]
     checkpoint_seconds: float
+    checkpoint_stall: float
     checkpoint_gb: float
     model_gb: float
     start_seconds: float
+    start_cpu_seconds: float
     device: str
     threads: int
     precision: str
@@ -116,31 +117,28 @@ def measure(
         prepared: s; what it took to come here, a part of a run's start.
         say: told what goes on.
     """
-    began = time.perf_counter()
+    began, start_cpu = time.perf_counter(), time.process_time()
     if world.device.type == "cpu":
         cpu.keep_freed_memory()  # as a run does
-    clips, read, again, read_cpu = _reads(setup, min(micro, 16), kept, budget / 12)
+    clips, (read, read_cpu), (again, again_cpu) = _reads(setup, min(micro, 16), kept, budget / 12)
     say(f"one process reads {1 / read:.0f} clips/s, the first time")
-    ladder = _ladder(setup, world, clips, micro, budget * 0.35, say)
-    size = ladder[-1][0]
-    per_clip, fixed = _line([(n, found["seconds"]) for n, found in ladder], LEAST_GROWTH)
+    steps_of = ladder(setup, world, clips, micro, budget * 0.35, say)
+    size = steps_of[-1][0]
+    per_clip, fixed = line([(n, found["seconds"]) for n, found in steps_of], LEAST_GROWTH)
     left = max(0.0, budget * 0.9 - (time.perf_counter() - began))
-    rounds = ROUNDS if left > 8 * ladder[-1][1]["seconds"] else 2
-    steps = max(1, min(20, int(left * 0.7 / (2 * rounds * ladder[-1][1]["seconds"]))))
+    rounds = ROUNDS if left > 8 * steps_of[-1][1]["seconds"] else 2
+    steps = max(1, min(20, int(left * 0.7 / (2 * rounds * steps_of[-1][1]["seconds"]))))
     say(f"{rounds} rounds of {steps} fed steps, {steps} steps alone and some batches of the loader alone")
     phases = _Phases(rounds, steps, setup.workers, size)
     with tempfile.TemporaryDirectory(prefix="asit-plan-") as scratch:
         saved = _Saved(setup, Path(scratch))
         opened = time.perf_counter()
-        data = loader(
-            setup.clips,
-            _keys(setup, size, kept=kept),
-            collate(setup),
-            workers=setup.workers,
-            pin=world.device.type == "cuda",
-        )
+        chosen = _keys(setup, world, size, kept=kept)
+        pin = world.device.type == "cuda"
+        loaded = loader(setup.clips, chosen, collate(setup), workers=setup.workers, pin=pin)
+        data = prefetched(loaded, world.device, setup.on_device)
         try:
-            fed = phases.through(data, lambda: _synchronise(world.device))
+            fed = phases.through(data, lambda: synchronise(world.device))
             plan = dataclasses.replace(
                 setup.plan,
                 total=phases.total,
@@ -149,12 +147,13 @@ def measure(
                 stop_after=0,
                 checkpoint_every=phases.total,
                 log_every=phases.total,
+                save_in_background=setup.settings.records.save_in_background,
             )
             with Records(None, plan.total, 0, tensorboard=False) as records:
                 loop.fit(setup.task, fed, plan, world, setup.precision, records, save=saved)
         finally:
             data.close()
-    memory = _memory(world.device)
+    memory = peak_memory(world.device)
     return Measured(
         micro=size,
         step_seconds=phases.alone,
@@ -167,37 +166,23 @@ def measure(
         read_seconds=read,
         read_cpu_seconds=read_cpu,
         again_seconds=again,
+        again_cpu_seconds=again_cpu,
         memory_gb=memory,
-        clip_gb={name: _line([(n, found[name]) for n, found in ladder])[0] for name in memory},
-        worker_gb=_kilobytes(resource.RUSAGE_CHILDREN) if setup.workers else 0.0,
+        clip_gb={name: line([(n, found[name]) for n, found in steps_of])[0] for name in memory},
+        worker_gb=resident(resource.RUSAGE_CHILDREN) if setup.workers else 0.0,
         machine_gb=machine(world.device),
         checkpoint_seconds=saved.seconds,
+        checkpoint_stall=saved.stall(world.device),
         checkpoint_gb=saved.state_gb,
         model_gb=saved.model_gb,
         start_seconds=prepared + phases.first - opened,
+        start_cpu_seconds=start_cpu,
         device=str(world.device)
         + (f" ({torch.cuda.get_device_name(world.device)})" if world.device.type == "cuda" else ""),
         threads=torch.get_num_threads(),
         precision=setup.precision.name,
         environment=runtime.environment(),
     )
-
-
-def machine(device: torch.device) -> dict[str, float]:
-    """Memory in GB of the machine, and of its GPU."""
-    found = {"cpu": memory_of_machine()}
-    if device.type == "cuda":
-        found["gpu"] = torch.cuda.get_device_properties(device).total_memory / 1e9
-    return {name: size for name, size in found.items() if size}
-
-
-def memory_of_machine(name: str = "MemTotal") -> float:
-    """GB of the machine's memory, or "MemAvailable" of it; 0 where that cannot be told."""
-    table = Path("/proc/meminfo")
-    if not table.exists():
-        return 0.0
-    rows = dict(line.split(":") for line in table.read_text().splitlines())
-    return int(rows[name].split()[0]) * 1024 / 1e9
 
 
 def noise(scratch: Path, rate: int, seconds: float, count: int) -> Catalogue:
@@ -254,24 +239,39 @@ class _Phases:
 
 
 class _Saved:
-    """Writes what a run writes at a checkpoint, into a folder that goes away, and notes time and sizes."""
+    """Writes what a run writes at a checkpoint, into a folder that goes away, and notes times and sizes."""
 
     def __init__(self, setup: Setup, folder: Path) -> None:
         self.setup, self.folder = setup, folder
-        self.seconds = self.state_gb = self.model_gb = 0.0
+        self.seconds = self.copied = self.cpu = self.state_gb = self.model_gb = 0.0
 
-    def __call__(self, step: int, tensors: dict[str, torch.Tensor]) -> None:
+    def __call__(self, step: int, tensors: dict[str, torch.Tensor]) -> Callable[[], None]:
         began = time.perf_counter()
-        model(self.setup, step).save(self.folder / "model", overwrite=True)
-        checkpoint.save_state(self.folder / "checkpoints", step, tensors, {"step": step}, keep=1)
-        self.seconds = time.perf_counter() - began
-        self.model_gb, self.state_gb = _size(self.folder / "model"), _size(self.folder / "checkpoints")
+        if self.setup.settings.records.save_in_background:
+            Saver(True).copy(tensors)  # once more, since the loop's own copying is over when it comes here
+        written = model(self.setup, step)
+        self.copied = time.perf_counter() - began
+
+        def write() -> None:
+            began, spent = time.perf_counter(), time.thread_time()
+            written.save(self.folder / "model", overwrite=True)
+            checkpoint.save_state(self.folder / "checkpoints", step, tensors, {"step": step}, keep=1)
+            self.seconds, self.cpu = time.perf_counter() - began, time.thread_time() - spent
+            self.model_gb, self.state_gb = _size(self.folder / "model"), _size(self.folder / "checkpoints")
+
+        return write
+
+    def stall(self, device: torch.device) -> float:
+        """Seconds without a step."""
+        if not self.setup.settings.records.save_in_background:
+            return self.copied + self.seconds
+        return self.copied + (self.cpu / torch.get_num_threads() if device.type == "cpu" else 0.0)
 
 
 def _reads(
     setup: Setup, count: int, kept: bool, limit: float
-) -> tuple[list[batches.Sample], float, float | None, float]:
-    """Some samples; s for one the first time, again where they are kept in memory, and of the processor's time."""
+) -> tuple[list[batches.Sample], tuple[float, float], tuple[float | None, float]]:
+    """Some samples; s by the clock and of the processor's time for one, read first, and again where they are kept."""
     setup.clips[1, 0]  # what is loaded once is not a clip's
     picked = order(setup.settings.seed, 0, len(setup.clips))[:count].tolist()
     found: list[batches.Sample] = []
@@ -280,117 +280,27 @@ def _reads(
         found.append(setup.clips[0, index])
         if len(found) >= min(FIRST, count) and time.perf_counter() - began > limit:
             break
-    first = (time.perf_counter() - began) / len(found)
-    cpu_first = (time.process_time() - spent) / len(found)
+    many = len(found)
+    first = (time.perf_counter() - began) / many, (time.process_time() - spent) / many
     if not kept:
-        return found, first, None, cpu_first
+        return found, first, (None, first[1])
     began, spent = time.perf_counter(), time.process_time()
-    for index in picked[: len(found)]:
+    for index in picked[:many]:
         setup.clips[0, index]
-    return (
-        found,
-        first,
-        (time.perf_counter() - began) / len(found),
-        (time.process_time() - spent) / len(found),
-    )
+    return found, first, ((time.perf_counter() - began) / many, (time.process_time() - spent) / many)
 
 
-def _ladder(
-    setup: Setup, world: World, clips: list[batches.Sample], micro: int, limit: float, say: Say
-) -> list[tuple[int, dict[str, float]]]:
-    """Steps of growing size, up to `micro` clips where time and memory allow; at least two where there are two."""
-    done: list[tuple[int, dict[str, float]]] = []
-    began, size = time.perf_counter(), min(FIRST, micro)
-    free = {"cpu": memory_of_machine("MemAvailable") or float("inf")}
-    if world.device.type == "cuda":
-        free["gpu"] = torch.cuda.mem_get_info(world.device)[0] / 1e9
-    while True:
-        many = list(itertools.islice(itertools.cycle(clips), size))
-        done.append((size, _repeated(setup, world, many)))
-        say(f"steps of {size} clips: {done[-1][1]['seconds']:.3f} s")
-        left = limit - (time.perf_counter() - began)
-        at, last = done[-1]
-        # The whole batch at once if it fits, or else twice as much; a step is taken three times.
-        fits = [
-            n
-            for n in (micro, min(micro, 2 * size))
-            if n > size
-            and (len(done) < 2 or 3 * last["seconds"] * n / at < left)
-            and (len(done) > 1 or n == min(micro, 2 * size))
-            and all(_at(done, name, n) - done[0][1][name] < MEMORY_SHARE * space for name, space in free.items())
-        ]
-        if not fits:
-            return done
-        size = fits[0]
-
-
-def _at(done: list[tuple[int, dict[str, float]]], name: str, size: int) -> float:
-    slope, _ = _line([(n, found[name]) for n, found in done])
-    return done[-1][1][name] + slope * (size - done[-1][0])
-
-
-def _line(points: list[tuple[int, float]], least: float = 0.0) -> tuple[float, float]:
-    """Slope and intercept, neither below 0, of the line through the largest two sizes; one point is all slope.
-
-    Args:
-        points: (clips, value), in growing size.
-        least: share of the last value that grows with the clips at least, whatever noise says.
-    """
-    (n, last) = points[-1]
-    if len(points) == 1:
-        return last / n, 0.0
-    (m, before) = points[-2]
-    slope = min(max(least * last / n, (last - before) / (n - m)), last / n)
-    return slope, last - slope * n
-
-
-def _repeated(setup: Setup, world: World, samples: list[batches.Sample]) -> dict[str, float]:
-    """The faster of two steps on these clips after one to warm up, and peak memory so far in GB."""
-    batch, marks = collate(setup)(samples), list[float]()
-    plan = dataclasses.replace(
-        setup.plan, total=3, batch=len(samples), accumulate=1, stop_after=0, checkpoint_every=1 << 60, log_every=1 << 60
-    )
-
-    def repeated() -> Generator[Any]:
-        while True:
-            _synchronise(world.device)
-            marks.append(time.perf_counter())
-            yield batch
-
-    with Records(None, plan.total, 0, tensorboard=False) as records:
-        loop.fit(setup.task, repeated(), plan, world, setup.precision, records)
-    _synchronise(world.device)
-    marks.append(time.perf_counter())
-    return {"seconds": min(b - a for a, b in itertools.pairwise(marks[1:])), **_memory(world.device)}
-
-
-def _keys(setup: Setup, micro: int, *, kept: bool) -> MicroBatches:
-    """Micro-batches of the first epoch's order; where recordings are kept, a few again and again, so that most are."""
-    seed, count = setup.settings.seed, len(setup.clips)
+def _keys(setup: Setup, world: World, micro: int, *, kept: bool) -> MicroBatches:
+    """Micro-batches in a run's order; where recordings are kept, a few again and again, so that most are."""
     if not kept:
-        return MicroBatches(lambda epoch: order(seed, epoch, count), count, micro, micro, 0, 1, 0)
+        settings = setup.settings.model_copy(update={"batch_size": micro, "accumulate": 1})
+        return keys(dataclasses.replace(setup, settings=settings), world, 0)
+    seed, count = setup.settings.seed, len(setup.clips)
     # A whole number of turns of the loader's processes: each meets its own clips again.
     few = max(1, min(count // micro, 2 * max(1, setup.workers)))
     few = few // max(1, setup.workers) * max(1, setup.workers) or few
     first = order(seed, 0, count)[: few * micro]
     return MicroBatches(lambda epoch: first, few * micro, micro, micro, 0, 1, 0)
-
-
-def _memory(device: torch.device) -> dict[str, float]:
-    found = {"cpu": _kilobytes(resource.RUSAGE_SELF)}
-    if device.type == "cuda":
-        found["gpu"] = torch.cuda.max_memory_allocated(device) / 1e9
-    return found
-
-
-def _kilobytes(who: int) -> float:
-    """Peak resident memory in GB; the system says kilobytes, but bytes on macOS."""
-    return resource.getrusage(who).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _size(folder: Path) -> float:

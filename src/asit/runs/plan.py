@@ -24,7 +24,8 @@ from asit import config, runtime
 from asit.errors import ConfigError
 from asit.pretrain import method
 from asit.runs import folder, resources, source
-from asit.runs.measured import Measured, Say, measure, noise
+from asit.runs.growth import Say
+from asit.runs.measured import Measured, measure, noise
 from asit.runs.setup import Setup, prepare
 from asit.runtime import World
 from asit.settings import PretrainSettings
@@ -149,13 +150,21 @@ class Taken:
     measured: Measured
 
 
-def take(settings: PretrainSettings, asked: Asked, *, stream: TextIO | None = sys.stderr) -> tuple[Taken, Work]:
+def take(
+    settings: PretrainSettings, asked: Asked, *, began: float | None = None, stream: TextIO | None = sys.stderr
+) -> tuple[Taken, Work]:
     """Measure this machine under these settings, in about `asked.budget` seconds; nothing is kept.
+
+    Args:
+        settings: of the run.
+        asked: what else there is to know of it.
+        began: `time.perf_counter()` when the command began, before torch was imported; None: now.
+        stream: where progress goes; None: nowhere.
 
     Raises:
         AsitError: all that a run would be refused for before its first step.
     """
-    began = time.perf_counter()
+    began = time.perf_counter() if began is None else began
     say = _teller(stream)
     with _prepared(settings, asked, stream) as (setup, work, world):
         micro = setup.settings.batch_size // setup.settings.accumulate
@@ -224,7 +233,9 @@ def predict(measured: Measured, work: Work, asked: Asked) -> Prediction:
         first = max(step + max(0.0, shared), loading * max(1.0, slower))
     early = min(work.steps, work.epoch_steps)
     training = early * first + (work.steps - early) * step
-    written = math.ceil(work.steps / work.checkpoint_every) * measured.checkpoint_seconds
+    # The last one is waited for, whoever writes it.
+    many = math.ceil(work.steps / work.checkpoint_every)
+    written = many * measured.checkpoint_stall + measured.checkpoint_seconds
     seconds = measured.start_seconds + training + written
     extrapolated = micro != measured.micro
     spread = DRIFT + EXTRAPOLATED * extrapolated
@@ -232,7 +243,8 @@ def predict(measured: Measured, work: Work, asked: Asked) -> Prediction:
     high = training * max(measured.fed_seconds) / fed * (1 + spread) * (expected / least)
     hours, low, high = (t / 3600 for t in (seconds, seconds - training + low, seconds - training + high))
     each = statistics.median(measured.fed_cpu_seconds) / line * (measured.fixed_seconds + measured.clip_seconds * clips)
-    busy = work.steps * work.processes * (each + clips * measured.read_cpu_seconds)
+    busy = work.steps * (each + clips * measured.again_cpu_seconds) + measured.start_cpu_seconds
+    busy += early * clips * (measured.read_cpu_seconds - measured.again_cpu_seconds)
     price = asked.price_per_hour
     more = micro - measured.micro
     memory = {name: size + max(0.0, more * measured.clip_gb[name]) for name, size in measured.memory_gb.items()}
@@ -249,7 +261,7 @@ def predict(measured: Measured, work: Work, asked: Asked) -> Prediction:
         clips_per_second=work.batch / step,
         start_seconds=measured.start_seconds,
         checkpoint_seconds=written,
-        cpu_hours=busy / 3600,
+        cpu_hours=busy * work.processes / 3600,
         hours=hours,
         hours_low=low,
         hours_high=high,
