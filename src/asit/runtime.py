@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from asit.errors import ConfigError
+from asit.errors import ConfigError, TrainingError
 
 
 @dataclass
@@ -87,6 +88,7 @@ def world(device: str = "auto", threads: int = 0, timeout: float = 30.0) -> Iter
 
     Raises:
         ConfigError: the device is not there.
+        TrainingError: another process did not come.
     """
     if threads:
         torch.set_num_threads(threads)
@@ -97,7 +99,10 @@ def world(device: str = "auto", threads: int = 0, timeout: float = 30.0) -> Iter
         return
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(minutes=timeout))
+    how: dict[str, Any] = {"timeout": timedelta(minutes=timeout)}
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        how |= {"store": _fresh_store(rank, size, timeout), "rank": rank, "world_size": size}
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", **how)
     try:
         # Flags and messages go over the CPU, so that asking never waits for the accelerator's queue.
         # It waits for hours: the others stand by while the first process looks through millions of recordings.
@@ -105,6 +110,43 @@ def world(device: str = "auto", threads: int = 0, timeout: float = 30.0) -> Iter
         yield World(rank, size, chosen, f"{reason}; {size} processes", control)
     finally:
         dist.destroy_process_group()
+
+
+def _fresh_store(rank: int, size: int, timeout: float) -> Any:
+    """A place in the store of torchrun's agent that no earlier start of these processes has used.
+
+    The agent keeps one store over all restarts and torch (2.13) puts every start's addresses under the same names, so
+    that a process started again may read, and try for ever, the address of one that was killed. Here rank 0 makes up
+    a name; the others ask for it under a name that is new as well, until each has said that it has got it.
+    """
+    within = timedelta(minutes=timeout)
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), None, False, within)  # type: ignore[attr-defined]
+    end, mine = time.monotonic() + within.total_seconds(), uuid.uuid4().hex
+    others, answered = set(range(1, size)) if rank == 0 else {0}, set[str]()
+    if rank:
+        store.set(f"asit/asks/{rank}", mine)
+    while others:
+        if rank == 0:
+            for other in others:
+                # What an earlier start has left here is answered too, and nobody reads it.
+                if store.check([f"asit/asks/{other}"]):
+                    asked = store.get(f"asit/asks/{other}").decode()
+                    if asked not in answered:
+                        store.set(f"asit/answer/{asked}", mine)
+                        answered.add(asked)
+            others = {other for other in others if not store.check([f"asit/{mine}/{other}"])}
+        elif store.check([f"asit/answer/{mine}"]):
+            mine, others = store.get(f"asit/answer/{mine}").decode(), set()
+            store.set(f"asit/{mine}/{rank}", "here")
+        if others and time.monotonic() > end:
+            named = ", ".join(map(str, sorted(others)[:8]))
+            raise TrainingError(
+                f"rank {rank}: no sign of rank {named} within {timeout:g} minutes (process_timeout)",
+                f"all {size} processes to start",
+                "see why the others do not start: their messages, and whether the machines reach each other",
+            )
+        time.sleep(0.02 if others else 0.0)
+    return dist.PrefixStore(f"asit/{mine}", store)  # type: ignore[attr-defined]
 
 
 def existing_device(wanted: str | torch.device) -> torch.device:

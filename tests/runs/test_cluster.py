@@ -334,3 +334,46 @@ def test_four_processes_then_two_then_one(tiny: Any, tmp_path: Path, ranks: Any,
     ours, theirs = ([line["loss"] for line in metrics(at)] for at in (run, tmp_path / "one"))
     assert ours == pytest.approx(theirs, rel=1e-3)
     assert state(run).keys() == state(tmp_path / "one").keys()
+
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "slurm_pretrain.sh"
+SLURM = {
+    # One machine: the options of srun are dropped, and its command is run in a process that scancel finds.
+    "srun": 'while [[ $1 == --* ]]; do shift; done; echo $$ > "$PLACE/step"; exec "$@"',
+    "scancel": 'echo "scancel $*" >> "$PLACE/calls"; kill -TERM "$(cat "$PLACE/step")"',
+    "scontrol": 'echo "scontrol $*" >> "$PLACE/calls"; if [[ $1 == show ]]; then echo 127.0.0.1; fi',
+}
+
+
+@pytest.mark.slow
+def test_the_slurm_script_ends_with_a_checkpoint_and_goes_on(tiny: Any, listed: Path, tmp_path: Path) -> None:
+    """As far as one machine shows it: srun, scancel and scontrol are stand-ins."""
+    run, file, place = tmp_path / "run", tmp_path / "s.yaml", tmp_path / "slurm"
+    place.mkdir()
+    for name, body in SLURM.items():
+        (place / name).write_text(f"#!/bin/bash\n{body}\n")
+        (place / name).chmod(0o755)
+    file.write_text(config.to_yaml(tiny(run, **{**LONG, "epochs": 4000, "records": {"checkpoint_every": 10_000}})))
+    told = {"DATA": str(listed), "OUT": str(run), "PYTHON": sys.executable, "PROCESSES": "2", "PLACE": str(place)}
+    told |= {"SLURM_JOB_ID": str(os.getpid()), "SLURM_NNODES": "1", "SLURM_JOB_NODELIST": "x", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **told, "PATH": f"{place}:{os.environ['PATH']}"}
+    call = ["bash", str(SCRIPT), "--config", str(file)]
+    job = subprocess.Popen(call, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    end, lines = time.monotonic() + 120, run / "metrics.jsonl"
+    while not lines.exists() or lines.stat().st_size < 2000:
+        assert job.poll() is None, job.communicate()[0]
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    job.send_signal(signal.SIGUSR1)
+    said, _ = job.communicate(timeout=120)
+    assert job.returncode == 0, said
+    calls = (place / "calls").read_text().splitlines()
+    assert calls[1:] == [f"scancel --signal=TERM {os.getpid()}", f"scontrol requeue {os.getpid()}"]
+    (last,) = (run / "checkpoints").iterdir()
+    step = int(last.name.removeprefix("step-"))
+    again = subprocess.run(
+        [*call, "--stop-after", str(step + 2)], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert again.returncode == 0, again.stderr
+    assert f"goes on from step {step}" in (run / "log.txt").read_text()
+    assert len((place / "calls").read_text().splitlines()) == 4  # not asked to end: not put into the queue again
