@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import asit
-from asit.engine import stopping
+from asit import runtime
+from asit.engine import shards, stopping
+from asit.errors import StoreError
 from asit.runs import finetune, pretrain
 
 pytestmark = pytest.mark.slow
@@ -84,3 +86,60 @@ def test_fine_tuning_in_shards(tuned: Any, tmp_path: Path, ranks: Any, state: An
         assert ended.code == 0, ended.said
     close(state(runs["fsdp"]), state(runs["one"]))
     assert (runs["fsdp"] / "results.json").exists()
+
+
+def test_data_that_ends_in_one_process_ends_both_with_a_checkpoint(
+    tiny: Any, tmp_path: Path, ranks: Any, state: Any, same: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other process is in the middle of the step; going on gives the bits of a run that met nothing."""
+    fed = pretrain.feed
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    often = {**WHOLE, "records": {"checkpoint_every": 100}}
+    for ended in ranks(2, lambda: go(tiny(whole, **often))):
+        assert ended.code == 0, ended.said
+
+    def ending(setup: Any, world: Any, start: int) -> Any:
+        for number, batch in enumerate(fed(setup, world, start)):
+            if world.rank == 1 and number == 2:
+                raise StoreError("shard-3.tar is not there", "a shard", "bring it back")
+            yield batch
+
+    monkeypatch.setattr(pretrain, "feed", ending)
+    said = [ended.said for ended in ranks(2, lambda: go(tiny(broken, **often)))]
+    assert "another process of this run got no more data: shard-3.tar is not there" in said[0]
+    assert "shard-3.tar is not there\n  expected: a shard\n  way out:  bring it back" in said[1]
+    assert [p.name for p in (broken / "checkpoints").iterdir()] == ["step-00000002"]
+    assert "stopped: shard-3.tar is not there; step 2 is kept" in (broken / "log.txt").read_text()
+    monkeypatch.setattr(pretrain, "feed", fed)
+    for ended in ranks(2, lambda: go(tiny(broken, **often), resume=True)):
+        assert ended.code == 0, ended.said
+    same(state(broken), state(whole))
+
+
+def test_gradients_are_exchanged_while_the_backward_pass_goes_on(ranks: Any) -> None:
+    def body() -> int:
+        with runtime.world("cpu", 1) as world:
+            layers = nn.Sequential(*[nn.Linear(1024, 1024) for _ in range(12)])
+
+            class Task(shards.Distributed):
+                _forward = layers
+
+                def trainable(self) -> nn.Module:
+                    return layers
+
+            task, x = Task(), torch.ones(64, 1024)
+            task.distribute(world)
+            for _ in range(2):  # the first backward pass settles the buckets
+                task._forward(x).square().mean().backward()
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+                task._forward(x).square().mean().backward()
+            events = profile.events()
+            exchanged = [e.time_range for e in events if e.name == "c10d::allreduce_"]
+            passed = [e.time_range for e in events if e.name.startswith("autograd::engine::evaluate_function")]
+            middle = (passed[0].start + max(e.end for e in passed)) / 2
+            assert len(exchanged) >= 3
+            assert sum(e.start < middle for e in exchanged) >= 1
+        return 0
+
+    for ended in ranks(2, body):
+        assert ended.code == 0, ended.said

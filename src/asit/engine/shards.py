@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -60,10 +61,11 @@ class Distributed:
                 shard(module, mesh)
         elif not isinstance(self._forward, DistributedDataParallel):
             # Buckets are the gradients' own memory: no copy in and out. They are exchanged while the backward pass
-            # goes on, the last layers' first.
-            self._forward = DistributedDataParallel(
-                self._forward, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+            # goes on, the last layers' first. Buffers are constants here, and the name of that option has changed.
+            options = inspect.signature(DistributedDataParallel).parameters
+            name = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
+            constant: dict[str, Any] = {name: False}
+            self._forward = DistributedDataParallel(self._forward, gradient_as_bucket_view=True, **constant)
 
     @contextlib.contextmanager
     def no_sync(self) -> Iterator[None]:
