@@ -73,10 +73,10 @@ class _Branch(torch.autograd.Function):
         hidden = low @ into.t()
         if heads:
             middle, parts, weights = cpu.attend(hidden.view(*rows.shape[:2], 3, heads, -1))
-            middle, saved = middle.view(-1, width), (parts, weights)
+            middle, saved = middle.view(-1, width), [parts, weights]
         else:
             middle = F.gelu(hidden)
-            saved = (hidden,)
+            saved = [hidden]
         made = F.linear(middle, out_of, bias_out.bfloat16()).float().view(rows.shape)
         if factors is not None:
             made.mul_(factors[:, None, None])

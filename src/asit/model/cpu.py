@@ -165,7 +165,8 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return attend_backward(grad, *ctx.saved_tensors, ctx.shape)
+        parts, weights = ctx.saved_tensors
+        return attend_backward(grad, parts, weights, ctx.shape)
 
 
 def attend(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
