@@ -57,14 +57,14 @@ def step(encoder: str, batch: int, seconds: float, threads: int) -> dict[str, fl
     from asit.engine.records import Records
     from asit.model import cpu
     from asit.runs.measured import noise
-    from asit.runs.setup import collate, prepare
+    from asit.runs.setup import batch_of, prepare
 
     cpu.keep_freed_memory()
     settings = settings_of(encoder, batch, seconds, threads)
     with runtime.world("cpu", threads) as world, tempfile.TemporaryDirectory() as scratch:
         setup = prepare(settings, noise(Path(scratch), settings.front_end.rate, seconds, max(16, batch)), world)
         few = [setup.clips[0, i] for i in range(min(8, batch))]
-        given = collate(setup)(list(itertools.islice(itertools.cycle(few), batch)))
+        given = batch_of(setup, world, list(itertools.islice(itertools.cycle(few), batch)))
         marks: list[tuple[float, float]] = []
         until = time.perf_counter() + 6.0
 
@@ -118,14 +118,13 @@ def recordings(folder: Path, kind: str, count: int, seconds: float) -> Any:
 def load(kind: str, seconds: float, workers: int, toy: bool) -> dict[str, float]:
     """Clips a second of the loader with nothing else to do, after what was ready has been taken out."""
     from asit import runtime
-    from asit.data.order import loader
-    from asit.runs.setup import collate, keys, prepare
+    from asit.runs.setup import feed, prepare
 
     with runtime.world("cpu", 1) as world, tempfile.TemporaryDirectory() as scratch:
         batch, many = 16, 2 if toy else 12
         listed = recordings(Path(scratch), kind, 4096, seconds)
         setup = prepare(settings_of("toy", batch, seconds, 1, workers), listed, world)
-        data = loader(setup.clips, keys(setup, world, 0), collate(setup), workers=workers, pin=False)
+        data = feed(setup, world, 0)
         for _ in range(1 + 4 * workers):
             next(data)
         began = time.perf_counter()

@@ -62,7 +62,7 @@ def process(pipe: Connection | None, options: dict[str, Any], threads: int, env:
     from asit.engine.records import Records
     from asit.model import cpu
     from asit.runs.measured import noise
-    from asit.runs.setup import collate, prepare
+    from asit.runs.setup import batch_of, prepare
 
     cpu.keep_freed_memory()
     settings = settings_of(options, threads)
@@ -71,7 +71,7 @@ def process(pipe: Connection | None, options: dict[str, Any], threads: int, env:
         setup = prepare(settings, listed, world)
         micro = options["batch"] // world.size
         picked = order(0, 0, len(setup.clips))[world.rank * micro :][:micro]
-        batch = collate(setup)([setup.clips[0, int(i)] for i in picked])
+        batch = batch_of(setup, world, [setup.clips[0, int(i)] for i in picked])
 
         def batches() -> Iterator[Any]:
             yield batch
