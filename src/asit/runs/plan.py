@@ -41,7 +41,7 @@ ROW_BYTES = {"catalogue": 120, "metrics": 900}
 """Bytes of a line of each of the run's files; about."""
 NOT_COMPARED = (
     *("data", "out", "splits", "preset", "seed", "epochs", "batch_size", "accumulate", "stop_after", "device"),
-    *("workers", "threads", "bad_files", "probe.", "records.", "optim."),
+    *("workers", "threads", "bad_files", "process_timeout", "probe.", "records.", "optim."),
     *("front_end.mean", "front_end.std", "views.keep_gb", "views.short_files"),
 )
 """Settings that change neither a step's work for a clip nor a clip's loading, or that the prediction reckons with."""
