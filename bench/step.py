@@ -1,12 +1,15 @@
 """What a pretraining step costs, as a share of what this machine's matrix products can do.
 
-    python bench/step.py [--toy] [--threads 2] [--rounds 7] [--official 2] [--allocator] [--against SRC] [--profile]
+    python bench/step.py [--toy] [--network base|speech] [--threads 2] [--rounds 7] [--official 2] [--allocator]
+                         [--against SRC] [--profile]
 
 The step is the real one: `asit.engine.loop.fit` over one synthetic batch of 4 clips, two views of 592 frames, the
-base encoder with the losses of preset official-v2 without local views. Beside it stand, each in a process of its own
-and taken in turn, round by round: bf16 matrix products of several shapes; the official settings in float32, written
-plainly; and, where asked, the step with other allocator settings, or of another copy of the sources. Ratios are
-taken within a round. A share is counted with 475 GFLOP a clip; what the formula here counts is printed too.
+base encoder with the losses of preset official-v2 without local views; or, as `speech`, that preset's encoder 192 wide
+over 64 clips of 0.8 s with two local views. Freed memory is kept, as `asit` does. Beside it stand, each in a process
+of its own and taken in turn, round by round: bf16 matrix products of several shapes; the official settings in float32,
+written plainly; and, where asked, the step with other allocator settings, or of another copy of the sources. Ratios are
+taken within a round. A share of the base encoder is counted with 475 GFLOP a clip; what the formula here counts is
+printed too.
 """
 
 from __future__ import annotations
@@ -25,13 +28,17 @@ from measure import ALLOCATORS, Helper, Watched, asked, ceilings, memory, produc
 
 CLIP_FLOPS = 475e9
 CLIPS, FRAMES, MELS = 4, 592, 128
+SPEECH_CLIPS, SPEECH_FRAMES = 64, 80
 PARTS = ("teacher", "student", "losses", "backward", "clip", "optimiser", "teacher's EMA", "rest")
 # Our step
 
 
-def settings_of(toy: bool) -> Any:
+def settings_of(toy: bool, network: str = "base") -> Any:
     from asit import recipes
 
+    if network == "speech":
+        given = {"batch_size": SPEECH_CLIPS, "front_end": {"mean": -8.78, "std": 4.29}, "precision": "bf16"}
+        return recipes.pretrain_settings("speech", None, given)
     small: dict[str, Any] = {}
     if toy:
         small = {"encoder": {"size": "tiny"}, "heads": {"hidden": 64, "class_prototypes": 256, "patch_prototypes": 256}}
@@ -49,24 +56,26 @@ def batch_of(settings: Any, frames: int) -> Any:
     from asit.pretrain import masking
 
     rng = np.random.default_rng(0)
-    rows = 2 * CLIPS
+    clips, others = settings.batch_size, settings.views.local_views
+    rows = 2 * clips
     masks = [masking.draw(rng, frames, MELS, settings.masking) for _ in range(rows)]
     rates = vit.drop_path_rates(settings.encoder)
-    factors = np.stack([vit.draw_drop_path(rng, rates) for _ in range(rows)])
+    factors = np.stack([vit.draw_drop_path(rng, rates) for _ in range(rows + others * clips)])
+    local = rng.normal(0, 0.5, (others * clips, 1, frames // 2, MELS)).astype(np.float32)
     return Batch(
         clean=torch.from_numpy(rng.normal(0, 0.5, (rows, 1, frames, MELS)).astype(np.float32)),
-        local=torch.zeros(0),
+        local=torch.from_numpy(local),
         drop=torch.from_numpy(np.stack([m.drop for m in masks]))[:, None],
         replace=torch.from_numpy(np.stack([m.replace for m in masks]))[:, None],
-        donor=torch.from_numpy(masking.donor_rows(rng.random((CLIPS, 2)), 4)),
+        donor=torch.from_numpy(masking.donor_rows(rng.random((clips, 2)), 4)),
         factors=torch.from_numpy(factors).permute(1, 2, 0).contiguous(),
         noise=torch.zeros(0),
-        ids=[f"clip {i}" for i in range(CLIPS)],
+        ids=[f"clip {i}" for i in range(clips)],
         failures=[],
     )
 
 
-def ours(pipe: Connection, toy: bool, threads: int, source: str | None, profile: bool) -> None:
+def ours(pipe: Connection, toy: bool, threads: int, source: str | None, profile: bool, network: str = "base") -> None:
     if source:
         sys.path.insert(0, source)
     import torch
@@ -75,11 +84,13 @@ def ours(pipe: Connection, toy: bool, threads: int, source: str | None, profile:
     from asit import runtime
     from asit.engine import loop
     from asit.engine.records import Records
+    from asit.model import cpu
     from asit.pretrain import method
 
+    cpu.keep_freed_memory()
     torch.set_num_threads(threads)
-    settings = method.resolve(settings_of(toy))
-    frames = 64 if toy else FRAMES
+    settings = method.resolve(settings_of(toy, network))
+    frames = SPEECH_FRAMES if network == "speech" else 64 if toy else FRAMES
     batch = batch_of(settings, frames)
     device = torch.device("cpu")
     task = method.ASiT(settings, frames, torch.Generator().manual_seed(0), device)
@@ -106,8 +117,9 @@ def ours(pipe: Connection, toy: bool, threads: int, source: str | None, profile:
             spent = {name: after[name] - before[name] for name in after}
             pipe.send({"seconds": seconds, "memory": memory(), **spent, **watched.spent(PARTS)})
 
+    o = settings.optim
     plan = loop.Plan(
-        1 << 30, 100, CLIPS, 1, settings.optim.betas, settings.optim.clip, settings.optim.clip_per_parameter,
+        1 << 30, 100, settings.batch_size, 1, o.betas, o.clip, o.clip_per_parameter,
         log_every=1 << 30, checkpoint_every=1 << 30,
     )  # fmt: skip
     records = Records(None, 0, 0, tensorboard=False, stream=None)
@@ -220,19 +232,26 @@ def official(pipe: Connection, toy: bool, threads: int) -> None:
 # Counting
 
 
-def formula(skipped: float = 0.0) -> float:
+def formula(skipped: float = 0.0, network: str = "base") -> float:
     """FLOP of a clip in matrix products: 2 for each multiplication and addition, the backward pass twice the forward.
 
     `skipped`: share of the student's branches that stochastic depth leaves out and that need no computing.
     """
-    width, depth, patches = 768, 12, 296
-    tokens = patches + 1
-    branches = depth * 2 * tokens * (12 * width**2 + 2 * tokens * width)
-    embed = 2 * patches * 256 * width
-    projection = 2 * tokens * (width * 2048 + 2048 * 2048 + 2048 * 256 + 256 * 8192)
-    rebuilt = 2 * patches * (3 * width**2 + width * 256)
-    teacher = branches + embed + projection
-    student = 3 * (branches * (1 - skipped) + projection + rebuilt) + 2 * embed
+    if network == "speech":
+        width, depth, area, views = 192, 6, 4 * MELS, {SPEECH_FRAMES // 4: 2, SPEECH_FRAMES // 8: 2}
+        hidden, bottleneck, prototypes = 512, 64, 512
+    else:
+        width, depth, area, views = 768, 12, 256, {296: 2}
+        hidden, bottleneck, prototypes = 2048, 256, 8192
+    patches = next(iter(views))
+    layers = {p: depth * (p + 1) * (12 * width**2 + 2 * (p + 1) * width) for p in views}
+    of_token = width * hidden + hidden**2 + hidden * bottleneck + bottleneck * prototypes
+    teacher = 2 * (layers[patches] + patches * area * width + (patches + 1) * of_token)
+    branches = sum(count * layers[p] for p, count in views.items())
+    embedded = sum(count * p for p, count in views.items()) * area * width
+    tokens = 2 * (patches + 1) + sum(count for p, count in views.items() if p != patches)  # of local views the class's
+    rebuilt = 2 * patches * (3 * width**2 + width * area)
+    student = 3 * (branches * (1 - skipped) + tokens * of_token + rebuilt) + 2 * embedded
     return 2.0 * (teacher + student)
 
 
@@ -242,6 +261,7 @@ def formula(skipped: float = 0.0) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--toy", action="store_true", help="a tiny network: whether it runs, in seconds")
+    parser.add_argument("--network", default="base", choices=("base", "speech"), help="which step; speech: ours alone")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of every process")
     parser.add_argument("--rounds", type=int, default=7, help="steps that are timed")
     parser.add_argument("--official", type=int, default=2, help="rounds with a step of the official settings")
@@ -249,23 +269,25 @@ def main() -> None:
     parser.add_argument("--against", metavar="SRC", help="also the step of another copy of src/")
     parser.add_argument("--profile", action="store_true", help="print torch's profile of one step, and nothing else")
     options = parser.parse_args()
-    toy, threads = options.toy, options.threads
+    toy, threads, network = options.toy, options.threads, options.network
+    clips, clip_flops = (CLIPS, CLIP_FLOPS) if network == "base" else (SPEECH_CLIPS, formula(0.05, network))
     os.environ["OMP_NUM_THREADS"] = str(threads)
     if options.profile:
-        helper = Helper(ours, toy, threads, None, True)
+        helper = Helper(ours, toy, threads, None, True, network)
         helper.ask()
         return
     rounds, slow = (2, 1) if toy else (options.rounds, options.official)
+    slow = slow if network == "base" else 0
 
     import torch
 
     tokens = 2 * CLIPS * (FRAMES // 16 * MELS // 16 + 1)
     product = Helper(products, threads, tokens, toy)
-    steps = {"ours": Helper(ours, toy, threads, None, False)}
+    steps = {"ours": Helper(ours, toy, threads, None, False, network)}
     for name in options.allocator:
-        steps[f"ours, {name}"] = Helper(ours, toy, threads, None, False, env=ALLOCATORS[name])
+        steps[f"ours, {name}"] = Helper(ours, toy, threads, None, False, network, env=ALLOCATORS[name])
     if options.against:
-        steps["against"] = Helper(ours, toy, threads, options.against, False)
+        steps["against"] = Helper(ours, toy, threads, options.against, False, network)
     plain = Helper(official, toy, threads) if slow else None
     print(f"torch {torch.__version__}, {os.cpu_count()} cores, {threads} threads, load {os.getloadavg()[0]:.1f}")
     rates: list[dict[str, float]] = []
@@ -280,7 +302,7 @@ def main() -> None:
             told["official"].append(plain.ask())
     ceiling, of_cpu = ceilings(rates)
     print(
-        "\n| step of 4 clips | s | clips/s | share of the ceiling | lowest, highest | CPU s | of these system | "
+        f"\n| step of {clips} clips | s | clips/s | share of the ceiling | lowest, highest | CPU s | of these system | "
         "faults | share, by CPU time | memory, GB | s to ours | CPU s to ours |"
     )
     print("|---" * 12 + "|")
@@ -288,14 +310,14 @@ def main() -> None:
         if not found:
             continue
         typically = {key: statistics.median(f[key] for f in found) for key in found[0]}
-        flops = CLIPS * CLIP_FLOPS
+        flops = clips * clip_flops
         shares = sorted(flops / f["seconds"] / r[ceiling] for f, r in zip(found, rates, strict=False))
         by_cpu = statistics.median(flops * threads / f["cpu"] / r[of_cpu] for f, r in zip(found, rates, strict=False))
         pairs = list(zip(found, told["ours"], strict=False))
         ratios = [statistics.median(f[key] / o[key] for f, o in pairs) for key in ("seconds", "cpu")]
         cells = [
             f"{typically['seconds']:.3f}",
-            f"{CLIPS / typically['seconds']:.2f}",
+            f"{clips / typically['seconds']:.2f}",
             f"{statistics.median(shares):.2f}",
             f"{shares[0]:.2f}, {shares[-1]:.2f}",
             f"{typically['cpu']:.2f}",
@@ -313,8 +335,8 @@ def main() -> None:
         cells = [f"{seconds:.0f} ({cpu:.0f})" for seconds, cpu in both]
         print(f"| {part} | " + " | ".join(cells) + " |")
     print(
-        f"\nGFLOP a clip: {CLIP_FLOPS / 1e9:.0f} counted; the formula gives {formula() / 1e9:.1f}, and "
-        f"{formula(0.05) / 1e9:.1f} without the branches that stochastic depth drops (5 % of them on average)."
+        f"\nGFLOP a clip: {clip_flops / 1e9:.3g} counted; the formula gives {formula(0, network) / 1e9:.4g}, and "
+        f"{formula(0.05, network) / 1e9:.4g} without the branches that stochastic depth drops (5 % of them on average)."
     )
     for helper in (product, *steps.values(), *([plain] if plain else [])):
         helper.end()
