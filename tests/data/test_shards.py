@@ -167,7 +167,7 @@ def test_stopped_and_gone_on_with(sounds: Catalogue, tmp_path: Path) -> None:
         if done and any((tmp_path / "out").glob("*.done.json")):
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt, match=r"stopped with \d of 5 shards written to .*out; go on with --resume"):
+    with pytest.raises(KeyboardInterrupt, match=r"\d of 5 shards are written to .*out; go on with --resume"):
         pack(sounds, tmp_path / "out", clips=2, progress=stop)
     assert not (tmp_path / "out" / "index.jsonl").exists()
     (tmp_path / "out" / ".shard-000003.tar.1.tmp").write_bytes(b"of a killed process")

@@ -12,8 +12,8 @@ from asit.data import members, places, stores
 from asit.data.catalogue import Catalogue, Clip
 from asit.errors import ConfigError
 
-# Bytes a second of sound written anew, to settle beforehand what a shard holds; 16-bit FLAC of speech and music takes
-# about 0.55 of its samples (measured on 7,200 Arabic words and ESC-50), Opus of libsndfile about 3 kB at 16 kHz.
+# Bytes a second of sound written anew, to settle beforehand what a shard holds. 16-bit FLAC takes about half of its
+# samples, Opus of libsndfile about 4 kB at 16 kHz (7,200 Arabic words: 0.49 and 3.7 kB; noise takes more).
 _FLAC_SHARE, _OPUS = 0.55, 3200.0
 _COVER = 1536  # bytes of headers, padding and sidecar around a member
 

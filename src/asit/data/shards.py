@@ -12,14 +12,17 @@ import hashlib
 import itertools
 import json
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
+from multiprocessing import connection
 from typing import Any
 
 import numpy as np
@@ -135,7 +138,7 @@ def pack(
                     raise _too_many(out, bad, len(source), bad_files, told["skipped"])
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
-                f"stopped with {len(there)} of {len(names)} shards written to {out}; go on with --resume"
+                f"{len(there)} of {len(names)} shards are written to {out}; go on with --resume"
             ) from None
     return _finish(source, out, names, encode, rate, kept)
 
@@ -290,6 +293,18 @@ def _start(stopped: Any, begun: Any) -> None:
     global _stopped, _begun
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process tells when to stop
     _stopped, _begun = stopped, begun
+    # Decoders write to the standard error by themselves and would tear the progress line.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 def _is_stopped() -> bool:

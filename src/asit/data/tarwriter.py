@@ -110,6 +110,11 @@ def _fill(
             except AudioError as error:
                 skipped.append({"path": known, "reason": getattr(error, "reason", "unreadable"), "detail": error.found})
                 continue
+            except (OSError, RuntimeError, ValueError, MemoryError) as error:
+                # Whatever a decoder or the disk comes up with: one recording must not end the work on millions.
+                detail = f"{clip.path}: {type(error).__name__}: {error}"
+                skipped.append({"path": known, "reason": "unreadable", "detail": detail})
+                continue
             key = _free(members.key_of(known), keys)
             listed = members.listed_name(known, made) if made.suffix == f".{way.encode}" else known
             offset = _add(archive, key + made.suffix, made.data)
