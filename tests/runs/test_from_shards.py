@@ -14,13 +14,23 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+from asit.audio.fbank import FrontEnd
 from asit.data.catalogue import Catalogue
 from asit.data.columns import Rows
+from asit.data.inputs import expand
 from asit.errors import StoreError
+from asit.model.audio_model import AudioModel
+from asit.model.vit import Encoder
+from asit.runs.embed import embed_files
 from asit.runs.finetune import finetune
 from asit.runs.pretrain import pretrain
+from asit.settings import EncoderSettings, FrontEndSettings
+
+FRONT_END = {"rate": 8000, "mels": 32, "mean": -8.0, "std": 3.5}
 
 
 def pack(listed: Catalogue, folder: Path) -> Path:
@@ -135,11 +145,34 @@ def test_fine_tuning_reads_shards_and_their_labels(
     assert result.results
 
 
+@pytest.mark.slow
 def test_blocks_as_an_order_of_a_run(tiny: Callable[..., Any], listed: Path, tmp_path: Path) -> None:
     data = pack(Catalogue.read(listed), tmp_path / "packed")
     views = {"order": "blocks", "block": 2}
     result = pretrain(tiny(tmp_path / "run", data, epochs=1, stop_after=2, views=views), stream=None)
     assert result.step == 2
+
+
+def test_embedding_of_an_index_has_the_files_rows(listed: Path, tmp_path: Path) -> None:
+    """Named as the files were; a shard that is missing ends the call, and is no bad recording."""
+    folder = pack(Catalogue.read(listed), tmp_path / "packed")
+    size = EncoderSettings(size="custom", width=32, depth=2, heads=2, patch_frames=8, patch_mels=8)
+    model = AudioModel(Encoder(size, 48, 32), FrontEnd(FrontEndSettings(**FRONT_END)))
+    model.encoder.init_weights(torch.Generator().manual_seed(0))
+    tables = []
+    for given in (str(Catalogue.read(listed).root), str(folder)):
+        embed_files(model, expand([given]), tmp_path / "out.npz", overwrite=True, threads=2)
+        with np.load(tmp_path / "out.npz") as table:
+            tables.append({name: table[name] for name in table.files})
+    assert tables[0].keys() == tables[1].keys()
+    assert [
+        name for name in tables[0] if name != "about" and not np.array_equal(tables[0][name], tables[1][name])
+    ] == []
+    moved = folder.rename(tmp_path / "moved")  # this process holds the shards open that it has read
+    (moved / "shard-000001.tar").unlink()
+    with pytest.raises(StoreError, match=r"moved/shard-000001\.tar"):
+        embed_files(model, expand([str(moved)]), tmp_path / "other.npz", threads=2)
+    assert not (tmp_path / "other.npz").exists()
 
 
 @pytest.mark.slow
