@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable
@@ -9,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from asit import cli
 from asit.errors import ConfigError
 from asit.runs import plan
 from asit.runs.measured import Measured
+from asit.runtime import World
 from asit.settings import PretrainSettings
 
 MACHINE = Measured(
@@ -183,3 +186,20 @@ def test_prints_json_for_a_machine_measured_before(tmp_path: Path, capsys: Any, 
     found = json.loads(capsys.readouterr().out)["prediction"]
     assert found["work"]["steps"] == 100 * 250
     assert found["cost"] == pytest.approx(3 * found["hours"])
+
+
+def test_is_not_started_in_several_processes(
+    tmp_path: Path, tiny: Callable[..., PretrainSettings], monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(plan.runtime, "world", lambda *_: contextlib.nullcontext(World(0, 2, torch.device("cpu"), "")))
+    with pytest.raises(ConfigError, match=r"(?s)torchrun in 2 processes.*--processes 2"):
+        plan.take(tiny(tmp_path / "run"), plan.Asked(), stream=None)
+
+
+@pytest.mark.gpu
+def test_measures_a_gpu(tmp_path: Path, tiny: Callable[..., PretrainSettings]) -> None:
+    settings = tiny(tmp_path / "run", batch_size=8, device="cuda", precision="auto", workers=1)
+    found = plan.take(settings, plan.Asked(budget=2.0), stream=None)[0].measured
+    assert found.device.startswith("cuda")
+    assert 0 < found.memory_gb["gpu"] < found.machine_gb["gpu"]
+    assert min(found.step_seconds) > 0
