@@ -135,17 +135,31 @@ class Centre(nn.Module):
             world_reduce: sums a float32 tensor (K + 1,) over all processes in place; then every process must
                 call this. Nothing changes when no process collected anything.
         """
-        pending = self._pending
-        self._pending = None
-        if pending is None:
-            if world_reduce is None:
-                return
-            pending = self.value.new_zeros(self.value.shape[0] + 1)
-        if world_reduce is not None:
-            world_reduce(pending)
+        update_centres([self], momentum, world_reduce)
+
+    def taken(self) -> Tensor | None:
+        """What was collected, sums and their count (K + 1,), and forget it."""
+        pending, self._pending = self._pending, None
+        return pending
+
+
+@torch.no_grad()
+def update_centres(
+    centres: Sequence[Centre], momentum: float, world_reduce: Callable[[Tensor], None] | None = None
+) -> None:
+    """`Centre.update` of several centres, with one exchange between processes."""
+    held = [(centre, centre.taken()) for centre in centres]
+    if world_reduce is None:
+        found = [(centre, pending) for centre, pending in held if pending is not None]
+    else:
+        sums = [c.value.new_zeros(c.value.shape[0] + 1) if pending is None else pending for c, pending in held]
+        together = torch.cat(sums)
+        world_reduce(together)
+        found = list(zip(centres, together.split([len(x) for x in sums]), strict=True))
+    for centre, pending in found:
         total, count = pending[:-1], pending[-1]
-        moved = self.value * momentum + total / count.clamp(min=1) * (1 - momentum)
-        self.value.copy_(torch.where(count > 0, moved, self.value))
+        moved = centre.value * momentum + total / count.clamp(min=1) * (1 - momentum)
+        centre.value.copy_(torch.where(count > 0, moved, centre.value))
 
 
 @torch.no_grad()

@@ -183,10 +183,9 @@ class ASiT(Distributed):
         teacher, student = [t for _, t, _ in self._pairs], [s for _, _, s in self._pairs]
         torch._foreach_lerp_(shards.own(teacher), shards.own(student), 1.0 - momentum)
         reduce = world.sum_ if world.size > 1 else None
-        if self.teacher.wants_class:
-            self.class_centre.update(self.settings.losses.centre_momentum, reduce)
-        if self.teacher.wants_patch:
-            self.patch_centre.update(self.settings.losses.centre_momentum, reduce)
+        wanted = ((self.class_centre, self.teacher.wants_class), (self.patch_centre, self.teacher.wants_patch))
+        centres = [centre for centre, has_loss in wanted if has_loss]
+        losses.update_centres(centres, self.settings.losses.centre_momentum, reduce)
 
     def state(self) -> dict[str, Tensor]:
         """Student, teacher and centres."""
