@@ -123,7 +123,7 @@ def test_a_store_that_dies_and_comes_back(
     pretrain(tiny(tmp_path / "files", epochs=1, **READ), stream=None)
     settings = functools.partial(tiny, tmp_path / "shards-run", Path("x"), epochs=1, **READ)
     given = settings().model_copy(update={"data": store.url})
-    store.left = 8  # a step of four clips in three shards takes up to three requests
+    store.left = 3 + 8  # a look at each of three shards, then up to three requests for a step of four clips
     with pytest.warns(RuntimeWarning, match="503"), pytest.raises(StoreError, match=r"shard-00000\d\.tar"):
         pretrain(given.model_copy(deep=True), stream=None)
     log = (tmp_path / "shards-run" / "log.txt").read_text("utf-8")
@@ -143,6 +143,14 @@ def test_fine_tuning_reads_shards_and_their_labels(
     result = finetune(tuned(tmp_path / "shards", tmp_path / "packed", **over), stream=None)
     same(state(tmp_path / "files"), state(tmp_path / "shards"))
     assert result.results
+
+
+def test_shards_are_looked_for_before_a_run_begins(tiny: Callable[..., Any], listed: Path, tmp_path: Path) -> None:
+    folder = pack(Catalogue.read(listed), tmp_path / "packed")
+    (folder / "shard-000002.tar").write_bytes((folder / "shard-000002.tar").read_bytes()[:9000])
+    with pytest.raises(StoreError, match=r"shard-000002\.tar"):
+        pretrain(tiny(tmp_path / "run", folder), stream=None)
+    assert not (tmp_path / "run" / "config.yaml").exists()
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TextIO
 
-from asit.data import scan, tarscan
+from asit.data import scan, shardcheck, tarscan
 from asit.data.catalogue import Catalogue
 from asit.engine.records import counter
 from asit.errors import AsitError, CatalogueError, ConfigError
@@ -51,13 +51,15 @@ def catalogue(settings: Wanted, out: Path | None, stream: TextIO | None, *, anew
 
     Raises:
         CatalogueError: nothing usable there.
-        StoreError: a store that cannot be reached, or a shard that is missing.
+        StoreError: a store that cannot be reached, or shards that are missing or too short.
     """
     if not settings.data:
         raise ConfigError("no data were given", "a folder of recordings, a table or a catalogue", "pass --data FOLDER")
     listed = tarscan.index_of(settings.data)
     if listed is not None:
-        return Catalogue.read(listed)
+        found = Catalogue.read(listed)
+        shardcheck.verify_sizes(found)  # a request a shard: rather now than after a day
+        return found
     if tars := tarscan.tars_of(settings.data):
         return _of_tars(settings, tars, out, stream, anew)
     given = Path(settings.data)
