@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
+import os
 import shutil
+import signal
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ import soundfile
 from asit.audio import files
 from asit.data import members, ogg, shardcheck, shards, stores, tarwriter
 from asit.data.catalogue import Catalogue, Clip
-from asit.errors import CatalogueError, ConfigError, StoreError
+from asit.errors import CatalogueError, ConfigError, StoreError, TrainingError
 
 RATE = 16000
 
@@ -145,6 +148,8 @@ def test_moved_shards_and_shards_in_a_store(sounds: Catalogue, tmp_path: Path) -
     again = Catalogue.from_clips([*read])
     assert [*again] == [*read]
     packed = pack(read, tmp_path / "again")  # shards of shards
+    with pytest.raises(ConfigError, match="memory://set/a holds the shards that are to be packed"):
+        pack(read, "memory://set/a", overwrite=True)
     assert packed.index.digest == read.digest
 
 
@@ -211,10 +216,24 @@ def test_a_full_disk_leaves_no_shard(sounds: Catalogue, tmp_path: Path, monkeypa
 
     way = tarwriter.Way(str(tmp_path / "out"), "original", RATE)
     (tmp_path / "out").mkdir()
-    monkeypatch.setattr(tarwriter.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(StoreError, match=r"shard-000000.tar cannot be written: the disk is full"):
         tarwriter.write_shard("shard-000000.tar", [(0, "a.wav", sounds[0])], way, lambda: False)
     assert not [*(tmp_path / "out").iterdir()]
+
+
+@pytest.mark.slow
+def test_a_writer_killed_by_the_system(sounds: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(members, "member", killed)
+    with pytest.raises(TrainingError, match=r"a process that wrote a shard was killed[\s\S]*fewer --workers"):
+        pack(sounds, tmp_path / "out", workers=2)
+    monkeypatch.undo()
+    pack(sounds, tmp_path / "out", resume=True)
+    pack(sounds, tmp_path / "whole")
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
 
 
 def test_no_place_of_this_machine_goes_into_shards(sounds: Catalogue, tmp_path: Path) -> None:
@@ -247,3 +266,28 @@ def test_clips_of_one_key_stay_apart(tmp_path: Path) -> None:
     pack(source, tmp_path / "out")
     with tarfile.open(tmp_path / "out" / "shard-000000.tar") as archive:
         assert archive.getnames() == ["a.wav", "a.json", "a~2.flac", "a~2.json"]
+
+
+@pytest.mark.parametrize("change", [{"size": 0}, {"offset": -1}, {"offset": None}, {"size": "many"}])
+def test_a_damaged_line_of_an_index_is_named(change: dict[str, Any], sounds: Catalogue, tmp_path: Path) -> None:
+    pack(sounds, tmp_path / "out")
+    place = tmp_path / "out" / "index.jsonl"
+    lines = place.read_text().splitlines()
+    lines[3] = json.dumps(json.loads(lines[3]) | change)
+    place.write_text("\n".join(lines) + "\n")
+    with pytest.raises(CatalogueError, match=r"index.jsonl, line 4: damaged"):
+        Catalogue.read(place)
+
+
+def test_clips_in_shards_and_files_of_their_own_in_one_list(sounds: Catalogue, tmp_path: Path) -> None:
+    index = pack(sounds, tmp_path / "out").index
+    mixed = Catalogue.from_clips([sounds[0], index[1]])
+    mixed.write(tmp_path / "c.jsonl")
+    read = Catalogue.read(tmp_path / "c.jsonl")
+    assert [*map(vars_of, (read[0], read[1]))] == [*map(vars_of, (sounds[0], index[1]))]
+    assert read.shards is not None
+    assert read.shards.codes.tolist() == [-1, 0]
+
+
+def vars_of(clip: Clip) -> dict[str, Any]:
+    return {**dataclasses.asdict(clip), "seconds": round(clip.seconds, 4)}

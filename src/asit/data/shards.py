@@ -104,6 +104,10 @@ def pack(
     if not len(source):
         raise CatalogueError("the catalogue lists no clips", "at least one", "give another catalogue")
     out = stores.absolute(out).rstrip("/")
+    if source.shards is not None and any(stores.parent(place) == out for place in source.shards.places):
+        raise ConfigError(
+            f"{out} holds the shards that are to be packed", "another place for the new ones", "choose another --out"
+        )
     bounds, order = shardplan.layout(source, encode, rate, shard_mb, clips, shuffle)
     names = [f"shard-{number:06d}.tar" for number in range(len(bounds) - 1)]
     plan = _plan(source, encode, rate, bounds, shuffle)
