@@ -17,6 +17,7 @@ from asit.data.catalogue import Catalogue
 from asit.data.order import MicroBatches, in_blocks, loader, shuffled
 from asit.data.splits import of_splits
 from asit.engine import loop
+from asit.engine.compiling import attention_backends
 from asit.engine.prefetch import prefetched
 from asit.errors import CatalogueError
 from asit.model import vit
@@ -90,6 +91,8 @@ def prepare(settings: PretrainSettings, catalogue: Catalogue, world: World) -> S
     limit = settings.views.keep_gb = resources.memory_limit(settings.views.keep_gb)
     if resources.fits_in_memory(catalogue, settings.front_end.rate, limit, "views.keep_gb", notes):
         clips.waves.keep()
+    if world.device.type == "cuda":
+        notes.append(attention_backends(world.device))
     on_device = _on_device(settings, frames, world, clips, notes)
     generator = torch.Generator().manual_seed(settings.seed)
     task = method.ASiT(settings, frames[0], generator, world.device)
