@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Literal
 
+import torch
+
 from asit.data.catalogue import Catalogue
 from asit.errors import CatalogueError, ConfigError
 from asit.runtime import World
@@ -39,7 +41,16 @@ def fit_batch(batch_size: int, accumulate: int, count: int, world: World, notes:
 
 
 def loader_workers(wanted: int | Literal["auto"], world: World, notes: list[str]) -> int:
-    """Loader processes of each training process, with the reason among the notes."""
+    """Loader processes of each training process, with the reason among the notes; on a CPU the threads beside them.
+
+    On a CPU one loader is enough: a core reads and cuts two hundred clips of 10 s a second, and the step of the base
+    encoder takes one or two (`docs/speed.md`); it sleeps while the step runs and wakes when a batch was taken.
+    """
+    if world.device.type == "cpu":
+        notes.append(
+            f"CPU threads {torch.get_num_threads()}: another number adds up in another order, so a run goes on with "
+            "the same bits only with the same (--threads)"
+        )
     if wanted != "auto":
         notes.append(f"loader workers {wanted}: as asked")
         return wanted
