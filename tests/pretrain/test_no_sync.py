@@ -22,8 +22,7 @@ from asit.runtime import Precision, World
 from asit.settings import PretrainSettings
 
 META = torch.device("meta")
-# Local views as long as global ones: a meta tensor of positions cannot be resized.
-FRAMES, SHORT, CLIPS = 64, 64, 4
+FRAMES, SHORT, CLIPS = 64, 32, 4
 WAVES = {"mel_warp": 0.1, "gain_db": 3.0, "stretch": 0.1, "local_views": 2}
 SETTINGS: dict[str, Any] = {
     "batch_size": CLIPS,

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from asit.errors import ConfigError
+from asit.runtime import autocast
 from asit.settings import EncoderSettings
 
 _FREE = {"patch_stride_frames", "patch_stride_mels", "drop_path"}
@@ -100,7 +101,7 @@ def resize_positions(embedding: Tensor, old: tuple[int, int], new: tuple[int, in
     count = prefix + old[0] * old[1]
     if embedding.shape[1] != count:
         raise ValueError(f"{embedding.shape[1]} position embeddings, and a grid of {old} has {count}")
-    with torch.autocast(embedding.device.type, enabled=False):
+    with autocast("float32", embedding.device):
         own = embedding[:, prefix:].float().unflatten(1, old).permute(0, 3, 1, 2)
         moved = F.interpolate(own, size=new, mode="bicubic", align_corners=False) if new != old else own
         return torch.cat([embedding[:, :prefix].float(), moved.flatten(2).transpose(1, 2)], dim=1)
