@@ -340,8 +340,8 @@ def apart(row: Row, options: argparse.Namespace) -> dict[str, Any]:
     return {"failed": "out of memory" if short else lines[-1][:200]}
 
 
-def table(done: list[Row]) -> str:
-    """The rows as Markdown, and the targets."""
+def table(done: list[Row], toy: bool) -> str:
+    """The rows as Markdown, and the targets; a toy's rates say nothing of them."""
     peak = max((row.found["peak"] for row in done if "peak" in row.found), default=0.0)
     base = next((row for row in done if row.name == "official, float32" and "seconds" in row.found), None)
     rate = {row.name: row.clips / row.found["seconds"] for row in done if "seconds" in row.found}
@@ -363,7 +363,7 @@ def table(done: list[Row]) -> str:
             waited = f"waits for data {found['data_wait']:.1%}" if "data_wait" in found else ""
             lines.append(
                 f"| {row.name} | {row.clips} | {1e3 * found['seconds']:.1f} | {rate[row.name]:.1f} | {ratio} | "
-                f"{shares[row.name]:.3f} | {found['memory']:.2f} | {waited} |"
+                f"{'' if toy else format(shares[row.name], '.3f')} | {found['memory']:.2f} | {waited} |"
             )
     for row in done:
         for precision, errors in row.found.get("errors", {}).items():
@@ -372,7 +372,7 @@ def table(done: list[Row]) -> str:
     notes = [note for row in done for note in row.found.get("notes", [])]
     lines += [""] + [f"- {note}" for note in dict.fromkeys(notes)]
     mine = [row.name for row in done if row.kind == "ours" and row.name in rate]
-    if mine and base:
+    if mine and base and not toy:
         best = max(mine, key=lambda name: rate[name])
         for found, target, what in (
             (rate[best] / rate[base.name], TARGET_SPEEDUP, "times the official settings"),
@@ -419,7 +419,7 @@ def main() -> None:
     for row in wanted:
         row.found = apart(row, options)
         print(f"{row.name}: {row.found.get('failed', 'done')}", file=sys.stderr, flush=True)
-    text = table(wanted)
+    text = table(wanted, options.toy)
     print(text)
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
