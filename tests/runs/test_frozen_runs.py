@@ -134,8 +134,10 @@ def test_a_hit_gives_the_very_numbers_of_a_miss(
     without = read(model, clips)
     first = read(model, clips, store=Store(tmp_path))
     asked: list[str] = []
-    reader = features.files.read
-    monkeypatch.setattr(features.files, "read", lambda path, **how: (asked.append(str(path)), reader(path, **how))[1])
+    reader = features.read_clip
+    monkeypatch.setattr(
+        features, "read_clip", lambda clip, *rate, **how: (asked.append(clip.path), reader(clip, *rate, **how))[1]
+    )
     again = read(model, clips, store=Store(tmp_path))
     assert (first.cached, again.cached) == (0, len(clips))
     assert not asked
