@@ -66,7 +66,7 @@ SMALL = ("--encoder.size", "custom", "--encoder.width", "32", "--encoder.depth",
     ("arguments", "told"),
     [
         ("pretrian --data x", ["no verb pretrian, did you mean pretrain?"]),
-        ("quux", ["no verb quux", "one of catalogue, pretrain"]),
+        ("quux", ["no verb quux", "one of catalogue, shard, plan, pretrain"]),
         ("pretrain --dta x --out r --optim.lrr 3 --mask.drop 0.4", ["--data", "--optim.lr ", "--masking.drop"]),
         ("pretrain --data sounds --out r --masking.drop 1.5", ["masking", "less than or equal to 1", "1.5"]),
         ("pretrain --data sounds --out r --epochs many", ["--epochs", "many"]),

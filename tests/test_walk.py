@@ -91,7 +91,13 @@ def test_the_walk(say: Callable[..., str], sounds: Path, tmp_path: Path) -> None
     assert "nothing was written" in told
     assert sorted(tmp_path.iterdir()) == before
 
-    told = say("pretrain --config mine.yaml --data c.jsonl --out run --stop-after 5")
+    told = say("plan --config mine.yaml --data c.jsonl --budget 1 --json")
+    assert json.loads(told)["prediction"]["work"]["steps"] == 12
+    told = say("shard c.jsonl --out shards --clips 10 --workers 1")
+    assert {path.name for path in (tmp_path / "shards").glob("*.tar")} == {f"shard-{i:06d}.tar" for i in range(3)}
+    assert "24" in told
+
+    told = say("pretrain --config mine.yaml --data shards --out run --stop-after 5")
     assert "5 of 12 steps" in told
     (go_on,) = (line.removeprefix("go on:  asit ") for line in told.splitlines() if line.startswith("go on:"))
     told = say(f"{go_on} --stop-after 0")

@@ -1,0 +1,226 @@
+"""Ways to pretrain at equal cost: what each has learnt by the time another would have, on the Arabic Speech Commands.
+
+    python bench/arabic_budget.py CATALOGUE TABLES OUT [--arms paper speech ...] [--minutes 15] [--seeds 0 1]
+
+CATALOGUE lists the training clips (`asit catalogue TABLES/train.csv`); TABLES is what bench/arabic_tables.py wrote.
+Each arm is a call of `asit pretrain`, printed before it starts, on one thread, loader included. Its epochs are what the
+minutes hold: the CPU time of steps is measured first, for all arms in turn, so a busy machine lengthens all runs alike
+and changes no result. Then `asit probe` and `asit finetune` with 10 % of the labels score
+what came out. Finished parts are skipped and begun ones gone on with. The table at the end has the CPU time that each
+run took in fact.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SMALL = {"size": "custom", "width": 192, "depth": 6, "heads": 3}
+# The paper's method and settings, with the encoder of the other arms, and lengths and loudness of these clips.
+FRONT_END = {"rate": 16000, "mean": "auto", "std": "auto"}
+PAPER = {"preset": "paper", "front_end": FRONT_END, "encoder": SMALL, "views": {"seconds": "auto"}}
+# Whole columns of patches are wiped, and half of all columns are not seen by the student's encoder.
+KEEP = {"align": True, "keep": 0.5, "replace_probability": 0.0}
+LEAN = {"local_share": 0.5, "reconstruction_tokens": "masked"}
+ARMS: dict[str, dict[str, Any]] = {
+    "paper": PAPER,
+    "speech": {"preset": "speech"},
+    "share": {"preset": "speech", "losses": LEAN},
+    "keep": {"preset": "speech", "masking": KEEP},
+    "keep-share": {"preset": "speech", "masking": KEEP, "losses": LEAN},
+    "keep-copies": {
+        "preset": "speech", "masking": KEEP | {"copies": 2}, "losses": LEAN, "views": {"local_views": 0}
+    },
+    "one-local": {"preset": "speech", "losses": LEAN, "views": {"local_views": 1}},
+}  # fmt: skip
+
+
+def main() -> None:
+    """Measure the steps, run what is not finished, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("catalogue", nargs="?")
+    parser.add_argument("tables", type=Path, nargs="?")
+    parser.add_argument("out", type=Path, nargs="?")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--minutes", type=float, default=15.0, help="CPU time of a run on one thread")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--rounds", type=int, default=5, help="of the measurement of steps")
+    parser.add_argument("--only", choices=["train", "score"], help="one half of the work")
+    parser.add_argument("--toy", action="store_true", help="print the runs and do nothing")
+    given = parser.parse_args()
+    if given.toy:
+        print("\n".join(f"{arm}: asit pretrain {shlex.join(flags(arm))}" for arm in ARMS))
+        return
+    if given.catalogue is None or given.tables is None or given.out is None:
+        parser.error("give CATALOGUE, TABLES and OUT")
+    given.out.mkdir(parents=True, exist_ok=True)
+    table = str(given.tables / "labelled.csv")
+    for seed in given.seeds:
+        for arm in given.arms:
+            out = given.out / f"{arm}-{given.minutes:g}-s{seed}"
+            if given.only != "score":
+                pretrain(arm, out, given, seed)
+            if given.only != "train" and (out / "model").exists():
+                score(out, table, str(given.tables / "keywords.jsonl"), seed)
+    show(given.out)
+
+
+def pretrain(arm: str, out: Path, given: argparse.Namespace, seed: int) -> None:
+    """One run, unless it is finished; its CPU time is added up over interruptions."""
+    log = out.with_suffix(".log")
+    spent = out.with_suffix(".cpu")
+    if log.exists() and "finished:" in log.read_text():
+        return
+    call = ["pretrain", "--data", given.catalogue, *flags(arm), "--workers", "0", "--threads", "1", "--seed", str(seed)]
+    begun = (out / "config.yaml").exists()
+    if begun:
+        call = ["pretrain", "--resume"]
+    else:
+        call += ["--epochs", str(epochs(arm, given))]
+    seconds = asit([*call, "--out", str(out)], log)
+    spent.write_text(str(float(spent.read_text() if begun and spent.exists() else 0) + seconds))
+
+
+def flags(arm: str) -> list[str]:
+    """An arm as options of `asit pretrain`."""
+    out: list[str] = []
+
+    def add(held: dict[str, Any], prefix: str) -> None:
+        for name, value in held.items():
+            flag = f"{prefix}{name.replace('_', '-')}"
+            if isinstance(value, dict):
+                add(value, flag + ".")
+            else:
+                out.extend([f"--{flag}"] if value is True else [f"--{flag}", str(value)])
+
+    add(ARMS[arm], "")
+    return out
+
+
+def epochs(arm: str, given: argparse.Namespace) -> int:
+    """Passes over the clips that the minutes hold."""
+    kept = given.out / "steps.json"
+    steps = json.loads(kept.read_text()) if kept.exists() else {}
+    if any(name not in steps for name in given.arms):
+        steps |= measured(given)
+        kept.write_text(json.dumps(steps, indent=1))
+    return max(1, round(given.minutes * 60 / steps[arm]))
+
+
+def measured(given: argparse.Namespace) -> dict[str, float]:
+    """CPU seconds of an epoch of each arm: medians of steps, loader included, taken in turn on one thread."""
+    import torch
+
+    from asit import recipes, runtime
+    from asit.data.catalogue import Catalogue
+    from asit.data.order import loader
+    from asit.engine import optim
+    from asit.engine.loop import Now
+    from asit.model import cpu
+    from asit.runs import setup
+
+    torch.set_num_threads(1)
+    cpu.keep_freed_memory()
+    world = runtime.World(0, 1, torch.device("cpu"), "the bench")
+    precision = runtime.Precision("bf16", "")
+    catalogue = Catalogue.read(given.catalogue)
+
+    def make(arm: str) -> Callable[[int], float]:
+        more = ARMS[arm] | {"epochs": 20, "precision": "bf16", "workers": 0}
+        settings = recipes.pretrain_settings(more.pop("preset"), None, more)
+        made = setup.prepare(settings, catalogue, world)
+        optimiser = optim.adamw(made.task.trainable().named_parameters(), made.plan.betas)
+        parameters = [p for p in made.task.trainable().parameters() if p.requires_grad]
+        keys = setup.keys(made, world, 0)
+        batches = iter(loader(made.clips, keys, setup.collate(made), workers=0, pin=False))
+
+        def go(number: int) -> float:
+            began = time.process_time()
+            now = Now(number, made.plan.total, made.plan.steps_per_epoch)
+            optim.set_rates(optimiser, 1e-4, 0.04)
+            output = made.task.step(next(batches), now, precision, world)
+            output.loss.backward()
+            made.task.gradients_ready(now)
+            optim.clip([p.grad for p in parameters if p.grad is not None], made.plan.clip, True)
+            optimiser.step()
+            made.task.after_update(now, world)
+            optimiser.zero_grad(set_to_none=True)
+            return (time.process_time() - began) * made.plan.steps_per_epoch
+
+        go(0)
+        return go
+
+    steps = {arm: make(arm) for arm in given.arms}
+    found: dict[str, list[float]] = {arm: [] for arm in steps}
+    for number in range(1, given.rounds + 1):
+        for arm, go in steps.items():
+            found[arm].append(go(number))
+    return {arm: statistics.median(values) for arm, values in found.items()}
+
+
+def score(out: Path, table: str, keywords: str, seed: int) -> None:
+    """The linear probe and fine-tuning with 10 % of the labels."""
+    probed, tuned = out.with_suffix(".probe.json"), Path(f"{out}-ten")
+    if not probed.exists():
+        asit(["probe", str(out / "model"), table, "--out", str(probed)], out.with_suffix(".probe.log"))
+    if not (tuned / "results.json").exists():
+        options = ["--sampling.share", "0.1", "--epochs", "30", "--seed", str(seed), "--validation.every", "0"]
+        begun = ["--resume"] if (tuned / "config.yaml").exists() else []
+        call = ["finetune", "--data", keywords, "--model", str(out / "model"), *options, "--threads", "1", *begun]
+        asit([*call, "--out", str(tuned)], tuned.with_suffix(".log"))
+
+
+def asit(options: list[str], log: Path) -> float:
+    """Run a verb; gives its CPU seconds, its children's included."""
+    print("asit", shlex.join(options), flush=True)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with log.open("a") as text:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "asit", *options]
+        subprocess.run(command, check=True, stdout=text, stderr=text, env=environment)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def show(out: Path) -> None:
+    """One line for each finished run, as Markdown."""
+    print("| run | CPU minutes | steps | linear probe | 10 % of the labels |\n|---|---|---|---|---|")
+    for run in sorted(path for path in out.iterdir() if (path / "metrics.jsonl").exists()):
+        if run.name.endswith("-ten"):
+            continue
+        spent, probed, tuned = (
+            run.with_suffix(".cpu"),
+            run.with_suffix(".probe.json"),
+            Path(f"{run}-ten", "results.json"),
+        )
+        minutes = f"{float(spent.read_text()) / 60:.1f}" if spent.exists() else ""
+        steps = json.loads((run / "model" / "card.json").read_text())["training"]["step"]
+        probe = ten = ""
+        if probed.exists():
+            probe = accuracy(json.loads(probed.read_text())["pretrained"]["class+mean"])
+        if tuned.exists():
+            scores = json.loads(tuned.read_text())["results"]
+            (last,) = [found for found in scores if found["split"] == "test" and found["weights"] == "last"]
+            held = last["metrics"]["accuracy"]
+            ten = accuracy({"accuracy": held["value"], "interval": held["interval"]})
+        print(f"| {run.name} | {minutes} | {steps} | {probe} | {ten} |")
+
+
+def accuracy(found: dict[str, Any]) -> str:
+    """Accuracy and its interval."""
+    return f"{found['accuracy']:.3f} ({found['interval'][0]:.3f} to {found['interval'][1]:.3f})"
+
+
+if __name__ == "__main__":
+    main()
