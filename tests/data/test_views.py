@@ -55,13 +55,15 @@ Both = tuple[Batch, Batch]
 
 @pytest.fixture
 def both(catalogue: Catalogue) -> Callable[..., Both]:
-    def make(padding: str = "silence", device: torch.device = CPU, noise: bool = False, **given: Any) -> Both:
-        """The batch that the loader makes whole, and the one that is made on the device."""
+    def make(
+        padding: str = "silence", device: torch.device = CPU, noise: bool = False, of: int = len(SECONDS), **given: Any
+    ) -> Both:
+        """The batch that the loader makes whole, and the one that is made on the device, of the first `of` clips."""
         front_end = FrontEndSettings(rate=RATE, mels=MELS, mean=-8.0, std=3.5, padding=padding)
         settings = ViewSettings(**{"roll": 0.0, **given})
         frames = (FRAMES, SHORT if settings.local_views else 0)
         clips = Clips(catalogue, front_end, settings, frames, Corruption(Mask, factors, noise), 7, donors=True)
-        keys = [(epoch, i) for epoch in range(2) for i in range(len(SECONDS))]
+        keys = [(epoch, i) for epoch in range(2) for i in range(of)]
         gather = functools.partial(collate, donor_rows=donors)
         there = gather(clips.__getitems__(keys))  # type: ignore[arg-type]
         clips.cut_only = True
@@ -103,6 +105,13 @@ def test_views_made_on_the_device_are_those_of_the_loader(
 ) -> None:
     """Short clips, which are padded, and long ones, in one batch; every other part of it too."""
     assert_same(*both(padding, **given))
+
+
+@pytest.mark.parametrize("padding", ["silence", "zero", "repeat"])
+def test_a_batch_of_short_clips_alone(padding: str, both: Callable[..., Both], monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of them gives as many frames as a view has."""
+    monkeypatch.setattr(views, "_WHOLE", 1)
+    assert_same(*both(padding, of=2))
 
 
 def test_noise_keeps_its_shape(both: Callable[..., Both]) -> None:

@@ -225,7 +225,7 @@ class Clips(Samples[Sample]):
         cuts = self._cuts(clip, segment, of, rng)
         if self.cut_only:
             empty = torch.zeros(GLOBAL_VIEWS + self.views.local_views, 0, self.front_end.settings.mels)
-            return clip.path, empty[:GLOBAL_VIEWS], empty[GLOBAL_VIEWS:], cuts
+            return clip.path, empty[:GLOBAL_VIEWS], empty[GLOBAL_VIEWS:], cuts.filled(self.front_end)
         made = cuts.logmels(self.front_end, self._wanted())
         clean = torch.stack(made[:GLOBAL_VIEWS])
         local = torch.stack(made[GLOBAL_VIEWS:]) if self.views.local_views else clean.new_zeros(0, 0, clean.shape[2])

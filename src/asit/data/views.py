@@ -7,7 +7,7 @@ of a view, F mel bins. Both ways give the same views, but for rounding; what is 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -49,6 +49,12 @@ class Cuts:
             view = augment.warp_mel(view, drawn.mel_warp)
             out.append(front_end.normalise(augment.gain(view, drawn.gain_db)))
         return out
+
+    def filled(self, front_end: FrontEnd) -> Cuts:
+        """The same with a wave that gives all frames, those beyond `have` of silence: by the padding rule "zero" the
+        front end's padding is of frames, and a batch of short clips would have none to put it in."""
+        missing = front_end.samples_for(self.frames) - len(self.wave)
+        return replace(self, wave=nn.functional.pad(self.wave, (0, missing))) if missing > 0 else self
 
 
 @dataclass(frozen=True)
