@@ -148,6 +148,9 @@ def test_moved_shards_and_shards_in_a_store(sounds: Catalogue, tmp_path: Path) -
     again = Catalogue.from_clips([*read])
     assert [*again] == [*read]
     packed = pack(read, tmp_path / "again")  # shards of shards
+    (tmp_path / "link").symlink_to(tmp_path / "moved")
+    with pytest.raises(ConfigError, match="link holds the shards that are to be packed"):
+        pack(moved, tmp_path / "link", overwrite=True)
     with pytest.raises(ConfigError, match="memory://set/a holds the shards that are to be packed"):
         pack(read, "memory://set/a", overwrite=True)
     assert packed.index.digest == read.digest
@@ -187,6 +190,9 @@ def test_stopped_and_gone_on_with(sounds: Catalogue, tmp_path: Path) -> None:
         pack(sounds, tmp_path / "out", clips=2, resume=True)
     pack(sounds, tmp_path / "out", clips=9, overwrite=True)
     assert sorted(bytes_of(tmp_path / "out")) == ["index.jsonl", "shard-000000.tar"]
+    (tmp_path / "out" / "index.jsonl").unlink()
+    with pytest.raises(ConfigError, match=r"holds 1 shards, such as shard-000000.tar, and no shards.plan.json"):
+        pack(sounds, tmp_path / "out", resume=True)  # they may be another program's
     (tmp_path / "out" / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match=r"holds files that are not shards: notes.txt"):
         pack(sounds, tmp_path / "out", overwrite=True)

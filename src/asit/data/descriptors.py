@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from pathlib import Path
 
 _MOST = 64
 """Files that a process keeps open."""
@@ -42,8 +41,9 @@ class _File:
     """One open local file. A forked process shares its descriptor, which pread can bear: it moves no position."""
 
     def __init__(self, path: str) -> None:
-        self.path, self.readers = path, 0
-        self.file = Path(path).open("rb", buffering=0)  # noqa: SIM115
+        self.path, self.readers, self.open = path, 0, True
+        # A number and no file object: what is still open at the end is no leak to warn of.
+        self.number = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
         self.alone = threading.Lock()
 
     def read(self, offset: int, size: int) -> bytes:
@@ -55,14 +55,15 @@ class _File:
 
     def _some(self, offset: int, size: int) -> bytes:
         if hasattr(os, "pread"):
-            return os.pread(self.file.fileno(), size, offset)
+            return os.pread(self.number, size, offset)
         with self.alone:
-            self.file.seek(offset)
-            return self.file.read(size) or b""
+            os.lseek(self.number, offset, os.SEEK_SET)
+            return os.read(self.number, size)
 
     def close_unless(self, held: OrderedDict[str, _File]) -> None:
-        if not self.readers and held.get(self.path) is not self:
-            self.file.close()
+        if self.open and not self.readers and held.get(self.path) is not self:
+            self.open = False  # once: the number is another file's soon
+            os.close(self.number)
 
 
 _held = Descriptors()
@@ -78,9 +79,11 @@ def read_local(path: str, offset: int, size: int) -> bytes:
 
 
 def _anew() -> None:
-    # A lock that another thread held at the fork would stay held in the child; the descriptors close with the garbage.
+    # A lock that another thread held at the fork would stay held in the child, whose only thread is this one.
     global _held
-    _held = Descriptors()
+    before, _held = _held, Descriptors()
+    for file in [*before.held.values()]:
+        os.close(file.number)
 
 
 if hasattr(os, "register_at_fork"):

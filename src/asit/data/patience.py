@@ -120,7 +120,8 @@ def _may_pass(error: Exception) -> bool:
     status = getattr(error, "status", None) or getattr(error, "status_code", None)
     if isinstance(status, int) and 400 <= status < 500:
         return status in _PASSING
-    never = (PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError, ValueError, TypeError)
+    never = (PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError)
+    never += (ValueError, TypeError, LookupError)
     return not isinstance(error, never)
 
 

@@ -45,7 +45,7 @@ def _lengths(source: Catalogue) -> npt.NDArray[np.float64]:
     clips = [source[place] for place in range(len(source))]
     parts = Counter(clip.path for clip in clips) if source.starts.any() else Counter[str]()
     for place, clip in enumerate(clips):
-        if stores.is_url(clip.path):
+        if clip.shard is not None or stores.is_url(clip.path):
             sizes[place] = clip.size or clip.seconds * 2 * clip.rate
             continue
         if parts[clip.path] > 1 or clip.start:  # it becomes FLAC

@@ -104,7 +104,7 @@ def pack(
     if not len(source):
         raise CatalogueError("the catalogue lists no clips", "at least one", "give another catalogue")
     out = stores.absolute(out).rstrip("/")
-    if source.shards is not None and any(stores.parent(place) == out for place in source.shards.places):
+    if source.shards is not None and any(_real(stores.parent(place)) == _real(out) for place in source.shards.places):
         raise ConfigError(
             f"{out} holds the shards that are to be packed", "another place for the new ones", "choose another --out"
         )
@@ -145,6 +145,10 @@ def pack(
                 f"{len(there)} of {len(names)} shards are written to {out}; go on with --resume"
             ) from None
     return _finish(source, out, names, encode, rate, kept)
+
+
+def _real(folder: str) -> str:
+    return folder if stores.is_url(folder) else os.path.realpath(folder)
 
 
 def _plan(
@@ -201,6 +205,13 @@ def _claim(
         return _done(out, names, found)
     if resume and INDEX in found:
         raise ConfigError(f"{out} is finished", "shards that are not", f"use it: --data {stores.join(out, INDEX)}")
+    tars = [name for name in found if name.endswith(".tar")]
+    if resume and tars:  # they may be another program's
+        raise ConfigError(
+            f"{out} holds {len(tars)} shards, such as {tars[0]}, and no {PLAN}",
+            "shards that an earlier asit shard began",
+            "choose another --out, or pass --overwrite to delete them and start again",
+        )
     # The index first: shards without it count as unfinished.
     for name in sorted(found, key=lambda name: name != INDEX):
         stores.remove(stores.join(out, name))
@@ -297,7 +308,8 @@ def _start(stopped: Any, begun: Any) -> None:
     global _stopped, _begun
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process tells when to stop
     _stopped, _begun = stopped, begun
-    # Decoders write to the standard error by themselves and would tear the progress line.
+    # Decoders write to the standard error by themselves and would tear the progress line; warnings of ours still come.
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     os.close(nowhere)
