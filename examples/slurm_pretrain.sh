@@ -20,6 +20,8 @@ set -euo pipefail
 python=${PYTHON:-python}
 processes=${PROCESSES:-${SLURM_GPUS_ON_NODE:-4}}   # for each machine
 restarts=${RESTARTS:-3}                            # of dead processes, in one job
+# srun has not taken this from sbatch by itself since Slurm 22.05: a machine's processes would share one core.
+[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 # Seconds that torchrun leaves its processes for the checkpoint (30 unless said; older versions of torch know only the 30).
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-150}

@@ -420,3 +420,20 @@ def test_a_run_of_a_folder_of_which_short_files_are_left_out(tiny: Any, recordin
     resolved = config.read_yaml(tmp_path / "run" / "config.yaml")
     assert go(tiny(tmp_path / "run", data=data, views=views, epochs=1, stop_after=3), resume=True).step == 3
     assert isinstance(resolved["views"]["seconds"], float)
+
+
+@pytest.mark.parametrize("asked", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_run_goes_on_with_the_threads_that_it_began_with(asked: int, tiny: Any, tmp_path: Path, fork: Any) -> None:
+    """Other threads, other last bits: on another machine the run takes its own number, unless one is asked for."""
+    run = tmp_path / "run"
+
+    def body(threads: int, here: int, resume: bool, stop: int) -> int:
+        torch.set_num_threads(here)  # what torch would take on the machine
+        runs.pretrain(tiny(run, threads=threads, stop_after=stop), resume=resume, stream=sys.stderr)
+        return torch.get_num_threads()
+
+    assert fork(lambda: body(0, 3, False, 1)).end().code == 3
+    ended = fork(lambda: body(asked, 1, True, 2)).end()
+    assert ended.code == (asked or 3), ended.said
+    told = "CPU threads 2, as asked; the run began with 3" if asked else "CPU threads 3, as when the run began"
+    assert told in ended.said

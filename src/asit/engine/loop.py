@@ -346,11 +346,12 @@ class _Fit:
         held = {f"task/{name}": value for name, value in self.task.state().items()}
         held |= {f"optimiser/{name}": value for name, value in optim.optimiser_tensors(self.optimiser).items()}
         held = shards.whole(held, self.world.main)
+        busy, began = self.saver.busy, time.perf_counter()
+        self._written()
+        if busy:
+            waited = f"waited {time.perf_counter() - began:.1f} s until the checkpoint of step {self.saved} was written"
+            self.records.say(f"step {self.step}: {waited}")
         if self.world.main:
-            if self.saver.busy:
-                waited = f"step {self.step}: waited until the checkpoint of step {self.saved} was written"
-                self.records.say(f"{waited} ({self.saver.settle():.1f} s)")
-            self.saver.settle()
             held = self.saver.copy(held)
         write = self.save(self.step, held)
         if write is not None:

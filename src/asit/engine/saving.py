@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
 
@@ -50,20 +49,18 @@ class Saver:
         """Whether the writer has failed; then `settle` raises."""
         return self._error is not None
 
-    def settle(self) -> float:
-        """Wait until nothing is being written; gives the seconds that it took.
+    def settle(self) -> None:
+        """Wait until nothing is being written.
 
         Raises:
             BaseException: what the writer raised.
         """
-        began = time.perf_counter()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
         if self._error is not None:
             error, self._error = self._error, None
             raise error
-        return time.perf_counter() - began
 
     def copy(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors as they are now, on the CPU, for `start`; the copies of the last call must have been written.
@@ -80,7 +77,8 @@ class Saver:
             held = self._spare.get(name)
             if held is None or held.shape != tensor.shape or held.dtype != tensor.dtype:
                 held = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=bool(devices))
-            out[name] = held.copy_(tensor.detach(), non_blocking=True)
+            # Only CUDA's queue has an event to wait for below: a copy from another device is waited for here.
+            out[name] = held.copy_(tensor.detach(), non_blocking=tensor.device.type == "cuda")
         self._spare = out
         self._copied = [torch.cuda.current_stream(device).record_event() for device in devices]
         return dict(out)

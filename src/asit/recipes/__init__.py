@@ -16,6 +16,7 @@ from asit.settings import FinetuneSettings, PretrainSettings, Settings
 if TYPE_CHECKING:
     from asit.runs.finetune import FinetuneResult
     from asit.runs.folds import CrossValidation
+    from asit.runs.lifecycle import Resume
     from asit.runs.pretrain import PretrainResult
 
 S = TypeVar("S", bound=Settings)
@@ -111,7 +112,7 @@ def pretrain(
     *,
     preset: str | None = None,
     config: str | Path | None = None,
-    resume: bool = False,
+    resume: Resume = False,
     overwrite: bool = False,
     stream: TextIO | None = sys.stderr,
     **settings: Any,
@@ -126,7 +127,7 @@ def pretrain(
         out: the run's folder, new or empty.
         preset: "default", "speech", "paper" or "official-v2".
         config: YAML file of settings.
-        resume: go on with the run in `out`, with its own settings.
+        resume: go on with the run in `out`, with its own settings; "auto": where there is one.
         overwrite: delete the run in `out` first.
         stream: where progress goes; None: nowhere.
         settings: any of `PretrainSettings`; groups as mappings.
@@ -150,7 +151,7 @@ def finetune(
     *,
     task: str | None = None,
     config: str | Path | None = None,
-    resume: bool = False,
+    resume: Resume = False,
     overwrite: bool = False,
     stream: TextIO | None = sys.stderr,
     **settings: Any,
@@ -166,7 +167,7 @@ def finetune(
         model: model folder, file of ImageNet ViT weights, or "none".
         task: the recipe; "any" if not given.
         config: YAML file of settings.
-        resume: go on with the run in `out`, with its own settings.
+        resume: go on with the run in `out`, with its own settings; "auto": where there is one.
         overwrite: delete the run in `out` first.
         stream: where progress goes; None: nowhere.
         settings: any of `FinetuneSettings`; groups as mappings.
@@ -191,7 +192,7 @@ def settings_for(
     file: str | Path | None,
     overrides: Mapping[str, Any],
     *,
-    resume: bool,
+    resume: Resume,
 ) -> PretrainSettings:
     """Settings of a new run, or, to resume one, its own with the overrides on top."""
     return _settings_for(_PRESETS, out, preset_name, file, overrides, resume)
@@ -203,7 +204,7 @@ def finetune_settings_for(
     file: str | Path | None,
     overrides: Mapping[str, Any],
     *,
-    resume: bool,
+    resume: Resume,
 ) -> FinetuneSettings:
     """As `settings_for`, for fine-tuning."""
     return _settings_for(_TASKS, out, task, file, overrides, resume)
@@ -215,7 +216,7 @@ def _settings_for(
     name: str | None,
     file: str | Path | None,
     overrides: Mapping[str, Any],
-    resume: bool,
+    resume: Resume,
 ) -> S:
     given = {key: value for key, value in overrides.items() if value != "" or key not in ("data", "out", "model")}
     if str(out):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.metadata
 import socket
 from collections import defaultdict
 from collections.abc import Mapping
@@ -83,7 +82,7 @@ def of_code() -> dict[str, str]:
     return {
         "version of torch": torch.__version__,
         "version of numpy": np.__version__,
-        "version of asit": importlib.metadata.version("asit-audio"),
+        "version of asit": asit.__version__,
         "source of asit (SHA-256)": digest.hexdigest()[:16],
     }
 

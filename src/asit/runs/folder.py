@@ -169,6 +169,15 @@ def begun_under(folder: Path) -> str | None:
     return found if isinstance(found, str) else None
 
 
+def began_with(folder: Path) -> tuple[int, int] | None:
+    """Processes that the run began with, and CPU threads of each; None: they were not written down."""
+    try:
+        found = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
+        return int(found["processes"]), int(found["threads"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
 def settle(settings: S, begun: S) -> S:
     """The settings with each auto as it was resolved when the run began, for it may follow from what has changed."""
     autos = [

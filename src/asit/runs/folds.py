@@ -65,8 +65,7 @@ def run(
         )
     supervised.check(settings)
     out = Path(settings.out)
-    if resume == "auto":
-        resume = (out / folder.CONFIG).exists() and not overwrite
+    resume = bool(resume) if resume != "auto" or overwrite else (out / folder.CONFIG).exists()
     # Looked at before the lock, which makes the folder, and again under it.
     folder.claim(out, resume=resume, overwrite=overwrite)
     with lock.held(out, 1, lambda text: None if stream is None else _say(stream, text)):

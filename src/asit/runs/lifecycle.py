@@ -21,10 +21,10 @@ from asit.model import cpu
 from asit.model.audio_model import AudioModel
 from asit.runs import agreement, folder, lock, source
 from asit.runtime import Precision, World
-from asit.settings import FinetuneSettings, PretrainSettings, RecordSettings, Settings
+from asit.settings import FinetuneSettings, PretrainSettings, RecordSettings
 
 Tensors = dict[str, torch.Tensor]
-S = TypeVar("S", bound=Settings)
+S = TypeVar("S", bound=PretrainSettings | FinetuneSettings)
 Resume = bool | Literal["auto"]
 """Whether to go on with the run that is in the folder; auto: where there is one."""
 
@@ -164,7 +164,28 @@ def opened(
         # Another run may have ended here since.
         going_on = together(world, claim)
         before = together(world, lambda: folder.read_settings(out, type(settings)) if going_on else None)
+        if before is not None:
+            _threads(settings.threads, folder.began_with(out), world, say)
         yield Opened(settings if before is None else folder.settle(settings, before), before)
+
+
+def _threads(asked: int, began: tuple[int, int] | None, world: World, say: Callable[[str], None]) -> None:
+    """Take as many CPU threads as the run began with, unless a number was asked for: its last bits depend on them.
+
+    With another number of processes the bits are others anyway, and a core may have another share of them.
+
+    Args:
+        asked: threads; 0: none were asked for.
+        began: processes of the run's beginning, and threads of each; None: not known.
+    """
+    if world.device.type != "cpu" or began is None or began[0] != world.size:
+        return
+    now, then = torch.get_num_threads(), began[1]
+    if asked and now != then:
+        say(f"CPU threads {now}, as asked; the run began with {then}, with which alone it goes on with the same bits")
+    elif now != then:
+        torch.set_num_threads(then)
+        say(f"CPU threads {then}, as when the run began, for the same bits; torch would take {now} (--threads {now})")
 
 
 def _restarted(out: Path, world: World) -> bool:

@@ -79,7 +79,18 @@ def held(
     _held.add(number)
     ended = threading.Event()
     told = {**_self(), "processes": processes, "began": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-    _write(number, told, 0)
+    try:
+        _write(number, told, 0)
+    except OSError as error:  # a full disk: an empty file would tell nobody whose it is
+        _held.discard(number)
+        with contextlib.suppress(OSError):
+            (out / NAME).unlink()
+        os.close(number)
+        raise ConfigError(
+            f"{out / NAME} could not be written: {error.strerror}",
+            "room for the run's files",
+            f"free space on the disk of {out}, or choose another --out",
+        ) from error
     beats = threading.Thread(target=_count, args=(number, told, ended, times.beat), daemon=True, name="run.lock")
     beats.start()
     try:

@@ -189,7 +189,7 @@ class FinetuneSettings(Settings):
     workers: Annotated[int, Field(ge=0)] | Auto = "auto"
     """Loader processes for each training process."""
     threads: Annotated[int, Field(ge=0)] = 0
-    """CPU threads of each training process; 0: torch's choice."""
+    """CPU threads of each training process; 0: torch's choice, and where a run goes on, as many as it began with."""
     process_timeout: Annotated[float, Field(gt=0)] = 30.0
     """Minutes that a process waits for the others before the run stops (torch's own: 30 with gloo, 10 with NCCL). A
     process that dies is noticed at once; this is for one that hangs, and must be longer than a probe takes."""
