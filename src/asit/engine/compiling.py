@@ -8,7 +8,8 @@ while the next is computed (a network compiled whole gives them all at its end);
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -87,10 +88,10 @@ class Notes:
 
 
 class _Shared:
-    """What the guarded modules of one call know together: whether the compiler has failed."""
+    """What the guarded modules of one call know together: shapes that were met, and whether the compiler has failed."""
 
     def __init__(self, say: Say) -> None:
-        self.say, self.failed = say, False
+        self.say, self.failed, self.met = say, False, set[Any]()
 
 
 class _Guarded:
@@ -102,14 +103,40 @@ class _Guarded:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.shared.failed or not self.module.training:
             return self.module._call_impl(*args, **kwargs)
+        given = (torch.is_grad_enabled(), *map(_shape, (*args, *kwargs.values())))
         try:
-            return self.call(*args, **kwargs)
+            with contextlib.nullcontext() if given in self.shared.met else _at_once():
+                made = self.call(*args, **kwargs)
+            self.shared.met.add(given)
+            return made
         except Exception as error:
             if not _of_the_compiler(error):
                 raise
             self.shared.failed = True
             self.shared.say(f"compile: off from here on, torch.compile failed: {_line(error)}")
             return self.module._call_impl(*args, **kwargs)
+
+
+def _shape(x: object) -> object:
+    return (x.shape, x.dtype) if isinstance(x, Tensor) else type(x)
+
+
+@contextlib.contextmanager
+def _at_once() -> Iterator[None]:
+    """What is compiled within is compiled whole, together with its gradient.
+
+    By default torch compiles the gradient when it is first asked for: a compiler that fails there would end the run in
+    the middle of the backward pass, where there is no way back to the plain module. And under DDP it cuts what it
+    compiles into pieces for the exchange of gradients; a block is such a piece, and recomputed ones cannot be cut.
+    """
+    import torch._dynamo.config as dynamo
+    import torch._functorch.config as functorch
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(dynamo.patch(optimize_ddp=False))  # type: ignore[attr-defined]
+        if hasattr(functorch, "force_non_lazy_backward_lowering"):  # torch 2.8 or so and later
+            stack.enter_context(functorch.patch(force_non_lazy_backward_lowering=True))  # type: ignore[attr-defined]
+        yield
 
 
 def _try(device: torch.device) -> str | None:
