@@ -108,6 +108,8 @@ class ASiT(Distributed):
         )
         corrupted_mask = batch.drop | batch.replace
         copies, chosen = self.settings.masking.copies, _some(batch.tokens)
+        asked = None if chosen is None else chosen.repeat(copies, 1)
+        covered, over = self._counted(corrupted_mask, asked, world)
         rebuilt: Tensor | None = None
         # How many there are the host has to know, which a GPU would keep it waiting for.
         if weights.reconstruction_tokens == "masked" and device.type == "cpu":
@@ -117,7 +119,6 @@ class ASiT(Distributed):
             if self._teach is not None:
                 with torch.no_grad():
                     taught = self._teach(batch.clean, chosen=chosen)
-            asked = None if chosen is None else chosen.repeat(copies, 1)
             seen = self._forward(corrupted, batch.local, batch.factors, _some(batch.keep), asked, rebuilt)
         parts: dict[str, Tensor] = {}
         gauges: dict[str, Tensor] = {}
@@ -136,11 +137,7 @@ class ASiT(Distributed):
                 gauges["teacher_entropy_class"] = losses.entropy(probs).mean()
                 gauges["centre_norm_class"] = torch.linalg.vector_norm(self.class_centre.value)
         if taught is not None and taught.patches is not None:
-            counted = None
-            if weights.local_tokens == "masked":
-                covered = masking.token_mask(corrupted_mask, self.student.encoder.patch)
-                covered = (covered if asked is None else covered.gather(1, asked)).flatten()
-                counted = covered, _mean_over(covered.sum(), world)
+            counted = None if covered is None else (covered, over["local"])
             parts["local"], entropy = fused.local_loss(
                 seen.patches,
                 taught.patches,
@@ -156,17 +153,43 @@ class ASiT(Distributed):
                 gauges["teacher_entropy_patch"] = entropy
                 gauges["centre_norm_patch"] = torch.linalg.vector_norm(self.patch_centre.value)
         if seen.reconstruction is not None:
-            count = _mean_over(corrupted_mask.sum(), world)
             target, mask = tokens.copied(batch.clean, copies), corrupted_mask
             if rebuilt is not None:
                 patch = self.student.encoder.patch
                 target, mask = (tokens.cut(one, patch).index_select(0, rebuilt) for one in (target, mask))
-            parts["reconstruction"] = losses.masked_l1(seen.reconstruction, target, mask, count)
+            parts["reconstruction"] = losses.masked_l1(seen.reconstruction, target, mask, over["reconstruction"])
             loss = loss + weights.reconstruction_weight * parts["reconstruction"]
         if now.measure:
             gauges["feature_spread"] = spread((taught or seen).class_token)
             gauges["mask_share"] = corrupted_mask.float().mean()
         return StepOutput(loss, parts | gauges)
+
+    def _counted(
+        self, corrupted: Tensor, asked: Tensor | None, world: World
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """What the losses over masked parts count, in one exchange between the processes.
+
+        Args:
+            corrupted: (R, 1, T, F) bool.
+            asked: (R, S) tokens that the local loss is over; None: all.
+
+        Returns:
+            The tokens that the local loss counts, (R * S,) bool, None: all; and by name of the loss the count of all
+            processes over their number, () float32: averaging gradients then gives the mean over all processes.
+        """
+        covered: Tensor | None = None
+        counts: dict[str, Tensor] = {}
+        if self.settings.losses.local_tokens == "masked" and self.student.wants_patch:
+            covered = masking.token_mask(corrupted, self.student.encoder.patch)
+            covered = (covered if asked is None else covered.gather(1, asked)).flatten()
+            counts["local"] = covered.sum()
+        if self.student.reconstruction is not None:
+            counts["reconstruction"] = corrupted.sum()
+        if not counts:
+            return covered, counts
+        totals = torch.stack(list(counts.values())).float()
+        world.sum_(totals)
+        return covered, dict(zip(counts, totals / world.size, strict=True))
 
     def gradients_ready(self, now: Now) -> None:
         """Keep the projection's last layers fixed for the first epochs (DINO; in v1 this never took effect)."""
@@ -338,13 +361,6 @@ def _some(x: Tensor) -> Tensor | None:
 def _number(value: float | str) -> float:
     assert not isinstance(value, str), "settings must be resolved first"
     return value
-
-
-def _mean_over(count: Tensor, world: World) -> Tensor:
-    """The all-process count over the number of processes: averaging gradients then gives the all-process mean."""
-    total = count.detach().float()
-    world.sum_(total)
-    return total / world.size
 
 
 def _aliases(module: nn.Module) -> dict[str, str]:
