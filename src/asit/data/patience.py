@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -18,6 +18,8 @@ SECONDS = "ASIT_STORE_SECONDS"
 _PASSING = frozenset({408, 425, 429})
 """Answers of web servers that blame the asker and may pass all the same: timeout, too early, too many requests."""
 _GONE = frozenset({404, 410})
+_CREDENTIALS = 10.0  # s that no credentials are borne: a cloud machine's own service for them may be busy that long
+_NO_CREDENTIALS = "give them as the store's package wants them, for s3 AWS_ACCESS_KEY_ID and the like (docs/shard.md)"
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,8 @@ class Patience:
         return cls(seconds=seconds, answer=min(cls.answer, seconds))
 
 
-Told = Callable[[str], None]
-"""Called with a line for each try that failed and is made again."""
+_log = logging.getLogger("asit.stores")
+"""Hears of each try that failed. Without handlers its lines go to the standard error as they are."""
 
 
 class RefusalError(StoreError):
@@ -67,7 +69,7 @@ class MissingError(RefusalError):
     """There is no such file."""
 
 
-def tried(place: str, go: Callable[[float], T], patience: Patience | None, told: Told | None, much: int = 0) -> T:
+def tried(place: str, go: Callable[[float], T], patience: Patience | None, much: int = 0) -> T:
     """What `go` (given the seconds that an answer may take) gives, tried again while that may help."""
     limits = patience or Patience.usual()
     began, wait, tries = time.monotonic(), limits.first, 0
@@ -90,18 +92,18 @@ def tried(place: str, go: Callable[[float], T], patience: Patience | None, told:
                 raise RefusalError(
                     f"{place}: {last}", "a place that can be reached with the rights at hand", "check place and rights"
                 ) from None
-            if gone + wait > limits.seconds:
+            unknown = "Credentials" in type(error).__name__
+            if gone + wait > (min(limits.seconds, _CREDENTIALS) if unknown else limits.seconds):
                 raise StoreError(
                     f"{place} was not reached in {tries} tries over {gone:.0f} s; the last one: {last}",
                     "an answer from the store",
-                    f"see whether it is there, then run the same command again (a run goes on with --resume); "
+                    _NO_CREDENTIALS
+                    if unknown
+                    else f"see whether it is there, then run the same command again (a run goes on with --resume); "
                     f"{SECONDS} says how many seconds are waited",
                 ) from None
         line = f"{place}: {last}; try {tries + 1} in {wait:g} s"
-        if told is None:
-            warnings.warn(line, RuntimeWarning, stacklevel=3)
-        else:
-            told(line)
+        _log.warning(line)
         time.sleep(wait)
         wait = min(wait * 2, limits.longest)
 

@@ -1,8 +1,9 @@
 """Files in a store: on this machine's disks, or behind a URL of an object store or a web server, which fsspec reads.
 
 A place is a path or a URL. Local files are read by their descriptors and never go through fsspec. What may pass, such
-as a connection that breaks, is tried again after waits that double; then, and at once for what will not pass, a
-StoreError says so. fsspec keeps its instances for each process, so that loader processes have their own, forked or not.
+as a connection that breaks, is tried again after waits that double, each told to the logger asit.stores; then, and at
+once for what will not pass, a StoreError says so. fsspec keeps its instances for each process, so that loader processes
+have their own, forked or not.
 """
 
 # Paths are text here: a place may be a URL.
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from asit.data.descriptors import read_local
-from asit.data.patience import MissingError, Patience, RefusalError, Told, tried
+from asit.data.patience import MissingError, Patience, RefusalError, tried
 from asit.errors import ConfigError, StoreError
 
 _AT_ONCE = 16
@@ -66,16 +67,13 @@ def absolute(place: str) -> str:
     return place if is_url(place) else os.path.abspath(place)
 
 
-def read_range(
-    place: str, offset: int, size: int, *, patience: Patience | None = None, told: Told | None = None
-) -> bytes:
+def read_range(place: str, offset: int, size: int, *, patience: Patience | None = None) -> bytes:
     """`size` bytes from byte `offset` on. Threads may call it at the same time.
 
     Args:
         place: a path or a URL.
         offset, size: bytes.
         patience: None: the usual one.
-        told: hears of each try that failed; None: a warning does.
 
     Raises:
         StoreError: no such file, a file that ends before, a store that refuses or is not reached in time.
@@ -103,10 +101,10 @@ def read_range(
             )
         raise OSError(f"{len(data):,} of {size:,} bytes came")
 
-    return tried(place, get, patience, told, size)
+    return tried(place, get, patience, size)
 
 
-def read(place: str, *, patience: Patience | None = None, told: Told | None = None) -> bytes:
+def read(place: str, *, patience: Patience | None = None) -> bytes:
     """All of a file.
 
     Raises:
@@ -120,19 +118,19 @@ def read(place: str, *, patience: Patience | None = None, told: Told | None = No
         files, path = _files(place)
         return bytes(files.cat_file(path, **_limit(files, seconds * 10)))
 
-    return tried(place, get, patience, told)
+    return tried(place, get, patience)
 
 
-def size(place: str, *, patience: Patience | None = None, told: Told | None = None) -> int:
+def size(place: str, *, patience: Patience | None = None) -> int:
     """Length of a file in bytes.
 
     Raises:
         StoreError, ConfigError: as `read_range`.
     """
-    return tried(place, lambda seconds: _size(place, seconds), patience, told)
+    return tried(place, lambda seconds: _size(place, seconds), patience)
 
 
-def sizes(places: Iterable[str], *, patience: Patience | None = None, told: Told | None = None) -> dict[str, int]:
+def sizes(places: Iterable[str], *, patience: Patience | None = None) -> dict[str, int]:
     """Lengths of those of the files that are there, in bytes; several are asked for at the same time.
 
     Raises:
@@ -141,7 +139,7 @@ def sizes(places: Iterable[str], *, patience: Patience | None = None, told: Told
 
     def one(place: str) -> tuple[str, int | None]:
         try:
-            return place, size(place, patience=patience, told=told)
+            return place, size(place, patience=patience)
         except MissingError:
             return place, None
 
@@ -149,16 +147,16 @@ def sizes(places: Iterable[str], *, patience: Patience | None = None, told: Told
         return {place: length for place, length in pool.map(one, places) if length is not None}
 
 
-def exists(place: str, *, patience: Patience | None = None, told: Told | None = None) -> bool:
+def exists(place: str, *, patience: Patience | None = None) -> bool:
     """Whether there is a file.
 
     Raises:
         StoreError, ConfigError: as `read_range`.
     """
-    return bool(sizes([place], patience=patience, told=told))
+    return bool(sizes([place], patience=patience))
 
 
-def list(place: str, *, patience: Patience | None = None, told: Told | None = None) -> dict[str, int | None]:
+def list(place: str, *, patience: Patience | None = None) -> dict[str, int | None]:
     """Names of the files and folders in a folder, sorted, and the lengths of files where the store tells them.
 
     A folder that is not there is empty, as it is in object stores.
@@ -182,12 +180,12 @@ def list(place: str, *, patience: Patience | None = None, told: Told | None = No
         return dict(sorted(found.items()))
 
     try:
-        return tried(place, get, patience, told)
+        return tried(place, get, patience)
     except MissingError:
         return {}
 
 
-def write(place: str, data: bytes, *, patience: Patience | None = None, told: Told | None = None) -> None:
+def write(place: str, data: bytes, *, patience: Patience | None = None) -> None:
     """Write a file whole or not at all; one that is there is replaced, and folders above it are made.
 
     Raises:
@@ -195,7 +193,7 @@ def write(place: str, data: bytes, *, patience: Patience | None = None, told: To
         ConfigError: a package for this kind of store is missing.
     """
     if is_url(place):
-        _put(place, lambda files, path: files.pipe_file(path, data), patience, told)
+        _put(place, lambda files, path: files.pipe_file(path, data), patience)
         return
     draft = Path(place).with_name(f".{Path(place).name}.{os.getpid()}.tmp")
     try:
@@ -212,16 +210,16 @@ def write(place: str, data: bytes, *, patience: Patience | None = None, told: To
         raise unwritable(place, error) from None
 
 
-def send(file: str, place: str, *, patience: Patience | None = None, told: Told | None = None) -> None:
+def send(file: str, place: str, *, patience: Patience | None = None) -> None:
     """Bring a file of this machine to a URL, whole or not at all.
 
     Raises:
         StoreError, ConfigError: as `write`.
     """
-    _put(place, lambda files, path: files.put_file(file, path), patience, told)
+    _put(place, lambda files, path: files.put_file(file, path), patience)
 
 
-def remove(place: str, *, patience: Patience | None = None, told: Told | None = None) -> None:
+def remove(place: str, *, patience: Patience | None = None) -> None:
     """Delete a file, where it is there.
 
     Raises:
@@ -236,7 +234,7 @@ def remove(place: str, *, patience: Patience | None = None, told: Told | None = 
             files.rm_file(path, **_limit(files, seconds))
 
     try:
-        tried(place, go, patience, told)
+        tried(place, go, patience)
     except MissingError:
         return
 
@@ -266,7 +264,7 @@ def _remote_range(place: str, offset: int, size: int, seconds: float) -> bytes:
     return bytes(files.cat_file(path, start=offset, end=offset + size, **_limit(files, seconds)))
 
 
-def _put(place: str, go: Callable[[Any, str], None], patience: Patience | None, told: Told | None) -> None:
+def _put(place: str, go: Callable[[Any, str], None], patience: Patience | None) -> None:
     def put(_: float) -> None:
         files, path = _files(place)
         protocol = place.split("://", 1)[0].lower()
@@ -278,7 +276,7 @@ def _put(place: str, go: Callable[[Any, str], None], patience: Patience | None, 
         go(files, draft)
         files.mv(draft, path)
 
-    tried(place, put, patience, told)
+    tried(place, put, patience)
 
 
 def _files(place: str) -> tuple[Any, str]:
