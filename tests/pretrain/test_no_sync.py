@@ -17,7 +17,7 @@ from asit.data.batches import Batch, OnDevice
 from asit.engine import optim
 from asit.engine.loop import Now
 from asit.model import vit
-from asit.pretrain import masking, method
+from asit.pretrain import masking, method, tokens
 from asit.runtime import Precision, World
 from asit.settings import PretrainSettings
 
@@ -37,10 +37,21 @@ SETTINGS: dict[str, Any] = {
 def drawn(settings: PretrainSettings, device: torch.device) -> Batch:
     """A batch as the loader hands it over: waveforms, places, bits of masks; copied to the device."""
     rng = np.random.default_rng(0)
-    rows, local = 2 * CLIPS, settings.views.local_views * CLIPS
-    masks = [masking.draw(rng, FRAMES, 32, settings.masking) for _ in range(rows)]
+    copies = settings.masking.copies
+    seen, rows, local = copies * 2 * CLIPS, 2 * CLIPS, settings.views.local_views * CLIPS
+    chosen = [
+        tokens.choose(
+            rng,
+            [masking.draw(rng, FRAMES, 32, settings.masking) for _ in range(copies * 2)],
+            settings.masking,
+            settings.losses,
+            (16, 16),
+        )
+        for _ in range(CLIPS)
+    ]
+    masks = [one.masks[view] for view in range(copies * 2) for one in chosen]
     rates = vit.drop_path_rates(settings.encoder)
-    factors = np.stack([vit.draw_drop_path(rng, rates) for _ in range(rows + local)])
+    factors = np.stack([vit.draw_drop_path(rng, rates) for _ in range(seen + local)])
     bits = [np.packbits(np.stack([getattr(m, name) for m in masks]), axis=-1)[:, None] for name in ("drop", "replace")]
     wave = rng.normal(0, 0.1, (CLIPS, 8000)).astype(np.float32)
     lengths = np.concatenate([np.full(rows, FRAMES + 2), np.full(local, SHORT)])
@@ -49,7 +60,7 @@ def drawn(settings: PretrainSettings, device: torch.device) -> Batch:
         local=torch.zeros(local, 1, 0, 32),
         drop=torch.from_numpy(bits[0]),
         replace=torch.from_numpy(bits[1]),
-        donor=torch.from_numpy(masking.donor_rows(rng.random((CLIPS, 2)), 4)),
+        donor=torch.from_numpy(masking.donor_rows(rng.random((CLIPS, copies * 2)), 4)) % rows,
         factors=torch.from_numpy(factors).permute(1, 2, 0).contiguous(),
         noise=torch.zeros(0),
         ids=[str(i) for i in range(CLIPS)],
@@ -58,6 +69,8 @@ def drawn(settings: PretrainSettings, device: torch.device) -> Batch:
         have=torch.full((CLIPS,), 98),
         places=torch.from_numpy(np.stack([rng.integers(0, 20, rows + local), lengths], 1)),
         changes=torch.ones(rows + local, 2),
+        keep=torch.from_numpy(np.stack([one.keep for one in chosen], 1)).flatten(0, 1),
+        tokens=torch.from_numpy(np.stack([one.local for one in chosen], 1)).flatten(0, 1),
     )
     if device.type == "cuda":
         batch = batch.pin_memory()
@@ -96,10 +109,15 @@ CASES: list[dict[str, Any]] = [
     {"losses": {"local_tokens": "masked"}, "masking": {"fill": "time", "combine": True}},
     {"heads": {**SETTINGS["heads"], "patch_prototypes": 64, "share_prototypes": True, "train_norm": True}},
     {"views": {**WAVES, "local_views": 0}, "optim": {"clip_per_parameter": False}},
+    {
+        "masking": {"align": True, "keep": 0.5, "copies": 2},
+        "losses": {"local_share": 0.5, "local_tokens": "masked", "reconstruction_tokens": "masked"},
+    },
 ]
+NAMES = ["plain", "masked tokens", "shared prototypes", "two views", "fewer tokens"]
 
 
-@pytest.mark.parametrize("given", CASES, ids=["plain", "masked tokens", "shared prototypes", "two views"])
+@pytest.mark.parametrize("given", CASES, ids=NAMES)
 def test_a_step_asks_nothing_of_the_accelerator(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     # The fused AdamW has no form without values; both forms leave the host alone (the gpu test has it).
     adamw = torch.optim.AdamW
@@ -117,7 +135,7 @@ def test_the_proof_would_notice() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("given", CASES, ids=["plain", "masked tokens", "shared prototypes", "two views"])
+@pytest.mark.parametrize("given", CASES, ids=NAMES)
 def test_a_step_never_waits_for_the_gpu(given: dict[str, Any]) -> None:
     def prepared(once: Any) -> None:
         once()
