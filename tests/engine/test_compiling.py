@@ -13,6 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import BackendCompilerFailed
+from torch._inductor import config as inductor
+from torch._inductor.graph import GraphLowering
 
 from asit.engine import compiling
 from asit.model.vit import Encoder
@@ -65,6 +67,29 @@ def test_compiled_is_eager_within_rounding() -> None:
     assert len(said) == 1
     twin = copy.deepcopy(made)
     assert all(block._compiled_call_impl is None for block in twin.blocks)
+
+
+@pytest.mark.slow
+def test_a_compiler_that_fails_at_the_gradient_of_a_later_shape_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked for the gradient in the forward pass, where there is a way back."""
+    torch._dynamo.reset()  # blocks of another test have the same code
+    monkeypatch.setattr(inductor, "force_disable_caches", True)
+    made, said = encoder(), list[str]()
+    compiling.compiled(made.blocks, CPU, said.append)
+    gradients(made, *inputs())
+    run = GraphLowering.run
+
+    def failing_backward(self: GraphLowering, *given: Any) -> Any:
+        if self.is_backward:
+            raise RuntimeError("no such kernel")
+        return run(self, *given)
+
+    monkeypatch.setattr(GraphLowering, "run", failing_backward)
+    for ours, expected in zip(gradients(made, *inputs(5)), gradients(encoder(), *inputs(5)), strict=True):
+        assert torch.equal(ours, expected)
+    assert len(said) == 2
+    assert said[1].startswith("compile: off from here on, torch.compile failed: ")
+    assert "no such kernel" in said[1]
 
 
 @pytest.mark.slow
