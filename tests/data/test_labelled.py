@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import pickle
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 import soundfile
 import torch
 
+from asit.data import views
 from asit.data.catalogue import Catalogue, Clip
-from asit.data.labelled import LabelledClips, LabelledSample, collate
+from asit.data.labelled import LabelledClips, LabelledSample, OnDevice, collate
 from asit.data.labels import read_labels
 from asit.data.order import MATERIAL
 from asit.data.waves import Waves
@@ -254,3 +256,26 @@ def test_parts_of_one_file_that_begin_together(listed: Catalogue) -> None:
         assert [len(wave) for wave in kept] == [2400, 7200, 1600]
         for a, b in zip(plain, kept, strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("padding", ["silence", "zero", "repeat"])
+@pytest.mark.parametrize("changes", [AugmentSettings(), ALL], ids=["plain", "all"])
+@pytest.mark.parametrize("indices", [range(6), (1, 4)], ids=["all clips", "short ones"])
+def test_inputs_made_on_the_device_are_those_of_the_loader(
+    indices: Any, changes: AugmentSettings, padding: Any, listed: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(views, "_WHOLE", 1)
+    clips, device = made(listed, changes, padding=padding), torch.device("cpu")
+    keys = [(epoch, index) for epoch in range(3) for index in indices]
+    expected = collate(clips.__getitems__(keys))  # type: ignore[arg-type]
+    clips.cut_only = True
+    cut = collate(clips.__getitems__(keys))  # type: ignore[arg-type]
+    assert cut.x.numel() == 0
+    prepare = OnDevice(clips.front_end.settings, changes, FRAMES, device)
+    found = prepare(cut)
+    torch.testing.assert_close(found.x, expected.x, rtol=0.0, atol=2e-4)
+    for f in dataclasses.fields(expected):
+        if f.name != "x":
+            ours, theirs = getattr(found, f.name), getattr(expected, f.name)
+            assert torch.equal(ours, theirs) if isinstance(ours, torch.Tensor) else ours == theirs
+    assert prepare(found) is found
