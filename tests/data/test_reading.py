@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import io
+import operator
 import shutil
 import tarfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +140,10 @@ def test_a_batch_asks_once_for_neighbours(packed: Catalogue, monkeypatch: pytest
         return plain(place, offset, size)
 
     monkeypatch.setattr(stores, "read_range", read)
+    mixed = labelled_of(packed)
+    mixed.__getitems__([(0, index) for index in range(4)])
+    assert len({place for place, *_ in asked}) == len(asked)  # what is mixed in too
+    asked.clear()
     samples = views_of(packed)
     samples.__getitems__([(0, index) for index in (3, 0, 7, 2, 1, 6)])
     assert [Path(place).name for place, *_ in asked] == ["shard-000000.tar", "shard-000001.tar"]
@@ -192,11 +198,15 @@ def test_a_damaged_member_is_replaced_and_a_missing_shard_is_not(
     keys = order.MicroBatches(order.shuffled(0, 12), 12, 4, 4, 0, 1, 0)
     donor = lambda draws: np.arange(draws.size)  # noqa: E731
     gather = functools.partial(collate, donor_rows=donor)
+    windows = Windows(listed, np.arange(12), FRONT_END, FRAMES, 0.5, 7)
     for large in (False, True):
         if large:
             monkeypatch.setattr(spans, "WHOLE", 0)
         with pytest.raises(StoreError, match=r"shard-000001\.tar"):
             list(order.loader(views_of(listed), keys, gather, workers=0, pin=False))
+        blocks = [[block] for block in range(len(windows))]
+        with pytest.raises(StoreError, match=r"shard-000001\.tar"):
+            list(order.loader(windows, blocks, operator.itemgetter(0), workers=0, pin=False))
         with pytest.raises(StoreError, match=r"shard-000001\.tar"):
             Waves(FRONT_END).read(listed[5], 0.0, 0.2)
 
@@ -274,6 +284,16 @@ def test_a_store_is_read_as_a_folder_is(loose: Catalogue, packed: Catalogue, mon
     assert [item.name for item in heard] == loose.ids()
     assert heard[4].sound() == Path(loose[4].path).read_bytes()
     assert [item.label for item in heard] == loose.labels.tolist()
+    asked: list[str] = []
+    plain = stores.read_range
+    with monkeypatch.context() as patch:
+        patch.setattr(stores, "read_range", lambda place, *span: asked.append(place) or plain(place, *span))
+        sounds = inputs.Sounds(heard)
+        with ThreadPoolExecutor(4) as threads:
+            got = [*threads.map(sounds, range(12))]
+        assert got == [Path(clip.path).read_bytes() for clip in loose]
+        assert sorted(asked) == [f"memory://reading/shard-{i:06d}.tar" for i in range(3)]  # neighbours together
+        assert not any(run.held for run in sounds.ahead._of.values())
     stores.remove("memory://reading/index.jsonl")
     tars = tarscan.tars_of("memory://reading")
     assert tars == [f"memory://reading/shard-{i:06d}.tar" for i in range(3)]
@@ -284,9 +304,11 @@ def test_a_store_is_read_as_a_folder_is(loose: Catalogue, packed: Catalogue, mon
     assert heard[7].sound() == Path(loose[7].path).read_bytes()
     with pytest.raises(CatalogueError, match=r"neither index\.jsonl nor a tar; 0 other names"):
         tarscan.tars_of("memory://nothing")
+    sounds = inputs.Sounds(heard)
     stores.remove(tars[1])
-    with pytest.raises(StoreError, match="shard-000001"):
-        heard[7].sound()
+    for place in (7, 7):
+        with pytest.raises(StoreError, match="shard-000001"):
+            sounds(place)
 
 
 def test_an_index_and_a_folder_that_holds_one_are_heard(loose: Catalogue, packed: Catalogue) -> None:

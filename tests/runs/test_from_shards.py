@@ -136,6 +136,7 @@ def test_a_store_that_dies_and_comes_back(
     same(state(tmp_path / "files"), state(tmp_path / "shards-run"))
 
 
+@pytest.mark.slow
 def test_fine_tuning_reads_shards_and_their_labels(
     tuned: Callable[..., Any], labelled: Path, state: Callable[..., Any], same: Callable[..., None], tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from asit.audio import files
-from asit.data import listing, stores, tables, tarscan, tarshards
+from asit.data import listing, spans, stores, tables, tarscan, tarshards
 from asit.data.catalogue import Catalogue, is_catalogue, relative, unreadable
 from asit.errors import AudioError, CatalogueError, ConfigError
 
@@ -73,6 +73,33 @@ class Item:
         if len(found) < self.size:
             raise AudioError(f"{self.path} has become shorter", f"{self.size} bytes of {self.member}", "fetch it anew")
         return found
+
+
+class Sounds:
+    """The sound of each of many items, asked for by several threads in about their order.
+
+    What lies in a store comes with its neighbours, so that not each recording waits for an answer of its own.
+    """
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        self.items = items
+        self.ahead = spans.Ahead(map(_place, items))
+
+    def __call__(self, at: int) -> str | bytes:
+        """As `Item.sound` of the item in that place.
+
+        Raises:
+            AudioError, StoreError: as there.
+        """
+        item = self.items[at]
+        place = _place(item) if at in self.ahead else None
+        return item.sound() if place is None else self.ahead.read(at, place)
+
+
+def _place(item: Item) -> spans.Place | None:
+    if item.fault is not None or item.offset is None or item.size is None:
+        return None
+    return item.path, item.offset, item.size
 
 
 def named(name: str, reason: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, Generic, Self, TypeVar
@@ -160,9 +160,9 @@ class MicroBatches:
 
 
 def loader(
-    samples: Samples[S], keys: MicroBatches, collate: Callable[[list[S]], B], *, workers: int, pin: bool
+    samples: Samples[S], keys: Iterable[list[Any]], collate: Callable[[list[S]], B], *, workers: int, pin: bool
 ) -> Generator[B]:
-    """Batches in the order of `keys`; what comes out does not depend on the number of workers.
+    """Batches in the order of `keys`, each the keys of one; what comes out does not depend on the number of workers.
 
     Close it (`contextlib.closing`) to end its workers.
     """

@@ -18,6 +18,15 @@ SECONDS = "ASIT_STORE_SECONDS"
 _PASSING = frozenset({408, 425, 429})
 """Answers of web servers that blame the asker and may pass all the same: timeout, too early, too many requests."""
 _GONE = frozenset({404, 410})
+_NEVER = (
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+    NotImplementedError,
+    ValueError,
+    TypeError,
+    LookupError,
+)
 _CREDENTIALS = 10.0  # s that no credentials are borne: a cloud machine's own service for them may be busy that long
 _NO_CREDENTIALS = "give them as the store's package wants them, for s3 AWS_ACCESS_KEY_ID and the like (docs/shard.md)"
 
@@ -122,8 +131,15 @@ def _may_pass(error: Exception) -> bool:
     status = getattr(error, "status", None) or getattr(error, "status_code", None)
     if isinstance(status, int) and 400 <= status < 500:
         return status in _PASSING
-    never = (PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError)
-    never += (ValueError, TypeError, LookupError)
+    never = (
+        PermissionError,
+        IsADirectoryError,
+        NotADirectoryError,
+        NotImplementedError,
+        ValueError,
+        TypeError,
+        LookupError,
+    )
     return not isinstance(error, never)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ WHOLE = 4 << 20
 _BLOCK = 256 << 10  # bytes of such a block
 _GAP = 128 << 10  # bytes that are read in vain rather than asking twice: a millisecond at 1 Gbit/s
 _RUN = 16 << 20  # bytes of one request at most
+_PIECE = 4 << 20  # the same, where each of several threads has one
 _AHEAD = 256 << 20  # bytes of a batch that are held at once at most
 _THREADS = 16  # requests at the same time, of one process
 
@@ -155,3 +157,65 @@ def _read(run: list[Place]) -> dict[Place, bytes]:
     end = max(offset + size for _, offset, size in run)
     whole = memoryview(stores.read_range(shard, first, end - first))
     return {place: bytes(whole[place[1] - first :][: place[2]]) for place in run}
+
+
+class Ahead:
+    """Members in a store that threads ask for one by one, in about this order: neighbours come with one request.
+
+    Args:
+        places: of the members; None: not read here.
+    """
+
+    def __init__(self, places: Iterable[Place | None]) -> None:
+        self._of: dict[int, _Run] = {}
+        run: _Run | None = None
+        for at, place in enumerate(places):
+            if place is None or not stores.is_url(place[0]):
+                continue
+            if run is None or not run.takes(place):
+                run = _Run(place)
+            run.end, run.left = max(run.end, place[1] + place[2]), run.left + 1
+            self._of[at] = run
+
+    def __contains__(self, at: int) -> bool:
+        return at in self._of
+
+    def read(self, at: int, place: Place) -> bytes:
+        """The bytes of the member that is number `at`; each is asked for once.
+
+        Raises:
+            StoreError: its shard is missing, or the store cannot be reached.
+        """
+        return self._of[at].read(place)
+
+
+class _Run:
+    """Neighbours that one request reads; held until the last of them has been asked for."""
+
+    def __init__(self, place: Place) -> None:
+        self.shard, self.first, self.end, self.left = place[0], place[1], place[1], 0
+        self.alone = threading.Lock()
+        self.held: bytes | None = None
+        self.failure: StoreError | None = None
+
+    def takes(self, place: Place) -> bool:
+        shard, offset, size = place
+        near = shard == self.shard and self.first <= offset <= self.end + _GAP
+        return near and offset + size - self.first <= _PIECE
+
+    def read(self, place: Place) -> bytes:
+        with self.alone:
+            if self.failure is not None:  # so that threads do not wait one after the other for what is not there
+                raise self.failure
+            if self.held is None:
+                try:
+                    self.held = stores.read_range(self.shard, self.first, self.end - self.first)
+                except StoreError as error:
+                    self.failure = error
+                    raise
+            begin = place[1] - self.first
+            found = self.held[begin : begin + place[2]]
+            self.left -= 1
+            if self.left <= 0:
+                self.held = None
+            return found

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from asit.audio.sounds import open_sound
-from asit.data.inputs import Item
+from asit.data.inputs import Item, Sounds
 from asit.errors import ConfigError
 from asit.model.audio_model import AudioModel
 from asit.model.embedding import Precision
@@ -95,9 +95,11 @@ def rows_of(
     settings = model.front_end.settings
     embedder = model.embedder(ask.layer, ask.precision, ask.hop, patches=ask.level == "patches")
 
+    sound_of = Sounds(items)
+
     def cut(place: int) -> Iterator[Piece]:
         item = items[place]
-        with open_sound(item.sound(), None, settings.rate, settings.resampler, item.start, item.seconds) as sound:
+        with open_sound(sound_of(place), None, settings.rate, settings.resampler, item.start, item.seconds) as sound:
             yield Piece(sound, item.start)
 
     threads = threads or max(1, torch.get_num_threads())

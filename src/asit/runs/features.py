@@ -10,6 +10,7 @@ half of it (docs/evaluate.md), once.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from asit.data import stores
+from asit.data import spans, stores
 from asit.data.catalogue import Clip
 from asit.data.waves import read_clip
 from asit.engine.records import counter
@@ -180,7 +181,9 @@ class _Work:
                     have[of] = array
         missing = [[of for of in self.every if of not in have] for have in kept]
         try:
-            made = list(self.pool.map(self._clip, clips, missing))
+            lacking = (clip for clip, lack in zip(clips, missing, strict=True) if lack)
+            stored = spans.fetch(place for clip in lacking if (place := _far(clip)) is not None)
+            made = list(self.pool.map(self._clip, clips, missing, itertools.repeat(stored)))
         except AsitError as error:  # told by every process at once, or the others would wait for this one
             outcome.error = error
             return outcome
@@ -199,13 +202,13 @@ class _Work:
             shelf.put([keys[row] for row in fresh[of]], list(fresh[of].values()))
         return outcome
 
-    def _clip(self, clip: Clip, missing: Sequence[Of]) -> dict[Of, Array] | str:
+    def _clip(self, clip: Clip, missing: Sequence[Of], stored: Mapping[spans.Place, bytes]) -> dict[Of, Array] | str:
         """What is missing of one clip, which is read once for it; or why the clip cannot be read."""
         if not missing:
             return {}
         settings = next(iter(self.wanted.values())).reader.front_end
         try:
-            wave = read_clip(clip, settings.rate, resampler=settings.resampler)
+            wave = read_clip(clip, settings.rate, resampler=settings.resampler, found=stored)
         except AudioError as error:
             return error.found
         out: dict[Of, Array] = {}
@@ -220,6 +223,11 @@ class _Work:
                     )
                 out[name, kind] = array
         return out
+
+
+def _far(clip: Clip) -> spans.Place | None:
+    """Where a clip lies in a store, of which a block's clips are asked for together."""
+    return spans.place_of(clip) if clip.shard is not None and stores.is_url(clip.shard) else None
 
 
 def _key(clip: Clip) -> bytes:

@@ -5,7 +5,9 @@ Letters: N clips, C classes, W windows of a block, T frames, F mel bins.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import operator
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from asit.data.catalogue import Catalogue
 from asit.data.labels import Labels, list_hash
-from asit.data.order import quiet_worker
+from asit.data.order import loader
 from asit.data.windows import Block, Windows
 from asit.errors import CatalogueError
 from asit.runs import folder
@@ -88,34 +89,30 @@ class Scorer:
         """
         network.eval()
         mine = range(self.world.rank, len(self.windows), self.world.size)
-        blocks = self._kept if self._kept is not None else self._blocks(mine)
         found, made, failed = [], [], 0
-        for done, block in enumerate(blocks, 1):
-            found.append((block.owner, self._probabilities(network, block.x, classes), block.failures))
-            if self.keep:
-                # A copy: what a worker sends lies in shared memory, of which a process may hold so many pieces only.
-                made.append(block if self._kept is not None else replace(block, x=block.x.clone()))
-            failed += len(block.failures)
-            if progress is not None and self.world.main:
-                progress(self.windows.done(done * self.world.size), len(self.windows.rows), failed * self.world.size)
+        with closing(self._blocks(mine)) as blocks:
+            for done, block in enumerate(blocks, 1):
+                found.append((block.owner, self._probabilities(network, block.x, classes), block.failures))
+                if self.keep:
+                    # A copy: what a worker sends lies in shared memory, of which a process may hold few pieces.
+                    made.append(block if self._kept is not None else replace(block, x=block.x.clone()))
+                failed += len(block.failures)
+                if progress is not None and self.world.main:
+                    clips = self.windows.done(done * self.world.size)
+                    progress(clips, len(self.windows.rows), failed * self.world.size)
         self._kept = made if self.keep else None
         # Blocks in their own order again, whoever made them: sums are then the same for any number of processes.
         everyone = self.world.gather(found)
         ordered = [everyone[i % self.world.size][i // self.world.size] for i in range(len(self.windows))]
         return self._sum(ordered, classes)
 
-    def _blocks(self, mine: Sequence[int]) -> Iterable[Block]:
-        options: dict[str, Any] = {"prefetch_factor": 4} if self.workers else {}
-        made: Iterable[Block] = DataLoader(
-            self.windows,
-            batch_size=None,
-            sampler=mine,  # type: ignore[arg-type]
-            num_workers=self.workers,
-            worker_init_fn=quiet_worker,
-            generator=torch.Generator().manual_seed(0),
-            **options,
-        )
-        return made
+    def _blocks(self, mine: Sequence[int]) -> Generator[Block]:
+        if self._kept is not None:
+            yield from self._kept
+            return
+        keys = [[block] for block in mine]
+        with closing(loader(self.windows, keys, operator.itemgetter(0), workers=self.workers, pin=False)) as made:
+            yield from made
 
     def _probabilities(self, network: nn.Module, x: Tensor, classes: int) -> npt.NDArray[np.float32]:
         if not len(x):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from asit.audio.sounds import open_sound
-from asit.data.inputs import Item, named
+from asit.data.inputs import Item, Sounds, named
 from asit.model.tagging import Tagger, Tags, WindowScores
 from asit.runs.pipeline import Done, Piece, listen
 
@@ -40,9 +40,11 @@ def tag_items(tagger: Tagger, items: Sequence[Item], batch: int = 16, threads: i
     """
     settings, columns = tagger.front_end.settings, tagger.encoder.grid[0]
 
+    sound_of = Sounds(items)
+
     def cut(place: int) -> Iterator[Piece]:
         item = items[place]
-        with open_sound(item.sound(), None, settings.rate, settings.resampler, item.start, item.seconds) as sound:
+        with open_sound(sound_of(place), None, settings.rate, settings.resampler, item.start, item.seconds) as sound:
             yield Piece(sound, item.start)
 
     answers = listen(
