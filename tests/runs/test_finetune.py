@@ -206,6 +206,20 @@ def test_weights_that_were_chosen_and_are_gone(tuned: Any, tmp_path: Path) -> No
         go(tuned(run), resume=True)
 
 
+@pytest.mark.slow
+def test_log_mels_made_on_the_device(tuned: Any, tmp_path: Path, state: Any) -> None:
+    """The same run but for rounding, whose loader hands over waveforms."""
+    changes = {"mixup": 0.5, "noise": 0.1, "time_mask": 8, "gain_db": 3.0}
+    out = {place: tmp_path / place for place in ("loader", "device")}
+    for place, run in out.items():
+        assert runs.finetune(tuned(run, front_end_on=place, augment=changes, epochs=1), stream=None).finished
+    assert "log-mels: on cpu" in (out["device"] / "log.txt").read_text("utf-8")
+    loader, device = state(out["loader"]), state(out["device"])
+    for name, value in loader.items():
+        if name.startswith("task/"):
+            torch.testing.assert_close(device[name], value, rtol=1e-3, atol=5e-5)
+
+
 def test_no_global_draws(tuned: Any, tmp_path: Path, no_global_draws: None) -> None:
     go(tuned(tmp_path / "run", epochs=1))
 

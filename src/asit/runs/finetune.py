@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from asit.data import order
-from asit.data.labelled import collate
 from asit.engine import loop
 from asit.engine.records import Records
 from asit.errors import ConfigError
@@ -91,8 +88,7 @@ def finetune(
         begun = lifecycle.start(run, opened, world)
         found: list[dict[str, Any]] = []
         with lifecycle.free_if_nothing_came(out, world, opened.going_on):
-            keys = dataclasses.replace(setup.keys, start=begun[0])
-            data = order.loader(setup.clips, keys, collate, workers=setup.workers, pin=world.device.type == "cuda")
+            data = setup.feed(world, begun[0])
             chooser = Chooser(setup, out, world)
 
             def after(records: Records, outcome: loop.Outcome) -> None:

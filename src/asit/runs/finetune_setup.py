@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,11 +14,13 @@ from asit import runtime
 from asit.audio.fbank import FrontEnd
 from asit.data import order
 from asit.data.catalogue import Catalogue
-from asit.data.labelled import LabelledClips
+from asit.data.labelled import LabelledBatch, LabelledClips, OnDevice, collate
 from asit.data.labels import Labels, balanced_weights, inverse_weights, read_labels
 from asit.data.sides import Sides, check_sides, few, may_share_groups, split_sides
 from asit.data.windows import Windows
 from asit.engine import loop
+from asit.engine.compiling import attention_backends
+from asit.engine.prefetch import prefetched
 from asit.errors import CatalogueError, ConfigError
 from asit.model import positions, vit
 from asit.model.audio_model import AudioModel
@@ -50,6 +54,16 @@ class Setup:
     notes: list[str]
     origin: str
     """Where the first weights came from."""
+    on_device: Callable[[LabelledBatch], LabelledBatch] | None
+    """Makes the inputs of a batch that lies on the device; None: the loader has made them."""
+
+    def feed(self, world: World, start: int) -> Generator[LabelledBatch]:
+        """This process's micro-batches from step `start` on, on the device, with their inputs; close it to end its
+        workers."""
+        keys = dataclasses.replace(self.keys, start=start)
+        pin = world.device.type == "cuda"
+        loaded = order.loader(self.clips, keys, collate, workers=self.workers, pin=pin)
+        return prefetched(loaded, world.device, self.on_device)
 
     def model(self, step: int, **told: object) -> AudioModel:
         """The classifier as it counts after `step` steps, with its card, to whose `training` `told` is added."""
@@ -169,6 +183,13 @@ def prepare(settings: FinetuneSettings, model: AudioModel | None, catalogue: Cat
     limit = settings.input.keep_gb = resources.memory_limit(settings.input.keep_gb)
     if resources.fits_in_memory(catalogue.subset(sides.train), settings.front_end.rate, limit, "input.keep_gb", notes):
         clips.waves.keep()
+    if world.device.type == "cuda":
+        notes.append(attention_backends(world.device))
+    on_device = None
+    if settings.front_end_on == "device" or (settings.front_end_on == "auto" and world.device.type == "cuda"):
+        clips.cut_only = True
+        on_device = OnDevice(settings.front_end, settings.augment, frames, world.device)
+        notes.append(f"log-mels: on {world.device}, a batch at once; the loader hands over waveforms")
     steps = count // settings.batch_size
     plan = loop.Plan(
         total=settings.epochs * steps,
@@ -209,6 +230,7 @@ def prepare(settings: FinetuneSettings, model: AudioModel | None, catalogue: Cat
         plan,
         notes,
         start.told,
+        on_device,
     )
 
 

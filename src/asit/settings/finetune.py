@@ -202,6 +202,10 @@ class FinetuneSettings(Settings):
     work (arXiv 1604.06174). The gradients are the same."""
     compile: bool | Auto = False
     """Compile the network's blocks with torch.compile, where it works; auto: on a CUDA device."""
+    front_end_on: Literal["auto", "loader", "device"] = "auto"
+    """Where the log-mels of training are computed: by the loader's processes, or on the training device for a whole
+    batch, whose waveforms the loader hands over; auto: there on a CUDA device, else by the loader. Equal but for
+    rounding."""
     bad_files: Share = 0.1
     """Share of unusable files above which the run stops instead of leaving them out."""
     front_end: FrontEndSettings = Field(default_factory=FrontEndSettings)
