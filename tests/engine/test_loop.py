@@ -372,6 +372,32 @@ def test_late_a_step_that_is_not_finite_changes_no_weight_and_is_named(
     assert [call[1] for call in task.calls if call[0] == "step"][-1] == min(at + 1, 5)
 
 
+@pytest.mark.parametrize(
+    "then", ["a checkpoint", "a signal", "no more data", "a figure", "a line of the log", "the end"]
+)
+def test_late_nothing_of_a_spoilt_step_is_kept(then: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What follows the update (teacher, centres) has moved by then: whatever comes next, the run ends before it."""
+    monkeypatch.setattr(stopping, "checks_late", lambda device: True)
+    task, kept = Line(spoil={3: "part"}), list[int]()
+    data, every, end = stream(), {"log_every": 100, "checkpoint_every": 100}, 50
+    hooks = [(4, lambda step: pytest.fail("a figure of it"))] if then == "a figure" else []
+    if then == "a checkpoint":
+        every["checkpoint_every"] = 4
+    elif then == "a line of the log":
+        every["log_every"] = 4
+    elif then == "a signal":
+        task.at = {3: lambda: os.kill(os.getpid(), signal.SIGTERM)}
+    elif then == "no more data":
+        data = ending(4, StoreError("gone"))
+    else:
+        end = 4 if then == "the end" else end
+    with pytest.raises(TrainingError, match="step 3: not finite: spoilt"):
+        fit(task, plan(total=end, **every), tmp_path, data=data, hooks=hooks, save=lambda step, _: kept.append(step))
+    assert ("after", 3) in task.calls
+    assert kept == []
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
 def test_late_good_steps_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, late = Line(), Line()
     fit(plain, plan())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -42,6 +43,19 @@ def test_held_and_let_go(tmp_path: Path) -> None:
             time.sleep(0.01)
         (run / "log.txt").touch()
     assert [path.name for path in run.iterdir()] == ["log.txt"]
+
+
+def test_a_full_disk_takes_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(lock, "_write", full)
+    with (
+        pytest.raises(ConfigError, match=r"run\.lock could not be written: No space left"),
+        lock.held(tmp_path / "run"),
+    ):
+        pytest.fail("it was taken")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_made_for_nothing_goes_again(tmp_path: Path) -> None:

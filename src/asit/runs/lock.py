@@ -79,25 +79,22 @@ def held(
     _held.add(number)
     ended = threading.Event()
     told = {**_self(), "processes": processes, "began": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-    try:
-        _write(number, told, 0)
-    except OSError as error:  # a full disk: an empty file would tell nobody whose it is
-        _held.discard(number)
-        with contextlib.suppress(OSError):
-            (out / NAME).unlink()
-        os.close(number)
-        raise ConfigError(
-            f"{out / NAME} could not be written: {error.strerror}",
-            "room for the run's files",
-            f"free space on the disk of {out}, or choose another --out",
-        ) from error
     beats = threading.Thread(target=_count, args=(number, told, ended, times.beat), daemon=True, name="run.lock")
-    beats.start()
     try:
+        try:
+            _write(number, told, 0)
+        except OSError as error:  # an empty file would tell nobody whose it is
+            raise ConfigError(
+                f"{out / NAME} could not be written: {error.strerror}",
+                "room for the run's files",
+                f"free space on the disk of {out}, or choose another --out",
+            ) from error
+        beats.start()
         yield
     finally:
         ended.set()
-        beats.join()
+        if beats.ident is not None:
+            beats.join()
         # Unlinked while it is still locked: who waits for this file then finds that it is not the folder's any more.
         ours = _is_at(number, out / NAME)
         if fcntl is None:  # there an open file cannot be unlinked
