@@ -285,21 +285,34 @@ def _has(path: Path) -> Callable[[], bool]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize(("verb", "victim"), [("pretrain", 0), ("pretrain", 1), ("finetune", 1)])
 def test_a_killed_worker_is_started_again_and_nothing_is_seen_of_it(
-    victim: int, torchrun: Any, tiny: Any, tmp_path: Path, ranks: Any, state: Any, metrics: Any, same: Any
+    verb: str,
+    victim: int,
+    request: pytest.FixtureRequest,
+    torchrun: Any,
+    tmp_path: Path,
+    ranks: Any,
+    state: Any,
+    metrics: Any,
+    same: Any,
 ) -> None:
-    run, file = tmp_path / "run", tmp_path / "s.yaml"
-    file.write_text(config.to_yaml(tiny(run, **LONG)))
-    job = torchrun(2, 2, "pretrain", "--config", str(file))
+    make: Any = request.getfixturevalue("tiny" if verb == "pretrain" else "tuned")
+    call: Any = pretrain.pretrain if verb == "pretrain" else finetune.finetune
+    run, file, whole = tmp_path / "run", tmp_path / "s.yaml", make(tmp_path / "whole", **LONG)
+    file.write_text(config.to_yaml(make(run, **LONG)))
+    job = torchrun(2, 2, verb, "--config", str(file))
     for kill, step in enumerate((10, 40)):
         until(_has(run / "checkpoints" / f"step-{step:08d}"), job)
         os.kill(job.pids()[victim], signal.SIGKILL)
         until(lambda kill=kill: (run / "log.txt").read_text().count("goes on from step") == kill + 1, job)
     assert job.end() == 0, job.said
-    assert [e.code for e in ranks(2, lambda: go(tiny(tmp_path / "whole", **LONG)))] == [0, 0]
+    assert [e.code for e in ranks(2, lambda: int(not call(whole, stream=None).finished))] == [0, 0]
     same(state(run), state(tmp_path / "whole"))
     assert metrics(run) == metrics(tmp_path / "whole")
+    if verb == "finetune":
+        ours, theirs = (json.loads((at / "results.json").read_text()) for at in (run, tmp_path / "whole"))
+        assert ours["results"] == theirs["results"]
 
 
 @pytest.mark.slow
