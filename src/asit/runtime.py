@@ -101,7 +101,9 @@ def world(device: str = "auto", threads: int = 0, timeout: float = 30.0) -> Iter
         torch.cuda.set_device(chosen)
     how: dict[str, Any] = {"timeout": timedelta(minutes=timeout)}
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        how |= {"store": _fresh_store(rank, size, timeout), "rank": rank, "world_size": size}
+        store = _fresh_store(rank, size, timeout)
+        _same_devices(store, rank, size, chosen)
+        how |= {"store": store, "rank": rank, "world_size": size}
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", **how)
     try:
         # Flags and messages go over the CPU, so that asking never waits for the accelerator's queue.
@@ -149,6 +151,26 @@ def _fresh_store(rank: int, size: int, timeout: float) -> Any:
     return dist.PrefixStore(f"asit/{mine}", store)  # type: ignore[attr-defined]
 
 
+def _same_devices(store: Any, rank: int, size: int, device: torch.device) -> None:
+    """Compare the devices before processes of unlike ones wait for each other: they exchange in different ways.
+
+    Raises:
+        TrainingError: in every process.
+    """
+    store.set(f"device/{rank}", f"{device.type} on {platform.node()}")
+    told = [store.get(f"device/{other}").decode() for other in range(size)]
+    if len({one.split()[0] for one in told}) > 1:
+        ranks: dict[str, list[int]] = {}
+        for other, one in enumerate(told):
+            ranks.setdefault(one, []).append(other)
+        raise TrainingError(
+            f"the {size} processes of this run have different devices: "
+            + "; ".join(f"{one} (rank {', '.join(map(str, which[:8]))})" for one, which in list(ranks.items())[:8]),
+            "the same kind everywhere",
+            "see there why torch finds no accelerator (asit doctor), or pass --device cpu",
+        )
+
+
 def existing_device(wanted: str | torch.device) -> torch.device:
     """A device that torch sees here.
 
@@ -193,6 +215,12 @@ def _device(wanted: str, local_rank: int) -> tuple[torch.device, str]:
         name = next(name for name, seen in there.items() if seen)
         reason = f"torch sees {name}" if name != "cpu" else "torch sees no accelerator"
     if name == "cuda":
+        if local_rank >= (count := torch.cuda.device_count()):
+            raise ConfigError(
+                f"process {local_rank + 1} of this machine, and torch sees {count} GPU{'s' * (count != 1)} here",
+                "a GPU for each process",
+                f"start {count} on each machine (--nproc-per-node {count}), or pass --device cpu",
+            )
         return torch.device("cuda", local_rank), f"{reason}: {torch.cuda.get_device_name(local_rank)}"
     return torch.device(name), reason
 
