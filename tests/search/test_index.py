@@ -16,6 +16,7 @@ import pytest
 import soundfile
 
 from asit import search
+from asit.data import stores
 from asit.errors import AsitError, CheckpointError, ConfigError
 from asit.model.audio_model import AudioModel
 from asit.search import Index, layout
@@ -158,6 +159,11 @@ def test_labels_parts_and_tar_members(archive: Path, model: AudioModel, tmp_path
     np.testing.assert_allclose(again, index.vector(3), atol=1e-3)
     assert index.rows_of(str(archive / "shard.tar"), "71.wav").tolist() == [3]
     assert index.rows_of(str(archive / "long.wav"), start=1.9, seconds=0.3).tolist() == [1]
+    stores.write("memory://search/shard.tar", (archive / "shard.tar").read_bytes())
+    search.build(model, ["memory://search/shard.tar"], tmp_path / "stored")
+    stored = Index.read(tmp_path / "stored")
+    np.testing.assert_array_equal(stored.vector(1), index.vector(3))
+    assert stored.clip(1).path == "memory://search/shard.tar"
 
 
 # What is not believed.

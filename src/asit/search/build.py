@@ -19,6 +19,7 @@ import numpy as np
 
 from asit import checkpoint
 from asit.data.inputs import Item, expand
+from asit.data.patience import MissingError
 from asit.engine.records import counter
 from asit.errors import AsitError, AudioError, CheckpointError, ConfigError
 from asit.model.audio_model import AudioModel
@@ -249,7 +250,7 @@ def _plan(items: Sequence[Item], old: Index | None) -> _Plan:
     for place, source in enumerate([] if old is None else old.sources):
         try:
             state = files.state(source.path)
-        except OSError:
+        except (OSError, MissingError):
             state = None
         now = wanted.get(source.key)
         if state == source.state and (now is None or now.offset == source.offset):

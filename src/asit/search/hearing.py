@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from asit.audio.sounds import open_sound
+from asit.data.inputs import Sounds
 from asit.errors import AsitError
 from asit.model.audio_model import AudioModel
 from asit.model.embedding import Embedding
@@ -39,9 +40,11 @@ def hear(
     """
     rate, resampler = model.rate, model.front_end.settings.resampler
 
+    sound_of = Sounds([source.item() for source in sources])
+
     def cut(place: int) -> Iterator[pipeline.Piece]:
         source = sources[place]
-        with open_sound(source.item().sound(), None, rate, resampler, source.start, source.seconds) as sound:
+        with open_sound(sound_of(place), None, rate, resampler, source.start, source.seconds) as sound:
             for start, _, wave in windows.cut(sound.blocks(), rate, settings["window"], settings["hop"]):
                 with open_sound(wave, rate, rate) as piece:
                     yield pipeline.Piece(piece, source.start + start)

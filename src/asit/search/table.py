@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from asit.data import stores
 from asit.data.inputs import Item
 
 ROW = np.dtype([("file", "<u4"), ("start", "<f8"), ("end", "<f8")])
@@ -73,15 +74,18 @@ class Files:
         self._state = cache(_state)
 
     def path(self, path: str) -> str:
-        """Absolute, the folder without symbolic links: two ways to a file are one."""
+        """Absolute, the folder without symbolic links: two ways to a file are one. A URL as it is."""
+        if stores.is_url(path):
+            return path
         folder, name = os.path.split(os.path.abspath(path))  # noqa: PTH100
         return os.path.join(self._folder(folder), name)  # noqa: PTH118
 
     def state(self, path: str) -> tuple[int, int]:
-        """Size and time of change.
+        """Size and time of change, which is 0 of what lies in a store.
 
         Raises:
             OSError: there is no such file, or it cannot be looked at.
+            StoreError: the same of what lies in a store.
         """
         return self._state(path)
 
@@ -89,7 +93,7 @@ class Files:
         """The recording with its file's state.
 
         Raises:
-            OSError: as `state`.
+            OSError, StoreError: as `state`.
         """
         path = self.path(item.path)
         return Source(
@@ -106,6 +110,8 @@ class Files:
 
 
 def _state(path: str) -> tuple[int, int]:
+    if stores.is_url(path):
+        return stores.size(path), 0
     found = os.stat(path)  # noqa: PTH116
     return found.st_size, found.st_mtime_ns
 
