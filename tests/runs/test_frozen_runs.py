@@ -515,9 +515,14 @@ def test_verification_without_splits_or_speakers(model: AudioModel, listed: Call
 # --- the short form --------------------------------------------------------------------------------------------------
 
 
-def test_probe_is_the_short_form_of_the_same_features(model: AudioModel, tones: Path, tmp_path: Path) -> None:
+def test_probe_is_the_short_form_of_the_same_features(
+    model: AudioModel, listed: Callable[[str], Catalogue], tones: Path, tmp_path: Path
+) -> None:
     clips = probe.labelled(tones / "splits.csv", 1000, 0)
     assert (len(clips.train), len(clips.test)) == (36, 24)
+    listed("splits.csv").write(tmp_path / "c.jsonl")
+    same = probe.labelled(tmp_path / "c.jsonl", 1000, 0)
+    assert [(clip.path, clip.label) for clip in same.test] == [(clip.path, clip.label) for clip in clips.test]
     compared = probe.compare(model, clips, seed=0, store=Store(tmp_path))
     again = probe.compare(model, clips, seed=0, store=Store(tmp_path))
     assert compared == again

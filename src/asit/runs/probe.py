@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from asit.audio import files
-from asit.data.catalogue import Clip
+from asit.data import tarscan
+from asit.data.catalogue import Catalogue, Clip
 from asit.data.tables import TableRow, read_table
 from asit.errors import CatalogueError
 from asit.model.audio_model import AudioModel
@@ -67,12 +68,13 @@ class Probed:
 
 
 def labelled(table: str | Path, most: int, seed: int) -> Labelled:
-    """The table's training and test clips, at most `most` on each side, drawn with the seed.
+    """The training and test clips of a table, a catalogue or shards, at most `most` on each side, drawn with the seed.
 
     Raises:
         CatalogueError: no labels, or no split into train and test.
     """
-    rows = read_table(table)
+    listed = tarscan.index_of(str(table))
+    rows: Sequence[TableRow | Clip] = read_table(table) if listed is None else _clips(Catalogue.read(listed))
     bare = [row for row in rows if row.label is None]
     if bare:
         raise CatalogueError(
@@ -98,7 +100,13 @@ def labelled(table: str | Path, most: int, seed: int) -> Labelled:
     return Labelled([_clip(row) for row in sides["train"]], [_clip(row) for row in sides["test"]])
 
 
-def _clip(row: TableRow) -> Clip:
+def _clips(catalogue: Catalogue) -> list[Clip]:
+    return [catalogue[place] for place in range(len(catalogue))]
+
+
+def _clip(row: TableRow | Clip) -> Clip:
+    if isinstance(row, Clip):
+        return row
     info = files.probe(row.path)
     start = row.start or 0.0
     end = info.seconds if row.end is None else min(row.end, info.seconds)

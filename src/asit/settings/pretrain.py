@@ -161,7 +161,7 @@ class ProbeSettings(Settings):
     """A probe on a labelled table during pretraining: a signal only, nothing is trained by it."""
 
     table: str | None = None
-    """Labelled table (CSV, TSV or JSONL: path, label, split); none: no probe."""
+    """Labelled table (CSV, TSV or JSONL: path, label, split), or a catalogue or shards with these; none: no probe."""
     every: Positive = 1000
     """Steps between probes."""
     clips: Positive = 2000
