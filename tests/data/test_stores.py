@@ -119,6 +119,17 @@ def test_parts_of_a_file(kind: str, tmp_path: Path, web: Web) -> None:
         assert not stores.exists(place)
 
 
+def test_lengths_of_many_come_with_one_listing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(20):
+        stores.write(f"memory://many/{i}.tar", BYTES[i:])
+    asked: list[str] = []
+    plain = stores.size
+    monkeypatch.setattr(stores, "size", lambda place, **more: asked.append(place) or plain(place, **more))
+    wanted = [*(f"memory://many/{i}.tar" for i in range(21)), "memory://few/x.tar"]
+    assert stores.sizes(wanted) == {f"memory://many/{i}.tar": len(BYTES) - i for i in range(20)}
+    assert asked == ["memory://few/x.tar"]
+
+
 def test_a_server_that_fails_and_comes_back_is_asked_again(web: Web, caplog: pytest.LogCaptureFixture) -> None:
     web.files["/x.tar"], web.script = BYTES, [503, "short", 429]
     assert stores.read_range(f"{web.url}/x.tar", 5, 100, patience=Patience(30, 0.001)) == BYTES[5:105]

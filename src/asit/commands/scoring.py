@@ -27,7 +27,7 @@ class ProbeOptions:
     model: Annotated[str, tyro.conf.Positional]
     """Model folder, such as RUN/model."""
     table: Annotated[str, tyro.conf.Positional]
-    """Labelled table (CSV, TSV, JSONL) with path, label and split (train, test), or a catalogue or shards with these."""
+    """Labelled table (CSV, TSV, JSONL) with path, label, split (train, test); or a catalogue or shards with these."""
     clips: int = 1_000_000
     """At most this many clips on each side."""
     seed: int = 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +15,7 @@ from asit.data.shards import INDEX
 from asit.errors import CatalogueError, StoreError
 
 _PIECE = 1 << 23  # bytes read at a time
+_AT_ONCE = 4  # shards: requests and hashing go on side by side
 
 
 def verify_sizes(index: Catalogue, *, progress: Callable[[int, int, int], None] | None = None) -> None:
@@ -60,17 +63,22 @@ def check(place: str, *, progress: Callable[[int, int, int], None] | None = None
     if index.shards is None or not listed:
         raise CatalogueError(f"{place} lists no shards", "an index of asit shard", "check the path")
     verify_sizes(index)
-    wrong: list[str] = []
-    for number, shard in enumerate(listed):
+
+    def is_whole(shard: dict[str, Any]) -> bool:
         whole, length = hashlib.sha256(), int(shard["bytes"])
         at = stores.join(index.root, shard["name"])
         if stores.size(at) == length:
             for first in range(0, length, _PIECE):
                 whole.update(stores.read_range(at, first, min(_PIECE, length - first)))
-        if whole.hexdigest() != shard["sha256"]:
-            wrong.append(shard["name"])
-        if progress:
-            progress(number + 1, len(listed), len(wrong))
+        return whole.hexdigest() == str(shard["sha256"])
+
+    wrong: list[str] = []
+    with ThreadPoolExecutor(_AT_ONCE, "check") as threads:
+        for number, (shard, fine) in enumerate(zip(listed, threads.map(is_whole, listed), strict=True), 1):
+            if not fine:
+                wrong.append(shard["name"])
+            if progress:
+                progress(number, len(listed), len(wrong))
     if wrong:
         raise StoreError(
             f"{len(wrong)} of {len(listed)} shards in {index.root} are damaged: {', '.join(wrong[:5])}",

@@ -15,6 +15,7 @@ import errno
 import os
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -133,6 +134,8 @@ def size(place: str, *, patience: Patience | None = None) -> int:
 def sizes(places: Iterable[str], *, patience: Patience | None = None) -> dict[str, int]:
     """Lengths of those of the files that are there, in bytes; several are asked for at the same time.
 
+    Many in one folder of an object store come with a listing, a thousand by one request.
+
     Raises:
         StoreError, ConfigError: as `read_range`, but for files that are not there.
     """
@@ -143,8 +146,18 @@ def sizes(places: Iterable[str], *, patience: Patience | None = None) -> dict[st
         except MissingError:
             return place, None
 
+    found: dict[str, int] = {}
+    rest = [*places]
+    for folder, count in Counter(map(parent, rest)).items():
+        if count > _AT_ONCE and is_url(folder) and _protocol(folder) in _WHOLE:
+            try:
+                lengths = {join(folder, name): length for name, length in list(folder, patience=patience).items()}
+            except RefusalError:  # rights may be to read, and not to list
+                continue
+            found |= {place: length for place in rest if (length := lengths.get(place)) is not None}
+            rest = [place for place in rest if parent(place) != folder]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return {place: length for place, length in pool.map(one, places) if length is not None}
+        return found | {place: length for place, length in pool.map(one, rest) if length is not None}
 
 
 def exists(place: str, *, patience: Patience | None = None) -> bool:
@@ -171,6 +184,7 @@ def list(place: str, *, patience: Patience | None = None) -> dict[str, int | Non
                 found = {entry.name: entry.stat().st_size if entry.is_file() else None for entry in entries}
         else:
             files, path = _files(place)
+            files.invalidate_cache()
             rows = files.ls(path, detail=True, **_limit(files, seconds))
             found = {
                 posixpath.basename(row["name"].rstrip("/")): row.get("size") if row["type"] == "file" else None
@@ -253,6 +267,7 @@ def _size(place: str, seconds: float) -> int:
     if not is_url(place):
         return Path(place).stat().st_size
     files, path = _files(place)
+    files.invalidate_cache()  # it may hold what a folder was before other processes wrote there
     length = files.info(path, **_limit(files, seconds))["size"]
     if length is None:
         raise RefusalError(f"{place}: the server does not tell its length", "a Content-Length", "serve it otherwise")
@@ -267,8 +282,7 @@ def _remote_range(place: str, offset: int, size: int, seconds: float) -> bytes:
 def _put(place: str, go: Callable[[Any, str], None], patience: Patience | None) -> None:
     def put(_: float) -> None:
         files, path = _files(place)
-        protocol = place.split("://", 1)[0].lower()
-        if protocol in _WHOLE:
+        if _protocol(place) in _WHOLE:
             go(files, path)
             return
         draft = f"{path}.tmp"
@@ -279,11 +293,15 @@ def _put(place: str, go: Callable[[Any, str], None], patience: Patience | None) 
     tried(place, put, patience)
 
 
+def _protocol(place: str) -> str:
+    return place.split("://", 1)[0].lower()
+
+
 def _files(place: str) -> tuple[Any, str]:
     """This process's file system for a URL, and the path in it."""
     import fsspec  # type: ignore[import-untyped]
 
-    protocol = place.split("://", 1)[0].lower()
+    protocol = _protocol(place)
     try:
         files, path = fsspec.core.url_to_fs(place)
     except (ImportError, ValueError) as error:
