@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,12 +20,14 @@ from typing import Any
 import pytest
 import torch
 
-from asit import cli, config
-from asit.data import order
+from asit import checkpoint, cli, config, runtime
+from asit.data import order, scan
 from asit.data.catalogue import Catalogue
-from asit.errors import CatalogueError, ConfigError, TrainingError
+from asit.engine.failures import Failures
+from asit.engine.records import Records
+from asit.errors import CatalogueError, CheckpointError, ConfigError, TrainingError
 from asit.runs import agreement, finetune, pretrain
-from asit.settings import PretrainSettings
+from asit.settings import FrontEndSettings, PretrainSettings
 
 LONG: dict[str, Any] = {"epochs": 30, "records": {"checkpoint_every": 5, "keep": 2}}
 """120 steps."""
@@ -187,6 +191,62 @@ def test_a_restart_goes_on_with_what_the_same_torchrun_began(
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job-2")
     with pytest.raises(ConfigError, match="holds a run already"):
         go(tiny(run, epochs=1))
+
+
+# what cannot be read, or written
+
+
+def test_what_any_process_could_not_read_is_told_and_counted(
+    tiny: Any, recordings: Path, tmp_path: Path, ranks: Any
+) -> None:
+    """Six of sixteen recordings are damaged after they were listed; each process meets some of them."""
+    data, listed = tmp_path / "data", tmp_path / "c.jsonl"
+    shutil.copytree(recordings, data)
+    scan.build(data, listed, front_end=FrontEndSettings(**tiny(data).front_end.model_dump()), workers=1)
+    for number in range(6):
+        (data / f"{number:02d}.wav").write_bytes(b"no sound")
+    settings = {"data": listed, "epochs": 1, "bad_files": 1.0, "views": {"keep_gb": 0.0}}
+    ended = ranks(2, lambda: go(tiny(tmp_path / "run", **settings)))
+    assert [e.code for e in ended] == [0, 0], ended
+    told = [line for line in (tmp_path / "run" / "log.txt").read_text().splitlines() if "left out: " in line]
+    assert sorted(re.findall(r"(\d\d)\.wav", " ".join(told))) == [f"{number:02d}" for number in range(6)]
+
+
+@pytest.mark.slow
+def test_too_many_that_several_processes_could_not_read_end_all(tmp_path: Path, ranks: Any) -> None:
+    """Each has met fewer than it takes; together they are too many."""
+
+    def body() -> int:
+        with runtime.world("cpu", 1) as world:
+            failures = Failures(3, Records(None, 1, 0, tensorboard=False), world)
+            failures.add([f"{world.rank}-{i}.wav is gone" for i in range(2)], 1)
+            failures.share(1)
+            failures.add([], 2)
+        return 0
+
+    for ended in ranks(2, body):
+        assert ended.code == 2
+        assert re.search(
+            r"4 recordings could not be read, the last: \d-1.wav is gone\n  expected: at most 3", ended.said
+        )
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_all_processes(tiny: Any, tmp_path: Path, ranks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = checkpoint.save_state
+
+    def full(root: Path, step: int, *more: Any) -> Path:
+        if step == 10:
+            raise CheckpointError("the disk is full")
+        return save(root, step, *more)
+
+    monkeypatch.setattr(checkpoint, "save_state", full)
+    run = tmp_path / "run"
+    ended = ranks(2, lambda: go(tiny(run, **LONG)))
+    assert [e.code for e in ended] == [2, 2]
+    assert "the disk is full" in ended[0].said
+    assert "the main process of this run could not write a checkpoint" in ended[1].said
+    assert [p.name for p in (run / "checkpoints").iterdir()] == ["step-00000005"]
 
 
 # what dies

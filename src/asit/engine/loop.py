@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from asit.engine import optim, shards, stopping
+from asit.engine.failures import Failures
 from asit.engine.pace import Clock, log
 from asit.engine.records import Records
 from asit.engine.saving import Saver
@@ -216,7 +217,8 @@ class _Fit:
             optim.load_optimiser_tensors(self.optimiser, shards.like(module, optimiser_state))
         self.parameters = [p for g in self.optimiser.param_groups for p in g["params"]]
         self.saved = self.step
-        self.clock, self.failures = Clock(self.plan.batch), set[str]()
+        self.clock = Clock(self.plan.batch)
+        self.failures = Failures(self.plan.most_failures, self.records, self.world)
         late = stopping.checks_late(self.world.device)
         self.late = stopping.LateCheck(self.task, self.world) if late else None
         self.last: Micro | None = None
@@ -289,7 +291,7 @@ class _Fit:
             try:
                 batch = next(self.batches)
                 self.clock.waited += time.perf_counter() - waited
-                _report_failures(batch, self.failures, self.plan, self.records, self.step)
+                self.failures.add(batch.failures, self.step)
                 self.last = batch.to(self.world.device)
             except AsitError as error:
                 passes.ended = error
@@ -307,7 +309,9 @@ class _Fit:
         if self.late is None and passes.ended is None:
             spoilt = stopping.broken(parts)
             bad = bool(spoilt) or not bool(torch.isfinite(parts["gradient_norm"]))
-        ended, stop, unwritten, unfit = (passes.answer or self._ask(passes, bad))()
+        ended, stop, unwritten, unfit, met = (passes.answer or self._ask(passes, bad))()
+        if met:
+            self.failures.share(self.step)
         if ended:
             self._out_of_data(passes.ended)
         if unwritten:
@@ -321,7 +325,8 @@ class _Fit:
         return stop
 
     def _ask(self, passes: _Passes, bad: bool = False) -> Callable[[], list[bool]]:
-        return self.world.ask([passes.ended is not None, self.signals.caught is not None, self.saver.failed, bad])
+        mine = [passes.ended is not None, self.signals.caught is not None, self.saver.failed, bad, self.failures.untold]
+        return self.world.ask(mine)
 
     def _out_of_data(self, error: AsitError | None) -> NoReturn:
         """Keep the last whole step and raise, in all processes, what came instead of a batch in one of them."""
@@ -369,17 +374,3 @@ class _Fit:
             raise error or TrainingError(
                 "the main process of this run could not write a checkpoint", remedy="see its message"
             )
-
-
-def _report_failures(batch: Micro, known: set[str], plan: Plan, records: Records, step: int) -> None:
-    """Tell of each file once, however many epochs it fails in, and stop when there are too many."""
-    for text in batch.failures:
-        if text not in known:
-            known.add(text)
-            records.event(step, f"left out: {text}; another clip stands in for it")
-    if len(known) > plan.most_failures:
-        raise TrainingError(
-            f"{len(known)} recordings could not be read, the last: {batch.failures[-1]}",
-            f"at most {plan.most_failures}, from the setting bad_files",
-            "see log.txt for their names; mend the storage, or raise bad_files, then --resume",
-        )
