@@ -185,8 +185,10 @@ def _on_device(
     settings: PretrainSettings, frames: tuple[int, int], world: World, clips: batches.Clips, notes: list[str]
 ) -> batches.OnDevice | None:
     """What makes the views on the device, where the settings or the device ask for it; then the clips only cut them."""
-    device, asked = world.device, settings.front_end_on
-    if asked == "loader" or (asked == "auto" and device.type != "cuda"):
+    device = world.device
+    if settings.front_end_on == "auto":  # kept as it was resolved: the two round otherwise
+        settings.front_end_on = "device" if device.type == "cuda" else "loader"
+    if settings.front_end_on == "loader":
         return None
     clips.cut_only = True
     notes.append(f"log-mels: on {device}, a batch at once; the loader hands over waveforms")
