@@ -14,21 +14,18 @@ import argparse
 import multiprocessing
 import os
 import statistics
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import soundfile
 
-from asit.data import order, stores
+from asit.data import order, shards, stores
 from asit.data.catalogue import Catalogue, Clip
-from asit.data.columns import Rows
 from asit.data.waves import Waves
 from asit.settings import FrontEndSettings
 
@@ -47,25 +44,6 @@ def recordings(folder: Path, count: int, seconds: float) -> Catalogue:
         path.write_bytes(kinds[i % 16])
         clips.append(Clip(str(path), seconds, RATE, 1))
     return Catalogue.from_clips(clips, root=folder)
-
-
-def pack(listed: Catalogue, folder: Path, each: int) -> None:
-    """The files as they are in tars of `each`, and the index."""
-    folder.mkdir()
-    rows: list[dict[str, Any]] = []
-    for first in range(0, len(listed), each):
-        shard = f"shard-{first // each:06d}.tar"
-        with tarfile.open(folder / shard, "w") as archive:
-            for i in range(first, min(first + each, len(listed))):
-                archive.add(listed[i].path, f"{i:06d}.flac")
-        with tarfile.open(folder / shard) as archive:
-            for member in archive:
-                span = {"shard": shard, "offset": member.offset_data, "size": member.size}
-                known = {"seconds": listed[0].seconds, "rate": RATE, "channels": 1}
-                rows.append({"path": member.name, **known, **span})
-    made = Rows()
-    made.extend(rows)
-    Catalogue({}, str(folder), made.columns()).write(folder / "index.jsonl")
 
 
 def serve(pipe: Connection, folder: Path, latency: float) -> None:
@@ -152,17 +130,17 @@ def main() -> None:
         top = Path(scratch)
         (top / "files").mkdir()
         loose = recordings(top / "files", given.clips, seconds)
-        pack(loose, top / "shards", shard)
+        shards.pack(loose, str(top / "shards"), clips=shard)
         context = multiprocessing.get_context("spawn")
         pipe, theirs = context.Pipe()
         server = context.Process(target=serve, args=(theirs, top / "shards", given.latency / 1000), daemon=True)
         server.start()
         url = f"http://127.0.0.1:{pipe.recv()}"
         local, far = Catalogue.read(top / "shards" / "index.jsonl"), Catalogue.read(f"{url}/index.jsonl")
-        shards = far.shards
-        assert shards is not None
+        found = far.shards
+        assert found is not None
         random = order.shuffled(0, len(loose))
-        blocks = order.in_blocks(0, np.stack([shards.codes, shards.spans[:, 0]], axis=1), 8)
+        blocks = order.in_blocks(0, np.stack([found.codes, found.spans[:, 0]], axis=1), 8)
         arms = {
             "files": arm(loose, random, given.batch, count, False),
             "shards on the disk": arm(local, random, given.batch, count, True),
@@ -181,7 +159,7 @@ def main() -> None:
                     found[name].append(times)
         server.terminate()
         server.join()
-    size = int(shards.spans[:, 1].mean())
+    size = int(found.spans[:, 1].mean())
     load = os.getloadavg()[0]
     print(
         f"{given.clips} clips of {seconds:g} s in shards of {shard}, {size / 1000:.0f} kB each; "

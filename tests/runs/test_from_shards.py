@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import signal
-import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,8 +18,8 @@ import pytest
 import torch
 
 from asit.audio.fbank import FrontEnd
+from asit.data import shards
 from asit.data.catalogue import Catalogue
-from asit.data.columns import Rows
 from asit.data.inputs import expand
 from asit.errors import StoreError
 from asit.model.audio_model import AudioModel
@@ -35,19 +34,7 @@ FRONT_END = {"rate": 8000, "mels": 32, "mean": -8.0, "std": 3.5}
 
 def pack(listed: Catalogue, folder: Path) -> Path:
     """The catalogue's files as they are in tars of six, and the index of them."""
-    rows: list[dict[str, Any]] = []
-    folder.mkdir(exist_ok=True)
-    for i, name in enumerate(listed.ids()):
-        shard, clip = f"shard-{i // 6:06d}.tar", listed[i]
-        with tarfile.open(folder / shard, "a" if i % 6 else "w") as archive:
-            archive.add(clip.path, name)
-        with tarfile.open(folder / shard) as archive:
-            member = archive.getmember(name)
-        words = {key: getattr(clip, key) for key in ("seconds", "rate", "channels", "label", "split", "fold", "group")}
-        rows.append({"path": name, **words, "shard": shard, "offset": member.offset_data, "size": member.size})
-    made = Rows()
-    made.extend(rows)
-    Catalogue(listed.header, str(folder), made.columns()).write(folder / "index.jsonl")
+    shards.pack(listed, str(folder), clips=6)
     return folder
 
 
