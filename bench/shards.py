@@ -137,10 +137,10 @@ def main() -> None:
         server.start()
         url = f"http://127.0.0.1:{pipe.recv()}"
         local, far = Catalogue.read(top / "shards" / "index.jsonl"), Catalogue.read(f"{url}/index.jsonl")
-        found = far.shards
-        assert found is not None
+        lying = far.shards
+        assert lying is not None
         random = order.shuffled(0, len(loose))
-        blocks = order.in_blocks(0, np.stack([found.codes, found.spans[:, 0]], axis=1), 8)
+        blocks = order.in_blocks(0, np.stack([lying.codes, lying.spans[:, 0]], axis=1), 8)
         arms = {
             "files": arm(loose, random, given.batch, count, False),
             "shards on the disk": arm(local, random, given.batch, count, True),
@@ -159,7 +159,7 @@ def main() -> None:
                     found[name].append(times)
         server.terminate()
         server.join()
-    size = int(found.spans[:, 1].mean())
+    size = int(lying.spans[:, 1].mean())
     load = os.getloadavg()[0]
     print(
         f"{given.clips} clips of {seconds:g} s in shards of {shard}, {size / 1000:.0f} kB each; "
