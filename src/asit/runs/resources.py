@@ -48,8 +48,8 @@ def loader_workers(wanted: int | Literal["auto"], world: World, notes: list[str]
     """
     if world.device.type == "cpu":
         notes.append(
-            f"CPU threads {torch.get_num_threads()}: another number adds up in another order, so a run goes on with "
-            "the same bits only with the same (--threads)"
+            f"CPU threads {torch.get_num_threads()}: another number adds up in another order, so it is kept when the "
+            "run is resumed (--threads for another)"
         )
     if wanted != "auto":
         notes.append(f"loader workers {wanted}: as asked")
