@@ -73,7 +73,7 @@ class _Branch(torch.autograd.Function):
         hidden = low @ into.t()
         if heads:
             middle, parts, weights = cpu.attend(hidden.view(*rows.shape[:2], 3, heads, -1))
-            middle, saved = middle.view(-1, width), [parts, weights]
+            middle, saved = middle.reshape(-1, width), [parts, weights]  # of one head it is no view of its own
         else:
             middle = F.gelu(hidden)
             saved = [hidden]
@@ -93,7 +93,7 @@ class _Branch(torch.autograd.Function):
         part = grad if kept is None else grad.index_select(0, kept)
         if factors is not None:
             part = part * factors[:, None, None]
-        last = part.bfloat16().view(-1, width)
+        last = part.bfloat16().reshape(-1, width)
         found: list[Tensor | None] = [None] * len(need)
         if need[10]:
             found[10] = last.sum(0).float()
