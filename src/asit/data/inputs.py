@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -139,7 +140,9 @@ def _of(given: str, several: bool) -> Iterator[Item]:
         if index is not None:
             return _of_catalogue(index)
     if stores.is_url(given):
-        return _of_stored(tarscan.tars_of(given))
+        tars = tarscan.tars_of(given)
+        root = stores.parent(tars[0])
+        return itertools.chain.from_iterable(_of_shard(tar, relative(tar, root)) for tar in tars)
     if os.path.isdir(given):
         return _of_folder(given, given if several else "")
     if os.path.lexists(given):
@@ -235,16 +238,6 @@ def _of_catalogue(path: str) -> Iterator[Item]:
             yield Item(plain, shards.places[code], plain, offset, size, start, seconds, label=labels[i], listed=True)
 
 
-def _of_stored(tars: Sequence[str]) -> Iterator[Item]:
-    """The recordings of tars in a store, by their headers."""
-    root = stores.parent(tars[0])
-    for tar in tars:
-        for member in tarscan.members(tar):
-            yield Item(
-                f"{relative(tar, root)}/{member.name}", tar, member.name, member.offset, member.size, listed=True
-            )
-
-
 def _of_table(path: str) -> Iterator[Item]:
     root = os.path.abspath(os.path.dirname(path))
     for row in tables.iterate_table(path):
@@ -257,8 +250,10 @@ def _of_shard(path: str, name: str) -> Iterator[Item]:
     shard = tarshards.read_shard(path)
     if not shard.members and shard.fault is None:
         raise _no_audio(path, "tar file", shard.others)
+    far = stores.is_url(path)
     for member in shard.members:
-        yield Item(f"{name}/{member.name}", path, member.name, member.offset, member.size, fault=member.fault)
+        place = member.name, member.offset, member.size
+        yield Item(f"{name}/{member.name}", path, *place, fault=member.fault, listed=far)
     if shard.fault is not None:
         yield Item(name, path, fault=shard.fault)
 

@@ -5,18 +5,16 @@ an index, so that nothing of this is needed.
 """
 
 # Paths are text here: a place may be a URL.
-# ruff: noqa: PTH112, PTH113, PTH118, PTH119, PTH122, PTH207, PTH208
+# ruff: noqa: PTH112, PTH113, PTH118, PTH122, PTH207, PTH208
 
 from __future__ import annotations
 
 import fnmatch
 import glob
-import json
 import math
 import os
-import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +25,7 @@ import numpy as np
 from asit.audio import files
 from asit.data import checks, spans, stores, tarshards
 from asit.data.catalogue import LINES, Catalogue, Clip, is_catalogue
-from asit.data.columns import DAMAGE, Rows
+from asit.data.columns import Rows
 from asit.data.places import relative
 from asit.data.waves import read_clip
 from asit.errors import AudioError, CatalogueError
@@ -36,7 +34,6 @@ from asit.settings import FrontEndSettings
 INDEX = "index.jsonl"
 """Name of the catalogue that lies beside the shards it lists."""
 _MAGIC = "*?["
-_SIDECARS = (".cls", ".json")
 _THREADS = 8
 
 
@@ -92,28 +89,6 @@ def tars_of(given: str) -> list[str]:
             f"give the tars by a pattern, such as {stores.join(given, '*.tar')}, or move them",
         )
     return tars
-
-
-def members(tar: str) -> list[tarshards.Member]:
-    """The recordings of a tar, by the tar's headers alone.
-
-    Raises:
-        CatalogueError: no tar, one without audio, or one that is damaged or cut off.
-        StoreError: it is missing, or its store cannot be reached.
-    """
-    seen = _Seen()
-    found = [
-        tarshards.Member(header.name, header.offset_data, header.size)
-        for header, _ in _headers(tar, seen, tar)
-        if os.path.splitext(header.name)[1].lower() in files.SUFFIXES
-    ]
-    if seen.skipped or not found:
-        raise CatalogueError(
-            seen.skipped[0]["detail"] if seen.skipped else f"the tar {tar} gives no audio",
-            "a whole tar of recordings",
-            "fetch or write it anew",
-        )
-    return found
 
 
 @dataclass
@@ -174,20 +149,21 @@ def build(
 
 def _look(tar: str, root: str) -> _Seen:
     """The recordings of one tar: headers one after the other, then each member's own header, several at once."""
-    seen, members, labels = _Seen(), list[tarfile.TarInfo](), dict[str, str]()
+    seen, labels = _Seen(), dict[str, str]()
     shard = relative(stores.absolute(tar), root)
-    for header, text in _headers(tar, seen, shard):
-        suffix = os.path.splitext(header.name)[1].lower()
-        if text is not None:
-            labels[_key(header.name)] = text
-        elif suffix in files.SUFFIXES:
-            members.append(header)
-        elif suffix not in _SIDECARS:
-            seen.ignored[suffix or "(no suffix)"] += 1
+    found = tarshards.read_shard(tar, labels)
+    seen.ignored.update({suffix: count for suffix, count in found.others.items() if suffix not in tarshards.SIDECARS})
+    for member in found.members:
+        if member.fault is not None:
+            reason = "truncated" if member.offset + member.size > found.size else "unreadable"
+            name = f"{shard}/{member.name}"
+            seen.skipped.append({"path": name, "reason": reason, "detail": f"{name}: {member.fault}"})
+    if found.fault is not None and not any(row["reason"] == "truncated" for row in seen.skipped):
+        seen.skipped.append({"path": shard, "reason": "truncated", "detail": f"{shard}: {found.fault}"})
 
-    def probe(header: tarfile.TarInfo) -> dict[str, Any]:
-        name = f"{shard}/{header.name}"
-        place = stores.absolute(tar), header.offset_data, header.size
+    def probe(member: tarshards.Member) -> dict[str, Any]:
+        name = f"{shard}/{member.name}"
+        place = stores.absolute(tar), member.offset, member.size
         try:
             with spans.opened(place) as file:
                 info = files.probe(file, called=name)
@@ -197,61 +173,14 @@ def _look(tar: str, root: str) -> _Seen:
         except AudioError as error:
             return {"path": name, "reason": getattr(error, "reason", "unreadable"), "detail": error.found}
         row = {"path": name, "seconds": seconds, "rate": info.rate, "channels": info.channels}
-        row |= {"shard": shard, "offset": header.offset_data, "size": header.size}
-        label = labels.get(_key(header.name))
+        row |= {"shard": shard, "offset": member.offset, "size": member.size}
+        label = labels.get(tarshards.key_of(member.name))
         return row if label is None else {**row, "label": label}
 
     with ThreadPoolExecutor(_THREADS, "probe") as threads:
-        for row in threads.map(probe, members):
+        for row in threads.map(probe, (member for member in found.members if member.fault is None)):
             (seen.skipped if "reason" in row else seen.rows).append(row)
     return seen
-
-
-def _headers(tar: str, seen: _Seen, shard: str) -> Iterator[tuple[tarfile.TarInfo, str | None]]:
-    """The files of a tar, and a sidecar's label; a tar that is damaged on the way gives those before."""
-    size = stores.size(tar)
-    with spans.opened((tar, 0, size)) as file:
-        try:
-            with tarfile.open(fileobj=file, mode="r:") as archive:
-                while (header := archive.next()) is not None:
-                    archive.members.clear()  # type: ignore[attr-defined]  # or they would all be kept
-                    if not header.isreg() or os.path.basename(header.name).startswith("."):
-                        continue
-                    if header.offset_data + header.size > size:
-                        seen.skipped.append(_cut(shard, f"it ends within {header.name}"))
-                        return
-                    yield header, _label(archive, header)
-                # A header that is none counts as the end: an end is empty, or zeros.
-                file.seek(archive.offset)
-                if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
-                    seen.skipped.append(_cut(shard, f"no header at byte {archive.offset}"))
-        except tarfile.ReadError as error:
-            if not seen.rows and file.tell() <= tarfile.BLOCKSIZE:
-                raise CatalogueError(
-                    f"{tar} is no tar file: {error}", "an uncompressed tar file", "uncompress it, or check the path"
-                ) from None
-            seen.skipped.append(_cut(shard, str(error)))
-
-
-def _label(archive: tarfile.TarFile, header: tarfile.TarInfo) -> str | None:
-    suffix = os.path.splitext(header.name)[1].lower()
-    if suffix not in _SIDECARS or header.size > 1 << 20:
-        return None
-    file = archive.extractfile(header)
-    text = b"" if file is None else file.read()
-    if suffix == ".cls":
-        return text.decode("utf-8", "replace").strip() or None
-    try:
-        label = json.loads(text).get("label")
-    except DAMAGE:
-        return None
-    return str(label) if isinstance(label, str | int) and str(label) else None
-
-
-def _key(name: str) -> str:
-    """webdataset's key: the name up to the first dot of its last part."""
-    folder, slash, base = name.rpartition("/")
-    return folder + slash + base.partition(".")[0]
 
 
 def _measure(
@@ -292,10 +221,6 @@ def _matches(pattern: str) -> list[str]:
 
 def _is_pattern(given: str) -> bool:
     return any(sign in given for sign in _MAGIC)
-
-
-def _cut(shard: str, why: str) -> dict[str, Any]:
-    return {"path": shard, "reason": "truncated", "detail": f"{shard} is cut off or damaged: {why}"}
 
 
 def _unusable(

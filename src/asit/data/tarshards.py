@@ -1,21 +1,29 @@
 """Tar shards as lists of recordings: where each one's bytes lie, by one pass over the headers; nothing is unpacked.
 
-A shard is an uncompressed tar file, as webdataset writes them: key.flac beside key.json and the like. What is not
-audio by its name is counted and left alone; folders, links and devices are passed over.
+A shard is an uncompressed tar file on a disk or in a store, as webdataset writes them: key.flac beside key.json and the
+like. What is not audio by its name is counted and left alone; folders, links and devices are passed over.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from asit.audio import files
+from asit.data import spans, stores
+from asit.data.columns import DAMAGE
 from asit.errors import CatalogueError
 
 SUFFIX = ".tar"
+SIDECARS = (".cls", ".json")
+"""Files beside a recording that may hold its label."""
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4")
 """Names of compressed tar files, in which nothing can be reached without unpacking all before it."""
 
@@ -42,11 +50,13 @@ class Shard:
     """The recordings of one tar file.
 
     Attributes:
+        size: of the tar file, bytes.
         members: in the file's order.
         others: how many files of other kinds there are, for each suffix.
         fault: where and why the headers could not be read on; None: they were read to their end.
     """
 
+    size: int = 0
     members: list[Member] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
     fault: str | None = None
@@ -62,34 +72,58 @@ def is_packed(path: str) -> bool:
     return path.lower().endswith(PACKED)
 
 
-def read_shard(path: str) -> Shard:
+def read_shard(place: str, labels: dict[str, str] | None = None) -> Shard:
     """The recordings of an uncompressed tar file.
 
     Members whose names are absolute or climb out by "..", sparse ones and ones that the file does not hold to their end
     come with a fault. A file that is cut off gives those before the cut, and its fault.
 
+    Args:
+        place: path or URL.
+        labels: takes the text of each sidecar KEY.cls, or "label" in KEY.json, by its key.
+
     Raises:
         CatalogueError: a compressed tar, no tar, or a file that cannot be read.
+        StoreError: a tar at a URL that is missing, or a store that cannot be reached.
     """
-    if is_packed(path):
+    if is_packed(place):
         raise CatalogueError(
-            f"{path} is compressed",
+            f"{place} is compressed",
             "an uncompressed .tar, in which a recording can be reached where it lies",
             "uncompress it first (such as: gunzip FILE.tar.gz); compressed audio gains nothing by it",
         )
     shard = Shard()
     try:
-        size = Path(path).stat().st_size
-        with tarfile.open(path, "r:") as archive:
+        with _opened(place) as (file, shard.size), tarfile.open(fileobj=file, mode="r:") as archive:
             for header in _headers(archive, shard):
-                _take(shard, header, size)
+                _take(shard, header)
+                if labels is not None and (label := _label(archive, header)) is not None:
+                    labels[key_of(header.name)] = label
     except tarfile.ReadError as error:
-        raise _no_tar(path, error) from None
+        raise _no_tar(place, error) from None
     except FileNotFoundError:
-        raise CatalogueError(f"there is no {path}", "a tar file", "check the path") from None
+        raise CatalogueError(f"there is no {place}", "a tar file", "check the path") from None
     except OSError as error:
-        raise CatalogueError(f"{path} cannot be read: {error.strerror}", "a tar file", "check its rights") from None
+        raise CatalogueError(f"{place} cannot be read: {error.strerror}", "a tar file", "check its rights") from None
     return shard
+
+
+@contextmanager
+def _opened(place: str) -> Iterator[tuple[BinaryIO, int]]:
+    """A tar file and its length."""
+    if stores.is_url(place):
+        size = stores.size(place)
+        with spans.opened((place, 0, size)) as file:
+            yield file, size
+    else:
+        with Path(place).open("rb") as file:
+            yield file, os.fstat(file.fileno()).st_size
+
+
+def key_of(name: str) -> str:
+    """webdataset's key: the name up to the first dot of its last part."""
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.partition(".")[0]
 
 
 def read_member(path: str, offset: int, size: int) -> bytes:
@@ -120,7 +154,7 @@ def _headers(archive: tarfile.TarFile, shard: Shard) -> Iterator[tarfile.TarInfo
         yield header
 
 
-def _take(shard: Shard, header: tarfile.TarInfo, size: int) -> None:
+def _take(shard: Shard, header: tarfile.TarInfo) -> None:
     if not (header.isreg() or header.issparse()):
         return
     base = header.name.rsplit("/", 1)[-1]
@@ -136,14 +170,29 @@ def _take(shard: Shard, header: tarfile.TarInfo, size: int) -> None:
         fault = "its name leads out of the tar"
     elif header.issparse():
         fault = "it is stored as a sparse file"
-    elif header.offset_data + header.size > size:
+    elif header.offset_data + header.size > shard.size:
         fault = f"the tar ends before its {header.size} bytes do"
     shard.members.append(Member(header.name, header.offset_data, header.size, fault))
 
 
+def _label(archive: tarfile.TarFile, header: tarfile.TarInfo) -> str | None:
+    suffix = "." + header.name.rpartition(".")[2].lower()
+    if suffix not in SIDECARS or not header.isreg() or header.size > 1 << 20:
+        return None
+    file = archive.extractfile(header)
+    text = b"" if file is None else file.read()
+    if suffix == ".cls":
+        return text.decode("utf-8", "replace").strip() or None
+    try:
+        label = json.loads(text).get("label")
+    except DAMAGE:
+        return None
+    return str(label) if isinstance(label, str | int) and str(label) else None
+
+
 def _no_tar(path: str, error: Exception) -> CatalogueError:
     head = b""
-    if Path(path).is_file():
+    if not stores.is_url(path) and Path(path).is_file():
         with Path(path).open("rb") as file:
             head = file.read(6)
     packed = head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))
