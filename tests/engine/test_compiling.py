@@ -13,10 +13,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import BackendCompilerFailed
+from torch._dynamo.utils import counters
 from torch._inductor import config as inductor
 from torch._inductor.graph import GraphLowering
 
 from asit.engine import compiling
+from asit.model.blocks import Block
 from asit.model.vit import Encoder
 from asit.settings import EncoderSettings
 
@@ -67,6 +69,19 @@ def test_compiled_is_eager_within_rounding() -> None:
     assert len(said) == 1
     twin = copy.deepcopy(made)
     assert all(block._compiled_call_impl is None for block in twin.blocks)
+
+
+@pytest.mark.slow
+def test_many_shapes_are_all_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond torch's own limit, here 2, it runs the plain code."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
+    block = Block(8, 1, 8)
+    compiling.compiled([block], CPU, lambda sentence: None)
+    before = counters["stats"]["unique_graphs"]
+    for rows in range(2, 6):
+        block(torch.ones(rows, 3, 8)).sum().backward()
+    assert counters["stats"]["unique_graphs"] - before == 4
 
 
 @pytest.mark.slow

@@ -138,6 +138,9 @@ def test_measures_a_run_and_leaves_nothing(tmp_path: Path, tiny: Callable[..., P
     big = plan.work_of(tiny(tmp_path / "run", batch_size=16, epochs=100), many, again, stream=None)
     assert (big.recordings, big.steps, big.kept_gb) == (2_000_000, 100 * 125_000, 0.0)
     assert big.hours == pytest.approx(2_000_000 / 3600)
+    gpu = again.settings.model_copy(update={"front_end_on": "device", "precision": "bf16", "compile": True})
+    here = tiny(tmp_path / "run", batch_size=16, epochs=100, precision="auto", compile=True)
+    assert plan.work_of(here, many, dataclasses.replace(again, settings=gpu), stream=None) == big
     other = tiny(tmp_path / "run", encoder={"width": 64}, batch_size=16)
     with pytest.raises(ConfigError, match=r"encoder\.width: 32 there, 64 asked for"):
         plan.work_of(other, many, again, stream=None)

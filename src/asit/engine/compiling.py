@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 Say = Callable[[str], None]
 
+_LIMIT = 64
+"""Shapes that the blocks' one code is compiled for. Torch's 8 are soon reached: views, local views and teacher count
+apart, and so does each size that `asit plan` tries; what comes later would run plain without a word."""
 _TRIED: dict[str, str | None] = {}
 
 
@@ -39,8 +42,7 @@ def compiled(modules: Iterable[nn.Module], device: torch.device, say: Say) -> bo
     """Compile modules in place, for training only: in evaluation, with its many shapes, they run as they are.
 
     A module that the compiler refuses when it is first called runs as it is from then on, and so do the others; `say`
-    is told once. What is called with other shapes is compiled anew, at most as often as torch allows (8 times), and
-    runs as it is beyond that.
+    is told once. What is called with other shapes is compiled anew, up to 64 times, and runs as it is beyond that.
 
     Args:
         modules: such as the blocks of an encoder, before they are wrapped for several processes.
@@ -133,7 +135,8 @@ def _at_once() -> Iterator[None]:
     import torch._functorch.config as functorch
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(dynamo.patch(optimize_ddp=False))  # type: ignore[attr-defined]
+        limit = "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit"
+        stack.enter_context(dynamo.patch({"optimize_ddp": False, limit: _LIMIT}))  # type: ignore[attr-defined]
         if hasattr(functorch, "force_non_lazy_backward_lowering"):  # torch 2.8 or so and later
             stack.enter_context(functorch.patch(force_non_lazy_backward_lowering=True))  # type: ignore[attr-defined]
         yield

@@ -186,7 +186,9 @@ def prepare(settings: FinetuneSettings, model: AudioModel | None, catalogue: Cat
     if world.device.type == "cuda":
         notes.append(attention_backends(world.device))
     on_device = None
-    if settings.front_end_on == "device" or (settings.front_end_on == "auto" and world.device.type == "cuda"):
+    if settings.front_end_on == "auto":  # kept as it was resolved: the two round otherwise
+        settings.front_end_on = "device" if world.device.type == "cuda" else "loader"
+    if settings.front_end_on == "device":
         clips.cut_only = True
         on_device = OnDevice(settings.front_end, settings.augment, frames, world.device)
         notes.append(f"log-mels: on {world.device}, a batch at once; the loader hands over waveforms")

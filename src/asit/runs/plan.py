@@ -186,14 +186,15 @@ def work_of(settings: PretrainSettings, asked: Asked, taken: Taken, *, stream: T
     Raises:
         ConfigError: the measurements were made under other settings.
     """
-    if settings.precision == "auto":
-        settings = settings.model_copy(update={"precision": taken.settings.precision})
+    autos = [name for name in ("precision", "front_end_on") if getattr(settings, name) == "auto"]  # the machine decides
+    settings = settings.model_copy(update={name: getattr(taken.settings, name) for name in autos})
     # Only the networks' shapes are needed here, whatever the machine of the run has.
-    settings = settings.model_copy(update={"device": "cpu", "workers": 0})
-    with _prepared(settings, asked, stream) as (setup, work, _):
+    here = settings.model_copy(update={"device": "cpu", "workers": 0, "compile": False})
+    with _prepared(here, asked, stream) as (setup, work, _):
+        wanted = setup.settings.model_copy(update={"compile": settings.compile})
         changed = {
             name: values
-            for name, values in config.differences(taken.settings, setup.settings).items()
+            for name, values in config.differences(taken.settings, wanted).items()
             if not any(name == free or (free.endswith(".") and name.startswith(free)) for free in NOT_COMPARED)
         }
     if changed:
@@ -315,9 +316,8 @@ def load(path: Path) -> Taken:
             )
         return Taken(config.build(PretrainSettings, found["settings"], str(path)), Measured(**found["measured"]))
     except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be read: {error.strerror}", "a file of measurements", "check the path"
-        ) from None
+        told = f"{path} cannot be read: {error.strerror}"
+        raise ConfigError(told, "a file of measurements", "check the path") from None
     except (ValueError, KeyError, TypeError):
         raise ConfigError(
             f"{path} holds no measurements of a machine",
