@@ -26,7 +26,7 @@ from asit.data.catalogue import Catalogue
 from asit.engine.failures import Failures
 from asit.engine.records import Records
 from asit.errors import CatalogueError, CheckpointError, ConfigError, TrainingError
-from asit.runs import agreement, finetune, pretrain
+from asit.runs import agreement, finetune, folds, pretrain
 from asit.settings import FrontEndSettings, PretrainSettings
 
 LONG: dict[str, Any] = {"epochs": 30, "records": {"checkpoint_every": 5, "keep": 2}}
@@ -167,11 +167,20 @@ def test_auto_resume_begins_and_goes_on(tiny: Any, tmp_path: Path, state: Any, s
     same(state(run), state(tmp_path / "whole"))
 
 
-def test_auto_resume_goes_with_neither_of_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_auto_resume_goes_with_neither_of_the_others(
+    tiny: Any, tuned: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for verb in ("pretrain", "finetune"):
         for other in ("--resume", "--overwrite"):
             assert cli.main([verb, "--out", str(tmp_path / "run"), "--auto-resume", other]) == 2
             assert f"--auto-resume and {other} were both given" in capsys.readouterr().err
+    for call, settings in (
+        (pretrain.pretrain, tiny(tmp_path / "run")),
+        (folds.run, tuned(tmp_path / "run", sides={"fold": "all"})),
+    ):
+        with pytest.raises(ConfigError, match="--resume and --overwrite were both given"):
+            call(settings, resume="auto", overwrite=True, stream=None)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_restart_goes_on_with_what_the_same_torchrun_began(
