@@ -119,6 +119,15 @@ def test_parts_of_a_file(kind: str, tmp_path: Path, web: Web) -> None:
         assert not stores.exists(place)
 
 
+def test_a_file_written_anew_has_another_stamp() -> None:
+    stores.write("memory://stamp/x.tar", BYTES)
+    first = stores.stamp("memory://stamp/x.tar")
+    assert first == stores.stamp("memory://stamp/x.tar")
+    assert first.startswith(f"{len(BYTES)} ")
+    stores.write("memory://stamp/x.tar", BYTES[::-1])
+    assert stores.stamp("memory://stamp/x.tar") != first
+
+
 def test_lengths_of_many_come_with_one_listing(monkeypatch: pytest.MonkeyPatch) -> None:
     for i in range(20):
         stores.write(f"memory://many/{i}.tar", BYTES[i:])

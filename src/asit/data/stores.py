@@ -42,6 +42,8 @@ _NEEDS = {
     "sftp": "paramiko",
     "ssh": "paramiko",
 }
+# What stores call the mark of a file's content, or when it was written: s3, http and Azure; Google; others.
+_MARKS = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "updated", "mtime", "created")
 # Stores in which a file appears only when all of it has come.
 _WHOLE = frozenset({"memory", "s3", "s3a", "gs", "gcs", "az", "abfs", "oss", "hf"})
 
@@ -129,6 +131,20 @@ def size(place: str, *, patience: Patience | None = None) -> int:
         StoreError, ConfigError: as `read_range`.
     """
     return tried(place, lambda seconds: _size(place, seconds), patience)
+
+
+def stamp(place: str, *, patience: Patience | None = None) -> str:
+    """What changes when a file at a URL is written anew: its length, and the store's mark or time of it, if it has one.
+
+    Raises:
+        StoreError, ConfigError: as `read_range`.
+    """
+
+    def get(seconds: float) -> str:
+        told = _info(place, seconds)
+        return " ".join(str(told[name]) for name in ("size", *_MARKS) if told.get(name))
+
+    return tried(place, get, patience)
 
 
 def sizes(places: Iterable[str], *, patience: Patience | None = None) -> dict[str, int]:
@@ -266,12 +282,17 @@ def unwritable(place: str, error: OSError) -> StoreError:
 def _size(place: str, seconds: float) -> int:
     if not is_url(place):
         return Path(place).stat().st_size
-    files, path = _files(place)
-    files.invalidate_cache()  # it may hold what a folder was before other processes wrote there
-    length = files.info(path, **_limit(files, seconds))["size"]
+    length = _info(place, seconds)["size"]
     if length is None:
         raise RefusalError(f"{place}: the server does not tell its length", "a Content-Length", "serve it otherwise")
     return int(length)
+
+
+def _info(place: str, seconds: float) -> dict[str, Any]:
+    """What a store says of a file."""
+    files, path = _files(place)
+    files.invalidate_cache()  # it may hold what a folder was before other processes wrote there
+    return dict(files.info(path, **_limit(files, seconds)))
 
 
 def _remote_range(place: str, offset: int, size: int, seconds: float) -> bytes:

@@ -167,13 +167,18 @@ class _Work:
         self.wanted, self.pool = wanted, pool
         self.every: list[Of] = [(name, kind) for name, want in wanted.items() for kind in want.kinds]
         self.shelves: dict[Of, Shelf] = {}
+        self.stamps: dict[str, str] = {}
         if store is not None:
             self.shelves = {of: store.shelf(FORMAT, wanted[of[0]].reader.digest, of[1]) for of in self.every}
 
     def block(self, number: int, clips: Sequence[Clip]) -> _Outcome:
         """The features of one block."""
         outcome = _Outcome(number, arrays={of: [] for of in self.every})
-        keys = [_key(clip) for clip in clips] if self.shelves else []
+        try:
+            keys = [_key(clip, self.stamps) for clip in clips] if self.shelves else []
+        except AsitError as error:
+            outcome.error = error
+            return outcome
         kept: list[dict[Of, Array]] = [{} for _ in clips]
         for of, shelf in self.shelves.items():
             for have, key in zip(kept, keys, strict=True):
@@ -230,14 +235,16 @@ def _far(clip: Clip) -> spans.Place | None:
     return spans.place_of(clip) if clip.shard is not None and stores.is_url(clip.shard) else None
 
 
-def _key(clip: Clip) -> bytes:
-    """What says that a clip is still the same: its path and part, and its file's size and time of change.
+def _key(clip: Clip, stamps: dict[str, str]) -> bytes:
+    """What says that a clip is still the same: its path and part, and its file's or shard's size and time of change.
 
-    A shard in a store is known by its URL and the clip's place in it: written anew under its old name, it is not told
-    from what it was.
+    Args:
+        stamps: of the shards in stores, each of which is asked once.
     """
     if clip.shard is not None and stores.is_url(clip.shard):
-        return key_of(clip.path, f"{clip.offset} {clip.size}", repr(clip.start), repr(clip.seconds))
+        if clip.shard not in stamps:
+            stamps[clip.shard] = stores.stamp(clip.shard)
+        return key_of(clip.path, stamps[clip.shard], f"{clip.offset} {clip.size}", repr(clip.start), repr(clip.seconds))
     try:
         found = Path(clip.shard or clip.path).stat()
         file = f"{found.st_size} {found.st_mtime_ns}"
