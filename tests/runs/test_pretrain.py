@@ -386,6 +386,7 @@ def test_a_loss_that_is_not_finite(
     last = checkpoint.latest_state(run / "checkpoints")
     assert last is not None
     assert last.name == f"step-{4 + place:08d}"
+    assert f"ended by an error: step {4 + place}: not finite: " in (run / "log.txt").read_text()
     assert go(settings, resume=True).finished
     go(tiny(tmp_path / "whole", records={"checkpoint_every": 1, "keep": 8}))
     same(state(run), state(tmp_path / "whole"))

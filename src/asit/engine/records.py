@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -57,7 +58,9 @@ class Records:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for handle in (self._bar, self._metrics, self._log, self._board):
             if handle is not None:
-                handle.close()
+                # What the run ends by is told, not that a full disk takes no more lines either.
+                with contextlib.suppress(*([OSError] if error is not None else [])):
+                    handle.close()
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl, and its numbers to TensorBoard."""
@@ -72,15 +75,18 @@ class Records:
 
     def say(self, text: str) -> None:
         """A line for the user and the log."""
-        if self._log is None:
-            return
-        self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
-        self._log.flush()
+        self.keep(text)
         if self._bar is not None:
             self._bar.write(text, file=self._stream)
         elif self._stream is not None:
             self._stream.write(text + "\n")
             self._stream.flush()
+
+    def keep(self, text: str) -> None:
+        """A line for the log alone."""
+        if self._log is not None:
+            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+            self._log.flush()
 
     def event(self, step: int, text: str) -> None:
         """A line for the user and the log that is also kept with the metrics."""

@@ -16,7 +16,7 @@ from asit import checkpoint, runtime
 from asit.data.catalogue import Catalogue
 from asit.engine import compiling, loop
 from asit.engine.records import Records, duration
-from asit.errors import CatalogueError, CheckpointError, ConfigError, TrainingError
+from asit.errors import AsitError, CatalogueError, CheckpointError, ConfigError, TrainingError
 from asit.model import cpu
 from asit.model.audio_model import AudioModel
 from asit.runs import agreement, folder, lock, source
@@ -338,18 +338,24 @@ def train(
 
             return write
 
-        outcome = loop.fit(
-            run.task,
-            data,
-            plan,
-            world,
-            run.precision,
-            records,
-            start=first,
-            optimiser_state=optimiser_state,
-            save=save,
-            hooks=hooks(records),
-        )
+        try:
+            outcome = loop.fit(
+                run.task,
+                data,
+                plan,
+                world,
+                run.precision,
+                records,
+                start=first,
+                optimiser_state=optimiser_state,
+                save=save,
+                hooks=hooks(records),
+            )
+        except AsitError as error:
+            # Whoever called tells the user; a week later the log is what is left. A full disk takes no more lines.
+            with contextlib.suppress(OSError):
+                records.keep(f"ended by an error: {error.found}")
+            raise
         if outcome.stopped_by:
             records.event(outcome.step, f"stopped by {outcome.stopped_by} at step {outcome.step} of {plan.total}")
         elif outcome.finished:
