@@ -128,6 +128,8 @@ def measure(
     left = max(0.0, budget * 0.9 - (time.perf_counter() - began))
     rounds = ROUNDS if left > 8 * steps_of[-1][1]["seconds"] else 2
     steps = max(1, min(20, int(left * 0.7 / (2 * rounds * steps_of[-1][1]["seconds"]))))
+    if steps == 1:
+        say(f"hardly any steps fit into {budget:g} s: a larger --budget narrows the interval")
     say(f"{rounds} rounds of {steps} fed steps, {steps} steps alone and some batches of the loader alone")
     phases = _Phases(rounds, steps, setup.workers, size)
     with tempfile.TemporaryDirectory(prefix="asit-plan-") as scratch:
