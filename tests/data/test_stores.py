@@ -123,7 +123,7 @@ def test_a_file_written_anew_has_another_stamp() -> None:
     stores.write("memory://stamp/x.tar", BYTES)
     first = stores.stamp("memory://stamp/x.tar")
     assert first == stores.stamp("memory://stamp/x.tar")
-    assert first.startswith(f"{len(BYTES)} ")
+    assert first[0] == len(BYTES)
     stores.write("memory://stamp/x.tar", BYTES[::-1])
     assert stores.stamp("memory://stamp/x.tar") != first
 

@@ -12,6 +12,7 @@ have their own, forked or not.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import posixpath
 import re
@@ -133,16 +134,19 @@ def size(place: str, *, patience: Patience | None = None) -> int:
     return tried(place, lambda seconds: _size(place, seconds), patience)
 
 
-def stamp(place: str, *, patience: Patience | None = None) -> str:
-    """What changes when a file at a URL is written anew: its length, and the store's mark or time of it, if it has one.
+def stamp(place: str, *, patience: Patience | None = None) -> tuple[int, int]:
+    """What changes when a file at a URL is written anew: its length, and a number made of the store's mark or time of
+    it, 0 where the store has none.
 
     Raises:
         StoreError, ConfigError: as `read_range`.
     """
 
-    def get(seconds: float) -> str:
+    def get(seconds: float) -> tuple[int, int]:
         told = _info(place, seconds)
-        return " ".join(str(told[name]) for name in ("size", *_MARKS) if told.get(name))
+        marks = " ".join(str(told[name]) for name in _MARKS if told.get(name))
+        number = int.from_bytes(hashlib.sha256(marks.encode()).digest()[:7]) if marks else 0
+        return int(told["size"] or 0), number
 
     return tried(place, get, patience)
 

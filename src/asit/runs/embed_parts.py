@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from asit.data import stores
 from asit.data.inputs import Item
 from asit.errors import ConfigError
 from asit.runs.folder import write_json
@@ -265,22 +266,29 @@ class Writer:
 
 
 def block_ends(items: Sequence[Item]) -> tuple[list[int], list[tuple[int, int]]]:
-    """Where blocks end, and each item's (size in bytes, time of change in ns), which tell whether it is the same."""
+    """Where blocks end, and each item's size in bytes and time of change in ns, or a number for its store's mark: they
+    tell whether it is the same."""
     known: dict[str, tuple[int, int]] = {}
     ends, stamps, count, size = [], [], 0, 0
     for at, item in enumerate(items, 1):
         if item.path not in known:
-            try:
-                status = os.stat(item.path)  # noqa: PTH116  # there may be a million
-                known[item.path] = status.st_size, status.st_mtime_ns
-            except OSError:
-                known[item.path] = 0, 0
+            known[item.path] = _stamp(item.path)
         stamps.append(known[item.path])
         count, size = count + 1, size + (item.size if item.size is not None else known[item.path][0])
         if count == MOST_FILES or size >= MOST_BYTES or at == len(items):
             ends.append(at)
             count, size = 0, 0
     return ends, stamps
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    if stores.is_url(path):
+        return stores.stamp(path)
+    try:
+        status = os.stat(path)  # noqa: PTH116  # there may be a million
+    except OSError:
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
 
 
 def _own(name: str) -> bool:

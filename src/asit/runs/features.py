@@ -167,7 +167,7 @@ class _Work:
         self.wanted, self.pool = wanted, pool
         self.every: list[Of] = [(name, kind) for name, want in wanted.items() for kind in want.kinds]
         self.shelves: dict[Of, Shelf] = {}
-        self.stamps: dict[str, str] = {}
+        self.stamps: dict[str, tuple[int, int]] = {}
         if store is not None:
             self.shelves = {of: store.shelf(FORMAT, wanted[of[0]].reader.digest, of[1]) for of in self.every}
 
@@ -235,7 +235,7 @@ def _far(clip: Clip) -> spans.Place | None:
     return spans.place_of(clip) if clip.shard is not None and stores.is_url(clip.shard) else None
 
 
-def _key(clip: Clip, stamps: dict[str, str]) -> bytes:
+def _key(clip: Clip, stamps: dict[str, tuple[int, int]]) -> bytes:
     """What says that a clip is still the same: its path and part, and its file's or shard's size and time of change.
 
     Args:
@@ -244,7 +244,8 @@ def _key(clip: Clip, stamps: dict[str, str]) -> bytes:
     if clip.shard is not None and stores.is_url(clip.shard):
         if clip.shard not in stamps:
             stamps[clip.shard] = stores.stamp(clip.shard)
-        return key_of(clip.path, stamps[clip.shard], f"{clip.offset} {clip.size}", repr(clip.start), repr(clip.seconds))
+        file = f"{stamps[clip.shard]} {clip.offset} {clip.size}"
+        return key_of(clip.path, file, repr(clip.start), repr(clip.seconds))
     try:
         found = Path(clip.shard or clip.path).stat()
         file = f"{found.st_size} {found.st_mtime_ns}"

@@ -81,7 +81,7 @@ class Files:
         return os.path.join(self._folder(folder), name)  # noqa: PTH118
 
     def state(self, path: str) -> tuple[int, int]:
-        """Size and time of change, which is 0 of what lies in a store.
+        """Size and time of change; of what lies in a store, a number that stands for its mark.
 
         Raises:
             OSError: there is no such file, or it cannot be looked at.
@@ -111,7 +111,7 @@ class Files:
 
 def _state(path: str) -> tuple[int, int]:
     if stores.is_url(path):
-        return stores.size(path), 0
+        return stores.stamp(path)
     found = os.stat(path)  # noqa: PTH116
     return found.st_size, found.st_mtime_ns
 
