@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -268,11 +269,14 @@ class Writer:
 def block_ends(items: Sequence[Item]) -> tuple[list[int], list[tuple[int, int]]]:
     """Where blocks end, and each item's size in bytes and time of change in ns, or a number for its store's mark: they
     tell whether it is the same."""
-    known: dict[str, tuple[int, int]] = {}
+    paths = list(dict.fromkeys(item.path for item in items))
+    if any(map(stores.is_url, paths)):
+        with ThreadPoolExecutor(16) as threads:  # an answer of a store takes long, whatever it says
+            known = dict(zip(paths, threads.map(_stamp, paths), strict=True))
+    else:
+        known = dict(zip(paths, map(_stamp, paths), strict=True))
     ends, stamps, count, size = [], [], 0, 0
     for at, item in enumerate(items, 1):
-        if item.path not in known:
-            known[item.path] = _stamp(item.path)
         stamps.append(known[item.path])
         count, size = count + 1, size + (item.size if item.size is not None else known[item.path][0])
         if count == MOST_FILES or size >= MOST_BYTES or at == len(items):
