@@ -220,6 +220,15 @@ def test_log_mels_made_on_the_device(tuned: Any, tmp_path: Path, state: Any) -> 
             torch.testing.assert_close(device[name], value, rtol=1e-3, atol=5e-5)
 
 
+def test_a_run_of_a_version_that_had_no_choice_of_place_goes_on(tuned: Any, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert not runs.finetune(tuned(run, stop_after=2), stream=None).finished
+    text = (run / "config.yaml").read_text("utf-8")
+    assert "\nfront_end_on: loader\n" in text
+    (run / "config.yaml").write_text(text.replace("\nfront_end_on: loader\n", "\n"), "utf-8")
+    assert runs.finetune(tuned(run), resume=True, stream=None).finished
+
+
 def test_no_global_draws(tuned: Any, tmp_path: Path, no_global_draws: None) -> None:
     go(tuned(tmp_path / "run", epochs=1))
 
