@@ -210,9 +210,7 @@ def show(out: Path) -> None:
     """One line for each finished run, as Markdown."""
     print("| run | CPU minutes | steps | linear probe, a third of the labels | fine-tuned, 10 % of the labels |")
     print("|---|---|---|---|---|")
-    for run in sorted(path for path in out.iterdir() if (path / "metrics.jsonl").exists()):
-        if run.name.endswith("-ten"):
-            continue
+    for run in sorted(path for path in out.iterdir() if (path / "model").is_dir() and not path.name.endswith("-ten")):
         spent = run.with_suffix(".cpu")
         minutes = f"{float(spent.read_text()) / 60:.1f}" if spent.exists() else ""
         steps = json.loads((run / "model" / "card.json").read_text())["training"]["step"]
