@@ -58,7 +58,8 @@ def test_windows_cover_each_clip(lengths: list[float], overlap: float, block: in
         assert begins == sorted(begins)
         ends = [begin + SPAN for begin in begins]
         assert ends[-1] >= seconds - 1e-5
-        assert all(b <= a + 1e-9 for a, b in zip(ends, begins[1:], strict=False))  # no gap
+        # No gap but what is less than half a hop of the log-mel.
+        assert all(b <= a + 0.0051 for a, b in zip(ends, begins[1:], strict=False))
         assert count == 1 or ends[-2] < seconds  # none too many
         total += count
     assert len(windows) == -(-total // block)
