@@ -425,7 +425,7 @@ def test_a_large_batch_is_extrapolated(tiny: Any, tmp_path: Path, monkeypatch: A
         seen.append(len(samples))
         return {"seconds": 1.0 + 0.5 * len(samples), "cpu": 3.0 + 0.25 * len(samples)}
 
-    monkeypatch.setattr(dryrun, "_measure", measure)
+    monkeypatch.setattr(dryrun, "repeated", measure)
     told = dry_run(tiny(tmp_path / "run", batch_size=12, accumulate=2), stream=None)
     assert seen == [2, 4]
     assert told.extrapolated

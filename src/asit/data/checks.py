@@ -17,13 +17,11 @@ import os
 import signal
 import stat
 import sys
-import threading
 from collections.abc import Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing import connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from asit.audio import decoders, files
+from asit.data import children
 from asit.data.columns import json_line
 from asit.data.listing import Listing, Part
 from asit.errors import AudioError
@@ -159,18 +158,7 @@ class _Worker:
 def _start(plan: Plan, stopped: Any) -> None:
     _Worker.plan, _Worker.stopped = plan, stopped
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Decoders write to the standard error by themselves and would tear the progress line.
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    os.close(nowhere)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
+    children.settle()
 
 
 def _look(tasks: list[Task]) -> list[Result]:

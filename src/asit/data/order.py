@@ -18,6 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from asit.errors import AsitError, TrainingError
 
+AHEAD = 4
+"""Batches that each loader process holds ready."""
 ORDER, MATERIAL, CORRUPTION = 0, 1, 2
 """Streams of random numbers that never meet."""
 Key = tuple[int, ...]
@@ -166,7 +168,7 @@ def loader(
 
     Close it (`contextlib.closing`) to end its workers.
     """
-    options: dict[str, Any] = {"prefetch_factor": 4} if workers else {}
+    options: dict[str, Any] = {"prefetch_factor": AHEAD} if workers else {}
     made: Any = DataLoader(
         samples,
         batch_sampler=keys,  # type: ignore[arg-type]

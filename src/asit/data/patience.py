@@ -27,6 +27,7 @@ _NEVER = (
     TypeError,
     LookupError,
 )
+"""Errors that asking again does not mend."""
 _CREDENTIALS = 10.0  # s that no credentials are borne: a cloud machine's own service for them may be busy that long
 _NO_CREDENTIALS = "give them as the store's package wants them, for s3 AWS_ACCESS_KEY_ID and the like (docs/shard.md)"
 
@@ -131,16 +132,7 @@ def _may_pass(error: Exception) -> bool:
     status = getattr(error, "status", None) or getattr(error, "status_code", None)
     if isinstance(status, int) and 400 <= status < 500:
         return status in _PASSING
-    never = (
-        PermissionError,
-        IsADirectoryError,
-        NotADirectoryError,
-        NotImplementedError,
-        ValueError,
-        TypeError,
-        LookupError,
-    )
-    return not isinstance(error, never)
+    return not isinstance(error, _NEVER)
 
 
 def _said(error: Exception) -> str:

@@ -19,6 +19,8 @@ from asit.data.columns import SHARD
 if TYPE_CHECKING:
     from asit.data.catalogue import Clip
 
+INDEX = "index.jsonl"
+"""Name of the catalogue that lies beside the shards it lists."""
 HERE = "."
 """Root of an index: the folder that the file itself lies in, wherever that is now."""
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from asit.data import stores
 from asit.data.catalogue import Catalogue
-from asit.data.shards import INDEX
+from asit.data.places import INDEX
 from asit.errors import CatalogueError, StoreError
 
 _PIECE = 1 << 23  # bytes read at a time

@@ -15,25 +15,23 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
-from multiprocessing import connection
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from asit.data import members, places, shardplan, stores, tarwriter
+from asit.data import children, members, places, shardplan, stores, tarwriter
 from asit.data.catalogue import Catalogue, Clip
 from asit.data.columns import SHARD, Rows, json_line
+from asit.data.places import INDEX
 from asit.errors import CatalogueError, ConfigError, TrainingError
 
-INDEX = "index.jsonl"
 SKIPPED = "index.skipped.jsonl"
 PLAN = "shards.plan.json"
 """What shards are being written here; gone when all of them are."""
@@ -308,19 +306,9 @@ def _start(stopped: Any, begun: Any) -> None:
     global _stopped, _begun
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process tells when to stop
     _stopped, _begun = stopped, begun
-    # Decoders write to the standard error by themselves and would tear the progress line; warnings of ours still come.
+    # Decoders are hushed, by their number of the stream; warnings of ours still come.
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    os.close(nowhere)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
+    children.settle()
 
 
 def _is_stopped() -> bool:

@@ -26,13 +26,11 @@ from asit.audio import files
 from asit.data import checks, spans, stores, tarshards
 from asit.data.catalogue import LINES, Catalogue, Clip, is_catalogue
 from asit.data.columns import Rows
-from asit.data.places import relative
+from asit.data.places import INDEX, relative
 from asit.data.waves import read_clip
 from asit.errors import AudioError, CatalogueError
 from asit.settings import FrontEndSettings
 
-INDEX = "index.jsonl"
-"""Name of the catalogue that lies beside the shards it lists."""
 _MAGIC = "*?["
 _THREADS = 8
 

@@ -81,6 +81,18 @@ class Block(nn.Module):
         return x
 
 
+@torch.no_grad()
+def init_transformer(module: nn.Module, generator: torch.Generator | None) -> None:
+    """Set every parameter anew: truncated normal (0.02) for weights and embeddings, zero biases, unit norms."""
+    for name, parameter in module.named_parameters():
+        if name.endswith("bias"):
+            parameter.zero_()
+        elif parameter.ndim == 1:
+            parameter.fill_(1.0)
+        else:
+            nn.init.trunc_normal_(parameter, std=0.02, generator=generator)
+
+
 def _kept(drop: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """The rows of factors (R,) other than 0, None if all are, and their factors, None if all are 1.
 

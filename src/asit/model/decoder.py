@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from asit.model.blocks import Block
+from asit.model.blocks import Block, init_transformer
 
 
 class Decoder(nn.Module):
@@ -32,16 +32,9 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(width, eps=eps)
         self.init_weights()
 
-    @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Set every parameter anew: truncated normal (0.02) for weights and embeddings, zero biases, unit norms."""
-        for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
-                parameter.zero_()
-            elif parameter.ndim == 1:
-                parameter.fill_(1.0)
-            else:
-                nn.init.trunc_normal_(parameter, std=0.02, generator=generator)
+        """Set every parameter anew: see `blocks.init_transformer`."""
+        init_transformer(self, generator)
 
     def forward(self, cls: Tensor, seen: Tensor, keep: Tensor) -> Tensor:
         """Class token (R, D), patches (R, K, D) that were seen and their places (R, K) int64 -> (R, P, D)."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from asit.errors import ConfigError
-from asit.model.blocks import Block
+from asit.model.blocks import Block, init_transformer
 from asit.model.cpu import linear
 from asit.model.positions import grid_of, patch_of, prefix_of, resize_positions, stride_of
 from asit.model.stamps import Stamp, can_be_stamped
@@ -91,6 +91,14 @@ def draw_drop_path(rng: np.random.Generator, rates: np.ndarray) -> np.ndarray:
     return factors
 
 
+def cut(x: Tensor, patch: tuple[int, int]) -> Tensor:
+    """Every patch's area, side by side: (R, 1, T, F) -> (R, P, height * breadth), time-major."""
+    rows, _, frames, mels = x.shape
+    height, breadth = patch
+    split = x.reshape(rows, frames // height, height, mels // breadth, breadth).transpose(2, 3)
+    return split.reshape(rows, -1, height * breadth)
+
+
 class PatchEmbed(nn.Module):
     """Patches to tokens: (R, 1, T, F) -> (R, P, D), or of the patches `keep` (R, K) alone -> (R, K, D)."""
 
@@ -103,18 +111,17 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(1, width, kernel_size=patch, stride=stride)
 
     def forward(self, x: Tensor, valid: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
-        rows, _, frames, mels = x.shape
         height, breadth = self.patch
         if self.stride == self.patch:
-            cut = x.reshape(rows, frames // height, height, mels // breadth, breadth).transpose(2, 3)
+            areas = cut(x, self.patch)
         else:
-            cut = x[:, 0].unfold(1, height, self.stride[0]).unfold(2, breadth, self.stride[1])
-        cut = cut.reshape(rows, -1, height * breadth)
+            areas = x[:, 0].unfold(1, height, self.stride[0]).unfold(2, breadth, self.stride[1])
+            areas = areas.reshape(len(x), -1, height * breadth)
         if valid is not None:
-            cut = torch.where(valid[..., None], cut, 0.0)
+            areas = torch.where(valid[..., None], areas, 0.0)
         if keep is not None:
-            cut = cut.gather(1, keep[..., None].expand(-1, -1, height * breadth))
-        return linear(cut, self.proj.weight.flatten(1), self.proj.bias)
+            areas = areas.gather(1, keep[..., None].expand(-1, -1, height * breadth))
+        return linear(areas, self.proj.weight.flatten(1), self.proj.bias)
 
 
 class Encoder(nn.Module):
@@ -156,16 +163,9 @@ class Encoder(nn.Module):
         """Frames that this many columns of patches cover, 1 or more."""
         return (columns - 1) * self.stride[0] + self.patch[0]
 
-    @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Set every parameter anew: truncated normal (0.02) for weights and embeddings, zero biases, unit norms."""
-        for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
-                parameter.zero_()
-            elif parameter.ndim == 1:
-                parameter.fill_(1.0)
-            else:
-                nn.init.trunc_normal_(parameter, std=0.02, generator=generator)
+        """Set every parameter anew: see `blocks.init_transformer`."""
+        init_transformer(self, generator)
 
     def positions(self, grid: tuple[int, int], stretch: bool = True) -> Tensor:
         """The position embedding of a grid: (1, prefix + P, D) float32; those of the prefix come first.

@@ -30,6 +30,8 @@ from asit.settings import MaskingSettings
 BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
 
+MASKED = 0.5
+"""A patch counts as masked when more than this share of its area is corrupted."""
 NOISE_STD = 0.5
 """Standard deviation of the input after (x - mean) / (2 std), hence of the noise that stands in for it."""
 
@@ -231,7 +233,7 @@ def corrupt(clean: Tensor, drop: Tensor, replace: Tensor, donor: Tensor, fill: s
 
 
 def token_mask(mask: Tensor, patch: tuple[int, int] = (16, 16)) -> Tensor:
-    """Tokens that count as masked: more than half of the patch's area is corrupted.
+    """Tokens that count as masked, by `MASKED`.
 
     Args:
         mask: (R, 1, T, F) bool.
@@ -240,4 +242,4 @@ def token_mask(mask: Tensor, patch: tuple[int, int] = (16, 16)) -> Tensor:
     Returns:
         (R, P) bool, time-major.
     """
-    return (F.avg_pool2d(mask.float(), patch) > 0.5).flatten(1)
+    return (F.avg_pool2d(mask.float(), patch) > MASKED).flatten(1)

@@ -20,7 +20,7 @@ from asit.engine.loop import Now, Rates, StepOutput
 from asit.engine.shards import Distributed
 from asit.errors import ConfigError
 from asit.model.positions import patch_of, stride_of
-from asit.model.vit import Encoder, blank
+from asit.model.vit import Encoder, blank, cut
 from asit.pretrain import fused, losses, masking, tokens
 from asit.pretrain.networks import Networks, Outputs
 from asit.runtime import Precision, World
@@ -156,7 +156,7 @@ class ASiT(Distributed):
             target, mask = tokens.copied(batch.clean, copies), corrupted_mask
             if rebuilt is not None:
                 patch = self.student.encoder.patch
-                target, mask = (tokens.cut(one, patch).index_select(0, rebuilt) for one in (target, mask))
+                target, mask = (cut(one, patch).flatten(0, 1).index_select(0, rebuilt) for one in (target, mask))
             parts["reconstruction"] = losses.masked_l1(seen.reconstruction, target, mask, over["reconstruction"])
             loss = loss + weights.reconstruction_weight * parts["reconstruction"]
         if now.measure:

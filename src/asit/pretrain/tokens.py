@@ -16,11 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from asit.pretrain.masking import BoolArray, IntArray, ViewMask
+from asit.pretrain.masking import MASKED, BoolArray, IntArray, ViewMask
 from asit.settings import LossSettings, MaskingSettings
-
-MASKED = 0.5
-"""A patch counts as masked when more than this share of its area is corrupted."""
 
 
 @dataclass(frozen=True)
@@ -119,13 +116,6 @@ def touched(mask: Tensor, patch: tuple[int, int]) -> Tensor:
     rows, _, frames, mels = mask.shape
     split = mask.view(rows, frames // patch[0], patch[0], mels // patch[1], patch[1])
     return split.any(4).any(2).flatten(1)
-
-
-def cut(x: Tensor, patch: tuple[int, int]) -> Tensor:
-    """Every patch's area in a row of its own: (R, 1, T, F) -> (R * P, height * breadth), time-major."""
-    rows, _, frames, mels = x.shape
-    split = x.view(rows, frames // patch[0], patch[0], mels // patch[1], patch[1]).transpose(2, 3)
-    return split.reshape(-1, patch[0] * patch[1])
 
 
 def copied(x: Tensor, copies: int) -> Tensor:

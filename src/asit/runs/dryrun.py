@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import os
-import resource
 import sys
 import time
 from typing import Any, TextIO
 
-import torch
-
 from asit import config, runtime
-from asit.data import batches
-from asit.engine import loop
-from asit.engine.records import Records
 from asit.pretrain import method
 from asit.runs import source
-from asit.runs.setup import Setup, batch_of, prepare
-from asit.runtime import World
+from asit.runs.growth import machine, repeated
+from asit.runs.setup import batch_of, prepare
 from asit.settings import PretrainSettings
 
 SMALL, LARGE = 2, 4
@@ -70,7 +62,7 @@ def dry_run(settings: PretrainSettings, *, stream: TextIO | None = sys.stderr) -
         samples = [setup.clips[0, i % len(setup.clips)] for i in range(min(LARGE, micro))]
         loading = (time.perf_counter() - began) / len(samples)
         sizes = sorted({min(SMALL, micro), min(LARGE, micro)})
-        measured = [_measure(setup, world, samples[:size]) for size in sizes]
+        measured = [repeated(setup, world, samples[:size]) for size in sizes]
         seconds = _line(sizes, [m["seconds"] for m in measured], micro) * settings.accumulate
         first = batch_of(setup, world, samples)
         encoder = setup.task.student.encoder
@@ -89,45 +81,9 @@ def dry_run(settings: PretrainSettings, *, stream: TextIO | None = sys.stderr) -
             settings.batch_size / seconds,
             seconds * plan.total,
             {name: _line(sizes, [m[name] for m in measured], micro) for name in ("cpu", "gpu") if name in measured[0]},
-            _machine(world),
+            machine(world.device),
             micro > sizes[-1],
         )
-
-
-def _measure(setup: Setup, world: World, samples: list[batches.Sample]) -> dict[str, float]:
-    """Seconds of a step on these clips, the faster of two after one to warm up, and peak memory so far in GB."""
-    batch = batch_of(setup, world, samples)
-    plan = dataclasses.replace(
-        setup.plan, total=3, batch=len(samples) * world.size, accumulate=1, stop_after=0, checkpoint_every=1 << 60
-    )
-    marks = []
-
-    def repeated() -> Any:
-        for each in itertools.repeat(batch):
-            marks.append(time.perf_counter())
-            yield each
-
-    with Records(None, plan.total, 0, tensorboard=False) as records:
-        loop.fit(setup.task, repeated(), plan, world, setup.precision, records)
-    marks.append(time.perf_counter())
-    found = {
-        "seconds": min(b - a for a, b in itertools.pairwise(marks[1:])),
-        # Kilobytes, but bytes on macOS.
-        "cpu": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6),
-    }
-    if world.device.type == "cuda":
-        found["gpu"] = torch.cuda.max_memory_allocated(world.device) / 1e9
-    return found
-
-
-def _machine(world: World) -> dict[str, float]:
-    """Memory in GB of the machine and of its GPU."""
-    found = {}
-    if hasattr(os, "sysconf"):
-        found["cpu"] = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
-    if world.device.type == "cuda":
-        found["gpu"] = torch.cuda.get_device_properties(world.device).total_memory / 1e9
-    return found
 
 
 def _line(sizes: list[int], values: list[float], at: int) -> float:

@@ -5,7 +5,6 @@ Letters: N clips of the catalogue, n clips that could be read, C classes.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, TextIO
@@ -18,7 +17,7 @@ from asit.data.labels import Labels, read_labels
 from asit.data.sides import Sides, check_sides, few, folds, may_share_groups, split_sides
 from asit.errors import AsitError, CatalogueError, ConfigError
 from asit.model.audio_model import AudioModel
-from asit.runs import source
+from asit.runs import resources, source
 from asit.runs.cache import Store
 from asit.runs.features import Collected, collect
 from asit.runs.probing import Ask, Rows, Scorer, check
@@ -197,7 +196,7 @@ def _tokens_fit(model: AudioModel, seconds: float, encoders: int) -> None:
     encoder, settings = model.encoder, model.front_end.settings
     columns = seconds / (encoder.stride[0] * settings.shift_ms / 1000)
     needed = columns * encoder.grid[1] * encoder.width * 2 * encoders / 1e9
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9 if hasattr(os, "sysconf") else np.inf
+    there = resources.machine_memory() / 1e9 or np.inf
     if needed > TOKENS_SHARE * there:
         raise ConfigError(
             f"patch tokens of {seconds / 3600:.1f} h of sound take {needed:.1f} GB, and the machine has {there:.1f} GB",

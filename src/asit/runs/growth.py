@@ -16,6 +16,7 @@ import torch
 from asit.data import batches
 from asit.engine import loop
 from asit.engine.records import Records
+from asit.runs import resources
 from asit.runs.setup import Setup, batch_of
 from asit.runtime import World
 
@@ -35,12 +36,12 @@ def ladder(
     """Steps of growing size, up to `micro` clips where time and memory allow; at least two where there are two."""
     done: list[tuple[int, dict[str, float]]] = []
     began, size = time.perf_counter(), min(FIRST, micro)
-    free = {"cpu": memory_of_machine("MemAvailable") or float("inf")}
+    free = {"cpu": _available() or float("inf")}
     if world.device.type == "cuda":
         free["gpu"] = torch.cuda.mem_get_info(world.device)[0] / 1e9
     while True:
         many = list(itertools.islice(itertools.cycle(clips), size))
-        done.append((size, _repeated(setup, world, many)))
+        done.append((size, repeated(setup, world, many)))
         say(f"steps of {size} clips: {done[-1][1]['seconds']:.3f} s")
         left = limit - (time.perf_counter() - began)
         at, last = done[-1]
@@ -78,21 +79,27 @@ def line(points: list[tuple[int, float]], least: float = 0.0) -> tuple[float, fl
     return slope, last - slope * n
 
 
-def _repeated(setup: Setup, world: World, samples: list[batches.Sample]) -> dict[str, float]:
+def repeated(setup: Setup, world: World, samples: list[batches.Sample]) -> dict[str, float]:
     """The faster of two steps on these clips after one to warm up, and peak memory so far in GB."""
     batch, marks = batch_of(setup, world, samples), list[float]()
     plan = dataclasses.replace(
-        setup.plan, total=3, batch=len(samples), accumulate=1, stop_after=0, checkpoint_every=1 << 60, log_every=1 << 60
+        setup.plan,
+        total=3,
+        batch=len(samples) * world.size,
+        accumulate=1,
+        stop_after=0,
+        checkpoint_every=1 << 60,
+        log_every=1 << 60,
     )
 
-    def repeated() -> Generator[Any]:
+    def again() -> Generator[Any]:
         while True:
             synchronise(world.device)
             marks.append(time.perf_counter())
             yield batch
 
     with Records(None, plan.total, 0, tensorboard=False) as records:
-        loop.fit(setup.task, repeated(), plan, world, setup.precision, records)
+        loop.fit(setup.task, again(), plan, world, setup.precision, records)
     synchronise(world.device)
     marks.append(time.perf_counter())
     return {"seconds": min(b - a for a, b in itertools.pairwise(marks[1:])), **peak_memory(world.device)}
@@ -100,19 +107,19 @@ def _repeated(setup: Setup, world: World, samples: list[batches.Sample]) -> dict
 
 def machine(device: torch.device) -> dict[str, float]:
     """Memory in GB of the machine, and of its GPU."""
-    found = {"cpu": memory_of_machine()}
+    found = {"cpu": resources.machine_memory() / 1e9}
     if device.type == "cuda":
         found["gpu"] = torch.cuda.get_device_properties(device).total_memory / 1e9
     return {name: size for name, size in found.items() if size}
 
 
-def memory_of_machine(name: str = "MemTotal") -> float:
-    """GB of the machine's memory, or "MemAvailable" of it; 0 where that cannot be told."""
+def _available() -> float:
+    """GB of the machine's memory that are free; 0 where that cannot be told."""
     table = Path("/proc/meminfo")
     if not table.exists():
         return 0.0
     rows = dict(line.split(":") for line in table.read_text().splitlines())
-    return int(rows[name].split()[0]) * 1024 / 1e9
+    return int(rows["MemAvailable"].split()[0]) * 1024 / 1e9
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:

@@ -24,7 +24,7 @@ import torch
 from asit import checkpoint, runtime
 from asit.data import batches
 from asit.data.catalogue import Catalogue, Clip
-from asit.data.order import MicroBatches, loader, order
+from asit.data.order import AHEAD, MicroBatches, loader, order
 from asit.engine import loop
 from asit.engine.prefetch import prefetched
 from asit.engine.records import Records
@@ -37,8 +37,6 @@ from asit.runtime import World
 ROUNDS = 3
 FILES = 32
 """Recordings that are made where there are none; a list names each many times."""
-AHEAD = 4
-"""Batches that each loader process holds ready (`asit.data.order.loader`)."""
 
 
 @dataclass(frozen=True)

@@ -68,8 +68,12 @@ def memory_limit(wanted: float | Literal["auto"]) -> float:
     """GB of decoded recordings that a loader process may keep; auto: a twentieth of the machine's memory."""
     if wanted != "auto":
         return wanted
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
-    return round(pages / 20 / 1e9, 3)
+    return round(machine_memory() / 20 / 1e9, 3)
+
+
+def machine_memory() -> int:
+    """Bytes of the machine's memory; 0 where that cannot be told."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
 
 
 def fits_in_memory(catalogue: Catalogue, rate: int, limit: float, name: str, notes: list[str]) -> bool:
