@@ -36,7 +36,7 @@ def test_cosine_and_linear_at_their_ends_and_between() -> None:
 @pytest.mark.parametrize(("total", "warmup"), [(100, 10), (100, 0), (7, 1), (50, 49), (3, 2), (1, 0)])
 def test_warmup_cosine_is_numpys_line_and_the_closed_cosine(total: int, warmup: int) -> None:
     peak, end = 3e-3, 1e-6
-    found = [optim.warmup_cosine(peak, end, step, warmup, total) for step in range(total)]
+    found = [optim.warmup_then("cosine", peak, end, step, warmup, total) for step in range(total)]
     want = [
         *np.linspace(0, peak, warmup),
         *(end + (peak - end) * math.cos(math.pi * i / (total - warmup) / 2) ** 2 for i in range(total - warmup)),
@@ -45,12 +45,27 @@ def test_warmup_cosine_is_numpys_line_and_the_closed_cosine(total: int, warmup: 
     assert found[warmup if warmup < total else 0] == pytest.approx(peak)
     if warmup > 1:
         assert found[warmup - 1] == pytest.approx(peak)  # the border: the line ends where the cosine begins
-    assert optim.warmup_cosine(peak, end, total, warmup, total) == pytest.approx(end)
+    assert optim.warmup_then("cosine", peak, end, total, warmup, total) == pytest.approx(end)
 
 
-def test_schedules_are_functions_of_the_step_alone() -> None:
-    there = [optim.warmup_cosine(1.0, 0.0, step, 5, 50) for step in range(50)]
-    back = [optim.warmup_cosine(1.0, 0.0, step, 5, 50) for step in reversed(range(50))]
+@pytest.mark.parametrize(("total", "warmup"), [(100, 10), (100, 0), (50, 49), (3, 2), (1, 0)])
+def test_the_other_ways_down_are_numpys_line_and_a_shelf_with_a_root(total: int, warmup: int) -> None:
+    peak, end, left = 3e-3, 1e-6, total - warmup
+    rise, at = np.linspace(0, peak, warmup), np.arange(left) / left
+    straight = [optim.warmup_then("linear", peak, end, step, warmup, total) for step in range(total)]
+    np.testing.assert_allclose(straight, [*rise, *np.linspace(peak, end, left + 1)[:-1]], rtol=1e-9, atol=1e-18)
+    shelf = [optim.warmup_then("wsd", peak, end, step, warmup, total) for step in range(total)]
+    fall = np.interp(at, [0.0, 0.8, 1.0], [0.0, 0.0, 1.0])
+    np.testing.assert_allclose(shelf, [*rise, *(end + (peak - end) * (1 - np.sqrt(fall)))], rtol=1e-6, atol=1e-10)
+    for shape in ("linear", "wsd"):
+        assert optim.warmup_then(shape, peak, end, total, warmup, total) == pytest.approx(end)
+        assert optim.warmup_then(shape, peak, end, 3 * total, warmup, total) == pytest.approx(end)
+
+
+@pytest.mark.parametrize("shape", ["cosine", "linear", "wsd"])
+def test_schedules_are_functions_of_the_step_alone(shape: optim.Schedule) -> None:
+    there = [optim.warmup_then(shape, 1.0, 0.0, step, 5, 50) for step in range(50)]
+    back = [optim.warmup_then(shape, 1.0, 0.0, step, 5, 50) for step in reversed(range(50))]
     assert there == back[::-1]
 
 

@@ -275,6 +275,17 @@ def test_schedules_are_the_official_arrays() -> None:
     np.testing.assert_allclose([r.others["teacher_temperature"] for r in at], temperature, rtol=1e-12)
 
 
+@pytest.mark.parametrize("shape", ["linear", "wsd"])
+def test_the_way_down_is_that_of_the_settings(shape: optim.Schedule) -> None:
+    chosen = settings(batch_size=64, optim={"lr": 5e-4, "warmup": 2, "min_lr": 1e-6, "schedule": shape})
+    found = [method.schedules(chosen, Now(step, 100, 10)) for step in range(100)]
+    plain = [method.schedules(settings(optim={"warmup": 2}), Now(step, 100, 10)) for step in range(100)]
+    want = [optim.warmup_then(shape, 5e-4 * 64 / 256, 1e-6, step, 20, 100) for step in range(100)]
+    assert [r.lr for r in found] == want
+    assert want[40] != pytest.approx(dino_cosine(5e-4 * 64 / 256, 1e-6, 100, 20)[40], rel=0.02)
+    assert [r.weight_decay for r in found] == [r.weight_decay for r in plain]  # the rate alone
+
+
 def test_schedules_at_their_ends() -> None:
     chosen = settings(batch_size=512, optim={"lr": 5e-4, "warmup": 1}, losses={"teacher_warmup": 0})
     first, border, last = (method.schedules(chosen, Now(step, 100, 10)) for step in (0, 10, 99))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,16 +20,36 @@ def linear(start: float, end: float, at: float) -> float:
     return start + (end - start) * min(max(at, 0.0), 1.0)
 
 
-def warmup_cosine(peak: float, end: float, step: int, warmup: int, total: int) -> float:
-    """Learning rate at a step: linear from 0 to `peak` over `warmup` steps, then half a cosine to `end`.
+Schedule = Literal["cosine", "linear", "wsd"]
+COOLDOWN = 0.2
+"""Share of a wsd run, after its warm-up, in which the rate falls (arXiv 2405.18392: does as well as a cosine)."""
+
+
+def warmup_then(shape: Schedule, peak: float, end: float, step: int, warmup: int, total: int) -> float:
+    """Learning rate at a step: linear from 0 to `peak` over `warmup` steps, then down to `end`.
 
     As in DINO's and ASiT's schedule, step 0 has a rate of 0 where there is a warm-up, and the last step, total - 1,
     is one short of `end`.
+
+    Args:
+        shape: half a cosine (DINO, ASiT); a straight line; or wsd (warm-up, stable, decay): `peak` is held and left in
+            the last fifth, by one minus a square root (arXiv 2405.18392).
+        peak: the rate after the warm-up.
+        end: the rate that step `total` would have.
+        step: from 0 on.
+        warmup: steps.
+        total: steps.
     """
     if step < warmup:
         # linspace(0, peak, warmup): the last warm-up step is at the peak.
         return peak * step / max(1, warmup - 1)
-    return cosine(peak, end, (step - warmup) / max(1, total - warmup))
+    at = (step - warmup) / max(1, total - warmup)
+    if shape == "cosine":
+        return cosine(peak, end, at)
+    if shape == "linear":
+        return linear(peak, end, at)
+    fallen = min(max((at - 1.0 + COOLDOWN) / COOLDOWN, 0.0), 1.0)
+    return end + (peak - end) * (1.0 - math.sqrt(fallen))
 
 
 def decays(name: str, parameter: Tensor) -> bool:

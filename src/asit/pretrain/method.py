@@ -273,7 +273,7 @@ def schedules(settings: PretrainSettings, now: Now) -> Rates:
     # Officially the temperature moves once an epoch; here it moves with every step.
     warm = 1.0 if _number(loss.teacher_warmup) == 0 else now.epoch / _number(loss.teacher_warmup)
     return Rates(
-        lr=optim.warmup_cosine(peak, min(o.min_lr, peak), now.step, warmup, now.total),
+        lr=optim.warmup_then(o.schedule, peak, min(o.min_lr, peak), now.step, warmup, now.total),
         weight_decay=optim.cosine(o.weight_decay, o.weight_decay_end, done),
         others={
             "teacher_momentum": optim.cosine(o.teacher_momentum, o.teacher_momentum_end, done),

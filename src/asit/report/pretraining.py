@@ -19,7 +19,7 @@ _LOSSES = {
     "reconstruction": ("Reconstruction loss", "mean absolute error where the mask is, in normalised log-mel"),
 }
 _SCHEDULES = {
-    "lr": ("Learning rate", "warm-up, then cosine"),
+    "lr": ("Learning rate", "warm-up, then the schedule"),
     "weight_decay": ("Weight decay", "cosine; none on biases and norms"),
     "teacher_momentum": ("Teacher momentum", "of the moving average that is the teacher"),
     "teacher_temperature": ("Teacher temperature", "lower is sharper"),

@@ -135,7 +135,10 @@ class OptimSettings(Settings):
     lr: Annotated[float, Field(gt=0)] = 5e-4
     """Peak learning rate for a global batch of 256; scaled linearly with the batch."""
     min_lr: NonNegative = 1e-6
-    """Learning rate at the end of the cosine."""
+    """Learning rate at the end of the schedule."""
+    schedule: Literal["cosine", "linear", "wsd"] = "cosine"
+    """How the learning rate falls after the warm-up: half a cosine (v1, v2), a straight line, or wsd: held at the peak,
+    and in the last fifth down by one minus a square root (arXiv 2405.18392)."""
     warmup: NonNegative | Auto = "auto"
     """Epochs of linear warm-up (v1, v2: 10); auto: a tenth of the run, at most 10."""
     weight_decay: NonNegative = 0.04

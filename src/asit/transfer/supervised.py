@@ -177,7 +177,7 @@ def learning_rate(settings: FinetuneOptimSettings, now: Now) -> float:
     """The learning rate at a step: linear warm-up, then half a cosine or steps."""
     warmup = round(_number(settings.warmup) * now.steps_per_epoch)
     if settings.schedule == "cosine" or now.step < warmup:
-        return optim.warmup_cosine(settings.lr, min(settings.min_lr, settings.lr), now.step, warmup, now.total)
+        return optim.warmup_then("cosine", settings.lr, min(settings.min_lr, settings.lr), now.step, warmup, now.total)
     return optim.stepped(settings.lr, now.epoch, settings.step_from, settings.step_every, settings.step_factor)
 
 
