@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 
 import tyro
 
+from asit import whole
 from asit.commands import stdout, tagtable
 from asit.commands.parse import parse
 from asit.errors import ConfigError
@@ -189,13 +189,11 @@ def _output(options: TagOptions) -> Iterator[tuple[TextIO, tagtable.Format]]:
         )
     form = endings[path.suffix.lower()] if options.format == "auto" else options.format
     _free(path, options.overwrite)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with fresh.open("w", encoding="utf-8", errors="backslashreplace", newline="") as out:
-            yield out, form
-        os.replace(fresh, path)
-    finally:
-        fresh.unlink(missing_ok=True)
+    with (
+        whole.written(path) as draft,
+        draft.open("w", encoding="utf-8", errors="backslashreplace", newline="") as out,
+    ):
+        yield out, form
 
 
 def _pictures(options: TagOptions, items: Sequence[Item]) -> list[Path | None]:

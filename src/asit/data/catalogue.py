@@ -25,6 +25,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from asit import whole
 from asit.data import places, stores, tables
 from asit.data.columns import DAMAGE, SHARD, WORDS, Columns, Rows, Words, decode, json_line
 from asit.data.places import relative as relative
@@ -364,21 +365,15 @@ def _decimal(value: np.float32) -> float:
 def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """A file that takes its name only when all of it is on the disk."""
     target = Path(path)
-    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        with open(draft, "wb") as file:
+        with whole.written(target) as draft, draft.open("wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, target)
     except OSError as error:
         raise CatalogueError(
             f"{target} cannot be written: {error.strerror}",
             "a folder that can be written, with room",
             "free or change it",
         ) from None
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def unreadable(path: str | os.PathLike[str], error: OSError) -> CatalogueError:

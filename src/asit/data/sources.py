@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from asit import whole
 from asit.data.archives import Limits
 from asit.data.remote import DownloadError, RemoteFile
 
@@ -104,10 +104,8 @@ def _table_of_digits(folder: Path) -> None:
                 f"{path}: not a name of this set", "DIGIT_SPEAKER_NUMBER.wav", "this is another archive: delete it"
             )
         rows.append((f"recordings/{path.name}", parts[1], parts[2]))
-    fresh = folder / ".table.csv.tmp"
-    with fresh.open("w", encoding="utf-8", newline="") as lines:
+    with whole.written(folder / "table.csv") as draft, draft.open("w", encoding="utf-8", newline="") as lines:
         csv.writer(lines).writerows([("path", "label", "group"), *rows])
-    os.replace(fresh, folder / "table.csv")
 
 
 _SPEECH_COMMANDS = "https://storage.googleapis.com/download.tensorflow.org/data/"

@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from asit import whole
 from asit.data.descriptors import read_local
 from asit.data.patience import MissingError, Patience, RefusalError, tried
 from asit.errors import ConfigError, StoreError
@@ -229,17 +230,10 @@ def write(place: str, data: bytes, *, patience: Patience | None = None) -> None:
     if is_url(place):
         _put(place, lambda files, path: files.pipe_file(path, data), patience)
         return
-    draft = Path(place).with_name(f".{Path(place).name}.{os.getpid()}.tmp")
     try:
-        draft.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with draft.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(draft, place)
-        finally:
-            draft.unlink(missing_ok=True)
+        Path(place).parent.mkdir(parents=True, exist_ok=True)
+        with whole.written(place) as draft:
+            draft.write_bytes(data)
     except OSError as error:
         raise unwritable(place, error) from None
 

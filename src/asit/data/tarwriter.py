@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import tarfile
 import tempfile
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
+from asit import whole
 from asit.data import members, stores
 from asit.data.catalogue import Clip
 from asit.data.columns import SHARD
@@ -59,23 +59,14 @@ def write_shard(
     remote = stores.is_url(way.out)
     place = stores.join(way.out, name)
     try:
-        if remote:
-            handle, draft = tempfile.mkstemp(prefix="asit-shard-", suffix=".tar")
-            file: IO[bytes] = os.fdopen(handle, "wb")
-        else:
-            draft = str(Path(place).with_name(f".{name}.{os.getpid()}.tmp"))
-            file = Path(draft).open("wb")  # noqa: SIM115
-        try:
-            with file:
+        if not remote:
+            with whole.written(place) as draft, draft.open("wb") as file:
+                return _fill(_Hashed(file), name, clips, way, stopped)
+        with tempfile.TemporaryDirectory(prefix="asit-shard-") as folder:
+            draft = Path(folder, name)
+            with draft.open("wb") as file:
                 told = _fill(_Hashed(file), name, clips, way, stopped)
-                file.flush()
-                os.fsync(file.fileno())
-            if remote:
-                stores.send(draft, place)
-            else:
-                os.replace(draft, place)
-        finally:
-            Path(draft).unlink(missing_ok=True)
+            stores.send(str(draft), place)
     except OSError as error:
         raise stores.unwritable(place, error) from None
     return told

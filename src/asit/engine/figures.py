@@ -5,8 +5,7 @@ Letters: n examples, T frames, F mel bins. Arrays only: nothing here knows of au
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
+
+from asit import whole
 
 COLUMNS = 5
 """Examples drawn; the npz holds all of them."""
@@ -64,9 +65,11 @@ def write_figure(
     stem = f"step-{step:08d}"
     arrays: dict[str, Any] = {name: np.clip(x, -65504, 65504).astype(np.float16) for name, x in values.items()}
     arrays |= {"mask": masked, "ids": np.array([str(i) for i in ids])}
-    _replace(folder / f"{stem}.npz", lambda f: np.savez_compressed(f, **arrays))
+    with whole.written(folder / f"{stem}.npz") as draft, draft.open("wb") as file:
+        np.savez_compressed(file, **arrays)
     path = folder / f"{stem}.png"
-    _replace(path, lambda f: figure.savefig(f, format="png", dpi=100))
+    with whole.written(path) as draft:
+        figure.savefig(draft, format="png", dpi=100)
     return path
 
 
@@ -105,13 +108,3 @@ def _draw(step: int, values: dict[str, Any], mask: Any, ids: list[str], rate: in
 
 def _short(name: str, most: int = 36) -> str:
     return name if len(name) <= most else "…" + name[1 - most :]
-
-
-def _replace(path: Path, write: Callable[[Any], object]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

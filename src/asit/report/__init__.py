@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from asit import whole
 from asit.report import finetuning, folds, pretraining
 from asit.report.charts import probe_table_html
 from asit.report.page import Section, page, tiles
@@ -67,9 +67,5 @@ def report(
 def _write(path: Path, html: str) -> None:
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(html, "utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole.written(path) as draft:
+        draft.write_text(html, "utf-8")

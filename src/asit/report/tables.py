@@ -6,11 +6,11 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from asit import whole
 from asit.errors import ConfigError
 from asit.report.compare import Comparison, Row
 from asit.report.results import Value, plain
@@ -34,12 +34,8 @@ def write(found: Comparison, path: Path) -> None:
     check_name(path)
     text = {".md": markdown, ".csv": as_csv, ".json": as_json}[path.suffix.lower()](found)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, "utf-8", newline="")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole.written(path) as draft:
+        draft.write_text(text, "utf-8", newline="")
 
 
 def check_name(path: Path) -> None:

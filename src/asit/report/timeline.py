@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter
 from numpy.typing import NDArray
 
+from asit import whole
 from asit.audio.fbank import FrontEnd
 from asit.settings import FrontEndSettings
 
@@ -130,12 +130,8 @@ def draw(
     _time_axis(times, spectrogram.seconds)
     buffer = io.BytesIO()
     canvas.print_png(buffer)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        fresh.write_bytes(buffer.getvalue())
-        os.replace(fresh, path)
-    finally:
-        fresh.unlink(missing_ok=True)
+    with whole.written(path) as draft:
+        draft.write_bytes(buffer.getvalue())
 
 
 def clock(seconds: float, step: float = 1.0) -> str:

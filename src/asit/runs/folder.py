@@ -7,13 +7,12 @@ leaves at most a catalogue, and the files of a scan that was stopped, from which
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
 from typing import Any, TypeVar
 
-from asit import config
+from asit import config, whole
 from asit.errors import ConfigError
 from asit.settings import Settings
 
@@ -122,12 +121,8 @@ def clear(folder: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a small file whole or not at all."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        fresh.write_text(text, encoding="utf-8")
-        os.replace(fresh, path)
-    finally:
-        fresh.unlink(missing_ok=True)
+    with whole.written(path) as draft:
+        draft.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:

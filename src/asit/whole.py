@@ -1,0 +1,29 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def written(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """A draft beside `target` for the block to write, which then takes its name; a file that is there is replaced.
+
+    The draft is `.NAME.PID.tmp`, and on the disk before it is renamed. If the block raises, it is deleted and `target`
+    stays as it was; only a killed process leaves it.
+
+    Raises:
+        OSError: it cannot be written, or the disk is full.
+    """
+    path = Path(target)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield draft
+        with draft.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
