@@ -31,6 +31,7 @@ FRONT_END = {"rate": 16000, "mean": "auto", "std": "auto"}
 # Its warm-ups of 10 and 30 epochs are for 100: here they are the same part of the run.
 SHORT = {"optim": {"warmup": "auto"}, "losses": {"teacher_warmup": "auto"}, "views": {"seconds": "auto"}}
 PAPER = {"preset": "paper", "front_end": FRONT_END, "encoder": SMALL, **SHORT}
+DEFAULT = {"preset": "default", "front_end": FRONT_END, "encoder": SMALL}
 # Whole columns of patches are wiped, and half of all columns are not seen by the student's encoder.
 KEEP = {"align": True, "keep": 0.5, "replace_probability": 0.0}
 LEAN = {"local_share": 0.5, "reconstruction_tokens": "masked"}
@@ -49,6 +50,9 @@ ARMS: dict[str, dict[str, Any]] = {
     "linear": {"preset": "speech", "optim": {"schedule": "linear"}},
     "wsd": {"preset": "speech", "optim": {"schedule": "wsd"}},
     "long-patches": {"preset": "speech", "encoder": {"patch_frames": 8}},
+    "default": DEFAULT,
+    "default-keep-share": DEFAULT | {"masking": KEEP, "losses": LEAN},
+    "default-batch-32": DEFAULT | {"batch_size": 32, "optim": {"lr": 2e-3}},
 }  # fmt: skip
 
 
