@@ -116,7 +116,7 @@ class PatchEmbed(nn.Module):
             areas = cut(x, self.patch)
         else:
             areas = x[:, 0].unfold(1, height, self.stride[0]).unfold(2, breadth, self.stride[1])
-            areas = areas.reshape(len(x), -1, height * breadth)
+            areas = areas.reshape(x.shape[0], -1, height * breadth)  # not len: that would be a constant in an export
         if valid is not None:
             areas = torch.where(valid[..., None], areas, 0.0)
         if keep is not None:
