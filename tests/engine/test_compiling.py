@@ -6,6 +6,7 @@ import copy
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +72,18 @@ def test_compiled_is_eager_within_rounding() -> None:
     assert all(block._compiled_call_impl is None for block in twin.blocks)
 
 
+@pytest.fixture
+def few_and_uncached() -> Iterator[None]:
+    """By torch's own patch: after pytest's a setting of torch's is gone."""
+    with torch._dynamo.config.patch(recompile_limit=2), inductor.patch(force_disable_caches=True):
+        yield
+
+
 @pytest.mark.slow
-def test_many_shapes_are_all_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("few_and_uncached")
+def test_many_shapes_are_all_compiled() -> None:
     """Beyond torch's own limit, here 2, it runs the plain code."""
     torch._dynamo.reset()
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
     block = Block(8, 1, 8)
     compiling.compiled([block], CPU, lambda sentence: None)
     before = counters["stats"]["unique_graphs"]
@@ -85,10 +93,10 @@ def test_many_shapes_are_all_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_and_uncached")
 def test_a_compiler_that_fails_at_the_gradient_of_a_later_shape_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is asked for the gradient in the forward pass, where there is a way back."""
     torch._dynamo.reset()  # blocks of another test have the same code
-    monkeypatch.setattr(inductor, "force_disable_caches", True)
     made, said = encoder(), list[str]()
     compiling.compiled(made.blocks, CPU, said.append)
     gradients(made, *inputs())
