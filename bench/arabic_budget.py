@@ -4,9 +4,9 @@
 
 CATALOGUE lists the training clips (`asit catalogue TABLES/train.csv`); TABLES is what bench/arabic_tables.py wrote.
 Each arm is a call of `asit pretrain`, printed before it starts, on one thread, loader included. Its epochs are what the
-minutes hold: the CPU time of steps is measured first, for all arms in turn, so a busy machine lengthens all runs alike
-and changes no result. Then `asit evaluate` and `asit finetune` score what came out. Finished parts are skipped and
-begun ones gone on with. The table at the end has the CPU time that each run took in fact.
+minutes hold: the CPU time of steps is measured first, in short runs of all arms in turn. Then `asit evaluate` and
+`asit finetune` score what came out. Finished parts are skipped and begun ones gone on with. The table at the end has
+the CPU time that each run took in fact.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ import shlex
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+import tempfile
 from pathlib import Path
 from typing import Any
 
+STEPS = (10, 40)
+"""Steps of the two short runs between which an arm's step is measured."""
 SMALL = {"size": "custom", "width": 192, "depth": 6, "heads": 3}
 # The paper's method and settings, with the encoder of the other arms, and lengths and loudness of these clips.
 FRONT_END = {"rate": 16000, "mean": "auto", "std": "auto"}
@@ -65,7 +66,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--minutes", type=float, default=15.0, help="CPU time of a run on one thread")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--rounds", type=int, default=5, help="of the measurement of steps")
+    parser.add_argument("--rounds", type=int, default=2, help="of the measurement of steps")
     parser.add_argument("--only", choices=["train", "score"], help="one half of the work")
     parser.add_argument("--toy", action="store_true", help="print the runs and do nothing")
     given = parser.parse_args()
@@ -144,53 +145,36 @@ def epochs(arm: str, given: argparse.Namespace) -> int:
 
 
 def measured(given: argparse.Namespace) -> dict[str, float]:
-    """CPU seconds of an epoch of each arm: medians of steps, loader included, taken in turn on one thread."""
-    import torch
+    """CPU seconds of an epoch of each arm: what short runs take beyond still shorter ones, medians of rounds in turn.
 
-    from asit import recipes, runtime
+    Steps taken in one process, arm after arm, do not tell: there a step of `speech` took 1.37 times that of `share`, in
+    runs of their own the same.
+    """
+    from asit import recipes
     from asit.data.catalogue import Catalogue
-    from asit.data.order import loader
-    from asit.engine import optim
-    from asit.engine.loop import Now
-    from asit.model import cpu
-    from asit.runs import setup
 
-    torch.set_num_threads(1)
-    cpu.keep_freed_memory()
-    world = runtime.World(0, 1, torch.device("cpu"), "the bench")
-    precision = runtime.Precision("bf16", "")
-    catalogue = Catalogue.read(given.catalogue)
-
-    def make(arm: str) -> Callable[[int], float]:
-        more = ARMS[arm] | {"epochs": 20, "precision": "bf16", "workers": 0}
-        settings = recipes.pretrain_settings(more.pop("preset"), None, more)
-        made = setup.prepare(settings, catalogue, world)
-        optimiser = optim.adamw(made.task.trainable().named_parameters(), made.plan.betas)
-        parameters = [p for p in made.task.trainable().parameters() if p.requires_grad]
-        keys = setup.keys(made, world, 0)
-        batches = iter(loader(made.clips, keys, setup.collate(made), workers=0, pin=False))
-
-        def go(number: int) -> float:
-            began = time.process_time()
-            now = Now(number, made.plan.total, made.plan.steps_per_epoch)
-            optim.set_rates(optimiser, 1e-4, 0.04)
-            output = made.task.step(next(batches), now, precision, world)
-            output.loss.backward()
-            made.task.gradients_ready(now)
-            optim.clip([p.grad for p in parameters if p.grad is not None], made.plan.clip, True)
-            optimiser.step()
-            made.task.after_update(now, world)
-            optimiser.zero_grad(set_to_none=True)
-            return (time.process_time() - began) * made.plan.steps_per_epoch
-
-        go(0)
-        return go
-
-    steps = {arm: make(arm) for arm in given.arms}
-    found: dict[str, list[float]] = {arm: [] for arm in steps}
-    for number in range(1, given.rounds + 1):
-        for arm, go in steps.items():
-            found[arm].append(go(number))
+    few, more = STEPS
+    clips = len(Catalogue.read(given.catalogue))
+    found: dict[str, list[float]] = {arm: [] for arm in given.arms}
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(given.rounds):
+            for arm, seconds in found.items():
+                call = [
+                    "pretrain",
+                    "--data",
+                    given.catalogue,
+                    *flags(arm),
+                    "--workers",
+                    "0",
+                    "--threads",
+                    "1",
+                    "--epochs",
+                ]
+                call += ["20", "--records.figure-every", "0", "--out", str(Path(folder, "run")), "--overwrite"]
+                spent = [asit([*call, "--stop-after", str(steps)], Path(folder, "log")) for steps in (few, more)]
+                settings = dict(ARMS[arm])
+                batch = recipes.pretrain_settings(settings.pop("preset"), None, settings).batch_size
+                seconds.append((spent[1] - spent[0]) / (more - few) * (clips // batch))
     return {arm: statistics.median(values) for arm, values in found.items()}
 
 
