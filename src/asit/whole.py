@@ -22,7 +22,7 @@ def written(target: str | os.PathLike[str]) -> Iterator[Path]:
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield draft
-        with draft.open("rb") as file:
+        with draft.open("rb+") as file:  # Windows syncs only what may be written
             os.fsync(file.fileno())
         os.replace(draft, path)
     finally:
