@@ -82,9 +82,8 @@ import os, sys, time
 from pathlib import Path
 from asit.runs import lock
 with lock.held(Path(sys.argv[1])):
-    child = os.fork()
-    if child:
-        print(child, flush=True)
+    if not os.fork():
+        print(os.getpid(), flush=True)  # by the child itself: from here on it has let go of what it inherited
     time.sleep(60)
 """
 
