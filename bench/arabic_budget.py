@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=15.0, help="CPU time of a run on one thread")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--rounds", type=int, default=2, help="of the measurement of steps")
-    parser.add_argument("--only", choices=["train", "score"], help="one half of the work")
+    parser.add_argument("--only", choices=["steps", "train", "score"], help="one part of the work")
     parser.add_argument("--toy", action="store_true", help="print the runs and do nothing")
     given = parser.parse_args()
     if given.toy:
@@ -76,6 +76,9 @@ def main() -> None:
     if given.catalogue is None or given.tables is None or given.out is None:
         parser.error("give CATALOGUE, TABLES and OUT")
     given.out.mkdir(parents=True, exist_ok=True)
+    if given.only == "steps":
+        print(json.dumps(measured(given), indent=1))
+        return
     table = str(thinned(given.tables / "labelled.csv", given.out / "labelled.csv"))
     for seed in given.seeds:
         for arm in given.arms:
@@ -103,7 +106,7 @@ def pretrain(arm: str, out: Path, given: argparse.Namespace, seed: int) -> None:
     spent = beside(out, ".cpu")
     if log.exists() and "finished:" in log.read_text():
         return
-    call = ["pretrain", "--data", given.catalogue, *flags(arm), "--workers", "0", "--threads", "1", "--seed", str(seed)]
+    call = [*begin(arm, given), "--seed", str(seed)]
     begun = (out / "config.yaml").exists()
     if begun:
         call = ["pretrain", "--resume"]
@@ -116,6 +119,11 @@ def pretrain(arm: str, out: Path, given: argparse.Namespace, seed: int) -> None:
 def beside(run: Path, suffix: str) -> Path:
     """A file next to a run's folder, whose name may hold a dot of its own (15.5 minutes)."""
     return run.with_name(run.name + suffix)
+
+
+def begin(arm: str, given: argparse.Namespace) -> list[str]:
+    """The call of an arm's run, without its length and place."""
+    return ["pretrain", "--data", given.catalogue, *flags(arm), "--workers", "0", "--threads", "1"]
 
 
 def flags(arm: str) -> list[str]:
@@ -150,7 +158,6 @@ def measured(given: argparse.Namespace) -> dict[str, float]:
     Steps taken in one process, arm after arm, do not tell: there a step of `speech` took 1.37 times that of `share`, in
     runs of their own the same.
     """
-    from asit import recipes
     from asit.data.catalogue import Catalogue
 
     few, more = STEPS
@@ -159,23 +166,19 @@ def measured(given: argparse.Namespace) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(given.rounds):
             for arm, seconds in found.items():
-                call = [
-                    "pretrain",
-                    "--data",
-                    given.catalogue,
-                    *flags(arm),
-                    "--workers",
-                    "0",
-                    "--threads",
-                    "1",
-                    "--epochs",
-                ]
-                call += ["20", "--records.figure-every", "0", "--out", str(Path(folder, "run")), "--overwrite"]
+                call = [*begin(arm, given), "--epochs", "20", "--records.figure-every", "0"]
+                call += ["--out", f"{folder}/run", "--overwrite"]
                 spent = [asit([*call, "--stop-after", str(steps)], Path(folder, "log")) for steps in (few, more)]
-                settings = dict(ARMS[arm])
-                batch = recipes.pretrain_settings(settings.pop("preset"), None, settings).batch_size
-                seconds.append((spent[1] - spent[0]) / (more - few) * (clips // batch))
-    return {arm: statistics.median(values) for arm, values in found.items()}
+                seconds.append((spent[1] - spent[0]) / (more - few))
+    return {arm: statistics.median(values) * steps_per_epoch(arm, clips) for arm, values in found.items()}
+
+
+def steps_per_epoch(arm: str, clips: int) -> int:
+    """Whole batches that so many clips give."""
+    from asit import recipes
+
+    settings = dict(ARMS[arm])
+    return clips // recipes.pretrain_settings(settings.pop("preset"), None, settings).batch_size
 
 
 def score(out: Path, table: str, keywords: str, seed: int) -> None:

@@ -136,12 +136,16 @@ def size(place: str, *, patience: Patience | None = None) -> int:
 
 
 def stamp(place: str, *, patience: Patience | None = None) -> tuple[int, int]:
-    """What changes when a file at a URL is written anew: its length, and a number made of the store's mark or time of
-    it, 0 where the store has none.
+    """What changes when a file is written anew: its length, and its time of change in ns; of a file at a URL a number
+    made of the store's mark or time of it, 0 where the store has none.
 
     Raises:
-        StoreError, ConfigError: as `read_range`.
+        OSError: there is no such local file, or it cannot be looked at.
+        StoreError, ConfigError: as `read_range`, of a file at a URL.
     """
+    if not is_url(place):
+        status = os.stat(place)  # noqa: PTH116  # there may be a million
+        return status.st_size, status.st_mtime_ns
 
     def get(seconds: float) -> tuple[int, int]:
         told = _info(place, seconds)

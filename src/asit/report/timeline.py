@@ -5,7 +5,6 @@ Letters: T frames, F mel bins, N columns of the picture, W windows, C classes.
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -128,10 +127,8 @@ def draw(
         )
         _tracks(times, [name.get_text() for name in names], [scores for _, scores in tracks], starts, ends, families)
     _time_axis(times, spectrogram.seconds)
-    buffer = io.BytesIO()
-    canvas.print_png(buffer)
     with whole.written(path) as draft:
-        draft.write_bytes(buffer.getvalue())
+        canvas.print_png(draft)
 
 
 def clock(seconds: float, step: float = 1.0) -> str:

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 import numpy as np
@@ -247,8 +246,8 @@ def _key(clip: Clip, stamps: dict[str, tuple[int, int]]) -> bytes:
         file = f"{stamps[clip.shard]} {clip.offset} {clip.size}"
         return key_of(clip.path, file, repr(clip.start), repr(clip.seconds))
     try:
-        found = Path(clip.shard or clip.path).stat()
-        file = f"{found.st_size} {found.st_mtime_ns}"
+        size, changed = stores.stamp(clip.shard or clip.path)
+        file = f"{size} {changed}"
     except OSError:
         file = "missing"
     return key_of(clip.path, file, repr(clip.start), repr(clip.seconds))

@@ -71,7 +71,7 @@ class Files:
 
     def __init__(self) -> None:
         self._folder = cache(os.path.realpath)
-        self._state = cache(_state)
+        self._state = cache(stores.stamp)
 
     def path(self, path: str) -> str:
         """Absolute, the folder without symbolic links: two ways to a file are one. A URL as it is."""
@@ -107,13 +107,6 @@ class Files:
             seconds=item.seconds,
             label=item.label,
         )
-
-
-def _state(path: str) -> tuple[int, int]:
-    if stores.is_url(path):
-        return stores.stamp(path)
-    found = os.stat(path)  # noqa: PTH116
-    return found.st_size, found.st_mtime_ns
 
 
 def to_line(source: Source) -> dict[str, Any]:
