@@ -236,7 +236,7 @@ def test_webm(tmp_path: Path) -> None:
 def test_m4a_cut_short(tmp_path: Path) -> None:
     path = write_av(tmp_path / "a.m4a", sound(6 * 16000, 16000), 16000)
     path.write_bytes(path.read_bytes()[:20_000])
-    with pytest.raises(AudioFileError, match=r"a.m4a begins with the bytes [\s\S]*FFmpeg says: Invalid data"):
+    with pytest.raises(AudioFileError, match=r"a.m4a ends within its box 'mdat', which has \d+ bytes more"):
         read(path)
 
 
@@ -290,8 +290,8 @@ def test_no_samples(tmp_path: Path) -> None:
     ("name", "content", "text"),
     [
         ("page.mp3", b"<!DOCTYPE html><html>not found</html>" * 50, r"page.mp3 is a web page or XML[\s\S]*server"),
-        ("clip.mp3", b"\0\0\0\x20ftypM4A " + b"\0" * 99, r"contents of a .m4a file[\s\S]*rename it to .m4a"),
-        ("clip.wav", b"\x1aE\xdf\xa3" + b"\1" * 99, r"contents of a .webm file[\s\S]*rename it to .webm"),
+        ("clip.mp3", b"\0\0\0\x20ftypM4A " + b"\0" * 99, r"clip.mp3 begins with the bytes 00 [\s\S]*FFmpeg says"),
+        ("clip.wav", b"\x1aE\xdf\xa3" + b"\1" * 99, r"clip.wav begins with the bytes 1a [\s\S]*FFmpeg says"),
         ("notes.flac", b"read me", r"notes.flac begins with the bytes 72 65 61 64[\s\S]*libsndfile says"),
     ],
 )
@@ -354,9 +354,10 @@ def test_an_mp3_without_a_length_is_not_called_truncated(tmp_path: Path) -> None
     assert inspect(path).fault is None
     tagged = tmp_path / "b.mp3"
     tagged.write_bytes(b"ID3\x03\0\0\0\0\x27\x10" + b"\0" * (0x27 * 128 + 0x10) + data[: len(data) // 2])
-    fault = inspect(tagged).fault
-    assert fault is not None
-    assert fault.reason == "truncated"
+    for door in (probe, inspect, read):
+        with pytest.raises(AudioFileError, match=r"is truncated: 2707\d\d samples[\s\S]*the 442368 samples") as caught:
+            door(tagged)
+        assert caught.value.reason == "truncated"
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -364,12 +365,12 @@ def test_samples_that_are_not_finite(tmp_path: Path, bad: float) -> None:
     x = sound(100_000, 16000)
     x[90_000] = bad
     path = write(tmp_path / "a.wav", x, 16000, subtype="FLOAT")
-    got = inspect(path)
-    assert not got.finite
-    assert got.fault is not None
-    assert (got.fault.reason, "a.wav (WAV/FLOAT)" in str(got.fault)) == ("non-finite", True)
-    with pytest.raises(AudioFileError, match="NaN or infinite"):
-        read(path)
+    for door in (inspect, read):
+        with pytest.raises(
+            AudioFileError, match=r"a.wav \(WAV/FLOAT\) holds samples that are NaN or infinite"
+        ) as caught:
+            door(path)
+        assert caught.value.reason == "non-finite"
     assert len(read(path, seconds=1.0)) == 16000  # the part does not hold it
 
 

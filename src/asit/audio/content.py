@@ -1,6 +1,6 @@
-"""What is handed to a decoder (a path, bytes, an open file), which decoder its content asks for, why it is no audio.
+"""What is handed to a decoder (a path, bytes, an open file), what its first bytes say it is, and why it is no audio.
 
-Which decoder reads a file is told by its suffix, where it has one that is known, and else by its first bytes.
+The bytes decide which decoder reads a file, whatever its name; the name counts only where they are unclear.
 """
 
 from __future__ import annotations
@@ -13,44 +13,41 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
-from asit.errors import AudioError
+from asit.audio import mpeg
+from asit.audio.faults import AudioFileError
+from asit.audio.stretches import Bytes, after_id3
 
-Reason = Literal["missing", "unreadable", "empty", "truncated", "non-finite", "silent"]
 AudioBytes = bytes | bytearray | memoryview
 """The content of an audio file in memory."""
 
-AV_SUFFIXES = frozenset({".m4a", ".aac", ".mp4", ".webm"})
-"""Names that FFmpeg reads, in lower case; libsndfile reads all others."""
-SNDFILE_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".ogg", ".opus"})
-"""Names that libsndfile reads; a file of any other name goes by its content."""
-
-_MAGIC = {
-    b"RIFF": (".wav",),
-    b"fLaC": (".flac",),
-    b"OggS": (".ogg", ".opus"),
-    b"ftyp": (".m4a", ".mp4"),
-    b"\x1aE\xdf\xa3": (".webm",),
+AV_SUFFIXES = frozenset(
+    (
+        *(".m4a", ".m4b", ".mp4", ".mov", ".3gp", ".3g2", ".aac", ".webm", ".mka", ".mkv"),
+        *(".wma", ".amr", ".spx", ".wv", ".tta", ".ape"),
+    )
+)
+"""Names of what FFmpeg reads, in lower case."""
+MPEG_SUFFIXES = frozenset({".mp3", ".mp2", ".mp1", ".mpga"})
+SNDFILE_SUFFIXES = MPEG_SUFFIXES | {
+    *(".wav", ".wave", ".bwf", ".rf64", ".w64", ".flac", ".ogg", ".oga", ".opus"),
+    *(".aiff", ".aif", ".aifc", ".au", ".snd", ".caf", ".sph", ".voc"),
 }
+"""Names of what libsndfile reads; a file of any other name goes by its content."""
+
+HEADED = ("wav", "w64", "aiff", "au", "caf")
+"""Kinds of files whose headers `asit.audio.headers` reads."""
+BY_FFMPEG = ("adts", "mp4", "matroska", "asf", "amr", "wavpack", "tta", "ape")
+"""Kinds of files that FFmpeg reads; "adts" also stands for a name of its, where the bytes are unclear."""
+_MAGIC = {
+    **{b"fLaC": "flac", b"OggS": "ogg", b".snd": "au", b"dns.": "au", b"caff": "caf"},
+    **{b"\x1aE\xdf\xa3": "matroska", b"wvpk": "wavpack", b"TTA1": "tta", b"MAC ": "ape"},
+}
+_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"pnot", b"styp")  # after a size, at the beginning of an MPEG-4 file
+_W64, _ASF = bytes.fromhex("726966662e91cf11"), bytes.fromhex("3026b2758e66cf11")
 _HEAD = 64  # bytes
 _IN_MEMORY = 1 << 26  # bytes of a stream that cannot seek, above which they go to a temporary file
-
-
-class AudioFileError(AudioError):
-    """An `AudioError` about a file, with the kind of fault for whoever counts them.
-
-    Args:
-        reason: kind of fault.
-        found, expected, remedy: as in `AudioError`.
-    """
-
-    def __init__(self, reason: Reason, found: str, expected: str = "", remedy: str = "") -> None:
-        super().__init__(found, expected, remedy)
-        self.reason: Reason = reason
-
-    def __reduce__(self) -> tuple[type[Any], tuple[str, ...]]:  # type: ignore[override]
-        return type(self), (self.reason, self.found, self.expected, self.remedy)
 
 
 class Handle(io.RawIOBase):
@@ -101,33 +98,27 @@ class Content:
     Attributes:
         name: for messages.
         path: the file; None: bytes or an open file.
-        handle: bytes or an open file; None: the file at `path`.
-        head: its first bytes.
-        ffmpeg: whether FFmpeg reads it, and else libsndfile.
+        file: open to be read.
+        data: its bytes.
+        head: the first of them.
+        kind: what they say it is: one of `HEADED` or `BY_FFMPEG`, "flac", "ogg", "mpeg", or "" where they say nothing.
+        start: where it begins, behind tags of ID3.
         suffix: of its name, in lower case; empty where there is no name.
     """
 
     name: str
     path: Path | None
-    handle: Handle | None
+    file: Handle | BinaryIO
+    data: Bytes
     head: bytes
-    ffmpeg: bool
+    kind: str
+    start: int
     suffix: str
 
-    @contextmanager
-    def bytes_from_start(self) -> Iterator[BinaryIO | Handle]:
-        """The bytes, from the first one; a decoder that reads the same handle finds it where it was."""
-        if self.handle is None:
-            assert self.path is not None
-            with self.path.open("rb") as file:
-                yield file
-            return
-        place = self.handle.tell()
-        self.handle.seek(0)
-        try:
-            yield self.handle
-        finally:
-            self.handle.seek(place)
+    @property
+    def failure(self) -> Exception | None:
+        """Why the bytes that were given, or the open file, did not come."""
+        return self.file.failure if isinstance(self.file, Handle) else None
 
 
 @contextmanager
@@ -149,20 +140,20 @@ def open_content(file: str | os.PathLike[str] | AudioBytes | BinaryIO, called: s
         if not os.fspath(file):  # a Path of it would be the current folder
             raise AudioFileError("missing", "a path without a character", "a recording", "correct the path")
         path = Path(file)
-        if path.is_fifo():  # such as /dev/stdin behind a pipe
-            with path.open("rb") as pipe, _rewound(pipe, str(path)) as handle:
-                yield _content(str(path), None, handle, _head_of(handle), "")
-            return
-        yield _content(str(path), path, None, _first_bytes(path), path.suffix.lower())
+        with _opened(path) as opened:
+            if path.is_fifo():  # such as /dev/stdin behind a pipe
+                with _rewound(opened, str(path)) as handle:
+                    yield _content(str(path), None, handle, "")
+            else:
+                yield _content(str(path), path, opened, path.suffix.lower())
         return
     name = name_of(file) if called is None else called
     suffix = "" if called is None else Path(called).suffix.lower()
     if isinstance(file, bytes | bytearray | memoryview):
-        handle = Handle(io.BytesIO(file))
-        yield _content(name, None, handle, _head_of(handle), suffix)
+        yield _content(name, None, Handle(io.BytesIO(file)), suffix)
         return
     with _rewound(file, name) as handle:
-        yield _content(name, None, handle, _head_of(handle), suffix)
+        yield _content(name, None, handle, suffix)
 
 
 def name_of(file: object) -> str:
@@ -177,37 +168,54 @@ def name_of(file: object) -> str:
     return f"the open file {name}" if isinstance(name, str) else f"the {type(file).__name__} given"
 
 
-def by_content(head: bytes) -> bool:
-    """Whether the first bytes are those of a file that FFmpeg reads here: the MPEG-4 family, WebM, raw AAC."""
-    adts = len(head) > 1 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0  # its layer bits are 0; those of MP3 are not
-    return adts or head[4:8] == b"ftyp" or head[:4] == b"\x1aE\xdf\xa3"
+def kind_of(file: Bytes, suffix: str = "") -> tuple[str, int]:
+    """What the first bytes say a file is, as `Content.kind`, and where it begins.
+
+    Args:
+        file: its bytes.
+        suffix: of its name, which decides where they say nothing clear.
+    """
+    start = after_id3(file)
+    head = file.at(start, 16)
+    kind = _MAGIC.get(head[:4], "")
+    if head[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64") and head[8:12] == b"WAVE":
+        kind = "wav"
+    elif head[:4] == b"FORM" and head[8:11] == b"AIF":
+        kind = "aiff"
+    elif head[:8] in (_W64, _ASF):
+        kind = "w64" if head[:8] == _W64 else "asf"
+    elif head[4:8] in _BOXES:
+        kind = "mp4"
+    elif head[:5] == b"#!AMR":
+        kind = "amr"
+    elif not kind and (found := mpeg.begins(file, start)) is not None:
+        kind = "mpeg" if found.layer else "adts"
+    elif not kind and suffix in AV_SUFFIXES:
+        kind = "adts"
+    elif not kind and (suffix in MPEG_SUFFIXES or start):
+        kind = "mpeg"
+    return kind, start
 
 
-def not_audio(content: Content, error: Exception) -> AudioFileError:
+def by_ffmpeg(body: bytes) -> bool:
+    """Whether these are the bytes of a file that FFmpeg reads here: the MPEG-4 family, Matroska, raw AAC and others."""
+    return kind_of(Bytes(io.BytesIO(body)))[0] in BY_FFMPEG
+
+
+def not_audio(content: Content, error: Exception, decoder: str = "libsndfile") -> AudioFileError:
     """The error about a file that its decoder cannot make anything of."""
     head, suffix = content.head, content.suffix
     if not head:
         return AudioFileError("empty", f"{content.name} has no bytes", "a recording", "fetch it anew, or leave it out")
     begins = "begins with the bytes " + head[:8].hex(" ")
     remedy = "fetch or convert it anew, or leave it out"
-    suits = next((suffixes for magic, suffixes in _MAGIC.items() if magic in (head[:4], head[4:8])), None)
-    if suits is not None and suffix and suffix not in suits:
-        begins, remedy = f"has the contents of a {suits[0]} file", f"rename it to {suits[0]}"
-    elif head.lstrip().startswith(b"<"):
+    if head.lstrip().startswith(b"<"):
         begins, remedy = "is a web page or XML", "fetch it anew: a server may have sent an error page"
     elif content.path is None and not suffix:
         remedy = "give the whole content of an audio file; samples go in as an array with rate="
-    known = (
-        f"audio as its name says ({suffix or 'no suffix'})"
-        if content.path is not None or suffix
-        else "the bytes of a file"
-    )
-    return AudioFileError(
-        "unreadable",
-        f"{content.name} {begins}; {'FFmpeg' if content.ffmpeg else 'libsndfile'} says: {words(error)}",
-        known,
-        remedy,
-    )
+    named = content.path is not None or suffix
+    known = f"audio as its name says ({suffix or 'no suffix'})" if named else "the bytes of a file"
+    return AudioFileError("unreadable", f"{content.name} {begins}; {decoder} says: {words(error)}", known, remedy)
 
 
 def words(error: Exception) -> str:
@@ -215,15 +223,26 @@ def words(error: Exception) -> str:
     return (getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)).strip()
 
 
-def _content(name: str, path: Path | None, handle: Handle | None, head: bytes, suffix: str) -> Content:
-    named = suffix in AV_SUFFIXES or suffix in SNDFILE_SUFFIXES
-    return Content(name, path, handle, head, suffix in AV_SUFFIXES if named else by_content(head), suffix)
-
-
-def _first_bytes(path: Path) -> bytes:
+def _content(name: str, path: Path | None, file: Handle | BinaryIO, suffix: str) -> Content:
     try:
-        with path.open("rb") as file:
-            return file.read(_HEAD)
+        data = Bytes(file)
+        head = data.at(0, _HEAD)
+        kind, start = kind_of(data, suffix)
+    except OSError as error:
+        raise cannot_be_read(name, error) from None
+    return Content(name, path, file, data, head, kind, start, suffix)
+
+
+def cannot_be_read(name: str, error: Exception) -> AudioFileError:
+    """The error about a file that opens, and whose bytes do not come."""
+    remedy = "see to its disk or network, and open it again"
+    return AudioFileError("unreadable", f"{name} cannot be read: {words(error)}", "a readable file", remedy)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    try:
+        file = path.open("rb", buffering=0)
     except FileNotFoundError:
         raise AudioFileError(
             "missing", f"{path} does not exist", "a recording", "correct the path, or make the catalogue anew"
@@ -233,12 +252,8 @@ def _first_bytes(path: Path) -> bytes:
         raise AudioFileError("unreadable", f"{path}: {error.strerror}", "a readable file", remedy) from None
     except ValueError as error:  # a zero byte in the name
         raise AudioFileError("missing", f"{path!r}: {error}", "a path", "correct the path") from None
-
-
-def _head_of(handle: Handle) -> bytes:
-    head = handle.read(_HEAD)
-    handle.seek(0)
-    return head
+    with file:
+        yield file  # type: ignore[misc]
 
 
 @contextmanager

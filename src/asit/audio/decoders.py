@@ -1,7 +1,14 @@
-"""The decoders behind `asit.audio.files`: a file opened, its header, its samples in mono blocks, and what is wrong.
+"""The decoders behind `asit.audio.files`: which one reads a file, and what it is given where the header is wrong.
 
 One decoder for each format, since decoders disagree on where a compressed recording begins: libsndfile (by soundfile)
-reads everything but the MPEG-4 family, raw AAC and WebM, which FFmpeg reads (by PyAV, the extra ``asit-audio[av]``).
+reads WAV, FLAC, MP3, Ogg and what else it knows; the MPEG-4 family, Matroska, raw AAC, WMA and AMR go to FFmpeg
+(`asit.audio.ffmpeg`). The first bytes tell which it is. Time zero of a recording is where its encoder's own note puts
+it (the delay in a LAME tag, Opus' pre-skip, an edit list); where there is none, as in MP3 without a tag, it is the
+first sample that comes out of the decoder.
+
+libsndfile stops at the length that a header says or that it guesses, so headers are held against the file first
+(`asit.audio.headers`, `mpeg`, `ogg`); where they are wrong, libsndfile reads a corrected one before the same bytes.
+
 Every call opens its own decoder, so threads share nothing. libmpg123, inside libsndfile, writes notes on odd MP3 files
 to the standard error by itself. It has no switch for that, and turning the descriptor away would silence the other
 threads too, so this module leaves it as it is: a process that decodes and nothing else may do it.
@@ -11,68 +18,41 @@ Letters in shapes: S samples, C channels, n samples of a block.
 
 from __future__ import annotations
 
+import functools
 import os
-import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from fractions import Fraction
-from pathlib import Path
-from typing import Any, BinaryIO, cast
+from dataclasses import replace
+from typing import Any, BinaryIO, TypeVar
 
-import numpy as np
 import soundfile
-from numpy.typing import NDArray
 
+from asit.audio import faults, flac, headers, mpeg, ogg
 from asit.audio.content import (
     AV_SUFFIXES,
+    BY_FFMPEG,
+    HEADED,
     SNDFILE_SUFFIXES,
     AudioBytes,
-    AudioFileError,
     Content,
+    Handle,
+    cannot_be_read,
     not_audio,
     open_content,
-    words,
 )
+from asit.audio.faults import AudioFileError, Wave
+from asit.audio.source import AudioInfo, Source
+from asit.audio.stretches import Bytes, Spliced, Stretch
 
 __all__ = ["AV_SUFFIXES", "SNDFILE_SUFFIXES", "AudioFileError", "AudioInfo", "Source", "Wave", "open_audio"]
 
-Wave = NDArray[np.float32]
+T = TypeVar("T")
 
-_BLOCK = 1 << 16  # samples decoded at a time
+_BLOCK = 1 << 16  # samples decoded at a time, of up to eight channels
 # Samples decoded and thrown away after a seek. MP3 frames borrow bits from up to some ten frames before, and Vorbis
-# and AAC blocks overlap; 8192 was enough for every file tried.
+# blocks overlap.
 _RUN_UP = {"MP3/MPEG_LAYER_III": 16384, "OGG/VORBIS": 16384}
-_RUN_UP_AV = 8192
 _UNKNOWN = 1 << 62  # libsndfile says so many samples, and more, of a FLAC whose encoder could not go back to its header
-# Demuxers of the formats named above: a playlist that calls itself .mp4 could make FFmpeg open other files.
-_AV_OPTIONS = {"format_whitelist": "mov,matroska,aac"}
-
-
-@dataclass(frozen=True)
-class AudioInfo:
-    """What a file's header says.
-
-    Attributes:
-        path: the file; None for bytes and open files.
-        frames: samples of one channel. Exact for wav, flac, ogg and opus; for mp3, m4a, mp4 and webm as the encoder
-            noted it; a guess from the size of the file for raw aac and for mp3 without a Xing, Info or VBRI tag; 0
-            where a header says nothing, as those of streams do.
-        rate: samples a second.
-        channels: channels in the file; everything read is their mean.
-        format: container and codec, such as "WAV/PCM_16".
-    """
-
-    path: Path | None
-    frames: int
-    rate: int
-    channels: int
-    format: str
-
-    @property
-    def seconds(self) -> float:
-        """Length in seconds."""
-        return self.frames / self.rate
 
 
 @contextmanager
@@ -87,85 +67,138 @@ def open_audio(file: str | os.PathLike[str] | AudioBytes | BinaryIO, called: str
         AudioFileError: as `asit.audio.files.probe` says.
     """
     with open_content(file, called) as content:
-        source: Source = _AvSource(content) if content.ffmpeg else _SoundFileSource(content)
+        try:
+            source = _open(content)
+        except OSError as error:
+            raise cannot_be_read(content.name, error) from None
+        except AudioFileError:
+            if content.failure is not None:
+                raise cannot_be_read(content.name, content.failure) from content.failure
+            raise
         with closing(source):
-            source.check()
             if source.info.frames <= 0 and source.slack is not None:
-                raise empty(source.name)
+                raise faults.empty(source.name)
             yield source
 
 
-class Source:
-    """An open file.
+def _open(content: Content) -> Source:
+    if content.kind in BY_FFMPEG:
+        return _by_ffmpeg(content)
+    if content.kind in HEADED:
+        return _open_headed(content)
+    if content.kind == "mpeg":
+        return _open_mpeg(content, _looked(content, mpeg.stream, content.start))
+    if content.kind == "ogg":
+        return _open_ogg(content, _looked(content, ogg.links))
+    if content.kind == "flac":
+        return _chained(content, _looked(content, flac.recordings, content.start))
+    return _SoundFileSource(content)
 
-    Attributes:
-        content: what is decoded.
-        info: its header.
-        name: path and codec, for messages.
-        slack: samples by which decoding may stay behind the header; None where the header is a guess.
-    """
 
-    content: Content
-    info: AudioInfo
-    slack: int | None
+def _by_ffmpeg(content: Content) -> Source:
+    from asit.audio.ffmpeg import FFmpegSource
 
-    @property
-    def name(self) -> str:
-        return f"{self.content.name} ({self.info.format})"
+    return FFmpegSource(content)
 
-    def blocks(self, start: int, stop: int | None) -> Iterator[Wave]:
-        """Mono samples from `start` to `stop` or the end, in blocks (n,), none of them empty."""
-        raise NotImplementedError
 
-    def check(self) -> None:
-        """Refuse a file that the decoder found damaged as it opened it."""
+def _open_headed(content: Content) -> Source:
+    file, before = content.data, content.start
+    if before:  # behind a tag
+        file = Bytes(Spliced(content.file, ((before, file.size - before),)))
+    found = headers.look(content.kind, file)
+    if found is None:
+        return _SoundFileSource(content, ((before, file.size),) if before else None)
+    if found.joined is not None:
+        raise faults.joined(content.name, f"another one begins at byte {before + found.joined}")
+    if found.by_ffmpeg:
+        return _by_ffmpeg(content)
+    start = before + found.start
+    if found.tag == headers.MP3_IN_WAV and found.size:
+        inner = Bytes(Spliced(content.file, ((start, found.size),)))
+        stream = mpeg.stream(inner, 0)
+        if stream is not None:
+            stream = replace(stream, parts=_moved(stream.parts or ((0, found.size),), start))
+            return _open_mpeg(content, stream, "WAV/MPEG_LAYER_III", found.promised)
+    parts = found.parts and _moved(found.parts, before)
+    if parts is None and before:
+        parts = ((before, file.size),)
+    source = _SoundFileSource(content, parts)
+    if found.promised is not None:
+        promised, held = found.promised, found.size
+        whole = source.info.frames * promised // held if held else promised
+        source.close()
+        raise faults.truncated(source.name, source.info.frames, whole, source.info.rate)
+    return source
 
-    def stream(self, start: int, stop: int | None) -> Iterator[Wave]:
-        """As `blocks`; refuses, at the end, a file that held fewer samples than its header promises."""
-        promised, held = self._promised(start, stop), 0
-        for block in self.blocks(start, stop):
-            held += len(block)
-            yield block
-        self._check_length(start, held, promised)
 
-    def read(self, start: int, stop: int | None) -> Wave:
-        """Samples `start` to `stop` as one array (S,), and no second copy of them when the header's length is right."""
-        promised = self._promised(start, stop)
-        out, filled = np.empty(promised, np.float32), 0
-        for block in self.blocks(start, stop):
-            if filled + len(block) > len(out):
-                out = np.concatenate([out[:filled], np.empty(max(len(block), filled), np.float32)])
-            out[filled : filled + len(block)] = block
-            filled += len(block)
-        self._check_length(start, filled, promised)
-        return out[:filled]
+def _open_mpeg(
+    content: Content, stream: mpeg.Stream | None, label: str | None = None, promised: int | None = None
+) -> Source:
+    if stream is None:
+        return _SoundFileSource(content)
+    first = stream.first
+    if stream.other is not None:
+        raise faults.joined(content.name, f"after {first.rate} Hz come frames of {stream.other}")
+    if stream.uneven:  # libsndfile guesses the length of layers I and II by the first frame, and stops there
+        return _by_ffmpeg(content)
+    source = _SoundFileSource(content, stream.parts, label, round(0.1 * first.rate))
+    if stream.frames is not None and stream.promised is not None and stream.frames < stream.promised - 1:
+        source.close()
+        count, whole = stream.frames * first.samples, stream.promised * first.samples
+        raise faults.truncated(source.name, count, whole, first.rate)
+    if promised is not None:
+        source.close()
+        raise faults.cut_off(source.name, f"its samples, which have {promised} bytes by its header")
+    return source
 
-    def _promised(self, start: int, stop: int | None) -> int:
-        return max(0, (self.info.frames if stop is None else min(stop, self.info.frames)) - start)
 
-    def _check_length(self, start: int, held: int, promised: int) -> None:
-        handle = self.content.handle
-        if handle is not None and handle.failure is not None:
+def _open_ogg(content: Content, links: ogg.Links) -> Source:
+    found = links.found
+    if not found:
+        if links.others:
+            names = ", ".join(sorted(set(links.others)))
             raise AudioFileError(
-                "unreadable",
-                f"{self.name} cannot be read on after {(start + held) / self.info.rate:.3f} s: {words(handle.failure)}",
-                "a file that can be read to its end",
-                "open it again",
-            ) from handle.failure
-        if self.slack is not None and held < promised - self.slack:
-            raise truncated(self.name, start + held, self.info.frames, self.info.rate)
+                "unreadable", f"{content.name} has no sound in it, but {names}", "a stream of sound", "leave it out"
+            )
+        return _SoundFileSource(content)
+    if any(link.codec == "speex" for link in found):
+        return _by_ffmpeg(content)
+    if links.cut:
+        raise faults.cut_off(f"{content.name} (OGG/{found[0].codec.upper()})", "a page of Ogg")
+    return _chained(content, [link.parts for link in found], "OGG/FLAC" if found[0].codec == "flac" else None)
 
-    def close(self) -> None:
-        raise NotImplementedError
 
-    def _gave_up(self, after: int, error: Exception) -> AudioFileError:
-        where = f"after {after / self.info.rate:.3f} of {self.info.seconds:.3f} s"
-        return AudioFileError(
-            "truncated" if after else "unreadable",
-            f"{self.name} cannot be decoded {where}: {words(error)}",
-            "a whole recording",
-            "fetch or convert it anew, or leave it out",
-        )
+def _chained(content: Content, recordings: Sequence[Sequence[Stretch]], label: str | None = None) -> Source:
+    """One recording, or several of them behind each other, each given as its parts."""
+    sources = list[Source]()
+    try:
+        for parts in recordings:
+            plain = list(parts) == [(0, content.data.size)]
+            sources.append(_SoundFileSource(content, None if plain else parts, label))
+        return sources[0] if len(sources) == 1 else _Chain(content, sources)
+    except BaseException:
+        for source in sources:
+            source.close()
+        raise
+
+
+def _moved(parts: Sequence[Stretch], by: int) -> tuple[Stretch, ...]:
+    return tuple(part if isinstance(part, bytes) else (part[0] + by, part[1]) for part in parts)
+
+
+def _looked(content: Content, look: Callable[..., T], *more: Any) -> T:
+    """What a look through all of a file finds, kept for files that have not changed since."""
+    if content.path is None:
+        return look(content.data, *more)
+    status = os.stat(content.path)  # noqa: PTH116
+    found: T = _kept(os.fspath(content.path), status.st_size, status.st_mtime_ns, look, *more)
+    return found
+
+
+@functools.lru_cache(maxsize=256)
+def _kept(path: str, size: int, mtime_ns: int, look: Callable[..., Any], *more: Any) -> Any:
+    with open(path, "rb", buffering=0) as file:  # noqa: PTH123
+        return look(Bytes(file), *more)
 
 
 class _OneWay(soundfile.SoundFile):
@@ -180,164 +213,101 @@ class _OneWay(soundfile.SoundFile):
 
 
 class _SoundFileSource(Source):
-    def __init__(self, content: Content) -> None:
-        self.content = content
+    """A file open in libsndfile.
+
+    Args:
+        content: the file.
+        parts: what is read in its place; None: the file as it is.
+        label: container and codec; None: as libsndfile says.
+        slack: as of `Source`.
+    """
+
+    def __init__(
+        self, content: Content, parts: Sequence[Stretch] | None = None, label: str | None = None, slack: int = 0
+    ) -> None:
+        self.file = _opened(content, parts)
+        frames = self.file.frames if 0 <= self.file.frames < _UNKNOWN else 0
+        codec = f"{self.file.format}/{self.file.subtype}"
+        info = AudioInfo(content.path, frames, self.file.samplerate, self.file.channels, label or codec)
         try:
-            self.file = _OneWay(content.handle or os.fsencode(cast(Path, content.path)))
-        except (soundfile.SoundFileError, TypeError) as error:
-            raise not_audio(content, error) from None
-        name = f"{self.file.format}/{self.file.subtype}"
-        frames = self.file.frames if self.file.frames < _UNKNOWN else 0
-        self.info = AudioInfo(content.path, frames, self.file.samplerate, self.file.channels, name)
-        self.slack = 0 if frames == self.file.frames else None
-        if self.file.format == "MP3":
-            self.slack = _slack(self.info) if _mp3_length_is_known(content) else None
+            super().__init__(content, info, slack if frames == self.file.frames else None)
+        except AudioFileError:
+            self.file.close()
+            raise
+        self._run_up = _RUN_UP.get(codec, 0)
 
     def close(self) -> None:
         self.file.close()
 
-    def check(self) -> None:
-        """Refuse a file that libsndfile, by its log, found cut off; it goes on with what is left."""
-        log = self.file.extra_info
-        chunk = re.search(r"^data : (\d+) \(should be (\d+)\)", log, re.MULTILINE)
-        # Programs that write into a pipe cannot know the length and put one of these in its place.
-        promised, held = (int(chunk[1]), int(chunk[2])) if chunk else (0, 0)
-        if held < promised < 0x7FFFF000:
-            whole = self.info.frames * promised // held if held else promised
-            raise truncated(self.name, self.info.frames, whole, self.info.rate)
-        if self.file.format == "OGG" and "Junk after the last page" in log:
-            raise AudioFileError(
-                "truncated",
-                f"{self.name} ends within a page, after {self.info.seconds:.3f} s",
-                "whole pages of Ogg up to the end",
-                "fetch it anew, or leave it out",
-            )
-
     def blocks(self, start: int, stop: int | None) -> Iterator[Wave]:
-        at = max(0, start - _RUN_UP.get(self.info.format, 0))
+        at = max(0, start - self._run_up)
         stop = self.file.frames if stop is None else min(stop, self.file.frames)
+        most = max(1, _BLOCK * 8 // max(8, self.info.channels))
         try:
             if 0 < at < stop:
                 self.file.seek(at)
             while at < stop:
-                block = self.file.read(min(_BLOCK, stop - at), dtype="float32", always_2d=True)
+                block = self.file.read(min(most, stop - at), dtype="float32", always_2d=True)
                 if not len(block):
                     break
                 skip = min(max(0, start - at), len(block))
                 at += len(block)
                 if skip < len(block):
-                    yield _mono(block[skip:].T)
+                    yield self.levels.mix(block[skip:].T)
         except soundfile.SoundFileError as error:
-            raise self._gave_up(at, error) from None
+            raise self.gave_up(at, error) from None
 
 
-class _AvSource(Source):
-    def __init__(self, content: Content) -> None:
-        self.content = content
-        try:
-            import av
-        except ImportError:
-            raise AudioFileError(
-                "unreadable",
-                f"{content.name} needs FFmpeg to be read, and PyAV is not installed",
-                "the package av for m4a, aac, mp4 and webm",
-                "pip install 'asit-audio[av]', or convert the file to flac",
-            ) from None
-        self.error = av.error.FFmpegError
-        self.resampler = av.AudioResampler(format="fltp")
-        try:
-            opened = av.open(content.handle or os.fspath(cast(Path, content.path)), mode="r", options=_AV_OPTIONS)
-        except (self.error, UnicodeError) as error:
-            raise not_audio(content, error) from None
-        self.container: Any = opened
-        if not opened.streams.audio:
-            opened.close()
-            raise AudioFileError("unreadable", f"{content.name} has no sound in it", "an audio stream", "leave it out")
-        self.track = stream = opened.streams.audio[0]
-        context, name = stream.codec_context, opened.format.name.split(",")[0]
-        if context is None or not context.sample_rate:
-            opened.close()
-            found = f"{content.name} has a sound whose codec or sample rate its header does not tell"
-            raise AudioFileError("unreadable", found, "a header that does", "fetch it anew, or leave it out")
-        rate = context.sample_rate
-        if stream.duration is not None and stream.time_base is not None:
-            length = Fraction(stream.duration) * stream.time_base
-        else:
-            length = Fraction(opened.duration or 0, av.time_base)
-        codec = f"{name.upper()}/{context.name}"
-        self.info = AudioInfo(content.path, round(length * rate), rate, context.channels, codec)
-        # What a browser records has no length in its header.
-        self.slack = None if name == "aac" or not length else _slack(self.info)
-        self.exact_stamps = stream.time_base == Fraction(1, rate) and name != "aac"
+def _opened(content: Content, parts: Sequence[Stretch] | None) -> _OneWay:
+    file: Any = content.file
+    if parts is not None:
+        file = Handle(Spliced(file, parts))  # type: ignore[arg-type]
+    elif content.path is not None:
+        file = os.fsencode(content.path)
+    else:
+        file.seek(0)
+    try:
+        return _OneWay(file)
+    except (soundfile.SoundFileError, TypeError) as error:
+        raise not_audio(content, error) from None
+
+
+class _Chain(Source):
+    """Several recordings in one file, one behind the other.
+
+    Raises:
+        AudioFileError: their rates or channels differ.
+    """
+
+    def __init__(self, content: Content, sources: Sequence[Source]) -> None:
+        kinds = list(dict.fromkeys((source.info.rate, source.info.channels) for source in sources))
+        if len(kinds) > 1:
+            told = ", then ".join(f"{rate} Hz with {channels} channels" for rate, channels in kinds[:4])
+            raise faults.joined(sources[0].name, told)
+        self.sources = sources
+        known = all(source.slack is not None for source in sources)
+        frames = sum(source.info.frames for source in sources) if known else 0
+        super().__init__(content, replace(sources[0].info, frames=frames), 0 if known else None)
+        for source in sources:
+            source.levels = self.levels
 
     def close(self) -> None:
-        self.container.close()
+        for source in self.sources:
+            source.close()
 
     def blocks(self, start: int, stop: int | None) -> Iterator[Wave]:
         at = 0
-        try:
-            zero = self.track.start_time or 0
-            sought = self.exact_stamps and start > _RUN_UP_AV
-            if sought:
-                self.container.seek(zero + start - _RUN_UP_AV, stream=self.track)
-            for frame in self.container.decode(self.track):
-                if sought:  # where the seek landed is known from the first frame
-                    at, sought = cast(int, frame.pts) - zero, False
-                for part in [frame] if frame.format.name == "fltp" else self.resampler.resample(frame):
-                    block = cast(Wave, part.to_ndarray())
-                    length = block.shape[1]
-                    block = block[:, max(0, start - at) : None if stop is None else max(0, stop - at)]
-                    at += length
-                    if block.shape[1]:
-                        yield _mono(block)
-                if stop is not None and at >= stop:
-                    return
-        except self.error as error:
-            raise self._gave_up(at, error) from None
-
-
-def _mono(block: NDArray[np.float32]) -> Wave:
-    """(C, n) to its mean (n,), channel by channel: several times as fast as a mean over interleaved samples."""
-    if len(block) == 1:
-        return block[0]
-    total = block[0] + block[1]
-    for channel in block[2:]:
-        total += channel
-    total *= np.float32(1 / len(block))
-    return total
-
-
-def _slack(info: AudioInfo) -> int:
-    return round(max(0.02 * info.frames, 0.1 * info.rate))
-
-
-def _mp3_length_is_known(content: Content) -> bool:
-    """Whether the first frame carries the number of frames; otherwise libsndfile guesses it from the bit rate."""
-    with content.bytes_from_start() as file:
-        head = file.read(10)
-        if head[:3] == b"ID3":  # its length is in the last four bytes, seven bits in each
-            file.seek(10 + int("".join(f"{byte:07b}" for byte in head[6:10]), 2))
-            head = b""
-        head += file.read(4096)
-    return any(tag in head for tag in (b"Xing", b"Info", b"VBRI"))
-
-
-def empty(name: str) -> AudioFileError:
-    """The error about a file without samples; `name` is `Source.name`, here and below."""
-    return AudioFileError("empty", f"{name} has no samples", "at least one", "fetch it anew, or leave it out")
-
-
-def truncated(name: str, held: int, promised: int, rate: int) -> AudioFileError:
-    """The error about a file that holds fewer samples than its header promises; `rate` in Hz."""
-    return AudioFileError(
-        "truncated",
-        f"{name} is truncated: {held} samples ({held / rate:.3f} s)",
-        f"the {promised} samples ({promised / rate:.3f} s) that its header promises",
-        "fetch it anew, or leave it out",
-    )
-
-
-def not_finite(name: str) -> AudioFileError:
-    """The error about a file with NaN or infinity in it."""
-    found = f"{name} holds samples that are NaN or infinite"
-    return AudioFileError("non-finite", found, "finite samples", "convert it anew, or leave it out")
+        for source in self.sources:
+            known = source.slack is not None
+            if stop is not None and at >= stop:
+                return
+            if known and at + source.info.frames <= start:
+                at += source.info.frames
+                continue
+            begin = max(0, start - at) if known else 0
+            at += begin
+            for block in source.blocks(begin, None if stop is None else stop - at + begin):
+                skip = min(max(0, start - at), len(block))
+                at += len(block)
+                if skip < len(block):
+                    yield block[skip:]

@@ -13,7 +13,7 @@ from typing import BinaryIO, Literal
 import numpy as np
 import soxr
 
-from asit.audio import content, decoders
+from asit.audio import content, decoders, faults
 from asit.audio.content import AudioBytes
 from asit.audio.decoders import AudioFileError, AudioInfo, Wave
 from asit.errors import AudioError
@@ -39,7 +39,7 @@ SUFFIXES = decoders.SNDFILE_SUFFIXES | decoders.AV_SUFFIXES
 QUALITY = {"soxr-hq": "HQ", "soxr-vhq": "VHQ", "soxr-mq": "MQ"}
 """Our names of resampling qualities, and soxr's."""
 _CONTEXT = 256  # samples, at the lower rate, beyond which a resampled value does not depend on the wave (128 measured)
-_SILENCE = 2 / 32768  # a range of two steps of 16-bit sound: dither at most
+_MOST = 1 << 31  # samples of a recording that is read at once, at its own rate or the one asked for
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,9 @@ class Inspection:
         info: the header, with the number of samples that were decoded.
         promised: samples that the header promised.
         truncated: fewer samples came than were promised, by more than the format leaves open.
-        low, high: smallest and largest sample of the mono signal; NaN where any sample is NaN.
+        low, high: smallest and largest sample of the mono signal.
         wave: the region asked for, (S,) mono at the file's rate; empty when none was.
+        cancelled: what is wrong with channels that all but vanish in their mean; None where they do not.
     """
 
     info: AudioInfo
@@ -60,16 +61,12 @@ class Inspection:
     low: float
     high: float
     wave: Wave
+    cancelled: AudioFileError | None = None
 
     @property
     def seconds_decoded(self) -> float:
         """Length of what was decoded."""
         return self.info.seconds
-
-    @property
-    def finite(self) -> bool:
-        """Whether every sample is a number."""
-        return math.isfinite(self.low) and math.isfinite(self.high)
 
     @property
     def peak(self) -> float:
@@ -79,16 +76,16 @@ class Inspection:
     @property
     def silent(self) -> bool:
         """Whether the signal moves by two steps of 16-bit sound at most; a constant offset counts as silence."""
-        return self.high - self.low <= _SILENCE
+        return self.high - self.low <= faults.SILENCE
 
     @property
     def fault(self) -> AudioFileError | None:
         """What makes the file unusable, or None."""
         name = f"{self.info.path} ({self.info.format})"
         if self.truncated:
-            return decoders.truncated(name, self.info.frames, self.promised, self.info.rate)
-        if not self.finite:
-            return decoders.not_finite(name)
+            return faults.truncated(name, self.info.frames, self.promised, self.info.rate)
+        if self.cancelled is not None:
+            return self.cancelled
         if self.silent:
             return AudioFileError(
                 "silent",
@@ -107,8 +104,9 @@ def probe(file: str | os.PathLike[str] | AudioBytes | BinaryIO, *, called: str |
         called: the name of bytes or of an open file, such as a tar's member: for messages, and its suffix counts.
 
     Raises:
-        AudioFileError: the file is missing, a directory, not audio, empty, or visibly cut off (a wav shorter than its
-            header says, an ogg that ends within a page).
+        AudioFileError: the file is missing, a directory, not audio, empty, visibly cut off (a wav shorter than its
+            header says, an ogg that ends within a page), or of a rate, a number of channels or a length outside the
+            bounds of `asit.audio.faults`.
     """
     with decoders.open_audio(file, called) as source:
         return source.info
@@ -143,8 +141,8 @@ def read(
         (S,) float32, the mean of the channels; S = round(seconds * rate), less where the file ends before that.
 
     Raises:
-        AudioFileError: as for `probe`, and: the decoder gives up, fewer samples come than the header promised, or some
-            are not finite.
+        AudioFileError: as for `probe`, and: the decoder gives up, fewer samples come than the header promised, some are
+            not finite or far outside [-1, 1], or the channels cancel each other.
         AudioError: the part is empty or begins after the end.
     """
     check_part(called or content.name_of(file), start, seconds)
@@ -152,12 +150,18 @@ def read(
         info = source.info
         target = positive_rate(info.rate if rate is None else rate)
         part = part_of(info.rate, target, start, seconds)
+        if (info.seconds if seconds is None else seconds) * max(info.rate, target) > _MOST:
+            raise AudioError(
+                f"{source.name}: {info.seconds if seconds is None else seconds:.0f} s at {target} Hz in one piece",
+                f"at most {_MOST} samples at once",
+                "ask for a part of it, or cut it",
+            )
         wave = resample(source.read(part.begin, part.stop), info.rate, target, resampler)
         wave = wave[part.skip :][: part.count]
     if not len(wave):
         raise after_the_end(source.name, start, info.seconds)
     if not (math.isfinite(wave.min()) and math.isfinite(wave.max())):  # a mask would cost a quarter of the wave
-        raise decoders.not_finite(source.name)
+        raise faults.not_finite(source.name)
     return wave
 
 
@@ -189,31 +193,31 @@ def inspect(path: str | os.PathLike[str], *, keep: tuple[float, float] | None = 
         the end cuts short, comes back empty or short.
 
     Raises:
-        AudioFileError: nothing can be decoded, or the decoder gives up on the way; its `reason` says which.
+        AudioFileError: nothing can be decoded, the decoder gives up on the way, or samples are not finite or out of
+            range; its `reason` says which.
     """
     with decoders.open_audio(path) as source:
         info = source.info
         start, length = keep or (0.0, 0.0)
         begin, end = round(start * info.rate), round((start + length) * info.rate)
         kept: list[Wave] = []
-        lows: list[np.float32] = []
-        highs: list[np.float32] = []
         frames = 0
         for block in source.blocks(0, None):
-            lows.append(block.min())
-            highs.append(block.max())
             if frames < end and frames + len(block) > begin:
                 kept.append(block[max(0, begin - frames) : end - frames])
             frames += len(block)
+            if frames > faults.LONGEST * info.rate:
+                raise faults.too_long(source.name, frames / info.rate)
         if not frames:
-            raise decoders.empty(source.name)
+            raise faults.empty(source.name)
         return Inspection(
             info=replace(info, frames=frames),
             promised=info.frames,
             truncated=source.slack is not None and frames < info.frames - source.slack,
-            low=float(np.min(lows)),
-            high=float(np.max(highs)),
+            low=float(source.levels.low),
+            high=float(source.levels.high),
             wave=np.concatenate(kept) if kept else np.zeros(0, np.float32),
+            cancelled=source.levels.cancelled,
         )
 
 
@@ -271,11 +275,13 @@ def after_the_end(name: str, start: float, seconds: float) -> AudioError:
 
 
 def positive_rate(rate: int) -> int:
-    """The rate, in Hz, if it is one.
+    """The rate, in Hz, if it is one to resample to.
 
     Raises:
-        AudioError: below 1, not finite, or no whole number.
+        AudioError: below 1, above what any recording has, not finite, or no whole number.
     """
-    if not 1 <= rate < math.inf or rate != int(rate):
-        raise AudioError(f"a sample rate of {rate} Hz", "1 Hz or more", "pass the rate in samples a second")
+    if not 1 <= rate <= faults.RATES[1] or rate != int(rate):
+        raise AudioError(
+            f"a sample rate of {rate} Hz", f"1 to {faults.RATES[1]} Hz", "pass the rate in samples a second"
+        )
     return int(rate)

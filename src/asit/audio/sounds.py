@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from asit.audio import content, decoders, files
+from asit.audio import content, decoders, faults, files
 from asit.audio.files import Part, Resampler, Wave
 from asit.errors import AudioError
 
@@ -81,7 +81,7 @@ class OpenSound:
             if not len(block):
                 continue
             if not (math.isfinite(block.min()) and math.isfinite(block.max())):
-                raise decoders.not_finite(self.name)
+                raise faults.not_finite(self.name)
             self.given += len(block)
             yield block
         if not self.given:
@@ -143,13 +143,14 @@ def open_sound(
         samples = _array(sound, name)
         own = target if rate is None else files.positive_rate(rate)
         channels = 1 if samples.ndim == 1 else len(samples)
+        faults.check_bounds(name, own, channels, samples.shape[-1] / own)
         yield OpenSound(
             name,
             samples.shape[-1],
             own,
             channels,
             str(sound.dtype),
-            lambda begin, stop: _slices(samples, begin, stop),
+            lambda begin, stop: _slices(samples, begin, stop, name),
             target,
             resampler,
             start,
@@ -232,10 +233,16 @@ def _array(sound: np.ndarray | Tensor, name: str) -> NDArray[np.floating]:
     return samples
 
 
-def _slices(samples: NDArray[np.floating], begin: int, stop: int | None) -> Iterator[Wave]:
-    """Mono float32 blocks of an array's samples `begin` to `stop`."""
+def _slices(samples: NDArray[np.floating], begin: int, stop: int | None, name: str) -> Iterator[Wave]:
+    """Mono float32 blocks of an array's samples `begin` to `stop`.
+
+    Raises:
+        AudioFileError: samples far outside [-1, 1]; channels that cancel each other.
+    """
     end = samples.shape[-1] if stop is None else min(stop, samples.shape[-1])
+    levels = faults.Levels(name)
     for first in range(begin, end, _BLOCK):
         block = samples[..., first : min(first + _BLOCK, end)]
-        mono = block if block.ndim == 1 else block.mean(0, dtype=np.float32)
-        yield np.ascontiguousarray(mono, dtype=np.float32)
+        yield np.ascontiguousarray(levels.mix(block[None] if block.ndim == 1 else block), dtype=np.float32)
+    if (cancelled := levels.cancelled) is not None:
+        raise cancelled

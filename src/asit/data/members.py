@@ -11,9 +11,8 @@ from typing import Any, Literal
 import numpy as np
 import soundfile
 
-from asit.audio import files
-from asit.audio.content import AV_SUFFIXES
-from asit.data import ogg, stores
+from asit.audio import files, ogg
+from asit.data import stores
 from asit.data.catalogue import Clip
 from asit.errors import AudioError, ConfigError
 
@@ -119,11 +118,6 @@ def key_of(name: str) -> str:
     if at[1] and (end := next((s for s in files.SUFFIXES if at[0].lower().endswith(s)), "")):  # name.wav@12.5
         stem = f"{at[0][: -len(end)]}@{at[2]}"
     return "/".join([*folders, stem.replace(".", "_") or "_"])
-
-
-def listed_name(name: str, made: Member) -> str:
-    """The clip's name in the index: the recording's, but for those by which FFmpeg would be asked to read FLAC."""
-    return name + made.suffix if Path(name).suffix.lower() in AV_SUFFIXES - {made.suffix} else name
 
 
 def sidecar(clip: Clip, name: str, made: Member) -> bytes:

@@ -107,14 +107,13 @@ def _fill(
                 skipped.append({"path": known, "reason": "unreadable", "detail": detail})
                 continue
             key = _free(members.key_of(known), keys)
-            listed = members.listed_name(known, made) if made.suffix == f".{way.encode}" else known
             offset = _add(archive, key + made.suffix, made.data)
             _add(archive, key + ".json", members.sidecar(clip, known, made))
             cuts += made.cut
             rows.append(
                 {
                     "row": place,
-                    "path": listed,
+                    "path": known,
                     "seconds": made.seconds,
                     "rate": made.rate,
                     "channels": made.channels,

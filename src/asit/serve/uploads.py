@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 
 from asit.audio import content
-from asit.audio.content import AudioFileError
+from asit.audio.faults import AudioFileError
 from asit.errors import AudioError
 
 _REMEDIES = {
@@ -38,7 +38,7 @@ def told(error: AudioError, body: bytes) -> AudioError:
     remedy = "convert it to one of these, and send all of its bytes"
     if body.startswith(b"--") and b"form-data" in body[:1000]:
         remedy = "send the file alone, not a form: curl --data-binary @clip.wav instead of -F"
-    elif content.by_content(body[:64]) and "M4A" not in formats():
+    elif content.by_ffmpeg(body) and "M4A" not in formats():
         remedy = f"convert it, or, where asit serve runs, {error.remedy}"
     return AudioError(
         f"no audio that can be read: {found.replace(name, 'it')}", f"a recording: {', '.join(formats())}", remedy

@@ -1,0 +1,292 @@
+"""MPEG audio streams (layers I to III, and AAC in ADTS frames): frames counted, and a length that decoders believe.
+
+A decoder takes the length of an MP3 file from the Xing, Info or VBRI tag in its first frame, and guesses it from the
+size and the first bit rates where there is none. libsndfile stops at that length, so a variable bit rate without a tag,
+or two files joined, came out short. Here the frames are counted by their headers, and where the count and the tag
+differ the decoder gets a corrected tag.
+
+Header of a frame: ISO 11172-3, 2.4.1.3, and ISO 13818-3; ADTS: ISO 13818-7, 6.2.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+from dataclasses import dataclass
+
+from asit.audio.stretches import Bytes, Stretch, syncsafe
+
+_V1 = {
+    1: (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
+    2: (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    3: (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+}
+"""kbit/s by layer, index 1 to 14, of MPEG-1."""
+_V2 = {
+    1: (32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
+    2: (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+    3: (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+"""The same of MPEG-2 and 2.5."""
+_RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
+"""Hz, by the two bits of the version."""
+_SEARCHED = 1 << 20  # bytes before the first frame
+_DELAY = 529  # samples that mpg123 leaves out at the beginning of what has a tag
+_TAG_KBIT = 64  # bit rate of a frame that holds nothing but a tag: 192 bytes and more
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the first three bytes of a frame say.
+
+    Attributes:
+        size: of the frame, bytes.
+        samples: of one channel in it.
+        rate: Hz.
+        layer: 1 to 3; 0: AAC in ADTS.
+        kind: equal in all frames of one stream.
+    """
+
+    size: int
+    samples: int
+    rate: int
+    layer: int
+    kind: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The frames of a file.
+
+    Attributes:
+        first: header of the first of them.
+        start: byte at which the first frame begins, the tag's left out.
+        frames: how many there are; None: not counted, the tag's number agrees with the size of the file.
+        promised: how many the tag says; None: there is no tag, or none that is believed.
+        parts: what a decoder is to be given; None: the file as it is.
+        other: rate of frames of another kind behind the first ones; None: all are alike.
+        uneven: whether, in layers I and II, the first frame does not tell the size of the others.
+    """
+
+    first: Header
+    start: int
+    frames: int | None
+    promised: int | None
+    parts: tuple[Stretch, ...] | None
+    other: str | None = None
+    uneven: bool = False
+
+
+@functools.lru_cache(maxsize=4096)
+def _header(second: int, third: int) -> Header | None:
+    version, layer = second >> 3 & 3, 4 - (second >> 1 & 3)
+    bits, rates = third >> 4, third >> 2 & 3
+    if second < 0xE0 or version == 1 or layer == 4 or bits in (0, 15) or rates == 3:
+        return None
+    rate, kbit = _RATES[version][rates], (_V1 if version == 3 else _V2)[layer][bits - 1]
+    padding = third >> 1 & 1
+    if layer == 1:
+        size, samples = (12_000 * kbit // rate + padding) * 4, 384
+    else:
+        samples = 576 if layer == 3 and version != 3 else 1152
+        size = samples * 125 * kbit // rate + padding
+    return Header(size, samples, rate, layer, (second & 0x1E, rates))
+
+
+def header_of(head: bytes) -> Header | None:
+    """The header of a frame that begins with these bytes; None where none begins."""
+    if len(head) < 4 or head[0] != 0xFF:
+        return None
+    if head[1] & 0xF6 != 0xF0:
+        return _header(head[1], head[2])
+    if len(head) < 7:  # layer bits of 0: ADTS
+        return None
+    rate = head[2] >> 2 & 15
+    size = (head[3] & 3) << 11 | head[4] << 3 | head[5] >> 5
+    if rate > 12 or size < 7:
+        return None
+    rates = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
+    return Header(size, 1024 * ((head[6] & 3) + 1), rates[rate], 0, (head[1] & 8, rate))
+
+
+def begins(file: Bytes, at: int) -> Header | None:
+    """The header of the frame at this byte, if another of its kind follows it, or the end of the file."""
+    found = header_of(file.at(at, 7))
+    if found is None:
+        return None
+    after = at + found.size
+    follows = header_of(file.at(after, 7))
+    if follows is not None and follows.kind == found.kind:
+        return found
+    return found if after >= file.size or _tag(file, after) else None
+
+
+def first_frame(file: Bytes, start: int) -> tuple[int, Header] | None:
+    """Where the first frame at or after this byte lies; None: none within 1 MB."""
+    return _next(file, start, min(file.size, start + _SEARCHED), None)
+
+
+def stream(file: Bytes, start: int) -> Stream | None:
+    """Look at a stream of layer I, II or III; None where no frame is found.
+
+    Args:
+        file: the bytes.
+        start: where to look for the first frame.
+    """
+    found = first_frame(file, start)
+    if found is None:
+        return None
+    at, first = found
+    tag = file.at(at, first.size)
+    where, count, size = _length_tag(tag) if first.layer == 3 else (0, None, None)
+    if count is not None and size is not None and where:
+        rest = file.size - at - _trailer(file)
+        if abs(rest - size) <= first.size:  # the tag describes this file and no more
+            return Stream(first, at, None, count, None if at == start else ((at, file.size - at),))
+    body = at + first.size if where else at
+    frames, runs, other = _walk(file, body, first)
+    if count is not None and frames <= count + 1 and where and tag[where : where + 4] != b"VBRI":
+        return Stream(first, body, frames, count, None if at == start else ((at, file.size - at),), other)
+    held = sum(end - begin for begin, end in runs)
+    parts: tuple[Stretch, ...] | None = tuple((begin, end - begin) for begin, end in runs)
+    if first.layer == 3:
+        head = _corrected(tag, where, frames, len(tag) + held) if tag[where : where + 4] in (b"Xing", b"Info") else b""
+        parts = (head or _made(tag, frames, held, first.samples), *parts)  # type: ignore[misc]
+    uneven = first.layer < 3 and abs(held - frames * first.size) > max(frames, first.size)
+    promised = count if count is not None and frames < count else None
+    return Stream(first, body, frames, promised, parts, other, uneven)
+
+
+def count(file: Bytes, start: int) -> tuple[Header, int] | None:
+    """The first frame at or after this byte, and how many frames of its kind there are."""
+    found = first_frame(file, start)
+    if found is None:
+        return None
+    return found[1], _walk(file, *found)[0]
+
+
+def _walk(file: Bytes, at: int, first: Header) -> tuple[int, list[tuple[int, int]], str | None]:
+    """Frames from this byte on: how many, the runs of bytes without anything between them, and a change of kind."""
+    count, runs, begin, other = 0, list[tuple[int, int]](), at, None
+    kind, size = first.kind, file.size
+    while at < size:
+        head = file.at(at, 40)
+        found = header_of(head)
+        same = found is not None and found.kind == kind
+        joined = same and (b"Xing" in head or b"Info" in head)  # the beginning of another file, without sound
+        if found is not None and same and not joined:
+            if at + found.size > size:  # cut off within the frame
+                break
+            count += 1
+            at += found.size
+            continue
+        if at > begin:
+            runs.append((begin, at))
+        if found is not None and not same and other is None and begins(file, at):
+            other = f"{found.rate} Hz"
+        after = at + (found.size if found is not None and joined else _tag(file, at))
+        step = _next(file, after if after > at else at + 1, size, kind)
+        if step is None:
+            return count, runs, other
+        begin = at = step[0]
+    if at > begin:
+        runs.append((begin, min(at, size)))
+    return count, runs, other
+
+
+def _next(file: Bytes, at: int, end: int, kind: tuple[int, int] | None) -> tuple[int, Header] | None:
+    """The first frame in these bytes that another one follows."""
+    while at < end:
+        block = file.at(at, min(4096, end - at))
+        if not block:
+            return None
+        place = block.find(b"\xff")
+        while place >= 0:
+            found = begins(file, at + place)
+            if found is not None and (kind is None or found.kind == kind):
+                return at + place, found
+            place = block.find(b"\xff", place + 1)
+        at += len(block)
+    return None
+
+
+def _tag(file: Bytes, at: int) -> int:
+    """Length of the ID3, APE or Lyrics tag that begins at this byte, 0 where none does."""
+    head = file.at(at, 32)
+    if head[:3] == b"ID3" and len(head) >= 10:
+        return 10 + syncsafe(head[6:10]) + (10 if head[5] & 16 else 0)
+    if head[:3] == b"TAG":
+        return 128
+    if head[:8] == b"APETAGEX" and len(head) == 32:
+        return 32 + int(struct.unpack_from("<I", head, 12)[0])
+    if head[:11] == b"LYRICSBEGIN":
+        return max(0, file.size - at - (128 if file.at(file.size - 128, 3) == b"TAG" else 0))
+    return 0
+
+
+def _trailer(file: Bytes) -> int:
+    """Bytes of ID3v1 and APE tags at the end of the file."""
+    end = 128 if file.size > 128 and file.at(file.size - 128, 3) == b"TAG" else 0
+    foot = file.at(file.size - end - 32, 32)
+    if foot[:8] == b"APETAGEX" and len(foot) == 32:
+        size, flags = struct.unpack_from("<I4xI", foot, 12)
+        end += size + (32 if flags >> 31 else 0)
+    return end
+
+
+def _length_tag(frame: bytes) -> tuple[int, int | None, int | None]:
+    """Where in a frame a tag with its file's length begins (0: there is none), frames and bytes it tells."""
+    if frame[36:40] == b"VBRI" and len(frame) >= 54:
+        size, frames = struct.unpack_from(">II", frame, 46)
+        return 36, frames, size
+    where = _side(frame)
+    if frame[where : where + 4] not in (b"Xing", b"Info"):
+        return 0, None, None
+    (flags,) = struct.unpack_from(">I", frame, where + 4)
+    frames = struct.unpack_from(">I", frame, where + 8)[0] if flags & 1 else None
+    at = where + 8 + 4 * (flags & 1)
+    size = struct.unpack_from(">I", frame, at)[0] if flags & 2 and len(frame) >= at + 4 else None
+    return where, frames or None, size or None
+
+
+def _side(frame: bytes) -> int:
+    """Bytes before a Xing tag in a frame of layer III: header and side information."""
+    one, mono = frame[1] >> 3 & 3 == 3, frame[3] >> 6 == 3
+    return 4 + ((17 if mono else 32) if one else (9 if mono else 17))
+
+
+def _corrected(frame: bytes, where: int, frames: int, size: int) -> bytes:
+    """A frame with its tag, which now tells so many frames and bytes, and nothing to be left out at the end.
+
+    Empty where the tag has no number of frames.
+    """
+    out = bytearray(frame)
+    (flags,) = struct.unpack_from(">I", out, where + 4)
+    if not flags & 1:
+        return b""
+    struct.pack_into(">I", out, where + 8, frames)
+    at = where + 12
+    if flags & 2:
+        struct.pack_into(">I", out, at, size)
+    lame = at + 4 * (flags >> 1 & 1) + 100 * (flags >> 2 & 1) + 4 * (flags >> 3 & 1)
+    if len(out) >= lame + 24:  # samples too many at the beginning and at the end: 12 bits each
+        out[lame + 22] &= 0xF0
+        out[lame + 23] = 0
+    return bytes(out)
+
+
+def _made(frame: bytes, frames: int, size: int, samples: int) -> bytes:
+    """Two frames: one that holds a tag with the number and bytes of the frames behind it, and a silent one.
+
+    mpg123 leaves out 529 samples, a decoder's delay, wherever there is a tag. Of a stream that had none nothing must be
+    left out: the tag names a delay that makes the 529 a whole frame, the silent one.
+    """
+    bits = next(i for i in range(1, 15) if (_V1 if frame[1] >> 3 & 3 == 3 else _V2)[3][i - 1] == _TAG_KBIT)
+    head = bytes([0xFF, frame[1] | 1, bits << 4 | frame[2] & 0x0C, frame[3]])
+    found = header_of(head + bytes(3))
+    assert found is not None
+    silent, out, side = head + bytes(found.size - 4), bytearray(head), _side(head)
+    out += bytes(found.size - 4)
+    struct.pack_into(">4sIII9s", out, side, b"Xing", 3, frames + 1, size + 2 * found.size, b"LAME")
+    out[side + 37 : side + 40] = ((samples - _DELAY) << 12).to_bytes(3, "big")
+    return bytes(out) + silent

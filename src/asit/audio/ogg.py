@@ -1,0 +1,175 @@
+"""Ogg files: the sounds that lie in one, behind and beside each other; and pages given a serial number of our own.
+
+Layout of a page and its checksum: RFC 3533, section 6. The checksum is that of the polynomial 0x04c11db7, begun at 0,
+bits not turned, so it is linear: changing four bytes changes it by what these four alone, followed by zeros, give.
+FLAC in Ogg: https://xiph.org/flac/ogg_mapping.html.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from asit.audio.stretches import Bytes, Stretch
+
+_POLYNOMIAL = 0x104C11DB7
+_HEADER = 27  # bytes of a page's header before its table of segments
+_SERIAL, _CHECKSUM = 14, 22  # where these two lie in it
+
+_FLAC_MAPPING = 9  # bytes before the signature of FLAC in its first packet
+_MAGIC = (
+    (b"\x01vorbis", "vorbis"),
+    (b"OpusHead", "opus"),
+    (b"\x7fFLAC", "flac"),
+    (b"Speex   ", "speex"),
+    (b"fishead", "skeleton"),
+    (b"\x80theora", "theora"),
+    (b"OVP80", "vp8"),
+)
+_SOUNDS = ("vorbis", "opus", "flac", "speex")
+
+
+def renumbered(sound: bytes, serial: int = 1) -> bytes:
+    """An Ogg file of one stream, whose serial number is `serial`; nothing else changes but the pages' checksums.
+
+    Raises:
+        ValueError: it is no Ogg file.
+    """
+    out, start = bytearray(sound), 0
+    while start < len(out):
+        if out[start : start + 4] != b"OggS":
+            raise ValueError(f"no Ogg page at byte {start}")
+        segments = out[start + 26]
+        length = _HEADER + segments + sum(out[start + _HEADER : start + _HEADER + segments])
+        (had,) = struct.unpack_from("<I", out, start + _SERIAL)
+        (checksum,) = struct.unpack_from("<I", out, start + _CHECKSUM)
+        struct.pack_into("<I", out, start + _SERIAL, serial)
+        # The four bytes as the page has them, first one highest; 8 powers of x for each byte after them, and 32 more.
+        change = int.from_bytes(struct.pack("<I", had ^ serial), "big")
+        after = length - _SERIAL - 4
+        struct.pack_into("<I", out, start + _CHECKSUM, checksum ^ _times(change, _power(8 * after + 32)))
+        start += length
+    return bytes(out)
+
+
+def _times(a: int, b: int) -> int:
+    """Product of two polynomials over two elements, by the checksum's polynomial."""
+    product = 0
+    while b:
+        if b & 1:
+            product ^= a
+        a <<= 1
+        if a >> 32:
+            a ^= _POLYNOMIAL
+        b >>= 1
+    return product
+
+
+def _power(exponent: int) -> int:
+    """x to this power, by the checksum's polynomial."""
+    result, square = 1, 2
+    while exponent:
+        if exponent & 1:
+            result = _times(result, square)
+        square = _times(square, square)
+        exponent >>= 1
+    return result
+
+
+@dataclass(frozen=True)
+class Link:
+    """One of the sounds that follow each other in an Ogg file.
+
+    Attributes:
+        codec: "vorbis", "opus", "flac", "speex".
+        parts: what a decoder is to be given: the pages, or of FLAC the stream that they hold, as a FLAC file has it.
+    """
+
+    codec: str
+    parts: tuple[Stretch, ...]
+
+
+@dataclass(frozen=True)
+class Links:
+    """What an Ogg file holds.
+
+    Attributes:
+        found: its sounds, in order.
+        cut: whether it ends within a page.
+        others: names of streams that are no sound.
+    """
+
+    found: tuple[Link, ...]
+    cut: bool
+    others: tuple[str, ...]
+
+
+def links(file: Bytes) -> Links:
+    """Go through the pages of a file; what is no page between them is passed over.
+
+    Of several sounds that lie in a file side by side the first one counts.
+    """
+    found: list[tuple[str, list[tuple[int, int, int]]]] = []
+    others: list[str] = []
+    at, serial, begun, opening, cut = 0, -1, False, False, False
+    while at < file.size:
+        head = file.at(at, _HEADER)
+        if head[:4] != b"OggS"[: len(head)]:
+            at = _page_after(file, at + 1)
+            continue
+        table = file.at(at + _HEADER, head[26]) if len(head) == _HEADER else b""
+        front = _HEADER + len(table)
+        length = front + sum(table)
+        if len(head) < _HEADER or len(table) < head[26] or at + length > file.size:
+            cut = True
+            break
+        (number,) = struct.unpack_from("<I", head, _SERIAL)
+        if head[5] & 2:  # the first page of a stream
+            if not opening:  # other pages have come since the last such one: a new link
+                begun = False
+            opening = True
+            codec = _codec(file.at(at + front, 16))
+            if codec in _SOUNDS and not begun:
+                begun, serial = True, number
+                found.append((codec, []))
+            elif number != serial or not begun:
+                others.append(codec)
+        else:
+            opening = False
+        if begun and number == serial:
+            found[-1][1].append((at, length, front))
+        at += length
+    return Links(tuple(Link(codec, _parts(codec, pages)) for codec, pages in found), cut, tuple(others))
+
+
+def _parts(codec: str, pages: list[tuple[int, int, int]]) -> tuple[Stretch, ...]:
+    if codec != "flac":
+        return _joined([(offset, length) for offset, length, _ in pages])
+    bodies = [(offset + head, length - head) for offset, length, head in pages]
+    first, length = bodies[0]
+    return _joined([(first + _FLAC_MAPPING, length - _FLAC_MAPPING), *bodies[1:]])
+
+
+def _codec(packet: bytes) -> str:
+    return next((name for magic, name in _MAGIC if packet.startswith(magic)), "an unknown stream")
+
+
+def _page_after(file: Bytes, at: int) -> int:
+    while at < file.size:
+        block = file.at(at, 1 << 16)
+        place = block.find(b"OggS")
+        if place >= 0:
+            return at + place
+        at += max(1, len(block) - 3)
+    return file.size
+
+
+def _joined(stretches: list[tuple[int, int]]) -> tuple[Stretch, ...]:
+    """Neighbours as one."""
+    out = [stretches[0]]
+    for offset, length in stretches[1:]:
+        if offset == out[-1][0] + out[-1][1]:
+            out[-1] = out[-1][0], out[-1][1] + length
+        else:
+            out.append((offset, length))
+    return tuple(out)

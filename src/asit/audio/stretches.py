@@ -1,0 +1,109 @@
+"""Bytes of an open file looked at here and there, and files put together of stretches of another one."""
+
+from __future__ import annotations
+
+import bisect
+import io
+import os
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any, BinaryIO
+
+_FIRST, _MOST = 1 << 12, 1 << 17  # bytes read at a time, the more the longer a file is gone through
+
+Stretch = tuple[int, int] | bytes
+"""Offset and length in a file, or bytes in its place."""
+
+
+class Bytes:
+    """The bytes of an open file, for reading short pieces in about ascending order.
+
+    Attributes:
+        size: of the file.
+    """
+
+    def __init__(self, file: BinaryIO | Any) -> None:
+        self._file = file
+        self.size: int = max(0, file.seek(0, os.SEEK_END))
+        self._begin, self._held, self._ahead = 0, b"", _FIRST
+
+    def at(self, offset: int, length: int) -> bytes:
+        """So many bytes from there, fewer at the end of the file, none outside it."""
+        begin = offset - self._begin
+        if begin >= 0 and begin + length <= len(self._held):
+            return self._held[begin : begin + length]
+        if not 0 <= offset < self.size or length <= 0:
+            return b""
+        if 0 <= begin <= 2 * len(self._held):  # read on from here: take more at a time
+            self._ahead = min(2 * self._ahead, _MOST)
+        self._file.seek(offset)
+        self._begin, self._held = offset, self._read(max(length, self._ahead))
+        return self._held[:length]
+
+    def _read(self, size: int) -> bytes:
+        out = b""
+        while len(out) < size and (part := self._file.read(size - len(out))):
+            out = out + part if out else part
+        return out
+
+
+class Spliced(io.RawIOBase):
+    """A file that is read as stretches of another one, and bytes, one behind the other.
+
+    Args:
+        file: the other file, whose position is moved.
+        stretches: in order.
+    """
+
+    def __init__(self, file: BinaryIO | Any, stretches: Sequence[Stretch]) -> None:
+        self._file, self._stretches = file, stretches
+        lengths = (len(part) if isinstance(part, bytes) else part[1] for part in stretches)
+        self._starts = [0, *accumulate(lengths)]
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = self._starts[-1] - self._at if size is None or size < 0 else size
+        out = []
+        while left > 0 and self._at < self._starts[-1]:
+            index = bisect.bisect_right(self._starts, self._at) - 1
+            inner = self._at - self._starts[index]
+            most = min(left, self._starts[index + 1] - self._at)
+            stretch = self._stretches[index]
+            if isinstance(stretch, bytes):
+                part = stretch[inner : inner + most]
+            else:
+                self._file.seek(stretch[0] + inner)
+                part = self._file.read(most)
+            if not part:
+                break
+            out.append(part)
+            self._at += len(part)
+            left -= len(part)
+        return out[0] if len(out) == 1 else b"".join(out)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        base = (0, self._at, self._starts[-1])[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+
+def syncsafe(digits: bytes) -> int:
+    """A number of ID3: seven bits in each byte."""
+    return sum((byte & 127) << 7 * place for place, byte in enumerate(reversed(digits)))
+
+
+def after_id3(file: Bytes) -> int:
+    """Where what stands behind the ID3 tags at the beginning of a file begins."""
+    at = 0
+    while (head := file.at(at, 10))[:3] == b"ID3" and len(head) == 10:
+        at += 10 + syncsafe(head[6:10]) + (10 if head[5] & 16 else 0)
+    return at
