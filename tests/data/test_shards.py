@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from asit.audio import files
-from asit.data import members, ogg, shardcheck, shards, stores, tarwriter
+from asit.audio import files, ogg
+from asit.data import members, shardcheck, shards, stores, tarwriter
 from asit.data.catalogue import Catalogue, Clip
 from asit.errors import CatalogueError, ConfigError, StoreError, TrainingError
 

@@ -57,6 +57,7 @@ class CatalogueOptions:
 def catalogue(prog: str, summary: str, given: list[str]) -> int:
     options = parse(CatalogueOptions, prog, summary, given)
     from asit.data import scan
+    from asit.data.listing import passed_over
     from asit.engine.records import counter
 
     corpus = _corpus(options, prog)
@@ -85,6 +86,8 @@ def catalogue(prog: str, summary: str, given: list[str]) -> int:
     if skipped:
         counts = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
         print(f"left out: {counts}; named in {Path(options.out).with_suffix('')}.skipped.jsonl")
+    if passed := passed_over(header.get("ignored", {})):
+        print(passed)
     if header.get("mean") is not None:
         clips = header.get("statistics_clips")
         print(f"log-mel mean {header['mean']:.4f}, std {header['std']:.4f}, measured on {clips} clips")

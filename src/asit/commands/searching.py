@@ -69,6 +69,7 @@ def index(prog: str, summary: str, given: list[str]) -> int:
     import torch
 
     from asit import runtime, search
+    from asit.data.listing import passed_over
     from asit.interop.loading import load
 
     out = Path(options.out)
@@ -95,6 +96,8 @@ def index(prog: str, summary: str, given: list[str]) -> int:
             model_path=path,
             stream=sys.stderr,
         )
+    if built.others:
+        print(f"asit: {passed_over(built.others)}", file=sys.stderr)
     for name, reason in built.failures[:_NAMED]:
         print(f"asit: {plain(search.told(name, reason))}", file=sys.stderr)
     if len(built.failures) > _NAMED:

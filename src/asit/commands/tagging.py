@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -72,6 +73,7 @@ def tag(prog: str, summary: str, given: list[str]) -> int:
     import asit
     from asit import runtime
     from asit.data.inputs import expand
+    from asit.data.listing import passed_over
     from asit.engine.records import counter
     from asit.runs.tag import tag_items
 
@@ -88,7 +90,9 @@ def tag(prog: str, summary: str, given: list[str]) -> int:
                 "fine-tune it first (asit finetune), or ask it for vectors (asit embed)",
             )
         tagger = model.tagger(options.precision, options.window, options.hop)
-        items = expand(options.inputs)
+        items = expand(options.inputs, others := Counter[str]())
+        if others and world.main:
+            print(f"asit: {passed_over(others)}", file=sys.stderr)
         pictures = _pictures(options, items)
         done = failed = 0
         show = counter(sys.stderr, "tag") if options.out else None

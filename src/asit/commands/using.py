@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,13 +70,16 @@ def embed(prog: str, summary: str, given: list[str]) -> int:
         raise ConfigError("--shard or --overwrite without --out", "a file to write", "add --out emb.parquet")
     from asit import runtime
     from asit.data.inputs import expand, named
+    from asit.data.listing import passed_over
     from asit.interop.loading import load
 
     with runtime.world(options.device, options.threads) as world:
         if world.size > 1 and options.out is None:
             raise ConfigError(f"{world.size} processes and no --out", "a file to write", "add --out emb.parquet")
         model = load(options.model, world.device)
-        items = expand(options.inputs)
+        items = expand(options.inputs, others := Counter[str]())
+        if others and world.main:
+            print(f"asit: {passed_over(others)}", file=sys.stderr)
         if options.out is None:
             return _print(model, items, ask)
         told = run.embed_files(

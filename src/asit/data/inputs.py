@@ -108,7 +108,7 @@ def named(name: str, reason: str) -> str:
     return " ".join((reason if name in reason else f"{name}: {reason}").split())
 
 
-def expand(inputs: Sequence[str]) -> list[Item]:
+def expand(inputs: Sequence[str], others: Counter[str] | None = None) -> list[Item]:
     """What the inputs name, in their order.
 
     A folder gives all audio below it, in the order of the names, hidden files left out, and the audio of the tar
@@ -118,6 +118,10 @@ def expand(inputs: Sequence[str]) -> list[Item]:
     ``.tar`` its audio. A URL may be one of an index, of a folder that holds one, of a tar, or a pattern of tars. Any
     other file is taken for a recording, whatever its name. No file of sound is opened here.
 
+    Args:
+        inputs: what to list.
+        others: gets the number of files, for each suffix, that were left out since they are no recordings by name.
+
     Raises:
         ConfigError: no input, or something that is named twice.
         CatalogueError: an input that does not exist or holds no audio, a pattern without a match, a list or a tar
@@ -126,13 +130,14 @@ def expand(inputs: Sequence[str]) -> list[Item]:
     if not inputs:
         raise ConfigError("no input", "files, folders, patterns, catalogues or tar shards", "name at least one")
     items: list[Item] = []
+    others = Counter() if others is None else others
     for given in inputs:
-        items.extend(_of(os.fspath(given), len(inputs) > 1))
+        items.extend(_of(os.fspath(given), len(inputs) > 1, others))
     _refuse_twins(items)
     return items
 
 
-def _of(given: str, several: bool) -> Iterator[Item]:
+def _of(given: str, several: bool, left: Counter[str]) -> Iterator[Item]:
     if not given or "\0" in given:
         raise CatalogueError(f"an input is {given!r}", "a path", "check the command")
     if stores.is_url(given) or os.path.isdir(given):
@@ -142,21 +147,21 @@ def _of(given: str, several: bool) -> Iterator[Item]:
     if stores.is_url(given):
         tars = tarscan.tars_of(given)
         root = stores.parent(tars[0])
-        return itertools.chain.from_iterable(_of_shard(tar, relative(tar, root)) for tar in tars)
+        return itertools.chain.from_iterable(_of_shard(tar, relative(tar, root), left) for tar in tars)
     if os.path.isdir(given):
-        return _of_folder(given, given if several else "")
+        return _of_folder(given, given if several else "", left)
     if os.path.lexists(given):
-        return _of_file(given)
+        return _of_file(given, left)
     if any(sign in given for sign in _MAGIC):
-        return _of_pattern(given)
+        return _of_pattern(given, left)
     hint = tables.near(Path(given))
     raise CatalogueError(f"there is no {given}", "a file, a folder or a pattern that matches", "check the path" + hint)
 
 
-def _of_file(path: str) -> Iterator[Item]:
+def _of_file(path: str, left: Counter[str]) -> Iterator[Item]:
     suffix = os.path.splitext(path)[1].lower()
     if tarshards.is_shard(path) or tarshards.is_packed(path):
-        return _of_shard(path, path)
+        return _of_shard(path, path, left)
     if suffix == ".jsonl" and is_catalogue(Path(path)):
         return _of_catalogue(path)
     if suffix in tables.SUFFIXES:
@@ -164,7 +169,7 @@ def _of_file(path: str) -> Iterator[Item]:
     return iter([Item(path, path)])
 
 
-def _of_folder(folder: str, prefix: str) -> Iterator[Item]:
+def _of_folder(folder: str, prefix: str, left: Counter[str]) -> Iterator[Item]:
     """Audio and tar shards below a folder; names begin with `prefix`."""
     closed: dict[str, str] = {}
 
@@ -182,7 +187,7 @@ def _of_folder(folder: str, prefix: str) -> Iterator[Item]:
             yield Item(name, path, fault=f"the folder cannot be read: {closed[inner]}")
         elif suffix == tarshards.SUFFIX:
             try:
-                yield from _of_shard(path, name)
+                yield from _of_shard(path, name, left)
             except CatalogueError as error:  # the others go on
                 yield Item(name, path, fault=error.found)
         elif suffix in files.SUFFIXES:
@@ -193,9 +198,10 @@ def _of_folder(folder: str, prefix: str) -> Iterator[Item]:
         count += 1
     if not count:
         raise _no_audio(folder, "folder", others)
+    left.update(others)
 
 
-def _of_pattern(pattern: str) -> Iterator[Item]:
+def _of_pattern(pattern: str, left: Counter[str]) -> Iterator[Item]:
     matches = sorted(glob.iglob(pattern, recursive=True))
     if not matches:
         raise CatalogueError(
@@ -210,9 +216,9 @@ def _of_pattern(pattern: str) -> Iterator[Item]:
             continue  # the pattern matches a folder, and what is in it too
         if os.path.isdir(path):
             entered.add(str(Path(path)))
-            found = _of_folder(path, path)
+            found = _of_folder(path, path, left)
         elif suffix in files.SUFFIXES or suffix == tarshards.SUFFIX:
-            found = _of_file(path)
+            found = _of_file(path, left)
         else:
             others[suffix or "(no suffix)"] += 1
             continue
@@ -221,6 +227,7 @@ def _of_pattern(pattern: str) -> Iterator[Item]:
             yield item
     if not count:
         raise _no_audio(pattern, "pattern", others)
+    left.update(others)
 
 
 def _of_catalogue(path: str) -> Iterator[Item]:
@@ -246,10 +253,11 @@ def _of_table(path: str) -> Iterator[Item]:
         yield Item(relative(row.path, root), row.path, start=start, seconds=seconds, label=row.label)
 
 
-def _of_shard(path: str, name: str) -> Iterator[Item]:
+def _of_shard(path: str, name: str, left: Counter[str]) -> Iterator[Item]:
     shard = tarshards.read_shard(path)
     if not shard.members and shard.fault is None:
         raise _no_audio(path, "tar file", shard.others)
+    left.update({suffix: count for suffix, count in shard.others.items() if suffix not in tarshards.SIDECARS})
     far = stores.is_url(path)
     for member in shard.members:
         place = member.name, member.offset, member.size

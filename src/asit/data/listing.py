@@ -164,6 +164,15 @@ def _labels_of_folders(folder: Path, names: Texts) -> Words:
     return Words(codes, tuple(coder.words))
 
 
+def passed_over(others: Mapping[str, int]) -> str:
+    """A line on files that were not opened, as their names are not those of recordings; empty where there are none."""
+    if not others:
+        return ""
+    ordered = sorted(others.items(), key=lambda pair: (-pair[1], pair[0]))
+    seen = ", ".join(f"{count} {suffix}" for suffix, count in ordered[:6]) + (", ..." if len(ordered) > 6 else "")
+    return f"not opened, as their names are not those of recordings: {seen}"
+
+
 def walk(root: str, shut: Callable[[str, OSError], None]) -> Iterator[str]:
     """All files below root, relative, "/" between the parts, in the order of the names; hidden ones left out.
 

@@ -103,12 +103,14 @@ def rows_of(
             yield Piece(sound, item.start)
 
     threads = threads or max(1, torch.get_num_threads())
-    kept = _Clip()
+    kept, fault = _Clip(), None
     with closing(hear(embedder, len(items), cut, batch=ask.batch, threads=threads, ends=ends)) as heard:
         for one in heard:
             if isinstance(one, Done):
-                kept = _Clip()
-                yield one
+                yield Done(one.place, one.fault or fault)
+                kept, fault = _Clip(), None
+            elif fault is not None or not bool(one.embedding.frames.isfinite().all()):
+                fault = "the model's vectors are not finite"
             elif ask.level == "clip":
                 kept.add(one)
                 if one.seconds is not None:

@@ -11,6 +11,7 @@ from typing import Literal, TextIO
 
 from asit.data import scan, shardcheck, tarscan
 from asit.data.catalogue import Catalogue
+from asit.data.listing import passed_over
 from asit.engine.records import counter
 from asit.errors import AsitError, CatalogueError, ConfigError
 from asit.runs import folder
@@ -81,7 +82,7 @@ def catalogue(settings: Wanted, out: Path | None, stream: TextIO | None, *, anew
     made = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     try:
-        return scan.build(
+        found = scan.build(
             given,
             place,
             front_end=settings.front_end,
@@ -90,6 +91,9 @@ def catalogue(settings: Wanted, out: Path | None, stream: TextIO | None, *, anew
             restart=_other_scan(out / f"{folder.CATALOGUE}.partial", given, settings.front_end),
             progress=counter(stream, "checking files"),
         )
+        if stream is not None and (passed := passed_over(found.header["ignored"])):
+            stream.write(passed + "\n")
+        return found
     except AsitError:
         if made and not any(out.iterdir()):  # no data, no folder
             out.rmdir()

@@ -62,10 +62,14 @@ def tag_items(tagger: Tagger, items: Sequence[Item], batch: int = 16, threads: i
         for one in answers:
             if not isinstance(one, Done):
                 tags = one.found
-            elif one.fault is None:
+                continue
+            fault = one.fault
+            if fault is None and tags is not None and not bool(tags.windows.isfinite().all()):
+                fault = "the model's scores are not finite"
+            if fault is None:
                 yield Tagged(items[one.place], tags)
             else:
-                yield Tagged(items[one.place], None, named(items[one.place].text, one.fault))
+                yield Tagged(items[one.place], None, named(items[one.place].text, fault))
 
 
 class _Scores:

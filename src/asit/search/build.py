@@ -9,6 +9,7 @@ import errno
 import importlib.metadata
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -68,6 +69,7 @@ class Built:
             are gone.
         failures: name and reason of each that could not be read.
         exact: whether searches compare every row.
+        others: files that were not opened since their names are not those of recordings, for each suffix.
     """
 
     folder: Path
@@ -78,6 +80,7 @@ class Built:
     dropped: int
     failures: list[tuple[str, str]]
     exact: bool
+    others: Counter[str]
 
 
 @dataclass
@@ -136,7 +139,8 @@ def build(
     if old is not None:
         old.check(model)
     settings = _settings(model, ask, old)
-    plan = _plan(expand(inputs) if inputs or not add else [], old)
+    others = Counter[str]()
+    plan = _plan(expand(inputs, others) if inputs or not add else [], old)
     with Partial(folder, settings, _width(model, settings), anew=overwrite) as partial:
         try:
             _hear(model, plan, settings, partial, ask, stream)
@@ -164,7 +168,7 @@ def build(
     made = layout.read_card(folder)
     return Built(
         folder, made["rows"], made["recordings"], len(heard), len(plan.kept), plan.dropped, plan.failures,
-        layout.GRAPH not in made["sha256"],
+        layout.GRAPH not in made["sha256"], others,
     )  # fmt: skip
 
 
