@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from asit.audio import faults
 from asit.audio.files import resample
 from asit.errors import AudioError, ConfigError
 from asit.interop import loading
@@ -144,6 +145,8 @@ def _waves(audio: Tensor, model: HearModel) -> Tensor:
             f"audio of shape {tuple(audio.shape)}, {audio.dtype}", "(n_sounds, n_samples) of floats in [-1, 1]"
         )
     waves = audio.detach().float().cpu()
+    for wave in waves.numpy():
+        faults.Levels("audio").mix(wave[None])  # refuses what is not finite or far outside [-1, 1]
     own, settings = model.model.rate, model.model.front_end.settings
     if model.sample_rate == own or not len(waves):
         return waves

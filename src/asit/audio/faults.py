@@ -180,10 +180,10 @@ def not_finite(name: str) -> AudioFileError:
 
 def out_of_range(name: str, peak: float) -> AudioFileError:
     """The error about samples that cannot be meant as parts of full scale."""
-    whole = " as int16 values do" if peak <= 32768 else ""
+    whole = ", as int16 values are" if peak <= 32768 else ""
     return AudioFileError(
         "out of range",
-        f"{name} holds samples up to {peak:.6g},{whole} far outside [-1, 1]",
+        f"{name} holds samples up to {peak:.6g}, far outside [-1, 1]{whole}",
         f"samples in [-1, 1], and never beyond {LOUDEST:g}",
         "divide by the largest value of their unit: 32768 for int16" if whole else "scale them, or leave it out",
     )
