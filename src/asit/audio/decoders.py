@@ -244,7 +244,9 @@ class _SoundFileSource(Source):
         stop = self.file.frames if stop is None else min(stop, self.file.frames)
         most = max(1, _BLOCK * 8 // max(8, self.info.channels))
         try:
-            if 0 < at < stop:
+            if not soundfile.SoundFile.seekable(self.file):  # a codec that has no seek, such as GSM 06.10
+                at = 0
+            elif 0 < at < stop:
                 self.file.seek(at)
             while at < stop:
                 block = self.file.read(min(most, stop - at), dtype="float32", always_2d=True)

@@ -41,6 +41,8 @@ def recordings(file: Bytes, start: int) -> list[tuple[Stretch, ...]]:
 
 
 def _parts(file: Bytes, start: int, end: int) -> tuple[Stretch, ...]:
+    if file.at(end - 128, 3) == b"TAG":  # of ID3, which stops a decoder that does not know the length
+        end -= 128
     head = file.at(start, _HEADER)
     total = int.from_bytes(head[_TOTAL : _TOTAL + 5], "big") & 0xFFFFFFFFF
     if len(head) == _HEADER and total and _last_sample(file, start, end, head, total) > total:
@@ -51,8 +53,6 @@ def _parts(file: Bytes, start: int, end: int) -> tuple[Stretch, ...]:
 
 def _last_sample(file: Bytes, start: int, end: int, head: bytes, total: int) -> int:
     """Where the last frame ends, in samples; `total` where it cannot be found or ends there."""
-    if file.at(end - 128, 3) == b"TAG":
-        end -= 128
     first = max(start + _HEADER, end - _TAIL)
     tail = file.at(first, end - first)
     found, at = list[tuple[int, int]](), len(tail)

@@ -26,6 +26,7 @@ _PLACEHOLDERS = (0x7F000000, 0x7FFFF000, 0x80000000, 0xFFFFFFFF, 0x7FFFFFFFFFFFF
 _NEAR = (
     128  # bytes by which they may lie below: a frame, as they are rounded down to whole ones, and a header of this size
 )
+_PADDING = 1 << 20  # most zeros behind the samples that are none
 _TAIL = 1 << 17  # bytes at the end of a file, in which chunks behind the samples are looked for
 _TRAILERS = (b"LIST", b"id3 ", b"ID3 ", b"cue ", b"bext", b"iXML", b"smpl", b"inst", b"fact", b"PEAK", b"JUNK", b"FLLR")
 _TAGS = (b"TAG", b"ID3", b"APETAGEX", b"LYRICSBEGIN")
@@ -249,6 +250,9 @@ def _again(first: bytes) -> bool:
 
 
 def _zeros(file: Bytes, at: int) -> bool:
+    """Whether nothing but zeros follows, and not more than a disk's or recorder's padding."""
+    if file.size - at > _PADDING:
+        return False
     while at < file.size:
         if file.at(at, 1 << 16).strip(b"\0"):
             return False
