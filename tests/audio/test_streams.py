@@ -1,0 +1,213 @@
+"""MP3, Ogg and what FFmpeg reads: the whole sound where the length is a guess, or where several lie in one file."""
+
+from __future__ import annotations
+
+import io
+import struct
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.signal
+import soundfile
+
+from asit.audio.files import AudioFileError, inspect, probe, read
+
+RATE = 44100
+
+
+def noise(seconds: float, level: float = 0.2, rate: int = RATE, channels: int = 1, seed: int = 0) -> np.ndarray:
+    x = np.random.default_rng(seed).standard_normal((round(seconds * rate), channels))
+    return level * scipy.signal.sosfilt(scipy.signal.butter(4, 0.4, output="sos"), x, axis=0).clip(-3, 3)
+
+
+def encoded(x: np.ndarray, kind: str, rate: int = RATE) -> bytes:
+    how = {
+        "vbr": {"format": "MP3", "bitrate_mode": "VARIABLE", "compression_level": 0.5},
+        "cbr": {"format": "MP3", "bitrate_mode": "CONSTANT", "compression_level": 0.5},
+        "vorbis": {"format": "OGG", "subtype": "VORBIS"},
+        "opus": {"format": "OGG", "subtype": "OPUS"},
+    }[kind]
+    out = io.BytesIO()
+    with soundfile.SoundFile(out, "w", rate, x.shape[1], **how) as file:
+        for first in range(0, len(x), 8192):  # libvorbis keeps what it is given on the stack
+            file.write(x[first : first + 8192])
+    return out.getvalue()
+
+
+def untagged(mp3: bytes) -> bytes:
+    """Without the first frame, which holds nothing but the tag with the number of frames."""
+    assert b"Xing" in mp3[:200] or b"Info" in mp3[:200]
+    return mp3[mp3.find(mp3[:2], 4) :]
+
+
+def oracle(content: bytes) -> np.ndarray:
+    """As FFmpeg decodes it."""
+    av = pytest.importorskip("av", reason="PyAV is not installed (the extra asit-audio[av])")
+    with av.open(io.BytesIO(content)) as file:
+        planes = [frame.to_ndarray() for frame in file.decode(audio=0)]
+    return np.concatenate([np.atleast_2d(plane).mean(0) for plane in planes])
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("rate", [44100, 22050, 8000])
+@pytest.mark.parametrize("kind", ["vbr", "cbr"])
+def test_an_mp3_without_a_length_is_read_whole_from_the_same_zero(kind: str, rate: int, channels: int) -> None:
+    x = np.concatenate([noise(6, 1e-4, rate, channels), noise(6, 0.2, rate, channels)])
+    content = untagged(encoded(x, kind, rate))
+    expected = oracle(content)
+    assert len(expected) > 12 * rate
+    info, got = probe(content), read(content)
+    assert info.frames == len(got) == len(expected)
+    assert np.abs(got - expected).max() < 1e-4
+    assert inspect_fault(content) is None
+    for start in (0.0, 0.01, 5.9, 11.5):
+        part = read(content, start=start, seconds=0.4)
+        first = round(start * rate)
+        assert np.abs(part - got[first : first + len(part)]).max() < 1e-5
+
+
+def inspect_fault(content: bytes) -> AudioFileError | None:
+    return inspect(io.BytesIO(content)).fault  # type: ignore[arg-type]
+
+
+def test_joined_mp3_files_are_read_to_the_end() -> None:
+    one, two = encoded(noise(2), "vbr"), encoded(noise(3, seed=1), "cbr")
+    tag = b"ID3\4\0\0\0\0\0\x14" + bytes(20)
+    for content in (one + two, one + tag + two, tag + one + two + b"TAG" + bytes(125), untagged(one) + untagged(two)):
+        got = read(content)
+        assert len(got) == probe(content).frames
+        assert abs(len(got) / RATE - 5.05) < 0.07
+        rest = read(two)
+        at = np.argmax(scipy.signal.correlate(got, rest[RATE : 2 * RATE], "valid", "fft"))
+        assert 0 <= at - 3 * RATE <= 4000  # behind the first, and a coder's delay
+    assert abs(len(read(one + two)) - len(oracle(one + two))) <= 1152
+    alone = read(one)
+    assert np.abs(read(one + two)[: len(alone) - 1200] - alone[:-1200]).max() < 1e-5  # the same time zero
+    with pytest.raises(AudioFileError, match="several recordings in one file: after 44100 Hz come frames of 22050 Hz"):
+        read(one + encoded(noise(2, rate=22050), "cbr", 22050))
+
+
+def test_an_mp3_with_a_tag_is_read_as_it_ever_was() -> None:
+    x = noise(3)
+    for kind in ("vbr", "cbr"):
+        content = encoded(x, kind)
+        got = read(content)
+        assert len(got) == len(x)
+        assert np.abs(got - soundfile.read(io.BytesIO(content), dtype="float32")[0]).max() < 1e-6
+        for end in (b"TAG" + bytes(125), b"APETAGEX" + struct.pack("<IIII", 2000, 32, 0, 0) + bytes(8)):
+            assert np.array_equal(read(content + end), got)
+
+
+def test_an_mp3_in_a_wav_is_as_long_as_its_frames() -> None:
+    for kind in ("vbr", "cbr"):
+        stream = untagged(encoded(np.concatenate([noise(3, 1e-4), noise(3)]), kind))
+        form = struct.pack("<HHIIHHHHIHHH", 0x55, 1, RATE, 16000, 1, 0, 12, 1, 2, 1152, 1, 1393)
+        for size in (len(stream), 0xFFFFFFFF, 0x7FFFF000):
+            wav = b"RIFF" + struct.pack("<I", 0xFFFFFFFF) + b"WAVEfmt " + struct.pack("<I", len(form)) + form
+            content = wav + b"data" + struct.pack("<I", size) + stream
+            assert probe(content).format == "WAV/MPEG_LAYER_III"
+            assert np.array_equal(read(content), read(stream))
+        with pytest.raises(AudioFileError, match="ends within its samples"):
+            probe(wav + b"data" + struct.pack("<I", 2 * len(stream)) + stream)
+
+
+def test_counting_frames_is_cheap(tmp_path: Path) -> None:
+    content = untagged(encoded(noise(20), "cbr")) * 30  # 600 s, no length anywhere
+    path = tmp_path / "a.mp3"
+    path.write_bytes(content)
+    begun = time.perf_counter()
+    assert abs(probe(path).seconds - 600) < 3
+    first, begun = time.perf_counter() - begun, time.perf_counter()
+    read(path, start=500.0, seconds=1.0)
+    assert first < 0.5  # some 10 ms
+    assert time.perf_counter() - begun < 0.5
+
+
+@pytest.mark.parametrize("kind", ["vorbis", "opus"])
+def test_chained_ogg_is_all_of_its_links(kind: str) -> None:
+    rate = 48000
+    parts = [encoded(noise(seconds, rate=rate, seed=i), kind, rate) for i, seconds in enumerate((1.0, 2.5, 0.7))]
+    content = b"".join(parts)
+    expected = np.concatenate([read(part) for part in parts])
+    assert probe(content).frames == len(expected) == round(4.2 * rate)
+    got = read(content)
+    assert np.array_equal(got, expected)
+    assert abs(len(oracle(content)) - len(got)) <= 1024
+    for start, seconds in ((0.5, 1.0), (0.9, 3.0), (3.4, 0.5), (1.0, None)):
+        part, first = read(content, start=start, seconds=seconds), round(start * rate)
+        assert np.abs(part - got[first : first + len(part)]).max() < 1e-5
+    assert inspect_fault(content) is None
+    same = parts[0] + parts[0]  # one serial number
+    assert np.array_equal(read(same), np.concatenate([read(parts[0])] * 2))
+    with pytest.raises(AudioFileError, match="ends within a page of Ogg"):
+        probe(content[:-100])
+    for other in (encoded(noise(1, rate=24000), kind, 24000), encoded(noise(1, rate=rate, channels=2), kind, rate)):
+        with pytest.raises(AudioFileError, match=r"several recordings in one file: 48000 Hz with 1 channels, then"):
+            probe(parts[0] + other)
+
+
+def page(serial: int, body: bytes, first: bool = False) -> bytes:
+    table = bytes([255] * (len(body) // 255) + [len(body) % 255])
+    return b"OggS\0" + bytes([2 * first]) + struct.pack("<QIIIB", 0, serial, 0, 0, len(table)) + table + body
+
+
+def test_ogg_beside_other_streams_is_its_sound() -> None:
+    content = encoded(noise(3), "vorbis")
+    starts = [at for at in range(len(content)) if content[at : at + 4] == b"OggS"]
+    pages = [content[a:b] for a, b in zip(starts, [*starts[1:], len(content)], strict=True)]
+    mixed = page(7, b"fishead\0" + bytes(56), True) + page(8, b"\x80theora" + bytes(35), True) + pages[0]
+    for one in pages[1:]:
+        mixed += page(8, b"picture" * 60) + one
+    assert np.array_equal(read(mixed), read(content))
+    with pytest.raises(AudioFileError, match="has no sound in it, but skeleton, theora"):
+        probe(page(7, b"fishead\0" + bytes(56), True) + page(8, b"\x80theora" + bytes(35), True))
+    assert np.array_equal(read(content + b"TAG" + bytes(125)), read(content))
+
+
+AV = {
+    ".oga": ("ogg", "flac"), ".mka": ("matroska", "flac"), ".mov": ("mov", "pcm_s16le"), ".3gp": ("3gp", "aac"),
+    ".wma": ("asf", "wmav2"), ".wv": ("wv", "wavpack"), ".tta": ("tta", "tta"), ".m4a": ("ipod", "alac"),
+    ".mp2": ("mp2", "mp2"), ".aac": ("adts", "aac"), ".wav": ("wav", "adpcm_g722"), ".caf": ("caf", "pcm_s16be"),
+}  # fmt: skip
+
+
+def write_av(path: Path, x: np.ndarray, rate: int) -> Path:
+    av = pytest.importorskip("av", reason="PyAV is not installed (the extra asit-audio[av])")
+    form, codec = AV[path.suffix]
+    with av.open(str(path), "w", format=form) as out:
+        stream = out.add_stream(codec, rate=rate)
+        stream.layout, stream.bit_rate = "mono", 128_000
+        wanted = stream.codec_context.codec.audio_formats[0].name
+        resampler = av.AudioResampler(format=wanted, layout="mono", rate=rate, frame_size=stream.frame_size or 1024)
+        frame = av.AudioFrame.from_ndarray(x[None].astype(np.float32), format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = rate, 0
+        for part in [*resampler.resample(frame), *resampler.resample(None)]:
+            out.mux(stream.encode(part))
+        out.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize("suffix", AV)
+def test_what_ffmpeg_writes_is_read_whole(tmp_path: Path, suffix: str) -> None:
+    rate = 16000 if suffix == ".wav" else 44100
+    x = noise(2.0, rate=rate)[:, 0]
+    path = write_av(tmp_path / f"a{suffix}", x, rate)
+    got, info = read(path), probe(path)
+    assert info.rate == rate
+    assert -1024 <= len(got) - len(x) <= 3 * 2048
+    lag = int(np.argmax(scipy.signal.correlate(got, x, "full"))) - len(x) + 1
+    assert abs(lag) <= 2048  # the coder's own delay
+    assert np.corrcoef(got[max(0, lag) :][:60_000], x[max(0, -lag) :][: len(got[max(0, lag) :][:60_000])])[0, 1] > 0.9
+    assert inspect(path).fault is None
+    half = path.read_bytes()[: path.stat().st_size // 2]
+    if suffix in (".oga", ".m4a", ".mov", ".3gp", ".caf"):  # the others may end anywhere
+        with pytest.raises(AudioFileError):
+            read(half)
+
+
+def test_two_mpeg4_files_joined_are_refused(tmp_path: Path) -> None:
+    content = write_av(tmp_path / "a.m4a", noise(1.0)[:, 0], RATE).read_bytes()
+    with pytest.raises(AudioFileError, match="several recordings in one file: a second one begins before byte"):
+        read(content + content)
