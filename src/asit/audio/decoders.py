@@ -19,6 +19,7 @@ Letters in shapes: S samples, C channels, n samples of a block.
 from __future__ import annotations
 
 import functools
+import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -52,6 +53,7 @@ _BLOCK = 1 << 16  # samples decoded at a time, of up to eight channels
 # Samples decoded and thrown away after a seek. MP3 frames borrow bits from up to some ten frames before, and Vorbis
 # blocks overlap.
 _RUN_UP = {"MP3/MPEG_LAYER_III": 16384, "OGG/VORBIS": 16384}
+_BUFFER = 1 << 16  # bytes of a file with a corrected header that are read at once
 _UNKNOWN = 1 << 62  # libsndfile says so many samples, and more, of a FLAC whose encoder could not go back to its header
 
 
@@ -263,7 +265,7 @@ class _SoundFileSource(Source):
 def _opened(content: Content, parts: Sequence[Stretch] | None) -> _OneWay:
     file: Any = content.file
     if parts is not None:
-        file = Handle(Spliced(file, parts))  # type: ignore[arg-type]
+        file = Handle(io.BufferedReader(Spliced(file, parts), _BUFFER))  # type: ignore[arg-type]
     elif content.path is not None:
         file = os.fsencode(content.path)
     else:

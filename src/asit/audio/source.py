@@ -104,6 +104,8 @@ class Source:
                 "a file that can be read to its end",
                 "open it again",
             ) from failure
+        if not held and not start:
+            raise faults.empty(self.name)
         if self.slack is not None and held < promised - self.slack:
             raise faults.truncated(self.name, start + held, self.info.frames, self.info.rate)
         if (cancelled := self.levels.cancelled) is not None:

@@ -87,6 +87,11 @@ class Spliced(io.RawIOBase):
             left -= len(part)
         return out[0] if len(out) == 1 else b"".join(out)
 
+    def readinto(self, buffer: Any) -> int:
+        found = self.read(len(buffer))
+        buffer[: len(found)] = found
+        return len(found)
+
     def seek(self, offset: int, whence: int = 0) -> int:
         base = (0, self._at, self._starts[-1])[whence]
         self._at = max(0, base + offset)
