@@ -1,4 +1,4 @@
-"""Damaged sound files by the thousand: each is read or refused in time, in bounded memory, and nothing but numbers comes."""
+"""Damaged sound files by the thousand: each is read or refused, in time, in bounded memory, and never gives NaN."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ _REMEDIES = {
 def formats() -> list[str]:
     """Names of what this server decodes; more with the extra av."""
     more = ["M4A", "AAC", "WebM"] if importlib.util.find_spec("av") is not None else []
-    return ["WAV", "FLAC", "MP3", "Ogg", "Opus", *more]
+    return ["WAV", "FLAC", "MP3", "Ogg", "Opus", "AIFF", *more]
 
 
 def told(error: AudioError, body: bytes) -> AudioError:
