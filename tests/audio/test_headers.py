@@ -122,6 +122,13 @@ def test_every_container_is_held_to_the_same(kind: str, subtype: str, channels: 
         probe(bytes(content + content))
 
 
+def test_a_sphere_file_that_is_cut_off() -> None:
+    content = made("NIST")
+    same(content, whole(content))
+    with pytest.raises(AudioFileError, match=r"is truncated: 988 samples[\s\S]*the 3000 samples"):
+        probe(content[: len(content) // 3 + 658])
+
+
 def test_a_size_beyond_32_bits(tmp_path: Path) -> None:
     path, seconds = tmp_path / "long.wav", 68_000  # 16 kHz of 32 bits: 4.35 GB, nothing of it on the disk but its end
     size = 16000 * 4 * seconds

@@ -100,6 +100,31 @@ def test_an_mp3_with_a_tag_is_read_as_it_ever_was() -> None:
             assert np.array_equal(read(content + end), got)
 
 
+def test_a_length_tag_is_held_against_the_frames() -> None:
+    for kind in ("vbr", "cbr"):
+        content = encoded(noise(4), kind)
+        tag = next(content.find(name) for name in (b"Xing", b"Info") if name in content[:200])
+        count, size = struct.unpack_from(">II", content, tag + 8)
+        raw = untagged(content)
+
+        def says(frames: int, length: int, content: bytes = content, tag: int = tag) -> bytes:
+            out = bytearray(content)
+            struct.pack_into(">II", out, tag + 8, frames, length)
+            return bytes(out)
+
+        for frames, length in ((count // 2, size), (count // 2, size // 2), (1, 1), (0, 0)):
+            got = read(says(frames, length))
+            assert 4 * RATE <= len(got) <= 4 * RATE + 2 * 1152 + 529  # what a coder adds at the end included
+            assert np.abs(got[: 4 * RATE - 1200] - read(content)[:-1200]).max() < 1e-5 or not frames
+        with pytest.raises(AudioFileError, match="is truncated"):
+            probe(says(2 * count, size))
+        frame = bytearray(content[: content.find(content[:2], 4)])  # the tag of another encoder in a frame of its own
+        frame[4:] = bytes(len(frame) - 4)
+        for told in (count, count // 2):
+            struct.pack_into(">4sHHHII", frame, 36, b"VBRI", 1, 0, 75, len(raw) + len(frame), told)
+            assert np.array_equal(read(bytes(frame) + raw), read(raw))
+
+
 def test_an_mp3_in_a_wav_is_as_long_as_its_frames() -> None:
     for kind in ("vbr", "cbr"):
         stream = untagged(encoded(np.concatenate([noise(3, 1e-4), noise(3)]), kind))

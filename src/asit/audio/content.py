@@ -32,16 +32,16 @@ AV_SUFFIXES = frozenset(
 MPEG_SUFFIXES = frozenset({".mp3", ".mp2", ".mp1", ".mpga"})
 SNDFILE_SUFFIXES = MPEG_SUFFIXES | {
     *(".wav", ".wave", ".bwf", ".rf64", ".w64", ".flac", ".ogg", ".oga", ".opus"),
-    *(".aiff", ".aif", ".aifc", ".au", ".snd", ".caf", ".sph", ".voc"),
+    *(".aiff", ".aif", ".aifc", ".au", ".snd", ".caf", ".sph"),
 }
 """Names of what libsndfile reads; a file of any other name goes by its content."""
 
-HEADED = ("wav", "w64", "aiff", "au", "caf")
+HEADED = ("wav", "w64", "aiff", "au", "caf", "sphere")
 """Kinds of files whose headers `asit.audio.headers` reads."""
 BY_FFMPEG = ("adts", "mp4", "matroska", "asf", "amr", "wavpack", "tta", "ape")
 """Kinds of files that FFmpeg reads; "adts" also stands for a name of its, where the bytes are unclear."""
 _MAGIC = {
-    **{b"fLaC": "flac", b"OggS": "ogg", b".snd": "au", b"dns.": "au", b"caff": "caf"},
+    **{b"fLaC": "flac", b"OggS": "ogg", b".snd": "au", b"dns.": "au", b"caff": "caf", b"NIST": "sphere"},
     **{b"\x1aE\xdf\xa3": "matroska", b"wvpk": "wavpack", b"TTA1": "tta", b"MAC ": "ape"},
 }
 _BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"pnot", b"styp")  # after a size, at the beginning of an MPEG-4 file

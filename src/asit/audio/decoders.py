@@ -127,7 +127,8 @@ def _open_headed(content: Content) -> Source:
     source = _SoundFileSource(content, parts)
     if found.promised is not None:
         promised, held = found.promised, found.size
-        whole = source.info.frames * promised // held if held else promised
+        frames = source.info.frames
+        whole = promised // found.block if held // found.block == frames else frames * promised // max(1, held)
         source.close()
         raise faults.truncated(source.name, source.info.frames, whole, source.info.rate)
     return source

@@ -1,4 +1,4 @@
-"""Where the samples lie in WAV, RF64, W64, AIFF, AU and CAF files, whatever length their headers say.
+"""Where the samples lie in WAV, RF64, W64, AIFF, AU, CAF and SPHERE files, whatever length their headers say.
 
 Programs that write into a pipe, that were stopped, or that wrote more than the 32 bits of a size can tell, leave a
 header that says too much or too little. `look` finds the bytes that are there and, where the header is wrong, gives the
@@ -45,6 +45,7 @@ class Found:
         parts: what a decoder is to be given; None: the file as it is.
         tag: WAVE format tag, 0 where there is none.
         joined: where another file, or other samples, begin behind these.
+        block: bytes of a frame, or of a packet of frames.
     """
 
     start: int
@@ -53,6 +54,7 @@ class Found:
     parts: tuple[Stretch, ...] | None = None
     tag: int = 0
     joined: int | None = None
+    block: int = 1
 
     @property
     def by_ffmpeg(self) -> bool:
@@ -64,11 +66,11 @@ def look(kind: str, file: Bytes) -> Found | None:
     """Find the samples; None where the header cannot be made out, so that the decoder says what it thinks of it.
 
     Args:
-        kind: "wav", "w64", "aiff", "au" or "caf".
+        kind: "wav", "w64", "aiff", "au", "caf" or "sphere".
         file: its bytes.
     """
     try:
-        return {"wav": _riff, "w64": _w64, "aiff": _aiff, "au": _au, "caf": _caf}[kind](file)
+        return {"wav": _riff, "w64": _w64, "aiff": _aiff, "au": _au, "caf": _caf, "sphere": _sphere}[kind](file)
     except struct.error:  # cut off within the header
         return None
 
@@ -176,6 +178,18 @@ def _caf_head(front: bytes, size: int) -> bytes:
     return front[:-12] + struct.pack(">Q", size + 4) + front[-4:]
 
 
+def _sphere(file: Bytes) -> Found | None:
+    lines = file.at(0, 1024).decode("ascii", "replace").splitlines()
+    facts = {words[0]: words[2] for line in lines if len(words := line.split()) == 3}
+    try:
+        start, count = int(lines[1]), int(facts["sample_count"])
+        block = int(facts["sample_n_bytes"]) * int(facts["channel_count"])
+    except (ValueError, KeyError, IndexError):
+        return None
+    held = max(0, file.size - start)  # libsndfile reads all of them
+    return Found(start, held, block * count if held < block * count < 1 << 62 else None, block=block)
+
+
 def _chunks(file: Bytes, at: int, size: str, digits: int, even: int) -> Iterator[tuple[bytes, int, int]]:
     """Names, sizes and places of chunks, as their headers say."""
     while len(head := file.at(at, 4 + digits)) == 4 + digits:
@@ -208,7 +222,7 @@ def _weigh(
     held = max(0, file.size - start)
     stream = size == 0 or any(0 <= base - size < block + _NEAR for base in _PLACEHOLDERS)
     if size > held and not stream:
-        return Found(start, held, size, (head(held), (start, held)), tag)
+        return Found(start, held, size, (head(held), (start, held)), tag, block=block)
     if not stream or (size == 0 and held):
         end = start + size
         rest, joined = _behind(file, end, layout, even)

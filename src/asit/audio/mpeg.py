@@ -139,10 +139,9 @@ def stream(file: Bytes, start: int) -> Stream | None:
     at, first = found
     tag = file.at(at, first.size)
     where, count, size = _length_tag(tag) if first.layer == 3 else (0, None, None)
-    if count is not None and size is not None and where:
-        rest = file.size - at - _trailer(file)
-        if abs(rest - size) <= first.size:  # the tag describes this file and no more
-            return Stream(first, at, None, count, None if at == start else ((at, file.size - at),))
+    rest = file.size - at - _trailer(file)
+    if size is not None and abs(rest - size) <= first.size and _even(file, tag, where, at + first.size, count, size):
+        return Stream(first, at, None, count, None if at == start else ((at, file.size - at),))
     body = at + first.size if where else at
     frames, runs, other = _walk(file, body, first)
     if count is not None and frames <= count + 1 and where and tag[where : where + 4] != b"VBRI":
@@ -155,6 +154,17 @@ def stream(file: Bytes, start: int) -> Stream | None:
     uneven = first.layer < 3 and abs(held - frames * first.size) > max(frames, first.size)
     promised = count if count is not None and frames < count else None
     return Stream(first, body, frames, promised, parts, other, uneven)
+
+
+def _even(file: Bytes, tag: bytes, where: int, after: int, count: int | None, size: int) -> bool:
+    """Whether a tag speaks of a constant bit rate, and of as many frames as its bytes have at that of the first one."""
+    head = file.at(after, 7)
+    first = header_of(head)
+    if count is None or tag[where : where + 4] != b"Info" or first is None or not first.layer:
+        return False
+    kbit = (_V1 if head[1] >> 3 & 3 == 3 else _V2)[first.layer][(head[2] >> 4) - 1]
+    mean = first.samples * 125 * kbit / first.rate  # bytes
+    return abs(count * mean - (size - len(tag))) <= 2 * mean + 2
 
 
 def count(file: Bytes, start: int) -> tuple[Header, int] | None:
