@@ -8,6 +8,7 @@ import io
 import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -145,6 +146,7 @@ def similar(prog: str, summary: str, given: list[str]) -> int:
     options = parse(SimilarOptions, prog, summary, given)
     _check(options)
     from asit import runtime
+    from asit.data.listing import passed_over
     from asit.interop.loading import load
     from asit.search import Index
 
@@ -154,7 +156,10 @@ def similar(prog: str, summary: str, given: list[str]) -> int:
     (for_people if kind == "table" else for_data)()
     with runtime.world(options.device, options.threads) as world:
         found = Index.read(options.index)
-        questions = list(_questions(options, found.card["window"]))
+        others = Counter[str]()
+        questions = list(_questions(options, found.card["window"], others))
+        if others:
+            print(f"asit: {passed_over(others)}", file=sys.stderr)
         model = found.model(world.device) if options.model is None else load(options.model, world.device)
         found.check(model)
         if kind == "csv":
@@ -181,11 +186,11 @@ def similar(prog: str, summary: str, given: list[str]) -> int:
     return 2 if failed else 0
 
 
-def _questions(options: SimilarOptions, window: float) -> Iterator[Item]:
+def _questions(options: SimilarOptions, window: float, others: Counter[str]) -> Iterator[Item]:
     """The recordings to go by, or the part of each that was asked for."""
     from asit.data.inputs import expand
 
-    for item in expand(options.files):
+    for item in expand(options.files, others):
         if options.at is None and options.seconds is None:
             yield item
             continue

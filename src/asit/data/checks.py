@@ -330,4 +330,7 @@ def _sums(wave: npt.NDArray[np.float32], plan: Plan) -> tuple[float, float, int]
     front_end = _front_end(plan.front_end.model_dump_json())
     if len(wave) < front_end.window:  # the last sample of a window can fall to resampling
         return 0.0, 0.0, 0
-    return logmel_statistics(front_end.fbank(torch.from_numpy(wave)[None]))
+    total, squares, count = logmel_statistics(front_end.fbank(torch.from_numpy(wave)[None]))
+    if not (math.isfinite(total) and math.isfinite(squares)):  # it would make the mean of all clips NaN
+        raise _Verdict("non-finite", "its log-mel holds values that are NaN or infinite")
+    return total, squares, count

@@ -54,9 +54,9 @@ def build(
     """Scan a folder or a table, leave out what cannot be used, measure the log-mel, and write ``out``.
 
     Beside ``c.jsonl`` stands ``c.skipped.jsonl``: each clip left out, with its reason (missing, unreadable, empty,
-    too short, outside the file, truncated, non-finite, silent) and the detail. While it works, results go to
-    ``c.jsonl.partial``; a scan that was stopped goes on from there, and its outcome is the same to the byte. Clips
-    found bad are looked at again, and so are files whose size or time of change differ.
+    too short, outside the file, truncated, non-finite, out of range, cancelled, silent) and the detail. While it works,
+    results go to ``c.jsonl.partial``; a scan that was stopped goes on from there, and its outcome is the same to the
+    byte. Clips found bad are looked at again, and so are files whose size or time of change differ.
 
     A clip that is a part of its file is looked at by itself: it alone is decoded, and it alone is measured. A part that
     ends after its file is shortened to it, and counted in the header ("shortened").

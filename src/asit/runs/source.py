@@ -112,6 +112,8 @@ def _of_tars(settings: Wanted, tars: Sequence[str], out: Path | None, stream: Te
         statistics_clips=64 if out is None else 1000,
         progress=counter(stream, "looking at shards", "shards"),
     )
+    if stream is not None and (passed := passed_over(made.header["ignored"])):
+        stream.write(passed + "\n")
     if place is not None:
         place.parent.mkdir(parents=True, exist_ok=True)
         made.write(place)
