@@ -25,7 +25,7 @@ AudioBytes = bytes | bytearray | memoryview
 AV_SUFFIXES = frozenset(
     (
         *(".m4a", ".m4b", ".mp4", ".mov", ".3gp", ".3g2", ".aac", ".webm", ".mka", ".mkv"),
-        *(".wma", ".amr", ".spx", ".wv", ".tta", ".ape"),
+        *(".wma", ".amr", ".spx", ".wv"),
     )
 )
 """Names of what FFmpeg reads, in lower case."""
@@ -38,11 +38,11 @@ SNDFILE_SUFFIXES = MPEG_SUFFIXES | {
 
 HEADED = ("wav", "w64", "aiff", "au", "caf", "sphere")
 """Kinds of files whose headers `asit.audio.headers` reads."""
-BY_FFMPEG = ("adts", "mp4", "matroska", "asf", "amr", "wavpack", "tta", "ape")
+BY_FFMPEG = ("adts", "mp4", "matroska", "asf", "amr", "wavpack")
 """Kinds of files that FFmpeg reads; "adts" also stands for a name of its, where the bytes are unclear."""
 _MAGIC = {
     **{b"fLaC": "flac", b"OggS": "ogg", b".snd": "au", b"dns.": "au", b"caff": "caf", b"NIST": "sphere"},
-    **{b"\x1aE\xdf\xa3": "matroska", b"wvpk": "wavpack", b"TTA1": "tta", b"MAC ": "ape"},
+    **{b"\x1aE\xdf\xa3": "matroska", b"wvpk": "wavpack"},
 }
 _BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"pnot", b"styp")  # after a size, at the beginning of an MPEG-4 file
 _W64, _ASF = bytes.fromhex("726966662e91cf11"), bytes.fromhex("3026b2758e66cf11")

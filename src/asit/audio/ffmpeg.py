@@ -18,7 +18,7 @@ from asit.audio.stretches import Bytes
 
 _RUN_UP = 8192  # samples decoded and thrown away after a seek; enough for every file tried
 # Demuxers that are let in: a playlist that calls itself .mp4 could make FFmpeg open other files.
-_OPTIONS = {"format_whitelist": "mov,matroska,aac,asf,amr,wav,mp3,ogg,wv,tta,ape"}
+_OPTIONS = {"format_whitelist": "mov,matroska,aac,asf,amr,wav,mp3,ogg,wv"}
 
 
 class FFmpegSource(Source):
@@ -36,6 +36,8 @@ class FFmpegSource(Source):
             ) from None
         if content.kind == "mp4":
             _check_boxes(content.name, content.data)
+        if content.kind == "matroska":
+            _check_segment(content.name, content.data)
         self.counted = mpeg.count(content.data, content.start) if content.kind in ("adts", "mpeg") else None
         self.error = av.error.FFmpegError
         self.resampler = av.AudioResampler(format="fltp")
@@ -68,7 +70,7 @@ class FFmpegSource(Source):
         # What a browser records has no length in its header; a length of several streams together is the longest's.
         own = stream.duration is not None or len(opened.streams) == 1
         exact = bool(length) and own and name not in ("aac", "amr")
-        frames = round(length * rate)
+        frames = round(length * rate) if exact else 0
         if self.counted is not None:
             first, count = self.counted
             frames, exact = count * first.samples * rate // first.rate, True
@@ -102,6 +104,26 @@ class FFmpegSource(Source):
                     return
         except self.error as error:
             raise self.gave_up(at, error) from None
+
+
+def _check_segment(name: str, file: Bytes) -> None:
+    """Refuse a Matroska file that ends within its one segment (RFC 8794, section 6; RFC 9559, section 4.5).
+
+    Raises:
+        AudioFileError: so it is.
+    """
+    at = 0
+    for wanted in (b"\x1aE\xdf\xa3", b"\x18S\x80g"):
+        head = file.at(at, 12)
+        width = 9 - head[4].bit_length() if len(head) == 12 and head[:4] == wanted and head[4] else 0
+        if not width:
+            return
+        size = int.from_bytes(head[4 : 4 + width], "big") & (1 << 7 * width) - 1
+        at += 4 + width + size
+        if size == (1 << 7 * width) - 1:  # unknown: of a stream
+            return
+    if at > file.size:
+        raise faults.cut_off(name, f"its segment, which has {at - file.size} bytes more")
 
 
 def _check_boxes(name: str, file: Bytes) -> None:

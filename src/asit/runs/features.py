@@ -36,8 +36,8 @@ MOST, LONGEST = 64, 600.0
 """Clips, and seconds of sound, after which a block ends, so that the tokens of a block fit in memory."""
 ROUND = 4
 """Blocks that each of several processes computes before the results are brought together."""
-FORMAT = "3"
-"""Version of what the cache holds."""
+FORMAT = "4"
+"""Version of what the cache holds; 4: files whose headers say less than they hold are read whole."""
 
 
 class Clips(Protocol):
