@@ -110,6 +110,42 @@ def test_damaged_files_are_read_or_refused(form: str, codec: str) -> None:
     assert sum(found["ends"].values()) == 600
 
 
+def long_searches() -> dict[str, bytes]:
+    """Bytes that a careless search would go through for minutes."""
+    many = 1_000_000
+    mp3, wav, flac, opus = (seeds(*kind) for kind in (KINDS[12], KINDS[0], KINDS[9], KINDS[11]))
+    head = wav[: wav.index(b"data")]
+    page = b"OggS\0\2" + bytes(20) + b"\1\x13OpusHead" + bytes(11)
+    chunks = b"LIST\0\0\0\0" * many + b"LIST\xff\0\0\0x"
+    return {
+        "mp3": mp3 + b"\xff\xfb\x90\0" * 4 * many,
+        "wav": head + b"JUNK\0\0\0\0" * many,
+        "wav stream": head + b"data\xff\xff\xff\xff" + bytes(1000) + b"\1" * 1000 + chunks,
+        "wav half": head + b"data\x10\0\0\0" + b"\1" * 1000 + chunks,
+        "aiff": b"FORM\0\0\0\0AIFF" + b"JUNK\0\0\0\0" * many,
+        "flac": flac + b"fLaC\0\0\0\x22" * many,
+        "flac tail": flac + b"\xff\xf8\x12\x08\0\0" * 20_000,
+        "ogg": opus * 4000,
+        "ogg pages": page * (many // 2),
+        "mp4": b"\0\0\0\x08ftyp" + b"\0\0\0\x08free" * many,
+        "id3": b"ID3\4\0\0\0\0\0\0" * many + mp3,
+    }
+
+
+@pytest.mark.slow
+def test_no_search_in_a_file_is_long() -> None:
+    from asit.audio.files import probe
+    from asit.errors import AudioError
+
+    for name, content in long_searches().items():
+        begun = time.process_time()
+        try:
+            probe(content)
+        except AudioError as error:
+            assert error.remedy, name
+        assert time.process_time() - begun < FLOOR, name
+
+
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))

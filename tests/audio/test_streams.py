@@ -120,8 +120,8 @@ def test_a_length_tag_is_held_against_the_frames() -> None:
             probe(says(2 * count, size))
         frame = bytearray(content[: content.find(content[:2], 4)])  # the tag of another encoder in a frame of its own
         frame[4:] = bytes(len(frame) - 4)
-        for told in (count, count // 2):
-            struct.pack_into(">4sHHHII", frame, 36, b"VBRI", 1, 0, 75, len(raw) + len(frame), told)
+        for said in (count, count // 2):
+            struct.pack_into(">4sHHHII", frame, 36, b"VBRI", 1, 0, 75, len(raw) + len(frame), said)
             assert np.array_equal(read(bytes(frame) + raw), read(raw))
 
 

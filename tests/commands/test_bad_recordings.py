@@ -13,6 +13,7 @@ import pytest
 import soundfile
 
 import asit
+from asit.audio.sounds import read_sound
 from asit.cli import main
 from asit.errors import AudioError
 from asit.serve.analysis import Analyst
@@ -140,3 +141,22 @@ def test_arrays_are_held_to_the_same_bounds(models: Path, sound: np.ndarray, rat
         asit.load(str(models / "encoder")).embed(sound, rate)
     assert text in str(caught.value)
     assert time.monotonic() - begun < 2
+
+
+@pytest.mark.parametrize("length_is_known", [True, False])
+def test_hours_of_one_value_in_a_few_bytes_are_refused(tmp_path: Path, length_is_known: bool) -> None:
+    out = io.BytesIO()
+    with soundfile.SoundFile(out, "w", 44100, 1, format="FLAC") as file:
+        for _ in range(600):
+            file.write(np.full(4096 * 4, 500, np.int16))
+    content = bytearray(out.getvalue())
+    content[18:21] = (1000 << 4 | content[20] & 15).to_bytes(3, "big")
+    assert len(content) / (600 * 16.384) < 10
+    if not length_is_known:
+        content[21] &= 0xF0
+        content[22:26] = bytes(4)
+    begun = time.monotonic()
+    (tmp_path / "a.flac").write_bytes(content)
+    with pytest.raises(AudioError, match=r"claims \d\.\d hours in \d+ bytes"):
+        read_sound(tmp_path / "a.flac", None, 16000)
+    assert time.monotonic() - begun < 10

@@ -206,11 +206,11 @@ def not_audio(content: Content, error: Exception, decoder: str = "libsndfile") -
     """The error about a file that its decoder cannot make anything of."""
     head, suffix = content.head, content.suffix
     if not head:
-        return AudioFileError("empty", f"{content.name} has no bytes", "a recording", "fetch it anew, or leave it out")
+        return AudioFileError("empty", f"{content.name} has no bytes", "a recording", "fetch it again, or leave it out")
     begins = "begins with the bytes " + head[:8].hex(" ")
-    remedy = "fetch or convert it anew, or leave it out"
+    remedy = "fetch or convert it again, or leave it out"
     if head.lstrip().startswith(b"<"):
-        begins, remedy = "is a web page or XML", "fetch it anew: a server may have sent an error page"
+        begins, remedy = "is a web page or XML", "fetch it again: a server may have sent an error page"
     elif content.path is None and not suffix:
         remedy = "give the whole content of an audio file; samples go in as an array with rate="
     named = content.path is not None or suffix

@@ -173,6 +173,8 @@ def _open_ogg(content: Content, links: ogg.Links) -> Source:
 
 def _chained(content: Content, recordings: Sequence[Sequence[Stretch]], label: str | None = None) -> Source:
     """One recording, or several of them behind each other, each given as its parts."""
+    if len(recordings) > faults.RECORDINGS:
+        raise faults.joined(content.name, f"more than {faults.RECORDINGS}")
     sources = list[Source]()
     try:
         for parts in recordings:
@@ -287,8 +289,8 @@ class _Chain(Source):
     def __init__(self, content: Content, sources: Sequence[Source]) -> None:
         kinds = list(dict.fromkeys((source.info.rate, source.info.channels) for source in sources))
         if len(kinds) > 1:
-            told = ", then ".join(f"{rate} Hz with {channels} channels" for rate, channels in kinds[:4])
-            raise faults.joined(sources[0].name, told)
+            listed = ", then ".join(f"{rate} Hz with {channels} channels" for rate, channels in kinds[:4])
+            raise faults.joined(sources[0].name, listed)
         self.sources = sources
         known = all(source.slack is not None for source in sources)
         frames = sum(source.info.frames for source in sources) if known else 0

@@ -17,8 +17,12 @@ RATES = (1_000, 10_000_000)
 """Lowest and highest sample rate, Hz: below it there is no sound to hear, and resampling makes much of very little."""
 CHANNELS = 256
 """Most channels."""
+RECORDINGS = 256
+"""Most recordings joined in one file, each of which has a decoder of its own."""
 LONGEST = 7 * 24 * 3600
 """Longest recording, s."""
+SHORT, THINNEST = 600, 10
+"""A recording of more seconds than the first has at least so many bytes a second; silence in FLAC has 28 at 8 kHz."""
 LOUDEST = 16.0
 """Largest magnitude of a sample, 24 dB above full scale: more is another unit, such as int16 values."""
 SILENCE = 2 / 32768
@@ -126,23 +130,40 @@ def check_bounds(name: str, rate: int, channels: int, seconds: float | None) -> 
         )
     if not 1 <= channels <= CHANNELS:
         raise AudioFileError("unreadable", f"{name} has {channels} channels", f"1 to {CHANNELS} channels", damaged)
-    if seconds is not None and seconds > LONGEST:
-        raise too_long(name, seconds)
+    if seconds is not None:
+        check_length(name, seconds, None)
 
 
-def too_long(name: str, seconds: float) -> AudioFileError:
-    """The error about a recording of more than `LONGEST`."""
-    return AudioFileError(
-        "unreadable",
-        f"{name} is {seconds / 3600:.1f} hours long",
-        f"at most {LONGEST // 3600} hours",
-        "cut it into several recordings; or fetch it again if its header is damaged",
-    )
+def check_length(name: str, seconds: float, size: int | None) -> None:
+    """Refuse a length that no recording has, or none in so few bytes: a FLAC of 14 bytes may claim a minute.
+
+    Args:
+        name: of the sound.
+        seconds: its length as the header says, or what has been decoded of it.
+        size: bytes of the file; None: it has none.
+
+    Raises:
+        AudioFileError: outside the bounds.
+    """
+    if seconds > LONGEST:
+        raise AudioFileError(
+            "unreadable",
+            f"{name} is {seconds / 3600:.1f} hours long",
+            f"at most {LONGEST // 3600} hours",
+            "cut it into several recordings; or fetch it again if its header is damaged",
+        )
+    if size is not None and seconds > SHORT and size < THINNEST * seconds:
+        raise AudioFileError(
+            "unreadable",
+            f"{name} claims {seconds / 3600:.1f} hours in {size} bytes",
+            f"{THINNEST} bytes or more for a second of sound",
+            "leave it out: it holds nothing but one value, or its header is damaged",
+        )
 
 
 def empty(name: str) -> AudioFileError:
     """The error about a file without samples; `name` is `Source.name`, here and below."""
-    return AudioFileError("empty", f"{name} has no samples", "at least one", "fetch it anew, or leave it out")
+    return AudioFileError("empty", f"{name} has no samples", "at least one", "fetch it again, or leave it out")
 
 
 def truncated(name: str, held: int, promised: int, rate: int) -> AudioFileError:
@@ -151,7 +172,7 @@ def truncated(name: str, held: int, promised: int, rate: int) -> AudioFileError:
         "truncated",
         f"{name} is truncated: {held} samples ({held / rate:.3f} s)",
         f"the {promised} samples ({promised / rate:.3f} s) that its header promises",
-        "fetch it anew, or leave it out",
+        "fetch it again, or leave it out",
     )
 
 
@@ -175,7 +196,7 @@ def joined(name: str, what: str) -> AudioFileError:
 def not_finite(name: str) -> AudioFileError:
     """The error about a file with NaN or infinity in it."""
     found = f"{name} holds samples that are NaN or infinite"
-    return AudioFileError("non-finite", found, "finite samples", "convert it anew, or leave it out")
+    return AudioFileError("non-finite", found, "finite samples", "convert it again, or leave it out")
 
 
 def out_of_range(name: str, peak: float) -> AudioFileError:

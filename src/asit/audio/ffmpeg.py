@@ -16,6 +16,7 @@ from asit.audio.faults import AudioFileError, Wave
 from asit.audio.source import AudioInfo, Source
 from asit.audio.stretches import Bytes
 
+_BOXES = 100_000  # most boxes that are gone through
 _RUN_UP = 8192  # samples decoded and thrown away after a seek; enough for every file tried
 # Demuxers that are let in: a playlist that calls itself .mp4 could make FFmpeg open other files.
 _OPTIONS = {"format_whitelist": "mov,matroska,aac,asf,amr,wav,mp3,ogg,wv"}
@@ -31,7 +32,7 @@ class FFmpegSource(Source):
             raise AudioFileError(
                 "unreadable",
                 f"{content.name} needs FFmpeg to be read, and PyAV is not installed",
-                "the package av for m4a, aac, mp4, webm and their kin",
+                "the package av for m4a, aac, mp4, webm and others",
                 "pip install 'asit-audio[av]', or convert the file to flac",
             ) from None
         if content.kind == "mp4":
@@ -61,7 +62,7 @@ class FFmpegSource(Source):
         context, name = stream.codec_context, opened.format.name.split(",")[0]
         if context is None or not context.sample_rate:
             found = f"{content.name} has a sound whose codec or sample rate its header does not tell"
-            raise AudioFileError("unreadable", found, "a header that does", "fetch it anew, or leave it out")
+            raise AudioFileError("unreadable", found, "a header that does", "fetch it again, or leave it out")
         rate = context.sample_rate
         if stream.duration is not None and stream.time_base is not None:
             length = Fraction(stream.duration) * stream.time_base
@@ -133,7 +134,10 @@ def _check_boxes(name: str, file: Bytes) -> None:
         AudioFileError: so it is.
     """
     at, films = 0, 0
-    while len(head := file.at(at, 16)) >= 8:
+    for _ in range(_BOXES):
+        head = file.at(at, 16)
+        if len(head) < 8:
+            return
         (size,), box = struct.unpack_from(">I", head), head[4:8]
         if size == 1 and len(head) == 16:
             (size,) = struct.unpack_from(">Q", head, 8)

@@ -206,8 +206,7 @@ def inspect(path: str | os.PathLike[str], *, keep: tuple[float, float] | None = 
             if frames < end and frames + len(block) > begin:
                 kept.append(block[max(0, begin - frames) : end - frames])
             frames += len(block)
-            if frames > faults.LONGEST * info.rate:
-                raise faults.too_long(source.name, frames / info.rate)
+            faults.check_length(source.name, frames / info.rate, source.content.data.size)
         if not frames:
             raise faults.empty(source.name)
         return Inspection(

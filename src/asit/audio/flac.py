@@ -5,6 +5,7 @@ Layout: RFC 9639, sections 8.2 (the header) and 9.1 (headers of frames, and thei
 
 from __future__ import annotations
 
+from asit.audio.faults import RECORDINGS
 from asit.audio.stretches import Bytes, Stretch
 
 _FIRST = b"fLaC\0\0\0\x22"  # signature, and the header of the first block of metadata, or with 0x80 of the only one
@@ -12,6 +13,7 @@ _HEADER = 42  # bytes up to the end of that block
 _TOTAL = 21  # the number of samples: the lower 36 bits from here on
 _SEARCHED = 1 << 23  # bytes of a file in which another one is looked for
 _TAIL = 1 << 16  # bytes at the end in which the last frame is looked for
+_TRIED = 8  # places in it, of those that look like one, whose frame is computed to its end
 _BLOCKS = {
     1: 192,
     **{code: 576 << code - 2 for code in range(2, 6)},
@@ -36,7 +38,7 @@ def recordings(file: Bytes, start: int) -> list[tuple[Stretch, ...]]:
             while at >= 0:
                 places.append(start + at)
                 at = body.find(first, at + _HEADER)
-    places.sort()
+    places = sorted(places)[: RECORDINGS + 1]
     return [_parts(file, at, end) for at, end in zip(places, [*places[1:], file.size], strict=True)]
 
 
@@ -62,7 +64,7 @@ def _last_sample(file: Bytes, start: int, end: int, head: bytes, total: int) -> 
             return total
         if last is not None:
             found.append((at, last))
-    return next((last for at, last in found if last > total and _crc(tail[at:], 16, 0x8005) == 0), total)
+    return next((last for at, last in found[:_TRIED] if last > total and _crc(tail[at:], 16, 0x8005) == 0), total)
 
 
 def _frame(head: bytes, block: int) -> int | None:

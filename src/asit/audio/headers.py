@@ -26,6 +26,8 @@ _PLACEHOLDERS = (0x7F000000, 0x7FFFF000, 0x80000000, 0xFFFFFFFF, 0x7FFFFFFFFFFFF
 _NEAR = (
     128  # bytes by which they may lie below: a frame, as they are rounded down to whole ones, and a header of this size
 )
+_CHUNKS = 1000  # most chunks that are gone through
+_TRIED = 200  # places there where such chunks may begin
 _PADDING = 1 << 20  # most zeros behind the samples that are none
 _TAIL = 1 << 17  # bytes at the end of a file, in which chunks behind the samples are looked for
 _TRAILERS = (b"LIST", b"id3 ", b"ID3 ", b"cue ", b"bext", b"iXML", b"smpl", b"inst", b"fact", b"PEAK", b"JUNK", b"FLLR")
@@ -108,10 +110,11 @@ def _wav_head(form: bytes, order: str, size: int) -> bytes:
 
 def _w64(file: Bytes) -> Found | None:
     at, form = 40, b""
-    while len(head := file.at(at, 24)) == 24:
-        (size,) = struct.unpack_from("<Q", head, 16)
-        if head[4:16] != _GUID:
+    for _ in range(_CHUNKS):
+        head = file.at(at, 24)
+        if len(head) < 24 or head[4:16] != _GUID:
             return None
+        (size,) = struct.unpack_from("<Q", head, 16)
         if head[:4] == b"fmt ":
             form = file.at(at + 24, min(size - 24, 1 << 16) if size > 24 else 0)
         elif head[:4] == b"data" and len(form) >= 16:
@@ -192,7 +195,10 @@ def _sphere(file: Bytes) -> Found | None:
 
 def _chunks(file: Bytes, at: int, size: str, digits: int, even: int) -> Iterator[tuple[bytes, int, int]]:
     """Names, sizes and places of chunks, as their headers say."""
-    while len(head := file.at(at, 4 + digits)) == 4 + digits:
+    for _ in range(_CHUNKS):
+        head = file.at(at, 4 + digits)
+        if len(head) < 4 + digits:
+            return
         (length,) = struct.unpack_from(size, head, 4)
         yield head[:4], length, at + 4 + digits
         at += 4 + digits + length + (length % even and even - length % even)
@@ -281,6 +287,8 @@ def _chain(file: Bytes, at: int, layout: str, even: int, exact: bool = False) ->
     """
     found, digits = list[tuple[bytes, int]](), struct.calcsize(layout) if layout != "w64" else 20
     while at < file.size:
+        if len(found) == _CHUNKS:
+            return None
         head = file.at(at, 4 + digits)
         if file.size - at < 8 or head.startswith(_TAGS):  # a rest that is no chunk, such as a byte of padding
             return found or None
@@ -313,7 +321,7 @@ def _end(file: Bytes, start: int, size: int, layout: str, even: int) -> int:
     first = max(start, file.size - _TAIL)
     tail = file.at(first, file.size - first)
     places = [place for name in _TRAILERS for place in _all(tail, name)]
-    for place in sorted(places):
+    for place in sorted(places)[:_TRIED]:
         if (first + place) % even == 0 and _chain(file, first + place, layout, even, exact=True) is not None:
             return first + place
     return file.size

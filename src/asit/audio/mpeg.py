@@ -31,6 +31,7 @@ _V2 = {
 _RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
 """Hz, by the two bits of the version."""
 _SEARCHED = 1 << 20  # bytes before the first frame
+_TRIED = 1_000_000  # bytes of 0xFF that may be looked at between two frames
 _DELAY = 529  # samples that mpg123 leaves out at the beginning of what has a tag
 _TAG_KBIT = 64  # bit rate of a frame that holds nothing but a tag: 192 bytes and more
 
@@ -205,8 +206,9 @@ def _walk(file: Bytes, at: int, first: Header) -> tuple[int, list[tuple[int, int
 
 
 def _next(file: Bytes, at: int, end: int, kind: tuple[int, int] | None) -> tuple[int, Header] | None:
-    """The first frame in these bytes that another one follows."""
-    while at < end:
+    """The first frame in these bytes that another one follows; None too where too many look like one and are none."""
+    tried = 0
+    while at < end and tried < _TRIED:
         block = file.at(at, min(4096, end - at))
         if not block:
             return None
@@ -215,7 +217,7 @@ def _next(file: Bytes, at: int, end: int, kind: tuple[int, int] | None) -> tuple
             found = begins(file, at + place)
             if found is not None and (kind is None or found.kind == kind):
                 return at + place, found
-            place = block.find(b"\xff", place + 1)
+            place, tried = block.find(b"\xff", place + 1), tried + 1
         at += len(block)
     return None
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+from asit.audio.faults import RECORDINGS
 from asit.audio.stretches import Bytes, Stretch
 
 _POLYNOMIAL = 0x104C11DB7
@@ -112,7 +113,7 @@ def links(file: Bytes) -> Links:
     found: list[tuple[str, list[tuple[int, int, int]]]] = []
     others: list[str] = []
     at, serial, begun, opening, cut = 0, -1, False, False, False
-    while at < file.size:
+    while at < file.size and len(found) <= RECORDINGS:
         head = file.at(at, _HEADER)
         if head[:4] != b"OggS"[: len(head)]:
             at = _page_after(file, at + 1)

@@ -61,7 +61,7 @@ class Source:
         self.content, self.info, self.slack = content, info, slack
         self.name = f"{content.name} ({info.format})"
         faults.check_bounds(self.name, info.rate, info.channels, None)
-        faults.check_bounds(self.name, info.rate, info.channels, info.seconds)
+        faults.check_length(self.name, info.seconds, content.data.size)
         self.levels = Levels(self.name)
 
     def blocks(self, start: int, stop: int | None) -> Iterator[Wave]:
@@ -74,8 +74,7 @@ class Source:
         for block in self.blocks(start, stop):
             held += len(block)
             yield block
-            if held > faults.LONGEST * self.info.rate:
-                raise faults.too_long(self.name, held / self.info.rate)
+            faults.check_length(self.name, held / self.info.rate, self.content.data.size)
         self._check_end(start, held, promised)
 
     def read(self, start: int, stop: int | None) -> Wave:
@@ -122,5 +121,5 @@ class Source:
             "truncated" if after else "unreadable",
             f"{self.name} cannot be decoded {where}: {words(error)}",
             "a whole recording",
-            "fetch or convert it anew, or leave it out",
+            "fetch or convert it again, or leave it out",
         )

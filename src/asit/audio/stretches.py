@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, BinaryIO
 
+_TAGS = 100  # most of ID3 that may stand at the beginning
 _FIRST, _MOST = 1 << 12, 1 << 17  # bytes read at a time, the more the longer a file is gone through
 
 Stretch = tuple[int, int] | bytes
@@ -109,6 +110,9 @@ def syncsafe(digits: bytes) -> int:
 def after_id3(file: Bytes) -> int:
     """Where what stands behind the ID3 tags at the beginning of a file begins."""
     at = 0
-    while (head := file.at(at, 10))[:3] == b"ID3" and len(head) == 10:
+    for _ in range(_TAGS):
+        head = file.at(at, 10)
+        if head[:3] != b"ID3" or len(head) < 10:
+            break
         at += 10 + syncsafe(head[6:10]) + (10 if head[5] & 16 else 0)
     return at
