@@ -27,6 +27,7 @@ LOUDEST = 16.0
 """Largest magnitude of a sample, 24 dB above full scale: more is another unit, such as int16 values."""
 SILENCE = 2 / 32768
 """A range of two steps of 16-bit sound: dither at most."""
+_JUDGED = 100  # samples, of fewer of which nothing is said: the mean of two is easily constant
 _CANCELLED = 1e-3  # of the range of the loudest channel, -60 dB: what is left of channels that cancel
 
 
@@ -56,6 +57,7 @@ class Levels:
     def __init__(self, name: str) -> None:
         self.name = name
         self.low = self.high = 0.0  # of the mean
+        self.count = 0
         self._lows: NDArray[np.float64] | None = None
         self._highs = np.zeros(0)
 
@@ -73,6 +75,7 @@ class Levels:
                 raise not_finite(self.name)
             raise out_of_range(self.name, max(-low, high))
         mono = _mean(block)
+        self.count += len(mono)
         least, most = (low, high) if len(block) == 1 else (float(mono.min()), float(mono.max()))
         if self._lows is None or len(self._lows) != len(lows):
             self._lows, self._highs, self.low, self.high = lows, highs, least, most
@@ -84,7 +87,7 @@ class Levels:
     @property
     def cancelled(self) -> AudioFileError | None:
         """The error about channels that all but vanish in their mean though they hold sound; None where they do not."""
-        if self._lows is None or len(self._lows) < 2:
+        if self._lows is None or len(self._lows) < 2 or self.count < _JUDGED:
             return None
         loudest = float((self._highs - self._lows).max())
         if loudest <= 4 * SILENCE or self.high - self.low > max(SILENCE, _CANCELLED * loudest):
