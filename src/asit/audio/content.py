@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from asit import disk
 from asit.errors import AudioError
 
 Reason = Literal["missing", "unreadable", "empty", "truncated", "non-finite", "silent"]
@@ -119,7 +120,7 @@ class Content:
         """The bytes, from the first one; a decoder that reads the same handle finds it where it was."""
         if self.handle is None:
             assert self.path is not None
-            with self.path.open("rb") as file:
+            with disk.open_file(self.path) as file:
                 yield file
             return
         place = self.handle.tell()
@@ -148,9 +149,9 @@ def open_content(file: str | os.PathLike[str] | AudioBytes | BinaryIO, called: s
     if isinstance(file, str | os.PathLike):
         if not os.fspath(file):  # a Path of it would be the current folder
             raise AudioFileError("missing", "a path without a character", "a recording", "correct the path")
-        path = Path(file)
-        if path.is_fifo():  # such as /dev/stdin behind a pipe
-            with path.open("rb") as pipe, _rewound(pipe, str(path)) as handle:
+        path = Path(disk.locate(os.fspath(file)))
+        if disk.special(path) == "a pipe":  # such as /dev/stdin behind another command
+            with _opened(path) as pipe, _rewound(pipe, str(path)) as handle:
                 yield _content(str(path), None, handle, _head_of(handle), "")
             return
         yield _content(str(path), path, None, _first_bytes(path), path.suffix.lower())
@@ -221,9 +222,19 @@ def _content(name: str, path: Path | None, handle: Handle | None, head: bytes, s
 
 
 def _first_bytes(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
+    with _opened(path) as file:
+        try:
             return file.read(_HEAD)
+        except OSError as error:
+            raise AudioFileError(
+                "unreadable", f"{path}: {error.strerror}", "a readable file", "see to its disk"
+            ) from None
+
+
+def _opened(path: Path) -> BinaryIO:
+    """The file, or a pipe that is written to, open for reading."""
+    try:
+        return disk.open_file(path, pipes=True)
     except FileNotFoundError:
         raise AudioFileError(
             "missing", f"{path} does not exist", "a recording", "correct the path, or make the catalogue anew"

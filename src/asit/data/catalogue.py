@@ -5,7 +5,7 @@ clips fit and loader processes share them.
 """
 
 # Paths are text here: a Path for each of two million would cost minutes.
-# ruff: noqa: PTH100, PTH110, PTH123
+# ruff: noqa: PTH100, PTH110
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from asit import whole
+from asit import disk, whole
 from asit.data import places, stores, tables
 from asit.data.columns import DAMAGE, SHARD, WORDS, Columns, Rows, Words, decode, json_line
 from asit.data.places import relative as relative
@@ -247,7 +247,7 @@ class Catalogue:
         """
         rows, name = Rows(), os.fspath(path)
         try:
-            with io.BytesIO(stores.read(name)) if stores.is_url(name) else open(path, "rb") as lines:
+            with io.BytesIO(stores.read(name)) if stores.is_url(name) else disk.open_file(path) as lines:
                 header = _header(path, lines.readline())
                 number = 2
                 while batch := list(islice(lines, LINES)):
@@ -346,7 +346,7 @@ def _header(path: str | os.PathLike[str], line: bytes) -> dict[str, Any]:
 def is_catalogue(path: Path) -> bool:
     """Whether the file's first line is a catalogue's header."""
     try:
-        with open(path, "rb") as file:
+        with disk.open_file(path) as file:
             return isinstance(row := json.loads(file.readline()), dict) and _MARK in row
     except (OSError, ValueError):
         return False

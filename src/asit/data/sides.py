@@ -239,7 +239,7 @@ def may_share_groups(catalogue: Catalogue, asked: bool) -> bool:
 
 def _refuse_shared(groups: npt.NDArray[np.object_] | Words, sides: Sides) -> None:
     if not isinstance(groups, Words):
-        coder = Coder()
+        coder = Coder("group")
         groups = Words(np.fromiter(map(coder, groups), np.int32, len(groups)), tuple(coder.words))
     on = {}
     for side, rows in sides.items():
