@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from asit import disk
 from asit.audio import files
 from asit.data import checks, spans, stores, tarshards
 from asit.data.catalogue import LINES, Catalogue, Clip, is_catalogue
@@ -45,6 +46,7 @@ def index_of(given: str) -> str | None:
         StoreError: a store that cannot be reached.
     """
     if not stores.is_url(given):
+        given = disk.locate(given)
         place = os.path.join(given, INDEX) if os.path.isdir(given) else given
         return place if is_catalogue(Path(place)) else None
     if given.lower().endswith(".jsonl"):
@@ -62,6 +64,7 @@ def tars_of(given: str) -> list[str]:
         CatalogueError: a URL, or a pattern of tars, that names none.
     """
     url = stores.is_url(given)
+    given = given if url else disk.locate(given)
     if tarshards.is_shard(given) and not _is_pattern(given):
         return [given] if url or os.path.isfile(given) else []
     if _is_pattern(given) and (url or not os.path.lexists(given)):
