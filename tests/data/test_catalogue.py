@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asit.data.catalogue import Catalogue, Clip
+from asit.data.columns import identifier, normal
 from asit.errors import CatalogueError
 
 CLIPS = [
@@ -101,7 +102,11 @@ def test_files_that_are_no_whole_catalogue(tmp_path: Path) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.lists(st.binary(min_size=1).filter(lambda b: not {0, ord("/")} & set(b) and b not in (b".", b"..")), max_size=8)
+    st.lists(
+        st.binary(min_size=1).filter(lambda b: not {0, ord("/")} & set(b) and b not in (b".", b"..")),
+        max_size=8,
+        unique=True,
+    )
 )
 def test_any_file_name_survives(tmp_path_factory: pytest.TempPathFactory, names: list[bytes]) -> None:
     clips = [Clip("/r/" + os.fsdecode(name), 1.0, 8000, 1) for name in names]
@@ -117,14 +122,14 @@ def test_columns_are_small() -> None:
     assert len(pickle.dumps(Catalogue.from_clips(clips))) < 40 * count
 
 
-TEXT = st.none() | st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=5)
+TEXT = st.none() | st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=5).map(identifier)
 CLIP = st.builds(
     Clip,
     st.text("abc", min_size=1, max_size=3).map("/r/{}.wav".format),
     st.floats(0.5, 40_000, width=32),
     st.integers(1, 200_000),
     st.integers(1, 64),
-    TEXT,
+    TEXT.map(lambda text: normal("label", text)),
     TEXT,
     st.none() | st.binary(min_size=32, max_size=32).filter(any).map(bytes.hex),
     TEXT,
@@ -134,7 +139,7 @@ CLIP = st.builds(
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(CLIP, max_size=6), st.randoms(use_true_random=False))
+@given(st.lists(CLIP, max_size=6, unique_by=lambda clip: clip.path), st.randoms(use_true_random=False))
 def test_every_field_survives(tmp_path_factory: pytest.TempPathFactory, clips: list[Clip], draw: random.Random) -> None:
     path = tmp_path_factory.getbasetemp() / "fields.jsonl"
     made = Catalogue.from_clips(clips, root="/r")

@@ -225,7 +225,8 @@ def _pictures(options: TagOptions, items: Sequence[Item]) -> list[Path | None]:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--timeline-dir {folder} is a file", "a folder", "give another name")
     names = [_file_name(item.name) for item in items]
-    if len(set(names)) < len(names):  # several parts of one recording, or names that differ in what a disk forbids
+    # Several parts of one recording, or names that differ in what a disk forbids or does not tell apart.
+    if len({name.casefold() for name in names}) < len(names):
         names = [f"{i:06d}-{name}" for i, name in enumerate(names)]
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
