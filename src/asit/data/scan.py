@@ -176,6 +176,8 @@ def _refuse(source: Path, out: Path) -> None:
         raise CatalogueError(
             f"there is no {source}", "a folder of recordings, or a table", "check the path" + tables.near(source)
         )
+    if (kind := disk.special(source)) is not None:
+        raise CatalogueError(f"{source} is {kind}", "a folder of recordings, or a table", "save it to a file first")
     if source.is_file():
         if source.suffix.lower() in files.SUFFIXES:
             raise CatalogueError(f"{source} is one recording", "a folder or a table", "give the folder it lies in")

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -35,12 +35,14 @@ class CrossValidation:
         finished: whether every fold is.
         stopped_by: the signal that stopped it, or None.
         summary: "SPLIT WEIGHTS METRIC" -> mean, std (n - 1) and values over folds.
+        unseen: fold -> classes that it went on without, see `sides.unseen_classes`; folds without any are not in it.
     """
 
     out: Path
     finished: bool
     stopped_by: str | None
     summary: dict[str, dict[str, Any]]
+    unseen: dict[str, list[str]] = field(default_factory=dict)
 
 
 def run(
@@ -110,7 +112,8 @@ def _run(
     held = {key: first[key] for key in ("task", "kind", "classes", "model")}
     every = [{"fold": name, **result} for name, result in results]
     folder.write_json(out / folder.RESULTS, held | {"folds": every, "summary": summary})
-    return CrossValidation(out, True, None, summary)
+    unseen = {name: result["unseen_classes"] for name, result in results if result.get("unseen_classes")}
+    return CrossValidation(out, True, None, summary, unseen)
 
 
 def _over_folds(settings: FinetuneSettings, resume: bool) -> bool:
