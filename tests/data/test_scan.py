@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import soundfile
 from asit.audio import files
 from asit.data.catalogue import Catalogue
 from asit.data.scan import build
+from asit.data.sides import split_sides
 from asit.data.tables import TableRow, read_table
 from asit.errors import CatalogueError
 from asit.settings import FrontEndSettings
@@ -397,7 +399,10 @@ def test_splits_and_classes_from_folders(tmp_path: Path, names: tuple[str, ...])
         (("train/1.wav", "test/dog/1.wav"), r"are splits \(test, train\), and 1 of 2 recordings lie directly in one"),
         (("train/1.wav", "test/2.wav"), r"2 of 2 recordings lie directly in one: test/2\.wav, train/1\.wav"),
         (("train/dog/1.wav", "test/dog/1.wav", "cat/1.wav"), r"after splits \(test, train\) beside others \(cat\)"),
-        (("dog/train/1.wav", "dog/test/1.wav", "cat/1.wav"), r"splits \(test, train\) beside .recordings outside them"),
+        (
+            ("dog/train/1.wav", "dog/test/1.wav", "cat/1.wav"),
+            r"splits \(test, train\) beside others \(recordings outside them",
+        ),
         (("dog/train/1.wav", "dog/test/1.wav", "cat/old/1.wav"), r"splits \(test, train\) beside others \(old\)"),
     ],
 )

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from asit import cli, config
-from asit.data.catalogue import Catalogue
 from asit.errors import CatalogueError, ConfigError
 from asit.runs import best, folds
 from asit.runs import finetune as runs
@@ -162,47 +161,31 @@ def test_a_first_fold_that_cannot_begin_leaves_the_folder_free(tuned: Any, tmp_p
     assert config.read_yaml(run / "config.yaml")["stop_after"] == 0
 
 
-def test_folds_are_used_where_there_are_no_splits(
-    notes: Path, tuned: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_folds_without_splits_and_a_class_that_one_fold_alone_has(
+    notes: Path, tuned: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [line.split(",") for line in notes.read_text().splitlines()[1:]]
-    data = tmp_path / "own.csv"
-    text = "".join(f"{notes.parent}/{row[0]},{row[1]},{row[3]},me\n" for row in rows)
+    lost = rows[0][3]
+    names = ["squeak" if i == 0 else row[1] for i, row in enumerate(rows)]
+    data, run = tmp_path / "own.csv", tmp_path / "run"
+    text = "".join(f"{notes.parent}/{row[0]},{name},{row[3]},me\n" for row, name in zip(rows, names, strict=True))
     data.write_text("path,label,fold,recordist\n" + text)
-    run = tmp_path / "run"
-    ended = folds.run(tuned(run, data=data, epochs=1), stream=sys.stderr)
+    asked = tuned(run, data=data, epochs=1, sides={"unseen_classes": "skip"})
+    ended = folds.run(asked, stream=sys.stderr)
     assert isinstance(ended, folds.CrossValidation)
     assert "a run for each fold (one alone: --sides.fold NAME)" in capsys.readouterr().err
     assert {path.name for path in run.glob("fold-*")} == {"fold-1", "fold-2"}
-    assert go(tuned(run, data=data, epochs=1), resume=True).summary == ended.summary
-    listed = Catalogue.read(run / "catalogue.jsonl")
+    assert ended.unseen == {lost: ["squeak"]}
+    found = held(run)["folds"]
+    assert {fold["fold"]: fold["unseen_classes"] for fold in found if fold["unseen_classes"]} == ended.unseen
+    assert sum(fold["results"][0]["clips"] for fold in found) == len(rows) - 1
+    log = (run / f"fold-{lost}" / "log.txt").read_text()
+    assert "1 of 4 classes have no training clip: squeak; their 1 clips of other sides are left out" in log
+    assert go(asked, resume=True) == ended
     assert folds._over_folds(tuned(run, data=run / "catalogue.jsonl"), False)
     for other in ({"hold_out": 0.3}, {"fold": "1"}):
         assert not folds._over_folds(tuned(run, data=data, sides=other), False)
     assert not folds._over_folds(tuned(run, data=notes), False)  # it has splits
-    assert len(listed) == len(rows)
-
-
-def test_a_class_that_a_fold_has_no_training_clips_of(
-    notes: Path, tuned: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows = [line.split(",") for line in notes.read_text().splitlines()[1:]]
-    data = tmp_path / "t.csv"
-    lines = [f"{notes.parent}/{row[0]},{'squeak' if i < 2 else row[1]},{row[3]}\n" for i, row in enumerate(rows)]
-    data.write_text("path,label,fold\n" + "".join(lines))
-    lost = [row[3] for row in rows[:2]]
-    assert len({*lost}) == 1
-    ended = go(tuned(tmp_path / "run", data=data, epochs=1, sides={"fold": "all", "unseen_classes": "skip"}))
-    assert ended.unseen == {lost[0]: ["squeak"]}
-    found = held(tmp_path / "run")
-    assert {fold["fold"]: fold["unseen_classes"] for fold in found["folds"]} == {
-        **dict.fromkeys("12", []),
-        **ended.unseen,
-    }
-    scored = {fold["fold"]: fold["results"][0]["clips"] for fold in found["folds"]}
-    assert sum(scored.values()) == len(rows) - 2
-    log = (tmp_path / "run" / f"fold-{lost[0]}" / "log.txt").read_text()
-    assert "1 of 4 classes have no training clip: squeak; their 2 clips of other sides are left out" in log
 
 
 def test_a_fold_may_have_any_name() -> None:
