@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import re
+from pathlib import Path
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asit.data import csv_lines
 from asit.data.csv_lines import csv_line
 
 
@@ -21,6 +24,11 @@ def read(line: str) -> list[str]:
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=6), min_size=2, max_size=4))
 def test_any_cells_come_back(cells: list[str]) -> None:
     assert read(csv_line(cells)) == cells
+
+
+def test_no_other_module_writes_csv() -> None:
+    source = Path(csv_lines.__file__).parents[1]
+    assert not [str(path) for path in source.rglob("*.py") if re.search(r"csv\.(Dict)?[wW]riter", path.read_text())]
 
 
 def test_what_is_quoted() -> None:
