@@ -49,6 +49,7 @@ def test_each_recording_has_its_own_label(tmp_path: Path) -> None:
         *(("c.first.wav", None), ("c.cls", "of the key"), ("d.wav", None), ("d.label.cls", "by the key")),
         *(("e.wav", None), ("e.flac", None), ("e.cls", "both")),
         *(("f.wav", None), ("f.cls", "same "), ("f.json", {"label": "same"}), ("g.wav", None)),
+        *(("._g.cls", "fork"), ("._g.json", "\x00fork")),
     )
     assert labels(made) == {
         **{"a.2024-01.wav": "dog", "a.2024-02.wav": "cat", "b.wav": "1", "in/b.wav": "é"},
@@ -67,9 +68,8 @@ def test_what_json_beside_a_recording_says(tmp_path: Path, caplog: pytest.LogCap
     )
     assert [clip.label for clip in made] == ["dog;1", None, "dog:0.5", None, None, "cat"]
     assert (made[0].split, made[0].fold, made[0].group) == ("Test", "1", "x y")
-    assert [message.rpartition("s.tar: ")[2][:20] for message in caplog.messages] == [
-        "e.json says nothing:",
-        "f.json says nothing:",
+    assert [message.rpartition("s.tar: ")[2][:50] for message in caplog.messages] == [
+        "2 sidecars are damaged, the first e.json: Expectin"
     ]
 
 

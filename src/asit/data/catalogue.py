@@ -271,7 +271,7 @@ class Catalogue:
             top = stores.parent(name)
         catalogue = cls(header, top if stores.is_url(top) else os.path.abspath(top), columns)
         first = (catalogue[0].shard or catalogue[0].path) if look and len(catalogue) else None
-        if first is not None and not (stores.is_url(first) or os.path.exists(first)):
+        if first is not None and not (stores.is_url(first) or os.path.exists(disk.locate(first))):
             raise CatalogueError(
                 f"{path} lists {first}, which is not there",
                 f"the recordings under {catalogue.root}",

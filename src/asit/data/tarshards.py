@@ -144,11 +144,14 @@ class Sidecars:
         self._said: dict[str, dict[str, dict[str, str]]] = {}  # stem -> sidecar -> column -> text
         self._stems: dict[str, set[str]] = {}  # key -> stems of sidecars
         self._twice: list[str] = []
+        self._damaged: list[str] = []
 
     def take(self, archive: tarfile.TarFile, header: tarfile.TarInfo) -> None:
-        """Read a member where it is a sidecar; one that is damaged is logged and says nothing."""
+        """Read a member where it is a sidecar; one that is damaged says nothing."""
         stem, dot, suffix = header.name.rpartition(".")
         if dot + suffix.lower() not in SIDECARS or not header.isreg() or header.size > 1 << 20:
+            return
+        if header.name.rpartition("/")[2].startswith("."):  # macOS's resource forks, as in `_take`
             return
         file = archive.extractfile(header)
         said = self._read(header.name, b"" if file is None else file.read())
@@ -170,11 +173,11 @@ class Sidecars:
                 if (text := normal(column, told.get(column))) is not None:
                     said[column] = text
         except (*DAMAGE, RecursionError) as error:
-            log.warning("%s: %s says nothing: %s", self.shard, name, error.args[0] if error.args else error)
+            self._damaged.append(f"{name}: {error.args[0] if error.args else error}")
         return said
 
     def of(self, members: Sequence[Member]) -> dict[str, dict[str, str]]:
-        """What is known of each recording, by its name.
+        """What is known of each recording, by its name; logs how many sidecars are damaged.
 
         Raises:
             CatalogueError: a member that comes twice, or sidecars that several recordings of one key share, or that
@@ -187,6 +190,8 @@ class Sidecars:
                 "each member once",
                 "write the tar again without one of the two",
             )
+        if self._damaged:
+            log.warning("%s: %d sidecars are damaged, the first %s", self.shard, len(self._damaged), self._damaged[0])
         of_key: dict[str, set[str]] = {}  # key -> stems of recordings
         for member in members:
             of_key.setdefault(key_of(member.name), set()).add(member.name.rpartition(".")[0])

@@ -224,7 +224,7 @@ def read_trials(path: Path, catalogue: Catalogue, root: str | None = None) -> Tr
                 "mend this line",
             )
         same.append(cells[0] == "1")
-        names += [os.path.normpath(os.path.join(top, name)) for name in cells[1:]]  # noqa: PTH118
+        names += [os.path.normpath(disk.locate(name, top)) for name in cells[1:]]
     if not same:
         raise CatalogueError(f"{path} holds no trials", "lines such as: 1 a.wav b.wav", "check the file")
     rows = {clip.path: i for i in range(len(catalogue)) if not (clip := catalogue[i]).start}

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import csv
-from collections import Counter
 from pathlib import Path
 
 from asit import disk
-from asit.data.columns import identifier
 from asit.errors import ConfigError
 from asit.foreign import shown
 from asit.interop.incoming.hf_ast import read_json
@@ -41,12 +39,6 @@ def names_for(head: TakenHead, given: Path | None) -> tuple[tuple[str, ...], str
     broken = [name for name in names if any("\ud800" <= letter <= "\udfff" for letter in name)]
     if broken:
         raise ConfigError(f"{given} has the name {broken[0]!a}, half a letter", "text", "write the file in UTF-8")
-    if twice := [name for name, times in Counter(map(identifier, names)).items() if times > 1]:
-        raise ConfigError(
-            f"{given} has {len(twice)} names twice ({', '.join(shown(str(name)) for name in twice[:3])})",
-            "another name for each output",
-            "rename one of each two",
-        )
     if len(names) != count:
         raise ConfigError(
             f"{given} has {len(names)} names ({', '.join(map(shown, names[:3]))}), the head has {count} outputs",
