@@ -88,6 +88,9 @@ def test_files_that_are_no_whole_catalogue(tmp_path: Path) -> None:
         read('{"path": "a.wav"}\n')
     with pytest.raises(CatalogueError, match="not a catalogue"):
         read("")
+    (tmp_path / "deep.jsonl").write_text("[" * 100_000)
+    with pytest.raises(CatalogueError, match="not a catalogue"):
+        Catalogue.read(tmp_path / "deep.jsonl")
     with pytest.raises(CatalogueError, match="version 7"):
         read(lines[0].replace('"asit_catalogue":1', '"asit_catalogue":7'), *lines[1:])
     with pytest.raises(CatalogueError, match="holds 9 clips, its header says 10"):
@@ -96,6 +99,9 @@ def test_files_that_are_no_whole_catalogue(tmp_path: Path) -> None:
         read(*lines[:4], lines[4][:20] + "\n", *lines[5:])
     with pytest.raises(CatalogueError, match="line 3: damaged"):
         read(*lines[:2], lines[2].replace('"seconds":', '"seconds":-'), *lines[3:])
+    header = lines[0].replace('"clips":10', '"clips":11')
+    with pytest.raises(CatalogueError, match=r"lists 1 clips twice: .*\.wav"):
+        read(header, *lines[1:], lines[4])
     with pytest.raises(CatalogueError, match=r"there is no .*b\.jsonl(.|\n)*did you mean .*c\.jsonl"):
         Catalogue.read(tmp_path / "b.jsonl")
 

@@ -192,6 +192,7 @@ def test_tables_that_cannot_be_in_other_forms(tmp_path: Path) -> None:
         ('{"path": "a.wav", "label": "\\ud800"}', "line 1: .* has half a character"),
         ('{"path": "\\ud800.wav"}', "line 1: .*surrogates not allowed"),
         ('{"path": ["a.wav"]}', "line 1: path is "),
+        ('{"\\ud800path": "a.wav"}', "none with the path"),
         ('{"path": "a.wav", "start": true}', "line 1: start is 'True'"),
         ('{"path": "a.wav", "label": [["x"]]}', "line 1: label is "),
     ]:
@@ -201,3 +202,58 @@ def test_tables_that_cannot_be_in_other_forms(tmp_path: Path) -> None:
         read_table(tmp_path / "tt.jsonl")
     with pytest.raises(CatalogueError, match="not a table by its name"):
         read_table(table(tmp_path, "path\n", "t.xlsx"))
+
+
+@pytest.mark.slow
+def test_whatever_happens_to_a_table_it_is_read_or_refused(tmp_path: Path) -> None:
+    """3,000 damaged tables: no error but those for the user."""
+    rng = np.random.default_rng(0)
+    tables = {
+        "t.csv": 'sep=,\npath,label,split,fold,group,start,note\na.wav,"cat;dog:0.5",train,1.0,bén,0.5,"q"" \n z"\n'.encode(),
+        "t.tsv": "path\tlabel\né\tx\n".encode("utf-16"),
+        "t.jsonl": b'{"path":"a.wav","label":["a",1.0,null],"fold":1.0}\n{"path":"b.wav","label":{"a":0.5},"x":[1]}\n',
+    }
+    pieces = [
+        *(
+            b",",
+            b";",
+            b"\t",
+            b"\n",
+            b"\r",
+            b'"',
+            b"\0",
+            b"\xff",
+            b"\xef\xbb\xbf",
+            b"\xff\xfe",
+            b"nan",
+            b"Infinity",
+            b"-1",
+        ),
+        *(
+            b"9" * 4400,
+            b"[" * 4000,
+            b"{",
+            b"}",
+            b"null",
+            b"\\ud800",
+            b"\xed\xa0\x80",
+            b"~nobody/",
+            b"\\",
+            b"path",
+            b":",
+            b"=",
+            b" ",
+        ),
+    ]
+    read = 0
+    for _ in range(3000):
+        name = str(rng.choice([*tables]))
+        content = bytearray(tables[name])
+        for _ in range(rng.integers(1, 4)):
+            at = int(rng.integers(len(content) + 1))
+            content[at : at + int(rng.integers(4))] = pieces[rng.integers(len(pieces))]
+        try:
+            read += bool(read_table(table(tmp_path, bytes(content), name)))
+        except CatalogueError:
+            continue
+    assert 100 < read < 2900

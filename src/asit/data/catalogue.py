@@ -346,7 +346,7 @@ def _row(path: str | os.PathLike[str], number: int, line: bytes) -> dict[str, An
 def _header(path: str | os.PathLike[str], line: bytes) -> dict[str, Any]:
     try:
         header = json.loads(line)
-    except ValueError:
+    except DAMAGE:
         header = None
     if not isinstance(header, dict) or _MARK not in header:
         raise CatalogueError(
@@ -370,7 +370,7 @@ def is_catalogue(path: Path) -> bool:
     try:
         with disk.open_file(path) as file:
             return isinstance(row := json.loads(file.readline()), dict) and _MARK in row
-    except (OSError, ValueError):
+    except (OSError, *DAMAGE):
         return False
 
 

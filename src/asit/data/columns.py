@@ -150,7 +150,7 @@ class Columns:
         )
 
 
-DAMAGE = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
+DAMAGE = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 """What a damaged line raises on its way into the columns."""
 
 _TEXTS = (*WORDS, SHARD)

@@ -290,7 +290,7 @@ def label_text(value: Any) -> Any:
 
 def _known(table: Path, header: Sequence[str], quiet: Iterable[str] = ()) -> list[str | None]:
     """The header's names in our words; None for columns of the table's own, which are logged unless in `quiet`."""
-    found = [(identifier(name) or "").lower() for name in header]
+    found = [" ".join(name.split()).lower() for name in header]
     ours = [_NAMES.get(name) for name in found]
     expected = f"path and, where wanted, others of: {_KNOWN}"
     for name in _COLUMNS:

@@ -172,7 +172,7 @@ class Sidecars:
             for column in WORDS:
                 if (text := normal(column, told.get(column))) is not None:
                     said[column] = text
-        except (*DAMAGE, RecursionError) as error:
+        except DAMAGE as error:
             self._damaged.append(f"{name}: {error.args[0] if error.args else error}")
         return said
 
