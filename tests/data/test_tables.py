@@ -192,7 +192,7 @@ def test_tables_that_cannot_be_in_other_forms(tmp_path: Path) -> None:
         ('{"path": "a.wav", "label": "\\ud800"}', "line 1: .* has half a character"),
         ('{"path": "\\ud800.wav"}', "line 1: .*surrogates not allowed"),
         ('{"path": ["a.wav"]}', "line 1: path is "),
-        ('{"\\ud800path": "a.wav"}', "none with the path"),
+        ('{"\\ud800path": "a.wav"}', "did you mean 'path'"),
         ('{"path": "a.wav", "start": true}', "line 1: start is 'True'"),
         ('{"path": "a.wav", "label": [["x"]]}', "line 1: label is "),
     ]:
@@ -206,47 +206,20 @@ def test_tables_that_cannot_be_in_other_forms(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_whatever_happens_to_a_table_it_is_read_or_refused(tmp_path: Path) -> None:
-    """3,000 damaged tables: no error but those for the user."""
+    """1,000 damaged tables: no error but those for the user."""
     rng = np.random.default_rng(0)
     tables = {
-        "t.csv": 'sep=,\npath,label,split,fold,group,start,note\na.wav,"cat;dog:0.5",train,1.0,bén,0.5,"q"" \n z"\n'.encode(),
+        "t.csv": b'sep=,\npath,label,split,fold,group,start,note\na.wav,"cat;dog:0.5",train,1.0,x y,0.5,"q"" \n z"\n',
         "t.tsv": "path\tlabel\né\tx\n".encode("utf-16"),
         "t.jsonl": b'{"path":"a.wav","label":["a",1.0,null],"fold":1.0}\n{"path":"b.wav","label":{"a":0.5},"x":[1]}\n',
     }
     pieces = [
-        *(
-            b",",
-            b";",
-            b"\t",
-            b"\n",
-            b"\r",
-            b'"',
-            b"\0",
-            b"\xff",
-            b"\xef\xbb\xbf",
-            b"\xff\xfe",
-            b"nan",
-            b"Infinity",
-            b"-1",
-        ),
-        *(
-            b"9" * 4400,
-            b"[" * 4000,
-            b"{",
-            b"}",
-            b"null",
-            b"\\ud800",
-            b"\xed\xa0\x80",
-            b"~nobody/",
-            b"\\",
-            b"path",
-            b":",
-            b"=",
-            b" ",
-        ),
+        *(b",", b";", b"\t", b"\n", b"\r", b'"', b"\0", b"\xff", b"\xef\xbb\xbf", b"\xff\xfe", b"nan", b"Infinity"),
+        *(b"-1", b"9" * 4400, b"[" * 4000, b"{", b"}", b"null", b"\\ud800", b"\xed\xa0\x80", b"~nobody/", b"\\"),
+        *(b"path", b":", b"=", b" "),
     ]
     read = 0
-    for _ in range(3000):
+    for _ in range(1000):
         name = str(rng.choice([*tables]))
         content = bytearray(tables[name])
         for _ in range(rng.integers(1, 4)):
@@ -256,4 +229,4 @@ def test_whatever_happens_to_a_table_it_is_read_or_refused(tmp_path: Path) -> No
             read += bool(read_table(table(tmp_path, bytes(content), name)))
         except CatalogueError:
             continue
-    assert 100 < read < 2900
+    assert 50 < read < 950
