@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from asit import disk
 from asit.errors import ConfigError
 
 S = TypeVar("S", bound=BaseModel)
@@ -21,7 +22,8 @@ Nested = dict[str, Any]
 def read_yaml(path: Path) -> Nested:
     """A YAML file's mapping; an empty file is an empty mapping."""
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with disk.open_file(path, pipes=True) as file:
+            found = yaml.safe_load(file.read().decode("utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}", "a readable YAML file of settings") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

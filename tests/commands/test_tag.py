@@ -296,6 +296,40 @@ def test_a_name_that_is_no_text_is_the_same_everywhere(
     assert Item(path, path).text == f"{tmp_path}/caf\\xe9.wav"
 
 
+def test_every_csv_keeps_any_name_and_guards_it_when_asked(
+    models: Path, sounds: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    folder, name = tmp_path / "in", "=cmd\r,x.wav"
+    folder.mkdir()
+    (folder / name).symlink_to(sounds / "short.wav")
+    assert cli.main(["index", str(models / "encoder"), str(folder), "--out", str(tmp_path / "index")]) == 0
+
+    def first_cells(given: list[str], out: Path | None = None) -> set[str]:
+        capsys.readouterr()
+        assert cli.main(given) == 0
+        said = capsys.readouterr().out
+        text = said if out is None else out.read_bytes().decode()
+        rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+        assert len({len(row) for row in rows}) == 1
+        return {cell for row in rows[1:] for cell in row if cell.endswith("x.wav")}
+
+    for number, (guard, wanted) in enumerate((((), name), (("--spreadsheet",), "'" + name))):
+        out = tmp_path / f"{number}.csv"
+        embed = ["embed", str(models / "encoder"), str(folder), "--out", str(out)]
+        assert first_cells([*embed, *guard], out) == {wanted}
+        assert first_cells(["tag", str(models / "single"), str(folder), "--format", "csv", *guard]) == {wanted}
+        similar = ["similar", str(tmp_path / "index"), str(folder), "--include-self", "--format", "csv", *guard]
+        assert wanted in first_cells(similar)
+    for given in (
+        ["embed", str(models / "encoder"), str(folder), "--out", str(tmp_path / "e.npz")],
+        ["tag", str(models / "single"), str(folder), "--format", "json"],
+        ["similar", str(tmp_path / "index"), str(folder)],
+        ["compare", str(tmp_path), "--out", str(tmp_path / "c.md")],
+    ):
+        assert cli.main([*given, "--spreadsheet"]) == 2
+        assert "--spreadsheet" in capsys.readouterr().err
+
+
 def test_pictures_of_names_that_a_disk_forbids() -> None:
     from asit.commands import tagging as verb
 

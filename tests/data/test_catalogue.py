@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asit.data.catalogue import Catalogue, Clip
+from asit.data.columns import identifier, normal
 from asit.errors import CatalogueError
 
 CLIPS = [
@@ -87,6 +88,9 @@ def test_files_that_are_no_whole_catalogue(tmp_path: Path) -> None:
         read('{"path": "a.wav"}\n')
     with pytest.raises(CatalogueError, match="not a catalogue"):
         read("")
+    (tmp_path / "deep.jsonl").write_text("[" * 100_000)
+    with pytest.raises(CatalogueError, match="not a catalogue"):
+        Catalogue.read(tmp_path / "deep.jsonl")
     with pytest.raises(CatalogueError, match="version 7"):
         read(lines[0].replace('"asit_catalogue":1', '"asit_catalogue":7'), *lines[1:])
     with pytest.raises(CatalogueError, match="holds 9 clips, its header says 10"):
@@ -95,13 +99,20 @@ def test_files_that_are_no_whole_catalogue(tmp_path: Path) -> None:
         read(*lines[:4], lines[4][:20] + "\n", *lines[5:])
     with pytest.raises(CatalogueError, match="line 3: damaged"):
         read(*lines[:2], lines[2].replace('"seconds":', '"seconds":-'), *lines[3:])
+    header = lines[0].replace('"clips":10', '"clips":11')
+    with pytest.raises(CatalogueError, match=r"lists 1 clips twice: .*\.wav"):
+        read(header, *lines[1:], lines[4])
     with pytest.raises(CatalogueError, match=r"there is no .*b\.jsonl(.|\n)*did you mean .*c\.jsonl"):
         Catalogue.read(tmp_path / "b.jsonl")
 
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.lists(st.binary(min_size=1).filter(lambda b: not {0, ord("/")} & set(b) and b not in (b".", b"..")), max_size=8)
+    st.lists(
+        st.binary(min_size=1).filter(lambda b: not {0, ord("/")} & set(b) and b not in (b".", b"..")),
+        max_size=8,
+        unique=True,
+    )
 )
 def test_any_file_name_survives(tmp_path_factory: pytest.TempPathFactory, names: list[bytes]) -> None:
     clips = [Clip("/r/" + os.fsdecode(name), 1.0, 8000, 1) for name in names]
@@ -117,14 +128,14 @@ def test_columns_are_small() -> None:
     assert len(pickle.dumps(Catalogue.from_clips(clips))) < 40 * count
 
 
-TEXT = st.none() | st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=5)
+TEXT = st.none() | st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=5).map(identifier)
 CLIP = st.builds(
     Clip,
     st.text("abc", min_size=1, max_size=3).map("/r/{}.wav".format),
     st.floats(0.5, 40_000, width=32),
     st.integers(1, 200_000),
     st.integers(1, 64),
-    TEXT,
+    TEXT.map(lambda text: normal("label", text)),
     TEXT,
     st.none() | st.binary(min_size=32, max_size=32).filter(any).map(bytes.hex),
     TEXT,
@@ -134,7 +145,7 @@ CLIP = st.builds(
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(CLIP, max_size=6), st.randoms(use_true_random=False))
+@given(st.lists(CLIP, max_size=6, unique_by=lambda clip: clip.path), st.randoms(use_true_random=False))
 def test_every_field_survives(tmp_path_factory: pytest.TempPathFactory, clips: list[Clip], draw: random.Random) -> None:
     path = tmp_path_factory.getbasetemp() / "fields.jsonl"
     made = Catalogue.from_clips(clips, root="/r")

@@ -6,6 +6,7 @@ import io
 import os
 import tarfile
 import time
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ import pytest
 import soundfile
 
 from asit.audio.sounds import read_sound
-from asit.data import tarshards
+from asit.data import stores, tarshards
 from asit.data.catalogue import Catalogue, Clip
 from asit.data.inputs import Item, expand
+from asit.data.listing import list_files
 from asit.errors import AsitError, AudioError, CatalogueError, ConfigError
 
 
@@ -156,10 +158,10 @@ def test_a_damaged_header_ends_a_shard_with_a_fault(material: Path) -> None:
         (["data/c.wav"], CatalogueError, "there is no data/c.wav"),
         (["dat"], CatalogueError, "did you mean data?"),
         (["data/*.ogg"], CatalogueError, "nothing matches data/*.ogg"),
-        (["data/*.txt"], CatalogueError, "the pattern data/*.txt gives no audio; 1 files: 1 .txt"),
+        (["data/*.txt"], CatalogueError, "the pattern data/*.txt holds no audio; 1 files: 1 .txt"),
         (["empty"], CatalogueError, "the folder empty is empty"),
-        (["texts"], CatalogueError, "the folder texts gives no audio; 2 files: 2 .txt"),
-        (["none.tar"], CatalogueError, "the tar file none.tar gives no audio; 1 files: 1 .json"),
+        (["texts"], CatalogueError, "the folder texts holds no audio; 2 files: 2 .txt"),
+        (["none.tar"], CatalogueError, "the tar file none.tar holds no audio; 1 files: 1 .json"),
         (["bad.tar"], CatalogueError, "bad.tar is no tar file"),
         (["packed.tar"], CatalogueError, "packed.tar is compressed"),
         (["packed.tar.gz"], CatalogueError, "packed.tar.gz is compressed"),
@@ -205,6 +207,64 @@ def test_links_are_followed_once_and_a_broken_one_is_an_item(material: Path) -> 
     (material / "data/gone.wav").symlink_to(material / "nowhere.wav")
     assert names("data") == ["a.flac", "b.wav", "gone.wav", "in/ä c.mp3"]
     assert names("data/gone.wav") == ["data/gone.wav"]
+
+
+def test_a_link_to_itself_does_not_take_its_folder_along(material: Path) -> None:
+    for name in ("self", "self.wav", "self.tar"):
+        (material / "data" / name).symlink_to(name)
+    found = expand(["data"])
+    assert [item.name for item in found] == ["a.flac", "b.wav", "in/ä c.mp3", "self.tar", "self.wav"]
+    with pytest.raises(AudioError, match=r"self\.wav"):
+        read_sound(found[4].sound(), None, 16000)
+    assert found[3].fault is not None
+    assert [*list_files(material / "data").names] == ["a.flac", "b.wav", "in/ä c.mp3", "self.wav"]
+    assert stores.list(str(material / "data"))["self.tar"] is None
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+def test_pipes_among_recordings_are_faults(material: Path) -> None:
+    os.mkfifo(material / "data/pipe.wav")
+    os.mkfifo(material / "data/pipe.tar")
+    (material / "data/linked.wav").symlink_to("pipe.wav")
+    (material / "data/endless.wav").symlink_to("/dev/zero")
+    os.mkfifo(material / "data/index.jsonl")
+    for given in ("data", "data/*"):
+        found = {Path(item.path).name: item.fault for item in expand([given]) if item.fault}
+        assert found == {
+            "endless.wav": "it is a device, not a regular file",
+            **dict.fromkeys(("linked.wav", "pipe.tar", "pipe.wav"), "it is a pipe, not a regular file"),
+        }
+
+
+def test_patterns_enter_each_folder_once(material: Path) -> None:
+    """With glob a loop of links gives each file 41 times, and two loops never end."""
+    (material / "data/loop").symlink_to(".")
+    (material / "data/in/up").symlink_to("..")
+    (material / "data/in/other").symlink_to("../../other")
+    (material / "data/in/self").symlink_to("self")
+    everything = ["data/a.flac", "data/b.wav", "data/in/other/b.wav", "data/in/ä c.mp3"]
+    for pattern in ("data/**", "data/**/*", "data/**/**/*"):
+        assert sorted(names(pattern)) == everything
+    assert names("**/*.wav") == ["data/b.wav", "data/in/other/b.wav"]
+    assert names("*/**/*.wav") == ["data/b.wav", "data/in/other/b.wav"]
+    assert names("data/*/b.wav") == ["data/loop/b.wav"]
+    assert names(f"{material}/data/**/in/*.mp3") == [f"{material}/data/in/ä c.mp3"]
+    with pytest.raises(ConfigError, match=r"2 inputs are the same: data/b\.wav, data/loop/b\.wav"):
+        expand(["data/b.wav", "data/loop/b.wav"])
+
+
+def test_a_folder_of_compressed_tars_says_so(material: Path) -> None:
+    put(material / "packed/a.tar.gz")
+    put(material / "packed/b.TGZ")
+    for call in (lambda: expand(["packed"]), lambda: list_files(material / "packed")):
+        with pytest.raises(CatalogueError, match=r"2 files: 1 .tar.gz, 1 .tgz(.|\n)*unpack the .tar.gz, .tgz files"):
+            call()
+
+
+def test_inputs_are_found_in_any_unicode_form(material: Path) -> None:
+    for form in ("NFC", "NFD"):
+        (item,) = expand([unicodedata.normalize(form, "data/in/ä c.mp3")])
+        assert Path(item.path).exists()
 
 
 def test_a_name_that_is_not_utf8(material: Path) -> None:

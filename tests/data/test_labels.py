@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from asit.data.catalogue import Catalogue, Clip
 from asit.data.labels import Labels, balanced_weights, inverse_weights, list_hash, read_labels
-from asit.data.sides import Sides, check_sides, few, folds, split_sides
+from asit.data.sides import Sides, check_sides, few, folds, skip_unseen, split_sides
 from asit.errors import CatalogueError
 
 NAMES = ["ant", "bee", "cat", "dog"]
@@ -47,6 +47,29 @@ def test_single_labels() -> None:
     assert made.counts([0, 2]).tolist() == [0, 0, 2]
     assert made.matrix([3, 0]).tolist() == [[1, 0, 0], [0, 0, 1]]
     assert made.take([3, 0]).single.tolist() == [0, 2]
+
+
+def test_classes_are_compared_as_identifiers(caplog: pytest.LogCaptureFixture) -> None:
+    made = listed(["1", "1.0", "e\u0301 b", "é  b", None])
+    assert read_labels(made, missing="skip").names == ("1", "é b")
+    given = read_labels(made, classes=["e\u0301 b", "1.0"], missing="skip")
+    assert given.names == ("e\u0301 b", "1.0")
+    assert given.single.tolist() == [1, 1, 0, 0, -1]
+    assert "listed twice: é, e\u0301" in told(lambda: read_labels(made, classes=["é", "e\u0301", "1"], missing="skip"))
+    assert read_labels(listed(["Dog", "dog", "cat"])).names == ("Dog", "cat", "dog")
+    assert caplog.messages == ["classes that differ only in upper and lower case: 'Dog', 'dog'"]
+
+
+def test_names_that_are_read_as_weights_are_pointed_out(caplog: pytest.LogCaptureFixture) -> None:
+    text = told(lambda: read_labels(listed(["call:0", "call:1"])))
+    assert "one and the same label: call ('call:0', 'call:1' are names with weights)" in text
+    assert "if 'call:0', 'call:1' are names of classes, put another sign in place of ':'" in text
+    assert read_labels(listed(["call:0", "call:1", "song:0", "song:1"])).names == ("call", "song")
+    (message,) = caplog.messages
+    assert message.startswith("labels such as 'call:0', 'call:1', 'song:0', 'song:1' are read as weights of 2 classes")
+    read_labels(listed(["call:0.5", "song:1", "call:0"]))
+    read_labels(listed(["call:1.0", "song:0.0"]))  # as a JSONL's object of names and weights becomes
+    assert len(caplog.messages) == 1
 
 
 def test_several_and_soft_labels() -> None:
@@ -243,6 +266,35 @@ def test_sides_that_leak_or_cannot_be_learned_from() -> None:
         text = told(lambda groups=groups: check_sides(labels, sides, groups))  # type: ignore[misc]
         assert "1 groups are in train and in test: 1 (1 and 1 clips)" in text
     assert check_sides(labels, sides, made.groups, allow_shared_groups=True) == ["1 of 2 classes have no test clips: b"]
+
+
+@pytest.mark.parametrize(("one", "other"), [("ann", "ann "), ("1", "1.0"), ("é", "e\u0301"), ("a b", "a\u00a0 b")])
+def test_a_group_spelt_in_two_ways_is_one(one: str, other: str) -> None:
+    split = ["train", " Train", "test ", "TEST"]
+    made = listed(["a", "b", "a ", "b"], split=split, group=[one, "x", other, "y"])
+    labels, sides = read_labels(made), split_sides(made)
+    assert "1 groups are in train and in test" in told(lambda: check_sides(labels, sides, made.groups))
+    kept = listed(list("abab"), fold=["1", "2.0", "1.0 ", "2"])
+    assert folds(kept) == ["1", "2"]
+    assert split_sides(kept, fold=" 1.0").test.tolist() == [0, 2]
+
+
+def test_sides_without_the_classes_that_are_not_trained() -> None:
+    split = ["train", "train", "val", "test", "test", "test"]
+    made = listed(["a", "b", "c", "a", "d", "c"], split=split)
+    labels, sides = read_labels(made), split_sides(made)
+    text = told(lambda: check_sides(labels, sides, None))
+    assert "--sides.unseen-classes skip (asit finetune), --unseen-classes skip (asit evaluate)" in text
+    found = skip_unseen(labels, sides)
+    assert [rows.tolist() for _, rows in found.items()] == [[0, 1], [], [3]]
+    assert found.unseen == ("c", "d")
+    assert found.notes == ["2 of 4 classes have no training clip: c, d; their 3 clips of other sides are left out"]
+    check_sides(labels, found, None)
+    several = listed(["a;b", "a", "a;c", "b", "c:0.5;b"], split=["train", "train", "test", "test", "test"])
+    found = skip_unseen(read_labels(several), split_sides(several))
+    assert (found.test.tolist(), found.unseen) == ([3], ("c",))
+    found = split_sides(made.subset([0, 1, 3]))
+    assert skip_unseen(labels.take([0, 1, 3]), found) is found
 
 
 # few

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import soundfile
 from asit.audio import files
 from asit.data.catalogue import Catalogue
 from asit.data.scan import build
+from asit.data.sides import split_sides
 from asit.data.tables import TableRow, read_table
 from asit.errors import CatalogueError
 from asit.settings import FrontEndSettings
@@ -375,6 +377,47 @@ def test_labels_from_the_folders_of_the_first_level(tmp_path: Path) -> None:
     noise(tmp_path / "in" / "a;b" / "4.wav")
     with pytest.raises(CatalogueError, match=r"sub-folder 'a;b' .* cannot name a label"):
         make(tmp_path / "in", labels="folder")
+
+
+@pytest.mark.parametrize(
+    "names", [("train/dog", "Test/dog", "test/cat", "val/cat"), ("dog/train", "dog/Test", "cat/test", "cat/val")]
+)
+def test_splits_and_classes_from_folders(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        noise(tmp_path / "in" / name / "1.wav")
+        noise(tmp_path / "in" / name / "deep" / "2.wav")
+    made = make(tmp_path / "in", labels="folder")
+    pairs = Counter((clip.label, clip.split) for clip in made)
+    assert pairs == dict.fromkeys((("dog", "train"), ("dog", "Test"), ("cat", "test"), ("cat", "val")), 2)
+    assert [len(rows) for _, rows in split_sides(made).items()] == [2, 2, 4]
+    assert made.header["folders"] == "the sub-folders are splits and classes"
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("train/1.wav", "test/dog/1.wav"), r"are splits \(test, train\), and 1 of 2 recordings lie directly in one"),
+        (("train/1.wav", "test/2.wav"), r"2 of 2 recordings lie directly in one: test/2\.wav, train/1\.wav"),
+        (("train/dog/1.wav", "test/dog/1.wav", "cat/1.wav"), r"after splits \(test, train\) beside others \(cat\)"),
+        (
+            ("dog/train/1.wav", "dog/test/1.wav", "cat/1.wav"),
+            r"splits \(test, train\) beside others \(recordings outside them",
+        ),
+        (("dog/train/1.wav", "dog/test/1.wav", "cat/old/1.wav"), r"splits \(test, train\) beside others \(old\)"),
+    ],
+)
+def test_folders_that_may_be_splits_or_classes(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
+    for name in names:
+        noise(tmp_path / "in" / name)
+    with pytest.raises(CatalogueError, match=rf"(?s){message}.*SPLIT/CLASS"):
+        make(tmp_path / "in", labels="folder")
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    for name in ("train/1.wav", "bus/2.wav", "car/test/3.wav"):
+        noise(tmp_path / "in" / name)
+    made = make(tmp_path / "in", labels="folder")
+    assert [(clip.label, clip.split) for clip in made] == [("bus", None), ("car", None), ("train", None)]
 
 
 # stopping and going on

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from asit.data.columns import identifier, normal
 from asit.data.tables import TableRow, read_table
 from asit.errors import CatalogueError
 
@@ -52,7 +55,9 @@ def test_folds_groups_parts_and_soft_labels(tmp_path: Path, name: str, text: str
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path,lable,notes\na.wav,x,y\n", r"'lable' \(did you mean 'label'\?\), 'notes'(.|\n)*group \(or speaker\)"),
+        ("path,lable,notes\na.wav,x,y\n", r"columns 'lable' \(did you mean 'label'\?\)\n(.|\n)*group \(or speaker\)"),
+        ("path,label,folds\na.wav,x,1\n", "'folds' .did you mean 'fold'"),
+        ("path,gruop\na.wav,x\n", "'gruop' .did you mean 'group'"),
         ("path,speaker,group\na,b,c\n", "speaker and group are both the group"),
         ("path,start,end\na.wav,1,2\nb.wav,half,1\n", "line 3: start is 'half'"),
         ("path,start,end\na.wav,-1,2\n", "line 2: start is '-1'"),
@@ -60,7 +65,10 @@ def test_folds_groups_parts_and_soft_labels(tmp_path: Path, name: str, text: str
         ("path,start_seconds,end_seconds\na.wav,2,2\n", "line 2: from 2 s to 2 s"),
         ("path,end\na.wav,0\n", "line 2: from 0 s to 0 s"),
         ("path,start,end\na.wav,1,2\na.wav,2,3\na.wav,1.0,2\n", "line 4: a.wav from 1 s stands in the table twice"),
-        ("path;label\na.wav;x\n", "part the columns by commas"),
+        ("path;start\na.wav;0,5\n", "line 2: start is '0,5'(.|\n)*with a decimal point"),
+        ("path,label\na\rb.wav,dog\n", "line 2: 1 cells under 2 columns(.|\n)*a line break needs quotes"),
+        ("path,label\na.wav,dog\n".encode("utf-16-le"), "holds zero bytes: it is UTF-16 without its mark"),
+        ("path,label\na.wav,dög\n".encode("latin-1"), "not UTF-8 text: invalid start byte 0xf6(.|\n)*iconv"),
         ("a/b.wav,dog\nc.wav,cat\n", r"the first line is 'a/b\.wav, dog'"),
         ("label,split\nx,y\n", "none with the path"),
         ("path,file\na,b\n", "path and file are both the path"),
@@ -78,6 +86,91 @@ def test_tables_that_cannot_be(tmp_path: Path, text: str | bytes, message: str) 
         read_table(table(tmp_path, text))
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("sep.csv", "sep=;\npath;label;group\na.wav;dog;é 1\n"),
+        ("excel.csv", "\ufeffsep=,\r\n\r\npath,label,group\r\na.wav,dog,é 1\r\n,,\r\n"),
+        ("semicolons.csv", "path;label;group\na.wav;dog;é 1\n"),
+        ("tabs.csv", "path\tlabel\tgroup\na.wav\tdog\té 1\n"),
+        ("commas.tsv", "path, label, group\na.wav, dog, é 1\n"),
+        ("returns.csv", "path,label,group\ra.wav,dog,é 1\r"),
+        ("utf16.csv", "path,label,group\na.wav,dog,é 1\n".encode("utf-16")),
+        ("pandas.csv", ",path,label,group\n0,a.wav,dog,é 1\n"),
+        ("trailing.csv", "path,label,group\na.wav,dog,é 1,,\n"),
+        ("blanks.csv", "path,label,group\na.wav , dog\t,\u00a0e\u0301   1\u200b\n"),
+        ("own.csv", 'path,label,set,group,"note\nof it"\na.wav,dog,x,é 1,"two\nlines"\n'),
+        ("hub.jsonl", '{"file_name": "a.wav", "label": "dog", "group": "e\u0301 1", "duration": [1], "x": {"y": 2}}\n'),
+    ],
+)
+def test_tables_as_programs_write_them(tmp_path: Path, name: str, text: str | bytes) -> None:
+    assert read_table(table(tmp_path, text, name)) == [TableRow(str(tmp_path / "a.wav"), "dog", group="é 1")]
+
+
+def test_columns_of_its_own_are_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = table(tmp_path, "path,label,fold,recordist,licence,gold\na.wav,dog,1,me,CC,x\n")
+    assert read_table(path) == read_table(path) == [TableRow(str(tmp_path / "a.wav"), "dog", fold="1")]
+    assert caplog.messages == [f"{path}: columns that are not used: 'recordist', 'licence', 'gold'"]
+
+
+def test_identifiers_are_the_same_whatever_a_file_calls_them() -> None:
+    for same, text in [
+        (("1", " 1 ", "1.0", "1.", 1, 1.0, np.float32(1), np.int64(1)), "1"),
+        (("é b", "e\u0301  b", "\ufeffé\u00a0b", "é\tb\u200b"), "é b"),
+        (("True", True), "True"),
+        (("", "  ", "nan", "NaN", None, float("nan"), np.float32("nan")), None),
+    ]:
+        assert {identifier(value) for value in same} == {text}
+    assert [identifier(value) for value in ("01", "1.5", "-2.0", "v1.0", 0.5, 1e22)] == [
+        *("01", "1.5", "-2", "v1.0", "0.5", "1" + 22 * "0")
+    ]
+    assert normal("label", " dog : 0.70; cat ;nan") == "dog:0.70;cat"
+    with pytest.raises(ValueError, match="half a character"):
+        identifier("a\ud800")
+    with pytest.raises(ValueError, match="no text"):
+        identifier(["a"])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("NaN", None),
+        ("null", None),
+        ('" "', None),
+        ("1.0", "1"),
+        ("true", "True"),
+        ('["dog", 1.0, null, "dog "]', "dog;1;dog"),
+        ('{"dog": 0.5, "cat": 1}', "dog:0.5;cat:1.0"),
+        ("[]", None),
+    ],
+)
+def test_what_json_has_for_a_label(tmp_path: Path, value: str, text: str | None) -> None:
+    (row,) = read_table(table(tmp_path, f'{{"path": "a.wav", "label": {value}}}\n', "t.jsonl"))
+    assert row.label == text
+
+
+def test_names_are_found_as_the_disk_spells_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    composed, parted = (unicodedata.normalize(form, "ü/é.wav") for form in ("NFC", "NFD"))
+    (tmp_path / composed).parent.mkdir()
+    kept = tmp_path / Path(composed).parent / Path(parted).name  # one part in each form
+    kept.touch()
+    (tmp_path / "b.wav").touch()
+    for name, found in [
+        (composed, kept),
+        (parted, kept),
+        (composed.replace("/", "\\"), kept),
+        ("~/b.wav", tmp_path / "b.wav"),
+        (".\\b.wav", tmp_path / "b.wav"),
+        ("C:\\b.wav", tmp_path / "C:\\b.wav"),
+        ("gone/é.wav", tmp_path / "gone/é.wav"),
+    ]:
+        (row,) = read_table(table(tmp_path, f"path\n{name}\n"))
+        assert row.path == str(found)
+    with pytest.raises(CatalogueError, match=r"line 3: .* stands in the table twice"):
+        read_table(table(tmp_path, f"path,label\n{composed},a\n{parted},b\n"))
+
+
 def test_tables_that_cannot_be_in_other_forms(tmp_path: Path) -> None:
     with pytest.raises(CatalogueError, match="line 2: not JSON"):
         read_table(table(tmp_path, '{"path": "a.wav"}\n{"path"\n', "t.jsonl"))
@@ -92,7 +185,48 @@ def test_tables_that_cannot_be_in_other_forms(tmp_path: Path) -> None:
             read_table(table(tmp_path, f'{{"path": "a.wav", "label": {label}}}\n', "t.jsonl"))
     with pytest.raises(CatalogueError, match="line 1: split is "):
         read_table(table(tmp_path, '{"path": "a.wav", "split": ["train"]}\n', "t.jsonl"))
+    for line, message in [
+        ('{"path": "a.wav", "label": "x", "label": "y"}', "line 1: not JSON .the key 'label' comes twice"),
+        ("[" * 100_000, "line 1: not JSON .maximum recursion"),
+        (f'{{"path": "a.wav", "fold": {"9" * 5000}}}', "line 1: not JSON .Exceeds the limit"),
+        ('{"path": "a.wav", "label": "\\ud800"}', "line 1: .* has half a character"),
+        ('{"path": "\\ud800.wav"}', "line 1: .*surrogates not allowed"),
+        ('{"path": ["a.wav"]}', "line 1: path is "),
+        ('{"\\ud800path": "a.wav"}', "did you mean 'path'"),
+        ('{"path": "a.wav", "start": true}', "line 1: start is 'True'"),
+        ('{"path": "a.wav", "label": [["x"]]}', "line 1: label is "),
+    ]:
+        with pytest.raises(CatalogueError, match=message):
+            read_table(table(tmp_path, line + "\n", "t.jsonl"))
     with pytest.raises(CatalogueError, match=r"did you mean .*t\.jsonl"):
         read_table(tmp_path / "tt.jsonl")
     with pytest.raises(CatalogueError, match="not a table by its name"):
         read_table(table(tmp_path, "path\n", "t.xlsx"))
+
+
+@pytest.mark.slow
+def test_whatever_happens_to_a_table_it_is_read_or_refused(tmp_path: Path) -> None:
+    """1,000 damaged tables: no error but those for the user."""
+    rng = np.random.default_rng(0)
+    tables = {
+        "t.csv": b'sep=,\npath,label,split,fold,group,start,note\na.wav,"cat;dog:0.5",train,1.0,x y,0.5,"q"" \n z"\n',
+        "t.tsv": "path\tlabel\né\tx\n".encode("utf-16"),
+        "t.jsonl": b'{"path":"a.wav","label":["a",1.0,null],"fold":1.0}\n{"path":"b.wav","label":{"a":0.5},"x":[1]}\n',
+    }
+    pieces = [
+        *(b",", b";", b"\t", b"\n", b"\r", b'"', b"\0", b"\xff", b"\xef\xbb\xbf", b"\xff\xfe", b"nan", b"Infinity"),
+        *(b"-1", b"9" * 4400, b"[" * 4000, b"{", b"}", b"null", b"\\ud800", b"\xed\xa0\x80", b"~nobody/", b"\\"),
+        *(b"path", b":", b"=", b" "),
+    ]
+    read = 0
+    for _ in range(1000):
+        name = str(rng.choice([*tables]))
+        content = bytearray(tables[name])
+        for _ in range(rng.integers(1, 4)):
+            at = int(rng.integers(len(content) + 1))
+            content[at : at + int(rng.integers(4))] = pieces[rng.integers(len(pieces))]
+        try:
+            read += bool(read_table(table(tmp_path, bytes(content), name)))
+        except CatalogueError:
+            continue
+    assert 50 < read < 950

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,39 @@ def test_a_first_fold_that_cannot_begin_leaves_the_folder_free(tuned: Any, tmp_p
     assert not go(tuned(run, **ALL, stop_after=1)).finished
     # Where to stop was said of that call: going on with the run's own settings does not stop there again.
     assert config.read_yaml(run / "config.yaml")["stop_after"] == 0
+
+
+def test_folds_without_splits_and_a_class_that_one_fold_alone_has(
+    notes: Path, tuned: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [line.split(",") for line in notes.read_text().splitlines()[1:]]
+    lost = rows[0][3]
+    names = ["squeak" if i == 0 else row[1] for i, row in enumerate(rows)]
+    data, run = tmp_path / "own.csv", tmp_path / "run"
+    text = "".join(f"{notes.parent}/{row[0]},{name},{row[3]},me\n" for row, name in zip(rows, names, strict=True))
+    data.write_text("path,label,fold,recordist\n" + text)
+    asked = tuned(run, data=data, epochs=1, sides={"unseen_classes": "skip"})
+    ended = folds.run(asked, stream=sys.stderr)
+    assert isinstance(ended, folds.CrossValidation)
+    assert "a run for each fold (one alone: --sides.fold NAME)" in capsys.readouterr().err
+    assert {path.name for path in run.glob("fold-*")} == {"fold-1", "fold-2"}
+    assert ended.unseen == {lost: ["squeak"]}
+    found = held(run)["folds"]
+    assert {fold["fold"]: fold["unseen_classes"] for fold in found if fold["unseen_classes"]} == ended.unseen
+    assert sum(fold["results"][0]["clips"] for fold in found) == len(rows) - 1
+    log = (run / f"fold-{lost}" / "log.txt").read_text()
+    assert "1 of 4 classes have no training clip: squeak; their 1 clips of other sides are left out" in log
+    assert go(asked, resume=True) == ended
+    assert folds._over_folds(tuned(run, data=run / "catalogue.jsonl"), False)
+    for other in ({"hold_out": 0.3}, {"fold": "1"}):
+        assert not folds._over_folds(tuned(run, data=data, sides=other), False)
+    assert not folds._over_folds(tuned(run, data=notes), False)  # it has splits
+
+
+def test_a_fold_may_have_any_name() -> None:
+    assert [folds.folder_of(name) for name in ("1", "é b", "../x", "a:b%")] == [
+        *("fold-1", "fold-é b", "fold-..%2fx", "fold-a%3ab%25")
+    ]
 
 
 def test_one_fold_and_several_processes(tuned: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

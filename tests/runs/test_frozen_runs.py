@@ -445,8 +445,13 @@ def test_sides_that_leak_or_lack_are_refused(model: AudioModel, tones: Path, tmp
         evaluate(model, listed(label="ab"))
     with pytest.raises(CatalogueError, match="1 of 3 classes are in test and not in train: c"):
         evaluate(model, listed(label="abababac", split=sides))
+    left = evaluate(model, listed(label="abababac", split=sides), unseen="skip", probes=("linear",))
+    assert [(r["unseen_classes"], r["clips"]) for r in left.records] == [(["c"], 3)]
+    assert left.notes == ["1 of 3 classes have no training clip: c; their 1 clips of other sides are left out"]
+    with pytest.raises(CatalogueError, match="fold 2: 1 of 3 classes are in test and not in train: c"):
+        evaluate(model, listed(label="abababac", fold=["1"] * 4 + ["2"] * 4))
     with pytest.raises(CatalogueError, match="2 groups are in train and in test"):
-        evaluate(model, listed(label="ab", split=sides, speaker=["s1", "s2"]))
+        evaluate(model, listed(label="ab", split=sides, speaker=["s1", "s2", "s1 ", "s2\u00a0"]))
     shared = evaluate(model, listed(label="ab", split=sides, speaker=["s1", "s2"]), allow_shared_groups=True)
     assert shared.records[0]["bootstrap"]["unit"] == "clip"
     with pytest.raises(CatalogueError, match="8 clips has a label"):

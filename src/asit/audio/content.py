@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from asit import disk
 from asit.audio import mpeg
 from asit.audio.faults import AudioFileError
 from asit.audio.stretches import Bytes, after_id3
@@ -139,9 +140,9 @@ def open_content(file: str | os.PathLike[str] | AudioBytes | BinaryIO, called: s
     if isinstance(file, str | os.PathLike):
         if not os.fspath(file):  # a Path of it would be the current folder
             raise AudioFileError("missing", "a path without a character", "a recording", "correct the path")
-        path = Path(file)
+        path = Path(disk.locate(os.fspath(file)))
         with _opened(path) as opened:
-            if path.is_fifo():  # such as /dev/stdin behind a pipe
+            if disk.special(path) == "a pipe":  # such as /dev/stdin behind another command
                 with _rewound(opened, str(path)) as handle:
                     yield _content(str(path), None, handle, "")
             else:
@@ -241,8 +242,9 @@ def cannot_be_read(name: str, error: Exception) -> AudioFileError:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
+    """The file, or a pipe that is written to, open for reading."""
     try:
-        file = path.open("rb", buffering=0)
+        file = disk.open_file(path, pipes=True)
     except FileNotFoundError:
         raise AudioFileError(
             "missing", f"{path} does not exist", "a recording", "correct the path, or make the catalogue anew"

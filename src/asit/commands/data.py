@@ -30,7 +30,8 @@ class CatalogueOptions:
     root: Annotated[str | None, tyro.conf.Positional] = None
     """Where the data set was unpacked."""
     labels: Literal["auto", "folder", "none"] = "auto"
-    """Of a folder. folder: each recording's label is the sub-folder it lies in; auto and none: no labels."""
+    """Of a folder. folder: each recording's label is the sub-folder it lies in (CLASS, SPLIT/CLASS or CLASS/SPLIT);
+    auto and none: no labels."""
     incomplete: bool = False
     """Of a data set: go on where clips are missing."""
     most_missing: float | None = None
@@ -82,6 +83,8 @@ def catalogue(prog: str, summary: str, given: list[str]) -> int:
     )
     header = made.header
     print(f"{options.out}: {len(made)} clips, {header['seconds'] / 3600:.2f} h")
+    if "folders" in header and (column := made.column("split")) is not None:
+        print(f"{header['folders']}: {', '.join(f'{count} {name}' for name, count in column.counts().items())}")
     skipped = {reason: count for reason, count in header.get("skipped", {}).items() if count}
     if skipped:
         counts = ", ".join(f"{count} {reason}" for reason, count in skipped.items())

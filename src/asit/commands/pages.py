@@ -12,6 +12,7 @@ import tyro
 from asit import recipes
 from asit.commands.parse import parse
 from asit.config import read_yaml
+from asit.errors import ConfigError
 
 
 @dataclass
@@ -46,6 +47,9 @@ class CompareOptions:
     """Folders of fine-tuning runs and cross-validations, JSON files of asit evaluate; differences are to the first."""
     out: str | None = None
     """Also write the tables: a name that ends in .md, .csv or .json."""
+    spreadsheet: bool = False
+    """Of CSV: write "'" before names that a spreadsheet program would run as a formula (those that begin with =, +, -,
+    @, a tab or a carriage return)."""
     split: str = "auto"
     """Split whose scores are compared; auto: test, or all that a run has where it has no test."""
     seed: int = 0
@@ -59,8 +63,10 @@ def compare(prog: str, summary: str, given: list[str]) -> int:
 
     if options.out:
         tables.check_name(Path(options.out))
+    if options.spreadsheet and Path(options.out or "").suffix.lower() != ".csv":
+        raise ConfigError(f"--spreadsheet with --out {options.out}", "a name that ends in .csv", "drop it")
     found = side_by_side(options.runs, split=options.split, seed=options.seed)
     print(tables.markdown(found), end="")
     if options.out:
-        tables.write(found, Path(options.out))
+        tables.write(found, Path(options.out), spreadsheet=options.spreadsheet)
     return 0

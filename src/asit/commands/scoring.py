@@ -97,6 +97,8 @@ class EvaluateOptions:
     """One label a clip or several; auto: several where any clip has them."""
     missing_labels: Literal["error", "skip"] = "error"
     """What to do with clips that have no label."""
+    unseen_classes: Literal["error", "skip"] = "error"
+    """What to do with test clips of a class that no training clip has: stop, or leave them out and say so."""
     allow_shared_groups: bool = False
     """A group may be on both sides, as speakers are in speaker identification."""
     clips: int | None = None
@@ -195,6 +197,7 @@ def _probed(
         test=_words(options.test) or TEST,
         kind=options.labels,
         missing=options.missing_labels,
+        unseen=options.unseen_classes,
         allow_shared_groups=options.allow_shared_groups,
         clips=options.clips,
         seconds=options.seconds,

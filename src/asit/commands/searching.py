@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 import math
 import sys
@@ -19,6 +17,7 @@ import tyro
 from asit.commands.parse import parse
 from asit.commands.stdout import for_data, for_people
 from asit.commands.tagtable import clock, fit, plain, width
+from asit.data.csv_lines import csv_line
 from asit.errors import AsitError, ConfigError
 
 if TYPE_CHECKING:
@@ -134,6 +133,9 @@ class SimilarOptions:
     """Also show the recording itself where the index holds it."""
     format: Literal["auto", "table", "json", "csv"] = "auto"
     """auto: a table on a terminal, else JSON lines, one for each recording."""
+    spreadsheet: bool = False
+    """Of CSV: write "'" before names that a spreadsheet program would run as a formula (those that begin with =, +, -,
+    @, a tab or a carriage return)."""
     model: str | None = None
     """Model folder, where it is not any more where the index was made with it."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -153,6 +155,8 @@ def similar(prog: str, summary: str, given: list[str]) -> int:
     kind = options.format
     if kind == "auto":
         kind = "table" if sys.stdout is not None and sys.stdout.isatty() else "json"
+    if options.spreadsheet and kind != "csv":
+        raise ConfigError(f"--spreadsheet and {kind}", "CSV", "drop it, or pass --format csv")
     (for_people if kind == "table" else for_data)()
     with runtime.world(options.device, options.threads) as world:
         found = Index.read(options.index)
@@ -163,7 +167,7 @@ def similar(prog: str, summary: str, given: list[str]) -> int:
         model = found.model(world.device) if options.model is None else load(options.model, world.device)
         found.check(model)
         if kind == "csv":
-            print(_csv(["query", "rank", *_CELLS]))
+            print(csv_line(["query", "rank", *_CELLS]))
         failed = 0
         for place, item in enumerate(questions):
             try:
@@ -182,7 +186,7 @@ def similar(prog: str, summary: str, given: list[str]) -> int:
                 print(_json({"query": item.name, "neighbours": [_fields(hit) for hit in hits]}))
             else:
                 for rank, hit in enumerate(hits, 1):
-                    print(_csv([item.name, rank, *_fields(hit).values()]))
+                    print(csv_line([item.name, rank, *_fields(hit).values()], spreadsheet=options.spreadsheet))
     return 2 if failed else 0
 
 
@@ -219,12 +223,6 @@ def _fields(hit: Neighbour) -> dict[str, Any]:
     path = hit.path if hit.member is None else f"{hit.path}/{hit.member}"
     times = (round(hit.start, 3), round(hit.end, 3))
     return dict(zip(_CELLS, (round(hit.similarity, 4), path, *times, hit.label, hit.name), strict=True))
-
-
-def _csv(cells: Sequence[Any]) -> str:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerow(cells)
-    return buffer.getvalue().removesuffix("\n")
 
 
 def _table(query: str, hits: Sequence[Neighbour]) -> str:

@@ -55,6 +55,9 @@ class TagOptions:
     """Draw the tracks of the highest labels under the spectrogram: a PNG, for one recording."""
     timeline_dir: str | None = None
     """The same for each recording, into this folder."""
+    spreadsheet: bool = False
+    """Of CSV: write "'" before names that a spreadsheet program would run as a formula (those that begin with =, +, -,
+    @, a tab or a carriage return)."""
     overwrite: bool = False
     """Replace --out and timelines that exist."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
@@ -99,6 +102,8 @@ def tag(prog: str, summary: str, given: list[str]) -> int:
         clear = "\r\x1b[K" if show is not None and sys.stderr.isatty() else ""
         tagged = tag_items(tagger, items, options.batch)
         with _output(options) as (out, form), closing(tagged):
+            if options.spreadsheet and form != "csv":
+                raise ConfigError(f"--spreadsheet and {form}", "CSV", "drop it, or pass --format csv")
             if form == "csv":
                 out.write(tagtable.csv_header() + "\n")
             for one, picture in zip(tagged, pictures, strict=True):
@@ -140,7 +145,7 @@ def _write(out: TextIO, form: tagtable.Format, item: Item, tags: Tags, options: 
     if form == "json":
         lines = tagtable.json_lines(item.text, rows, options.segments)
     elif form == "csv":
-        lines = tagtable.csv_lines(item.text, rows)
+        lines = tagtable.csv_lines(item.text, rows, options.spreadsheet)
     else:
         timed = options.segments or _by_window(options)
         columns = 80 if options.out else min(120, shutil.get_terminal_size().columns)
@@ -224,7 +229,8 @@ def _pictures(options: TagOptions, items: Sequence[Item]) -> list[Path | None]:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--timeline-dir {folder} is a file", "a folder", "give another name")
     names = [_file_name(item.name) for item in items]
-    if len(set(names)) < len(names):  # several parts of one recording, or names that differ in what a disk forbids
+    # Several parts of one recording, or names that differ in what a disk forbids or does not tell apart.
+    if len({name.casefold() for name in names}) < len(names):
         names = [f"{i:06d}-{name}" for i, name in enumerate(names)]
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from asit.data.csv_lines import csv_line
 
 Format = Literal["table", "json", "csv"]
 
@@ -44,15 +44,12 @@ def csv_header() -> str:
     return ",".join(_CSV)
 
 
-def csv_lines(path: str, rows: Sequence[Row]) -> Iterator[str]:
-    """A line for each label of each row."""
+def csv_lines(path: str, rows: Sequence[Row], spreadsheet: bool = False) -> Iterator[str]:
+    """A line for each label of each row; see `asit.data.csv_lines.csv_line`."""
     for row in rows:
         for label, score in row.labels:
-            buffer = io.StringIO()
-            csv.writer(buffer, lineterminator="\n").writerow(
-                [path, f"{row.start:.4f}", f"{row.end:.4f}", label, f"{score:.6f}"]
-            )
-            yield buffer.getvalue().removesuffix("\n")
+            cells = [path, f"{row.start:.4f}", f"{row.end:.4f}", label, f"{score:.6f}"]
+            yield csv_line(cells, spreadsheet=spreadsheet)
 
 
 def table_lines(

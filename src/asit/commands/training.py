@@ -131,5 +131,7 @@ def finetune(prog: str, summary: str, given: list[str]) -> int:
     else:
         for name, held in result.summary.items():
             print(f"{name}: mean {held['mean']:.4f}, std {held['std']:.4f} over {len(held['values'])} folds")
+        for fold, classes in result.unseen.items():
+            print(f"fold {fold} has no training clips of {', '.join(classes)}: it is scored without clips of these")
     print(f"page:   asit report {out}")
     return 0

@@ -47,6 +47,9 @@ class EmbedOptions:
     """Windows that go through the encoder at once; on a CPU fewer where they are long."""
     shard: str | None = None
     """i/n, i from 0: only the i-th of n parts of the inputs, into NAME-0000i-of-0000n."""
+    spreadsheet: bool = False
+    """Of CSV: write "'" before names that a spreadsheet program would run as a formula (those that begin with =, +, -,
+    @, a tab or a carriage return)."""
     overwrite: bool = False
     """Replace --out if it is there, and what another call has left beside it."""
     bad_files: float = 1.0
@@ -66,7 +69,9 @@ def embed(prog: str, summary: str, given: list[str]) -> int:
     ask = Ask(options.level, options.pooling, options.layer, options.hop, options.precision, options.batch)
     if options.out is not None:
         run.check_free(run.numbered(Path(options.out), shard), ask.level, options.overwrite)
-    elif shard is not None or options.overwrite:
+    if options.spreadsheet and Path(options.out or "").suffix.lower() != ".csv":
+        raise ConfigError(f"--spreadsheet with --out {options.out}", "a name that ends in .csv", "drop it")
+    if options.out is None and (shard is not None or options.overwrite):
         raise ConfigError("--shard or --overwrite without --out", "a file to write", "add --out emb.parquet")
     from asit import runtime
     from asit.data.inputs import expand, named
@@ -89,6 +94,7 @@ def embed(prog: str, summary: str, given: list[str]) -> int:
             ask,
             shard=shard,
             overwrite=options.overwrite,
+            spreadsheet=options.spreadsheet,
             bad_files=options.bad_files,
             world=world,
             stream=sys.stderr if world.main else None,

@@ -5,7 +5,7 @@ clips fit and loader processes share them.
 """
 
 # Paths are text here: a Path for each of two million would cost minutes.
-# ruff: noqa: PTH100, PTH110, PTH123
+# ruff: noqa: PTH100, PTH110
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from asit import whole
+from asit import disk, whole
 from asit.data import places, stores, tables
 from asit.data.columns import DAMAGE, SHARD, WORDS, Columns, Rows, Words, decode, json_line
 from asit.data.places import relative as relative
@@ -242,12 +242,12 @@ class Catalogue:
 
         Raises:
             CatalogueError: no such file, not a catalogue, a newer version, a damaged line (with its number), a
-                file cut short, or data that moved.
+                file cut short, a clip that it lists twice, or data that moved.
             StoreError: a store that does not give it.
         """
         rows, name = Rows(), os.fspath(path)
         try:
-            with io.BytesIO(stores.read(name)) if stores.is_url(name) else open(path, "rb") as lines:
+            with io.BytesIO(stores.read(name)) if stores.is_url(name) else disk.open_file(path) as lines:
                 header = _header(path, lines.readline())
                 number = 2
                 while batch := list(islice(lines, LINES)):
@@ -264,12 +264,14 @@ class Catalogue:
                 "a whole catalogue",
                 "copy it again, or build it again with asit catalogue",
             )
+        columns = rows.columns()
+        _refuse_twins(path, columns)
         top = os.fspath(header["root"] if root is None else root)
         if top == places.HERE:
             top = stores.parent(name)
-        catalogue = cls(header, top if stores.is_url(top) else os.path.abspath(top), rows.columns())
+        catalogue = cls(header, top if stores.is_url(top) else os.path.abspath(top), columns)
         first = (catalogue[0].shard or catalogue[0].path) if look and len(catalogue) else None
-        if first is not None and not (stores.is_url(first) or os.path.exists(first)):
+        if first is not None and not (stores.is_url(first) or os.path.exists(disk.locate(first))):
             raise CatalogueError(
                 f"{path} lists {first}, which is not there",
                 f"the recordings under {catalogue.root}",
@@ -307,6 +309,26 @@ class Catalogue:
             yield json_line({name: value for name, value in row if value is not None})
 
 
+def _refuse_twins(path: str | os.PathLike[str], columns: Columns) -> None:
+    """Refuse a list that has a clip twice, such as two catalogues put together: it could train on what it tests."""
+    names = np.fromiter((hash(columns.paths.raw(row)) for row in range(len(columns.paths))), np.int64)
+    parts = [columns.seconds.view(np.int32).astype(np.int64)]
+    parts += [] if columns.starts is None else [columns.starts.view(np.int32).astype(np.int64)]
+    parts += [] if columns.spans is None else [columns.spans[:, 0]]
+    order = np.lexsort([*parts, names])
+    same = np.ones(max(0, len(order) - 1), np.bool_)
+    for column in (names, *parts):
+        same &= column[order[1:]] == column[order[:-1]]
+    if same.any():
+        twice = sorted(order[1:][same].tolist())
+        first = ", ".join(columns.paths[row] for row in twice[:3])
+        raise CatalogueError(
+            f"{path} lists {len(twice)} clips twice: {first}",
+            "each file, or part of a file, once",
+            "build the catalogue again; several labels of one clip go together, parted by ';'",
+        )
+
+
 def _row(path: str | os.PathLike[str], number: int, line: bytes) -> dict[str, Any]:
     """One line parsed by itself, to say which is damaged."""
     try:
@@ -324,7 +346,7 @@ def _row(path: str | os.PathLike[str], number: int, line: bytes) -> dict[str, An
 def _header(path: str | os.PathLike[str], line: bytes) -> dict[str, Any]:
     try:
         header = json.loads(line)
-    except ValueError:
+    except DAMAGE:
         header = None
     if not isinstance(header, dict) or _MARK not in header:
         raise CatalogueError(
@@ -346,9 +368,9 @@ def _header(path: str | os.PathLike[str], line: bytes) -> dict[str, Any]:
 def is_catalogue(path: Path) -> bool:
     """Whether the file's first line is a catalogue's header."""
     try:
-        with open(path, "rb") as file:
+        with disk.open_file(path) as file:
             return isinstance(row := json.loads(file.readline()), dict) and _MARK in row
-    except (OSError, ValueError):
+    except (OSError, *DAMAGE):
         return False
 
 

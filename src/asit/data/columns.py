@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -75,13 +76,30 @@ class Words:
 
 
 class Coder:
-    """Turns texts to codes as they come, a new code for each new text."""
+    """Turns texts to codes as they come, a new code for each new text; see `normal` for which texts are one.
 
-    def __init__(self) -> None:
+    Args:
+        name: of the column.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
         self.words: dict[str, int] = {}
+        self._other: dict[str | None, int] = {None: -1}  # codes of texts that are not in their normal form
 
     def __call__(self, text: str | None) -> int:
-        return -1 if text is None else self.words.setdefault(text, len(self.words))
+        """The text's code; -1 for none.
+
+        Raises:
+            ValueError: as `normal`.
+        """
+        code = self._other.get(text)
+        if code is None and (code := self.words.get(text or "")) is None:
+            word = normal(self.name, text)
+            code = -1 if word is None else self.words.setdefault(word, len(self.words))
+            if word != text:
+                self._other[text] = code
+        return code
 
     def column(self, codes: npt.NDArray[np.int32]) -> Words | None:
         """The column that these codes make; None when no text ever came."""
@@ -132,7 +150,7 @@ class Columns:
         )
 
 
-DAMAGE = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
+DAMAGE = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 """What a damaged line raises on its way into the columns."""
 
 _TEXTS = (*WORDS, SHARD)
@@ -146,7 +164,7 @@ class Rows:
         self.paths: list[Texts] = []
         self.numbers: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in (*_NUMBERS, "start", "sha256", "spans")}
         self.codes: dict[str, list[npt.NDArray[np.int32]]] = {name: [] for name in _TEXTS}
-        self.coders = {name: Coder() for name in _TEXTS}
+        self.coders = {name: Coder(name) for name in _TEXTS}
         self.summed = False
         self.length = 0
 
@@ -223,6 +241,54 @@ def _spans(rows: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.int64]:
 
 
 _WEIGHT = re.compile(r"[\d.,eE%+\s-]*\d[\d.,eE%+\s-]*")
+_WHOLE = re.compile(r"(-?\d+)\.0*")
+_INVISIBLE = dict.fromkeys(map(ord, "\u200b\u2060\ufeff"))  # zero-width space, word joiner, byte order mark
+
+
+def identifier(value: object) -> str | None:
+    """The text by which labels, splits, folds and groups are compared, whatever file they come from; None for nothing.
+
+    White space at the ends and zero-width characters are dropped, other runs of white space become one blank, and
+    characters are composed (Unicode NFC). A whole number is written without a point: 1, 1.0, "1" and "1.0" are "1".
+    None, NaN, "nan" and an empty text are nothing. True and False are "True" and "False".
+
+    Raises:
+        ValueError: no text, number or truth value, or a text with half a surrogate pair.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, str | int | float | np.generic):
+        raise ValueError(f"{value!r:.60} is no text and no number")
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    text = " ".join(str(value).translate(_INVISIBLE).split())
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text)
+        if any("\ud800" <= letter < "\udc80" or "\udcff" < letter <= "\udfff" for letter in text):
+            raise ValueError(f"{text!a:.60} has half a character")
+    if (whole := _WHOLE.fullmatch(text)) is not None:
+        text = whole[1]
+    return None if text in ("", "nan", "NaN", "NAN", "-nan", "<NA>") else text
+
+
+def normal(column: str, value: object) -> str | None:
+    """The text of a cell of one of `WORDS` as an :func:`identifier`; of a label cell each of its names; else as it is.
+
+    Raises:
+        ValueError: as :func:`identifier`.
+    """
+    if column not in WORDS:
+        return None if value is None else str(value)
+    if column != "label" or not isinstance(value, str) or not (";" in value or ":" in value):
+        return identifier(value)
+    names = []
+    for piece in value.split(";"):
+        weight = soft_weight(piece.strip())
+        end = "" if weight is None else ":" + weight.strip()
+        name = identifier(piece.strip()[: -len(weight) - 1] if weight is not None else piece)
+        if name is not None or end:
+            names.append((name or "") + end)
+    return ";".join(names) or None
 
 
 def soft_weight(label: str) -> str | None:

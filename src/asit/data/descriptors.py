@@ -6,6 +6,8 @@ import os
 import threading
 from collections import OrderedDict
 
+from asit import disk
+
 _MOST = 64
 """Files that a process keeps open."""
 
@@ -43,7 +45,8 @@ class _File:
     def __init__(self, path: str) -> None:
         self.path, self.readers, self.open = path, 0, True
         # A number and no file object: what is still open at the end is no leak to warn of.
-        self.number = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+        with disk.open_file(path) as file:
+            self.number = os.dup(file.fileno())
         self.alone = threading.Lock()
 
     def read(self, offset: int, size: int) -> bytes:

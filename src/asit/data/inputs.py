@@ -1,11 +1,10 @@
 """What a command is asked to hear: files, folders, globs, catalogues, tables and tar shards, as one list of items."""
 
 # Paths are text here: a Path for each of a million would cost minutes.
-# ruff: noqa: PTH100, PTH109, PTH112, PTH118, PTH120, PTH122, PTH207
+# ruff: noqa: PTH100, PTH112, PTH118, PTH120, PTH122
 
 from __future__ import annotations
 
-import glob
 import itertools
 import os
 from collections import Counter
@@ -13,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from asit import disk
 from asit.audio import files
 from asit.data import listing, spans, stores, tables, tarscan, tarshards
 from asit.data.catalogue import Catalogue, is_catalogue, relative, unreadable
@@ -119,7 +119,8 @@ def expand(inputs: Sequence[str], others: Counter[str] | None = None) -> list[It
     other file is taken for a recording, whatever its name. No file of sound is opened here.
 
     Args:
-        inputs: what to list.
+        inputs: what to list. A pipe, socket or device in a folder, or one that a pattern matches, is an item with a
+            fault. A pattern goes into each real folder once, however many links lead to it.
         others: gets the number of files, for each suffix, that were left out since they are no recordings by name.
 
     Raises:
@@ -140,6 +141,8 @@ def expand(inputs: Sequence[str], others: Counter[str] | None = None) -> list[It
 def _of(given: str, several: bool, left: Counter[str]) -> Iterator[Item]:
     if not given or "\0" in given:
         raise CatalogueError(f"an input is {given!r}", "a path", "check the command")
+    if not stores.is_url(given):
+        given = disk.locate(given)
     if stores.is_url(given) or os.path.isdir(given):
         index = tarscan.index_of(given)
         if index is not None:
@@ -185,6 +188,8 @@ def _of_folder(folder: str, prefix: str, left: Counter[str]) -> Iterator[Item]:
         path, name = os.path.join(folder, inner), os.path.join(prefix, inner)
         if inner in closed:
             yield Item(name, path, fault=f"the folder cannot be read: {closed[inner]}")
+        elif suffix in (tarshards.SUFFIX, *files.SUFFIXES) and (kind := disk.special(path)) is not None:
+            yield Item(name, path, fault=f"it is {kind}, not a regular file")
         elif suffix == tarshards.SUFFIX:
             try:
                 yield from _of_shard(path, name, left)
@@ -193,41 +198,54 @@ def _of_folder(folder: str, prefix: str, left: Counter[str]) -> Iterator[Item]:
         elif suffix in files.SUFFIXES:
             yield Item(name, path)
         else:
-            others[suffix or "(no suffix)"] += 1
+            others[listing.suffix_of(inner)] += 1
             continue
         count += 1
     if not count:
-        raise _no_audio(folder, "folder", others)
+        raise listing.no_audio("folder", folder, others)
     left.update(others)
 
 
 def _of_pattern(pattern: str, left: Counter[str]) -> Iterator[Item]:
-    matches = sorted(glob.iglob(pattern, recursive=True))
+    matches = listing.matches(pattern)
     if not matches:
         raise CatalogueError(
             f"nothing matches {pattern}", "a pattern of paths that exist", "check it; ** goes through folders"
         )
     others: Counter[str] = Counter()
-    count = 0
-    entered: set[str] = set()
+    real = _Real()
+    given: set[tuple[str, str | None]] = set()
     for path in matches:
         suffix = os.path.splitext(path)[1].lower()
-        if "**" in pattern and any(str(parent) in entered for parent in Path(path).parents):
-            continue  # the pattern matches a folder, and what is in it too
         if os.path.isdir(path):
-            entered.add(str(Path(path)))
             found = _of_folder(path, path, left)
         elif suffix in files.SUFFIXES or suffix == tarshards.SUFFIX:
-            found = _of_file(path, left)
+            kind = disk.special(path)
+            fault = None if kind is None else f"it is {kind}, not a regular file"
+            found = iter([Item(path, path, fault=fault)]) if fault else _of_file(path, left)
         else:
-            others[suffix or "(no suffix)"] += 1
+            others[listing.suffix_of(path)] += 1
             continue
-        for item in found:
-            count += 1
-            yield item
-    if not count:
-        raise _no_audio(pattern, "pattern", others)
+        for item in found:  # a folder and what is in it may both match, and links may lead to either again
+            if (place := (real(item.path), item.member)) not in given:
+                given.add(place)
+                yield item
+    if not given:
+        raise listing.no_audio("pattern", pattern, others)
     left.update(others)
+
+
+class _Real:
+    """The path of a file, absolute, its folder without links; each folder is looked at once."""
+
+    def __init__(self) -> None:
+        self.folders: dict[str, str] = {}
+
+    def __call__(self, path: str) -> str:
+        folder, name = os.path.split(path)
+        if folder not in self.folders:
+            self.folders[folder] = os.path.realpath(folder or ".")
+        return os.path.join(self.folders[folder], name)
 
 
 def _of_catalogue(path: str) -> Iterator[Item]:
@@ -256,7 +274,7 @@ def _of_table(path: str) -> Iterator[Item]:
 def _of_shard(path: str, name: str, left: Counter[str]) -> Iterator[Item]:
     shard = tarshards.read_shard(path)
     if not shard.members and shard.fault is None:
-        raise _no_audio(path, "tar file", shard.others)
+        raise listing.no_audio("tar file", path, shard.others)
     left.update({suffix: count for suffix, count in shard.others.items() if suffix not in tarshards.SIDECARS})
     far = stores.is_url(path)
     for member in shard.members:
@@ -268,14 +286,11 @@ def _of_shard(path: str, name: str, left: Counter[str]) -> Iterator[Item]:
 
 def _refuse_twins(items: Sequence[Item]) -> None:
     _refuse_same(items, lambda item: (item.name, item.start, item.seconds), "given twice")
-    folder = os.getcwd() + os.sep
-    wheres: dict[str, str] = {}
+    real = _Real()
 
     def where(item: Item) -> tuple[str, int | None, float, float | None]:
-        path = item.path
-        if path not in wheres:
-            wheres[path] = os.path.normpath(path if path.startswith(os.sep) else folder + path)
-        return wheres[path], item.offset, item.start, item.seconds
+        path = item.path if stores.is_url(item.path) else real(os.path.normpath(item.path))
+        return path, item.offset, item.start, item.seconds
 
     _refuse_same(items, where, "the same")
 
@@ -290,15 +305,4 @@ def _refuse_same(items: Sequence[Item], key: Callable[[Item], object], how: str)
         f"{len(twice)} {'input is' if len(twice) == 1 else 'inputs are'} {how}: {first}",
         "each file, or part of a file, once",
         "take the second one out, or give folders by themselves",
-    )
-
-
-def _no_audio(place: str, kind: str, others: Counter[str]) -> CatalogueError:
-    if not others:
-        return CatalogueError(f"the {kind} {place} is empty", "recordings in it", "check the path")
-    seen = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(6))
-    return CatalogueError(
-        f"the {kind} {place} gives no audio; {others.total()} files: {seen}",
-        f"files that end in {', '.join(sorted(files.SUFFIXES))}",
-        "check the path, or turn the recordings into one of these",
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from asit.data.catalogue import Catalogue
-from asit.data.columns import Words, soft_weight
+from asit.data.columns import Words, identifier, soft_weight
 from asit.errors import CatalogueError
+
+log = logging.getLogger(__name__)
 
 Rows = npt.NDArray[np.int64]
 
@@ -83,8 +86,9 @@ def read_labels(
     """The labels of a catalogue's clips.
 
     A label's text is a name; several are parted by ";", and a soft one ends in a colon and its weight from 0 to 1:
-    "dog:0.7". A weight of 0 is no label, so "dog:0" is a clip known to be of no class. White space around names is
-    dropped, and a name that comes twice in one clip counts once.
+    "dog:0.7". A weight of 0 is no label, so "dog:0" is a clip known to be of no class. Names are compared as
+    :func:`asit.data.columns.identifier` makes them, and a name that comes twice in one clip counts once. Labels that
+    may be meant otherwise are logged: "call:0" and "call:1", and classes that differ only in case.
 
     Args:
         catalogue: N clips.
@@ -114,7 +118,7 @@ def read_labels(
     entries, indptr = _entries(texts.indptr, np.where(codes < 0, len(used), codes))
     found, weights = texts.indices[entries], texts.weights[entries]
     header = catalogue.header.get("classes")
-    names, place = _classes(texts.names, np.bincount(found, minlength=len(texts.names)), classes, header)
+    names, place = _classes(texts, np.bincount(found, minlength=len(texts.names)), classes, header)
     indices = place[found]
     keep = weights > 0
     owners = np.repeat(np.arange(len(catalogue)), np.diff(indptr))[keep]
@@ -142,6 +146,7 @@ class _Parsed:
     weights: npt.NDArray[np.float32]
     filled: npt.NDArray[np.bool_]  # (W,) the text names anything
     soft: npt.NDArray[np.bool_]  # (W,) a weight is written
+    binary: list[str]  # labels with a weight, where all weights are written "0" or "1"
 
 
 def _parse(texts: Sequence[str]) -> _Parsed:
@@ -154,12 +159,14 @@ def _parse(texts: Sequence[str]) -> _Parsed:
     name = np.full(len(coded), -1, np.int64)
     weight, soft = np.ones(len(coded), np.float32), np.zeros(len(coded), np.bool_)
     wrong: list[str] = []
+    binary: dict[str, bool] = {}
     for piece, code in coded.items():
         text = piece.strip()
         number = soft_weight(text)
         if number is not None:
             text = text[: -len(number) - 1].strip()
             soft[code] = True
+            binary[piece.strip()] = number in ("0", "1")
             value = _weight(number)
             if value is None or not text:
                 wrong.append(piece.strip())
@@ -186,7 +193,8 @@ def _parse(texts: Sequence[str]) -> _Parsed:
     counts = np.bincount(pairs // classes, minlength=len(texts) + 1)
     indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     has_weight = np.bincount(owners[soft[codes]], minlength=len(texts)) > 0
-    return _Parsed([*places], indptr, pairs % classes, weights, counts[:-1] > 0, has_weight)
+    doubtful = [*binary] if all(binary.values()) else []
+    return _Parsed([*places], indptr, pairs % classes, weights, counts[:-1] > 0, has_weight, doubtful)
 
 
 def _weight(text: str) -> float | None:
@@ -205,15 +213,17 @@ def _entries(indptr: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> tupl
 
 
 def _classes(
-    found: list[str], counts: npt.NDArray[np.int64], asked: Sequence[str] | None, header: Sequence[str] | None
+    texts: _Parsed, counts: npt.NDArray[np.int64], asked: Sequence[str] | None, header: Sequence[str] | None
 ) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
     """The classes in their order, and each found name's place among them."""
+    found = texts.names
     occur = [name for name, count in zip(found, counts.tolist(), strict=True) if count]
     known = asked if asked is not None else header
     names = tuple(sorted(occur) if known is None else known)
-    place = {name: index for index, name in enumerate(names)}
+    forms = [identifier(name) or "" for name in names]
+    place = {form: index for index, form in enumerate(forms)}
     if len(place) < len(names):
-        twice = [name for name, count in Counter(names).items() if count > 1]
+        twice = [name for name, form in zip(names, forms, strict=True) if forms.count(form) > 1]
         raise CatalogueError(
             f"classes that are listed twice: {', '.join(twice[:5])}", "each class once", "remove the second"
         )
@@ -228,12 +238,26 @@ def _classes(
             f"labels of the classes {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}",
             "mend the labels, or give the classes that these are of",
         )
+    first = ", ".join(map(repr, texts.binary[:4]))
     if len(names) < 2:
         raise CatalogueError(
-            f"all clips have one and the same label: {', '.join(names) or 'none'}",
+            f"all clips have one and the same label: {', '.join(names) or 'none'}"
+            + (f" ({first} are names with weights)" if first else ""),
             "at least two classes",
-            "label the clips with what is to be told apart",
+            f"if {first} are names of classes, put another sign in place of ':', such as '_'"
+            if first
+            else "label the clips with what is to be told apart",
         )
+    if first:
+        log.warning(
+            "labels such as %s are read as weights of %d classes (%s); if they are names, put '_' in place of ':'",
+            first,
+            len(names),
+            ", ".join(names[:4]),
+        )
+    folded = Counter(name.casefold() for name in names)
+    if alike := [name for name in names if folded[name.casefold()] > 1]:
+        log.warning("classes that differ only in upper and lower case: %s", ", ".join(map(repr, alike[:6])))
     return names, np.array([place.get(name, -1) for name in found], np.int64)
 
 

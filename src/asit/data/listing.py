@@ -1,10 +1,11 @@
 """Which clips a scan looks at: all audio below a folder, or what a table or a corpus's reader names."""
 
 # Paths are text here: a Path for each of two million would cost minutes.
-# ruff: noqa: PTH100, PTH116, PTH118, PTH122
+# ruff: noqa: PTH100, PTH116, PTH118, PTH122, PTH207
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 from array import array
@@ -16,13 +17,18 @@ import numpy as np
 import numpy.typing as npt
 
 from asit.audio import files
-from asit.data import tables
+from asit.data import splits, tables
 from asit.data.catalogue import relative, unreadable
 from asit.data.columns import WORDS, Coder, Texts, Words, encode, soft_weight
+from asit.data.tarshards import PACKED
 from asit.errors import CatalogueError
 
 Part = tuple[float, float | None]
 """Start and end of a clip in its file, s; the end None: to the end of the file."""
+
+
+ARCHIVES = (*PACKED, ".zip", ".7z", ".rar")
+"""Names of compressed archives, in which no recording can be reached without unpacking."""
 
 
 class Listing:
@@ -108,7 +114,7 @@ def list_files(source: Path, *, folder_labels: bool = False) -> Listing:
 
     Args:
         source: the folder or the table.
-        folder_labels: label each file of a folder with the name of the first-level folder it lies in.
+        folder_labels: label each file of a folder by the sub-folder it lies in: CLASS, SPLIT/CLASS or CLASS/SPLIT.
 
     Raises:
         CatalogueError: a table that cannot be, a folder without audio, or files that no folder labels.
@@ -117,20 +123,23 @@ def list_files(source: Path, *, folder_labels: bool = False) -> Listing:
         return list_rows(os.path.abspath(source.parent), tables.iterate_table(source))
     listing = _walk(source)
     if folder_labels:
-        listing.words = {"label": _labels_of_folders(source, listing.names)}
+        listing.words = _words_of_folders(source, listing.names)
     return listing
 
 
 def list_rows(root: str, rows: Iterable[tables.TableRow]) -> Listing:
     """The clips that rows name, taken in one at a time; paths below ``root`` are kept relative to it."""
-    coders = {name: Coder() for name in WORDS}
+    coders = {name: Coder(name) for name in WORDS}
     codes = {name: array("i") for name in WORDS}
     starts, ends = array("d"), array("d")
 
     def names() -> Iterator[bytes]:
         for row in rows:
-            for name in WORDS:
-                codes[name].append(coders[name](getattr(row, name)))
+            try:
+                for name in WORDS:
+                    codes[name].append(coders[name](getattr(row, name)))
+            except ValueError as error:
+                raise CatalogueError(f"{row.path}: {name} is {error}", "text or a number", "mend it") from None
             starts.append(row.start or 0.0)
             ends.append(np.inf if row.end is None else row.end)
             yield encode(relative(row.path, root))
@@ -144,17 +153,53 @@ def list_rows(root: str, rows: Iterable[tables.TableRow]) -> Listing:
     return Listing(root, packed, words, {}, begin, until)
 
 
-def _labels_of_folders(folder: Path, names: Texts) -> Words:
-    coder = Coder()
-    tops = [name.partition("/")[0] if "/" in name else None for name in names]
-    if loose := [name for name, top in zip(names, tops, strict=True) if top is None]:
+def _words_of_folders(folder: Path, names: Texts) -> dict[str, Words]:
+    """Labels from the first folders of these names, and splits where the folders are SPLIT/CLASS or CLASS/SPLIT.
+
+    A folder is a split by the usual names (see `splits.canonical`). First folders that are all splits are so taken, and
+    so are second ones, where each recording lies in one and there are at least two.
+
+    Raises:
+        CatalogueError: recordings outside a class's folder, splits beside classes, or a name that cannot be a label.
+    """
+    first = [name.partition("/")[0] if "/" in name else "" for name in names]
+    second = [name.split("/", 2)[1] if name.count("/") > 1 else "" for name in names]
+    if loose := [name for name, top in zip(names, first, strict=True) if not top]:
         raise CatalogueError(
             f"{len(loose)} of {len(names)} recordings lie directly in {folder}: {', '.join(loose[:5])}",
             "each recording in a sub-folder that is named after its label",
             "move them into their label's folder, or list recordings and labels in a table",
         )
-    codes = np.fromiter(map(coder, tops), np.int32, len(tops))
-    for name in coder.words:
+    tops, inner = ({name: splits.canonical(name) in splits.SIDES for name in level} for level in (first, second))
+    beside = "keep splits and classes apart, as SPLIT/CLASS or CLASS/SPLIT, or list recordings, labels and splits in a "
+    if all(tops.values()):
+        if loose := [name for name, part in zip(names, second, strict=True) if not part]:
+            raise CatalogueError(
+                f"the sub-folders of {folder} are splits ({', '.join(tops)}), and {len(loose)} of {len(names)} "
+                f"recordings lie directly in one: {', '.join(loose[:5])}",
+                "a folder for each class in each split, such as train/dog",
+                beside + "table",
+            )
+        return {"label": _coded(folder, "label", second), "split": _coded(folder, "split", first)}
+    for level in (tops, inner):
+        sides = [name for name, is_split in level.items() if is_split]
+        if len({splits.canonical(name) for name in sides}) < 2:
+            continue
+        if level is inner and len(sides) == len(inner):
+            return {"label": _coded(folder, "label", first), "split": _coded(folder, "split", second)}
+        others = [name or "recordings outside them" for name, is_split in level.items() if not is_split]
+        raise CatalogueError(
+            f"{folder} has folders named after splits ({', '.join(sides)}) beside others ({', '.join(others[:5])})",
+            "folders of classes, or of splits with classes in them",
+            beside + "table",
+        )
+    return {"label": _coded(folder, "label", first)}
+
+
+def _coded(folder: Path, column: str, texts: Iterable[str]) -> Words:
+    coder = Coder(column)
+    codes = np.fromiter(map(coder, texts), np.int32)
+    for name in coder.words if column == "label" else ():
         if ";" in name or soft_weight(name) is not None:
             raise CatalogueError(
                 f"the sub-folder '{name}' of {folder} cannot name a label",
@@ -173,11 +218,17 @@ def passed_over(others: Mapping[str, int]) -> str:
     return f"not opened, as their names are not those of recordings: {seen}"
 
 
-def walk(root: str, shut: Callable[[str, OSError], None]) -> Iterator[str]:
+def walk(root: str, shut: Callable[[str, OSError], None], *, folders: bool = False) -> Iterator[str]:
     """All files below root, relative, "/" between the parts, in the order of the names; hidden ones left out.
 
     A folder that links reach again is entered once. `shut` is called with a folder that cannot be read, relative to
-    root, and the reason; it raises, or the folder is listed like a file.
+    root, and the reason; it raises, or the folder is listed like a file. What cannot be looked at, such as a link to
+    itself, is listed like a file too.
+
+    Args:
+        root: the folder.
+        shut: see above.
+        folders: list the folders that are entered instead, root's own name being "".
     """
     entered: set[tuple[int, int]] = set()
 
@@ -189,19 +240,79 @@ def walk(root: str, shut: Callable[[str, OSError], None]) -> Iterator[str]:
                 return
             entered.add((status.st_dev, status.st_ino))
             with os.scandir(place) as entries:
-                listed = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
+                listed = sorted((entry.name, _is_folder(entry)) for entry in entries if not entry.name.startswith("."))
         except OSError as error:
             shut(prefix, error)
             yield prefix
             return
+        if folders:
+            yield prefix
         for name, is_folder in listed:
             inner = f"{prefix}/{name}" if prefix else name
             if is_folder:
                 yield from below(inner)
-            else:
+            elif not folders:
                 yield inner
 
     return below("")
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: its own fault, and not its folder's
+        return False
+
+
+def matches(pattern: str) -> list[str]:
+    """The paths that a pattern with ``*``, ``?``, ``[...]`` or ``**`` matches, sorted.
+
+    As `glob` has it, but that ``**`` enters each real folder once, as :func:`walk` does: links that form a loop give
+    no path twice. A last ``**`` stands for the folder before it.
+    """
+    return sorted(dict.fromkeys(_matching("", pattern)))
+
+
+def _matching(base: str, pattern: str) -> Iterator[str]:
+    parts = pattern.split("/")
+    if "**" not in parts:
+        found = glob.glob(pattern, root_dir=base or None)
+        yield from (os.path.join(base, name) for name in found)
+        return
+    at = parts.index("**")
+    before, after = "/".join(parts[:at]), "/".join(parts[at + 1 :]).lstrip("/")
+    tops = [base] if not parts[:at] else ["/"] if not before else _matching(base, before)
+    for top in tops:
+        if not after:
+            yield from [top] if top else glob.glob("*")
+            continue
+        for inner in walk(top or ".", lambda *_: None, folders=True):
+            yield from _matching(os.path.join(top, inner) if inner else top, after)
+
+
+def no_audio(kind: str, place: str, others: Counter[str]) -> CatalogueError:
+    """The error about a folder, pattern or tar without a recording; `others`: other files, counted by suffix."""
+    if not others:
+        return CatalogueError(f"the {kind} {place} is empty", "recordings in it, or in folders below", "check the path")
+    seen = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(6))
+    remedy = "check the path, or turn the recordings into one of these"
+    if packed := [suffix for suffix in others if suffix in ARCHIVES]:
+        remedy = (
+            f"unpack the {', '.join(packed)} files; an uncompressed .tar is read as it is (gunzip, bunzip2, unxz or "
+            "zstd -d turn a compressed tar into one)"
+        )
+    return CatalogueError(
+        f"the {kind} {place} holds no audio; {others.total()} files: {seen}",
+        f"files that end in {', '.join(sorted(files.SUFFIXES))}",
+        remedy,
+    )
+
+
+def suffix_of(name: str) -> str:
+    """A file's suffix in lower case, both where it is one of a compressed tar (".tar.gz"); "(no suffix)" for none."""
+    lower = name.lower()
+    packed = next((suffix for suffix in ARCHIVES if lower.endswith(suffix)), None)
+    return packed or os.path.splitext(lower)[1] or "(no suffix)"
 
 
 def _walk(folder: Path) -> Listing:
@@ -221,16 +332,9 @@ def _walk(folder: Path) -> Listing:
             if suffix in files.SUFFIXES or name in closed:
                 yield encode(name)
             else:
-                others[suffix or "(no suffix)"] += 1
+                others[suffix_of(name)] += 1
 
     names = Texts.pack(recordings())
     if not len(names):
-        if not others:
-            raise CatalogueError(f"{folder} is empty", "recordings in it, or in folders below", "check the path")
-        seen = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(6))
-        raise CatalogueError(
-            f"{folder} holds no audio; {others.total()} files: {seen}",
-            f"files that end in {', '.join(sorted(files.SUFFIXES))}",
-            "check the path, or turn the recordings into one of these",
-        )
+        raise no_audio("folder", str(folder), others)
     return Listing(root, names, {}, dict(sorted(others.items())))

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import soundfile
 
+from asit import disk
 from asit.audio import files, ogg
 from asit.data import stores
 from asit.data.catalogue import Clip
@@ -85,7 +86,8 @@ def member(clip: Clip, encode: Encoding, rate: int) -> Member:
 
 def _bytes(path: str) -> bytes:
     try:
-        return Path(path).read_bytes()
+        with disk.open_file(path) as file:
+            return file.read()
     except OSError as error:
         raise AudioError(f"{path} cannot be read: {error.strerror}", "a readable file", "check its rights") from None
 

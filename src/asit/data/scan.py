@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from asit import disk
 from asit.audio import files
 from asit.data import checks, tables
 from asit.data.catalogue import LINES, Catalogue, is_catalogue, replacing
@@ -77,8 +78,9 @@ def build(
         restart: throw away what an earlier scan left.
         progress: called with (files done, files in all, bad files).
         seed: of the sample and its positions.
-        labels: for a folder: "folder" labels each recording with the name of the first-level sub-folder it lies in;
-            "auto" and "none" label none. A table brings its own labels.
+        labels: for a folder: "folder" labels each recording by the sub-folder it lies in: CLASS, or SPLIT/CLASS or
+            CLASS/SPLIT where folders are named after splits; "auto" and "none" label none. A table brings its own
+            labels.
         rows: what is scanned instead of all that lies in the source, which is then only the folder that paths are kept
             relative to; taken in one at a time. Paths must be absolute and normalised.
         facts: further entries of the header, such as "task" and "classes".
@@ -87,7 +89,7 @@ def build(
         CatalogueError: nothing to list, too many bad files, or a place that cannot be written.
         KeyboardInterrupt: after Ctrl-C, saying how to go on; what was done is kept.
     """
-    source, out = Path(source), Path(out)
+    source, out = Path(disk.locate(os.fspath(source))), Path(out)
     if not 0 <= bad_files <= 1 or statistics_clips < 0 or (workers != "auto" and workers < 1):
         raise CatalogueError(
             f"bad_files={bad_files}, statistics_clips={statistics_clips}, workers={workers}",
@@ -131,6 +133,8 @@ def build(
     }
     if listing.starts is not None:
         header["shortened"] = sums.shortened
+    if labels == "folder" and "split" in listing.words:
+        header["folders"] = "the sub-folders are splits and classes"
     catalogue = Catalogue(header, listing.root, found.columns())
     with replacing(_beside(out)) as file:
         for row in skipped:
@@ -172,6 +176,8 @@ def _refuse(source: Path, out: Path) -> None:
         raise CatalogueError(
             f"there is no {source}", "a folder of recordings, or a table", "check the path" + tables.near(source)
         )
+    if (kind := disk.special(source)) is not None:
+        raise CatalogueError(f"{source} is {kind}", "a folder of recordings, or a table", "save it to a file first")
     if source.is_file():
         if source.suffix.lower() in files.SUFFIXES:
             raise CatalogueError(f"{source} is one recording", "a folder or a table", "give the folder it lies in")

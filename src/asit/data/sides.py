@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from asit.data.catalogue import Catalogue
-from asit.data.columns import Coder, Words
+from asit.data.columns import Coder, Words, identifier
 from asit.data.labels import Labels, Rows, read_labels
 from asit.data.splits import canonical, listed
-from asit.errors import CatalogueError
+from asit.errors import AsitError, AudioError, CatalogueError
 
 TRAIN = ("train", "balanced", "unbalanced")
 """Splits that train; AudioSet has two."""
@@ -32,12 +32,14 @@ class Sides:
     Attributes:
         train, validation, test: no clip is on two of them.
         notes: what the user should know, a sentence each.
+        unseen: classes without a training clip whose clips were taken off the other sides, see :func:`skip_unseen`.
     """
 
     train: Rows
     validation: Rows
     test: Rows
     notes: list[str] = field(default_factory=list)
+    unseen: tuple[str, ...] = ()
 
     def items(self) -> list[tuple[str, Rows]]:
         return [("train", self.train), ("validation", self.validation), ("test", self.test)]
@@ -92,7 +94,7 @@ def split_sides(
 
 
 def _of_fold(catalogue: Catalogue, fold: str, known: npt.NDArray[np.bool_], notes: list[str]) -> Sides:
-    names = folds(catalogue)
+    names, fold = folds(catalogue), identifier(fold) or fold
     if fold not in names:
         raise CatalogueError(f"there is no fold {fold}", f"one of {', '.join(names)}", "choose one of these")
     column = catalogue.column("fold")
@@ -161,6 +163,11 @@ _PLACES = {"train": 0, "validation": 1, "test": 2}
 _DEFAULT: dict[str, tuple[str, ...]] = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
 
 
+def by_folds(catalogue: Catalogue) -> bool:
+    """Whether a catalogue is meant for cross-validation: its clips have folds, and no splits."""
+    return catalogue.column("split") is None and catalogue.column("fold") is not None
+
+
 def folds(catalogue: Catalogue) -> list[str]:
     """The names of the catalogue's folds, in natural order: 2 before 10.
 
@@ -189,6 +196,36 @@ def folds(catalogue: Catalogue) -> list[str]:
 
 def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name) if part]
+
+
+def of_fold(name: str, error: AsitError) -> AsitError:
+    """The error with the fold's name before it; one about a sound file, which names that, as it is."""
+    if isinstance(error, AudioError):
+        return error
+    return type(error)(f"fold {name}: {error.found}", error.expected, error.remedy)
+
+
+def skip_unseen(labels: Labels, sides: Sides) -> Sides:
+    """The sides without the validation and test clips of any class that no training clip has.
+
+    A network cannot learn such a class, and a fold may leave several of them. Their names are in ``unseen``.
+    """
+    trained = labels.counts(sides.train) > 0
+    lost = np.flatnonzero((labels.counts(np.concatenate([sides.validation, sides.test])) > 0) & ~trained)
+    if not len(lost):
+        return sides
+    kept = {}
+    for side, rows in (("validation", sides.validation), ("test", sides.test)):
+        part = labels.take(rows)
+        owners = np.repeat(np.arange(len(part)), np.diff(part.indptr))
+        mask = np.ones(len(rows), np.bool_)
+        mask[owners[~trained[part.indices]]] = False
+        kept[side] = rows[mask]
+    names = tuple(labels.names[place] for place in lost.tolist())
+    count = len(sides.validation) + len(sides.test) - sum(map(len, kept.values()))
+    note = f"{len(names)} of {len(labels.names)} classes have no training clip: {', '.join(names[:5])}"
+    note += f"{', ...' * (len(names) > 5)}; their {count} clips of other sides are left out"
+    return replace(sides, **kept, notes=[*sides.notes, note], unseen=names)
 
 
 def check_sides(
@@ -220,7 +257,8 @@ def check_sides(
             raise CatalogueError(
                 f"{len(unseen)} of {len(labels.names)} classes are in {side} and not in train: {first}",
                 "training clips of each class",
-                "add such clips to train, or take these out",
+                "add such clips to train; or go on without these classes: --sides.unseen-classes skip (asit finetune), "
+                "--unseen-classes skip (asit evaluate)",
             )
     if groups is not None and not allow_shared_groups:
         _refuse_shared(groups, sides)
@@ -239,7 +277,7 @@ def may_share_groups(catalogue: Catalogue, asked: bool) -> bool:
 
 def _refuse_shared(groups: npt.NDArray[np.object_] | Words, sides: Sides) -> None:
     if not isinstance(groups, Words):
-        coder = Coder()
+        coder = Coder("group")
         groups = Words(np.fromiter(map(coder, groups), np.int32, len(groups)), tuple(coder.words))
     on = {}
     for side, rows in sides.items():

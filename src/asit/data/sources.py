@@ -10,6 +10,7 @@ from pathlib import Path
 
 from asit import whole
 from asit.data.archives import Limits
+from asit.data.csv_lines import csv_line
 from asit.data.remote import DownloadError, RemoteFile
 
 
@@ -105,7 +106,7 @@ def _table_of_digits(folder: Path) -> None:
             )
         rows.append((f"recordings/{path.name}", parts[1], parts[2]))
     with whole.written(folder / "table.csv") as draft, draft.open("w", encoding="utf-8", newline="") as lines:
-        csv.writer(lines).writerows([("path", "label", "group"), *rows])
+        lines.writelines(csv_line(row) + "\r\n" for row in [("path", "label", "group"), *rows])
 
 
 _SPEECH_COMMANDS = "https://storage.googleapis.com/download.tensorflow.org/data/"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from asit.data.catalogue import Catalogue
+from asit.data.columns import identifier
 from asit.data.labels import Rows
 from asit.errors import CatalogueError
 
@@ -20,6 +21,10 @@ _SAME = {
     "eval": "test",
     "evaluation": "test",
 }
+
+
+SIDES = frozenset({"train", "validation", "test"})
+"""The usual splits, by their canonical names."""
 
 
 def of_splits(catalogue: Catalogue, names: Sequence[str]) -> Rows:
@@ -45,7 +50,7 @@ def of_splits(catalogue: Catalogue, names: Sequence[str]) -> Rows:
 
 def canonical(split: str) -> str:
     """One name for the usual synonyms: train, validation, test; others in lower case."""
-    name = split.strip().lower()
+    name = (identifier(split) or "").lower()
     return _SAME.get(name, name)
 
 

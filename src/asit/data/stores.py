@@ -7,7 +7,7 @@ have their own, forked or not.
 """
 
 # Paths are text here: a place may be a URL.
-# ruff: noqa: PTH100, PTH118, PTH120, PTH123
+# ruff: noqa: PTH100, PTH118, PTH120
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from asit import whole
+from asit import disk, whole
 from asit.data.descriptors import read_local
 from asit.data.patience import MissingError, Patience, RefusalError, tried
 from asit.errors import ConfigError, StoreError
@@ -118,7 +118,7 @@ def read(place: str, *, patience: Patience | None = None) -> bytes:
 
     def get(seconds: float) -> bytes:
         if not is_url(place):
-            with open(place, "rb") as file:
+            with disk.open_file(place) as file:
                 return file.read()
         files, path = _files(place)
         return bytes(files.cat_file(path, **_limit(files, seconds * 10)))
@@ -206,7 +206,7 @@ def list(place: str, *, patience: Patience | None = None) -> dict[str, int | Non
     def get(seconds: float) -> dict[str, int | None]:
         if not is_url(place):
             with os.scandir(place) as entries:
-                found = {entry.name: entry.stat().st_size if entry.is_file() else None for entry in entries}
+                found = {entry.name: _length(entry) for entry in entries}
         else:
             files, path = _files(place)
             files.invalidate_cache()
@@ -279,6 +279,13 @@ def unwritable(place: str, error: OSError) -> StoreError:
         "a folder that can be written, with room",
         "make room, or choose another place",
     )
+
+
+def _length(entry: os.DirEntry[str]) -> int | None:
+    try:
+        return entry.stat().st_size if entry.is_file() else None
+    except OSError:  # a link to itself, or a file that has just gone
+        return None
 
 
 def _size(place: str, seconds: float) -> int:

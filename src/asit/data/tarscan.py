@@ -1,16 +1,16 @@
 """Tar shards without an index to a catalogue, by their headers, on a disk or in a store; and what of `data` is shards.
 
-A member's label is the text of the webdataset sidecar KEY.cls beside it, or "label" in KEY.json. `asit shard` writes
-an index, so that nothing of this is needed.
+A member's label, split, fold and group are those that the sidecars KEY.cls and KEY.json beside it say, see
+`tarshards.Sidecars`. `asit shard` writes an index, so that nothing of this is needed.
 """
 
 # Paths are text here: a place may be a URL.
-# ruff: noqa: PTH112, PTH113, PTH118, PTH122, PTH207, PTH208
+# ruff: noqa: PTH112, PTH113, PTH118, PTH122, PTH208
 
 from __future__ import annotations
 
 import fnmatch
-import glob
+import logging
 import math
 import os
 from collections import Counter
@@ -22,14 +22,18 @@ from typing import Any
 
 import numpy as np
 
+from asit import disk
 from asit.audio import files
 from asit.data import checks, spans, stores, tarshards
 from asit.data.catalogue import LINES, Catalogue, Clip, is_catalogue
 from asit.data.columns import Rows
+from asit.data.listing import matches
 from asit.data.places import INDEX, relative
 from asit.data.waves import read_clip
 from asit.errors import AudioError, CatalogueError
 from asit.settings import FrontEndSettings
+
+log = logging.getLogger(__name__)
 
 _MAGIC = "*?["
 _THREADS = 8
@@ -42,6 +46,7 @@ def index_of(given: str) -> str | None:
         StoreError: a store that cannot be reached.
     """
     if not stores.is_url(given):
+        given = disk.locate(given)
         place = os.path.join(given, INDEX) if os.path.isdir(given) else given
         return place if is_catalogue(Path(place)) else None
     if given.lower().endswith(".jsonl"):
@@ -59,10 +64,11 @@ def tars_of(given: str) -> list[str]:
         CatalogueError: a URL, or a pattern of tars, that names none.
     """
     url = stores.is_url(given)
+    given = given if url else disk.locate(given)
     if tarshards.is_shard(given) and not _is_pattern(given):
         return [given] if url or os.path.isfile(given) else []
     if _is_pattern(given) and (url or not os.path.lexists(given)):
-        found = _matches(given) if url else sorted(glob.glob(given, recursive=True))
+        found = _matches(given) if url else matches(given)
         tars = [place for place in found if tarshards.is_shard(place)]
         if not tars:
             raise CatalogueError(
@@ -124,7 +130,7 @@ def build(
     root = stores.parent(tars[0])
     rows, skipped, ignored = Rows(), list[dict[str, Any]](), Counter[str]()
     for done, tar in enumerate(tars):
-        seen = _look(tar, root)
+        seen = _look(tar, root, len(tars) == 1)
         for first in range(0, len(seen.rows), LINES):
             rows.extend(seen.rows[first : first + LINES])
         skipped += seen.skipped
@@ -145,11 +151,19 @@ def build(
     return Catalogue({"mean": mean, "std": std, "statistics_clips": clips, **header}, root, rows.columns())
 
 
-def _look(tar: str, root: str) -> _Seen:
+def _look(tar: str, root: str, alone: bool) -> _Seen:
     """The recordings of one tar: headers one after the other, then each member's own header, several at once."""
-    seen, labels = _Seen(), dict[str, str]()
+    seen, sidecars = _Seen(), tarshards.Sidecars(tar)
     shard = relative(stores.absolute(tar), root)
-    found = tarshards.read_shard(tar, labels)
+    try:
+        found = tarshards.read_shard(tar, sidecars)
+    except CatalogueError as error:
+        if alone:
+            raise
+        log.warning("%s is left out with all its recordings: %s", tar, error.found)
+        seen.skipped.append({"path": shard, "reason": "unreadable", "detail": error.found})
+        return seen
+    known = sidecars.of(found.members)
     seen.ignored.update({suffix: count for suffix, count in found.others.items() if suffix not in tarshards.SIDECARS})
     for member in found.members:
         if member.fault is not None:
@@ -172,8 +186,7 @@ def _look(tar: str, root: str) -> _Seen:
             return {"path": name, "reason": getattr(error, "reason", "unreadable"), "detail": error.found}
         row = {"path": name, "seconds": seconds, "rate": info.rate, "channels": info.channels}
         row |= {"shard": shard, "offset": member.offset, "size": member.size}
-        label = labels.get(tarshards.key_of(member.name))
-        return row if label is None else {**row, "label": label}
+        return row | known[member.name]
 
     with ThreadPoolExecutor(_THREADS, "probe") as threads:
         for row in threads.map(probe, (member for member in found.members if member.fault is None)):

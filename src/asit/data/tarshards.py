@@ -7,19 +7,24 @@ like. What is not audio by its name is counted and left alone; folders, links an
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+from asit import disk
 from asit.audio import files
 from asit.data import spans, stores
-from asit.data.columns import DAMAGE
+from asit.data.columns import DAMAGE, WORDS, normal
+from asit.data.tables import label_text, unique_keys
 from asit.errors import CatalogueError
+
+log = logging.getLogger(__name__)
 
 SUFFIX = ".tar"
 SIDECARS = (".cls", ".json")
@@ -72,7 +77,7 @@ def is_packed(path: str) -> bool:
     return path.lower().endswith(PACKED)
 
 
-def read_shard(place: str, labels: dict[str, str] | None = None) -> Shard:
+def read_shard(place: str, sidecars: Sidecars | None = None) -> Shard:
     """The recordings of an uncompressed tar file.
 
     Members whose names are absolute or climb out by "..", sparse ones and ones that the file does not hold to their end
@@ -80,7 +85,7 @@ def read_shard(place: str, labels: dict[str, str] | None = None) -> Shard:
 
     Args:
         place: path or URL.
-        labels: takes the text of each sidecar KEY.cls, or "label" in KEY.json, by its key.
+        sidecars: takes what each KEY.cls and KEY.json says.
 
     Raises:
         CatalogueError: a compressed tar, no tar, or a file that cannot be read.
@@ -97,8 +102,8 @@ def read_shard(place: str, labels: dict[str, str] | None = None) -> Shard:
         with _opened(place) as (file, shard.size), tarfile.open(fileobj=file, mode="r:") as archive:
             for header in _headers(archive, shard):
                 _take(shard, header)
-                if labels is not None and (label := _label(archive, header)) is not None:
-                    labels[key_of(header.name)] = label
+                if sidecars is not None:
+                    sidecars.take(archive, header)
     except tarfile.ReadError as error:
         raise _no_tar(place, error) from None
     except FileNotFoundError:
@@ -116,7 +121,7 @@ def _opened(place: str) -> Iterator[tuple[BinaryIO, int]]:
         with spans.opened((place, 0, size)) as file:
             yield file, size
     else:
-        with Path(place).open("rb") as file:
+        with disk.open_file(place) as file:
             yield file, os.fstat(file.fileno()).st_size
 
 
@@ -126,9 +131,102 @@ def key_of(name: str) -> str:
     return folder + slash + base.partition(".")[0]
 
 
+class Sidecars:
+    """What the files beside the recordings of one shard say of them: label, split, fold and group.
+
+    KEY.cls holds a label, KEY.json an object with any of the four. A sidecar belongs to the recording whose name it has
+    but for the last suffix: "a.2024-01.cls" to "a.2024-01.wav". One without such a recording belongs to the only
+    recording of its key, which webdataset ends at the first dot.
+    """
+
+    def __init__(self, shard: str) -> None:
+        self.shard = shard
+        self._said: dict[str, dict[str, dict[str, str]]] = {}  # stem -> sidecar -> column -> text
+        self._stems: dict[str, set[str]] = {}  # key -> stems of sidecars
+        self._twice: list[str] = []
+        self._damaged: list[str] = []
+
+    def take(self, archive: tarfile.TarFile, header: tarfile.TarInfo) -> None:
+        """Read a member where it is a sidecar; one that is damaged says nothing."""
+        stem, dot, suffix = header.name.rpartition(".")
+        if dot + suffix.lower() not in SIDECARS or not header.isreg() or header.size > 1 << 20:
+            return
+        if header.name.rpartition("/")[2].startswith("."):  # macOS's resource forks, as in `_take`
+            return
+        file = archive.extractfile(header)
+        said = self._read(header.name, b"" if file is None else file.read())
+        one = self._said.setdefault(stem, {})
+        if one.setdefault(header.name, said) is not said and one[header.name] != said:
+            self._twice.append(header.name)
+        if said:
+            self._stems.setdefault(key_of(header.name), set()).add(stem)
+
+    def _read(self, name: str, content: bytes) -> dict[str, str]:
+        said = {}
+        try:
+            if name.lower().endswith(".cls"):
+                told: Any = {"label": content.decode("utf-8")}
+            else:
+                told = json.loads(content, object_pairs_hook=unique_keys)
+                told = {**told, "label": label_text(told.get("label"))} if isinstance(told, dict) else {}
+            for column in WORDS:
+                if (text := normal(column, told.get(column))) is not None:
+                    said[column] = text
+        except DAMAGE as error:
+            self._damaged.append(f"{name}: {error.args[0] if error.args else error}")
+        return said
+
+    def of(self, members: Sequence[Member]) -> dict[str, dict[str, str]]:
+        """What is known of each recording, by its name; logs how many sidecars are damaged.
+
+        Raises:
+            CatalogueError: a member that comes twice, or sidecars that several recordings of one key share, or that
+                contradict each other.
+        """
+        twice = [name for name, count in Counter(member.name for member in members).items() if count > 1]
+        if twice := [*dict.fromkeys([*twice, *self._twice])]:
+            raise CatalogueError(
+                f"{self.shard} holds {len(twice)} names twice: {', '.join(twice[:3])}",
+                "each member once",
+                "write the tar again without one of the two",
+            )
+        if self._damaged:
+            log.warning("%s: %d sidecars are damaged, the first %s", self.shard, len(self._damaged), self._damaged[0])
+        of_key: dict[str, set[str]] = {}  # key -> stems of recordings
+        for member in members:
+            of_key.setdefault(key_of(member.name), set()).add(member.name.rpartition(".")[0])
+        found = {}
+        for member in members:
+            stem, key = member.name.rpartition(".")[0], key_of(member.name)
+            own = self._said.get(stem, {})
+            shared = sorted(self._stems.get(key, set()) - of_key[key])
+            if shared and len(of_key[key]) > 1:
+                names = sorted(one.name for one in members if key_of(one.name) == key)
+                raise CatalogueError(
+                    f"{self.shard}: {len(names)} recordings have the key '{key}', which ends at the first dot: "
+                    f"{', '.join(names[:3])}; and {', '.join(next(iter(self._said[one])) for one in shared[:3])} "
+                    "belongs to none of them by its name",
+                    "a sidecar for each recording, or one recording a key",
+                    f"name sidecars as recordings are, such as {names[0].rpartition('.')[0]}.cls; or give recordings "
+                    "names without further dots",
+                )
+            known: dict[str, str] = {}
+            for sidecar, said in (*own.items(), *(pair for one in shared for pair in self._said[one].items())):
+                for column, text in said.items():
+                    if known.setdefault(column, text) != text:
+                        raise CatalogueError(
+                            f"{self.shard}: {sidecar} says the {column} of {member.name} is '{text}', another sidecar "
+                            f"'{known[column]}'",
+                            f"one {column} for each recording",
+                            "mend one of the two, or take it out",
+                        )
+            found[member.name] = known
+        return found
+
+
 def read_member(path: str, offset: int, size: int) -> bytes:
     """The bytes of a member, or fewer where the tar file has become shorter."""
-    with Path(path).open("rb", buffering=0) as file:
+    with disk.open_file(path) as file:
         file.seek(offset)
         parts = []
         while size > 0 and (part := file.read(size)):
@@ -175,25 +273,10 @@ def _take(shard: Shard, header: tarfile.TarInfo) -> None:
     shard.members.append(Member(header.name, header.offset_data, header.size, fault))
 
 
-def _label(archive: tarfile.TarFile, header: tarfile.TarInfo) -> str | None:
-    suffix = "." + header.name.rpartition(".")[2].lower()
-    if suffix not in SIDECARS or not header.isreg() or header.size > 1 << 20:
-        return None
-    file = archive.extractfile(header)
-    text = b"" if file is None else file.read()
-    if suffix == ".cls":
-        return text.decode("utf-8", "replace").strip() or None
-    try:
-        label = json.loads(text).get("label")
-    except DAMAGE:
-        return None
-    return str(label) if isinstance(label, str | int) and str(label) else None
-
-
 def _no_tar(path: str, error: Exception) -> CatalogueError:
     head = b""
     if not stores.is_url(path) and Path(path).is_file():
-        with Path(path).open("rb") as file:
+        with disk.open_file(path) as file:
             head = file.read(6)
     packed = head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))
     return CatalogueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import tarfile
 import tempfile
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -138,11 +139,12 @@ def _fill(
 
 
 def _free(key: str, taken: set[str]) -> str:
+    # Compared as file systems do that a shard may be unpacked on, some of which know neither case nor Unicode forms.
     fresh, number = key, 1
-    while fresh in taken:
+    while (same := unicodedata.normalize("NFC", fresh).casefold()) in taken:
         number += 1
         fresh = f"{key}~{number}"
-    taken.add(fresh)
+    taken.add(same)
     return fresh
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from asit.data.csv_lines import csv_line
 from asit.demo.soundfont import SoundFont, Wave, Zone, bank_path
 from asit.errors import AudioError, ConfigError
 
@@ -354,7 +355,7 @@ def _write_wav(path: Path, clip: npt.NDArray[np.int16], rate: int) -> None:
 
 def _write_table(path: Path, rows: list[tuple[str, str, str]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("path", "label", "split"), *rows])
+        file.writelines(csv_line(row) + "\r\n" for row in [("path", "label", "split"), *rows])
 
 
 def _dataset(out: Path, about: dict[str, Any]) -> DemoDataset:

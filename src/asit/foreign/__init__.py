@@ -23,6 +23,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from asit import disk
 from asit.errors import CheckpointError
 from asit.foreign.archives import LEGACY, ZIP, check_archive, check_download, check_legacy, no_format
 from asit.foreign.refusal import Refused, shown
@@ -94,7 +95,8 @@ def read(path: Path, *, training_state: bool = False) -> dict[str, Any]:
     if training_state:
         expected += " and a plain argparse.Namespace"
     if not path.is_file():
-        there = "a folder" if path.is_dir() else "no file that can be read" if path.exists() else "not there"
+        unfit = disk.special(path) or "no file that can be read"
+        there = "a folder" if path.is_dir() else unfit if path.exists() else "not there"
         raise CheckpointError(f"{path} is {there}", expected)
     if any("\ud800" <= letter <= "\udfff" for letter in str(path)):  # torch and safetensors cannot open it
         raise CheckpointError(f"{path} is called something that is no UTF-8", "a name that is text", "rename it")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from asit import whole
+from asit.data.csv_lines import csv_line
 from asit.errors import ConfigError
 from asit.report.compare import Comparison, Row
 from asit.report.results import Value, plain
@@ -25,14 +24,20 @@ _COLUMNS = (
 )
 
 
-def write(found: Comparison, path: Path) -> None:
+def write(found: Comparison, path: Path, *, spreadsheet: bool = False) -> None:
     """Write a comparison in the form that the file's name asks for, whole or not at all.
+
+    Args:
+        found: the comparison.
+        path: the file.
+        spreadsheet: of CSV, see `asit.data.csv_lines.csv_line`.
 
     Raises:
         ConfigError: a name that ends otherwise than in .md, .csv or .json.
     """
     check_name(path)
-    text = {".md": markdown, ".csv": as_csv, ".json": as_json}[path.suffix.lower()](found)
+    suffix = path.suffix.lower()
+    text = as_csv(found, spreadsheet=spreadsheet) if suffix == ".csv" else _FORMS[suffix](found)
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole.written(path) as draft:
         draft.write_text(text, "utf-8", newline="")
@@ -84,23 +89,22 @@ def markdown(found: Comparison) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def as_csv(found: Comparison) -> str:
+def as_csv(found: Comparison, *, spreadsheet: bool = False) -> str:
     """A line for each score and one for each group of seeds, all digits."""
     differences = {(d.run, d.weights, d.metric): d for d in found.differences}
-    buffer = io.StringIO()
-    out = csv.DictWriter(buffer, _COLUMNS, restval="", lineterminator="\n")
-    out.writeheader()
+    out: list[dict[str, Any]] = []
     for row in found.rows:
         line = _plain(row) | {"kind": "score"}
         if against := differences.get((row.run, row.weights, row.metric)):
             line |= {"against": against.against, "difference": _finite(against.value.value)}
             line |= {"difference_low": _finite(against.value.low), "difference_high": _finite(against.value.high)}
-        out.writerow({name: "" if value is None else value for name, value in line.items()})
+        out.append(line)
     for group in found.seeds:
         line = _plain(group.row) | {"kind": "seeds", "run": "", "seed": None, "low": None, "high": None}
         line |= {"value": _finite(group.mean), "deviation": _finite(group.deviation), "seeds": len(group.values)}
-        out.writerow({name: "" if value is None else value for name, value in line.items()})
-    return buffer.getvalue()
+        out.append(line)
+    lines = ([line.get(name) for name in _COLUMNS] for line in out)
+    return "".join(csv_line(cells, spreadsheet=spreadsheet) + "\n" for cells in (_COLUMNS, *lines))
 
 
 def as_json(found: Comparison) -> str:
@@ -121,6 +125,9 @@ def as_json(found: Comparison) -> str:
         "warnings": found.warnings,
     }
     return json.dumps(held, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+_FORMS = {".md": markdown, ".json": as_json}
 
 
 def _plain(row: Row) -> dict[str, Any]:

@@ -62,6 +62,7 @@ def embed_files(
     *,
     shard: tuple[int, int] | None = None,
     overwrite: bool = False,
+    spreadsheet: bool = False,
     bad_files: float = 1.0,
     threads: int = 0,
     world: World | None = None,
@@ -78,6 +79,7 @@ def embed_files(
         ask: what is wanted; by default one vector a recording.
         shard: (i, n): of the recordings only the i-th of n parts, i from 0; OUT is called NAME-0000i-of-0000n then.
         overwrite: replace a file that is there, and blocks of another call.
+        spreadsheet: of CSV: guard names that a spreadsheet program would run, see `asit.data.csv_lines.csv_line`.
         bad_files: share of the recordings that may be unreadable.
         threads: that decode; 0: as many as compute.
         world: the processes that share the work.
@@ -94,7 +96,7 @@ def embed_files(
     try:
         work.begin(overwrite)
         work.run(bad_files, threads, stream if world.main else None)
-        return work.merge(bad_files) if world.main else None
+        return work.merge(bad_files, spreadsheet) if world.main else None
     except KeyboardInterrupt:
         told = f"{work.finished} of {len(items)} inputs are kept in {work.parts.folder}; the same command goes on"
         raise KeyboardInterrupt(told) from None
@@ -235,7 +237,7 @@ class _Work:
             if tick is not None:
                 tick(done, len(writer.block.faults))
 
-    def merge(self, bad_files: float) -> Summary:
+    def merge(self, bad_files: float, spreadsheet: bool = False) -> Summary:
         """Write the file and the list of failures, and remove the blocks."""
         blocks: list[Block] = []
         for number in range(len(self.ends)):
@@ -262,7 +264,7 @@ class _Work:
         else:
             listed.unlink(missing_ok=True)
         about = {name: value for name, value in self.facts.items() if name != "format"}
-        embed_writers.write(self.out, embed_writers.Result(self.parts, blocks, self.items, about))
+        embed_writers.write(self.out, embed_writers.Result(self.parts, blocks, self.items, about, spreadsheet))
         self.parts.remove()
         rows = sum(entry.columns for entry in entries) * self.parts.layout.rows
         return Summary(self.out, len(entries), rows, self.parts.layout.width, failures)

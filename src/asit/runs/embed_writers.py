@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import zipfile
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from asit.data.csv_lines import csv_line
 from asit.data.inputs import Item
 from asit.errors import ConfigError
 from asit.runs.embed_parts import Block, Parts, Times, Vectors
@@ -31,12 +31,14 @@ class Result:
         blocks: all of them.
         items: all recordings; places count in them.
         about: for the file's metadata; JSON.
+        spreadsheet: of CSV: guard names that a spreadsheet program would run as formulas.
     """
 
     parts: Parts
     blocks: Sequence[Block]
     items: Sequence[Item]
     about: Mapping[str, Any]
+    spreadsheet: bool = False
 
     def pieces(self) -> Iterator[tuple[list[tuple[Item, int, float]], Vectors, Times]]:
         """(recording, its columns here, its seconds), vectors (rows, width), times of the columns, piece by piece."""
@@ -163,8 +165,8 @@ def _csv(path: Path, result: Result) -> None:
     width = result.parts.layout.width
     line = ",".join(["%.9g"] * width)  # nine digits bring a float32 back
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["path", "start", "seconds", *(f"v{i}" for i in range(width))])
+        file.write(csv_line(["path", "start", "seconds", *(f"v{i}" for i in range(width))]) + "\n")
         for recordings, vectors, _ in result.pieces():
             for (item, _, seconds), vector in zip(recordings, vectors, strict=True):
-                writer.writerow([item.text, f"{item.start:g}", f"{seconds:.6f}", *(line % tuple(vector)).split(",")])
+                name = csv_line([item.text], spreadsheet=result.spreadsheet)
+                file.write(f"{name},{item.start:g},{seconds:.6f},{line % tuple(vector)}\n")

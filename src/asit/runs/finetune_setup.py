@@ -16,7 +16,7 @@ from asit.data import order
 from asit.data.catalogue import Catalogue
 from asit.data.labelled import LabelledBatch, LabelledClips, OnDevice, collate
 from asit.data.labels import Labels, balanced_weights, inverse_weights, read_labels
-from asit.data.sides import Sides, check_sides, few, may_share_groups, split_sides
+from asit.data.sides import Sides, by_folds, check_sides, few, may_share_groups, skip_unseen, split_sides
 from asit.data.windows import Windows
 from asit.engine import loop
 from asit.engine.compiling import attention_backends
@@ -272,6 +272,8 @@ def choose(settings: FinetuneSettings, catalogue: Catalogue, labels: Labels, not
         seed=settings.seed,
         labels=labels,
     )
+    if side.unseen_classes == "skip":
+        sides = skip_unseen(labels, sides)
     notes += sides.notes
     shared = may_share_groups(catalogue, settings.sides.shared_groups)
     notes += check_sides(labels, sides, catalogue.column("group"), allow_shared_groups=shared)
@@ -279,7 +281,8 @@ def choose(settings: FinetuneSettings, catalogue: Catalogue, labels: Labels, not
         raise CatalogueError(
             f"all {len(sides.train)} clips train: none is left to score on",
             "a test or validation side",
-            "add a column split to the table, or hold out a share: --sides.hold-out 0.2",
+            ("cross-validate over the folds that the data have: --sides.fold all; or " if by_folds(catalogue) else "")
+            + "add a column split to the table, or hold out a share: --sides.hold-out 0.2",
         )
     if sampling.share < 1.0 or sampling.per_class:
         seed = settings.seed if settings.label_seed == "auto" else settings.label_seed
@@ -291,7 +294,7 @@ def choose(settings: FinetuneSettings, catalogue: Catalogue, labels: Labels, not
             seed=seed,
         )
         notes.append(f"labels of {len(kept)} of {len(sides.train)} training clips are used")
-        sides = Sides(kept, sides.validation, sides.test)
+        sides = dataclasses.replace(sides, train=kept)
     return sides
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from asit.data.sides import folds
-from asit.errors import AsitError, AudioError, ConfigError
+from asit import disk
+from asit.data import tables, tarscan
+from asit.data.catalogue import Catalogue
+from asit.data.sides import by_folds, folds, of_fold
+from asit.errors import AsitError, ConfigError
 from asit.runs import folder, lifecycle, lock, network, source
 from asit.runs.finetune import FinetuneResult, finetune
 from asit.runs.finetune_setup import choose, labels_of
@@ -31,12 +35,14 @@ class CrossValidation:
         finished: whether every fold is.
         stopped_by: the signal that stopped it, or None.
         summary: "SPLIT WEIGHTS METRIC" -> mean, std (n - 1) and values over folds.
+        unseen: fold -> classes that it went on without, see `sides.unseen_classes`; folds without any are not in it.
     """
 
     out: Path
     finished: bool
     stopped_by: str | None
     summary: dict[str, dict[str, Any]]
+    unseen: dict[str, list[str]] = field(default_factory=dict)
 
 
 def run(
@@ -48,15 +54,22 @@ def run(
 ) -> FinetuneResult | CrossValidation:
     """Fine-tune once, or with `sides.fold` "all" once for each fold; see `runs.finetune.finetune`.
 
-    All folds are looked at before the first is trained on. Going on, finished folds stay as they are.
+    "all" is also what is done where no fold is named and no share held out, and a catalogue or table has folds and no
+    splits, as in `asit evaluate`. All folds are looked at before the first is trained on. Going on, finished folds stay
+    as they are.
 
     Raises:
         AsitError: anything that the user can mend; of a fold, with its name.
     """
-    if settings.sides.fold != ALL:
+    if not _over_folds(settings, bool(resume) and not overwrite):
         return finetune(settings, resume=resume, overwrite=overwrite, stream=stream)
     if not settings.out:
         raise ConfigError("no folder for the run was given", "out", "pass --out RUN")
+    if not settings.sides.fold:
+        settings = settings.model_copy(deep=True)
+        settings.sides.fold = ALL
+        if stream is not None:
+            _say(stream, "the data have folds and no splits: a run for each fold (one alone: --sides.fold NAME)")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError(
             "all folds in turn with several processes",
@@ -78,7 +91,7 @@ def _run(
     names = _begin(settings, out, resume, overwrite, stream)
     results: list[tuple[str, dict[str, Any]]] = []
     for number, name in enumerate(names, 1):
-        place = out / f"fold-{name}"
+        place = out / folder_of(name)
         if not (place / folder.RESULTS).is_file():
             if stream is not None:
                 stream.write(f"fold {name}, {number} of {len(names)}\n")
@@ -89,7 +102,7 @@ def _run(
             except AsitError as error:
                 if not any(out.glob(f"fold-*/{folder.CONFIG}")):  # nothing to go on with: the folder is free again
                     (out / folder.CONFIG).unlink(missing_ok=True)
-                raise _of_fold(name, error) from error
+                raise of_fold(name, error) from error
             # A signal that came with a fold's last step lets its scores be made, and ends all here.
             if not ended.finished or (ended.stopped_by and number < len(names)):
                 return CrossValidation(out, False, ended.stopped_by, {})
@@ -99,7 +112,30 @@ def _run(
     held = {key: first[key] for key in ("task", "kind", "classes", "model")}
     every = [{"fold": name, **result} for name, result in results]
     folder.write_json(out / folder.RESULTS, held | {"folds": every, "summary": summary})
-    return CrossValidation(out, True, None, summary)
+    unseen = {name: result["unseen_classes"] for name, result in results if result.get("unseen_classes")}
+    return CrossValidation(out, True, None, summary, unseen)
+
+
+def _over_folds(settings: FinetuneSettings, resume: bool) -> bool:
+    """Whether each fold is to be trained: asked for, begun so, or what the data are made for."""
+    if settings.sides.fold:
+        return settings.sides.fold == ALL
+    if resume and (Path(settings.out) / folder.CONFIG).exists():
+        return folder.read_settings(Path(settings.out), FinetuneSettings).sides.fold == ALL
+    if settings.sides.hold_out or not settings.data:
+        return False
+    if (listed := tarscan.index_of(settings.data)) is not None:
+        return by_folds(Catalogue.read(listed, look=False))
+    place = Path(disk.locate(settings.data))
+    if place.suffix.lower() not in tables.SUFFIXES or not place.is_file():
+        return False
+    rows = tables.read_table(place)
+    return any(row.fold for row in rows) and not any(row.split for row in rows)
+
+
+def folder_of(fold: str) -> str:
+    """The name of a fold's folder; signs that a file system may not have are written as % and their code."""
+    return "fold-" + re.sub(r'[/\\:*?"<>|%\x00-\x1f]', lambda sign: f"%{ord(sign[0]):02x}", fold)
 
 
 def _say(stream: TextIO, text: str) -> None:
@@ -142,15 +178,9 @@ def _begin(settings: FinetuneSettings, out: Path, resume: bool, overwrite: bool,
             try:
                 choose(one, catalogue, labels, [])
             except AsitError as error:
-                raise _of_fold(name, error) from error
+                raise of_fold(name, error) from error
         out.mkdir(parents=True, exist_ok=True)
         folder.clear(out)
         catalogue.write(out / folder.CATALOGUE)
         folder.write_settings(out, settings)
     return names
-
-
-def _of_fold(name: str, error: AsitError) -> AsitError:
-    if isinstance(error, AudioError):  # names its file, and is made otherwise
-        return error
-    return type(error)(f"fold {name}: {error.found}", error.expected, error.remedy)

@@ -14,7 +14,17 @@ import numpy as np
 from asit.data import tarscan
 from asit.data.catalogue import Catalogue
 from asit.data.labels import Labels, read_labels
-from asit.data.sides import Sides, check_sides, few, folds, may_share_groups, split_sides
+from asit.data.sides import (
+    Sides,
+    by_folds,
+    check_sides,
+    few,
+    folds,
+    may_share_groups,
+    of_fold,
+    skip_unseen,
+    split_sides,
+)
 from asit.errors import AsitError, CatalogueError, ConfigError
 from asit.model.audio_model import AudioModel
 from asit.runs import resources, source
@@ -221,30 +231,42 @@ def told(found: Collected, count: int, store: Store | None) -> list[str]:
 
 def _sides(catalogue: Catalogue, labels: Labels, ask: Ask, notes: list[str]) -> Iterator[tuple[str | None, Sides]]:
     """(fold or None, sides) of each scoring, checked."""
-    no_splits = catalogue.column("split") is None
-    over_folds = ask.fold == ALL or (ask.fold is None and no_splits and catalogue.column("fold") is not None)
+    over_folds = ask.fold == ALL or (ask.fold is None and by_folds(catalogue))
     for fold in folds(catalogue) if over_folds else [ask.fold]:
-        sides = split_sides(
-            catalogue,
-            train=ask.train,
-            validation=ask.validation,
-            test=ask.test,
-            fold=fold,
-            labels=labels,
-        )
-        if not len(sides.test):
-            raise CatalogueError(
-                "no clip to score: " + ("there are no splits and no folds" if no_splits else "no split is a test side"),
-                "clips of a split named test, or folds",
-                "add a column split (train, test) or fold to the table, or name the split with --test",
-            )
-        train, validation, test = (_draw(labels, rows, ask) for _, rows in sides.items())
-        sides = replace(sides, train=train, validation=validation, test=test)
-        groups = catalogue.column("group")
-        shared = may_share_groups(catalogue, ask.allow_shared_groups)
-        sides.notes.extend(check_sides(labels, sides, groups, allow_shared_groups=shared))
+        try:
+            sides = _sides_of(catalogue, labels, ask, fold)
+        except AsitError as error:
+            raise (error if fold is None else of_fold(fold, error)) from None
         notes += [note if fold is None else f"fold {fold}: {note}" for note in sides.notes if note not in notes]
         yield fold, sides
+
+
+def _sides_of(catalogue: Catalogue, labels: Labels, ask: Ask, fold: str | None) -> Sides:
+    sides = split_sides(
+        catalogue,
+        train=ask.train,
+        validation=ask.validation,
+        test=ask.test,
+        fold=fold,
+        labels=labels,
+    )
+    if ask.unseen == "skip":
+        sides = skip_unseen(labels, sides)
+    if not len(sides.test):
+        no_splits = catalogue.column("split") is None
+        raise CatalogueError(
+            "no clip to score: " + ("there are no splits and no folds" if no_splits else "no split is a test side")
+            if not sides.unseen
+            else f"no clip to score: no test clip is of a class with training clips ({', '.join(sides.unseen[:5])})",
+            "clips of a split named test, or folds",
+            "add a column split (train, test) or fold to the table, or name the split with --test",
+        )
+    train, validation, test = (_draw(labels, rows, ask) for rows in (sides.train, sides.validation, sides.test))
+    sides = replace(sides, train=train, validation=validation, test=test)
+    groups = catalogue.column("group")
+    shared = may_share_groups(catalogue, ask.allow_shared_groups)
+    sides.notes.extend(check_sides(labels, sides, groups, allow_shared_groups=shared))
+    return sides
 
 
 def _draw(labels: Labels, rows: Rows, ask: Ask) -> Rows:

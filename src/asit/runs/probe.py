@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from asit.audio import files
-from asit.data import tarscan
+from asit.data import splits, tarscan
 from asit.data.catalogue import Catalogue, Clip
 from asit.data.tables import TableRow, read_table
 from asit.errors import CatalogueError
@@ -31,7 +31,7 @@ POOLINGS: tuple[frozen.Pooling, ...] = ("class", "mean", "class+mean", "time-mea
 HEADLINE: frozen.Pooling = "class+mean"
 QUICK: tuple[frozen.Pooling, ...] = ("class", "mean", "class+mean")
 """What is read off during pretraining: the narrow ones, which cost seconds."""
-TRAIN, TEST = ("train", "training"), ("test", "testing", "eval", "evaluation")
+TRAIN, TEST = "train", "test"
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,7 @@ def labelled(table: str | Path, most: int, seed: int) -> Labelled:
             "a label for each clip of a probe",
             "fill the column label, or leave these lines out",
         )
-    sides = {
-        name: [row for row in rows if (row.split or "").lower() in words]
-        for name, words in (("train", TRAIN), ("test", TEST))
-    }
+    sides = {name: [row for row in rows if splits.canonical(row.split or "") == name] for name in (TRAIN, TEST)}
     for name, side in sides.items():
         if not side:
             found = sorted({str(row.split) for row in rows})

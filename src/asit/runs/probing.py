@@ -45,6 +45,7 @@ class Ask:
         train, validation, test: names of splits.
         kind: whether clips have one label or several.
         missing: whether clips without a label are an error or left out.
+        unseen: whether test clips of classes without a training clip are an error or left out.
         allow_shared_groups: a group may lie on both sides, as in speaker identification.
         clips: at most so many clips on each side, drawn with the seed.
         seconds: length that every clip is cut or padded to; None: clips as they are.
@@ -65,6 +66,7 @@ class Ask:
     test: tuple[str, ...] = TEST
     kind: Literal["auto", "single", "multi"] = "auto"
     missing: Literal["error", "skip"] = "error"
+    unseen: Literal["error", "skip"] = "error"
     allow_shared_groups: bool = False
     clips: int | None = None
     seconds: float | None = None
@@ -164,7 +166,8 @@ class Scorer:
                     part = few(self.labels, train, share=amount.share, per_class=amount.per_class, seed=seed)
                 for encoder, kind, probe in self._all():
                     scored = self._probe(encoder, kind, probe, part, validation, test, seed)
-                    yield self._record(encoder, kind, probe, scored, part, test, lost, amount, seed, fold)
+                    record = self._record(encoder, kind, probe, scored, part, test, lost, amount, seed, fold)
+                    yield record | {"unseen_classes": list(sides.unseen)}
 
     def _all(self) -> Iterator[tuple[str, str, Probe]]:
         """(encoder, features, probe) of each score."""

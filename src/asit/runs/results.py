@@ -83,6 +83,7 @@ def score_all(
             "classes": list(setup.labels.names),
             "model": setup.origin,
             "train_clips": len(sides.train),
+            "unseen_classes": list(sides.unseen),
             "chosen_by": settings.validation.metric if chooser.found else None,
             "results": results,
         },

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TextIO
 
+from asit import disk
 from asit.data import scan, shardcheck, tarscan
 from asit.data.catalogue import Catalogue
 from asit.data.listing import passed_over
@@ -63,7 +64,7 @@ def catalogue(settings: Wanted, out: Path | None, stream: TextIO | None, *, anew
         return found
     if tars := tarscan.tars_of(settings.data):
         return _of_tars(settings, tars, out, stream, anew)
-    given = Path(settings.data)
+    given = Path(disk.locate(settings.data))
     if out is None:
         with tempfile.TemporaryDirectory() as scratch:
             return scan.build(

@@ -13,6 +13,7 @@ from typing import Any, Literal, TextIO
 import numpy as np
 import numpy.typing as npt
 
+from asit import disk
 from asit.data.catalogue import Catalogue
 from asit.data.labels import list_hash
 from asit.data.sides import TEST, TRAIN, VALIDATION, split_sides
@@ -206,7 +207,8 @@ def read_trials(path: Path, catalogue: Catalogue, root: str | None = None) -> Tr
     """
     top = os.path.abspath(root if root is not None else catalogue.root)  # noqa: PTH100
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        with disk.open_text(path) as file:
+            lines = file.read().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise CatalogueError(f"the trials {path} cannot be read: {error}", "a text file", "check the path") from None
     same: list[bool] = []
@@ -222,7 +224,7 @@ def read_trials(path: Path, catalogue: Catalogue, root: str | None = None) -> Tr
                 "mend this line",
             )
         same.append(cells[0] == "1")
-        names += [os.path.normpath(os.path.join(top, name)) for name in cells[1:]]  # noqa: PTH118
+        names += [os.path.normpath(disk.locate(name, top)) for name in cells[1:]]
     if not same:
         raise CatalogueError(f"{path} holds no trials", "lines such as: 1 a.wav b.wav", "check the file")
     rows = {clip.path: i for i in range(len(catalogue)) if not (clip := catalogue[i]).start}

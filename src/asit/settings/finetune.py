@@ -95,6 +95,9 @@ class SideSettings(Settings):
     """This fold is the test side, all others train; "all": each fold in turn, with mean and spread."""
     hold_out: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Share of the training side that becomes the validation side where the data have none."""
+    unseen_classes: Literal["error", "skip"] = "error"
+    """What to do where validation or test clips have a class that no training clip has: stop, or leave these clips out,
+    go on without the class, and say so in the results."""
     shared_groups: bool = False
     """Groups (such as speakers) may lie on several sides, as in speaker identification."""
 

@@ -5,7 +5,7 @@ and the headers of its three lists (num_segs). No copy is whole, since videos go
 """
 
 # Paths are text here: a Path for each of two million would cost minutes.
-# ruff: noqa: PTH118, PTH119, PTH122, PTH123, PTH202
+# ruff: noqa: PTH118, PTH119, PTH122, PTH202
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from asit import disk
 from asit.data.catalogue import unreadable
 from asit.data.columns import Texts, encode
 from asit.data.corpora.corpus import (
@@ -202,7 +203,7 @@ def _read_lists(
         before = len(codes)
         promised = None
         try:
-            with open(path, encoding="utf-8-sig", newline="") as lines:
+            with disk.open_text(path, "utf-8-sig", "") as lines:
                 for cells in csv.reader(lines, skipinitialspace=True):
                     if not cells or cells[0].startswith("#"):
                         promised = promised or _PROMISE.search(",".join(cells))

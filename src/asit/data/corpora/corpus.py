@@ -1,7 +1,7 @@
 """What a reader of a known data set gives, and what is said where the copy on the disk is not whole."""
 
 # Paths are text here: a Path for each of two million would cost minutes.
-# ruff: noqa: PTH100, PTH110, PTH112, PTH113, PTH118, PTH119, PTH122, PTH123
+# ruff: noqa: PTH100, PTH110, PTH112, PTH113, PTH118, PTH119, PTH122
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from asit import disk
 from asit.audio import files
 from asit.data import listing
 from asit.data.catalogue import unreadable
@@ -257,7 +258,7 @@ def read_csv(path: str, needed: Sequence[str]) -> Iterator[tuple[int, dict[str, 
         CatalogueError: it cannot be read, a column is missing, or a line has other cells than the header.
     """
     try:
-        with open(path, encoding="utf-8-sig", newline="") as lines:
+        with disk.open_text(path, "utf-8-sig", "") as lines:
             reader = csv.reader(lines)
             header = [name.strip() for name in next(reader, [])]
             absent = [name for name in needed if name not in header]
@@ -286,7 +287,7 @@ def read_lines(path: str) -> Iterator[tuple[int, str]]:
         CatalogueError: it cannot be read.
     """
     try:
-        with open(path, encoding="utf-8-sig") as lines:
+        with disk.open_text(path, "utf-8-sig") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield number, line.strip()

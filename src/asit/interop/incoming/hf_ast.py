@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asit import foreign
+from asit import disk, foreign
 from asit.errors import CheckpointError
 from asit.interop.incoming.axes import frames_of, turn_filters, turn_positions
 from asit.interop.incoming.taken import MEAN, STD, Ask, Taken, TakenHead, front_end, settings_of
@@ -66,7 +66,8 @@ def read_json(
         CheckpointError: it is not there, or is something else.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        with disk.open_text(path) as file:
+            value = json.load(file)
     except (OSError, ValueError, RecursionError) as error:
         why = "is not there" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
         raise CheckpointError(f"{path} {why}", expected, remedy) from error

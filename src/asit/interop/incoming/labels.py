@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+from asit import disk
 from asit.errors import ConfigError
 from asit.foreign import shown
 from asit.interop.incoming.hf_ast import read_json
@@ -52,7 +53,7 @@ def names_for(head: TakenHead, given: Path | None) -> tuple[tuple[str, ...], str
 def _read(path: Path) -> tuple[str, ...]:
     if not path.is_file():
         raise ConfigError(
-            f"{path} is {'a folder' if path.is_dir() else 'not there'}",
+            f"{path} is {'a folder' if path.is_dir() else disk.special(path) or 'not there'}",
             "a file with the names of the classes",
             "AudioSet's names lie in class_labels_indices.csv, beside its lists of segments",
         )

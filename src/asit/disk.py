@@ -1,0 +1,116 @@
+"""Files that a user or a table names: found under any spelling of their name, opened without waiting for a pipe."""
+
+# Paths are text here: a Path for each of two million would cost minutes.
+# ruff: noqa: PTH111, PTH116, PTH118, PTH206
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import select
+import stat
+import unicodedata
+from typing import BinaryIO, TextIO
+
+_GRACE = 1000  # ms within which a pipe must have a writer
+
+_KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def special(path: str | os.PathLike[str]) -> str | None:
+    """What this is if it is neither a regular file nor a folder: "a pipe", "a socket" or "a device"; None otherwise.
+
+    A path that does not exist gives None: opening it says so.
+    """
+    try:
+        return _KINDS.get(stat.S_IFMT(os.stat(path).st_mode))
+    except (OSError, ValueError):
+        return None
+
+
+def open_file(path: str | os.PathLike[str], *, pipes: bool = False) -> BinaryIO:
+    """Open a regular file for reading, and nothing that could block or that has no end.
+
+    Opening a pipe (FIFO) waits for a writer, which may never come, and reading a device such as /dev/zero never ends.
+
+    Args:
+        path: the file.
+        pipes: whether a pipe that has a writer will do, such as /dev/stdin behind another command.
+
+    Raises:
+        OSError: as `open`; or a device, a socket, a pipe, or with `pipes` a pipe that nothing writes to for a second.
+    """
+    kind = special(path)
+    if kind is not None and not (pipes and kind == "a pipe"):
+        raise _unsuitable(f"{kind}, not a regular file", path)
+    flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+    number = os.open(path, flags)
+    try:
+        kind = _KINDS.get(stat.S_IFMT(os.fstat(number).st_mode))  # it may have been replaced since
+        if kind == "a pipe" and pipes:
+            _await_writer(number, path)
+        elif kind is not None:
+            raise _unsuitable(f"{kind}, not a regular file", path)
+        elif stat.S_ISDIR(os.fstat(number).st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+        return os.fdopen(number, "rb")
+    except BaseException:
+        os.close(number)
+        raise
+
+
+def open_text(path: str | os.PathLike[str], encoding: str = "utf-8", newline: str | None = None) -> TextIO:
+    """As :func:`open_file`, for text: a regular file, decoded strictly."""
+    return io.TextIOWrapper(open_file(path), encoding, newline=newline)
+
+
+def _await_writer(number: int, path: str | os.PathLike[str]) -> None:
+    """Wait for what is written into a pipe; raise where there is no writer."""
+    waiting = select.poll()
+    waiting.register(number, select.POLLIN)
+    if not waiting.poll(_GRACE):
+        # A pipe that never had a writer looks like one whose writer is slow; only one that lost its last is hung up.
+        os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+        if any(event & select.POLLHUP and not event & select.POLLIN for _, event in waiting.poll(0)):
+            raise _unsuitable("a pipe that nothing writes to", path)
+    os.set_blocking(number, True)
+
+
+def _unsuitable(what: str, path: str | os.PathLike[str]) -> OSError:
+    return OSError(errno.EINVAL, f"it is {what}", os.fspath(path))
+
+
+def locate(path: str, folder: str = "") -> str:
+    """The path as it is spelt on the disk, below `folder` where it is relative.
+
+    Tried in this order, and the first that exists is taken: the path as given; with the user's folder for a leading
+    "~"; with "/" for each backslash; each part in the Unicode forms NFC and NFD, since one disk keeps "é" as one
+    character and another as two. Where none exists, the path as given, so that an error shows what the user wrote.
+    Only a path with such characters is looked for at all.
+    """
+    given = os.path.join(folder, path)
+    if (path.isascii() and "\\" not in path and not path.startswith("~")) or os.path.lexists(given):
+        return given
+    spellings = [path, path.replace("\\", "/")] if os.sep == "/" else [path]
+    for spelling in spellings:
+        if (found := _spelt(os.path.expanduser(spelling), folder)) is not None:
+            return found
+    return given
+
+
+def _spelt(path: str, folder: str) -> str | None:
+    """The path with each part as the disk spells it; None where a part is not there in any form."""
+    at = os.sep if path.startswith(os.sep) else folder
+    for part in path.split(os.sep):
+        forms = (part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD")))
+        found = next((full for form in forms if os.path.lexists(full := os.path.join(at, form))), None)
+        if found is None:
+            return None
+        at = found
+    return at

@@ -1,0 +1,102 @@
+"""What lies beside the recordings of a tar: which label belongs to which, and what is refused instead of guessed."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from asit.data import tarscan
+from asit.data.catalogue import Catalogue
+from asit.errors import CatalogueError
+from asit.settings import FrontEndSettings
+
+
+def write(path: Path, members: list[tuple[str, Any]]) -> Path:
+    """A tar; a member without content is a recording, one that is no text is JSON."""
+    sound = io.BytesIO()
+    soundfile.write(sound, np.random.default_rng(0).uniform(-0.1, 0.1, 800), 16000, format="WAV")
+    with tarfile.open(path, "w") as archive:
+        for name, content in members:
+            text = content if isinstance(content, str) else json.dumps(content)
+            data = sound.getvalue() if content is None else text.encode()
+            header = tarfile.TarInfo(name)
+            header.size = len(data)
+            archive.addfile(header, io.BytesIO(data))
+    return path
+
+
+def build(tmp_path: Path, *members: tuple[str, Any]) -> Catalogue:
+    path = write(tmp_path / "s.tar", list(members))
+    return tarscan.build([str(path)], FrontEndSettings(), statistics_clips=0)
+
+
+def labels(made: Catalogue) -> dict[str, str | None]:
+    return {clip.path.rpartition("s.tar/")[2]: clip.label for clip in made}
+
+
+def test_each_recording_has_its_own_label(tmp_path: Path) -> None:
+    made = build(
+        tmp_path,
+        *(("a.2024-01.wav", None), ("a.2024-01.cls", "dog"), ("a.2024-02.wav", None), ("a.2024-02.cls", "cat\n")),
+        *(("b.wav", None), ("b.cls", "1.0"), ("in/b.wav", None), ("in/b.cls", "e\u0301")),
+        *(("c.first.wav", None), ("c.cls", "of the key"), ("d.wav", None), ("d.label.cls", "by the key")),
+        *(("e.wav", None), ("e.flac", None), ("e.cls", "both")),
+        *(("f.wav", None), ("f.cls", "same "), ("f.json", {"label": "same"}), ("g.wav", None)),
+        *(("._g.cls", "fork"), ("._g.json", "\x00fork")),
+    )
+    assert labels(made) == {
+        **{"a.2024-01.wav": "dog", "a.2024-02.wav": "cat", "b.wav": "1", "in/b.wav": "é"},
+        **{"c.first.wav": "of the key", "d.wav": "by the key", "e.wav": "both", "e.flac": "both", "f.wav": "same"},
+        "g.wav": None,
+    }
+
+
+def test_what_json_beside_a_recording_says(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    said = {"label": ["dog", 1.0, None], "split": " Test ", "fold": 1.0, "group": "x\u00a0y", "other": {"a": 1}}
+    made = build(
+        tmp_path,
+        *(("a.wav", None), ("a.json", said), ("b.wav", None), ("b.json", '{"label": NaN}')),
+        *(("c.wav", None), ("c.json", {"label": {"dog": 0.5}}), ("d.wav", None), ("d.json", "[1]")),
+        *(("e.wav", None), ("e.json", "{broken"), ("f.wav", None), ("f.json", {"label": "cat", "group": [1]})),
+    )
+    assert [clip.label for clip in made] == ["dog;1", None, "dog:0.5", None, None, "cat"]
+    assert (made[0].split, made[0].fold, made[0].group) == ("Test", "1", "x y")
+    assert [message.rpartition("s.tar: ")[2][:50] for message in caplog.messages] == [
+        "2 sidecars are damaged, the first e.json: Expectin"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        (
+            ["a.1.wav", "a.2.wav", ("a.cls", "x")],
+            r"2 recordings have the key 'a'(.|\n)*a\.2\.wav; and a\.cls",
+        ),
+        ([("in/a.cls", "x"), "in/a.1.wav", "in/a.2.wav", ("in/a.1.cls", "y")], "the key 'in/a'"),
+        (["a.wav", ("a.cls", "3"), ("a.json", {"label": "dog"})], "a.json says the label of a.wav is 'dog', another"),
+        (["a.wav", "a.wav"], "holds 1 names twice: a.wav"),
+        (["a.wav", ("a.cls", "x"), ("a.cls", "y")], "holds 1 names twice: a.cls"),
+    ],
+)
+def test_keys_that_several_recordings_share(tmp_path: Path, members: list[Any], message: str) -> None:
+    with pytest.raises(CatalogueError, match=message):
+        build(tmp_path, *((name, None) if isinstance(name, str) else name for name in members))
+
+
+def test_one_bad_tar_does_not_take_the_others_along(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    good = write(tmp_path / "a.tar", [(f"{i}.wav", None) for i in range(12)])
+    (tmp_path / "b.tar").write_bytes(b"x" * 2000)
+    made = tarscan.build([str(good), str(tmp_path / "b.tar")], FrontEndSettings(), statistics_clips=0)
+    assert len(made) == 12
+    assert made.header["skipped"] == {"unreadable": 1}
+    assert "b.tar is left out with all its recordings" in caplog.text
+    with pytest.raises(CatalogueError, match="no tar file"):
+        tarscan.build([str(tmp_path / "b.tar")], FrontEndSettings(), statistics_clips=0)

@@ -1,0 +1,97 @@
+"""Files that others name: nothing that is opened may wait for a pipe or have no end."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import soundfile
+
+from asit import config, disk
+from asit.audio import files
+from asit.data import tables, tarshards
+from asit.data.catalogue import Catalogue, is_catalogue
+from asit.errors import AsitError
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+
+
+@pytest.fixture
+def odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """A pipe, a socket and a device."""
+    monkeypatch.setattr(disk, "_GRACE", 50)
+    os.mkfifo(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as made:
+        monkeypatch.chdir(tmp_path)  # a socket's path may be short only
+        made.bind("socket")
+    return {"a pipe": str(tmp_path / "pipe"), "a socket": str(tmp_path / "socket"), "a device": os.devnull}
+
+
+def test_pipes_sockets_and_devices_are_refused_at_once(odd: dict[str, str], tmp_path: Path) -> None:
+    for kind, path in odd.items():
+        assert disk.special(path) == kind
+        with pytest.raises(OSError, match=f"it is {kind}, not a regular file"):
+            disk.open_file(path)
+    with pytest.raises(OSError, match="it is a pipe that nothing writes to"):
+        disk.open_file(odd["a pipe"], pipes=True)
+    assert disk.special(tmp_path) is disk.special(tmp_path / "none") is None
+    with pytest.raises(IsADirectoryError):
+        disk.open_file(tmp_path)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.2])
+def test_a_pipe_with_a_writer_is_read_to_its_end(odd: dict[str, str], delay: float) -> None:
+    content = os.urandom(1 << 18)
+
+    def write() -> None:
+        with Path(odd["a pipe"]).open("wb") as pipe:
+            time.sleep(delay)  # the writer is there, and slower than the time within which there must be one
+            pipe.write(content)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    with disk.open_file(odd["a pipe"], pipes=True) as file:
+        assert file.read() == content
+    writer.join()
+
+
+DOORS: dict[str, Callable[[str], object]] = {
+    "recording": files.probe,
+    "whole recording": files.inspect,
+    "table": lambda path: tables.read_table(_named(path, ".csv")),
+    "list": lambda path: tables.read_table(_named(path, ".jsonl")),
+    "catalogue": Catalogue.read,
+    "shard": tarshards.read_shard,
+    "settings": lambda path: config.read_yaml(Path(path)),
+}
+
+
+def _named(path: str, suffix: str) -> Path:
+    link = Path(path).name
+    made = Path(f"{link}{suffix}").absolute()
+    made.symlink_to(path)
+    return made
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_every_reader_refuses_them(odd: dict[str, str], door: str) -> None:
+    for kind, path in odd.items():
+        began = time.monotonic()
+        with pytest.raises(AsitError, match=f"it is {kind}"):
+            DOORS[door](path)
+        assert not is_catalogue(Path(path))
+        assert time.monotonic() - began < 5
+
+
+def test_a_recording_behind_a_pipe(odd: dict[str, str], tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", [0.1, -0.1] * 800, 16000)
+    content = (tmp_path / "a.wav").read_bytes()
+    writer = threading.Thread(target=Path(odd["a pipe"]).write_bytes, args=[content])
+    writer.start()
+    assert len(files.read(odd["a pipe"])) == 1600
+    writer.join()
