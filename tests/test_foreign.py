@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from asit import foreign
+from asit.checkpoint import check_numbers
 from asit.errors import CheckpointError
 
 
@@ -420,11 +421,9 @@ def test_folders_tar_files_lists_and_names_without_tensors(tmp_path: Path) -> No
 
 
 def test_numbers_that_are_not_finite_or_no_fractions_are_named(tmp_path: Path) -> None:
-    foreign.finite(tmp_path, {"a": torch.zeros(1), "b": torch.zeros(2).bfloat16()})
+    check_numbers("x", {"a": torch.zeros(1), "b": torch.zeros(2).bfloat16()})
     odd = {"a": torch.zeros(1), "b": torch.tensor([1]), "c": torch.zeros(1).to(torch.float8_e4m3fn)}
     with pytest.raises(CheckpointError, match=r"2 tensors .* no plain .* \(b of torch\.int64, c of torch\.float8"):
-        foreign.finite(tmp_path, odd)
+        check_numbers("x", odd)
     with pytest.raises(CheckpointError, match=r"2 tensors with numbers that are not finite \(a, c\)"):
-        foreign.finite(
-            tmp_path, {"a": torch.tensor([float("nan")]), "b": torch.ones(1), "c": torch.tensor([float("inf")])}
-        )
+        check_numbers("x", {"a": torch.tensor([float("nan")]), "b": torch.ones(1), "c": torch.tensor([float("inf")])})

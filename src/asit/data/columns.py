@@ -81,7 +81,12 @@ class Coder:
         self.words: dict[str, int] = {}
 
     def __call__(self, text: str | None) -> int:
-        return -1 if text is None else self.words.setdefault(text, len(self.words))
+        if text is None:
+            return -1
+        if text not in self.words:
+            encode(text)  # raises a ValueError for half a surrogate pair, which no file takes
+            self.words[text] = len(self.words)
+        return self.words[text]
 
     def column(self, codes: npt.NDArray[np.int32]) -> Words | None:
         """The column that these codes make; None when no text ever came."""
@@ -132,7 +137,7 @@ class Columns:
         )
 
 
-DAMAGE = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
+DAMAGE = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 """What a damaged line raises on its way into the columns."""
 
 _TEXTS = (*WORDS, SHARD)

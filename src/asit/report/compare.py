@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from asit import parsing
 from asit.data.catalogue import Catalogue
 from asit.errors import AsitError, ConfigError
 from asit.report.finetuning import label_share, start
@@ -176,8 +177,8 @@ def _file_rows(path: Path, split: str) -> list[Row]:
     """Rows of a JSON file of records: a list of them, one, or a mapping with "results"."""
     expected = "result records, as asit evaluate --out writes them"
     try:
-        held = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+        held = parsing.from_json(path.read_bytes())
+    except (OSError, parsing.Malformed) as error:
         raise ConfigError(f"{path} is no JSON: {error}", expected, "pass that file or a run's folder") from error
     if isinstance(held, list):
         held = {"results": held}

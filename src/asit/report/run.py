@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
+from asit import parsing
 from asit.errors import AsitError, ConfigError
 
 Line = dict[str, Any]
@@ -140,9 +138,9 @@ class Run:
             raw = file.read().split(b"\n")
         for number, text in enumerate(raw):
             try:
-                line = json.loads(text)
+                line = parsing.from_json(text)
                 lines, step = kinds[line["kind"]], int(line["step"])
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, OverflowError):
                 self.damaged += bool(text.strip()) and number < len(raw) - 1
                 continue
             if line["kind"] != "event":  # a resumed run takes some steps again
@@ -176,9 +174,9 @@ def _mapping(path: Path) -> Line:
     if not path.is_file():
         return {}
     try:
-        text = path.read_text("utf-8")
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
+        text = path.read_bytes()
+        content = parsing.from_json(text) if path.suffix == ".json" else parsing.from_yaml(text)
+    except (OSError, parsing.Malformed) as error:
         raise ConfigError(
             f"{path} cannot be read: {error}",
             "the file as the run wrote it",
@@ -197,7 +195,7 @@ def _header(path: Path) -> Line:
         return {}
     with path.open("rb") as file:
         try:
-            line = json.loads(file.readline())
-        except ValueError:
+            line = parsing.from_json(file.readline())
+        except parsing.Malformed:
             return {}
     return line if isinstance(line, dict) else {}

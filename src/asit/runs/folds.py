@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections import defaultdict
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from asit import parsing
 from asit.data.sides import folds
 from asit.errors import AsitError, AudioError, ConfigError
 from asit.runs import folder, lifecycle, lock, network, source
@@ -93,7 +93,8 @@ def _run(
             # A signal that came with a fold's last step lets its scores be made, and ends all here.
             if not ended.finished or (ended.stopped_by and number < len(names)):
                 return CrossValidation(out, False, ended.stopped_by, {})
-        results.append((name, json.loads((place / folder.RESULTS).read_text(encoding="utf-8"))))
+        again = f"remove it and resume: fold {name} is scored again"
+        results.append((name, parsing.json_object(place / folder.RESULTS, ConfigError, "a fold's results", again)))
     summary = summarise(results)
     first = results[0][1]
     held = {key: first[key] for key in ("task", "kind", "classes", "model")}

@@ -8,7 +8,6 @@ Letters: N rows, D width.
 from __future__ import annotations
 
 import functools
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from asit import parsing
 from asit.audio.sounds import Sound, open_sound
 from asit.errors import AsitError, ConfigError
 from asit.interop.loading import load
@@ -116,9 +116,9 @@ class Index:
         if (np.diff(rows["file"].astype(np.int64)) < 0).any():
             raise layout.damaged(folder / layout.ROWS, "its rows are out of order")
         try:
-            with (folder / layout.SOURCES).open(encoding="utf-8") as file:
-                sources = [table.from_line(json.loads(line)) for line in file]
-        except (ValueError, RecursionError) as error:
+            with (folder / layout.SOURCES).open("rb") as file:
+                sources = [table.from_line(parsing.from_json(line, surrogates=True)) for line in file]
+        except (OSError, ValueError) as error:
             raise layout.damaged(folder / layout.SOURCES, str(error)) from error
         if len(sources) != card["recordings"] or rows["file"].max() >= len(sources):
             raise layout.damaged(
