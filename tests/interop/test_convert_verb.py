@@ -250,7 +250,9 @@ def test_what_a_file_cannot_be_asked(tmp_path: Path) -> None:
     fine = saved(tmp_path / "fine.pth", {**encoder(), "head.weight": torch.ones(3, WIDTH), "head.bias": torch.ones(3)})
     with pytest.raises(ConfigError, match=r"--pooling mean, and the head of .*fine\.pth reads class"):
         incoming.convert(fine, Ask(kind="asit", pooling="mean"))
-    with pytest.raises(CheckpointError, match=r"24 positions(.|\n)*6 x 4 over 64, 3 x 8 over 128(.|\n)*--kind asit"):
+    with pytest.raises(
+        CheckpointError, match=r"24 positions(.|\n)*6 x 4 over 64, 4 x 6 over 96, 3 x 8 over 128(.|\n)*--kind asit"
+    ):
         incoming.convert(fine, Ask())
     normed = saved(tmp_path / "normed.pth", {**under("v.", encoder()), **head()})
     assert incoming.convert(normed, Ask(kind="asit", pooling="mean")).model.card["labels"]["pooling"] == "mean"

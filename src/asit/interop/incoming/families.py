@@ -3,7 +3,7 @@
 To support a family, take its line out of `FAMILIES` and add a kind to `detect.KINDS`.
 
 Sources of the names: facebookresearch/AudioMAE, microsoft/unilm (beats, wavlm), cwx-worst-one/EAT,
-Audio-WestlakeU/audiossl (ATST), nttcslab/m2d, kkoutini/PaSST, XiaoMi/dasheng, facebookresearch/fairseq (wav2vec, hubert, data2vec),
+Audio-WestlakeU/audiossl (ATST), nttcslab/m2d, kkoutini/PaSST, XiaoMi/dasheng, facebookresearch/fairseq,
 openai/whisper, LAION-AI/CLAP, YuanGongND/cav-mae, qiuqiangkong/audioset_tagging_cnn, facebookresearch/dinov2, and the
 models of those names in transformers 5.23.
 """

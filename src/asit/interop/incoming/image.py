@@ -40,7 +40,7 @@ def image(path: Path, content: Mapping[str, Any], ask: Ask) -> Taken:
     if patch != [PATCH, PATCH]:
         raise CheckpointError(
             f"{path} has patches of {patch[0]}x{patch[1]} pixels",
-            f"{PATCH}x{PATCH}, as in ViT-*/16 and DeiT: of half the side there are four times as many over a spectrogram",
+            f"{PATCH}x{PATCH}, as in ViT-*/16 and DeiT: of 8x8 a spectrogram has four times as many",
             f"give a network with patches of {PATCH}",
         )
     if ask.no_head:
