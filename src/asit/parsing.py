@@ -10,14 +10,16 @@ from __future__ import annotations
 import json
 import math
 import re
+import warnings
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from asit.errors import AsitError
+from asit.errors import AsitError, ConfigError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -126,6 +128,28 @@ def json_object(
     return value
 
 
+@contextmanager
+def as_written(what: Path | str, remedy: str, error: type[AsitError] = ConfigError) -> Iterator[None]:
+    """Turn what code raises that meets a value of another type than asit writes into an error that names the file.
+
+    Args:
+        what: the file or folder that the values are from.
+        remedy: the fix that the message names.
+        error: what to raise.
+
+    Raises:
+        error: anything of `UNFIT` was raised inside.
+    """
+    try:
+        yield
+    except UNFIT as reason:
+        raise error(
+            f"{what} cannot be used: it holds a value of another kind than asit writes ({_first(reason)})",
+            "the file as it was written",
+            remedy,
+        ) from reason
+
+
 def npy(path: Path) -> npt.NDArray[Any]:
     """The array of a .npy file, left on the disk.
 
@@ -135,7 +159,9 @@ def npy(path: Path) -> npt.NDArray[Any]:
     import numpy as np
 
     try:
-        found: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of headers that Python 2 or nobody wrote
+            found: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # NumPy evaluates the header as Python: it fails in as many ways as that can
         raise Malformed(_first(error)) from None
     if not isinstance(found, np.ndarray):
@@ -153,7 +179,8 @@ def npz(path: Path, names: Iterable[str]) -> dict[str, npt.NDArray[Any]]:
 
     out: dict[str, npt.NDArray[Any]] = {}
     try:
-        with zipfile.ZipFile(path) as parts, np.load(path, allow_pickle=False) as held:
+        with warnings.catch_warnings(), zipfile.ZipFile(path) as parts, np.load(path, allow_pickle=False) as held:
+            warnings.simplefilter("error")
             for name in names:
                 with parts.open(f"{name}.npy") as part:  # before there is memory for as much as its header claims
                     version = np.lib.format.read_magic(part)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from asit import parsing
 from asit.errors import CatalogueError
 
 SUFFIXES = frozenset({".csv", ".tsv", ".jsonl"})
@@ -162,10 +163,10 @@ def _objects(table: Path, lines: Iterable[str]) -> Iterator[tuple[int, dict[str,
         if not line.strip():
             continue
         try:
-            row: Any = json.loads(line)
-        except json.JSONDecodeError as error:
+            row: Any = parsing.from_json(line, surrogates=True)
+        except parsing.Malformed as error:
             raise CatalogueError(
-                f"{table}, line {number}: not JSON ({error.msg})", "one JSON object a line", "mend this line"
+                f"{table}, line {number}: not JSON ({error})", "one JSON object a line", "mend this line"
             ) from None
         if not isinstance(row, dict):
             raise CatalogueError(

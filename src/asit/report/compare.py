@@ -130,13 +130,17 @@ def compare(runs: Sequence[Path | str], *, split: str = "auto", seed: int = 0) -
     Raises:
         AsitError: a pretraining run, a path that is no run, results that cannot be read, or a split that no run has.
     """
-    rows = [row for run in runs for row in _rows(Path(run), split)]
+    rows, again = [], "restore the results as they were written, or score the model again"
+    for run in runs:
+        with parsing.as_written(run, again):
+            rows += _rows(Path(run), split)
     if split != "auto" and not any(row.split for row in rows):
         raise AsitError(
             f"no run has a score on the split {split}", "a split that was scored", "leave out --split to see which"
         )
-    differences, warnings = _differences(rows, seed)
-    return Comparison(rows, _seeds(rows), differences, [*_lists(rows), *warnings])
+    with parsing.as_written(", ".join(map(str, runs)), again):
+        differences, warnings = _differences(rows, seed)
+        return Comparison(rows, _seeds(rows), differences, [*_lists(rows), *warnings])
 
 
 def _rows(path: Path, split: str) -> list[Row]:

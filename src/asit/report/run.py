@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -139,8 +140,10 @@ class Run:
         for number, text in enumerate(raw):
             try:
                 line = parsing.from_json(text)
-                lines, step = kinds[line["kind"]], int(line["step"])
-            except (ValueError, KeyError, TypeError, OverflowError):
+                lines, step = kinds[line["kind"]], line["step"]
+                if type(step) is not int or (line["kind"] in ("train", "validation") and not _of_numbers(line)):
+                    raise ValueError("a line with other values than a run writes")
+            except (ValueError, KeyError, TypeError):
                 self.damaged += bool(text.strip()) and number < len(raw) - 1
                 continue
             if line["kind"] != "event":  # a resumed run takes some steps again
@@ -183,6 +186,17 @@ def _mapping(path: Path) -> Line:
             "restore it, or delete it and report again",
         ) from error
     return content if isinstance(content, dict) else {}
+
+
+def _of_numbers(line: Mapping[str, Any], depth: int = 3) -> bool:
+    """Whether all values but texts at the top are numbers, or groups of numbers by name."""
+    return all(
+        value is None
+        or isinstance(value, int | float)
+        or (isinstance(value, str) and depth == 3 and name == "kind")
+        or (isinstance(value, Mapping) and depth > 0 and _of_numbers(value, depth - 1))
+        for name, value in line.items()
+    )
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -95,7 +95,8 @@ def _run(
                 return CrossValidation(out, False, ended.stopped_by, {})
         again = f"remove it and resume: fold {name} is scored again"
         results.append((name, parsing.json_object(place / folder.RESULTS, ConfigError, "a fold's results", again)))
-    summary = summarise(results)
+    with parsing.as_written(f"results.json of a fold in {out}", "remove the fold's results.json and resume"):
+        summary = summarise(results)
     first = results[0][1]
     held = {key: first[key] for key in ("task", "kind", "classes", "model")}
     every = [{"fold": name, **result} for name, result in results]

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from pydantic import TypeAdapter
+
 from asit import config, parsing, runtime
 from asit.errors import ConfigError
 from asit.pretrain import method
@@ -313,7 +315,10 @@ def load(path: Path) -> Taken:
             raise ConfigError(
                 f"{path} holds measurements of version {found[MARK]}", f"version {VERSION}", "measure the machine again"
             )
-        return Taken(config.build(PretrainSettings, found["settings"], str(path)), Measured(**found["measured"]))
+        return Taken(
+            config.build(PretrainSettings, found["settings"], str(path)),
+            TypeAdapter(Measured).validate_python(found["measured"]),
+        )
     except OSError as error:
         told = f"{path} cannot be read: {error.strerror}"
         raise ConfigError(told, "a file of measurements", "check the path") from None

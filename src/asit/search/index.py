@@ -30,6 +30,7 @@ from asit.search.table import Files, Rows, Source
 from asit.search.windows import Pooling
 
 _TOUCH = 1e-3  # s that stretches must share, so that windows end to end do not
+_BLOCK = 1 << 14  # rows that are looked at together
 _TOGETHER = 64  # windows of a long question that are held at once
 
 Vector = npt.NDArray[np.float32]
@@ -112,6 +113,8 @@ class Index:
         ]
         layout.check_hashes(folder, card, names)
         vectors = layout.read_array(folder / layout.VECTORS, (count, width), np.dtype("<f2"))
+        if not all(np.isfinite(vectors[at : at + _BLOCK]).all() for at in range(0, count, _BLOCK)):
+            raise layout.damaged(folder / layout.VECTORS, "its numbers are not all finite")
         rows = np.array(layout.read_array(folder / layout.ROWS, (count,), table.ROW))
         if (np.diff(rows["file"].astype(np.int64)) < 0).any():
             raise layout.damaged(folder / layout.ROWS, "its rows are out of order")

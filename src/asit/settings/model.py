@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from asit.settings.base import AboveZero, Auto, Hertz, Milliseconds, Positive, Settings, Share
+from asit.settings.base import Auto, Hertz, Milliseconds, Positive, Settings, Share
 
 
 class FrontEndSettings(Settings):
@@ -28,7 +28,7 @@ class FrontEndSettings(Settings):
     """Pre-emphasis coefficient, as in Kaldi."""
     mean: Annotated[float, Field(ge=-1e6, le=1e6)] | Auto = "auto"
     """Mean of the log-mel values (natural log of power); auto: measured on the catalogue. AudioSet: -4.2677393."""
-    std: AboveZero | Auto = "auto"
+    std: Annotated[float, Field(ge=1e-6, le=1e6)] | Auto = "auto"
     """Standard deviation; the input is (x - mean) / (2 std), as in AST and ASiT. AudioSet: 4.5689974."""
     padding: Literal["silence", "zero", "repeat"] = "silence"
     """How audio shorter than a view is filled: silence (zeros in the waveform), zero (0.0 in the log-mel before
@@ -61,7 +61,7 @@ class EncoderSettings(Settings):
     distilled: bool = False
     """A second token before the patches, the distillation token of DeiT; AST has it too. The class token that is given
     out is then the mean of both, as in AST."""
-    norm_eps: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-6
+    norm_eps: Annotated[float, Field(ge=1e-20, lt=1.0)] = 1e-6
     """Epsilon of the LayerNorms. ViT, DeiT and ASiT: 1e-6; AST as Hugging Face has it: 1e-12."""
     drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Stochastic depth of the student, linear in depth; the teacher has none."""

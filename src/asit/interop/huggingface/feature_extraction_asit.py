@@ -233,7 +233,7 @@ def _mel_bank(rate: int, size: int, bins: int, low_hz: float, high_hz: float) ->
 
 
 def _turned(given: Any) -> bool:
-    """Whether two axes, of an array or of lists in a list, are (samples, channels): more than 64 rows, and than columns."""
+    """Whether an array, or lists in a list, are (samples, channels): more rows than 64, and than columns."""
     if isinstance(given, list | tuple):
         return bool(given) and isinstance(given[0], list | tuple) and len(given) > max(len(given[0]), 64)
     return given.ndim == 2 and given.shape[0] > max(given.shape[1], 64)

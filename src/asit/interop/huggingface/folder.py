@@ -53,7 +53,8 @@ def write(
     out = Path(out)
     if overwrite:
         _check_ours(out)
-    text = readme(model, title or out.resolve().name, license, run)
+    with parsing.as_written(run or "the card", "export without the run's folder", CheckpointError):
+        text = readme(model, title or out.resolve().name, license, run)
     checkpoint.write_folder(out, lambda to: _fill(to, model, text), overwrite)
 
 
