@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import soxr
 import torch
 from torch import Tensor
 
-from asit import runtime
+from asit import checkpoint, cli, runtime
 from asit.audio.fbank import FrontEnd
 from asit.errors import AudioError, CheckpointError, ConfigError
 from asit.model.audio_model import AudioModel, Embedding
@@ -316,6 +317,51 @@ def test_a_card_that_does_not_fit_is_refused(tmp_path: Path, change: dict[str, A
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises((CheckpointError, ConfigError), match=text):
         AudioModel.load(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("norm.bias", math.nan, r"1 tensors with numbers that are not finite \(norm\.bias\)"),
+        ("blocks.0.mlp.fc1.weight", math.inf, r"not finite \(blocks\.0\.mlp\.fc1\.weight\)"),
+        ("pos_embed", 1e300, r"not finite \(pos_embed\)"),  # of float64, beyond float32
+        ("cls_token", 3, r"no plain floating-point numbers \(cls_token of torch\.int64\)"),
+        ("cls_token", 1j, r"no plain floating-point numbers \(cls_token of torch\.complex64\)"),
+        ("cls_token", True, r"no plain floating-point numbers \(cls_token of torch\.bool\)"),
+    ],
+)
+def test_weights_that_no_training_gives_are_refused_though_their_hash_is_right(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, value: Any, text: str
+) -> None:
+    m = model()
+    state = m.encoder.state_dict()
+    kind = torch.float64 if value == 1e300 else None
+    bad = state[name].to(kind) if kind else state[name].clone() if isinstance(value, float) else torch.full_like(
+        state[name], value, dtype=torch.tensor(value).dtype)  # fmt: skip
+    bad.view(-1)[-1] = value
+    checkpoint.save_model(tmp_path / "m", {**state, name: bad}, m.card)
+    with pytest.raises(CheckpointError, match=text):
+        AudioModel.load(tmp_path / "m")
+    if name != "norm.bias":
+        return
+    clip, out, place = str(tmp_path / "c.wav"), str(tmp_path / "out"), str(tmp_path / "m")
+    (tmp_path / "t.csv").write_text("path,label,split\n" + "c.wav,a,train\n")
+    soundfile.write(clip, wave(0.5), 16000)
+    for given in (
+        ["info", place],
+        ["embed", place, clip, "--out", out + ".npz"],
+        ["tag", place, clip],
+        ["index", place, clip, "--out", out],
+        ["export", place, "--to", "torch", "--out", out + ".pt2"],
+        ["serve", place, "--port", "0"],
+        ["evaluate", place, str(tmp_path / "t.csv")],
+        ["finetune", "--model", place, "--data", str(tmp_path / "t.csv"), "--out", out],
+    ):
+        assert cli.main(given) == 2, given
+        error = capsys.readouterr().err
+        assert re.search(text, error), (given, error)
+        assert "Traceback" not in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.wav", "m", "t.csv"]
 
 
 @pytest.mark.parametrize(

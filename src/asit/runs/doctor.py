@@ -118,7 +118,10 @@ def _packages() -> Iterator[Finding]:
         )
     for package, least in _needs(None):
         yield _imported("packages", package, least, "broken", f"pip install --upgrade '{package}>={least}'")
-    yield _pickles()
+    try:
+        yield _pickles()
+    except Exception as error:  # of a torch that cannot be imported
+        yield Finding("packages", "pickles", "broken", words(error), "see torch above")
     yield _guarded(
         "packages",
         "model",
