@@ -29,7 +29,7 @@ import numpy.typing as npt
 from asit import parsing
 from asit.data import children, members, places, shardplan, stores, tarwriter
 from asit.data.catalogue import Catalogue, Clip
-from asit.data.columns import SHARD, Rows, json_line
+from asit.data.columns import SHARD, Rows, decode, json_line
 from asit.data.places import INDEX
 from asit.errors import CatalogueError, ConfigError, TrainingError
 
