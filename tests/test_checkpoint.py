@@ -229,9 +229,9 @@ def test_a_state_comes_back_exactly_and_the_newest_are_kept(tmp_path: Path) -> N
     root = tmp_path / "checkpoints"
     assert list_states(root) == []
     assert latest_state(root) is None
-    meta = {"step": 5, "rng": 2**127 + 1, "loss": 0.1 + 0.2}
+    meta = {"rng": 2**127 + 1, "loss": 0.1 + 0.2}
     for step in (5, 20, 100000000, 7):
-        assert save_state(root, step, tensors(), meta, keep=3) == root / f"step-{step:08d}"
+        assert save_state(root, step, tensors(), {**meta, "step": step}, keep=3) == root / f"step-{step:08d}"
     got, read = load_state(root / "step-00000020")
     assert torch.equal(got["rng"], tensors()["rng"])
     assert {name: read[name] for name in meta} == meta
@@ -274,6 +274,13 @@ def test_a_damaged_newest_state_names_the_older_one(tmp_path: Path) -> None:
     flip(tmp_path / "step-00000001" / "state.safetensors", -1)
     with pytest.raises(CheckpointError, match="no older state beside it"):
         load_state(tmp_path / "step-00000001")
+
+
+@pytest.mark.parametrize("step", [1, 2**70, True, "2", None, 2.0])
+def test_a_state_says_the_step_of_its_folder(tmp_path: Path, step: Any) -> None:
+    save_state(tmp_path, 2, {"a": torch.zeros(9)}, {"step": step}, keep=3)
+    with pytest.raises(CheckpointError, match=r"says step .*, and its folder is step-00000002(.|\n)*remove"):
+        load_state(tmp_path / "step-00000002")
 
 
 def test_numbers_that_json_cannot_hold_are_refused(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from asit import foreign
+from asit.checkpoint import check_numbers
 from asit.errors import CheckpointError
 
 
@@ -49,7 +50,7 @@ WEIGHTS = {
 
 
 @pytest.mark.parametrize("how", [{}, OLD])
-@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin"])
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin", ".ckpt"])
 def test_what_torch_saves_is_read(tmp_path: Path, how: dict[str, Any], suffix: str) -> None:
     got = foreign.read(saved(tmp_path / f"x{suffix}", WEIGHTS, **how))
     assert set(got) == set(WEIGHTS)
@@ -419,12 +420,31 @@ def test_folders_tar_files_lists_and_names_without_tensors(tmp_path: Path) -> No
         foreign.tensors(tmp_path / "z.pth", content, ("model",))
 
 
+@pytest.mark.parametrize(
+    ("version", "safe"),
+    [("2.9.1", False), ("2.9.1+cu128", False), ("1.13.1", False), ("2.6.0a0+nv", False), ("unknown", False),
+     ("2.10.0", True), ("2.10.0+cpu", True), ("2.13.0", True), ("3.0.0", True)],
+)  # fmt: skip
+def test_a_torch_whose_reader_can_corrupt_memory_reads_no_pickle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, safe: bool
+) -> None:
+    assert foreign.pickle_fault(version) == (
+        "" if safe else f"the reader of torch {version} can be made to corrupt memory (CVE-2026-24747)"
+    )
+    if not safe:
+        monkeypatch.setattr(foreign, "pickle_fault", lambda: "CVE-2026-24747")
+        monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was read"))
+        for how in ({}, OLD):
+            with pytest.raises(CheckpointError, match=r"is a pickle, and CVE-2026(.|\n)*'torch>=2\.10'"):
+                foreign.read(saved(tmp_path / "x.ckpt", WEIGHTS, **how))
+        safetensors.torch.save_file(WEIGHTS, tmp_path / "x.safetensors")
+        assert set(foreign.read(tmp_path / "x.safetensors")) == set(WEIGHTS)
+
+
 def test_numbers_that_are_not_finite_or_no_fractions_are_named(tmp_path: Path) -> None:
-    foreign.finite(tmp_path, {"a": torch.zeros(1), "b": torch.zeros(2).bfloat16()})
+    check_numbers("x", {"a": torch.zeros(1), "b": torch.zeros(2).bfloat16()})
     odd = {"a": torch.zeros(1), "b": torch.tensor([1]), "c": torch.zeros(1).to(torch.float8_e4m3fn)}
     with pytest.raises(CheckpointError, match=r"2 tensors .* no plain .* \(b of torch\.int64, c of torch\.float8"):
-        foreign.finite(tmp_path, odd)
+        check_numbers("x", odd)
     with pytest.raises(CheckpointError, match=r"2 tensors with numbers that are not finite \(a, c\)"):
-        foreign.finite(
-            tmp_path, {"a": torch.tensor([float("nan")]), "b": torch.ones(1), "c": torch.tensor([float("inf")])}
-        )
+        check_numbers("x", {"a": torch.tensor([float("nan")]), "b": torch.ones(1), "c": torch.tensor([float("inf")])})

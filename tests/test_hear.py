@@ -187,7 +187,14 @@ def test_a_hop_of_ones_own(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [torch.zeros(16000), torch.zeros(2, 0), torch.zeros(2, 100, dtype=torch.int16), torch.zeros(1, 2, 3)]
+    "given",
+    [
+        torch.zeros(16000),
+        torch.zeros(2, 0),
+        torch.zeros(2, 100, dtype=torch.int16),
+        torch.zeros(1, 2, 3),
+        torch.zeros(8000, 2),
+    ],
 )
 def test_audio_of_another_shape_is_refused(model: hear.HearModel, given: Tensor) -> None:
     for function in (hear.get_scene_embeddings, hear.get_timestamp_embeddings):

@@ -22,13 +22,16 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
+from asit import parsing
 from asit.errors import CheckpointError, ConfigError
 
 FORMAT = 1
 """Version of the layout of model folders and run states; readers refuse newer ones."""
 
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 _STATE = re.compile(r"step-(\d{8,})")
@@ -210,7 +213,8 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors (on the CPU) and the JSON fields of a run state.
 
     Raises:
-        CheckpointError: a file is missing, damaged or altered, or of a newer format; names the next older state.
+        CheckpointError: a file is missing, damaged or altered, or of a newer format, or its field "step" is not that
+            of its folder; names the next older state.
     """
     older = [s for s in list_states(path.parent) if _STATE.fullmatch(path.name) and _step(s) < _step(path)]
     remedy = (
@@ -218,15 +222,24 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if older
         else f"remove {path} and start the run anew: there is no older state beside it"
     )
-    return _read_pair(path, "state.safetensors", "state.json", remedy)
+    tensors, meta = _read_pair(path, "state.safetensors", "state.json", remedy)
+    step = meta.get("step", _step(path) if _STATE.fullmatch(path.name) else 0)
+    if _STATE.fullmatch(path.name) and (type(step) is not int or step != _step(path)):
+        raise CheckpointError(
+            f"{path / 'state.json'} says step {step!r}, and its folder is {path.name}",
+            f"step {_step(path)}: a state lies in the folder of its own step",
+            f"give the folder its name back, or {remedy}",
+        )
+    return tensors, meta
 
 
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
     """Load `tensors` into `module`, every name and shape equal, or nothing at all.
 
-    Args and errors are those of `check_fit`.
+    Args and errors are those of `check_fit` and `check_numbers`.
     """
     check_fit(module, tensors, what)
+    check_numbers(what, tensors)
     module.load_state_dict(dict(tensors))
 
 
@@ -260,6 +273,31 @@ def check_fit(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> No
         )
 
 
+def check_numbers(what: str, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse weights that no training gives: whole numbers, and numbers that are not finite in float32.
+
+    Args:
+        what: the name of the weights in the error, such as the path they came from.
+
+    Raises:
+        CheckpointError: names the tensors.
+    """
+    odd = [f"{name} of {value.dtype}" for name, value in tensors.items() if value.dtype not in _FLOATS]
+    if odd:
+        raise CheckpointError(
+            f"{what} has {len(odd)} tensors that are no plain floating-point numbers ({', '.join(odd[:3])})",
+            "weights in float32, float16, bfloat16 or float64",
+            "take the file from before it was quantised",
+        )
+    bad = [name for name, value in tensors.items() if not value.float().isfinite().all()]
+    if bad:
+        raise CheckpointError(
+            f"{what} has {len(bad)} tensors with numbers that are not finite ({', '.join(bad[:3])})",
+            "finite weights",
+            "take an earlier checkpoint: this one is of a training that diverged",
+        )
+
+
 def _write_pair(folder: Path, weights: str, facts: str, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
     safetensors.torch.save_file(_apart(tensors), folder / weights)
     full = {**card, "format": FORMAT, "asit": _version(), "sha256": _sha256(folder / weights)}
@@ -273,14 +311,16 @@ def _read_pair(folder: Path, weights: str, facts: str, remedy: str) -> tuple[dic
     absent = [name for name in (facts, weights) if not (folder / name).is_file()]
     if absent:
         raise CheckpointError(f"{folder} has no {' and no '.join(absent)}", expected, remedy)
-    try:
-        card = json.loads((folder / facts).read_text(encoding="utf-8"))
-        version, digest = card["format"], card["sha256"]
-    except (ValueError, KeyError, TypeError) as error:
+    card = parsing.json_object(folder / facts, CheckpointError, "JSON with the fields format and sha256", remedy)
+    lacks = [name for name in ("format", "sha256") if name not in card]
+    if lacks:
         raise CheckpointError(
-            f"{folder / facts} is damaged: {error!r}", "JSON with the fields format and sha256", remedy
-        ) from error
-    if not isinstance(version, int) or version > FORMAT:
+            f"{folder / facts} is damaged: it has no {' and no '.join(lacks)}",
+            "JSON with the fields format and sha256",
+            remedy,
+        )
+    version, digest = card["format"], card["sha256"]
+    if type(version) is not int or not 1 <= version <= FORMAT:
         raise CheckpointError(
             f"{folder} has format {version!r}, written by asit {card.get('asit', 'unknown')}",
             f"format {FORMAT} or older, which asit {_version()} reads",
@@ -289,13 +329,23 @@ def _read_pair(folder: Path, weights: str, facts: str, remedy: str) -> tuple[dic
     if _sha256(folder / weights) != digest:
         raise CheckpointError(
             f"{folder / weights} is damaged: its SHA-256 is not the one in {facts}",
-            f"SHA-256 {digest}",
+            f"SHA-256 {str(digest)[:64]}",
             remedy,
         )
+    return read_tensors(folder / weights, remedy), card
+
+
+def read_tensors(path: Path, remedy: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU.
+
+    Raises:
+        CheckpointError: it cannot be read; `remedy` is the fix that the message names.
+    """
     try:
-        return safetensors.torch.load_file(folder / weights), card
-    except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{folder / weights} is damaged: {error}", "a safetensors file", remedy) from error
+        return safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError, ValueError, KeyError, RuntimeError, TypeError, MemoryError) as error:
+        # A kind of number that torch has not is a KeyError; a shape that cannot be, a RuntimeError of torch.
+        raise CheckpointError(f"{path} is damaged: {error}", "a safetensors file", remedy) from error
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

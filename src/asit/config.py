@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from asit import disk
+from asit import disk, parsing
 from asit.errors import ConfigError
 
 S = TypeVar("S", bound=BaseModel)
@@ -23,10 +23,10 @@ def read_yaml(path: Path) -> Nested:
     """A YAML file's mapping; an empty file is an empty mapping."""
     try:
         with disk.open_file(path, pipes=True) as file:
-            found = yaml.safe_load(file.read().decode("utf-8"))
+            found = parsing.from_yaml(file.read())
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}", "a readable YAML file of settings") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except parsing.Malformed as error:
         raise ConfigError(f"{path} is not YAML: {error}", "lines such as `epochs: 50`") from error
     if found is None:
         return {}
@@ -107,13 +107,22 @@ def build(kind: type[S], values: Mapping[str, Any], source: str) -> S:
             if item["type"] == "extra_forbidden":
                 problems.append(f"{name}: no such setting{nearest(name, known)}")
             else:
-                problems.append(f"{name}: {item['msg'][0].lower()}{item['msg'][1:]}, found {item['input']!r}")
+                problems.append(f"{name}: {item['msg'][0].lower()}{item['msg'][1:]}, found {_shown(item['input'])}")
         problems = list(dict.fromkeys(problems))
         count = f"{len(problems)} setting{'s do' if len(problems) > 1 else ' does'} not fit"
         raise ConfigError(
             f"{source}: {count}:\n    " + "\n    ".join(problems),
             remedy="`asit settings` lists every setting with its meaning and its value",
         ) from None
+
+
+def _shown(value: Any) -> str:
+    """A value as a message shows it, on one line of at most 200 characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more than 4,300 digits
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 200 else text[:200] + "..."
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+_LONGEST = 2000
+"""Characters of a line of a message: what a damaged file says may be endless."""
+
+
+def _short(text: str) -> str:
+    if len(text) <= _LONGEST:
+        return text
+    return "\n".join(line if len(line) <= _LONGEST else line[:_LONGEST] + "..." for line in text.split("\n")[:200])
+
 
 class AsitError(Exception):
     """A mistake that the user can mend; the command line prints it without a traceback.
@@ -15,6 +24,7 @@ class AsitError(Exception):
     exit_code = 2
 
     def __init__(self, found: str, expected: str = "", remedy: str = "") -> None:
+        found, expected, remedy = _short(found), _short(expected), _short(remedy)
         self.found, self.expected, self.remedy = found, expected, remedy
         lines = [found]
         if expected:

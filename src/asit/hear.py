@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from asit.audio import faults
 from asit.audio.files import resample
-from asit.errors import AudioError, ConfigError
+from asit.audio.sounds import check_sounds
+from asit.errors import ConfigError
 from asit.interop import loading
 from asit.model.audio_model import AudioModel
 from asit.model.embedding import Precision
@@ -140,10 +141,7 @@ def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
 
 def _waves(audio: Tensor, model: HearModel) -> Tensor:
     """The audio at the model's own rate, on the CPU."""
-    if audio.ndim != 2 or not audio.is_floating_point() or not audio.shape[1]:
-        raise AudioError(
-            f"audio of shape {tuple(audio.shape)}, {audio.dtype}", "(n_sounds, n_samples) of floats in [-1, 1]"
-        )
+    check_sounds(audio)
     waves = audio.detach().float().cpu()
     for wave in waves.numpy():
         faults.Levels("audio").mix(wave[None])  # refuses what is not finite or far outside [-1, 1]

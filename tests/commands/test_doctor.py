@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from asit import cli
+from asit import cli, foreign
 from asit.runs import doctor
 
 
@@ -74,6 +74,17 @@ def test_a_broken_core_is_told_of_and_ends_with_1(
     assert broken["remedy"].startswith("pip install --upgrade 'soundfile>=")
     assert by_name["decoders", "wav"]["state"] == "broken"
     assert by_name["packages", "numpy"]["state"] == "ok", "the rest is still looked at"
+
+
+def test_pickles_are_said_to_be_read_or_refused(
+    findings: dict[tuple[str, str], doctor.Finding], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert findings["packages", "pickles"].state == "ok"
+    monkeypatch.setattr(foreign, "pickle_fault", lambda: "torch 2.9 can be made to corrupt memory (CVE-2026-24747)")
+    found = doctor._pickles()
+    assert found.state == "broken"
+    assert "refused: torch 2.9 can be made to corrupt memory (CVE-2026-24747)" in found.text
+    assert found.remedy == "pip install --upgrade 'torch>=2.10'"
 
 
 def test_it_starts_without_what_the_other_verbs_read_their_options_with() -> None:

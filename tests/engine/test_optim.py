@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from asit.engine import optim
+from asit.errors import CheckpointError
 from asit.model.heads import ProjectionHead, ReconstructionHead
 from asit.model.vit import Encoder
 from asit.settings import EncoderSettings, HeadSettings
@@ -228,8 +229,26 @@ def test_the_optimisers_state_goes_through_tensors(steps: int) -> None:
         walk(layer, optimiser, step)
         walk(other, again, step)
     assert all(torch.equal(p, q) for p, q in zip(layer.parameters(), other.parameters(), strict=True))
-    with pytest.raises(ValueError, match="nonsense"):
+    with pytest.raises(CheckpointError, match="not here: nonsense"):
         optim.load_optimiser_tensors(again, {"nonsense/exp_avg": torch.zeros(1)})
+    squares = held.get("0.weight/exp_avg_sq", torch.zeros(1))
+    for change, text in (
+        ({"0.weight/exp_avg": None}, "no exp_avg"),
+        (
+            {"0.weight/exp_avg_sq": squares.half()},
+            r"exp_avg_sq of torch\.float16",
+        ),
+        ({"0.weight/exp_avg": torch.zeros(3)}, r"exp_avg of torch\.float32 \(3,\)"),
+        ({"0.weight/step": torch.tensor([1.0, 2.0])}, r"step of torch\.float32 \(2,\)"),
+        ({"0.weight/step": torch.tensor(-1.0)}, "step with numbers that AdamW never has"),
+        ({"0.weight/exp_avg": held.get("0.weight/exp_avg", torch.zeros(1)) * float("nan")}, "exp_avg with numbers"),
+        ({"0.weight/max": torch.zeros(1)}, "a max"),
+        ({"exp_avg": torch.zeros(1)}, "not here"),
+    ):
+        changed = {name: value for name, value in {**held, **change}.items() if value is not None}
+        if steps:
+            with pytest.raises(CheckpointError, match=text):
+                optim.load_optimiser_tensors(make(other), changed)
 
 
 # fine-tuning

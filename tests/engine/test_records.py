@@ -56,6 +56,23 @@ def test_going_on_takes_out_what_the_stopped_try_did_after_its_checkpoint(tmp_pa
     assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "log.txt"}
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [b"null", b"\xff\xfe", b"[1]", b"3", b'{"kind": "train"}', b'{"kind": "train", "step": "2"}', b"[" * 100_000,
+     b'{"kind": "train", "step": 1' + b"0" * 5000 + b"}", b'{"kind": 1, "step": 1}', b"\0" * 400, b'{"kind": "tra',
+     b'{"kind": "event", "step": 1, "text": "\\ud800"}'],
+)  # fmt: skip
+def test_a_damaged_line_costs_that_line_alone(tmp_path: Path, damage: bytes) -> None:
+    first, last = b'{"kind": "train", "step": 1, "loss": NaN}', '{"kind": "event", "step": 2, "text": "Übung"}'.encode()
+    for rows in ([damage, first, last], [first, damage, last], [first, last, damage]):
+        (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(rows))
+        with Records(tmp_path, 10, 2, tensorboard=False, stream=None) as records:
+            records.write("train", 3, {"loss": 0.5})
+        found = (tmp_path / "metrics.jsonl").read_bytes().split(b"\n")
+        assert found[:2] == [first, last]
+        assert len(found) == 4
+
+
 def test_other_processes_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     stream = io.StringIO()

@@ -210,8 +210,8 @@ def test_names_of_classes(tmp_path: Path, name: str, text: str, want: str) -> No
         ("x.csv", "index,display_name\n0,a\n2,b\n1,c\n", "has the index 0, 2, 1"),
         ("x.csv", "number,text\n0,a\n", "has the columns number, text"),
         ("x.json", "[1, 2]", r'holds a list\n.*a list under "classes"'),
-        ("x.json", "[" * 100_000, r"x\.json cannot be read: maximum recursion(.|\n)*one name a line"),
-        ("x.json", '{"classes": ["\\ud800", "b", "c"]}', r"the name '\\ud800', half a letter"),
+        ("x.json", "[" * 100_000, r"x\.json is damaged: it is nested more than 100 deep(.|\n)*one name a line"),
+        ("x.json", '{"classes": ["\\ud800", "b", "c"]}', r"holds '\\ud800', half of a surrogate pair"),
         ("x.csv", "index,display_name\n0,a\n1\n2,c\n", r"x\.csv has no display_name in row 2"),
         ("x.csv", 'display_name\n"' + "x" * 200_000 + '"\n', r"x\.csv cannot be read: field larger than"),
         ("x.csv", 'display_name\n"a\n', r"x\.csv cannot be read: unexpected end of data"),
@@ -249,7 +249,11 @@ def test_what_a_file_cannot_be_asked(tmp_path: Path) -> None:
         incoming.convert(flat, Ask(which="student"))
     fine = saved(tmp_path / "fine.pth", {**encoder(), "head.weight": torch.ones(3, WIDTH), "head.bias": torch.ones(3)})
     with pytest.raises(ConfigError, match=r"--pooling mean, and the head of .*fine\.pth reads class"):
-        incoming.convert(fine, Ask(pooling="mean"))
+        incoming.convert(fine, Ask(kind="asit", pooling="mean"))
+    with pytest.raises(
+        CheckpointError, match=r"24 positions(.|\n)*6 x 4 over 64, 4 x 6 over 96, 3 x 8 over 128(.|\n)*--kind asit"
+    ):
+        incoming.convert(fine, Ask())
     normed = saved(tmp_path / "normed.pth", {**under("v.", encoder()), **head()})
     assert incoming.convert(normed, Ask(kind="asit", pooling="mean")).model.card["labels"]["pooling"] == "mean"
     told = incoming.convert(normed, Ask(kind="asit"))

@@ -208,10 +208,10 @@ def test_an_output_that_exists_and_a_full_disk(tmp_path: Path, monkeypatch: pyte
         ("preprocessor_config.json", {"feature_size": 40}, "num_mel_bins is 32 in config.json and 40"),
         ("preprocessor_config.json", {"std": -1.0}, "std"),
         ("preprocessor_config.json", {"sampling_rate": 10**9}, "rate 1000000000 with window_ms 25"),
-        ("preprocessor_config.json", {"mean": float("nan")}, "mean nan"),
+        ("preprocessor_config.json", {"mean": float("nan")}, "mean: input should be a finite number, found nan"),
         ("config.json", {"hidden_size": 10**6}, "of another shape|heads"),
         ("config.json", {"num_hidden_layers": 10**9}, "1000000000 blocks, and weights of"),
-        ("config.json", {"mlp_ratio": float("inf")}, "cannot be used: cannot convert float infinity"),
+        ("config.json", {"mlp_ratio": float("inf")}, "mlp_ratio: input should be a finite number, found inf"),
         ("config.json", {"mlp_ratio": 1e12}, "cannot be used|of another shape"),
         ("config.json", {"num_frames": 48 * 10**9}, "num_frames is 48000000000 in config|of another shape"),
         ("config.json", {"id2label": ["a", "b", "c"]}, "cannot be used"),
@@ -245,7 +245,7 @@ def test_files_that_are_missing_or_damaged(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has no model\.safetensors, but pytorch_model\.bin"):
         read(folder)
     (folder / "config.json").write_text("[" * 100_000)
-    with pytest.raises(CheckpointError, match=r"config\.json is damaged: maximum recursion"):
+    with pytest.raises(CheckpointError, match=r"config\.json is damaged: it is nested more than 100 deep"):
         read(folder)
     (folder / "config.json").write_text("[1]")
     with pytest.raises(CheckpointError, match="holds a list"):

@@ -152,6 +152,9 @@ out["encoder"] = got
 out["refused"] = {
     "rate": refused(lambda: extractor(waves["view"], sampling_rate=8000)),
     "stereo": refused(lambda: extractor([waves["view"].reshape(2, -1)])),
+    "turned": refused(lambda: extractor(np.zeros((800, 2), np.float32))),
+    "turned tensor": refused(lambda: extractor(torch.zeros(800, 2))),
+    "turned lists": refused(lambda: extractor([[0.0, 0.1]] * 800)),
     "integers": refused(lambda: extractor(np.zeros(800, np.int16))),
     "empty": refused(lambda: extractor(np.zeros(0, np.float32))),
     "none": refused(lambda: extractor([])),
@@ -344,6 +347,7 @@ def test_registered_it_loads_without_code_from_the_folder(found: dict[str, Any])
     [
         ("rate", "ValueError: the sound is at 8000 Hz and this model hears 16000 Hz"),
         ("stereo", "ValueError: sound 0 has shape (2, "),
+        *[(f"turned{how}", "ValueError: the sounds have their samples along") for how in ("", " tensor", " lists")],
         ("integers", "ValueError: the sound holds torch.int16"),
         ("empty", "ValueError: the sound is empty"),
         ("none", "ValueError: there is no sound in the list"),

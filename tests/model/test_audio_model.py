@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import soxr
 import torch
 from torch import Tensor
 
-from asit import runtime
+from asit import checkpoint, cli, runtime
 from asit.audio.fbank import FrontEnd
 from asit.errors import AudioError, CheckpointError, ConfigError
 from asit.model.audio_model import AudioModel, Embedding
@@ -302,8 +303,9 @@ def test_from_parts_keeps_its_own_weights() -> None:
         ({"encoder": {**ENCODER.model_dump(), "mlp_ratio": -1.0}}, "cannot be used"),
         ({"frames": 8 * 10**12}, "of another shape .*pos_embed"),
         ({"front_end": {"mels": 32, "mean": 0.0, "std": 1.0, "rate": 10**9}}, "rate 1000000000 with window_ms 25"),
-        ({"front_end": {"mels": 32, "mean": math.nan, "std": 1.0}}, "front_end: mean nan"),
-        ({"front_end": {"mels": 32 * 10**9, "mean": 0.0, "std": 1.0}}, "of another shape .*pos_embed"),
+        ({"front_end": {"mels": 32, "mean": math.nan, "std": 1.0}}, "mean: input should be a finite number, found nan"),
+        ({"front_end": {"mels": 32 * 10**7, "mean": 0.0, "std": 1.0}}, "of another shape .*pos_embed"),
+        ({"front_end": {"mels": 32, "mean": 0.0, "std": 1.0, "shift_ms": 2.0**63}}, "shift_ms: .* less than"),
         ({"training": [1, 2]}, "training: list instead of facts"),
         ({"front_end": {"mels": 32}}, "front_end.mean is auto"),
     ],
@@ -315,6 +317,56 @@ def test_a_card_that_does_not_fit_is_refused(tmp_path: Path, change: dict[str, A
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises((CheckpointError, ConfigError), match=text):
         AudioModel.load(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("norm.bias", math.nan, r"1 tensors with numbers that are not finite \(norm\.bias\)"),
+        ("blocks.0.mlp.fc1.weight", math.inf, r"not finite \(blocks\.0\.mlp\.fc1\.weight\)"),
+        ("pos_embed", 1e300, r"not finite \(pos_embed\)"),  # of float64, beyond float32
+        ("cls_token", 3, r"no plain floating-point numbers \(cls_token of torch\.int64\)"),
+        ("cls_token", 1j, r"no plain floating-point numbers \(cls_token of torch\.complex64\)"),
+        ("cls_token", True, r"no plain floating-point numbers \(cls_token of torch\.bool\)"),
+    ],
+)
+def test_weights_that_no_training_gives_are_refused_though_their_hash_is_right(
+    tmp_path: Path, name: str, value: Any, text: str
+) -> None:
+    m = model()
+    state = m.encoder.state_dict()
+    kind = torch.float64 if value == 1e300 else None
+    bad = state[name].to(kind) if kind else state[name].clone() if isinstance(value, float) else torch.full_like(
+        state[name], value, dtype=torch.tensor(value).dtype)  # fmt: skip
+    bad.view(-1)[-1] = value
+    checkpoint.save_model(tmp_path / "m", {**state, name: bad}, m.card)
+    with pytest.raises(CheckpointError, match=text):
+        AudioModel.load(tmp_path / "m")
+
+
+@pytest.mark.slow
+def test_every_verb_refuses_weights_that_are_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    m, text = model(), r"1 tensors with numbers that are not finite \(norm\.bias\)"
+    state = m.encoder.state_dict()
+    checkpoint.save_model(tmp_path / "m", {**state, "norm.bias": state["norm.bias"] * math.nan}, m.card)
+    clip, out, place = str(tmp_path / "c.wav"), str(tmp_path / "out"), str(tmp_path / "m")
+    (tmp_path / "t.csv").write_text("path,label,split\n" + "c.wav,a,train\n")
+    soundfile.write(clip, wave(0.5), 16000)
+    for given in (
+        ["info", place],
+        ["embed", place, clip, "--out", out + ".npz"],
+        ["tag", place, clip],
+        ["index", place, clip, "--out", out],
+        ["export", place, "--to", "torch", "--out", out + ".pt2"],
+        ["serve", place, "--port", "0"],
+        ["evaluate", place, "--data", str(tmp_path / "t.csv")],
+        ["finetune", "--model", place, "--data", str(tmp_path / "t.csv"), "--out", out],
+    ):
+        assert cli.main(given) == 2, given
+        error = capsys.readouterr().err
+        assert re.search(text, error), (given, error)
+        assert "Traceback" not in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.wav", "m", "t.csv"]
 
 
 @pytest.mark.parametrize(

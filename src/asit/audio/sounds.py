@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import BinaryIO
 
@@ -202,6 +202,31 @@ def name_of(sound: Sound) -> str:
     if isinstance(sound, np.ndarray | Tensor):
         return f"the {type(sound).__name__} of shape {tuple(sound.shape)}"
     return content.name_of(sound)
+
+
+def are_turned(shape: Sequence[int]) -> bool:
+    """Whether an array (clips, samples) of this shape is (samples, channels): as many clips of a few samples.
+
+    Every door that takes several clips as one array asks this. Up to 64 clips may be shorter than their number.
+    """
+    return len(shape) == 2 and shape[0] > max(shape[1], 64)
+
+
+def check_sounds(audio: Tensor) -> None:
+    """Refuse what is no batch of sounds.
+
+    Args:
+        audio: (sounds, samples) of floats.
+
+    Raises:
+        AudioError: another number of axes, whole numbers, no samples, or the axes the other way round.
+    """
+    if audio.ndim != 2 or not audio.is_floating_point() or not audio.shape[1] or are_turned(audio.shape):
+        raise AudioError(
+            f"audio of shape {tuple(audio.shape)}, {audio.dtype}",
+            "(n_sounds, n_samples) of floats in [-1, 1], with fewer sounds than samples",
+            "turn the axes" if are_turned(audio.shape) else "",
+        )
 
 
 def _array(sound: np.ndarray | Tensor, name: str) -> NDArray[np.floating]:

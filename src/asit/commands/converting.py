@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @dataclass
 class ConvertOptions:
     source: Annotated[str, tyro.conf.Positional]
-    """File of weights (.pth, .pt, .bin, .safetensors), or a Hugging Face folder of AST."""
+    """File of weights (.pth, .pt, .bin, .ckpt, .safetensors), or a Hugging Face folder of AST."""
     out: str | None = None
     """Folder for the model."""
     kind: str = "auto"
@@ -51,6 +51,8 @@ class ConvertOptions:
     """What the head reads; auto: the mean of the patch tokens in SSAST, the class token (or both tokens) elsewhere."""
     license: str | None = None
     """Licence of the weights, for the card."""
+    no_head: bool = False
+    """Take the encoder alone: every tensor outside it is left out, a head that is not known too."""
     list: bool = False
     """Say where every tensor goes, and write nothing."""
     overwrite: bool = False
@@ -84,6 +86,7 @@ def convert(prog: str, summary: str, given: list[str]) -> int:
         answer=options.answer,
         pooling=options.pooling,
         license=options.license,
+        no_head=options.no_head,
     )
     _check_numbers(ask.frames, ask.seconds, ask.mels, ask.rate)
     done = convert(Path(options.source), ask)

@@ -25,7 +25,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from asit import disk, whole
+from asit import disk, parsing, whole
 from asit.data import places, stores, tables
 from asit.data.columns import DAMAGE, SHARD, WORDS, Columns, Rows, Words, decode, json_line
 from asit.data.places import relative as relative
@@ -345,8 +345,8 @@ def _row(path: str | os.PathLike[str], number: int, line: bytes) -> dict[str, An
 
 def _header(path: str | os.PathLike[str], line: bytes) -> dict[str, Any]:
     try:
-        header = json.loads(line)
-    except DAMAGE:
+        header = parsing.from_json(decode(line), surrogates=True)
+    except parsing.Malformed:
         header = None
     if not isinstance(header, dict) or _MARK not in header:
         raise CatalogueError(
@@ -369,8 +369,8 @@ def is_catalogue(path: Path) -> bool:
     """Whether the file's first line is a catalogue's header."""
     try:
         with disk.open_file(path) as file:
-            return isinstance(row := json.loads(file.readline()), dict) and _MARK in row
-    except (OSError, *DAMAGE):
+            return isinstance(row := parsing.from_json(decode(file.readline()), surrogates=True), dict) and _MARK in row
+    except (OSError, ValueError):
         return False
 
 

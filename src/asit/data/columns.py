@@ -91,11 +91,13 @@ class Coder:
         """The text's code; -1 for none.
 
         Raises:
-            ValueError: as `normal`.
+            ValueError: as `normal`; or half a surrogate pair, which no file takes.
         """
         code = self._other.get(text)
         if code is None and (code := self.words.get(text or "")) is None:
             word = normal(self.name, text)
+            if word is not None:
+                encode(word)
             code = -1 if word is None else self.words.setdefault(word, len(self.words))
             if word != text:
                 self._other[text] = code
@@ -178,13 +180,17 @@ class Rows:
         numbers: dict[str, npt.NDArray[Any]] = {
             name: np.array([row[name] for row in rows], kind) for name, kind in _NUMBERS.items()
         }
+        if any(values.ndim != 1 for values in numbers.values()):  # a list for a number
+            raise ValueError("seconds, rate and channels must be numbers")
         if not (np.isfinite(numbers["seconds"]).all() and all((values > 0).all() for values in numbers.values())):
             raise ValueError("seconds, rate and channels must be above 0")
         # Views of one zero cost no memory where there is nothing to hold.
         numbers["start"] = np.broadcast_to(np.float32(0), count)
         if "start" in named and any(starts := [row.get("start") or 0.0 for row in rows]):
             numbers["start"] = np.array(starts, np.float32)
-            if not (np.isfinite(numbers["start"]).all() and (numbers["start"] >= 0).all()):
+            if not (
+                numbers["start"].ndim == 1 and np.isfinite(numbers["start"]).all() and (numbers["start"] >= 0).all()
+            ):
                 raise ValueError("start must be 0 or above")
         numbers["sha256"] = np.broadcast_to(np.uint8(0), (count, 32))
         hexes = [row.get("sha256") for row in rows] if "sha256" in named else []

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from asit import parsing
 from asit.data import remote
 from asit.data.archives import remove, unpack
 from asit.data.remote import DownloadError
@@ -203,7 +204,7 @@ def _there(source: Source, folder: Path, force: bool) -> bool:
     if next(folder.iterdir(), None) is None:
         return False
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = parsing.from_json((folder / RECORD).read_bytes())
     except (FileNotFoundError, ValueError):
         with suppress(DownloadError):
             check(source, folder)  # unpacked by other means

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from asit import __version__
+from asit import __version__, parsing
 from asit.errors import AsitError
 
 Progress = Callable[[int, int | None], None]
@@ -310,7 +310,7 @@ def _size(path: Path) -> int:
 def _state(state: Path, url: str) -> dict[str, str]:
     """The marks of the version that the partial file belongs to; none if it came from elsewhere."""
     try:
-        known = json.loads(state.read_text(encoding="utf-8"))
+        known = parsing.from_json(state.read_bytes())
     except (FileNotFoundError, ValueError):
         return {}
     return known if isinstance(known, dict) and known.get("url") == url else {}

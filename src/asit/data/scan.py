@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from asit import disk
+from asit import disk, parsing
 from asit.audio import files
 from asit.data import checks, tables
 from asit.data.catalogue import LINES, Catalogue, is_catalogue, replacing
@@ -259,7 +259,7 @@ class _Partial:
     def _agree(self, found: bytes, first: bytes) -> None:
         wanted = json.loads(first)
         try:
-            had = json.loads(found)
+            had = parsing.from_json(decode(found), surrogates=True)
             names = [name for name in wanted if had.get(name) != wanted[name]]
         except (ValueError, AttributeError):
             had, names = {}, list(wanted)

@@ -26,9 +26,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from asit import parsing
 from asit.data import children, members, places, shardplan, stores, tarwriter
 from asit.data.catalogue import Catalogue, Clip
-from asit.data.columns import SHARD, Rows, json_line
+from asit.data.columns import SHARD, Rows, decode, json_line
 from asit.data.places import INDEX
 from asit.errors import CatalogueError, ConfigError, TrainingError
 
@@ -219,7 +220,7 @@ def _claim(
 
 def _agree(out: str, plan: dict[str, Any]) -> None:
     try:
-        had = json.loads(stores.read(stores.join(out, PLAN)))
+        had = parsing.from_json(decode(stores.read(stores.join(out, PLAN))), surrogates=True)
         other = [name for name in plan if had.get(name) != plan[name]]
     except (ValueError, AttributeError):
         had, other = {}, [*plan]
@@ -253,7 +254,7 @@ def _done(out: str, names: list[str], found: dict[str, int | None]) -> dict[str,
 
 def _told(out: str, name: str) -> dict[str, Any]:
     try:
-        told = json.loads(stores.read(stores.join(out, _note(name))))
+        told = parsing.from_json(decode(stores.read(stores.join(out, _note(name)))), surrogates=True)
     except ValueError:
         return {}
     return told if isinstance(told, dict) else {}

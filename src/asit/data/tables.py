@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from asit import disk
+from asit import disk, parsing
 from asit.data.columns import WORDS, identifier, normal
 from asit.errors import CatalogueError
 
@@ -224,11 +224,10 @@ def _objects(table: Path, lines: Iterable[str]) -> Iterator[tuple[int, dict[str,
         if not line.strip():
             continue
         try:
-            pairs = json.loads(line, object_pairs_hook=unique_keys)
-        except (ValueError, RecursionError) as error:
-            why = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+            pairs = parsing.from_json(line, surrogates=True, pairs=unique_keys)
+        except parsing.Malformed as error:
             raise CatalogueError(
-                f"{table}, line {number}: not JSON ({why})", "one JSON object a line", "mend this line"
+                f"{table}, line {number}: not JSON ({error})", "one JSON object a line", "mend this line"
             ) from None
         if not isinstance(pairs, dict):
             raise CatalogueError(
@@ -254,12 +253,12 @@ def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object; refuses one that has a key twice, of which a parser would silently keep the last.
 
     Raises:
-        ValueError: it has.
+        Malformed: it has.
     """
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} comes twice")
+        raise parsing.Malformed(f"the key {next(key for key in keys if keys.count(key) > 1)!r} comes twice")
     return found
 
 

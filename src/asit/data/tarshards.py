@@ -6,7 +6,6 @@ like. What is not audio by its name is counted and left alone; folders, links an
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import tarfile
@@ -17,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from asit import disk
+from asit import disk, parsing
 from asit.audio import files
 from asit.data import spans, stores
 from asit.data.columns import DAMAGE, WORDS, normal
@@ -167,7 +166,7 @@ class Sidecars:
             if name.lower().endswith(".cls"):
                 told: Any = {"label": content.decode("utf-8")}
             else:
-                told = json.loads(content, object_pairs_hook=unique_keys)
+                told = parsing.from_json(content, pairs=unique_keys)
                 told = {**told, "label": label_text(told.get("label"))} if isinstance(told, dict) else {}
             for column in WORDS:
                 if (text := normal(column, told.get(column))) is not None:

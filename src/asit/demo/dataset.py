@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from asit import parsing
 from asit.data.csv_lines import csv_line
 from asit.demo.soundfont import SoundFont, Wave, Zone, bank_path
 from asit.errors import AudioError, ConfigError
@@ -372,7 +373,7 @@ def _take_up(out: Path, recipe: dict[str, Any], samples: int) -> DemoDataset | N
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     try:
-        about = json.loads((out / "dataset.json").read_text(encoding="utf-8"))
+        about = parsing.from_json((out / "dataset.json").read_bytes())
         made_with = about["recipe"]
         found = _dataset(out, about)
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+from asit.errors import CheckpointError
 
 
 def cosine(start: float, end: float, at: float) -> float:
@@ -163,18 +165,46 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimiser_tensors(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put back what `optimiser_tensors` gave; a parameter without state keeps none, as before its first step."""
+    """Put back what `optimiser_tensors` gave; a parameter without state keeps none, as before its first step.
+
+    Raises:
+        CheckpointError: state of parameters that are not here, or tensors of a parameter that are missing, unknown, of
+            another shape or type, or not finite.
+    """
     by_name: dict[str, dict[str, Any]] = {}
     for key, value in tensors.items():
-        name, field = key.rsplit("/", 1)
+        name, _, field = key.rpartition("/")
         by_name.setdefault(name, {})[field] = value
     for group in optimiser.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
             if name in by_name:
+                _check_moments(name, parameter, by_name[name])
                 # The step counter of a fused optimiser lives with its parameter, of others on the CPU.
                 optimiser.state[parameter] = {
                     field: value.to("cpu" if field == "step" and not group["fused"] else parameter.device, copy=True)
                     for field, value in by_name.pop(name).items()
                 }
     if by_name:
-        raise ValueError(f"state for parameters that are not here: {sorted(by_name)[:3]}")
+        names = ", ".join(sorted(by_name)[:3])
+        raise CheckpointError(
+            f"the checkpoint has an optimiser's state for parameters that are not here: {names}",
+            "state of the parameters that are trained",
+            "go on from an older checkpoint: remove this one's folder and resume again",
+        )
+
+
+def _check_moments(name: str, parameter: Tensor, held: Mapping[str, Tensor]) -> None:
+    shapes = {"step": (), "exp_avg": tuple(parameter.shape), "exp_avg_sq": tuple(parameter.shape)}
+    wrong = [f"no {field}" for field in shapes if field not in held] + [f"a {field}" for field in {*held} - {*shapes}]
+    for field in shapes.keys() & held.keys():
+        value = held[field]
+        if value.dtype != torch.float32 or tuple(value.shape) != shapes[field]:
+            wrong.append(f"{field} of {value.dtype} {tuple(value.shape)}")
+        elif not value.isfinite().all() or (field != "exp_avg" and (value < 0).any()):
+            wrong.append(f"{field} with numbers that AdamW never has")
+    if wrong:
+        raise CheckpointError(
+            f"the checkpoint has for {name} of the optimiser {', '.join(sorted(wrong))}",
+            f"step, exp_avg and exp_avg_sq in float32, the last two of shape {tuple(parameter.shape)}",
+            "go on from an older checkpoint: remove this one's folder and resume again",
+        )

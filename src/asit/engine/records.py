@@ -7,12 +7,12 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-from asit import whole
+from asit import parsing, whole
 from asit.errors import ConfigError
 
 
@@ -145,19 +145,26 @@ def duration(seconds: float) -> str:
 
 
 def _cut(path: Path, step: int) -> None:
-    """Take out the lines after `step`, and a torn last one, of a run that is going on from there."""
+    """Take out the lines after `step`, and those that are no records, of a run that is resumed from there.
+
+    The checkpoint says where the run is: a line that a crash of the machine tore costs that line alone.
+    """
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if record.get("step", 0) <= step:
-            kept.append(line + "\n")
+    kept = [line for line, record in lines(path) if record["step"] <= step]
     with whole.written(path) as draft:
-        draft.write_text("".join(kept), encoding="utf-8")
+        draft.write_bytes(b"".join(line + b"\n" for line in kept))
+
+
+def lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """The lines of metrics.jsonl that are records, each with its record; others are left out."""
+    for line in path.read_bytes().split(b"\n"):
+        try:
+            record = parsing.from_json(line)
+        except parsing.Malformed:
+            continue
+        if isinstance(record, dict) and isinstance(record.get("kind"), str) and type(record.get("step")) is int:
+            yield line, record
 
 
 def _numbers(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:

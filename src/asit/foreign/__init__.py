@@ -11,13 +11,17 @@ asked for, they are read into plain objects of this module, and neither argparse
 
 from __future__ import annotations
 
+import contextlib
+import io
 import pickle
+import pickletools
 import re
 import struct
+import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import safetensors.torch
 import torch
@@ -28,13 +32,17 @@ from asit.errors import CheckpointError
 from asit.foreign.archives import LEGACY, ZIP, check_archive, check_download, check_legacy, no_format
 from asit.foreign.refusal import Refused, shown
 
-__all__ = ["PICKLED", "SUFFIXES", "Facts", "finite", "read", "shown", "tensors"]
+__all__ = ["PICKLED", "SUFFIXES", "Facts", "pickle_fault", "read", "shown", "tensors", "texts"]
 
-PICKLED = (".pth", ".pt", ".bin")
+PICKLED = (".pth", ".pt", ".bin", ".ckpt")
 SUFFIXES = (".safetensors", *PICKLED)
 """How the names of files end that can be read."""
 
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+SAFE_TORCH = (2, 10)
+"""The first version of torch whose reader of pickles does not corrupt memory (CVE-2026-24747)."""
+
+
+_TEXTS = 1 << 26  # bytes of a pickle that are looked through for its texts
 
 
 class Facts(dict[str, Any]):
@@ -84,7 +92,7 @@ def read(path: Path, *, training_state: bool = False) -> dict[str, Any]:
     Tensors of a zip archive are mapped and not copied: what is not used is not read.
 
     Args:
-        path: a .safetensors, .pth, .pt or .bin file.
+        path: a file whose name ends as one of `SUFFIXES`.
         training_state: an argparse.Namespace and numpy's scalars may be in it; they come out as `Facts` and numbers.
 
     Raises:
@@ -122,6 +130,34 @@ def read(path: Path, *, training_state: bool = False) -> dict[str, Any]:
     return {str(name): value for name, value in content.items()}
 
 
+def pickle_fault(version: str = torch.__version__) -> str:
+    """Why this version of torch reads no pickles here; "" where it does."""
+    found = re.match(r"(\d+)\.(\d+)", str(version))
+    if found is not None and (int(found[1]), int(found[2])) >= SAFE_TORCH:
+        return ""
+    return f"the reader of torch {version} can be made to corrupt memory (CVE-2026-24747)"
+
+
+def texts(path: Path) -> list[str]:
+    """The texts in a pickle, names of tensors among them, without reading it as one; none where there is no pickle.
+
+    They say what a file is that `read` refuses.
+    """
+    out: list[str] = []
+    with contextlib.suppress(Exception), path.open("rb") as file:
+        data: IO[bytes] = file
+        if file.read(len(ZIP)) == ZIP:
+            with zipfile.ZipFile(file) as archive:
+                inner = next(part for part in archive.infolist() if part.filename.endswith("/data.pkl"))
+                data = io.BytesIO(archive.open(inner).read(_TEXTS))
+        data.seek(0)
+        while data.tell() < _TEXTS:
+            for _, value, _ in pickletools.genops(data):
+                if isinstance(value, str) and len(value) < 300:
+                    out.append(value)
+    return out
+
+
 def tensors(path: Path, content: Mapping[str, Any], nests: Sequence[str] = ()) -> dict[str, Tensor]:
     """The named tensors of what `read` gave, as they are or under the first of `nests` that is there.
 
@@ -142,24 +178,6 @@ def tensors(path: Path, content: Mapping[str, Any], nests: Sequence[str] = ()) -
     return {str(name): value for name, value in found.items()}
 
 
-def finite(path: Path, found: Mapping[str, Tensor]) -> None:
-    """Raises CheckpointError where weights are no finite numbers of 16 bits or more, and names them."""
-    odd = [f"{name} of {value.dtype}" for name, value in found.items() if value.dtype not in _FLOATS]
-    if odd:
-        raise CheckpointError(
-            f"{path} has {len(odd)} tensors that are no plain floating-point numbers ({', '.join(odd[:3])})",
-            "weights in float32, float16, bfloat16 or float64",
-            "take the file from before it was quantised",
-        )
-    bad = [name for name, value in found.items() if not value.isfinite().all()]
-    if bad:
-        raise CheckpointError(
-            f"{path} has {len(bad)} tensors with numbers that are not finite ({', '.join(bad[:3])})",
-            "finite weights",
-            "take an earlier checkpoint: this one is of a training that diverged",
-        )
-
-
 def _content(path: Path, training_state: bool) -> Any:
     with path.open("rb") as file:
         check_download(file)
@@ -173,6 +191,8 @@ def _content(path: Path, training_state: bool) -> Any:
             check_archive(file, length, training_state)
         else:
             no_format(file, training_state)
+    if fault := pickle_fault():
+        raise Refused(f"is a pickle, and {fault}", f"pip install --upgrade 'torch>={'.'.join(map(str, SAFE_TORCH))}'")
     with _safe(training_state):
         return torch.load(path, map_location="cpu", weights_only=True, mmap=start != LEGACY)
 

@@ -59,11 +59,11 @@ def export(
     extent = extent_of(model, chosen)
     # Two rows and an odd length: one row, or a length equal to another size, would be taken for fixed.
     example = torch.from_numpy(np.concatenate([next(iter(probes(extent, model.rate)))] * 2))
-    rows, samples = torch.export.Dim("rows", min=1), torch.export.Dim("samples", min=1, max=extent.longest)
+    batch, samples = torch.export.Dim("batch", min=1), torch.export.Dim("samples", min=1, max=extent.longest)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's own making, about its own internals
         program = torch.export.export(
-            Waveform(model, chosen).eval(), (example,), dynamic_shapes=({0: rows, 1: samples},)
+            Waveform(model, chosen).eval(), (example,), dynamic_shapes=({0: batch, 1: samples},)
         )
         for part in program.graph_module.modules():  # the graph and those within it
             if isinstance(part, torch.fx.GraphModule):

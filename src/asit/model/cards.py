@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
-from asit import checkpoint
+from asit import checkpoint, config
 from asit.audio.fbank import FrontEnd
 from asit.errors import CheckpointError, ConfigError
 from asit.model.classifier import Head, Labelling, check_head
 from asit.model.vit import Encoder, blank, shape_of, shell
+from asit.parsing import UNFIT
 from asit.settings import EncoderSettings, FrontEndSettings
 
 ENCODER, CLASSIFIER = "audio-encoder", "audio-classifier"
@@ -76,7 +77,8 @@ def read_folder(
     of_head = {name: value for name, value in tensors.items() if name.startswith("head.")}
     of_encoder = {name: value for name, value in tensors.items() if kind == ENCODER or name not in of_head}
     try:
-        settings, heard = EncoderSettings(**card["encoder"]), FrontEndSettings(**card["front_end"])
+        settings = config.build(EncoderSettings, card["encoder"], "encoder")
+        heard = config.build(FrontEndSettings, card["front_end"], "front_end")
         # Shapes first: a card that is wrong must not ask for memory.
         if shape_of(settings)[1] > len(of_encoder):
             raise ValueError(f"an encoder of {shape_of(settings)[1]} blocks, and weights of {len(of_encoder)} tensors")
@@ -89,10 +91,9 @@ def read_folder(
         training = card.get("training")
         if not isinstance(training, dict | None):
             raise TypeError(f"training: {type(training).__name__} instead of facts by name")
-    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError, ConfigError) as error:
-        # Pydantic's errors are ValueErrors; torch raises RuntimeErrors for tensors that cannot be.
+    except (*UNFIT, ConfigError) as error:
         raise CheckpointError(
-            f"{where} cannot be used: {error}",
+            f"{where} cannot be used: {_reason(error)}",
             "front_end, encoder, frames and labels as asit writes them",
             "copy the model folder again, or upgrade asit",
         ) from error
@@ -111,6 +112,13 @@ def read_folder(
         checkpoint.load_strict(head, named, f"{weights} (its head.*)")
     checkpoint.load_strict(encoder, of_encoder, weights)
     return encoder, front_end, training, head, labels
+
+
+def _reason(error: BaseException) -> str:
+    """Why a card cannot be used; of settings that do not fit, which ones, without the advice of the command line."""
+    if isinstance(error, ConfigError) and not error.expected:
+        return error.found
+    return f"it has no {error}" if isinstance(error, KeyError) else str(error) or repr(error)
 
 
 def check_labels(encoder: Encoder, head: Head | None, labels: Labelling | None) -> None:

@@ -40,8 +40,8 @@ def load_imagenet(
     """An encoder's weights from an image transformer's.
 
     Args:
-        path: a .safetensors file, or a .pth, .pt or .bin file, read without running anything in it; the tensors lie
-            in it as they are, or under "model" or "state_dict".
+        path: a .safetensors, .pth, .pt, .bin or .ckpt file, read without running anything in it; the tensors lie in it
+            as they are, or under "model" or "state_dict".
         settings: of the encoder to be filled; width, blocks and patch have to be the file's.
         frames: T of the encoder's input.
         mels: F.
@@ -80,7 +80,7 @@ def convert(
         )
     drops = "dist_token" in found and not settings.distilled
     out = [name for name in found if name.startswith(_HEADS) or (drops and name == "dist_token")]
-    foreign.finite(path, {name: value for name, value in found.items() if name not in out})
+    checkpoint.check_numbers(str(path), {name: value for name, value in found.items() if name not in out})
     state = {name: value.float() for name, value in found.items() if name not in out}
     filters = state["patch_embed.proj.weight"]
     if tuple(filters.shape[2:]) != encoder.patch:

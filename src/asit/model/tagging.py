@@ -18,7 +18,7 @@ from torch import Tensor
 from asit import runtime
 from asit.audio.cutting import window_counts, window_start
 from asit.audio.fbank import FrontEnd
-from asit.audio.sounds import Sound, open_sound
+from asit.audio.sounds import Sound, are_turned, open_sound
 from asit.errors import AudioError, ConfigError
 from asit.model.classifier import Head, Labelling
 from asit.model.embedding import Precision, check_batch
@@ -300,11 +300,12 @@ def training_input(front_end: FrontEnd, frames: int, longest: float, waves: Tens
         raise AudioError(
             f"waves that are a {type(waves).__name__}", "a tensor (rows, samples)", "wrap an array in torch.from_numpy"
         )
-    if waves.ndim != 2 or not waves.is_floating_point() or not 0 < waves.shape[1] <= most:
+    turned = are_turned(waves.shape)
+    if waves.ndim != 2 or not waves.is_floating_point() or not 0 < waves.shape[1] <= most or turned:
         raise AudioError(
             f"waves of shape {tuple(waves.shape)}, {waves.dtype}",
             f"(rows, samples) floats of 1 to {most} samples ({most / rate:.3f} s at {rate} Hz)",
-            "cut a longer clip into windows of that length",
+            "turn the axes" if turned else "cut a longer clip into windows of that length",
         )
     if not waves.isfinite().all():
         bad = (~waves.isfinite().all(1)).nonzero().flatten().tolist()

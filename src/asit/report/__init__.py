@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from asit import whole
+from asit import parsing, whole
 from asit.report import finetuning, folds, pretraining
 from asit.report.charts import probe_table_html
 from asit.report.page import Section, page, tiles
@@ -44,6 +44,13 @@ def report(
     """
     held = Run.read(Path(run))
     path = Path(out) if out is not None else held.folder / "report.html"
+    again = "restore the files of the run, or delete the one that was changed and report again"
+    with parsing.as_written(held.folder, again):
+        _write(path, _html(held, path, sections, preset))
+    return path
+
+
+def _html(held: Run, path: Path, sections: Sequence[Section], preset: Mapping[str, Any] | None) -> str:
     if held.kind == "cross-validation":
         for fold in held.folds:
             report(fold, preset=preset)
@@ -60,8 +67,7 @@ def report(
         [section for section in (*sections, *every) if section[1]],
         f"Written by <code>asit report</code>; one file, no outside request. Size: @SIZE@ MB.{damaged}",
     )
-    _write(path, html.replace("@SIZE@ MB.", f"{len(html.encode()) / 1e6:.1f} MB."))
-    return path
+    return html.replace("@SIZE@ MB.", f"{len(html.encode()) / 1e6:.1f} MB.")
 
 
 def _write(path: Path, html: str) -> None:

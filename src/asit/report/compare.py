@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from asit import parsing
 from asit.data.catalogue import Catalogue
 from asit.errors import AsitError, ConfigError
 from asit.report.finetuning import label_share, start
@@ -129,13 +130,17 @@ def compare(runs: Sequence[Path | str], *, split: str = "auto", seed: int = 0) -
     Raises:
         AsitError: a pretraining run, a path that is no run, results that cannot be read, or a split that no run has.
     """
-    rows = [row for run in runs for row in _rows(Path(run), split)]
+    rows, again = [], "restore the results as they were written, or score the model again"
+    for run in runs:
+        with parsing.as_written(run, again):
+            rows += _rows(Path(run), split)
     if split != "auto" and not any(row.split for row in rows):
         raise AsitError(
             f"no run has a score on the split {split}", "a split that was scored", "leave out --split to see which"
         )
-    differences, warnings = _differences(rows, seed)
-    return Comparison(rows, _seeds(rows), differences, [*_lists(rows), *warnings])
+    with parsing.as_written(", ".join(map(str, runs)), again):
+        differences, warnings = _differences(rows, seed)
+        return Comparison(rows, _seeds(rows), differences, [*_lists(rows), *warnings])
 
 
 def _rows(path: Path, split: str) -> list[Row]:
@@ -176,8 +181,8 @@ def _file_rows(path: Path, split: str) -> list[Row]:
     """Rows of a JSON file of records: a list of them, one, or a mapping with "results"."""
     expected = "result records, as asit evaluate --out writes them"
     try:
-        held = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+        held = parsing.from_json(path.read_bytes())
+    except (OSError, parsing.Malformed) as error:
         raise ConfigError(f"{path} is no JSON: {error}", expected, "pass that file or a run's folder") from error
     if isinstance(held, list):
         held = {"results": held}

@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from matplotlib.image import imsave
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from asit import parsing
 from asit.report.charts import number
 from asit.report.run import Run
 from asit.report.sound import AUDIO_SECONDS, player
@@ -60,9 +60,8 @@ def reconstructions(run: Run) -> str:
     for step in chosen:
         parts.append(f"<h3>Step {step:,}</h3>")
         try:
-            with np.load(run.figures[step], allow_pickle=False) as arrays:
-                loaded = {name: arrays[name] for name in ("clean", "corrupted", "reconstructed", "mask", "ids")}
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            loaded = parsing.npz(run.figures[step], ("clean", "corrupted", "reconstructed", "mask", "ids"))
+        except parsing.Malformed as error:
             reason = f"{run.figures[step].name} cannot be read: {error}"
             parts.append(f'<p class="missing">{escape(reason)}</p>')
             continue

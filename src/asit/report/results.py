@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
+from asit import parsing
 from asit.errors import AsitError
 from asit.report.charts import number
 from asit.report.run import Line, Run
@@ -100,15 +100,15 @@ class Scores:
         if not path.is_file():
             raise AsitError(f"{path} is not there", "the scores of each clip", "score the model again")
         try:
-            with np.load(path, allow_pickle=False) as held:
-                made = cls(
-                    held["ids"].astype(np.str_),
-                    held["scores"].astype(np.float32, copy=False),
-                    held["indptr"].astype(np.int64, copy=False),
-                    held["indices"].astype(np.int64, copy=False),
-                    held["weights"].astype(np.float32, copy=False),
-                )
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            held = parsing.npz(path, ("ids", "scores", "indptr", "indices", "weights"))
+            made = cls(
+                held["ids"].astype(np.str_),
+                held["scores"].astype(np.float32, copy=False),
+                held["indptr"].astype(np.int64, copy=False),
+                held["indices"].astype(np.int64, copy=False),
+                held["weights"].astype(np.float32, copy=False),
+            )
+        except (ValueError, TypeError) as error:
             raise AsitError(
                 f"{path} cannot be read: {error}", "the file as the run wrote it", "score the model again"
             ) from error

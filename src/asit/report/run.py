@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
+from asit import parsing
 from asit.errors import AsitError, ConfigError
 
 Line = dict[str, Any]
@@ -140,8 +139,10 @@ class Run:
             raw = file.read().split(b"\n")
         for number, text in enumerate(raw):
             try:
-                line = json.loads(text)
-                lines, step = kinds[line["kind"]], int(line["step"])
+                line = parsing.from_json(text)
+                lines, step = kinds[line["kind"]], line["step"]
+                if type(step) is not int or (line["kind"] in ("train", "validation") and not _of_numbers(line)):
+                    raise ValueError("a line with other values than a run writes")
             except (ValueError, KeyError, TypeError):
                 self.damaged += bool(text.strip()) and number < len(raw) - 1
                 continue
@@ -176,15 +177,26 @@ def _mapping(path: Path) -> Line:
     if not path.is_file():
         return {}
     try:
-        text = path.read_text("utf-8")
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
+        text = path.read_bytes()
+        content = parsing.from_json(text) if path.suffix == ".json" else parsing.from_yaml(text)
+    except (OSError, parsing.Malformed) as error:
         raise ConfigError(
             f"{path} cannot be read: {error}",
             "the file as the run wrote it",
             "restore it, or delete it and report again",
         ) from error
     return content if isinstance(content, dict) else {}
+
+
+def _of_numbers(line: Mapping[str, Any], depth: int = 3) -> bool:
+    """Whether all values but texts at the top are numbers, or groups of numbers by name."""
+    return all(
+        value is None
+        or isinstance(value, int | float)
+        or (isinstance(value, str) and depth == 3 and name == "kind")
+        or (isinstance(value, Mapping) and depth > 0 and _of_numbers(value, depth - 1))
+        for name, value in line.items()
+    )
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -197,7 +209,7 @@ def _header(path: Path) -> Line:
         return {}
     with path.open("rb") as file:
         try:
-            line = json.loads(file.readline())
-        except ValueError:
+            line = parsing.from_json(file.readline())
+        except parsing.Malformed:
             return {}
     return line if isinstance(line, dict) else {}

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from asit.engine import loop
-from asit.engine.records import Records
+from asit.engine.records import Records, lines
 from asit.errors import CheckpointError
 from asit.runs import folder, score
 from asit.runs.finetune_setup import Setup
@@ -79,10 +78,10 @@ class Chooser:
     def _known(self, until: int) -> list[tuple[int, float | None]]:
         """(step, value) of the validations that the run has had, up to a step."""
         known = []
-        for line in (self.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-            entry = json.loads(line)  # a torn line was taken out when the records were opened
-            if entry["kind"] == "validation" and entry["step"] <= until:
-                known.append((entry["step"], entry["metrics"][self.setup.settings.validation.metric]))
+        for _, entry in lines(self.out / "metrics.jsonl"):
+            if entry["kind"] == "validation" and entry["step"] <= until and isinstance(entry.get("metrics"), dict):
+                value = entry["metrics"].get(self.setup.settings.validation.metric)
+                known.append((entry["step"], value if isinstance(value, float | int) else None))
         if known and not (self.out / folder.BEST).is_dir():
             raise CheckpointError(
                 f"{self.out / folder.BEST} is not there, and {len(known)} validations were recorded",

@@ -24,6 +24,7 @@ import safetensors
 import safetensors.numpy
 
 from asit.errors import ConfigError
+from asit.parsing import UNFIT
 
 SUFFIX = ".safetensors"
 LIMIT_GB = 20.0
@@ -154,10 +155,9 @@ class Shelf:
             try:
                 with safetensors.safe_open(path, "numpy") as file:
                     keys = file.get_tensor("keys")
-            except (OSError, safetensors.SafetensorError):
+                self._places.update({key.tobytes(): (path, i) for i, key in enumerate(keys)})
+            except (OSError, safetensors.SafetensorError, *UNFIT):
                 self._remove(path)
-                continue
-            self._places.update({key.tobytes(): (path, i) for i, key in enumerate(keys)})
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._places
@@ -191,7 +191,10 @@ class Shelf:
         try:
             held: dict[str, Array] = safetensors.numpy.load_file(path)
             found = np.split(held["values"], np.cumsum(held["counts"])[:-1])
-        except (OSError, safetensors.SafetensorError):
+            fits = all(part.ndim == 2 and part.dtype.kind == "f" for part in found) and len(found) == len(held["keys"])
+        except (OSError, safetensors.SafetensorError, *UNFIT):
+            fits = False
+        if not fits:
             self._remove(path)
             return False
         with contextlib.suppress(OSError):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any
 
+from asit import parsing
 from asit.errors import CheckpointError
 from asit.interop import loading
 from asit.model.audio_model import AudioModel
@@ -119,8 +119,4 @@ def _files(folder: Path) -> list[dict[str, Any]]:
 def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: {error}", "JSON", "copy it again from where it was saved") from error
-    return held if isinstance(held, dict) else {}
+    return parsing.json_object(path, CheckpointError, "a JSON object", "copy it again from where it was saved")

@@ -118,12 +118,28 @@ def _packages() -> Iterator[Finding]:
         )
     for package, least in _needs(None):
         yield _imported("packages", package, least, "broken", f"pip install --upgrade '{package}>={least}'")
+    try:
+        yield _pickles()
+    except Exception as error:  # of a torch that cannot be imported
+        yield Finding("packages", "pickles", "broken", words(error), "see torch above")
     yield _guarded(
         "packages",
         "model",
         _tiny_model,
         f"if all above is well: pip install --force-reinstall {PACKAGE}",
     )
+
+
+def _pickles() -> Finding:
+    """Whether files of weights that are pickles are read with this torch."""
+    from asit import foreign
+
+    fault = foreign.pickle_fault()
+    told = ", ".join(foreign.PICKLED)
+    if not fault:
+        return Finding("packages", "pickles", "ok", f"{told} files are read, tensors alone")
+    remedy = f"pip install --upgrade 'torch>={'.'.join(map(str, foreign.SAFE_TORCH))}'"
+    return Finding("packages", "pickles", "broken", f"{told} files are refused: {fault}", remedy)
 
 
 def _extras() -> Iterator[Finding]:

@@ -7,7 +7,6 @@ last: a block without it is made anew. PLAN says what the blocks are of.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -23,6 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from asit import parsing
 from asit.data import stores
 from asit.data.inputs import Item
 from asit.errors import ConfigError
@@ -131,7 +131,7 @@ class Parts:
     def done(self, number: int) -> Block | None:
         """A finished block; None where there is none."""
         try:
-            found = json.loads((self.folder / f"{number:06d}.json").read_text(encoding="utf-8"))
+            found = parsing.from_json((self.folder / f"{number:06d}.json").read_bytes())
             block = Block([Entry(*entry) for entry in found["entries"]], [(at, why) for at, why in found["faults"]])
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -183,7 +183,7 @@ class Parts:
 
     def _plan(self) -> dict[str, Any] | None:
         try:
-            found = json.loads((self.folder / PLAN).read_text(encoding="utf-8"))
+            found = parsing.from_json((self.folder / PLAN).read_bytes())
             return found if isinstance(found["facts"], dict) and isinstance(found["ends"], list) else None
         except (OSError, ValueError, KeyError, TypeError):
             return None

@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Any, TypeVar
 
-from asit import config, whole
+from asit import config, parsing, whole
 from asit.errors import ConfigError
 from asit.settings import Settings
 
@@ -158,8 +158,8 @@ def begun_under(folder: Path) -> str | None:
     try:
         if not (folder / CONFIG).exists():
             return None
-        found = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8")).get("elastic")
-    except (OSError, ValueError, AttributeError):
+        found = parsing.json_object(folder / ENVIRONMENT, ConfigError).get("elastic")
+    except (OSError, ConfigError):
         return None
     return found if isinstance(found, str) else None
 
@@ -167,10 +167,13 @@ def begun_under(folder: Path) -> str | None:
 def began_with(folder: Path) -> tuple[int, int] | None:
     """Processes that the run began with, and CPU threads of each; None: they were not written down."""
     try:
-        found = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
-        return int(found["processes"]), int(found["threads"])
-    except (OSError, ValueError, TypeError, KeyError):
+        found = parsing.json_object(folder / ENVIRONMENT, ConfigError)
+    except ConfigError:
         return None
+    counts = found.get("processes"), found.get("threads")
+    if not all(type(count) is int and 0 < count < 1 << 16 for count in counts):
+        return None
+    return int(found["processes"]), int(found["threads"])
 
 
 def settle(settings: S, begun: S) -> S:

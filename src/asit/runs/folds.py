@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -11,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from asit import disk
+from asit import disk, parsing
 from asit.data import tables, tarscan
 from asit.data.catalogue import Catalogue
 from asit.data.sides import by_folds, folds, of_fold
@@ -106,8 +105,10 @@ def _run(
             # A signal that came with a fold's last step lets its scores be made, and ends all here.
             if not ended.finished or (ended.stopped_by and number < len(names)):
                 return CrossValidation(out, False, ended.stopped_by, {})
-        results.append((name, json.loads((place / folder.RESULTS).read_text(encoding="utf-8"))))
-    summary = summarise(results)
+        again = f"remove it and resume: fold {name} is scored again"
+        results.append((name, parsing.json_object(place / folder.RESULTS, ConfigError, "a fold's results", again)))
+    with parsing.as_written(f"results.json of a fold in {out}", "remove the fold's results.json and resume"):
+        summary = summarise(results)
     first = results[0][1]
     held = {key: first[key] for key in ("task", "kind", "classes", "model")}
     every = [{"fold": name, **result} for name, result in results]

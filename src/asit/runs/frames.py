@@ -13,7 +13,8 @@ import os
 import torch
 from torch import Tensor
 
-from asit.errors import AudioError, ConfigError
+from asit.audio.sounds import check_sounds
+from asit.errors import ConfigError
 from asit.model.audio_model import AudioModel
 from asit.model.embedding import Precision
 
@@ -80,10 +81,7 @@ def regular_frames(
         AudioError: waves of another shape, empty or not finite.
         ConfigError: a hop that does not divide a column, no such layer.
     """
-    if waves.ndim != 2 or not waves.is_floating_point() or not waves.shape[1]:
-        raise AudioError(
-            f"audio of shape {tuple(waves.shape)}, {waves.dtype}", "(sounds, samples) of floats in [-1, 1]"
-        )
+    check_sounds(waves)
     front_end, rate = model.front_end, model.rate
     count, span = frames_in(waves.shape[1], rate, hop), front_end.samples_for(model.encoder.patch[0])
     before = max(0, round((span - hop * rate) / 2))

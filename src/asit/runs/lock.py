@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from asit import parsing
 from asit.errors import ConfigError
 from asit.runs.folder import LOCK as NAME
 
@@ -206,7 +207,7 @@ def _read(number: int) -> bytes:
 
 def _holder(content: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(content)
+        found = parsing.from_json(content)
     except ValueError:  # empty, or killed in mid-write
         return {}
     return found if isinstance(found, dict) else {}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import statistics
 import sys
@@ -20,7 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from asit import config, runtime
+from pydantic import TypeAdapter
+
+from asit import config, parsing, runtime
 from asit.errors import ConfigError
 from asit.pretrain import method
 from asit.runs import folder, resources, source
@@ -309,12 +310,15 @@ def load(path: Path) -> Taken:
         ConfigError: no such file, or another kind of file.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parsing.from_json(path.read_bytes())
         if found[MARK] != VERSION:
             raise ConfigError(
                 f"{path} holds measurements of version {found[MARK]}", f"version {VERSION}", "measure the machine again"
             )
-        return Taken(config.build(PretrainSettings, found["settings"], str(path)), Measured(**found["measured"]))
+        return Taken(
+            config.build(PretrainSettings, found["settings"], str(path)),
+            TypeAdapter(Measured).validate_python(found["measured"]),
+        )
     except OSError as error:
         told = f"{path} cannot be read: {error.strerror}"
         raise ConfigError(told, "a file of measurements", "check the path") from None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, TextIO
 
+from asit import parsing
 from asit.engine.records import Records, counter
+from asit.errors import ConfigError
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Classifier
 from asit.runs import folder, score
@@ -14,6 +15,7 @@ from asit.runs.best import Chooser
 from asit.runs.finetune_setup import Setup
 from asit.runtime import World
 
+_AGAIN = "remove it and resume the run: its clips are scored again"
 NAMED = 20
 """Most unreadable clips of a side that the log names."""
 
@@ -96,5 +98,7 @@ def read(out: Path) -> list[dict[str, Any]] | None:
     path = out / folder.RESULTS
     if not path.is_file():
         return None
-    found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["results"]
+    found = parsing.json_object(path, ConfigError, "the results of a fine-tuning run", _AGAIN).get("results")
+    if not isinstance(found, list) or not all(isinstance(record, dict) for record in found):
+        raise ConfigError(f"{path} has no list of results", "the results of a fine-tuning run", _AGAIN)
     return found

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TextIO
 
-from asit import disk
+from asit import disk, parsing
 from asit.data import scan, shardcheck, tarscan
 from asit.data.catalogue import Catalogue
 from asit.data.listing import passed_over
@@ -127,7 +126,7 @@ def _other_scan(partial: Path, given: Path, front_end: FrontEndSettings) -> bool
         return False
     try:
         with partial.open("rb") as file:
-            first = json.loads(file.readline(1 << 20))
+            first = parsing.from_json(file.readline(1 << 20), surrogates=True)
         ours = front_end.model_dump(mode="json")
         return first["source"] != str(given.absolute()) or any(ours[k] != v for k, v in first["front_end"].items())
     except (ValueError, KeyError, TypeError, AttributeError):

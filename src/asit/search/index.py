@@ -8,7 +8,6 @@ Letters: N rows, D width.
 from __future__ import annotations
 
 import functools
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from asit import parsing
 from asit.audio.sounds import Sound, open_sound
 from asit.errors import AsitError, ConfigError
 from asit.interop.loading import load
@@ -30,6 +30,7 @@ from asit.search.table import Files, Rows, Source
 from asit.search.windows import Pooling
 
 _TOUCH = 1e-3  # s that stretches must share, so that windows end to end do not
+_BLOCK = 1 << 14  # rows that are looked at together
 _TOGETHER = 64  # windows of a long question that are held at once
 
 Vector = npt.NDArray[np.float32]
@@ -112,13 +113,15 @@ class Index:
         ]
         layout.check_hashes(folder, card, names)
         vectors = layout.read_array(folder / layout.VECTORS, (count, width), np.dtype("<f2"))
+        if not all(np.isfinite(vectors[at : at + _BLOCK]).all() for at in range(0, count, _BLOCK)):
+            raise layout.damaged(folder / layout.VECTORS, "its numbers are not all finite")
         rows = np.array(layout.read_array(folder / layout.ROWS, (count,), table.ROW))
         if (np.diff(rows["file"].astype(np.int64)) < 0).any():
             raise layout.damaged(folder / layout.ROWS, "its rows are out of order")
         try:
-            with (folder / layout.SOURCES).open(encoding="utf-8") as file:
-                sources = [table.from_line(json.loads(line)) for line in file]
-        except (ValueError, RecursionError) as error:
+            with (folder / layout.SOURCES).open("rb") as file:
+                sources = [table.from_line(parsing.from_json(line, surrogates=True)) for line in file]
+        except (OSError, ValueError) as error:
             raise layout.damaged(folder / layout.SOURCES, str(error)) from error
         if len(sources) != card["recordings"] or rows["file"].max() >= len(sources):
             raise layout.damaged(

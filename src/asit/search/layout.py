@@ -9,15 +9,14 @@ Letters: N rows, D width.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from asit import parsing
 from asit.errors import CheckpointError
 from asit.model.audio_model import AudioModel
 from asit.runs.readers import weights_digest
@@ -57,8 +56,8 @@ def read_card(folder: Path) -> dict[str, Any]:
         there = "does not exist" if not folder.exists() else f"has no {CARD}"
         raise CheckpointError(f"{folder} {there}", "an index, as `asit index` writes it", "give its folder")
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        card = parsing.from_json(path.read_bytes())
+    except (OSError, parsing.Malformed) as error:
         raise damaged(path, str(error)) from error
     if not isinstance(card, dict) or card.get("kind") != KIND:
         kind = card.get("kind") if isinstance(card, dict) else None
@@ -106,8 +105,8 @@ def check_hashes(folder: Path, card: dict[str, Any], names: list[str]) -> None:
 def read_array(path: Path, shape: tuple[int, ...], kind: np.dtype[Any]) -> npt.NDArray[Any]:
     """An array of the index, left on the disk, of the shape and type that the card promises."""
     try:
-        found: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        found = parsing.npy(path)
+    except parsing.Malformed as error:
         raise damaged(path, str(error)) from error
     if found.shape != shape or found.dtype != kind:
         raise damaged(path, f"it holds {found.dtype} of shape {found.shape}, not {kind} of shape {shape}")

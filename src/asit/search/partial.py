@@ -18,6 +18,7 @@ from typing import Any, TextIO
 import numpy as np
 import numpy.typing as npt
 
+from asit import parsing
 from asit.errors import ConfigError
 from asit.search import table
 from asit.search.table import Key, Source
@@ -113,11 +114,11 @@ class Partial:
             self._whole = len(first)
             for line in file:
                 try:
-                    found = json.loads(line)
+                    found = parsing.from_json(line, surrogates=True)
                     source = table.from_line(found["source"])
                     vectors = np.frombuffer(base64.b64decode(found["vectors"]), "<f2").reshape(-1, self.width)
                     times = [(float(start), float(end)) for start, end in found["times"]]
-                except (ValueError, KeyError, TypeError, RecursionError):
+                except (ValueError, KeyError, TypeError, OverflowError):
                     break
                 if not line.endswith(b"\n") or len(times) != len(vectors):
                     break

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from asit.settings.base import Auto, NonNegative, Positive, Settings, Share
+from asit.settings.base import AboveZero, Auto, Count, NonNegative, Positive, Seed, Settings, Share
 from asit.settings.model import EncoderSettings, FrontEndSettings
 from asit.settings.records import RecordSettings
 
@@ -18,7 +18,7 @@ from asit.settings.records import RecordSettings
 class InputSettings(Settings):
     """What the network is shown of a clip."""
 
-    seconds: Annotated[float, Field(gt=0)] | Auto = "auto"
+    seconds: AboveZero | Auto = "auto"
     """Length of the input; a shorter clip is padded by the front end's rule, of a longer one training sees a random
     part and scoring all windows; auto: the longest of 19 in 20 training clips, at most 10 s."""
     window_overlap: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
@@ -60,9 +60,9 @@ class AugmentSettings(Settings):
     """The clip is cut between 1 - stretch and 1 + stretch times its length and resized to it in time."""
     mel_warp: Annotated[float, Field(ge=0.0, lt=0.9)] = 0.0
     """The mel axis is scaled by a uniform draw from 1 - mel_warp to 1 + mel_warp (a change of voice size)."""
-    mel_mask: Annotated[int, Field(ge=0)] = 0
+    mel_mask: Count = 0
     """Largest height in mel bins of the stripe that is wiped (SpecAugment, arXiv 1904.08779)."""
-    time_mask: Annotated[int, Field(ge=0)] = 0
+    time_mask: Count = 0
     """Largest width in frames of the stripe that is wiped (SpecAugment)."""
     masks: Positive = 1
     """Stripes on each axis."""
@@ -74,11 +74,11 @@ class SamplingSettings(Settings):
     order: Literal["shuffle", "balanced", "inverse"] = "shuffle"
     """shuffle: each clip once an epoch; balanced: drawn by the sum over its labels of 1000 / (count + 0.01) (AST's
     rule); inverse: drawn by 1 / count of its class (SUPERB's rule)."""
-    epoch_clips: Annotated[int, Field(ge=0)] = 0
+    epoch_clips: Count = 0
     """Clips of an epoch where they are drawn; 0: as many as there are (AudioMAE on AudioSet-2M: 200,000)."""
     share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Share of the training labels that is used, drawn for each class; at least one clip each."""
-    per_class: Annotated[int, Field(ge=0)] = 0
+    per_class: Count = 0
     """Labelled clips of each class that are used; 0: see share."""
 
 
@@ -105,7 +105,7 @@ class SideSettings(Settings):
 class ValidationSettings(Settings):
     """How often the validation side is scored."""
 
-    every: Annotated[int, Field(ge=0)] = 1
+    every: Count = 1
     """Epochs between scores of the validation side; 0: never, and no best epoch is chosen."""
     metric: Literal["auto", "accuracy", "balanced_accuracy", "mAP"] = "auto"
     """What the best epoch is chosen by; auto: accuracy, for several labels a clip mAP."""
@@ -123,7 +123,7 @@ class ClassifierLossSettings(Settings):
 class FinetuneOptimSettings(Settings):
     """AdamW, its schedule, layer-wise decay, and averaging of weights."""
 
-    lr: Annotated[float, Field(gt=0)] = 5e-4
+    lr: AboveZero = 5e-4
     """Peak learning rate of the head and the last block, as it is: not scaled with the batch."""
     min_lr: NonNegative = 1e-6
     """Learning rate at the end of the cosine."""
@@ -133,7 +133,7 @@ class FinetuneOptimSettings(Settings):
     """After the warm-up: half a cosine, or steps (below)."""
     step_from: NonNegative = 5.0
     """Epoch of the first step of the step schedule (AST, ESC-50 and Speech Commands: 5)."""
-    step_every: Annotated[float, Field(gt=0)] = 1.0
+    step_every: AboveZero = 1.0
     """Epochs between steps."""
     step_factor: Annotated[float, Field(gt=0, le=1)] = 0.85
     """Factor of each step (AST: 0.85; on AudioSet 0.5)."""
@@ -145,7 +145,7 @@ class FinetuneOptimSettings(Settings):
     """Largest norm of the whole gradient; 0: no clipping."""
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.75
     """Each block's learning rate is this times that of the one above it (AudioMAE: 0.75; EAT: 0.65); 1: the same."""
-    head_lr: Annotated[float, Field(gt=0)] = 1.0
+    head_lr: AboveZero = 1.0
     """The head's learning rate over lr."""
     average: Literal["none", "ema", "epochs"] = "none"
     """Weights that are scored and saved: the last ones, their moving average, or the mean over the ends of epochs."""
@@ -169,9 +169,9 @@ class FinetuneSettings(Settings):
     """The recipe these settings started from."""
     fresh: bool = False
     """Take the model's architecture and front end with fresh weights: the baseline from scratch."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     """Seed of every draw."""
-    label_seed: Annotated[int, Field(ge=0)] | Auto = "auto"
+    label_seed: Seed | Auto = "auto"
     """Seed of the draw of sampling.share or per_class; auto: the seed."""
     labels: Literal["auto", "single", "multi"] = "auto"
     """One label a clip or several; auto: as found in the data."""
@@ -183,17 +183,17 @@ class FinetuneSettings(Settings):
     """Forward and backward passes a step."""
     score_batch: Positive = 64
     """Clips scored together; it does not depend on the number of processes, so neither do scores."""
-    stop_after: Annotated[int, Field(ge=0)] = 0
+    stop_after: Count = 0
     """Stop after this many steps of the schedule, with a checkpoint; 0: go to the end."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to train."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """Arithmetic of the network; weights and optimiser stay float32."""
-    workers: Annotated[int, Field(ge=0)] | Auto = "auto"
+    workers: Count | Auto = "auto"
     """Loader processes for each training process."""
-    threads: Annotated[int, Field(ge=0)] = 0
+    threads: Count = 0
     """CPU threads of each training process; 0: torch's choice, and where a run goes on, as many as it began with."""
-    process_timeout: Annotated[float, Field(gt=0)] = 30.0
+    process_timeout: AboveZero = 30.0
     """Minutes that a process waits for the others before the run stops (torch's own: 30 with gloo, 10 with NCCL). A
     process that dies is noticed at once; this is for one that hangs, and must be longer than a probe takes."""
     parallel: Literal["ddp", "fsdp"] = "ddp"

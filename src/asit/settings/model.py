@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from asit.settings.base import Auto, Positive, Settings, Share
+from asit.settings.base import Auto, Hertz, Milliseconds, Positive, Settings, Share
 
 
 class FrontEndSettings(Settings):
@@ -16,19 +16,19 @@ class FrontEndSettings(Settings):
     """Sample rate in Hz; files at other rates are resampled (v1 read 32 kHz settings, v2 16 kHz)."""
     mels: Positive = 128
     """Mel bins."""
-    window_ms: float = 25.0
+    window_ms: Milliseconds = 25.0
     """Hann window in ms."""
-    shift_ms: float = 10.0
+    shift_ms: Milliseconds = 10.0
     """Hop in ms."""
-    low_hz: float = 20.0
+    low_hz: Hertz = 20.0
     """Lower edge of the mel bank in Hz."""
-    high_hz: float = 0.0
+    high_hz: Hertz = 0.0
     """Upper edge in Hz; 0 or less is counted from Nyquist, as in Kaldi."""
     preemphasis: Share = 0.97
     """Pre-emphasis coefficient, as in Kaldi."""
-    mean: float | Auto = "auto"
+    mean: Annotated[float, Field(ge=-1e6, le=1e6)] | Auto = "auto"
     """Mean of the log-mel values (natural log of power); auto: measured on the catalogue. AudioSet: -4.2677393."""
-    std: Annotated[float, Field(gt=0)] | Auto = "auto"
+    std: Annotated[float, Field(ge=1e-6, le=1e6)] | Auto = "auto"
     """Standard deviation; the input is (x - mean) / (2 std), as in AST and ASiT. AudioSet: 4.5689974."""
     padding: Literal["silence", "zero", "repeat"] = "silence"
     """How audio shorter than a view is filled: silence (zeros in the waveform), zero (0.0 in the log-mel before
@@ -48,7 +48,7 @@ class EncoderSettings(Settings):
     """Blocks; with size custom."""
     heads: Positive | None = None
     """Attention heads; with size custom."""
-    mlp_ratio: float = 4.0
+    mlp_ratio: Annotated[float, Field(gt=0.0, le=1e3)] = 4.0
     """Hidden width of the MLP over the token width."""
     patch_frames: Positive = 16
     """Patch height in frames (time)."""
@@ -61,7 +61,7 @@ class EncoderSettings(Settings):
     distilled: bool = False
     """A second token before the patches, the distillation token of DeiT; AST has it too. The class token that is given
     out is then the mean of both, as in AST."""
-    norm_eps: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-6
+    norm_eps: Annotated[float, Field(ge=1e-20, lt=1.0)] = 1e-6
     """Epsilon of the LayerNorms. ViT, DeiT and ASiT: 1e-6; AST as Hugging Face has it: 1e-12."""
     drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Stochastic depth of the student, linear in depth; the teacher has none."""

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from asit.settings.base import Auto, NonNegative, Positive, Settings, Share
+from asit.settings.base import AboveZero, Auto, Count, NonNegative, Positive, Seed, Settings, Share
 from asit.settings.model import EncoderSettings, FrontEndSettings
 from asit.settings.records import RecordSettings
 
@@ -17,13 +17,13 @@ from asit.settings.records import RecordSettings
 class ViewSettings(Settings):
     """What is cut out of a recording."""
 
-    segment_seconds: Annotated[float, Field(gt=0)] = 10.0
+    segment_seconds: AboveZero = 10.0
     """A recording longer than this counts as several clips of this length; both views come from one clip."""
-    seconds: Annotated[float, Field(gt=0)] | Auto = "auto"
+    seconds: AboveZero | Auto = "auto"
     """Length of a global view; auto: 6 s (the paper), less where the clips are shorter than 10 s."""
-    local_views: Annotated[int, Field(ge=0)] = 0
+    local_views: Count = 0
     """Short clean views for the student only (v1: none; v2: 4)."""
-    local_seconds: Annotated[float, Field(gt=0)] | Auto = "auto"
+    local_seconds: AboveZero | Auto = "auto"
     """Length of a local view; auto: a third of a global one (v2: 2 s)."""
     roll: Share = 0.5
     """Probability of a circular roll of the clip's waveform (v1: 0.5; v2: 0)."""
@@ -39,7 +39,7 @@ class ViewSettings(Settings):
     order: Literal["random", "blocks"] = "random"
     """random: each epoch a permutation of the clips; blocks: neighbours in a shard come together, so that shards on an
     object store are read by a seventh of the requests (our own; measured by bench/shards.py)."""
-    block: Annotated[int, Field(ge=1)] = 8
+    block: Positive = 8
     """Clips of a block, for order blocks."""
     short_files: Literal["pad", "skip"] = "pad"
     """A file shorter than a view is padded by the front end's rule, or left out; either is counted and said."""
@@ -63,7 +63,7 @@ class MaskingSettings(Settings):
     """Blocks start and end on patch borders (the paper's figure); officially per pixel."""
     max_block: Annotated[float, Field(gt=0.0, le=1.0)] = 0.3
     """Longest side of a block over the view's side (v1, v2: 0.3)."""
-    donor_pool: Annotated[int, Field(ge=2)] = 4
+    donor_pool: Annotated[int, Field(ge=2, le=2**31 - 1)] = 4
     """Replacements come from the other clips in groups of this many neighbours in the batch, so that the draw
     does not depend on the number of processes."""
     copies: Positive = 1
@@ -117,11 +117,11 @@ class LossSettings(Settings):
     reconstruction_tokens: Literal["all", "masked"] = "all"
     """Patches that the reconstruction head runs on: all, or those with anything corrupted, which alone enter the loss
     in either case; masked differs in rounding only (v1, v2: all)."""
-    student_temperature: Annotated[float, Field(gt=0)] = 0.1
+    student_temperature: AboveZero = 0.1
     """Student temperature."""
-    teacher_temperature_start: Annotated[float, Field(gt=0)] = 0.04
+    teacher_temperature_start: AboveZero = 0.04
     """Teacher temperature at the start."""
-    teacher_temperature: Annotated[float, Field(gt=0)] = 0.07
+    teacher_temperature: AboveZero = 0.07
     """Teacher temperature after its warm-up."""
     teacher_warmup: NonNegative | Auto = "auto"
     """Epochs of linear temperature warm-up (v1: 30; v2: 5); auto: three tenths of the run, at most 30."""
@@ -132,7 +132,7 @@ class LossSettings(Settings):
 class OptimSettings(Settings):
     """AdamW, its schedules, and the teacher's momentum."""
 
-    lr: Annotated[float, Field(gt=0)] = 5e-4
+    lr: AboveZero = 5e-4
     """Peak learning rate for a global batch of 256; scaled linearly with the batch."""
     min_lr: NonNegative = 1e-6
     """Learning rate at the end of the schedule."""
@@ -183,7 +183,7 @@ class PretrainSettings(Settings):
     """Splits of the data to pretrain on, such as train: a test side should not be heard; none: all clips."""
     preset: str = "default"
     """The recipe these settings started from."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     """Seed of every draw."""
     epochs: Positive = 100
     """Passes over the data (v1, v2: 100)."""
@@ -191,17 +191,17 @@ class PretrainSettings(Settings):
     """Clips in a step, over all processes and accumulation steps (v1: 4 x 32; v2: 4 x 20)."""
     accumulate: Positive = 1
     """Forward and backward passes a step; each sees batch_size / processes / accumulate clips."""
-    stop_after: Annotated[int, Field(ge=0)] = 0
+    stop_after: Count = 0
     """Stop after this many steps of the schedule, with a checkpoint; 0: go to the end."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to train."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """Arithmetic of the networks; weights and optimiser stay float32."""
-    workers: Annotated[int, Field(ge=0)] | Auto = "auto"
+    workers: Count | Auto = "auto"
     """Loader processes for each training process."""
-    threads: Annotated[int, Field(ge=0)] = 0
+    threads: Count = 0
     """CPU threads of each training process; 0: torch's choice, and where a run goes on, as many as it began with."""
-    process_timeout: Annotated[float, Field(gt=0)] = 30.0
+    process_timeout: AboveZero = 30.0
     """Minutes that a process waits for the others before the run stops (torch's own: 30 with gloo, 10 with NCCL). A
     process that dies is noticed at once; this is for one that hangs, and must be longer than a probe takes."""
     parallel: Literal["ddp", "fsdp"] = "ddp"

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
-from asit.settings.base import Positive, Settings
+from asit.settings.base import Count, Positive, Settings
 
 
 class RecordSettings(Settings):
@@ -14,7 +10,7 @@ class RecordSettings(Settings):
 
     log_every: Positive = 10
     """Steps between lines of metrics.jsonl."""
-    figure_every: Annotated[int, Field(ge=0)] = 500
+    figure_every: Count = 500
     """Steps between figures of clean, corrupted, reconstructed and mask; 0: none."""
     checkpoint_every: Positive = 500
     """Steps between checkpoints."""

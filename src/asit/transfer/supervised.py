@@ -14,17 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from asit import foreign
 from asit.checkpoint import load_strict
 from asit.data.labelled import LabelledBatch
 from asit.engine import compiling, optim, shards
 from asit.engine.loop import Now, Rates, StepOutput
 from asit.engine.shards import Distributed
-from asit.errors import ConfigError
+from asit.errors import CheckpointError, ConfigError
 from asit.model.classifier import Classifier
 from asit.runtime import Precision, World
 from asit.settings import FinetuneOptimSettings, FinetuneSettings
 
-IMAGE_FILES = (".safetensors", ".pth", ".pt", ".bin")
+IMAGE_FILES = foreign.SUFFIXES
 """Endings of files of image weights."""
 
 
@@ -164,7 +165,14 @@ class Supervised(Distributed):
                 own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
                 load_strict(module, own, part)
         if self.averaged is not None:
-            self.seen = tensors["seen"].clone()
+            seen = tensors.get("seen")
+            if seen is None or seen.shape != self.seen.shape or seen.dtype != self.seen.dtype:
+                raise CheckpointError(
+                    "the checkpoint does not say over how many updates the weights are averaged",
+                    f"its tensor task/seen of {self.seen.dtype}",
+                    "go on from an older checkpoint: remove this one's folder and resume again",
+                )
+            self.seen = seen.clone()
 
     def suspects(self, batch: LabelledBatch) -> list[str]:
         """Clips whose input is not finite; all clips of the batch where every one is."""

@@ -147,6 +147,11 @@ class ASiTFeatureExtractor(SequenceFeatureExtractor):
         one = not isinstance(given, list | tuple) or (len(given) > 0 and isinstance(given[0], float | int))
         if isinstance(given, np.ndarray | Tensor) and given.ndim == 2:
             one = False
+        if not one and _turned(given):
+            raise ValueError(
+                "the sounds have their samples along the first axis; (sounds, samples) is wanted, fewer sounds than "
+                "samples: turn the axes, and average the channels of one sound"
+            )
         waves = []
         for i, wave in enumerate([given] if one else given):
             samples = wave.detach().cpu() if isinstance(wave, Tensor) else torch.from_numpy(np.array(wave))
@@ -225,6 +230,13 @@ def _mel_bank(rate: int, size: int, bins: int, low_hz: float, high_hz: float) ->
     points = 1127.0 * (1.0 + rate / size * torch.arange(size / 2) / 700.0).log().unsqueeze(1)
     up, down = (points - left) / (centre - left), (right - points) / (right - centre)
     return torch.nn.functional.pad(torch.minimum(up, down).clamp_(min=0.0), (0, 0, 0, 1)).double()
+
+
+def _turned(given: Any) -> bool:
+    """Whether an array, or lists in a list, are (samples, channels): more rows than 64, and than columns."""
+    if isinstance(given, list | tuple):
+        return bool(given) and isinstance(given[0], list | tuple) and len(given) > max(len(given[0]), 64)
+    return given.ndim == 2 and given.shape[0] > max(given.shape[1], 64)
 
 
 __all__ = ["ASiTFeatureExtractor"]

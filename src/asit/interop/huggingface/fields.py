@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from asit.audio.fbank import FrontEnd
+from asit.config import build
 from asit.model.audio_model import AudioModel
 from asit.model.cards import check_front_end
 from asit.model.classifier import Head, Labelling
@@ -162,7 +163,8 @@ def parts_of(config: Mapping[str, Any], extractor: Mapping[str, Any], classifier
     size = next((name for name, known in SIZES.items() if known == shape), "custom")
     own = dict(zip(("width", "depth", "heads"), shape, strict=True)) if size == "custom" else {}
     (frames, mels), (down, along) = config["patch_size"], config["patch_stride"]
-    encoder = EncoderSettings.model_validate(
+    encoder = build(
+        EncoderSettings,
         {
             "size": size,
             **own,
@@ -174,14 +176,15 @@ def parts_of(config: Mapping[str, Any], extractor: Mapping[str, Any], classifier
             "distilled": config["distilled"],
             "norm_eps": config["layer_norm_eps"],
             "drop_path": config["drop_path_rate"],
-        }
+        },
+        "config.json",
     )
-    front_end = FrontEndSettings(
-        rate=extractor["sampling_rate"],
-        mels=extractor["feature_size"],
-        padding=extractor["padding_rule"],
-        **{name: extractor[name] for name in _SAME},
-    )
+    heard = {
+        "rate": extractor["sampling_rate"],
+        "mels": extractor["feature_size"],
+        "padding": extractor["padding_rule"],
+    }
+    front_end = build(FrontEndSettings, heard | {name: extractor[name] for name in _SAME}, "preprocessor_config.json")
     check_front_end(front_end)
     _agree(config, extractor)
     labels = _labels(config, front_end, config["num_frames"]) if classifier else None

@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from asit import checkpoint, foreign
+from asit import checkpoint, foreign, parsing
 from asit.errors import CheckpointError, ConfigError
 from asit.interop.huggingface.fields import CODE, MODEL_TYPE, config_of, extractor_of, parts_of
 from asit.interop.huggingface.readme import readme
@@ -54,7 +53,8 @@ def write(
     out = Path(out)
     if overwrite:
         _check_ours(out)
-    text = readme(model, title or out.resolve().name, license, run)
+    with parsing.as_written(run or "the card", "export without the run's folder", CheckpointError):
+        text = readme(model, title or out.resolve().name, license, run)
     checkpoint.write_folder(out, lambda to: _fill(to, model, text), overwrite)
 
 
@@ -67,7 +67,6 @@ def read(folder: Path) -> AudioModel:
     folder = Path(folder)
     config, extractor = check(folder / CONFIG), _json(folder / EXTRACTOR)
     tensors = _weights(folder / WEIGHTS)
-    foreign.finite(folder / WEIGHTS, tensors)
     of_head = {name.removeprefix(_HEAD): value for name, value in tensors.items() if name.startswith(_HEAD)}
     rest = {name: value for name, value in tensors.items() if not name.startswith(_HEAD)}
     if of_head or all(name.startswith(_ENCODER) for name in rest):
@@ -82,9 +81,9 @@ def read(folder: Path) -> AudioModel:
         front_end, encoder = parts.front(), blank(*size)
         with torch.device("meta"):  # as the encoder: nothing is drawn
             head = parts.head(encoder.width)
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RuntimeError, ConfigError) as error:
-        # Pydantic's errors are ValueErrors; torch raises RuntimeErrors for tensors that cannot be.
-        what = f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
+    except (*parsing.UNFIT, ConfigError) as error:
+        what = error.found if isinstance(error, ConfigError) and not error.expected else str(error)
+        what = f"the field {error} is missing" if isinstance(error, KeyError) else what
         raise CheckpointError(
             f"{folder / CONFIG} and {EXTRACTOR} cannot be used: {what}",
             "the fields as asit writes them",
@@ -154,26 +153,15 @@ def _json(path: Path) -> Mapping[str, Any]:
     remedy = "get the folder again, whole; save_pretrained of the feature extractor writes preprocessor_config.json"
     if not path.is_file():
         raise CheckpointError(f"{path.parent} has no {path.name}", expected, remedy)
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # a ValueError also where it is no UTF-8
-        raise CheckpointError(f"{path} is damaged: {error}", "JSON", remedy) from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} holds a {type(found).__name__}", "a JSON object", remedy)
-    return found
+    return parsing.json_object(path, CheckpointError, "a JSON object", remedy)
 
 
 def _weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        there = sorted(p.name for p in path.parent.iterdir() if p.suffix in (".safetensors", ".bin", ".pt", ".pth"))
+        there = sorted(p.name for p in path.parent.iterdir() if p.suffix in foreign.SUFFIXES)
         raise CheckpointError(
             f"{path.parent} has no {path.name}" + (f", but {', '.join(there[:3])}" if there else ""),
             "all weights in one safetensors file",
             "save it again with save_pretrained(folder, max_shard_size='100GB'), which writes safetensors",
         )
-    try:
-        return safetensors.torch.load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(
-            f"{path} is damaged: {error}", "a safetensors file", "get the folder again, whole"
-        ) from error
+    return checkpoint.read_tensors(path, "get the folder again, whole")

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from asit import parsing
 from asit.errors import CheckpointError
 from asit.interop.huggingface.fields import public
 from asit.model.audio_model import AudioModel
@@ -59,12 +60,12 @@ def _scores(model: AudioModel, run: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parsing.from_json(path.read_bytes())
         fits = list(found["classes"]) == list(model.classes or ())
         records = [record for record in found["results"] if fits and record["step"] == model.training.get("step")]
         # The last weights and those that validation chose are the same where their steps are.
         return list({record["split"]: record for record in records}.values())
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path} is damaged: {error!r}", "the results of a fine-tuning run", "export without the run's folder"
         ) from error

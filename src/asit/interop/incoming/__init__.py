@@ -16,11 +16,11 @@ import torch
 
 from asit import foreign
 from asit.audio.fbank import FrontEnd
-from asit.checkpoint import check_fit, load_strict
+from asit.checkpoint import check_fit, check_numbers, load_strict
 from asit.errors import CheckpointError, ConfigError
-from asit.interop.incoming import hf_ast, labels
+from asit.interop.incoming import families, hf_ast, labels
 from asit.interop.incoming.detect import KINDS, choose
-from asit.interop.incoming.taken import Ask, Taken, whole
+from asit.interop.incoming.taken import FINE_TUNED, MEAN, PUBLISHED, STD, Ask, Taken, whole
 from asit.interop.loading import load
 from asit.model import positions
 from asit.model.audio_model import AudioModel
@@ -69,19 +69,29 @@ def convert(path: Path, ask: Ask) -> Converted:
     file = _file(path)
     if file is None:
         return _own(path, ask)
-    content = foreign.read(file, training_state=True)
-    kind, notes = choose(file, content, ask.kind)
+    try:
+        content = foreign.read(file, training_state=True)
+    except CheckpointError:
+        # fairseq's and others' files hold more than tensors: what they are is in their texts all the same.
+        if (known := families.family(foreign.texts(file))) is not None:
+            families.refuse(file, known, KINDS)
+        raise
+    content, notes, beside = _unwrap(file, content)
+    kind, told = choose(file, content, ask.kind)
+    notes += told
     if ask.which == "student" and kind != "asit":
         raise ConfigError(
             f"{file} is of kind {kind}, and --which student is given", "an ASiT pretraining", "leave --which out"
         )
     taken = KINDS[kind][1](file, content, ask)
+    taken.left_out |= beside
+    notes += _assumed(taken)
     of_head = {} if taken.head is None else {f"head.{name}": value for name, value in taken.head.state.items()}
-    foreign.finite(file, {**taken.state, **of_head})
+    check_numbers(str(file), {**taken.state, **of_head})
     if kind != "vit":
         notes += _resize(taken, ask)
     encoder = _encoder(file, taken)
-    head, labelling, told = _head(file, taken, ask)
+    head, labelling, said = _head(file, taken, ask)
     source: dict[str, Any] = {
         **taken.source,
         "file": file.name,
@@ -90,12 +100,50 @@ def convert(path: Path, ask: Ask) -> Converted:
         "left_out": taken.left_out,
     }
     if labelling is not None:
-        source["labels"] = told[0]
+        source["labels"] = said[0]
     training: dict[str, Any] = {"source": source}
     if ask.license:
         training["license"] = ask.license
     model = AudioModel(encoder, FrontEnd(taken.front_end), training, head, labelling)
-    return Converted(model, taken.mapped, taken.left_out, [*notes, *taken.notes, *told[1:]])
+    return Converted(model, taken.mapped, taken.left_out, [*notes, *taken.notes, *said[1:]])
+
+
+def _unwrap(path: Path, content: dict[str, Any]) -> tuple[dict[str, Any], list[str], dict[str, str]]:
+    """The content of a Lightning checkpoint as the network alone would have been saved; others as they are.
+
+    Its tensors lie under "state_dict" with the name that the network has in its module, such as "model.", before each.
+
+    Returns:
+        the content, notes, and what else was in the file, with the reason why it is left out.
+    """
+    nest = content.get("state_dict")
+    if not isinstance(nest, dict) or not (path.suffix == ".ckpt" or "pytorch-lightning_version" in content):
+        return content, [], {}
+    marks = [str(name) for name in nest if str(name).endswith("cls_token")]
+    prefix = ""
+    if len(marks) == 1:
+        ends = (f"{hf_ast.PREFIX}embeddings.cls_token", "embeddings.cls_token", "v.cls_token", "backbone.cls_token")
+        inner = next((end for end in ends if marks[0].endswith(end)), "cls_token")
+        prefix = marks[0].removesuffix(inner).removesuffix("module.")
+    others = [str(name) for name in content if name not in ("state_dict", "args")]
+    beside = dict.fromkeys(others, "state of the training")
+    held = {str(name).removeprefix(prefix): value for name, value in nest.items()}
+    args = {"args": content["args"]} if "args" in content else {}
+    notes = [f"a Lightning checkpoint: the network is what is called {prefix}*"] if prefix else []
+    return {"state_dict": held, **args}, notes, beside
+
+
+def _assumed(taken: Taken) -> list[str]:
+    """A note where mean and std are AudioSet's for want of better, and what else is published for this many classes."""
+    if PUBLISHED not in taken.source.get("statistics", ""):
+        return []
+    classes = None if taken.head is None else taken.head.state["linear.bias"].numel()
+    told = f"mean {MEAN} and std {STD} are assumed, AudioSet's as published with the code: the file has none"
+    if classes in (None, labels.AUDIOSET):
+        return [told]
+    other = FINE_TUNED.get(classes)
+    also = f", such as --mean {other[1]} --std {other[2]} for {other[0]}" if other else ""
+    return [f"{told}; its {classes} classes are not AudioSet's: pass the --mean and --std of its recipe{also}"]
 
 
 def _file(path: Path) -> Path | None:
@@ -118,7 +166,7 @@ def _file(path: Path) -> Path | None:
         return None
     if kind != hf_ast.MODEL_TYPE:
         raise CheckpointError(
-            f"{path / 'config.json'} says model_type {kind!r}",
+            f"{path / 'config.json'} says model_type {foreign.shown(str(kind))!r}, which asit does not support",
             f"{hf_ast.MODEL_TYPE!r} (AST) or 'asit'",
             "give a file of weights of one of the kinds " + ", ".join(KINDS),
         )

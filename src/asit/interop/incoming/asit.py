@@ -6,6 +6,8 @@ qingkezyy/ASiT-CRNN for fine-tuning in AST's way (v.*, mlp_head, one token, clas
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from torch import Tensor
 from asit import foreign
 from asit.errors import CheckpointError
 from asit.interop.incoming.axes import Pair, frames_of, lay
+from asit.interop.incoming.families import MASKED, are_sines
 from asit.interop.incoming.taken import PUBLISHED, Ask, Taken, TakenHead, front_end, settings_of, shaped, sort_out
 from asit.model.classifier import Pooling
 from asit.model.positions import patch_of, resize_positions, stride_of
@@ -29,6 +32,10 @@ _RULES = [
     (r"head_recons\.(mlp\.\d+|convTrans)\.(weight|bias)", "reconstruction head of pretraining"),
 ]
 _BESIDE = ("student", "teacher")
+PUBLISHED_COUNTS = (296, 496, 504, 512)
+"""Positions of published ASiTs over 128 mel bins: 37 columns of 6 s, 62 to 64 of 10 s."""
+MELS = (64, 80, 96, 128)
+"""Mel bins that networks of spectrograms have."""
 _SED_COLUMNS = 62
 """Columns of 16 frames in 10 s, PretrainedSED's clip."""
 
@@ -59,11 +66,12 @@ def official(path: Path, content: Mapping[str, Any], ask: Ask) -> Taken:
     prefix = next((p for p in ("backbone.", "v.") if f"{p}cls_token" in found), "")
     finetuned = [f"{prefix}head.weight", f"{prefix}head.bias"]
     normed = ["mlp_head.0.weight", "mlp_head.0.bias", "mlp_head.1.weight", "mlp_head.1.bias"]
-    state, head, more = sort_out(path, found, _RULES, prefix, [*finetuned, *normed])
+    state, head, more = sort_out(path, found, _RULES, prefix, [*finetuned, *normed], ask.no_head)
     args = content.get("args")
     facts = args if isinstance(args, Mapping) else {}
     mels = ask.mels or _whole(facts, "num_mel_bins") or 128
-    notes = []
+    own = _is_asits(content, found) or "num_mel_bins" in facts
+    notes, taken_for = _whose(path, state, own, bool(prefix or there), ask)
     filters = state.get("patch_embed.proj.weight")
     if filters is not None and filters.ndim == 4 and filters.shape[1] == 3:
         state["patch_embed.proj.weight"] = filters.sum(1, keepdim=True)
@@ -89,6 +97,7 @@ def official(path: Path, content: Mapping[str, Any], ask: Ask) -> Taken:
         "kind": "asit",
         "version": "v1" if first else "v2" if second else None,
         "which": ask.which if there else None,
+        "taken_for": taken_for,
         "epoch": _whole(content, "epoch"),
         "axes": "(time, mel), as ours",
         "grid": list(grid),
@@ -100,6 +109,61 @@ def official(path: Path, content: Mapping[str, Any], ask: Ask) -> Taken:
         notes.append("the head is taken to read the class token; else pass --pooling mean")
     mapped = len(state) + len(head)
     return Taken(settings, frames, settled, state, mapped, left_out | more, taken_head, source, notes)
+
+
+def _is_asits(content: Mapping[str, Any], found: Mapping[str, Tensor]) -> bool:
+    """Whether there are heads that ASiT's pretraining alone has: of reconstruction, or v1's two last layers."""
+    nested = [name for held in content.values() if isinstance(held, Mapping) for name in held]
+    return any(re.match(r"(module\.)?(head_recons|head_cls)\.", str(name)) for name in [*found, *nested])
+
+
+def _whose(path: Path, state: Mapping[str, Tensor], own: bool, wrapped: bool, ask: Ask) -> tuple[list[str], str]:
+    """Notes, and in words whose encoder this is taken for: ASiT's names are timm's, which many others have too.
+
+    Args:
+        own: the file has what ASiT's pretraining alone has.
+        wrapped: its names have a prefix that ASiT's files have, or are of a teacher or a student.
+
+    Raises:
+        CheckpointError: it cannot be ASiT's, or nothing in the file says that it is.
+    """
+    filters, positions = shaped(path, state, "patch_embed.proj.weight", 4), shaped(path, state, "pos_embed", 3)
+    prefix = 2 if "dist_token" in state else 1
+    channels, patch, count = filters[1], filters[2:], positions[1] - prefix
+    if are_sines(state["pos_embed"], prefix):
+        raise CheckpointError(
+            f"{path} has positions that are sines and cosines: it is {MASKED}, which asit does not support",
+            "ASiT's positions, which are learned",
+            "use it with the code it was published with; there is no option that converts it",
+        )
+    square = math.isqrt(max(count, 0)) ** 2 == count
+    if channels == 3 and not own and (square or patch != (16, 16)):
+        raise CheckpointError(
+            f"{path} has 3 channels and {count} positions of patches of {patch[0]}x{patch[1]}: it is an image network, "
+            "such as DINO, whose names ASiT has too",
+            "an ASiT, of spectrograms",
+            "convert an image network with patches of 16 as it was saved alone: --kind vit --frames 592",
+        )
+    if own:
+        return [], "ASiT, by its pretraining heads or arguments"
+    others = "AudioMAE, M2D, MSM-MAE, DINO and iBOT name their tensors likewise"
+    if not wrapped and ask.kind == "auto" and ask.mels is None and (patch != (16, 16) or count not in PUBLISHED_COUNTS):
+        ways = [f"{count // (m // patch[1])} x {m // patch[1]} over {m}" for m in MELS if _divides(count, m, patch[1])]
+        raise CheckpointError(
+            f"{path} has {count} positions of patches of {patch[0]}x{patch[1]} and nothing that says whose they are: "
+            f"{others}, and the mel bins are not known ({', '.join(ways) or 'none divides the positions'})",
+            f"a published ASiT ({', '.join(map(str, PUBLISHED_COUNTS))} positions of 16x16), or to be told",
+            "if it is an ASiT, pass --kind asit --mels 128, or the number of mel bins it was trained with",
+        )
+    taken = f"ASiT, by its names alone: {others}"
+    note = (
+        f"taken for {taken}; theirs have another front end, padding or order of patches, and would give wrong answers"
+    )
+    return [note], taken
+
+
+def _divides(count: int, mels: int, patch: int) -> bool:
+    return mels >= patch and mels % patch == 0 and count % (mels // patch) == 0
 
 
 def _head(path: Path, head: dict[str, Tensor], plain: list[str], normed: list[str], pooling: str) -> TakenHead | None:
@@ -149,7 +213,7 @@ def sed(path: Path, content: Mapping[str, Any], ask: Ask) -> Taken:
         (r"seq_model\..*", "the recurrent network between encoder and head"),
         (r"model\.(asit_mel|mel_transform)\..*", "tables of the front end"),
     ]
-    state, _, left_out = sort_out(path, found, rules, prefix)
+    state, _, left_out = sort_out(path, found, rules, prefix, no_head=ask.no_head)
     mels = ask.mels or 128
     settings, frames, stride, grid = _lay(path, state, mels, ask)
     trained = any(name.startswith(("strong_head.", "weak_head.")) for name in found)

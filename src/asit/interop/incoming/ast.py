@@ -46,7 +46,7 @@ def original(path: Path, content: Mapping[str, Any], ask: Ask) -> Taken:
     Raises:
         CheckpointError: tensors without a place, no distillation token, or positions that fit no grid.
     """
-    state, head, left_out, _ = _read(path, content, _RULES)
+    state, head, left_out, _ = _read(path, content, _RULES, ask)
     if "dist_token" not in state:
         raise CheckpointError(
             f"{path} has no v.dist_token",
@@ -78,7 +78,7 @@ def ssast(path: Path, content: Mapping[str, Any], ask: Ask) -> Taken:
     Raises:
         CheckpointError: tensors without a place, or positions that fit no grid.
     """
-    state, head, left_out, found = _read(path, content, _RULES + _OBJECTIVES)
+    state, head, left_out, found = _read(path, content, _RULES + _OBJECTIVES, ask)
     patch, prefix = _patch(path, state), 2 if "dist_token" in state else 1
     count = shaped(path, state, "pos_embed", 3)[1] - prefix
     sizes = [found[name] for name in ("p_input_fdim", "p_input_tdim") if name in found]
@@ -118,11 +118,11 @@ def ssast(path: Path, content: Mapping[str, Any], ask: Ask) -> Taken:
 
 
 def _read(
-    path: Path, content: Mapping[str, Any], rules: list[tuple[str, str]]
+    path: Path, content: Mapping[str, Any], rules: list[tuple[str, str]], ask: Ask
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str], dict[str, Tensor]]:
     found = foreign.tensors(path, content, ("model", "state_dict"))
     found = {name.removeprefix("module."): value for name, value in found.items()}
-    state, head, left_out = sort_out(path, found, rules, "v.", HEAD)
+    state, head, left_out = sort_out(path, found, rules, "v.", HEAD, ask.no_head)
     if head and set(head) != set(HEAD):
         raise CheckpointError(
             f"{path} has of a head only {', '.join(sorted(head))}", ", ".join(HEAD), "get the file again"

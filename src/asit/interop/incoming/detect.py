@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from asit.errors import CheckpointError, ConfigError
-from asit.interop.incoming import asit, ast, hf_ast, image
+from asit.interop.incoming import asit, ast, families, hf_ast, image
 from asit.interop.incoming.taken import Ask, Taken
 
 KINDS: dict[str, tuple[str, Callable[[Path, Mapping[str, Any], Ask], Taken]]] = {
@@ -42,12 +42,15 @@ def choose(path: Path, content: Mapping[str, Any], asked: str) -> tuple[str, lis
     if asked != "auto" and asked not in KINDS:
         raise ConfigError(f"there is no kind {asked!r}", "auto, " + ", ".join(KINDS), "see asit convert --help")
     found = look(content)
+    known = families.family(families.names_in(content), families.channels_of(content))
+    if known is not None:
+        families.refuse(path, known, KINDS)
     if found is None:
         names = ", ".join(list(_flat(content))[:4]) or "nothing"
         raise CheckpointError(
             f"{path} is of no kind that is known ({names})",
             "; ".join(f"{kind}: {text}" for kind, (text, _) in KINDS.items()),
-            "convert the network to one of these first",
+            "none of these: asit has no way to read it",
         )
     like = " or ".join(KINDS[kind][0] for kind in found.kinds)
     if asked != "auto":

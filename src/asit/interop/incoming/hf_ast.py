@@ -8,7 +8,6 @@ models/audio_spectrogram_transformer, of 5.23.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asit import disk, foreign
+from asit import foreign, parsing
 from asit.errors import CheckpointError
 from asit.interop.incoming.axes import frames_of, turn_filters, turn_positions
-from asit.interop.incoming.taken import MEAN, STD, Ask, Taken, TakenHead, front_end, settings_of
+from asit.interop.incoming.taken import MEAN, NO_HEAD, STD, Ask, Taken, TakenHead, front_end, settings_of
 
 MODEL_TYPE = "audio-spectrogram-transformer"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -65,15 +64,7 @@ def read_json(
     Raises:
         CheckpointError: it is not there, or is something else.
     """
-    try:
-        with disk.open_text(path) as file:
-            value = json.load(file)
-    except (OSError, ValueError, RecursionError) as error:
-        why = "is not there" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
-        raise CheckpointError(f"{path} {why}", expected, remedy) from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a {type(value).__name__}", expected, remedy)
-    return value
+    return parsing.json_object(path, CheckpointError, expected, remedy)
 
 
 def weights_in(folder: Path) -> Path:
@@ -104,7 +95,7 @@ def hugging_face(path: Path, content: Mapping[str, Any], ask: Ask) -> Taken:
             tensors without a place.
     """
     config = read_json(path.parent / "config.json")
-    state, head, mapped, notes = _sort(path, foreign.tensors(path, content), config)
+    state, head, left_out, notes = _sort(path, foreign.tensors(path, content), config, ask.no_head)
     patch = _number(path, config, "patch_size", 16)
     strides = _number(path, config, "time_stride", 10), _number(path, config, "frequency_stride", 10)
     mels, most = _number(path, config, "num_mel_bins", 128), _number(path, config, "max_length", 1024)
@@ -132,6 +123,7 @@ def hugging_face(path: Path, content: Mapping[str, Any], ask: Ask) -> Taken:
     heads = _number(path, config, "num_attention_heads", 12)
     settings = settings_of(path, state, strides, heads=heads, norm_eps=eps)
     state["pos_embed"] = turn_positions(positions, grid, 2)
+    mapped = len(content) - len(left_out)
     settled, origin = _front_end(path.parent, ask, mels, most, notes)
     taken = None
     if head:
@@ -146,29 +138,32 @@ def hugging_face(path: Path, content: Mapping[str, Any], ask: Ask) -> Taken:
         "statistics": origin,
     }
     frames = frames_of(grid, (patch, patch), strides)
-    return Taken(settings, frames, settled, state, mapped, {}, taken, source, notes)
+    return Taken(settings, frames, settled, state, mapped, left_out, taken, source, notes)
 
 
 def _sort(
-    path: Path, found: Mapping[str, Tensor], config: Mapping[str, Any]
-) -> tuple[dict[str, Tensor], dict[str, Tensor], int, list[str]]:
-    """The encoder's tensors, query, key and value as one; the head's; how many were mapped; notes."""
+    path: Path, found: Mapping[str, Tensor], config: Mapping[str, Any], no_head: bool
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str], list[str]]:
+    """The encoder's tensors, query, key and value as one; the head's; what was left out; notes."""
     state: dict[str, Tensor] = {}
     head: dict[str, Tensor] = {}
     parts: dict[tuple[str, str], dict[str, Tensor]] = {}
     unknown = []
+    left_out: dict[str, str] = {}
     for name, value in found.items():
         own = name.removeprefix(PREFIX)
         layer = _LAYER.fullmatch(own)
         inner = _INNER.get(layer[2]) if layer else None
         if own in _PLAIN:
             state[_PLAIN[own]] = value
-        elif name in _HEAD:
+        elif name in _HEAD and not no_head:
             head[_HEAD[name]] = value
         elif layer and inner in ("q", "k", "v"):
             parts.setdefault((layer[1], layer[3]), {})[inner] = value
         elif layer and inner:
             state[f"blocks.{layer[1]}.{inner}.{layer[3]}"] = value
+        elif no_head and not re.match(r"(embeddings|encoder|layers|layernorm)\.", own):
+            left_out[name] = NO_HEAD
         else:
             unknown.append(name)
     odd = [f"{kind} of layer {number}" for (number, kind), three in parts.items() if set(three) != set("qkv")]
@@ -198,7 +193,7 @@ def _sort(
         notes.append("query, key and value have no biases there: zeros here")
     if (act := config.get("hidden_act", "gelu")) != "gelu":
         raise CheckpointError(f"{path.parent / 'config.json'} says hidden_act {act!r}", "gelu", "")
-    return state, head, len(found), notes
+    return state, head, left_out, notes
 
 
 def _number(path: Path, config: Mapping[str, Any], name: str, default: int) -> int:
@@ -211,7 +206,7 @@ def _number(path: Path, config: Mapping[str, Any], name: str, default: int) -> i
 def _front_end(folder: Path, ask: Ask, mels: int, most: int, notes: list[str]) -> tuple[Any, str]:
     place = folder / "preprocessor_config.json"
     if not place.exists():
-        notes.append("there is no preprocessor_config.json: rate 16000 Hz, mean and std are the published ones")
+        notes.append("there is no preprocessor_config.json: rate 16000 Hz is assumed")
         return front_end(ask, mels, rate=16000, padding="zero")
     facts = read_json(place)
     if facts.get("num_mel_bins", mels) != mels:

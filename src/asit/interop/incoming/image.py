@@ -13,9 +13,12 @@ from typing import Any
 
 from asit import foreign
 from asit.errors import CheckpointError, ConfigError
-from asit.interop.incoming.taken import Ask, Taken, front_end, settings_of, whole
+from asit.interop.incoming.taken import NO_HEAD, OURS, Ask, Taken, front_end, settings_of, whole
 from asit.model import imagenet
 from asit.model.positions import grid_of, patch_of, stride_of
+
+PATCH = 16
+"""Side of a patch in pixels."""
 
 
 def image(path: Path, content: Mapping[str, Any], ask: Ask) -> Taken:
@@ -25,14 +28,24 @@ def image(path: Path, content: Mapping[str, Any], ask: Ask) -> Taken:
         CheckpointError: see `load_imagenet`.
         ConfigError: neither frames nor seconds were asked for.
     """
+    beside: list[str] = []
     found = foreign.tensors(path, content, imagenet.NESTS)
     found = {name.removeprefix("module."): value for name, value in found.items()}
     imagenet.size(path, found)
-    channels = found["patch_embed.proj.weight"].shape[1]
+    _, channels, *patch = found["patch_embed.proj.weight"].shape
     if channels != 3:
         raise CheckpointError(
             f"{path} has {channels} channels", "3, as an image transformer has", "say with --kind what the file is"
         )
+    if patch != [PATCH, PATCH]:
+        raise CheckpointError(
+            f"{path} has patches of {patch[0]}x{patch[1]} pixels",
+            f"{PATCH}x{PATCH}, as in ViT-*/16 and DeiT: of 8x8 a spectrogram has four times as many",
+            f"give a network with patches of {PATCH}",
+        )
+    if ask.no_head:
+        beside = [name for name in found if not OURS.fullmatch(name)]
+        found = {name: value for name, value in found.items() if name not in beside}
     grey = {**found, "patch_embed.proj.weight": found["patch_embed.proj.weight"][:, :1]}
     settings = settings_of(path, grey, ask.stride)
     mels = ask.mels or 128
@@ -47,7 +60,7 @@ def image(path: Path, content: Mapping[str, Any], ask: Ask) -> Taken:
         )
     grid = grid_of(frames, mels, patch_of(settings), stride_of(settings))
     state, names = imagenet.convert(path, found, settings, frames, mels)
-    left_out = dict.fromkeys(names, "head of the image classifier")
+    left_out = dict.fromkeys(names, "head of the image classifier") | dict.fromkeys(beside, NO_HEAD)
     source = {
         "kind": "vit",
         "axes": "rows of the image are time, columns mel bins",

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from asit.audio.fbank import FrontEnd
+from asit.config import build
 from asit.errors import CheckpointError, ConfigError
 from asit.model.cards import check_front_end
 from asit.model.classifier import Pooling
@@ -23,6 +24,9 @@ from asit.settings import SIZES, EncoderSettings, FrontEndSettings
 
 MEAN, STD = -4.2677393, 4.5689974
 """AudioSet's, with which AST, SSAST and ASiT were trained (YuanGongND/ast, egs/audioset; Sara-Ahmed/ASiT)."""
+
+FINE_TUNED = {35: ("Speech Commands", -6.845978, 5.5654526), 50: ("ESC-50", -6.6268077, 5.358466)}
+"""Data set, mean and std of AST's recipes (egs/speechcommands, egs/esc50), by their number of classes."""
 
 PUBLISHED = "AudioSet's, as published with the code"
 SAID = "as given"
@@ -49,6 +53,7 @@ class Ask:
         answer: whether a clip has one class or several.
         pooling: what the head reads.
         license: of the weights, for the card.
+        no_head: take the encoder alone, whatever is beside it.
     """
 
     kind: str = "auto"
@@ -64,6 +69,7 @@ class Ask:
     answer: Literal["auto", "single", "multi"] = "auto"
     pooling: Literal["auto", "class", "mean"] = "auto"
     license: str | None = None
+    no_head: bool = False
 
 
 @dataclass
@@ -112,7 +118,7 @@ class Taken:
     notes: list[str] = field(default_factory=list)
 
 
-_OURS = re.compile(
+OURS = re.compile(
     r"(cls_token|dist_token|pos_embed|(patch_embed\.proj|norm"
     r"|blocks\.\d+\.(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2))\.(weight|bias))"
 )
@@ -122,8 +128,18 @@ Rule = tuple[str, str]
 """A regular expression for whole names, and why these tensors are left out."""
 
 
+_INNER = re.compile(r"(blocks|layers|patch_embed|embeddings|norm|cls_token|dist_token|pos_embed|rel_pos|reg_token)")
+"""How names of what an encoder computes with begin: none of them may be left out."""
+NO_HEAD = "outside the encoder, left out as asked (--no-head)"
+
+
 def sort_out(
-    path: Path, found: Mapping[str, Tensor], rules: Iterable[Rule], prefix: str = "", heads: Iterable[str] = ()
+    path: Path,
+    found: Mapping[str, Tensor],
+    rules: Iterable[Rule],
+    prefix: str = "",
+    heads: Iterable[str] = (),
+    no_head: bool = False,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str]]:
     """Every name of a file has its place: the encoder's, a head's, or one of the reasons to leave it out.
 
@@ -132,6 +148,7 @@ def sort_out(
         rules: what is left out, by the names in the file.
         prefix: before the names of the encoder's tensors.
         heads: names of a head's tensors.
+        no_head: leave out what is outside the encoder.
 
     Returns:
         the encoder's tensors without the prefix, the head's, and the reasons for the others.
@@ -146,12 +163,14 @@ def sort_out(
     unknown = []
     for name, value in found.items():
         own = name.removeprefix(prefix)
-        if name.startswith(prefix) and _OURS.fullmatch(own):
+        if name.startswith(prefix) and OURS.fullmatch(own):
             state[own] = value
-        elif name in heads:
+        elif name in heads and not no_head:
             head[name] = value
         elif reason := next((why for pattern, why in rules if re.fullmatch(pattern, name)), None):
             left_out[name] = reason
+        elif no_head and not _within(name, prefix):
+            left_out[name] = NO_HEAD
         else:
             unknown.append(name)
     if unknown:
@@ -159,11 +178,18 @@ def sort_out(
             f"{path} has {len(unknown)} tensors without a place ({', '.join(unknown[:3])}"
             f"{', ...' if len(unknown) > 3 else ''}), beside {len(state)} of an encoder",
             "tensors of the encoder, of its head, or of parts that are known to be left out",
-            "say with --kind what the file is; a network that was changed cannot be converted",
+            "say with --kind what the file is; a network that was changed cannot be converted"
+            if any(_within(name, prefix) for name in unknown)
+            else "pass --no-head to take the encoder alone: these are outside it",
         )
     if not state:
         raise CheckpointError(f"{path} has no tensors of an encoder", "such as cls_token and blocks.0.norm1.weight")
     return state, head, left_out
+
+
+def _within(name: str, prefix: str) -> bool:
+    """Whether a name is of what the encoder computes with."""
+    return name.startswith(prefix) and _INNER.match(name.removeprefix(prefix)) is not None
 
 
 def settings_of(
@@ -202,14 +228,8 @@ def settings_of(
     )
     if stride is not None and stride != tuple(patch):
         shape |= {"patch_stride_frames": stride[0], "patch_stride_mels": stride[1]}
-    return EncoderSettings(
-        **shape,
-        **over,
-        patch_frames=patch[0],
-        patch_mels=patch[1],
-        mlp_ratio=fc1[0] / width,
-        distilled="dist_token" in state,
-    )
+    shape |= {"patch_frames": patch[0], "patch_mels": patch[1], "mlp_ratio": fc1[0] / width}
+    return build(EncoderSettings, {**shape, **over, "distilled": "dist_token" in state}, str(path))
 
 
 def shaped(path: Path, state: Mapping[str, Tensor], name: str, axes: int) -> tuple[int, ...]:

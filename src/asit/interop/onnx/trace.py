@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ OPSETS = range(18, 24)
 
 def trace(model: AudioModel, output: Output, opset: int) -> onnx.ModelProto:
     """The graph with its weights, float32: input "waveform" (batch, samples), one output, named as it is.
+
+    The free axes are called "batch", "samples" and, in frames, "columns".
 
     Weights keep their names: those of the blocks' linear layers are "blocks.0.query.weight" and the like, (out, in).
 
@@ -60,10 +63,25 @@ def trace(model: AudioModel, output: Output, opset: int) -> onnx.ModelProto:
         ) from error
     graph: onnx.ModelProto = program.model_proto
     _clean(graph)
+    _name_axes(graph, output)
     for node in graph.graph.node:
         if "columns" in node.input:  # the table that is looked up with the length: the runtime names the node
             node.name = f"inputs_may_have_{extent.longest / model.rate:.2f}_seconds_at_most"
     return graph
+
+
+def _name_axes(model: onnx.ModelProto, output: Output) -> None:
+    """Give the free axis of `frames`, and what other sizes are counted from, the name "columns" instead of torch's."""
+    graph = model.graph
+    sizes = [size for value in (*graph.output, *graph.value_info) for size in value.type.tensor_type.shape.dim]
+    symbols = {found for size in sizes for found in re.findall(r"\bu\d+\b", size.dim_param)}
+    if len(symbols) == 1:
+        for size in sizes:
+            if size.dim_param:
+                size.dim_param = re.sub(rf"\b{symbols.copy().pop()}\b", "columns", size.dim_param)
+    axes = graph.output[0].type.tensor_type.shape.dim
+    for size, name in zip(axes, ("batch", "columns") if output == "frames" else ("batch",), strict=False):
+        size.dim_param = name
 
 
 def _clean(model: onnx.ModelProto) -> None:

@@ -1,0 +1,149 @@
+"""Encoders of others that `asit convert` does not read, recognised by the names of their tensors.
+
+To support a family, take its line out of `FAMILIES` and add a kind to `detect.KINDS`.
+
+Sources of the names: facebookresearch/AudioMAE, microsoft/unilm (beats, wavlm), cwx-worst-one/EAT,
+Audio-WestlakeU/audiossl (ATST), nttcslab/m2d, kkoutini/PaSST, XiaoMi/dasheng, facebookresearch/fairseq,
+openai/whisper, LAION-AI/CLAP, YuanGongND/cav-mae, qiuqiangkong/audioset_tagging_cnn, facebookresearch/dinov2, and the
+models of those names in transformers 5.23.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from torch import Tensor
+
+from asit.errors import CheckpointError
+
+
+class Family(NamedTuple):
+    """A family of networks.
+
+    Attributes:
+        name: what it is called.
+        signs: alternatives: of one of them every pattern is found in some name.
+    """
+
+    name: str
+    signs: tuple[tuple[str, ...], ...]
+
+
+FAMILIES = (
+    Family("EAT", ((r"modality_encoders\.IMAGE\.",), (r"(^|\.)local_encoder\.proj\.", r"(^|\.)extra_tokens$"))),
+    Family("data2vec 2.0", ((r"modality_encoders\.",),)),
+    Family("PaSST", ((r"(freq|time)_new_pos_embed$",),)),
+    Family("CAV-MAE", ((r"(^|\.)patch_embed_a\.",), (r"(^|\.)blocks_a\.\d+\.",))),
+    Family("Dasheng or CED", ((r"(^|\.)time_pos_embed$", r"(^|\.)freq_pos_embed$"),)),
+    Family("ATST", ((r"(^|\.)norm_frame\.",), (r"patch_embed\.patch_embed\.",))),
+    Family(
+        "CLAP", ((r"(^|\.)audio_branch\.",), (r"(^|\.)audio_model\.audio_encoder\.",), (r"(^|\.)caption_encoder\.",))
+    ),
+    Family("CLAP", ((r"(^|\.)(audio_branch|audio_projection|caption_encoder)\.",), (r"audio_model\.audio_encoder\.",))),
+    Family("CLAP", ((r"(^|\.)audio_encoder\.layers\.\d+\.blocks\.",),)),
+    Family("HTS-AT", ((r"(^|\.)tscam_conv\.",),)),
+    Family("PANNs", ((r"(^|\.)conv_block1\.conv1\.",),)),
+    Family(
+        "Whisper",
+        (
+            (r"(^|\.)conv1\.weight$", r"encoder\.(layers|blocks)\.\d+\.(self_attn|attn|attn_ln)"),
+            (r"(^|\.)conv1\.weight$", r"(^|\.)embed_positions\.weight$"),
+        ),
+    ),
+    Family("WavLM", ((r"feature_extractor\.conv_layers\.", r"gru_rel_pos|grep_linear|rel_attn_embed"),)),
+    Family("HuBERT", ((r"label_embs_concat$",), (r"(^|\.)hubert\.",))),
+    Family("data2vec", ((r"(^|\.)data2vec_audio\.",), (r"pos_conv_embed\.layers\.",))),
+    Family("wav2vec2", ((r"(^|\.)(w2v_model|wav2vec2|quantizer)\.", r"feature_extractor\.conv_layers\."),)),
+    Family("wav2vec2 or HuBERT", ((r"feature_extractor\.conv_layers\.",),)),
+    Family("BEATs", ((r"grep_(linear|a)\b",), (r"(^|\.)patch_embedding\.weight$", r"(^|\.)post_extract_proj\."))),
+    Family("M2D", ((r"(^|\.)norm_stats$",), (r"ar\.runtime\.backbone\.",))),
+)
+MASKED = "AudioMAE, or another masked autoencoder such as M2D or MSM-MAE"
+_MASKED = (r"(^|\.)decoder_(embed|blocks|pred|pos_embed)\b", r"(^|\.)mask_token$", r"(^|\.)fc_norm\.")
+_IMAGE = Family(
+    "an image transformer of another build than ViT or DeiT (DINOv2, BEiT, Swin, CLIP)",
+    (
+        (r"blocks\.\d+\.(ls1|ls2)\.",),
+        (r"(^|\.)register_tokens$",),
+        (r"relative_position_bias_table$",),
+        (r"blocks\.\d+\.gamma_[12]$",),
+        (r"(^|\.)visual\.transformer\.",),
+    ),
+)
+_HF_VIT = Family("ViT of Hugging Face", ((r"embeddings\.cls_token$", r"patch_embeddings\.projection\."),))
+
+
+def channels_of(content: Mapping[str, Any], depth: int = 3) -> int:
+    """Channels that the filters of the patches read; 1 where there are none."""
+    for name, value in content.items():
+        if isinstance(value, Tensor) and str(name).endswith("patch_embed.proj.weight") and value.ndim == 4:
+            return value.shape[1]
+        if isinstance(value, Mapping) and depth > 0 and (found := channels_of(value, depth - 1)) != 1:
+            return found
+    return 1
+
+
+def names_in(content: Mapping[str, Any], depth: int = 3) -> list[str]:
+    """The names of everything in a file, those of nested mappings too."""
+    out: list[str] = []
+    for name, value in content.items():
+        out.append(str(name))
+        if isinstance(value, Mapping) and depth > 0:
+            out += names_in(value, depth - 1)
+    return out
+
+
+def family(names: Iterable[str], channels: int = 1) -> str | None:
+    """The family that names show; None: none that is known.
+
+    Args:
+        names: of tensors, or any texts out of a file.
+        channels: of its patches' filters.
+    """
+    given = list(names)
+
+    def shows(sign: tuple[str, ...]) -> bool:
+        return all(any(re.search(pattern, name) for name in given) for pattern in sign)
+
+    found = next((one.name for one in FAMILIES if any(map(shows, one.signs))), None)
+    if found is None and any(map(shows, _IMAGE.signs)):
+        found = _IMAGE.name
+    if found is None and any(shows((sign,)) for sign in _MASKED):
+        found = MASKED if channels == 1 else "a masked autoencoder of images (MAE), or fine-tuned from one"
+    if found is None and any(map(shows, _HF_VIT.signs)) and not shows((r"distillation_token$",)):
+        found = _HF_VIT.name
+    return found
+
+
+def refuse(path: Path, name: str, kinds: Mapping[str, tuple[str, Any]]) -> NoReturn:
+    """Raises CheckpointError for a file of a family that is not supported.
+
+    Args:
+        name: of the family.
+        kinds: those that are, as `detect.KINDS` has them.
+    """
+    raise CheckpointError(
+        f"{path} is, by the names in it, {name}, which asit does not support",
+        "; ".join(f"{kind}: {text}" for kind, (text, _) in kinds.items()),
+        "use it with the code it was published with; there is no option that converts it",
+    )
+
+
+def are_sines(positions: Tensor, prefix: int) -> bool:
+    """Whether positions are computed and not learned: sines and cosines of one or two coordinates.
+
+    Args:
+        positions: (1, prefix + P, D).
+        prefix: tokens before the patches.
+    """
+    found = positions[0, prefix:].float()
+    width = found.shape[-1]
+    if width % 4 or not len(found):
+        return False
+    halves = found.unflatten(1, (2, 2, width // 4))  # of each coordinate its sines, then its cosines
+    layouts = [halves.square().sum(2), found.unflatten(1, (2, width // 2)).square().sum(1)]
+    layouts.append(found.unflatten(1, (width // 2, 2)).square().sum(2))  # alternating
+    return any(bool((one - 1).abs().mean() < 0.1) for one in layouts)  # learned ones are near 0
