@@ -123,7 +123,7 @@ def check_bounds(name: str, rate: int, channels: int, seconds: float | None) -> 
     Raises:
         AudioFileError: outside the bounds.
     """
-    damaged = "if that is not so, its header is damaged: fetch it again, or leave it out"
+    damaged = "pass the right rate with an array; a file's header is damaged if that is not so: fetch it again"
     if not RATES[0] <= rate <= RATES[1]:
         raise AudioFileError(
             "unreadable",

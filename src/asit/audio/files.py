@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import BinaryIO, Literal
 
 import numpy as np
@@ -150,9 +151,10 @@ def read(
         info = source.info
         target = positive_rate(info.rate if rate is None else rate)
         part = part_of(info.rate, target, start, seconds)
-        if (info.seconds if seconds is None else seconds) * max(info.rate, target) > _MOST:
+        length = info.seconds if seconds is None else min(seconds, info.seconds)
+        if length * max(info.rate, target) > _MOST:
             raise AudioError(
-                f"{source.name}: {info.seconds if seconds is None else seconds:.0f} s at {target} Hz in one piece",
+                f"{source.name}: {length:.0f} s at {target} Hz in one piece",
                 f"at most {_MOST} samples at once",
                 "ask for a part of it, or cut it",
             )
@@ -279,7 +281,7 @@ def positive_rate(rate: int) -> int:
     Raises:
         AudioError: below 1, above what any recording has, not finite, or no whole number.
     """
-    if not 1 <= rate <= faults.RATES[1] or rate != int(rate):
+    if not isinstance(rate, Real) or not 1 <= rate <= faults.RATES[1] or rate != int(rate):
         raise AudioError(
             f"a sample rate of {rate} Hz", f"1 to {faults.RATES[1]} Hz", "pass the rate in samples a second"
         )
