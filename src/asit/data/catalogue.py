@@ -265,7 +265,7 @@ class Catalogue:
                 "copy it again, or build it again with asit catalogue",
             )
         columns = rows.columns()
-        _refuse_twins(path, columns)
+        _refuse_duplicates(path, columns)
         top = os.fspath(header["root"] if root is None else root)
         if top == places.HERE:
             top = stores.parent(name)
@@ -309,7 +309,7 @@ class Catalogue:
             yield json_line({name: value for name, value in row if value is not None})
 
 
-def _refuse_twins(path: str | os.PathLike[str], columns: Columns) -> None:
+def _refuse_duplicates(path: str | os.PathLike[str], columns: Columns) -> None:
     """Refuse a list that has a clip twice, such as two catalogues put together: it could train on what it tests."""
     names = np.fromiter((hash(columns.paths.raw(row)) for row in range(len(columns.paths))), np.int64)
     parts = [columns.seconds.view(np.int32).astype(np.int64)]
