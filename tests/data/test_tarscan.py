@@ -86,9 +86,17 @@ def test_what_json_beside_a_recording_says(tmp_path: Path, caplog: pytest.LogCap
         (["a.wav", ("a.cls", "x"), ("a.cls", "y")], "holds 1 names twice: a.cls"),
     ],
 )
-def test_keys_that_several_recordings_share(tmp_path: Path, members: list[Any], message: str) -> None:
+def test_keys_that_several_recordings_share(
+    tmp_path: Path, members: list[Any], message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = [(name, None) if isinstance(name, str) else name for name in members]
     with pytest.raises(CatalogueError, match=message):
-        build(tmp_path, *((name, None) if isinstance(name, str) else name for name in members))
+        build(tmp_path, *given)
+    # Pretraining needs no labels, and goes on without them.
+    made = tarscan.build([str(tmp_path / "s.tar")], FrontEndSettings(), labelled=False, statistics_clips=0)
+    assert len(made) == len([name for name, content in given if content is None])
+    assert made.column("label") is None
+    assert "labels, splits, folds and groups are not taken over" in caplog.text
 
 
 def test_one_bad_tar_does_not_take_the_others_along(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

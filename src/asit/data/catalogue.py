@@ -265,7 +265,12 @@ class Catalogue:
                 "copy it again, or build it again with asit catalogue",
             )
         columns = rows.columns()
-        _refuse_twins(path, columns)
+        if len(twice := columns.duplicates()):  # two catalogues put together could train on what they test
+            raise CatalogueError(
+                f"{path} lists {len(twice)} clips twice: {', '.join(columns.paths[row] for row in twice[:3].tolist())}",
+                "each file, or part of a file, once",
+                "build the catalogue again; several labels of one clip go together, parted by ';'",
+            )
         top = os.fspath(header["root"] if root is None else root)
         if top == places.HERE:
             top = stores.parent(name)
@@ -307,26 +312,6 @@ class Catalogue:
         for values in zip(*columns.values(), strict=True):
             row = zip(columns, values, strict=True)
             yield json_line({name: value for name, value in row if value is not None})
-
-
-def _refuse_twins(path: str | os.PathLike[str], columns: Columns) -> None:
-    """Refuse a list that has a clip twice, such as two catalogues put together: it could train on what it tests."""
-    names = np.fromiter((hash(columns.paths.raw(row)) for row in range(len(columns.paths))), np.int64)
-    parts = [columns.seconds.view(np.int32).astype(np.int64)]
-    parts += [] if columns.starts is None else [columns.starts.view(np.int32).astype(np.int64)]
-    parts += [] if columns.spans is None else [columns.spans[:, 0]]
-    order = np.lexsort([*parts, names])
-    same = np.ones(max(0, len(order) - 1), np.bool_)
-    for column in (names, *parts):
-        same &= column[order[1:]] == column[order[:-1]]
-    if same.any():
-        twice = sorted(order[1:][same].tolist())
-        first = ", ".join(columns.paths[row] for row in twice[:3])
-        raise CatalogueError(
-            f"{path} lists {len(twice)} clips twice: {first}",
-            "each file, or part of a file, once",
-            "build the catalogue again; several labels of one clip go together, parted by ';'",
-        )
 
 
 def _row(path: str | os.PathLike[str], number: int, line: bytes) -> dict[str, Any]:

@@ -138,6 +138,18 @@ class Columns:
     sha256: npt.NDArray[np.uint8] | None = None
     spans: npt.NDArray[np.int64] | None = None
 
+    def duplicates(self) -> npt.NDArray[np.int64]:
+        """The rows, ascending, that are the same part of the same file as an earlier one."""
+        names = np.fromiter((hash(self.paths.raw(row)) for row in range(len(self.paths))), np.int64)
+        parts = [names, self.seconds.view(np.int32).astype(np.int64)]
+        parts += [] if self.starts is None else [self.starts.view(np.int32).astype(np.int64)]
+        parts += [] if self.spans is None else [self.spans[:, 0]]
+        order = np.lexsort(parts)
+        same = np.ones(max(0, len(order) - 1), np.bool_)
+        for part in parts:
+            same &= part[order[1:]] == part[order[:-1]]
+        return np.sort(order[1:][same])
+
     def take(self, rows: npt.NDArray[np.int64]) -> Columns:
         """The rows at these places, in this order."""
         return Columns(

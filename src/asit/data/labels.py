@@ -246,7 +246,7 @@ def _classes(
             "at least two classes",
             f"if {first} are names of classes, put another sign in place of ':', such as '_'"
             if first
-            else "label the clips with what is to be told apart",
+            else "label the clips with the classes to distinguish",
         )
     if first:
         log.warning(

@@ -305,9 +305,9 @@ def _known(table: Path, header: Sequence[str], quiet: Iterable[str] = ()) -> lis
         if _NAMES[close] not in ours
     }
     if slips:
-        told = ", ".join(f"'{name}' (did you mean '{close}'?)" for name, close in slips.items())
+        names = ", ".join(f"'{name}' (did you mean '{close}'?)" for name, close in slips.items())
         raise CatalogueError(
-            f"{table}: unknown columns {told}", expected, "rename these columns, or take them out of the table"
+            f"{table}: unknown columns {names}", expected, "rename these columns, or take them out of the table"
         )
     if "path" not in ours:
         if any(os.path.splitext(name)[1] for name in found):

@@ -108,6 +108,7 @@ def build(
     tars: Sequence[str],
     front_end: FrontEndSettings,
     *,
+    labelled: bool = True,
     bad_files: float = 0.1,
     statistics_clips: int = 1000,
     seed: int = 0,
@@ -118,19 +119,21 @@ def build(
     Args:
         tars: paths or URLs, in the order of the catalogue.
         front_end: decides the log-mel that mean and std are measured on.
+        labelled: whether labels are needed: a sidecar that may belong to several recordings is an error then, and
+            logged otherwise.
         bad_files: largest share of members that cannot be used.
         statistics_clips: recordings in the sample, at most 10 s of each from a drawn position; 0: not measured.
         seed: of the sample and its positions.
         progress: called with (tars done, tars in all, bad members).
 
     Raises:
-        CatalogueError: no tar, no audio in them, or too many bad members.
+        CatalogueError: no tar, no audio in them, too many bad members, or sidecars that recordings share.
         StoreError: a tar that is missing, or a store that cannot be reached.
     """
     root = stores.parent(tars[0])
     rows, skipped, ignored = Rows(), list[dict[str, Any]](), Counter[str]()
     for done, tar in enumerate(tars):
-        seen = _look(tar, root, len(tars) == 1)
+        seen = _look(tar, root, len(tars) == 1, labelled)
         for first in range(0, len(seen.rows), LINES):
             rows.extend(seen.rows[first : first + LINES])
         skipped += seen.skipped
@@ -151,7 +154,7 @@ def build(
     return Catalogue({"mean": mean, "std": std, "statistics_clips": clips, **header}, root, rows.columns())
 
 
-def _look(tar: str, root: str, alone: bool) -> _Seen:
+def _look(tar: str, root: str, alone: bool, labelled: bool) -> _Seen:
     """The recordings of one tar: headers one after the other, then each member's own header, several at once."""
     seen, sidecars = _Seen(), tarshards.Sidecars(tar)
     shard = relative(stores.absolute(tar), root)
@@ -163,7 +166,13 @@ def _look(tar: str, root: str, alone: bool) -> _Seen:
         log.warning("%s is left out with all its recordings: %s", tar, error.found)
         seen.skipped.append({"path": shard, "reason": "unreadable", "detail": error.found})
         return seen
-    known = sidecars.of(found.members)
+    known: dict[str, dict[str, str]] = {}
+    try:
+        known = sidecars.of(found.members)
+    except CatalogueError as error:
+        if labelled:
+            raise
+        log.warning("labels, splits, folds and groups are not taken over: %s", error.found)
     seen.ignored.update({suffix: count for suffix, count in found.others.items() if suffix not in tarshards.SIDECARS})
     for member in found.members:
         if member.fault is not None:
@@ -186,7 +195,7 @@ def _look(tar: str, root: str, alone: bool) -> _Seen:
             return {"path": name, "reason": getattr(error, "reason", "unreadable"), "detail": error.found}
         row = {"path": name, "seconds": seconds, "rate": info.rate, "channels": info.channels}
         row |= {"shard": shard, "offset": member.offset, "size": member.size}
-        return row | known[member.name]
+        return row | known.get(member.name, {})
 
     with ThreadPoolExecutor(_THREADS, "probe") as threads:
         for row in threads.map(probe, (member for member in found.members if member.fault is None)):

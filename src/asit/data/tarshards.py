@@ -164,12 +164,12 @@ class Sidecars:
         said = {}
         try:
             if name.lower().endswith(".cls"):
-                told: Any = {"label": content.decode("utf-8")}
+                found: Any = {"label": content.decode("utf-8")}
             else:
-                told = parsing.from_json(content, pairs=unique_keys)
-                told = {**told, "label": label_text(told.get("label"))} if isinstance(told, dict) else {}
+                found = parsing.from_json(content, pairs=unique_keys)
+                found = {**found, "label": label_text(found.get("label"))} if isinstance(found, dict) else {}
             for column in WORDS:
-                if (text := normal(column, told.get(column))) is not None:
+                if (text := normal(column, found.get(column))) is not None:
                     said[column] = text
         except DAMAGE as error:
             self._damaged.append(f"{name}: {error.args[0] if error.args else error}")

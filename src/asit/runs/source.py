@@ -108,6 +108,7 @@ def _of_tars(settings: Wanted, tars: Sequence[str], out: Path | None, stream: Te
     made = tarscan.build(
         tars,
         settings.front_end,
+        labelled=settings.labels == "folder",
         bad_files=settings.bad_files,
         statistics_clips=64 if out is None else 1000,
         progress=counter(stream, "looking at shards", "shards"),
