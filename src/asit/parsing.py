@@ -29,6 +29,8 @@ DEEPEST = 100
 """Containers within containers: more than any file of asit has, and what Python's own recursion takes."""
 _MOST = 100_000
 """Values and characters of keys that a YAML file of settings may lead to, aliases followed."""
+_HALVES, _OTHERS = re.compile("[\ud800-\udfff]"), re.compile("[\ud800-\udc7f\udd00-\udfff]")
+"""Lone surrogates, and those that stand for no byte of a file's name."""
 _LONGEST = 1 << 18
 """Bytes of a YAML file of settings."""
 _LARGEST = 1 << 128  # no float overflows by it
@@ -59,7 +61,7 @@ def from_json(
 
     Args:
         text: bytes are UTF-8, with or without a byte order mark.
-        surrogates: names of files that are no UTF-8 may be in it, as lone surrogates.
+        surrogates: names of files that are no UTF-8 may be in it, as Python's surrogateescape has them (PEP 383).
         pairs: makes an object of its keys and values; None: a dict, which keeps the last of equal keys.
 
     Raises:
@@ -79,8 +81,8 @@ def from_json(
         raise Malformed(f"it is not JSON: {error}") from None
     if whole.count("[") + whole.count("{") > DEEPEST:
         _check(value, len(whole))
-    if not surrogates and ("\\u" in whole or not isinstance(text, bytes)):
-        _check_letters(value)
+    if "\\u" in whole or not isinstance(text, bytes):
+        _check_letters(value, _OTHERS if surrogates else _HALVES)
     return value
 
 
@@ -104,7 +106,7 @@ def from_yaml(text: bytes) -> Any:
         raise
     except (yaml.YAMLError, *UNFIT) as error:  # PyYAML's constructors take any tag's text as of its type
         raise Malformed(" ".join(str(error).split())[:300]) from None
-    _check_letters(value)
+    _check_letters(value, _HALVES)
     return value
 
 
@@ -231,9 +233,9 @@ def _check(value: Any, most: int) -> None:
     raise Malformed(f"it is nested more than {DEEPEST} deep")
 
 
-def _check_letters(value: Any) -> None:
+def _check_letters(value: Any, refused: re.Pattern[str]) -> None:
     text = json.dumps(value, ensure_ascii=False, default=str, skipkeys=True)
-    if found := re.search("[\ud800-\udfff]", text):
+    if found := refused.search(text):
         raise Malformed(f"it holds {found[0]!a}, half of a surrogate pair, in a text")
 
 

@@ -113,7 +113,8 @@ class Scores:
                 f"{path} cannot be read: {error}", "the file as the run wrote it", "score the model again"
             ) from error
         count, classes = made.scores.shape if made.scores.ndim == 2 else (-1, -1)
-        whole = (
+        flat = all(one.ndim == 1 for one in (made.ids, made.indptr, made.indices, made.weights))
+        whole = flat and (
             len(made.ids) == count
             and len(made.indptr) == count + 1
             and len(made.indices) == len(made.weights) == int(made.indptr[-1])
@@ -121,7 +122,7 @@ class Scores:
         )
         if not whole:
             raise AsitError(
-                f"{path} does not hold together: {len(made.ids)} clips, scores of shape {made.scores.shape}",
+                f"{path} does not hold together: {made.ids.size} clips, scores of shape {made.scores.shape}",
                 "one row of scores and one list of labels for each clip",
                 "score the model again",
             )
