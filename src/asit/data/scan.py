@@ -37,7 +37,7 @@ def build(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
-    front_end: FrontEndSettings,
+    front_end: FrontEndSettings | None = None,
     workers: int | Literal["auto"] = "auto",
     check: Literal["full", "header"] = "full",
     checksum: bool = False,
@@ -65,7 +65,7 @@ def build(
         source: a folder, searched through all its levels (hidden names left out), or a table
             (:func:`asit.data.tables.read_table`).
         out: the catalogue's path; an older catalogue there is replaced.
-        front_end: decides the log-mel that mean and std are measured on.
+        front_end: decides the log-mel that mean and std are measured on; None: the default settings.
         workers: processes; "auto": one for each CPU this process may use.
         check: "full" decodes every file, "header" only opens it.
         checksum: store the SHA-256 of each file.
@@ -80,7 +80,7 @@ def build(
         labels: for a folder: "folder" labels each recording with the name of the first-level sub-folder it lies in;
             "auto" and "none" label none. A table brings its own labels.
         rows: what is scanned instead of all that lies in the source, which is then only the folder that paths are kept
-            relative to; taken in one at a time. Paths must be absolute and normalised.
+            relative to; taken in one at a time. Paths are normalised, and absolute or relative to the source.
         facts: further entries of the header, such as "task" and "classes".
 
     Raises:
@@ -107,7 +107,7 @@ def build(
         listing = list_rows(os.path.abspath(source), rows)
     if not len(listing):
         raise CatalogueError(f"no clips were named in {source}", "at least one", "check the data set's folder")
-    plan = checks.Plan(listing.root, check, checksum, silence_db, seed, front_end)
+    plan = checks.Plan(listing.root, check, checksum, silence_db, seed, front_end or FrontEndSettings())
     listing.draw(statistics_clips, seed)
     with _Partial(Path(f"{out}.partial"), plan.fingerprint(source, statistics_clips), listing, restart) as partial:
         todo = np.flatnonzero(partial.offsets < 0)

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from asit import whole
-from asit.report import finetuning, folds, pretraining
+from asit.report import finetuning, folds, page, pretraining
 from asit.report.charts import probe_table_html
-from asit.report.page import Section, page, tiles
 from asit.report.run import Run
 
 __all__ = ["probe_table_html", "report"]
@@ -19,7 +18,7 @@ __all__ = ["probe_table_html", "report"]
 def report(
     run: Path | str,
     out: Path | str | None = None,
-    sections: Sequence[Section] = (),
+    sections: Sequence[page.Section] = (),
     *,
     preset: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -54,9 +53,9 @@ def report(
         kind = pretraining if held.kind == "pretraining" else finetuning
         facts, every = kind.facts(held), kind.sections(held, preset)
     damaged = f" {held.damaged} unreadable lines of metrics.jsonl were left out." if held.damaged else ""
-    html = page(
+    html = page.page(
         f"asit: {held.folder.resolve().name}",
-        f'<p class="verdict {state}">{escape(sentence)}</p>{tiles(facts)}',
+        f'<p class="verdict {state}">{escape(sentence)}</p>{page.tiles(facts)}',
         [section for section in (*sections, *every) if section[1]],
         f"Written by <code>asit report</code>; one file, no outside request. Size: @SIZE@ MB.{damaged}",
     )
