@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TextIO, TypeVar
 
 from asit import config
 from asit.errors import ConfigError
-from asit.settings import FinetuneSettings, PretrainSettings, Settings
+from asit.settings import SIZES, EncoderSettings, FinetuneSettings, FrontEndSettings, PretrainSettings, Settings
 
 if TYPE_CHECKING:
     from asit.runs.finetune import FinetuneResult
@@ -98,12 +99,51 @@ def _recipe(shelf: _Shelf[S], name: str) -> dict[str, Any]:
 
 
 def _settings(shelf: _Shelf[S], name: str | None, file: str | Path | None, overrides: Mapping[str, Any] | None) -> S:
-    given = config.merge(config.read_yaml(Path(file)) if file else {}, overrides or {})
+    held, given = config.read_yaml(Path(file)) if file else {}, overrides or {}
     source = str(file) if file else "the settings given"
     # Checked apart from the recipe, so that the message is about what the user wrote.
-    config.build(shelf.kind, given, source)
-    chosen = name or str(given.get(shelf.field, shelf.default))
-    return config.build(shelf.kind, config.merge(_recipe(shelf, chosen), given | {shelf.field: chosen}), source)
+    config.build(shelf.kind, config.merge(held, given), source)
+    chosen = name or str(given.get(shelf.field, held.get(shelf.field, shelf.default)))
+    laid = _recipe(shelf, chosen)
+    for layer in (held, given):
+        laid = overlay(laid, config.build(shelf.kind, layer, source).model_dump(exclude_unset=True))
+    return config.build(shelf.kind, laid | {shelf.field: chosen}, source)
+
+
+def overlay(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` laid on `base`, both nested; values of `base` that `given` rules out are derived from it.
+
+    - A named `encoder.size` removes the width, depth and heads of a custom one. One of these three makes a named size
+      custom: the others are those of the named size, but heads are 64 wide where they divide the width.
+    - `epochs` that end before the warm-up make it auto.
+    - Where the last layer is shared, both numbers of prototypes are the one that is given, else the class token's.
+    - Patches as high as the spectrogram stay so when `front_end.mels` changes.
+    """
+    out = config.merge(base, given)
+    was, now = base.get("encoder", {}), given.get("encoder", {})
+    encoder: dict[str, Any] = {}
+    size, parts = was.get("size", EncoderSettings().size), ("width", "depth", "heads")
+    if now.get("size") in SIZES:
+        encoder = {part: now.get(part) for part in parts}
+    elif "size" not in now and size in SIZES and any(now.get(part) for part in parts):
+        named = dict(zip(parts, SIZES[size], strict=True))
+        if now.get("width", 1) % 64 == 0:
+            named["heads"] = now["width"] // 64
+        encoder = {"size": "custom"} | {part: now.get(part) or named[part] for part in parts}
+    mels = base.get("front_end", {}).get("mels", FrontEndSettings().mels)
+    if was.get("patch_mels") == mels and "patch_mels" not in now:
+        encoder["patch_mels"] = out.get("front_end", {}).get("mels", mels)
+    optim: dict[str, Any] = {}
+    warmup = out.get("optim", {}).get("warmup", "auto")
+    if "warmup" not in given.get("optim", {}) and warmup != "auto" and warmup >= given.get("epochs", math.inf):
+        optim["warmup"] = "auto"
+    heads: dict[str, Any] = {}
+    counts, over, merged = ("class_prototypes", "patch_prototypes"), given.get("heads", {}), out.get("heads", {})
+    if merged.get("share_prototypes") and not all(name in over for name in counts):
+        shared = next((over[name] for name in counts if name in over), merged.get(counts[0]))
+        heads = dict.fromkeys(counts, shared) if shared else {}
+    derived = {"encoder": encoder, "optim": optim, "heads": heads}
+    return config.merge(out, {group: values for group, values in derived.items() if values})
 
 
 def pretrain(
