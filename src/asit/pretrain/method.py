@@ -330,7 +330,7 @@ def check(settings: PretrainSettings) -> None:
         )
     if settings.front_end.mels % settings.encoder.patch_mels:
         mels, step = settings.front_end.mels, settings.encoder.patch_mels
-        near = f"{mels // step * step or step} or {(mels // step + 1) * step}"
+        near = " or ".join(str(count * step) for count in (mels // step, mels // step + 1) if count)
         fits = max(size for size in range(1, min(step, mels) + 1) if mels % size == 0)
         wrong.append(
             f"front_end.mels is {mels}, which encoder.patch_mels {step} does not divide; "

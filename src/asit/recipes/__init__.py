@@ -114,7 +114,7 @@ def overlay(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
     """`given` laid on `base`, both nested; values of `base` that `given` rules out are derived from it.
 
     - A named `encoder.size` removes the width, depth and heads of a custom one. One of these three makes a named size
-      custom: the others are those of the named size, but heads are 64 wide where they divide the width.
+      custom: the others are those of the named size, and the heads of a given width are 64 wide or the next wider.
     - `epochs` that end before the warm-up make it auto.
     - Where the last layer is shared, both numbers of prototypes are the one that is given, else the class token's.
     - Patches as high as the spectrogram stay so when `front_end.mels` changes.
@@ -127,8 +127,8 @@ def overlay(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
         encoder = {part: now.get(part) for part in parts}
     elif "size" not in now and size in SIZES and any(now.get(part) for part in parts):
         named = dict(zip(parts, SIZES[size], strict=True))
-        if now.get("width", 1) % 64 == 0:
-            named["heads"] = now["width"] // 64
+        if now.get("width"):
+            named["heads"] = next(n for n in range(max(1, now["width"] // 64), 0, -1) if now["width"] % n == 0)
         encoder = {"size": "custom"} | {part: now.get(part) or named[part] for part in parts}
     mels = base.get("front_end", {}).get("mels", FrontEndSettings().mels)
     if was.get("patch_mels") == mels and "patch_mels" not in now:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from asit import whole
+from asit.errors import ConfigError
 from asit.report import finetuning, folds, page, pretraining
 from asit.report.charts import probe_table_html
 from asit.report.run import Run
@@ -39,10 +40,17 @@ def report(
 
     Raises:
         AsitError: `run` is not a run's folder, or its results are not as a run writes them.
-        ConfigError: its config.yaml, environment.json or results.json cannot be parsed.
+        ConfigError: `out` is a folder, or a file that is no page by its name; or the run's config.yaml,
+            environment.json or results.json cannot be parsed.
     """
     held = Run.read(Path(run))
     path = Path(out) if out is not None else held.folder / "report.html"
+    if path.is_dir() or (path.exists() and path.suffix.lower() not in (".html", ".htm")):
+        raise ConfigError(
+            f"{path} is {'a folder' if path.is_dir() else 'a file, and not an HTML page by its name'}",
+            "the path of a page: a new file, or one whose name ends in .html",
+            f"give one such as {path / 'report.html' if path.is_dir() else path.with_suffix('.html')}",
+        )
     if held.kind == "cross-validation":
         for fold in held.folds:
             report(fold, preset=preset)
