@@ -187,6 +187,12 @@ def _refuse(source: Path, out: Path) -> None:
         raise CatalogueError(
             f"{out} exists and is not a catalogue", "a new name, or an older catalogue", "choose another name"
         )
+    if out.exists() and Catalogue.read(out).shards is not None:
+        raise CatalogueError(
+            f"{out} is the index of tar shards, which cannot be read without it",
+            "a new name, or an older catalogue without shards",
+            "choose another name",
+        )
 
 
 def _beside(out: Path) -> Path:

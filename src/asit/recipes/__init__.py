@@ -99,7 +99,7 @@ def _recipe(shelf: _Shelf[S], name: str) -> dict[str, Any]:
 
 
 def _settings(shelf: _Shelf[S], name: str | None, file: str | Path | None, overrides: Mapping[str, Any] | None) -> S:
-    held, given = config.read_yaml(Path(file)) if file else {}, overrides or {}
+    held, given = _of_kind(shelf, Path(file)) if file else {}, overrides or {}
     source = str(file) if file else "the settings given"
     # Checked apart from the recipe, so that the message is about what the user wrote.
     config.build(shelf.kind, config.merge(held, given), source)
@@ -108,6 +108,21 @@ def _settings(shelf: _Shelf[S], name: str | None, file: str | Path | None, overr
     for layer in (held, given):
         laid = overlay(laid, config.build(shelf.kind, layer, source).model_dump(exclude_unset=True))
     return config.build(shelf.kind, laid | {shelf.field: chosen}, source)
+
+
+def _of_kind(shelf: _Shelf[S], path: Path) -> dict[str, Any]:
+    """The settings in a file, which are not those of the other kind of run."""
+    held = config.read_yaml(path)
+    other = _TASKS if shelf.field == _PRESETS.field else _PRESETS
+    if other.field in held and shelf.field not in held:
+        verbs = {"preset": ("pretraining", "asit pretrain"), "task": ("fine-tuning", "asit finetune")}
+        (found, theirs), (expected, ours) = verbs[other.field], verbs[shelf.field]
+        raise ConfigError(
+            f"{path} holds settings of {found}: {other.field}: {held[other.field]}",
+            f"settings of {expected}, with {ours}",
+            f"use {theirs} for them, or name a file or run of {expected}",
+        )
+    return held
 
 
 def overlay(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -204,7 +219,7 @@ def finetune(
     Args:
         data: catalogue with labels, labelled table, or folder with one sub-folder a class.
         out: the run's folder, new or empty.
-        model: model folder, file of ImageNet ViT weights, or "none".
+        model: as for `asit.load`, such as RUN/model; a file of ImageNet ViT weights; or "none".
         task: the recipe; "any" if not given.
         config: YAML file of settings.
         resume: go on with the run in `out`, with its own settings; "auto": where there is one.
@@ -264,7 +279,7 @@ def _settings_for(
     if str(out) and resume and name is None and file is None:
         own = Path(out) / "config.yaml"
         if own.exists():
-            return config.build(shelf.kind, config.merge(config.read_yaml(own), given), str(own))
+            return config.build(shelf.kind, config.merge(_of_kind(shelf, own), given), str(own))
     return _settings(shelf, name, file, given)
 
 
