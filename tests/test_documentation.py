@@ -44,6 +44,7 @@ PARSED_ALONE = {
     "torchrun": "starts several processes: tests/runs/test_distributed.py",
     "s3://": "an object store: tests/data/test_stores.py",
     "owner/name": "the hub: tests/interop/test_loading.py",
+    "vit_small": "image weights of 85 MB: tests/runs/test_network.py",
     "NAME ROOT": "stands for the data sets of docs/tasks",
     "asit pretrain ...": "stands for any arguments",
     **dict.fromkeys(("audioset", "esc50", "sc1", "sc2", "voxceleb1"), "a data set: tests/data/corpora"),

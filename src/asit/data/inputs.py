@@ -292,5 +292,5 @@ def _no_audio(place: str, kind: str, others: Counter[str]) -> CatalogueError:
     return CatalogueError(
         f"the {kind} {place} gives no audio; {others.total()} files: {seen}",
         f"files that end in {', '.join(sorted(files.SUFFIXES))}",
-        "check the path, or turn the recordings into one of these",
+        listing.instead(Path(place)) or "check the path, or turn the recordings into one of these",
     )

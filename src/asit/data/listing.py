@@ -103,7 +103,7 @@ def _key(name: bytes, part: Part | None, seed: int) -> int:
     return int.from_bytes(hashlib.blake2b(whole, digest_size=8, key=str(seed).encode()).digest(), "little")
 
 
-def _instead(folder: Path) -> str:
+def instead(folder: Path) -> str:
     """What to give instead of a folder that asit wrote, and that holds no recordings; "" for others."""
     if (folder / "catalogue.jsonl").is_file() and (folder / "config.yaml").is_file():
         return f"this is a run's folder; the data that it was given are listed in {folder / 'catalogue.jsonl'}"
@@ -233,6 +233,6 @@ def _walk(folder: Path) -> Listing:
         raise CatalogueError(
             f"{folder} holds no audio; {others.total()} files: {seen}",
             f"files that end in {', '.join(sorted(files.SUFFIXES))}",
-            _instead(Path(folder)) or "check the path, or turn the recordings into one of these",
+            instead(Path(folder)) or "check the path, or turn the recordings into one of these",
         )
     return Listing(root, names, {}, dict(sorted(others.items())))
