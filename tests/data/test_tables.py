@@ -96,3 +96,10 @@ def test_tables_that_cannot_be_in_other_forms(tmp_path: Path) -> None:
         read_table(tmp_path / "tt.jsonl")
     with pytest.raises(CatalogueError, match="not a table by its name"):
         read_table(table(tmp_path, "path\n", "t.xlsx"))
+
+
+def test_what_is_no_table(tmp_path: Path) -> None:
+    (tmp_path / "rows.txt").touch()
+    for name, found in (("", "is a folder"), ("nowhere", "there is no .*nowhere"), ("rows.txt", "not a table by its")):
+        with pytest.raises(CatalogueError, match=rf"{found}(.|\n)*\.csv, \.jsonl, \.tsv"):
+            read_table(tmp_path / name)
