@@ -390,6 +390,8 @@ def test_a_run_is_gone_on_with_under_its_own_settings(tmp_path: Path) -> None:
         ("paper", {"epochs": 5, "optim": {"warmup": 10}}, {"optim.warmup": 10.0}),
         ("speech", {"encoder": {"size": "small"}}, {"encoder.width": None, "encoder.heads": None}),
         ("speech", {"encoder": {"depth": 3}}, {"encoder.size": "custom", "encoder.width": 192, "encoder.depth": 3}),
+        ("speech", {"encoder": {"width": 1000}}, {"encoder.size": "custom", "encoder.depth": 6, "encoder.heads": 10}),
+        ("speech", {"encoder": {"width": 384}}, {"encoder.heads": 3}),
         ("default", {"encoder": {"width": 256}}, {"encoder.size": "custom", "encoder.depth": 12, "encoder.heads": 4}),
         ("default", {"encoder": {"width": 1000}}, {"encoder.heads": 10}),
         ("default", {"encoder": {"depth": 6}}, {"encoder.width": 384, "encoder.depth": 6, "encoder.heads": 6}),

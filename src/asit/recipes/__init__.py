@@ -140,11 +140,12 @@ def overlay(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
     size, parts = was.get("size", EncoderSettings().size), ("width", "depth", "heads")
     if now.get("size") in SIZES:
         encoder = {part: now.get(part) for part in parts}
-    elif "size" not in now and size in SIZES and any(now.get(part) for part in parts):
-        named = dict(zip(parts, SIZES[size], strict=True))
-        if now.get("width"):
-            named["heads"] = next(n for n in range(max(1, now["width"] // 64), 0, -1) if now["width"] % n == 0)
-        encoder = {"size": "custom"} | {part: now.get(part) or named[part] for part in parts}
+    elif "size" not in now and any(now.get(part) for part in parts):
+        below = dict(zip(parts, SIZES[size], strict=True)) if size in SIZES else {part: was.get(part) for part in parts}
+        width = now.get("width")
+        if width and (size in SIZES or width % (below["heads"] or 1)):
+            below["heads"] = next(n for n in range(max(1, width // 64), 0, -1) if width % n == 0)
+        encoder = {"size": "custom"} | {part: now.get(part) or below[part] for part in parts}
     mels = base.get("front_end", {}).get("mels", FrontEndSettings().mels)
     if was.get("patch_mels") == mels and "patch_mels" not in now:
         encoder["patch_mels"] = out.get("front_end", {}).get("mels", mels)
