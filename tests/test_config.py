@@ -10,6 +10,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from asit import config, recipes
+from asit.commands import parse
+from asit.commands.training import PretrainOptions
 from asit.errors import ConfigError
 from asit.settings import FinetuneSettings, OptimSettings, PretrainSettings
 
@@ -374,3 +376,72 @@ def test_a_run_is_gone_on_with_under_its_own_settings(tmp_path: Path) -> None:
     found = recipes.finetune_settings_for(tmp_path, None, None, {"data": "", "model": ""}, resume=True)
     assert (found.task, found.epochs, found.model, found.data) == ("esc50", 7, "none", "c.jsonl")
     assert recipes.finetune_settings_for(tmp_path, None, None, {}, resume=False).epochs != 7
+
+
+# one setting given alone
+
+
+@pytest.mark.parametrize(
+    ("preset", "given", "found"),
+    [
+        ("speech", {"epochs": 1}, {"optim.warmup": "auto"}),
+        ("speech", {"epochs": 2}, {"optim.warmup": 1.0}),
+        ("paper", {"epochs": "5"}, {"optim.warmup": "auto", "losses.teacher_warmup": 30.0}),
+        ("paper", {"epochs": 5, "optim": {"warmup": 10}}, {"optim.warmup": 10.0}),
+        ("speech", {"encoder": {"size": "small"}}, {"encoder.width": None, "encoder.heads": None}),
+        ("speech", {"encoder": {"depth": 3}}, {"encoder.size": "custom", "encoder.width": 192, "encoder.depth": 3}),
+        ("speech", {"encoder": {"width": 1000}}, {"encoder.size": "custom", "encoder.depth": 6, "encoder.heads": 10}),
+        ("speech", {"encoder": {"width": 384}}, {"encoder.heads": 3}),
+        ("default", {"encoder": {"width": 256}}, {"encoder.size": "custom", "encoder.depth": 12, "encoder.heads": 4}),
+        ("default", {"encoder": {"width": 1000}}, {"encoder.heads": 10}),
+        ("default", {"encoder": {"depth": 6}}, {"encoder.width": 384, "encoder.depth": 6, "encoder.heads": 6}),
+        ("default", {"encoder": {"size": "tiny", "width": 64}}, {"encoder.size": "tiny", "encoder.width": 64}),
+        ("speech", {"front_end": {"mels": 80}}, {"encoder.patch_mels": 80}),
+        ("speech", {"front_end": {"mels": 80}, "encoder": {"patch_mels": 40}}, {"encoder.patch_mels": 40}),
+        ("default", {"front_end": {"mels": 64}}, {"encoder.patch_mels": 16}),
+        ("default", {"heads": {"share_prototypes": True}}, {"heads.patch_prototypes": 2048}),
+        ("official-v2", {"heads": {"patch_prototypes": 512}}, {"heads.class_prototypes": 512}),
+        ("paper", {"heads": {"class_prototypes": 512}}, {"heads.patch_prototypes": 1024}),
+    ],
+)
+def test_what_one_setting_rules_out_is_derived(preset: str, given: dict[str, Any], found: dict[str, Any]) -> None:
+    values = dict(config.flat(recipes.pretrain_settings(preset, None, given).model_dump()))
+    assert {name: values[name] for name in found} == found
+    # The same from the command line.
+    base = recipes.pretrain_settings(preset)
+    flags = [f"--{name}" if value is True else f"--{name}={value}" for name, value in config.flat(given)]
+    options = parse.parse(PretrainOptions, "asit pretrain", "x", flags, default=PretrainOptions(**base.model_dump()))
+    settings = parse.settings_of(PretrainSettings, base, options, flags)
+    values = dict(config.flat(settings.model_dump()))
+    assert {name: values[name] for name in found} == found
+
+
+def test_a_file_s_values_give_way_to_flags_as_a_recipe_s_do(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(config.to_yaml(recipes.pretrain_settings("speech")))
+    settings = recipes.pretrain_settings(None, tmp_path / "run.yaml", {"epochs": 1, "encoder": {"size": "tiny"}})
+    assert (settings.preset, settings.optim.warmup, settings.encoder.width) == ("speech", "auto", None)
+    assert recipes.finetune_settings("esc50", None, {"epochs": 10}).optim.warmup == "auto"
+
+
+def test_settings_of_the_other_kind_of_run(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("preset: paper\nviews: {seconds: 3}\n")
+    with pytest.raises(ConfigError, match=r"holds settings of pretraining: preset: paper(.|\n)*use asit pretrain"):
+        recipes.finetune_settings(None, tmp_path / "config.yaml")
+    with pytest.raises(ConfigError, match=r"config\.yaml holds settings of pretraining"):
+        recipes.finetune_settings_for(tmp_path, None, None, {}, resume=True)
+    (tmp_path / "mine.yaml").write_text("task: esc50\n")
+    with pytest.raises(ConfigError, match=r"holds settings of fine-tuning: task: esc50(.|\n)*use asit finetune"):
+        recipes.pretrain_settings(None, tmp_path / "mine.yaml")
+
+
+def test_recipes_are_as_they_were() -> None:
+    for name in recipes.presets():
+        assert (
+            recipes.pretrain_settings(name).model_dump()
+            == config.build(PretrainSettings, recipes.preset(name), name).model_dump()
+        )
+    for name in recipes.tasks():
+        assert (
+            recipes.finetune_settings(name).model_dump()
+            == config.build(FinetuneSettings, recipes.task(name), name).model_dump()
+        )

@@ -310,6 +310,16 @@ def test_a_damaged_figure_is_said(run: Path) -> None:
     assert "step-00000050.npz cannot be read" in Page(report(run).read_text()).text
 
 
+def test_a_page_replaces_nothing_but_a_page(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "clip.wav").write_text("mine")
+    for out, found in ((tmp_path, "is a folder"), (tmp_path / "clip.wav", "is a file, and not an HTML page")):
+        with pytest.raises(ConfigError, match=rf"{found}(.|\n)*\.html"):
+            report(run, out)
+    assert (tmp_path / "clip.wav").read_text() == "mine"
+    page = report(run, tmp_path / "page.html")
+    assert report(run, page) == page
+
+
 def test_a_failed_write_leaves_the_old_page(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = report(run).read_text()
 

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from asit.data.catalogue import Catalogue
     from asit.data.scan import build as build_catalogue
+    from asit.data.tables import TableRow
     from asit.errors import AsitError
     from asit.interop.loading import load as load
     from asit.model.audio_model import AudioModel, Embedding
     from asit.recipes import finetune, pretrain
     from asit.report import report
-    from asit.settings import FinetuneSettings, PretrainSettings
+    from asit.settings import FinetuneSettings, FrontEndSettings, PretrainSettings
 
 __version__ = "0.1.0"
 
@@ -25,7 +26,9 @@ __all__ = [
     "Catalogue",
     "Embedding",
     "FinetuneSettings",
+    "FrontEndSettings",
     "PretrainSettings",
+    "TableRow",
     "__version__",
     "build_catalogue",
     "finetune",
@@ -34,41 +37,75 @@ __all__ = [
     "report",
 ]
 
-_PLACES = {
+_PUBLIC = {
     "AsitError": ("asit.errors", "AsitError"),
     "AudioModel": ("asit.model.audio_model", "AudioModel"),
     "Catalogue": ("asit.data.catalogue", "Catalogue"),
     "Embedding": ("asit.model.audio_model", "Embedding"),
     "FinetuneSettings": ("asit.settings", "FinetuneSettings"),
+    "FrontEndSettings": ("asit.settings", "FrontEndSettings"),
     "PretrainSettings": ("asit.settings", "PretrainSettings"),
+    "TableRow": ("asit.data.tables", "TableRow"),
     "build_catalogue": ("asit.data.scan", "build"),
     "finetune": ("asit.recipes", "finetune"),
     "load": ("asit.interop.loading", "load"),
-    "pretrain": ("asit.recipes", "pretrain"),
-    "report": ("asit.report", "report"),
 }
+"""Public names, as (module, its attribute): imported on first use, since torch takes seconds."""
+
+_CALLABLE = {"asit.pretrain": ("asit.recipes", "pretrain"), "asit.report": ("asit.report", "report")}
+"""Public functions with the name of a package: the package can be called (docs/design.md)."""
 
 
-def __getattr__(name: str) -> Any:
-    # Imported on first use, so that `import asit` and `asit --help` stay fast: torch takes seconds.
-    if name not in _PLACES:
-        raise AttributeError(f"module 'asit' has no attribute {name!r}")
-    module, attribute = _PLACES[name]
-    value = getattr(importlib.import_module(module), attribute)
-    globals()[name] = value
-    return value
+class _Package(types.ModuleType):
+    """A package whose modules are attributes that are imported on first use, as `asit.audio.fbank`."""
 
+    def __getattr__(self, name: str) -> Any:
+        if self.__name__ == "asit" and name in _PUBLIC:
+            module, attribute = _PUBLIC[name]
+            self.__dict__[name] = value = getattr(importlib.import_module(module), attribute)
+            return value
+        full = f"{self.__name__}.{name}"
+        try:
+            return importlib.import_module(full)
+        except ModuleNotFoundError as error:
+            if error.name != full:  # the module exists, but not one that it imports
+                raise
+        raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}", name=name, obj=self)
 
-def __dir__() -> list[str]:
-    return __all__
-
-
-class _Public(types.ModuleType):
     def __setattr__(self, name: str, value: object) -> None:
-        # Importing a room puts it on this module; `asit.pretrain` and
-        # `asit.report` must stay the functions, and not become the rooms.
-        if not (name in _PLACES and isinstance(value, types.ModuleType)):
-            super().__setattr__(name, value)
+        # The import system sets an imported module on its package by this.
+        if isinstance(value, types.ModuleType) and hasattr(value, "__path__"):
+            value.__class__ = _CallablePackage if value.__name__ in _CALLABLE else _Package
+        super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        import pkgutil
+
+        modules = {found.name for found in pkgutil.iter_modules(self.__path__)} - {"__main__"}
+        return sorted({*(__all__ if self.__name__ == "asit" else super().__dir__()), *modules})
 
 
-sys.modules[__name__].__class__ = _Public
+class _CallablePackage(_Package):
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        return self._function(*arguments, **options)
+
+    @property
+    def _function(self) -> Any:
+        module, attribute = _CALLABLE[self.__name__]
+        return getattr(importlib.import_module(module), attribute)
+
+    @property
+    def __doc__(self) -> str | None:  # type: ignore[override]
+        return str(self._function.__doc__)
+
+    @property
+    def __signature__(self) -> Any:  # read by inspect.signature
+        import inspect
+
+        return inspect.signature(self._function)
+
+    def __reduce__(self) -> Any:  # a pool's processes may be given it, as they may a function
+        return importlib.import_module, (self.__name__,)
+
+
+sys.modules[__name__].__class__ = _Package

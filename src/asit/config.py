@@ -140,14 +140,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def differences(left: BaseModel, right: BaseModel) -> dict[str, tuple[Any, Any]]:
     """Dotted names of settings that differ, with both values."""
-    a, b = dict(_flat(left.model_dump(mode="json"))), dict(_flat(right.model_dump(mode="json")))
+    a, b = dict(flat(left.model_dump(mode="json"))), dict(flat(right.model_dump(mode="json")))
     return {name: (a.get(name), b.get(name)) for name in a | b if a.get(name) != b.get(name)}
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Dotted names and values of a nested mapping: the reverse of `nested`."""
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
 

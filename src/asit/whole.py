@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +17,11 @@ def written(target: str | os.PathLike[str]) -> Iterator[Path]:
     stays as it was; only a killed process leaves it.
 
     Raises:
-        OSError: it cannot be written, or the disk is full.
+        OSError: `target` is a folder, or cannot be written, or the disk is full.
     """
     path = Path(target)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "a folder, where a file is to be written", str(path))
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield draft

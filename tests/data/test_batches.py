@@ -487,6 +487,22 @@ def test_auto_follows_the_typical_clip(typical: float, seconds: float) -> None:
     assert frames * 0.01 < typical
 
 
+@pytest.mark.parametrize(
+    ("segment", "seconds", "typical", "fits", "short"),
+    [
+        (3.0, "auto", 12.0, 1.8, 1.08),  # 0.6 of a segment, as of a clip of 3 s
+        (1.0, "auto", 12.0, 0.85, 0.51),
+        (10.0, "auto", 12.0, 6.0, 2.0),
+        (60.0, "auto", 600.0, 6.0, 2.0),
+        (10.0, 0.2, 1.0, 0.2, 0.175),  # a third would hold no patch of 16 frames
+    ],
+)
+def test_auto_follows_what_is_given(segment: float, seconds: Any, typical: float, fits: float, short: float) -> None:
+    settings = ViewSettings(segment_seconds=segment, seconds=seconds, local_views=1)
+    *found, _ = view_frames(settings, front_end(), 16, typical)
+    assert found == [int((s - 0.025) / 0.01 + 1 + 1e-6) // 16 * 16 for s in (fits, short)]
+
+
 def test_views_that_cannot_be() -> None:
     with pytest.raises(
         ConfigError, match=r"views\.seconds is 0\.1: 8 frames hold no patch of 16(.|\n)*at least 0\.175 s"

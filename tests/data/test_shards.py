@@ -17,7 +17,7 @@ import pytest
 import soundfile
 
 from asit.audio import files, ogg
-from asit.data import members, shardcheck, shards, stores, tarwriter
+from asit.data import members, scan, shardcheck, shards, stores, tarwriter
 from asit.data.catalogue import Catalogue, Clip
 from asit.errors import CatalogueError, ConfigError, StoreError, TrainingError
 
@@ -81,6 +81,10 @@ def test_originals_go_in_and_come_out(sounds: Catalogue, tmp_path: Path) -> None
     assert pack(whole, tmp_path / "whole").index.digest == whole.digest  # a run may go on with shards of its files
     assert index.digest != sounds.digest
     assert shardcheck.check(str(tmp_path / "out")).header == index.header
+    with pytest.raises(CatalogueError, match=r"index\.jsonl is the index of tar shards"):
+        scan.build(tmp_path / "out", tmp_path / "out" / "index.jsonl")
+    with pytest.raises(CatalogueError, match=r"shard-000000\.tar is a file(.|\n)*give the shards' folder"):
+        shardcheck.check(str(tmp_path / "out" / "shard-000000.tar"))
 
 
 def test_tar_readers_find_keys_and_sidecars(sounds: Catalogue, tmp_path: Path) -> None:

@@ -230,3 +230,10 @@ def test_whatever_happens_to_a_table_it_is_read_or_refused(tmp_path: Path) -> No
         except CatalogueError:
             continue
     assert 50 < read < 950
+
+
+def test_what_is_no_table(tmp_path: Path) -> None:
+    (tmp_path / "rows.txt").touch()
+    for name, found in (("", "is a folder"), ("nowhere", "there is no .*nowhere"), ("rows.txt", "not a table by its")):
+        with pytest.raises(CatalogueError, match=rf"{found}(.|\n)*\.csv, \.jsonl, \.tsv"):
+            read_table(tmp_path / name)

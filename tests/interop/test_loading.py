@@ -156,6 +156,9 @@ def test_a_folder_goes_before_the_hub(tmp_path: Path, monkeypatch: pytest.Monkey
         ("runs/first", "runs/first is a run that has saved no model yet"),
         ("runs/third", "runs/third holds no model: it is empty"),
         ("weights.pth", r"weights\.pth is a file(.|\n)*asit convert weights\.pth"),
+        ("own/model.safetensors", r"model\.safetensors is a file(.|\n)*give the folder that it lies in: own$"),
+        ("clip.wav", r"clip\.wav is a file(.|\n)*give a model's folder, such as RUN/model$"),
+        ("index", r"index is an index of recordings(.|\n)*asit similar index FILE$"),
         ("ast", r"model_type 'audio-spectrogram-transformer'(.|\n)*asit convert ast"),
     ],
 )
@@ -167,7 +170,12 @@ def test_paths_that_lead_nowhere_do_not_ask_the_hub(
     (tmp_path / "runs" / "first" / "checkpoints").mkdir(parents=True)
     (tmp_path / "runs" / "first" / "config.yaml").write_text("x: 1")
     (tmp_path / "runs" / "third").mkdir()
-    (tmp_path / "weights.pth").write_bytes(b"x")
+    for name in ("weights.pth", "clip.wav"):
+        (tmp_path / name).write_bytes(b"x")
+    model(4).save(tmp_path / "own")
+    (tmp_path / "index").mkdir()
+    for name in ("card.json", "rows.npy", "vectors.npy"):
+        (tmp_path / "index" / name).touch()
     (tmp_path / "ast").mkdir()
     (tmp_path / "ast" / "config.json").write_text('{"model_type": "audio-spectrogram-transformer"}')
     with pytest.raises(CheckpointError, match=text):

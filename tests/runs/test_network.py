@@ -16,7 +16,7 @@ from asit.model.audio_model import AudioModel
 from asit.model.classifier import Head, Labelling
 from asit.model.vit import Encoder, blank
 from asit.runs import finetune as runs
-from asit.runs import network
+from asit.runs import network, source
 from asit.settings import EncoderSettings, FinetuneSettings, FrontEndSettings
 
 SMALL = EncoderSettings(size="custom", width=32, depth=2, heads=2, drop_path=0.3)
@@ -180,8 +180,17 @@ def test_what_is_no_model(tmp_path: Path) -> None:
         network.pretrained(settings(""))
     saved(tmp_path / "run" / "model")
     (tmp_path / "run" / "config.yaml").touch()
-    with pytest.raises(CheckpointError, match=r"is a run's folder(.|\n)*give .*run/model"):
-        network.pretrained(settings(tmp_path / "run"))
+    assert network.pretrained(settings(tmp_path / "run")) is not None  # as for every other verb
+    with pytest.raises(CheckpointError, match=r"nowhere does not exist(.|\n)*such as RUN/model"):
+        network.pretrained(settings(tmp_path / "nowhere"))
     assert network.pretrained(settings("none")) is None
     (tmp_path / "run" / "model").rename(tmp_path / "best.bin")  # a folder, whatever its name
     assert network.pretrained(settings(tmp_path / "best.bin")) is not None
+
+
+@pytest.mark.parametrize("given", [{"mean": 2.0}, {"std": 2.0}, {"mean": 2.0, "std": 3.0}, {}])
+def test_mean_or_std_given_alone_is_kept(listed: Path, given: dict[str, float]) -> None:
+    catalogue = Catalogue.read(listed)
+    found = source.measured(FrontEndSettings(rate=8000, mels=32, **given), catalogue)
+    measured = {name: catalogue.header[name] for name in ("mean", "std")}
+    assert {"mean": found.mean, "std": found.std} == {**measured, **given}

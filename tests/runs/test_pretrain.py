@@ -102,7 +102,7 @@ def test_the_resolved_config_repeats_the_run(tiny: Any, tmp_path: Path, state: A
     autos = {"optim": {"warmup": "auto", "freeze_last_layer": "auto"}, "losses": {"teacher_warmup": "auto"}}
     go(tiny(first, **autos, views={"seconds": "auto", "local_seconds": "auto"}))
     again = recipes.pretrain_settings(None, first / "config.yaml", {"out": str(second)})
-    flat = dict(config._flat(again.model_dump(mode="json")))
+    flat = dict(config.flat(again.model_dump(mode="json")))
     assert {name for name, value in flat.items() if value == "auto"} <= {
         *("front_end.mean", "front_end.std", "heads.reconstruction_hidden")
     }

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import tyro
 from pydantic import ValidationError
 
+from asit import config, recipes
 from asit.errors import ConfigError
+from asit.settings import Settings
+
+S = TypeVar("S", bound=Settings)
 
 
 def parse(kind: Any, prog: str, summary: str, given: list[str], **options: Any) -> Any:
@@ -18,6 +22,21 @@ def parse(kind: Any, prog: str, summary: str, given: list[str], **options: Any) 
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg'].lower()}, found {e['input']!r}" for e in error.errors()]
         raise ConfigError("options do not fit:\n    " + "\n    ".join(lines), remedy=f"see {prog} --help") from None
+
+
+def settings_of(kind: type[S], base: S, options: S, given: list[str]) -> S:
+    """The settings of a run: `base` with those options that were given on top (`recipes.overlay`).
+
+    Args:
+        kind: of the settings, without a verb's own options.
+        base: what the options' defaults were taken from.
+        options: parsed.
+        given: the arguments that they were parsed from.
+    """
+    flags = {argument.removeprefix("--").partition("=")[0].replace("-", "_") for argument in given}
+    values, before = dict(config.flat(options.model_dump())), dict(config.flat(base.model_dump()))
+    named = [(name, values[name]) for name in before if name in flags or values[name] != before[name]]
+    return kind(**recipes.overlay(base.model_dump(), config.nested(named)))
 
 
 def early(given: list[str], names: tuple[str, ...]) -> dict[str, str]:

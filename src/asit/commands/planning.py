@@ -14,7 +14,7 @@ from pydantic import Field
 
 from asit import recipes
 from asit.commands import stdout
-from asit.commands.parse import early, parse
+from asit.commands.parse import early, parse, settings_of
 from asit.errors import ConfigError
 from asit.settings import PretrainSettings
 
@@ -56,7 +56,7 @@ def plan(prog: str, summary: str, given: list[str]) -> int:
     chosen = early(given, ("--preset", "--config"))
     base = recipes.settings_for("", chosen.get("--preset"), chosen.get("--config"), {}, resume=False)
     options = parse(PlanOptions, prog, summary, given, default=PlanOptions(**base.model_dump()))
-    settings = PretrainSettings(**options.model_dump(include=set(PretrainSettings.model_fields)))
+    settings = settings_of(PretrainSettings, base, options, given)
     _check(options)
     from asit import checkpoint
     from asit.runs import plan as runs

@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Literal
 
 from asit import recipes
-from asit.commands.parse import early, parse
+from asit.commands.parse import early, parse, settings_of
 from asit.errors import ConfigError
 from asit.settings import FinetuneSettings, PretrainSettings
 
@@ -37,7 +37,7 @@ def pretrain(prog: str, summary: str, given: list[str]) -> int:
     chosen = (chosen_early.get("--out", ""), chosen_early.get("--preset"), chosen_early.get("--config"))
     base = recipes.settings_for(*chosen, {}, resume=_goes_on(given))
     options = parse(PretrainOptions, prog, summary, given, default=PretrainOptions(**base.model_dump()))
-    settings = PretrainSettings(**options.model_dump(include=set(PretrainSettings.model_fields)))
+    settings = settings_of(PretrainSettings, base, options, given)
     resume, overwrite = _resume(options), options.overwrite
     if options.dry_run:
         from asit.runs.dryrun import dry_run
@@ -113,7 +113,7 @@ def finetune(prog: str, summary: str, given: list[str]) -> int:
     chosen = (chosen_early.get("--out", ""), chosen_early.get("--task"), chosen_early.get("--config"))
     base = recipes.finetune_settings_for(*chosen, {}, resume=_goes_on(given))
     options = parse(FinetuneOptions, prog, summary, given, default=FinetuneOptions(**base.model_dump()))
-    settings = FinetuneSettings(**options.model_dump(include=set(FinetuneSettings.model_fields)))
+    settings = settings_of(FinetuneSettings, base, options, given)
     from asit.runs import folds, score
     from asit.runs.finetune import FinetuneResult
 

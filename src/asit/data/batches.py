@@ -360,19 +360,21 @@ def view_frames(settings: ViewSettings, front_end: FrontEnd, patch: int, typical
     """
     notes: list[str] = []
     # The paper's 6 s of 10 s; clips shorter than that give most of themselves.
+    typical = min(typical, settings.segment_seconds)  # of a longer recording a clip is one segment
     fitting = 6.0 if typical >= 9.0 else max(0.6 * typical, min(0.85 * typical, 1.5))
     seconds = fitting if settings.seconds == "auto" else settings.seconds
     if seconds > settings.segment_seconds:
         raise ConfigError(
             f"views.seconds is {seconds:g}, views.segment_seconds is {settings.segment_seconds:g}",
             "a view no longer than the segment it is cut from",
-            f"raise views.segment_seconds to {seconds:g} or more",
+            f"raise views.segment_seconds to {seconds:g} or more, or leave views.seconds at auto",
         )
     frames = _whole_patches("views.seconds", seconds, front_end, patch, notes)
     if not settings.local_views:
         return frames, 0, notes
     third = seconds / 3 if seconds >= 3 else 0.6 * seconds
-    local = third if settings.local_seconds == "auto" else settings.local_seconds
+    least = front_end.samples_for(patch) / front_end.settings.rate  # auto holds a patch where the global view does
+    local = max(third, least) if settings.local_seconds == "auto" else settings.local_seconds
     return frames, _whole_patches("views.local_seconds", local, front_end, patch, notes), notes
 
 

@@ -109,6 +109,17 @@ def _key(name: bytes, part: Part | None, seed: int) -> int:
     return int.from_bytes(hashlib.blake2b(whole, digest_size=8, key=str(seed).encode()).digest(), "little")
 
 
+def instead(folder: Path) -> str:
+    """What to give instead of a folder that asit wrote, and that holds no recordings; "" for others."""
+    if (folder / "catalogue.jsonl").is_file() and (folder / "config.yaml").is_file():
+        return f"this is a run's folder; the data that it was given are listed in {folder / 'catalogue.jsonl'}"
+    if (folder / "vectors.npy").is_file():
+        return "this is an index of asit index; give the folder of the recordings"
+    if (folder / "model.safetensors").is_file():
+        return "this is a model's folder; give the folder of the recordings"
+    return ""
+
+
 def list_files(source: Path, *, folder_labels: bool = False) -> Listing:
     """The clips of a folder or a table, not looked at.
 
@@ -295,7 +306,7 @@ def no_audio(kind: str, place: str, others: Counter[str]) -> CatalogueError:
     if not others:
         return CatalogueError(f"the {kind} {place} is empty", "recordings in it, or in folders below", "check the path")
     seen = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(6))
-    remedy = "check the path, or turn the recordings into one of these"
+    remedy = instead(Path(place)) or "check the path, or turn the recordings into one of these"
     if packed := [suffix for suffix in others if suffix in ARCHIVES]:
         remedy = (
             f"unpack the {', '.join(packed)} files; an uncompressed .tar is read as it is (gunzip, bunzip2, unxz or "

@@ -67,7 +67,7 @@ class Patience:
         return cls(seconds=seconds, answer=min(cls.answer, seconds))
 
 
-_log = logging.getLogger("asit.stores")
+_log = logging.getLogger("asit.data.stores")
 """Hears of each try that failed. Without handlers its lines go to the standard error as they are."""
 
 

@@ -38,7 +38,7 @@ def build(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
-    front_end: FrontEndSettings,
+    front_end: FrontEndSettings | None = None,
     workers: int | Literal["auto"] = "auto",
     check: Literal["full", "header"] = "full",
     checksum: bool = False,
@@ -66,7 +66,7 @@ def build(
         source: a folder, searched through all its levels (hidden names left out), or a table
             (:func:`asit.data.tables.read_table`).
         out: the catalogue's path; an older catalogue there is replaced.
-        front_end: decides the log-mel that mean and std are measured on.
+        front_end: decides the log-mel that mean and std are measured on; None: the default settings.
         workers: processes; "auto": one for each CPU this process may use.
         check: "full" decodes every file, "header" only opens it.
         checksum: store the SHA-256 of each file.
@@ -82,7 +82,7 @@ def build(
             CLASS/SPLIT where folders are named after splits; "auto" and "none" label none. A table brings its own
             labels.
         rows: what is scanned instead of all that lies in the source, which is then only the folder that paths are kept
-            relative to; taken in one at a time. Paths must be absolute and normalised.
+            relative to; taken in one at a time. Paths are normalised, and absolute or relative to the source.
         facts: further entries of the header, such as "task" and "classes".
 
     Raises:
@@ -109,7 +109,7 @@ def build(
         listing = list_rows(os.path.abspath(source), rows)
     if not len(listing):
         raise CatalogueError(f"no clips were named in {source}", "at least one", "check the data set's folder")
-    plan = checks.Plan(listing.root, check, checksum, silence_db, seed, front_end)
+    plan = checks.Plan(listing.root, check, checksum, silence_db, seed, front_end or FrontEndSettings())
     listing.draw(statistics_clips, seed)
     with _Partial(Path(f"{out}.partial"), plan.fingerprint(source, statistics_clips), listing, restart) as partial:
         todo = np.flatnonzero(partial.offsets < 0)
@@ -192,6 +192,12 @@ def _refuse(source: Path, out: Path) -> None:
     if out.exists() and not is_catalogue(out):
         raise CatalogueError(
             f"{out} exists and is not a catalogue", "a new name, or an older catalogue", "choose another name"
+        )
+    if out.exists() and Catalogue.read(out).shards is not None:
+        raise CatalogueError(
+            f"{out} is the index of tar shards, which cannot be read without it",
+            "a new name, or an older catalogue without shards",
+            "choose another name",
         )
 
 

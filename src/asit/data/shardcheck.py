@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,8 @@ def check(place: str, *, progress: Callable[[int, int, int], None] | None = None
         CatalogueError: no index there.
         StoreError: shards that are missing, too short or damaged; names them.
     """
+    if not place.endswith(".jsonl") and Path(place).is_file():
+        raise CatalogueError(f"{place} is a file", "a folder of shards, or its index.jsonl", "give the shards' folder")
     place = place if place.endswith(".jsonl") else stores.join(place.rstrip("/"), INDEX)
     index = Catalogue.read(place, look=False)
     listed = index.header.get("shards")

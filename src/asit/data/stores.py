@@ -1,8 +1,8 @@
 """Files in a store: on this machine's disks, or behind a URL of an object store or a web server, which fsspec reads.
 
 A place is a path or a URL. Local files are read by their descriptors and never go through fsspec. What may pass, such
-as a connection that breaks, is tried again after waits that double, each told to the logger asit.stores; then, and at
-once for what will not pass, a StoreError says so. fsspec keeps its instances for each process, so that loader processes
+as a connection that breaks, is tried again after waits that double, each logged by asit.data.stores; then, and at once
+for what will not pass, a StoreError says so. fsspec keeps its instances for each process, so that loader processes
 have their own, forked or not.
 """
 

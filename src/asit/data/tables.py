@@ -93,6 +93,12 @@ def iterate_table(path: str | os.PathLike[str]) -> Iterator[TableRow]:
     table = Path(disk.locate(os.fspath(path)))
     suffix = table.suffix.lower()
     if suffix not in SUFFIXES:
+        if not table.is_file():
+            raise CatalogueError(
+                f"{table} is a folder" if table.is_dir() else f"there is no {table}",
+                f"a table, whose name ends in {', '.join(sorted(SUFFIXES))}",
+                "check the path" + ("" if table.is_dir() else near(table)),
+            )
         raise CatalogueError(
             f"{table} is not a table by its name", f"a name ending in {', '.join(sorted(SUFFIXES))}", "rename the table"
         )

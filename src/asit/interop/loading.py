@@ -62,11 +62,7 @@ def locate(source: str | os.PathLike[str]) -> Path:
     if folder:
         return _of_model(path)
     if there:
-        raise CheckpointError(
-            f"{path} is a file",
-            "a model's folder, or the hub's owner/name",
-            f"give its folder; weights of others are brought in with: asit convert {path} --out DIR",
-        )
+        raise CheckpointError(f"{path} is a file", "a model's folder, or the hub's owner/name", _instead(path))
     found = _HUB_ID.fullmatch(name) if isinstance(source, str) else None
     if found is None or Path(found[1]).parent.is_dir():  # "runs/first" beside a folder "runs" is a path
         raise CheckpointError(
@@ -77,7 +73,22 @@ def locate(source: str | os.PathLike[str]) -> Path:
     return _of_model(_fetched(found[1], found[2]))
 
 
+def _instead(file: Path) -> str:
+    """What to give instead of a file."""
+    if any((file.parent / names[0]).is_file() and file.name in names for names in (OWN, THEIRS)):
+        return f"give the folder that it lies in: {file.parent}"
+    if file.suffix.lower() in (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".npz"):
+        return f"weights of other projects are converted with: asit convert {file} --out DIR"
+    return "give a model's folder, such as RUN/model"
+
+
 def _of_model(folder: Path) -> Path:
+    if (folder / "rows.npy").is_file() and (folder / "vectors.npy").is_file():
+        raise CheckpointError(
+            f"{folder} is an index of recordings",
+            "a model's folder, such as RUN/model",
+            f"give the model that made it; to search the index: asit similar {folder} FILE",
+        )
     if (folder / OWN[0]).is_file() or (folder / THEIRS[0]).is_file():
         return folder
     if (folder / "model" / OWN[0]).is_file():

@@ -74,7 +74,7 @@ def shape_of(settings: EncoderSettings) -> tuple[int, int, int]:
         raise ConfigError(
             f"encoder.width is {width} and encoder.heads is {heads}",
             "a width that the heads divide evenly",
-            f"set encoder.width to {max(1, width // heads) * heads} or {(width // heads + 1) * heads}",
+            f"set encoder.width to a multiple of {heads}, such as {-(-width // heads) * heads}",
         )
     return width, depth, heads
 

@@ -305,29 +305,48 @@ def check(settings: PretrainSettings) -> None:
     wrong = []
     if o.warmup != "auto" and o.warmup >= settings.epochs:
         wrong.append(
-            f"epochs is {settings.epochs} and optim.warmup is {o.warmup:g}: the warm-up must end before the run"
+            f"epochs is {settings.epochs} and optim.warmup is {o.warmup:g}: the warm-up must end before the run; "
+            "take auto, or more epochs"
         )
     if loss.global_weight == loss.local_weight == loss.reconstruction_weight == 0:
-        wrong.append("losses.global_weight, local_weight and reconstruction_weight are all 0: nothing would be learnt")
+        wrong.append(
+            "losses.global_weight, local_weight and reconstruction_weight are all 0: nothing would be learnt; "
+            "raise one of them"
+        )
     if (
         loss.reconstruction_weight > 0
         and loss.global_weight == loss.local_weight == 0
         and m.drop == 0
         and m.replace == 0
     ):
-        wrong.append("masking.drop and masking.replace are 0 and reconstruction is the only loss: nothing is corrupted")
+        wrong.append(
+            "masking.drop and masking.replace are 0 and reconstruction is the only loss: nothing is corrupted; "
+            "raise one of these, or losses.global_weight"
+        )
     if settings.heads.share_prototypes and settings.heads.class_prototypes != settings.heads.patch_prototypes:
         wrong.append(
             f"heads.share_prototypes is on, class_prototypes is {settings.heads.class_prototypes} and "
-            f"patch_prototypes is {settings.heads.patch_prototypes}: they must be equal"
+            f"patch_prototypes is {settings.heads.patch_prototypes}: they must be equal; give one of them alone"
         )
     if settings.front_end.mels % settings.encoder.patch_mels:
         mels, step = settings.front_end.mels, settings.encoder.patch_mels
-        wrong.append(f"front_end.mels is {mels}, which encoder.patch_mels {step} does not divide")
+        near = " or ".join(str(count * step) for count in (mels // step, mels // step + 1) if count)
+        fits = max(size for size in range(1, min(step, mels) + 1) if mels % size == 0)
+        wrong.append(
+            f"front_end.mels is {mels}, which encoder.patch_mels {step} does not divide; "
+            f"take front_end.mels {near}, or encoder.patch_mels {fits}"
+        )
     if stride_of(settings.encoder) != patch_of(settings.encoder):
-        wrong.append("encoder.patch_stride_frames or patch_stride_mels is set: pretraining needs patches side by side")
+        wrong.append(
+            f"encoder.patch_stride_frames, patch_stride_mels: the stride is {stride_of(settings.encoder)} (time, mel) "
+            f"and patches are {patch_of(settings.encoder)}: pretraining needs patches side by side; leave the strides "
+            "out, and set network.stride_frames and stride_mels in fine-tuning"
+        )
     if settings.batch_size % settings.accumulate:
-        wrong.append(f"batch_size is {settings.batch_size}, which accumulate {settings.accumulate} does not divide")
+        wrong.append(
+            f"batch_size is {settings.batch_size}, which accumulate {settings.accumulate} does not divide; take "
+            f"batch_size {-(-settings.batch_size // settings.accumulate) * settings.accumulate}"
+        )
     if wrong:
         raise ConfigError(
             f"{len(wrong)} combination{'s' * (len(wrong) > 1)} of settings cannot be:\n    " + "\n    ".join(wrong),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TextIO, TypeVar
 
 from asit import config
 from asit.errors import ConfigError
-from asit.settings import FinetuneSettings, PretrainSettings, Settings
+from asit.settings import SIZES, EncoderSettings, FinetuneSettings, FrontEndSettings, PretrainSettings, Settings
 
 if TYPE_CHECKING:
     from asit.runs.finetune import FinetuneResult
@@ -98,12 +99,67 @@ def _recipe(shelf: _Shelf[S], name: str) -> dict[str, Any]:
 
 
 def _settings(shelf: _Shelf[S], name: str | None, file: str | Path | None, overrides: Mapping[str, Any] | None) -> S:
-    given = config.merge(config.read_yaml(Path(file)) if file else {}, overrides or {})
+    held, given = _of_kind(shelf, Path(file)) if file else {}, overrides or {}
     source = str(file) if file else "the settings given"
     # Checked apart from the recipe, so that the message is about what the user wrote.
-    config.build(shelf.kind, given, source)
-    chosen = name or str(given.get(shelf.field, shelf.default))
-    return config.build(shelf.kind, config.merge(_recipe(shelf, chosen), given | {shelf.field: chosen}), source)
+    config.build(shelf.kind, config.merge(held, given), source)
+    chosen = name or str(given.get(shelf.field, held.get(shelf.field, shelf.default)))
+    laid = _recipe(shelf, chosen)
+    for layer in (held, given):
+        laid = overlay(laid, config.build(shelf.kind, layer, source).model_dump(exclude_unset=True))
+    return config.build(shelf.kind, laid | {shelf.field: chosen}, source)
+
+
+def _of_kind(shelf: _Shelf[S], path: Path) -> dict[str, Any]:
+    """The settings in a file, which are not those of the other kind of run."""
+    held = config.read_yaml(path)
+    other = _TASKS if shelf.field == _PRESETS.field else _PRESETS
+    if other.field in held and shelf.field not in held:
+        verbs = {"preset": ("pretraining", "asit pretrain"), "task": ("fine-tuning", "asit finetune")}
+        (found, theirs), (expected, ours) = verbs[other.field], verbs[shelf.field]
+        raise ConfigError(
+            f"{path} holds settings of {found}: {other.field}: {held[other.field]}",
+            f"settings of {expected}, with {ours}",
+            f"use {theirs} for them, or name a file or run of {expected}",
+        )
+    return held
+
+
+def overlay(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` laid on `base`, both nested; values of `base` that `given` rules out are derived from it.
+
+    - A named `encoder.size` removes the width, depth and heads of a custom one. One of these three makes a named size
+      custom: the others are those of the named size, and the heads of a given width are 64 wide or the next wider.
+    - `epochs` that end before the warm-up make it auto.
+    - Where the last layer is shared, both numbers of prototypes are the one that is given, else the class token's.
+    - Patches as high as the spectrogram stay so when `front_end.mels` changes.
+    """
+    out = config.merge(base, given)
+    was, now = base.get("encoder", {}), given.get("encoder", {})
+    encoder: dict[str, Any] = {}
+    size, parts = was.get("size", EncoderSettings().size), ("width", "depth", "heads")
+    if now.get("size") in SIZES:
+        encoder = {part: now.get(part) for part in parts}
+    elif "size" not in now and any(now.get(part) for part in parts):
+        below = dict(zip(parts, SIZES[size], strict=True)) if size in SIZES else {part: was.get(part) for part in parts}
+        width = now.get("width")
+        if width and (size in SIZES or width % (below["heads"] or 1)):
+            below["heads"] = next(n for n in range(max(1, width // 64), 0, -1) if width % n == 0)
+        encoder = {"size": "custom"} | {part: now.get(part) or below[part] for part in parts}
+    mels = base.get("front_end", {}).get("mels", FrontEndSettings().mels)
+    if was.get("patch_mels") == mels and "patch_mels" not in now:
+        encoder["patch_mels"] = out.get("front_end", {}).get("mels", mels)
+    optim: dict[str, Any] = {}
+    warmup = out.get("optim", {}).get("warmup", "auto")
+    if "warmup" not in given.get("optim", {}) and warmup != "auto" and warmup >= given.get("epochs", math.inf):
+        optim["warmup"] = "auto"
+    heads: dict[str, Any] = {}
+    counts, over, merged = ("class_prototypes", "patch_prototypes"), given.get("heads", {}), out.get("heads", {})
+    if merged.get("share_prototypes") and not all(name in over for name in counts):
+        shared = next((over[name] for name in counts if name in over), merged.get(counts[0]))
+        heads = dict.fromkeys(counts, shared) if shared else {}
+    derived = {"encoder": encoder, "optim": optim, "heads": heads}
+    return config.merge(out, {group: values for group, values in derived.items() if values})
 
 
 def pretrain(
@@ -164,7 +220,7 @@ def finetune(
     Args:
         data: catalogue with labels, labelled table, or folder with one sub-folder a class.
         out: the run's folder, new or empty.
-        model: model folder, file of ImageNet ViT weights, or "none".
+        model: as for `asit.load`, such as RUN/model; a file of ImageNet ViT weights; or "none".
         task: the recipe; "any" if not given.
         config: YAML file of settings.
         resume: go on with the run in `out`, with its own settings; "auto": where there is one.
@@ -224,7 +280,7 @@ def _settings_for(
     if str(out) and resume and name is None and file is None:
         own = Path(out) / "config.yaml"
         if own.exists():
-            return config.build(shelf.kind, config.merge(config.read_yaml(own), given), str(own))
+            return config.build(shelf.kind, config.merge(_of_kind(shelf, own), given), str(own))
     return _settings(shelf, name, file, given)
 
 

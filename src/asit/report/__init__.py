@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from asit import parsing, whole
-from asit.report import finetuning, folds, pretraining
+from asit.errors import ConfigError
+from asit.report import finetuning, folds, page, pretraining
 from asit.report.charts import probe_table_html
-from asit.report.page import Section, page, tiles
 from asit.report.run import Run
 
 __all__ = ["probe_table_html", "report"]
@@ -19,7 +19,7 @@ __all__ = ["probe_table_html", "report"]
 def report(
     run: Path | str,
     out: Path | str | None = None,
-    sections: Sequence[Section] = (),
+    sections: Sequence[page.Section] = (),
     *,
     preset: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -40,17 +40,24 @@ def report(
 
     Raises:
         AsitError: `run` is not a run's folder, or its results are not as a run writes them.
-        ConfigError: its config.yaml, environment.json or results.json cannot be parsed.
+        ConfigError: `out` is a folder, or a file that is no page by its name; or the run's config.yaml,
+            environment.json or results.json cannot be parsed.
     """
     held = Run.read(Path(run))
     path = Path(out) if out is not None else held.folder / "report.html"
+    if path.is_dir() or (path.exists() and path.suffix.lower() not in (".html", ".htm")):
+        raise ConfigError(
+            f"{path} is {'a folder' if path.is_dir() else 'a file, and not an HTML page by its name'}",
+            "the path of a page: a new file, or one whose name ends in .html",
+            f"give one such as {path / 'report.html' if path.is_dir() else path.with_suffix('.html')}",
+        )
     again = "restore the files of the run, or delete the one that was changed and report again"
     with parsing.as_written(held.folder, again):
         _write(path, _html(held, path, sections, preset))
     return path
 
 
-def _html(held: Run, path: Path, sections: Sequence[Section], preset: Mapping[str, Any] | None) -> str:
+def _html(held: Run, path: Path, sections: Sequence[page.Section], preset: Mapping[str, Any] | None) -> str:
     if held.kind == "cross-validation":
         for fold in held.folds:
             report(fold, preset=preset)
@@ -61,9 +68,9 @@ def _html(held: Run, path: Path, sections: Sequence[Section], preset: Mapping[st
         kind = pretraining if held.kind == "pretraining" else finetuning
         facts, every = kind.facts(held), kind.sections(held, preset)
     damaged = f" {held.damaged} unreadable lines of metrics.jsonl were left out." if held.damaged else ""
-    html = page(
+    html = page.page(
         f"asit: {held.folder.resolve().name}",
-        f'<p class="verdict {state}">{escape(sentence)}</p>{tiles(facts)}',
+        f'<p class="verdict {state}">{escape(sentence)}</p>{page.tiles(facts)}',
         [section for section in (*sections, *every) if section[1]],
         f"Written by <code>asit report</code>; one file, no outside request. Size: @SIZE@ MB.{damaged}",
     )

@@ -141,6 +141,8 @@ def prepare(settings: FinetuneSettings, model: AudioModel | None, catalogue: Cat
     notes.append(f"precision {precision.name}: {precision.reason}")
     labels = labels_of(catalogue, settings)
     start = network.origin(supervised.resolve(settings, multi=labels.multi), model, catalogue)
+    if settings.optim.warmup == "auto":
+        notes.append(f"optim.warmup auto: {start.settings.optim.warmup:g} of {settings.epochs} epochs")
     settings = start.settings
     settings.precision = precision.name  # type: ignore[assignment]
     settings.labels = "multi" if labels.multi else "single"

@@ -12,6 +12,7 @@ from asit.audio.fbank import FrontEnd
 from asit.checkpoint import load_strict
 from asit.data.catalogue import Catalogue
 from asit.errors import ConfigError
+from asit.interop import loading
 from asit.model import imagenet, positions
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Classifier, Head
@@ -49,12 +50,12 @@ def pretrained(settings: FinetuneSettings) -> AudioModel | None:
     if not given:
         raise ConfigError(
             "no model was given to start from",
-            "a model folder such as RUN/model, a file of ImageNet ViT weights, or none",
+            "a model as for asit.load, such as RUN/model, a file of ImageNet ViT weights, or none",
             "pass --model RUN/model, or --model none for fresh weights",
         )
     if given == NONE or is_image_file(given):
         return None
-    return AudioModel.load(given)
+    return loading.load(given)
 
 
 def is_image_file(given: str) -> bool:

@@ -52,11 +52,14 @@ def prepare(settings: PretrainSettings, catalogue: Catalogue, world: World) -> S
         ConfigError: settings that cannot go together.
         CatalogueError: the catalogue does not fit the settings.
     """
+    auto_warmup = settings.optim.warmup == "auto"
     settings = method.resolve(settings)
     notes = [f"device {world.device}: {world.reason}"]
     precision = runtime.precision(settings.precision, world)
     settings.precision = precision.name  # type: ignore[assignment]
     notes.append(f"precision {precision.name}: {precision.reason}")
+    if auto_warmup:
+        notes.append(f"optim.warmup auto: {settings.optim.warmup:g} of {settings.epochs} epochs")
     settings.front_end = source.measured(settings.front_end, catalogue)
     if settings.splits:
         rows = of_splits(catalogue, settings.splits)

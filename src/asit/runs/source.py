@@ -161,4 +161,5 @@ def measured(front_end: FrontEndSettings, listed: Catalogue) -> FrontEndSettings
             "the same front end, or numbers in front_end.mean and front_end.std",
             "build the catalogue again with these settings, or set both numbers",
         )
-    return front_end.model_copy(update={"mean": float(header["mean"]), "std": float(header["std"])})
+    auto = [name for name in ("mean", "std") if getattr(front_end, name) == "auto"]
+    return front_end.model_copy(update={name: float(header[name]) for name in auto})

@@ -164,7 +164,8 @@ class FinetuneSettings(Settings):
     out: str = ""
     """The run's folder."""
     model: str = ""
-    """Model folder to start from, a file of ImageNet ViT weights (timm's names), or "none": fresh weights."""
+    """Model to start from, wherever `asit.load` finds one; a file of ImageNet ViT weights (timm's names); or "none":
+    fresh weights."""
     task: str = "any"
     """The recipe these settings started from."""
     fresh: bool = False

@@ -20,11 +20,11 @@ class ViewSettings(Settings):
     segment_seconds: AboveZero = 10.0
     """A recording longer than this counts as several clips of this length; both views come from one clip."""
     seconds: AboveZero | Auto = "auto"
-    """Length of a global view; auto: 6 s (the paper), less where the clips are shorter than 10 s."""
+    """Length of a global view; auto: 6 s (the paper), less where clips or segment_seconds are below 10 s."""
     local_views: Count = 0
     """Short clean views for the student only (v1: none; v2: 4)."""
     local_seconds: AboveZero | Auto = "auto"
-    """Length of a local view; auto: a third of a global one (v2: 2 s)."""
+    """Length of a local view; auto: a third of a global one (v2: 2 s), at least a patch."""
     roll: Share = 0.5
     """Probability of a circular roll of the clip's waveform (v1: 0.5; v2: 0)."""
     gain_db: NonNegative = 0.0

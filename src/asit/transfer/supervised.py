@@ -214,26 +214,34 @@ def check(settings: FinetuneSettings) -> None:
     o, sampling, wrong = settings.optim, settings.sampling, []
     if o.warmup != "auto" and o.warmup >= settings.epochs:
         wrong.append(
-            f"epochs is {settings.epochs} and optim.warmup is {o.warmup:g}: the warm-up must end before the run"
+            f"epochs is {settings.epochs} and optim.warmup is {o.warmup:g}: the warm-up must end before the run; "
+            "take auto, or more epochs"
         )
     if o.average == "epochs" and o.average_from != "auto" and o.average_from > settings.epochs:
         wrong.append(
-            f"epochs is {settings.epochs} and optim.average_from is {o.average_from:g}: there would be no average"
+            f"epochs is {settings.epochs} and optim.average_from is {o.average_from:g}: there would be no average; "
+            "take auto, or more epochs"
         )
     if sampling.share < 1.0 and sampling.per_class:
         wrong.append(f"sampling.share is {sampling.share:g} and sampling.per_class {sampling.per_class}: take one")
     if sampling.order == "shuffle" and sampling.epoch_clips:
         wrong.append(
-            f"sampling.epoch_clips is {sampling.epoch_clips} and sampling.order shuffle, which takes every clip once"
+            f"sampling.epoch_clips is {sampling.epoch_clips} and sampling.order shuffle, which takes every clip once; "
+            "take sampling.order balanced or inverse"
         )
     if settings.batch_size % settings.accumulate:
-        wrong.append(f"batch_size is {settings.batch_size}, which accumulate {settings.accumulate} does not divide")
+        wrong.append(
+            f"batch_size is {settings.batch_size}, which accumulate {settings.accumulate} does not divide; take "
+            f"batch_size {-(-settings.batch_size // settings.accumulate) * settings.accumulate}"
+        )
     if settings.fresh and settings.model == "none":
-        wrong.append("model is none and fresh is on: with none the weights are fresh already")
+        wrong.append("model is none and fresh is on: with none the weights are fresh already; leave out fresh")
     elif settings.fresh and settings.model.endswith(IMAGE_FILES) and not Path(settings.model).is_dir():
         wrong.append(f"model is {settings.model}, a file of image weights, and fresh is on: take --model none")
     if o.average == "epochs" and o.average_from == 0:
-        wrong.append("optim.average is epochs and optim.average_from 0: the first end of an epoch is that of epoch 1")
+        wrong.append(
+            "optim.average is epochs and optim.average_from 0: the first end of an epoch is that of epoch 1; take 1"
+        )
     if wrong:
         raise ConfigError(
             f"{len(wrong)} combination{'s' * (len(wrong) > 1)} of settings cannot be:\n    " + "\n    ".join(wrong),
