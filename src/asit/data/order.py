@@ -234,8 +234,7 @@ def _worker_died(batches: Iterator[Any], error: RuntimeError) -> TrainingError:
     return TrainingError(
         f"{len(codes) or 'some'} of {len(workers)} loader workers ended before their work did: {told or error}",
         "workers that live as long as the run; SIGKILL is most often the system's, which was out of memory",
-        "see the system's log (dmesg, or the scheduler's report of memory); ask for more memory, or fewer --workers, "
-        "then go on from the last checkpoint with --resume",
+        "see the system's log (dmesg, or the scheduler's report of memory); ask for more memory, or fewer --workers",
     )
 
 

@@ -20,6 +20,7 @@ from asit.transfer import supervised
 from asit.transfer.metrics import fold_summary
 
 ALL = "all"
+RESUMES = "give the same command with --resume, which goes on with this fold"
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,9 @@ def _run(
             except AsitError as error:
                 if not any(out.glob(f"fold-*/{folder.CONFIG}")):  # nothing to go on with: the folder is free again
                     (out / folder.CONFIG).unlink(missing_ok=True)
-                raise _of_fold(name, error) from error
+                # The folds before this one are kept, and its own checkpoints, if there are any.
+                done = any(out.glob(f"fold-*/{folder.CONFIG}"))
+                raise _of_fold(name, error, lifecycle.AGAIN, RESUMES if done else lifecycle.AGAIN) from error
             # A signal that came with a fold's last step lets its scores be made, and ends all here.
             if not ended.finished or (ended.stopped_by and number < len(names)):
                 return CrossValidation(out, False, ended.stopped_by, {})
@@ -150,7 +153,7 @@ def _begin(settings: FinetuneSettings, out: Path, resume: bool, overwrite: bool,
     return names
 
 
-def _of_fold(name: str, error: AsitError) -> AsitError:
+def _of_fold(name: str, error: AsitError, now: str = "", instead: str = "") -> AsitError:
     if isinstance(error, AudioError):  # names its file, and is made otherwise
         return error
-    return type(error)(f"fold {name}: {error.found}", error.expected, error.remedy)
+    return type(error)(f"fold {name}: {error.found}", error.expected, error.remedy.replace(now, instead))
