@@ -1,11 +1,11 @@
 # Each goal sets up what it needs by itself, in .venv, and may be repeated or interrupted at any time.
 #   make demo   build a small data set, pretrain, compare, write a report
-#   make test   every check; then also: make lint, make slow, make bench-toy
+#   make test   every check; then also: make lint, make slow, make test-portable, make bench-toy
 # PYTHON=/path/to/python chooses the interpreter; DEMO_ARGS and PYTEST_ARGS are handed on.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint slow bench-toy clean
+.PHONY: help demo test test-portable lint slow bench-toy clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -33,6 +33,24 @@ lint: $(VENV)/.asit-dev
 
 slow: $(VENV)/.asit-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow $(PYTEST_ARGS)
+
+# What one machine can show of others: kernels of older processors and of AMD's (MKL_CBWR takes the paths that MKL takes
+# there), and more threads than one. Where a library is absent (MKL on ARM) its variable does nothing.
+PORTABLE := OMP_NUM_THREADS=1,ATEN_CPU_CAPABILITY=avx2,ONEDNN_MAX_CPU_ISA=AVX2,MKL_CBWR=AVX2 \
+  OMP_NUM_THREADS=2,ATEN_CPU_CAPABILITY=default,MKL_CBWR=COMPATIBLE \
+  OMP_NUM_THREADS=3,ONEDNN_MAX_CPU_ISA=AVX512_CORE \
+  OMP_NUM_THREADS=2
+# Of the slow tests those of resuming, of kills and of several processes; for all: PORTABLE_SLOW=tests.
+PORTABLE_SLOW := tests/runs/test_resume.py tests/runs/test_distributed.py
+
+test-portable: $(VENV)/.asit-dev
+	@failed=0; for setting in $(PORTABLE); do \
+	  for chosen in "-n 2" "-m slow $(PORTABLE_SLOW)"; do \
+	    env $${setting//,/ } $(BIN)/python -m pytest -q $$chosen $(PYTEST_ARGS) >$(VENV)/portable.log 2>&1 && ended=passed || ended=FAILED; \
+	    echo "$$ended: $${setting//,/ } pytest $$chosen: $$(tail -n 1 $(VENV)/portable.log)"; \
+	    if [ $$ended = FAILED ]; then failed=1; grep -E "^(FAILED|ERROR)" $(VENV)/portable.log; fi; \
+	  done; \
+	done; exit $$failed
 
 bench-toy: $(VENV)/.asit-dev
 	set -e; for bench in bench/*.py; do echo "$$bench --toy"; $(BIN)/python "$$bench" --toy; done

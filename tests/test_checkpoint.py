@@ -127,9 +127,15 @@ def test_a_full_disk_is_said(tmp_path: Path) -> None:
     def write(folder: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(CheckpointError, match=r"disk is full: .*out was not written\n.*untouched\n.*free space"):
+    with pytest.raises(
+        CheckpointError, match=r"disk is full: .*out was not written\n.*room for all of it\n.*free space"
+    ):
         write_folder(tmp_path / "out", write)
     assert names(tmp_path) == set()
+    (tmp_path / "out").mkdir()
+    with pytest.raises(CheckpointError, match=r"what was there before is untouched") as caught:
+        write_folder(tmp_path / "out", write, overwrite=True)
+    assert "checkpoint" not in str(caught.value)
 
 
 def test_a_full_disk_is_said_when_safetensors_meets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,7 +79,7 @@ def write_folder(target: Path, write: Callable[[Path], None], overwrite: bool = 
         shutil.rmtree(temporary, ignore_errors=True)
         if aside.exists() and not target.exists():
             aside.rename(target)
-        if refused := _refusal(error, target, "; then go on from the last checkpoint"):
+        if refused := _refusal(error, target):
             raise refused from error
         raise
 
@@ -125,14 +125,19 @@ def check_free(target: Path, overwrite: bool) -> None:
         raise ConfigError(f"{target} already exists", "a path that is free", "give another path, or pass --overwrite")
 
 
-def _refusal(error: BaseException, target: Path, then: str = "") -> CheckpointError | None:
-    """What a user is told where the disk refused, or None."""
+def is_full(error: BaseException) -> bool:
+    """Whether it says that a disk is full, or a user's share of it."""
+    return _errno(error) in _FULL
+
+
+def _refusal(error: BaseException, target: Path) -> CheckpointError | None:
+    """The error for a user where the disk refused, or None."""
     number = _errno(error)
     if number in _FULL:
         return CheckpointError(
             f"the disk is full: {target} was not written",
-            "room for all of it; what was there before is untouched",
-            f"free space on the disk of {target.parent}, or write elsewhere{then}",
+            f"room for all of it{'; what was there before is untouched' if target.exists() else ''}",
+            f"free space on the disk of {target.parent}, or write elsewhere",
         )
     if number in _FORBIDDEN:
         return CheckpointError(
@@ -188,7 +193,7 @@ def save_state(root: Path, step: int, tensors: Mapping[str, Tensor], meta: Mappi
     if root.is_dir():
         _remove_leftovers(root, "step-*")
     write_folder(target, lambda to: _write_pair(to, "state.safetensors", "state.json", tensors, meta), overwrite=True)
-    until = [state for state in list_states(root) if _step(state) <= step]
+    until = [state for state in list_states(root) if step_of(state) <= step]
     for old in until[: -max(keep, 1)]:
         # Renamed first, so that a state half removed is never taken for a state.
         doomed = old.with_name(f".{old.name}.tmp-{os.getpid()}")
@@ -201,7 +206,7 @@ def list_states(root: Path) -> list[Path]:
     """The run states under `root`, oldest first; empty where there are none. Names only: nothing is read."""
     if not root.is_dir():
         return []
-    return sorted((p for p in root.iterdir() if _STATE.fullmatch(p.name) and p.is_dir()), key=_step)
+    return sorted((p for p in root.iterdir() if _STATE.fullmatch(p.name) and p.is_dir()), key=step_of)
 
 
 def latest_state(root: Path) -> Path | None:
@@ -216,7 +221,7 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         CheckpointError: a file is missing, damaged or altered, or of a newer format, or its field "step" is not that
             of its folder; names the next older state.
     """
-    older = [s for s in list_states(path.parent) if _STATE.fullmatch(path.name) and _step(s) < _step(path)]
+    older = [s for s in list_states(path.parent) if _STATE.fullmatch(path.name) and step_of(s) < step_of(path)]
     remedy = (
         f"remove {path} and resume again, from {older[-1]}"
         if older
@@ -383,7 +388,8 @@ def _errno(error: BaseException) -> int | None:
     return None
 
 
-def _step(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """Steps done at a run state."""
     return int(path.name.removeprefix("step-"))
 
 

@@ -357,6 +357,8 @@ def test_a_worker_that_is_killed_is_told(monkeypatch: pytest.MonkeyPatch, packed
     class Worker:
         pid, exitcode = 77, -9
 
+        def kill(self) -> None: ...
+
     class Dead:
         _workers = (Worker(),)
 
@@ -372,6 +374,6 @@ def test_a_worker_that_is_killed_is_told(monkeypatch: pytest.MonkeyPatch, packed
 
     with pytest.raises(TrainingError, match=r"1 of 1 loader workers ended.*process 77 by SIGKILL") as caught:
         next(order._raised(Dead()))
-    assert "--resume" in caught.value.remedy
+    assert "fewer --workers" in caught.value.remedy
     with pytest.raises(RuntimeError, match="something else"):
         next(order._raised(Broken()))

@@ -255,7 +255,8 @@ def test_files_that_are_missing_or_damaged(tmp_path: Path) -> None:
 def test_weights_of_another_precision_and_without_their_front_name(tmp_path: Path) -> None:
     made = model(())
     write(made, tmp_path / "hf")
-    tensors = safetensors.torch.load_file(tmp_path / "hf" / "model.safetensors")
+    # Cloned: what was read may be a map of the file that is written to below.
+    tensors = {k: v.clone() for k, v in safetensors.torch.load_file(tmp_path / "hf" / "model.safetensors").items()}
     assert set(tensors) == set(made.encoder.state_dict())
     half = {f"encoder.{name}": value.bfloat16() for name, value in tensors.items()}
     safetensors.torch.save_file(half, tmp_path / "hf" / "model.safetensors", {"format": "pt"})

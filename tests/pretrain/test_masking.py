@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from asit.data.order import MicroBatches, Neighbourhood
 from asit.pretrain import masking
 from asit.settings import MaskingSettings
 
@@ -268,15 +269,24 @@ def test_all_others_of_a_block_are_drawn_equally_often() -> None:
         assert np.abs(np.delete(counts, clip) / n - 1 / 3).max() < 0.03
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-def test_donors_do_not_depend_on_the_number_of_processes(processes: int) -> None:
-    clips, views, pool = 16, 2, 4
-    draws = np.random.default_rng(10).random((clips, views))
-    whole = masking.donor_rows(draws, pool).reshape(views, clips) % clips
-    each = clips // processes
-    for rank in range(processes):
-        part = masking.donor_rows(draws[rank * each : (rank + 1) * each], pool).reshape(views, each) % each
-        assert np.array_equal(part + rank * each, whole[:, rank * each : (rank + 1) * each])
+@pytest.mark.parametrize("pool", [2, 3, 4, 5, 7, 50])
+@pytest.mark.parametrize("batch", [2, 3, 5, 6, 8, 9, 12, 13, 20, 21])
+def test_donors_do_not_depend_on_how_a_step_is_divided(batch: int, pool: int) -> None:
+    """Any number of processes and passes, of one clip too: what a pass asks for holds the donors of its clips."""
+    draws = np.random.default_rng(0).random((batch, 4))
+    whole = masking.donor_clips(draws, 0, batch, pool=pool)
+    for micro in (m for m in range(1, batch + 1) if batch % m == 0):
+        for rank in range(batch // micro):
+            step = next(
+                iter(MicroBatches(lambda _: np.arange(batch), batch, batch, micro, rank, batch // micro, 0, pool=pool))
+            )
+            mine = list(range(rank * micro, (rank + 1) * micro))
+            if not isinstance(step, Neighbourhood):
+                step = Neighbourhood(step, 0, micro)
+            assert step.own == [(0, i) for i in mine]
+            places = masking.donor_clips(draws[mine], step.first, len(step.keys), pool=pool)
+            assert np.array_equal(places + step.keys[0][1], whole[mine])
+            assert micro % pool or len(step.keys) <= micro + 1
 
 
 def test_a_single_clip_has_no_donor() -> None:

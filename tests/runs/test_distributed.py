@@ -115,6 +115,41 @@ def test_four_processes_and_accumulation(one: Path, tiny: Any, tmp_path: Path, r
     equal_to_rounding(state(tmp_path / "two"), state(tmp_path / "one"))
 
 
+@pytest.mark.parametrize(
+    ("batch", "pool", "where", "divisions"),
+    [
+        (6, 4, "loader", [(2, 1), (2, 3), (1, 2)]),
+        (6, 4, "device", [(2, 1)]),
+        pytest.param(15, 4, "loader", [(3, 1), (1, 5), (5, 3)], marks=pytest.mark.slow),
+        pytest.param(10, 3, "device", [(2, 5), (1, 10)], marks=pytest.mark.slow),
+    ],
+)
+def test_groups_of_donors_that_borders_divide(
+    batch: int,
+    pool: int,
+    where: str,
+    divisions: list[tuple[int, int]],
+    tiny: Any,
+    tmp_path: Path,
+    ranks: Any,
+    state: Any,
+) -> None:
+    """Processes and passes whose clips are no multiple of the pool read the donors that others have."""
+    over: dict[str, Any] = {"batch_size": batch, "epochs": 3, "stop_after": 3, "masking": {"donor_pool": pool}}
+    over |= {"losses": {"reconstruction_weight": 0}, "front_end_on": where}
+    over["masking"] |= {"replace_probability": 0.9}
+    go(tiny(tmp_path / "one", **over))
+    for processes, accumulate in divisions:
+        run = tmp_path / f"{processes}-{accumulate}"
+        settings = {**over, "accumulate": accumulate}
+        if processes == 1:
+            go(tiny(run, **settings))
+        else:
+            ended = ranks(processes, lambda run=run, settings=settings: min(go(tiny(run, **settings)), 0))
+            assert [e.code for e in ended] == [0] * processes, ended
+        equal_to_rounding(state(run), state(tmp_path / "one"))
+
+
 @pytest.mark.parametrize("accumulate", [2, 4])
 def test_accumulation_equals_one_pass(accumulate: int, tiny: Any, tmp_path: Path, state: Any, metrics: Any) -> None:
     """Global and local loss and both centres: to rounding."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -13,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from asit import cli, config
-from asit.errors import CatalogueError, ConfigError
+from asit import checkpoint, cli, config
+from asit.errors import CatalogueError, CheckpointError, ConfigError
 from asit.runs import best, folds
 from asit.runs import finetune as runs
 
@@ -201,3 +202,28 @@ def test_one_fold_and_several_processes(tuned: Any, tmp_path: Path, monkeypatch:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match=r"--sides\.fold NAME"):
         go(tuned(tmp_path / "all", **ALL))
+
+
+@pytest.mark.parametrize(
+    ("fold", "way"),
+    [
+        ("1", "give the same command again, from step 0: no checkpoint was written yet"),
+        ("2", "give the same command with --resume, which goes on with this fold"),
+    ],
+)
+def test_a_disk_that_fills_at_the_first_checkpoint_of_a_fold(
+    fold: str, way: str, tuned: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = checkpoint.save_state
+
+    def full(root: Path, *given: Any) -> Path:
+        if f"fold-{fold}" in str(root):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(root, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_state", full)
+        with pytest.raises(CheckpointError, match=f"fold {fold}: the disk is full") as caught:
+            go(tuned(tmp_path / "run", **ALL))
+    assert way in caught.value.remedy
+    assert go(tuned(tmp_path / "run", **ALL), resume=fold == "2").finished

@@ -359,7 +359,7 @@ def test_a_full_disk(
                 return rename(self, target)
 
             disk.setattr(Path, "rename", refuse)
-        with pytest.raises(CheckpointError, match=r"the disk is full(.|\n)*go on from the last checkpoint"):
+        with pytest.raises(CheckpointError, match=r"the disk is full(.|\n)*--resume, which goes on from step 2"):
             go(tiny(run))
     assert names(run / "checkpoints") == {"step-00000002"}
     assert not [name for name in names(run) if "tmp" in name or "old" in name]
@@ -440,3 +440,43 @@ def test_a_run_goes_on_with_the_threads_that_it_began_with(asked: int, tiny: Any
     assert ended.code == (asked or 3), ended.said
     told = "CPU threads 2, as asked; the run began with 3" if asked else "CPU threads 3, as when the run began"
     assert told in ended.said
+
+
+@pytest.mark.parametrize(
+    ("write", "way"),
+    [
+        (0, "give the same command again, from step 0: no checkpoint was written yet"),  # the first model
+        (1, "give the same command again, from step 0: no checkpoint was written yet"),  # the first state
+        (3, "give the same command with --resume, which goes on from step 1"),
+    ],
+)
+def test_a_disk_that_fills_names_the_checkpoint_that_is_there(
+    write: int, way: str, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, begun, real = tmp_path / "run", itertools.count(), checkpoint._write_pair
+
+    def full(*given: Any) -> None:
+        if next(begun) == write:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(*given)
+
+    settings = {"epochs": 1, "records": {"checkpoint_every": 1}}
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_write_pair", full)
+        with pytest.raises(CheckpointError, match="the disk is full") as caught:
+            go(tiny(run, **settings))
+    assert way in caught.value.remedy
+    assert "ended by an error: the disk is full" in (run / "log.txt").read_text()
+    assert go(tiny(run, **settings), resume="--resume" in way).finished
+
+
+def test_a_disk_that_fills_under_the_records(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from asit.engine.records import Records
+
+    def full(self: Records, kind: str, step: int, values: Any) -> None:
+        if step >= 2:
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr(Records, "write", full)
+    with pytest.raises(CheckpointError, match=r"the disk is full(.|\n)*free space(.|\n)*--resume(.|\n)*from step 1"):
+        go(tiny(tmp_path / "run", epochs=1, records={"checkpoint_every": 1, "log_every": 1}))

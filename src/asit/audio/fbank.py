@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor, nn
 
 from asit.errors import AudioError, ConfigError
@@ -27,7 +28,6 @@ FLOOR = torch.finfo(torch.float32).eps
 
 _BLOCK = 512  # frames in one go on a CPU: the temporaries then stay in its cache
 _GPU_BLOCK = 1 << 17  # frames in one go elsewhere: temporaries of about a gigabyte, whatever the batch
-_BANDS = 4  # groups of mel bins that are summed apart, each over its own stretch of the spectrum
 
 
 def mel_bank(settings: FrontEndSettings) -> Tensor:
@@ -78,16 +78,8 @@ class FrontEnd(nn.Module):
         with torch.device("cpu"):
             hann = torch.hann_window(self.window, periodic=False, dtype=torch.float32)
             bank = mel_bank(self.settings)
-        cuts = [round(self.settings.mels * band / _BANDS) for band in range(_BANDS + 1)]
-        self._bands = []
-        for first, end in pairwise(cuts):
-            used = bank[:, first:end].sum(1).nonzero()
-            if len(used):  # a band without any weight stays at the floor
-                rows = slice(2 * int(used[0]), 2 * int(used[-1]) + 2)
-                self._bands.append((rows, slice(first, end)))
-        self.hann = hann.to(device)
-        # Every row twice: the spectrum is summed as re^2, im^2, re^2, ... which spares a pass that adds the two.
-        self.bank = bank.repeat_interleave(2, dim=0).to(device)
+        self.hann, self.bank = hann.to(device), bank.to(device)
+        self._triangles = sparse.csr_array(bank.t().numpy())
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> FrontEnd:
         super()._apply(fn, recurse)
@@ -110,8 +102,9 @@ class FrontEnd(nn.Module):
     def fbank(self, wave: Tensor) -> Tensor:
         """Log-mel, natural log of power, not normalised.
 
-        Frame t of a wave depends on its samples from t * shift alone, and on one machine bit for bit so, however many
-        frames or rows go with it: a crop that starts on the hop grid is a crop of the log-mel.
+        Frame t of a wave depends on its samples from t * shift alone. On a CPU that holds bit for bit, however many
+        frames, rows or threads go with it: a crop that starts on the hop grid is a crop of the log-mel. On other
+        devices it holds to the rounding of a matrix product, and so it does between two kinds of processor.
 
         Args:
             wave: (R, S), any float type, any device; samples in [-1, 1].
@@ -132,15 +125,14 @@ class FrontEnd(nn.Module):
                 f"{self.settings.rate} Hz)",
                 "pad it first, with FrontEnd.pad or your own rule, or leave it out",
             )
-        product = _product_type(wave.device)
         with autocast("float32", wave.device):
             frames = wave.float().unfold(1, self.window, self.shift)
             out = torch.empty(rows, frames.shape[1], self.settings.mels, device=wave.device)
             for part, into in _blocks(frames, out):
-                self._log_mel(part, into, product)
+                self._log_mel(part, into)
         return out
 
-    def _log_mel(self, frames: Tensor, out: Tensor, product: torch.dtype) -> None:
+    def _log_mel(self, frames: Tensor, out: Tensor) -> None:
         """Frames (r, t, W), overlapping views of a wave, to their log-mel, written into `out` (r, t, F)."""
         padded = frames.new_zeros(*frames.shape[:2], _transform_size(self.settings))
         x = padded[..., : self.window]
@@ -150,14 +142,24 @@ class FrontEnd(nn.Module):
         x[..., 1:] -= before
         x[..., 0] -= before[..., 0]
         x *= self.hann
-        power = torch.view_as_real(torch.fft.rfft(padded)).flatten(0, 1).flatten(1).square_()
-        if len(power) == 1:  # one row would take a matrix-vector product, which rounds otherwise than all the rest
-            power = power.expand(2, -1)
-        energy = torch.zeros(len(power), self.settings.mels, device=power.device)
-        for rows, columns in self._bands:
-            energy[:, columns] = power[:, rows].to(product) @ self.bank[rows, columns].to(product)
-        count = out.shape[0] * out.shape[1]
-        out.copy_(energy[:count].clamp_(min=FLOOR).log_().view_as(out))
+        parts = torch.view_as_real(torch.fft.rfft(padded)).flatten(0, 1).square_()
+        energy = self._sparse_sum(parts) if parts.device.type == "cpu" else self._dense_sum(parts)
+        out.copy_(energy.clamp_(min=FLOOR).log_().unflatten(0, out.shape[:2]))
+
+    def _sparse_sum(self, parts: Tensor) -> Tensor:
+        """Squares (n, N // 2 + 1, 2) to mel energies (n, F), each the sum of its own triangle, bin after bin.
+
+        How a library rounds a dense matrix product depends on the product's shape, the processor and the number of
+        threads. SciPy's sparse product is a plain loop over the bins on one thread, the same for every frame.
+        """
+        power = parts.new_empty(parts.shape[1], len(parts))
+        torch.add(parts[..., 0].t(), parts[..., 1].t(), out=power)
+        return torch.from_numpy(self._triangles @ power.numpy()).t()
+
+    def _dense_sum(self, parts: Tensor) -> Tensor:
+        """The same on other devices, where the rounding is the library's."""
+        product = _product_type(parts.device)
+        return (parts.sum(2).to(product) @ self.bank.to(product)).float()
 
     def normalise(self, x: Tensor) -> Tensor:
         """(x - mean) / (2 std), the input scale of AST and ASiT; any shape.
@@ -219,9 +221,12 @@ class FrontEnd(nn.Module):
 
 
 def logmel_statistics(x: Tensor) -> tuple[float, float, int]:
-    """Sum, sum of squares and count of the values of a log-mel of any shape, summed in float64."""
-    values = x.detach().double().flatten()
-    return float(values.sum()), float(values @ values), values.numel()
+    """Sum, sum of squares and count of the values of a log-mel of any shape, summed in float64.
+
+    NumPy sums on one thread, so that a catalogue's figures do not depend on how many this process has.
+    """
+    values = x.detach().double().cpu().numpy()
+    return float(values.sum()), float(np.square(values).sum()), values.size
 
 
 def _samples(rate: int, milliseconds: float) -> int:
@@ -255,24 +260,18 @@ def _check(settings: FrontEndSettings, window: int, shift: int) -> None:
 
 def _blocks(frames: Tensor, out: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Split (R, T, ...) pairs into parts of at most about _BLOCK frames on a CPU, _GPU_BLOCK elsewhere."""
-    count = frames.shape[1]
-    block = _BLOCK if frames.device.type == "cpu" else _GPU_BLOCK
-    # Equal parts, so that no part holds a single frame unless the whole does.
+    count, block = frames.shape[1], _BLOCK if frames.device.type == "cpu" else _GPU_BLOCK
     rows, parts = max(1, block // count), math.ceil(count / block)
-    for first in range(0, len(frames), rows):
-        few, few_out = frames[first : first + rows], out[first : first + rows]
+    for few, few_out in zip(frames.split(rows), out.split(rows), strict=True):
         yield from zip(few.tensor_split(parts, 1), few_out.tensor_split(parts, 1), strict=True)
 
 
 def _product_type(device: torch.device) -> torch.dtype:
-    """Type of the matrix product: float64 where the process lets float32 products be rounded to TF32 or bfloat16.
+    """Type of a device's matrix product: float64 where the process lets float32 products be rounded to TF32.
 
-    Those would move the log-mel by up to 0.05. The switches belong to the whole process: turning them off for a while
-    would be seen by other threads, so they are only read.
+    That would move the log-mel by up to 0.05. The switch belongs to the whole process: turning it off for a while
+    would be seen by other threads, so it is only read.
     """
-    if device.type not in ("cpu", "cuda"):
+    if device.type != "cuda":
         return torch.float32
-    if not hasattr(torch.backends.mkldnn, "matmul"):  # torch before 2.9: one switch for all backends
-        return torch.float32 if torch.get_float32_matmul_precision() == "highest" else torch.float64
-    backend = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
-    return torch.float32 if backend.matmul.fp32_precision in ("none", "ieee") else torch.float64
+    return torch.float32 if torch.backends.cuda.matmul.fp32_precision in ("none", "ieee") else torch.float64

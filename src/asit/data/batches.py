@@ -19,9 +19,9 @@ from asit.audio import augment
 from asit.audio.fbank import FrontEnd
 from asit.data import views as cutting
 from asit.data.catalogue import Catalogue, Clip
-from asit.data.order import CORRUPTION, Key, Portable, Samples
+from asit.data.order import CORRUPTION, Key, Neighbourhood, Portable, Samples
 from asit.data.waves import Waves, readable
-from asit.errors import ConfigError
+from asit.errors import AsitError, ConfigError
 from asit.settings import FrontEndSettings, ViewSettings
 
 GLOBAL_VIEWS = 2
@@ -60,6 +60,8 @@ class Corruption:
         noise: whether the fill needs noise.
         choose: (generator, masks) to the tokens; None: all tokens.
         copies: M, masked copies of each global view.
+        donors: (draws (B, M * V), place of the first clip, clips around) to the places of the clips that replacements
+            come from, (B, M * V), in `order.Neighbourhood`.
     """
 
     mask: Callable[[np.random.Generator, bool], Mask]
@@ -67,6 +69,7 @@ class Corruption:
     noise: bool
     choose: Callable[[np.random.Generator, list[Any]], Choice] | None = None
     copies: int = 1
+    donors: Callable[[npt.NDArray[np.float64], int, int], npt.NDArray[np.int64]] | None = None
 
 
 def _none() -> Tensor:
@@ -93,6 +96,28 @@ class Sample:
 
 
 @dataclass
+class Lent:
+    """Samples of a micro-batch some of whose donors are not in it.
+
+    Attributes:
+        samples: of the micro-batch.
+        others: the donors that are not.
+        donor: (B, M * V) places in `samples + others`.
+    """
+
+    samples: list[Sample]
+    others: list[Sample]
+    donor: npt.NDArray[np.int64]
+
+    def rows(self) -> Tensor:
+        """(M * R,) int64, rows of the global views of `samples`, followed by those of `others`."""
+        own, others, views = len(self.samples), len(self.others), self.samples[0].clean.shape[0]
+        view = np.arange(self.donor.shape[1]) % views
+        beside = views * own + view * others + self.donor - own
+        return torch.from_numpy(np.where(self.donor < own, view * own + self.donor, beside).T.flatten())
+
+
+@dataclass
 class Batch(Portable):
     """One forward pass' worth of clips, with every draw that the step needs.
 
@@ -103,13 +128,14 @@ class Batch(Portable):
         local: (L * B, 1, T', F), clean, for the student alone.
         drop: (M * R, 1, T, F) bool, wiped.
         replace: (M * R, 1, T, F) bool, taken from the donor.
-        donor: (M * R,) int64, rows of `clean` that replacements come from.
+        donor: (M * R,) int64, rows of `clean`, and then of `others`, that replacements come from.
         factors: (depth, 2, M * R + L * B) stochastic-depth factors, global views first.
         noise: (M * R, 1, T, F) standard normal, or empty where the fill needs none.
         ids: the clips' paths.
         failures: clips that could not be read and for which another stands in.
         keep: (M * R, K) int64, patches that the student sees, or empty: all.
         tokens: (R, S) int64, patches of the local loss, or empty: all.
+        others: (V * E, 1, T, F) global views of E clips that are donors and in another micro-batch, or empty.
         waves, have, places, changes: where the views are made on the device, what they are made from (`views.Stacked`);
             until `OnDevice` has done so, `clean` and `local` have no frames, and `drop` and `replace` are bits. Empty
             otherwise.
@@ -126,6 +152,7 @@ class Batch(Portable):
     failures: Sequence[str]
     keep: Tensor = field(default_factory=_none)
     tokens: Tensor = field(default_factory=_none)
+    others: Tensor = field(default_factory=_none)
     waves: Tensor = field(default_factory=_none)
     have: Tensor = field(default_factory=_none)
     places: Tensor = field(default_factory=_none)
@@ -178,6 +205,24 @@ class Clips(Samples[Sample]):
         """Read together what the samples need of shards."""
         if self.catalogue.column("shard") is not None:
             self.waves.fetch(self.catalogue[self._locate(key[1])[0]] for key in keys)
+
+    def __getitems__(self, keys: Any) -> Any:
+        """A micro-batch's samples; with the donors that they need where these are in another."""
+        if not isinstance(keys, Neighbourhood):
+            return super().__getitems__(keys)
+        samples = super().__getitems__(keys.own)
+        if isinstance(samples, AsitError) or self.corruption.donors is None:
+            return samples
+        places = self.corruption.donors(np.stack([s.donor for s in samples]), keys.first, len(keys.keys))
+        replaced = np.stack([s.replace.flatten(1).any(1).numpy() for s in samples])
+        inside = (places >= keys.first) & (places < keys.first + keys.count)
+        wanted = np.unique(places[replaced & ~inside])
+        others = super().__getitems__([keys.keys[place] for place in wanted.tolist()])
+        if isinstance(others, AsitError):
+            return others
+        own = np.arange(keys.count)[:, None]  # stands where nothing is replaced
+        beside = np.where(replaced, keys.count + np.searchsorted(wanted, places), own)
+        return Lent(samples, others, np.where(inside, places - keys.first, beside))
 
     def places(self) -> npt.NDArray[np.int64]:
         """(samples, 2) the shard that each sample lies in and where, for `order.in_blocks`; of files, their order."""
@@ -290,18 +335,23 @@ class OnDevice:
         if not batch.waves.numel():
             return batch
         stacked = cutting.Stacked(batch.waves, batch.have, batch.places, batch.changes)
-        split = len(batch.clean)
+        own, split = len(batch.ids), GLOBAL_VIEWS * len(batch.waves)
         whole = self.logmels.whole(stacked)
         clean = self.logmels(whole, stacked, slice(0, split), self.frames[0])
-        local = batch.local
+        local, others = batch.local, batch.others
         if len(local):
             local = self.logmels(whole, stacked, slice(split, None), self.frames[1])
+        if own < len(batch.waves):
+            shape = (-1, len(batch.waves))
+            clean, others = (x.flatten(0, 1) for x in clean.unflatten(0, shape).split([own, len(batch.waves) - own], 1))
+            local = local.unflatten(0, shape)[:, :own].flatten(0, 1) if len(local) else local
         mels = clean.shape[3]
         none = batch.waves.new_zeros(0)
         return replace(
             batch,
             clean=clean,
             local=local,
+            others=others,
             drop=cutting.unpack(batch.drop, mels),
             replace=cutting.unpack(batch.replace, mels),
             waves=none,
@@ -311,18 +361,21 @@ class OnDevice:
         )
 
 
-def collate(samples: list[Sample], donor_rows: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.int64]]) -> Batch:
-    """Samples to a batch, rows view-major."""
+def collate(
+    found: list[Sample] | Lent, donor_rows: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.int64]]
+) -> Batch:
+    """Samples to a batch, rows view-major; `donor_rows` chooses the donors of samples that are all there is."""
+    samples, others = (found.samples, found.others) if isinstance(found, Lent) else (found, [])
 
-    def rows(name: str) -> Tensor:
-        return torch.stack([getattr(s, name) for s in samples], dim=1).flatten(0, 1).unsqueeze(1)
+    def rows(name: str, of: list[Sample] = samples) -> Tensor:
+        return torch.stack([getattr(s, name) for s in of], dim=1).flatten(0, 1).unsqueeze(1)
 
     def tokens(name: str) -> Tensor:
         drawn = [getattr(s, name) for s in samples]
         return torch.stack(drawn, dim=1).flatten(0, 1) if drawn[0].numel() else _none()
 
     none = samples[0].local.new_zeros(0)
-    cuts = [s.cuts for s in samples if s.cuts is not None]
+    cuts = [s.cuts for s in samples + others if s.cuts is not None]
     stacked = cutting.stack(cuts) if cuts else cutting.Stacked(none, none, none, none)
     factors = torch.stack([s.factors for s in samples], dim=1).flatten(0, 1)
     return Batch(
@@ -331,7 +384,9 @@ def collate(samples: list[Sample], donor_rows: Callable[[npt.NDArray[np.float64]
         drop=cutting.pack(rows("drop")) if cuts else rows("drop"),
         replace=cutting.pack(rows("replace")) if cuts else rows("replace"),
         # The copies of a view have donors of their own, in the rows of the one view.
-        donor=torch.from_numpy(donor_rows(np.stack([s.donor for s in samples])))
+        donor=found.rows()
+        if isinstance(found, Lent)
+        else torch.from_numpy(donor_rows(np.stack([s.donor for s in samples])))
         % (samples[0].clean.shape[0] * len(samples)),
         factors=factors.permute(1, 2, 0).contiguous(),
         noise=rows("noise") if samples[0].noise.numel() else none,
@@ -339,6 +394,7 @@ def collate(samples: list[Sample], donor_rows: Callable[[npt.NDArray[np.float64]
         failures=[text for s in samples for text in s.failures],
         keep=tokens("keep"),
         tokens=tokens("tokens"),
+        others=rows("clean", others) if others else none,
         waves=stacked.waves,
         have=stacked.have,
         places=stacked.places,

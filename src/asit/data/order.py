@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import multiprocessing.connection
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Generic, Self, TypeVar
 
@@ -20,6 +21,8 @@ from asit.errors import AsitError, TrainingError
 
 AHEAD = 4
 """Batches that each loader process holds ready."""
+GRACE_SECONDS = 2.0
+"""How long loader processes have to end by themselves when no more batches are wanted."""
 ORDER, MATERIAL, CORRUPTION = 0, 1, 2
 """Streams of random numbers that never meet."""
 Key = tuple[int, ...]
@@ -127,6 +130,25 @@ def order(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:
 
 
 @dataclass(frozen=True)
+class Neighbourhood:
+    """Keys of a micro-batch, and of the clips beside it that share a group of donors with one of its own.
+
+    Attributes:
+        keys: whole groups, in their order.
+        first, count: which of them are the micro-batch.
+    """
+
+    keys: list[Key]
+    first: int
+    count: int
+
+    @property
+    def own(self) -> list[Key]:
+        """Keys of the micro-batch."""
+        return self.keys[self.first : self.first + self.count]
+
+
+@dataclass(frozen=True)
 class MicroBatches:
     """Keys of this process's micro-batches from step `start` on, without end.
 
@@ -144,8 +166,24 @@ class MicroBatches:
     start: int
     places: bool = False
     """Whether keys hold the place in the epoch, so that an index drawn twice gives two samples."""
+    pool: int = 0
+    """Clips of a group of donors, or 0. Groups are of the step's clips, not of a micro-batch's: where a border between
+    processes or passes lies in a group, a `Neighbourhood` comes."""
 
-    def __iter__(self) -> Iterator[list[Key]]:
+    def _around(self, keys: npt.NDArray[np.int64], first: int, epoch: int) -> list[Key] | Neighbourhood:
+        """The micro-batch from `first` on of a step's indices, in its groups; a last group of one joins the one before
+        it."""
+        end = first + self.micro
+        begin = first // self.pool * self.pool
+        if begin and self.batch - begin == 1:
+            begin -= self.pool
+        until = min(-(-end // self.pool) * self.pool, self.batch)
+        if self.batch - until == 1:
+            until = self.batch
+        found = Neighbourhood([(epoch, i) for i in keys[begin:until].tolist()], first - begin, self.micro)
+        return found.own if len(found.keys) == self.micro else found
+
+    def __iter__(self) -> Iterator[Any]:
         steps = self.count // self.batch
         epoch, within = divmod(self.start, steps)
         while True:
@@ -154,7 +192,9 @@ class MicroBatches:
                 for first in range(self.rank * self.micro, self.batch, self.size * self.micro):
                     begin = step * self.batch + first
                     drawn = permutation[begin : begin + self.micro].tolist()
-                    if self.places:
+                    if self.pool:
+                        yield self._around(permutation[step * self.batch : (step + 1) * self.batch], first, epoch)
+                    elif self.places:
                         yield [(epoch, index, begin + i) for i, index in enumerate(drawn)]
                     else:
                         yield [(epoch, index) for index in drawn]
@@ -185,7 +225,7 @@ def loader(
     return _raised(batches)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _quiet_children() -> Iterator[None]:
     """Take back the handler of SIGCHLD that torch sets with a process's first loader.
 
@@ -205,27 +245,54 @@ def _quiet_children() -> Iterator[None]:
 
 
 def _raised(batches: Iterator[B | AsitError]) -> Generator[B]:
-    while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker (pid"):
-                raise
-            raise _worker_died(batches, error) from None
-        if isinstance(batch, AsitError):
+    workers: list[Any] = getattr(batches, "_workers", [])
+    try:
+        while True:
             try:
-                raise batch
-            finally:
-                # The traceback keeps this frame: with them in it, error and frame would hold each other, and workers
-                # that are collected as garbage end slowly.
-                del batch, batches
-        yield batch
+                batch = next(batches)
+            except StopIteration:
+                return
+            except (RuntimeError, OSError, EOFError) as error:
+                # One that dies while it hands a batch over is met as a connection that ends.
+                lost = str(error).startswith("DataLoader worker (pid")
+                if not lost and (isinstance(error, RuntimeError) or not _dead(workers)):
+                    raise
+                raise _worker_died(workers, error) from None
+            if isinstance(batch, AsitError):
+                try:
+                    raise batch
+                finally:
+                    # The traceback keeps this frame: with them in it, error and frame would hold each other, and
+                    # workers that are collected as garbage end slowly.
+                    del batch, batches
+            yield batch
+    finally:
+        _end(workers)
 
 
-def _worker_died(batches: Iterator[Any], error: RuntimeError) -> TrainingError:
-    workers = getattr(batches, "_workers", [])
+def _dead(workers: Sequence[Any]) -> bool:
+    """Whether one has ended, or ends within a second."""
+    return bool(multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=1.0))
+
+
+def _end(workers: Sequence[Any]) -> None:
+    """Kill workers that have not ended by themselves soon: what they read is not wanted any more.
+
+    The loader asks them to end and waits, up to 65 s for one that is held up by a slow file, or by the lock of another
+    that died with it.
+    """
+
+    def kill() -> None:
+        for worker in workers:
+            with contextlib.suppress(ValueError):  # closed
+                worker.kill()
+
+    timer = threading.Timer(GRACE_SECONDS, kill)
+    timer.daemon = True
+    timer.start()
+
+
+def _worker_died(workers: Sequence[Any], error: Exception) -> TrainingError:
     codes = {worker.pid: worker.exitcode for worker in workers if worker.exitcode is not None}
     told = ", ".join(
         f"process {pid} by {signal.Signals(-code).name}" if code < 0 else f"process {pid} with exit status {code}"
@@ -234,8 +301,7 @@ def _worker_died(batches: Iterator[Any], error: RuntimeError) -> TrainingError:
     return TrainingError(
         f"{len(codes) or 'some'} of {len(workers)} loader workers ended before their work did: {told or error}",
         "workers that live as long as the run; SIGKILL is most often the system's, which was out of memory",
-        "see the system's log (dmesg, or the scheduler's report of memory); ask for more memory, or fewer --workers, "
-        "then go on from the last checkpoint with --resume",
+        "see the system's log (dmesg, or the scheduler's report of memory); ask for more memory, or fewer --workers",
     )
 
 

@@ -198,11 +198,15 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name) if part]
 
 
-def of_fold(name: str, error: AsitError) -> AsitError:
-    """The error with the fold's name before it; one about a sound file, which names that, as it is."""
+def of_fold(name: str, error: AsitError, remedy: str | None = None) -> AsitError:
+    """The error with the fold's name before it; one about a sound file, which names that, as it is.
+
+    Args:
+        remedy: the fix to name instead of the error's own.
+    """
     if isinstance(error, AudioError):
         return error
-    return type(error)(f"fold {name}: {error.found}", error.expected, error.remedy)
+    return type(error)(f"fold {name}: {error.found}", error.expected, error.remedy if remedy is None else remedy)
 
 
 def skip_unseen(labels: Labels, sides: Sides) -> Sides:

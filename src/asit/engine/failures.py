@@ -44,7 +44,7 @@ class Failures:
             raise TrainingError(
                 f"{len(self._known)} recordings could not be read, the last: {next(reversed(self._known))}",
                 f"at most {self.most}, from the setting bad_files",
-                "see log.txt for their names; mend the storage, or raise bad_files, then --resume",
+                "see log.txt for their names; mend the storage, or raise bad_files",
             )
 
     def share(self, step: int) -> None:

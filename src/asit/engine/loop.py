@@ -334,10 +334,10 @@ class _Fit:
         if self.step > self.saved:
             self._checkpoint()
         self._written()
-        self.records.event(self.step, f"stopped: {found}; step {self.saved} is kept: go on from it with --resume")
+        self.records.event(self.step, f"stopped: {found}; step {self.saved} is kept")
         raise error or TrainingError(
             f"another process of this run got no more data: {found}",
-            remedy=f"see its message; then --resume, from step {self.saved}",
+            remedy="see its message",
         )
 
     def _settled(self) -> None:

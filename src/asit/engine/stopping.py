@@ -17,6 +17,11 @@ from torch import Tensor
 from asit.errors import TrainingError
 from asit.runtime import World
 
+
+class NotFiniteError(TrainingError):
+    """A loss or gradient that is not finite: the same settings come to it again."""
+
+
 AGAIN_SECONDS = 5.0
 """A SIGTERM that comes this long after the first one acts at once."""
 
@@ -156,7 +161,7 @@ def refuse(task: Suspects, micros: Sequence[Any], found: Sequence[str], step: in
     if not clips:
         clips = list(dict.fromkeys(c for group in world.gather([i for m in micros for i in m.ids]) for c in group))
     shown = ", ".join(clips[:8]) + (f" and {len(clips) - 8} more" if len(clips) > 8 else "")
-    raise TrainingError(
+    raise NotFiniteError(
         f"step {step}: not finite: {', '.join(parts)}; clips: {shown}",
         "finite losses and gradients; the weights were not changed",
         "look at these clips; or start again with a lower optim.lr or optim.clip, or with precision float32",

@@ -178,16 +178,37 @@ class _Axis:
 
 
 def has_donor(clips: int) -> bool:
-    """Whether a micro-batch of this many clips holds another clip to take replacements from."""
+    """Whether a step of this many clips holds another clip to take replacements from."""
     return clips >= 2
 
 
-def donor_rows(draws: npt.NDArray[np.float64], pool: int) -> IntArray:
-    """Choose the row that each row's replaced area comes from: the same view of another clip nearby.
+def donor_clips(draws: npt.NDArray[np.float64], first: int, clips: int, *, pool: int) -> IntArray:
+    """Choose the clip that each view's replaced area comes from: another one nearby.
 
     Clips are taken in blocks of `pool` neighbours (a last block of one joins the block before), and donors
-    within a block. So the choice for a clip depends on its block alone, and a batch split over processes at
-    block borders gives the same donors.
+    within a block. Blocks are counted from the first clip of the step, so that the choice does not depend on
+    how a step is divided among processes and passes.
+
+    Args:
+        draws: (B, V) uniform in [0, 1), for clips `first` to `first + B` of `clips`.
+        first: place of the first of them, counted from the beginning of a block.
+        clips: clips from there to the end of a block, at least 2.
+        pool: clips in a block, at least 2.
+
+    Returns:
+        (B, V) int64, places of clips.
+    """
+    clip = first + np.arange(len(draws))
+    blocks = max(1, clips // pool + (clips % pool >= 2))
+    block = np.minimum(clip // pool, blocks - 1)
+    begin = block * pool
+    size = np.where(block == blocks - 1, clips - begin, pool)
+    offset = 1 + np.floor(draws * (size - 1)[:, None]).astype(np.int64)
+    return begin[:, None] + ((clip - begin)[:, None] + offset) % size[:, None]
+
+
+def donor_rows(draws: npt.NDArray[np.float64], pool: int) -> IntArray:
+    """Choose the row that each row's replaced area comes from, where a step is one pass: see `donor_clips`.
 
     Args:
         draws: (B, V) uniform in [0, 1), one for each clip and view.
@@ -198,18 +219,19 @@ def donor_rows(draws: npt.NDArray[np.float64], pool: int) -> IntArray:
         row names itself: ask `has_donor` and draw no replacement then.
     """
     clips, views = draws.shape
-    clip = np.arange(clips)
-    blocks = max(1, clips // pool + (clips % pool >= 2))
-    block = np.minimum(clip // pool, blocks - 1)
-    first = block * pool
-    size = np.where(block == blocks - 1, clips - first, pool)
-    offset = 1 + np.floor(draws * (size - 1)[:, None]).astype(np.int64)
-    donor = first[:, None] + (clip - first)[:, None] + offset
-    donor = first[:, None] + (donor - first[:, None]) % size[:, None]
+    donor = donor_clips(draws, 0, clips, pool=pool)
     return np.ascontiguousarray((donor + clips * np.arange(views)).T).reshape(-1)
 
 
-def corrupt(clean: Tensor, drop: Tensor, replace: Tensor, donor: Tensor, fill: str, noise: Tensor | None) -> Tensor:
+def corrupt(
+    clean: Tensor,
+    drop: Tensor,
+    replace: Tensor,
+    donor: Tensor,
+    fill: str,
+    noise: Tensor | None,
+    others: Tensor | None = None,
+) -> Tensor:
     """Apply drawn masks: what the student sees.
 
     Args:
@@ -218,13 +240,15 @@ def corrupt(clean: Tensor, drop: Tensor, replace: Tensor, donor: Tensor, fill: s
         replace: (R, 1, T, F) bool, taken from the clean view of the donor row; drop wins where both are set.
         donor: (R,) int64.
         fill: "zeros", "time", "freq" (all wipe to 0, the mean after normalisation) or "noise".
+        others: (n, 1, T, F), rows that follow those of `clean` for `donor`; None or empty: none.
         noise: (R, 1, T, F) standard normal, brought to the scale of the input here; used for "noise" only.
 
     Returns:
         (R, 1, T, F), a new tensor.
     """
     given = clean if len(drop) == len(clean) else clean.repeat(len(drop) // len(clean), 1, 1, 1)
-    seen = torch.where(replace, clean[donor], given)
+    lent = clean if others is None or not len(others) else torch.cat([clean, others])
+    seen = torch.where(replace, lent[donor], given)
     if fill != "noise":
         return seen.masked_fill_(drop, 0.0)
     if noise is None:

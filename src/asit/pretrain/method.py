@@ -104,7 +104,7 @@ class ASiT(Distributed):
         weights, rates = self.settings.losses, self.rates(now)
         device = batch.clean.device
         corrupted = masking.corrupt(
-            batch.clean, batch.drop, batch.replace, batch.donor, self.settings.masking.fill, batch.noise
+            batch.clean, batch.drop, batch.replace, batch.donor, self.settings.masking.fill, batch.noise, batch.others
         )
         corrupted_mask = batch.drop | batch.replace
         copies, chosen = self.settings.masking.copies, _some(batch.tokens)
@@ -236,7 +236,7 @@ class ASiT(Distributed):
     def picture(self, batch: Batch, precision: Precision) -> dict[str, Tensor]:
         """Clean, corrupted, reconstructed (n, T, F) float32 and mask (n, T, F) bool of the first views."""
         corrupted = masking.corrupt(
-            batch.clean, batch.drop, batch.replace, batch.donor, self.settings.masking.fill, batch.noise
+            batch.clean, batch.drop, batch.replace, batch.donor, self.settings.masking.fill, batch.noise, batch.others
         )
         n = len(batch.ids)
         with precision.autocast(batch.clean.device):

@@ -98,10 +98,9 @@ def embed_files(
         work.run(bad_files, threads, stream if world.main else None)
         return work.merge(bad_files, spreadsheet) if world.main else None
     except KeyboardInterrupt:
-        told = f"{work.finished} of {len(items)} inputs are kept in {work.parts.folder}; the same command goes on"
-        raise KeyboardInterrupt(told) from None
+        raise KeyboardInterrupt(f"{work.kept()}; the same command goes on") from None
     except OSError as error:
-        raise _unwritable(error, out) from error
+        raise _unwritable(error, out, work.kept()) from error
 
 
 def numbered(out: Path, shard: tuple[int, int] | None) -> Path:
@@ -145,6 +144,10 @@ class _Work:
             **asdict(ask),
         }
         self.finished = 0
+
+    def kept(self) -> str:
+        """How many of the inputs are in finished blocks, and where."""
+        return f"{self.finished} of {len(self.items)} inputs are kept in {self.parts.folder}"
 
     def begin(self, overwrite: bool) -> None:
         """Find what an earlier call left, or make the folder; what was "auto" is settled for every process."""
@@ -326,12 +329,12 @@ def _agreed(found: Any) -> Any:
     return found
 
 
-def _unwritable(error: OSError, out: Path) -> AsitError:
+def _unwritable(error: OSError, out: Path, kept: str) -> AsitError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return CheckpointError(
-            f"the disk is full: {out} was not written",
+            f"the disk is full: {out} was not written; {kept}",
             "room for the vectors twice, as blocks and as the file",
-            "free some and give the same command: finished blocks are kept",
+            "free some and give the same command again",
         )
     return CheckpointError(
         f"{error.filename or out}: {error.strerror or error}", "a place that may be written", "give another --out"

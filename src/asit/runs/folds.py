@@ -23,6 +23,7 @@ from asit.transfer import supervised
 from asit.transfer.metrics import fold_summary
 
 ALL = "all"
+RESUMES = "give the same command with --resume, which goes on with this fold"
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,10 @@ def _run(
             except AsitError as error:
                 if not any(out.glob(f"fold-*/{folder.CONFIG}")):  # nothing to go on with: the folder is free again
                     (out / folder.CONFIG).unlink(missing_ok=True)
-                raise of_fold(name, error) from error
+                # The folds before this one are kept, and its own checkpoints, if there are any.
+                done = any(out.glob(f"fold-*/{folder.CONFIG}"))
+                remedy = error.remedy.replace(lifecycle.AGAIN, RESUMES) if done else error.remedy
+                raise of_fold(name, error, remedy) from error
             # A signal that came with a fold's last step lets its scores be made, and ends all here.
             if not ended.finished or (ended.stopped_by and number < len(names)):
                 return CrossValidation(out, False, ended.stopped_by, {})

@@ -16,6 +16,7 @@ from asit import checkpoint, runtime
 from asit.data.catalogue import Catalogue
 from asit.engine import compiling, loop
 from asit.engine.records import Records, duration
+from asit.engine.stopping import NotFiniteError
 from asit.errors import AsitError, CatalogueError, CheckpointError, ConfigError, TrainingError
 from asit.model import cpu
 from asit.model.audio_model import AudioModel
@@ -82,8 +83,8 @@ def processes(settings: PretrainSettings | FinetuneSettings) -> Iterator[World]:
         raise TrainingError(
             f"rank {os.environ.get('RANK', '0')} lost another process of this run: {first}",
             f"all processes to live, and to answer within {settings.process_timeout:g} minutes (process_timeout)",
-            "see why the other one ended: its message, or the system's log where it ran out of memory; then go on from "
-            "the last checkpoint with --resume (torchrun --max-restarts does so by itself)",
+            "see why the other one ended: its message, or the system's log where it ran out of memory; then "
+            f"{next_start(Path(settings.out))} (torchrun --max-restarts does so by itself)",
         ) from error
 
 
@@ -250,6 +251,30 @@ def begin(run: Run, world: World) -> None:
     folder.write_settings(run.out, run.settings)
 
 
+def next_start(out: Path) -> str:
+    """What to do after a run in `out` was interrupted: resume from a checkpoint, if there is one."""
+    last = checkpoint.latest_state(out / folder.CHECKPOINTS)
+    if last is None:
+        return AGAIN
+    return f"give the same command with --resume, which goes on from step {checkpoint.step_of(last)}"
+
+
+AGAIN = "give the same command again, from step 0: no checkpoint was written yet"
+
+
+def _ended(error: AsitError | OSError, out: Path) -> AsitError | OSError:
+    """The error that a run ends by, with what the next start resumes from in its fix."""
+    if isinstance(error, OSError):
+        if not checkpoint.is_full(error):
+            return error
+        found = f"the disk is full: {error.filename or out} was not written"
+        error = CheckpointError(found, "room for the run's files", f"free space on the disk of {out}")
+    # After a loss that is not finite the same settings would come to the same end.
+    if isinstance(error, NotFiniteError):
+        return error
+    return type(error)(error.found, error.expected, "; then ".join([*filter(None, [error.remedy]), next_start(out)]))
+
+
 @contextlib.contextmanager
 def free_if_nothing_came(out: Path, world: World, going_on: bool) -> Iterator[None]:
     """With no checkpoint there is nothing to go on with: after a failure the next start must find the folder free."""
@@ -351,11 +376,14 @@ def train(
                 save=save,
                 hooks=hooks(records),
             )
-        except AsitError as error:
+        except (AsitError, OSError) as error:
+            ended = _ended(error, run.out)
             # Whoever called tells the user; a week later the log is what is left. A full disk takes no more lines.
             with contextlib.suppress(OSError):
-                records.keep(f"ended by an error: {error.found}")
-            raise
+                records.keep(f"ended by an error: {ended.found if isinstance(ended, AsitError) else ended}")
+            if ended is error:
+                raise
+            raise ended from error
         if outcome.stopped_by:
             records.event(outcome.step, f"stopped by {outcome.stopped_by} at step {outcome.step} of {plan.total}")
         elif outcome.finished:

@@ -83,13 +83,13 @@ def prepare(settings: PretrainSettings, catalogue: Catalogue, world: World) -> S
         noise=settings.masking.fill == "noise",
         choose=_chooser(settings, patch),
         copies=settings.masking.copies,
+        donors=functools.partial(masking.donor_clips, pool=settings.masking.donor_pool),
     )
     clips = batches.Clips(catalogue, settings.front_end, settings.views, frames, corruption, settings.seed, donors=True)
     settings.batch_size = resources.fit_batch(settings.batch_size, settings.accumulate, len(clips), world, notes)
-    micro = settings.batch_size // (world.size * settings.accumulate)
-    clips.donors = masking.has_donor(micro)
+    clips.donors = masking.has_donor(settings.batch_size)
     if not clips.donors and settings.masking.replace > 0 and settings.masking.replace_probability > 0:
-        notes.append("one clip a forward pass: there is no other clip to replace from, so every view is wiped instead")
+        notes.append("one clip a step: there is no other clip to replace from, so every view is wiped instead")
     workers = resources.loader_workers(settings.workers, world, notes)
     limit = settings.views.keep_gb = resources.memory_limit(settings.views.keep_gb)
     if resources.fits_in_memory(catalogue, settings.front_end.rate, limit, "views.keep_gb", notes):
@@ -205,7 +205,8 @@ def keys(setup: Setup, world: World, start: int) -> MicroBatches:
     order = shuffled(settings.seed, len(setup.clips))
     if settings.views.order == "blocks":
         order = in_blocks(settings.seed, setup.clips.places(), settings.views.block)
-    return MicroBatches(order, len(setup.clips), settings.batch_size, micro, world.rank, world.size, start)
+    pool = settings.masking.donor_pool if setup.clips.donors else 0
+    return MicroBatches(order, len(setup.clips), settings.batch_size, micro, world.rank, world.size, start, pool=pool)
 
 
 def _long_enough(settings: PretrainSettings, catalogue: Catalogue, frames: int, notes: list[str]) -> Catalogue:

@@ -5,7 +5,6 @@ Letters: N rows, n rows of one recording, D width.
 
 from __future__ import annotations
 
-import errno
 import importlib.metadata
 import json
 import os
@@ -145,17 +144,14 @@ def build(
         try:
             _hear(model, plan, settings, partial, ask, stream)
         except KeyboardInterrupt:
-            kept = sum(key in partial.done for key in plan.need)
-            raise KeyboardInterrupt(
-                f"{kept} of {len(plan.need)} recordings are kept in {partial.path}; the same command goes on"
-            ) from None
+            raise KeyboardInterrupt(f"{partial.kept(plan.need)}; the same command goes on") from None
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if not checkpoint.is_full(error):
                 raise
             raise CheckpointError(
-                f"the disk is full: {folder} was not written, and {partial.path} holds what was heard so far",
+                f"the disk is full: {folder} was not written; {partial.kept(plan.need)}",
                 "room for the vectors twice: there, and in the index",
-                "free some and give the same command again, which goes on from there",
+                "free some and give the same command again",
             ) from error
         heard = [partial.done[key] for key in plan.need if key in partial.done]
         if not heard and not plan.kept:

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -80,6 +80,10 @@ class Partial:
         if time.monotonic() - self._written > _FLUSH:
             self._file.flush()
             self._written = time.monotonic()
+
+    def kept(self, need: Collection[Key]) -> str:
+        """How many of the recordings that are needed are kept, and where."""
+        return f"{sum(key in self.done for key in need)} of {len(need)} recordings are kept in {self.path}"
 
     def remove(self) -> None:
         """Delete the file: the index is there."""

@@ -64,8 +64,8 @@ class MaskingSettings(Settings):
     max_block: Annotated[float, Field(gt=0.0, le=1.0)] = 0.3
     """Longest side of a block over the view's side (v1, v2: 0.3)."""
     donor_pool: Annotated[int, Field(ge=2, le=2**31 - 1)] = 4
-    """Replacements come from the other clips in groups of this many neighbours in the batch, so that the draw
-    does not depend on the number of processes."""
+    """Replacements come from the other clips in groups of this many neighbours in a step's batch. Where clips a process
+    and pass are no multiple of it, donors of its neighbours are read too, so that the draw does not depend on them."""
     copies: Positive = 1
     """Masked copies of each global view that the student sees in a step, each with a mask of its own; the teacher sees
     the view once (data2vec 2.0, arXiv 2212.07525, and EAT, arXiv 2401.03497, have several; v1, v2: 1)."""
