@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from asit import lock
 from asit.audio import files
 from asit.data import checks, tables
 from asit.data.catalogue import LINES, Catalogue, is_catalogue, replacing
@@ -84,6 +85,7 @@ def build(
         facts: further entries of the header, such as "task" and "classes".
 
     Raises:
+        ConfigError: another process is writing ``out``.
         CatalogueError: nothing to list, too many bad files, or a place that cannot be written.
         KeyboardInterrupt: after Ctrl-C, saying how to go on; what was done is kept.
     """
@@ -109,6 +111,23 @@ def build(
         raise CatalogueError(f"no clips were named in {source}", "at least one", "check the data set's folder")
     plan = checks.Plan(listing.root, check, checksum, silence_db, seed, front_end)
     listing.draw(statistics_clips, seed)
+    with lock.writing(out):
+        return _scan(source, out, listing, plan, workers, bad_files, statistics_clips, restart, progress, facts)
+
+
+def _scan(
+    source: Path,
+    out: Path,
+    listing: Listing,
+    plan: checks.Plan,
+    workers: int | Literal["auto"],
+    bad_files: float,
+    statistics_clips: int,
+    restart: bool,
+    progress: Callable[[int, int, int], None] | None,
+    facts: Mapping[str, Any] | None,
+) -> Catalogue:
+    """Look at the clips of a listing that are not in OUT.partial, and write the catalogue; see `build`."""
     with _Partial(Path(f"{out}.partial"), plan.fingerprint(source, statistics_clips), listing, restart) as partial:
         todo = np.flatnonzero(partial.offsets < 0)
         processes = min(_cpus() if workers == "auto" else workers, max(1, len(todo) // 8))
@@ -123,9 +142,9 @@ def build(
         "std": std,
         "statistics_clips": sums.clips,
         "front_end": plan.spectrum(),
-        "check": check,
-        "silence_db": silence_db,
-        "seed": seed,
+        "check": plan.check,
+        "silence_db": plan.silence_db,
+        "seed": plan.seed,
         "skipped": dict(sorted(counts.items())),
         "ignored": listing.ignored,
     }

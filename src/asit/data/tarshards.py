@@ -14,16 +14,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from asit.audio import files
 from asit.data import spans, stores
 from asit.data.columns import DAMAGE
-from asit.errors import CatalogueError
+from asit.errors import AsitError, CatalogueError
 
 SUFFIX = ".tar"
 SIDECARS = (".cls", ".json")
 """Files beside a recording that may hold its label."""
+_PIECE = 4 << 20
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4")
 """Names of compressed tar files, in which nothing can be reached without unpacking all before it."""
 
@@ -99,12 +100,14 @@ def read_shard(place: str, labels: dict[str, str] | None = None) -> Shard:
                 _take(shard, header)
                 if labels is not None and (label := _label(archive, header)) is not None:
                     labels[key_of(header.name)] = label
-    except tarfile.ReadError as error:
-        raise _no_tar(place, error) from None
+    except AsitError:
+        raise
     except FileNotFoundError:
         raise CatalogueError(f"there is no {place}", "a tar file", "check the path") from None
     except OSError as error:
         raise CatalogueError(f"{place} cannot be read: {error.strerror}", "a tar file", "check its rights") from None
+    except Exception as error:  # as in `_headers`, for the first one
+        raise _no_tar(place, error) from None
     return shard
 
 
@@ -114,10 +117,22 @@ def _opened(place: str) -> Iterator[tuple[BinaryIO, int]]:
     if stores.is_url(place):
         size = stores.size(place)
         with spans.opened((place, 0, size)) as file:
-            yield file, size
+            yield cast(BinaryIO, _InPieces(file)), size
     else:
         with Path(place).open("rb") as file:
-            yield file, os.fstat(file.fileno()).st_size
+            yield cast(BinaryIO, _InPieces(file)), os.fstat(file.fileno()).st_size
+
+
+class _InPieces:
+    """A tar file that gives no more than `_PIECE` bytes at once: a header may claim any length for a name."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.seek, self.tell = file, file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if size > _PIECE:
+            raise tarfile.HeaderError(f"a header of {size:,} bytes")  # type: ignore[attr-defined]
+        return self.file.read(size)
 
 
 def key_of(name: str) -> str:
@@ -138,10 +153,16 @@ def read_member(path: str, offset: int, size: int) -> bytes:
 
 
 def _headers(archive: tarfile.TarFile, shard: Shard) -> Iterator[tarfile.TarInfo]:
+    end = -1
     while True:
         try:
             header = archive.next()
-        except (tarfile.TarError, OSError, ValueError, EOFError) as error:
+            if header is not None and archive.offset <= end:  # older releases of Python then loop for ever
+                raise tarfile.ReadError("a length below zero")
+            end = archive.offset
+        except AsitError:  # of a store
+            raise
+        except Exception as error:  # tarfile raises whatever its parsing meets, RecursionError and the like
             shard.fault = f"cut off or damaged at byte {archive.offset}: {error}"
             return
         if header is None:  # a header that is none counts as the end: an end is empty, or zeros
@@ -179,8 +200,11 @@ def _label(archive: tarfile.TarFile, header: tarfile.TarInfo) -> str | None:
     suffix = "." + header.name.rpartition(".")[2].lower()
     if suffix not in SIDECARS or not header.isreg() or header.size > 1 << 20:
         return None
-    file = archive.extractfile(header)
-    text = b"" if file is None else file.read()
+    try:
+        file = archive.extractfile(header)
+        text = b"" if file is None else file.read()
+    except tarfile.ReadError:  # cut off
+        return None
     if suffix == ".cls":
         return text.decode("utf-8", "replace").strip() or None
     try:

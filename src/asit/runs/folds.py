@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from asit import lock
 from asit.data.sides import folds
 from asit.errors import AsitError, AudioError, ConfigError
-from asit.runs import folder, lifecycle, lock, network, source
+from asit.runs import folder, lifecycle, network, source
 from asit.runs.finetune import FinetuneResult, finetune
 from asit.runs.finetune_setup import choose, labels_of
 from asit.settings import FinetuneSettings
@@ -69,6 +70,7 @@ def run(
     # Looked at before the lock, which makes the folder, and again under it.
     folder.claim(out, resume=resume, overwrite=overwrite)
     with lock.held(out, 1, lambda text: None if stream is None else _say(stream, text)):
+        folder.tidy(out)
         return _run(settings, out, resume, overwrite, stream)
 
 
