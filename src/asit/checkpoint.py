@@ -65,7 +65,10 @@ def write_folder(target: Path, write: Callable[[Path], None], overwrite: bool = 
         _take_name(temporary, target, overwrite, replaced)
         _fsync(target.parent)
         for aside in replaced:
-            whole.remove(aside)
+            doomed = whole.draft_of(target)  # a folder half deleted must not be brought back
+            with contextlib.suppress(FileNotFoundError):
+                aside.rename(doomed)
+                whole.remove(doomed)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if replaced and replaced[-1].exists() and not target.exists():

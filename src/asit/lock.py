@@ -109,7 +109,7 @@ def held(
 def writing(
     out: Path, say: Callable[[str], None] = lambda text: None, times: Times | None = None
 ) -> contextlib.AbstractContextManager[None]:
-    """Keep other processes from writing the file or folder `out` where that takes long: they would share unfinished work.
+    """Keep other processes from writing the file or folder `out` where writing takes long.
 
     Args:
         out: the output; its folder is made, and removed again where nothing came into it.

@@ -34,8 +34,8 @@ def written(target: str | os.PathLike[str]) -> Iterator[Path]:
     """A draft beside `target` for the block to write, which then takes its name; a file that is there is replaced.
 
     It is on the disk before it is renamed. If the block raises, it is deleted and `target` stays as it was; only a
-    killed process leaves it, and the next process that writes in this folder deletes it. Any number of writers may write
-    one target at the same time: the last one to end replaces the others' file.
+    killed process leaves it, and the next process that writes in this folder deletes it. Several writers of one target
+    do not disturb each other: the last one to end replaces the others' file.
 
     Raises:
         OSError: it cannot be written, or the disk is full.
@@ -70,7 +70,7 @@ def sweep(folder: Path) -> None:
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             found = _DRAFT.fullmatch(entry.name)
-            if found is None or found["machine"] != _machine() or _lives(int(found["pid"])):
+            if found is None or found["machine"] != _machine() or _of_the_living(entry.name):
                 continue
             if found["kind"] == "tmp" or (folder / found["name"]).exists():
                 remove(Path(entry.path))
@@ -99,7 +99,7 @@ def bring_back(target: Path) -> None:
     if target.exists():
         return
     for left in target.parent.glob(f".{glob.escape(target.name)}.*old"):
-        if drafted(left.name) == (target.name, True):
+        if drafted(left.name) == (target.name, True) and not _of_the_living(left.name):
             with contextlib.suppress(OSError):  # another writer was first
                 left.rename(target)
                 return
@@ -108,7 +108,9 @@ def bring_back(target: Path) -> None:
 def remove(path: Path) -> None:
     """Delete a file, a link or a folder with all that is in it; nothing where it is gone."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=not path.exists())
+        shutil.rmtree(path, ignore_errors=True)
+        if path.exists():  # and was not deleted by another process meanwhile
+            shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
@@ -123,11 +125,15 @@ def _machine() -> str:
     return hashlib.sha256(" ".join(facts).encode("utf-8", "replace")).hexdigest()[:8]
 
 
-def _lives(pid: int) -> bool:
+def _of_the_living(name: str) -> bool:
+    """Whether a draft is of a process of this machine that lives."""
+    found = _DRAFT.fullmatch(name)
+    if found is None or found["machine"] != _machine():
+        return False
     if os.name != "posix":  # there os.kill ends a process
         return True
     try:
-        os.kill(pid, 0)
+        os.kill(int(found["pid"]), 0)
     except ProcessLookupError:
         return False
     except (OSError, OverflowError):

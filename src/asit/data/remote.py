@@ -32,7 +32,7 @@ PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 _BLOCK = 1 << 18
 _LEAST = 1 << 16
-"""Bytes that must come within twice the timeout; fewer count as nothing."""
+"""Bytes that must come within twice the timeout."""
 
 
 class DownloadError(AsitError):
@@ -57,11 +57,11 @@ class RemoteFile:
 
 
 class _PassingError(Exception):
-    """What may be over at the next try."""
+    """What may be over at the next try; `slow`: what the try brought does not count."""
 
-    def __init__(self, what: str, pause: float = 0.0) -> None:
+    def __init__(self, what: str, pause: float = 0.0, slow: bool = False) -> None:
         super().__init__(what)
-        self.pause = pause
+        self.pause, self.slow = pause, slow
 
 
 def fetch(
@@ -109,7 +109,7 @@ def fetch(
             _receive(remote, partial, state, most, progress, timeout)
             break
         except _PassingError as fault:
-            if _size(partial) >= furthest + _LEAST:
+            if _size(partial) > furthest and not fault.slow:
                 failures, furthest = 0, _size(partial)
             if failures == len(pauses):
                 raise DownloadError(
@@ -216,7 +216,7 @@ def _receive(
                     )
                 if time.monotonic() - since > 2 * timeout:
                     if have - then < _LEAST:
-                        raise _PassingError(f"only {have - then:,} bytes came in {2 * timeout:.0f} s")
+                        raise _PassingError(f"only {have - then:,} bytes came in {2 * timeout:g} s", slow=True)
                     since, then = time.monotonic(), have
                 with _disk(partial):
                     out.write(block)
