@@ -1,13 +1,14 @@
 """Damaged sound files and tars, and a process that opens them by every door under a watch on its time and memory.
 
 `python tests/damaging.py` is that process: it reads one JSON line a case and answers with one. `Watched` starts it,
-kills it beyond the limits and starts the next one. Every mutant follows from (format, number) alone.
+kills it beyond the limits and starts the next one. A mutant follows from its file and a number alone.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import io
 import json
 import os
@@ -44,8 +45,12 @@ def chirp(seconds: float = 0.4, channels: int = 1) -> np.ndarray:
     return np.stack([wave * 0.9**c for c in range(channels)], 1).astype(np.float32)
 
 
+@functools.cache
 def recordings() -> dict[str, bytes]:
-    """An undamaged file of each kind that can be written here; the name's suffix is the file's."""
+    """An undamaged file of each kind that can be written here; the name's suffix is the file's.
+
+    libsndfile puts the time into some headers and draws the numbers of Ogg streams: they are the same in one process.
+    """
     import soundfile
 
     kinds = {
@@ -90,17 +95,6 @@ def _by_av(container: str, codec: str) -> bytes | None:
         for part in resampler.resample(frame):
             file.mux(stream.encode(part))
         file.mux(stream.encode(None))
-    return buffer.getvalue()
-
-
-def tar_of(names: dict[str, bytes]) -> bytes:
-    """An uncompressed tar of these files."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for name, data in names.items():
-            header = tarfile.TarInfo(name)
-            header.size = len(data)
-            archive.addfile(header, io.BytesIO(data))
     return buffer.getvalue()
 
 
@@ -222,6 +216,55 @@ def mutant(data: bytes, name: str, number: int) -> tuple[str, bytes]:
     return "+".join(mutate.__name__ for mutate in chosen), bytes(out)
 
 
+def tars() -> list[bytes]:
+    """Undamaged tars: with sidecars and long names, in the formats of PAX and of GNU."""
+    made, found = recordings(), []
+    for kind in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
+        buffer = io.BytesIO()
+        names = {
+            "a.wav": made["pcm16.wav"],
+            "a.cls": b"dog",
+            "b.flac": made["mono.flac"],
+            "b.json": b'{"label": "cat"}',
+        }
+        with tarfile.open(fileobj=buffer, mode="w", format=kind) as archive:
+            for name, data in (names | {"c" * 150 + ".wav": made["float.wav"]}).items():
+                header = tarfile.TarInfo(name)
+                header.size = len(data)
+                archive.addfile(header, io.BytesIO(data))
+        found.append(buffer.getvalue())
+    return found
+
+
+def tar_mutant(data: bytes, number: int) -> bytes:
+    """A damaged tar: a mutant as of sounds, or a header with an extreme size, another type or a name of noise."""
+    rng = np.random.default_rng([number, 5])
+    if number % 3 == 0:
+        out = bytearray(mutant(data, "tar", number)[1])
+    else:
+        out = bytearray(data)
+        heads = [at for at in range(0, len(out) - BLOCK + 1, BLOCK) if out[at + 257 : at + 262] == b"ustar"]
+        for _ in range(int(rng.integers(1, 3))):
+            at, kind = heads[int(rng.integers(len(heads)))], int(rng.integers(6))
+            if kind == 3:
+                out[at + 156] = int(rng.choice(list(b"LKxgSXV01234567")))
+            elif kind == 4:
+                out[at : at + 100] = rng.bytes(100)
+            else:  # numbers are octal, or after 0x80 or 0xff in base 256
+                size = (b"\xff" * 12, b"\xff" * 4 + (-512).to_bytes(8, "big", signed=True))[int(rng.integers(2))]
+                if kind == 2:
+                    size = b"\x80" + (1 << int(rng.integers(20, 80))).to_bytes(11, "big")
+                elif kind == 5:
+                    size = b"%011o\0" % int(rng.integers(0, 1 << 33))
+                out[at + 124 : at + 136] = size
+    if rng.random() < 0.8:  # else most end at a header's sum
+        for at in range(0, len(out) - BLOCK + 1, BLOCK):
+            if out[at + 257 : at + 262] == b"ustar":
+                out[at + 148 : at + 156] = b" " * 8
+                out[at + 148 : at + 156] = b"%06o\0 " % sum(out[at : at + BLOCK])
+    return bytes(out)
+
+
 def _crc_table() -> list[int]:
     table = []
     for byte in range(256):
@@ -331,6 +374,18 @@ class Doors:
         assert answer.status_code in (200, 400, 413, 422), f"the page answers {answer.status_code}: {answer.text[:300]}"
         json.loads(answer.text, parse_constant=_no_number)
         return "read" if answer.status_code == 200 else "refused"
+
+    def tar(self, path: Path) -> str:
+        """The members of a tar and their labels."""
+        from asit.data import tarshards
+
+        shard = tarshards.read_shard(str(path), {})
+        return "refused" if shard.fault is not None else "read"
+
+    def run(self, path: Path) -> str:
+        """Python code, for tests of the watch itself."""
+        exec(path.read_text())
+        return "read"
 
     def folders(self, path: Path) -> str:
         """catalogue, embed, tag, index and shard over a folder; the good recordings come out as they do alone."""

@@ -70,7 +70,7 @@ def test_a_second_writer_is_told_of_the_first(verb: str, work: Path, capsys: pyt
         assert "or choose another --out" in words
         assert [path.name for path in Path("out").iterdir()] == [f".{out.name}.lock"]
     # A holder that was killed holds nobody up, and what it left goes.
-    code = "import os; from pathlib import Path; from asit import lock\nwith lock.writing(Path(os.sys.argv[1])): os._exit(9)"
+    code = "import os, sys, pathlib\nfrom asit import lock\nwith lock.writing(pathlib.Path(sys.argv[1])): os._exit(9)"
     assert subprocess.run([sys.executable, "-c", code, str(out)]).returncode == 9
     assert (out.parent / f".{out.name}.lock").exists()
     assert cli.main(LONG[verb].split()) == 0, capsys.readouterr().err
@@ -102,7 +102,8 @@ for number in range(pairs):
     for which in range(2):
         child = os.fork()
         if child == 0:
-            with open(f"words{which}", "w") as words, contextlib.redirect_stdout(words), contextlib.redirect_stderr(words):
+            words = open(f"words{which}", "w")
+            with words, contextlib.redirect_stdout(words), contextlib.redirect_stderr(words):
                 os.read(go[0], 1)
                 try:
                     status = cli.main(arguments)
@@ -130,7 +131,7 @@ def test_pairs_that_start_at_the_same_moment(verb: str, work: Path, capsys: pyte
     if not hasattr(os, "fork"):
         pytest.skip("no fork on this system")
     if verb == "convert":
-        assert cli.main("export model --to huggingface --out hf".split()) == 0
+        assert cli.main(["export", "model", "--to", "huggingface", "--out", "hf"]) == 0
     count = int(os.environ.get("ASIT_PAIRS", "10"))
     arguments = (LONG | SHORT)[verb].split()
     done = subprocess.run(

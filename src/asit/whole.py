@@ -121,7 +121,7 @@ def _machine() -> str:
     facts = [socket.gethostname()]
     with contextlib.suppress(OSError):
         facts.append(Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip())
-        facts.append(os.readlink("/proc/self/ns/pid"))
+        facts.append(str(Path("/proc/self/ns/pid").readlink()))
     return hashlib.sha256(" ".join(facts).encode("utf-8", "replace")).hexdigest()[:8]
 
 
