@@ -186,7 +186,7 @@ def test_a_server_that_refuses_or_sends_all_is_not_asked_again(web: Web) -> None
 
 
 class Endless(BaseHTTPRequestHandler):
-    """Answers without an end, by what the path says: of many bytes or few, with a false length, compressed, as links."""
+    """Answers without an end, by what the path says: with a false length, compressed, as links, slow."""
 
     def do_HEAD(self) -> None:
         self.do_GET()

@@ -191,7 +191,7 @@ def test_what_a_killed_writer_left_blocks_nothing(
     page.touch()
     assert go(tiny(half), resume=True).finished
     same(state(half), state(unstopped))
-    assert [path for path in half.rglob(".*")] == [page]
+    assert list(half.rglob(".*")) == [page]
     assert not [name for name in names(half) | names(half / "checkpoints") if "tmp-" in name or "old" in name]
 
 

@@ -330,7 +330,7 @@ def _put(place: str, go: Callable[[Any, str], None], patience: Patience | None) 
         if _protocol(place) in _WHOLE:
             go(files, path)
             return
-        folder, _, name = str(path).rpartition("/")
+        folder, name = posixpath.split(path)
         draft = f"{folder}/{whole.draft_of(Path(name)).name}"
         files.makedirs(folder, exist_ok=True)
         go(files, draft)
