@@ -376,11 +376,10 @@ class Doors:
         return "read" if answer.status_code == 200 else "refused"
 
     def tar(self, path: Path) -> str:
-        """The members of a tar and their labels."""
-        from asit.data import tarshards
+        """The recordings of a tar, with their labels."""
+        from asit.data.inputs import expand
 
-        shard = tarshards.read_shard(str(path), {})
-        return "refused" if shard.fault is not None else "read"
+        return "refused" if any(item.fault for item in expand([str(path)])) else "read"
 
     def run(self, path: Path) -> str:
         """Python code, for tests of the watch itself."""

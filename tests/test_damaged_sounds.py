@@ -97,10 +97,8 @@ def test_headers_of_tars_that_claim_much(damaging: ModuleType, tmp_path: Path) -
     negative[148:156] = b"%06o\0 " % sum(negative)
     for bad in (_long_name(10) * 3000, _long_name(1 << 40) + bytes(1 << 20), bytes(negative) * 3):
         path.write_bytes(good + bad)
-        labels: dict[str, str] = {}
-        shard = tarshards.read_shard(str(path), labels)
+        shard = tarshards.read_shard(str(path))
         assert [Path(member.name).suffix for member in shard.members][:3] == [".wav", ".flac", ".wav"]
-        assert labels == {"a": "dog", "b": "cat"}
         assert shard.fault is not None
         assert "damaged at byte" in shard.fault
         path.write_bytes(bad)
