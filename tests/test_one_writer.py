@@ -140,6 +140,7 @@ def test_pairs_that_start_at_the_same_moment(verb: str, work: Path, capsys: pyte
     assert done.returncode == 0, done.stderr
     pairs = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(pairs) == count
+    Path("out").mkdir()
     assert cli.main(arguments) == 0, capsys.readouterr().err
     alone = tree(Path("out"))
     for number, (statuses, words) in enumerate(pairs):
