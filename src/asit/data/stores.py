@@ -372,7 +372,7 @@ def _web_options(protocol: str) -> dict[str, Any]:
     import fsspec
 
     class Counted(aiohttp.ClientResponse):
-        """An answer of which a byte more than allowed is read at most; fsspec would take whatever a server sends."""
+        """An answer that is read until it is longer than allowed; fsspec would take whatever a server sends."""
 
         async def read(self) -> bytes:
             asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.request_info.headers.get("Range", ""))
@@ -395,7 +395,7 @@ def _web_options(protocol: str) -> dict[str, Any]:
                     if held > most:
                         self.close()
                         break
-                self._body = b"".join(parts)[: most + 1]
+                self._body = b"".join(parts)
             return self._body
 
     own = fsspec.config.conf.get(protocol, {}).get("client_kwargs", {})
