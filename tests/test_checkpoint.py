@@ -112,7 +112,7 @@ def test_a_failed_rename_brings_the_old_folder_back(tmp_path: Path, monkeypatch:
     rename = Path.rename
 
     def fail(self: Path, to: Path) -> Path:
-        if ".tmp-" in self.name:
+        if self.name.endswith(".tmp"):
             raise OSError(errno.EIO, "broken")
         return rename(self, to)
 

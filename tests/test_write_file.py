@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from asit import whole
 from asit.checkpoint import check_free, write_file
 from asit.errors import CheckpointError, ConfigError
 
@@ -19,7 +22,10 @@ def test_a_file_is_made_and_what_killed_writers_left_is_removed(tmp_path: Path) 
         to.write_bytes(b"whole")
 
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / ".m.tmp-123.onnx").write_bytes(b"left by a writer that was killed")
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    left = whole.draft_of(tmp_path / "a" / "m.onnx", ending=".onnx")
+    left = left.with_name(left.name.replace(f".{os.getpid()}-", f".{int(ended.stdout)}-"))
+    left.write_bytes(b"left by a writer that was killed")
     write_file(tmp_path / "a" / "m.onnx", write)
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["m.onnx"]
     assert (tmp_path / "a" / "m.onnx").read_bytes() == b"whole"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import glob
 import hashlib
 import importlib.metadata
 import json
@@ -25,7 +24,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from asit import parsing
+from asit import parsing, whole
 from asit.errors import CheckpointError, ConfigError
 
 FORMAT = 1
@@ -38,11 +37,12 @@ _STATE = re.compile(r"step-(\d{8,})")
 
 
 def write_folder(target: Path, write: Callable[[Path], None], overwrite: bool = False) -> None:
-    """Make the folder `target` whole or not at all.
+    """Make the folder `target` atomically.
 
     `write` fills a hidden temporary neighbour, which is brought to the disk and then renamed, so that a crash at any
-    moment leaves either the old folder or the new one. Left-overs of killed writers of the same target are removed;
-    one process at a time may write a target.
+    moment leaves either the old folder or the new one. Left-overs of killed writers are removed. Several writers of
+    one target do not disturb each other: with `overwrite` the last one to end replaces the others' folder, else the
+    first one to end has written it and the others raise.
 
     Args:
         target: the folder to make; its parents are made too. An empty folder counts as absent.
@@ -52,40 +52,60 @@ def write_folder(target: Path, write: Callable[[Path], None], overwrite: bool = 
     Raises:
         CheckpointError: target exists and overwrite is off, the disk is full, or the place may not be written.
     """
-    aside = target.with_name(f".{target.name}.old")
-    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    temporary = whole.draft_of(target)
+    replaced: list[Path] = []
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        if aside.exists():
-            if target.exists():  # killed after the two renames below
-                _remove(aside)
-            else:  # killed between them
-                aside.rename(target)
+        whole.bring_back(target)
         if not overwrite and target.exists() and not (target.is_dir() and not any(target.iterdir())):
-            raise CheckpointError(
-                f"{target} already exists", "a path that is free", "give another path, or ask for it to be overwritten"
-            )
-        _remove_leftovers(target.parent, glob.escape(target.name))
+            raise _exists(target)
+        whole.sweep(target.parent)
         temporary.mkdir()
         write(temporary)
         for path in [*temporary.rglob("*"), temporary]:
             _fsync(path)
-        if target.exists() and overwrite:
-            target.rename(aside)
-        temporary.rename(target)
+        _take_name(temporary, target, overwrite, replaced)
         _fsync(target.parent)
-        _remove(aside)
+        for aside in replaced:
+            doomed = whole.draft_of(target)  # a folder half deleted must not be brought back
+            with contextlib.suppress(FileNotFoundError):
+                aside.rename(doomed)
+                whole.remove(doomed)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        if aside.exists() and not target.exists():
-            aside.rename(target)
+        if replaced and replaced[-1].exists() and not target.exists():
+            replaced[-1].rename(target)
         if refused := _refusal(error, target):
             raise refused from error
         raise
 
 
+def _take_name(temporary: Path, target: Path, overwrite: bool, replaced: list[Path]) -> None:
+    """Rename a finished folder to its target; what was there is renamed, noted in `replaced` before."""
+    while True:
+        if overwrite and target.exists():
+            replaced.append(whole.draft_of(target, "old"))
+            with contextlib.suppress(FileNotFoundError):  # another writer has renamed it
+                target.rename(replaced[-1])
+        try:
+            temporary.rename(target)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            if not overwrite:
+                raise _exists(target) from None
+            # Another writer's folder has come there since: replace that one.
+
+
+def _exists(target: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{target} already exists", "a path that is free", "give another path, or ask for it to be overwritten"
+    )
+
+
 def write_file(target: Path, write: Callable[[Path], None], overwrite: bool = False) -> None:
-    """Make the file `target` whole or not at all, as `write_folder` does a folder; its folder is made too.
+    """Make the file `target` atomically, as `write_folder` does a folder; its folder is made too.
 
     Args:
         target: the file to make.
@@ -97,11 +117,10 @@ def write_file(target: Path, write: Callable[[Path], None], overwrite: bool = Fa
         CheckpointError: the disk is full, or the place may not be written.
     """
     check_free(target, overwrite)
-    temporary = target.with_name(f".{target.stem}.tmp-{os.getpid()}{target.suffix}")
+    temporary = whole.draft_of(target, ending=target.suffix)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        for left in target.parent.glob(f".{glob.escape(target.stem)}.tmp-*{glob.escape(target.suffix)}"):
-            left.unlink()
+        whole.sweep(target.parent)
         write(temporary)
         _fsync(temporary)
         os.replace(temporary, target)
@@ -190,13 +209,12 @@ def save_state(root: Path, step: int, tensors: Mapping[str, Tensor], meta: Mappi
         CheckpointError: as `write_folder`.
     """
     target = root / f"step-{step:08d}"
-    if root.is_dir():
-        _remove_leftovers(root, "step-*")
+    whole.tidy(root)
     write_folder(target, lambda to: _write_pair(to, "state.safetensors", "state.json", tensors, meta), overwrite=True)
     until = [state for state in list_states(root) if step_of(state) <= step]
     for old in until[: -max(keep, 1)]:
         # Renamed first, so that a state half removed is never taken for a state.
-        doomed = old.with_name(f".{old.name}.tmp-{os.getpid()}")
+        doomed = whole.draft_of(old)
         old.rename(doomed)
         shutil.rmtree(doomed)
     return target
@@ -228,11 +246,11 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         else f"remove {path} and start the run anew: there is no older state beside it"
     )
     tensors, meta = _read_pair(path, "state.safetensors", "state.json", remedy)
-    step = meta.get("step", _step(path) if _STATE.fullmatch(path.name) else 0)
-    if _STATE.fullmatch(path.name) and (type(step) is not int or step != _step(path)):
+    step = meta.get("step", step_of(path) if _STATE.fullmatch(path.name) else 0)
+    if _STATE.fullmatch(path.name) and (type(step) is not int or step != step_of(path)):
         raise CheckpointError(
             f"{path / 'state.json'} says step {step!r}, and its folder is {path.name}",
-            f"step {_step(path)}: a state lies in the folder of its own step",
+            f"step {step_of(path)}: a state lies in the folder of its own step",
             f"give the folder its name back, or {remedy}",
         )
     return tensors, meta
@@ -391,18 +409,6 @@ def _errno(error: BaseException) -> int | None:
 def step_of(path: Path) -> int:
     """Steps done at a run state."""
     return int(path.name.removeprefix("step-"))
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _remove_leftovers(parent: Path, pattern: str) -> None:
-    for left in parent.glob(f".{pattern}.tmp-*"):
-        _remove(left)
 
 
 def _fsync(path: Path) -> None:

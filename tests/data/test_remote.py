@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import itertools
 import socket
 import time
 from dataclasses import replace
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from asit.data import remote
 from asit.data.remote import PAUSES, DownloadError, RemoteFile, fetch
 
 DATA = np.random.default_rng(1).integers(0, 256, 300_000, dtype=np.uint8).tobytes()
@@ -186,6 +188,23 @@ def test_silence_is_not_waited_for_for_ever(server: Any, calls: Calls) -> None:
     assert time.monotonic() - began < 5
     assert "no answer in time" in calls.told[0]
     assert server.asked[1]["range"] == "bytes=150000-"
+
+
+def test_a_trickle_counts_as_silence(server: Any, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some bytes in time each, and next to nothing in all: the tries come to an end although each brings something."""
+    clock = itertools.count(0, 20)
+    monkeypatch.setattr(remote.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(remote, "_BLOCK", 1000)
+    with pytest.raises(DownloadError, match=r"only \d,000 bytes came in 60 s, after 3 tries"):
+        calls.fetch(whole(server), pauses=(1.0, 2.0), timeout=30.0)
+    assert calls.slept == [1.0, 2.0]
+
+
+def test_more_than_a_file_may_have_is_not_taken(server: Any, calls: Calls) -> None:
+    server.chunked = True
+    with pytest.raises(DownloadError, match=r"sends more than 200,000 bytes\n  expected: a\.bin with at most so many"):
+        calls.fetch(bare(server), most=200_000)
+    assert (calls.folder / "a.bin.partial").stat().st_size <= 200_000
 
 
 @pytest.mark.parametrize("code", [401, 403, 404, 410])

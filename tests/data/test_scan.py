@@ -24,7 +24,7 @@ from asit.data.catalogue import Catalogue
 from asit.data.scan import build
 from asit.data.sides import split_sides
 from asit.data.tables import TableRow, read_table
-from asit.errors import CatalogueError
+from asit.errors import CatalogueError, ConfigError
 from asit.settings import FrontEndSettings
 
 SETTINGS = FrontEndSettings(mels=40)
@@ -555,7 +555,7 @@ def test_outs_that_cannot_be(sounds: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.csv").write_text("path\nz.ogg\n")
     with pytest.raises(CatalogueError, match=r"mine\.csv exists and is not a catalogue"):
         make(sounds, out=tmp_path / "mine.csv")
-    with pytest.raises(CatalogueError, match="cannot be written"):
+    with pytest.raises(ConfigError, match=r"c\.jsonl may not be written"):
         make(sounds, out=sounds / "z.ogg" / "c.jsonl")
     make(sounds, check="header")
     make(sounds, check="header")  # an older catalogue is replaced

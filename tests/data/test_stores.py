@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import multiprocessing
 import os
 import threading
+import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -181,6 +185,66 @@ def test_a_server_that_refuses_or_sends_all_is_not_asked_again(web: Web) -> None
     assert len(web.asked) == 1
 
 
+class Endless(BaseHTTPRequestHandler):
+    """Answers without an end, by what the path says: with a false length, compressed, as links, slow."""
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        if "claim" in self.path:
+            self.send_header("Content-Length", str(10**12))
+        if "gzip" in self.path:
+            self.send_header("Content-Encoding", "gzip")
+        self.end_headers()
+        pieces: Iterator[bytes] = itertools.repeat(bytes(1 << 16))
+        if "gzip" in self.path:
+            packed = zlib.compressobj(wbits=31)
+            pieces = (packed.compress(bytes(1 << 20)) for _ in itertools.count())
+        if "links" in self.path:
+            pieces = itertools.repeat(b'<a href="clip.wav">clip</a>' * 1000)
+        if "drip" in self.path:
+            pieces = (time.sleep(0.02) or b"x" for _ in itertools.count())
+        with contextlib.suppress(OSError):
+            for piece in pieces if self.command == "GET" else ():
+                self.wfile.write(piece)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("path", ["more", "claim", "gzip", "links/", "drip", "claim-drip", "range", "range-gzip"])
+def test_a_server_that_never_ends(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither more than the limit is read nor longer than the time that a store has."""
+    pytest.importorskip("aiohttp")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(stores, "MOST", 4 << 20)
+    monkeypatch.setattr(stores, "_LISTING", 1 << 20)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Endless)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    place, began = f"http://127.0.0.1:{server.server_port}/{path}", time.monotonic()
+    limits = Patience(seconds=1.0, first=5.0, answer=30.0)
+    expected = "was not reached in 1 tries" if "drip" in path else "4,194,304 bytes at most"
+    if path == "claim-drip":
+        expected = "has 1,000,000,000,000 bytes"
+    try:
+        if path == "links/":
+            with pytest.raises(StoreError, match="1,048,576 bytes at most"):
+                stores.list(place, patience=Patience(20.0, 5.0))
+        elif path.startswith("range"):
+            with pytest.raises(StoreError, match="sends more than the part that was asked for"):
+                stores.read_range(place, 0, 1000, patience=Patience(20.0, 5.0))
+        else:
+            with pytest.raises(StoreError, match=expected):
+                stores.read(place, patience=limits if "drip" in path else Patience(20.0, 5.0))
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert time.monotonic() - began < 15
+
+
 def test_nobody_there() -> None:
     with pytest.raises(StoreError, match="was not reached in"):
         stores.read_range("http://127.0.0.1:9/x.tar", 0, 9, patience=Patience(0.1, 0.01))
@@ -197,7 +261,7 @@ def test_what_is_not_asked_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
         patience.tried("s3://bucket/x", go, Patience(seconds=1e9, first=6.0))
 
     monkeypatch.setattr(patience.time, "sleep", lambda _: None)
-    now = iter(range(0, 99, 5))
+    now = iter((0, 0, 5, 0, 0, 0, 0, 0, 0))
     monkeypatch.setattr(patience.time, "monotonic", lambda: next(now))
     with pytest.raises(StoreError, match=r"in 1 tries over 5 s[\s\S]*AWS_ACCESS_KEY_ID"):
         raises(NoCredentialsError("Unable to locate credentials"))

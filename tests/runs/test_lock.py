@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
+from asit import lock
 from asit.errors import ConfigError
-from asit.runs import finetune, lock, pretrain
+from asit.runs import finetune, pretrain
 
 fcntl = pytest.importorskip("fcntl")
 QUICK = lock.Times(beat=0.02, watch=0.3, lease=0.5)
@@ -80,7 +81,7 @@ def test_two_runs_in_one_folder(kind: str, request: pytest.FixtureRequest, tmp_p
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from asit.runs import lock
+from asit import lock
 with lock.held(Path(sys.argv[1])):
     if not os.fork():
         print(os.getpid(), flush=True)  # by the child itself: from here on it has let go of what it inherited

@@ -22,6 +22,7 @@ import soundfile
 import torch
 
 import asit
+import asit.whole
 from asit import checkpoint, cli, config
 from asit.data import scan
 from asit.errors import CatalogueError, CheckpointError, ConfigError
@@ -183,8 +184,14 @@ def test_what_a_killed_writer_left_blocks_nothing(
         left.mkdir()
         (left / "card.json").touch()
     (half / ".metrics.jsonl.tmp").touch()
+    (half / "figures").mkdir(exist_ok=True)
+    for name in ("metrics.jsonl", "figures/step-00000003.png", "figures/step-00000003.npz", "model"):
+        asit.whole.draft_of(half / name).touch()
+    page = asit.whole.draft_of(half / "report.html")  # of asit report, which takes no lock
+    page.touch()
     assert go(tiny(half), resume=True).finished
     same(state(half), state(unstopped))
+    assert list(half.rglob(".*")) == [page]
     assert not [name for name in names(half) | names(half / "checkpoints") if "tmp-" in name or "old" in name]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import select
 import socket
 import threading
 import time
@@ -280,6 +281,46 @@ def test_slow_oversize_and_broken_bodies(served: Callable[[Guard], Any]) -> None
             time.sleep(0.01)
         assert not fake.seen
         assert raw(address, head("Content-Length: 3"), b"abc").endswith(b'{"size": 3, "options": ' + OPTIONS + b"}")
+
+
+def test_slow_bodies_give_their_places_to_others(served: Callable[[Guard], Any]) -> None:
+    """140 uploads that trickle, more than there are places, and large beginnings that are held: others are answered."""
+    guard = app(patience=0.3)
+    with served(guard) as address, contextlib.ExitStack() as stack:
+        host, port = address.removeprefix("http://").split(":")
+        lines = [stack.enter_context(socket.create_connection((host, int(port)), timeout=5)) for _ in range(140)]
+        for line in lines:
+            line.sendall(head("Content-Length: 1000000") + b"a")
+        deadline = time.monotonic() + 10
+        while guard.gate.inside < 130 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.5)
+        assert guard.gate.inside == 130
+        for line in lines[:130]:
+            with contextlib.suppress(OSError):
+                line.sendall(b"a")
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(lambda _: raw(address, head("Content-Length: 3"), b"abc"), range(40)))
+        assert all(b'{"size": 3' in answer for answer in answers)
+        assert 90 <= guard.gate.inside <= 130
+        told = [line.recv(1000) for line in lines if _readable(line)]
+        dropped = [answer for answer in told if answer.startswith(b"HTTP/1.1 408")]
+        assert dropped
+        assert b"more slowly than all others" in dropped[0]
+        assert b"retry-after" in dropped[0]
+    # What is held for those that are dropped is free at once.
+    guard = app(patience=0.1, megabytes=1.0, concurrency=1)
+    with served(guard) as address, contextlib.ExitStack() as stack:
+        host, port = address.removeprefix("http://").split(":")
+        for _ in range(6):
+            line = stack.enter_context(socket.create_connection((host, int(port)), timeout=5))
+            line.sendall(head("Content-Length: 1000000") + bytes(800_000))
+        time.sleep(0.5)
+        assert b'{"size": 900000' in raw(address, head("Content-Length: 900000"), bytes(900_000))
+
+
+def _readable(line: socket.socket) -> bool:
+    return bool(select.select([line], [], [], 0)[0])
 
 
 OPTIONS = json.dumps({"top": 5, "threshold": 0.5, "window": None, "hop": None}).encode()

@@ -9,12 +9,12 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from asit import parsing
+from asit import lock, parsing
 from asit.data import remote
 from asit.data.archives import remove, unpack
 from asit.data.remote import DownloadError
@@ -76,7 +76,7 @@ def download(
         transfer: timeout, pauses and sleep of :func:`asit.data.remote.fetch`.
 
     Raises:
-        ConfigError: no such set, or one that only its owners may give away.
+        ConfigError: no such set, one that only its owners may give away, or another process is writing the folder.
         DownloadError, ArchiveError: see the modules remote and archives; a folder with other things in it; a set that
             is not what it should be.
     """
@@ -85,6 +85,24 @@ def download(
     folder = Path(out).resolve()
     if folder == Path.cwd() or folder.parent == folder:
         raise DownloadError(f"{out} is the folder you are in, or the root", "a folder of its own", "name another --out")
+    with ExitStack() as alone:
+        # Archives lie beside the folder, where a call for another folder would share them.
+        for place in (folder, *(folder.with_name(archive.file.name) for archive in archives)):
+            alone.enter_context(lock.writing(place))
+        return _download(source, archives, folder, force, keep_archive, progress, notify, transfer)
+
+
+def _download(
+    source: Source,
+    archives: tuple[Archive, ...],
+    folder: Path,
+    force: bool,
+    keep_archive: bool,
+    progress: Progress | None,
+    notify: Callable[[str], None] | None,
+    transfer: Mapping[str, Any],
+) -> Downloaded:
+    """`download`, by the one process that may write the folder and its archives now."""
     there = _there(source, folder, force)
     if there and not force:
         return Downloaded(source, folder, there=True)
@@ -102,7 +120,8 @@ def download(
     try:
         for archive in archives:
             told = _labelled(progress, archive.file.name)
-            paths.append(remote.fetch(archive.file, parent, progress=told, notify=notify, **transfer))
+            most = 4 * archive.about or None
+            paths.append(remote.fetch(archive.file, parent, most=most, progress=told, notify=notify, **transfer))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"what has come is kept in {parent}; the same command goes on from there") from None
     _build(source, archives, paths, folder, old, progress)

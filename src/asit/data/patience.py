@@ -40,7 +40,7 @@ class Patience:
         seconds: in all, from the first try on.
         first: s; the wait after the first failure; each further one is twice as long. Waits are not drawn at random.
         longest: s; the longest wait.
-        answer: s; within which a small answer must come, and one second more for each megabyte.
+        answer: s; within which a small answer must come, and one second more for each megabyte, within `seconds`.
     """
 
     seconds: float = 300.0
@@ -86,7 +86,8 @@ def tried(place: str, go: Callable[[float], T], patience: Patience | None, much:
     while True:
         tries += 1
         try:
-            return go(limits.answer + much / 1e6)
+            left = limits.seconds - (time.monotonic() - began)
+            return go(min(limits.answer + much / 1e6, max(1.0, left)))
         except AsitError:
             raise
         except Exception as caught:  # each kind of store has errors of its own
@@ -141,6 +142,6 @@ def _said(error: Exception) -> str:
         return "no answer in time"
     status = getattr(error, "status", None)
     if isinstance(status, int):
-        return f"the server answers {status} {getattr(error, 'message', '')}".strip()
+        return f"the server answers {status} {getattr(error, 'message', '')}".strip().splitlines()[0][:200]
     text = (error.strerror if isinstance(error, OSError) else "") or str(error)
     return f"{kind}: {text}" if text else kind

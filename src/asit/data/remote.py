@@ -31,6 +31,8 @@ PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 _BLOCK = 1 << 18
+_LEAST = 1 << 16
+"""Bytes that must come within twice the timeout."""
 
 
 class DownloadError(AsitError):
@@ -55,17 +57,18 @@ class RemoteFile:
 
 
 class _PassingError(Exception):
-    """What may be over at the next try."""
+    """What may be over at the next try; `slow`: what the try brought does not count."""
 
-    def __init__(self, what: str, pause: float = 0.0) -> None:
+    def __init__(self, what: str, pause: float = 0.0, slow: bool = False) -> None:
         super().__init__(what)
-        self.pause = pause
+        self.pause, self.slow = pause, slow
 
 
 def fetch(
     remote: RemoteFile,
     folder: Path,
     *,
+    most: int | None = None,
     progress: Progress | None = None,
     notify: Callable[[str], None] | None = None,
     timeout: float = 30.0,
@@ -81,9 +84,10 @@ def fetch(
     Args:
         remote: what to fetch.
         folder: an existing folder.
+        most: bytes that the file may have where its size is not published; None: any number.
         progress: of the transfer.
         notify: told a line whenever something is tried again.
-        timeout: seconds without a byte after which a try ends.
+        timeout: seconds without a byte after which a try ends; it also ends where twice as long brings next to nothing.
         pauses: seconds before each new try in a row that brought nothing new.
         sleep: waits.
 
@@ -99,12 +103,13 @@ def fetch(
         return target
     partial, state = folder / f"{remote.name}.partial", folder / f"{remote.name}.partial.json"
     failures, furthest = 0, _size(partial)
+    most = most if remote.size is None else remote.size
     while True:
         try:
-            _receive(remote, partial, state, progress, timeout)
+            _receive(remote, partial, state, most, progress, timeout)
             break
         except _PassingError as fault:
-            if _size(partial) > furthest:
+            if _size(partial) > furthest and not fault.slow:
                 failures, furthest = 0, _size(partial)
             if failures == len(pauses):
                 raise DownloadError(
@@ -143,7 +148,9 @@ def remaining(remote: RemoteFile, folder: Path, about: int) -> int:
     return max(0, (remote.size or about) - _size(folder / f"{remote.name}.partial"))
 
 
-def _receive(remote: RemoteFile, partial: Path, state: Path, progress: Progress | None, timeout: float) -> None:
+def _receive(
+    remote: RemoteFile, partial: Path, state: Path, most: int | None, progress: Progress | None, timeout: float
+) -> None:
     """One try: append to the partial file, or begin it anew, until the last byte is there."""
     have, known = _size(partial), _state(state, remote.url)
     if remote.size is not None and have == remote.size:
@@ -194,12 +201,23 @@ def _receive(remote: RemoteFile, partial: Path, state: Path, progress: Progress 
                     state.write_text(json.dumps({"url": remote.url, **_marks(answer)}), encoding="utf-8")
             if progress:
                 progress(have, total)
+            since, then = time.monotonic(), have
             while True:
                 with _faults(remote, partial):
                     block = answer.read1(_BLOCK)
                 if not block:
                     break
                 have += len(block)
+                if most is not None and have > most:
+                    raise DownloadError(
+                        f"{remote.url} sends more than {most:,} bytes",
+                        f"{remote.name} with at most so many",
+                        "this is another file: use the address in docs/download.md, or another mirror",
+                    )
+                if time.monotonic() - since > 2 * timeout:
+                    if have - then < _LEAST:
+                        raise _PassingError(f"only {have - then:,} bytes came in {2 * timeout:g} s", slow=True)
+                    since, then = time.monotonic(), have
                 with _disk(partial):
                     out.write(block)
                 if progress:

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from asit import disk, parsing
+from asit import disk, lock, parsing
 from asit.audio import files
 from asit.data import checks, tables
 from asit.data.catalogue import LINES, Catalogue, is_catalogue, replacing
@@ -86,6 +86,7 @@ def build(
         facts: further entries of the header, such as "task" and "classes".
 
     Raises:
+        ConfigError: another process is writing ``out``.
         CatalogueError: nothing to list, too many bad files, or a place that cannot be written.
         KeyboardInterrupt: after Ctrl-C, saying how to go on; what was done is kept.
     """
@@ -111,6 +112,25 @@ def build(
         raise CatalogueError(f"no clips were named in {source}", "at least one", "check the data set's folder")
     plan = checks.Plan(listing.root, check, checksum, silence_db, seed, front_end or FrontEndSettings())
     listing.draw(statistics_clips, seed)
+    if labels == "folder" and "split" in listing.words:
+        facts = {**(facts or {}), "folders": "the sub-folders are splits and classes"}
+    with lock.writing(out):
+        return _scan(source, out, listing, plan, workers, bad_files, statistics_clips, restart, progress, facts)
+
+
+def _scan(
+    source: Path,
+    out: Path,
+    listing: Listing,
+    plan: checks.Plan,
+    workers: int | Literal["auto"],
+    bad_files: float,
+    statistics_clips: int,
+    restart: bool,
+    progress: Callable[[int, int, int], None] | None,
+    facts: Mapping[str, Any] | None,
+) -> Catalogue:
+    """Look at the clips of a listing that are not in OUT.partial, and write the catalogue; see `build`."""
     with _Partial(Path(f"{out}.partial"), plan.fingerprint(source, statistics_clips), listing, restart) as partial:
         todo = np.flatnonzero(partial.offsets < 0)
         processes = min(_cpus() if workers == "auto" else workers, max(1, len(todo) // 8))
@@ -125,16 +145,14 @@ def build(
         "std": std,
         "statistics_clips": sums.clips,
         "front_end": plan.spectrum(),
-        "check": check,
-        "silence_db": silence_db,
-        "seed": seed,
+        "check": plan.check,
+        "silence_db": plan.silence_db,
+        "seed": plan.seed,
         "skipped": dict(sorted(counts.items())),
         "ignored": listing.ignored,
     }
     if listing.starts is not None:
         header["shortened"] = sums.shortened
-    if labels == "folder" and "split" in listing.words:
-        header["folders"] = "the sub-folders are splits and classes"
     catalogue = Catalogue(header, listing.root, found.columns())
     with replacing(_beside(out)) as file:
         for row in skipped:

@@ -19,14 +19,15 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from asit import parsing
+from asit import lock, parsing
 from asit.data import children, members, places, shardplan, stores, tarwriter
 from asit.data.catalogue import Catalogue, Clip
 from asit.data.columns import SHARD, Rows, decode, json_line
@@ -93,7 +94,7 @@ def pack(
         progress: called with (clips done, clips in all, clips left out).
 
     Raises:
-        ConfigError: settings that cannot be, or a place that is not free.
+        ConfigError: settings that cannot be, or a place that is not free or that another process is writing.
         CatalogueError: more clips than `bad_files` cannot be read, or none can.
         StoreError: a place that cannot be written or read.
         TrainingError: a process was killed by the system.
@@ -110,9 +111,26 @@ def pack(
     bounds, order = shardplan.layout(source, encode, rate, shard_mb, clips, shuffle)
     names = [f"shard-{number:06d}.tar" for number in range(len(bounds) - 1)]
     plan = _plan(source, encode, rate, bounds, shuffle)
-    there = _claim(out, plan, names, resume=resume, overwrite=overwrite)
-    known = shardplan.names(source)
     way = tarwriter.Way(out, encode, rate)
+    # A store has no locks; there two processes with one plan write the same bytes under the same names.
+    with nullcontext() if stores.is_url(out) else lock.writing(Path(out)):
+        there = _claim(out, plan, names, resume=resume, overwrite=overwrite)
+        return _pack(source, names, bounds, order, way, there, workers, bad_files, progress)
+
+
+def _pack(
+    source: Catalogue,
+    names: list[str],
+    bounds: npt.NDArray[np.int64],
+    order: npt.NDArray[np.int64],
+    way: tarwriter.Way,
+    there: dict[str, dict[str, int]],
+    workers: int,
+    bad_files: float,
+    progress: Callable[[int, int, int], None] | None,
+) -> Packed:
+    """Write the shards that are not `there`, and the index; see `pack`."""
+    known, out = shardplan.names(source), way.out
 
     def task(number: int) -> tuple[str, list[tuple[int, str, Clip]]]:
         rows = order[bounds[number] : bounds[number + 1]].tolist()
@@ -143,7 +161,7 @@ def pack(
             raise KeyboardInterrupt(
                 f"{len(there)} of {len(names)} shards are written to {out}; go on with --resume"
             ) from None
-    return _finish(source, out, names, encode, rate, kept)
+    return _finish(source, out, names, way.encode, way.rate, kept)
 
 
 def _real(folder: str) -> str:
@@ -171,7 +189,7 @@ def _note(shard: str) -> str:
 
 
 def _is_own(name: str) -> bool:
-    draft = name.startswith(".shard-") and name.endswith(".tmp")
+    draft = name.startswith((".shard-", ".shards.", ".index.")) and name.endswith(".tmp")
     number = name.removeprefix("shard-").partition(".")
     shard = name.startswith("shard-") and number[0].isdigit() and number[2] in ("tar", "done.json")
     return draft or shard or name in (INDEX, SKIPPED, PLAN)

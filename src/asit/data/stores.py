@@ -12,6 +12,7 @@ have their own, forked or not.
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import os
 import posixpath
@@ -29,6 +30,10 @@ from asit.errors import ConfigError, StoreError
 
 _AT_ONCE = 16
 """Requests that are made side by side where many small answers are wanted."""
+MOST = 512 << 20
+"""Bytes of a remote file that is read whole, such as an index: two million clips and more."""
+_LISTING = 32 << 20
+"""Bytes of a web server's page that lists a folder."""
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 # Extras of fsspec, by what they import: the packages that people must install.
 _NEEDS = {
@@ -47,6 +52,7 @@ _NEEDS = {
 # What stores call the mark of a file's content, or when it was written: s3, http and Azure; Google; others.
 _MARKS = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "updated", "mtime", "created")
 # Stores in which a file appears only when all of it has come.
+_WEB = frozenset({"http", "https"})
 _WHOLE = frozenset({"memory", "s3", "s3a", "gs", "gcs", "az", "abfs", "oss", "hf"})
 
 
@@ -110,10 +116,10 @@ def read_range(place: str, offset: int, size: int, *, patience: Patience | None 
 
 
 def read(place: str, *, patience: Patience | None = None) -> bytes:
-    """All of a file.
+    """All of a file; of one in a store at most `MOST` bytes.
 
     Raises:
-        StoreError, ConfigError: as `read_range`.
+        StoreError, ConfigError: as `read_range`; a file in a store that is longer.
     """
 
     def get(seconds: float) -> bytes:
@@ -121,9 +127,15 @@ def read(place: str, *, patience: Patience | None = None) -> bytes:
             with disk.open_file(place) as file:
                 return file.read()
         files, path = _files(place)
-        return bytes(files.cat_file(path, **_limit(files, seconds * 10)))
+        # A web server's answer is counted as it comes; other packages are trusted to keep to the length that they say.
+        if _protocol(place) not in _WEB and (length := _info(place, seconds)["size"]) is not None and length > MOST:
+            raise too_much(place, length, MOST)
+        data = bytes(files.cat_file(path, **_limit(files, seconds)))
+        if len(data) > MOST:
+            raise too_much(place, None, MOST)
+        return data
 
-    return tried(place, get, patience)
+    return tried(place, get, patience, MOST)
 
 
 def size(place: str, *, patience: Patience | None = None) -> int:
@@ -288,6 +300,16 @@ def _length(entry: os.DirEntry[str]) -> int | None:
         return None
 
 
+def too_much(place: str, length: int | None, most: int) -> RefusalError:
+    """The error about a remote file, or an answer of a server, beyond a limit; `length` None: not known."""
+    told = "sends more bytes than that" if length is None else f"has {length:,} bytes"
+    return RefusalError(
+        f"{place} {told}",
+        f"{most:,} bytes at most, to be read at once",
+        "check the address; copy a larger index to a disk and read it there",
+    )
+
+
 def _size(place: str, seconds: float) -> int:
     if not is_url(place):
         return Path(place).stat().st_size
@@ -315,8 +337,9 @@ def _put(place: str, go: Callable[[Any, str], None], patience: Patience | None) 
         if _protocol(place) in _WHOLE:
             go(files, path)
             return
-        draft = f"{path}.tmp"
-        files.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+        folder, name = posixpath.split(path)
+        draft = f"{folder}/{whole.draft_of(Path(name)).name}"
+        files.makedirs(folder, exist_ok=True)
         go(files, draft)
         files.mv(draft, path)
 
@@ -333,7 +356,7 @@ def _files(place: str) -> tuple[Any, str]:
 
     protocol = _protocol(place)
     try:
-        files, path = fsspec.core.url_to_fs(place)
+        files, path = fsspec.core.url_to_fs(place, **(_web_options(protocol) if protocol in _WEB else {}))
     except (ImportError, ValueError) as error:
         needed = _NEEDS.get(protocol)
         if needed is None:
@@ -347,6 +370,43 @@ def _files(place: str) -> tuple[Any, str]:
             f"{place} needs {needed}, which is not installed", "the package that reads it", f"pip install {how}"
         ) from None
     return files, path
+
+
+@functools.cache
+def _web_options(protocol: str) -> dict[str, Any]:
+    """Arguments of fsspec's file system for the web, under which no answer is longer than it may be."""
+    import aiohttp
+    import fsspec
+
+    class Counted(aiohttp.ClientResponse):
+        """An answer that is read until it is longer than allowed; fsspec would take whatever a server sends."""
+
+        async def read(self) -> bytes:
+            asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.request_info.headers.get("Range", ""))
+            if asked is None and (self.content_length or 0) > MOST:
+                self.close()
+                raise too_much(str(self.url), self.content_length, MOST)
+            return await self._read(int(asked[2]) - int(asked[1]) + 1 if asked else MOST)
+
+        async def text(self, *args: Any, **options: Any) -> str:
+            if len(await self._read(_LISTING)) > _LISTING:
+                raise too_much(str(self.url), None, _LISTING)
+            return await super().text(*args, **options)
+
+        async def _read(self, most: int) -> bytes:
+            if self._body is None:
+                parts, held = [], 0
+                async for part in self.content.iter_chunked(1 << 20):
+                    parts.append(part)
+                    held += len(part)
+                    if held > most:
+                        self.close()
+                        break
+                self._body = b"".join(parts)
+            return self._body
+
+    own = fsspec.config.conf.get(protocol, {}).get("client_kwargs", {})
+    return {"client_kwargs": {**own, "response_class": Counted}}
 
 
 def _limit(files: Any, seconds: float) -> dict[str, float]:

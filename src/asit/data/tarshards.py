@@ -14,20 +14,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from asit import disk, parsing
 from asit.audio import files
 from asit.data import spans, stores
 from asit.data.columns import DAMAGE, WORDS, normal
 from asit.data.tables import label_text, unique_keys
-from asit.errors import CatalogueError
+from asit.errors import AsitError, CatalogueError
 
 log = logging.getLogger(__name__)
 
 SUFFIX = ".tar"
 SIDECARS = (".cls", ".json")
 """Files beside a recording that may hold its label."""
+_PIECE = 4 << 20
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4")
 """Names of compressed tar files, in which nothing can be reached without unpacking all before it."""
 
@@ -103,12 +104,14 @@ def read_shard(place: str, sidecars: Sidecars | None = None) -> Shard:
                 _take(shard, header)
                 if sidecars is not None:
                     sidecars.take(archive, header)
-    except tarfile.ReadError as error:
-        raise _no_tar(place, error) from None
+    except AsitError:
+        raise
     except FileNotFoundError:
         raise CatalogueError(f"there is no {place}", "a tar file", "check the path") from None
     except OSError as error:
         raise CatalogueError(f"{place} cannot be read: {error.strerror}", "a tar file", "check its rights") from None
+    except Exception as error:  # as in `_headers`, for the first one
+        raise _no_tar(place, error) from None
     return shard
 
 
@@ -118,10 +121,22 @@ def _opened(place: str) -> Iterator[tuple[BinaryIO, int]]:
     if stores.is_url(place):
         size = stores.size(place)
         with spans.opened((place, 0, size)) as file:
-            yield file, size
+            yield cast(BinaryIO, _InPieces(file)), size
     else:
         with disk.open_file(place) as file:
-            yield file, os.fstat(file.fileno()).st_size
+            yield cast(BinaryIO, _InPieces(file)), os.fstat(file.fileno()).st_size
+
+
+class _InPieces:
+    """A tar file that gives no more than `_PIECE` bytes at once: a header may claim any length for a name."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.seek, self.tell = file, file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if size > _PIECE:
+            raise tarfile.HeaderError(f"a header of {size:,} bytes")  # type: ignore[attr-defined]
+        return self.file.read(size)
 
 
 def key_of(name: str) -> str:
@@ -235,10 +250,16 @@ def read_member(path: str, offset: int, size: int) -> bytes:
 
 
 def _headers(archive: tarfile.TarFile, shard: Shard) -> Iterator[tarfile.TarInfo]:
+    end = -1
     while True:
         try:
             header = archive.next()
-        except (tarfile.TarError, OSError, ValueError, EOFError) as error:
+            if header is not None and archive.offset <= end:  # older releases of Python then loop for ever
+                raise tarfile.ReadError("a length below zero")
+            end = archive.offset
+        except AsitError:  # of a store
+            raise
+        except Exception as error:  # tarfile raises whatever its parsing meets, RecursionError and the like
             shard.fault = f"cut off or damaged at byte {archive.offset}: {error}"
             return
         if header is None:  # a header that is none counts as the end: an end is empty, or zeros

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from asit import parsing
+from asit import lock, parsing
 from asit.data.csv_lines import csv_line
 from asit.demo.soundfont import SoundFont, Wave, Zone, bank_path
 from asit.errors import AudioError, ConfigError
@@ -189,7 +189,8 @@ def build_dataset(
         progress: called with (clips made, clips in all).
 
     Raises:
-        ConfigError: the bank is not installed; `out` holds something else; the arguments make no data set.
+        ConfigError: the bank is not installed; `out` holds something else, or another process is writing it; the
+            arguments make no data set.
         AudioError: the bank is damaged.
     """
     out = Path(out)
@@ -214,41 +215,42 @@ def build_dataset(
         "tilt_db": tilt_db,
     }
     samples = round(seconds * rate)
-    if (found := _take_up(out, recipe, samples)) is not None:
-        return found
-    sides, mixtures, facts = split_recordings(font)
-    labels = tuple(sides)
-    mixed_clips = round(mixed * train_clips)
-    finish = _Finish(font, samples, rate, snr_db, level_db, tilt_db)
+    with lock.writing(out):
+        if (found := _take_up(out, recipe, samples)) is not None:
+            return found
+        sides, mixtures, facts = split_recordings(font)
+        labels = tuple(sides)
+        mixed_clips = round(mixed * train_clips)
+        finish = _Finish(font, samples, rate, snr_db, level_db, tilt_db)
 
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    rows: dict[str, list[tuple[str, str, str]]] = {"train": [], "test": []}
-    for number, (split, count) in enumerate((("train", train_clips), ("test", test_clips))):
-        (partial / split).mkdir(parents=True)
-        for i in range(count):
-            rng = np.random.default_rng([seed, number, i])
-            if split == "train" and i >= count - mixed_clips:
-                label = ""
-                chosen = rng.choice(len(mixtures), size=rng.integers(2, 4), replace=False)
-                voices = [mixtures[j] for j in chosen]
-            else:
-                label = labels[i % len(labels)]
-                voices = [sides[label][number]]
-            path = f"{split}/{label or 'mixture'}_{i:05d}.wav"
-            _write_wav(partial / path, finish(voices, rng), rate)
-            rows[split].append((path, label, split))
-            if progress:
-                progress(i + 1 + number * train_clips, train_clips + test_clips)
-    _write_table(partial / "train.csv", rows["train"])
-    _write_table(partial / "test.csv", rows["test"])
-    _write_table(partial / "labelled.csv", [row for row in rows["train"] + rows["test"] if row[1]])
-    about = {"recipe": recipe, "labels": labels, "facts": facts}
-    (partial / "dataset.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
-    if out.exists():
-        shutil.rmtree(out)
-    os.replace(partial, out)
-    return _dataset(out, about)
+        partial = out.with_name(f".{out.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        rows: dict[str, list[tuple[str, str, str]]] = {"train": [], "test": []}
+        for number, (split, count) in enumerate((("train", train_clips), ("test", test_clips))):
+            (partial / split).mkdir(parents=True)
+            for i in range(count):
+                rng = np.random.default_rng([seed, number, i])
+                if split == "train" and i >= count - mixed_clips:
+                    label = ""
+                    chosen = rng.choice(len(mixtures), size=rng.integers(2, 4), replace=False)
+                    voices = [mixtures[j] for j in chosen]
+                else:
+                    label = labels[i % len(labels)]
+                    voices = [sides[label][number]]
+                path = f"{split}/{label or 'mixture'}_{i:05d}.wav"
+                _write_wav(partial / path, finish(voices, rng), rate)
+                rows[split].append((path, label, split))
+                if progress:
+                    progress(i + 1 + number * train_clips, train_clips + test_clips)
+        _write_table(partial / "train.csv", rows["train"])
+        _write_table(partial / "test.csv", rows["test"])
+        _write_table(partial / "labelled.csv", [row for row in rows["train"] + rows["test"] if row[1]])
+        about = {"recipe": recipe, "labels": labels, "facts": facts}
+        (partial / "dataset.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+        if out.exists():
+            shutil.rmtree(out)
+        os.replace(partial, out)
+        return _dataset(out, about)
 
 
 @dataclass(frozen=True)

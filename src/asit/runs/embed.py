@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any, TextIO
 import numpy as np
 import torch
 
-from asit import runtime
+from asit import lock, runtime
 from asit.data.inputs import Item
 from asit.engine.records import counter
 from asit.errors import AsitError, CatalogueError, CheckpointError, ConfigError
@@ -86,7 +86,8 @@ def embed_files(
         stream: where progress goes.
 
     Raises:
-        ConfigError: an output that exists or cannot be, blocks of another call, settings that do not fit.
+        ConfigError: an output that exists, cannot be or is being written by another process, blocks of another call,
+            settings that do not fit.
         CatalogueError: more unreadable recordings than `bad_files` allows, or none that is readable.
         CheckpointError: the disk is full, or the place may not be written.
     """
@@ -101,6 +102,8 @@ def embed_files(
         raise KeyboardInterrupt(f"{work.kept()}; the same command goes on") from None
     except OSError as error:
         raise _unwritable(error, out, work.kept()) from error
+    finally:
+        work.alone.close()
 
 
 def numbered(out: Path, shard: tuple[int, int] | None) -> Path:
@@ -144,6 +147,7 @@ class _Work:
             **asdict(ask),
         }
         self.finished = 0
+        self.alone = ExitStack()
 
     def kept(self) -> str:
         """How many of the inputs are in finished blocks, and where."""
@@ -154,8 +158,8 @@ class _Work:
         facts: Any = None
         if self.world.main:
             try:
-                check_free(self.out, self.ask.level, overwrite)
-                self.out.parent.mkdir(parents=True, exist_ok=True)
+                self.alone.enter_context(lock.writing(self.out))
+                check_free(self.out, self.ask.level, overwrite)  # again: another process may have written it since
                 facts = self.parts.begin(self.facts, self.ends, overwrite)
             except (AsitError, OSError) as error:
                 facts = error

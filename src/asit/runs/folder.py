@@ -7,12 +7,11 @@ leaves at most a catalogue, and the files of a scan that was stopped, from which
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any, TypeVar
 
-from asit import config, parsing, whole
+from asit import config, lock, parsing, whole
 from asit.errors import ConfigError
 from asit.settings import Settings
 
@@ -25,10 +24,9 @@ CHECKPOINTS = "checkpoints"
 MODEL = "model"
 FIGURES = "figures"
 BEST = "model-best"
-LOCK = "run.lock"
-"""Of `runs.lock`: there while a run is using the folder."""
 RESULTS = "results.json"
 SCORES = "scores"
+REPORT = "report.html"
 OWN = frozenset(
     {
         CONFIG,
@@ -40,12 +38,12 @@ OWN = frozenset(
         FIGURES,
         RESULTS,
         SCORES,
-        LOCK,
+        lock.NAME,
         "metrics.jsonl",
         "log.txt",
         "tensorboard",
     }
-    | {"report.html", "catalogue.skipped.jsonl", "catalogue.jsonl.partial"}
+    | {REPORT, "catalogue.skipped.jsonl", "catalogue.jsonl.partial"}
 )
 """All names that a run writes."""
 
@@ -109,7 +107,7 @@ def claim(folder: Path, *, resume: bool, overwrite: bool) -> bool:
 def clear(folder: Path) -> None:
     """Delete an earlier run's own files, config.yaml first, so that what is left of a killed delete counts as none."""
     (folder / CONFIG).unlink(missing_ok=True)
-    kept = {LOCK, CATALOGUE, "catalogue.skipped.jsonl", "catalogue.jsonl.partial"}
+    kept = {lock.NAME, CATALOGUE, "catalogue.skipped.jsonl", "catalogue.jsonl.partial"}
     leftovers = {path.name for path in folder.iterdir() if _is_leftover(path.name) or _is_fold(path)}
     for name in sorted((OWN | leftovers) - kept):
         path = folder / name
@@ -209,9 +207,20 @@ def _may_change(name: str) -> bool:
     return any(name == free or (free.endswith(".") and name.startswith(free)) for free in MAY_CHANGE)
 
 
+def tidy(folder: Path) -> None:
+    """Remove what killed writers left in a run's folder, by the process that holds its lock.
+
+    Drafts of the report stay: `asit report` writes it without the lock, and removes its own.
+    """
+    whole.tidy(folder, OWN - {REPORT})
+    for name in (CHECKPOINTS, FIGURES, SCORES):
+        whole.tidy(folder / name)
+
+
 def _is_leftover(name: str) -> bool:
-    """Whether a killed writer left this: `.NAME.PID.tmp`, `.NAME.tmp-PID` or `.NAME.old`, NAME being a run's."""
-    return any(re.fullmatch(rf"\.{re.escape(own)}(\.\d+\.tmp|\.tmp|\.tmp-\d+|\.old)", name) for own in OWN)
+    """Whether a killed writer left this, a draft or a lock of one of a run's names."""
+    found = whole.drafted(name)
+    return (found is not None and found[0] in OWN) or name in (f".{own}.lock" for own in OWN)
 
 
 def _is_fold(path: Path) -> bool:

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from asit import disk, parsing
+from asit import disk, lock, parsing
 from asit.data import tables, tarscan
 from asit.data.catalogue import Catalogue
 from asit.data.sides import by_folds, folds, of_fold
 from asit.errors import AsitError, ConfigError
-from asit.runs import folder, lifecycle, lock, network, source
+from asit.runs import folder, lifecycle, network, source
 from asit.runs.finetune import FinetuneResult, finetune
 from asit.runs.finetune_setup import choose, labels_of
 from asit.settings import FinetuneSettings
@@ -82,6 +82,7 @@ def run(
     # Looked at before the lock, which makes the folder, and again under it.
     folder.claim(out, resume=resume, overwrite=overwrite)
     with lock.held(out, 1, lambda text: None if stream is None else _say(stream, text)):
+        folder.tidy(out)
         return _run(settings, out, resume, overwrite, stream)
 
 

@@ -12,7 +12,7 @@ from typing import Any, Generic, Literal, TextIO, TypeVar
 
 import torch
 
-from asit import checkpoint, runtime
+from asit import checkpoint, lock, runtime
 from asit.data.catalogue import Catalogue
 from asit.engine import compiling, loop
 from asit.engine.records import Records, duration
@@ -20,7 +20,7 @@ from asit.engine.stopping import NotFiniteError
 from asit.errors import AsitError, CatalogueError, CheckpointError, ConfigError, TrainingError
 from asit.model import cpu
 from asit.model.audio_model import AudioModel
-from asit.runs import agreement, folder, lock, source
+from asit.runs import agreement, folder, source
 from asit.runtime import Precision, World
 from asit.settings import FinetuneSettings, PretrainSettings, RecordSettings
 
@@ -162,6 +162,7 @@ def opened(
         if world.main:
             held = lock.held(out, world.size, say)
         together(world, lambda: stack.enter_context(held), world.main)
+        together(world, lambda: folder.tidy(out), world.main)
         # Another run may have ended here since.
         going_on = together(world, claim)
         before = together(world, lambda: folder.read_settings(out, type(settings)) if going_on else None)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from asit import whole
 from asit.data.catalogue import Catalogue
 from asit.data.labels import Labels, list_hash
 from asit.data.order import loader
@@ -234,10 +235,9 @@ def save(out: Path, name: str, scored: Scored, labels: Labels, catalogue: Catalo
     part = labels.take(scored.rows)
     place = out / folder.SCORES / f"{name}.npz"
     place.parent.mkdir(parents=True, exist_ok=True)
-    fresh = place.with_name(f".{place.name}.tmp.npz")
-    try:
+    with whole.written(place) as draft, draft.open("wb") as file:
         np.savez_compressed(
-            fresh,
+            file,
             ids=np.array(list(catalogue.ids(scored.rows)), dtype=str),
             root=np.array(catalogue.root),
             scores=scored.scores,
@@ -246,9 +246,6 @@ def save(out: Path, name: str, scored: Scored, labels: Labels, catalogue: Catalo
             indices=part.indices,
             weights=part.weights,
         )
-        fresh.replace(place)
-    finally:
-        fresh.unlink(missing_ok=True)
 
 
 def sentence(result: dict[str, Any], every: bool = True) -> str:

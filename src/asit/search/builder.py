@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from asit import checkpoint
+from asit import checkpoint, lock
 from asit.data.inputs import Item, expand
 from asit.data.patience import MissingError
 from asit.engine.records import counter
@@ -127,13 +127,29 @@ def build(
 
     Raises:
         ConfigError: settings that cannot be, another model or other settings than the index's, a folder that is not
-            free, no usearch for more than `EXACT_MOST` rows.
+            free or that another process is writing, no usearch for more than `EXACT_MOST` rows.
         AudioError: no recording could be read; nothing is written.
         CatalogueError: an input that gives nothing.
         CheckpointError: the index that is there is damaged, or the disk is full.
     """
     folder, ask = Path(out), ask or Ask()
     check_free(folder, add, overwrite)
+    with lock.writing(folder):
+        return _build(model, inputs, folder, ask, add, overwrite, model_path, stream)
+
+
+def _build(
+    model: AudioModel,
+    inputs: Sequence[str],
+    folder: Path,
+    ask: Ask,
+    add: bool,
+    overwrite: bool,
+    model_path: str | None,
+    stream: TextIO | None,
+) -> Built:
+    """`build`, by the one process that may write the folder now."""
+    check_free(folder, add, overwrite)  # again: another process may have written it since
     old = Index.read(folder) if add else None
     if old is not None:
         old.check(model)

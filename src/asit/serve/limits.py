@@ -32,6 +32,7 @@ class Limits:
         channels: most channels of a sound: decoding holds a block of all of them.
         pause: longest silence between two pieces of a body, in seconds.
         upload: longest time for a whole body, in seconds.
+        patience: seconds after which a body that still comes in may lose its place to another request.
         decode: longest time for decoding a sound, in seconds.
         compute: longest time for all that is done with a sound, in seconds.
         numbers: most numbers of an answer, of the frames of `embed`: JSON of ten bytes each.
@@ -44,6 +45,7 @@ class Limits:
     channels: int = 32
     pause: float = 10.0
     upload: float = 120.0
+    patience: float = 1.0
     decode: float = 60.0
     compute: float = 600.0
     numbers: int = 5_000_000
@@ -133,9 +135,21 @@ class Job:
 class Place:
     """A request that was let in: its body, and its computation."""
 
-    def __init__(self, gate: Gate) -> None:
-        self._gate = gate
+    def __init__(self, gate: Gate, task: asyncio.Task[Any]) -> None:
+        self._gate, self._task = gate, task
         self.held = 0
+        self.since: float | None = None  # when its body began to come in; None: nothing is being received
+        self.dropped = False
+
+    def rate(self) -> float:
+        """Bytes a second of the body so far."""
+        return self.held / max(1e-3, time.monotonic() - (self.since or 0.0))
+
+    def drop(self) -> None:
+        """Make room for another: what has come of the body is thrown away, and its sender gets 408."""
+        self.dropped = True
+        self._task.cancel()
+        self._gate.forget(self)
 
     async def body(self, receive: Receive, length: int | None) -> bytes:
         """The request's body, counted as it comes in.
@@ -145,9 +159,17 @@ class Place:
             length: what the header Content-Length promised.
 
         Raises:
-            RefusedError: 400 without a byte, 408 too slow, 413 too large, 503 too much held for all requests together.
+            RefusedError: 400 without a byte, 408 too slow, or slowest where its place is wanted, 413 too large, 503 too
+                much held for all requests together.
             GoneError: the sender hung up.
         """
+        self.since = time.monotonic()
+        try:
+            return await self._receive(receive, length)
+        finally:
+            self.since = None
+
+    async def _receive(self, receive: Receive, length: int | None) -> bytes:
         limits, start = self._gate.limits, time.monotonic()
         if length is not None and length > limits.bytes:
             await _drain(receive, limits)
@@ -220,7 +242,7 @@ class Gate:
     def __init__(self, limits: Limits, prepare: Callable[[], None] | None = None) -> None:
         self.limits = limits
         self.pool = ThreadPoolExecutor(limits.concurrency, "asit-serve", initializer=prepare)
-        self.inside = 0
+        self._places: set[Place] = set()
         self._held = 0
         self._jobs: set[Job] = set()
         self._tasks: set[asyncio.Task[Any]] = set()  # of the requests inside
@@ -236,22 +258,49 @@ class Gate:
         """
         limits, task = self.limits, asyncio.current_task()
         assert task is not None
-        if self._closed or self.inside >= limits.concurrency + limits.waiting:
-            raise self._busy(f"{self.inside} requests are waiting", f"{limits.concurrency + limits.waiting} at most")
-        place = Place(self)
-        self.inside += 1
+        most = limits.concurrency + limits.waiting
+        if self._closed or (self.inside >= most and not self._make_room()):
+            raise self._busy(f"{self.inside} requests are waiting", f"{most} at most")
+        place = Place(self, task)
+        self._places.add(place)
         self._tasks.add(task)
         try:
             yield place
         except asyncio.CancelledError:
-            if not self._closed:
+            if not (self._closed or place.dropped):
                 raise
-            task.uncancel()  # by `close`; there is an answer yet to be sent
+            task.uncancel()  # by `close` or `drop`; there is an answer yet to be sent
+            if place.dropped:
+                raise RefusedError(
+                    408,
+                    "a body that came in more slowly than all others, and its place was wanted",
+                    f"the whole of it within {limits.patience:g} s while the server is busy",
+                    "send it again, over a faster line or shorter",
+                    retry=self._wait(),
+                ) from None
             raise RefusedError(503, "the server is being stopped", "a server that runs", "ask again later") from None
         finally:
             self._tasks.discard(task)
-            self.inside -= 1
-            self._held -= place.held
+            self.forget(place)
+
+    @property
+    def inside(self) -> int:
+        """Requests that have a place."""
+        return len(self._places)
+
+    def forget(self, place: Place) -> None:
+        """Give back a place and the bytes that it holds; once is enough."""
+        self._places.discard(place)
+        self._held -= place.held
+        place.held = 0
+
+    def _make_room(self, wanted: Place | None = None) -> bool:
+        """Drop the slowest of the bodies that have been coming in for longer than `patience`; False: there is none."""
+        late = time.monotonic() - self.limits.patience
+        slow = [p for p in self._places if p is not wanted and p.since is not None and p.since < late]
+        if slow:
+            min(slow, key=Place.rate).drop()
+        return bool(slow)
 
     def take(self, place: Place, size: int) -> None:
         """Count bytes of a body; they are given back with the place.
@@ -259,7 +308,9 @@ class Gate:
         Raises:
             RefusedError: 503, too many are held.
         """
-        if self._held + size > self.limits.held:
+        while self._held + size > self.limits.held:
+            if self._make_room(place):
+                continue
             raise self._busy(
                 f"{self._held / 1e6:.0f} MB of recordings are waiting", f"{self.limits.held / 1e6:.0f} MB at most"
             )
@@ -296,8 +347,11 @@ class Gate:
         self.pool.shutdown(wait=False, cancel_futures=True)
 
     def _busy(self, found: str, expected: str) -> RefusedError:
-        wait = min(60, max(1, math.ceil(self.inside * self._seconds / self.limits.concurrency)))
+        wait = self._wait()
         return RefusedError(503, found, expected, f"ask again in {wait} s", retry=wait)
+
+    def _wait(self) -> int:
+        return min(60, max(1, math.ceil(self.inside * self._seconds / self.limits.concurrency)))
 
 
 async def _hung_up(receive: Receive) -> None:

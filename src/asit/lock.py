@@ -1,9 +1,9 @@
-"""One run at a time in a folder: RUN/run.lock, held from the start of a run to its end.
+"""One process at a time: RUN/run.lock, held from a run's start to its end; .OUT.lock, while an output is being written.
 
-The system's own lock on the file (flock) is let go when its holder dies, however it dies, so a killed run never blocks
-the next one on the same machine. Between machines flock is not always shared, so the holder also counts in the file, a
-beat every few seconds, and a newcomer from another machine watches the count for a while: what counts on is alive, what
-stands still was killed. Nobody compares clocks, so one that jumps changes nothing.
+The system's own lock on the file (flock) is let go when its holder dies, however it dies, so a killed process never
+blocks the next one on the same machine. Between machines flock is not always shared, so the holder also counts in the
+file, a beat every few seconds, and a newcomer from another machine watches the count for a while: what counts on is
+alive, what stands still was killed. Nobody compares clocks, so one that jumps changes nothing.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from typing import Any
 
 from asit import parsing
 from asit.errors import ConfigError
-from asit.runs.folder import LOCK as NAME
 
 try:
     import fcntl
 except ImportError:  # Windows has none: there the count alone tells
     fcntl = None  # type: ignore[assignment]
 
+NAME = "run.lock"
+"""Of the lock in a run's folder."""
 BEAT = 5.0
 """Seconds between beats."""
 WATCH = 30.0
@@ -38,7 +39,7 @@ LEASE = 120.0
 servers let go of a dead client's locks after 90 s."""
 
 _SIZE = 512
-_held: set[int] = set()
+_open: set[int] = set()
 """Open lock files of this process."""
 
 
@@ -51,45 +52,96 @@ class Times:
     lease: float = LEASE
 
 
-@contextlib.contextmanager
+@dataclass(frozen=True)
+class _Words:
+    """What a refusal says, and the lock's file.
+
+    Attributes:
+        path: the lock.
+        out: what it is for.
+        taken: of a live holder.
+        rule, fix: what may be, and what to do.
+    """
+
+    path: Path
+    out: Path
+    taken: str
+    rule: str
+    fix: str
+
+    def refusal(self, holder: dict[str, Any]) -> ConfigError:
+        who = f"process {holder.get('pid', 'unknown')} on {holder.get('host', 'this machine')}"
+        since = f", since {holder['began']}" if "began" in holder else ""
+        return ConfigError(f"{self.out} is {self.taken}: {who}{since}", self.rule, self.fix)
+
+    def unwritable(self, error: OSError) -> ConfigError:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return ConfigError(
+                f"{self.path} could not be written: {error.strerror}",
+                "room for the files to write",
+                f"free space on the disk of {self.out}, or choose another --out",
+            )
+        return ConfigError(
+            f"{self.out} may not be written: {error.strerror}",
+            "a folder that this user may write",
+            "choose another --out, or change the folder's permissions",
+        )
+
+
 def held(
     out: Path, processes: int = 1, say: Callable[[str], None] = lambda text: None, times: Times | None = None
-) -> Iterator[None]:
-    """Hold the folder `out` for a run; made where it is not there, and taken away again where nothing came into it.
+) -> contextlib.AbstractContextManager[None]:
+    """Hold the folder `out` for a run; made where it is not there, and removed again where nothing came into it.
 
     Args:
         out: the run's folder.
-        processes: of the run; told to who finds the folder taken.
-        say: is told why it takes a while.
+        processes: of the run; written into the lock.
+        say: called with a line where it takes a while.
         times: other times than the usual.
 
     Raises:
         ConfigError: a live run has it, on this machine or another.
     """
-    times = times or Times()
-    made = not out.exists()
+    fix = "wait for it or end it (Ctrl-C, or kill, leaves a checkpoint), or choose another --out"
+    words = _Words(out / NAME, out, "in use by another run", "one run at a time in a folder", fix)
+    return _held(words, processes, say, times or Times())
+
+
+def writing(
+    out: Path, say: Callable[[str], None] = lambda text: None, times: Times | None = None
+) -> contextlib.AbstractContextManager[None]:
+    """Keep other processes from writing the file or folder `out` where writing takes long.
+
+    Args:
+        out: the output; its folder is made, and removed again where nothing came into it.
+        say, times: as of `held`.
+
+    Raises:
+        ConfigError: a live process is writing it, on this machine or another.
+    """
+    path, rule = out.with_name(f".{out.name}.lock"), "one process at a time that writes an output"
+    words = _Words(path, out, "being written by another asit", rule, "wait for it or end it, or choose another --out")
+    return _held(words, 1, say, times or Times())
+
+
+@contextlib.contextmanager
+def _held(words: _Words, processes: int, say: Callable[[str], None], times: Times) -> Iterator[None]:
+    path, folder = words.path, words.path.parent
+    made = not folder.exists()
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        number = _taken(out, times, say)
+        folder.mkdir(parents=True, exist_ok=True)
+        number = _taken(words, times, say)
     except OSError as error:
-        raise ConfigError(
-            f"{out / NAME} may not be written: {error.strerror}",
-            "a folder for the run that this user may write",
-            "choose another --out, or change the folder's permissions",
-        ) from error
-    _held.add(number)
+        raise words.unwritable(error) from error
+    _open.add(number)
     ended = threading.Event()
     told = {**_self(), "processes": processes, "began": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-    beats = threading.Thread(target=_count, args=(number, told, ended, times.beat), daemon=True, name="run.lock")
+    beats = threading.Thread(target=_count, args=(number, told, ended, times.beat), daemon=True, name=path.name)
     try:
         try:
             _write(number, told, 0)
-        except OSError as error:  # an empty file would tell nobody whose it is
-            raise ConfigError(
-                f"{out / NAME} could not be written: {error.strerror}",
-                "room for the run's files",
-                f"free space on the disk of {out}, or choose another --out",
-            ) from error
+        except OSError as error:  # an empty file would not say whose it is
+            raise words.unwritable(error) from error
         beats.start()
         yield
     finally:
@@ -97,30 +149,34 @@ def held(
         if beats.ident is not None:
             beats.join()
         # Unlinked while it is still locked: who waits for this file then finds that it is not the folder's any more.
-        ours = _is_at(number, out / NAME)
+        ours = _is_at(number, path)
         if fcntl is None:  # there an open file cannot be unlinked
             os.close(number)
         with contextlib.suppress(OSError):
             if ours:
-                (out / NAME).unlink()
-        _held.discard(number)
+                path.unlink()
+        _open.discard(number)
         if fcntl is not None:
             os.close(number)
         if made:
             with contextlib.suppress(OSError):
-                out.rmdir()
+                folder.rmdir()
 
 
-def _taken(out: Path, times: Times, say: Callable[[str], None]) -> int:
+def _taken(words: _Words, times: Times, say: Callable[[str], None]) -> int:
     """The lock file, open and ours; returns its number.
 
     Of another machine's lock the count is watched; where the system has no flock, of this machine's too.
     """
-    path = out / NAME
+    path = words.path
     began = time.monotonic()
     first: bytes | None = None
     while True:
-        number = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
+        try:
+            number = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
+        except FileNotFoundError:  # its folder was made by a holder who has just removed it
+            path.parent.mkdir(parents=True, exist_ok=True)
+            continue
         try:
             locked = _flock(number)
             if not _is_at(number, path):  # let go of by its holder in this moment
@@ -132,20 +188,23 @@ def _taken(out: Path, times: Times, say: Callable[[str], None]) -> int:
             if (locked is not False and not content.strip()) or (locked and here):
                 return number
             if locked is False and here:
-                raise _refusal(out, holder)
+                raise words.refusal(holder)
             waited = time.monotonic() - began
             if first is None:
                 first = content
-                say(f"{path} is of a run on {holder.get('host', 'another machine')}: looking whether that is alive")
+                if holder:  # and not one that has the lock and has not written its name yet
+                    say(f"{path} is of a process on {holder.get('host')}: looking whether that is alive")
+            elif not holder or not _holder(first):
+                first = content
             elif content != first:
-                raise _refusal(out, holder)
+                raise words.refusal(holder)
             if locked is not False and waited >= times.watch:
                 return number
             if waited >= times.lease:
                 raise ConfigError(
-                    f"{out} is locked by a run on {holder.get('host')}, which gives no sign of life since "
+                    f"{words.out} is locked by a process on {holder.get('host')}, which gives no sign of life since "
                     f"{times.lease:.0f} s",
-                    "a folder that no run is using",
+                    words.rule,
                     f"look whether process {holder.get('pid')} of that machine lives; if not, remove {path}",
                 )
         except BaseException:
@@ -153,7 +212,7 @@ def _taken(out: Path, times: Times, say: Callable[[str], None]) -> int:
                 os.close(number)
             raise
         os.close(number)
-        time.sleep(min(0.5, times.beat))
+        time.sleep(min(0.5 if holder else 0.05, times.beat))
 
 
 def _flock(number: int) -> bool | None:
@@ -169,16 +228,6 @@ def _flock(number: int) -> bool | None:
             return None
         raise
     return True
-
-
-def _refusal(out: Path, holder: dict[str, Any]) -> ConfigError:
-    who = f"process {holder.get('pid', 'unknown')} on {holder.get('host', 'this machine')}"
-    since = f", since {holder['began']}" if "began" in holder else ""
-    return ConfigError(
-        f"{out} is in use by another run: {who}{since}",
-        "one run at a time in a folder",
-        "wait for it or end it (Ctrl-C, or kill, leaves a checkpoint), or choose another --out",
-    )
 
 
 def _count(number: int, told: dict[str, Any], ended: threading.Event, every: float) -> None:
@@ -230,10 +279,10 @@ def _is_at(number: int, path: Path) -> bool:
 
 def _let_go_in_child() -> None:
     # A forked loader process would otherwise keep the lock of a run that was killed.
-    for number in _held:
+    for number in _open:
         with contextlib.suppress(OSError):
             os.close(number)
-    _held.clear()
+    _open.clear()
 
 
 if hasattr(os, "register_at_fork"):

@@ -1,0 +1,107 @@
+"""Damaged sound files and tars through every door: a result or a message, within bounds of time and memory.
+
+The quick test takes some mutants of each kind of file; the slow one ASIT_MUTANTS of them (600 by default), and
+`python tests/damaging.py FOLDER COUNT KEEP` any number, with the failing files kept.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import tarfile
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from asit.data import tarshards
+from asit.errors import CatalogueError
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the watch reads /proc")
+
+
+@pytest.fixture(scope="module")
+def damaging() -> ModuleType:
+    pytest.importorskip("httpx")
+    spec = importlib.util.spec_from_file_location("damaging", Path(__file__).with_name("damaging.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_mutants_follow_from_their_number(damaging: ModuleType) -> None:
+    first = [(name, number, what, data) for name, number, what, data in damaging.cases(60)]
+    assert first == list(damaging.cases(60))
+    originals = damaging.recordings()
+    assert {name for name, *_ in first} == set(originals)
+    changed = sum(data != originals[name] for name, _, _, data in first)
+    assert changed >= 55
+
+
+@pytest.mark.slow
+def test_the_watch_notices(damaging: ModuleType, tmp_path: Path) -> None:
+    """What takes too long, too much memory or down the process is called so."""
+    with damaging.Watched(tmp_path, bytes_=1 << 30, cpu=3.0) as watched:
+        for outcome, code in (
+            ("hang", "while True: pass"),
+            ("memory", "x = bytearray(2 << 30)\nfor i in range(0, len(x), 4096): x[i] = 1"),
+            ("crash", "import os; os.kill(os.getpid(), 11)"),
+            ("fault", "1 / 0"),
+        ):
+            (tmp_path / "code.py").write_text(code)
+            assert watched.ask("run", tmp_path / "code.py")["outcome"] == outcome
+
+
+@pytest.mark.slow
+def test_damaged_sounds(damaging: ModuleType, tmp_path: Path) -> None:
+    count = int(os.environ.get("ASIT_MUTANTS", "600"))
+    found = damaging.sweep(tmp_path, count)
+    print(found["counts"], f"peak {found['peak'] / 1e9:.2f} GB")
+    assert not found["failures"], "\n".join(found["failures"][:40])
+    for door in ("read", "vectors", "page"):
+        assert sum(n for name, n in found["counts"].items() if name.split()[0] == door) == count
+    assert found["counts"]["read read"] > count // 10
+    assert found["counts"]["read refused"] > count // 10
+
+
+@pytest.mark.slow
+def test_damaged_tars(damaging: ModuleType, tmp_path: Path) -> None:
+    originals, path = damaging.tars(), tmp_path / "m.tar"
+    outcomes = []
+    with damaging.Watched(tmp_path) as watched:
+        for number in range(int(os.environ.get("ASIT_MUTANTS", "1000"))):
+            path.write_bytes(damaging.tar_mutant(originals[number % 2], number))
+            outcomes.append((watched.ask("tar", path), number))
+        assert watched.peak < 1 << 30
+    bad = [(found, number) for found, number in outcomes if found["outcome"] not in ("read", "refused")]
+    assert not bad, bad[:5]
+
+
+def _long_name(size: int) -> bytes:
+    header = tarfile.TarInfo("././@LongLink")
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, size
+    return header.tobuf(tarfile.GNU_FORMAT) + b"abc".ljust(512, b"\0")
+
+
+def test_headers_of_tars_that_claim_much(damaging: ModuleType, tmp_path: Path) -> None:
+    """Long names within long names, a name of a TB, and a length below zero; what came before is kept."""
+    path, good = tmp_path / "m.tar", damaging.tars()[1].rstrip(b"\0")
+    good += bytes(-len(good) % 512)
+    negative = bytearray(_long_name(10)[:512])
+    negative[156:157] = b"7"
+    negative[124:136] = b"\xff" * 4 + (-512).to_bytes(8, "big", signed=True)
+    negative[148:156] = b" " * 8
+    negative[148:156] = b"%06o\0 " % sum(negative)
+    for bad in (_long_name(10) * 3000, _long_name(1 << 40) + bytes(1 << 20), bytes(negative) * 3):
+        path.write_bytes(good + bad)
+        shard = tarshards.read_shard(str(path))
+        assert [Path(member.name).suffix for member in shard.members][:3] == [".wav", ".flac", ".wav"]
+        assert shard.fault is not None
+        assert "damaged at byte" in shard.fault
+        path.write_bytes(bad)
+        if bad[156:157] != b"7":
+            with pytest.raises(CatalogueError, match="is no tar file"):
+                tarshards.read_shard(str(path))

@@ -1,0 +1,198 @@
+"""Two processes with one --out: the second is told who writes there, or the last one to end has written all of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from asit import cli, lock, whole
+from asit.checkpoint import write_folder
+from asit.data.download import download
+from asit.demo.dataset import build_dataset
+from asit.errors import ConfigError
+from asit.model.audio_model import AudioModel
+from asit.model.classifier import Head, Labelling
+from asit.model.vit import Encoder
+from asit.settings import EncoderSettings, FrontEndSettings
+
+LONG = {
+    "catalogue": "catalogue sounds --out out/c.jsonl --workers 1 --front-end.mels 32",
+    "embed": "embed model sounds --out out/e.npz",
+    "index": "index model sounds --out out/i",
+    "shard": "shard sounds --out out/s --clips 4 --workers 1",
+}
+"""Verbs that keep what is unfinished beside their output."""
+SHORT = {
+    "export": "export model --to huggingface --out out/hf --overwrite",
+    "convert": "convert hf --out out/m --overwrite",
+    "tag": "tag model sounds --out out/t.csv --overwrite",
+}
+"""Verbs whose output comes into being at once."""
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a tiny model and ten sounds, to be in."""
+    monkeypatch.chdir(tmp_path)
+    settings = EncoderSettings(size="custom", width=32, depth=2, heads=2, patch_frames=8, patch_mels=8)
+    encoder = Encoder(settings, 48, 32)
+    head = Head(32, 2, "class+mean")
+    with torch.no_grad():
+        for i, parameter in enumerate([*encoder.parameters(), *head.parameters()]):
+            parameter.normal_(0.0, 0.3, generator=torch.Generator().manual_seed(i))
+    labels = Labelling(("low", "high"), False, "class+mean", 0.495)
+    front_end = FrontEndSettings(mels=32, mean=-6.0, std=3.0)
+    AudioModel.from_parts(encoder, front_end, settings, 48, {"step": 7}, head, labels).save("model")
+    Path("sounds").mkdir()
+    for i in range(10):
+        soundfile.write(f"sounds/{i}.wav", 0.1 * np.random.default_rng(i).standard_normal(16000), 16000)
+    return tmp_path
+
+
+@pytest.mark.parametrize("verb", LONG)
+def test_a_second_writer_is_told_of_the_first(verb: str, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = Path(LONG[verb].partition("--out ")[2].split()[0])
+    with lock.writing(out.absolute()):
+        assert cli.main(LONG[verb].split()) == 2
+        words = capsys.readouterr().err
+        assert f"{out} is being written by another asit: process {os.getpid()} on " in words
+        assert "one process at a time" in words
+        assert "or choose another --out" in words
+        assert [path.name for path in Path("out").iterdir()] == [f".{out.name}.lock"]
+    # A holder that was killed holds nobody up, and what it left goes.
+    code = "import os, sys, pathlib\nfrom asit import lock\nwith lock.writing(pathlib.Path(sys.argv[1])): os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", code, str(out)]).returncode == 9
+    assert (out.parent / f".{out.name}.lock").exists()
+    assert cli.main(LONG[verb].split()) == 0, capsys.readouterr().err
+    assert out.exists()
+    assert not list(Path("out").glob(".*"))
+
+
+def test_data_sets_have_one_writer(tmp_path: Path) -> None:
+    refused = pytest.raises(ConfigError, match="is being written by another asit")
+    with lock.writing(tmp_path / "set"):
+        with refused:
+            download("esc50", tmp_path / "set")
+        with refused:
+            build_dataset(tmp_path / "set")
+    assert list(tmp_path.iterdir()) == []
+
+
+PAIRS = """
+import contextlib, json, os, sys
+import torch
+import asit, asit.runs.embed, asit.search, asit.interop, asit.data.shards, soundfile
+from asit import cli
+torch.set_num_threads(1)
+pairs, arguments = int(sys.argv[1]), sys.argv[2:]
+for number in range(pairs):
+    os.mkdir("out")
+    ready, go = os.pipe(), os.pipe()
+    children = []
+    for which in range(2):
+        child = os.fork()
+        if child == 0:
+            words = open(f"words{which}", "w")
+            with words, contextlib.redirect_stdout(words), contextlib.redirect_stderr(words):
+                os.read(go[0], 1)
+                try:
+                    status = cli.main(arguments)
+                except BaseException as error:
+                    print("Traceback", repr(error))
+                    status = 99
+            os._exit(status)
+        children.append(child)
+    os.write(go[1], b"gg")
+    statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    for end in (*ready, *go):
+        os.close(end)
+    print(json.dumps([statuses, [open(f"words{i}").read() for i in range(2)]]), flush=True)
+    os.rename("out", f"out{number}")
+"""
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", [*LONG, *SHORT])
+def test_pairs_that_start_at_the_same_moment(verb: str, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if not hasattr(os, "fork"):
+        pytest.skip("no fork on this system")
+    if verb == "convert":
+        assert cli.main(["export", "model", "--to", "huggingface", "--out", "hf"]) == 0
+    count = int(os.environ.get("ASIT_PAIRS", "10"))
+    arguments = (LONG | SHORT)[verb].split()
+    done = subprocess.run(
+        [sys.executable, "-c", PAIRS, str(count), *arguments], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    pairs = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(pairs) == count
+    Path("out").mkdir()
+    assert cli.main(arguments) == 0, capsys.readouterr().err
+    alone = tree(Path("out"))
+    for number, (statuses, words) in enumerate(pairs):
+        assert "Traceback" not in "".join(words)
+        assert 0 in statuses
+        for status, said in zip(statuses, words, strict=True):
+            assert status == 0 or "is being written by another asit" in said or "already" in said, said
+        made = tree(Path(f"out{number}"))
+        assert made.keys() == alone.keys(), "files of unfinished work are left"
+        assert made == alone
+
+
+def threads(count: int, call: Callable[[int], Any]) -> list[Any]:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(call, range(count)))
+
+
+def test_writers_of_one_file_or_folder_do_not_disturb_each_other(tmp_path: Path) -> None:
+    def file(number: int) -> None:
+        for _ in range(20):
+            with whole.written(tmp_path / "a.json") as draft:
+                draft.write_text(str(number) * 5000)
+
+    def folder(number: int) -> None:
+        def fill(to: Path) -> None:
+            (to / "a.txt").write_text(str(number))
+            (to / "b.txt").write_text(str(number))
+
+        for _ in range(20):
+            write_folder(tmp_path / "model", fill, overwrite=True)
+
+    threads(4, file)
+    assert len(set((tmp_path / "a.json").read_text())) == 1
+    threads(4, folder)
+    assert (tmp_path / "model" / "a.txt").read_text() == (tmp_path / "model" / "b.txt").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "model"]
+
+
+def test_drafts_of_the_dead_go_and_those_of_others_stay(tmp_path: Path) -> None:
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    mine = whole.draft_of(tmp_path / "a.json")
+    dead = mine.with_name(mine.name.replace(f".{os.getpid()}-", f".{int(ended.stdout)}-"))
+    elsewhere = dead.with_name(dead.name.replace(f"-{whole._machine()}-", "-0123abcd-"))
+    own = tmp_path / ".a.json.tmp"  # a name that somebody chose
+    for path in (mine, dead, elsewhere, own):
+        path.write_text("x")
+    with whole.written(tmp_path / "b.json") as draft:
+        draft.write_text("y")
+    assert {path.name for path in tmp_path.iterdir()} == {mine.name, elsewhere.name, own.name, "b.json"}
+    whole.tidy(tmp_path, {"b.json"})
+    assert mine.exists()
+    whole.tidy(tmp_path)  # under a run's lock
+    assert [path.name for path in tmp_path.iterdir()] == ["b.json"]
