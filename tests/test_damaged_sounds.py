@@ -1,15 +1,16 @@
 """Damaged sound files and tars through every door: a result or a message, within bounds of time and memory.
 
 The quick test takes some mutants of each kind of file; the slow one ASIT_MUTANTS of them (600 by default), and
-`python tests/damaging.py FOLDER COUNT KEEP` any number, with the failing files kept.
+`python tests/watched.py FOLDER COUNT KEEP` any number, with the failing files kept.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -22,14 +23,22 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the watch reads
 
 
 @pytest.fixture(scope="module")
-def damaging() -> ModuleType:
+def beside() -> Iterator[None]:
+    """Modules beside this one can be imported."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parent)
+        yield
+
+
+@pytest.fixture
+def damaging(beside: None) -> ModuleType:
+    return importlib.import_module("damaging")
+
+
+@pytest.fixture
+def watched(beside: None) -> ModuleType:
     pytest.importorskip("httpx")
-    spec = importlib.util.spec_from_file_location("damaging", Path(__file__).with_name("damaging.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("watched")
 
 
 def test_mutants_follow_from_their_number(damaging: ModuleType) -> None:
@@ -42,9 +51,9 @@ def test_mutants_follow_from_their_number(damaging: ModuleType) -> None:
 
 
 @pytest.mark.slow
-def test_the_watch_notices(damaging: ModuleType, tmp_path: Path) -> None:
+def test_the_watch_notices(watched: ModuleType, tmp_path: Path) -> None:
     """What takes too long, too much memory or down the process is called so."""
-    with damaging.Watched(tmp_path, bytes_=1 << 30, cpu=3.0) as watched:
+    with watched.Watched(tmp_path, bytes_=1 << 30, cpu=3.0) as process:
         for outcome, code in (
             ("hang", "while True: pass"),
             ("memory", "x = bytearray(2 << 30)\nfor i in range(0, len(x), 4096): x[i] = 1"),
@@ -52,13 +61,13 @@ def test_the_watch_notices(damaging: ModuleType, tmp_path: Path) -> None:
             ("fault", "1 / 0"),
         ):
             (tmp_path / "code.py").write_text(code)
-            assert watched.ask("run", tmp_path / "code.py")["outcome"] == outcome
+            assert process.ask("run", tmp_path / "code.py")["outcome"] == outcome
 
 
 @pytest.mark.slow
-def test_damaged_sounds(damaging: ModuleType, tmp_path: Path) -> None:
+def test_damaged_sounds(watched: ModuleType, tmp_path: Path) -> None:
     count = int(os.environ.get("ASIT_MUTANTS", "600"))
-    found = damaging.sweep(tmp_path, count)
+    found = watched.sweep(tmp_path, count)
     print(found["counts"], f"peak {found['peak'] / 1e9:.2f} GB")
     assert not found["failures"], "\n".join(found["failures"][:40])
     for door in ("read", "vectors", "page"):
@@ -68,14 +77,14 @@ def test_damaged_sounds(damaging: ModuleType, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_damaged_tars(damaging: ModuleType, tmp_path: Path) -> None:
+def test_damaged_tars(damaging: ModuleType, watched: ModuleType, tmp_path: Path) -> None:
     originals, path = damaging.tars(), tmp_path / "m.tar"
     outcomes = []
-    with damaging.Watched(tmp_path) as watched:
+    with watched.Watched(tmp_path) as process:
         for number in range(int(os.environ.get("ASIT_MUTANTS", "1000"))):
             path.write_bytes(damaging.tar_mutant(originals[number % 2], number))
-            outcomes.append((watched.ask("tar", path), number))
-        assert watched.peak < 1 << 30
+            outcomes.append((process.ask("tar", path), number))
+        assert process.peak < 1 << 30
     bad = [(found, number) for found, number in outcomes if found["outcome"] not in ("read", "refused")]
     assert not bad, bad[:5]
 
