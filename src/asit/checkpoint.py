@@ -312,7 +312,7 @@ def check_numbers(what: str, tensors: Mapping[str, Tensor]) -> None:
             "weights in float32, float16, bfloat16 or float64",
             "take the file from before it was quantised",
         )
-    bad = [name for name, value in tensors.items() if not value.float().isfinite().all()]
+    bad = [name for name, value in tensors.items() if not (value.is_meta or value.float().isfinite().all())]
     if bad:
         raise CheckpointError(
             f"{what} has {len(bad)} tensors with numbers that are not finite ({', '.join(bad[:3])})",

@@ -280,7 +280,7 @@ def test_impossible_settings_are_refused() -> None:
     with pytest.raises(ConfigError, match="high_hz <= 4000"):
         front_end(rate=8000, high_hz=8000)
     with pytest.raises(ConfigError, match="0 and 160 samples"):
-        front_end(window_ms=0)
+        front_end(window_ms=0.01)
     with pytest.raises(ConfigError, match="asit catalogue"):
         front_end().normalise(torch.zeros(1))
 

@@ -69,7 +69,7 @@ def test_what_json_beside_a_recording_says(tmp_path: Path, caplog: pytest.LogCap
     assert [clip.label for clip in made] == ["dog;1", None, "dog:0.5", None, None, "cat"]
     assert (made[0].split, made[0].fold, made[0].group) == ("Test", "1", "x y")
     assert [message.rpartition("s.tar: ")[2][:50] for message in caplog.messages] == [
-        "2 sidecars are damaged, the first e.json: Expectin"
+        "2 sidecars are damaged, the first e.json: it is no"
     ]
 
 

@@ -112,11 +112,9 @@ def test_a_store_that_dies_and_comes_back(
     settings = functools.partial(tiny, tmp_path / "shards-run", Path("x"), epochs=1, **READ)
     given = settings().model_copy(update={"data": store.url})
     store.left = 3 + 8  # a look at each of three shards, then up to three requests for a step of four clips
-    with pytest.raises(StoreError, match=r"shard-00000\d\.tar"):
+    with pytest.raises(StoreError, match=r"shard-00000\d\.tar(.|\n)*--resume, which goes on from step"):
         pretrain(given.model_copy(deep=True), stream=None)
     assert "the server answers 503" in caplog.text
-    log = (tmp_path / "shards-run" / "log.txt").read_text("utf-8")
-    assert "--resume" in log
     store.left = 1 << 30
     result = pretrain(given.model_copy(deep=True), resume=True, stream=None)
     assert result.finished

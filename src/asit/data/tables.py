@@ -233,7 +233,7 @@ def _objects(table: Path, lines: Iterable[str]) -> Iterator[tuple[int, dict[str,
             pairs = parsing.from_json(line, surrogates=True, pairs=unique_keys)
         except parsing.Malformed as error:
             raise CatalogueError(
-                f"{table}, line {number}: not JSON ({error})", "one JSON object a line", "mend this line"
+                f"{table}, line {number} is no row: {error}", "one JSON object a line", "mend this line"
             ) from None
         if not isinstance(pairs, dict):
             raise CatalogueError(
