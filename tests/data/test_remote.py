@@ -10,6 +10,7 @@ import socket
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -193,7 +194,7 @@ def test_silence_is_not_waited_for_for_ever(server: Any, calls: Calls) -> None:
 def test_a_trickle_counts_as_silence(server: Any, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some bytes in time each, and next to nothing in all: the tries come to an end although each brings something."""
     clock = itertools.count(0, 20)
-    monkeypatch.setattr(remote.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(remote, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     monkeypatch.setattr(remote, "_BLOCK", 1000)
     with pytest.raises(DownloadError, match=r"only \d,000 bytes came in 60 s, after 3 tries"):
         calls.fetch(whole(server), pauses=(1.0, 2.0), timeout=30.0)
