@@ -58,6 +58,16 @@ def test_each_recording_has_its_own_label(tmp_path: Path) -> None:
     }
 
 
+def test_a_tar_cut_off_in_a_sidecar_keeps_its_recordings(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(tmp_path / "s.tar", [("a.wav", None), ("a.cls", "dog"), ("b.wav", None), ("b.cls", "c" * 2000)])
+    with tarfile.open(path) as archive:
+        end = archive.getmember("b.cls").offset_data + 700
+    path.write_bytes(path.read_bytes()[:end])
+    made = tarscan.build([str(path)], FrontEndSettings(), bad_files=0.5, statistics_clips=0)
+    assert labels(made) == {"a.wav": "dog", "b.wav": None}
+    assert "b.cls: cut off" in caplog.text
+
+
 def test_what_json_beside_a_recording_says(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     said = {"label": ["dog", 1.0, None], "split": " Test ", "fold": 1.0, "group": "x\u00a0y", "other": {"a": 1}}
     made = build(

@@ -167,8 +167,13 @@ class Sidecars:
             return
         if header.name.rpartition("/")[2].startswith("."):  # macOS's resource forks, as in `_take`
             return
-        file = archive.extractfile(header)
-        said = self._read(header.name, b"" if file is None else file.read())
+        try:
+            file = archive.extractfile(header)
+            content = b"" if file is None else file.read()
+        except tarfile.ReadError:  # the tar ends in it, which `_headers` meets next; its recordings stay
+            self._damaged.append(f"{header.name}: cut off")
+            return
+        said = self._read(header.name, content)
         one = self._said.setdefault(stem, {})
         if one.setdefault(header.name, said) is not said and one[header.name] != said:
             self._twice.append(header.name)
