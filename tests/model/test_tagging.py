@@ -157,6 +157,22 @@ def test_what_cannot_be_asked() -> None:
         m.tag_batch(sound)
 
 
+def test_answers_that_are_not_finite_are_refused() -> None:
+    """Finite weights that are too large for the arithmetic; multi=False, since a sigmoid of infinity is finite."""
+    m, sound = model(multi=False), wave(9000)
+    with torch.no_grad():
+        m.encoder.norm.weight.fill_(3e38)
+        m.encoder.norm.bias.fill_(3e38)
+    for ask, what in (
+        (lambda: m.embed(sound), "vectors"),
+        (lambda: list(m.stream(sound)), "vectors"),
+        (lambda: m.tag(sound), "scores"),
+        (lambda: list(m.stream_tags(sound)), "scores"),
+    ):
+        with pytest.raises(AudioError, match=rf"the model's {what} are not finite(.|\n)*mean and std in its card"):
+            ask()
+
+
 def tags(windows: list[list[float]], starts: list[float], seconds: float = 1.0) -> Tags:
     scores, begins = torch.tensor(windows), torch.tensor(starts)
     return Tags(CLASSES, True, scores.mean(0), scores, begins, begins + seconds)

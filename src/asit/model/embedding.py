@@ -169,7 +169,7 @@ class Embedder:
                 if len(pool) >= 4 * batch:
                     self._flush(pool, blenders, batch)
         self._flush(pool, blenders, batch)
-        return [blender.rest() for blender in blenders]
+        return [self._finite(blender.rest()) for blender in blenders]
 
     def stream(
         self,
@@ -188,10 +188,16 @@ class Embedder:
                 blender.add(*self.run(waiting))
                 waiting = []
                 if (stretch := blender.ready()) is not None:
-                    yield stretch
+                    yield self._finite(stretch)
             waiting.append(window)
         blender.add(*self.run(waiting))
-        yield blender.rest()
+        yield self._finite(blender.rest())
+
+    @staticmethod
+    def _finite(found: Embedding) -> Embedding:
+        for values in (found.frames, found.clip, found.class_token):
+            check_finite(values, "vectors")
+        return found
 
     def _columns(self, frames: int) -> int:
         """Columns of a sound: whole ones, and one more where at least half of what it adds is there."""
@@ -311,6 +317,23 @@ def hop_frames(encoder: Encoder, front_end: FrontEnd, seconds: float | None) -> 
         f"a whole part of that, in whole frames of {frame:g} s",
         f"use {named}",
     )
+
+
+def check_finite(values: Tensor, what: str) -> None:
+    """Refuse numbers that a model computed if any of them is NaN or infinite.
+
+    Samples are held to bounds when they are read, and weights are checked when they are loaded, so it is the model that
+    cannot be used: weights, or a mean or std in its card, too large for its arithmetic.
+
+    Raises:
+        AudioError: some are; `what` they are called.
+    """
+    if not bool(values.isfinite().all()):
+        raise AudioError(
+            f"the model's {what} are not finite",
+            "finite numbers",
+            'look at mean and std in its card.json; try precision="float32"; else train or convert the model again',
+        )
 
 
 def check_batch(batch: int) -> None:

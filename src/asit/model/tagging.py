@@ -21,7 +21,7 @@ from asit.audio.fbank import FrontEnd
 from asit.audio.sounds import Sound, are_turned, open_sound
 from asit.errors import AudioError, ConfigError
 from asit.model.classifier import Head, Labelling
-from asit.model.embedding import Precision, check_batch
+from asit.model.embedding import Precision, check_batch, check_finite
 from asit.model.vit import Encoder
 
 __all__ = ["Precision", "Tag", "Tagger", "Tags", "WindowScores", "join_tags"]
@@ -203,7 +203,7 @@ class Tagger:
                     flush()
         if pool:
             flush()
-        return [self.join(parts) for parts in found]
+        return [self._finite(self.join(parts)) for parts in found]
 
     def stream(
         self,
@@ -219,10 +219,15 @@ class Tagger:
         for window in self.windows(sound, rate, start, seconds):
             waiting.append(window)
             if len(waiting) == batch:
-                yield self.join(self.run(waiting))
+                yield self._finite(self.join(self.run(waiting)))
                 waiting = []
         if waiting:
-            yield self.join(self.run(waiting))
+            yield self._finite(self.join(self.run(waiting)))
+
+    @staticmethod
+    def _finite(found: Tags) -> Tags:
+        check_finite(found.windows, "scores")
+        return found
 
     def _cut(self, blocks: Iterator[np.ndarray]) -> Iterator[tuple[Tensor, int]]:
         """Waves (S,) of the windows, and the samples that they begin at."""

@@ -185,8 +185,6 @@ def _tiny_model() -> str:
     encoder.init_weights(torch.Generator().manual_seed(0))
     model = AudioModel(encoder, FrontEnd(FrontEndSettings(mels=32, mean=-6.0, std=3.0)))
     found = model.embed(_tone())
-    if not found.clip.isfinite().all():
-        raise ArithmeticError("an embedding is not finite")
     return f"a tone went through a small encoder: {found.grid[0]} x {found.grid[1]} patches"
 
 
