@@ -218,7 +218,11 @@ class _Work:
         out: dict[Of, Array] = {}
         for name in dict.fromkeys(name for name, _ in missing):
             kinds = tuple(kind for of, kind in missing if of == name)
-            for kind, array in self.wanted[name].reader(wave, kinds).items():
+            try:
+                read = self.wanted[name].reader(wave, kinds)
+            except AudioError as error:  # of the model's answer: the sound has been read
+                raise AsitError(f"{clip.path}: {error.found}", error.expected, error.remedy) from None
+            for kind, array in read.items():
                 if not np.isfinite(array).all():
                     raise AsitError(
                         f"{clip.path}: the {kind} features of {name} are NaN or infinite",
