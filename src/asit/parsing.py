@@ -71,14 +71,10 @@ def from_json(
     try:
         whole = text.decode("utf-8-sig") if isinstance(text, bytes) else text
         value = json.loads(whole, parse_int=_integer, object_pairs_hook=pairs)
-    except UnicodeDecodeError as error:
-        raise Malformed(_not_utf8(error)) from None
-    except RecursionError:
-        raise Malformed(f"it is nested more than {DEEPEST} deep") from None
     except Malformed:
         raise
-    except ValueError as error:
-        raise Malformed(f"it is not JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise _malformed(error, f"it is not JSON: {error}") from None
     if whole.count("[") + whole.count("{") > DEEPEST:
         _check(value, len(whole))
     if "\\u" in whole or not isinstance(text, bytes):
@@ -98,14 +94,10 @@ def from_yaml(text: bytes) -> Any:
     try:
         value = yaml.load(text.decode("utf-8-sig"), _Loader)  # a SafeLoader
         _check(value, _MOST)
-    except UnicodeDecodeError as error:
-        raise Malformed(_not_utf8(error)) from None
-    except RecursionError:
-        raise Malformed(f"it is nested more than {DEEPEST} deep") from None
     except Malformed:
         raise
     except (yaml.YAMLError, *UNFIT) as error:  # PyYAML's constructors take any tag's text as of its type
-        raise Malformed(" ".join(str(error).split())[:300]) from None
+        raise _malformed(error, " ".join(str(error).split())[:300]) from None
     _check_letters(value, _HALVES)
     return value
 
@@ -239,5 +231,10 @@ def _check_letters(value: Any, refused: re.Pattern[str]) -> None:
         raise Malformed(f"it holds {found[0]!a}, half of a surrogate pair, in a text")
 
 
-def _not_utf8(error: UnicodeDecodeError) -> str:
-    return f"it is not UTF-8: byte {error.object[error.start]:#04x} at {error.start}"
+def _malformed(error: Exception, otherwise: str) -> Malformed:
+    """What a parser's error says; `otherwise` where it is of the format itself."""
+    if isinstance(error, UnicodeDecodeError):
+        return Malformed(f"it is not UTF-8: byte {error.object[error.start]:#04x} at {error.start}")
+    if isinstance(error, RecursionError):
+        return Malformed(f"it is nested more than {DEEPEST} deep")
+    return Malformed(otherwise)
