@@ -158,7 +158,7 @@ def measured(given: argparse.Namespace) -> dict[str, float]:
     Steps taken in one process, arm after arm, do not tell: there a step of `speech` took 1.37 times that of `share`, in
     runs of their own the same.
     """
-    from asit.data.catalogue import Catalogue
+    from asit.data.catalogue.catalogue import Catalogue
 
     few, more = STEPS
     clips = len(Catalogue.read(given.catalogue))
@@ -175,10 +175,10 @@ def measured(given: argparse.Namespace) -> dict[str, float]:
 
 def steps_per_epoch(arm: str, clips: int) -> int:
     """Whole batches that so many clips give."""
-    from asit import recipes
+    from asit import api
 
     settings = dict(ARMS[arm])
-    return clips // recipes.pretrain_settings(settings.pop("preset"), None, settings).batch_size
+    return clips // api.pretrain_settings(settings.pop("preset"), None, settings).batch_size
 
 
 def score(out: Path, table: str, keywords: str, seed: int) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from asit.data.catalogue import Catalogue, Clip
+from asit.data.catalogue.catalogue import Catalogue, Clip
 
 MANY = 2_000_000
 
@@ -50,7 +50,7 @@ def linked(folder: Path, names: Path, times: int) -> int:
 def scan(folder: Path, check: str, workers: int, statistics_clips: int = 0) -> tuple[float, float]:
     """Seconds, and MB of memory at the most, of the process that a user starts."""
     code = (
-        "import time; from asit.data.scan import build; from asit.settings import FrontEndSettings\n"
+        "import time; from asit.data.catalogue.scan import build; from asit.config import FrontEndSettings\n"
         "if __name__ == '__main__':\n"
         f"    start = time.perf_counter(); build({str(folder)!r}, {str(folder) + '.jsonl'!r}, "
         f"front_end=FrontEndSettings(), check={check!r}, workers={workers}, statistics_clips={statistics_clips})\n"

@@ -2,7 +2,7 @@
 
     python bench/checkpoint.py [--toy] [--threads 1] [--every 4] [--seconds 1.5]
 
-The loop is the real one (`asit.engine.loop.fit`) over the real state of pretraining, base encoder with the heads of
+The loop is the real one (`asit.training.loop.fit`) over the real state of pretraining, base encoder with the heads of
 preset official-v2; a step is a stand-in that keeps the cores busy for `--seconds` and gives every parameter a
 gradient. Each way runs in a process of its own, three checkpoints of student, teacher, centres and optimiser, and the
 model beside them.
@@ -30,11 +30,12 @@ CHECKPOINTS = 3
 def work(pipe: Connection, toy: bool, threads: int, every: int, seconds: float, background: bool) -> None:
     import torch
 
-    from asit import checkpoint, recipes, runtime
-    from asit.engine import loop, pace
-    from asit.engine.records import Records
+    from asit import api, runtime
+    from asit.io import checkpoint
     from asit.model.audio_model import AudioModel
     from asit.pretrain import method
+    from asit.training import loop, throughput
+    from asit.training.metrics_log import Records
 
     torch.set_num_threads(threads)
     small: dict[str, Any] = {}
@@ -42,7 +43,7 @@ def work(pipe: Connection, toy: bool, threads: int, every: int, seconds: float, 
         heads = {"hidden": 64, "class_prototypes": 256, "patch_prototypes": 256}
         small = {"encoder": {"size": "tiny"}, "heads": heads}
     given = {"batch_size": 4, "front_end": {"mean": -4.27, "std": 4.57}, "views": {"local_views": 0}, **small}
-    settings = recipes.pretrain_settings("official-v2", None, given)
+    settings = api.pretrain_settings("official-v2", None, given)
     world = runtime.World(0, 1, torch.device("cpu"), "")
     task: Any = method.ASiT(settings, 592, torch.Generator().manual_seed(0), world.device)
     taken: list[float] = []
@@ -59,13 +60,13 @@ def work(pipe: Connection, toy: bool, threads: int, every: int, seconds: float, 
         taken.append(time.perf_counter())
 
     task.step, task.after_update = step, after
-    paused = pace.Clock.paused
+    paused = throughput.Clock.paused
 
     def note(clock: Any, spent: float) -> None:
         held.append(spent)
         paused(clock, spent)
 
-    pace.Clock.paused = note  # type: ignore[method-assign]
+    throughput.Clock.paused = note  # type: ignore[method-assign]
 
     class Nothing:
         ids = ("clip",)

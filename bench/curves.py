@@ -2,7 +2,7 @@
 
     python bench/curves.py [--toy] [--threads 1] [--rounds 3] [--only batch length size loader] [--json FILE]
 
-The step is the real one, `asit.engine.loop.fit` over the pretraining method, preset default, on a batch that is there
+The step is the real one, `asit.training.loop.fit` over the pretraining method, preset default, on a batch that is there
 already; each point is a process of its own, started anew in each round, so that slow times of the machine are shared by
 all. The least of a few steps in a process, the median over rounds. Fits: batch, a + b x (a: clipping, optimiser,
 teacher); length, a + b T + c T^2 over T tokens of a view (c: attention); size, seconds a GFLOP. The loader reads clips
@@ -35,7 +35,7 @@ WORKERS = (0, 1, 2)
 
 
 def settings_of(encoder: str, batch: int, seconds: float, threads: int, workers: int = 0) -> Any:
-    from asit.settings import PretrainSettings
+    from asit.config import PretrainSettings
 
     return PretrainSettings.model_validate(
         {
@@ -53,13 +53,13 @@ def step(encoder: str, batch: int, seconds: float, threads: int) -> dict[str, fl
     from measure import memory
 
     from asit import runtime
-    from asit.engine import loop
-    from asit.engine.records import Records
-    from asit.model import cpu
-    from asit.runs.measured import noise
-    from asit.runs.setup import batch_of, prepare
+    from asit.model.cpu import bf16
+    from asit.pretrain.pretrain_setup import batch_of, prepare
+    from asit.tools.step_profile import noise
+    from asit.training import loop
+    from asit.training.metrics_log import Records
 
-    cpu.keep_freed_memory()
+    bf16.keep_freed_memory()
     settings = settings_of(encoder, batch, seconds, threads)
     with runtime.world("cpu", threads) as world, tempfile.TemporaryDirectory() as scratch:
         setup = prepare(settings, noise(Path(scratch), settings.front_end.rate, seconds, max(16, batch)), world)
@@ -103,7 +103,7 @@ def step(encoder: str, batch: int, seconds: float, threads: int) -> dict[str, fl
 
 def recordings(folder: Path, kind: str, count: int, seconds: float) -> Any:
     """Clips of coloured noise as files, and their list."""
-    from asit.data.catalogue import Catalogue, Clip
+    from asit.data.catalogue.catalogue import Catalogue, Clip
 
     rng, clips = np.random.default_rng(0), []
     for i in range(32):
@@ -118,7 +118,7 @@ def recordings(folder: Path, kind: str, count: int, seconds: float) -> Any:
 def load(kind: str, seconds: float, workers: int, toy: bool) -> dict[str, float]:
     """Clips a second of the loader with nothing else to do, after what was ready has been taken out."""
     from asit import runtime
-    from asit.runs.setup import feed, prepare
+    from asit.pretrain.pretrain_setup import feed, prepare
 
     with runtime.world("cpu", 1) as world, tempfile.TemporaryDirectory() as scratch:
         batch, many = 16, 2 if toy else 12

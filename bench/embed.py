@@ -56,9 +56,9 @@ def build(size: str):  # type: ignore[no-untyped-def]
     import torch
 
     from asit.audio.fbank import FrontEnd
+    from asit.config import EncoderSettings, FrontEndSettings
     from asit.model.audio_model import AudioModel
     from asit.model.vit import Encoder
-    from asit.settings import EncoderSettings, FrontEndSettings
 
     encoder = Encoder(EncoderSettings(size=size), 1024, 128)
     encoder.init_weights(torch.Generator().manual_seed(0))
@@ -77,9 +77,9 @@ def hold(threads: int) -> None:
 def short(pipe: Connection, folder: str, size: str, threads: int) -> None:
     """Clips a second of asit embed and of the encoder alone."""
     hold(threads)
-    from asit.data.inputs import expand
-    from asit.runs.embed import embed_files
-    from asit.runs.embed_rows import Ask
+    from asit.data.catalogue.inputs import expand
+    from asit.infer.embed_files import embed_files
+    from asit.infer.embed_rows import Ask
 
     model, items, ask = build(size), expand([folder]), Ask()
     embedder = model.embedder(patches=False)
@@ -105,9 +105,9 @@ def short(pipe: Connection, folder: str, size: str, threads: int) -> None:
 def long(pipe: Connection, folder: str, size: str, threads: int, level: str) -> None:
     """Times real time, and peak memory in GB, after the first minute and at the end."""
     hold(threads)
-    from asit.data.inputs import expand
-    from asit.runs.embed import embed_files
-    from asit.runs.embed_rows import Ask
+    from asit.data.catalogue.inputs import expand
+    from asit.infer.embed_files import embed_files
+    from asit.infer.embed_rows import Ask
 
     model = build(size)
     while measure.asked(pipe):

@@ -3,7 +3,7 @@
     python bench/finetune.py [--toy] [--threads 2] [--rounds 7] [--batch 8] [--plain 2] [--only step sizes]
                               [--precision float32]
 
-The step is the real one: `asit.engine.loop.fit` over `asit.transfer.supervised`, the base encoder and a head of 527
+The step is the real one: `asit.training.loop.fit` over `asit.finetune.supervised`, the base encoder and a head of 527
 classes, settings of the recipe audioset-20k on 10 s clips. Beside it stand, each in a process of its own and taken
 in turn, round by round: bf16 matrix products of several shapes; the step with freed memory given back to the system;
 the step fed by the loader from 10 s FLAC files; and torch's own transformer layers in float32 and under bf16
@@ -33,19 +33,19 @@ SIZES = {"tiny": 64, "small": 32, "base": 8}
 
 
 def settings_of(size: str, batch: int, precision: str = "bf16") -> Any:
-    from asit import recipes
+    from asit import api
 
     front_end = {"mean": -4.2677393, "std": 4.5689974}
     given = {"model": "none", "encoder": {"size": size}, "front_end": front_end, "batch_size": batch, "workers": 1}
-    return recipes.finetune_settings("audioset-20k", None, {**given, "precision": precision})
+    return api.finetune_settings("audioset-20k", None, {**given, "precision": precision})
 
 
 def task_of(settings: Any, frames: int) -> Any:
     import torch
 
+    from asit.finetune import supervised
     from asit.model.classifier import Classifier, Head
     from asit.model.vit import Encoder
-    from asit.transfer import supervised
 
     settings = supervised.resolve(settings, multi=True)
     settings.encoder.drop_path = settings.network.drop_path
@@ -59,7 +59,7 @@ def batch_of(settings: Any, frames: int, clips: int) -> Any:
     import numpy as np
     import torch
 
-    from asit.data.labelled import LabelledBatch
+    from asit.finetune.finetune_dataset import LabelledBatch
     from asit.model import vit
 
     rng = np.random.default_rng(0)
@@ -93,9 +93,9 @@ def flops(settings: Any, frames: int, factors: Any) -> float:
 
 
 def frames_of(settings: Any, seconds: float) -> int:
-    from asit.runs import network
+    from asit.finetune import init_model
 
-    return network.frames_of(settings, seconds)
+    return init_model.frames_of(settings, seconds)
 
 
 def ours(
@@ -114,12 +114,12 @@ def ours(
     from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
     from asit import runtime
-    from asit.engine import loop
-    from asit.engine.records import Records
-    from asit.model import cpu
+    from asit.model.cpu import bf16
+    from asit.training import loop
+    from asit.training.metrics_log import Records
 
     if keep:
-        cpu.keep_freed_memory()
+        bf16.keep_freed_memory()
     torch.set_num_threads(threads)
     settings = settings_of(size, clips, precision)
     frames = frames_of(settings, seconds)
@@ -191,10 +191,10 @@ def loader_of(settings: Any, folder: str, frames: int) -> Any:
 
     import numpy as np
 
-    from asit.data import order
-    from asit.data.catalogue import Catalogue, Clip
-    from asit.data.labelled import LabelledClips, collate
-    from asit.data.labels import read_labels
+    from asit.data.catalogue.catalogue import Catalogue, Clip
+    from asit.data.catalogue.labels import read_labels
+    from asit.data.loading import sampler
+    from asit.finetune.finetune_dataset import LabelledClips, collate
     from asit.model import vit
 
     rng = np.random.default_rng(0)
@@ -218,8 +218,8 @@ def loader_of(settings: Any, folder: str, frames: int) -> Any:
     )
     size = settings.batch_size
     count = max(len(clips), size)
-    keys = order.MicroBatches(order.weighted(0, np.ones(len(clips)), count), count, size, size, 0, 1, 0, True)
-    return order.loader(samples, keys, collate, workers=1, pin=False)
+    keys = sampler.MicroBatches(sampler.weighted(0, np.ones(len(clips)), count), count, size, size, 0, 1, 0, True)
+    return sampler.loader(samples, keys, collate, workers=1, pin=False)
 
 
 def plain(pipe: Connection, width: int, depth: int, frames: int, clips: int, threads: int, low: bool) -> None:

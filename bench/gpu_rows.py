@@ -111,17 +111,17 @@ def ours(row: Row, device: Any, toy: bool, steps: int, wait: Callable[[], None])
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     from asit import runtime
-    from asit.data.batches import OnDevice
-    from asit.engine import compiling, loop
-    from asit.engine.prefetch import prefetched
-    from asit.engine.records import Records
     from asit.pretrain import method
+    from asit.pretrain.pretrain_dataset import OnDevice
+    from asit.training import compilation, loop
+    from asit.training.metrics_log import Records
+    from asit.training.prefetch import prefetched
 
     settings, frames = settings_of(row, toy)
     task = method.ASiT(settings, frames, torch.Generator().manual_seed(0), device)
     said = list[str]()
     task.say.tell(said.append)
-    said.append(compiling.attention_backends(device))
+    said.append(compilation.attention_backends(device))
     batch = batch_of(row, settings, frames)
     batch = batch.pin_memory() if device.type == "cuda" else batch
     marks = list[float]()
@@ -178,8 +178,8 @@ def numerics(row: Row, device: Any, toy: bool, steps: int, wait: Callable[[], No
     import torch
 
     from asit import runtime
-    from asit.engine.loop import Now
     from asit.pretrain import method
+    from asit.training.loop import Now
 
     settings, frames = settings_of(row, toy)
     batch = batch_of(row, settings, frames)
@@ -206,9 +206,9 @@ def files(row: Row, device: Any, toy: bool, steps: int, wait: Callable[[], None]
     import numpy as np
     import soundfile
 
-    from asit.data import scan
-    from asit.runs.pretrain import pretrain
-    from asit.settings import FrontEndSettings
+    from asit.config import FrontEndSettings
+    from asit.data.catalogue import scan
+    from asit.pretrain.pretrain_run import pretrain
 
     settings, _ = settings_of(row, toy)
     steps = 4 if toy else 40
@@ -257,7 +257,7 @@ def batch_of(row: Row, settings: Any, frames: int) -> Any:
     import torch
 
     from asit.audio.fbank import FrontEnd
-    from asit.data import views
+    from asit.data.loading import device_frontend
 
     cpu_step.CLIPS = row.clips
     batch = cpu_step.batch_of(settings, frames)
@@ -267,8 +267,8 @@ def batch_of(row: Row, settings: Any, frames: int) -> Any:
     return dataclasses.replace(
         batch,
         clean=batch.clean[:, :, :0],
-        drop=views.pack(batch.drop),
-        replace=views.pack(batch.replace),
+        drop=device_frontend.pack(batch.drop),
+        replace=device_frontend.pack(batch.replace),
         waves=torch.randn(row.clips, samples, generator=torch.Generator().manual_seed(0)) * 0.05,
         have=torch.full((row.clips,), frames + 100),
         places=torch.tensor([[i % 100, frames] for i in range(2 * row.clips)]),

@@ -23,12 +23,12 @@ def measure(form: str, rows: int, prototypes: int, width: int, threads: int) -> 
     import torch
     from torch.nn import functional as F
 
-    from asit.model import cpu
-    from asit.pretrain import fused, losses
-    from asit.pretrain.fused import Projected
+    from asit.model.cpu import bf16
+    from asit.pretrain import chunked_loss, losses
+    from asit.pretrain.chunked_loss import Projected
 
     torch.set_num_threads(threads)
-    cpu.keep_freed_memory()
+    bf16.keep_freed_memory()
     g = torch.Generator().manual_seed(0)
     student, teacher = (
         Projected(*(F.normalize(torch.randn(n, width, generator=g), dim=-1) for n in (rows, prototypes)))
@@ -42,12 +42,12 @@ def measure(form: str, rows: int, prototypes: int, width: int, threads: int) -> 
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
                 taught = F.linear(*teacher)
-            seen = cpu.linear(*student)
+            seen = bf16.linear(*student)
         probs = losses.teacher_distribution(taught, centre, 0.04)
         return losses.cross_entropy(seen, probs, 0.1).mean()
 
     def chunks() -> torch.Tensor:
-        return fused.local_loss(student, teacher, centre, (0.1, 0.04), dtype=torch.bfloat16)[0]
+        return chunked_loss.local_loss(student, teacher, centre, (0.1, 0.04), dtype=torch.bfloat16)[0]
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     taken = []

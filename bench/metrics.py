@@ -22,8 +22,8 @@ import torch
 from sklearn import __version__ as sklearn_version
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from asit.transfer.metrics import average_precision, multi_label, paired_difference, roc_auc, single_label
-from asit.transfer.verification import cosine_scores, trials_from_labels, verification
+from asit.evaluate.eer import cosine_scores, trials_from_labels, verification
+from asit.evaluate.metrics import average_precision, multi_label, paired_difference, roc_auc, single_label
 
 
 def labelled(clips: int, classes: int) -> tuple[np.ndarray, np.ndarray]:

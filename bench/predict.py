@@ -49,11 +49,11 @@ def our_model(toy: bool, stride: int | None) -> Any:
     import torch
 
     from asit.audio.fbank import FrontEnd
+    from asit.config import EncoderSettings, FrontEndSettings
     from asit.model.audio_model import AudioModel
     from asit.model.classifier import Head, Labelling
     from asit.model.positions import whole_frames
     from asit.model.vit import Encoder, shape_of
-    from asit.settings import EncoderSettings, FrontEndSettings
 
     size: dict[str, Any] = {"size": "custom", "width": 32, "depth": 2, "heads": 2} if toy else {"size": "base"}
     settings = EncoderSettings(**size, patch_stride_frames=stride, patch_stride_mels=stride)

@@ -2,10 +2,10 @@
 
     python bench/processes.py [--toy] [--rounds 5] [--encoder small] [--batch 16] [--seconds 10]
 
-The step is the real one, `asit.engine.loop.fit` over the pretraining method with `asit.runtime.world`, on batches that
-are there already: the same clips a step whatever the processes. 1 x 2 threads stands beside 2 x 1, and 1 x 4 beside
-4 x 1, which on fewer than four cores is more threads than cores. Groups of processes stay up and take turns, a group
-that waits uses no core; ratios are of the same round, medians over rounds. By the clock, and by CPU time of all
+The step is the real one, `asit.training.loop.fit` over the pretraining method with `asit.runtime.world`, on batches
+that are there already: the same clips a step whatever the processes. 1 x 2 threads stands beside 2 x 1, and 1 x 4
+beside 4 x 1, which on fewer than four cores is more threads than cores. Groups of processes stay up and take turns, a
+group that waits uses no core; ratios are of the same round, medians over rounds. By the clock, and by CPU time of all
 processes of a group, which a busy machine stretches less.
 """
 
@@ -33,7 +33,7 @@ HEADS = {"hidden": 64, "bottleneck": 32, "class_prototypes": 64, "patch_prototyp
 
 
 def settings_of(options: dict[str, Any], threads: int) -> Any:
-    from asit.settings import PretrainSettings
+    from asit.config import PretrainSettings
 
     toy = options["toy"]
     return PretrainSettings.model_validate(
@@ -57,14 +57,14 @@ def process(pipe: Connection | None, options: dict[str, Any], threads: int, env:
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     from asit import runtime
-    from asit.data.order import order
-    from asit.engine import loop
-    from asit.engine.records import Records
-    from asit.model import cpu
-    from asit.runs.measured import noise
-    from asit.runs.setup import batch_of, prepare
+    from asit.data.loading.sampler import order
+    from asit.model.cpu import bf16
+    from asit.pretrain.pretrain_setup import batch_of, prepare
+    from asit.tools.step_profile import noise
+    from asit.training import loop
+    from asit.training.metrics_log import Records
 
-    cpu.keep_freed_memory()
+    bf16.keep_freed_memory()
     settings = settings_of(options, threads)
     with runtime.world("cpu", threads) as world, tempfile.TemporaryDirectory() as scratch:
         listed = noise(Path(scratch), settings.front_end.rate, options["seconds"], 64)

@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from asit.data import order
-from asit.data.catalogue import Catalogue
+from asit.data.catalogue.catalogue import Catalogue
+from asit.data.loading import sampler
 
 MANY = 2_000_000
 NAME = "unbalanced/{:05d}/Y{:011d}.flac"
@@ -76,8 +76,8 @@ def _write(path: Path, count: int) -> dict[str, float]:
 
 
 def _listing(path: Path, count: int) -> dict[str, float]:
-    from asit.data.listing import list_rows
-    from asit.data.tables import TableRow
+    from asit.data.catalogue.listing import list_rows
+    from asit.data.catalogue.tables import TableRow
 
     def rows() -> Iterator[TableRow]:
         for i in range(count):
@@ -92,22 +92,22 @@ def _listing(path: Path, count: int) -> dict[str, float]:
 
 
 def _settings() -> Any:
-    from asit.settings import FrontEndSettings, PretrainSettings
+    from asit.config import FrontEndSettings, PretrainSettings
 
     return PretrainSettings(front_end=FrontEndSettings(mean=-4.3, std=4.6))
 
 
 def _pretraining(path: Path, count: int) -> dict[str, float]:
     """From the catalogue in memory to the first micro-batch's keys, as a run has them."""
-    from asit.data import batches
+    from asit.pretrain import pretrain_dataset
 
     catalogue, settings = Catalogue.read(path, look=False), _settings()
-    corruption = batches.Corruption(mask=None, factors=None, noise=False)  # type: ignore[arg-type]
+    corruption = pretrain_dataset.Corruption(mask=None, factors=None, noise=False)  # type: ignore[arg-type]
 
     def work() -> Any:
         views = settings.views.model_copy(update={"seconds": 6.0})
-        clips = batches.Clips(catalogue, settings.front_end, views, (592, 0), corruption, 0, donors=True)
-        keys = order.MicroBatches(order.shuffled(0, len(clips)), len(clips), 128, 32, 0, 1, 0)
+        clips = pretrain_dataset.Clips(catalogue, settings.front_end, views, (592, 0), corruption, 0, donors=True)
+        keys = sampler.MicroBatches(sampler.shuffled(0, len(clips)), len(clips), 128, 32, 0, 1, 0)
         return clips, next(iter(keys))
 
     return spent(work)[0]
@@ -115,21 +115,21 @@ def _pretraining(path: Path, count: int) -> dict[str, float]:
 
 def _finetuning(path: Path, count: int) -> dict[str, float]:
     """The same for a balanced draw of labelled clips, labels read and weighed."""
-    from asit.data.labels import balanced_weights, read_labels
+    from asit.data.catalogue.labels import balanced_weights, read_labels
 
     catalogue = Catalogue.read(path, look=False)
 
     def work() -> Any:
         rows = np.arange(len(catalogue))
         labels = read_labels(catalogue, "multi")
-        drawn = order.weighted(0, balanced_weights(labels, rows), count)
-        return labels, next(iter(order.MicroBatches(drawn, count, 128, 32, 0, 1, 0, places=True)))
+        drawn = sampler.weighted(0, balanced_weights(labels, rows), count)
+        return labels, next(iter(sampler.MicroBatches(drawn, count, 128, 32, 0, 1, 0, places=True)))
 
     return spent(work)[0]
 
 
 def _shuffle(path: Path, count: int) -> dict[str, float]:
-    return spent(lambda: order.order(0, 1, count))[0]
+    return spent(lambda: sampler.order(0, 1, count))[0]
 
 
 def _pickle(path: Path, count: int) -> dict[str, float]:

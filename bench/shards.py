@@ -24,10 +24,12 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from asit.data import order, shards, stores
-from asit.data.catalogue import Catalogue, Clip
-from asit.data.waves import Waves
-from asit.settings import FrontEndSettings
+from asit.config import FrontEndSettings
+from asit.data.catalogue.catalogue import Catalogue, Clip
+from asit.data.loading import sampler
+from asit.data.loading.waveforms import Waves
+from asit.data.shards import pack
+from asit.io import storage
 
 RATE = 16000
 
@@ -84,19 +86,19 @@ def serve(pipe: Connection, folder: Path, latency: float) -> None:
     web.serve_forever()
 
 
-def arm(listed: Catalogue, drawn: order.Order, batch: int, count: int, together: bool) -> Callable[[int], float]:
+def arm(listed: Catalogue, drawn: sampler.Order, batch: int, count: int, together: bool) -> Callable[[int], float]:
     """Reads `count` clips of an epoch; gives the requests a clip."""
     waves = Waves(FrontEndSettings(rate=RATE))
 
     def read(epoch: int) -> float:
-        asked, plain = 0, stores.read_range
+        asked, plain = 0, storage.read_range
 
         def counted(place: str, offset: int, size: int) -> bytes:
             nonlocal asked
             asked += 1
             return plain(place, offset, size)
 
-        stores.read_range = counted  # type: ignore[assignment]
+        storage.read_range = counted  # type: ignore[assignment]
         try:
             rows = drawn(epoch)[:count].tolist()
             for first in range(0, count, batch):
@@ -106,7 +108,7 @@ def arm(listed: Catalogue, drawn: order.Order, batch: int, count: int, together:
                 for clip in clips:
                     waves.read(clip, 0.0, clip.seconds)
         finally:
-            stores.read_range = plain
+            storage.read_range = plain
         return asked / count
 
     return read
@@ -130,7 +132,7 @@ def main() -> None:
         top = Path(scratch)
         (top / "files").mkdir()
         loose = recordings(top / "files", given.clips, seconds)
-        shards.pack(loose, str(top / "shards"), clips=shard)
+        pack.pack(loose, str(top / "shards"), clips=shard)
         context = multiprocessing.get_context("spawn")
         pipe, theirs = context.Pipe()
         server = context.Process(target=serve, args=(theirs, top / "shards", given.latency / 1000), daemon=True)
@@ -139,8 +141,8 @@ def main() -> None:
         local, far = Catalogue.read(top / "shards" / "index.jsonl"), Catalogue.read(f"{url}/index.jsonl")
         lying = far.shards
         assert lying is not None
-        random = order.shuffled(0, len(loose))
-        blocks = order.in_blocks(0, np.stack([lying.codes, lying.spans[:, 0]], axis=1), 8)
+        random = sampler.shuffled(0, len(loose))
+        blocks = sampler.in_blocks(0, np.stack([lying.codes, lying.spans[:, 0]], axis=1), 8)
         arms = {
             "files": arm(loose, random, given.batch, count, False),
             "shards on the disk": arm(local, random, given.batch, count, True),

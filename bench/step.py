@@ -3,7 +3,7 @@
     python bench/step.py [--toy] [--network base|speech] [--threads 2] [--rounds 7] [--official 2] [--allocator]
                          [--against SRC] [--profile]
 
-The step is the real one: `asit.engine.loop.fit` over one synthetic batch of 4 clips, two views of 592 frames, the
+The step is the real one: `asit.training.loop.fit` over one synthetic batch of 4 clips, two views of 592 frames, the
 base encoder with the losses of preset official-v2 without local views; or, as `speech`, that preset's encoder 192 wide
 over 64 clips of 0.8 s with two local views. Freed memory is kept, as `asit` does. Beside it stand, each in a process
 of its own and taken in turn, round by round: bf16 matrix products of several shapes; the official settings in float32,
@@ -34,26 +34,26 @@ PARTS = ("teacher", "student", "losses", "backward", "clip", "optimiser", "teach
 
 
 def settings_of(toy: bool, network: str = "base") -> Any:
-    from asit import recipes
+    from asit import api
 
     if network == "speech":
         given = {"batch_size": SPEECH_CLIPS, "front_end": {"mean": -8.78, "std": 4.29}, "precision": "bf16"}
-        return recipes.pretrain_settings("speech", None, given)
+        return api.pretrain_settings("speech", None, given)
     small: dict[str, Any] = {}
     if toy:
         small = {"encoder": {"size": "tiny"}, "heads": {"hidden": 64, "class_prototypes": 256, "patch_prototypes": 256}}
     front_end, views = {"mean": -4.27, "std": 4.57}, {"local_views": 0}
     given = {"batch_size": CLIPS, "front_end": front_end, "views": views, "precision": "bf16", **small}
-    return recipes.pretrain_settings("official-v2", None, given)
+    return api.pretrain_settings("official-v2", None, given)
 
 
 def batch_of(settings: Any, frames: int) -> Any:
     import numpy as np
     import torch
 
-    from asit.data.batches import Batch
     from asit.model import vit
     from asit.pretrain import masking
+    from asit.pretrain.pretrain_dataset import Batch
 
     rng = np.random.default_rng(0)
     clips, others = settings.batch_size, settings.views.local_views
@@ -82,12 +82,12 @@ def ours(pipe: Connection, toy: bool, threads: int, source: str | None, profile:
     from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
     from asit import runtime
-    from asit.engine import loop
-    from asit.engine.records import Records
-    from asit.model import cpu
+    from asit.model.cpu import bf16
     from asit.pretrain import method
+    from asit.training import loop
+    from asit.training.metrics_log import Records
 
-    cpu.keep_freed_memory()
+    bf16.keep_freed_memory()
     torch.set_num_threads(threads)
     settings = method.resolve(settings_of(toy, network))
     frames = SPEECH_FRAMES if network == "speech" else 64 if toy else FRAMES

@@ -3,10 +3,10 @@
     python bench/views.py [--toy] [--files 24] [--rounds 15]
 
 The files are 10 s at 16 kHz of tones and noise, freshly written, so the disk's cache is warm. What is timed is
-`asit.data.batches.Clips`: draw, read, decode, log-mel, cut two views of 592 frames, draw masks and factors. Beside
-it runs a plain writing of the official transform, from waveforms that are decoded already: a log-mel for each view,
-and blocks drawn one by one with the area summed after each. Rounds take turns; clips a second are by this process's
-CPU time, medians over rounds, so that they hold on a busy machine; by the clock they are given too.
+`asit.pretrain.pretrain_dataset.Clips`: draw, read, decode, log-mel, cut two views of 592 frames, draw masks and
+factors. Beside it runs a plain writing of the official transform, from waveforms that are decoded already: a log-mel
+for each view, and blocks drawn one by one with the area summed after each. Rounds take turns; clips a second are by
+this process's CPU time, medians over rounds, so that they hold on a busy machine; by the clock they are given too.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ import torch
 
 from asit.audio import files
 from asit.audio.fbank import FrontEnd, mel_bank
-from asit.data.batches import Clips, Corruption
-from asit.data.catalogue import Catalogue, Clip
+from asit.config import EncoderSettings, FrontEndSettings, MaskingSettings, ViewSettings
+from asit.data.catalogue.catalogue import Catalogue, Clip
 from asit.model import vit
 from asit.pretrain import masking
-from asit.settings import EncoderSettings, FrontEndSettings, MaskingSettings, ViewSettings
+from asit.pretrain.pretrain_dataset import Clips, Corruption
 
 FRAMES, MELS, RATE = 592, 128, 16000
 FRONT_END = FrontEndSettings(mean=-4.2677393, std=4.5689974)

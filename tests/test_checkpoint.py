@@ -16,8 +16,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from asit import checkpoint
-from asit.checkpoint import (
+from asit.errors import CheckpointError
+from asit.io import checkpoint
+from asit.io.checkpoint import (
     latest_state,
     list_states,
     load_model,
@@ -27,7 +28,6 @@ from asit.checkpoint import (
     save_state,
     write_folder,
 )
-from asit.errors import CheckpointError
 
 
 def names(folder: Path) -> set[str]:
@@ -152,7 +152,7 @@ def test_a_killed_writer_leaves_the_old_folder_and_its_rest_is_cleaned(tmp_path:
     target = tmp_path / "out"
     write_folder(target, put("old"))
     code = (
-        "import os, signal, sys; from pathlib import Path; from asit.checkpoint import write_folder\n"
+        "import os, signal, sys; from pathlib import Path; from asit.io.checkpoint import write_folder\n"
         "def write(folder): (folder / 'a.txt').write_text('half'); os.kill(os.getpid(), signal.SIGKILL)\n"
         "write_folder(Path(sys.argv[1]), write, overwrite=True)"
     )

@@ -234,7 +234,7 @@ def test_other_endings(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_how_pretraining_ends(
     stopped: str | None, code: int, rank: int, run: Any, material: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from asit.runs import pretrain as runs
+    from asit.pretrain import pretrain_run as runs
 
     seen: dict[str, Any] = {}
 
@@ -261,7 +261,7 @@ def test_how_pretraining_ends(
 
 
 def test_flags_go_over_the_file_and_the_file_over_the_preset(run: Any, material: Path, monkeypatch: Any) -> None:
-    from asit.runs import dryrun
+    from asit.tools import dry_run as dryrun
 
     seen: list[Any] = []
 
@@ -279,7 +279,7 @@ def test_flags_go_over_the_file_and_the_file_over_the_preset(run: Any, material:
 
 
 def test_a_dry_run_warns_of_more_memory_than_there_is(run: Any, monkeypatch: Any) -> None:
-    from asit.runs import dryrun
+    from asit.tools import dry_run as dryrun
 
     def found(room: dict[str, float]) -> dryrun.DryRun:
         shapes = {"global views": [160, 1, 592, 128]}
@@ -297,9 +297,9 @@ def test_a_dry_run_warns_of_more_memory_than_there_is(run: Any, monkeypatch: Any
 
 
 def test_embedding_goes_on_after_a_file_that_cannot_be_read(run: Any, material: Path) -> None:
+    from asit.config import EncoderSettings, FrontEndSettings
     from asit.model.audio_model import AudioModel
     from asit.model.vit import Encoder
-    from asit.settings import EncoderSettings, FrontEndSettings
 
     encoder = EncoderSettings(size="custom", width=32, depth=1, heads=1)
     front_end = FrontEndSettings(mels=32, mean=-6.0, std=3.0)

@@ -16,7 +16,7 @@ from types import ModuleType
 
 import pytest
 
-from asit.data import tarshards
+from asit.data.shards import tar_reader
 from asit.errors import CatalogueError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the watch reads /proc")
@@ -106,11 +106,11 @@ def test_headers_of_tars_that_claim_much(damaging: ModuleType, tmp_path: Path) -
     negative[148:156] = b"%06o\0 " % sum(negative)
     for bad in (_long_name(10) * 3000, _long_name(1 << 40) + bytes(1 << 20), bytes(negative) * 3):
         path.write_bytes(good + bad)
-        shard = tarshards.read_shard(str(path))
+        shard = tar_reader.read_shard(str(path))
         assert [Path(member.name).suffix for member in shard.members][:3] == [".wav", ".flac", ".wav"]
         assert shard.fault is not None
         assert "damaged at byte" in shard.fault
         path.write_bytes(bad)
         if bad[156:157] != b"7":
             with pytest.raises(CatalogueError, match="is no tar file"):
-                tarshards.read_shard(str(path))
+                tar_reader.read_shard(str(path))

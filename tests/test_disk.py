@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from asit import config, disk
 from asit.audio import files
-from asit.data import tables, tarshards
-from asit.data.catalogue import Catalogue, is_catalogue
+from asit.config import yaml
+from asit.data.catalogue import tables
+from asit.data.catalogue.catalogue import Catalogue, is_catalogue
+from asit.data.shards import tar_reader
 from asit.errors import AsitError
+from asit.io import local_files
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
 
@@ -24,7 +26,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system h
 @pytest.fixture
 def odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """A pipe, a socket and a device."""
-    monkeypatch.setattr(disk, "_GRACE", 50)
+    monkeypatch.setattr(local_files, "_GRACE", 50)
     os.mkfifo(tmp_path / "pipe")
     with socket.socket(socket.AF_UNIX) as made:
         monkeypatch.chdir(tmp_path)  # a socket's path may be short only
@@ -34,14 +36,14 @@ def odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 def test_pipes_sockets_and_devices_are_refused_at_once(odd: dict[str, str], tmp_path: Path) -> None:
     for kind, path in odd.items():
-        assert disk.special(path) == kind
+        assert local_files.special(path) == kind
         with pytest.raises(OSError, match=f"it is {kind}, not a regular file"):
-            disk.open_file(path)
+            local_files.open_file(path)
     with pytest.raises(OSError, match="it is a pipe that nothing writes to"):
-        disk.open_file(odd["a pipe"], pipes=True)
-    assert disk.special(tmp_path) is disk.special(tmp_path / "none") is None
+        local_files.open_file(odd["a pipe"], pipes=True)
+    assert local_files.special(tmp_path) is local_files.special(tmp_path / "none") is None
     with pytest.raises(IsADirectoryError):
-        disk.open_file(tmp_path)
+        local_files.open_file(tmp_path)
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.2])
@@ -55,7 +57,7 @@ def test_a_pipe_with_a_writer_is_read_to_its_end(odd: dict[str, str], delay: flo
 
     writer = threading.Thread(target=write)
     writer.start()
-    with disk.open_file(odd["a pipe"], pipes=True) as file:
+    with local_files.open_file(odd["a pipe"], pipes=True) as file:
         assert file.read() == content
     writer.join()
 
@@ -66,8 +68,8 @@ DOORS: dict[str, Callable[[str], object]] = {
     "table": lambda path: tables.read_table(_named(path, ".csv")),
     "list": lambda path: tables.read_table(_named(path, ".jsonl")),
     "catalogue": Catalogue.read,
-    "shard": tarshards.read_shard,
-    "settings": lambda path: config.read_yaml(Path(path)),
+    "shard": tar_reader.read_shard,
+    "settings": lambda path: yaml.read_yaml(Path(path)),
 }
 
 

@@ -25,9 +25,9 @@ import torch
 import tyro
 
 import asit
-from asit import cli, config
+from asit import cli
+from asit.config import EncoderSettings, yaml
 from asit.model.vit import Encoder
-from asit.settings import EncoderSettings
 
 REPOSITORY = Path(__file__).parents[1]
 PAGES = ["README.md", "bench/README.md"]
@@ -297,7 +297,9 @@ def test_a_page(page: str, page_folder: Path) -> None:
 @pytest.fixture
 def toy_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of the settings that are asked for, but with a small encoder and one epoch."""
-    from asit.runs import dryrun, folds, pretrain
+    from asit.finetune import cross_validation
+    from asit.pretrain import pretrain_run
+    from asit.tools import dry_run
 
     once = {"epochs": 1, "batch_size": 4, "device": "cpu", "workers": 0, "threads": 1, "stop_after": 0}
     small = {"size": "custom", "width": 32, "depth": 2, "heads": 2}
@@ -310,14 +312,14 @@ def toy_runs(monkeypatch: pytest.MonkeyPatch) -> None:
                 over |= {"encoder": small, "heads": heads}
             elif settings.model == "none":
                 over |= {"encoder": small}
-            values = config.merge(settings.model_dump(), over)
+            values = yaml.merge(settings.model_dump(), over)
             return real(type(settings)(**values), *given, **options)
 
         return start
 
-    monkeypatch.setattr(pretrain, "pretrain", toy(pretrain.pretrain))
-    monkeypatch.setattr(folds, "run", toy(folds.run))
-    monkeypatch.setattr(dryrun, "dry_run", toy(dryrun.dry_run))
+    monkeypatch.setattr(pretrain_run, "pretrain", toy(pretrain_run.pretrain))
+    monkeypatch.setattr(cross_validation, "run", toy(cross_validation.run))
+    monkeypatch.setattr(dry_run, "dry_run", toy(dry_run.dry_run))
 
 
 @pytest.mark.slow

@@ -62,7 +62,7 @@ def names_in(text: str) -> Iterator[str]:
 
 def test_every_module_and_every_name_in_the_documentation() -> None:
     named = sorted({name for page in PAGES for name in names_in(page.read_text("utf-8"))})
-    assert {"asit.load", "asit.engine.prefetch", "asit.data.corpora.read"} <= set(named)
+    assert {"asit.load", "asit.training.prefetch", "asit.data.corpora.read"} <= set(named)
     done = subprocess.run([sys.executable, "-c", WALK, *named], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) == len(list((REPOSITORY / "src" / "asit").rglob("*.py"))) - 2  # asit and its __main__
@@ -86,9 +86,9 @@ for call in (lambda: asit.pretrain("no/such/folder", "run"), lambda: asit.report
 
 
 def test_a_package_that_is_a_function_looks_like_one() -> None:
-    from asit import recipes
+    from asit import api
 
-    for package, function in ((asit.pretrain, recipes.pretrain), (asit.report, sys.modules["asit.report"].report)):
+    for package, function in ((asit.pretrain, api.pretrain), (asit.report, sys.modules["asit.report"].report)):
         assert callable(package)
         assert inspect.signature(package) == inspect.signature(function)
         assert inspect.getdoc(package) == inspect.getdoc(function)

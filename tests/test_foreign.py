@@ -20,9 +20,9 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from asit import foreign
-from asit.checkpoint import check_numbers
 from asit.errors import CheckpointError
+from asit.io import safe_load
+from asit.io.checkpoint import check_numbers
 
 
 def saved(path: Path, content: Any, **how: Any) -> Path:
@@ -52,19 +52,19 @@ WEIGHTS = {
 @pytest.mark.parametrize("how", [{}, OLD])
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin", ".ckpt"])
 def test_what_torch_saves_is_read(tmp_path: Path, how: dict[str, Any], suffix: str) -> None:
-    got = foreign.read(saved(tmp_path / f"x{suffix}", WEIGHTS, **how))
+    got = safe_load.read(saved(tmp_path / f"x{suffix}", WEIGHTS, **how))
     assert set(got) == set(WEIGHTS)
     assert all(torch.equal(got[name], value) and got[name].dtype == value.dtype for name, value in WEIGHTS.items())
     module = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3))
-    got = foreign.read(saved(tmp_path / f"y{suffix}", module.state_dict(), **how))
+    got = safe_load.read(saved(tmp_path / f"y{suffix}", module.state_dict(), **how))
     assert torch.equal(got["1.weight"], module[1].weight)
-    got = foreign.read(saved(tmp_path / f"z{suffix}", dict(module.named_parameters()), **how))
+    got = safe_load.read(saved(tmp_path / f"z{suffix}", dict(module.named_parameters()), **how))
     assert torch.equal(got["0.bias"], module[0].bias)
 
 
 def test_safetensors_are_read(tmp_path: Path) -> None:
     safetensors.torch.save_file(WEIGHTS, tmp_path / "x.safetensors")
-    got = foreign.read(tmp_path / "x.safetensors")
+    got = safe_load.read(tmp_path / "x.safetensors")
     assert torch.equal(got["a"], WEIGHTS["a"])
 
 
@@ -78,13 +78,13 @@ def test_a_training_state_is_read_where_it_is_asked_for(tmp_path: Path, how: dic
         tmp_path / "x.pth", {"teacher": WEIGHTS, "optimizer": {"groups": [odd]}, "args": args, "epoch": 3}, **how
     )
     with pytest.raises(CheckpointError, match=r"x\.pth holds (argparse\.Namespace|numpy\S+), and reading that could"):
-        foreign.read(path)
-    got = foreign.read(path, training_state=True)
+        safe_load.read(path)
+    got = safe_load.read(path, training_state=True)
     want = {"lr": 0.1, "n": 7, "f": 0.5, "ok": True, "betas": (0.9, 0.95)}
     assert got["optimizer"]["groups"] == [want]
     assert [type(value) for value in got["optimizer"]["groups"][0].values()] == [float, int, float, bool, tuple]
     assert got["args"] == {"name": "asit", "sizes": [1, (2, 3)], "none": None, "inner": {"x": 1}, "lr": 2.0}
-    assert type(got["args"]) is foreign.Facts
+    assert type(got["args"]) is safe_load.Facts
     assert torch.equal(got["teacher"]["a"], WEIGHTS["a"])
 
 
@@ -96,7 +96,7 @@ def test_nothing_is_run(tmp_path: Path, how: dict[str, Any], training_state: boo
     content = {**WEIGHTS, "x": bad} if place == "beside" else {**WEIGHTS, "args": argparse.Namespace(x=[{"y": bad}])}
     path = saved(tmp_path / "x.pth", content, **how)
     with pytest.raises(CheckpointError, match=r"holds (posix|nt)\.mkdir|argparse"):
-        foreign.read(path, training_state=training_state)
+        safe_load.read(path, training_state=training_state)
     assert not (tmp_path / "made").exists()
     torch.load(path, weights_only=False)
     assert (tmp_path / "made").exists(), "the file of this test would run something"
@@ -117,21 +117,21 @@ def test_what_it_holds_beside_tensors_is_named(tmp_path: Path, value: Any, name:
     with pytest.raises(
         CheckpointError, match=rf"x\.pth holds {name}, and reading that could run code\n.*plain argparse"
     ):
-        foreign.read(path, training_state=True)
+        safe_load.read(path, training_state=True)
 
 
 def test_a_numpy_scalar_of_objects_and_other_pickles(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="numpy scalar of another kind than a number") as caught:
-        foreign.read(saved(tmp_path / "x.pth", {"a": np.datetime64("2020-01-01")}), training_state=True)
+        safe_load.read(saved(tmp_path / "x.pth", {"a": np.datetime64("2020-01-01")}), training_state=True)
     assert "weights_only" not in str(caught.value), "torch's advice is to read it unsafely"
     (tmp_path / "y.pth").write_bytes(pickle.dumps({"a": 1}, protocol=2))
     with pytest.raises(CheckpointError, match=r"y\.pth is a pickle that torch\.save did not write"):
-        foreign.read(tmp_path / "y.pth")
+        safe_load.read(tmp_path / "y.pth")
     (tmp_path / "y.pth").write_bytes(pickle.dumps(Runs(tmp_path / "made"), protocol=2))
     with pytest.raises(CheckpointError, match=r"holds (posix|nt)\.mkdir"):
-        foreign.read(tmp_path / "y.pth")
+        safe_load.read(tmp_path / "y.pth")
     with pytest.raises(CheckpointError, match=r"another kind than torch\.save writes \(FRAME\)"):
-        foreign.read(saved(tmp_path / "z.pth", nn.Linear(1, 1).state_dict(), pickle_protocol=4))
+        safe_load.read(saved(tmp_path / "z.pth", nn.Linear(1, 1).state_dict(), pickle_protocol=4))
 
 
 def rewritten(tmp_path: Path, change: Callable[[dict[str, bytes]], None], **how: Any) -> Path:
@@ -146,7 +146,7 @@ def rewritten(tmp_path: Path, change: Callable[[dict[str, bytes]], None], **how:
 
 
 def test_a_rewritten_archive_is_read(tmp_path: Path) -> None:
-    assert torch.equal(foreign.read(rewritten(tmp_path, lambda parts: None))["a"], torch.zeros(1000))
+    assert torch.equal(safe_load.read(rewritten(tmp_path, lambda parts: None))["a"], torch.zeros(1000))
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_archives_that_are_not_as_torch_writes_them(
     tmp_path: Path, change: Any, how: dict[str, Any], text: str
 ) -> None:
     with pytest.raises(CheckpointError, match=text):
-        foreign.read(rewritten(tmp_path, change, **how))
+        safe_load.read(rewritten(tmp_path, change, **how))
     assert not (tmp_path.parent.parent / "evil").exists()
 
 
@@ -183,7 +183,7 @@ def test_sizes_that_are_not_so(tmp_path: Path) -> None:
     data[at + 20 : at + 28] = (0x7FFFFFF0).to_bytes(4, "little") * 2
     (tmp_path / "y.pth").write_bytes(data)
     with pytest.raises(CheckpointError, match="parts are larger than its"):
-        foreign.read(tmp_path / "y.pth")
+        safe_load.read(tmp_path / "y.pth")
     many = b"\x8a\x06\x00\x00\x00\x00\x00\x01"  # LONG1, 2**40, for 1000 as a BININT2
 
     def grow(parts: dict[str, bytes]) -> None:
@@ -191,18 +191,18 @@ def test_sizes_that_are_not_so(tmp_path: Path) -> None:
 
     grown = rewritten(tmp_path, grow)
     with pytest.raises(CheckpointError, match="says that it holds 4398046511104 bytes for storage '0' and holds 4000"):
-        foreign.read(grown)
+        safe_load.read(grown)
     old = saved(tmp_path / "z.pth", {"a": torch.zeros(1000)}, **OLD)
     old.write_bytes(old.read_bytes()[:2000])
     with pytest.raises(CheckpointError, match=r"holds 4000 bytes of numbers, and is 2000 bytes long"):
-        foreign.read(old)
+        safe_load.read(old)
 
 
 def test_a_pickle_that_asks_for_memory(tmp_path: Path) -> None:
     content = pickle.PROTO + b"\x02" + pickle.EMPTY_DICT + pickle.LONG_BINPUT + (2**31 - 1).to_bytes(4, "little") + b"."
     path = rewritten(tmp_path, lambda parts: parts.update({"was/data.pkl": content}))
     with pytest.raises(CheckpointError, match="asks for a list of 2147483647 entries and has 3"):
-        foreign.read(path)
+        safe_load.read(path)
 
 
 GET = {
@@ -254,7 +254,7 @@ def as_old(path: Path, value: bytes) -> Path:
 @pytest.mark.parametrize("made", [as_zip, as_old])
 def test_the_operations_of_these_tests_make_a_tensor(tmp_path: Path, made: Any) -> None:
     old = b"N" if made is as_old else b""
-    assert torch.equal(foreign.read(made(tmp_path / "x.pth", tensor(1, 3, 1, old=old)))["a"], torch.zeros(3))
+    assert torch.equal(safe_load.read(made(tmp_path / "x.pth", tensor(1, 3, 1, old=old)))["a"], torch.zeros(3))
 
 
 TWICE = b")" + b"".join(b"q" + bytes([i]) + b"h" + bytes([i]) + b"\x86" for i in range(60))
@@ -306,7 +306,7 @@ TWICE = b")" + b"".join(b"q" + bytes([i]) + b"h" + bytes([i]) + b"\x86" for i in
 )
 def test_pickles_that_ask_for_time_memory_or_more(tmp_path: Path, made: Any, value: bytes, reason: str) -> None:
     with pytest.raises(CheckpointError, match=reason) as caught:
-        foreign.read(made(tmp_path / "x.pth", value), training_state=True)
+        safe_load.read(made(tmp_path / "x.pth", value), training_state=True)
     assert "\x1b" not in str(caught.value)
 
 
@@ -314,7 +314,7 @@ def test_pickles_that_ask_for_time_memory_or_more(tmp_path: Path, made: Any, val
 def test_names_that_steer_a_terminal(tmp_path: Path, name: str) -> None:
     for content in ({name: torch.zeros(1)}, {"model": {name: torch.zeros(1)}}, {name: 3}):
         with pytest.raises(CheckpointError, match=r"x\.pth has an entry of the name") as caught:
-            foreign.read(saved(tmp_path / "x.pth", content))
+            safe_load.read(saved(tmp_path / "x.pth", content))
         assert len(str(caught.value).splitlines()) == 3
         assert str(caught.value).replace("\n", "").isprintable()
 
@@ -328,14 +328,14 @@ def test_archives_that_two_readers_would_take_for_two(tmp_path: Path) -> None:
     }.items():
         (tmp_path / f"{name}.pth").write_bytes(content)
         with pytest.raises(CheckpointError, match="something before or after it, or with two tables of contents"):
-            foreign.read(tmp_path / f"{name}.pth")
+            safe_load.read(tmp_path / f"{name}.pth")
     moved = bytearray(one.read_bytes())
     moved[-34:-26] = struct.pack("<Q", 64)  # the 64-bit record is said to be elsewhere
     (tmp_path / "w.pth").write_bytes(moved)
     with pytest.raises(CheckpointError, match=r"two tables of contents|cannot be read"):
-        foreign.read(tmp_path / "w.pth")
+        safe_load.read(tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match="two parts of one name"):
-        foreign.read(as_zip(tmp_path / "v.pth", tensor(0, 2, 1), **{"DATA.PKL": b"x"}))
+        safe_load.read(as_zip(tmp_path / "v.pth", tensor(0, 2, 1), **{"DATA.PKL": b"x"}))
 
 
 def test_downloads_that_went_wrong(tmp_path: Path) -> None:
@@ -343,7 +343,7 @@ def test_downloads_that_went_wrong(tmp_path: Path) -> None:
     for (content, reason), suffix in itertools.product(pages.items(), (".pth", ".safetensors")):
         (tmp_path / f"x{suffix}").write_bytes(content)
         with pytest.raises(CheckpointError, match=f"is a {reason}.*not downloaded"):
-            foreign.read(tmp_path / f"x{suffix}")
+            safe_load.read(tmp_path / f"x{suffix}")
 
 
 def test_a_tar_file_behind_an_old_files_beginning(tmp_path: Path) -> None:
@@ -356,19 +356,19 @@ def test_a_tar_file_behind_an_old_files_beginning(tmp_path: Path) -> None:
     (tmp_path / "x.pth").write_bytes(bytes(header) + bytes(1536))
     assert tarfile.is_tarfile(tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match="torch's reader of tensors refuses it"):
-        foreign.read(tmp_path / "x.pth")
+        safe_load.read(tmp_path / "x.pth")
 
 
 def test_tensors_that_repeat_or_share_their_numbers(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"a of shape \(1000000, 100\) repeats fewer numbers"):
-        foreign.read(saved(tmp_path / "x.pth", {"a": torch.zeros(100).expand(1_000_000, 100)}))
+        safe_load.read(saved(tmp_path / "x.pth", {"a": torch.zeros(100).expand(1_000_000, 100)}))
     whole = torch.zeros(100_000)
     with pytest.raises(CheckpointError, match="which share their numbers"):
-        foreign.read(saved(tmp_path / "y.pth", {f"a{i}": whole for i in range(50)}))
-    got = foreign.read(saved(tmp_path / "z.pth", {"tied": whole, "same": whole, "part": whole[10:20]}))
+        safe_load.read(saved(tmp_path / "y.pth", {f"a{i}": whole for i in range(50)}))
+    got = safe_load.read(saved(tmp_path / "z.pth", {"tied": whole, "same": whole, "part": whole[10:20]}))
     assert got["part"].shape == (10,)
     with pytest.raises(CheckpointError, match=r"torch\._utils\._rebuild_sparse_tensor"):
-        foreign.read(saved(tmp_path / "s.pth", {"a": torch.eye(3).to_sparse()}))
+        safe_load.read(saved(tmp_path / "s.pth", {"a": torch.eye(3).to_sparse()}))
 
 
 @pytest.mark.parametrize(
@@ -386,7 +386,7 @@ def test_tensors_that_repeat_or_share_their_numbers(tmp_path: Path) -> None:
 def test_files_that_are_no_weights(tmp_path: Path, name: str, content: bytes, text: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(CheckpointError, match=text):
-        foreign.read(tmp_path / name)
+        safe_load.read(tmp_path / name)
 
 
 @pytest.mark.parametrize("how", [{}, OLD])
@@ -395,29 +395,29 @@ def test_files_cut_short_anywhere(tmp_path: Path, how: dict[str, Any]) -> None:
     for length in range(1, len(whole), max(1, len(whole) // 40)):
         (tmp_path / "y.pth").write_bytes(whole[:length])
         with pytest.raises(CheckpointError, match=r"y\.pth "):
-            foreign.read(tmp_path / "y.pth")
+            safe_load.read(tmp_path / "y.pth")
 
 
 def test_folders_tar_files_lists_and_names_without_tensors(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is a folder"):
-        foreign.read(tmp_path)
+        safe_load.read(tmp_path)
     with pytest.raises(CheckpointError, match=r"no\.pth is not there"):
-        foreign.read(tmp_path / "no.pth")
+        safe_load.read(tmp_path / "no.pth")
     with tarfile.open(tmp_path / "x.pth", "w") as archive:
         entry = tarfile.TarInfo("storages")
         entry.size = 3
         archive.addfile(entry, io.BytesIO(b"abc"))
     with pytest.raises(CheckpointError, match="is a tar archive"):
-        foreign.read(tmp_path / "x.pth")
+        safe_load.read(tmp_path / "x.pth")
     named = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.pth")
     saved(tmp_path / "w.pth", WEIGHTS).rename(named)
     with pytest.raises(CheckpointError, match=r"is called something that is no UTF-8(.|\n)*rename it"):
-        foreign.read(Path(named))
+        safe_load.read(Path(named))
     with pytest.raises(CheckpointError, match="holds a list and no named tensors"):
-        foreign.read(saved(tmp_path / "y.pth", [torch.zeros(1)]))
-    content = foreign.read(saved(tmp_path / "z.pth", {"model": {"a": torch.zeros(1), "n": 3}}))
+        safe_load.read(saved(tmp_path / "y.pth", [torch.zeros(1)]))
+    content = safe_load.read(saved(tmp_path / "z.pth", {"model": {"a": torch.zeros(1), "n": 3}}))
     with pytest.raises(CheckpointError, match=r"1 entries that are no tensors \(n\)"):
-        foreign.tensors(tmp_path / "z.pth", content, ("model",))
+        safe_load.tensors(tmp_path / "z.pth", content, ("model",))
 
 
 @pytest.mark.parametrize(
@@ -428,17 +428,17 @@ def test_folders_tar_files_lists_and_names_without_tensors(tmp_path: Path) -> No
 def test_a_torch_whose_reader_can_corrupt_memory_reads_no_pickle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, safe: bool
 ) -> None:
-    assert foreign.pickle_fault(version) == (
+    assert safe_load.pickle_fault(version) == (
         "" if safe else f"the reader of torch {version} can be made to corrupt memory (CVE-2026-24747)"
     )
     if not safe:
-        monkeypatch.setattr(foreign, "pickle_fault", lambda: "CVE-2026-24747")
+        monkeypatch.setattr(safe_load, "pickle_fault", lambda: "CVE-2026-24747")
         monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was read"))
         for how in ({}, OLD):
             with pytest.raises(CheckpointError, match=r"is a pickle, and CVE-2026(.|\n)*'torch>=2\.10'"):
-                foreign.read(saved(tmp_path / "x.ckpt", WEIGHTS, **how))
+                safe_load.read(saved(tmp_path / "x.ckpt", WEIGHTS, **how))
         safetensors.torch.save_file(WEIGHTS, tmp_path / "x.safetensors")
-        assert set(foreign.read(tmp_path / "x.safetensors")) == set(WEIGHTS)
+        assert set(safe_load.read(tmp_path / "x.safetensors")) == set(WEIGHTS)
 
 
 def test_numbers_that_are_not_finite_or_no_fractions_are_named(tmp_path: Path) -> None:

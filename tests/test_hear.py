@@ -12,11 +12,11 @@ from torch import Tensor
 
 from asit import hear
 from asit.audio.fbank import FrontEnd
+from asit.config import EncoderSettings, FrontEndSettings
 from asit.errors import AudioError, CheckpointError, ConfigError
+from asit.infer.frame_grid import MODEL, frames_in, hop_of, regular_frames
 from asit.model.audio_model import AudioModel
 from asit.model.vit import Encoder
-from asit.runs.frames import MODEL, frames_in, hop_of, regular_frames
-from asit.settings import EncoderSettings, FrontEndSettings
 
 
 def build(rate: int = 16000, patch: int = 16, stride: int | None = None, shift: float = 10.0) -> AudioModel:

@@ -31,24 +31,28 @@ import torch
 import yaml
 
 import asit
-from asit import config, parsing, search
-from asit.data import scan, tables
-from asit.data.catalogue import Catalogue
-from asit.engine import records
+from asit import search
+from asit.config import EncoderSettings, FinetuneSettings, FrontEndSettings, PretrainSettings
+from asit.config import yaml as config
+from asit.data.catalogue import scan, tables
+from asit.data.catalogue.catalogue import Catalogue
 from asit.errors import AsitError
-from asit.interop import huggingface, incoming
-from asit.interop.incoming import Ask
+from asit.evaluate import feature_cache
+from asit.finetune import cross_validation
+from asit.finetune import finetune_run as finetuning
+from asit.interop import convert, huggingface
+from asit.interop.convert import Ask
+from asit.io import parsing
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Head, Labelling
 from asit.model.vit import Encoder
+from asit.pretrain import pretrain_run as pretraining
 from asit.report import report as write_report
 from asit.report.compare import compare
-from asit.report.results import Scores
-from asit.runs import cache, describe, folds, plan
-from asit.runs import finetune as finetuning
-from asit.runs import pretrain as pretraining
-from asit.runs.measured import Measured
-from asit.settings import EncoderSettings, FinetuneSettings, FrontEndSettings, PretrainSettings
+from asit.report.score_records import Scores
+from asit.tools import model_info, run_estimate
+from asit.tools.step_profile import Measured
+from asit.training import metrics_log
 
 if sys.platform == "win32":
     pytest.skip("an alarm ends a case that hangs", allow_module_level=True)
@@ -313,11 +317,11 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     numbers |= {name: [1.0, 1.5] for name in ("step_seconds", "fed_seconds", "fed_cpu_seconds", "loader_clips")}
     numbers |= {name: {"cpu": 1.0} for name in ("memory_gb", "clip_gb", "machine_gb")}
     numbers |= {"micro": 2, "workers": 0, "threads": 1, "device": "cpu", "precision": "float32", "environment": {}}
-    plan.save(root / "measured.json", plan.Taken(pretrained, Measured(**numbers)))
+    run_estimate.save(root / "measured.json", run_estimate.Taken(pretrained, Measured(**numbers)))
     search.build(model, [str(root / "sounds")], root / "index", search.Ask(precision="float32"))
     (root / "labels.csv").write_text("index,display_name\n0,a\n1,b\n2,c\n")
     (root / "labels.json").write_text(json.dumps({"id2label": {"0": "a", "1": "b", "2": "c"}}))
-    store = cache.Store(root / "cache")
+    store = feature_cache.Store(root / "cache")
     store.shelf("x").put([bytes(20), bytes([1] * 20)], [np.zeros((1, 3), np.float32), np.ones((2, 3), np.float32)])
     return root
 
@@ -336,7 +340,7 @@ def load(place: Path) -> None:
     model = asit.load(place)
     model.embed(np.zeros(4000, np.float32))
     model.card  # noqa: B018
-    describe.describe(place)
+    model_info.describe(place)
 
 
 def load_weights(place: Path) -> None:
@@ -381,13 +385,13 @@ def read_catalogue(place: Path) -> None:
 
 
 def read_cache(place: Path) -> None:
-    shelf = cache.Store(place).shelf("x")
+    shelf = feature_cache.Store(place).shelf("x")
     for key in (bytes(20), bytes([1] * 20), bytes([2] * 20)):
         shelf.get(key)
 
 
 def read_measurements(place: Path) -> None:
-    plan.record(plan.load(place), None)
+    run_estimate.record(run_estimate.load(place), None)
 
 
 def write_card(run: Path) -> None:
@@ -398,12 +402,14 @@ def write_card(run: Path) -> None:
 def summarise(place: Path) -> None:
     again = "again"
     with parsing.as_written(place, again):
-        folds.summarise([("1", parsing.json_object(place, AsitError)), ("2", parsing.json_object(place, AsitError))])
+        cross_validation.summarise(
+            [("1", parsing.json_object(place, AsitError)), ("2", parsing.json_object(place, AsitError))]
+        )
 
 
 def cut(place: Path) -> None:
-    records._cut(place, 2)
-    for line, _ in records.lines(place):
+    metrics_log._cut(place, 2)
+    for line, _ in metrics_log.lines(place):
         json.loads(line)
 
 
@@ -426,7 +432,7 @@ TARGETS = [
     Target("hf config", "hf/config.json", mutated_json, load, "hf"),
     Target("hf extractor", "hf/preprocessor_config.json", mutated_json, load, "hf"),
     Target("hf weights", "hf/model.safetensors", mutated_header, load, "hf"),
-    Target("pickle", "weights.pth", mutated_bytes, lambda p: incoming.convert(p, Ask(kind="asit", mels=32))),
+    Target("pickle", "weights.pth", mutated_bytes, lambda p: convert.convert(p, Ask(kind="asit", mels=32))),
     Target("settings of pretraining", "run/config.yaml", mutated_yaml,
            lambda p: config.build(PretrainSettings, config.read_yaml(p), str(p))),
     Target("settings of fine-tuning", "tuned/config.yaml", mutated_yaml,
@@ -435,8 +441,8 @@ TARGETS = [
     Target("catalogue", "catalogue.jsonl", mutated_lines, read_catalogue),
     Target("table", "table.csv", mutated_text, tables.read_table),
     Target("table of JSON", "table.jsonl", mutated_lines, tables.read_table),
-    Target("labels", "labels.csv", mutated_text, lambda p: incoming.labels._read(p)),
-    Target("labels of JSON", "labels.json", mutated_json, lambda p: incoming.labels._read(p)),
+    Target("labels", "labels.csv", mutated_text, lambda p: convert.labels._read(p)),
+    Target("labels of JSON", "labels.json", mutated_json, lambda p: convert.labels._read(p)),
     Target("index card", "index/card.json", mutated_json, read_index_as_it_is, "index"),
     Target("index vectors", "index/vectors.npy", mutated_npy, read_index, "index"),
     Target("index rows", "index/rows.npy", mutated_npy, read_index, "index"),

@@ -15,15 +15,16 @@ import pytest
 import soundfile
 import torch
 
-from asit import cli, lock, whole
-from asit.checkpoint import write_folder
-from asit.data.download import download
-from asit.demo.dataset import build_dataset
+from asit import cli
+from asit.config import EncoderSettings, FrontEndSettings
+from asit.data.download.fetch import download
+from asit.demo.demo_dataset import build_dataset
 from asit.errors import ConfigError
+from asit.io import atomic, lock
+from asit.io.checkpoint import write_folder
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Head, Labelling
 from asit.model.vit import Encoder
-from asit.settings import EncoderSettings, FrontEndSettings
 
 LONG = {
     "catalogue": "catalogue sounds --out out/c.jsonl --workers 1 --front-end.mels 32",
@@ -91,7 +92,7 @@ def test_data_sets_have_one_writer(tmp_path: Path) -> None:
 PAIRS = """
 import contextlib, json, os, sys
 import torch
-import asit, asit.runs.embed, asit.search, asit.interop, asit.data.shards, soundfile
+import asit, asit.infer.embed_files, asit.search, asit.interop, asit.data.shards.pack, soundfile
 from asit import cli
 torch.set_num_threads(1)
 pairs, arguments = int(sys.argv[1]), sys.argv[2:]
@@ -163,7 +164,7 @@ def threads(count: int, call: Callable[[int], Any]) -> list[Any]:
 def test_writers_of_one_file_or_folder_do_not_disturb_each_other(tmp_path: Path) -> None:
     def file(number: int) -> None:
         for _ in range(20):
-            with whole.written(tmp_path / "a.json") as draft:
+            with atomic.written(tmp_path / "a.json") as draft:
                 draft.write_text(str(number) * 5000)
 
     def folder(number: int) -> None:
@@ -183,16 +184,16 @@ def test_writers_of_one_file_or_folder_do_not_disturb_each_other(tmp_path: Path)
 
 def test_drafts_of_the_dead_go_and_those_of_others_stay(tmp_path: Path) -> None:
     ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    mine = whole.draft_of(tmp_path / "a.json")
+    mine = atomic.draft_of(tmp_path / "a.json")
     dead = mine.with_name(mine.name.replace(f".{os.getpid()}-", f".{int(ended.stdout)}-"))
-    elsewhere = dead.with_name(dead.name.replace(f"-{whole._machine()}-", "-0123abcd-"))
+    elsewhere = dead.with_name(dead.name.replace(f"-{atomic._machine()}-", "-0123abcd-"))
     own = tmp_path / ".a.json.tmp"  # a name that somebody chose
     for path in (mine, dead, elsewhere, own):
         path.write_text("x")
-    with whole.written(tmp_path / "b.json") as draft:
+    with atomic.written(tmp_path / "b.json") as draft:
         draft.write_text("y")
     assert {path.name for path in tmp_path.iterdir()} == {mine.name, elsewhere.name, own.name, "b.json"}
-    whole.tidy(tmp_path, {"b.json"})
+    atomic.tidy(tmp_path, {"b.json"})
     assert mine.exists()
-    whole.tidy(tmp_path)  # under a run's lock
+    atomic.tidy(tmp_path)  # under a run's lock
     assert [path.name for path in tmp_path.iterdir()] == ["b.json"]

@@ -16,12 +16,12 @@ import pytest
 import soundfile
 import yaml
 
-from asit.engine.figures import write_figure
+from asit.config import PretrainSettings
 from asit.errors import AsitError, ConfigError
 from asit.report import probe_table_html, report
 from asit.report.charts import Chart, thin
-from asit.report.run import Run
-from asit.settings import PretrainSettings
+from asit.report.run_reader import Run
+from asit.training.figures import write_figure
 
 HOSTILE = '<script>alert("x")</script>&.wav'
 VOID = {"meta", "img", "br", "link", "input"}
@@ -263,7 +263,7 @@ def test_a_damaged_config_is_named(run: Path) -> None:
 
 
 def test_first_middle_and_last_figure_with_sound(run: Path) -> None:
-    pytest.importorskip("asit.audio.invert")
+    pytest.importorskip("asit.audio.griffin_lim")
     add_figures(run, (50, 100, 150, 200))
     page = Page(report(run).read_text())
     assert [s in page.text for s in ("Step 50", "Step 100", "Step 150", "Step 200")] == [True, False, True, True]
@@ -334,7 +334,7 @@ def test_a_failed_write_leaves_the_old_page(run: Path, monkeypatch: pytest.Monke
 
 
 def test_size_of_a_page_with_six_second_views(run: Path) -> None:
-    pytest.importorskip("asit.audio.invert")
+    pytest.importorskip("asit.audio.griffin_lim")
     small = report(run).stat().st_size
     add_figures(run, (200,), n=1, frames=592)
     # noise compresses worst; nine such examples and the rest stay under 3 MB

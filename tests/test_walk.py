@@ -21,8 +21,8 @@ import torch
 
 import asit
 from asit import cli
+from asit.config import EncoderSettings
 from asit.model.vit import Encoder
-from asit.settings import EncoderSettings
 
 RATE = 16000
 SETTINGS = """

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from asit import whole
-from asit.checkpoint import check_free, write_file
 from asit.errors import CheckpointError, ConfigError
+from asit.io import atomic
+from asit.io.checkpoint import check_free, write_file
 
 
 def test_a_file_is_made_and_what_killed_writers_left_is_removed(tmp_path: Path) -> None:
@@ -23,7 +23,7 @@ def test_a_file_is_made_and_what_killed_writers_left_is_removed(tmp_path: Path) 
 
     (tmp_path / "a").mkdir()
     ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    left = whole.draft_of(tmp_path / "a" / "m.onnx", ending=".onnx")
+    left = atomic.draft_of(tmp_path / "a" / "m.onnx", ending=".onnx")
     left = left.with_name(left.name.replace(f".{os.getpid()}-", f".{int(ended.stdout)}-"))
     left.write_bytes(b"left by a writer that was killed")
     write_file(tmp_path / "a" / "m.onnx", write)

@@ -11,10 +11,10 @@ from torch import Tensor
 
 import asit.xares
 from asit.audio.fbank import FrontEnd
+from asit.config import EncoderSettings, FrontEndSettings
 from asit.errors import AudioError, ConfigError
 from asit.model.audio_model import AudioModel
 from asit.model.vit import Encoder
-from asit.settings import EncoderSettings, FrontEndSettings
 
 
 @pytest.fixture(scope="module")

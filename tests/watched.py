@@ -37,10 +37,10 @@ def models(folder: Path) -> None:
     """A tiny encoder and a tiny classifier, for the process to load."""
     import torch
 
+    from asit.config import EncoderSettings, FrontEndSettings
     from asit.model.audio_model import AudioModel
     from asit.model.classifier import Head, Labelling
     from asit.model.vit import Encoder
-    from asit.settings import EncoderSettings, FrontEndSettings
 
     settings = EncoderSettings(size="custom", width=32, depth=2, heads=2, patch_frames=8, patch_mels=8)
     encoder = Encoder(settings, 48, 32)
@@ -114,7 +114,7 @@ class Doors:
 
     def tar(self, path: Path) -> str:
         """The recordings of a tar, with their labels."""
-        from asit.data.inputs import expand
+        from asit.data.catalogue.inputs import expand
 
         return "refused" if any(item.fault for item in expand([str(path)])) else "read"
 

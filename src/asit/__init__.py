@@ -8,15 +8,15 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from asit.data.catalogue import Catalogue
-    from asit.data.scan import build as build_catalogue
-    from asit.data.tables import TableRow
+    from asit.api import finetune, pretrain
+    from asit.config import FinetuneSettings, FrontEndSettings, PretrainSettings
+    from asit.data.catalogue.catalogue import Catalogue
+    from asit.data.catalogue.scan import build as build_catalogue
+    from asit.data.catalogue.tables import TableRow
     from asit.errors import AsitError
     from asit.interop.loading import load as load
     from asit.model.audio_model import AudioModel, Embedding
-    from asit.recipes import finetune, pretrain
     from asit.report import report
-    from asit.settings import FinetuneSettings, FrontEndSettings, PretrainSettings
 
 __version__ = "0.1.0"
 
@@ -40,19 +40,19 @@ __all__ = [
 _PUBLIC = {
     "AsitError": ("asit.errors", "AsitError"),
     "AudioModel": ("asit.model.audio_model", "AudioModel"),
-    "Catalogue": ("asit.data.catalogue", "Catalogue"),
+    "Catalogue": ("asit.data.catalogue.catalogue", "Catalogue"),
     "Embedding": ("asit.model.audio_model", "Embedding"),
-    "FinetuneSettings": ("asit.settings", "FinetuneSettings"),
-    "FrontEndSettings": ("asit.settings", "FrontEndSettings"),
-    "PretrainSettings": ("asit.settings", "PretrainSettings"),
-    "TableRow": ("asit.data.tables", "TableRow"),
-    "build_catalogue": ("asit.data.scan", "build"),
-    "finetune": ("asit.recipes", "finetune"),
+    "FinetuneSettings": ("asit.config", "FinetuneSettings"),
+    "FrontEndSettings": ("asit.config", "FrontEndSettings"),
+    "PretrainSettings": ("asit.config", "PretrainSettings"),
+    "TableRow": ("asit.data.catalogue.tables", "TableRow"),
+    "build_catalogue": ("asit.data.catalogue.scan", "build"),
+    "finetune": ("asit.api", "finetune"),
     "load": ("asit.interop.loading", "load"),
 }
 """Public names, as (module, its attribute): imported on first use, since torch takes seconds."""
 
-_CALLABLE = {"asit.pretrain": ("asit.recipes", "pretrain"), "asit.report": ("asit.report", "report")}
+_CALLABLE = {"asit.pretrain": ("asit.api", "pretrain"), "asit.report": ("asit.report", "report")}
 """Public functions with the name of a package: the package can be called (docs/design.md)."""
 
 

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from asit.audio import faults
 from asit.audio.files import resample
-from asit.audio.sounds import check_sounds
+from asit.audio.stream import check_sounds
 from asit.errors import ConfigError
+from asit.infer.frame_grid import hop_of, model_named, regular_frames
 from asit.interop import loading
 from asit.model.audio_model import AudioModel
-from asit.model.embedding import Precision
-from asit.runs.frames import hop_of, model_named, regular_frames
+from asit.model.inference.embedding import Precision
 
 __all__ = ["HearModel", "get_scene_embeddings", "get_timestamp_embeddings", "load_model"]
 

@@ -17,8 +17,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from asit.infer.frame_grid import hop_of, model_named, regular_frames
 from asit.interop import loading
-from asit.runs.frames import hop_of, model_named, regular_frames
 
 
 class AsitEncoder(nn.Module):

@@ -12,7 +12,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from asit.audio import augment
-from asit.settings import ViewSettings
+from asit.config import ViewSettings
 
 X = torch.randn(3, 50, 40, generator=torch.Generator().manual_seed(0)) * 4 - 5
 

@@ -18,9 +18,9 @@ import soundfile
 import torch
 
 from asit.audio.fbank import FLOOR, FrontEnd, logmel_statistics, mel_bank
-from asit.audio.invert import griffin_lim
+from asit.audio.griffin_lim import griffin_lim
+from asit.config import FrontEndSettings
 from asit.errors import AudioError, ConfigError
-from asit.settings import FrontEndSettings
 
 SHARED = Path(os.environ.get("ASIT_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
 U = 2.0**-24
@@ -173,7 +173,7 @@ def test_one_bin_of_the_common_bank_is_empty() -> None:
 THREADS = """
 import torch
 from asit.audio.fbank import FrontEnd, logmel_statistics
-from asit.settings import FrontEndSettings
+from asit.config import FrontEndSettings
 for rate in (16000, 44100):
     model, found = FrontEnd(FrontEndSettings(rate=rate)), []
     wave = 0.1 * torch.randn(3, 2 * rate, generator=torch.Generator().manual_seed(0))

@@ -75,7 +75,7 @@ def mutant(content: bytes, rng: np.random.Generator) -> bytes:
 
 def run(form: str, codec: str, count: int) -> dict[str, object]:
     """Read mutants; what went wrong, and how they ended."""
-    from asit.audio.sounds import read_sound
+    from asit.audio.stream import read_sound
     from asit.errors import AudioError
 
     content, ends, wrong = seeds(form, codec), Counter[str](), list[str]()

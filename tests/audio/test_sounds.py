@@ -16,7 +16,7 @@ import soundfile
 import torch
 
 from asit.audio import files
-from asit.audio.sounds import name_of, open_sound, read_sound
+from asit.audio.stream import name_of, open_sound, read_sound
 from asit.errors import AudioError
 
 RATE = 44100

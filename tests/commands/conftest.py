@@ -10,10 +10,10 @@ import soundfile
 import torch
 
 from asit.audio.fbank import FrontEnd
+from asit.config import EncoderSettings, FrontEndSettings
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Head, Labelling
 from asit.model.vit import Encoder
-from asit.settings import EncoderSettings, FrontEndSettings
 
 CLASSES = ("dog", "rain", "نباح كلب", "a label that is rather long, as some of AudioSet's are")
 SECONDS = 0.495  # of 48 frames

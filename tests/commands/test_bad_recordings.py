@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 import asit
-from asit.audio.sounds import read_sound
+from asit.audio.stream import read_sound
 from asit.cli import main
 from asit.errors import AudioError
 from asit.serve.analysis import Analyst

@@ -14,17 +14,18 @@ from typing import Any
 
 import pytest
 
-from asit import cli, foreign
-from asit.runs import doctor
+from asit import cli
+from asit.io import safe_load
+from asit.tools import diagnostics
 
 
 @pytest.fixture(scope="module")
-def findings() -> dict[tuple[str, str], doctor.Finding]:
-    return {(one.part, one.name): one for one in doctor.examine()}
+def findings() -> dict[tuple[str, str], diagnostics.Finding]:
+    return {(one.part, one.name): one for one in diagnostics.examine()}
 
 
-def test_what_is_installed_here_works(findings: dict[tuple[str, str], doctor.Finding]) -> None:
-    assert doctor.works(list(findings.values()))
+def test_what_is_installed_here_works(findings: dict[tuple[str, str], diagnostics.Finding]) -> None:
+    assert diagnostics.works(list(findings.values()))
     for name in ("torch", "numpy", "soundfile", "soxr", "pydantic", "tyro", "model"):
         assert findings["packages", name].state == "ok", findings["packages", name]
     for name in ("wav", "flac", "mp3", "ogg", "opus"):
@@ -77,11 +78,11 @@ def test_a_broken_core_is_told_of_and_ends_with_1(
 
 
 def test_pickles_are_said_to_be_read_or_refused(
-    findings: dict[tuple[str, str], doctor.Finding], monkeypatch: pytest.MonkeyPatch
+    findings: dict[tuple[str, str], diagnostics.Finding], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert findings["packages", "pickles"].state == "ok"
-    monkeypatch.setattr(foreign, "pickle_fault", lambda: "torch 2.9 can be made to corrupt memory (CVE-2026-24747)")
-    found = doctor._pickles()
+    monkeypatch.setattr(safe_load, "pickle_fault", lambda: "torch 2.9 can be made to corrupt memory (CVE-2026-24747)")
+    found = diagnostics._pickles()
     assert found.state == "broken"
     assert "refused: torch 2.9 can be made to corrupt memory (CVE-2026-24747)" in found.text
     assert found.remedy == "pip install --upgrade 'torch>=2.10'"
@@ -124,10 +125,10 @@ def test_a_check_that_fails_as_a_whole_is_one_finding(monkeypatch: pytest.Monkey
     def fail() -> Any:
         raise RuntimeError("no such thing\nand more")
 
-    monkeypatch.setattr(doctor, "_devices", fail)
-    monkeypatch.setattr(doctor, "_packages", lambda: iter([]))
-    monkeypatch.setattr(doctor, "_extras", lambda: iter([]))
-    found = [one for one in doctor.examine() if one.part == "devices"]
+    monkeypatch.setattr(diagnostics, "_devices", fail)
+    monkeypatch.setattr(diagnostics, "_packages", lambda: iter([]))
+    monkeypatch.setattr(diagnostics, "_extras", lambda: iter([]))
+    found = [one for one in diagnostics.examine() if one.part == "devices"]
     assert [(one.state, one.text) for one in found] == [
         ("broken", "could not be looked at: RuntimeError: no such thing")
     ]
@@ -136,7 +137,7 @@ def test_a_check_that_fails_as_a_whole_is_one_finding(monkeypatch: pytest.Monkey
 def test_a_folder_that_may_not_be_written_is_a_note(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "asit").write_text("a file where the folder should be")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    found = {one.name: one for one in doctor._places()}
+    found = {one.name: one for one in diagnostics._places()}
     assert found["cache"].state == "note"
     assert "XDG_CACHE_HOME" in found["cache"].remedy
 
@@ -146,4 +147,4 @@ def test_a_folder_that_may_not_be_written_is_a_note(monkeypatch: pytest.MonkeyPa
     [("2.13.0+cpu", "2.6", True), ("2.5.1", "2.6", False), ("1.0", "1.0.0", True), ("3.10", "3.9", True)],
 )
 def test_versions_are_compared_as_numbers(version: str, least: str, fits: bool) -> None:
-    assert doctor._at_least(version, least) is fits
+    assert diagnostics._at_least(version, least) is fits

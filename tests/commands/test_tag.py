@@ -20,10 +20,10 @@ from matplotlib.image import imread
 
 import asit
 from asit import cli
-from asit.commands import tagtable
-from asit.data.inputs import Item
-from asit.model.tagging import Tagger
-from asit.runs import tag as tagging
+from asit.data.catalogue.inputs import Item
+from asit.infer import tag_files as tagging
+from asit.model.inference.tagging import Tagger
+from asit.terminal import label_table
 
 Captured = pytest.CaptureFixture[str]
 
@@ -141,7 +141,7 @@ def test_a_terminal_gets_a_table_of_its_width(
         assert cli.main(["tag", str(models / "multi"), *names, *more]) == 0
         table = capsys.readouterr().out.splitlines()
         assert table[0].endswith("short.wav  0.30 s")
-        assert max(map(tagtable.width, table)) <= 80
+        assert max(map(label_table.width, table)) <= 80
         assert any("█" in line for line in table) is (more != ["--windows"])
 
 
@@ -331,7 +331,7 @@ def test_every_csv_keeps_any_name_and_guards_it_when_asked(
 
 
 def test_pictures_of_names_that_a_disk_forbids() -> None:
-    from asit.commands import tagging as verb
+    from asit.commands import tag as verb
 
     assert verb._file_name("a/b\x1b:c.wav") == "a_b__c.wav"
     assert verb._file_name("../x") == "_x"

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from asit.data.archives import ArchiveError, Limits, Unpacked, unpack
+from asit.data.download.unpack import ArchiveError, Limits, Unpacked, unpack
 
 NOISE = np.random.default_rng(0).integers(0, 256, 100_000, dtype=np.uint8).tobytes()  # does not pack
 ROOM = Limits(files=100, bytes=1_000_000)

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from asit.audio import files
 from asit.audio.fbank import FrontEnd
-from asit.data import batches, waves
-from asit.data.batches import Batch, Clips, Corruption, Sample, collate, view_frames
-from asit.data.catalogue import Catalogue, Clip
-from asit.data.order import Key, MicroBatches, loader, order, shuffled, weighted
+from asit.config import FrontEndSettings, ViewSettings
+from asit.data.catalogue.catalogue import Catalogue, Clip
+from asit.data.loading import waveforms
+from asit.data.loading.sampler import Key, MicroBatches, loader, order, shuffled, weighted
 from asit.errors import CatalogueError, ConfigError
-from asit.settings import FrontEndSettings, ViewSettings
+from asit.pretrain import pretrain_dataset
+from asit.pretrain.pretrain_dataset import Batch, Clips, Corruption, Sample, collate, view_frames
 
 RATE, MEAN, STD = 8000, -8.0, 3.5
 SHIFT = RATE // 100
@@ -164,8 +165,8 @@ def test_the_two_views_are_independent(clips: Make) -> None:
 def test_a_rolled_clip_is_the_roll_of_its_waveform(clips: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     made = clips(1.3, roll=1.0)
     shares: list[float] = []
-    real = batches.augment.roll
-    monkeypatch.setattr(batches.augment, "roll", lambda x, share: (shares.append(share), real(x, share))[1])
+    real = pretrain_dataset.augment.roll
+    monkeypatch.setattr(pretrain_dataset.augment, "roll", lambda x, share: (shares.append(share), real(x, share))[1])
     wave = make_wave(1.3, 0)
     for epoch in range(5):
         sample = made[epoch, 0]
@@ -225,7 +226,7 @@ def test_all_of_a_long_recording_is_reached_and_no_more_is_read_than_needed(
         asked.append((index, start, seconds))
         return np.ones(round(seconds * rate), np.float32)
 
-    monkeypatch.setattr(waves.files, "read", read)
+    monkeypatch.setattr(waveforms.files, "read", read)
     for epoch in range(60):
         for index in range(len(made)):
             made[epoch, index]
@@ -256,7 +257,7 @@ def test_views_of_a_segment_are_crops_of_the_file_from_its_start(clips: Make, mo
         asked.append(how["start"])
         return real(path, **how)
 
-    monkeypatch.setattr(waves.files, "read", read)
+    monkeypatch.setattr(waveforms.files, "read", read)
     wave = make_wave(9.0, 0)
     for index in range(9):
         sample = made[2, index]

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asit.data.catalogue import Catalogue, Clip
-from asit.data.columns import identifier, normal
+from asit.data.catalogue.catalogue import Catalogue, Clip
+from asit.data.catalogue.columns import identifier, normal
 from asit.errors import CatalogueError
 
 CLIPS = [

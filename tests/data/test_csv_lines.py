@@ -11,8 +11,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asit.data import csv_lines
-from asit.data.csv_lines import csv_line
+from asit.io import csv_lines
+from asit.io.csv_lines import csv_line
 
 
 def read(line: str) -> list[str]:

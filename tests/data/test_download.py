@@ -21,12 +21,12 @@ import pytest
 
 from asit import cli
 from asit.commands.download import _line
-from asit.data import download as downloads
-from asit.data import sources
-from asit.data.archives import ArchiveError, Limits
-from asit.data.download import RECORD, download
-from asit.data.remote import DownloadError, RemoteFile
-from asit.data.sources import Archive, Contents, Source
+from asit.data.download import fetch as downloads
+from asit.data.download import registry
+from asit.data.download.fetch import RECORD, download
+from asit.data.download.http import DownloadError, RemoteFile
+from asit.data.download.registry import Archive, Contents, Source
+from asit.data.download.unpack import ArchiveError, Limits
 from asit.errors import ConfigError
 
 DATA = np.random.default_rng(1).integers(0, 256, 10_000, dtype=np.uint8).tobytes()
@@ -262,7 +262,7 @@ def test_unknown_sets_and_those_of_others(tmp_path: Path) -> None:
 
 def test_every_set_is_bounded_and_proved() -> None:
     """Each archive has a published checksum, or each of its recordings stands in a digest."""
-    for name, known in sources.SOURCES.items():
+    for name, known in registry.SOURCES.items():
         assert name == known.name
         assert known.contents
         for archive in known.archives:
@@ -282,7 +282,7 @@ def esc50(rows: list[str], files: list[str]) -> Callable[[Path], None]:
             (folder / "audio" / name).touch()
         header = "filename,fold,target,category,esc10,src_file,take"
         (folder / "meta" / "esc50.csv").write_text("\n".join([header, *rows]) + "\n")
-        finish = sources.SOURCES["esc50"].finish
+        finish = registry.SOURCES["esc50"].finish
         assert finish
         finish(folder)
 
@@ -346,7 +346,7 @@ def test_the_real_digits_from_the_command_line(
     damaged = out / "recordings" / recordings[7].name
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"\x55")
     with pytest.raises(DownloadError, match="not those of Free Spoken Digit Dataset"):
-        downloads.check(sources.SOURCES["free-spoken-digit"], out)
+        downloads.check(registry.SOURCES["free-spoken-digit"], out)
 
 
 def test_command_line_of_sets_on_request(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from asit.audio.sounds import read_sound
-from asit.data import stores, tarshards
-from asit.data.catalogue import Catalogue, Clip
-from asit.data.inputs import Item, expand
-from asit.data.listing import list_files
+from asit.audio.stream import read_sound
+from asit.data.catalogue.catalogue import Catalogue, Clip
+from asit.data.catalogue.inputs import Item, expand
+from asit.data.catalogue.listing import list_files
+from asit.data.shards import tar_reader
 from asit.errors import AsitError, AudioError, CatalogueError, ConfigError
+from asit.io import storage
 
 
 def wav(seed: int = 0) -> bytes:
@@ -218,7 +219,7 @@ def test_a_link_to_itself_does_not_take_its_folder_along(material: Path) -> None
         read_sound(found[4].sound(), None, 16000)
     assert found[3].fault is not None
     assert [*list_files(material / "data").names] == ["a.flac", "b.wav", "in/ä c.mp3", "self.wav"]
-    assert stores.list(str(material / "data"))["self.tar"] is None
+    assert storage.list(str(material / "data"))["self.tar"] is None
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
@@ -288,6 +289,6 @@ def test_many_files_take_no_time_each(tmp_path: Path) -> None:
 
 def test_many_members_of_a_shard(material: Path) -> None:
     path = shard(material / "s.tar", {f"{i}.wav": b"" for i in range(500)})
-    found = tarshards.read_shard(str(path))
+    found = tar_reader.read_shard(str(path))
     assert len(found.members) == 500
     assert found.members[499].offset == 512 * 1000 - 512 * 500

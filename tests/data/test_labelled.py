@@ -13,14 +13,14 @@ import pytest
 import soundfile
 import torch
 
-from asit.data import views
-from asit.data.catalogue import Catalogue, Clip
-from asit.data.labelled import LabelledClips, LabelledSample, OnDevice, collate
-from asit.data.labels import read_labels
-from asit.data.order import MATERIAL
-from asit.data.waves import Waves
+from asit.config import AugmentSettings, FrontEndSettings
+from asit.data.catalogue.catalogue import Catalogue, Clip
+from asit.data.catalogue.labels import read_labels
+from asit.data.loading import device_frontend
+from asit.data.loading.sampler import MATERIAL
+from asit.data.loading.waveforms import Waves
 from asit.errors import CatalogueError
-from asit.settings import AugmentSettings, FrontEndSettings
+from asit.finetune.finetune_dataset import LabelledClips, LabelledSample, OnDevice, collate
 
 RATE = 8000
 FRAMES = 40
@@ -264,7 +264,7 @@ def test_parts_of_one_file_that_begin_together(listed: Catalogue) -> None:
 def test_inputs_made_on_the_device_are_those_of_the_loader(
     indices: Any, changes: AugmentSettings, padding: Any, listed: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(views, "_WHOLE", 1)
+    monkeypatch.setattr(device_frontend, "_WHOLE", 1)
     clips, device = made(listed, changes, padding=padding), torch.device("cpu")
     keys = [(epoch, index) for epoch in range(3) for index in indices]
     expected = collate(clips.__getitems__(keys))  # type: ignore[arg-type]

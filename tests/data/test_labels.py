@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asit.data.catalogue import Catalogue, Clip
-from asit.data.labels import Labels, balanced_weights, inverse_weights, list_hash, read_labels
-from asit.data.sides import Sides, check_sides, few, folds, skip_unseen, split_sides
+from asit.data.catalogue.catalogue import Catalogue, Clip
+from asit.data.catalogue.labels import Labels, balanced_weights, inverse_weights, list_hash, read_labels
+from asit.data.catalogue.splits import Sides, check_sides, few, folds, skip_unseen, split_sides
 from asit.errors import CatalogueError
 
 NAMES = ["ant", "bee", "cat", "dog"]

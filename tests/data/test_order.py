@@ -7,9 +7,9 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from asit.data import order
-from asit.data.catalogue import Catalogue, Clip
-from asit.data.labels import Labels, balanced_weights, inverse_weights, read_labels
+from asit.data.catalogue.catalogue import Catalogue, Clip
+from asit.data.catalogue.labels import Labels, balanced_weights, inverse_weights, read_labels
+from asit.data.loading import sampler
 
 
 def labels(texts: list[str]) -> Labels:
@@ -18,14 +18,14 @@ def labels(texts: list[str]) -> Labels:
 
 def test_draws_follow_the_weights() -> None:
     weights = np.array([1.0, 0.0, 3.0, 6.0])
-    draw = order.weighted(3, weights, 20_000)
+    draw = sampler.weighted(3, weights, 20_000)
     counts = np.bincount(draw(0), minlength=4)
     assert counts[1] == 0
     np.testing.assert_allclose(counts / 20_000, weights / 10, atol=0.012)
-    assert np.array_equal(draw(0), order.weighted(3, weights * 7, 20_000)(0))  # only proportions count
+    assert np.array_equal(draw(0), sampler.weighted(3, weights * 7, 20_000)(0))  # only proportions count
     assert not np.array_equal(draw(0), draw(1))
-    assert not np.array_equal(draw(0), order.weighted(4, weights, 20_000)(0))
-    tiny = order.weighted(0, np.full(1000, 0.1), 50_000)(0)
+    assert not np.array_equal(draw(0), sampler.weighted(4, weights, 20_000)(0))
+    tiny = sampler.weighted(0, np.full(1000, 0.1), 50_000)(0)
     assert (tiny.min(), tiny.max()) == (0, 999)
 
 
@@ -35,24 +35,24 @@ def test_balanced_and_inverse_draws() -> None:
     rows = np.arange(100)
     weights = balanced_weights(found, rows)
     np.testing.assert_allclose(weights[[0, 90, 99]], [1000 / 91.01, 1000 / 10.01, 1000 / 91.01 + 1000 / 10.01])
-    drawn = order.weighted(1, weights, 50_000)(0)
+    drawn = sampler.weighted(1, weights, 50_000)(0)
     np.testing.assert_allclose(np.bincount(drawn, minlength=100) / 50_000, weights / weights.sum(), atol=0.005)
     single = labels(["a"] * 90 + ["b"] * 10)
-    drawn = order.weighted(1, inverse_weights(single, rows), 20_000)(0)
+    drawn = sampler.weighted(1, inverse_weights(single, rows), 20_000)(0)
     assert (drawn < 90).mean() == pytest.approx(0.5, abs=0.012)
 
 
 def test_shuffled_takes_each_once() -> None:
-    draw = order.shuffled(5, 30)
+    draw = sampler.shuffled(5, 30)
     assert sorted(draw(2)) == list(range(30))
     assert draw(2).tolist() != draw(3).tolist()
 
 
 @pytest.mark.parametrize("places", [False, True])
 def test_several_processes_take_one_process_steps(places: bool, no_global_draws: None) -> None:
-    draw = order.weighted(1, np.array([1.0, 1.0, 8.0]), 20)
-    whole = order.MicroBatches(draw, 20, 8, 8, 0, 1, 0, places)
-    parts = [order.MicroBatches(draw, 20, 8, 2, rank, 2, 0, places) for rank in range(2)]
+    draw = sampler.weighted(1, np.array([1.0, 1.0, 8.0]), 20)
+    whole = sampler.MicroBatches(draw, 20, 8, 8, 0, 1, 0, places)
+    parts = [sampler.MicroBatches(draw, 20, 8, 2, rank, 2, 0, places) for rank in range(2)]
     steps = list(islice(whole, 5))
     for rank in range(2):
         mine = list(islice(parts[rank], 10))
@@ -61,7 +61,7 @@ def test_several_processes_take_one_process_steps(places: bool, no_global_draws:
                 steps[step][i] for i in (2 * rank, 2 * rank + 1, 2 * rank + 4, 2 * rank + 5)
             ]
     for start in range(5):  # a run that goes on sees what it would have seen
-        again = order.MicroBatches(draw, 20, 8, 8, 0, 1, start, places)
+        again = sampler.MicroBatches(draw, 20, 8, 8, 0, 1, start, places)
         assert list(islice(again, 3)) == list(islice(whole, start, start + 3))
     if places:
         keys = [key for step in steps[:2] for key in step]

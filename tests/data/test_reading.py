@@ -19,16 +19,19 @@ import soundfile
 import torch
 
 from asit.audio import files
-from asit.data import inputs, order, spans, stores, tarscan
-from asit.data.batches import Clips, Corruption, collate
-from asit.data.catalogue import Catalogue, Clip
-from asit.data.columns import Rows
-from asit.data.labelled import LabelledClips
-from asit.data.labels import read_labels
-from asit.data.waves import Waves, read_clip
-from asit.data.windows import Windows
+from asit.config import AugmentSettings, FrontEndSettings, ViewSettings
+from asit.data.catalogue import inputs
+from asit.data.catalogue.catalogue import Catalogue, Clip
+from asit.data.catalogue.columns import Rows
+from asit.data.catalogue.labels import read_labels
+from asit.data.loading import sampler
+from asit.data.loading.waveforms import Waves, read_clip
+from asit.data.loading.windows import Windows
+from asit.data.shards import range_reader, tar_index
 from asit.errors import CatalogueError, StoreError, TrainingError
-from asit.settings import AugmentSettings, FrontEndSettings, ViewSettings
+from asit.finetune.finetune_dataset import LabelledClips
+from asit.io import storage
+from asit.pretrain.pretrain_dataset import Clips, Corruption, collate
 
 RATE, FRAMES = 8000, 32
 FRONT_END = FrontEndSettings(rate=RATE, mels=32, mean=-6.0, std=3.0)
@@ -133,13 +136,13 @@ def test_windows_are_the_same(loose: Catalogue, packed: Catalogue) -> None:
 
 def test_a_batch_asks_once_for_neighbours(packed: Catalogue, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, int, int]] = []
-    plain = stores.read_range
+    plain = storage.read_range
 
     def read(place: str, offset: int, size: int) -> bytes:
         asked.append((place, offset, size))
         return plain(place, offset, size)
 
-    monkeypatch.setattr(stores, "read_range", read)
+    monkeypatch.setattr(storage, "read_range", read)
     mixed = labelled_of(packed)
     mixed.__getitems__([(0, index) for index in range(4)])
     assert len({place for place, *_ in asked}) == len(asked)  # what is mixed in too
@@ -147,39 +150,39 @@ def test_a_batch_asks_once_for_neighbours(packed: Catalogue, monkeypatch: pytest
     samples = views_of(packed)
     samples.__getitems__([(0, index) for index in (3, 0, 7, 2, 1, 6)])
     assert [Path(place).name for place, *_ in asked] == ["shard-000000.tar", "shard-000001.tar"]
-    places = [spans.place_of(packed[i]) for i in (3, 0, 7, 2, 1, 6)]
-    found = spans.fetch(place for place in places if place is not None)
+    places = [range_reader.place_of(packed[i]) for i in (3, 0, 7, 2, 1, 6)]
+    found = range_reader.fetch(place for place in places if place is not None)
     for place in places:
         assert place is not None
         assert found[place] == plain(*place)
-    monkeypatch.setattr(spans, "_GAP", 0)
+    monkeypatch.setattr(range_reader, "_GAP", 0)
     asked.clear()
-    apart = [spans.place_of(packed[i]) for i in (0, 2, 0)]
-    spans.fetch(place for place in apart if place is not None)
+    apart = [range_reader.place_of(packed[i]) for i in (0, 2, 0)]
+    range_reader.fetch(place for place in apart if place is not None)
     assert len(asked) == 2  # nothing between is read, and nothing twice
-    monkeypatch.setattr(spans, "_AHEAD", places[0][2])  # type: ignore[index]
-    assert len(spans.fetch(place for place in places if place is not None)) == 1
+    monkeypatch.setattr(range_reader, "_AHEAD", places[0][2])  # type: ignore[index]
+    assert len(range_reader.fetch(place for place in places if place is not None)) == 1
 
 
 @pytest.mark.parametrize("start", [0.0, 0.31])
 def test_of_a_large_member_only_blocks_are_read(
     start: float, loose: Catalogue, packed: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spans, "WHOLE", 0)
-    monkeypatch.setattr(spans, "_BLOCK", 1000)
+    monkeypatch.setattr(range_reader, "WHOLE", 0)
+    monkeypatch.setattr(range_reader, "_BLOCK", 1000)
     most = 0
-    plain = stores.read_range
+    plain = storage.read_range
 
     def read(place: str, offset: int, size: int) -> bytes:
         nonlocal most
         most = max(most, size)
         return plain(place, offset, size)
 
-    monkeypatch.setattr(stores, "read_range", read)
+    monkeypatch.setattr(storage, "read_range", read)
     for i in range(len(loose)):
         ours, theirs = (read_clip(listed[i], RATE, start, 0.1) for listed in (packed, loose))
         assert np.array_equal(ours, theirs)
-    sizes = [spans.place_of(packed[i])[2] for i in range(12)]  # type: ignore[index]
+    sizes = [range_reader.place_of(packed[i])[2] for i in range(12)]  # type: ignore[index]
     assert most < max(sizes)
 
 
@@ -187,7 +190,7 @@ def test_a_damaged_member_is_replaced_and_a_missing_shard_is_not(
     loose: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listed = pack(loose, tmp_path)
-    _, offset, size = spans.place_of(listed[1])  # type: ignore[misc]
+    _, offset, size = range_reader.place_of(listed[1])  # type: ignore[misc]
     with (tmp_path / "shard-000000.tar").open("r+b") as file:
         file.seek(offset)
         file.write(b"\0" * size)
@@ -195,32 +198,32 @@ def test_a_damaged_member_is_replaced_and_a_missing_shard_is_not(
     assert isinstance(found, list)
     assert "shard-000000.tar/b/1.flac" in found[0].failures[0]
     (tmp_path / "shard-000001.tar").unlink()
-    keys = order.MicroBatches(order.shuffled(0, 12), 12, 4, 4, 0, 1, 0)
+    keys = sampler.MicroBatches(sampler.shuffled(0, 12), 12, 4, 4, 0, 1, 0)
     donor = lambda draws: np.arange(draws.size)  # noqa: E731
     gather = functools.partial(collate, donor_rows=donor)
     windows = Windows(listed, np.arange(12), FRONT_END, FRAMES, 0.5, 7)
     for large in (False, True):
         if large:
-            monkeypatch.setattr(spans, "WHOLE", 0)
+            monkeypatch.setattr(range_reader, "WHOLE", 0)
         with pytest.raises(StoreError, match=r"shard-000001\.tar"):
-            list(order.loader(views_of(listed), keys, gather, workers=0, pin=False))
+            list(sampler.loader(views_of(listed), keys, gather, workers=0, pin=False))
         blocks = [[block] for block in range(len(windows))]
         with pytest.raises(StoreError, match=r"shard-000001\.tar"):
-            list(order.loader(windows, blocks, operator.itemgetter(0), workers=0, pin=False))
+            list(sampler.loader(windows, blocks, operator.itemgetter(0), workers=0, pin=False))
         with pytest.raises(StoreError, match=r"shard-000001\.tar"):
             Waves(FRONT_END).read(listed[5], 0.0, 0.2)
 
 
 def test_tars_without_an_index(loose: Catalogue, packed: Catalogue, tmp_path: Path) -> None:
     folder = shutil.copytree(packed.root, tmp_path / "tars")
-    assert tarscan.index_of(str(folder)) == str(folder / "index.jsonl")
+    assert tar_index.index_of(str(folder)) == str(folder / "index.jsonl")
     (folder / "index.jsonl").unlink()
-    assert tarscan.index_of(str(folder)) is None
+    assert tar_index.index_of(str(folder)) is None
     tars = [str(folder / f"shard-{i:06d}.tar") for i in range(3)]
     for given in (folder, folder / "shard-*.tar", *tars[:1]):
-        assert tarscan.tars_of(str(given)) == (tars if str(given) != tars[0] else tars[:1])
+        assert tar_index.tars_of(str(given)) == (tars if str(given) != tars[0] else tars[:1])
     told: list[tuple[int, int, int]] = []
-    made = tarscan.build(tars, FRONT_END, progress=lambda *now: told.append(now))
+    made = tar_index.build(tars, FRONT_END, progress=lambda *now: told.append(now))
     assert told == [(1, 3, 0), (2, 3, 0), (3, 3, 0)]
     assert made.ids() == [f"shard-{i // 5:06d}.tar/{name}" for i, name in enumerate(loose.ids())]
     np.testing.assert_allclose(made.seconds, loose.seconds, rtol=1e-6)
@@ -233,7 +236,7 @@ def test_tars_without_an_index(loose: Catalogue, packed: Catalogue, tmp_path: Pa
     assert (again.digest, again[7]) == (made.digest, made[7])
     shutil.copy(loose[0].path, folder)
     with pytest.raises(CatalogueError, match=r"3 tars and 1 recordings beside them"):
-        tarscan.tars_of(str(folder))
+        tar_index.tars_of(str(folder))
 
 
 def write_tar(path: Path, members: Sequence[tuple[str, bytes]]) -> Path:
@@ -250,32 +253,32 @@ def test_labels_of_sidecars_and_what_is_wrong_with_a_tar(loose: Catalogue, tmp_p
     members = [("x/1.wav", sound), ("x/1.cls", b"dog\n"), ("2.wav", sound), ("2.json", b'{"label": "cat"}')]
     members += [("3.wav", sound), ("3.json", b"no json"), ("3.png", b"1"), ("._4.wav", b"1"), ("5.wav", b"no sound")]
     tar = write_tar(tmp_path / "a.tar", members)
-    made = tarscan.build([str(tar)], FRONT_END, bad_files=0.5, statistics_clips=2)
+    made = tar_index.build([str(tar)], FRONT_END, bad_files=0.5, statistics_clips=2)
     assert made.labels.tolist() == ["dog", "cat", None]
     assert made.header["skipped"] == {"unreadable": 1}
     assert made.header["ignored"] == {".png": 1}
     assert made.header["statistics_clips"] == 2
     with pytest.raises(CatalogueError, match=r"1 of 4 recordings in 1 tars cannot be used\n    unreadable: a\.tar/5"):
-        tarscan.build([str(tar)], FRONT_END, bad_files=0.1)
+        tar_index.build([str(tar)], FRONT_END, bad_files=0.1)
     cut = tmp_path / "cut.tar"
     cut.write_bytes(tar.read_bytes()[: len(sound) + 4000])
-    made = tarscan.build([str(cut)], FRONT_END, bad_files=0.5)
+    made = tar_index.build([str(cut)], FRONT_END, bad_files=0.5)
     assert (len(made), made.header["skipped"]) == (1, {"truncated": 1})
     (tmp_path / "no.tar").write_bytes(b"no tar" * 200)
     with pytest.raises(CatalogueError, match=r"no\.tar is no tar file"):
-        tarscan.build([str(tmp_path / "no.tar")], FRONT_END)
+        tar_index.build([str(tmp_path / "no.tar")], FRONT_END)
     with pytest.raises(CatalogueError, match=r"other files: 1 \.txt"):
-        tarscan.build([str(write_tar(tmp_path / "b.tar", [("a.txt", b"1")]))], FRONT_END)
+        tar_index.build([str(write_tar(tmp_path / "b.tar", [("a.txt", b"1")]))], FRONT_END)
     with pytest.raises(CatalogueError, match="matches 0 names, and no tar"):
-        tarscan.tars_of(str(tmp_path / "z*.tar"))
-    assert tarscan.tars_of(str(tmp_path / "none.tar")) == []
+        tar_index.tars_of(str(tmp_path / "z*.tar"))
+    assert tar_index.tars_of(str(tmp_path / "none.tar")) == []
 
 
 def test_a_store_is_read_as_a_folder_is(loose: Catalogue, packed: Catalogue, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ASIT_STORE_SECONDS", "0.2")
     for place in Path(packed.root).iterdir():
-        stores.write(f"memory://reading/{place.name}", place.read_bytes())
-    assert tarscan.index_of("memory://reading") == "memory://reading/index.jsonl"
+        storage.write(f"memory://reading/{place.name}", place.read_bytes())
+    assert tar_index.index_of("memory://reading") == "memory://reading/index.jsonl"
     listed = Catalogue.read("memory://reading/index.jsonl")
     assert listed.digest == loose.digest
     for key in ((0, 3), (0, 9)):
@@ -285,27 +288,27 @@ def test_a_store_is_read_as_a_folder_is(loose: Catalogue, packed: Catalogue, mon
     assert heard[4].sound() == Path(loose[4].path).read_bytes()
     assert [item.label for item in heard] == loose.labels.tolist()
     asked: list[str] = []
-    plain = stores.read_range
+    plain = storage.read_range
     with monkeypatch.context() as patch:
-        patch.setattr(stores, "read_range", lambda place, *span: asked.append(place) or plain(place, *span))
+        patch.setattr(storage, "read_range", lambda place, *span: asked.append(place) or plain(place, *span))
         sounds = inputs.Sounds(heard)
         with ThreadPoolExecutor(4) as threads:
             got = [*threads.map(sounds, range(12))]
         assert got == [Path(clip.path).read_bytes() for clip in loose]
         assert sorted(asked) == [f"memory://reading/shard-{i:06d}.tar" for i in range(3)]  # neighbours together
         assert not any(run.held for run in sounds.ahead._of.values())
-    stores.remove("memory://reading/index.jsonl")
-    tars = tarscan.tars_of("memory://reading")
+    storage.remove("memory://reading/index.jsonl")
+    tars = tar_index.tars_of("memory://reading")
     assert tars == [f"memory://reading/shard-{i:06d}.tar" for i in range(3)]
-    assert tarscan.tars_of("memory://reading/shard-00000[01].tar") == tars[:2]
-    assert tarscan.build(tars, FRONT_END).labels.tolist() == [None] * 12
+    assert tar_index.tars_of("memory://reading/shard-00000[01].tar") == tars[:2]
+    assert tar_index.build(tars, FRONT_END).labels.tolist() == [None] * 12
     heard = inputs.expand(["memory://reading/*.tar"])
     assert heard[7].name == "shard-000001.tar/b/7.ogg"
     assert heard[7].sound() == Path(loose[7].path).read_bytes()
     with pytest.raises(CatalogueError, match=r"neither index\.jsonl nor a tar; 0 other names"):
-        tarscan.tars_of("memory://nothing")
+        tar_index.tars_of("memory://nothing")
     sounds = inputs.Sounds(heard)
-    stores.remove(tars[1])
+    storage.remove(tars[1])
     for place in (7, 7):
         with pytest.raises(StoreError, match="shard-000001"):
             sounds(place)
@@ -320,12 +323,12 @@ def test_an_index_and_a_folder_that_holds_one_are_heard(loose: Catalogue, packed
 
 def test_blocks_are_an_order_of_neighbours() -> None:
     places_of = np.stack([np.repeat([0, 1, 2], [50, 3, 203]), np.arange(256)], axis=1)
-    blocks = order.in_blocks(3, places_of, 8)
+    blocks = sampler.in_blocks(3, places_of, 8)
     first = blocks(0)
     assert sorted(first) == list(range(256))
-    assert np.array_equal(first, order.in_blocks(3, places_of, 8)(0))
+    assert np.array_equal(first, sampler.in_blocks(3, places_of, 8)(0))
     assert not np.array_equal(first, blocks(1))
-    assert not np.array_equal(first, order.in_blocks(4, places_of, 8)(0))
+    assert not np.array_equal(first, sampler.in_blocks(4, places_of, 8)(0))
 
     def places(batch: npt.NDArray[np.int64]) -> int:
         ranked = np.sort(batch)
@@ -333,22 +336,22 @@ def test_blocks_are_an_order_of_neighbours() -> None:
 
     batches = range(0, 256, 64)
     assert np.mean([places(first[i : i + 64]) for i in batches]) <= 64 / 8 + 3
-    assert np.mean([places(order.order(3, 0, 256)[i : i + 64]) for i in batches]) > 40
+    assert np.mean([places(sampler.order(3, 0, 256)[i : i + 64]) for i in batches]) > 40
     # Where blocks begin moves, so that the same neighbours do not always come together.
     windows = [{frozenset(blocks(epoch)[i : i + 32].tolist()) for i in range(0, 64, 32)} for epoch in range(2)]
     assert not windows[0] & windows[1]
     # Four blocks are mixed: neighbours in the order are mostly not neighbours in the shard.
     assert (np.abs(np.diff(first)) == 1).mean() < 0.35
-    assert order.in_blocks(0, np.zeros((5, 2), np.int64), 100)(0).size == 5
+    assert sampler.in_blocks(0, np.zeros((5, 2), np.int64), 100)(0).size == 5
     # Shards whose clips lie in another order than the catalogue's: neighbours are those that lie together.
     moved = np.random.default_rng(0).permutation(256)
-    assert np.array_equal(moved[order.in_blocks(3, places_of[moved], 8)(0)], first)
+    assert np.array_equal(moved[sampler.in_blocks(3, places_of[moved], 8)(0)], first)
 
 
 def test_several_processes_take_one_process_blocks() -> None:
-    draw = order.in_blocks(1, np.stack([np.repeat([0, 1], [30, 20]), np.arange(50)], axis=1), 4)
-    whole = iter(order.MicroBatches(draw, 50, 16, 16, 0, 1, 2))
-    parts = [iter(order.MicroBatches(draw, 50, 16, 4, rank, 4, 2)) for rank in range(4)]
+    draw = sampler.in_blocks(1, np.stack([np.repeat([0, 1], [30, 20]), np.arange(50)], axis=1), 4)
+    whole = iter(sampler.MicroBatches(draw, 50, 16, 16, 0, 1, 2))
+    parts = [iter(sampler.MicroBatches(draw, 50, 16, 4, rank, 4, 2)) for rank in range(4)]
     for _ in range(7):
         assert next(whole) == [key for part in parts for key in next(part)]
 
@@ -373,7 +376,7 @@ def test_a_worker_that_is_killed_is_told(monkeypatch: pytest.MonkeyPatch, packed
             raise RuntimeError("something else")
 
     with pytest.raises(TrainingError, match=r"1 of 1 loader workers ended.*process 77 by SIGKILL") as caught:
-        next(order._raised(Dead()))
+        next(sampler._raised(Dead()))
     assert "fewer --workers" in caught.value.remedy
     with pytest.raises(RuntimeError, match="something else"):
-        next(order._raised(Broken()))
+        next(sampler._raised(Broken()))

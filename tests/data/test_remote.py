@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asit.data import remote
-from asit.data.remote import PAUSES, DownloadError, RemoteFile, fetch
+from asit.data.download import http
+from asit.data.download.http import PAUSES, DownloadError, RemoteFile, fetch
 
 DATA = np.random.default_rng(1).integers(0, 256, 300_000, dtype=np.uint8).tobytes()
 SHA = hashlib.sha256(DATA).hexdigest()
@@ -194,8 +194,8 @@ def test_silence_is_not_waited_for_for_ever(server: Any, calls: Calls) -> None:
 def test_a_trickle_counts_as_silence(server: Any, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some bytes in time each, and next to nothing in all: the tries come to an end although each brings something."""
     clock = itertools.count(0, 20)
-    monkeypatch.setattr(remote, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    monkeypatch.setattr(remote, "_BLOCK", 1000)
+    monkeypatch.setattr(http, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(http, "_BLOCK", 1000)
     with pytest.raises(DownloadError, match=r"only \d,000 bytes came in 60 s, after 3 tries"):
         calls.fetch(whole(server), pauses=(1.0, 2.0), timeout=30.0)
     assert calls.slept == [1.0, 2.0]

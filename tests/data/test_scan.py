@@ -20,12 +20,12 @@ import pytest
 import soundfile
 
 from asit.audio import files
-from asit.data.catalogue import Catalogue
-from asit.data.scan import build
-from asit.data.sides import split_sides
-from asit.data.tables import TableRow, read_table
+from asit.config import FrontEndSettings
+from asit.data.catalogue.catalogue import Catalogue
+from asit.data.catalogue.scan import build
+from asit.data.catalogue.splits import split_sides
+from asit.data.catalogue.tables import TableRow, read_table
 from asit.errors import CatalogueError, ConfigError
-from asit.settings import FrontEndSettings
 
 SETTINGS = FrontEndSettings(mels=40)
 SHARED = Path(os.environ.get("ASIT_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -425,8 +425,8 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
 SCAN = """
     import os, signal, sys
     from pathlib import Path
-    from asit.data.scan import build
-    from asit.settings import FrontEndSettings
+    from asit.data.catalogue.scan import build
+    from asit.config import FrontEndSettings
 
     def progress(done, total, bad):
         if done >= int(sys.argv[3]):
@@ -611,5 +611,5 @@ def test_real_recordings_by_table_and_folder(tmp_path: Path) -> None:
 
 
 def test_import_needs_no_torch() -> None:
-    code = "import sys, asit.data.scan; sys.exit('torch' in sys.modules)"
+    code = "import sys, asit.data.catalogue.scan; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -17,9 +17,13 @@ import pytest
 import soundfile
 
 from asit.audio import files, ogg
-from asit.data import members, scan, shardcheck, shards, stores, tarwriter
-from asit.data.catalogue import Catalogue, Clip
+from asit.data.catalogue import scan
+from asit.data.catalogue.catalogue import Catalogue, Clip
+from asit.data.shards import encode as members
+from asit.data.shards import pack as shards
+from asit.data.shards import tar_writer, verify
 from asit.errors import CatalogueError, ConfigError, StoreError, TrainingError
+from asit.io import storage
 
 RATE = 16000
 
@@ -45,7 +49,7 @@ def sounds(tmp_path: Path) -> Catalogue:
 def wave(clip: Clip) -> files.Wave:
     """What a clip of a shard sounds like."""
     assert clip.shard is not None
-    return files.read(stores.read_range(clip.shard, clip.offset, clip.size), rate=RATE)
+    return files.read(storage.read_range(clip.shard, clip.offset, clip.size), rate=RATE)
 
 
 def pack(source: Catalogue, out: Path | str, **options: Any) -> shards.Packed:
@@ -76,15 +80,15 @@ def test_originals_go_in_and_come_out(sounds: Catalogue, tmp_path: Path) -> None
             part = files.read(was.path, start=was.start, seconds=was.seconds)
             np.testing.assert_allclose(wave(now), part, atol=1 / 32768)
         else:
-            assert stores.read_range(now.shard, now.offset, now.size) == Path(was.path).read_bytes()
+            assert storage.read_range(now.shard, now.offset, now.size) == Path(was.path).read_bytes()
     whole = Catalogue.from_clips([*sounds][:7], root=sounds.root)
     assert pack(whole, tmp_path / "whole").index.digest == whole.digest  # a run may go on with shards of its files
     assert index.digest != sounds.digest
-    assert shardcheck.check(str(tmp_path / "out")).header == index.header
+    assert verify.check(str(tmp_path / "out")).header == index.header
     with pytest.raises(CatalogueError, match=r"index\.jsonl is the index of tar shards"):
         scan.build(tmp_path / "out", tmp_path / "out" / "index.jsonl")
     with pytest.raises(CatalogueError, match=r"shard-000000\.tar is a file(.|\n)*give the shards' folder"):
-        shardcheck.check(str(tmp_path / "out" / "shard-000000.tar"))
+        verify.check(str(tmp_path / "out" / "shard-000000.tar"))
 
 
 def test_tar_readers_find_keys_and_sidecars(sounds: Catalogue, tmp_path: Path) -> None:
@@ -145,8 +149,8 @@ def test_moved_shards_and_shards_in_a_store(sounds: Catalogue, tmp_path: Path) -
     assert [clip.shard for clip in read][:1] == ["memory://set/a/shard-000000.tar"]
     for clip, other in zip(moved, read, strict=True):
         np.testing.assert_array_equal(wave(clip), wave(other))
-    assert sorted(stores.list("memory://set/a")) == sorted(bytes_of(tmp_path / "moved"))
-    shardcheck.check("memory://set/a")
+    assert sorted(storage.list("memory://set/a")) == sorted(bytes_of(tmp_path / "moved"))
+    verify.check("memory://set/a")
     read.write(tmp_path / "c.jsonl")  # elsewhere: it says where the shards are
     assert Catalogue.read(tmp_path / "c.jsonl")[0] == read[0]
     again = Catalogue.from_clips([*read])
@@ -208,13 +212,13 @@ def test_missing_short_and_damaged_shards_are_named(sounds: Catalogue, tmp_path:
     content = bytearray(first.read_bytes())
     content[600] ^= 1
     first.write_bytes(content)
-    shardcheck.verify_sizes(index)
+    verify.verify_sizes(index)
     with pytest.raises(StoreError, match=r"1 of 3 shards in .* are damaged: shard-000000.tar"):
-        shardcheck.check(str(tmp_path / "out"))
+        verify.check(str(tmp_path / "out"))
     second.write_bytes(second.read_bytes()[:3000])
     third.unlink()
     with pytest.raises(StoreError, match=r"of 3 shards 1 missing: .*2.tar; 1 too short: .*1.tar \(3,000 of"):
-        shardcheck.verify_sizes(index)
+        verify.verify_sizes(index)
     first.unlink()
     with pytest.raises(CatalogueError, match=r"lists .*shard-000000.tar, which is not there"):
         Catalogue.read(tmp_path / "out" / "index.jsonl")
@@ -224,11 +228,11 @@ def test_a_full_disk_leaves_no_shard(sounds: Catalogue, tmp_path: Path, monkeypa
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    way = tarwriter.Way(str(tmp_path / "out"), "original", RATE)
+    way = tar_writer.Way(str(tmp_path / "out"), "original", RATE)
     (tmp_path / "out").mkdir()
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(StoreError, match=r"shard-000000.tar cannot be written: the disk is full"):
-        tarwriter.write_shard("shard-000000.tar", [(0, "a.wav", sounds[0])], way, lambda: False)
+        tar_writer.write_shard("shard-000000.tar", [(0, "a.wav", sounds[0])], way, lambda: False)
     assert not [*(tmp_path / "out").iterdir()]
 
 

@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from asit.data import descriptors, patience, stores
-from asit.data.patience import Patience
 from asit.errors import ConfigError, StoreError
+from asit.io import descriptors, retry, storage
+from asit.io.retry import Patience
 
 BYTES = bytes(range(256)) * 40
 SOON = Patience(seconds=0.5, first=0.01, answer=5.0)
@@ -86,15 +86,15 @@ def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
 
 
 def test_places() -> None:
-    assert stores.is_url("s3://bucket/x")
-    assert stores.is_url("memory://x")
-    assert not stores.is_url("/data/x.tar")
-    assert not stores.is_url("C:\\x")
-    assert stores.join("s3://b/x/", "y.tar") == "s3://b/x/y.tar"
-    assert stores.join("/a", "y.tar") == "/a/y.tar"
-    assert stores.join("/a", "s3://b/y") == "s3://b/y"
-    assert stores.parent("s3://b/x/y.tar") == "s3://b/x"
-    assert stores.parent("/a/b/y.tar") == "/a/b"
+    assert storage.is_url("s3://bucket/x")
+    assert storage.is_url("memory://x")
+    assert not storage.is_url("/data/x.tar")
+    assert not storage.is_url("C:\\x")
+    assert storage.join("s3://b/x/", "y.tar") == "s3://b/x/y.tar"
+    assert storage.join("/a", "y.tar") == "/a/y.tar"
+    assert storage.join("/a", "s3://b/y") == "s3://b/y"
+    assert storage.parent("s3://b/x/y.tar") == "s3://b/x"
+    assert storage.parent("/a/b/y.tar") == "/a/b"
 
 
 @pytest.mark.parametrize("kind", ["disk", "memory", "web"])
@@ -104,49 +104,49 @@ def test_parts_of_a_file(kind: str, tmp_path: Path, web: Web) -> None:
     if kind == "web":
         web.files["/x.tar"] = BYTES
     else:
-        stores.write(place, b"old")
-        stores.write(place, BYTES)
-        assert stores.list(folder) == {"x.tar": len(BYTES)}
-        assert stores.list(f"{folder}/none") == {}
-    assert stores.read_range(place, 300, 40) == BYTES[300:340]
-    assert stores.read_range(place, len(BYTES) - 1, 1) == BYTES[-1:]
-    assert stores.read(place) == BYTES
-    assert stores.size(place) == len(BYTES)
-    assert stores.exists(place)
-    assert stores.sizes([place, f"{folder}/none"]) == {place: len(BYTES)}
+        storage.write(place, b"old")
+        storage.write(place, BYTES)
+        assert storage.list(folder) == {"x.tar": len(BYTES)}
+        assert storage.list(f"{folder}/none") == {}
+    assert storage.read_range(place, 300, 40) == BYTES[300:340]
+    assert storage.read_range(place, len(BYTES) - 1, 1) == BYTES[-1:]
+    assert storage.read(place) == BYTES
+    assert storage.size(place) == len(BYTES)
+    assert storage.exists(place)
+    assert storage.sizes([place, f"{folder}/none"]) == {place: len(BYTES)}
     with pytest.raises(StoreError, match=r"x.tar ends at byte 10,240\n  expected: 10,340 bytes at least"):
-        stores.read_range(place, 10240, 100)
+        storage.read_range(place, 10240, 100)
     with pytest.raises(StoreError, match=r"there is no .*none.tar\n  expected: a shard"):
-        stores.read_range(f"{folder}/none.tar", 0, 5)
+        storage.read_range(f"{folder}/none.tar", 0, 5)
     if kind != "web":
-        stores.remove(place)
-        stores.remove(place)
-        assert not stores.exists(place)
+        storage.remove(place)
+        storage.remove(place)
+        assert not storage.exists(place)
 
 
 def test_a_file_written_anew_has_another_stamp() -> None:
-    stores.write("memory://stamp/x.tar", BYTES)
-    first = stores.stamp("memory://stamp/x.tar")
-    assert first == stores.stamp("memory://stamp/x.tar")
+    storage.write("memory://stamp/x.tar", BYTES)
+    first = storage.stamp("memory://stamp/x.tar")
+    assert first == storage.stamp("memory://stamp/x.tar")
     assert first[0] == len(BYTES)
-    stores.write("memory://stamp/x.tar", BYTES[::-1])
-    assert stores.stamp("memory://stamp/x.tar") != first
+    storage.write("memory://stamp/x.tar", BYTES[::-1])
+    assert storage.stamp("memory://stamp/x.tar") != first
 
 
 def test_lengths_of_many_come_with_one_listing(monkeypatch: pytest.MonkeyPatch) -> None:
     for i in range(20):
-        stores.write(f"memory://many/{i}.tar", BYTES[i:])
+        storage.write(f"memory://many/{i}.tar", BYTES[i:])
     asked: list[str] = []
-    plain = stores.size
-    monkeypatch.setattr(stores, "size", lambda place, **more: asked.append(place) or plain(place, **more))
+    plain = storage.size
+    monkeypatch.setattr(storage, "size", lambda place, **more: asked.append(place) or plain(place, **more))
     wanted = [*(f"memory://many/{i}.tar" for i in range(21)), "memory://few/x.tar"]
-    assert stores.sizes(wanted) == {f"memory://many/{i}.tar": len(BYTES) - i for i in range(20)}
+    assert storage.sizes(wanted) == {f"memory://many/{i}.tar": len(BYTES) - i for i in range(20)}
     assert asked == ["memory://few/x.tar"]
 
 
 def test_a_server_that_fails_and_comes_back_is_asked_again(web: Web, caplog: pytest.LogCaptureFixture) -> None:
     web.files["/x.tar"], web.script = BYTES, [503, "short", 429]
-    assert stores.read_range(f"{web.url}/x.tar", 5, 100, patience=Patience(30, 0.001)) == BYTES[5:105]
+    assert storage.read_range(f"{web.url}/x.tar", 5, 100, patience=Patience(30, 0.001)) == BYTES[5:105]
     told = caplog.messages
     assert len(told) == 3
     assert "the server answers 503" in told[0]
@@ -158,20 +158,20 @@ def test_a_server_that_fails_and_comes_back_is_asked_again(web: Web, caplog: pyt
 def test_a_server_that_stays_away_ends_the_waiting(web: Web, caplog: pytest.LogCaptureFixture) -> None:
     web.files["/x.tar"], web.script = BYTES, [500] * 99
     with pytest.raises(StoreError) as caught:
-        stores.read_range(f"{web.url}/x.tar", 5, 100, patience=SOON)
+        storage.read_range(f"{web.url}/x.tar", 5, 100, patience=SOON)
     assert "the server answers 500" in caplog.messages[0]
     assert "was not reached in" in caught.value.found
     assert "the last one: the server answers 500" in caught.value.found
     assert "--resume" in caught.value.remedy
     web.script, web.asked = [500] * 99, []
     with pytest.raises(StoreError, match="was not reached"):  # no missing file
-        stores.size(f"{web.url}/x.tar", patience=SOON)
+        storage.size(f"{web.url}/x.tar", patience=SOON)
 
 
 def test_a_server_that_stalls(web: Web, caplog: pytest.LogCaptureFixture) -> None:
     web.files["/x.tar"], web.script = BYTES, ["stall"]
     limits = Patience(seconds=20, first=0.01, answer=0.1)
-    assert stores.read_range(f"{web.url}/x.tar", 0, 9, patience=limits) == BYTES[:9]
+    assert storage.read_range(f"{web.url}/x.tar", 0, 9, patience=limits) == BYTES[:9]
     assert len(caplog.messages) == 1
     assert "no answer in time" in caplog.messages[0]
 
@@ -179,10 +179,10 @@ def test_a_server_that_stalls(web: Web, caplog: pytest.LogCaptureFixture) -> Non
 def test_a_server_that_refuses_or_sends_all_is_not_asked_again(web: Web) -> None:
     web.files["/x.tar"], web.script = BYTES, [403]
     with pytest.raises(StoreError, match="the server answers 403"):
-        stores.read_range(f"{web.url}/x.tar", 0, 9)
+        storage.read_range(f"{web.url}/x.tar", 0, 9)
     web.script, web.asked = ["all"], []
     with pytest.raises(StoreError, match="sends more than the part"):
-        stores.read_range(f"{web.url}/x.tar", 0, 9)
+        storage.read_range(f"{web.url}/x.tar", 0, 9)
     assert len(web.asked) == 1
 
 
@@ -220,8 +220,8 @@ def test_a_server_that_never_ends(path: str, monkeypatch: pytest.MonkeyPatch) ->
     """Neither more than the limit is read nor longer than the time that a store has."""
     pytest.importorskip("aiohttp")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(stores, "MOST", 4 << 20)
-    monkeypatch.setattr(stores, "_LISTING", 1 << 20)
+    monkeypatch.setattr(storage, "MOST", 4 << 20)
+    monkeypatch.setattr(storage, "_LISTING", 1 << 20)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Endless)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
@@ -233,13 +233,13 @@ def test_a_server_that_never_ends(path: str, monkeypatch: pytest.MonkeyPatch) ->
     try:
         if path == "links/":
             with pytest.raises(StoreError, match="1,048,576 bytes at most"):
-                stores.list(place, patience=Patience(20.0, 5.0))
+                storage.list(place, patience=Patience(20.0, 5.0))
         elif path.startswith("range"):
             with pytest.raises(StoreError, match="sends more than the part that was asked for"):
-                stores.read_range(place, 0, 1000, patience=Patience(20.0, 5.0))
+                storage.read_range(place, 0, 1000, patience=Patience(20.0, 5.0))
         else:
             with pytest.raises(StoreError, match=expected):
-                stores.read(place, patience=limits if "drip" in path else Patience(20.0, 5.0))
+                storage.read(place, patience=limits if "drip" in path else Patience(20.0, 5.0))
     finally:
         server.shutdown()
         server.server_close()
@@ -248,7 +248,7 @@ def test_a_server_that_never_ends(path: str, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_nobody_there() -> None:
     with pytest.raises(StoreError, match="was not reached in"):
-        stores.read_range("http://127.0.0.1:9/x.tar", 0, 9, patience=Patience(0.1, 0.01))
+        storage.read_range("http://127.0.0.1:9/x.tar", 0, 9, patience=Patience(0.1, 0.01))
 
 
 def test_what_is_not_asked_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,12 +259,12 @@ def test_what_is_not_asked_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
         def go(_: float) -> None:
             raise error
 
-        patience.tried("s3://bucket/x", go, Patience(seconds=1e9, first=6.0))
+        retry.tried("s3://bucket/x", go, Patience(seconds=1e9, first=6.0))
 
     now = iter((0, 0, 5, 0, 0, 0, 0, 0, 0))
     # A clock of its own: fsspec's thread reads that of the time module.
     clock = SimpleNamespace(sleep=lambda _: None, monotonic=lambda: next(now))
-    monkeypatch.setattr(patience, "time", clock)
+    monkeypatch.setattr(retry, "time", clock)
     with pytest.raises(StoreError, match=r"in 1 tries over 5 s[\s\S]*AWS_ACCESS_KEY_ID"):
         raises(NoCredentialsError("Unable to locate credentials"))
     for error in (KeyError("size"), PermissionError("no")):
@@ -274,12 +274,12 @@ def test_what_is_not_asked_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_stores_that_are_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"nosuch:// is no kind of store"):
-        stores.read("nosuch://x/y")
+        storage.read("nosuch://x/y")
     with pytest.raises(ConfigError, match=r"needs s3fs, which is not installed\n.*\n.*pip install s3fs"):
-        stores.read("s3://bucket/y")
-    monkeypatch.setenv(patience.SECONDS, "soon")
+        storage.read("s3://bucket/y")
+    monkeypatch.setenv(retry.SECONDS, "soon")
     with pytest.raises(ConfigError, match="ASIT_STORE_SECONDS=soon"):
-        stores.read("memory://x/y")
+        storage.read("memory://x/y")
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,7 +288,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StoreError, match=r"x.tar cannot be written: the disk is full"):
-        stores.write(str(tmp_path / "x.tar"), BYTES)
+        storage.write(str(tmp_path / "x.tar"), BYTES)
     assert not [*tmp_path.iterdir()]
 
 
@@ -301,7 +301,7 @@ def test_many_threads_and_more_files_than_are_kept_open(tmp_path: Path, monkeypa
     def reads(seed: int) -> None:
         for k in range(200):
             i, offset = (seed + k) % 9, (seed * 31 + k * 7) % 1000
-            if stores.read_range(str(tmp_path / f"{i}.tar"), offset, 50) != BYTES[i + offset : i + offset + 50]:
+            if storage.read_range(str(tmp_path / f"{i}.tar"), offset, 50) != BYTES[i + offset : i + offset + 50]:
                 wrong.append(i)
 
     threads = [threading.Thread(target=reads, args=(seed,)) for seed in range(6)]
@@ -314,18 +314,18 @@ def test_many_threads_and_more_files_than_are_kept_open(tmp_path: Path, monkeypa
 
 
 def _child(place: str, url: str, answers: Any) -> None:
-    answers.put((stores.read_range(place, 3, 4), stores.read_range(url, 3, 4)))
+    answers.put((storage.read_range(place, 3, 4), storage.read_range(url, 3, 4)))
 
 
 def test_forked_processes_read_too(tmp_path: Path, web: Web) -> None:
     place, url = str(tmp_path / "x.tar"), f"{web.url}/x.tar"
     (tmp_path / "x.tar").write_bytes(BYTES)
     web.files["/x.tar"] = BYTES
-    _here = stores.read_range(place, 0, 2), stores.read_range(url, 0, 2)
+    _here = storage.read_range(place, 0, 2), storage.read_range(url, 0, 2)
     fork = multiprocessing.get_context("fork")
     answers = fork.Queue()
     child = fork.Process(target=_child, args=(place, url, answers))
     child.start()
     assert answers.get(timeout=30) == (BYTES[3:7], BYTES[3:7])
     child.join()
-    assert stores.read_range(url, 5, 2) == BYTES[5:7]
+    assert storage.read_range(url, 5, 2) == BYTES[5:7]

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from asit.data.columns import identifier, normal
-from asit.data.tables import TableRow, read_table
+from asit.data.catalogue.columns import identifier, normal
+from asit.data.catalogue.tables import TableRow, read_table
 from asit.errors import CatalogueError
 
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from asit.data import tarscan
-from asit.data.catalogue import Catalogue
+from asit.config import FrontEndSettings
+from asit.data.catalogue.catalogue import Catalogue
+from asit.data.shards import tar_index
 from asit.errors import CatalogueError
-from asit.settings import FrontEndSettings
 
 
 def write(path: Path, members: list[tuple[str, Any]]) -> Path:
@@ -34,7 +34,7 @@ def write(path: Path, members: list[tuple[str, Any]]) -> Path:
 
 def build(tmp_path: Path, *members: tuple[str, Any]) -> Catalogue:
     path = write(tmp_path / "s.tar", list(members))
-    return tarscan.build([str(path)], FrontEndSettings(), statistics_clips=0)
+    return tar_index.build([str(path)], FrontEndSettings(), statistics_clips=0)
 
 
 def labels(made: Catalogue) -> dict[str, str | None]:
@@ -63,7 +63,7 @@ def test_a_tar_cut_off_in_a_sidecar_keeps_its_recordings(tmp_path: Path, caplog:
     with tarfile.open(path) as archive:
         end = archive.getmember("b.cls").offset_data + 700
     path.write_bytes(path.read_bytes()[:end])
-    made = tarscan.build([str(path)], FrontEndSettings(), bad_files=0.5, statistics_clips=0)
+    made = tar_index.build([str(path)], FrontEndSettings(), bad_files=0.5, statistics_clips=0)
     assert labels(made) == {"a.wav": "dog", "b.wav": None}
     assert "b.cls: cut off" in caplog.text
 
@@ -103,7 +103,7 @@ def test_keys_that_several_recordings_share(
     with pytest.raises(CatalogueError, match=message):
         build(tmp_path, *given)
     # Pretraining needs no labels, and goes on without them.
-    made = tarscan.build([str(tmp_path / "s.tar")], FrontEndSettings(), labelled=False, statistics_clips=0)
+    made = tar_index.build([str(tmp_path / "s.tar")], FrontEndSettings(), labelled=False, statistics_clips=0)
     assert len(made) == len([name for name, content in given if content is None])
     assert made.column("label") is None
     assert "labels, splits, folds and groups are not taken over" in caplog.text
@@ -112,9 +112,9 @@ def test_keys_that_several_recordings_share(
 def test_one_bad_tar_does_not_take_the_others_along(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     good = write(tmp_path / "a.tar", [(f"{i}.wav", None) for i in range(12)])
     (tmp_path / "b.tar").write_bytes(b"x" * 2000)
-    made = tarscan.build([str(good), str(tmp_path / "b.tar")], FrontEndSettings(), statistics_clips=0)
+    made = tar_index.build([str(good), str(tmp_path / "b.tar")], FrontEndSettings(), statistics_clips=0)
     assert len(made) == 12
     assert made.header["skipped"] == {"unreadable": 1}
     assert "b.tar is left out with all its recordings" in caplog.text
     with pytest.raises(CatalogueError, match="no tar file"):
-        tarscan.build([str(tmp_path / "b.tar")], FrontEndSettings(), statistics_clips=0)
+        tar_index.build([str(tmp_path / "b.tar")], FrontEndSettings(), statistics_clips=0)

@@ -14,10 +14,10 @@ import soundfile
 import torch
 from torch import Tensor
 
-from asit.data import views
-from asit.data.batches import Batch, Clips, Corruption, OnDevice, collate
-from asit.data.catalogue import Catalogue, Clip
-from asit.settings import FrontEndSettings, ViewSettings
+from asit.config import FrontEndSettings, ViewSettings
+from asit.data.catalogue.catalogue import Catalogue, Clip
+from asit.data.loading import device_frontend
+from asit.pretrain.pretrain_dataset import Batch, Clips, Corruption, OnDevice, collate
 
 RATE, MELS = 8000, 36
 FRAMES, SHORT = 48, 16
@@ -110,7 +110,7 @@ def test_views_made_on_the_device_are_those_of_the_loader(
 @pytest.mark.parametrize("padding", ["silence", "zero", "repeat"])
 def test_a_batch_of_short_clips_alone(padding: str, both: Callable[..., Both], monkeypatch: pytest.MonkeyPatch) -> None:
     """None of them gives as many frames as a view has."""
-    monkeypatch.setattr(views, "_WHOLE", 1)
+    monkeypatch.setattr(device_frontend, "_WHOLE", 1)
     assert_same(*both(padding, of=2))
 
 
@@ -131,9 +131,9 @@ def test_a_batch_that_has_its_views_comes_back_as_it_is(both: Callable[..., Both
 @pytest.mark.parametrize("size", [1, 7, 8, 9, 128])
 def test_bits_come_back_as_masks(size: int) -> None:
     mask = torch.rand(3, 1, 5, size, generator=torch.Generator().manual_seed(size)) < 0.5
-    bits = views.pack(mask)
+    bits = device_frontend.pack(mask)
     assert bits.shape[-1] == -(-size // 8)
-    assert torch.equal(views.unpack(bits, size), mask)
+    assert torch.equal(device_frontend.unpack(bits, size), mask)
 
 
 @pytest.mark.gpu

@@ -11,9 +11,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from asit.audio.fbank import FrontEnd
-from asit.data.catalogue import Catalogue, Clip
-from asit.data.windows import Windows
-from asit.settings import FrontEndSettings
+from asit.config import FrontEndSettings
+from asit.data.catalogue.catalogue import Catalogue, Clip
+from asit.data.loading.windows import Windows
 
 RATE = 8000
 SETTINGS = FrontEndSettings(rate=RATE, mels=32, mean=-6.0, std=3.0)

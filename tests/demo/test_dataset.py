@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 from asit.demo import soundfont
-from asit.demo.dataset import INSTRUMENTS, DemoDataset, build_dataset, split_recordings
+from asit.demo.demo_dataset import INSTRUMENTS, DemoDataset, build_dataset, split_recordings
 from asit.demo.soundfont import SoundFont
 from asit.errors import ConfigError
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from asit.demo import soundfont
-from asit.demo.dataset import INSTRUMENTS
+from asit.demo.demo_dataset import INSTRUMENTS
 from asit.demo.soundfont import SoundFont
 from asit.errors import AudioError
 

@@ -18,10 +18,10 @@ from torch._dynamo.utils import counters
 from torch._inductor import config as inductor
 from torch._inductor.graph import GraphLowering
 
-from asit.engine import compiling
+from asit.config import EncoderSettings
 from asit.model.blocks import Block
 from asit.model.vit import Encoder
-from asit.settings import EncoderSettings
+from asit.training import compilation
 
 CPU = torch.device("cpu")
 
@@ -50,14 +50,14 @@ def inputs(rows: int = 4) -> tuple[Tensor, Tensor]:
 
 @pytest.fixture
 def works(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(compiling._TRIED, "cpu", None)
+    monkeypatch.setitem(compilation._TRIED, "cpu", None)
 
 
 @pytest.mark.slow
 def test_compiled_is_eager_within_rounding() -> None:
     """Values and gradients, stochastic depth and both kinds of views; names of parameters stay; a copy is plain."""
     plain, made, said = encoder(), encoder(), []
-    assert compiling.compiled(made.blocks, CPU, said.append)
+    assert compilation.compiled(made.blocks, CPU, said.append)
     assert said == ["compile: 2 modules, each by itself (torch.compile, inductor)"]
     assert list(made.state_dict()) == list(plain.state_dict())
     for rows in (4, 3):
@@ -85,7 +85,7 @@ def test_many_shapes_are_all_compiled() -> None:
     """Beyond torch's own limit, here 2, it runs the plain code."""
     torch._dynamo.reset()
     block = Block(8, 1, 8)
-    compiling.compiled([block], CPU, lambda sentence: None)
+    compilation.compiled([block], CPU, lambda sentence: None)
     before = counters["stats"]["unique_graphs"]
     for rows in range(2, 6):
         block(torch.ones(rows, 3, 8)).sum().backward()
@@ -98,7 +98,7 @@ def test_a_compiler_that_fails_at_the_gradient_of_a_later_shape_gives_way(monkey
     """It is asked for the gradient in the forward pass, where there is a way back."""
     torch._dynamo.reset()  # blocks of another test have the same code
     made, said = encoder(), list[str]()
-    compiling.compiled(made.blocks, CPU, said.append)
+    compilation.compiled(made.blocks, CPU, said.append)
     gradients(made, *inputs())
     run = GraphLowering.run
 
@@ -119,7 +119,7 @@ def test_a_compiler_that_fails_at_the_gradient_of_a_later_shape_gives_way(monkey
 def test_without_a_compiler_it_says_so_and_goes_on(tmp_path: Path) -> None:
     code = """
 import torch
-from asit.engine import compiling
+from asit.training import compiling
 from asit.model.blocks import Block
 block = Block(32, 2, 64)
 print(compiling.compiled([block], torch.device("cpu"), print))
@@ -135,9 +135,9 @@ print(block.mlp.fc1.weight.grad is not None)
 
 
 def test_a_machine_without_a_compiler_runs_the_plain_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(compiling._TRIED, "cpu", "no compiler")
+    monkeypatch.setitem(compilation._TRIED, "cpu", "no compiler")
     made, said = encoder(), list[str]()
-    assert not compiling.compiled(made.blocks, CPU, said.append)
+    assert not compilation.compiled(made.blocks, CPU, said.append)
     assert said == ["compile: off, torch.compile does not work here: no compiler"]
     assert all(block._compiled_call_impl is None for block in made.blocks)
 
@@ -157,8 +157,8 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> list[int]:
 @pytest.mark.usefixtures("works")
 def test_a_compiler_that_fails_later_is_told_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = failing(monkeypatch, BackendCompilerFailed(lambda: None, RuntimeError("no such target"), None))
-    made, said = encoder(), compiling.Notes()
-    assert compiling.compiled(made.blocks, CPU, said)
+    made, said = encoder(), compilation.Notes()
+    assert compilation.compiled(made.blocks, CPU, said)
     heard = list[str]()
     said.tell(heard.append)
     x, drop = inputs()
@@ -175,7 +175,7 @@ def test_a_compiler_that_fails_later_is_told_of_once(monkeypatch: pytest.MonkeyP
 def test_a_mistake_in_the_module_is_not_taken_for_the_compilers(monkeypatch: pytest.MonkeyPatch) -> None:
     failing(monkeypatch, ValueError("of the module"))
     block = nn.Linear(2, 2)
-    compiling.compiled([block], CPU, lambda sentence: None)
+    compilation.compiled([block], CPU, lambda sentence: None)
     with pytest.raises(ValueError, match="of the module"):
         block(torch.ones(1, 2))
 
@@ -184,7 +184,7 @@ def test_a_mistake_in_the_module_is_not_taken_for_the_compilers(monkeypatch: pyt
 def test_evaluation_is_never_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = failing(monkeypatch, ValueError("called"))
     block = nn.Linear(2, 2)
-    compiling.compiled([block], CPU, lambda sentence: None)
+    compilation.compiled([block], CPU, lambda sentence: None)
     block.eval()
     block(torch.ones(1, 2))
     assert not calls
@@ -194,14 +194,14 @@ def test_evaluation_is_never_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     (True, "cpu", True), (False, "cuda", False), ("auto", "cpu", False), ("auto", "cuda", True), ("auto", "mps", False),
 ])  # fmt: skip
 def test_auto_compiles_on_a_gpu(setting: bool | str, device: str, expected: bool) -> None:
-    assert compiling.wanted(setting, torch.device(device)) is expected
+    assert compilation.wanted(setting, torch.device(device)) is expected
 
 
 @pytest.mark.gpu
 def test_compiled_on_a_gpu() -> None:
     device, said = torch.device("cuda"), list[str]()
     plain, made = encoder().to(device), encoder().to(device)
-    assert compiling.compiled(made.blocks, device, said.append), said
+    assert compilation.compiled(made.blocks, device, said.append), said
     x, drop = (value.to(device) for value in inputs())
     with torch.autocast("cuda", torch.bfloat16):
         for ours, expected in zip(gradients(made, x, drop), gradients(plain, x, drop), strict=True):

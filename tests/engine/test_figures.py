@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from asit.engine import figures
-from asit.engine.figures import write_figure
+from asit.training import figures
+from asit.training.figures import write_figure
 
 
 def _arrays(n: int = 2, frames: int = 48, mels: int = 32) -> dict[str, np.ndarray]:

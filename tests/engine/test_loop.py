@@ -17,11 +17,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from asit.engine import loop, stopping
-from asit.engine.loop import Now, Plan, Rates, StepOutput
-from asit.engine.records import Records
 from asit.errors import CheckpointError, StoreError, TrainingError
 from asit.runtime import Precision, World
+from asit.training import loop, stopping
+from asit.training.loop import Now, Plan, Rates, StepOutput
+from asit.training.metrics_log import Records
 
 WORLD = World(0, 1, torch.device("cpu"), "")
 FLOAT32 = Precision("float32", "")

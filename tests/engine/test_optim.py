@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from asit.engine import optim
+from asit.config import EncoderSettings, HeadSettings
 from asit.errors import CheckpointError
-from asit.model.heads import ProjectionHead, ReconstructionHead
 from asit.model.vit import Encoder
-from asit.settings import EncoderSettings, HeadSettings
+from asit.pretrain.heads import ProjectionHead, ReconstructionHead
+from asit.training import optim
 
 # schedules
 

@@ -6,11 +6,11 @@ import math
 
 import pytest
 
-from asit.engine import pace
+from asit.training import throughput
 
 
 def test_the_clock_leaves_out_pauses() -> None:
-    clock = pace.Clock(batch=8)
+    clock = throughput.Clock(batch=8)
     clock.began -= 10
     clock.mark -= 10
     for _ in range(5):

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from asit.data.order import Portable
-from asit.engine.prefetch import prefetched
+from asit.data.loading.sampler import Portable
 from asit.errors import AudioError
+from asit.training.prefetch import prefetched
 
 CPU = torch.device("cpu")
 

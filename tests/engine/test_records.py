@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from asit.engine import records as module
-from asit.engine.records import Records, counter, duration
 from asit.errors import ConfigError
+from asit.training import metrics_log as module
+from asit.training.metrics_log import Records, counter, duration
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from asit import checkpoint
-from asit.engine import shards
-from asit.engine.saving import Saver
+from asit.config import EncoderSettings
+from asit.io import checkpoint
 from asit.model.vit import Encoder
-from asit.settings import EncoderSettings
+from asit.training import distributed
+from asit.training.async_checkpoint import Saver
 
 
 def gradients(encoder: Encoder, x: Tensor, drop: Tensor, bf16: bool) -> dict[str, Tensor]:
@@ -26,7 +26,7 @@ def gradients(encoder: Encoder, x: Tensor, drop: Tensor, bf16: bool) -> dict[str
 def test_blocks_computed_again_give_the_same_gradients_and_keep_less() -> None:
     plain = Encoder(EncoderSettings(size="custom", width=32, depth=3, heads=2), 64, 32)
     again = copy.deepcopy(plain)
-    shards.recompute(again)
+    distributed.recompute(again)
     g = torch.Generator().manual_seed(0)
     x, drop = torch.randn(6, 1, 64, 32, generator=g), (torch.rand(3, 2, 6, generator=g) > 0.4).float() * 1.5
     kept: dict[bool, int] = {}

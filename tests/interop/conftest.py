@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from asit.config import EncoderSettings, FrontEndSettings
 from asit.interop.exportable import facts_of
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Head, Labelling
 from asit.model.positions import whole_frames
 from asit.model.vit import Encoder
-from asit.settings import EncoderSettings, FrontEndSettings
 
 CLASSES = ("dog", "مطر", "door")
 MakeModel = Callable[..., AudioModel]
@@ -79,9 +79,9 @@ def traces() -> dict[str, bytes]:
 def one_trace_a_model(traces: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     """torch's exporter takes seconds: a model's graph is traced once in all tests, and a copy of it given out."""
     onnx = pytest.importorskip("onnx")
-    from asit.interop.onnx import file
+    from asit.interop.onnx import export
 
-    traced = file.trace
+    traced = export.trace
 
     def kept(model: AudioModel, output: Any, opset: int) -> Any:
         key = json.dumps([facts_of(model, output, None), opset])
@@ -89,4 +89,4 @@ def one_trace_a_model(traces: dict[str, bytes], monkeypatch: pytest.MonkeyPatch)
             traces[key] = traced(model, output, opset).SerializeToString()
         return onnx.load_from_string(traces[key])
 
-    monkeypatch.setattr(file, "trace", kept)
+    monkeypatch.setattr(export, "trace", kept)

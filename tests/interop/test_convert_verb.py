@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from asit.cli import main
+from asit.config import EncoderSettings
 from asit.errors import AsitError, CheckpointError, ConfigError
-from asit.interop import incoming
-from asit.interop.incoming import Ask
+from asit.interop import convert
+from asit.interop.convert import Ask
 from asit.model.audio_model import AudioModel
 from asit.model.vit import Encoder
-from asit.settings import EncoderSettings
 
 WIDTH = 64
 
@@ -177,7 +177,7 @@ def without(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
 def test_files_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: Any, text: str) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match=text):
-        incoming.convert(saved(Path("x.pth"), content), Ask())
+        convert.convert(saved(Path("x.pth"), content), Ask())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.pth"]
 
 
@@ -196,7 +196,7 @@ def test_files_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 )
 def test_names_of_classes(tmp_path: Path, name: str, text: str, want: str) -> None:
     (tmp_path / name).write_text(text)
-    done = incoming.convert(saved(tmp_path / "x.pth", ast()), Ask(kind="ast", labels=tmp_path / name, answer="multi"))
+    done = convert.convert(saved(tmp_path / "x.pth", ast()), Ask(kind="ast", labels=tmp_path / name, answer="multi"))
     assert done.model.classes == ("Speech", want, "Rain")
     assert done.model.multi
     assert done.model.card["training"]["source"]["labels"] == name
@@ -225,50 +225,50 @@ def test_names_that_do_not_fit(tmp_path: Path, name: str, text: str | None, erro
     if name and text is not None:
         (tmp_path / name).write_text(text)
     with pytest.raises(AsitError, match=error):
-        incoming.convert(saved(tmp_path / "x.pth", ast()), Ask(kind="ast", labels=tmp_path / name))
+        convert.convert(saved(tmp_path / "x.pth", ast()), Ask(kind="ast", labels=tmp_path / name))
 
 
 def test_folders(tmp_path: Path) -> None:
-    incoming.convert(saved(tmp_path / "x.pth", official()), Ask()).model.save(tmp_path / "run" / "model")
+    convert.convert(saved(tmp_path / "x.pth", official()), Ask()).model.save(tmp_path / "run" / "model")
     for place in (tmp_path / "run", tmp_path / "run" / "model"):
         with pytest.raises(CheckpointError, match=r"model is an asit model already(.|\n)*use it as it is"):
-            incoming.convert(place, Ask())
+            convert.convert(place, Ask())
     with pytest.raises(CheckpointError, match=r"model\.safetensors lies in an asit model folder"):
-        incoming.convert(tmp_path / "run" / "model" / "model.safetensors", Ask())
+        convert.convert(tmp_path / "run" / "model" / "model.safetensors", Ask())
     with pytest.raises(CheckpointError, match=r"config\.json is not there"):
-        incoming.convert(tmp_path, Ask())
+        convert.convert(tmp_path, Ask())
     (tmp_path / "names.txt").write_text("a\n")
     path = saved(tmp_path / "y.pth", ast(527))
     with pytest.raises(ConfigError, match=r"of AudioSet that is class_labels_indices\.csv"):
-        incoming.convert(path, Ask(labels=tmp_path / "names.txt"))
+        convert.convert(path, Ask(labels=tmp_path / "names.txt"))
 
 
 def test_what_a_file_cannot_be_asked(tmp_path: Path) -> None:
     flat = saved(tmp_path / "flat.pth", encoder())
     with pytest.raises(CheckpointError, match="holds one network and no student"):
-        incoming.convert(flat, Ask(which="student"))
+        convert.convert(flat, Ask(which="student"))
     fine = saved(tmp_path / "fine.pth", {**encoder(), "head.weight": torch.ones(3, WIDTH), "head.bias": torch.ones(3)})
     with pytest.raises(ConfigError, match=r"--pooling mean, and the head of .*fine\.pth reads class"):
-        incoming.convert(fine, Ask(kind="asit", pooling="mean"))
+        convert.convert(fine, Ask(kind="asit", pooling="mean"))
     with pytest.raises(
         CheckpointError, match=r"24 positions(.|\n)*6 x 4 over 64, 4 x 6 over 96, 3 x 8 over 128(.|\n)*--kind asit"
     ):
-        incoming.convert(fine, Ask())
+        convert.convert(fine, Ask())
     normed = saved(tmp_path / "normed.pth", {**under("v.", encoder()), **head()})
-    assert incoming.convert(normed, Ask(kind="asit", pooling="mean")).model.card["labels"]["pooling"] == "mean"
-    told = incoming.convert(normed, Ask(kind="asit"))
+    assert convert.convert(normed, Ask(kind="asit", pooling="mean")).model.card["labels"]["pooling"] == "mean"
+    told = convert.convert(normed, Ask(kind="asit"))
     assert told.model.card["labels"]["pooling"] == "class"
     assert any("taken to read the class token" in note for note in told.notes)
     peer = saved(tmp_path / "ast.pth", ast())
     with pytest.raises(ConfigError, match="is of kind ast, and --which student is given"):
-        incoming.convert(peer, Ask(which="student"))
+        convert.convert(peer, Ask(which="student"))
     sizes = {"p_input_fdim": torch.tensor(128), "p_input_tdim": torch.tensor(48)}
     ssast = saved(tmp_path / "ssast.pth", {**under("v.", encoder(distilled=True)), **sizes})
     with pytest.raises(CheckpointError, match="says 128 mel bins, and its stride is that of the patches, 16x16"):
-        incoming.convert(ssast, Ask(stride=(10, 10)))
-    assert incoming.convert(ssast, Ask()).model.card["grid"] == [3, 8]
+        convert.convert(ssast, Ask(stride=(10, 10)))
+    assert convert.convert(ssast, Ask()).model.card["grid"] == [3, 8]
     wrong = saved(
         tmp_path / "w.pth", {**under("v.", encoder(distilled=True)), **sizes, "p_input_tdim": torch.tensor(96)}
     )
     with pytest.raises(CheckpointError, match="says that its input had 96 frames by 128"):
-        incoming.convert(wrong, Ask())
+        convert.convert(wrong, Ask())

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from asit.cli import main
-from asit.runs import exported
+from asit.evaluate import int8_accuracy
 
 pytestmark = pytest.mark.usefixtures("one_trace_a_model")
 
@@ -115,9 +115,9 @@ def test_recordings_that_cannot_be_read_are_too_many(
     soundfile.write(tmp_path / "sounds" / "1.wav", make_waves(9000)[0], 16000)
 
     def gone(_: object, clip: Any, *__: float) -> None:
-        raise exported.AudioError(f"{clip.path} has gone")
+        raise int8_accuracy.AudioError(f"{clip.path} has gone")
 
-    monkeypatch.setattr(exported.Waves, "read", gone)
+    monkeypatch.setattr(int8_accuracy.Waves, "read", gone)
     out = tmp_path / "m.onnx"
     given = ["export", folder, "--to", "onnx", "--out", str(out), "--int8", "--check-data", str(tmp_path / "sounds")]
     assert main(given) == 2

@@ -15,13 +15,13 @@ import torch
 import yaml
 
 from asit.audio.fbank import FrontEnd
+from asit.config import EncoderSettings, FrontEndSettings
 from asit.errors import CheckpointError, ConfigError
 from asit.interop.huggingface import read, register, write
 from asit.interop.huggingface.fields import config_of, extractor_of, parts_of
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Head, Labelling
 from asit.model.vit import Encoder
-from asit.settings import EncoderSettings, FrontEndSettings
 
 TINY = {"size": "custom", "width": 32, "depth": 2, "heads": 2, "patch_frames": 8, "patch_mels": 8}
 FILES = {

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from asit.audio.fbank import FrontEnd
+from asit.config import EncoderSettings, FrontEndSettings
 from asit.interop.huggingface import read, write
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Head, Labelling, Pooling
 from asit.model.vit import Encoder
-from asit.settings import EncoderSettings, FrontEndSettings
 
 pytest.importorskip("transformers")
 

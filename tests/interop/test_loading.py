@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from asit.audio.fbank import FrontEnd
+from asit.config import EncoderSettings, FrontEndSettings
 from asit.errors import CheckpointError, ConfigError
 from asit.interop.huggingface import write
 from asit.interop.loading import load
 from asit.model.audio_model import AudioModel
 from asit.model.vit import Encoder
-from asit.settings import EncoderSettings, FrontEndSettings
 
 PROGRAM = r"""
 import json, os, sys, threading

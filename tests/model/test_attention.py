@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from asit.config import EncoderSettings, FrontEndSettings
 from asit.errors import ConfigError
 from asit.model.audio_model import AudioModel
 from asit.model.vit import Encoder
-from asit.settings import EncoderSettings, FrontEndSettings
 
 FRAMES = 48
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from asit import checkpoint
 from asit.audio.fbank import FrontEnd
+from asit.config import EncoderSettings, FrontEndSettings
 from asit.errors import AudioError, CheckpointError, ConfigError
+from asit.io import checkpoint
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Classifier, Head, Labelling, Pooling
 from asit.model.vit import Encoder
-from asit.settings import EncoderSettings, FrontEndSettings
 
 TINY = EncoderSettings(size="custom", width=32, depth=2, heads=2, patch_frames=8, patch_mels=8)
 FRAMES = 48

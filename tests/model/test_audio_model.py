@@ -15,12 +15,13 @@ import soxr
 import torch
 from torch import Tensor
 
-from asit import checkpoint, cli, runtime
+from asit import cli, runtime
 from asit.audio.fbank import FrontEnd
+from asit.config import EncoderSettings, FrontEndSettings
 from asit.errors import AudioError, CheckpointError, ConfigError
+from asit.io import checkpoint
 from asit.model.audio_model import AudioModel, Embedding
 from asit.model.vit import Encoder
-from asit.settings import EncoderSettings, FrontEndSettings
 
 ENCODER = EncoderSettings(size="custom", width=24, depth=3, heads=3, patch_frames=8, patch_mels=8)
 FRAMES = 48  # 6 columns of 80 ms

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from asit.config import EncoderSettings
 from asit.errors import ConfigError
 from asit.model.classifier import Classifier, Head, Labelling, Pooling, draw_dropout
 from asit.model.vit import Encoder, Tokens
-from asit.settings import EncoderSettings
 
 TINY = EncoderSettings(size="custom", width=32, depth=2, heads=2, patch_frames=4, patch_mels=8)
 POOLINGS: tuple[Pooling, ...] = ("class", "mean", "class+mean")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from asit.model import cpu
+from asit.model.cpu import bf16
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -29,7 +29,7 @@ def error(got: Tensor, want: Tensor) -> float:
 @pytest.mark.parametrize("bias", [True, False])
 def test_linear_and_its_gradients(shape: tuple[int, int, int, int], bias: bool) -> None:
     rows, tokens, inner, outer = shape
-    ours, theirs = cpu.Linear(inner, outer, bias=bias), nn.Linear(inner, outer, bias=bias)
+    ours, theirs = bf16.Linear(inner, outer, bias=bias), nn.Linear(inner, outer, bias=bias)
     theirs.load_state_dict(ours.state_dict())
     x, grad = noise(rows, tokens, inner).requires_grad_(True), noise(rows, tokens, outer, seed=1)
     y = x.detach().clone().requires_grad_(True)
@@ -58,7 +58,7 @@ def test_attention_and_its_gradient(tokens: int) -> None:
     qkv = noise(2, tokens, 3, 4, 8).bfloat16().requires_grad_(True)
     plain = qkv.detach().float().requires_grad_(True)
     grad = noise(2, tokens, 32, seed=1)
-    out = cpu.attention(qkv)
+    out = bf16.attention(qkv)
     out.backward(grad.bfloat16())
     want = F.scaled_dot_product_attention(*plain.permute(2, 0, 3, 1, 4).unbind(0)).transpose(1, 2).flatten(2)
     want.backward(grad)
@@ -69,12 +69,12 @@ def test_attention_and_its_gradient(tokens: int) -> None:
     for part, ref in zip(qkv.grad.unbind(2), plain.grad.unbind(2), strict=True):
         assert (part.float() - ref).norm() < 0.03 * plain.grad.norm()
     with torch.no_grad():
-        assert error(cpu.attention(qkv), want) < 0.02, "without a gradient it is torch's fused one"
+        assert error(bf16.attention(qkv), want) < 0.02, "without a gradient it is torch's fused one"
 
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_frozen_layer_keeps_its_weights_in_bf16_until_they_change(bias: bool) -> None:
-    layer, x = cpu.Linear(24, 8, bias=bias).eval().requires_grad_(False), noise(2, 5, 24)
+    layer, x = bf16.Linear(24, 8, bias=bias).eval().requires_grad_(False), noise(2, 5, 24)
 
     def low() -> Tensor:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -94,7 +94,7 @@ def test_a_frozen_layer_keeps_its_weights_in_bf16_until_they_change(bias: bool) 
     for change in (
         lambda: layer.weight.mul_(2.0),
         lambda: torch._foreach_lerp_(list(layer.parameters()), [torch.ones_like(p) for p in layer.parameters()], 0.5),
-        lambda: layer.load_state_dict(cpu.Linear(24, 8, bias=bias).state_dict()),
+        lambda: layer.load_state_dict(bf16.Linear(24, 8, bias=bias).state_dict()),
         lambda: setattr(layer, "weight", nn.Parameter(noise(8, 24, seed=3), requires_grad=False)),
     ):
         before = low()
@@ -113,11 +113,11 @@ def test_a_frozen_layer_keeps_its_weights_in_bf16_until_they_change(bias: bool) 
 
 
 def test_a_layer_in_training_keeps_nothing() -> None:
-    for layer in (cpu.Linear(24, 8).eval(), cpu.Linear(24, 8).requires_grad_(False)):
+    for layer in (bf16.Linear(24, 8).eval(), bf16.Linear(24, 8).requires_grad_(False)):
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             layer(noise(3, 24))
         assert layer._low is None
-    layer = cpu.Linear(24, 8).eval().requires_grad_(False)
+    layer = bf16.Linear(24, 8).eval().requires_grad_(False)
     for put in (layer.train, lambda: layer.to("cpu")):
         layer.eval()
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -133,7 +133,7 @@ def test_a_layer_in_training_keeps_nothing() -> None:
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_parameters_that_come_and_go_at_the_same_place(bias: bool) -> None:
-    layer, x = cpu.Linear(24, 8, bias=bias).eval().requires_grad_(False), noise(2, 5, 24)
+    layer, x = bf16.Linear(24, 8, bias=bias).eval().requires_grad_(False), noise(2, 5, 24)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         for seed in range(20):  # a new parameter often gets the number and the memory of one that is gone
             layer.weight = None
@@ -181,5 +181,5 @@ def test_freed_memory_is_kept() -> None:
 
 def test_memory_is_left_as_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MALLOC_MMAP_MAX_", "65536")
-    monkeypatch.setattr(cpu.ctypes, "CDLL", lambda _: pytest.fail("the C library is asked"))
-    assert "as MALLOC_MMAP_MAX_ sets it" in cpu.keep_freed_memory()
+    monkeypatch.setattr(bf16.ctypes, "CDLL", lambda _: pytest.fail("the C library is asked"))
+    assert "as MALLOC_MMAP_MAX_ sets it" in bf16.keep_freed_memory()

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from asit import runtime
 from asit.audio.fbank import FrontEnd
+from asit.config import EncoderSettings, FrontEndSettings
 from asit.errors import AudioError, ConfigError
-from asit.model import embedding
 from asit.model.audio_model import AudioModel, Embedding
-from asit.model.embedding import Embedder, Window
-from asit.model.logmels import LogMels
+from asit.model.inference import embedding
+from asit.model.inference.embedding import Embedder, Window
+from asit.model.inference.logmel_stream import LogMels
 from asit.model.vit import Encoder
-from asit.settings import EncoderSettings, FrontEndSettings
 
 FRAMES = 48  # 6 columns of 80 ms
 COLUMN = 8 * 160  # samples

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from asit.model.heads import ProjectionHead, ReconstructionHead
-from asit.settings import HeadSettings
+from asit.config import HeadSettings
+from asit.pretrain.heads import ProjectionHead, ReconstructionHead
 
 SMALL = HeadSettings(hidden=20, bottleneck=6, class_prototypes=11, patch_prototypes=7)
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from asit.config import EncoderSettings
 from asit.errors import CheckpointError
 from asit.model.imagenet import load_imagenet
 from asit.model.vit import Encoder
-from asit.settings import EncoderSettings
 
 SETTINGS = EncoderSettings(size="custom", width=128, depth=2, heads=2)
 SIDE = 4

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from asit.config import EncoderSettings
 from asit.errors import ConfigError
 from asit.model.positions import adapt, grid_of, resize_positions, stride_of, whole_frames
 from asit.model.vit import Encoder
-from asit.settings import EncoderSettings
 
 TASKS = (98, 128, 498, 512, 592, 998, 1024)
 """Frames of the tasks' clips: 1 s, 5 s, the pretraining view, 10 s, and what others fill them up to."""

@@ -13,15 +13,15 @@ import torch
 
 from asit import runtime
 from asit.audio.fbank import FrontEnd
-from asit.data.catalogue import Catalogue, Clip
-from asit.data.windows import Windows
+from asit.config import EncoderSettings, FrontEndSettings
+from asit.data.catalogue.catalogue import Catalogue, Clip
+from asit.data.loading.windows import Windows
 from asit.errors import AudioError, ConfigError
+from asit.evaluate.scoring import Scorer
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Classifier, Head, Labelling
-from asit.model.tagging import Tag, Tags, join_tags
+from asit.model.inference.tagging import Tag, Tags, join_tags
 from asit.model.vit import Encoder
-from asit.runs.score import Scorer
-from asit.settings import EncoderSettings, FrontEndSettings
 
 TINY = EncoderSettings(size="custom", width=32, depth=2, heads=2, patch_frames=8, patch_mels=8)
 FRAMES = 48

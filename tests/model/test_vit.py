@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from asit.config import EncoderSettings
 from asit.errors import ConfigError
 from asit.model.vit import Encoder, draw_drop_path, drop_path_rates
-from asit.settings import EncoderSettings
 
 TINY = EncoderSettings(size="custom", width=24, depth=3, heads=3, patch_frames=4, patch_mels=8)
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from asit.pretrain import fused, losses
-from asit.pretrain.fused import Projected
+from asit.pretrain import chunked_loss, losses
+from asit.pretrain.chunked_loss import Projected
 
 ROWS, WIDE, PROTOTYPES = 23, 8, 31
 TEMPERATURES = (0.1, 0.05)
@@ -21,8 +21,8 @@ TEMPERATURES = (0.1, 0.05)
 def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """All rows at once; five at a time; five at a time of which two are worked on at once."""
     if request.param != "whole":
-        monkeypatch.setattr(fused, "_CPU_CHUNK", 5 * PROTOTYPES)
-        monkeypatch.setattr(fused, "_CPU_CACHE", (5 if request.param == "chunks" else 2) * PROTOTYPES)
+        monkeypatch.setattr(chunked_loss, "_CPU_CHUNK", 5 * PROTOTYPES)
+        monkeypatch.setattr(chunked_loss, "_CPU_CACHE", (5 if request.param == "chunks" else 2) * PROTOTYPES)
 
 
 def given(dtype: torch.dtype, copies: int = 1) -> tuple[Projected, Projected, Tensor]:
@@ -59,7 +59,7 @@ def test_value_and_gradient_are_the_plain_ones_in_float64(masked: bool, copies: 
     if masked:
         rows = torch.rand(copies * ROWS, generator=torch.Generator().manual_seed(5)) < 0.4
         counted = rows, rows.sum() * 0.8
-    loss, entropy = fused.local_loss(
+    loss, entropy = chunked_loss.local_loss(
         student, teacher, centre, TEMPERATURES, dtype=torch.float64, counted=counted, measure=True
     )
     want, want_entropy = plain(student, teacher, centre, counted)
@@ -73,7 +73,7 @@ def test_value_and_gradient_are_the_plain_ones_in_float64(masked: bool, copies: 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 2e-2)])
 def test_lower_precision_costs_its_own_rounding(dtype: torch.dtype, tolerance: float) -> None:
     student, teacher, centre = given(torch.float32)
-    loss, _ = fused.local_loss(student, teacher, centre, TEMPERATURES, dtype=dtype)
+    loss, _ = chunked_loss.local_loss(student, teacher, centre, TEMPERATURES, dtype=dtype)
     exact = Projected(*(x.detach().double().requires_grad_() for x in student))
     want, _ = plain(exact, Projected(*(x.double() for x in teacher)), centre.double())
     assert loss.dtype == torch.float32
@@ -86,7 +86,7 @@ def test_lower_precision_costs_its_own_rounding(dtype: torch.dtype, tolerance: f
 def test_no_row_that_counts_costs_nothing() -> None:
     student, teacher, centre = given(torch.float32)
     none = torch.zeros(ROWS, dtype=torch.bool), torch.zeros(())
-    loss, _ = fused.local_loss(student, teacher, centre, TEMPERATURES, dtype=torch.float32, counted=none)
+    loss, _ = chunked_loss.local_loss(student, teacher, centre, TEMPERATURES, dtype=torch.float32, counted=none)
     assert loss.item() == 0
     assert all(not g.any() for g in gradients(loss, student))
 
@@ -97,7 +97,7 @@ def test_two_processes_with_their_own_counts_are_one() -> None:
     whole, _ = plain(student, teacher, centre, (rows, rows.sum()))
     count = rows.sum() / 2
     parts = [
-        fused.local_loss(
+        chunked_loss.local_loss(
             Projected(student.z[part], student.weight),
             Projected(teacher.z[part], teacher.weight),
             centre,
@@ -125,7 +125,7 @@ class _Largest(TorchDispatchMode):
 def test_logits_are_never_whole(request: pytest.FixtureRequest) -> None:
     student, teacher, centre = given(torch.float32)
     with _Largest() as seen:
-        loss, _ = fused.local_loss(student, teacher, centre, TEMPERATURES, dtype=torch.float32)
+        loss, _ = chunked_loss.local_loss(student, teacher, centre, TEMPERATURES, dtype=torch.float32)
         loss.backward()
     # Five rows at a time, and (WIDE, PROTOTYPES) is the gradient of the weight.
     assert seen.rows == (ROWS if "[whole]" in request.node.name else max(5, WIDE))

@@ -14,8 +14,8 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from asit.pretrain import fused, losses
-from asit.settings import LossSettings
+from asit.config import LossSettings
+from asit.pretrain import chunked_loss, losses
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "official_losses.json").read_text())
 V1 = LossSettings()
@@ -27,8 +27,8 @@ def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     """Each test twice: rows at once, and two or three rows at a time with a shorter last chunk."""
     if request.param == "chunked":
         monkeypatch.setattr(losses, "_CPU_CHUNK", 40)
-        monkeypatch.setattr(fused, "_CPU_CHUNK", 70)
-        monkeypatch.setattr(fused, "_CPU_CACHE", 20)
+        monkeypatch.setattr(chunked_loss, "_CPU_CHUNK", 70)
+        monkeypatch.setattr(chunked_loss, "_CPU_CACHE", 20)
 
 
 def rows(n: int, k: int, seed: int, scale: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -236,8 +236,8 @@ def test_two_steps_give_the_numbers_of_the_official_code(version: str, settings:
         mask = wave(shape, 0.05, 2 + c) > 0.2
         found = {
             "global": losses.global_loss(s_class, p_class, settings.student_temperature),
-            "local": fused.local_loss(
-                *(fused.Projected(x.flatten(0, 1), torch.eye(k_patch)) for x in (s_patch, t_patch)),
+            "local": chunked_loss.local_loss(
+                *(chunked_loss.Projected(x.flatten(0, 1), torch.eye(k_patch)) for x in (s_patch, t_patch)),
                 patch_centre.value,
                 (settings.student_temperature, tau),
                 dtype=torch.float32,

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from asit.data.order import MicroBatches, Neighbourhood
+from asit.config import MaskingSettings
+from asit.data.loading.sampler import MicroBatches, Neighbourhood
 from asit.pretrain import masking
-from asit.settings import MaskingSettings
 
 T, F = 592, 128
 BLOCK = 0.3 * 0.3

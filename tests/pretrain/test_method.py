@@ -11,17 +11,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from asit import recipes
+from asit import api
 from asit.audio.fbank import FrontEnd
-from asit.data import batches
-from asit.data.batches import Batch
-from asit.engine import optim
-from asit.engine.loop import Now
+from asit.config import PretrainSettings
 from asit.errors import CheckpointError, ConfigError
-from asit.pretrain import masking, method
+from asit.pretrain import masking, method, pretrain_dataset
 from asit.pretrain.method import ASiT
+from asit.pretrain.pretrain_dataset import Batch
 from asit.runtime import Precision, World
-from asit.settings import PretrainSettings
+from asit.training import optim
+from asit.training.loop import Now
 
 CPU = torch.device("cpu")
 WORLD = World(0, 1, CPU, "")
@@ -458,12 +457,12 @@ def shrunk(name: str) -> PretrainSettings:
     """A preset with a small encoder and its own everything else."""
     encoder = {"size": "custom", "width": 32, "depth": 2, "heads": 2}
     small = {"encoder": encoder, "heads": {"hidden": 64, "bottleneck": 32}, "batch_size": 2}
-    found = method.resolve(recipes.pretrain_settings(name, None, small))
+    found = method.resolve(api.pretrain_settings(name, None, small))
     found.front_end.mean, found.front_end.std = -4.27, 4.57
     return found
 
 
-@pytest.fixture(params=recipes.presets())
+@pytest.fixture(params=api.presets())
 def preset(request: pytest.FixtureRequest) -> PretrainSettings:
     return shrunk(request.param)
 
@@ -471,7 +470,7 @@ def preset(request: pytest.FixtureRequest) -> PretrainSettings:
 def test_presets_build_and_step(preset: PretrainSettings) -> None:
     method.check(preset)
     front_end = FrontEnd(preset.front_end)
-    frames, short, _ = batches.view_frames(preset.views, front_end, preset.encoder.patch_frames, typical=10.0)
+    frames, short, _ = pretrain_dataset.view_frames(preset.views, front_end, preset.encoder.patch_frames, typical=10.0)
     if preset.preset in ("paper", "official-v2"):
         assert frames == 592
         assert short == (192 if preset.preset == "official-v2" else 0)

@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from asit.data.batches import Batch, OnDevice
-from asit.engine import optim
-from asit.engine.loop import Now
+from asit.config import PretrainSettings
 from asit.model import vit
-from asit.pretrain import masking, method, tokens
+from asit.pretrain import masking, method, token_selection
+from asit.pretrain.pretrain_dataset import Batch, OnDevice
 from asit.runtime import Precision, World
-from asit.settings import PretrainSettings
+from asit.training import optim
+from asit.training.loop import Now
 
 META = torch.device("meta")
 FRAMES, SHORT, CLIPS = 64, 32, 4
@@ -40,7 +40,7 @@ def drawn(settings: PretrainSettings, device: torch.device) -> Batch:
     copies = settings.masking.copies
     seen, rows, local = copies * 2 * CLIPS, 2 * CLIPS, settings.views.local_views * CLIPS
     chosen = [
-        tokens.choose(
+        token_selection.choose(
             rng,
             [masking.draw(rng, FRAMES, 32, settings.masking) for _ in range(copies * 2)],
             settings.masking,

@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from asit.data.batches import GLOBAL_VIEWS, Batch
-from asit.engine.loop import Now
+from asit.config import LossSettings, MaskingSettings, PretrainSettings
 from asit.model import vit
-from asit.pretrain import masking, method, tokens
+from asit.pretrain import masking, method, token_selection
 from asit.pretrain.masking import ViewMask
 from asit.pretrain.method import ASiT
+from asit.pretrain.pretrain_dataset import GLOBAL_VIEWS, Batch
 from asit.runtime import Precision, World
-from asit.settings import LossSettings, MaskingSettings, PretrainSettings
+from asit.training.loop import Now
 
 CPU = torch.device("cpu")
 WORLD, FLOAT32 = World(0, 1, CPU, ""), Precision("float32", "")
@@ -47,7 +47,7 @@ def batch(chosen: PretrainSettings, seed: int = 0) -> Batch:
     drawn = []
     for _ in range(CLIPS):
         masks = [masking.draw(rng, FRAMES, MELS, chosen.masking, PATCH) for _ in range(copies * GLOBAL_VIEWS)]
-        drawn.append(tokens.choose(rng, masks, chosen.masking, chosen.losses, PATCH))
+        drawn.append(token_selection.choose(rng, masks, chosen.masking, chosen.losses, PATCH))
 
     def rows(parts: list[list[Any]]) -> Tensor:
         return torch.from_numpy(np.stack([np.stack(part) for part in parts], axis=1)).flatten(0, 1)
@@ -102,7 +102,7 @@ def test_what_is_wiped_most_is_left_out_first_and_exactly_so_many() -> None:
     for seed in range(20):
         mask = masking.draw(np.random.default_rng(seed), FRAMES, MELS, settings, PATCH, replace=False)
         wiped = mask.drop.reshape(4, 16, 4, 8).mean((1, 3)).reshape(-1)
-        made, keep = tokens.leave_out(np.random.default_rng(seed), mask, 7, PATCH)
+        made, keep = token_selection.leave_out(np.random.default_rng(seed), mask, 7, PATCH)
         out = np.setdiff1d(np.arange(GRID), keep)
         assert len(np.unique(keep)) == 7
         assert keep.tolist() == sorted(keep.tolist())
@@ -116,10 +116,10 @@ def test_what_is_wiped_most_is_left_out_first_and_exactly_so_many() -> None:
 
 def test_equals_are_left_out_evenly_and_by_the_generator_alone() -> None:
     empty = ViewMask(np.zeros((FRAMES, MELS), bool), np.zeros((FRAMES, MELS), bool))
-    kept = [tokens.leave_out(np.random.default_rng(i), empty, 4, PATCH)[1] for i in range(2000)]
+    kept = [token_selection.leave_out(np.random.default_rng(i), empty, 4, PATCH)[1] for i in range(2000)]
     share = np.bincount(np.concatenate(kept), minlength=GRID) / 2000
     assert np.abs(share - 0.25).max() < 5 * (0.25 * 0.75 / 2000) ** 0.5
-    assert np.array_equal(kept[7], tokens.leave_out(np.random.default_rng(7), empty, 4, PATCH)[1])
+    assert np.array_equal(kept[7], token_selection.leave_out(np.random.default_rng(7), empty, 4, PATCH)[1])
 
 
 def test_with_aligned_blocks_what_is_left_out_was_wiped_whole() -> None:
@@ -127,7 +127,7 @@ def test_with_aligned_blocks_what_is_left_out_was_wiped_whole() -> None:
     for seed in range(20):
         rng = np.random.default_rng(seed)
         masks = [masking.draw(rng, FRAMES, MELS, chosen, PATCH) for _ in range(2)]
-        found = tokens.choose(rng, masks, chosen, LossSettings(), PATCH)
+        found = token_selection.choose(rng, masks, chosen, LossSettings(), PATCH)
         for before, after in zip(masks, found.masks, strict=True):
             assert np.array_equal(before.drop, after.drop)  # at least half of the view is wiped: nothing more is
 
@@ -136,7 +136,7 @@ def test_where_all_tokens_are_wanted_nothing_is_drawn() -> None:
     rng = np.random.default_rng(0)
     masks = [masking.draw(rng, FRAMES, MELS, MaskingSettings(), PATCH) for _ in range(2)]
     before = rng.bit_generator.state
-    found = tokens.choose(rng, masks, MaskingSettings(), LossSettings(), PATCH)
+    found = token_selection.choose(rng, masks, MaskingSettings(), LossSettings(), PATCH)
     assert rng.bit_generator.state == before
     assert all(a is b for a, b in zip(found.masks, masks, strict=True))
     assert (found.keep.shape, found.local.shape) == ((2, 0), (2, 0))
@@ -150,12 +150,12 @@ def test_tokens_of_the_local_loss(kind: str) -> None:
     for seed in range(400):
         rng = np.random.default_rng(seed)
         masks = [masking.draw(rng, FRAMES, MELS, mask, PATCH, replace=False) for _ in range(4)]
-        found = tokens.choose(rng, masks, mask, losses, PATCH).local
+        found = token_selection.choose(rng, masks, mask, losses, PATCH).local
         assert found.shape == (2, 4)
         for view in range(2):
             assert len(set(found[view])) == 4
             seen[found[view]] += 1
-            times = sum((tokens.areas(m.any, PATCH) > 0.5).astype(int) for m in masks[view::2])
+            times = sum((token_selection.areas(m.any, PATCH) > 0.5).astype(int) for m in masks[view::2])
             if kind == "masked":
                 others = np.setdiff1d(np.arange(GRID), found[view])
                 assert np.min(times[found[view]]) >= np.max(times[others])
@@ -165,13 +165,13 @@ def test_tokens_of_the_local_loss(kind: str) -> None:
 def test_touched_cut_and_copied_by_loops() -> None:
     g = torch.Generator().manual_seed(1)
     mask, x = torch.rand(2, 1, FRAMES, MELS, generator=g) < 0.01, torch.randn(2, 1, FRAMES, MELS, generator=g)
-    found, areas = tokens.touched(mask, PATCH), vit.cut(x, PATCH).flatten(0, 1)
+    found, areas = token_selection.touched(mask, PATCH), vit.cut(x, PATCH).flatten(0, 1)
     for r, t, m in itertools.product(range(2), range(4), range(4)):
         at = (r, 0, slice(16 * t, 16 * t + 16), slice(8 * m, 8 * m + 8))
         assert found[r, 4 * t + m] == mask[at].any()
         assert torch.equal(areas[r * GRID + 4 * t + m], x[at].flatten())
     assert 0 < found.float().mean() < 1
-    assert torch.equal(tokens.copied(x, 3), torch.cat([x, x, x]))
+    assert torch.equal(token_selection.copied(x, 3), torch.cat([x, x, x]))
 
 
 # what is computed with it
@@ -296,7 +296,7 @@ def test_reconstruction_of_touched_patches_alone_is_the_same_loss(over: dict[str
     one, other = learn(build(plain), data), learn(task, data)
     assert other[0] == pytest.approx(one[0], rel=1e-5)
     alike(other[1], one[1])
-    touched = int(tokens.touched(data.drop | data.replace, PATCH).sum())
+    touched = int(token_selection.touched(data.drop | data.replace, PATCH).sum())
     assert calls == [touched]
     assert touched < len(data.drop) * GRID
 

@@ -14,10 +14,10 @@ import soundfile
 import yaml
 from numpy.typing import NDArray
 
-from asit.data.catalogue import Catalogue, Clip
-from asit.data.labels import list_hash
-from asit.settings import FinetuneSettings
-from asit.transfer import metrics
+from asit.config import FinetuneSettings
+from asit.data.catalogue.catalogue import Catalogue, Clip
+from asit.data.catalogue.labels import list_hash
+from asit.evaluate import metrics
 
 HOSTILE = '<script>alert("x")</script>&'
 RATE = 16000

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from asit.errors import AsitError, ConfigError
-from asit.report import tables
+from asit.evaluate.metrics import paired_difference
+from asit.report import comparison_table
 from asit.report.compare import compare
-from asit.transfer.metrics import paired_difference
 
 
 def lines(text: str) -> list[list[str]]:
@@ -30,7 +30,7 @@ def test_two_runs_and_their_paired_difference(tmp_path: Path, make: SimpleNamesp
     order = np.random.default_rng(0).permutation(100)
     strong.write_scores(second, order=order)  # another order of clips must not matter
     found = compare([first, second], seed=3)
-    text = tables.markdown(found)
+    text = comparison_table.markdown(found)
     head, one, two, _, difference = lines(text)
     assert head[:2] == ["run", "started from"]
     low, high = weak.record()["metrics"]["accuracy"]["interval"]
@@ -73,7 +73,7 @@ def test_seeds_are_put_together(tmp_path: Path, make: SimpleNamespace, words: li
     values = [float((e.scores.argmax(1) == e.truth).mean()) for e in examples]
     assert group.values == pytest.approx(values)
     assert (group.mean, group.deviation) == pytest.approx((np.mean(values), np.std(values, ddof=1)))
-    assert f"accuracy {np.mean(values):.3f} ± {np.std(values, ddof=1):.3f} | 3 |" in tables.markdown(found)
+    assert f"accuracy {np.mean(values):.3f} ± {np.std(values, ddof=1):.3f} | 3 |" in comparison_table.markdown(found)
     # the same seed twice is no spread over seeds
     again = make.run(tmp_path / "again", examples[0], seed=0)
     assert compare([runs[0], again]).seeds == []
@@ -87,7 +87,7 @@ def test_other_lists_of_clips_are_warned_about(tmp_path: Path, make: SimpleNames
     (warning,) = found.warnings
     assert "words, test: 2 different lists of clips, so scores cannot be compared" in warning
     assert f"(90 clips) in {second}" in warning
-    assert f"Warning: {warning}" in tables.markdown(found)
+    assert f"Warning: {warning}" in comparison_table.markdown(found)
 
 
 def test_a_cross_validation_is_one_line(tmp_path: Path, make: SimpleNamespace, words: list[str]) -> None:
@@ -98,7 +98,10 @@ def test_a_cross_validation_is_one_line(tmp_path: Path, make: SimpleNamespace, w
     assert [row.value.value for row in found.rows] == pytest.approx([np.mean(v) for v in values])
     assert [row.deviation for row in found.rows] == pytest.approx([np.std(v, ddof=1) for v in values])
     assert [(row.folds, row.clips) for row in found.rows] == [(3, 150), (3, 150)]
-    assert f"accuracy {np.mean(values[0]):.3f} ± {np.std(values[0], ddof=1):.3f} over 3 folds" in tables.markdown(found)
+    assert (
+        f"accuracy {np.mean(values[0]):.3f} ± {np.std(values[0], ddof=1):.3f} over 3 folds"
+        in comparison_table.markdown(found)
+    )
     # all folds' clips together
     assert found.differences[0].clips == 150
     assert found.differences[0].value.value == pytest.approx(np.mean(values[1]) - np.mean(values[0]))
@@ -124,7 +127,7 @@ def test_runs_without_scores(tmp_path: Path, make: SimpleNamespace, words: list[
     going = make.run(tmp_path / "going", None)
     folds = make.folds(tmp_path / "cv", [make.example(words, 50, 3.0)], finished=False)
     make.run(folds / "fold-2", None)
-    text = tables.markdown(compare([done, going, folds]))
+    text = comparison_table.markdown(compare([done, going, folds]))
     assert f"No score: {going} is not finished. Still running, or cut off: the last record is of step 50" in text
     assert f"No score: {folds} is not finished: 1 folds scored, still to do: 2" in text
     assert len(lines(text)) == 2
@@ -168,7 +171,7 @@ def test_files_of_records(tmp_path: Path, make: SimpleNamespace, words: list[str
     assert [(group.row.labels, len(group.values)) for group in found.seeds] == [("10 %", 3)]
     trials = {"EER": {"value": 0.125, "interval": [0.1, 0.15]}, "minDCF": {"value": 0.7, "interval": None}}
     path.write_text(json.dumps([{"split": "test", "weights": "class", "clips": 9, "list": "ab", "metrics": trials}]))
-    assert "EER 0.125 (0.100 to 0.150)" in tables.markdown(compare([path]))
+    assert "EER 0.125 (0.100 to 0.150)" in comparison_table.markdown(compare([path]))
     path.write_text("[]")
     with pytest.raises(AsitError, match=r"probe\.json holds no result records"):
         compare([path])
@@ -193,23 +196,23 @@ def test_csv_and_json(tmp_path: Path, make: SimpleNamespace, words: list[str]) -
     examples = [make.example(words, 50, 2.0, seed=i) for i in range(2)]
     runs = [make.run(tmp_path / f"a|{i}", example, seed=i) for i, example in enumerate(examples)]
     found = compare(runs)
-    tables.write(found, tmp_path / "new" / "table.csv")
+    comparison_table.write(found, tmp_path / "new" / "table.csv")
     with (tmp_path / "new" / "table.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["kind"] for row in rows] == ["score", "score", "seeds"]
     assert [float(row["value"]) for row in rows[:2]] == [row.value.value for row in found.rows]
     assert float(rows[1]["difference"]) == found.differences[0].value.value
     assert (rows[2]["seeds"], float(rows[2]["deviation"])) == ("2", found.seeds[0].deviation)
-    tables.write(found, tmp_path / "table.json")
+    comparison_table.write(found, tmp_path / "table.json")
     held = json.loads((tmp_path / "table.json").read_text())
     assert held["differences"][0]["interval"] == [found.differences[0].value.low, found.differences[0].value.high]
     assert held["rows"][0]["list"] == examples[0].record()["list"]
     assert held["rows"][0]["deviation"] is None
-    tables.write(found, tmp_path / "table.md")
-    assert (tmp_path / "table.md").read_text() == tables.markdown(found)
-    assert "a\\|0" in tables.markdown(found)
+    comparison_table.write(found, tmp_path / "table.md")
+    assert (tmp_path / "table.md").read_text() == comparison_table.markdown(found)
+    assert "a\\|0" in comparison_table.markdown(found)
     with pytest.raises(ConfigError, match=r"table\.txt\n  expected: a name that ends in \.md, \.csv, \.json"):
-        tables.write(found, tmp_path / "table.txt")
+        comparison_table.write(found, tmp_path / "table.txt")
     assert not re.findall(r"\.tmp$", " ".join(p.name for p in tmp_path.iterdir()))
 
 

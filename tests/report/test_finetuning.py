@@ -16,10 +16,10 @@ import soundfile
 
 from asit.errors import AsitError, ConfigError
 from asit.report import listen, report
-from asit.report.classes import class_table, confusion
-from asit.report.confidence import calibration
+from asit.report.calibration import calibration
+from asit.report.class_table import class_table, confusion
 from asit.report.listen import Recordings
-from asit.report.results import Scores, metric, spread
+from asit.report.score_records import Scores, metric, spread
 
 HOSTILE = '<script>alert("x")</script>&'
 

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from asit.audio.fbank import FrontEnd
+from asit.config import FrontEndSettings
 from asit.report import timeline
 from asit.report.timeline import Spectrogram
-from asit.settings import FrontEndSettings
 
 SETTINGS = FrontEndSettings(mels=32, mean=-6.0, std=3.0)
 

@@ -21,10 +21,10 @@ import soundfile
 import torch
 from torch import Tensor
 
-from asit import checkpoint
-from asit.data import scan
+from asit.config import FinetuneSettings, FrontEndSettings, PretrainSettings
+from asit.data.catalogue import scan
 from asit.errors import AsitError
-from asit.settings import FinetuneSettings, FrontEndSettings, PretrainSettings
+from asit.io import checkpoint
 
 if sys.platform == "win32":
     pytest.skip("forked runs need a POSIX system", allow_module_level=True)

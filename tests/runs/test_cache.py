@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from asit.errors import ConfigError
-from asit.runs.cache import Shelf, Store, default_folder, key_of, open_store
+from asit.evaluate.feature_cache import Shelf, Store, default_folder, key_of, open_store
 
 KEYS = [key_of(name) for name in "abcde"]
 ONE = np.zeros((25, 100), np.float32)  # 10 kB

@@ -20,21 +20,25 @@ from typing import Any
 import pytest
 import torch
 
-from asit import checkpoint, cli, config, runtime
-from asit.data import order, scan
-from asit.data.catalogue import Catalogue
-from asit.engine.failures import Failures
-from asit.engine.records import Records
+from asit import cli, runtime
+from asit.config import FrontEndSettings, PretrainSettings, yaml
+from asit.data.catalogue import scan
+from asit.data.catalogue.catalogue import Catalogue
+from asit.data.loading import sampler
 from asit.errors import CatalogueError, CheckpointError, ConfigError, TrainingError
-from asit.runs import agreement, finetune, folds, pretrain
-from asit.settings import FrontEndSettings, PretrainSettings
+from asit.finetune import cross_validation, finetune_run
+from asit.io import checkpoint
+from asit.pretrain import pretrain_run
+from asit.training import rank_consistency
+from asit.training.metrics_log import Records
+from asit.training.read_failures import Failures
 
 LONG: dict[str, Any] = {"epochs": 30, "records": {"checkpoint_every": 5, "keep": 2}}
 """120 steps."""
 
 
 def go(settings: PretrainSettings, **how: Any) -> int:
-    return 0 if pretrain.pretrain(settings, stream=None, **how).finished else 1
+    return 0 if pretrain_run.pretrain(settings, stream=None, **how).finished else 1
 
 
 class Ranks:
@@ -53,11 +57,11 @@ class Ranks:
 @pytest.mark.parametrize("places", [False, True])
 def test_samples_do_not_depend_on_processes(places: bool, no_global_draws: None) -> None:
     """The samples of each step are the same set, whoever takes them, and wherever a run was stopped in between."""
-    draw, count, batch = order.shuffled(11, 103), 103, 24
+    draw, count, batch = sampler.shuffled(11, 103), 103, 24
 
-    def steps(size: int, start: int = 0) -> list[list[order.Key]]:
+    def steps(size: int, start: int = 0) -> list[list[sampler.Key]]:
         micro = batch // size // (2 if size < 4 else 1)
-        ranks = [iter(order.MicroBatches(draw, count, batch, micro, r, size, start, places)) for r in range(size)]
+        ranks = [iter(sampler.MicroBatches(draw, count, batch, micro, r, size, start, places)) for r in range(size)]
         passes = batch // size // micro
         return [sorted(key for r in ranks for part in islice(r, passes) for key in part) for _ in range(9)]
 
@@ -69,15 +73,15 @@ def test_samples_do_not_depend_on_processes(places: bool, no_global_draws: None)
         assert steps(size, start=5)[:4] == alone[5:]
 
 
-class _Keys(order.Samples[order.Key]):
-    def __getitem__(self, key: order.Key) -> order.Key:
+class _Keys(sampler.Samples[sampler.Key]):
+    def __getitem__(self, key: sampler.Key) -> sampler.Key:
         return key
 
 
 def test_samples_do_not_depend_on_loader_processes() -> None:
-    def brought(size: int, workers: int) -> list[list[order.Key]]:
-        keys = [order.MicroBatches(order.shuffled(3, 20), 20, 8, 8 // size, r, size, 1) for r in range(size)]
-        loaders = [order.loader(_Keys(), k, list, workers=workers, pin=False) for k in keys]
+    def brought(size: int, workers: int) -> list[list[sampler.Key]]:
+        keys = [sampler.MicroBatches(sampler.shuffled(3, 20), 20, 8, 8 // size, r, size, 1) for r in range(size)]
+        loaders = [sampler.loader(_Keys(), k, list, workers=workers, pin=False) for k in keys]
         steps = [[key for one in loaders for key in next(one)] for _ in range(4)]
         for one in loaders:
             one.close()
@@ -94,35 +98,37 @@ def test_what_differs_is_named_with_its_ranks() -> None:
     other = {**common, "optim.lr": 0.5, "views.roll": 0.5}
     world = Ranks(("node1", common), ("node1", common), ("node2", other), ("node2", common))
     with pytest.raises(TrainingError) as caught:
-        agreement.agree(world, common)  # type: ignore[arg-type]
+        rank_consistency.agree(world, common)  # type: ignore[arg-type]
     text = str(caught.value)
     assert "the 4 processes of this run disagree about 2 things" in text
     assert "optim.lr: 0.05 on ranks 0, 1, 3 (node1, node2); 0.5 on rank 2 (node2)" in text
     assert "views.roll: not there on ranks 0, 1, 3 (node1, node2); 0.5 on rank 2 (node2)" in text
     assert "seed" not in text
-    agreement.agree(Ranks(("a", common), ("b", dict(common))), common)  # type: ignore[arg-type]
+    rank_consistency.agree(Ranks(("a", common), ("b", dict(common))), common)  # type: ignore[arg-type]
 
 
 def test_each_machine_may_have_its_own_paths_and_processes(tiny: Any, tuned: Any, tmp_path: Path) -> None:
     ours, theirs = (
-        agreement.of_settings(tiny(tmp_path, data=tmp_path / name, workers=w, threads=w, views={"keep_gb": float(w)}))
+        rank_consistency.of_settings(
+            tiny(tmp_path, data=tmp_path / name, workers=w, threads=w, views={"keep_gb": float(w)})
+        )
         for name, w in (("here", 1), ("there", 2))
     )
     assert ours == theirs
     assert ours["optim.lr"] == 0.05
     assert "records.checkpoint_every" in ours
-    assert agreement.of_settings(tuned(tmp_path))["augment.mixup"] == 0.5
+    assert rank_consistency.of_settings(tuned(tmp_path))["augment.mixup"] == 0.5
 
 
 def test_the_code_is_compared_by_its_source() -> None:
-    code = agreement.of_code()
+    code = rank_consistency.of_code()
     assert code["version of torch"] == torch.__version__
     assert len(code["source of asit (SHA-256)"]) == 16
 
 
 def test_a_machine_without_the_recordings_is_named(listed: Path, tmp_path: Path) -> None:
     catalogue = Catalogue.read(listed)
-    here = agreement.have_files
+    here = rank_consistency.have_files
     here(Ranks(("a", 16, 0, []), ("b", 16, 0, [])), catalogue)  # type: ignore[arg-type]
     here(Ranks(("a", 16, 2, ["x"]), ("b", 16, 2, ["x"])), catalogue)  # type: ignore[arg-type]
     with pytest.raises(CatalogueError, match=r"rank 1 \(b\): 16 of 16 looked for are not there, the first: /d/00.wav"):
@@ -138,7 +144,7 @@ def test_a_machine_without_the_recordings_is_named(listed: Path, tmp_path: Path)
 @pytest.mark.parametrize("kind", ["tiny", pytest.param("tuned", marks=pytest.mark.slow)])
 def test_processes_that_differ_all_stop(kind: str, request: pytest.FixtureRequest, tmp_path: Path, ranks: Any) -> None:
     make, run = request.getfixturevalue(kind), tmp_path / "run"
-    start: Any = pretrain.pretrain if kind == "tiny" else finetune.finetune
+    start: Any = pretrain_run.pretrain if kind == "tiny" else finetune_run.finetune
 
     def body() -> int:
         rate = 0.05 if os.environ["RANK"] == "0" else 0.04
@@ -158,7 +164,7 @@ def test_processes_that_differ_all_stop(kind: str, request: pytest.FixtureReques
 
 def test_auto_resume_begins_and_goes_on(tiny: Any, tmp_path: Path, state: Any, same: Any) -> None:
     run, file = tmp_path / "run", tmp_path / "s.yaml"
-    file.write_text(config.to_yaml(tiny(run, epochs=1, stop_after=1)))
+    file.write_text(yaml.to_yaml(tiny(run, epochs=1, stop_after=1)))
     call = ["pretrain", "--config", str(file), "--auto-resume"]
     assert cli.main(call) == 0
     assert cli.main([*call, "--stop-after", "0"]) == 0
@@ -175,8 +181,8 @@ def test_auto_resume_goes_with_neither_of_the_others(
             assert cli.main([verb, "--out", str(tmp_path / "run"), "--auto-resume", other]) == 2
             assert f"--auto-resume and {other} were both given" in capsys.readouterr().err
     for call, settings in (
-        (pretrain.pretrain, tiny(tmp_path / "run")),
-        (folds.run, tuned(tmp_path / "run", sides={"fold": "all"})),
+        (pretrain_run.pretrain, tiny(tmp_path / "run")),
+        (cross_validation.run, tuned(tmp_path / "run", sides={"fold": "all"})),
     ):
         with pytest.raises(ConfigError, match="--resume and --overwrite were both given"):
             call(settings, resume="auto", overwrite=True, stream=None)
@@ -194,7 +200,7 @@ def test_a_restart_goes_on_with_what_the_same_torchrun_began(
     with pytest.raises(ConfigError, match="holds a run already"):
         go(tiny(run, epochs=1, stop_after=2))
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    result = pretrain.pretrain(tiny(run, epochs=1, stop_after=2), overwrite=True, stream=None)
+    result = pretrain_run.pretrain(tiny(run, epochs=1, stop_after=2), overwrite=True, stream=None)
     assert result.step == 2
     assert "goes on from step 1" in (run / "log.txt").read_text()
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job-2")
@@ -367,9 +373,9 @@ def test_a_killed_worker_is_started_again_and_nothing_is_seen_of_it(
     same: Any,
 ) -> None:
     make: Any = request.getfixturevalue("tiny" if verb == "pretrain" else "tuned")
-    call: Any = pretrain.pretrain if verb == "pretrain" else finetune.finetune
+    call: Any = pretrain_run.pretrain if verb == "pretrain" else finetune_run.finetune
     run, file, whole = tmp_path / "run", tmp_path / "s.yaml", make(tmp_path / "whole", **LONG)
-    file.write_text(config.to_yaml(make(run, **LONG)))
+    file.write_text(yaml.to_yaml(make(run, **LONG)))
     job = torchrun(2, 2, verb, "--config", str(file))
     for kill, step in enumerate((10, 40)):
         until(_has(run / "checkpoints" / f"step-{step:08d}"), job)
@@ -388,7 +394,7 @@ def test_a_killed_worker_is_started_again_and_nothing_is_seen_of_it(
 def test_sigterm_to_the_agent_leaves_a_checkpoint(torchrun: Any, tiny: Any, tmp_path: Path) -> None:
     """As a scheduler does it: the signal goes to the agent and to its processes, and the agent passes it on too."""
     run, file = tmp_path / "run", tmp_path / "s.yaml"
-    file.write_text(config.to_yaml(tiny(run, **{**LONG, "epochs": 4000, "records": {"checkpoint_every": 10_000}})))
+    file.write_text(yaml.to_yaml(tiny(run, **{**LONG, "epochs": 4000, "records": {"checkpoint_every": 10_000}})))
     job = torchrun(2, 0, "pretrain", "--config", str(file), "--auto-resume")
     until(lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size > 2000, job)
     workers = job.pids().values()
@@ -435,7 +441,7 @@ def test_the_slurm_script_ends_with_a_checkpoint_and_goes_on(tiny: Any, listed: 
     for name, body in SLURM.items():
         (place / name).write_text(f"#!/bin/bash\n{body}\n")
         (place / name).chmod(0o755)
-    file.write_text(config.to_yaml(tiny(run, **{**LONG, "epochs": 4000, "records": {"checkpoint_every": 10_000}})))
+    file.write_text(yaml.to_yaml(tiny(run, **{**LONG, "epochs": 4000, "records": {"checkpoint_every": 10_000}})))
     told = {"DATA": str(listed), "OUT": str(run), "PYTHON": sys.executable, "PROCESSES": "2", "PLACE": str(place)}
     told |= {"SLURM_JOB_ID": str(os.getpid()), "SLURM_NNODES": "1", "SLURM_JOB_NODELIST": "x", "OMP_NUM_THREADS": "1"}
     environment = {**os.environ, **told, "PATH": f"{place}:{os.environ['PATH']}"}

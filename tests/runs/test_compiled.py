@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from asit import config
-from asit.engine import compiling
-from asit.runs import finetune, pretrain
+from asit.config import yaml
+from asit.finetune import finetune_run
+from asit.pretrain import pretrain_run
+from asit.training import compilation
 
 pytestmark = pytest.mark.slow
 
@@ -24,13 +25,13 @@ SHORT: dict[str, Any] = {"batch_size": 16, "epochs": 2, "records": {"figure_ever
 
 @pytest.fixture(autouse=True)
 def compiler() -> None:
-    reason = compiling.failure(torch.device("cpu"))
+    reason = compilation.failure(torch.device("cpu"))
     if reason is not None:
         pytest.skip(f"torch.compile does not work here: {reason}")
 
 
 def go(settings: Any) -> int:
-    return 0 if pretrain.pretrain(settings, stream=None).finished else 1
+    return 0 if pretrain_run.pretrain(settings, stream=None).finished else 1
 
 
 def close(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> None:
@@ -66,7 +67,7 @@ def test_in_two_processes(parallel: str, tiny: Any, tmp_path: Path, state: Any) 
     assert go(tiny(plain, accumulate=2, **SHORT)) == 0
     settings = tiny(made, accumulate=2, compile=True, parallel=parallel, checkpoint_activations=True, **SHORT)
     file = tmp_path / "settings.yaml"
-    file.write_text(config.to_yaml(settings))
+    file.write_text(yaml.to_yaml(settings))
     # Not forked: a child of a process that has compiled waits for the compiler's own processes for ever.
     call = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "asit"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -81,6 +82,6 @@ def test_in_two_processes(parallel: str, tiny: Any, tmp_path: Path, state: Any) 
 def test_fine_tuning(tuned: Any, tmp_path: Path, state: Any) -> None:
     runs = tmp_path / "plain", tmp_path / "made"
     for run, compile_ in zip(runs, (False, True), strict=True):
-        assert finetune.finetune(tuned(run, compile=compile_), stream=None).finished
+        assert finetune_run.finetune(tuned(run, compile=compile_), stream=None).finished
     compiled(runs[1])
     close(state(runs[1]), state(runs[0]))

@@ -21,11 +21,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from asit import cli, config
+from asit import cli
+from asit.config import PretrainSettings, yaml
 from asit.errors import ConfigError
-from asit.runs import pretrain as runs
-from asit.runs import resources
-from asit.settings import PretrainSettings
+from asit.pretrain import pretrain_run as runs
+from asit.training import resources
 
 WHOLE: dict[str, Any] = {"batch_size": 16, "epochs": 3, "masking": {"donor_pool": 4}}
 """16 clips a step, one step an epoch: two processes get two whole blocks of donors each, and so one process' donors."""
@@ -206,7 +206,7 @@ def test_a_folder_is_looked_at_by_one_process(tiny: Any, recordings: Path, tmp_p
     run, seen = tmp_path / "run", tmp_path / "seen"
 
     def body() -> int:
-        from asit.data import scan
+        from asit.data.catalogue import scan
 
         real = scan.build
 
@@ -240,7 +240,7 @@ def test_a_signal_to_any_process_ends_all(tiny: Any, tmp_path: Path, start_ranks
     """The one that it did not meet says so too."""
     run = tmp_path / "run"
     file = tmp_path / "settings.yaml"
-    file.write_text(config.to_yaml(tiny(run, **{**WHOLE, "epochs": 400})))
+    file.write_text(yaml.to_yaml(tiny(run, **{**WHOLE, "epochs": 400})))
     children = start_ranks(2, lambda: cli.main(["pretrain", "--config", str(file)]))
     reaches(run, 4, children)
     children[1].signal(signal.SIGTERM)
@@ -256,7 +256,7 @@ def test_a_signal_to_any_process_ends_all(tiny: Any, tmp_path: Path, start_ranks
 def test_under_torchrun(one: Path, tiny: Any, tmp_path: Path, state: Any) -> None:
     run = tmp_path / "run"
     file = tmp_path / "settings.yaml"
-    file.write_text(config.to_yaml(tiny(run, **WHOLE)))
+    file.write_text(yaml.to_yaml(tiny(run, **WHOLE)))
     call = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "asit"]
     done = subprocess.run([*call, "pretrain", "--config", str(file)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

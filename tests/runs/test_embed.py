@@ -19,17 +19,18 @@ import torch
 
 from asit import cli, runtime
 from asit.audio.fbank import FrontEnd
-from asit.audio.sounds import open_sound
-from asit.data.inputs import Item, expand
+from asit.audio.stream import open_sound
+from asit.config import EncoderSettings, FrontEndSettings
+from asit.data.catalogue.inputs import Item, expand
 from asit.errors import AsitError, AudioError, CatalogueError, CheckpointError, ConfigError
+from asit.infer import embed_blocks
+from asit.infer.embed_files import Summary, embed_files, failures_of
+from asit.infer.embed_rows import Ask
 from asit.model.audio_model import AudioModel
-from asit.model.embedding import Embedder
+from asit.model.inference import batching
+from asit.model.inference.batching import Done, Heard, Piece, hear
+from asit.model.inference.embedding import Embedder
 from asit.model.vit import Encoder
-from asit.runs import embed_parts, pipeline
-from asit.runs.embed import Summary, embed_files, failures_of
-from asit.runs.embed_rows import Ask
-from asit.runs.pipeline import Done, Heard, Piece, hear
-from asit.settings import EncoderSettings, FrontEndSettings
 
 FRAMES = 48
 TINY = EncoderSettings(size="custom", width=32, depth=2, heads=2, patch_frames=8, patch_mels=8)
@@ -73,7 +74,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three recordings a block, in float32."""
-    monkeypatch.setattr(embed_parts, "MOST_FILES", 3)
+    monkeypatch.setattr(embed_blocks, "MOST_FILES", 3)
     monkeypatch.setattr(runtime, "best_precision", lambda device: runtime.Precision("float32", "for the test"))
     monkeypatch.setattr(runtime, "_product_seconds", lambda dtype: 1.0)
 
@@ -233,12 +234,12 @@ def test_long_windows_go_through_a_cpu_in_small_batches(
     go(model, clips, tmp_path / "all.npz", Ask(level="frames", batch=9))
     assert max(sizes) == 9
     sizes.clear()
-    monkeypatch.setattr(pipeline, "_PATCHES", 50)  # for each of two threads: four windows of 6 columns x 4 bands
+    monkeypatch.setattr(batching, "_PATCHES", 50)  # for each of two threads: four windows of 6 columns x 4 bands
     go(model, clips, tmp_path / "few.npz", Ask(level="frames", batch=9))
     assert max(sizes) in (4, 5)
     np.testing.assert_allclose(vectors_of(tmp_path / "few.npz"), vectors_of(tmp_path / "all.npz"), atol=2e-5)
     sizes.clear()
-    monkeypatch.setattr(pipeline, "_PATCHES", 1)
+    monkeypatch.setattr(batching, "_PATCHES", 1)
     go(model, clips, tmp_path / "one.npz", Ask(level="frames", batch=9))
     assert set(sizes) == {1}
 
@@ -409,9 +410,9 @@ def test_a_full_disk(
     out = tmp_path / "emb.npz"
     with monkeypatch.context() as patch:
         if where == "blocks":
-            patch.setattr(embed_parts.Writer, "add", lambda *_: (_ for _ in ()).throw(full))
+            patch.setattr(embed_blocks.Writer, "add", lambda *_: (_ for _ in ()).throw(full))
         else:
-            patch.setattr("asit.runs.embed_writers._stream", lambda *_: (_ for _ in ()).throw(full))
+            patch.setattr("asit.infer.embed_writers._stream", lambda *_: (_ for _ in ()).throw(full))
         with pytest.raises(CheckpointError, match="the disk is full"):
             go(model, clips, out)
     assert [path.name for path in tmp_path.iterdir()] == ["emb.npz.parts"]

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from asit.config import PretrainSettings
 from asit.model.audio_model import AudioModel
-from asit.runs import pretrain as runs
-from asit.settings import PretrainSettings
+from asit.pretrain import pretrain_run as runs
 
 FEWER: dict[str, Any] = {
     "masking": {"align": True, "keep": 0.5, "copies": 2, "donor_pool": 4},

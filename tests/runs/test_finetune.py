@@ -16,14 +16,15 @@ import pytest
 import soundfile
 import torch
 
-from asit import cli, config, recipes
-from asit.data import scan
+from asit import api, cli
+from asit.config import FinetuneSettings, yaml
+from asit.data.catalogue import scan
 from asit.errors import CatalogueError, CheckpointError, ConfigError
+from asit.evaluate import scoring
+from asit.finetune import finetune_run as runs
+from asit.finetune import finetune_setup, supervised, validation
 from asit.model.audio_model import AudioModel
-from asit.runs import best, finetune_setup, pretrain, score
-from asit.runs import finetune as runs
-from asit.settings import FinetuneSettings
-from asit.transfer import supervised
+from asit.pretrain import pretrain_run
 
 
 def go(settings: FinetuneSettings, **how: Any) -> runs.FinetuneResult:
@@ -124,26 +125,26 @@ def dies(where: str) -> Callable[[], None]:
     """Make this process die at step 3: before the validation that is due, or with its weights saved and untold."""
 
     def before() -> None:
-        real = best.Chooser._validate
+        real = validation.Chooser._validate
 
         def validate(self: Any, records: Any, step: int) -> None:
             os._exit(9) if step == 3 else real(self, records, step)
 
-        best.Chooser._validate = validate  # type: ignore[method-assign]
+        validation.Chooser._validate = validate  # type: ignore[method-assign]
 
     def untold() -> None:
-        real = best.Records.write
+        real = validation.Records.write
 
         def write(self: Any, kind: str, step: int, values: Any) -> None:
             os._exit(9) if (kind, step) == ("validation", 3) else real(self, kind, step, values)
 
-        best.Records.write = write  # type: ignore[method-assign]
+        validation.Records.write = write  # type: ignore[method-assign]
 
     def scored() -> None:
         def save(*_: Any) -> None:
             os._exit(9)
 
-        score.save = save
+        scoring.save = save
 
     return {"before": before, "untold": untold, "scored": scored}[where]
 
@@ -166,16 +167,16 @@ def test_killed_around_a_validation(where: str, every: int, equal: Any, tuned: A
 
 def test_sigterm(equal: Any, tuned: Any, tmp_path: Path, fork: Any) -> None:
     run, file = tmp_path / "run", tmp_path / "settings.yaml"
-    file.write_text(config.to_yaml(tuned(run)))
+    file.write_text(yaml.to_yaml(tuned(run)))
 
     def call() -> int:
-        real = best.Chooser._validate
+        real = validation.Chooser._validate
 
         def validate(self: Any, records: Any, step: int) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
             real(self, records, step)
 
-        best.Chooser._validate = validate  # type: ignore[method-assign]
+        validation.Chooser._validate = validate  # type: ignore[method-assign]
         return cli.main(["finetune", "--config", str(file)])
 
     ended = fork(call).end()
@@ -190,7 +191,7 @@ def test_a_finished_run_is_not_scored_again(unstopped: Path, tuned: Any, monkeyp
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("it scored again")
 
-    monkeypatch.setattr(score.Scorer, "__call__", refuse)
+    monkeypatch.setattr(scoring.Scorer, "__call__", refuse)
     told = (unstopped / "metrics.jsonl").read_text()
     result = go(tuned(unstopped), resume=True)
     assert result.finished
@@ -263,13 +264,13 @@ def test_two_processes_learn_what_one_does(unstopped: Path, tuned: Any, tmp_path
 
 def test_validation_alone_chooses(tuned: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, asked = tmp_path / "run", []
-    real = score.Scorer.__call__
+    real = scoring.Scorer.__call__
 
-    def watched(self: score.Scorer, *given: Any, **more: Any) -> score.Scored:
+    def watched(self: scoring.Scorer, *given: Any, **more: Any) -> scoring.Scored:
         asked.append(len(self.windows.rows))
         return real(self, *given, **more)
 
-    monkeypatch.setattr(score.Scorer, "__call__", watched)
+    monkeypatch.setattr(scoring.Scorer, "__call__", watched)
     result = go(tuned(run, epochs=4, validation={"every": 2}, optim={"average": "none"}))
     assert asked == [6, 6, 6, 6, 7, 7]  # two validations; at the end both weights on validation, then on test
     seen = lines(run, "validation")
@@ -310,7 +311,7 @@ def test_few_labels(tuned: Any, tmp_path: Path) -> None:
     assert held(tmp_path / "run")["train_clips"] == 6
     assert "labels of 6 of 12 training clips are used" in (tmp_path / "run" / "log.txt").read_text()
     assert result.total == 1
-    assert config.build(FinetuneSettings, config.read_yaml(tmp_path / "run" / "config.yaml"), "c").label_seed == 3
+    assert yaml.build(FinetuneSettings, yaml.read_yaml(tmp_path / "run" / "config.yaml"), "c").label_seed == 3
 
 
 # the folder
@@ -414,7 +415,7 @@ BAD: dict[str, tuple[Callable[[list[list[str]]], list[list[str]]], str, list[str
 def test_bad_tables(name: str, notes: Path, tuned: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make, head, wanted = BAD[name]
     data = table(tmp_path, make(clips(notes)), head)
-    (tmp_path / "s.yaml").write_text(config.to_yaml(tuned(tmp_path / "run", data=data)))
+    (tmp_path / "s.yaml").write_text(yaml.to_yaml(tuned(tmp_path / "run", data=data)))
     said = mistake(capsys, f"finetune --config {tmp_path}/s.yaml")
     for text in wanted:
         assert text in said, said
@@ -426,7 +427,7 @@ def test_a_speaker_on_both_sides(notes: Path, tuned: Any, tmp_path: Path, capsys
     rows = [[*row, "anna" if i in (0, 1, 9, 10) else f"s{i}"] for i, row in enumerate(clips(notes))]
     data = table(tmp_path, rows, "path,label,split,group")
     file = tmp_path / "s.yaml"
-    file.write_text(config.to_yaml(tuned(tmp_path / "run", data=data, epochs=1)))
+    file.write_text(yaml.to_yaml(tuned(tmp_path / "run", data=data, epochs=1)))
     said = mistake(capsys, f"finetune --config {file}")
     assert "1 groups are in train and in test: anna (2 and 2 clips)" in said
     assert cli.main(["finetune", "--config", str(file), "--sides.shared-groups"]) == 0
@@ -467,7 +468,7 @@ def test_bad_settings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("s.yaml").write_text(config.to_yaml(tuned(tmp_path / "run")))
+    Path("s.yaml").write_text(yaml.to_yaml(tuned(tmp_path / "run")))
     try:
         code = cli.main(["finetune", "--config", "s.yaml", *shlex.split(flags)])
     except SystemExit as stopped:  # of the parser of the command line
@@ -511,9 +512,9 @@ def test_unreadable_clips(notes: Path, tuned: Any, tmp_path: Path) -> None:
 # recipes
 
 
-@pytest.mark.parametrize("task", recipes.tasks())
+@pytest.mark.parametrize("task", api.tasks())
 def test_recipes_build(task: str) -> None:
-    settings = recipes.finetune_settings(task)
+    settings = api.finetune_settings(task)
     supervised.check(settings)
     assert settings.task == task
     resolved = supervised.resolve(settings, multi=settings.labels == "multi")
@@ -521,11 +522,11 @@ def test_recipes_build(task: str) -> None:
     assert resolved.validation.metric in finetune_setup.METRICS["multi" if settings.labels == "multi" else "single"]
     if task != "any":
         other = f"{task}-cpu" if not task.endswith("-cpu") else task.removesuffix("-cpu")
-        twin = recipes.finetune_settings(other)
+        twin = api.finetune_settings(other)
         shared = ("labels", "sides", "loss")
         assert [getattr(twin, name) for name in shared] == [getattr(settings, name) for name in shared]
 
 
 def test_a_run_of_another_verb(unstopped: Path, tiny: Any) -> None:
     with pytest.raises(ConfigError, match="is a run of asit finetune"):
-        pretrain.pretrain(tiny(unstopped), resume=True, stream=None)
+        pretrain_run.pretrain(tiny(unstopped), resume=True, stream=None)

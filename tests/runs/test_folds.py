@@ -14,14 +14,16 @@ from typing import Any
 
 import pytest
 
-from asit import checkpoint, cli, config
+from asit import cli
+from asit.config import yaml
 from asit.errors import CatalogueError, CheckpointError, ConfigError
-from asit.runs import best, folds
-from asit.runs import finetune as runs
+from asit.finetune import cross_validation, validation
+from asit.finetune import finetune_run as runs
+from asit.io import checkpoint
 
 
 def go(settings: Any, **how: Any) -> Any:
-    return folds.run(settings, stream=None, **how)
+    return cross_validation.run(settings, stream=None, **how)
 
 
 def held(run: Path) -> dict[str, Any]:
@@ -61,24 +63,24 @@ def test_each_fold_mean_and_spread(unstopped: Path, labelled: Path) -> None:
     assert summary["std"] == pytest.approx(statistics.stdev(values))
     assert summary["pooled"] == pytest.approx((13 * values[0] + 12 * values[1]) / 25)
     assert {"test best accuracy", "validation best accuracy"} <= set(found["summary"])
-    assert config.read_yaml(unstopped / "fold-2" / "config.yaml")["sides"]["fold"] == "2"
+    assert yaml.read_yaml(unstopped / "fold-2" / "config.yaml")["sides"]["fold"] == "2"
 
 
 def test_stopped_in_the_second_fold(
     unstopped: Path, tuned: Any, tmp_path: Path, fork: Any, state: Any, same: Any
 ) -> None:
     run, file = tmp_path / "run", tmp_path / "s.yaml"
-    file.write_text(config.to_yaml(tuned(run, **ALL, records={"checkpoint_every": 1})))
+    file.write_text(yaml.to_yaml(tuned(run, **ALL, records={"checkpoint_every": 1})))
 
     def call() -> int:
-        real = best.Records.write
+        real = validation.Records.write
 
         def write(self: Any, kind: str, step: int, values: Any) -> None:
             if (kind, step) == ("train", 1) and "fold-2" in str(self.folder):
                 os.kill(os.getpid(), signal.SIGTERM)
             real(self, kind, step, values)
 
-        best.Records.write = write  # type: ignore[method-assign]
+        validation.Records.write = write  # type: ignore[method-assign]
         return cli.main(["finetune", "--config", str(file)])
 
     ended = fork(call).end()
@@ -97,12 +99,12 @@ def test_stopped_in_the_second_fold(
 
 
 def test_a_signal_at_the_end_of_a_fold_stops_there(tuned: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = folds.finetune
+    real = cross_validation.finetune
 
     def late(*given: Any, **how: Any) -> Any:
         return dataclasses.replace(real(*given, **how), stopped_by="SIGINT")
 
-    monkeypatch.setattr(folds, "finetune", late)
+    monkeypatch.setattr(cross_validation, "finetune", late)
     found = go(tuned(tmp_path / "run", **ALL))
     assert (found.finished, found.stopped_by) == (False, "SIGINT")
     assert sorted(path.name for path in (tmp_path / "run").glob("fold-*")) == ["fold-1"]
@@ -137,7 +139,7 @@ def test_folds_are_looked_at_before_the_first_is_trained_on(
         out.write_text("path,label,fold\n" + "\n".join(",".join(row) for row in changed) + "\n")
         return out
 
-    monkeypatch.setattr(folds, "finetune", refuse)
+    monkeypatch.setattr(cross_validation, "finetune", refuse)
     gap = table("gap.csv", [[*row[:2], "4" if row[2] == "2" else row[2]] for row in made])
     with pytest.raises(CatalogueError, match=r"folds without a clip: 2, 3\n.*1 \(13 clips\), 4 \(12 clips\)"):
         go(tuned(tmp_path / "run", data=gap, **ALL))
@@ -159,7 +161,7 @@ def test_a_first_fold_that_cannot_begin_leaves_the_folder_free(tuned: Any, tmp_p
     assert {path.name for path in run.iterdir()} == {"catalogue.jsonl"}
     assert not go(tuned(run, **ALL, stop_after=1)).finished
     # Where to stop was said of that call: going on with the run's own settings does not stop there again.
-    assert config.read_yaml(run / "config.yaml")["stop_after"] == 0
+    assert yaml.read_yaml(run / "config.yaml")["stop_after"] == 0
 
 
 def test_folds_without_splits_and_a_class_that_one_fold_alone_has(
@@ -172,8 +174,8 @@ def test_folds_without_splits_and_a_class_that_one_fold_alone_has(
     text = "".join(f"{notes.parent}/{row[0]},{name},{row[3]},me\n" for row, name in zip(rows, names, strict=True))
     data.write_text("path,label,fold,recordist\n" + text)
     asked = tuned(run, data=data, epochs=1, sides={"unseen_classes": "skip"})
-    ended = folds.run(asked, stream=sys.stderr)
-    assert isinstance(ended, folds.CrossValidation)
+    ended = cross_validation.run(asked, stream=sys.stderr)
+    assert isinstance(ended, cross_validation.CrossValidation)
     assert "a run for each fold (one alone: --sides.fold NAME)" in capsys.readouterr().err
     assert {path.name for path in run.glob("fold-*")} == {"fold-1", "fold-2"}
     assert ended.unseen == {lost: ["squeak"]}
@@ -183,14 +185,14 @@ def test_folds_without_splits_and_a_class_that_one_fold_alone_has(
     log = (run / f"fold-{lost}" / "log.txt").read_text()
     assert "1 of 4 classes have no training clip: squeak; their 1 clips of other sides are left out" in log
     assert go(asked, resume=True) == ended
-    assert folds._over_folds(tuned(run, data=run / "catalogue.jsonl"), False)
+    assert cross_validation._over_folds(tuned(run, data=run / "catalogue.jsonl"), False)
     for other in ({"hold_out": 0.3}, {"fold": "1"}):
-        assert not folds._over_folds(tuned(run, data=data, sides=other), False)
-    assert not folds._over_folds(tuned(run, data=notes), False)  # it has splits
+        assert not cross_validation._over_folds(tuned(run, data=data, sides=other), False)
+    assert not cross_validation._over_folds(tuned(run, data=notes), False)  # it has splits
 
 
 def test_a_fold_may_have_any_name() -> None:
-    assert [folds.folder_of(name) for name in ("1", "é b", "../x", "a:b%")] == [
+    assert [cross_validation.folder_of(name) for name in ("1", "é b", "../x", "a:b%")] == [
         *("fold-1", "fold-é b", "fold-..%2fx", "fold-a%3ab%25")
     ]
 

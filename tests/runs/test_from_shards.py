@@ -18,16 +18,16 @@ import pytest
 import torch
 
 from asit.audio.fbank import FrontEnd
-from asit.data import shards
-from asit.data.catalogue import Catalogue
-from asit.data.inputs import expand
+from asit.config import EncoderSettings, FrontEndSettings
+from asit.data.catalogue.catalogue import Catalogue
+from asit.data.catalogue.inputs import expand
+from asit.data.shards import pack as shards
 from asit.errors import StoreError
+from asit.finetune.finetune_run import finetune
+from asit.infer.embed_files import embed_files
 from asit.model.audio_model import AudioModel
 from asit.model.vit import Encoder
-from asit.runs.embed import embed_files
-from asit.runs.finetune import finetune
-from asit.runs.pretrain import pretrain
-from asit.settings import EncoderSettings, FrontEndSettings
+from asit.pretrain.pretrain_run import pretrain
 
 FRONT_END = {"rate": 8000, "mels": 32, "mean": -8.0, "std": 3.5}
 

@@ -16,22 +16,22 @@ import torch
 
 from asit import cli
 from asit.audio.fbank import FrontEnd
-from asit.data import scan
-from asit.data.catalogue import Catalogue, Clip
+from asit.config import EncoderSettings, FrontEndSettings
+from asit.data.catalogue import scan
+from asit.data.catalogue.catalogue import Catalogue, Clip
 from asit.errors import AsitError, CatalogueError, ConfigError
+from asit.evaluate import feature_readers, features, frozen, quick_probe, verification
+from asit.evaluate.feature_cache import Store
+from asit.evaluate.features import Collected, collect
+from asit.evaluate.probe_scores import Ask
 from asit.model.audio_model import AudioModel
 from asit.model.vit import Encoder
-from asit.runs import features, frozen, probe, readers, verify
-from asit.runs.cache import Store
-from asit.runs.features import Collected, collect
-from asit.runs.probing import Ask
 from asit.runtime import World
-from asit.settings import EncoderSettings, FrontEndSettings
 
 RATE = 8000
 FRONT_END = FrontEndSettings(rate=RATE, mels=32, mean=-8.0, std=3.5)
 ALONE = World(0, 1, torch.device("cpu"), "")
-KINDS = ("class", "mean", readers.TOKENS)
+KINDS = ("class", "mean", feature_readers.TOKENS)
 
 
 @pytest.fixture(scope="session")
@@ -94,7 +94,7 @@ def listed(tones: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
 
 
 def read(model: AudioModel, clips: Any, kinds: tuple[str, ...] = KINDS, **how: Any) -> Collected:
-    found = collect(clips, {"m": readers.Wanted(readers.EncoderReader(model), kinds)}, **how)
+    found = collect(clips, {"m": feature_readers.Wanted(feature_readers.EncoderReader(model), kinds)}, **how)
     assert found is not None
     return found
 
@@ -189,14 +189,14 @@ def test_what_makes_another_entry(model: AudioModel, tones: Path, tmp_path: Path
     store = Store(tmp_path / "cache")
 
     def cached(model: AudioModel = model, clip: Clip = clip, **how: Any) -> int:
-        wanted = {"m": readers.Wanted(readers.EncoderReader(model, **how), ("mean",))}
+        wanted = {"m": feature_readers.Wanted(feature_readers.EncoderReader(model, **how), ("mean",))}
         found = collect([clip], wanted, store=store)
         assert found is not None
         return found.cached
 
     assert cached() == 0
     assert cached() == 1
-    assert cached(readers.untrained(model, 5)) == 0
+    assert cached(feature_readers.untrained(model, 5)) == 0
     other = FrontEnd(FRONT_END.model_copy(update={"mean": -7.0}))
     assert cached(AudioModel(model.encoder, other)) == 0
     assert cached(seconds=0.5) == 0
@@ -244,7 +244,7 @@ def test_unreadable_clips_are_named_and_too_many_stop(model: AudioModel, tmp_pat
 
 def test_features_that_are_not_finite_name_the_clip(model: AudioModel, tmp_path: Path) -> None:
     tone(tmp_path / "a.wav", 400, 0.5, 0)
-    broken = readers.untrained(model, 0)
+    broken = feature_readers.untrained(model, 0)
     with torch.no_grad():
         broken.encoder.norm.weight[3] = torch.nan
     with pytest.raises(AsitError, match=r"a\.wav: the model's vectors are not finite"):
@@ -254,7 +254,7 @@ def test_features_that_are_not_finite_name_the_clip(model: AudioModel, tmp_path:
 def test_order_in_time_needs_one_length(model: AudioModel, listed: Callable[[str], Catalogue]) -> None:
     with pytest.raises(AsitError, match=r"mel-mean features of .* the clips have different lengths"):
         read(model, listed("all.csv"), ("mel-mean",))
-    wanted = {"m": readers.Wanted(readers.EncoderReader(model, seconds=0.5), ("mel-mean", "time-mean"))}
+    wanted = {"m": feature_readers.Wanted(feature_readers.EncoderReader(model, seconds=0.5), ("mel-mean", "time-mean"))}
     found = collect(listed("all.csv"), wanted)
     assert found is not None
     columns = model.front_end.frames_for(round(0.5 * RATE)) // 16
@@ -265,15 +265,15 @@ def test_order_in_time_needs_one_length(model: AudioModel, listed: Callable[[str
 def test_log_mel_statistics(model: AudioModel, tmp_path: Path) -> None:
     for name, seconds in (("a", 0.7), ("b", 0.01)):
         tone(tmp_path / f"{name}.wav", 400, seconds, 0)
-    wanted = {"m": readers.Wanted(readers.LogMelReader(model.front_end), (readers.LOG_MEL,))}
+    wanted = {"m": feature_readers.Wanted(feature_readers.LogMelReader(model.front_end), (feature_readers.LOG_MEL,))}
     clips = [Clip(str(tmp_path / "a.wav"), 0.7, RATE, 1), Clip(str(tmp_path / "b.wav"), 0.01, RATE, 1)]
     found = collect(clips, wanted)
     assert found is not None
     wave = torch.from_numpy(soundfile.read(tmp_path / "a.wav", dtype="float32")[0])[None]
     logmel = model.front_end.fbank(wave)[0]
     expected = torch.cat([logmel.mean(0), logmel.std(0, correction=0)])
-    np.testing.assert_allclose(found.vectors["m"][readers.LOG_MEL][0], expected, atol=1e-5)
-    assert np.isfinite(found.vectors["m"][readers.LOG_MEL][1]).all()
+    np.testing.assert_allclose(found.vectors["m"][feature_readers.LOG_MEL][0], expected, atol=1e-5)
+    assert np.isfinite(found.vectors["m"][feature_readers.LOG_MEL][1]).all()
 
 
 def test_two_processes_give_the_scores_of_one_bit_for_bit(
@@ -465,7 +465,7 @@ def test_verification_by_drawn_trials_and_by_a_list(
     model: AudioModel, tones: Path, listed: Callable[[str], Catalogue], tmp_path: Path
 ) -> None:
     catalogue = listed("splits.csv")
-    drawn = verify.verify(model, catalogue, verify.AskVerify(by="label", baselines=True), world=ALONE)
+    drawn = verification.verify(model, catalogue, verification.AskVerify(by="label", baselines=True), world=ALONE)
     assert drawn is not None
     assert [record["encoder"] for record in drawn.records] == ["model", "untrained", "log-mel statistics"]
     first = drawn.records[0]
@@ -482,8 +482,8 @@ def test_verification_by_drawn_trials_and_by_a_list(
         for j in range(i + 1, len(test))
     ]
     (tmp_path / "trials.txt").write_text("\n".join(lines) + "\n")
-    ask = verify.AskVerify(by="label", trials=str(tmp_path / "trials.txt"), train=("train",))
-    by_list = verify.verify(model, catalogue, ask, world=ALONE)
+    ask = verification.AskVerify(by="label", trials=str(tmp_path / "trials.txt"), train=("train",))
+    by_list = verification.verify(model, catalogue, ask, world=ALONE)
     assert by_list is not None
     assert by_list.records[0]["metrics"] == first["metrics"]
     assert by_list.records[0]["split"] == "trials.txt"
@@ -503,18 +503,18 @@ def test_a_list_of_trials_that_does_not_fit(
     catalogue = listed("splits.csv")
     (tmp_path / "t.txt").write_text("1 " + " ".join(catalogue.ids([0, 1])) + f"\n{line}\n")
     with pytest.raises(CatalogueError, match=message):
-        verify.read_trials(tmp_path / "t.txt", catalogue)
+        verification.read_trials(tmp_path / "t.txt", catalogue)
     (tmp_path / "t.txt").write_text("\n")
     with pytest.raises(CatalogueError, match="holds no trials"):
-        verify.read_trials(tmp_path / "t.txt", catalogue)
+        verification.read_trials(tmp_path / "t.txt", catalogue)
 
 
 def test_verification_without_splits_or_speakers(model: AudioModel, listed: Callable[[str], Catalogue]) -> None:
-    found = verify.verify(model, listed("folds.csv"), verify.AskVerify(most=50), world=ALONE)
+    found = verification.verify(model, listed("folds.csv"), verification.AskVerify(most=50), world=ALONE)
     assert found is not None
     assert (found.records[0]["by"], found.records[0]["centred"], found.records[0]["trials"]) == ("label", False, 50)
     with pytest.raises(CatalogueError, match="the catalogue has no groups to verify by"):
-        verify.verify(model, listed("folds.csv"), verify.AskVerify(by="group"), world=ALONE)
+        verification.verify(model, listed("folds.csv"), verification.AskVerify(by="group"), world=ALONE)
 
 
 # --- the short form --------------------------------------------------------------------------------------------------
@@ -523,17 +523,17 @@ def test_verification_without_splits_or_speakers(model: AudioModel, listed: Call
 def test_probe_is_the_short_form_of_the_same_features(
     model: AudioModel, listed: Callable[[str], Catalogue], tones: Path, tmp_path: Path
 ) -> None:
-    clips = probe.labelled(tones / "splits.csv", 1000, 0)
+    clips = quick_probe.labelled(tones / "splits.csv", 1000, 0)
     assert (len(clips.train), len(clips.test)) == (36, 24)
     listed("splits.csv").write(tmp_path / "c.jsonl")
-    same = probe.labelled(tmp_path / "c.jsonl", 1000, 0)
+    same = quick_probe.labelled(tmp_path / "c.jsonl", 1000, 0)
     assert [(clip.path, clip.label) for clip in same.test] == [(clip.path, clip.label) for clip in clips.test]
-    compared = probe.compare(model, clips, seed=0, store=Store(tmp_path))
-    again = probe.compare(model, clips, seed=0, store=Store(tmp_path))
+    compared = quick_probe.compare(model, clips, seed=0, store=Store(tmp_path))
+    again = quick_probe.compare(model, clips, seed=0, store=Store(tmp_path))
     assert compared == again
     assert [*compared.table] == ["pretrained", "untrained", "log-mel statistics"]
     assert compared.table["pretrained"]["class+mean"].accuracy > 0.9
-    quick = probe.probe(model, clips, seed=0, kinds=probe.QUICK)
+    quick = quick_probe.probe(model, clips, seed=0, kinds=quick_probe.QUICK)
     assert quick.results["class+mean"] == compared.table["pretrained"]["class+mean"]
 
 

@@ -15,15 +15,15 @@ import torch
 
 from asit import cli
 from asit.audio.fbank import FrontEnd
-from asit.data import scan
-from asit.data.catalogue import Catalogue
+from asit.config import EncoderSettings, FrontEndSettings
+from asit.data.catalogue import scan
+from asit.data.catalogue.catalogue import Catalogue
 from asit.errors import CatalogueError
+from asit.evaluate.trained_head import score_model
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Head, Labelling
 from asit.model.vit import Encoder
-from asit.runs.head import score_model
 from asit.runtime import Precision, World
-from asit.settings import EncoderSettings, FrontEndSettings
 
 RATE = 8000
 FRONT_END = FrontEndSettings(rate=RATE, mels=32, mean=-8.0, std=3.5)

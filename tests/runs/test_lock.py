@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 
-from asit import lock
 from asit.errors import ConfigError
-from asit.runs import finetune, pretrain
+from asit.finetune import finetune_run
+from asit.io import lock
+from asit.pretrain import pretrain_run
 
 fcntl = pytest.importorskip("fcntl")
 QUICK = lock.Times(beat=0.02, watch=0.3, lease=0.5)
@@ -68,7 +69,7 @@ def test_a_folder_made_for_nothing_goes_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["tiny", "tuned"])
 def test_two_runs_in_one_folder(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    start: Any = pretrain.pretrain if kind == "tiny" else finetune.finetune
+    start: Any = pretrain_run.pretrain if kind == "tiny" else finetune_run.finetune
     settings = request.getfixturevalue(kind)(run)
     with (
         lock.held(run),

@@ -9,15 +9,16 @@ import pytest
 import safetensors.torch
 import torch
 
-from asit.data.catalogue import Catalogue
+from asit.config import EncoderSettings, FinetuneSettings, FrontEndSettings
+from asit.data.catalogue.catalogue import Catalogue
 from asit.errors import CheckpointError, ConfigError
+from asit.finetune import finetune_run as runs
+from asit.finetune import init_model
 from asit.model import positions
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Head, Labelling
 from asit.model.vit import Encoder, blank
-from asit.runs import finetune as runs
-from asit.runs import network, source
-from asit.settings import EncoderSettings, FinetuneSettings, FrontEndSettings
+from asit.training import open_data
 
 SMALL = EncoderSettings(size="custom", width=32, depth=2, heads=2, drop_path=0.3)
 FRONT_END = FrontEndSettings(rate=8000, mels=32, mean=-7.0, std=3.0)
@@ -43,11 +44,11 @@ def saved(folder: Path, labels: Labelling | None = None) -> Path:
     return folder
 
 
-def built(settings: FinetuneSettings, frames: int = 64) -> tuple[Any, network.Origin, list[str]]:
+def built(settings: FinetuneSettings, frames: int = 64) -> tuple[Any, init_model.Origin, list[str]]:
     notes: list[str] = []
-    model = network.pretrained(settings)
-    start = network.origin(settings, model, Catalogue.from_clips([], root="/", header={"mean": -5.0, "std": 2.0}))
-    return network.build(start, frames, CLASSES, False, notes), start, notes
+    model = init_model.pretrained(settings)
+    start = init_model.origin(settings, model, Catalogue.from_clips([], root="/", header={"mean": -5.0, "std": 2.0}))
+    return init_model.build(start, frames, CLASSES, False, notes), start, notes
 
 
 def settings(model: Path | str, **over: Any) -> FinetuneSettings:
@@ -177,20 +178,20 @@ def test_nothing_that_was_set_is_lost(tmp_path: Path) -> None:
 
 def test_what_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="pass --model RUN/model, or --model none"):
-        network.pretrained(settings(""))
+        init_model.pretrained(settings(""))
     saved(tmp_path / "run" / "model")
     (tmp_path / "run" / "config.yaml").touch()
-    assert network.pretrained(settings(tmp_path / "run")) is not None  # as for every other verb
+    assert init_model.pretrained(settings(tmp_path / "run")) is not None  # as for every other verb
     with pytest.raises(CheckpointError, match=r"nowhere does not exist(.|\n)*such as RUN/model"):
-        network.pretrained(settings(tmp_path / "nowhere"))
-    assert network.pretrained(settings("none")) is None
+        init_model.pretrained(settings(tmp_path / "nowhere"))
+    assert init_model.pretrained(settings("none")) is None
     (tmp_path / "run" / "model").rename(tmp_path / "best.bin")  # a folder, whatever its name
-    assert network.pretrained(settings(tmp_path / "best.bin")) is not None
+    assert init_model.pretrained(settings(tmp_path / "best.bin")) is not None
 
 
 @pytest.mark.parametrize("given", [{"mean": 2.0}, {"std": 2.0}, {"mean": 2.0, "std": 3.0}, {}])
 def test_mean_or_std_given_alone_is_kept(listed: Path, given: dict[str, float]) -> None:
     catalogue = Catalogue.read(listed)
-    found = source.measured(FrontEndSettings(rate=8000, mels=32, **given), catalogue)
+    found = open_data.measured(FrontEndSettings(rate=8000, mels=32, **given), catalogue)
     measured = {name: catalogue.header[name] for name in ("mean", "std")}
     assert {"mean": found.mean, "std": found.std} == {**measured, **given}

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from asit import cli
+from asit.config import PretrainSettings
 from asit.errors import ConfigError
-from asit.runs import plan
-from asit.runs.measured import Measured
 from asit.runtime import World
-from asit.settings import PretrainSettings
+from asit.tools import run_estimate
+from asit.tools.step_profile import Measured
 
 MACHINE = Measured(
     micro=8,
@@ -47,7 +47,7 @@ MACHINE = Measured(
     precision="bf16",
     environment={},
 )
-WORK = plan.Work(
+WORK = run_estimate.Work(
     recordings=2_000_000,
     epoch_clips=2_000_000,
     hours=5555.6,
@@ -65,7 +65,7 @@ WORK = plan.Work(
 
 
 def test_a_plan_is_steps_checkpoints_and_a_start() -> None:
-    found = plan.predict(MACHINE, WORK, plan.Asked(price_per_hour=2.0))
+    found = run_estimate.predict(MACHINE, WORK, run_estimate.Asked(price_per_hour=2.0))
     assert found.slower == "step"
     assert not found.extrapolated
     assert found.hours == pytest.approx((250_000 * 1.0 + 250 * 2.0 + 5.0 + 20.0) / 3600)
@@ -79,7 +79,7 @@ def test_a_plan_is_steps_checkpoints_and_a_start() -> None:
 
 def test_another_batch_follows_the_line_and_says_so() -> None:
     work = dataclasses.replace(WORK, batch=64, accumulate=2, steps=31_250, epoch_steps=31_250)
-    found = plan.predict(MACHINE, work, plan.Asked())
+    found = run_estimate.predict(MACHINE, work, run_estimate.Asked())
     assert found.micro == 32
     assert found.extrapolated
     assert found.cost is None
@@ -90,17 +90,17 @@ def test_another_batch_follows_the_line_and_says_so() -> None:
 
 def test_processes_share_the_batch_at_an_efficiency() -> None:
     work = dataclasses.replace(WORK, batch=32, processes=4)
-    given = plan.predict(MACHINE, work, plan.Asked(processes=4, efficiency=0.8))
+    given = run_estimate.predict(MACHINE, work, run_estimate.Asked(processes=4, efficiency=0.8))
     assert given.step_seconds == pytest.approx(1.0 / 0.8)
     assert given.clips_per_second == pytest.approx(32 * 0.8)
-    assumed = plan.predict(MACHINE, work, plan.Asked(processes=4))
+    assumed = run_estimate.predict(MACHINE, work, run_estimate.Asked(processes=4))
     assert assumed.hours_high / assumed.hours_low > given.hours_high / given.hours_low
     assert any("without a measurement" in told for told in assumed.assumed)
 
 
 def test_a_loader_that_is_slower_decides() -> None:
     slow = dataclasses.replace(MACHINE, loader_clips=[4.0, 4.0], fed_seconds=[2.5, 2.5])
-    found = plan.predict(slow, WORK, plan.Asked())
+    found = run_estimate.predict(slow, WORK, run_estimate.Asked())
     assert found.slower == "loader"
     assert found.step_seconds == pytest.approx(2.5)  # as fed steps show it, though the loader alone takes 2 s
 
@@ -108,15 +108,15 @@ def test_a_loader_that_is_slower_decides() -> None:
 def test_recordings_that_are_kept_cost_memory_and_a_slower_first_epoch() -> None:
     kept = dataclasses.replace(MACHINE, again_seconds=0.002, loader_clips=[20.0, 20.0])
     work = dataclasses.replace(WORK, kept_gb=1.5, epochs=2, steps=20, epoch_steps=10, checkpoint_every=100)
-    found = plan.predict(kept, work, plan.Asked())
+    found = run_estimate.predict(kept, work, run_estimate.Asked())
     assert found.memory_gb["cpu"] == pytest.approx(3.0 + 2 * 0.5 + 2 * 1.5)
     assert found.hours * 3600 == pytest.approx(20 + 2 + 5 + 10 * 1.0 + 10 * 8 / 20 * 10)
 
 
 def test_measures_a_run_and_leaves_nothing(tmp_path: Path, tiny: Callable[..., PretrainSettings]) -> None:
     settings = tiny(tmp_path / "run", batch_size=8, accumulate=2)
-    asked = plan.Asked(budget=1.0)
-    taken, work = plan.take(settings, asked, stream=None)
+    asked = run_estimate.Asked(budget=1.0)
+    taken, work = run_estimate.take(settings, asked, stream=None)
     found = taken.measured
     assert (work.recordings, work.epoch_clips, work.steps, work.accumulate) == (16, 16, 4, 2)
     assert found.micro == 4
@@ -127,30 +127,30 @@ def test_measures_a_run_and_leaves_nothing(tmp_path: Path, tiny: Callable[..., P
     assert work.kept_gb == pytest.approx(14.0 * 1.0864 * 8000 * 4 / 1e9, rel=0.1)
     assert found.checkpoint_gb > found.model_gb > 0
     assert not (tmp_path / "run").exists()
-    assert plan.predict(found, work, asked).hours > 0
+    assert run_estimate.predict(found, work, asked).hours > 0
 
     file = tmp_path / "machine.json"
-    plan.save(file, taken)
-    again = plan.load(file)
+    run_estimate.save(file, taken)
+    again = run_estimate.load(file)
     assert again.measured == found
     assert again.settings == taken.settings
-    many = plan.Asked(clips=2_000_000, clip_seconds=1.0, processes=2)
-    big = plan.work_of(tiny(tmp_path / "run", batch_size=16, epochs=100), many, again, stream=None)
+    many = run_estimate.Asked(clips=2_000_000, clip_seconds=1.0, processes=2)
+    big = run_estimate.work_of(tiny(tmp_path / "run", batch_size=16, epochs=100), many, again, stream=None)
     assert (big.recordings, big.steps, big.kept_gb) == (2_000_000, 100 * 125_000, 0.0)
     assert big.hours == pytest.approx(2_000_000 / 3600)
     gpu = again.settings.model_copy(update={"front_end_on": "device", "precision": "bf16", "compile": True})
     here = tiny(tmp_path / "run", batch_size=16, epochs=100, precision="auto", compile=True)
-    assert plan.work_of(here, many, dataclasses.replace(again, settings=gpu), stream=None) == big
+    assert run_estimate.work_of(here, many, dataclasses.replace(again, settings=gpu), stream=None) == big
     other = tiny(tmp_path / "run", encoder={"width": 64}, batch_size=16)
     with pytest.raises(ConfigError, match=r"encoder\.width: 32 there, 64 asked for"):
-        plan.work_of(other, many, again, stream=None)
+        run_estimate.work_of(other, many, again, stream=None)
 
 
 def test_long_recordings_that_are_not_here_count_by_their_segments(
     tmp_path: Path, tiny: Callable[..., PretrainSettings]
 ) -> None:
     settings = tiny(tmp_path / "run", views={"segment_seconds": 1.0})
-    with plan._prepared(settings, plan.Asked(clips=1000, clip_seconds=3.0), None) as (setup, work, _):
+    with run_estimate._prepared(settings, run_estimate.Asked(clips=1000, clip_seconds=3.0), None) as (setup, work, _):
         assert work.epoch_clips == 3000
         assert work.epoch_steps == 750
         assert len(setup.clips) < 3000
@@ -194,15 +194,17 @@ def test_prints_json_for_a_machine_measured_before(tmp_path: Path, capsys: Any, 
 def test_is_not_started_in_several_processes(
     tmp_path: Path, tiny: Callable[..., PretrainSettings], monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(plan.runtime, "world", lambda *_: contextlib.nullcontext(World(0, 2, torch.device("cpu"), "")))
+    monkeypatch.setattr(
+        run_estimate.runtime, "world", lambda *_: contextlib.nullcontext(World(0, 2, torch.device("cpu"), ""))
+    )
     with pytest.raises(ConfigError, match=r"(?s)torchrun in 2 processes.*--processes 2"):
-        plan.take(tiny(tmp_path / "run"), plan.Asked(), stream=None)
+        run_estimate.take(tiny(tmp_path / "run"), run_estimate.Asked(), stream=None)
 
 
 @pytest.mark.gpu
 def test_measures_a_gpu(tmp_path: Path, tiny: Callable[..., PretrainSettings]) -> None:
     settings = tiny(tmp_path / "run", batch_size=8, device="cuda", precision="auto", workers=1)
-    found = plan.take(settings, plan.Asked(budget=2.0), stream=None)[0].measured
+    found = run_estimate.take(settings, run_estimate.Asked(budget=2.0), stream=None)[0].measured
     assert found.device.startswith("cuda")
     assert 0 < found.memory_gb["gpu"] < found.machine_gb["gpu"]
     assert min(found.step_seconds) > 0

@@ -14,16 +14,18 @@ import soundfile
 import torch
 
 import asit
-from asit import checkpoint, cli, config, recipes, runtime
-from asit.data import batches
-from asit.data.catalogue import Catalogue
-from asit.data.order import Key, order
+from asit import api, cli, runtime
+from asit.config import PretrainSettings, yaml
+from asit.data.catalogue.catalogue import Catalogue
+from asit.data.loading.sampler import Key, order
 from asit.errors import CatalogueError, ConfigError, TrainingError
-from asit.runs import dryrun, source
-from asit.runs import pretrain as runs
-from asit.runs.dryrun import dry_run
+from asit.io import checkpoint
+from asit.pretrain import pretrain_dataset
+from asit.pretrain import pretrain_run as runs
 from asit.runtime import World
-from asit.settings import PretrainSettings
+from asit.tools import dry_run as dryrun
+from asit.tools.dry_run import dry_run
+from asit.training import open_data
 
 
 def go(settings: PretrainSettings, **how: Any) -> runs.PretrainResult:
@@ -101,8 +103,8 @@ def test_the_resolved_config_repeats_the_run(tiny: Any, tmp_path: Path, state: A
     first, second = tmp_path / "first", tmp_path / "second"
     autos = {"optim": {"warmup": "auto", "freeze_last_layer": "auto"}, "losses": {"teacher_warmup": "auto"}}
     go(tiny(first, **autos, views={"seconds": "auto", "local_seconds": "auto"}))
-    again = recipes.pretrain_settings(None, first / "config.yaml", {"out": str(second)})
-    flat = dict(config.flat(again.model_dump(mode="json")))
+    again = api.pretrain_settings(None, first / "config.yaml", {"out": str(second)})
+    flat = dict(yaml.flat(again.model_dump(mode="json")))
     assert {name for name, value in flat.items() if value == "auto"} <= {
         *("front_end.mean", "front_end.std", "heads.reconstruction_hidden")
     }
@@ -245,7 +247,7 @@ def test_the_settings_are_checked_before_the_recordings(tiny: Any, tmp_path: Pat
     def scanned(*_: Any, **__: Any) -> None:
         raise AssertionError("hours went into looking at files")
 
-    monkeypatch.setattr(source, "catalogue", scanned)
+    monkeypatch.setattr(open_data, "catalogue", scanned)
     with pytest.raises(ConfigError, match="warm-up"):
         go(tiny(tmp_path / "run", optim={"warmup": 5}))
     with pytest.raises(ConfigError, match="warm-up"):
@@ -260,7 +262,7 @@ def test_a_batch_larger_than_the_data_shrinks_with_a_warning(tiny: Any, tmp_path
     result = go(tiny(run, batch_size=63, accumulate=3, epochs=3))
     assert (result.step, result.total) == (3, 3)
     assert "warning: batch_size 63 is larger than the 16 clips of an epoch: now 15" in log(run)
-    assert config.read_yaml(run / "config.yaml")["batch_size"] == 15
+    assert yaml.read_yaml(run / "config.yaml")["batch_size"] == 15
     assert asit.load(run / "model").card["training"]["batch_size"] == 15
     with pytest.raises(CatalogueError, match="at least 17 clips"):
         go(tiny(tmp_path / "more", batch_size=34, accumulate=17))
@@ -325,7 +327,7 @@ def test_a_few_files_gone_never_end_a_long_run(tiny: Any, tmp_path: Path, copied
 def test_too_many_files_gone(workers: int, tiny: Any, tmp_path: Path, copied: Path, fork: Any) -> None:
     run, file = tmp_path / "run", tmp_path / "settings.yaml"
     go(tiny(run, data=copied, stop_after=1))
-    file.write_text(config.to_yaml(tiny(run, data=copied, workers=workers)))
+    file.write_text(yaml.to_yaml(tiny(run, data=copied, workers=workers)))
     for i in range(16):
         (copied / f"{i:02d}.wav").unlink()
     (copied / "00.wav").write_bytes(b"")  # the first is looked for at the start
@@ -353,10 +355,10 @@ def test_the_budget_of_files_gone(tiny: Any, tmp_path: Path, copied: Path) -> No
 # losses that are not finite
 
 
-class Spoilt(batches.Clips):
+class Spoilt(pretrain_dataset.Clips):
     """Clips of which one is not a number from the second epoch on."""
 
-    def __getitem__(self, key: Key) -> batches.Sample:
+    def __getitem__(self, key: Key) -> pretrain_dataset.Sample:
         sample = super().__getitem__(key)
         if key[0] == 1 and sample.name.endswith("05.wav"):
             sample.clean[1, 3, 4] = float("nan")
@@ -370,9 +372,9 @@ def test_a_loss_that_is_not_finite(
     """Refused before the weights change, naming part, step and clip; then mended and gone on with."""
     run, file = tmp_path / "run", tmp_path / "settings.yaml"
     settings = tiny(run, workers=workers, records={"checkpoint_every": 1, "keep": 8})
-    file.write_text(config.to_yaml(settings))
+    file.write_text(yaml.to_yaml(settings))
     with monkeypatch.context() as broken:
-        broken.setattr(batches, "Clips", Spoilt)
+        broken.setattr(pretrain_dataset, "Clips", Spoilt)
         ended = fork(lambda: cli.main(["pretrain", "--config", str(file)])).end()
     assert ended.code == 2, ended.said
     assert "Traceback" not in ended.said
@@ -539,7 +541,7 @@ def test_no_data_no_folder(tiny: Any, tmp_path: Path) -> None:
 
 def test_where_to_stop_is_said_of_one_call(tiny: Any, tmp_path: Path) -> None:
     go(tiny(tmp_path / "run", stop_after=1))
-    kept = config.build(PretrainSettings, config.read_yaml(tmp_path / "run" / "config.yaml"), "kept")
+    kept = yaml.build(PretrainSettings, yaml.read_yaml(tmp_path / "run" / "config.yaml"), "kept")
     assert kept.stop_after == 0
     assert go(kept, resume=True).finished
 

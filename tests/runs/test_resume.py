@@ -24,13 +24,14 @@ import soundfile
 import torch
 
 import asit
-import asit.whole
-from asit import checkpoint, cli, config
-from asit.data import scan
+import asit.io.atomic
+from asit import cli
+from asit.config import FrontEndSettings, PretrainSettings, yaml
+from asit.data.catalogue import scan
 from asit.errors import CatalogueError, CheckpointError, ConfigError
+from asit.io import checkpoint
 from asit.model.audio_model import AudioModel
-from asit.runs import pretrain as runs
-from asit.settings import FrontEndSettings, PretrainSettings
+from asit.pretrain import pretrain_run as runs
 
 
 def go(settings: PretrainSettings, **how: Any) -> runs.PretrainResult:
@@ -188,8 +189,8 @@ def test_what_a_killed_writer_left_blocks_nothing(
     (half / ".metrics.jsonl.tmp").touch()
     (half / "figures").mkdir(exist_ok=True)
     for name in ("metrics.jsonl", "figures/step-00000003.png", "figures/step-00000003.npz", "model"):
-        asit.whole.draft_of(half / name).touch()
-    page = asit.whole.draft_of(half / "report.html")  # of asit report, which takes no lock
+        asit.io.atomic.draft_of(half / name).touch()
+    page = asit.io.atomic.draft_of(half / "report.html")  # of asit report, which takes no lock
     page.touch()
     assert go(tiny(half), resume=True).finished
     same(state(half), state(unstopped))
@@ -224,7 +225,7 @@ def test_a_death_between_the_last_checkpoint_and_the_model(
 
 def arguments(settings: PretrainSettings, tmp_path: Path) -> list[str]:
     file = tmp_path / "settings.yaml"
-    file.write_text(config.to_yaml(settings), "utf-8")
+    file.write_text(yaml.to_yaml(settings), "utf-8")
     return ["pretrain", "--config", str(file), "--out", settings.out]
 
 
@@ -381,7 +382,7 @@ def test_a_full_disk_for_the_metrics_is_told_without_a_traceback(tiny: Any, tmp_
     run = tmp_path / "run"
 
     def body() -> int:
-        from asit.engine.records import Records
+        from asit.training.metrics_log import Records
 
         def write(*_: Any) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -429,14 +430,14 @@ def test_a_run_of_a_folder_of_which_short_files_are_left_out(tiny: Any, recordin
             soundfile.write(data / f"{tenths}-{i}.wav", np.tile(wave, 2)[: rate * tenths // 10], rate, subtype="FLOAT")
     views = {"seconds": "auto", "short_files": "skip", "local_seconds": "auto"}
     go(tiny(tmp_path / "run", data=data, views=views, epochs=1, stop_after=2))
-    resolved = config.read_yaml(tmp_path / "run" / "config.yaml")
+    resolved = yaml.read_yaml(tmp_path / "run" / "config.yaml")
     assert go(tiny(tmp_path / "run", data=data, views=views, epochs=1, stop_after=3), resume=True).step == 3
     assert isinstance(resolved["views"]["seconds"], float)
 
 
 THREADS = """
 import pickle, sys, torch
-from asit.runs.pretrain import pretrain
+from asit.pretrain.pretrain_run import pretrain
 torch.set_num_threads(int(sys.argv[2]))  # what torch would take on the machine
 pretrain(pickle.loads(open(sys.argv[1], "rb").read()), resume=sys.argv[3] == "True", stream=sys.stderr)
 print(torch.get_num_threads())
@@ -492,7 +493,7 @@ def test_a_disk_that_fills_names_the_checkpoint_that_is_there(
 
 
 def test_a_disk_that_fills_under_the_records(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from asit.engine.records import Records
+    from asit.training.metrics_log import Records
 
     def full(self: Records, kind: str, step: int, values: Any) -> None:
         if step >= 2:

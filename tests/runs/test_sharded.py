@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 import asit
 from asit import runtime
-from asit.engine import shards, stopping
 from asit.errors import StoreError
-from asit.runs import finetune, pretrain
+from asit.finetune import finetune_run
+from asit.pretrain import pretrain_run
+from asit.training import distributed, stopping
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +23,7 @@ WHOLE: dict[str, Any] = {"batch_size": 16, "epochs": 3, "records": {"checkpoint_
 
 
 def go(settings: Any, **how: Any) -> int:
-    return 0 if pretrain.pretrain(settings, stream=None, **how).finished else 1
+    return 0 if pretrain_run.pretrain(settings, stream=None, **how).finished else 1
 
 
 def close(left: Mapping[str, Tensor], right: Mapping[str, Tensor], prefix: str = "task/") -> None:
@@ -80,9 +81,9 @@ def test_a_spoilt_step_of_shards_is_refused_a_step_late(
 
 def test_fine_tuning_in_shards(tuned: Any, tmp_path: Path, ranks: Any, state: Any) -> None:
     runs = {"one": tmp_path / "one", "fsdp": tmp_path / "fsdp"}
-    assert finetune.finetune(tuned(runs["one"]), stream=None).finished
+    assert finetune_run.finetune(tuned(runs["one"]), stream=None).finished
     settings = tuned(runs["fsdp"], parallel="fsdp", checkpoint_activations=True)
-    for ended in ranks(2, lambda: 0 if finetune.finetune(settings, stream=None).finished else 1):
+    for ended in ranks(2, lambda: 0 if finetune_run.finetune(settings, stream=None).finished else 1):
         assert ended.code == 0, ended.said
     close(state(runs["fsdp"]), state(runs["one"]))
     assert (runs["fsdp"] / "results.json").exists()
@@ -92,7 +93,7 @@ def test_data_that_ends_in_one_process_ends_both_with_a_checkpoint(
     tiny: Any, tmp_path: Path, ranks: Any, state: Any, same: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other process is in the middle of the step; going on gives the bits of a run that met nothing."""
-    fed = pretrain.feed
+    fed = pretrain_run.feed
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     often = {**WHOLE, "records": {"checkpoint_every": 100}}
     for ended in ranks(2, lambda: go(tiny(whole, **often))):
@@ -104,13 +105,13 @@ def test_data_that_ends_in_one_process_ends_both_with_a_checkpoint(
                 raise StoreError("shard-3.tar is not there", "a shard", "bring it back")
             yield batch
 
-    monkeypatch.setattr(pretrain, "feed", ending)
+    monkeypatch.setattr(pretrain_run, "feed", ending)
     said = [ended.said for ended in ranks(2, lambda: go(tiny(broken, **often)))]
     assert "another process of this run got no more data: shard-3.tar is not there" in said[0]
     assert "shard-3.tar is not there\n  expected: a shard\n  way out:  bring it back" in said[1]
     assert [p.name for p in (broken / "checkpoints").iterdir()] == ["step-00000002"]
     assert "stopped: shard-3.tar is not there; step 2 is kept" in (broken / "log.txt").read_text()
-    monkeypatch.setattr(pretrain, "feed", fed)
+    monkeypatch.setattr(pretrain_run, "feed", fed)
     for ended in ranks(2, lambda: go(tiny(broken, **often), resume=True)):
         assert ended.code == 0, ended.said
     same(state(broken), state(whole))
@@ -121,7 +122,7 @@ def test_gradients_are_exchanged_while_the_backward_pass_goes_on(ranks: Any) -> 
         with runtime.world("cpu", 1) as world:
             layers = nn.Sequential(*[nn.Linear(1024, 1024) for _ in range(12)])
 
-            class Task(shards.Distributed):
+            class Task(distributed.Distributed):
                 _forward = layers
 
                 def trainable(self) -> nn.Module:

@@ -11,10 +11,10 @@ import soundfile
 import torch
 
 from asit import runtime, search
+from asit.config import EncoderSettings, FrontEndSettings
 from asit.model.audio_model import AudioModel
 from asit.model.vit import Encoder
-from asit.search import Index, layout
-from asit.settings import EncoderSettings, FrontEndSettings
+from asit.search import Index, index_files
 
 RATE = 8000
 ENCODER = EncoderSettings(size="custom", width=24, depth=2, heads=2, patch_frames=8, patch_mels=32)
@@ -106,4 +106,4 @@ def copied(index: Index, tmp_path: Path) -> Path:
 @pytest.fixture
 def small_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph from 13 rows on."""
-    monkeypatch.setattr(layout, "EXACT_MOST", 12)
+    monkeypatch.setattr(index_files, "EXACT_MOST", 12)

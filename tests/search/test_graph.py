@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from asit.errors import CheckpointError, ConfigError
-from asit.search.graph import Graph, check
+from asit.search.hnsw import Graph, check
 
 N, D = 600, 16
 

@@ -16,10 +16,10 @@ import pytest
 import soundfile
 
 from asit import search
-from asit.data import stores
 from asit.errors import AsitError, CheckpointError, ConfigError
+from asit.io import storage
 from asit.model.audio_model import AudioModel
-from asit.search import Index, layout
+from asit.search import Index, index_files
 
 from .conftest import RATE, make_model, sound  # type: ignore[import-not-found]
 
@@ -159,7 +159,7 @@ def test_labels_parts_and_tar_members(archive: Path, model: AudioModel, tmp_path
     np.testing.assert_allclose(again, index.vector(3), atol=1e-3)
     assert index.rows_of(str(archive / "shard.tar"), "71.wav").tolist() == [3]
     assert index.rows_of(str(archive / "long.wav"), start=1.9, seconds=0.3).tolist() == [1]
-    stores.write("memory://search/shard.tar", (archive / "shard.tar").read_bytes())
+    storage.write("memory://search/shard.tar", (archive / "shard.tar").read_bytes())
     search.build(model, ["memory://search/shard.tar"], tmp_path / "stored")
     stored = Index.read(tmp_path / "stored")
     np.testing.assert_array_equal(stored.vector(1), index.vector(3))
@@ -172,7 +172,7 @@ def test_labels_parts_and_tar_members(archive: Path, model: AudioModel, tmp_path
 def _hash_again(folder: Path) -> None:
     """The card made to fit the files, as whoever altered them would."""
     card = json.loads((folder / "card.json").read_text())
-    card["sha256"] = {name: layout.sha256(folder / name) for name in card["sha256"]}
+    card["sha256"] = {name: index_files.sha256(folder / name) for name in card["sha256"]}
     (folder / "card.json").write_text(json.dumps(card))
 
 

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from asit import cli
-from asit.commands import searching, tagtable
+from asit.commands import index
 from asit.search import Index, Neighbour
+from asit.terminal import label_table
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -84,16 +85,16 @@ def test_names_of_every_kind_fit_a_line() -> None:
     def hit(name: str, start: float = 0.0, label: str | None = None) -> Neighbour:
         return Neighbour(0, "/" + name, name, start, start + 1, label, None, 0.5)
 
-    table = searching._table("question", [hit("a" * 200 + ".wav"), hit("كلمة.wav", 4000, "كلمة"), hit("日本語.wav")])
+    table = index._table("question", [hit("a" * 200 + ".wav"), hit("كلمة.wav", 4000, "كلمة"), hit("日本語.wav")])
     lines = table.splitlines()[1:]
-    assert all(tagtable.width(line) < 110 for line in lines)
-    assert len({tagtable.width(ended[0]) for line in lines if (ended := re.match(r".* - [\d:.]+", line))}) == 1
+    assert all(label_table.width(line) < 110 for line in lines)
+    assert len({label_table.width(ended[0]) for line in lines if (ended := re.match(r".* - [\d:.]+", line))}) == 1
     assert "1:06:40.00 - 1:06:41.00  كلمة" in lines[1]
-    assert "\x1b" not in searching._table("q\x1b[2J", [hit("red\x1b[31m\r\nname.wav", label="\x07bell")])
+    assert "\x1b" not in index._table("q\x1b[2J", [hit("red\x1b[31m\r\nname.wav", label="\x07bell")])
     odd = os.fsdecode(b"caf\xe9.wav")
-    assert json.loads(searching._json({"name": odd}))["name"] == odd
-    assert searching._json({"name": "كلمة"}) == '{"name": "كلمة"}'
-    searching._table(odd, [hit(odd)]).encode("utf-8")
+    assert json.loads(index._json({"name": odd}))["name"] == odd
+    assert index._json({"name": "كلمة"}) == '{"name": "كلمة"}'
+    index._table(odd, [hit(odd)]).encode("utf-8")
 
 
 def test_bad_recordings_give_status_2_and_the_rest_goes_on(run: Run, archive: Path, model_folder: Path) -> None:

@@ -17,12 +17,12 @@ import pytest
 import soundfile
 import torch
 
+from asit.config import EncoderSettings, FrontEndSettings
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Head, Labelling
 from asit.model.vit import Encoder
 from asit.serve import server
 from asit.serve.guard import Guard
-from asit.settings import EncoderSettings, FrontEndSettings
 
 
 @contextmanager

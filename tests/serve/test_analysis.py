@@ -263,7 +263,7 @@ def test_too_long_by_the_header_or_in_truth(analyst: Analyst, wav: Wav) -> None:
 def test_a_header_that_does_not_tell_is_found_out_while_decoding(
     analyst: Analyst, wav: Wav, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from asit.audio.sounds import OpenSound
+    from asit.audio.stream import OpenSound
 
     seen = []
     blocks = OpenSound.blocks

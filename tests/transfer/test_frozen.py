@@ -11,7 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from asit.errors import AsitError
-from asit.transfer.frozen import RIDGE_GRID, features, knn_probe, linear_probe, log_mel_statistics, pool
+from asit.evaluate.pooling import RIDGE_GRID, features, knn_probe, linear_probe, log_mel_statistics, pool
 
 
 def _classes(n: int, classes: int = 5, width: int = 24, seed: int = 0, apart: float = 0.8) -> tuple[np.ndarray, ...]:
@@ -246,7 +246,7 @@ def test_features_wider_than_the_limit_are_reduced_and_still_read(monkeypatch: p
     centres = rng.standard_normal((4, 300))
     x = (centres[labels] + 2.0 * rng.standard_normal((240, 300))).astype(np.float32)
     whole = linear_probe(x[:160], labels[:160], x[160:], labels[160:], seed=0)
-    monkeypatch.setattr("asit.transfer.frozen.WIDEST", 100)
+    monkeypatch.setattr("asit.evaluate.pooling.WIDEST", 100)
     reduced = linear_probe(x[:160], labels[:160], x[160:], labels[160:], seed=0)
     assert reduced == linear_probe(x[:160], labels[:160], x[160:], labels[160:], seed=0)
     assert whole.accuracy > 0.9

@@ -19,7 +19,8 @@ from sklearn.metrics import (
 )
 
 from asit.errors import AsitError
-from asit.transfer.metrics import (
+from asit.evaluate.bootstrap import Units
+from asit.evaluate.metrics import (
     average_precision,
     d_prime,
     fold_summary,
@@ -28,7 +29,6 @@ from asit.transfer.metrics import (
     roc_auc,
     single_label,
 )
-from asit.transfer.resampling import Units
 
 
 def _several(clips: int, classes: int, seed: int = 0, *, ties: bool = True) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import average_precision_score
 from sklearn.preprocessing import StandardScaler
 
-from asit.transfer.probes import FEW, RIDGE_GRID, knn_probe_scores, one_hot, ridge_probe
+from asit.evaluate.linear_knn import FEW, RIDGE_GRID, knn_probe_scores, one_hot, ridge_probe
 
 
 def several(n: int, seed: int, classes: int = 4, width: int = 30) -> tuple[np.ndarray, np.ndarray]:
@@ -87,5 +87,5 @@ def test_neighbours_vote_for_all_their_labels(monkeypatch: pytest.MonkeyPatch) -
         near = np.argsort(-cosines)[:7]
         votes = np.exp(cosines[near] / 0.07)
         np.testing.assert_allclose(found, votes @ targets[near] / votes.sum(), atol=1e-4)
-    monkeypatch.setattr("asit.transfer.probes._COSINES", 200)  # a few rows at a time
+    monkeypatch.setattr("asit.evaluate.linear_knn._COSINES", 200)  # a few rows at a time
     np.testing.assert_allclose(knn_probe_scores(x, targets, test, k=7).scores, scored.scores, atol=1e-6)

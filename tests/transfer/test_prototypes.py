@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from asit.errors import AsitError
-from asit.transfer.metrics import average_precision
-from asit.transfer.probes import one_hot, ridge_probe
-from asit.transfer.prototypes import PrototypeHead, PrototypeSettings, prototype_probe
+from asit.evaluate.linear_knn import one_hot, ridge_probe
+from asit.evaluate.metrics import average_precision
+from asit.evaluate.prototypes import PrototypeHead, PrototypeSettings, prototype_probe
 
 SHORT = PrototypeSettings(per_class=3, epochs=10, steps=150, most_epochs=40, batch=32)
 

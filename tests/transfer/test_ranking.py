@@ -12,8 +12,8 @@ from scipy.stats import norm
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from asit.errors import AsitError
-from asit.transfer.ranking import average_precision, d_prime, positives, ranking_draws, roc_auc, score_table
-from asit.transfer.resampling import Units, interval
+from asit.evaluate.bootstrap import Units, interval
+from asit.evaluate.ranking import average_precision, d_prime, positives, ranking_draws, roc_auc, score_table
 
 
 def _several(clips: int, classes: int, seed: int = 0, *, ties: bool = True) -> tuple[np.ndarray, np.ndarray]:
@@ -95,7 +95,7 @@ def test_d_prime() -> None:
 @pytest.mark.parametrize("groups", [False, True])
 def test_a_draw_is_the_metric_of_the_clips_drawn(groups: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weighted sums against scikit-learn on the drawn clips themselves, each repeated as often as it was drawn."""
-    monkeypatch.setattr("asit.transfer.ranking.WEIGHT_BLOCK", 80 * 17)  # 17 draws a block: a last one that is not full
+    monkeypatch.setattr("asit.evaluate.ranking.WEIGHT_BLOCK", 80 * 17)  # 17 draws a block: a last one that is not full
     scores, targets = _several(80, 8)
     units = Units.of(80, np.arange(80) // 4 if groups else None)
     ap, auc = ranking_draws(score_table(scores), *positives(targets, 80, 8), units, 40, 3)

@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from asit.checkpoint import load_strict
-from asit.data.labelled import LabelledBatch
-from asit.engine import optim
-from asit.engine.loop import Now
+from asit.config import EncoderSettings, FinetuneOptimSettings, FinetuneSettings
 from asit.errors import CheckpointError, ConfigError
+from asit.finetune import supervised
+from asit.finetune.finetune_dataset import LabelledBatch
+from asit.io.checkpoint import load_strict
 from asit.model.classifier import Classifier, Head
 from asit.model.vit import Encoder
 from asit.runtime import Precision, World
-from asit.settings import EncoderSettings, FinetuneOptimSettings, FinetuneSettings
-from asit.transfer import supervised
+from asit.training import optim
+from asit.training.loop import Now
 
 CPU = torch.device("cpu")
 ALONE = World(0, 1, CPU, "as asked")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq
 
 from asit.errors import AsitError
-from asit.transfer.verification import cosine_scores, eer, min_dcf, trials_from_labels, verification
+from asit.evaluate.eer import cosine_scores, eer, min_dcf, trials_from_labels, verification
 
 
 def _rates(scores: np.ndarray, same: np.ndarray) -> list[tuple[float, float, float]]:
@@ -75,7 +75,7 @@ def test_min_dcf_by_hand() -> None:
 
 
 def test_cosine_scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asit.transfer.verification.TRIAL_BLOCK", 7)
+    monkeypatch.setattr("asit.evaluate.eer.TRIAL_BLOCK", 7)
     rng = np.random.default_rng(0)
     x, a, b = rng.normal(size=(9, 5)) * 40, rng.integers(0, 9, 30), rng.integers(0, 9, 30)
     expected = [x[i] @ x[j] / np.linalg.norm(x[i]) / np.linalg.norm(x[j]) for i, j in zip(a, b, strict=True)]
@@ -164,7 +164,7 @@ def test_a_draw_of_speakers_weighs_their_trials(monkeypatch: pytest.MonkeyPatch)
     scores = cosine_scores(x, found.first, found.second).astype(float)
     sides = labels[found.first], labels[found.second]
     seen: list[list[float]] = []
-    monkeypatch.setattr("asit.transfer.verification.interval", lambda draws, **_: seen.append(list(draws)))
+    monkeypatch.setattr("asit.evaluate.eer.interval", lambda draws, **_: seen.append(list(draws)))
     verification(scores, found.same, speakers=sides, seed=5, draws=1)
     rng = np.random.default_rng([5, 6])
     times = np.bincount(rng.integers(0, 6, 6), minlength=6)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asit.settings import AugmentSettings, ViewSettings
+from asit.config import AugmentSettings, ViewSettings
 
 NEPERS_PER_DB = math.log(10.0) / 10.0
 """A gain of x dB adds x ln(10) / 10 to the natural logarithm of a power."""

@@ -7,7 +7,7 @@ it (the delay in a LAME tag, Opus' pre-skip, an edit list); where there is none,
 first sample that comes out of the decoder.
 
 libsndfile stops at the length that a header says or that it guesses, so headers are held against the file first
-(`asit.audio.headers`, `mpeg`, `ogg`); where they are wrong, libsndfile reads a corrected one before the same bytes.
+(`asit.audio.pcm_headers`, `mpeg`, `ogg`); where they are wrong, libsndfile reads a corrected one before the same bytes.
 
 Every call opens its own decoder, so threads share nothing. libmpg123, inside libsndfile, writes notes on odd MP3 files
 to the standard error by itself. It has no switch for that, and turning the descriptor away would silence the other
@@ -28,8 +28,11 @@ from typing import Any, BinaryIO, TypeVar
 
 import soundfile
 
-from asit.audio import faults, flac, headers, mpeg, ogg
-from asit.audio.content import (
+from asit.audio import faults, flac, mpeg, ogg, pcm_headers
+from asit.audio.byte_ranges import Bytes, Spliced, Stretch
+from asit.audio.decoder import AudioInfo, Source
+from asit.audio.faults import AudioFileError, Wave
+from asit.audio.sniff import (
     AV_SUFFIXES,
     BY_FFMPEG,
     HEADED,
@@ -41,9 +44,6 @@ from asit.audio.content import (
     not_audio,
     open_content,
 )
-from asit.audio.faults import AudioFileError, Wave
-from asit.audio.source import AudioInfo, Source
-from asit.audio.stretches import Bytes, Spliced, Stretch
 
 __all__ = ["AV_SUFFIXES", "SNDFILE_SUFFIXES", "AudioFileError", "AudioInfo", "Source", "Wave", "open_audio"]
 
@@ -107,7 +107,7 @@ def _open_headed(content: Content) -> Source:
     file, before = content.data, content.start
     if before:  # behind a tag
         file = Bytes(Spliced(content.file, ((before, file.size - before),)))
-    found = headers.look(content.kind, file)
+    found = pcm_headers.look(content.kind, file)
     if found is None:
         return _SoundFileSource(content, ((before, file.size),) if before else None)
     if found.joined is not None:
@@ -115,7 +115,7 @@ def _open_headed(content: Content) -> Source:
     if found.by_ffmpeg:
         return _by_ffmpeg(content)
     start = before + found.start
-    if found.tag == headers.MP3_IN_WAV and found.size:
+    if found.tag == pcm_headers.MP3_IN_WAV and found.size:
         inner = Bytes(Spliced(content.file, ((start, found.size),)))
         stream = mpeg.stream(inner, 0)
         if stream is not None:

@@ -19,9 +19,9 @@ import torch
 from scipy import sparse
 from torch import Tensor, nn
 
+from asit.config import FrontEndSettings
 from asit.errors import AudioError, ConfigError
 from asit.runtime import autocast
-from asit.settings import FrontEndSettings
 
 FLOOR = torch.finfo(torch.float32).eps
 """Smallest mel energy; its logarithm, -15.94, is what digital silence gives."""

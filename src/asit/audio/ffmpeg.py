@@ -11,10 +11,10 @@ from typing import Any, cast
 import numpy as np
 
 from asit.audio import faults, mpeg
-from asit.audio.content import Content, not_audio
+from asit.audio.byte_ranges import Bytes
+from asit.audio.decoder import AudioInfo, Source
 from asit.audio.faults import AudioFileError, Wave
-from asit.audio.source import AudioInfo, Source
-from asit.audio.stretches import Bytes
+from asit.audio.sniff import Content, not_audio
 
 _BOXES = 100_000  # most boxes that are gone through
 _RUN_UP = 8192  # samples decoded and thrown away after a seek; enough for every file tried

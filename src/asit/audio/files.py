@@ -14,9 +14,9 @@ from typing import BinaryIO, Literal
 import numpy as np
 import soxr
 
-from asit.audio import content, decoders, faults
-from asit.audio.content import AudioBytes
+from asit.audio import decoders, faults, sniff
 from asit.audio.decoders import AudioFileError, AudioInfo, Wave
+from asit.audio.sniff import AudioBytes
 from asit.errors import AudioError
 
 __all__ = [
@@ -146,7 +146,7 @@ def read(
             not finite or far outside [-1, 1], or the channels cancel each other.
         AudioError: the part is empty or begins after the end.
     """
-    check_part(called or content.name_of(file), start, seconds)
+    check_part(called or sniff.name_of(file), start, seconds)
     with decoders.open_audio(file, called) as source:
         info = source.info
         target = positive_rate(info.rate if rate is None else rate)

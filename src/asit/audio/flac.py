@@ -5,8 +5,8 @@ Layout: RFC 9639, sections 8.2 (the header) and 9.1 (headers of frames, and thei
 
 from __future__ import annotations
 
+from asit.audio.byte_ranges import Bytes, Stretch
 from asit.audio.faults import RECORDINGS
-from asit.audio.stretches import Bytes, Stretch
 
 _FIRST = b"fLaC\0\0\0\x22"  # signature, and the header of the first block of metadata, or with 0x80 of the only one
 _HEADER = 42  # bytes up to the end of that block

@@ -14,7 +14,7 @@ import functools
 import struct
 from dataclasses import dataclass
 
-from asit.audio.stretches import Bytes, Stretch, syncsafe
+from asit.audio.byte_ranges import Bytes, Stretch, syncsafe
 
 _V1 = {
     1: (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),

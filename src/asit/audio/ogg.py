@@ -10,8 +10,8 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+from asit.audio.byte_ranges import Bytes, Stretch
 from asit.audio.faults import RECORDINGS
-from asit.audio.stretches import Bytes, Stretch
 
 _POLYNOMIAL = 0x104C11DB7
 _HEADER = 27  # bytes of a page's header before its table of segments

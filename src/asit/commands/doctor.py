@@ -9,10 +9,10 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from asit.commands import stdout
+from asit.terminal import stdout
 
 if TYPE_CHECKING:
-    from asit.runs.doctor import Finding
+    from asit.tools.diagnostics import Finding
 
 _SIGNS = {"ok": "ok", "missing": "--", "note": "!", "broken": "XX"}
 
@@ -22,7 +22,7 @@ def doctor(prog: str, summary: str, given: list[str]) -> int:
     parser = argparse.ArgumentParser(prog=prog, description=summary[0].upper() + summary[1:] + ".")
     parser.add_argument("--json", action="store_true", help="write the findings as JSON")
     options = parser.parse_args(given)
-    from asit.runs.doctor import examine, record, works
+    from asit.tools.diagnostics import examine, record, works
 
     findings = examine()
     stdout.for_data() if options.json else stdout.for_people()

@@ -12,7 +12,7 @@ from typing import Annotated, TextIO
 
 import tyro
 
-from asit.commands.parse import parse
+from asit.terminal.options import parse
 
 
 @dataclass
@@ -32,7 +32,7 @@ class DownloadOptions:
 
 def download(prog: str, summary: str, given: list[str]) -> int:
     options = parse(DownloadOptions, prog, summary, given)
-    from asit.data import download as data
+    from asit.data.download import fetch as data
 
     clear = "\r\x1b[K" if sys.stderr.isatty() else ""
     got = data.download(
@@ -58,7 +58,7 @@ def download(prog: str, summary: str, given: list[str]) -> int:
 
 def _line(stream: TextIO) -> Callable[[str, int, int | None], None]:
     """A progress line in bytes with the time left; without a terminal, a line each 30 s."""
-    from asit.engine.records import duration
+    from asit.training.metrics_log import duration
 
     terminal = stream.isatty()
     now_at, began, first, last, told = "", 0.0, 0, -math.inf, 0

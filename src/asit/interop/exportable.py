@@ -1,7 +1,7 @@
 """What is exported of a model: outputs, how many samples they are for, what files are checked by, and their facts.
 
-`asit.interop.waveform` is the function that is traced; `reference` computes the same with the model's own parts, and
-every file is compared with that.
+`asit.interop.waveform_model` is the function that is traced; `reference` computes the same with the model's own parts,
+and every file is compared with that.
 
 Letters: B rows, S samples, D width, C classes.
 """
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 import asit
 from asit.errors import CheckpointError, ConfigError
 from asit.model.audio_model import AudioModel
-from asit.model.embedding import WHOLE
+from asit.model.inference.embedding import WHOLE
 from asit.model.vit import Tokens
 
 Output = Literal["scores", "logits", "embedding", "frames"]

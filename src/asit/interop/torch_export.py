@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from asit.checkpoint import check_free, write_file
 from asit.errors import ConfigError
 from asit.interop.exportable import compare, extent_of, facts_of, on_cpu, output_of, probes
-from asit.interop.waveform import Waveform
+from asit.interop.waveform_model import Waveform
+from asit.io.checkpoint import check_free, write_file
 from asit.model.audio_model import AudioModel
 
 TOLERANCE = 1e-5

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from asit import runtime
 from asit.model.blocks import Attention as AttentionLayer
-from asit.model.embedding import Embedder, Window
+from asit.model.inference.embedding import Embedder, Window
 
 
 @dataclass(frozen=True)

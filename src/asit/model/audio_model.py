@@ -14,18 +14,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from asit import checkpoint, runtime
+from asit import runtime
 from asit.audio.fbank import FrontEnd
-from asit.audio.sounds import Sound
+from asit.audio.stream import Sound
+from asit.config import EncoderSettings, FrontEndSettings
 from asit.errors import ConfigError
-from asit.model import cards
+from asit.io import checkpoint
+from asit.model import card as cards
 from asit.model.attention import Attention, attention_of
-from asit.model.cards import CLASSIFIER, ENCODER
+from asit.model.card import CLASSIFIER, ENCODER
 from asit.model.classifier import Head, Labelling
-from asit.model.embedding import Embedder, Embedding, Precision, hop_frames, several
-from asit.model.tagging import Tag, Tagger, Tags, tagger_of, training_input
+from asit.model.inference.embedding import Embedder, Embedding, Precision, hop_frames, several
+from asit.model.inference.tagging import Tag, Tagger, Tags, tagger_of, training_input
 from asit.model.vit import Encoder, blank
-from asit.settings import EncoderSettings, FrontEndSettings
 
 __all__ = ["CLASSIFIER", "ENCODER", "Attention", "AudioModel", "Embedding", "Sound", "Tag", "Tags"]
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from asit.model.branches import branch
-from asit.model.cpu import Linear, add, attention, bf16_on_cpu
+from asit.model.cpu.bf16 import Linear, add, attention, bf16_on_cpu
+from asit.model.cpu.fused_blocks import branch
 
 
 class Attention(nn.Module):

@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from asit import checkpoint, foreign
+from asit.config import EncoderSettings
 from asit.errors import CheckpointError
+from asit.io import checkpoint, safe_load
 from asit.model.positions import resize_positions
 from asit.model.vit import blank
-from asit.settings import EncoderSettings
 
 _HEADS = ("head.", "head_dist.", "pre_logits.")
 NESTS = ("model", "state_dict")
@@ -55,7 +55,7 @@ def load_imagenet(
         ConfigError: settings, frames and mels do not go together.
     """
     path = Path(path)
-    return convert(path, foreign.tensors(path, foreign.read(path), NESTS), settings, frames, mels)
+    return convert(path, safe_load.tensors(path, safe_load.read(path), NESTS), settings, frames, mels)
 
 
 def convert(

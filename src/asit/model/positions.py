@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from asit.config import EncoderSettings
 from asit.errors import ConfigError
 from asit.runtime import autocast
-from asit.settings import EncoderSettings
 
 _FREE = {"patch_stride_frames", "patch_stride_mels", "drop_path"}
 """Settings that have no part in the shape of any weight but the position embedding."""

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from asit.config import SIZES, EncoderSettings
 from asit.errors import ConfigError
 from asit.model.blocks import Block, init_transformer
-from asit.model.cpu import linear
+from asit.model.cpu.bf16 import linear
+from asit.model.cpu.weight_cache import Stamp, can_be_stamped
 from asit.model.positions import grid_of, patch_of, prefix_of, resize_positions, stride_of
-from asit.model.stamps import Stamp, can_be_stamped
-from asit.settings import SIZES, EncoderSettings
 
 _GRIDS = 64
 """Grids whose resized positions an encoder keeps: more than the lengths between one view of 10 s and one and a half."""

@@ -1,7 +1,7 @@
 """ASiT as one thing to train: a student that sees corrupted views, a teacher that sees clean ones, three losses.
 
 Source: arXiv 2211.13189 and, for settings that the paper leaves open, the two versions of the official code; every
-departure from them is a setting (`asit.settings`) or is named where it stands. Letters: B clips, V global views,
+departure from them is a setting (`asit.config`) or is named where it stands. Letters: B clips, V global views,
 L local views, R = V * B rows, P patches, K prototypes, T frames, F mel bins.
 """
 
@@ -13,22 +13,22 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from asit.checkpoint import load_strict
-from asit.data.batches import GLOBAL_VIEWS, Batch
-from asit.engine import compiling, optim, shards
-from asit.engine.loop import Now, Rates, StepOutput
-from asit.engine.shards import Distributed
+from asit.config import PretrainSettings
 from asit.errors import ConfigError
+from asit.io.checkpoint import load_strict
 from asit.model.positions import patch_of, stride_of
 from asit.model.vit import Encoder, blank, cut
-from asit.pretrain import fused, losses, masking, tokens
+from asit.pretrain import chunked_loss, losses, masking, token_selection
 from asit.pretrain.networks import Networks, Outputs
+from asit.pretrain.pretrain_dataset import GLOBAL_VIEWS, Batch
 from asit.runtime import Precision, World
-from asit.settings import PretrainSettings
+from asit.training import compilation, distributed, optim
+from asit.training.distributed import Distributed
+from asit.training.loop import Now, Rates, StepOutput
 
 
 class ASiT(Distributed):
-    """The method as the loop sees it (`asit.engine.loop.Trainable`).
+    """The method as the loop sees it (`asit.training.loop.Trainable`).
 
     Args:
         settings: resolved: mean and std are numbers.
@@ -68,12 +68,12 @@ class ASiT(Distributed):
         self.patch_centre = losses.Centre(patch_prototypes).to(device)
         self._forward: nn.Module = self.student
         self._teach: nn.Module | None = self.teacher
-        self.say = compiling.Notes()
+        self.say = compilation.Notes()
         """What there is to say about this method's arithmetic."""
-        if compiling.wanted(settings.compile, device):
+        if compilation.wanted(settings.compile, device):
             blocks = [block for network in (self.student, self.teacher) if network for block in network.encoder.blocks]
             blocks += self.student.decoder.blocks if self.student.decoder is not None else []
-            compiling.compiled(blocks, device, self.say)
+            compilation.compiled(blocks, device, self.say)
 
     # what the loop asks for
 
@@ -113,7 +113,7 @@ class ASiT(Distributed):
         rebuilt: Tensor | None = None
         # How many there are the host has to know, which a GPU would keep it waiting for.
         if weights.reconstruction_tokens == "masked" and device.type == "cpu":
-            rebuilt = tokens.touched(corrupted_mask, self.student.encoder.patch).flatten().nonzero().flatten()
+            rebuilt = token_selection.touched(corrupted_mask, self.student.encoder.patch).flatten().nonzero().flatten()
         taught: Outputs | None = None
         with precision.autocast(device):
             if self._teach is not None:
@@ -138,7 +138,7 @@ class ASiT(Distributed):
                 gauges["centre_norm_class"] = torch.linalg.vector_norm(self.class_centre.value)
         if taught is not None and taught.patches is not None:
             counted = None if covered is None else (covered, over["local"])
-            parts["local"], entropy = fused.local_loss(
+            parts["local"], entropy = chunked_loss.local_loss(
                 seen.patches,
                 taught.patches,
                 self.patch_centre.value,
@@ -153,7 +153,7 @@ class ASiT(Distributed):
                 gauges["teacher_entropy_patch"] = entropy
                 gauges["centre_norm_patch"] = torch.linalg.vector_norm(self.patch_centre.value)
         if seen.reconstruction is not None:
-            target, mask = tokens.copied(batch.clean, copies), corrupted_mask
+            target, mask = token_selection.copied(batch.clean, copies), corrupted_mask
             if rebuilt is not None:
                 patch = self.student.encoder.patch
                 target, mask = (cut(one, patch).flatten(0, 1).index_select(0, rebuilt) for one in (target, mask))
@@ -204,7 +204,7 @@ class ASiT(Distributed):
             return
         momentum = self.rates(now).others["teacher_momentum"]
         teacher, student = [t for _, t, _ in self._pairs], [s for _, _, s in self._pairs]
-        torch._foreach_lerp_(shards.own(teacher), shards.own(student), 1.0 - momentum)
+        torch._foreach_lerp_(distributed.own(teacher), distributed.own(student), 1.0 - momentum)
         reduce = world.sum_ if world.size > 1 else None
         wanted = ((self.class_centre, self.teacher.wants_class), (self.patch_centre, self.teacher.wants_patch))
         centres = [centre for centre, has_loss in wanted if has_loss]
@@ -255,7 +255,7 @@ class ASiT(Distributed):
         """
         encoder = (self.teacher or self.student).encoder
         mels = self.settings.front_end.mels
-        return shards.unsharded(encoder, lambda: blank(self.settings.encoder, self.frames, mels))
+        return distributed.unsharded(encoder, lambda: blank(self.settings.encoder, self.frames, mels))
 
     def _modules(self) -> list[tuple[str, nn.Module]]:
         out: list[tuple[str, nn.Module]] = [("student", self.student)]

@@ -12,11 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from asit.model.decoder import Decoder
-from asit.model.heads import ProjectionHead, ReconstructionHead
+from asit.config import PretrainSettings
 from asit.model.vit import Encoder
-from asit.pretrain.fused import Projected
-from asit.settings import PretrainSettings
+from asit.pretrain.chunked_loss import Projected
+from asit.pretrain.decoder import Decoder
+from asit.pretrain.heads import ProjectionHead, ReconstructionHead
 
 
 class Outputs(NamedTuple):

@@ -7,11 +7,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from asit import parsing, whole
 from asit.errors import ConfigError
-from asit.report import finetuning, folds, page, pretraining
+from asit.io import atomic, parsing
+from asit.report import finetune_page, folds_page, pretrain_page
+from asit.report import html as page
 from asit.report.charts import probe_table_html
-from asit.report.run import Run
+from asit.report.run_reader import Run
 
 __all__ = ["probe_table_html", "report"]
 
@@ -61,11 +62,11 @@ def _html(held: Run, path: Path, sections: Sequence[page.Section], preset: Mappi
     if held.kind == "cross-validation":
         for fold in held.folds:
             report(fold, preset=preset)
-        (state, sentence), facts = folds.verdict(held), folds.facts(held)
-        every = folds.sections(held, preset, path, links=bool(held.folds))
+        (state, sentence), facts = folds_page.verdict(held), folds_page.facts(held)
+        every = folds_page.sections(held, preset, path, links=bool(held.folds))
     else:
         state, sentence = held.verdict
-        kind = pretraining if held.kind == "pretraining" else finetuning
+        kind = pretrain_page if held.kind == "pretraining" else finetune_page
         facts, every = kind.facts(held), kind.sections(held, preset)
     damaged = f" {held.damaged} unreadable lines of metrics.jsonl were left out." if held.damaged else ""
     html = page.page(
@@ -80,5 +81,5 @@ def _html(held: Run, path: Path, sections: Sequence[page.Section], preset: Mappi
 def _write(path: Path, html: str) -> None:
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole.written(path) as draft:
+    with atomic.written(path) as draft:
         draft.write_text(html, "utf-8")

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from asit import parsing
-from asit.data.catalogue import Catalogue
+from asit.data.catalogue.catalogue import Catalogue
 from asit.errors import AsitError, ConfigError
-from asit.report.finetuning import label_share, start
-from asit.report.page import flat
-from asit.report.results import Fold, Scores, Value, folds, headline, metric, records, scores_path, spread
-from asit.report.run import Line, Run
+from asit.io import parsing
+from asit.report.finetune_page import label_share, start
+from asit.report.html import flat
+from asit.report.run_reader import Line, Run
+from asit.report.score_records import Fold, Scores, Value, folds, headline, metric, records, scores_path, spread
 
 _APART = frozenset(
     {"out", "seed", "label_seed", "stop_after", "threads", "workers", "score_batch", "front_end.mean", "front_end.std"}
@@ -104,7 +104,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found; `asit.report.tables` writes it.
+    """What `compare` found; `asit.report.comparison_table` writes it.
 
     Attributes:
         rows: one for each score, in the order of the runs given.
@@ -308,7 +308,7 @@ def _differences(rows: Sequence[Row], seed: int) -> tuple[list[Difference], list
 
 
 def _difference(row: Row, base: Row, seed: int) -> Difference:
-    from asit.transfer.metrics import paired_difference  # brings torch along
+    from asit.evaluate.metrics import paired_difference  # brings torch along
 
     for one in (row, base):
         if not one.scores:

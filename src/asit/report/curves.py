@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from asit.report.charts import Chart
-from asit.report.results import SHARES, plain
-from asit.report.run import Line, Run
+from asit.report.run_reader import Line, Run
+from asit.report.score_records import SHARES, plain
 
 _NOTES = {
     "lr": "of the head; blocks below have less where layers decay",

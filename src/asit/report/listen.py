@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
-from asit.data import stores
-from asit.data.catalogue import Catalogue, Clip
-from asit.data.waves import read_clip
+from asit.data.catalogue.catalogue import Catalogue, Clip
+from asit.data.loading.waveforms import read_clip
 from asit.errors import AsitError
-from asit.report.sound import AUDIO_SECONDS, player
+from asit.io import storage
+from asit.report.audio_player import AUDIO_SECONDS, player
 
 RATE = 16000
 """Samples a second of the sounds; enough to hear what is said, and what most models here hear."""
@@ -50,7 +50,7 @@ class Recordings:
     def play(self, clip: Clip) -> str:
         """A player for a clip, at most AUDIO_SECONDS of it, or a sentence that says why there is none."""
         place = clip.shard or clip.path
-        if not stores.is_url(place) and not Path(place).is_file():
+        if not storage.is_url(place) and not Path(place).is_file():
             return _missing(f"{clip.path} is not there")
         if self.bytes >= MOST_BYTES:
             return _missing(f"left out: the page holds {MOST_BYTES / 1e6:.0f} MB of sound already")

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from asit.data.catalogue import Clip
+from asit.data.catalogue.catalogue import Clip
+from asit.report.audio_player import AUDIO_SECONDS
 from asit.report.listen import Recordings
-from asit.report.results import Scores
-from asit.report.sound import AUDIO_SECONDS
+from asit.report.score_records import Scores
 
 SOUNDS = 20
 """Clips with sound on a page."""

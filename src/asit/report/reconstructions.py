@@ -17,11 +17,11 @@ from matplotlib.image import imsave
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from asit import parsing
+from asit.config import FrontEndSettings
+from asit.io import parsing
+from asit.report.audio_player import AUDIO_SECONDS, player
 from asit.report.charts import number
-from asit.report.run import Run
-from asit.report.sound import AUDIO_SECONDS, player
-from asit.settings import FrontEndSettings
+from asit.report.run_reader import Run
 
 Floats = NDArray[np.float32]
 
@@ -111,7 +111,7 @@ def _waves(pictures: Mapping[str, Floats], settings: FrontEndSettings) -> dict[s
     """Sound (S,) of each normalised log-mel (T, F), all with one gain, so that they can be compared."""
     import torch  # a report without sound need not wait for it
 
-    from asit.audio.invert import griffin_lim
+    from asit.audio.griffin_lim import griffin_lim
 
     assert settings.mean != "auto"
     assert settings.std != "auto"

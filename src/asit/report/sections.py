@@ -9,8 +9,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from asit.report.charts import number
-from asit.report.page import flat, table
-from asit.report.run import Run
+from asit.report.html import flat, table
+from asit.report.run_reader import Run
 
 _FREE = {"data", "out", "preset", "task", "model"}
 """Settings that every run has its own value of: where a difference says nothing."""

@@ -20,9 +20,9 @@ from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter
 from numpy.typing import NDArray
 
-from asit import whole
 from asit.audio.fbank import FrontEnd
-from asit.settings import FrontEndSettings
+from asit.config import FrontEndSettings
+from asit.io import atomic
 
 Array = NDArray[np.float32]
 
@@ -127,7 +127,7 @@ def draw(
         )
         _tracks(times, [name.get_text() for name in names], [scores for _, scores in tracks], starts, ends, families)
     _time_axis(times, spectrogram.seconds)
-    with whole.written(path) as draft:
+    with atomic.written(path) as draft:
         canvas.print_png(draft)
 
 

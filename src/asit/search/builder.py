@@ -17,19 +17,19 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from asit import checkpoint, lock
-from asit.data.inputs import Item, expand
-from asit.data.patience import MissingError
-from asit.engine.records import counter
+from asit.data.catalogue.inputs import Item, expand
 from asit.errors import AsitError, AudioError, CheckpointError, ConfigError
+from asit.io import checkpoint, lock
+from asit.io.retry import MissingError
 from asit.model.audio_model import AudioModel
-from asit.model.embedding import Precision
-from asit.search import hearing, layout, table
-from asit.search.graph import CONNECTIVITY, EXPANSION_ADD, EXPANSION_SEARCH, Graph
+from asit.model.inference.embedding import Precision
+from asit.search import embed_windows, index_files, row_table
+from asit.search.hnsw import CONNECTIVITY, EXPANSION_ADD, EXPANSION_SEARCH, Graph
 from asit.search.index import Index
-from asit.search.partial import Done, Partial
-from asit.search.table import Files, Key, Source
-from asit.search.windows import POOLINGS, Pooling, check_windows, view_seconds
+from asit.search.partial_build import Done, Partial
+from asit.search.row_table import Files, Key, Source
+from asit.search.window_layout import POOLINGS, Pooling, check_windows, view_seconds
+from asit.training.metrics_log import counter
 
 _NAMED = 3  # failures that a message names
 
@@ -117,8 +117,8 @@ def build(
     those whose files are gone are dropped, changed ones read again.
 
     Args:
-        inputs: files, folders, globs, catalogues, tables and tar shards; see `asit.data.inputs.expand`. With `add`
-            there may be none.
+        inputs: files, folders, globs, catalogues, tables and tar shards; see `asit.data.catalogue.inputs.expand`. With
+            `add` there may be none.
         out: the index's folder.
         add: bring the index that is there up to date.
         overwrite: replace the index that is there.
@@ -177,10 +177,10 @@ def _build(
             folder, lambda to: _fill(to, card, old, plan, heard, ask.threads, stream), overwrite=add or overwrite
         )
         partial.remove()
-    made = layout.read_card(folder)
+    made = index_files.read_card(folder)
     return Built(
         folder, made["rows"], made["recordings"], len(heard), len(plan.kept), plan.dropped, plan.failures,
-        layout.GRAPH not in made["sha256"], others,
+        index_files.GRAPH not in made["sha256"], others,
     )  # fmt: skip
 
 
@@ -198,11 +198,11 @@ def check_free(folder: Path, add: bool, overwrite: bool) -> None:
         raise ConfigError(f"{folder} is not there", "an index to add to", "leave --add out to make one")
     if not there or add:
         return
-    if not (folder.is_dir() and (folder / layout.CARD).is_file()):
+    if not (folder.is_dir() and (folder / index_files.CARD).is_file()):
         raise ConfigError(
             f"{folder} is there already, and is no index", "a free path for the index", "choose another --out"
         )
-    layout.read_card(folder)  # a model folder has a card too, and is never replaced
+    index_files.read_card(folder)  # a model folder has a card too, and is never replaced
     if not overwrite:
         raise ConfigError(
             f"{folder} holds an index already",
@@ -234,13 +234,13 @@ def _settings(model: AudioModel, ask: Ask, old: Index | None) -> dict[str, Any]:
                 "the same, so that its vectors can be compared",
                 "leave these out, or make the index anew with --overwrite",
             )
-        return {"model": layout.facts(model), **{name: old.card[name] for name in asked}}
+        return {"model": index_files.facts(model), **{name: old.card[name] for name in asked}}
     window = view_seconds(model) if ask.window is None else ask.window
     hop = window if ask.hop is None else ask.hop
     check_windows(window, hop)
     own = {"window": window, "hop": hop, "pooling": ask.pooling or "mean"}
     return {
-        "model": layout.facts(model),
+        "model": index_files.facts(model),
         **own,
         "layer": ask.layer,
         "precision": asked["precision"] or model.embedder().precision,
@@ -289,7 +289,7 @@ def _hear(
             del partial.done[key]
     todo = [source for key, source in plan.need.items() if key not in partial.done]
     tick, bad = counter(stream, "indexing"), 0
-    with closing(hearing.hear(model, todo, settings, ask.batch, ask.threads)) as found:
+    with closing(embed_windows.hear(model, todo, settings, ask.batch, ask.threads)) as found:
         for done, (source, times, vectors) in enumerate(found, 1):
             if isinstance(vectors, str):
                 plan.failures.append((source.name, vectors.replace(source.path, source.name)))
@@ -332,8 +332,8 @@ def _fill(
     fresh = sum(len(times) for _, times, _ in heard)
     width = heard[0][2].shape[1] if heard else old.card["width"] if old is not None else 0
     total = len(kept) + fresh
-    rows = np.empty(total, table.ROW)
-    vectors = np.lib.format.open_memmap(to / layout.VECTORS, "w+", np.dtype("<f2"), (total, width))
+    rows = np.empty(total, row_table.ROW)
+    vectors = np.lib.format.open_memmap(to / index_files.VECTORS, "w+", np.dtype("<f2"), (total, width))
     if old is not None:
         vectors[: len(kept)] = old.vectors[kept]
         rows[: len(kept)] = old.rows[kept]
@@ -346,28 +346,28 @@ def _fill(
         rows["start"][part], rows["end"][part] = np.asarray(times).T
         at = part.stop
     vectors.flush()
-    np.save(to / layout.ROWS, rows, allow_pickle=False)
-    with (to / layout.SOURCES).open("w", encoding="utf-8") as file:
-        file.writelines(table.lines(sources))
-    with (to / layout.FAILURES).open("w", encoding="utf-8") as file:
+    np.save(to / index_files.ROWS, rows, allow_pickle=False)
+    with (to / index_files.SOURCES).open("w", encoding="utf-8") as file:
+        file.writelines(row_table.lines(sources))
+    with (to / index_files.FAILURES).open("w", encoding="utf-8") as file:
         file.writelines(json.dumps({"path": name, "reason": reason}) + "\n" for name, reason in plan.failures)
-    names = [layout.VECTORS, layout.ROWS, layout.SOURCES, layout.FAILURES]
+    names = [index_files.VECTORS, index_files.ROWS, index_files.SOURCES, index_files.FAILURES]
     facts: dict[str, Any] = {"search": "exact"}
-    if total > layout.EXACT_MOST:
+    if total > index_files.EXACT_MOST:
         graph = old.graph if old is not None and len(kept) == len(old) else None
         if graph is None:
             graph = Graph(width)
         graph.add(vectors[len(graph) :], threads, counter(stream, "graph", "rows"))
-        graph.save(to / layout.GRAPH)
-        names.append(layout.GRAPH)
+        graph.save(to / index_files.GRAPH)
+        names.append(index_files.GRAPH)
         numbers = (CONNECTIVITY, EXPANSION_ADD, EXPANSION_SEARCH)
         facts = {
             "search": "graph",
             "graph": dict(zip(("connectivity", "expansion_add", "expansion_search"), numbers, strict=True)),
         }
     whole = {
-        "kind": layout.KIND,
-        "format": layout.FORMAT,
+        "kind": index_files.KIND,
+        "format": index_files.FORMAT,
         "asit": importlib.metadata.version("asit-audio"),
         **card,
         "width": width,
@@ -375,6 +375,6 @@ def _fill(
         "recordings": len(sources),
         "failures": len(plan.failures),
         **facts,
-        "sha256": {name: layout.sha256(to / name) for name in names},
+        "sha256": {name: index_files.sha256(to / name) for name in names},
     }
-    (to / layout.CARD).write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    (to / index_files.CARD).write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")

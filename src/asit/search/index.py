@@ -19,15 +19,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from asit import parsing
-from asit.audio.sounds import Sound, open_sound
+from asit.audio.stream import Sound, open_sound
 from asit.errors import AsitError, ConfigError
 from asit.interop.loading import load
+from asit.io import parsing
 from asit.model.audio_model import AudioModel, Embedding
-from asit.search import layout, table, windows
-from asit.search.graph import Graph
-from asit.search.table import Files, Rows, Source
-from asit.search.windows import Pooling
+from asit.search import index_files, row_table, window_layout
+from asit.search.hnsw import Graph
+from asit.search.row_table import Files, Rows, Source
+from asit.search.window_layout import Pooling
 
 _TOUCH = 1e-3  # s that stretches must share, so that windows end to end do not
 _BLOCK = 1 << 14  # rows that are looked at together
@@ -103,29 +103,29 @@ class Index:
             ConfigError: it has a graph, and usearch is not installed.
         """
         folder = Path(folder)
-        card = layout.read_card(folder)
+        card = index_files.read_card(folder)
         count, width = card["rows"], card["width"]
         names = [
-            layout.VECTORS,
-            layout.ROWS,
-            layout.SOURCES,
-            *([layout.GRAPH] if layout.GRAPH in card["sha256"] else []),
+            index_files.VECTORS,
+            index_files.ROWS,
+            index_files.SOURCES,
+            *([index_files.GRAPH] if index_files.GRAPH in card["sha256"] else []),
         ]
-        layout.check_hashes(folder, card, names)
-        vectors = layout.read_array(folder / layout.VECTORS, (count, width), np.dtype("<f2"))
+        index_files.check_hashes(folder, card, names)
+        vectors = index_files.read_array(folder / index_files.VECTORS, (count, width), np.dtype("<f2"))
         if not all(np.isfinite(vectors[at : at + _BLOCK]).all() for at in range(0, count, _BLOCK)):
-            raise layout.damaged(folder / layout.VECTORS, "its numbers are not all finite")
-        rows = np.array(layout.read_array(folder / layout.ROWS, (count,), table.ROW))
+            raise index_files.damaged(folder / index_files.VECTORS, "its numbers are not all finite")
+        rows = np.array(index_files.read_array(folder / index_files.ROWS, (count,), row_table.ROW))
         if (np.diff(rows["file"].astype(np.int64)) < 0).any():
-            raise layout.damaged(folder / layout.ROWS, "its rows are out of order")
+            raise index_files.damaged(folder / index_files.ROWS, "its rows are out of order")
         try:
-            with (folder / layout.SOURCES).open("rb") as file:
-                sources = [table.from_line(parsing.from_json(line, surrogates=True)) for line in file]
+            with (folder / index_files.SOURCES).open("rb") as file:
+                sources = [row_table.from_line(parsing.from_json(line, surrogates=True)) for line in file]
         except (OSError, ValueError) as error:
-            raise layout.damaged(folder / layout.SOURCES, str(error)) from error
+            raise index_files.damaged(folder / index_files.SOURCES, str(error)) from error
         if len(sources) != card["recordings"] or rows["file"].max() >= len(sources):
-            raise layout.damaged(
-                folder / layout.ROWS, f"it names recordings beyond the {len(sources)} of {layout.SOURCES}"
+            raise index_files.damaged(
+                folder / index_files.ROWS, f"it names recordings beyond the {len(sources)} of {index_files.SOURCES}"
             )
         if not (
             np.isfinite(rows["start"])
@@ -133,8 +133,8 @@ class Index:
             & (rows["start"] <= rows["end"])
             & (rows["start"] >= 0)
         ).all():
-            raise layout.damaged(folder / layout.ROWS, "its times are not times")
-        graph = Graph.load(folder / layout.GRAPH, count, width) if layout.GRAPH in names else None
+            raise index_files.damaged(folder / index_files.ROWS, "its times are not times")
+        graph = Graph.load(folder / index_files.GRAPH, count, width) if index_files.GRAPH in names else None
         return cls(folder, card, sources, rows, vectors, graph)
 
     def __len__(self) -> int:
@@ -188,7 +188,7 @@ class Index:
 
     def query(self, embedding: Embedding) -> Vector:
         """The vector (D,) of an embedded sound, as the index pools its own."""
-        return windows.vector(embedding, self.pooling)
+        return window_layout.vector(embedding, self.pooling)
 
     def nearest(
         self, vector: npt.ArrayLike, k: int = 10, without: npt.NDArray[np.int64] | None = None
@@ -270,16 +270,16 @@ class Index:
         self, sound: Sound, model: AudioModel, rate: int | None = None, start: float = 0.0, seconds: float | None = None
     ) -> Vector:
         """The vector (D,) of a sound of any length; see `similar`, which also checks the model."""
-        total, waiting = np.zeros(self.card["width"]), list[windows.Wave]()
+        total, waiting = np.zeros(self.card["width"]), list[window_layout.Wave]()
         with open_sound(sound, rate, model.rate, model.front_end.settings.resampler, start, seconds) as source:
-            for _, _, wave in windows.cut(source.blocks(), model.rate, self.card["window"], self.card["hop"]):
+            for _, _, wave in window_layout.cut(source.blocks(), model.rate, self.card["window"], self.card["hop"]):
                 waiting.append(wave)
                 if len(waiting) == _TOGETHER:
                     total += self._sum(waiting, model)
                     waiting = []
         return (total + self._sum(waiting, model)).astype(np.float32)
 
-    def _sum(self, waves: list[windows.Wave], model: AudioModel) -> npt.NDArray[np.float64]:
+    def _sum(self, waves: list[window_layout.Wave], model: AudioModel) -> npt.NDArray[np.float64]:
         found = model.embed_batch(waves, layer=self.card["layer"], precision=self.card["precision"], patches=False)
         return np.sum([self.query(one) for one in found] or [np.zeros(self.card["width"])], axis=0, dtype=np.float64)
 
@@ -308,7 +308,7 @@ class Index:
         Raises:
             ConfigError: says what differs.
         """
-        mine, other = self.card["model"], layout.facts(model)
+        mine, other = self.card["model"], index_files.facts(model)
         names = [name for name in other if mine.get(name) != other[name]]
         if names:
             raise ConfigError(

@@ -15,10 +15,10 @@ import soundfile
 from numpy.typing import NDArray
 
 from asit.audio.files import Wave
-from asit.audio.sounds import OpenSound, open_sound
+from asit.audio.stream import OpenSound, open_sound
 from asit.errors import AsitError, AudioError, ConfigError
-from asit.model.embedding import OVERLAP
-from asit.model.tagging import join_tags
+from asit.model.inference.embedding import OVERLAP
+from asit.model.inference.tagging import join_tags
 from asit.serve import answers, pictures, uploads
 from asit.serve.answers import Heard
 from asit.serve.limits import Job, Limits, RefusedError, TooLongError

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asit.audio.files import Wave
-from asit.model.tagging import Tag, Tags
+from asit.model.inference.tagging import Tag, Tags
 
 if TYPE_CHECKING:
     from asit.search import Neighbour

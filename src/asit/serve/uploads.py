@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from asit.audio import content
+from asit.audio import sniff
 from asit.audio.faults import AudioFileError
 from asit.errors import AudioError
 
@@ -31,14 +31,14 @@ def told(error: AudioError, body: bytes) -> AudioError:
         error: of decoding.
         body: what was sent.
     """
-    found, name = error.found, content.name_of(body)
+    found, name = error.found, sniff.name_of(body)
     if not isinstance(error, AudioFileError) or error.reason != "unreadable":
         remedy = _REMEDIES.get(error.reason, error.remedy) if isinstance(error, AudioFileError) else error.remedy
         return AudioError(found.replace(name, "the recording"), error.expected, remedy)
     remedy = "convert it to one of these, and send all of its bytes"
     if body.startswith(b"--") and b"form-data" in body[:1000]:
         remedy = "send the file alone, not a form: curl --data-binary @clip.wav instead of -F"
-    elif content.by_ffmpeg(body) and "M4A" not in formats():
+    elif sniff.by_ffmpeg(body) and "M4A" not in formats():
         remedy = f"convert it, or, where asit serve runs, {error.remedy}"
     return AudioError(
         f"no audio that can be read: {found.replace(name, 'it')}", f"a recording: {', '.join(formats())}", remedy

@@ -10,9 +10,9 @@ import pytest
 
 from asit import cli
 from asit.data import corpora
-from asit.data.catalogue import Catalogue
+from asit.data.catalogue.catalogue import Catalogue
+from asit.data.catalogue.labels import read_labels
 from asit.data.corpora import audioset
-from asit.data.labels import read_labels
 from asit.errors import CatalogueError
 
 Lay = Callable[..., None]

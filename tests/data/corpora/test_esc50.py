@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from asit import cli
+from asit.config import FrontEndSettings
 from asit.data import corpora
-from asit.data.catalogue import Catalogue
+from asit.data.catalogue.catalogue import Catalogue
+from asit.data.catalogue.labels import read_labels
+from asit.data.catalogue.scan import build
+from asit.data.catalogue.splits import check_sides, folds, split_sides
 from asit.data.corpora import esc50
-from asit.data.labels import read_labels
-from asit.data.scan import build
-from asit.data.sides import check_sides, folds, split_sides
 from asit.errors import CatalogueError
-from asit.settings import FrontEndSettings
 
 HEADER = "filename,fold,target,category,esc10,src_file,take"
 SMALL = {f"fold {fold}": 2 for fold in range(1, 6)}

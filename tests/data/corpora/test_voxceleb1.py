@@ -10,10 +10,10 @@ import pytest
 
 from asit import cli
 from asit.data import corpora
-from asit.data.catalogue import Catalogue
+from asit.data.catalogue.catalogue import Catalogue
+from asit.data.catalogue.labels import read_labels
+from asit.data.catalogue.splits import check_sides, split_sides
 from asit.data.corpora import voxceleb1
-from asit.data.labels import read_labels
-from asit.data.sides import check_sides, split_sides
 from asit.errors import CatalogueError
 
 Lay = Callable[..., None]

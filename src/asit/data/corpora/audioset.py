@@ -20,9 +20,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from asit import disk
-from asit.data.catalogue import unreadable
-from asit.data.columns import Texts, encode
+from asit.data.catalogue.catalogue import unreadable
+from asit.data.catalogue.columns import Texts, encode
+from asit.data.catalogue.tables import TableRow
 from asit.data.corpora.corpus import (
     FIRST,
     Corpus,
@@ -35,8 +35,8 @@ from asit.data.corpora.corpus import (
     stem,
     walk,
 )
-from asit.data.tables import TableRow
 from asit.errors import CatalogueError
+from asit.io import local_files
 
 EXPECTED = {"balanced": 22_160, "unbalanced": 2_041_789, "test": 20_371}
 """Segments of each list."""
@@ -203,7 +203,7 @@ def _read_lists(
         before = len(codes)
         promised = None
         try:
-            with disk.open_text(path, "utf-8-sig", "") as lines:
+            with local_files.open_text(path, "utf-8-sig", "") as lines:
                 for cells in csv.reader(lines, skipinitialspace=True):
                     if not cells or cells[0].startswith("#"):
                         promised = promised or _PROMISE.search(",".join(cells))

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from asit import disk
 from asit.audio import files
-from asit.data import listing
-from asit.data.catalogue import unreadable
-from asit.data.tables import TableRow
+from asit.data.catalogue import listing
+from asit.data.catalogue.catalogue import unreadable
+from asit.data.catalogue.tables import TableRow
 from asit.errors import CatalogueError
+from asit.io import local_files
 
 FIRST = 5
 """So many names stand in a message."""
@@ -258,7 +258,7 @@ def read_csv(path: str, needed: Sequence[str]) -> Iterator[tuple[int, dict[str, 
         CatalogueError: it cannot be read, a column is missing, or a line has other cells than the header.
     """
     try:
-        with disk.open_text(path, "utf-8-sig", "") as lines:
+        with local_files.open_text(path, "utf-8-sig", "") as lines:
             reader = csv.reader(lines)
             header = [name.strip() for name in next(reader, [])]
             absent = [name for name in needed if name not in header]
@@ -287,7 +287,7 @@ def read_lines(path: str) -> Iterator[tuple[int, str]]:
         CatalogueError: it cannot be read.
     """
     try:
-        with disk.open_text(path, "utf-8-sig") as lines:
+        with local_files.open_text(path, "utf-8-sig") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield number, line.strip()

@@ -11,8 +11,8 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 
+from asit.data.catalogue.tables import TableRow
 from asit.data.corpora.corpus import Corpus, damaged, existing, names, read_csv, recordings, require_whole, settle, walk
-from asit.data.tables import TableRow
 from asit.errors import CatalogueError
 
 EXPECTED = {f"fold {fold}": 400 for fold in range(1, 6)}

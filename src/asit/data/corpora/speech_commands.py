@@ -18,6 +18,7 @@ from itertools import chain
 import numpy as np
 
 from asit.audio import files
+from asit.data.catalogue.tables import TableRow
 from asit.data.corpora.corpus import (
     FIRST,
     Corpus,
@@ -30,7 +31,6 @@ from asit.data.corpora.corpus import (
     settle,
     walk,
 )
-from asit.data.tables import TableRow
 from asit.errors import CatalogueError
 
 NOISE = "_background_noise_"

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from asit.data.catalogue.tables import TableRow
 from asit.data.corpora.corpus import (
     FIRST,
     Corpus,
@@ -27,7 +28,6 @@ from asit.data.corpora.corpus import (
     stem,
     walk,
 )
-from asit.data.tables import TableRow
 from asit.errors import CatalogueError
 
 EXPECTED = {"train": 138_361, "validation": 6_904, "test": 8_251}

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from asit.audio.fbank import FrontEnd
-from asit.config import build
+from asit.config import SIZES, EncoderSettings, FrontEndSettings
+from asit.config.yaml import build
 from asit.model.audio_model import AudioModel
-from asit.model.cards import check_front_end
+from asit.model.card import check_front_end
 from asit.model.classifier import Head, Labelling
-from asit.settings import SIZES, EncoderSettings, FrontEndSettings
 
 MODEL_TYPE = "asit"
 """What config.json calls our models."""

@@ -12,10 +12,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from asit import checkpoint, foreign, parsing
 from asit.errors import CheckpointError, ConfigError
 from asit.interop.huggingface.fields import CODE, MODEL_TYPE, config_of, extractor_of, parts_of
 from asit.interop.huggingface.readme import readme
+from asit.io import checkpoint, parsing, safe_load
 from asit.model.audio_model import AudioModel
 from asit.model.vit import blank, shape_of, shell
 
@@ -158,7 +158,7 @@ def _json(path: Path) -> Mapping[str, Any]:
 
 def _weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        there = sorted(p.name for p in path.parent.iterdir() if p.suffix in foreign.SUFFIXES)
+        there = sorted(p.name for p in path.parent.iterdir() if p.suffix in safe_load.SUFFIXES)
         raise CheckpointError(
             f"{path.parent} has no {path.name}" + (f", but {', '.join(there[:3])}" if there else ""),
             "all weights in one safetensors file",

@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 
-from asit import parsing
 from asit.errors import CheckpointError
 from asit.interop.huggingface.fields import public
+from asit.io import parsing
 from asit.model.audio_model import AudioModel
 
 _HUB_LICENSE = re.compile(r"[a-z0-9][a-z0-9.\-]*")

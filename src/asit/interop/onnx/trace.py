@@ -14,7 +14,7 @@ import torch
 
 from asit.errors import ConfigError
 from asit.interop.exportable import Output, extent_of, probes
-from asit.interop.waveform import Waveform
+from asit.interop.waveform_model import Waveform
 from asit.model.audio_model import AudioModel
 
 if TYPE_CHECKING:

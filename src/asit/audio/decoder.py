@@ -1,0 +1,125 @@
+"""An open recording: its header, and its samples as mono blocks, held to what the header promises.
+
+Letters in shapes: S samples, n samples of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from asit.audio import faults
+from asit.audio.faults import AudioFileError, Levels, Wave
+from asit.audio.sniff import Content, words
+
+_AT_ONCE = 1 << 26  # samples for which room is made because a header promises them
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What a file's header says.
+
+    Attributes:
+        path: the file; None for bytes and open files.
+        frames: samples of one channel; 0 where a header says nothing, as those of streams do. Counted from the frames
+            of mp3 and raw aac that have no tag with it.
+        rate: samples a second.
+        channels: channels in the file; everything read is their mean.
+        format: container and codec, such as "WAV/PCM_16".
+    """
+
+    path: Path | None
+    frames: int
+    rate: int
+    channels: int
+    format: str
+
+    @property
+    def seconds(self) -> float:
+        """Length in seconds."""
+        return self.frames / self.rate
+
+
+class Source:
+    """An open file.
+
+    Attributes:
+        content: what is decoded.
+        info: its header.
+        name: path and codec, for messages.
+        slack: samples by which decoding may stay behind the header; None where the header says no length.
+        levels: ranges of what has been read.
+
+    Raises:
+        AudioFileError: a rate, a number of channels or a length that no recording has.
+    """
+
+    def __init__(self, content: Content, info: AudioInfo, slack: int | None) -> None:
+        self.content, self.info, self.slack = content, info, slack
+        self.name = f"{content.name} ({info.format})"
+        faults.check_bounds(self.name, info.rate, info.channels, None)
+        faults.check_length(self.name, info.seconds, content.data.size)
+        self.levels = Levels(self.name)
+
+    def blocks(self, start: int, stop: int | None) -> Iterator[Wave]:
+        """Mono samples from `start` to `stop` or the end, in blocks (n,), none of them empty."""
+        raise NotImplementedError
+
+    def stream(self, start: int, stop: int | None) -> Iterator[Wave]:
+        """As `blocks`; refuses, at the end, a file that held fewer samples than its header promises, or cancels out."""
+        promised, held = self._promised(start, stop), 0
+        for block in self.blocks(start, stop):
+            held += len(block)
+            yield block
+            faults.check_length(self.name, held / self.info.rate, self.content.data.size)
+        self._check_end(start, held, promised)
+
+    def read(self, start: int, stop: int | None) -> Wave:
+        """Samples `start` to `stop` as one array (S,), and no second copy of them when the header's length is right."""
+        promised = self._promised(start, stop)
+        out, filled = np.empty(min(promised, _AT_ONCE), np.float32), 0
+        for block in self.stream(start, stop):
+            if filled + len(block) > len(out):
+                room = max(len(block), filled)
+                if filled < promised:
+                    room = max(len(block), min(room, promised - filled))
+                out = np.concatenate([out[:filled], np.empty(room, np.float32)])
+            out[filled : filled + len(block)] = block
+            filled += len(block)
+        return out[:filled]
+
+    def _promised(self, start: int, stop: int | None) -> int:
+        return max(0, (self.info.frames if stop is None else min(stop, self.info.frames)) - start)
+
+    def _check_end(self, start: int, held: int, promised: int) -> None:
+        failure = self.content.failure
+        if failure is not None:
+            raise AudioFileError(
+                "unreadable",
+                f"{self.name} cannot be read on after {(start + held) / self.info.rate:.3f} s: {words(failure)}",
+                "a file that can be read to its end",
+                "open it again",
+            ) from failure
+        if not held and not start:
+            raise faults.empty(self.name)
+        if self.slack is not None and held < promised - self.slack:
+            raise faults.truncated(self.name, start + held, self.info.frames, self.info.rate)
+        if (cancelled := self.levels.cancelled) is not None:
+            raise cancelled
+
+    def close(self) -> None:
+        """End the decoder."""
+        raise NotImplementedError
+
+    def gave_up(self, after: int, error: Exception) -> AudioFileError:
+        """The error about a decoder that found what it cannot decode, after so many samples."""
+        where = f"after {after / self.info.rate:.3f} of {self.info.seconds:.3f} s"
+        return AudioFileError(
+            "truncated" if after else "unreadable",
+            f"{self.name} cannot be decoded {where}: {words(error)}",
+            "a whole recording",
+            "fetch or convert it again, or leave it out",
+        )

@@ -1,0 +1,334 @@
+"""Where the samples lie in WAV, RF64, W64, AIFF, AU, CAF and SPHERE files, whatever length their headers say.
+
+Programs that write into a pipe, that were stopped, or that wrote more than the 32 bits of a size can tell, leave a
+header that says too much or too little. `look` finds the bytes that are there and, where the header is wrong, gives the
+decoder a header that is right. Nothing is guessed where the header agrees with the file.
+
+Which bytes behind the samples are not samples: chunks up to the end of the file, ID3, APE and Lyrics tags, zeros.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from asit.audio.byte_ranges import Bytes, Stretch
+
+MP3_IN_WAV = 0x55
+"""Format tag of MPEG layer III in a WAV."""
+_BY_FFMPEG = frozenset({0x28F, 0x65, 0xFF, 0x2000, 0x160, 0x161, 0x162, 0x706D, 0x1610, 0x22, 0x270, 0xF1AC})
+"""Format tags of codecs that FFmpeg has and libsndfile has not: G.722, AAC, AC-3, WMA, TrueSpeech, ATRAC3, FLAC."""
+
+_PLACEHOLDERS = (0x7F000000, 0x7FFFF000, 0x80000000, 0xFFFFFFFF, 0x7FFFFFFFFFFFFFFF, 0xFFFFFFFFFFFFFFFF)
+"""Sizes that sox, arecord, FFmpeg and others write into pipes, where they cannot know theirs."""
+_NEAR = (
+    128  # bytes by which they may lie below: a frame, as they are rounded down to whole ones, and a header of this size
+)
+_CHUNKS = 1000  # most chunks that are gone through
+_TRIED = 200  # places there where such chunks may begin
+_PADDING = 1 << 20  # most zeros behind the samples that are none
+_TAIL = 1 << 17  # bytes at the end of a file, in which chunks behind the samples are looked for
+_TRAILERS = (b"LIST", b"id3 ", b"ID3 ", b"cue ", b"bext", b"iXML", b"smpl", b"inst", b"fact", b"PEAK", b"JUNK", b"FLLR")
+_TAGS = (b"TAG", b"ID3", b"APETAGEX", b"LYRICSBEGIN")
+_AGAIN = (b"RIFF", b"RIFX", b"RF64", b"BW64", b"FORM", b"caff", b".snd", b"riff", b"data", b"SSND")
+_GUID = bytes.fromhex("f3acd3118cd100c04f8edb8a")  # ends all names of chunks in W64 but "riff"
+_W64_RIFF = bytes.fromhex("726966662e91cf11a5d628db04c10000")
+
+
+@dataclass(frozen=True)
+class Found:
+    """The samples of a file.
+
+    Attributes:
+        start, size: the bytes of them.
+        promised: bytes of them by a header that means what it says, where these are more than `size`.
+        parts: what a decoder is to be given; None: the file as it is.
+        tag: WAVE format tag, 0 where there is none.
+        joined: where another file, or other samples, begin behind these.
+        block: bytes of a frame, or of a packet of frames.
+    """
+
+    start: int
+    size: int
+    promised: int | None = None
+    parts: tuple[Stretch, ...] | None = None
+    tag: int = 0
+    joined: int | None = None
+    block: int = 1
+
+    @property
+    def by_ffmpeg(self) -> bool:
+        """Whether the codec is one that FFmpeg has and libsndfile has not."""
+        return self.tag in _BY_FFMPEG
+
+
+def look(kind: str, file: Bytes) -> Found | None:
+    """Find the samples; None where the header cannot be made out, so that the decoder says what it thinks of it.
+
+    Args:
+        kind: "wav", "w64", "aiff", "au", "caf" or "sphere".
+        file: its bytes.
+    """
+    try:
+        return {"wav": _riff, "w64": _w64, "aiff": _aiff, "au": _au, "caf": _caf, "sphere": _sphere}[kind](file)
+    except struct.error:  # cut off within the header
+        return None
+
+
+def _riff(file: Bytes) -> Found | None:
+    head = file.at(0, 12)
+    order, long = (">" if head[:4] == b"RIFX" else "<"), None
+    form = b""
+    for name, size, at in _chunks(file, 12, order + "I", 4, 2):
+        if name == b"ds64":
+            (long,) = struct.unpack("<Q", file.at(at + 8, 8))
+        elif name == b"fmt ":
+            form = file.at(at, min(size, 1 << 16))
+        elif name == b"data" and len(form) >= 16:
+            size = long if long is not None and size == 0xFFFFFFFF else size
+            tag, _, _, _, block = struct.unpack_from(order + "HHIIH", form)
+            if tag == 0xFFFE and len(form) >= 26:  # extensible: the tag begins the GUID of the format
+                (tag,) = struct.unpack_from(order + "H", form, 24)
+            return _weigh(file, at, size, block, order + "I", 2, partial(_wav_head, form, order), tag)
+    return None
+
+
+def _wav_head(form: bytes, order: str, size: int) -> bytes:
+    """A header of WAV, or of RF64 where 32 bits cannot tell the size, for so many bytes of samples."""
+    form += bytes(len(form) & 1)
+    chunk = b"fmt " + struct.pack(order + "I", len(form)) + form
+    whole = 4 + len(chunk) + 8 + size
+    if whole < 0xFFFFFFF0:
+        name = b"RIFF" if order == "<" else b"RIFX"
+        return name + struct.pack(order + "I", whole) + b"WAVE" + chunk + b"data" + struct.pack(order + "I", size)
+    long = b"ds64" + struct.pack("<IQQQI", 28, whole + 36, size, 0, 0)
+    none = struct.pack("<I", 0xFFFFFFFF)
+    return b"RF64" + none + b"WAVE" + long + chunk + b"data" + none
+
+
+def _w64(file: Bytes) -> Found | None:
+    at, form = 40, b""
+    for _ in range(_CHUNKS):
+        head = file.at(at, 24)
+        if len(head) < 24 or head[4:16] != _GUID:
+            return None
+        (size,) = struct.unpack_from("<Q", head, 16)
+        if head[:4] == b"fmt ":
+            form = file.at(at + 24, min(size - 24, 1 << 16) if size > 24 else 0)
+        elif head[:4] == b"data" and len(form) >= 16:
+            tag, _, _, _, block = struct.unpack_from("<HHIIH", form)
+            size = size - 24 if size >= 24 else 0
+            return _weigh(file, at + 24, size, block, "w64", 8, partial(_wav_head, form, "<"), tag)
+        at += max(24, size + 7 & ~7)
+    return None
+
+
+def _aiff(file: Bytes) -> Found | None:
+    common = b""
+    for name, size, at in _chunks(file, 12, ">I", 4, 2):
+        if name == b"COMM":
+            common = file.at(at, min(size, 1 << 12))
+        elif name == b"SSND" and len(common) >= 18:
+            channels, frames, bits = struct.unpack_from(">hIh", common)
+            block = max(1, channels * ((bits + 7) // 8))
+            offset = min(struct.unpack(">I", file.at(at, 4))[0], 1 << 16)
+            head = partial(_aiff_head, file.at(8, 4), common, block)
+            said = size - 8 - offset if size >= 8 + offset else 0
+            # A header that was never finished says no samples in both places.
+            return _weigh(file, at + 8 + offset, 0 if frames == 0 and said == 0 else said, block, ">I", 2, head)
+    return None
+
+
+def _aiff_head(form: bytes, common: bytes, block: int, size: int) -> bytes:
+    """A header of AIFF or AIFC for so many bytes of samples; of codecs that pack them, the number of packets stays."""
+    if common[18:22] in (b"", b"NONE", b"sowt", b"twos", b"fl32", b"FL32"):
+        common = common[:2] + struct.pack(">I", min(size // block, 0xFFFFFFFF)) + common[6:]
+    version = b"FVER" + struct.pack(">II", 4, 0xA2805140) if form == b"AIFC" else b""
+    inner = form + version + b"COMM" + struct.pack(">I", len(common)) + common + bytes(len(common) & 1)
+    data = b"SSND" + struct.pack(">III", min(size + 8, 0xFFFFFFFF), 0, 0)
+    return b"FORM" + struct.pack(">I", min(len(inner) + len(data) + size, 0xFFFFFFFF)) + inner + data
+
+
+def _au(file: Bytes) -> Found | None:
+    order = "<" if file.at(0, 4) == b"dns." else ">"
+    start, size, encoding, _, channels = struct.unpack(order + "IIIII", file.at(4, 20))
+    width = {1: 1, 2: 1, 3: 2, 4: 3, 5: 4, 6: 4, 7: 8, 27: 1}.get(encoding, 1)
+    if not 24 <= start <= 1 << 20:
+        return None
+    return _weigh(file, start, size, max(1, width * channels), "", 1, partial(_au_head, file.at(0, start), order))
+
+
+def _au_head(front: bytes, order: str, size: int) -> bytes:
+    return front[:8] + struct.pack(order + "I", min(size, 0xFFFFFFFF)) + front[12:]  # all ones: to the end
+
+
+def _caf(file: Bytes) -> Found | None:
+    block = 1
+    for name, size, at in _chunks(file, 8, ">Q", 8, 1):
+        if name == b"desc":
+            block = struct.unpack(">I", file.at(at + 16, 4))[0] or 1
+        elif name == b"data":
+            front = file.at(0, at + 4)
+            if len(front) < at + 4 or at > 1 << 24:
+                return None
+            return _weigh(file, at + 4, size - 4 if size >= 4 else 0, block, ">Q", 1, partial(_caf_head, front))
+    return None
+
+
+def _caf_head(front: bytes, size: int) -> bytes:
+    return front[:-12] + struct.pack(">Q", size + 4) + front[-4:]
+
+
+def _sphere(file: Bytes) -> Found | None:
+    lines = file.at(0, 1024).decode("ascii", "replace").splitlines()
+    facts = {words[0]: words[2] for line in lines if len(words := line.split()) == 3}
+    try:
+        start, count = int(lines[1]), int(facts["sample_count"])
+        block = int(facts["sample_n_bytes"]) * int(facts["channel_count"])
+    except (ValueError, KeyError, IndexError):
+        return None
+    held = max(0, file.size - start)  # libsndfile reads all of them
+    return Found(start, held, block * count if held < block * count < 1 << 62 else None, block=block)
+
+
+def _chunks(file: Bytes, at: int, size: str, digits: int, even: int) -> Iterator[tuple[bytes, int, int]]:
+    """Names, sizes and places of chunks, as their headers say."""
+    for _ in range(_CHUNKS):
+        head = file.at(at, 4 + digits)
+        if len(head) < 4 + digits:
+            return
+        (length,) = struct.unpack_from(size, head, 4)
+        yield head[:4], length, at + 4 + digits
+        at += 4 + digits + length + (length % even and even - length % even)
+
+
+def _weigh(
+    file: Bytes,
+    start: int,
+    size: int,
+    block: int,
+    layout: str,
+    even: int,
+    head: Callable[[int], bytes],
+    tag: int = 0,
+) -> Found:
+    """Hold what a header says of its samples against the file.
+
+    Args:
+        file: all of it.
+        start, size: where the samples begin, and how many bytes of them the header says.
+        block: bytes of a frame.
+        layout: how sizes of chunks are written; "w64"; empty: there are no chunks.
+        even: what chunks begin at a multiple of.
+        head: gives a header for another number of bytes.
+        tag: WAVE format tag.
+    """
+    held = max(0, file.size - start)
+    stream = size == 0 or any(0 <= base - size < block + _NEAR for base in _PLACEHOLDERS)
+    if size > held and not stream:
+        return Found(start, held, size, (head(held), (start, held)), tag, block=block)
+    if not stream or (size == 0 and held):
+        end = start + size
+        rest, joined = _behind(file, end, layout, even)
+        if joined is not None:
+            return Found(start, size, None, None, tag, joined)
+        if not rest or held - size < block:
+            return Found(start, size, None, None, tag)
+    real = _end(file, start, size, layout, even) - start
+    return Found(start, real, None, None if real == size else (head(real), (start, real)), tag)
+
+
+def _behind(file: Bytes, end: int, layout: str, even: int) -> tuple[bool, int | None]:
+    """Whether what stands behind the samples may be samples too, and where another file begins instead."""
+    if end >= file.size:
+        return False, None
+    first = file.at(end, 16)
+    if first[:4] in _AGAIN[:-2] and _again(first):
+        return False, end
+    if first.startswith(_TAGS) or (not first.strip(b"\0") and _zeros(file, end)):
+        return False, None
+    if not layout:
+        return True, None
+    for at in {end, end + (-end % even)}:
+        chain = _chain(file, at, layout, even)
+        if chain is not None:
+            again = next((place for name, place in chain if name in _AGAIN), None)
+            return False, again
+    return True, None
+
+
+def _again(first: bytes) -> bool:
+    """Whether these bytes begin a file, and not merely look like its first four."""
+    return (
+        (first[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64") and first[8:12] == b"WAVE")
+        or (first[:4] == b"FORM" and first[8:11] == b"AIF")
+        or first[:8] in (b"caff\0\1\0\0", b".snd\0\0\0\x18", b".snd\0\0\0\x20")
+        or first[:16] == _W64_RIFF
+    )
+
+
+def _zeros(file: Bytes, at: int) -> bool:
+    """Whether nothing but zeros follows, and not more than a disk's or recorder's padding."""
+    if file.size - at > _PADDING:
+        return False
+    while at < file.size:
+        if file.at(at, 1 << 16).strip(b"\0"):
+            return False
+        at += 1 << 16
+    return True
+
+
+def _chain(file: Bytes, at: int, layout: str, even: int, exact: bool = False) -> list[tuple[bytes, int]] | None:
+    """Chunks from this byte to the end of the file; None where it is not reached by them.
+
+    Unless `exact`, the last one of a known name may be cut off.
+    """
+    found, digits = list[tuple[bytes, int]](), struct.calcsize(layout) if layout != "w64" else 20
+    while at < file.size:
+        if len(found) == _CHUNKS:
+            return None
+        head = file.at(at, 4 + digits)
+        if file.size - at < 8 or head.startswith(_TAGS):  # a rest that is no chunk, such as a byte of padding
+            return found or None
+        name = head[:4]
+        if layout == "w64":
+            if head[4:16] != _GUID or len(head) < 24:
+                return None
+            size = max(4, struct.unpack_from("<Q", head, 16)[0] - 20)
+        elif len(head) < 4 + digits or not all(32 <= byte < 127 for byte in name):
+            return None
+        else:
+            (size,) = struct.unpack_from(layout, head, 4)
+        found.append((name, at))
+        at += 4 + digits + size
+        if at > file.size and (exact or name not in _TRAILERS + _AGAIN):
+            return None
+        at += -at % even if even > 1 else 0
+    return found or None
+
+
+def _end(file: Bytes, start: int, size: int, layout: str, even: int) -> int:
+    """Where samples end whose header does not say it: at known chunks at the end of the file, or at its end."""
+    for more in range(1, 65):  # sizes of 32 bits count modulo 4 GB
+        if start + size + (more << 32) >= file.size:
+            break
+        if size and not _behind(file, start + size + (more << 32), layout, even)[0]:
+            return start + size + (more << 32)
+    if not layout:
+        return file.size
+    first = max(start, file.size - _TAIL)
+    tail = file.at(first, file.size - first)
+    places = [place for name in _TRAILERS for place in _all(tail, name)]
+    for place in sorted(places)[:_TRIED]:
+        if (first + place) % even == 0 and _chain(file, first + place, layout, even, exact=True) is not None:
+            return first + place
+    return file.size
+
+
+def _all(text: bytes, name: bytes) -> Iterator[int]:
+    place = text.find(name)
+    while place >= 0:
+        yield place
+        place = text.find(name, place + 1)

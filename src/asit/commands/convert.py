@@ -1,0 +1,156 @@
+"""The verb convert."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from asit.errors import CheckpointError, ConfigError
+from asit.terminal import stdout
+from asit.terminal.label_table import plain
+from asit.terminal.options import parse
+
+if TYPE_CHECKING:
+    from asit.interop.convert import Converted
+
+
+@dataclass
+class ConvertOptions:
+    source: Annotated[str, tyro.conf.Positional]
+    """File of weights (.pth, .pt, .bin, .ckpt, .safetensors), or a Hugging Face folder of AST."""
+    out: str | None = None
+    """Folder for the model."""
+    kind: str = "auto"
+    """What the file is: asit, asit-sed, ast, hf-ast, ssast or vit; auto: told by the names in it."""
+    which: Literal["teacher", "student"] = "teacher"
+    """Network of an ASiT pretraining that is taken."""
+    frames: int | None = None
+    """Resize the positions to this many frames of input; by default they stay."""
+    seconds: float | None = None
+    """The same in seconds."""
+    stride: str | None = None
+    """Step from patch to patch that the network was trained with, such as 10, or 10x16 (frames x mel bins)."""
+    mels: int | None = None
+    """Mel bins that the network was trained with; by default those of the file, or 128."""
+    rate: int | None = None
+    """Sample rate in Hz that it was trained at."""
+    mean: float | None = None
+    """Mean of the log-mel that it was trained with; by default that of the file, or AudioSet's."""
+    std: float | None = None
+    """Standard deviation, likewise."""
+    labels: str | None = None
+    """File with the names of the classes, such as AudioSet's class_labels_indices.csv, or a text with one a line."""
+    answer: Literal["auto", "single", "multi"] = "auto"
+    """One class a clip or several; auto: several of AudioSet's 527 classes, else what the file says, or one."""
+    pooling: Literal["auto", "class", "mean"] = "auto"
+    """What the head reads; auto: the mean of the patch tokens in SSAST, the class token (or both tokens) elsewhere."""
+    license: str | None = None
+    """Licence of the weights, for the card."""
+    no_head: bool = False
+    """Take the encoder alone: every tensor outside it is left out, a head that is not known too."""
+    list: bool = False
+    """Say where every tensor goes, and write nothing."""
+    overwrite: bool = False
+    """Replace a model that is in the folder."""
+
+
+def convert(prog: str, summary: str, given: list[str]) -> int:
+    options = parse(ConvertOptions, prog, summary, given)
+    if (options.out is None) != options.list:
+        raise ConfigError(
+            "--list and --out are both given" if options.list else "no folder was given to write to",
+            "--out FOLDER to convert, or --list to look",
+            f"asit convert {shlex.quote(options.source)} --out MODEL",
+        )
+    out = None if options.out is None else Path(options.out)
+    if out is not None:
+        _check_out(out, options.overwrite)
+    from asit.interop.convert import Ask, convert
+
+    ask = Ask(
+        kind=options.kind,
+        which=options.which,
+        frames=options.frames,
+        seconds=options.seconds,
+        stride=_stride(options.stride),
+        mels=options.mels,
+        rate=options.rate,
+        mean=options.mean,
+        std=options.std,
+        labels=None if options.labels is None else Path(options.labels),
+        answer=options.answer,
+        pooling=options.pooling,
+        license=options.license,
+        no_head=options.no_head,
+    )
+    _check_numbers(ask.frames, ask.seconds, ask.mels, ask.rate)
+    done = convert(Path(options.source), ask)
+    stdout.for_people()
+    if out is not None:
+        done.model.save(out, overwrite=options.overwrite)
+    _tell(done, everything=options.list)
+    if out is not None:
+        print(f"the model is in {out}")
+        print(f"look at it:  asit info {shlex.quote(str(out))}")
+        print(f'python:      import asit; model = asit.load("{out}"); model.embed("clip.wav").clip')
+    return 0
+
+
+def _tell(done: Converted, everything: bool) -> None:
+    model, source = done.model, done.model.training.get("source", {})
+    settings, (time, mel) = model.encoder.settings, model.encoder.grid
+    kind = f"{source['kind']}: " if source else ""
+    print(f"{kind}{done.mapped} tensors mapped, {len(done.left_out)} entries left out")
+    for why, names in done.reasons():
+        shown = names if everything else names[:3]
+        print(f"  left out: {why} ({len(names)}: {', '.join(shown)}{', ...' if len(shown) < len(names) else ''})")
+    if everything:
+        head = {} if model.head is None else model.head.state_dict()
+        own = {**model.encoder.state_dict(), **{f"head.{name}": value for name, value in head.items()}}
+        for name, value in own.items():
+            print(f"  {name} {tuple(value.shape)}")
+    for note in done.notes:
+        print(f"  note: {note}")
+    front = model.front_end.settings
+    print(
+        f"{settings.size} encoder, {model.encoder.width} wide, {model.encoder.depth} blocks, {time} x {mel} patches "
+        f"(time x mel) of {model.frames} frames; {front.rate} Hz, {front.mels} mel bins, mean {front.mean}, "
+        f"std {front.std}"
+    )
+    if model.classes is not None:
+        more = ", ..." if len(model.classes) > 3 else ""
+        print(f"{len(model.classes)} classes: {', '.join(map(plain, model.classes[:3]))}{more}")
+
+
+def _check_out(out: Path, overwrite: bool) -> None:
+    """What is there is met before anything is read; a folder of something else is never replaced."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not overwrite:
+        raise CheckpointError(f"{out} already exists", "a path that is free", "give another path, or pass --overwrite")
+    if not (out / "card.json").is_file():
+        raise CheckpointError(f"{out} is there and is no model", "a model folder, to be replaced", "give another path")
+
+
+def _stride(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"([1-9]\d{0,3})(?:x([1-9]\d{0,3}))?", text)
+    if found is None:
+        raise ConfigError(f"--stride {text}", "a number, or two with an x between them", "such as 10 or 10x16")
+    return int(found[1]), int(found[2] or found[1])
+
+
+def _check_numbers(*given: float | None) -> None:
+    bad = [value for value in given if value is not None and not 0 < value < 1e9]
+    if bad:
+        raise ConfigError(
+            f"{bad[0]} was given for frames, seconds, mels or rate",
+            "a number above 0 and below a billion",
+            "see asit convert --help",
+        )

@@ -1,0 +1,49 @@
+"""The verbs settings and demo."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from asit import api
+from asit.config.yaml import annotated
+from asit.errors import ConfigError
+from asit.terminal.options import parse
+
+
+@dataclass
+class SettingsOptions:
+    preset: str | None = None
+    """Of pretraining: default, speech, paper or official-v2; default if neither is given."""
+    task: str | None = None
+    """A recipe of fine-tuning, such as any, esc50 or esc50-cpu."""
+
+
+def settings(prog: str, summary: str, given: list[str]) -> int:
+    options = parse(SettingsOptions, prog, summary, given)
+    if options.preset is not None and options.task is not None:
+        raise ConfigError(
+            f"--preset {options.preset} and --task {options.task}", "a preset of pretraining or a task", "choose one"
+        )
+    chosen = api.pretrain_settings(options.preset) if options.task is None else api.finetune_settings(options.task)
+    print(annotated(chosen), end="")
+    return 0
+
+
+@dataclass
+class DemoOptions:
+    out: str = "demo-run"
+    """Folder for the data, the run and the page."""
+    toy: bool = False
+    """A few steps on few clips, to see that every part works."""
+    seed: int = 0
+    """Of the data and the run."""
+
+
+def demo(prog: str, summary: str, given: list[str]) -> int:
+    options = parse(DemoOptions, prog, summary, given)
+    from asit.demo.demo_run import walk
+
+    print(walk(Path(options.out), seed=options.seed, toy=options.toy, stream=sys.stderr).text)
+    return 0

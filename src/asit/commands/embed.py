@@ -1,0 +1,145 @@
+"""The verb embed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from asit.errors import ConfigError
+from asit.terminal.options import parse
+
+if TYPE_CHECKING:
+    from asit.data.catalogue.inputs import Item
+    from asit.infer.embed_rows import Ask
+    from asit.model.audio_model import AudioModel
+
+
+@dataclass
+class EmbedOptions:
+    model: Annotated[str, tyro.conf.Positional]
+    """Model folder, such as RUN/model, or the hub's owner/name."""
+    inputs: Annotated[list[str], tyro.conf.Positional]
+    """Recordings, folders, patterns in quotes, catalogues, tables (CSV, TSV, JSONL), uncompressed tar shards."""
+    out: str | None = None
+    """File to write: .parquet, .npz, or .csv for one vector a file. Without it JSON lines go to standard output."""
+    level: Literal["clip", "frames", "patches"] = "clip"
+    """clip: one vector a file; frames: one for each step in time; patches: one for each patch."""
+    pooling: Literal["mean", "class", "class+mean"] = "mean"
+    """The vector of a clip: mean of its patches, class token, or both."""
+    layer: int | None = None
+    """Block whose output is taken, 0 the first, -1 the last, through the final norm; by default the last."""
+    hop: float | None = None
+    """Seconds between frames, a whole part of the patch columns' own step, which is the default."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """Arithmetic of the encoder; auto: bf16 where it is faster."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where the encoder runs."""
+    threads: int = 0
+    """CPU threads of a process; 0: torch's choice."""
+    batch: int = 16
+    """Windows that go through the encoder at once; on a CPU fewer where they are long."""
+    shard: str | None = None
+    """i/n, i from 0: only the i-th of n parts of the inputs, into NAME-0000i-of-0000n."""
+    spreadsheet: bool = False
+    """Of CSV: write "'" before names that a spreadsheet program would run as a formula (those that begin with =, +, -,
+    @, a tab or a carriage return)."""
+    overwrite: bool = False
+    """Replace --out if it is there, and what another call has left beside it."""
+    bad_files: float = 1.0
+    """Share of unreadable inputs above which this fails; up to there they are listed in OUT.failures.jsonl."""
+
+
+def embed(prog: str, summary: str, given: list[str]) -> int:
+    options = parse(EmbedOptions, prog, summary, given)
+    if options.threads < 0:
+        raise ConfigError(f"--threads {options.threads}", "0 (torch's choice) or more", "leave it out")
+    if not 0.0 <= options.bad_files <= 1.0:
+        raise ConfigError(f"--bad-files {options.bad_files:g}", "a share from 0 to 1", "say 0.01 for one in a hundred")
+    shard = _shard(options.shard)
+    from asit.infer import embed_files as run
+    from asit.infer.embed_rows import Ask
+
+    ask = Ask(options.level, options.pooling, options.layer, options.hop, options.precision, options.batch)
+    if options.out is not None:
+        run.check_free(run.numbered(Path(options.out), shard), ask.level, options.overwrite)
+    if options.spreadsheet and Path(options.out or "").suffix.lower() != ".csv":
+        raise ConfigError(f"--spreadsheet with --out {options.out}", "a name that ends in .csv", "drop it")
+    if options.out is None and (shard is not None or options.overwrite):
+        raise ConfigError("--shard or --overwrite without --out", "a file to write", "add --out emb.parquet")
+    from asit import runtime
+    from asit.data.catalogue.inputs import expand, named
+    from asit.data.catalogue.listing import passed_over
+    from asit.interop.loading import load
+
+    with runtime.world(options.device, options.threads) as world:
+        if world.size > 1 and options.out is None:
+            raise ConfigError(f"{world.size} processes and no --out", "a file to write", "add --out emb.parquet")
+        model = load(options.model, world.device)
+        items = expand(options.inputs, others := Counter[str]())
+        if others and world.main:
+            print(f"asit: {passed_over(others)}", file=sys.stderr)
+        if options.out is None:
+            return _print(model, items, ask)
+        told = run.embed_files(
+            model,
+            items,
+            options.out,
+            ask,
+            shard=shard,
+            overwrite=options.overwrite,
+            spreadsheet=options.spreadsheet,
+            bad_files=options.bad_files,
+            world=world,
+            stream=sys.stderr if world.main else None,
+        )
+    if told is None:
+        return 0
+    print(f"{told.out}: {told.rows} vectors of {told.width} values from {told.files} files")
+    if told.failures:
+        for name, reason in told.failures[:3]:
+            print(f"asit: {named(name, reason)}", file=sys.stderr)
+        listed = run.failures_of(told.out)
+        count = f"{len(told.failures)} of {told.files + len(told.failures)} inputs"
+        print(f"asit: {count} failed and were left out; all are in {listed}", file=sys.stderr)
+    return 2 if told.failures else 0
+
+
+def _print(model: AudioModel, items: Sequence[Item], ask: Ask) -> int:
+    """One JSON line for each clip, frame or patch."""
+    from asit.data.catalogue.inputs import named
+    from asit.infer.embed_rows import Rows, rows_of
+
+    failed = 0
+    for one in rows_of(model, items, ask):
+        name = items[one.place].text
+        if not isinstance(one, Rows):
+            if one.fault is not None:
+                print(f"asit: {named(name, one.fault)}", file=sys.stderr)
+                failed += 1
+            continue
+        vectors = [[round(value, 6) for value in vector] for vector in one.vectors.tolist()]
+        if ask.level == "clip":
+            print(json.dumps({"path": name, "patches": list(one.grid), "clip": vectors[0]}))
+            continue
+        bands = len(vectors) // len(one.times)
+        for i, vector in enumerate(vectors):
+            time = round(float(one.times[i // bands]), 4)
+            where = {"path": name, "time": time} if bands == 1 else {"path": name, "time": time, "band": i % bands}
+            print(json.dumps({**where, "vector": vector}))
+    return 2 if failed else 0
+
+
+def _shard(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal()) or int(index) >= int(count):
+        raise ConfigError(f"--shard {text}", "i/n with i from 0 to n - 1", "write it as in --shard 3/8")
+    return int(index), int(count)

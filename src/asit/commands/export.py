@@ -1,0 +1,159 @@
+"""The verb export."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from asit.errors import ConfigError
+from asit.terminal.options import parse
+
+if TYPE_CHECKING:
+    from asit.evaluate.int8_accuracy import OnRecordings
+    from asit.model.audio_model import AudioModel
+
+
+@dataclass
+class ExportOptions:
+    model: Annotated[str, tyro.conf.Positional]
+    """Model folder, run folder, Hugging Face folder or hub id."""
+    to: Literal["onnx", "torch", "huggingface"]
+    """onnx: one file for onnxruntime; torch: one file of torch.export; huggingface: a folder for transformers."""
+    out: str
+    """File (.onnx, .pt2) or folder to write."""
+    output: Literal["scores", "logits", "embedding", "frames"] | None = None
+    """What an onnx or torch file gives: scores or logits of the classes, the clip's embedding, or a vector for each
+    frame. By default scores of a model with labels, else the embedding."""
+    int8: bool = False
+    """Of onnx: linear layers in int8, smaller and faster; what this loses is measured, printed and kept in the file."""
+    check_data: str | None = None
+    """Of --int8: recordings to measure the loss on: a catalogue, a table or a folder; labelled ones give accuracy or
+    mAP. By default synthetic sounds."""
+    check_clips: int = 500
+    """At most so many of them, drawn with the seed 0; of data with splits the test side."""
+    opset: int | None = None
+    """Of onnx: version of the operators; by default 20."""
+    license: str | None = None
+    """Licence of the weights, for the file; by default what the model's card says."""
+    title: str | None = None
+    """Of huggingface: title of the model card; by default the folder's name."""
+    overwrite: bool = False
+    """Replace what is there."""
+    threads: int = 0
+    """CPU threads while checking; 0: torch's choice."""
+
+
+def export(prog: str, summary: str, given: list[str]) -> int:
+    options = parse(ExportOptions, prog, summary, given)
+    _check(options)
+    import asit
+    from asit import runtime
+
+    with runtime.world("cpu", options.threads):
+        model = asit.load(options.model)
+        out = Path(options.out)
+        if options.to == "huggingface":
+            _huggingface(options, model, out)
+            return 0
+        if options.to == "torch":
+            from asit.interop import torch_export
+
+            facts = torch_export.export(
+                model, out, output=options.output, overwrite=options.overwrite, license=options.license
+            )
+        else:
+            from asit.interop import onnx
+
+            measure = _measure(options, model)
+            facts = onnx.export(
+                model,
+                out,
+                output=options.output,
+                int8=options.int8,
+                opset=20 if options.opset is None else options.opset,
+                overwrite=options.overwrite,
+                license=options.license,
+                measure=measure,
+            )
+    print(_told(facts))
+    return 0
+
+
+def _measure(options: ExportOptions, model: AudioModel) -> OnRecordings | None:
+    if options.check_data is None:
+        return None
+    from asit.evaluate.int8_accuracy import OnRecordings, recordings
+
+    catalogue = recordings(options.check_data, model, sys.stderr)
+    # The name alone: the file that it is written into may travel.
+    name = Path(options.check_data).name
+    return OnRecordings(model, options.output, catalogue, name, options.check_clips, 0, sys.stderr)
+
+
+def _check(options: ExportOptions) -> None:
+    """Options that mean nothing for the format are refused."""
+    only: dict[str, tuple[object, tuple[str, ...]]] = {
+        "--output": (options.output, ("onnx", "torch")),
+        "--int8": (options.int8, ("onnx",)),
+        "--opset": (options.opset, ("onnx",)),
+        "--check-data": (options.check_data, ("onnx",)),
+        "--title": (options.title, ("huggingface",)),
+    }
+    wrong = [name for name, (value, formats) in only.items() if value and options.to not in formats]
+    if wrong:
+        allowed = " or ".join(f"--to {name}" for name in only[wrong[0]][1])
+        raise ConfigError(
+            f"{', '.join(wrong)} with --to {options.to}",
+            f"{wrong[0]} goes with {allowed}",
+            f"leave {'it' if len(wrong) == 1 else 'them'} out, or pass {allowed}",
+        )
+    if options.check_data is not None and not options.int8:
+        raise ConfigError(
+            "--check-data without --int8",
+            "recordings that the loss of int8 is measured on",
+            "pass --int8 too; a float32 file is checked against the model by itself",
+        )
+    if options.check_clips < 1:
+        raise ConfigError(f"--check-clips {options.check_clips}", "at least 1")
+
+
+def _huggingface(options: ExportOptions, model: AudioModel, out: Path) -> None:
+    from asit.interop import huggingface
+
+    source = Path(options.model)
+    run = next((folder for folder in (source, source.parent) if (folder / "results.json").is_file()), None)
+    huggingface.write(
+        model, out, license=options.license, title=options.title, overwrite=options.overwrite, run=run
+    )  # fmt: skip
+    print(f"{out}: a folder for transformers; load it with trust_remote_code=True, or push it to the hub (docs)")
+
+
+def _told(facts: dict[str, Any]) -> str:
+    output, rate, check = facts["output"], facts["rate"], facts["check"]
+    shapes = {"embedding": "(batch, width)", "frames": "(batch, columns, width)"}
+    shape = shapes.get(output, f"(batch, {len(facts['classes'])})")
+    lengths = ", ".join(f"{seconds:g}" for seconds in check["seconds"])
+    lines = [
+        f"{facts['file']}: {facts['bytes'] / 1e6:.1f} MB, {facts.get('precision', 'float32')}; "
+        f"waveform (batch, samples) at {rate} Hz to {output} {shape}",
+        f"in float32 within {check['largest_difference']:.1e} of the model, at {lengths} s, batches of 1 and 2",
+        f"inputs: up to {facts['window'] / rate:.2f} s as in training, at most {facts['longest'] / rate:.2f} s; "
+        "cut longer recordings into windows",
+    ]
+    if "loss" in facts:
+        lines.append(_loss(facts["loss"]))
+    return "\n".join(lines)
+
+
+def _loss(loss: dict[str, Any]) -> str:
+    parts = []
+    if "metric" in loss:
+        parts.append(f"{loss['metric']} {loss['int8']:.4f}, in float32 {loss['float32']:.4f}")
+    if "same_top_class" in loss:
+        parts.append(f"the same top class in {100 * loss['same_top_class']:.1f} %")
+    parts.append(f"cosine {loss['cosine']:.5f} on average, {loss['smallest_cosine']:.5f} at worst")
+    return f"int8, on {loss['sounds']} {loss['of']}: {'; '.join(parts)}"

@@ -1,0 +1,247 @@
+"""The verbs index and similar."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from asit.errors import AsitError, ConfigError
+from asit.io.csv_lines import csv_line
+from asit.terminal.label_table import clock, fit, plain, width
+from asit.terminal.options import parse
+from asit.terminal.stdout import for_data, for_people
+
+if TYPE_CHECKING:
+    from asit.data.catalogue.inputs import Item
+    from asit.search import Built, Neighbour
+
+_NAMED = 20  # failures that are told one by one; all of them are in the index's failures.jsonl
+_CELLS = ("similarity", "path", "start", "end", "label", "name")
+_WIDEST = 48  # columns of a terminal that a name may take
+
+
+@dataclass
+class IndexOptions:
+    model: Annotated[str, tyro.conf.Positional]
+    """Model folder, such as RUN/model."""
+    inputs: Annotated[list[str], tyro.conf.Positional] = field(default_factory=list)
+    """Recordings, folders, globs, catalogues, tables or tar shards; with --add there may be none."""
+    out: str = tyro.MISSING
+    """Folder of the index."""
+    add: bool = False
+    """Bring the index that is there up to date: new and changed files are read, those that are gone dropped."""
+    overwrite: bool = False
+    """Make an index that is there anew."""
+    window: float | None = None
+    """Length in seconds of the stretches that longer recordings are cut into; by default the training view's."""
+    hop: float | None = None
+    """Seconds from one window to the next; by default the window's length."""
+    pooling: Literal["mean", "class", "class+mean"] | None = None
+    """What of the encoder's answer is compared: the mean of its patch tokens (default), its class token, or both."""
+    layer: int | None = None
+    """Block whose output is compared, 0 the first, -1 the last; by default the last."""
+    precision: Literal["auto", "float32", "bf16"] | None = None
+    """Arithmetic of the encoder; by default what is faster here, and with --add the index's."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where the encoder runs."""
+    threads: int = 0
+    """CPU threads; 0: torch's choice."""
+    batch: int = 16
+    """Windows that go through the encoder at once."""
+
+
+def index(prog: str, summary: str, given: list[str]) -> int:
+    options = parse(IndexOptions, prog, summary, given)
+    if not options.inputs and not options.add:
+        raise ConfigError("no recordings were given", "files or folders after the model", f"see {prog} --help")
+    if options.batch < 1:
+        raise ConfigError(f"--batch {options.batch}", "at least 1", "leave it out for 16")
+    _check_threads(options.threads)
+    import torch
+
+    from asit import runtime, search
+    from asit.data.catalogue.listing import passed_over
+    from asit.interop.loading import load
+
+    out = Path(options.out)
+    search.check_free(out, options.add, options.overwrite)  # before a model is loaded for nothing
+    with runtime.world(options.device, options.threads) as world:
+        model = load(options.model, world.device)
+        ask = search.Ask(
+            options.window,
+            options.hop,
+            options.pooling,
+            options.layer,
+            options.precision,
+            options.batch,
+            threads=torch.get_num_threads(),
+        )
+        path = str(Path(options.model).resolve()) if Path(options.model).exists() else options.model
+        built = search.build(
+            model,
+            options.inputs,
+            out,
+            ask,
+            add=options.add,
+            overwrite=options.overwrite,
+            model_path=path,
+            stream=sys.stderr,
+        )
+    if built.others:
+        print(f"asit: {passed_over(built.others)}", file=sys.stderr)
+    for name, reason in built.failures[:_NAMED]:
+        print(f"asit: {plain(search.told(name, reason))}", file=sys.stderr)
+    if len(built.failures) > _NAMED:
+        print(f"asit: and {len(built.failures) - _NAMED} more, in {out / 'failures.jsonl'}", file=sys.stderr)
+    print(_told(built))
+    return 2 if built.failures else 0
+
+
+def _told(built: Built) -> str:
+    news = [f"{built.heard} heard"]
+    news += [f"{count} {word}" for count, word in ((built.kept, "kept"), (built.dropped, "dropped")) if count]
+    news += [f"{len(built.failures)} could not be read"] if built.failures else []
+    way = "every row is compared" if built.exact else "searched by a graph"
+    return (
+        f"{built.folder}: {built.recordings} recordings in {built.rows} rows ({', '.join(news)}); {way}\n"
+        f"asit similar {built.folder} FILE finds what sounds most like a file"
+    )
+
+
+@dataclass
+class SimilarOptions:
+    index: Annotated[str, tyro.conf.Positional]
+    """Folder of the index."""
+    files: Annotated[list[str], tyro.conf.Positional]
+    """Recordings to go by; also folders, globs, catalogues and tar shards."""
+    k: Annotated[int, tyro.conf.arg(aliases=("-k",))] = 10
+    """Neighbours of each."""
+    at: float | None = None
+    """Go by the part that begins here, in seconds."""
+    seconds: float | None = None
+    """Length of that part; by default the index's window."""
+    include_self: bool = False
+    """Also show the recording itself where the index holds it."""
+    format: Literal["auto", "table", "json", "csv"] = "auto"
+    """auto: a table on a terminal, else JSON lines, one for each recording."""
+    spreadsheet: bool = False
+    """Of CSV: write "'" before names that a spreadsheet program would run as a formula (those that begin with =, +, -,
+    @, a tab or a carriage return)."""
+    model: str | None = None
+    """Model folder, where it is not any more where the index was made with it."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where the encoder runs."""
+    threads: int = 0
+    """CPU threads; 0: torch's choice."""
+
+
+def similar(prog: str, summary: str, given: list[str]) -> int:
+    options = parse(SimilarOptions, prog, summary, given)
+    _check(options)
+    from asit import runtime
+    from asit.data.catalogue.listing import passed_over
+    from asit.interop.loading import load
+    from asit.search import Index
+
+    kind = options.format
+    if kind == "auto":
+        kind = "table" if sys.stdout is not None and sys.stdout.isatty() else "json"
+    if options.spreadsheet and kind != "csv":
+        raise ConfigError(f"--spreadsheet and {kind}", "CSV", "drop it, or pass --format csv")
+    (for_people if kind == "table" else for_data)()
+    with runtime.world(options.device, options.threads) as world:
+        found = Index.read(options.index)
+        others = Counter[str]()
+        questions = list(_questions(options, found.card["window"], others))
+        if others:
+            print(f"asit: {passed_over(others)}", file=sys.stderr)
+        model = found.model(world.device) if options.model is None else load(options.model, world.device)
+        found.check(model)
+        if kind == "csv":
+            print(csv_line(["query", "rank", *_CELLS]))
+        failed = 0
+        for place, item in enumerate(questions):
+            try:
+                own = None
+                if not options.include_self:
+                    own = found.rows_of(item.path, item.member, item.start, item.seconds)
+                asked = found.ask(item.sound(), model, None, item.start, item.seconds)
+            except AsitError as error:
+                print(f"asit: {error}", file=sys.stderr)
+                failed += 1
+                continue
+            hits = found.nearest(asked, options.k, own)
+            if kind == "table":
+                print(("\n" if place else "") + _table(item.name, hits))
+            elif kind == "json":
+                print(_json({"query": item.name, "neighbours": [_fields(hit) for hit in hits]}))
+            else:
+                for rank, hit in enumerate(hits, 1):
+                    print(csv_line([item.name, rank, *_fields(hit).values()], spreadsheet=options.spreadsheet))
+    return 2 if failed else 0
+
+
+def _questions(options: SimilarOptions, window: float, others: Counter[str]) -> Iterator[Item]:
+    """The recordings to go by, or the part of each that was asked for."""
+    from asit.data.catalogue.inputs import expand
+
+    for item in expand(options.files, others):
+        if options.at is None and options.seconds is None:
+            yield item
+            continue
+        at, seconds = options.at or 0.0, options.seconds or window
+        if item.seconds is not None:
+            seconds = max(0.0, min(seconds, item.seconds - at))
+        yield dataclasses.replace(item, start=item.start + at, seconds=seconds)
+
+
+def _check_threads(threads: int) -> None:
+    if threads < 0:
+        raise ConfigError(f"--threads {threads}", "0 or more", "leave it out for torch's choice")
+
+
+def _check(options: SimilarOptions) -> None:
+    _check_threads(options.threads)
+    if options.k < 1:
+        raise ConfigError(f"-k {options.k}", "at least 1", "ask for one neighbour or more")
+    if options.at is not None and not 0 <= options.at < math.inf:
+        raise ConfigError(f"--at {options.at:g}", "0 s or more", "count from the beginning of the recording")
+    if options.seconds is not None and not 0 < options.seconds < math.inf:
+        raise ConfigError(f"--seconds {options.seconds:g}", "more than 0", "give the length of the part")
+
+
+def _fields(hit: Neighbour) -> dict[str, Any]:
+    path = hit.path if hit.member is None else f"{hit.path}/{hit.member}"
+    times = (round(hit.start, 3), round(hit.end, 3))
+    return dict(zip(_CELLS, (round(hit.similarity, 4), path, *times, hit.label, hit.name), strict=True))
+
+
+def _table(query: str, hits: Sequence[Neighbour]) -> str:
+    lines = [fit(query, _WIDEST, middle=True)]
+    names = [fit(hit.name, _WIDEST, middle=True) for hit in hits]
+    wide = max(map(width, names), default=0)
+    times = [f"{clock(hit.start)} - {clock(hit.end)}" for hit in hits]
+    most = max(map(len, times), default=0)
+    for rank, (hit, name, time) in enumerate(zip(hits, names, times, strict=True), 1):
+        label = "" if hit.label is None else "  " + fit(hit.label, _WIDEST)
+        lines.append(f"{rank:>4}  {hit.similarity:6.3f}  {name}{' ' * (wide - width(name))}  {time:>{most}}{label}")
+    return "\n".join(lines)
+
+
+def _json(value: Any) -> str:
+    """A line of JSON in readable letters; with escapes where a name is no Unicode, so that it is read as it was."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = json.dumps(value)
+    return text

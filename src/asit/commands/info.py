@@ -1,0 +1,142 @@
+"""The verb info."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import tyro
+
+from asit.terminal import stdout
+from asit.terminal.label_table import plain
+from asit.terminal.options import parse
+
+_FIRST = 8
+"""Labels shown unless all are asked for."""
+
+
+@dataclass
+class InfoOptions:
+    model: Annotated[str, tyro.conf.Positional]
+    """Model folder, run folder, Hugging Face folder or hub id (owner/name)."""
+    labels: bool = False
+    """List all labels, one a line, and nothing else."""
+    json: bool = False
+    """Write everything as JSON."""
+
+
+def info(prog: str, summary: str, given: list[str]) -> int:
+    options = parse(InfoOptions, prog, summary, given)
+    from asit.errors import ConfigError
+    from asit.tools.model_info import describe
+
+    if options.labels and options.json:
+        raise ConfigError("--labels and --json", "one of them", "--json holds all labels")
+    facts = describe(options.model)
+    stdout.for_data() if options.json else stdout.for_people()
+    if options.labels:
+        if facts["labels"] is None:
+            raise ConfigError(
+                f"{options.model} has no labels: it is an encoder",
+                "a classifier, as fine-tuning writes it",
+                "fine-tune it first (asit finetune)",
+            )
+        print("\n".join(plain(name) for name in facts["labels"]["classes"]))
+    elif options.json:
+        print(json.dumps(facts, indent=1, ensure_ascii=False))
+    else:
+        print(_text(facts, min(100, shutil.get_terminal_size().columns)))
+    return 0
+
+
+def _text(facts: Mapping[str, Any], columns: int) -> str:
+    rows = [(name, "\n".join(plain(line) for line in value.splitlines())) for name, value in _rows(facts)]
+    width = max(len(name) for name, _ in rows)
+    out = []
+    for name, value in rows:
+        room = max(20, columns - width - 2)
+        lines = [part for line in value.splitlines() for part in textwrap.wrap(line, room, break_on_hyphens=False)]
+        for i, line in enumerate(lines or [""]):
+            out.append(f"{name if i == 0 else '':{width}}  {line}".rstrip())
+    return "\n".join(out)
+
+
+def _rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    network, front_end, heard = facts["network"], facts["front_end"], facts["input"]
+    size = "" if network["size"] == "custom" else f"{network['size']}: "
+    total = network["encoder_parameters"] + network["head_parameters"]
+    head = f", {network['head_parameters']:,} of them in the head" if network["head_parameters"] else ""
+    patch, stride, grid = (" x ".join(map(str, network[name])) for name in ("patch", "stride", "grid"))
+    before = network["tokens_before_patches"]
+    overlap = "" if network["stride"] == network["patch"] else f", every {stride}"
+    rows = [
+        ("model", str(facts["source"])),
+        *([("folder", facts["folder"])] if facts["folder"] not in (None, facts["source"]) else []),
+        ("kind", facts["kind"]),
+        ("network", f"{size}{network['depth']} blocks, width {network['width']}, {network['heads']} heads"),
+        ("parameters", f"{total:,}{head}"),
+        ("patches", f"{patch} frames x mel bins{overlap}; a grid of {grid} (time x mel), {network['tokens']} tokens"),
+        *([("", f"{before} tokens stand before the patches: class and distillation")] if before > 1 else []),
+        (
+            "input",
+            f"{heard['seconds']:g} s at {heard['rate']} Hz: {heard['frames']} frames of {heard['mels']} mel bins",
+        ),
+        ("", f"one column of patches every {1000 * heard['column_seconds']:g} ms"),
+        (
+            "front end",
+            f"log-mel, window {front_end['window_ms']:g} ms, hop {front_end['shift_ms']:g} ms, from "
+            f"{front_end['low_hz']:g} Hz; mean {front_end['mean']:.5g}, std {front_end['std']:.5g}; shorter sounds are "
+            f"filled up by {front_end['padding']}; resampled by {front_end['resampler']}",
+        ),
+        ("labels", _labels(facts["labels"])),
+        ("license", str(facts["license"] or "not said in the card")),
+        ("data", _said(facts["data"]) if facts["data"] else "not said in the card"),
+        ("training", _said(facts["training"]) or "not said in the card"),
+    ]
+    for score in facts["scores"]:
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in score["metrics"].items() if value is not None)
+        rows.append(("scored", f"{score['split']}, {score['clips']} clips: {shown}"))
+    rows += [("file", f"{one['name']}, {_bytes(one['bytes'])}, sha256 {one['sha256']}") for one in facts["files"]]
+    if facts["format"] is not None:
+        rows.append(("format", f"{facts['format']}, written by asit {facts['asit']}"))
+    return rows
+
+
+def _labels(labels: Mapping[str, Any] | None) -> str:
+    if labels is None:
+        return "none: an encoder, which gives embeddings; asit finetune makes a classifier of it"
+    several = "a clip may have several (sigmoid)" if labels["multi"] else "a clip has one (softmax)"
+    first = ", ".join(labels["classes"][:_FIRST])
+    more = f", ... (asit info --labels lists all {labels['count']})" if labels["count"] > _FIRST else ""
+    return f"{labels['count']}; {several}; read from {labels['pooling']}\n{first}{more}"
+
+
+def _said(value: Any) -> str:
+    """Facts of a card as lines "name: value"; what is nested is written behind its name."""
+    if not isinstance(value, Mapping):
+        return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    lines = []
+    for name, held in value.items():
+        if isinstance(held, Mapping):
+            held = "; ".join(f"{inner} {_short(inside)}" for inner, inside in held.items())
+        lines.append(f"{name}: {_short(held)}")
+    return "\n".join(lines)
+
+
+def _short(value: Any, most: int = 5) -> str:
+    if isinstance(value, list) and len(value) > most:
+        return ", ".join(map(str, value[:most])) + f", ... ({len(value)} in all)"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {held}" for name, held in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} bytes"

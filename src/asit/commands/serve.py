@@ -1,0 +1,106 @@
+"""The verb serve."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from asit.errors import ConfigError
+from asit.terminal.options import parse
+
+if TYPE_CHECKING:
+    from asit.serve.guard import Guard
+    from asit.serve.limits import Limits
+
+
+@dataclass
+class ServeOptions:
+    model: Annotated[str, tyro.conf.Positional]
+    """Model folder, such as RUN/model, or OWNER/NAME on the Hugging Face hub."""
+    index: str | None = None
+    """Folder that asit index wrote with this model: the page then shows the nearest of its recordings."""
+    host: str = "127.0.0.1"
+    """Address to listen on. 127.0.0.1 is reached from this machine alone, 0.0.0.0 from the whole network."""
+    port: int = 8000
+    """Port; 0: any free one."""
+    allow_host: tuple[str, ...] = ()
+    """Further host names under which the page may be opened, such as that of a proxy in front."""
+    max_mb: float = 50.0
+    """Largest upload, in megabytes."""
+    max_seconds: float = 600.0
+    """Longest recording."""
+    concurrency: int = 2
+    """Recordings computed at once."""
+    waiting: int = 128
+    """Requests that may wait beside them; more are told to come back later."""
+    threads: int = 0
+    """CPU threads of each computation; 0: the cores, shared out."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """Arithmetic; auto: bf16 where it is faster here."""
+    open: bool = False
+    """Open the page in the browser."""
+
+
+def serve(prog: str, summary: str, given: list[str]) -> int:
+    options = parse(ServeOptions, prog, summary, given)
+    from asit.serve import server
+    from asit.serve.limits import Limits
+
+    server.need_extra()
+    limits = Limits(
+        megabytes=options.max_mb,
+        seconds=options.max_seconds,
+        concurrency=options.concurrency,
+        waiting=options.waiting,
+        compute=max(Limits.compute, options.max_seconds),  # who takes longer recordings takes longer for them
+    )
+    if options.threads < 0:
+        raise ConfigError(f"--threads {options.threads}", "0 or more", "drop it: 0 shares the cores out")
+    listening = server.listen(options.host, options.port)
+    with listening:
+        app = _application(options, limits)
+        address = server.address(listening)
+        print(f"asit serves {options.model} at {address} (Ctrl-C stops it)", flush=True)
+        if not app.local:
+            print(
+                f"asit: warning: {options.host} can be reached from other machines, and whoever reaches it may use the "
+                "model and hear the indexed recordings: there is no password and no encryption",
+                file=sys.stderr,
+                flush=True,
+            )
+        if options.open:
+            import webbrowser
+
+            webbrowser.open(address)
+        server.run(app, listening)
+    return 0
+
+
+def _application(options: ServeOptions, limits: Limits) -> Guard:
+    import torch
+
+    import asit
+    from asit.runtime import world
+    from asit.serve.analysis import Analyst
+    from asit.serve.app import application
+
+    threads = options.threads or max(1, (os.cpu_count() or 1) // options.concurrency)
+    with world(options.device) as here:
+        model = asit.load(options.model, device=here.device)
+    index = None
+    if options.index is not None:
+        from asit.search import Index
+
+        index = Index.read(options.index)
+    name = Path(options.model).name
+    if name == "model" and Path(options.model).is_dir():
+        name = Path(options.model).resolve().parent.name  # RUN/model is known by its run
+    analyst = Analyst(model, name, index, options.precision)
+    # A thread of its own counts its own threads of arithmetic.
+    return application(analyst, limits, options.host, options.allow_host, lambda: torch.set_num_threads(threads))

@@ -1,0 +1,88 @@
+"""The verb shard."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from asit.errors import ConfigError
+from asit.terminal.options import parse
+
+
+@dataclass
+class ShardOptions:
+    data: Annotated[str | None, tyro.conf.Positional] = None
+    """What is packed: a catalogue, or anything else that pretraining takes as --data."""
+    out: str | None = None
+    """Folder or URL (such as s3://bucket/set) that the shards and index.jsonl go to."""
+    encode: Literal["original", "flac", "opus"] = "original"
+    """original: each file's bytes as they are (a part of a file is cut out, as FLAC); flac: 16-bit mono at --rate;
+    opus: mono at --rate, with loss."""
+    rate: int = 16000
+    """Hz, of sound that is written anew: the rate of training."""
+    shard_mb: float = 256.0
+    """Megabytes of a shard, roughly."""
+    clips: int | None = None
+    """Clips of a shard, instead of megabytes."""
+    shuffle: int | None = None
+    """Lay clips into shards in an order drawn from this seed; the index keeps the catalogue's order."""
+    workers: int | Literal["auto"] = "auto"
+    """Processes; auto: one for each core. What is written does not depend on it."""
+    bad_files: float = 0.1
+    """Share of recordings that cannot be read above which this stops."""
+    resume: bool = False
+    """Go on with the shards that an earlier call left in OUT."""
+    overwrite: bool = False
+    """Delete the shards that lie in OUT."""
+    check: str | None = None
+    """Write nothing: read the shards of this folder or URL and compare them with the hashes in their index."""
+
+
+def shard(prog: str, summary: str, given: list[str]) -> int:
+    options: ShardOptions = parse(ShardOptions, prog, summary, given)
+    from asit.training.metrics_log import counter
+
+    if options.check is not None:
+        from asit.data.shards import verify
+
+        if options.data or options.out:
+            raise ConfigError("--check was given with something to write", "one of the two", f"{prog} --check DIR")
+        index = verify.check(options.check, progress=counter(sys.stderr, "checking", "shards"))
+        count = len(index.header["shards"])
+        print(f"{index.root}: {count} shards, {len(index)} clips, {index.header['seconds'] / 3600:.2f} h, all whole")
+        return 0
+    if not options.data or not options.out:
+        missing = "CATALOGUE" if not options.data else "--out"
+        raise ConfigError(f"{missing} is not given", f"{prog} CATALOGUE --out DIR", "give it")
+    from asit.tools import shard_data
+
+    made = shard_data.shard(
+        options.data,
+        options.out,
+        encode=options.encode,
+        rate=options.rate,
+        shard_mb=options.shard_mb,
+        clips=options.clips,
+        shuffle=options.shuffle,
+        workers=options.workers,
+        bad_files=options.bad_files,
+        resume=options.resume,
+        overwrite=options.overwrite,
+        stream=sys.stderr,
+        told=print,
+    )
+    hours = made.index.header["seconds"] / 3600
+    print(f"{made.place}: {len(made.index)} clips, {hours:.2f} h, {made.bytes / 1e6:,.1f} MB in {made.shards} shards")
+    if made.kept:
+        print(f"{made.kept} of the shards were there already")
+    if made.cut:
+        print(f"{made.cut} clips are parts of files: cut out and written as 16-bit mono FLAC")
+    if made.skipped:
+        counts = ", ".join(f"{count} {reason}" for reason, count in sorted(made.skipped.items()))
+        print(f"left out: {counts}; named in {made.place.removesuffix('.jsonl')}.skipped.jsonl")
+    print(f"next: asit pretrain --data {shlex.quote(made.place)} --out RUN")
+    return 0

@@ -1,0 +1,273 @@
+"""The verb tag."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, TextIO
+
+import tyro
+
+from asit.errors import ConfigError
+from asit.io import atomic
+from asit.terminal import label_table, stdout
+from asit.terminal.options import parse
+
+if TYPE_CHECKING:
+    from asit.data.catalogue.inputs import Item
+    from asit.model.audio_model import AudioModel
+    from asit.model.inference.tagging import Tags
+
+_TRACKS = 10
+_SEGMENT_THRESHOLD = 0.5
+"""Score from which a label of a model with several labels a clip is taken to be there."""
+
+
+@dataclass
+class TagOptions:
+    model: Annotated[str, tyro.conf.Positional]
+    """Model with labels: model folder, run folder, Hugging Face folder or hub id."""
+    inputs: Annotated[list[str], tyro.conf.Positional]
+    """Recordings: files, folders, globs, catalogues, tables, tar shards."""
+    top: int = 5
+    """Most labels a row."""
+    threshold: float | None = None
+    """Leave out labels that score less."""
+    window: float | None = None
+    """Length of a window in seconds, at most that of the training input; a row for each window."""
+    hop: float | None = None
+    """Seconds from window to window; by default they lie end to end."""
+    windows: bool = False
+    """A row for each window, of the training input's length unless --window says another."""
+    segments: bool = False
+    """A row for each stretch over which a label holds: neighbouring windows above the threshold, merged. Without
+    --threshold: 0.5 where a clip may have several labels, else the highest label of each window."""
+    format: Literal["auto", "table", "json", "csv"] = "auto"
+    """auto: a table on a terminal, else JSON lines; with --out what its name ends in (.json, .jsonl, .csv, .txt)."""
+    out: str | None = None
+    """Write to this file, whole or not at all, instead of standard output."""
+    timeline: str | None = None
+    """Draw the tracks of the highest labels under the spectrogram: a PNG, for one recording."""
+    timeline_dir: str | None = None
+    """The same for each recording, into this folder."""
+    spreadsheet: bool = False
+    """Of CSV: write "'" before names that a spreadsheet program would run as a formula (those that begin with =, +, -,
+    @, a tab or a carriage return)."""
+    overwrite: bool = False
+    """Replace --out and timelines that exist."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """Arithmetic of the encoder; auto: bf16 where it is faster."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where the encoder runs."""
+    threads: int = 0
+    """CPU threads; 0: torch's choice."""
+    batch: int = 16
+    """Windows that are scored together; on a CPU fewer where they are long."""
+
+
+def tag(prog: str, summary: str, given: list[str]) -> int:
+    options = parse(TagOptions, prog, summary, given)
+    _check(options)
+    import asit
+    from asit import runtime
+    from asit.data.catalogue.inputs import expand
+    from asit.data.catalogue.listing import passed_over
+    from asit.infer.tag_files import tag_items
+    from asit.training.metrics_log import counter
+
+    with runtime.world(options.device, options.threads) as world:
+        if world.size > 1:
+            raise ConfigError(
+                f"asit tag in {world.size} processes", "one process", "start it without torchrun; --threads uses cores"
+            )
+        model = asit.load(options.model, world.device)
+        if model.classes is None:
+            raise ConfigError(
+                f"{options.model} has no labels: it is an encoder",
+                "a classifier, as fine-tuning writes it",
+                "fine-tune it first (asit finetune), or ask it for vectors (asit embed)",
+            )
+        tagger = model.tagger(options.precision, options.window, options.hop)
+        items = expand(options.inputs, others := Counter[str]())
+        if others and world.main:
+            print(f"asit: {passed_over(others)}", file=sys.stderr)
+        pictures = _pictures(options, items)
+        done = failed = 0
+        show = counter(sys.stderr, "tag") if options.out else None
+        clear = "\r\x1b[K" if show is not None and sys.stderr.isatty() else ""
+        tagged = tag_items(tagger, items, options.batch)
+        with _output(options) as (out, form), closing(tagged):
+            if options.spreadsheet and form != "csv":
+                raise ConfigError(f"--spreadsheet and {form}", "CSV", "drop it, or pass --format csv")
+            if form == "csv":
+                out.write(label_table.csv_header() + "\n")
+            for one, picture in zip(tagged, pictures, strict=True):
+                done += 1
+                problem = one.failure
+                if one.tags is not None:
+                    _write(out, form, one.item, one.tags, options, model.multi)
+                    problem = None if picture is None else _draw(picture, one.item, one.tags, model, options.top)
+                if problem is not None:
+                    failed += 1
+                    out.flush()  # so that lines of the two streams stand in order on a terminal
+                    print(f"{clear}asit: {label_table.plain(problem)}", file=sys.stderr)
+                if show is not None:
+                    show(done, len(items), failed)
+            if options.out and failed == done:
+                raise ConfigError(f"all {failed} inputs failed", remedy=f"{options.out} was not written: see above")
+        if failed and done > 1:
+            print(f"asit: {failed} of {done} inputs failed", file=sys.stderr)
+    return 2 if failed else 0
+
+
+def _check(options: TagOptions) -> None:
+    for name, count, least in (("top", options.top, 1), ("batch", options.batch, 1), ("threads", options.threads, 0)):
+        if count < least:
+            raise ConfigError(f"--{name} {count}", f"{least} or more", "leave it out")
+    if options.threshold is not None and not 0.0 <= options.threshold <= 1.0:
+        raise ConfigError(f"--threshold {options.threshold:g}", "a score from 0 to 1", "such as --threshold 0.3")
+    if options.segments and options.windows:
+        raise ConfigError("--segments and --windows", "one of them", "segments are windows, merged")
+    if options.timeline and options.timeline_dir:
+        raise ConfigError("--timeline and --timeline-dir", "one of them", "--timeline-dir draws each recording")
+    for name, value in (("--window", options.window), ("--hop", options.hop)):
+        if value is not None and not 0.0 < value < float("inf"):
+            raise ConfigError(f"{name} {value:g}", "a positive number of seconds", f"such as {name} 1")
+
+
+def _write(out: TextIO, form: label_table.Format, item: Item, tags: Tags, options: TagOptions, multi: bool) -> None:
+    rows = _rows(tags, options, multi, item.start)
+    if form == "json":
+        lines = label_table.json_lines(item.text, rows, options.segments)
+    elif form == "csv":
+        lines = label_table.csv_lines(item.text, rows, options.spreadsheet)
+    else:
+        timed = options.segments or _by_window(options)
+        columns = 80 if options.out else min(120, shutil.get_terminal_size().columns)
+        blocks = (getattr(out, "encoding", None) or "").lower().replace("-", "").startswith("utf")
+        lines = label_table.table_lines(item.text, float(tags.ends[-1]), rows, columns, timed, blocks)
+    for line in lines:
+        out.write(line + "\n")
+
+
+def _rows(tags: Tags, options: TagOptions, multi: bool, start: float) -> list[label_table.Row]:
+    """What is told of a recording; times count from the start of its file."""
+    if options.segments:
+        if options.threshold is None and not multi:
+            found = tags.segments(0.0, k=1)
+        else:
+            threshold = _SEGMENT_THRESHOLD if options.threshold is None else options.threshold
+            found = tags.segments(threshold, k=options.top)
+        return [label_table.Row(start + one.start, start + one.end, [(one.label, one.score)]) for one in found]
+    if not _by_window(options):
+        top = tags.top(options.top, options.threshold)
+        return [label_table.Row(start, start + float(tags.ends[-1]), [(one.label, one.score) for one in top])]
+    rows = []
+    for scores, begin, end in zip(tags.windows.tolist(), tags.starts.tolist(), tags.ends.tolist(), strict=True):
+        order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))[: options.top]
+        kept = [(tags.classes[i], scores[i]) for i in order]
+        labels = [(name, score) for name, score in kept if options.threshold is None or score >= options.threshold]
+        rows.append(label_table.Row(start + begin, start + end, labels))
+    return rows
+
+
+def _by_window(options: TagOptions) -> bool:
+    asked = options.windows or options.window is not None or options.hop is not None
+    return asked and not options.segments
+
+
+@contextmanager
+def _output(options: TagOptions) -> Iterator[tuple[TextIO, label_table.Format]]:
+    """Where rows go, and in which form; a file appears at the end, and not at all after an error."""
+    form: label_table.Format
+    if options.out is None:
+        form = options.format if options.format != "auto" else "table" if sys.stdout.isatty() else "json"
+        stdout.for_people() if form == "table" else stdout.for_data()
+        yield sys.stdout, form
+        return
+    path = Path(options.out)
+    endings: dict[str, label_table.Format] = {".csv": "csv", ".json": "json", ".jsonl": "json", ".txt": "table"}
+    if options.format == "auto" and path.suffix.lower() not in endings:
+        raise ConfigError(
+            f"--out {path} says no format", f"a name that ends in {', '.join(endings)}", "or pass --format"
+        )
+    form = endings[path.suffix.lower()] if options.format == "auto" else options.format
+    _free(path, options.overwrite)
+    with (
+        atomic.written(path) as draft,
+        draft.open("w", encoding="utf-8", errors="backslashreplace", newline="") as out,
+    ):
+        yield out, form
+
+
+def _pictures(options: TagOptions, items: Sequence[Item]) -> list[Path | None]:
+    """Which picture each input gets; all may be written, or this is refused before any work is done."""
+    if options.timeline or options.timeline_dir:
+        pipe = next((item.name for item in items if Path(item.path).is_fifo()), None)
+        if pipe is not None:
+            raise ConfigError(f"{pipe} is a pipe", "a file: a timeline reads the recording again", "save it first")
+    if options.timeline is not None:
+        path = Path(options.timeline)
+        if len(items) != 1:
+            raise ConfigError(
+                f"--timeline {path} and {len(items)} recordings",
+                "one recording",
+                "pass --timeline-dir FOLDER for a picture of each",
+            )
+        if path.suffix.lower() != ".png":
+            raise ConfigError(f"--timeline {path}", "a name that ends in .png", "such as timeline.png")
+        _free(path, options.overwrite)
+        return [path]
+    if options.timeline_dir is None:
+        return [None] * len(items)
+    folder = Path(options.timeline_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--timeline-dir {folder} is a file", "a folder", "give another name")
+    names = [_file_name(item.name) for item in items]
+    # Several parts of one recording, or names that differ in what a disk forbids or does not tell apart.
+    if len({name.casefold() for name in names}) < len(names):
+        names = [f"{i:06d}-{name}" for i, name in enumerate(names)]
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        _free(folder / f"{name}.png", options.overwrite)
+    return [folder / f"{name}.png" for name in names]
+
+
+def _file_name(name: str) -> str:
+    """A name of one file of this folder: what parts folders is replaced, and a name too long for a disk is cut."""
+    flat = "".join(c if c.isprintable() and c not in '/\\:*?"<>|' else "_" for c in name).lstrip(".") or "sound"
+    while len(flat.encode(errors="surrogateescape")) > 200:
+        flat = flat[1:]
+    return flat
+
+
+def _free(path: Path, overwrite: bool) -> None:
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path.parent} is no folder", "a folder that exists", "make it, or write elsewhere")
+    if path.is_dir() or (path.exists() and not overwrite):
+        raise ConfigError(f"{path} already exists", "a name that is free", "give another, or pass --overwrite")
+
+
+def _draw(path: Path, item: Item, tags: Tags, model: AudioModel, top: int) -> str | None:
+    """Draw a recording's timeline; says what went wrong, or None."""
+    from asit.audio.stream import open_sound
+    from asit.data.catalogue.inputs import named
+    from asit.errors import AsitError
+    from asit.report.timeline import Spectrogram, draw
+
+    settings = model.front_end.settings
+    try:
+        with open_sound(item.sound(), None, model.rate, settings.resampler, item.start, item.seconds) as sound:
+            spectrogram = Spectrogram(sound.blocks(), model.front_end)
+        highest = tags.windows.max(0).values.tolist()
+        order = sorted(range(len(highest)), key=lambda i: (-highest[i], i))[: min(top, _TRACKS)]
+        tracks = [(tags.classes[i], tags.windows[:, i].numpy()) for i in order]
+        draw(path, spectrogram, settings, tracks, tags.starts.numpy(), tags.ends.numpy(), item.name)
+    except (AsitError, OSError) as error:
+        return named(str(path), error.found if isinstance(error, AsitError) else error.strerror or str(error))
+    return None

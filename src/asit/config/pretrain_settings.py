@@ -1,0 +1,229 @@
+"""Settings of a pretraining run.
+
+"v1" and "v2" are the two published versions of the official code; the paper is arXiv 2211.13189.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from asit.config.base import AboveZero, Auto, Count, NonNegative, Positive, Seed, Settings, Share
+from asit.config.model_settings import EncoderSettings, FrontEndSettings
+from asit.config.record_settings import RecordSettings
+
+
+class ViewSettings(Settings):
+    """What is cut out of a recording."""
+
+    segment_seconds: AboveZero = 10.0
+    """A recording longer than this counts as several clips of this length; both views come from one clip."""
+    seconds: AboveZero | Auto = "auto"
+    """Length of a global view; auto: 6 s (the paper), less where clips or segment_seconds are below 10 s."""
+    local_views: Count = 0
+    """Short clean views for the student only (v1: none; v2: 4)."""
+    local_seconds: AboveZero | Auto = "auto"
+    """Length of a local view; auto: a third of a global one (v2: 2 s), at least a patch."""
+    roll: Share = 0.5
+    """Probability of a circular roll of the clip's waveform (v1: 0.5; v2: 0)."""
+    gain_db: NonNegative = 0.0
+    """Each view's level moves by a uniform draw within plus or minus this, in dB."""
+    stretch: Annotated[float, Field(ge=0.0, lt=0.9)] = 0.0
+    """Each view is cut between 1 - stretch and 1 + stretch times its length and resized to it in time."""
+    mel_warp: Annotated[float, Field(ge=0.0, lt=0.9)] = 0.0
+    """Each view's mel axis is scaled by a uniform draw from 1 - mel_warp to 1 + mel_warp (a change of voice size)."""
+    keep_gb: NonNegative | Auto = "auto"
+    """Each loader process keeps decoded recordings in memory when all of them take at most this many GB; auto: a
+    twentieth of the machine's memory."""
+    order: Literal["random", "blocks"] = "random"
+    """random: each epoch a permutation of the clips; blocks: neighbours in a shard come together, so that shards on an
+    object store are read by a seventh of the requests (our own; measured by bench/shards.py)."""
+    block: Positive = 8
+    """Clips of a block, for order blocks."""
+    short_files: Literal["pad", "skip"] = "pad"
+    """A file shorter than a view is padded by the front end's rule, or left out; either is counted and said."""
+
+
+class MaskingSettings(Settings):
+    """GMML: groups of connected patches wiped or replaced in what the student sees."""
+
+    drop: Share = 0.7
+    """Largest share of a view's area wiped; the share is U(min(0.5, drop), drop) (v1: 0.7; v2: 0.5)."""
+    fill: Literal["zeros", "noise", "time", "freq"] = "zeros"
+    """zeros: the mean after normalisation; noise: standard normal at half scale (the scale of normalised
+    input); time: whole frames; freq: whole mel bins."""
+    replace: Share = 0.3
+    """Share of the area replaced by the same area of another clip's view (v1, v2: 0.3)."""
+    replace_probability: Share = 0.5
+    """Probability that a view is replaced instead of dropped (v1, v2: 0.5)."""
+    combine: bool = False
+    """Replace and drop in the same view; never done by the official code."""
+    align: bool = False
+    """Blocks start and end on patch borders (the paper's figure); officially per pixel."""
+    max_block: Annotated[float, Field(gt=0.0, le=1.0)] = 0.3
+    """Longest side of a block over the view's side (v1, v2: 0.3)."""
+    donor_pool: Annotated[int, Field(ge=2, le=2**31 - 1)] = 4
+    """Replacements come from the other clips in groups of this many neighbours in a step's batch. Where clips a process
+    and pass are no multiple of it, donors of its neighbours are read too, so that the draw does not depend on them."""
+    copies: Positive = 1
+    """Masked copies of each global view that the student sees in a step, each with a mask of its own; the teacher sees
+    the view once (data2vec 2.0, arXiv 2212.07525, and EAT, arXiv 2401.03497, have several; v1, v2: 1)."""
+    keep: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of a global view's patches that the student's encoder sees; the same number in each view, those wiped most
+    are left out first, and what is left out counts as wiped. A decoder fills the grid again for the patch losses
+    (masked autoencoders, arXiv 2111.06377; EAT sees 0.2). 1: all patches and no decoder (v1, v2). Below 1 `align`
+    makes what is left out and what is wiped the same patches."""
+    decoder_depth: Positive = 1
+    """Blocks of that decoder, as wide as the encoder's; it is not kept with the model."""
+    official_bounds: bool = False
+    """Officially the upper bounds are exclusive, so the last rows and columns are masked less often."""
+
+
+class HeadSettings(Settings):
+    """Projection and reconstruction heads."""
+
+    hidden: Positive = 2048
+    """Width of the two hidden layers of the projection."""
+    bottleneck: Positive = 256
+    """Width after the projection, where it is L2-normalised."""
+    class_prototypes: Positive = 8192
+    """Outputs for the class token (v1, v2: 8192)."""
+    patch_prototypes: Positive = 1024
+    """Outputs for patch tokens (v1: 1024; v2: 8192, shared with the class token)."""
+    share_prototypes: bool = False
+    """One last layer for both kinds of tokens (v2)."""
+    train_norm: bool = False
+    """Train the norms of the last layer's weight normalisation (v2)."""
+    reconstruction_hidden: tuple[Positive, ...] | Auto = "auto"
+    """Hidden widths of the reconstruction head, GELU after each; auto: the token width three times (v2); v1 base:
+    768, 768, 128."""
+
+
+class LossSettings(Settings):
+    """Weights, temperatures and centring; a weight of 0 switches a term off."""
+
+    global_weight: NonNegative = 1.0
+    """Weight of the class-token loss (v1: 1; v2: 0.5)."""
+    local_weight: NonNegative = 1.0
+    """Weight of the patch-token loss (v1: 1; v2: 0.5)."""
+    reconstruction_weight: NonNegative = 2.0
+    """Weight of the reconstruction loss (v1: 2; v2: 1)."""
+    local_tokens: Literal["all", "masked"] = "all"
+    """Patch tokens that enter the local loss (v1, v2: all)."""
+    local_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of each view's patch tokens that the local loss is computed on, drawn anew for each view, the same number
+    in each, masked ones first with `local_tokens` masked; both heads run on these alone (v1, v2: 1)."""
+    reconstruction_tokens: Literal["all", "masked"] = "all"
+    """Patches that the reconstruction head runs on: all, or those with anything corrupted, which alone enter the loss
+    in either case; masked differs in rounding only (v1, v2: all)."""
+    student_temperature: AboveZero = 0.1
+    """Student temperature."""
+    teacher_temperature_start: AboveZero = 0.04
+    """Teacher temperature at the start."""
+    teacher_temperature: AboveZero = 0.07
+    """Teacher temperature after its warm-up."""
+    teacher_warmup: NonNegative | Auto = "auto"
+    """Epochs of linear temperature warm-up (v1: 30; v2: 5); auto: three tenths of the run, at most 30."""
+    centre_momentum: Share = 0.9
+    """EMA momentum of the centres."""
+
+
+class OptimSettings(Settings):
+    """AdamW, its schedules, and the teacher's momentum."""
+
+    lr: AboveZero = 5e-4
+    """Peak learning rate for a global batch of 256; scaled linearly with the batch."""
+    min_lr: NonNegative = 1e-6
+    """Learning rate at the end of the schedule."""
+    schedule: Literal["cosine", "linear", "wsd"] = "cosine"
+    """How the learning rate falls after the warm-up: half a cosine (v1, v2), a straight line, or wsd: held at the peak,
+    and in the last fifth down by one minus a square root (arXiv 2405.18392)."""
+    warmup: NonNegative | Auto = "auto"
+    """Epochs of linear warm-up (v1, v2: 10); auto: a tenth of the run, at most 10."""
+    weight_decay: NonNegative = 0.04
+    """Weight decay at the start (cosine); none on biases and one-dimensional parameters."""
+    weight_decay_end: NonNegative = 0.4
+    """Weight decay at the end."""
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    """AdamW's betas."""
+    clip: NonNegative = 3.0
+    """Largest gradient norm; 0: no clipping."""
+    clip_per_parameter: bool = True
+    """Clip each parameter tensor by itself (v1, v2) instead of the whole gradient."""
+    teacher_momentum: Share = 0.996
+    """EMA momentum of the teacher at the start; cosine to the value below."""
+    teacher_momentum_end: Share = 1.0
+    """EMA momentum at the end."""
+    freeze_last_layer: NonNegative | Auto = "auto"
+    """Epochs in which the projection's last layers stay fixed (v2: 1; v1 sets 1, without effect: its name test
+    misses); auto: a hundredth of the run, at most 1."""
+
+
+class ProbeSettings(Settings):
+    """A probe on a labelled table during pretraining: a signal only, nothing is trained by it."""
+
+    table: str | None = None
+    """Labelled table (CSV, TSV or JSONL: path, label, split), or a catalogue or shards with these; none: no probe."""
+    every: Positive = 1000
+    """Steps between probes."""
+    clips: Positive = 2000
+    """At most this many clips on each side, drawn with the run's seed."""
+
+
+class PretrainSettings(Settings):
+    """One pretraining run, whole: the file RUN/config.yaml is this, resolved."""
+
+    data: str = ""
+    """Folder of recordings, a catalogue written by `asit catalogue`, a table, or shards: their index or folder, as a
+    path or a URL, or tars without an index."""
+    out: str = ""
+    """The run's folder."""
+    splits: tuple[str, ...] = ()
+    """Splits of the data to pretrain on, such as train: a test side should not be heard; none: all clips."""
+    preset: str = "default"
+    """The recipe these settings started from."""
+    seed: Seed = 0
+    """Seed of every draw."""
+    epochs: Positive = 100
+    """Passes over the data (v1, v2: 100)."""
+    batch_size: Positive = 128
+    """Clips in a step, over all processes and accumulation steps (v1: 4 x 32; v2: 4 x 20)."""
+    accumulate: Positive = 1
+    """Forward and backward passes a step; each sees batch_size / processes / accumulate clips."""
+    stop_after: Count = 0
+    """Stop after this many steps of the schedule, with a checkpoint; 0: go to the end."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to train."""
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    """Arithmetic of the networks; weights and optimiser stay float32."""
+    workers: Count | Auto = "auto"
+    """Loader processes for each training process."""
+    threads: Count = 0
+    """CPU threads of each training process; 0: torch's choice, and where a run goes on, as many as it began with."""
+    process_timeout: AboveZero = 30.0
+    """Minutes that a process waits for the others before the run stops (torch's own: 30 with gloo, 10 with NCCL). A
+    process that dies is noticed at once; this is for one that hangs, and must be longer than a probe takes."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """How several processes share the work: ddp: each holds everything and gradients are averaged; fsdp: weights,
+    gradients and optimiser are in shards, a block's weights gathered when its turn comes (for networks too large for
+    one device). Checkpoints are the same files; may change when a run goes on."""
+    checkpoint_activations: bool = False
+    """Keep each block's input alone for the backward pass and compute the rest again: less memory, about a third more
+    work (arXiv 1604.06174). The gradients are the same."""
+    compile: bool | Auto = False
+    """Compile the networks' blocks with torch.compile, where it works; auto: on a CUDA device."""
+    front_end_on: Literal["auto", "loader", "device"] = "auto"
+    """Where log-mels are computed: by the loader's processes, or on the training device for a whole batch, whose
+    waveforms the loader hands over; auto: there on a CUDA device, else by the loader. Equal but for rounding."""
+    bad_files: Share = 0.1
+    """Share of unusable files above which the run stops instead of leaving them out."""
+    front_end: FrontEndSettings = Field(default_factory=FrontEndSettings)
+    views: ViewSettings = Field(default_factory=ViewSettings)
+    masking: MaskingSettings = Field(default_factory=MaskingSettings)
+    encoder: EncoderSettings = Field(default_factory=EncoderSettings)
+    heads: HeadSettings = Field(default_factory=HeadSettings)
+    losses: LossSettings = Field(default_factory=LossSettings)
+    optim: OptimSettings = Field(default_factory=OptimSettings)
+    probe: ProbeSettings = Field(default_factory=ProbeSettings)
+    records: RecordSettings = Field(default_factory=RecordSettings)

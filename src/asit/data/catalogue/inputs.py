@@ -1,0 +1,309 @@
+"""What a command is asked to hear: files, folders, globs, catalogues, tables and tar shards, as one list of items."""
+
+# Paths are text here: a Path for each of a million would cost minutes.
+# ruff: noqa: PTH100, PTH112, PTH118, PTH120, PTH122
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from asit.audio import files
+from asit.data.catalogue import listing, tables
+from asit.data.catalogue.catalogue import Catalogue, is_catalogue, relative, unreadable
+from asit.data.shards import range_reader, tar_index, tar_reader
+from asit.errors import AudioError, CatalogueError, ConfigError
+from asit.io import local_files, storage
+
+_MAGIC = "*?["
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One thing to hear.
+
+    Attributes:
+        name: what rows about it are called: the path as it was given, or relative to the one folder that was given;
+            "shard.tar/member.wav" for a tar's member; as in the catalogue or table that lists it.
+        path: of the file; of a tar shard, or the URL of one.
+        member: name in the tar shard at `path`; None: the file itself.
+        offset, size: of a member's bytes in the tar.
+        start: s; where in its file a listed clip starts.
+        seconds: length of a listed clip, s; None: to the file's end.
+        label: of a listed clip, the list's text.
+        fault: why it is not to be heard, known already; None: try.
+        listed: in a shard that an index lists, or that is in a store: where it cannot be reached, all of it cannot.
+    """
+
+    name: str
+    path: str
+    member: str | None = None
+    offset: int | None = None
+    size: int | None = None
+    start: float = 0.0
+    seconds: float | None = None
+    label: str | None = None
+    fault: str | None = None
+    listed: bool = False
+
+    @property
+    def text(self) -> str:
+        """The name as valid Unicode: bytes that are no UTF-8 as backslash and hex, as a terminal shows them."""
+        return self.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+    def sound(self) -> str | bytes:
+        """The file's path, or the bytes of a tar's member.
+
+        Raises:
+            AudioError: a fault that was known, or a tar that cannot be read any more.
+            StoreError: a shard that an index lists is missing, or its store cannot be reached.
+        """
+        if self.fault is not None:
+            raise AudioError(f"{self.name}: {self.fault}", "a recording", "mend it, or leave it out")
+        if self.offset is None or self.size is None:
+            return self.path
+        if self.listed or storage.is_url(self.path):
+            return storage.read_range(self.path, self.offset, self.size)
+        try:
+            found = tar_reader.read_member(self.path, self.offset, self.size)
+        except OSError as error:
+            raise AudioError(f"{self.path}: {error.strerror}", "a readable tar file", "check the path") from None
+        if len(found) < self.size:
+            raise AudioError(f"{self.path} has become shorter", f"{self.size} bytes of {self.member}", "fetch it anew")
+        return found
+
+
+class Sounds:
+    """The sound of each of many items, asked for by several threads in about their order.
+
+    What lies in a store comes with its neighbours, so that not each recording waits for an answer of its own.
+    """
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        self.items = items
+        self.ahead = range_reader.Ahead(map(_place, items))
+
+    def __call__(self, at: int) -> str | bytes:
+        """As `Item.sound` of the item in that place.
+
+        Raises:
+            AudioError, StoreError: as there.
+        """
+        item = self.items[at]
+        place = _place(item) if at in self.ahead else None
+        return item.sound() if place is None else self.ahead.read(at, place)
+
+
+def _place(item: Item) -> range_reader.Place | None:
+    if item.fault is not None or item.offset is None or item.size is None:
+        return None
+    return item.path, item.offset, item.size
+
+
+def named(name: str, reason: str) -> str:
+    """Why something failed, in one line; its name stands before the reason where that does not have it."""
+    return " ".join((reason if name in reason else f"{name}: {reason}").split())
+
+
+def expand(inputs: Sequence[str], others: Counter[str] | None = None) -> list[Item]:
+    """What the inputs name, in their order.
+
+    A folder gives all audio below it, in the order of the names, hidden files left out, and the audio of the tar
+    shards in it; where an ``index.jsonl`` of `asit shard` lies in it, what that lists. A pattern with ``*``, ``?`` or
+    ``[...]`` (``**``: folders at any depth) gives what it matches, in the order of the names. A ``.jsonl`` that `asit
+    catalogue` or `asit shard` wrote, or a CSV, TSV or JSONL with a path in each line, gives its clips; an uncompressed
+    ``.tar`` its audio. A URL may be one of an index, of a folder that holds one, of a tar, or a pattern of tars. Any
+    other file is taken for a recording, whatever its name. No file of sound is opened here.
+
+    Args:
+        inputs: what to list. A pipe, socket or device in a folder, or one that a pattern matches, is an item with a
+            fault. A pattern goes into each real folder once, however many links lead to it.
+        others: gets the number of files, for each suffix, that were left out since they are no recordings by name.
+
+    Raises:
+        ConfigError: no input, or something that is named twice.
+        CatalogueError: an input that does not exist or holds no audio, a pattern without a match, a list or a tar
+            that cannot be read.
+    """
+    if not inputs:
+        raise ConfigError("no input", "files, folders, patterns, catalogues or tar shards", "name at least one")
+    items: list[Item] = []
+    others = Counter() if others is None else others
+    for given in inputs:
+        items.extend(_of(os.fspath(given), len(inputs) > 1, others))
+    _refuse_twins(items)
+    return items
+
+
+def _of(given: str, several: bool, left: Counter[str]) -> Iterator[Item]:
+    if not given or "\0" in given:
+        raise CatalogueError(f"an input is {given!r}", "a path", "check the command")
+    if not storage.is_url(given):
+        given = local_files.locate(given)
+    if storage.is_url(given) or os.path.isdir(given):
+        index = tar_index.index_of(given)
+        if index is not None:
+            return _of_catalogue(index)
+    if storage.is_url(given):
+        tars = tar_index.tars_of(given)
+        root = storage.parent(tars[0])
+        return itertools.chain.from_iterable(_of_shard(tar, relative(tar, root), left) for tar in tars)
+    if os.path.isdir(given):
+        return _of_folder(given, given if several else "", left)
+    if os.path.lexists(given):
+        return _of_file(given, left)
+    if any(sign in given for sign in _MAGIC):
+        return _of_pattern(given, left)
+    hint = tables.near(Path(given))
+    raise CatalogueError(f"there is no {given}", "a file, a folder or a pattern that matches", "check the path" + hint)
+
+
+def _of_file(path: str, left: Counter[str]) -> Iterator[Item]:
+    suffix = os.path.splitext(path)[1].lower()
+    if tar_reader.is_shard(path) or tar_reader.is_packed(path):
+        return _of_shard(path, path, left)
+    if suffix == ".jsonl" and is_catalogue(Path(path)):
+        return _of_catalogue(path)
+    if suffix in tables.SUFFIXES:
+        return _of_table(path)
+    return iter([Item(path, path)])
+
+
+def _of_folder(folder: str, prefix: str, left: Counter[str]) -> Iterator[Item]:
+    """Audio and tar shards below a folder; names begin with `prefix`."""
+    closed: dict[str, str] = {}
+
+    def shut(place: str, error: OSError) -> None:
+        if not place:
+            raise unreadable(folder, error) from None
+        closed[place] = error.strerror or str(error)
+
+    others: Counter[str] = Counter()
+    count = 0
+    for inner in listing.walk(folder, shut):
+        suffix = os.path.splitext(inner)[1].lower()
+        path, name = os.path.join(folder, inner), os.path.join(prefix, inner)
+        if inner in closed:
+            yield Item(name, path, fault=f"the folder cannot be read: {closed[inner]}")
+        elif suffix in (tar_reader.SUFFIX, *files.SUFFIXES) and (kind := local_files.special(path)) is not None:
+            yield Item(name, path, fault=f"it is {kind}, not a regular file")
+        elif suffix == tar_reader.SUFFIX:
+            try:
+                yield from _of_shard(path, name, left)
+            except CatalogueError as error:  # the others go on
+                yield Item(name, path, fault=error.found)
+        elif suffix in files.SUFFIXES:
+            yield Item(name, path)
+        else:
+            others[listing.suffix_of(inner)] += 1
+            continue
+        count += 1
+    if not count:
+        raise listing.no_audio("folder", folder, others)
+    left.update(others)
+
+
+def _of_pattern(pattern: str, left: Counter[str]) -> Iterator[Item]:
+    matches = listing.matches(pattern)
+    if not matches:
+        raise CatalogueError(
+            f"nothing matches {pattern}", "a pattern of paths that exist", "check it; ** goes through folders"
+        )
+    others: Counter[str] = Counter()
+    real = _Real()
+    given: set[tuple[str, str | None]] = set()
+    for path in matches:
+        suffix = os.path.splitext(path)[1].lower()
+        if os.path.isdir(path):
+            found = _of_folder(path, path, left)
+        elif suffix in files.SUFFIXES or suffix == tar_reader.SUFFIX:
+            kind = local_files.special(path)
+            fault = None if kind is None else f"it is {kind}, not a regular file"
+            found = iter([Item(path, path, fault=fault)]) if fault else _of_file(path, left)
+        else:
+            others[listing.suffix_of(path)] += 1
+            continue
+        for item in found:  # a folder and what is in it may both match, and links may lead to either again
+            if (place := (real(item.path), item.member)) not in given:
+                given.add(place)
+                yield item
+    if not given:
+        raise listing.no_audio("pattern", pattern, others)
+    left.update(others)
+
+
+class _Real:
+    """The path of a file, absolute, its folder without links; each folder is looked at once."""
+
+    def __init__(self) -> None:
+        self.folders: dict[str, str] = {}
+
+    def __call__(self, path: str) -> str:
+        folder, name = os.path.split(path)
+        if folder not in self.folders:
+            self.folders[folder] = os.path.realpath(folder or ".")
+        return os.path.join(self.folders[folder], name)
+
+
+def _of_catalogue(path: str) -> Iterator[Item]:
+    catalogue = Catalogue.read(path)
+    starts, shards, labels = catalogue.starts, catalogue.shards, catalogue.labels
+    for i, name in enumerate(catalogue.ids()):
+        start = float(starts[i])
+        plain = name.rpartition("@")[0] if start else name
+        seconds, code = float(catalogue.seconds[i]), -1 if shards is None else int(shards.codes[i])
+        if shards is None or code < 0:
+            full = storage.join(catalogue.root, plain)
+            yield Item(plain, full, start=start, seconds=seconds, label=labels[i])
+        else:
+            offset, size = shards.spans[i].tolist()
+            yield Item(plain, shards.places[code], plain, offset, size, start, seconds, label=labels[i], listed=True)
+
+
+def _of_table(path: str) -> Iterator[Item]:
+    root = os.path.abspath(os.path.dirname(path))
+    for row in tables.iterate_table(path):
+        start = row.start or 0.0
+        seconds = None if row.end is None else row.end - start
+        yield Item(relative(row.path, root), row.path, start=start, seconds=seconds, label=row.label)
+
+
+def _of_shard(path: str, name: str, left: Counter[str]) -> Iterator[Item]:
+    shard = tar_reader.read_shard(path)
+    if not shard.members and shard.fault is None:
+        raise listing.no_audio("tar file", path, shard.others)
+    left.update({suffix: count for suffix, count in shard.others.items() if suffix not in tar_reader.SIDECARS})
+    far = storage.is_url(path)
+    for member in shard.members:
+        place = member.name, member.offset, member.size
+        yield Item(f"{name}/{member.name}", path, *place, fault=member.fault, listed=far)
+    if shard.fault is not None:
+        yield Item(name, path, fault=shard.fault)
+
+
+def _refuse_twins(items: Sequence[Item]) -> None:
+    _refuse_same(items, lambda item: (item.name, item.start, item.seconds), "given twice")
+    real = _Real()
+
+    def where(item: Item) -> tuple[str, int | None, float, float | None]:
+        path = item.path if storage.is_url(item.path) else real(os.path.normpath(item.path))
+        return path, item.offset, item.start, item.seconds
+
+    _refuse_same(items, where, "the same")
+
+
+def _refuse_same(items: Sequence[Item], key: Callable[[Item], object], how: str) -> None:
+    if len(set(map(key, items))) == len(items):
+        return
+    counts = Counter(map(key, items))
+    twice = list(dict.fromkeys(item.name for item in items if counts[key(item)] > 1))
+    first = ", ".join(twice[:3]) + (", ..." if len(twice) > 3 else "")
+    raise ConfigError(
+        f"{len(twice)} {'input is' if len(twice) == 1 else 'inputs are'} {how}: {first}",
+        "each file, or part of a file, once",
+        "take the second one out, or give folders by themselves",
+    )

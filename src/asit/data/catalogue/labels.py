@@ -1,0 +1,309 @@
+"""The labels of a catalogue's clips, read from their texts, and the weights that balance the drawing of clips.
+
+Letters in shapes: N clips, W distinct texts, C classes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from asit.data.catalogue.catalogue import Catalogue
+from asit.data.catalogue.columns import Words, identifier, soft_weight
+from asit.errors import CatalogueError
+
+log = logging.getLogger(__name__)
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Which classes each clip is of, as a sparse matrix of N clips by C classes in CSR form.
+
+    Attributes:
+        names: the C classes in their order.
+        multi: a clip may have several labels, or soft ones.
+        indptr: (N + 1,) int64; clip i's entries are those from indptr[i] to indptr[i + 1].
+        indices: int32, the classes; ascending within a clip.
+        weights: float32, above 0 up to 1; 1 but for soft labels.
+        known: (N,) bool, whether anything is known of the clip. One that is known and has no entries is of no class.
+    """
+
+    names: tuple[str, ...]
+    multi: bool
+    indptr: npt.NDArray[np.int64]
+    indices: npt.NDArray[np.int32]
+    weights: npt.NDArray[np.float32]
+    known: npt.NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.known)
+
+    @property
+    def single(self) -> npt.NDArray[np.int64]:
+        """(N,) the one class of each clip; -1 where it is not known. Only where labels are not multi."""
+        assert not self.multi, "several labels a clip have no single class"
+        classes = np.full(len(self), -1, np.int64)
+        classes[self.known] = self.indices
+        return classes
+
+    def counts(self, rows: npt.ArrayLike | None = None) -> npt.NDArray[np.int64]:
+        """(C,) how many clips have each class, soft ones counted whole; of the clips at ``rows``, or all."""
+        indices = self.indices if rows is None else self.take(rows).indices
+        return np.bincount(indices, minlength=len(self.names))
+
+    def take(self, rows: npt.ArrayLike) -> Labels:
+        """Those of the clips at ``rows``, in that order."""
+        places = np.asarray(rows, np.int64)
+        entries, indptr = _entries(self.indptr, places)
+        return Labels(self.names, self.multi, indptr, self.indices[entries], self.weights[entries], self.known[places])
+
+    def matrix(self, rows: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """(n, C) float32 targets of the clips at ``rows``: 1 where a clip has the class, less where it is soft."""
+        places = np.asarray(rows, np.int64)
+        entries, indptr = _entries(self.indptr, places)
+        out = np.zeros((len(places), len(self.names)), np.float32)
+        out[np.repeat(np.arange(len(places)), np.diff(indptr)), self.indices[entries]] = self.weights[entries]
+        return out
+
+
+def read_labels(
+    catalogue: Catalogue,
+    kind: Literal["auto", "single", "multi"] = "auto",
+    classes: Sequence[str] | None = None,
+    *,
+    missing: Literal["error", "skip"] = "error",
+) -> Labels:
+    """The labels of a catalogue's clips.
+
+    A label's text is a name; several are parted by ";", and a soft one ends in a colon and its weight from 0 to 1:
+    "dog:0.7". A weight of 0 is no label, so "dog:0" is a clip known to be of no class. Names are compared as
+    :func:`asit.data.catalogue.columns.identifier` makes them, and a name that comes twice in one clip counts once.
+    Labels that may be meant otherwise are logged: "call:0" and "call:1", and classes that differ only in case.
+
+    Args:
+        catalogue: N clips.
+        kind: "single": each clip has one class; "multi": any number; "auto": multi where any clip has several or soft
+            labels, else single.
+        classes: the names, in the wanted order; by default those of the catalogue's header ("classes"), else all that
+            occur, sorted.
+        missing: whether clips without a label are an error, or stay in with ``known`` False.
+
+    Raises:
+        CatalogueError: clips without a label, fewer than two classes, a weight that is none, several labels where one
+            was asked for, or a name that is not among the classes; with counts and the first names.
+    """
+    used, codes = _used(catalogue.column("label"), len(catalogue))
+    texts = _parse(used)
+    known = np.append(texts.filled, False)[codes]
+    _refuse_missing(catalogue, known, missing)
+    many = texts.soft | (np.diff(texts.indptr)[:-1] > 1)
+    if kind == "single" and many.any():
+        wrong = np.flatnonzero(np.append(many, False)[codes])
+        raise CatalogueError(
+            f"{len(wrong)} of {len(catalogue)} clips have several labels, or soft ones: {_examples(catalogue, wrong)}",
+            "one label a clip",
+            "ask for multi, or mend these labels",
+        )
+    multi = kind == "multi" or (kind == "auto" and bool(many.any()))
+    entries, indptr = _entries(texts.indptr, np.where(codes < 0, len(used), codes))
+    found, weights = texts.indices[entries], texts.weights[entries]
+    header = catalogue.header.get("classes")
+    names, place = _classes(texts, np.bincount(found, minlength=len(texts.names)), classes, header)
+    indices = place[found]
+    keep = weights > 0
+    owners = np.repeat(np.arange(len(catalogue)), np.diff(indptr))[keep]
+    order = np.lexsort((indices[keep], owners))
+    ends = np.concatenate([[0], np.cumsum(np.bincount(owners, minlength=len(catalogue)))]).astype(np.int64)
+    return Labels(names, multi, ends, indices[keep][order].astype(np.int32), weights[keep][order], known)
+
+
+def _used(column: Words | None, count: int) -> tuple[list[str], Rows]:
+    """The texts that some clip has, and each clip's code among them, -1 for none."""
+    if column is None:
+        return [], np.full(count, -1, np.int64)
+    used = np.bincount(column.codes + 1, minlength=len(column.words) + 1)[1:] > 0
+    place = np.append(np.cumsum(used) - 1, -1)
+    return [column.words[code] for code in np.flatnonzero(used).tolist()], place[column.codes]
+
+
+@dataclass(frozen=True)
+class _Parsed:
+    """W texts, and an empty one after them, as CSR over the names in them."""
+
+    names: list[str]
+    indptr: npt.NDArray[np.int64]  # (W + 2,)
+    indices: npt.NDArray[np.int64]
+    weights: npt.NDArray[np.float32]
+    filled: npt.NDArray[np.bool_]  # (W,) the text names anything
+    soft: npt.NDArray[np.bool_]  # (W,) a weight is written
+    binary: list[str]  # labels with a weight, where all weights are written "0" or "1"
+
+
+def _parse(texts: Sequence[str]) -> _Parsed:
+    """Each distinct text once, and each distinct label in them once."""
+    pieces = ";".join(texts).split(";") if texts else []
+    sizes = np.fromiter((text.count(";") + 1 for text in texts), np.int64, len(texts))
+    coded: dict[str, int] = {}
+    codes = np.fromiter((coded.setdefault(piece, len(coded)) for piece in pieces), np.int64, len(pieces))
+    places: dict[str, int] = {}
+    name = np.full(len(coded), -1, np.int64)
+    weight, soft = np.ones(len(coded), np.float32), np.zeros(len(coded), np.bool_)
+    wrong: list[str] = []
+    binary: dict[str, bool] = {}
+    for piece, code in coded.items():
+        text = piece.strip()
+        number = soft_weight(text)
+        if number is not None:
+            text = text[: -len(number) - 1].strip()
+            soft[code] = True
+            binary[piece.strip()] = number in ("0", "1")
+            value = _weight(number)
+            if value is None or not text:
+                wrong.append(piece.strip())
+                continue
+            weight[code] = value
+        if text:
+            name[code] = places.setdefault(text, len(places))
+    if wrong:
+        raise CatalogueError(
+            f"{len(wrong)} labels end in a colon and what is no weight: {', '.join(map(repr, wrong[:5]))}",
+            "a name and a weight from 0 to 1, such as 'dog:0.7'",
+            "mend the weights; a name that ends so needs another sign instead of its last colon",
+        )
+    given = name[codes] >= 0
+    owners, codes = np.repeat(np.arange(len(texts)), sizes)[given], codes[given]
+    classes = max(1, len(places))
+    pairs, first, back = np.unique(owners * classes + name[codes], return_index=True, return_inverse=True)
+    weights = weight[codes][first]
+    if (differs := weight[codes] != weights[back]).any():
+        twice = [texts[owner] for owner in np.unique(owners[differs])[:3].tolist()]
+        raise CatalogueError(
+            f"labels that come twice with two weights: {', '.join(map(repr, twice))}", "one weight", "mend these labels"
+        )
+    counts = np.bincount(pairs // classes, minlength=len(texts) + 1)
+    indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    has_weight = np.bincount(owners[soft[codes]], minlength=len(texts)) > 0
+    doubtful = [*binary] if all(binary.values()) else []
+    return _Parsed([*places], indptr, pairs % classes, weights, counts[:-1] > 0, has_weight, doubtful)
+
+
+def _weight(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if 0 <= value <= 1 else None
+
+
+def _entries(indptr: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> tuple[Rows, Rows]:
+    """Places of the entries of these rows of a CSR matrix, and the rows' own indptr."""
+    counts = indptr[rows + 1] - indptr[rows]
+    ends = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    return np.arange(ends[-1]) + np.repeat(indptr[rows] - ends[:-1], counts), ends
+
+
+def _classes(
+    texts: _Parsed, counts: npt.NDArray[np.int64], asked: Sequence[str] | None, header: Sequence[str] | None
+) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
+    """The classes in their order, and each found name's place among them."""
+    found = texts.names
+    occur = [name for name, count in zip(found, counts.tolist(), strict=True) if count]
+    known = asked if asked is not None else header
+    names = tuple(sorted(occur) if known is None else known)
+    forms = [identifier(name) or "" for name in names]
+    place = {form: index for index, form in enumerate(forms)}
+    if len(place) < len(names):
+        twice = [name for name, form in zip(names, forms, strict=True) if forms.count(form) > 1]
+        raise CatalogueError(
+            f"classes that are listed twice: {', '.join(twice[:5])}", "each class once", "remove the second"
+        )
+    other = [name for name in occur if name not in place]
+    if other:
+        clips = sum(count for name, count in zip(found, counts.tolist(), strict=True) if name not in place)
+        near = difflib.get_close_matches(other[0], names, 1)
+        hint = f" (did you mean '{near[0]}'?)" if near else ""
+        raise CatalogueError(
+            f"{len(other)} labels, on {clips} clips, are not among the {len(names)} classes: "
+            f"{', '.join(map(repr, other[:5]))}{hint}",
+            f"labels of the classes {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}",
+            "mend the labels, or give the classes that these are of",
+        )
+    first = ", ".join(map(repr, texts.binary[:4]))
+    if len(names) < 2:
+        raise CatalogueError(
+            f"all clips have one and the same label: {', '.join(names) or 'none'}"
+            + (f" ({first} are names with weights)" if first else ""),
+            "at least two classes",
+            f"if {first} are names of classes, put another sign in place of ':', such as '_'"
+            if first
+            else "label the clips with the classes to distinguish",
+        )
+    if first:
+        log.warning(
+            "labels such as %s are read as weights of %d classes (%s); if they are names, put '_' in place of ':'",
+            first,
+            len(names),
+            ", ".join(names[:4]),
+        )
+    folded = Counter(name.casefold() for name in names)
+    if alike := [name for name in names if folded[name.casefold()] > 1]:
+        log.warning("classes that differ only in upper and lower case: %s", ", ".join(map(repr, alike[:6])))
+    return names, np.array([place.get(name, -1) for name in found], np.int64)
+
+
+def _refuse_missing(catalogue: Catalogue, known: npt.NDArray[np.bool_], missing: str) -> None:
+    count = int((~known).sum())
+    if count == len(catalogue):
+        raise CatalogueError(
+            f"none of the {count} clips has a label",
+            "a label for each clip",
+            "make the catalogue of a table with a label column, or of a folder for each class with labels=folder",
+        )
+    if count and missing == "error":
+        raise CatalogueError(
+            f"{count} of {len(catalogue)} clips have no label: {_examples(catalogue, np.flatnonzero(~known))}",
+            "a label for each clip",
+            "label them, or leave them out",
+        )
+
+
+def _examples(catalogue: Catalogue, rows: Rows) -> str:
+    return ", ".join(catalogue.ids(rows[:5])) + (", ..." if len(rows) > 5 else "")
+
+
+def balanced_weights(labels: Labels, rows: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """(n,) how often to draw each clip at ``rows``, relative to the others, so that rare classes come more often.
+
+    The sum over a clip's labels of 1000 / (count + 0.01), count being the clips at ``rows`` that have the label: the
+    rule of AST's public code for AudioSet (``gen_weight_file.py``). A soft label counts as a whole one. A clip of no
+    class is never drawn.
+    """
+    part = labels.take(rows)
+    each = 1000.0 / (part.counts() + 0.01)
+    owners = np.repeat(np.arange(len(part)), np.diff(part.indptr))
+    return np.asarray(np.bincount(owners, each[part.indices], len(part)), np.float64)
+
+
+def inverse_weights(labels: Labels, rows: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """(n,) one over the count of each clip's class among ``rows``, so that all classes are drawn as often."""
+    classes = labels.take(rows).single
+    assert (classes >= 0).all(), "clips without a label have no weight"
+    return np.divide(1.0, np.bincount(classes)[classes], dtype=np.float64)
+
+
+def list_hash(ids: Iterable[str]) -> str:
+    """What to print beside a score: the first 16 hex digits of the SHA-256 of clip ids, a line each, in their order."""
+    whole = hashlib.sha256()
+    for name in ids:
+        whole.update(name.encode("utf-8", "surrogateescape") + b"\n")
+    return whole.hexdigest()[:16]

@@ -1,0 +1,136 @@
+"""Waveforms of a catalogue's clips at the front end's rate, read in part or kept in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from asit.audio import files
+from asit.audio.files import Resampler, Wave
+from asit.config import FrontEndSettings
+from asit.data.catalogue.catalogue import Clip
+from asit.data.loading.sampler import MATERIAL, Key
+from asit.data.shards import range_reader
+from asit.data.shards.range_reader import Place
+from asit.errors import AudioError, CatalogueError
+from asit.io import storage
+
+T = TypeVar("T")
+_TRIES = 8
+
+
+def read_clip(
+    clip: Clip,
+    rate: int,
+    start: float = 0.0,
+    seconds: float | None = None,
+    resampler: Resampler = "soxr-hq",
+    found: Mapping[Place, bytes] | None = None,
+) -> Wave:
+    """A clip, or a part of it, from its file or its shard: (samples,) at `rate` Hz.
+
+    Args:
+        clip: what to read.
+        rate: Hz.
+        start: s after the clip's own beginning.
+        seconds: length, s; None: the clip's.
+        resampler: resampling quality.
+        found: bytes of members that have been read already, from `spans.fetch`.
+
+    Raises:
+        AudioError: the recording cannot be read.
+        StoreError: its shard is missing, or the store cannot be reached.
+    """
+    start, seconds = clip.start + start, clip.seconds if seconds is None else seconds
+    place = range_reader.place_of(clip)
+    if place is None:
+        return files.read(clip.path, rate=rate, start=start, seconds=seconds, resampler=resampler)
+    if place[2] <= range_reader.WHOLE:
+        held = (found or {}).get(place)
+        whole = storage.read_range(*place) if held is None else held
+        return files.read(whole, called=clip.path, rate=rate, start=start, seconds=seconds, resampler=resampler)
+    with range_reader.opened(place) as file:
+        return files.read(file, called=clip.path, rate=rate, start=start, seconds=seconds, resampler=resampler)
+
+
+class Waves:
+    """Reads clips; after `keep`, each clip at most once in this process."""
+
+    def __init__(self, settings: FrontEndSettings) -> None:
+        self.settings = settings
+        self._kept: dict[tuple[str, float, float], npt.NDArray[np.float32]] | None = None
+        self._found: Mapping[Place, bytes] = {}
+
+    def fetch(self, clips: Iterable[Clip]) -> None:
+        """Read the bytes of those of a batch's clips that lie in shards, in few requests, for `read` to find.
+
+        They take the place of those of the batch before.
+
+        Raises:
+            StoreError: a shard is missing, or its store cannot be reached.
+        """
+        self._found = {}  # before the next are read: they need not be held at the same time
+        new = (clip for clip in clips if self._kept is None or _key(clip) not in self._kept)
+        self._found = range_reader.fetch(place for clip in new if (place := range_reader.place_of(clip)) is not None)
+
+    def keep(self) -> None:
+        """From now on keep each clip in memory, decoded, once it has been read; each loader process its own."""
+        self._kept = {}
+
+    def read(self, clip: Clip, start: float, seconds: float) -> npt.NDArray[np.float32]:
+        """Part of a clip: (samples,) from `start` seconds after the clip's own beginning.
+
+        Raises:
+            AudioError: the recording cannot be read.
+            StoreError: its shard is missing, or the store cannot be reached.
+        """
+        if self._kept is None:
+            return self._read(clip, start, seconds)
+        key = _key(clip)
+        if key not in self._kept:
+            # Always the whole clip, so that what a part holds does not depend on what was read before; and a little
+            # more, for the catalogue's lengths are single precision.
+            self._kept[key] = self._read(clip, 0.0, clip.seconds + 0.02)
+        first = round(start * self.settings.rate)
+        return self._kept[key][first : first + round(seconds * self.settings.rate)]
+
+    def _read(self, clip: Clip, start: float, seconds: float) -> npt.NDArray[np.float32]:
+        settings = self.settings
+        return read_clip(clip, settings.rate, start, seconds, settings.resampler, self._found)
+
+
+def _key(clip: Clip) -> tuple[str, float, float]:
+    return clip.path, clip.start, clip.seconds
+
+
+def readable(make: Callable[[np.random.Generator, int], T], seed: int, key: Key, count: int) -> tuple[T, list[str]]:
+    """What `make` gives for the key's sample, or for another one drawn in its place where that cannot be read.
+
+    Args:
+        make: (generator, index) to the sample's material.
+        seed: of the draws.
+        key: (epoch, index, ...).
+        count: samples there are.
+
+    Returns:
+        The material, and what failed before it.
+
+    Raises:
+        CatalogueError: eight in a row cannot be read.
+    """
+    failures: list[str] = []
+    for attempt in range(_TRIES):
+        rng = np.random.default_rng([seed, MATERIAL, *key, attempt])
+        index = key[1] if attempt == 0 else int(rng.integers(count))
+        try:
+            return make(rng, index), failures
+        except AudioError as error:
+            failures.append(error.found)
+    raise CatalogueError(
+        "eight clips in a row could not be read: " + "; ".join(failures),
+        "the recordings that the catalogue lists",
+        "see whether the storage is still there; make the catalogue anew if the files changed",
+    )

@@ -1,0 +1,147 @@
+"""One clip as a member of a tar shard: its bytes as they are or written anew, its key, and the sidecar beside it."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import soundfile
+
+from asit.audio import files, ogg
+from asit.data.catalogue.catalogue import Clip
+from asit.errors import AudioError, ConfigError
+from asit.io import local_files, storage
+
+Encoding = Literal["original", "flac", "opus"]
+
+OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
+"""Rates that Opus has, Hz (RFC 6716, section 2)."""
+_BLOCK = 1 << 16  # samples given to the encoder at a time
+_NEAR = 0.02  # s; a clip this much shorter than its file is all of it: catalogues hold lengths in single precision
+
+
+@dataclass(frozen=True)
+class Member:
+    """What goes into a shard of one clip.
+
+    Attributes:
+        data: the recording's bytes.
+        suffix: of its name, such as ".flac".
+        seconds, rate, channels: of what was written.
+        cut: whether it is a part of its file.
+    """
+
+    data: bytes
+    suffix: str
+    seconds: float
+    rate: int
+    channels: int
+    cut: bool
+
+
+def check_rate(encode: Encoding, rate: int) -> None:
+    """Refuse a rate that the encoding does not have.
+
+    Raises:
+        ConfigError: it is not one of Opus'.
+    """
+    if encode == "opus" and rate not in OPUS_RATES:
+        raise ConfigError(
+            f"--encode opus at {rate} Hz",
+            "one of " + ", ".join(map(str, OPUS_RATES)) + " Hz, which Opus has",
+            "pass --rate 16000, or --encode flac",
+        )
+
+
+def member(clip: Clip, encode: Encoding, rate: int) -> Member:
+    """A clip's bytes: those of its file, or 16-bit mono FLAC or Opus at `rate` Hz.
+
+    A part of a file is cut out of it; with "original" it then becomes 16-bit mono FLAC at the file's own rate.
+
+    Raises:
+        AudioError: the recording cannot be read.
+        StoreError: its shard cannot.
+    """
+    content: str | bytes = clip.path
+    if clip.shard is not None:
+        content = storage.read_range(clip.shard, clip.offset, clip.size)
+    elif storage.is_url(clip.path):
+        content = storage.read(clip.path)
+    called = clip.path if isinstance(content, bytes) else None
+    info = files.probe(content, called=called)
+    cut = clip.start > 0 or clip.seconds < info.seconds - _NEAR
+    if encode == "original" and not cut:
+        content = content if isinstance(content, bytes) else _bytes(content)
+        return Member(content, _suffix(clip, info.format), clip.seconds, info.rate, info.channels, cut)
+    target = info.rate if encode == "original" else rate
+    wave = files.read(content, called=called, rate=target, start=clip.start, seconds=clip.seconds if cut else None)
+    suffix = ".opus" if encode == "opus" else ".flac"
+    return Member(encoded(wave, target, suffix), suffix, len(wave) / target, target, 1, cut)
+
+
+def _bytes(path: str) -> bytes:
+    try:
+        with local_files.open_file(path) as file:
+            return file.read()
+    except OSError as error:
+        raise AudioError(f"{path} cannot be read: {error.strerror}", "a readable file", "check its rights") from None
+
+
+def encoded(wave: files.Wave, rate: int, suffix: str) -> bytes:
+    """A mono wave (S,) as 16-bit FLAC or as Opus; the same samples give the same bytes."""
+    steps = np.rint(np.clip(wave, -1.0, 1.0) * 32768.0).clip(-32768, 32767).astype(np.int16)
+    kind = {"format": "FLAC", "subtype": "PCM_16"} if suffix == ".flac" else {"format": "OGG", "subtype": "OPUS"}
+    out = io.BytesIO()
+    with soundfile.SoundFile(out, "w", rate, 1, **kind) as file:
+        for first in range(0, len(steps), _BLOCK):
+            file.write(steps[first : first + _BLOCK])
+    return out.getvalue() if suffix == ".flac" else ogg.renumbered(out.getvalue())
+
+
+def key_of(name: str) -> str:
+    """The member's name without its suffix: as the recording's, and such that webdataset reads it as one key.
+
+    webdataset ends a key at the first dot of the last part of the path, so a dot there becomes "_".
+    """
+    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
+    parts = ["_" if part == ".." else part.replace(":", "_") for part in parts]
+    *folders, last = parts or ["_"]
+    stem, dot, suffix = last.rpartition(".")
+    if not dot or f".{suffix.split('@')[0].lower()}" not in files.SUFFIXES:
+        stem = last
+    elif "@" in suffix:  # a part of a file: name.wav@12
+        stem = f"{stem}@{suffix.split('@', 1)[1]}"
+    at = stem.rpartition("@")
+    if at[1] and (end := next((s for s in files.SUFFIXES if at[0].lower().endswith(s)), "")):  # name.wav@12.5
+        stem = f"{at[0][: -len(end)]}@{at[2]}"
+    return "/".join([*folders, stem.replace(".", "_") or "_"])
+
+
+def sidecar(clip: Clip, name: str, made: Member) -> bytes:
+    """What is known of a clip, as JSON: for readers that have no index."""
+    told: dict[str, Any] = {
+        "path": name,
+        "seconds": round(made.seconds, 6),
+        "rate": made.rate,
+        "channels": made.channels,
+        "start": round(clip.start, 6) or None,
+        "label": clip.label,
+        "split": clip.split,
+        "fold": clip.fold,
+        "group": clip.group,
+        "sha256": clip.sha256,
+    }
+    kept = {key: value for key, value in told.items() if value is not None}
+    return json.dumps(kept, separators=(",", ":")).encode()
+
+
+def _suffix(clip: Clip, form: str) -> str:
+    own = Path(clip.path).suffix.lower()
+    if own in files.SUFFIXES:
+        return own
+    told = "." + form.split("/")[0].lower()
+    return told if told in files.SUFFIXES else ".wav"

@@ -1,0 +1,257 @@
+"""Tar shards without an index to a catalogue, by their headers, on a disk or in a store; and what of `data` is shards.
+
+A member's label, split, fold and group are those that the sidecars KEY.cls and KEY.json beside it say, see
+`tarshards.Sidecars`. `asit shard` writes an index, so that nothing of this is needed.
+"""
+
+# Paths are text here: a place may be a URL.
+# ruff: noqa: PTH112, PTH113, PTH118, PTH122, PTH208
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from asit.audio import files
+from asit.config import FrontEndSettings
+from asit.data.catalogue import checks
+from asit.data.catalogue.catalogue import LINES, Catalogue, Clip, is_catalogue
+from asit.data.catalogue.columns import Rows
+from asit.data.catalogue.listing import matches
+from asit.data.catalogue.locations import INDEX, relative
+from asit.data.loading.waveforms import read_clip
+from asit.data.shards import range_reader, tar_reader
+from asit.errors import AudioError, CatalogueError
+from asit.io import local_files, storage
+
+log = logging.getLogger(__name__)
+
+_MAGIC = "*?["
+_THREADS = 8
+
+
+def index_of(given: str) -> str | None:
+    """The catalogue that this is, or that lies in the folder or store that this is; None where there is none.
+
+    Raises:
+        StoreError: a store that cannot be reached.
+    """
+    if not storage.is_url(given):
+        given = local_files.locate(given)
+        place = os.path.join(given, INDEX) if os.path.isdir(given) else given
+        return place if is_catalogue(Path(place)) else None
+    if given.lower().endswith(".jsonl"):
+        return given
+    if tar_reader.is_shard(given) or _is_pattern(given):
+        return None
+    place = storage.join(given, INDEX)
+    return place if storage.exists(place) else None
+
+
+def tars_of(given: str) -> list[str]:
+    """The tar shards that this names, sorted: one, a pattern of them, or a folder that holds tars and no recordings.
+
+    Raises:
+        CatalogueError: a URL, or a pattern of tars, that names none.
+    """
+    url = storage.is_url(given)
+    given = given if url else local_files.locate(given)
+    if tar_reader.is_shard(given) and not _is_pattern(given):
+        return [given] if url or os.path.isfile(given) else []
+    if _is_pattern(given) and (url or not os.path.lexists(given)):
+        found = _matches(given) if url else matches(given)
+        tars = [place for place in found if tar_reader.is_shard(place)]
+        if not tars:
+            raise CatalogueError(
+                f"{given} matches {len(found)} names, and no tar", "a pattern of .tar files", "check the pattern"
+            )
+        return tars
+    if not url and not os.path.isdir(given):
+        return []
+    names = list(storage.list(given)) if url else os.listdir(given)
+    tars = [storage.join(given, name) for name in sorted(names) if tar_reader.is_shard(name)]
+    if url and not tars:
+        raise CatalogueError(
+            f"{given} holds neither {INDEX} nor a tar; {len(names)} other names",
+            f"a store of tar shards, best with the {INDEX} that asit shard writes",
+            "check the URL; or write shards there: asit shard CATALOGUE --out URL",
+        )
+    sound = [name for name in names if os.path.splitext(name)[1].lower() in files.SUFFIXES]
+    if tars and sound:
+        raise CatalogueError(
+            f"{given} holds {len(tars)} tars and {len(sound)} recordings beside them",
+            "tars or recordings",
+            f"give the tars by a pattern, such as {storage.join(given, '*.tar')}, or move them",
+        )
+    return tars
+
+
+@dataclass
+class _Seen:
+    """What one tar holds: rows for the catalogue, and what was left out."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+    ignored: Counter[str] = field(default_factory=Counter)
+
+
+def build(
+    tars: Sequence[str],
+    front_end: FrontEndSettings,
+    *,
+    labelled: bool = True,
+    bad_files: float = 0.1,
+    statistics_clips: int = 1000,
+    seed: int = 0,
+    progress: Callable[[int, int, int], None] | None = None,
+) -> Catalogue:
+    """A catalogue of the recordings in tar shards, each opened for its header, mean and std measured on a sample.
+
+    Args:
+        tars: paths or URLs, in the order of the catalogue.
+        front_end: decides the log-mel that mean and std are measured on.
+        labelled: whether labels are needed: a sidecar that may belong to several recordings is an error then, and
+            logged otherwise.
+        bad_files: largest share of members that cannot be used.
+        statistics_clips: recordings in the sample, at most 10 s of each from a drawn position; 0: not measured.
+        seed: of the sample and its positions.
+        progress: called with (tars done, tars in all, bad members).
+
+    Raises:
+        CatalogueError: no tar, no audio in them, too many bad members, or sidecars that recordings share.
+        StoreError: a tar that is missing, or a store that cannot be reached.
+    """
+    root = storage.parent(tars[0])
+    rows, skipped, ignored = Rows(), list[dict[str, Any]](), Counter[str]()
+    for done, tar in enumerate(tars):
+        seen = _look(tar, root, len(tars) == 1, labelled)
+        for first in range(0, len(seen.rows), LINES):
+            rows.extend(seen.rows[first : first + LINES])
+        skipped += seen.skipped
+        ignored += seen.ignored
+        if progress:
+            progress(done + 1, len(tars), len(skipped))
+    if not len(rows) or len(skipped) > bad_files * (len(rows) + len(skipped)):
+        raise _unusable(tars, len(rows), skipped, ignored, bad_files)
+    header = {
+        "front_end": checks.Plan(root, "header", False, None, seed, front_end).spectrum(),
+        "check": "header",
+        "seed": seed,
+        "skipped": dict(sorted(Counter(row["reason"] for row in skipped).items())),
+        "ignored": dict(sorted(ignored.items())),
+    }
+    listed = Catalogue(header, root, rows.columns())
+    mean, std, clips = _measure(listed, front_end, statistics_clips, seed)
+    return Catalogue({"mean": mean, "std": std, "statistics_clips": clips, **header}, root, rows.columns())
+
+
+def _look(tar: str, root: str, alone: bool, labelled: bool) -> _Seen:
+    """The recordings of one tar: headers one after the other, then each member's own header, several at once."""
+    seen, sidecars = _Seen(), tar_reader.Sidecars(tar)
+    shard = relative(storage.absolute(tar), root)
+    try:
+        found = tar_reader.read_shard(tar, sidecars)
+    except CatalogueError as error:
+        if alone:
+            raise
+        log.warning("%s is left out with all its recordings: %s", tar, error.found)
+        seen.skipped.append({"path": shard, "reason": "unreadable", "detail": error.found})
+        return seen
+    known: dict[str, dict[str, str]] = {}
+    try:
+        known = sidecars.of(found.members)
+    except CatalogueError as error:
+        if labelled:
+            raise
+        log.warning("labels, splits, folds and groups are not taken over: %s", error.found)
+    seen.ignored.update({suffix: count for suffix, count in found.others.items() if suffix not in tar_reader.SIDECARS})
+    for member in found.members:
+        if member.fault is not None:
+            reason = "truncated" if member.offset + member.size > found.size else "unreadable"
+            name = f"{shard}/{member.name}"
+            seen.skipped.append({"path": name, "reason": reason, "detail": f"{name}: {member.fault}"})
+    if found.fault is not None and not any(row["reason"] == "truncated" for row in seen.skipped):
+        seen.skipped.append({"path": shard, "reason": "truncated", "detail": f"{shard}: {found.fault}"})
+
+    def probe(member: tar_reader.Member) -> dict[str, Any]:
+        name = f"{shard}/{member.name}"
+        place = storage.absolute(tar), member.offset, member.size
+        try:
+            with range_reader.opened(place) as file:
+                info = files.probe(file, called=name)
+                seconds = info.seconds
+                if info.frames < 1:  # the header says no length
+                    seconds = len(files.read(file, called=name)) / info.rate
+        except AudioError as error:
+            return {"path": name, "reason": getattr(error, "reason", "unreadable"), "detail": error.found}
+        row = {"path": name, "seconds": seconds, "rate": info.rate, "channels": info.channels}
+        row |= {"shard": shard, "offset": member.offset, "size": member.size}
+        return row | known.get(member.name, {})
+
+    with ThreadPoolExecutor(_THREADS, "probe") as threads:
+        for row in threads.map(probe, (member for member in found.members if member.fault is None)):
+            (seen.skipped if "reason" in row else seen.rows).append(row)
+    return seen
+
+
+def _measure(
+    listed: Catalogue, front_end: FrontEndSettings, most: int, seed: int
+) -> tuple[float | None, float | None, int]:
+    """Mean and std of the log-mel of drawn recordings, and how many they were."""
+    import torch
+
+    from asit.audio.fbank import FrontEnd, logmel_statistics
+
+    fbank = FrontEnd(front_end)
+    total, squares, count, clips = 0.0, 0.0, 0, 0
+    drawn = np.sort(np.random.default_rng([seed]).permutation(len(listed))[:most]).tolist()
+    for row in drawn:
+        clip: Clip = listed[row]
+        length = min(clip.seconds, checks.MEASURED_SECONDS)
+        begin = np.random.default_rng([seed, row]).uniform(0.0, max(0.0, clip.seconds - length))
+        try:
+            wave = read_clip(clip, front_end.rate, begin, length, front_end.resampler)
+        except AudioError:  # training leaves it out and counts it
+            continue
+        if len(wave) >= fbank.window:
+            part = logmel_statistics(fbank.fbank(torch.from_numpy(wave)[None]))
+            total, squares, count, clips = total + part[0], squares + part[1], count + part[2], clips + 1
+    if not count:
+        return None, None, 0
+    mean = total / count
+    return mean, math.sqrt(max(0.0, squares / count - mean * mean)), clips
+
+
+def _matches(pattern: str) -> list[str]:
+    """The names in a store's folder that a pattern in its last part matches."""
+    folder, _, last = pattern.rpartition("/")
+    if _is_pattern(folder):
+        raise CatalogueError(f"{pattern} has a pattern of folders", "a pattern in the last part", "name the folder")
+    return [f"{folder}/{name}" for name in storage.list(folder) if fnmatch.fnmatchcase(name, last)]
+
+
+def _is_pattern(given: str) -> bool:
+    return any(sign in given for sign in _MAGIC)
+
+
+def _unusable(
+    tars: Sequence[str], good: int, skipped: list[dict[str, Any]], ignored: Counter[str], bad_files: float
+) -> CatalogueError:
+    first = "".join(f"\n    {row['reason']}: {row['detail']}" for row in skipped[:5])
+    others = ", ".join(f"{count} {suffix}" for suffix, count in ignored.most_common(6))
+    return CatalogueError(
+        f"{len(skipped)} of {good + len(skipped)} recordings in {len(tars)} tars cannot be used{first}"
+        + (f"\n    other files: {others}" if others and not good else ""),
+        f"a share of at most {bad_files:g}" if good else f"files that end in {', '.join(sorted(files.SUFFIXES))}",
+        "mend the tars, or allow more with --bad-files" if good else "check what the tars hold",
+    )

@@ -1,0 +1,311 @@
+"""Tar shards as lists of recordings: where each one's bytes lie, by one pass over the headers; nothing is unpacked.
+
+A shard is an uncompressed tar file on a disk or in a store, as webdataset writes them: key.flac beside key.json and the
+like. What is not audio by its name is counted and left alone; folders, links and devices are passed over.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from asit.audio import files
+from asit.data.catalogue.columns import DAMAGE, WORDS, normal
+from asit.data.catalogue.tables import label_text, unique_keys
+from asit.data.shards import range_reader
+from asit.errors import AsitError, CatalogueError
+from asit.io import local_files, parsing, storage
+
+log = logging.getLogger(__name__)
+
+SUFFIX = ".tar"
+SIDECARS = (".cls", ".json")
+"""Files beside a recording that may hold its label."""
+_PIECE = 4 << 20
+PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4")
+"""Names of compressed tar files, in which nothing can be reached without unpacking all before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One recording in a shard.
+
+    Attributes:
+        name: in the shard, as its header says.
+        offset: of its first byte in the tar file.
+        size: its bytes.
+        fault: why it is not read; None: it may be.
+    """
+
+    name: str
+    offset: int
+    size: int
+    fault: str | None = None
+
+
+@dataclass
+class Shard:
+    """The recordings of one tar file.
+
+    Attributes:
+        size: of the tar file, bytes.
+        members: in the file's order.
+        others: how many files of other kinds there are, for each suffix.
+        fault: where and why the headers could not be read on; None: they were read to their end.
+    """
+
+    size: int = 0
+    members: list[Member] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
+    fault: str | None = None
+
+
+def is_shard(path: str) -> bool:
+    """Whether a file is a tar by its name."""
+    return path.lower().endswith(SUFFIX)
+
+
+def is_packed(path: str) -> bool:
+    """Whether a file is a compressed tar by its name."""
+    return path.lower().endswith(PACKED)
+
+
+def read_shard(place: str, sidecars: Sidecars | None = None) -> Shard:
+    """The recordings of an uncompressed tar file.
+
+    Members whose names are absolute or climb out by "..", sparse ones and ones that the file does not hold to their end
+    come with a fault. A file that is cut off gives those before the cut, and its fault.
+
+    Args:
+        place: path or URL.
+        sidecars: takes what each KEY.cls and KEY.json says.
+
+    Raises:
+        CatalogueError: a compressed tar, no tar, or a file that cannot be read.
+        StoreError: a tar at a URL that is missing, or a store that cannot be reached.
+    """
+    if is_packed(place):
+        raise CatalogueError(
+            f"{place} is compressed",
+            "an uncompressed .tar, in which a recording can be reached where it lies",
+            "uncompress it first (such as: gunzip FILE.tar.gz); compressed audio gains nothing by it",
+        )
+    shard = Shard()
+    try:
+        with _opened(place) as (file, shard.size), tarfile.open(fileobj=file, mode="r:") as archive:
+            for header in _headers(archive, shard):
+                _take(shard, header)
+                if sidecars is not None:
+                    sidecars.take(archive, header)
+    except AsitError:
+        raise
+    except FileNotFoundError:
+        raise CatalogueError(f"there is no {place}", "a tar file", "check the path") from None
+    except OSError as error:
+        raise CatalogueError(f"{place} cannot be read: {error.strerror}", "a tar file", "check its rights") from None
+    except Exception as error:  # as in `_headers`, for the first one
+        raise _no_tar(place, error) from None
+    return shard
+
+
+@contextmanager
+def _opened(place: str) -> Iterator[tuple[BinaryIO, int]]:
+    """A tar file and its length."""
+    if storage.is_url(place):
+        size = storage.size(place)
+        with range_reader.opened((place, 0, size)) as file:
+            yield cast(BinaryIO, _InPieces(file)), size
+    else:
+        with local_files.open_file(place) as file:
+            yield cast(BinaryIO, _InPieces(file)), os.fstat(file.fileno()).st_size
+
+
+class _InPieces:
+    """A tar file that gives no more than `_PIECE` bytes at once: a header may claim any length for a name."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.seek, self.tell = file, file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if size > _PIECE:
+            raise tarfile.HeaderError(f"a header of {size:,} bytes")  # type: ignore[attr-defined]
+        return self.file.read(size)
+
+
+def key_of(name: str) -> str:
+    """webdataset's key: the name up to the first dot of its last part."""
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.partition(".")[0]
+
+
+class Sidecars:
+    """What the files beside the recordings of one shard say of them: label, split, fold and group.
+
+    KEY.cls holds a label, KEY.json an object with any of the four. A sidecar belongs to the recording whose name it has
+    but for the last suffix: "a.2024-01.cls" to "a.2024-01.wav". One without such a recording belongs to the only
+    recording of its key, which webdataset ends at the first dot.
+    """
+
+    def __init__(self, shard: str) -> None:
+        self.shard = shard
+        self._said: dict[str, dict[str, dict[str, str]]] = {}  # stem -> sidecar -> column -> text
+        self._stems: dict[str, set[str]] = {}  # key -> stems of sidecars
+        self._twice: list[str] = []
+        self._damaged: list[str] = []
+
+    def take(self, archive: tarfile.TarFile, header: tarfile.TarInfo) -> None:
+        """Read a member where it is a sidecar; one that is damaged says nothing."""
+        stem, dot, suffix = header.name.rpartition(".")
+        if dot + suffix.lower() not in SIDECARS or not header.isreg() or header.size > 1 << 20:
+            return
+        if header.name.rpartition("/")[2].startswith("."):  # macOS's resource forks, as in `_take`
+            return
+        try:
+            file = archive.extractfile(header)
+            content = b"" if file is None else file.read()
+        except tarfile.ReadError:  # the tar ends in it, which `_headers` meets next; its recordings stay
+            self._damaged.append(f"{header.name}: cut off")
+            return
+        said = self._read(header.name, content)
+        one = self._said.setdefault(stem, {})
+        if one.setdefault(header.name, said) is not said and one[header.name] != said:
+            self._twice.append(header.name)
+        if said:
+            self._stems.setdefault(key_of(header.name), set()).add(stem)
+
+    def _read(self, name: str, content: bytes) -> dict[str, str]:
+        said = {}
+        try:
+            if name.lower().endswith(".cls"):
+                found: Any = {"label": content.decode("utf-8")}
+            else:
+                found = parsing.from_json(content, pairs=unique_keys)
+                found = {**found, "label": label_text(found.get("label"))} if isinstance(found, dict) else {}
+            for column in WORDS:
+                if (text := normal(column, found.get(column))) is not None:
+                    said[column] = text
+        except DAMAGE as error:
+            self._damaged.append(f"{name}: {error.args[0] if error.args else error}")
+        return said
+
+    def of(self, members: Sequence[Member]) -> dict[str, dict[str, str]]:
+        """What is known of each recording, by its name; logs how many sidecars are damaged.
+
+        Raises:
+            CatalogueError: a member that comes twice, or sidecars that several recordings of one key share, or that
+                contradict each other.
+        """
+        twice = [name for name, count in Counter(member.name for member in members).items() if count > 1]
+        if twice := [*dict.fromkeys([*twice, *self._twice])]:
+            raise CatalogueError(
+                f"{self.shard} holds {len(twice)} names twice: {', '.join(twice[:3])}",
+                "each member once",
+                "write the tar again without one of the two",
+            )
+        if self._damaged:
+            log.warning("%s: %d sidecars are damaged, the first %s", self.shard, len(self._damaged), self._damaged[0])
+        of_key: dict[str, set[str]] = {}  # key -> stems of recordings
+        for member in members:
+            of_key.setdefault(key_of(member.name), set()).add(member.name.rpartition(".")[0])
+        found = {}
+        for member in members:
+            stem, key = member.name.rpartition(".")[0], key_of(member.name)
+            own = self._said.get(stem, {})
+            shared = sorted(self._stems.get(key, set()) - of_key[key])
+            if shared and len(of_key[key]) > 1:
+                names = sorted(one.name for one in members if key_of(one.name) == key)
+                raise CatalogueError(
+                    f"{self.shard}: {len(names)} recordings have the key '{key}', which ends at the first dot: "
+                    f"{', '.join(names[:3])}; and {', '.join(next(iter(self._said[one])) for one in shared[:3])} "
+                    "belongs to none of them by its name",
+                    "a sidecar for each recording, or one recording a key",
+                    f"name sidecars as recordings are, such as {names[0].rpartition('.')[0]}.cls; or give recordings "
+                    "names without further dots",
+                )
+            known: dict[str, str] = {}
+            for sidecar, said in (*own.items(), *(pair for one in shared for pair in self._said[one].items())):
+                for column, text in said.items():
+                    if known.setdefault(column, text) != text:
+                        raise CatalogueError(
+                            f"{self.shard}: {sidecar} says the {column} of {member.name} is '{text}', another sidecar "
+                            f"'{known[column]}'",
+                            f"one {column} for each recording",
+                            "mend one of the two, or take it out",
+                        )
+            found[member.name] = known
+        return found
+
+
+def read_member(path: str, offset: int, size: int) -> bytes:
+    """The bytes of a member, or fewer where the tar file has become shorter."""
+    with local_files.open_file(path) as file:
+        file.seek(offset)
+        parts = []
+        while size > 0 and (part := file.read(size)):
+            parts.append(part)
+            size -= len(part)
+    return b"".join(parts)
+
+
+def _headers(archive: tarfile.TarFile, shard: Shard) -> Iterator[tarfile.TarInfo]:
+    end = -1
+    while True:
+        try:
+            header = archive.next()
+            if header is not None and archive.offset <= end:  # older releases of Python then loop for ever
+                raise tarfile.ReadError("a length below zero")
+            end = archive.offset
+        except AsitError:  # of a store
+            raise
+        except Exception as error:  # tarfile raises whatever its parsing meets, RecursionError and the like
+            shard.fault = f"cut off or damaged at byte {archive.offset}: {error}"
+            return
+        if header is None:  # a header that is none counts as the end: an end is empty, or zeros
+            assert archive.fileobj is not None
+            archive.fileobj.seek(archive.offset)
+            if archive.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                shard.fault = f"damaged at byte {archive.offset}: no header there"
+            return
+        archive.members.clear()  # type: ignore[attr-defined]  # or they would all be kept
+        yield header
+
+
+def _take(shard: Shard, header: tarfile.TarInfo) -> None:
+    if not (header.isreg() or header.issparse()):
+        return
+    base = header.name.rsplit("/", 1)[-1]
+    suffix = "." + base.rpartition(".")[2].lower() if "." in base[1:] else ""
+    if base.startswith(".") and not base.startswith(".."):  # such as the resource forks that macOS puts into tars
+        return
+    if suffix not in files.SUFFIXES:
+        shard.others[suffix or "(no suffix)"] += 1
+        return
+    fault = None
+    parts = header.name.replace("\\", "/").split("/")
+    if header.name.startswith(("/", "\\")) or ".." in parts or (len(parts[0]) == 2 and parts[0][1] == ":"):
+        fault = "its name leads out of the tar"
+    elif header.issparse():
+        fault = "it is stored as a sparse file"
+    elif header.offset_data + header.size > shard.size:
+        fault = f"the tar ends before its {header.size} bytes do"
+    shard.members.append(Member(header.name, header.offset_data, header.size, fault))
+
+
+def _no_tar(path: str, error: Exception) -> CatalogueError:
+    head = b""
+    if not storage.is_url(path) and Path(path).is_file():
+        with local_files.open_file(path) as file:
+            head = file.read(6)
+    packed = head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))
+    return CatalogueError(
+        f"{path} is {'compressed' if packed else 'no tar file'}: {error}",
+        "an uncompressed tar file",
+        "uncompress it first" if packed else "check the path, or fetch the file anew",
+    )

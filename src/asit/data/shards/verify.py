@@ -1,0 +1,91 @@
+"""Whether tar shards are what their index says: there, long enough, and the bytes that were written."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from asit.data.catalogue.catalogue import Catalogue
+from asit.data.catalogue.locations import INDEX
+from asit.errors import CatalogueError, StoreError
+from asit.io import storage
+
+_PIECE = 1 << 23  # bytes read at a time
+_AT_ONCE = 4  # shards: requests and hashing go on side by side
+
+
+def verify_sizes(index: Catalogue, *, progress: Callable[[int, int, int], None] | None = None) -> None:
+    """Refuse a catalogue whose shards are missing or shorter than it says; one request a shard.
+
+    Raises:
+        StoreError: names them.
+    """
+    found = index.shards
+    if found is None:
+        return
+    used = np.unique(found.codes[found.codes >= 0])
+    ends = np.zeros(len(found.places), np.int64)
+    inside = found.codes >= 0
+    np.maximum.at(ends, found.codes[inside], found.spans[inside].sum(1))
+    lengths = storage.sizes([found.places[code] for code in used])
+    missing = [found.places[code] for code in used if found.places[code] not in lengths]
+    short = [
+        f"{found.places[code]} ({lengths[found.places[code]]:,} of {ends[code]:,} bytes or more)"
+        for code in used
+        if found.places[code] in lengths and lengths[found.places[code]] < ends[code]
+    ]
+    if progress:
+        progress(len(used), len(used), len(missing) + len(short))
+    if missing or short:
+        told = [f"{len(missing)} missing: {', '.join(missing[:3])}"] if missing else []
+        told += [f"{len(short)} too short: {', '.join(short[:3])}"] if short else []
+        raise StoreError(
+            f"of {len(used)} shards {'; '.join(told)}",
+            "every shard that the index lists, whole",
+            "bring them back or copy them again; or write them again with asit shard",
+        )
+
+
+def check(place: str, *, progress: Callable[[int, int, int], None] | None = None) -> Catalogue:
+    """Read all shards of a folder, URL or index, and compare their hashes with those that the index holds.
+
+    Raises:
+        CatalogueError: no index there.
+        StoreError: shards that are missing, too short or damaged; names them.
+    """
+    if not place.endswith(".jsonl") and Path(place).is_file():
+        raise CatalogueError(f"{place} is a file", "a folder of shards, or its index.jsonl", "give the shards' folder")
+    place = place if place.endswith(".jsonl") else storage.join(place.rstrip("/"), INDEX)
+    index = Catalogue.read(place, look=False)
+    listed = index.header.get("shards")
+    if index.shards is None or not listed:
+        raise CatalogueError(f"{place} lists no shards", "an index of asit shard", "check the path")
+    verify_sizes(index)
+
+    def is_whole(shard: dict[str, Any]) -> bool:
+        whole, length = hashlib.sha256(), int(shard["bytes"])
+        at = storage.join(index.root, shard["name"])
+        if storage.size(at) == length:
+            for first in range(0, length, _PIECE):
+                whole.update(storage.read_range(at, first, min(_PIECE, length - first)))
+        return whole.hexdigest() == str(shard["sha256"])
+
+    wrong: list[str] = []
+    with ThreadPoolExecutor(_AT_ONCE, "check") as threads:
+        for number, (shard, fine) in enumerate(zip(listed, threads.map(is_whole, listed), strict=True), 1):
+            if not fine:
+                wrong.append(shard["name"])
+            if progress:
+                progress(number, len(listed), len(wrong))
+    if wrong:
+        raise StoreError(
+            f"{len(wrong)} of {len(listed)} shards in {index.root} are damaged: {', '.join(wrong[:5])}",
+            "the bytes that were written, by SHA-256",
+            "copy them again from where they came, or write them again with asit shard",
+        )
+    return index

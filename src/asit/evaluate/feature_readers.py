@@ -1,0 +1,190 @@
+"""What is read off a clip: pooled tokens of an encoder, its patch tokens, or plain statistics of the log-mel.
+
+Letters: S samples, P patches, D width, F mel bins.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from asit.audio.fbank import FrontEnd
+from asit.config import FrontEndSettings
+from asit.evaluate.pooling import Pooling, log_mel_statistics, pool
+from asit.model.audio_model import AudioModel
+from asit.model.vit import Encoder
+
+TOKENS = "tokens"
+"""The kind that keeps all patch tokens, as float16."""
+LOG_MEL = "mean+std of log-mel"
+"""The kind of `LogMelReader`."""
+WINDOWS = 16
+"""Windows of one clip that go through the encoder at once; part of what features depend on, to the last bit."""
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+MODEL, UNTRAINED, LOG_MEL_STATISTICS = "model", "untrained", "log-mel statistics"
+"""What is compared, as records call it."""
+
+Wave = npt.NDArray[np.float32]
+Array = npt.NDArray[Any]
+
+
+class Reader(Protocol):
+    """Turns a wave (S,) at the front end's rate into one array (rows, width) for each kind.
+
+    `digest` names everything but the wave that the numbers depend on. Several threads may call it at once.
+    """
+
+    front_end: FrontEndSettings
+    digest: str
+
+    def __call__(self, wave: Wave, kinds: tuple[str, ...]) -> dict[str, Array]: ...
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to read off each clip by one reader."""
+
+    reader: Reader
+    kinds: tuple[str, ...]
+
+
+class EncoderReader:
+    """Tokens of a frozen encoder, as `AudioModel.embed` gives them: long clips in windows that are blended.
+
+    Kinds are those of `asit.evaluate.pooling.pool`, which come with one row (time-mean: one for each band of mel
+    patches, mel-mean: one for each column of time), and `TOKENS`, (P, D) float16, time-major.
+
+    Args:
+        model: on the device that it shall run on.
+        precision: arithmetic of the encoder.
+        seconds: length that every clip is cut or padded to, in whole columns of patches; None: clips as they are.
+    """
+
+    def __init__(
+        self, model: AudioModel, precision: Literal["float32", "bf16"] = "float32", seconds: float | None = None
+    ) -> None:
+        self.model, self.precision = model, precision
+        self.front_end = model.front_end.settings
+        self.samples = None if seconds is None else column_samples(model, seconds)
+        facts = {
+            "front_end": self.front_end.model_dump(mode="json"),
+            "encoder": model.encoder.settings.model_dump(mode="json"),
+            "grid": list(model.encoder.grid),
+            "precision": precision,
+            "samples": self.samples,
+            "windows": WINDOWS,
+            "device": model.encoder.pos_embed.device.type,
+            "torch": torch.__version__,
+        }
+        self.digest = f"{weights_digest(model.encoder)} {json.dumps(facts, sort_keys=True)}"
+
+    def __call__(self, wave: Wave, kinds: tuple[str, ...]) -> dict[str, Array]:
+        sound = torch.from_numpy(_cut(self.model.front_end, wave, self.samples))
+        device = self.model.encoder.pos_embed.device.type
+        with torch.autocast(device, enabled=False):  # embed switches on what it needs
+            heard = self.model.embed_batch([sound], precision=self.precision, batch=WINDOWS)[0]
+        assert heard.patches is not None
+        out: dict[str, Array] = {}
+        for kind in kinds:
+            if kind == TOKENS:
+                out[kind] = heard.patches.half().numpy()
+                continue
+            vector = pool(heard.class_token[None], heard.patches[None], heard.grid, kind)  # type: ignore[arg-type]
+            rows = {"time-mean": heard.grid[1], "mel-mean": heard.grid[0]}.get(kind, 1)
+            out[kind] = vector.reshape(rows, -1).numpy()
+        return out
+
+
+class LogMelReader:
+    """The plain baseline: mean and standard deviation over time of each log-mel bin, (1, 2 F); kind `LOG_MEL`.
+
+    Args:
+        front_end: the encoder's own, so that both hear the same.
+        seconds: as `EncoderReader`, to the nearest sample.
+    """
+
+    def __init__(self, front_end: FrontEnd, seconds: float | None = None) -> None:
+        self.fbank, self.front_end = front_end, front_end.settings
+        self.samples = None if seconds is None else round(seconds * front_end.settings.rate)
+        facts = self.front_end.model_dump(mode="json", exclude={"mean", "std"})
+        self.digest = json.dumps(["log-mel", facts, self.samples, torch.__version__], sort_keys=True)
+
+    def __call__(self, wave: Wave, kinds: tuple[str, ...]) -> dict[str, Array]:
+        cut = _cut(self.fbank, wave, self.samples if self.samples is not None else max(self.fbank.window, len(wave)))
+        sound = torch.from_numpy(cut)[None].to(self.fbank.hann.device)
+        return dict.fromkeys(kinds, log_mel_statistics(self.fbank, sound).cpu().numpy())
+
+
+def encoders(
+    model: AudioModel,
+    *,
+    pooling: Sequence[Pooling] = (),
+    tokens: bool = False,
+    baselines: bool = False,
+    seed: int = 0,
+    precision: Literal["float32", "bf16"] = "float32",
+    seconds: float | None = None,
+) -> dict[str, Wanted]:
+    """What to read for a comparison: the model, and where asked for the same untrained and log-mel statistics.
+
+    Args:
+        pooling: ways to pool; "class+mean" is kept as its two halves, see `pooled`.
+        tokens: also all patch tokens.
+        seed: of the untrained weights.
+        precision, seconds: as `EncoderReader`.
+    """
+    halves = {"class+mean": ("class", "mean")}
+    kinds: list[str] = list(dict.fromkeys(kind for name in pooling for kind in halves.get(name, (name,))))
+    every = tuple(kinds + [TOKENS] * tokens)
+    wanted = {MODEL: Wanted(EncoderReader(model, precision, seconds), every)}
+    if baselines:
+        wanted[UNTRAINED] = Wanted(EncoderReader(untrained(model, seed), precision, seconds), every)
+        if pooling:
+            wanted[LOG_MEL_STATISTICS] = Wanted(LogMelReader(model.front_end, seconds), (LOG_MEL,))
+    return wanted
+
+
+def pooled(vectors: Mapping[str, npt.NDArray[np.float32]], kind: str) -> npt.NDArray[np.float32]:
+    """The (n, width) table of one kind of feature out of those that were read."""
+    if kind == "class+mean":
+        return np.concatenate([vectors["class"], vectors["mean"]], 1)
+    return vectors[kind]
+
+
+def column_samples(model: AudioModel, seconds: float) -> int:
+    """Samples of the whole columns of patches in `seconds`, at least one column, at most four training views."""
+    encoder, frames = model.encoder, model.front_end.frames_for(round(seconds * model.rate))
+    columns = max(1, (frames - encoder.patch[0]) // encoder.stride[0] + 1)
+    return model.front_end.samples_for(encoder.span(min(columns, 4 * encoder.grid[0])))
+
+
+def weights_digest(encoder: Encoder) -> str:
+    """SHA-256 of an encoder's tensors and their names, wherever they came from."""
+    whole = hashlib.sha256()
+    for name, tensor in sorted(encoder.state_dict().items()):
+        data = tensor.detach().cpu().contiguous()
+        whole.update(f"{name} {data.dtype} {tuple(data.shape)}\n".encode())
+        whole.update(data.flatten().view(torch.uint8).numpy().data)
+    return whole.hexdigest()
+
+
+def untrained(model: AudioModel, seed: int) -> AudioModel:
+    """The model's architecture and front end with fresh weights."""
+    encoder = Encoder(model.encoder.settings, model.frames, model.front_end.settings.mels)
+    encoder.init_weights(torch.Generator().manual_seed(seed))
+    return AudioModel(encoder, FrontEnd(model.front_end.settings)).to(model.encoder.pos_embed.device)
+
+
+def _cut(front_end: FrontEnd, wave: Wave, samples: int | None) -> Wave:
+    """The wave cut or padded to a length; by the card's rule "zero", which fills frames, silence stands in."""
+    if samples is None:
+        return wave
+    filled = front_end.pad(torch.from_numpy(wave[:samples]), samples).numpy()
+    return np.pad(filled, (0, samples - len(filled)))

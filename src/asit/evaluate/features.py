@@ -1,0 +1,329 @@
+"""What frozen models make of many clips: each clip read once, over several processes and threads, with a cache.
+
+Letters: N clips, P patches, D width, F mel bins.
+
+A clip goes through a model by itself, its windows together, on one thread; several threads take several clips. So its
+features are a function of the clip alone: the same bit for bit with whatever other clips, for any number of processes
+and threads, from the cache or anew. On one core that gives clips of 10 s at the speed of batches, and clips of 1 s at
+half of it (docs/evaluate.md), once.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TextIO
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from asit.data.catalogue.catalogue import Clip
+from asit.data.loading.waveforms import read_clip
+from asit.data.shards import range_reader
+from asit.errors import AsitError, AudioError, CatalogueError
+from asit.evaluate.feature_cache import Shelf, Store, key_of
+from asit.evaluate.feature_readers import TOKENS, Wanted
+from asit.io import storage
+from asit.runtime import World
+from asit.training.metrics_log import counter
+
+Array = npt.NDArray[Any]
+
+MOST, LONGEST = 64, 600.0
+"""Clips, and seconds of sound, after which a block ends, so that the tokens of a block fit in memory."""
+ROUND = 4
+"""Blocks that each of several processes computes before the results are brought together."""
+FORMAT = "4"
+"""Version of what the cache holds; 4: files whose headers say less than they hold are read whole."""
+
+
+class Clips(Protocol):
+    """What is read: a catalogue, or a list of `Clip`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Clip: ...
+
+
+@dataclass(frozen=True)
+class Collected:
+    """Features of the clips that could be read.
+
+    Attributes:
+        vectors: reader's name -> kind -> (n, width) float32, rows in the order of `kept`.
+        tokens: reader's name -> n arrays (P, D) float16; only where `TOKENS` was wanted.
+        kept: (n,) int64, the clips they belong to, ascending.
+        bad: (path, reason) of the clips that could not be read.
+        cached: clips whose features all came from the cache.
+    """
+
+    vectors: dict[str, dict[str, npt.NDArray[np.float32]]]
+    tokens: dict[str, list[npt.NDArray[np.float16]]]
+    kept: npt.NDArray[np.int64]
+    bad: list[tuple[str, str]]
+    cached: int
+
+
+Of = tuple[str, str]
+"""A reader's name, and a kind of feature."""
+
+
+@dataclass
+class _Outcome:
+    """What one block gave: one array for each clip that could be read, reader and kind."""
+
+    block: int
+    rows: list[int] = field(default_factory=list)  # places in the block
+    faults: dict[int, str] = field(default_factory=dict)
+    arrays: dict[Of, list[Array]] = field(default_factory=dict)
+    cached: int = 0
+    error: AsitError | None = None
+
+
+def collect(
+    clips: Clips,
+    wanted: Mapping[str, Wanted],
+    *,
+    store: Store | None = None,
+    world: World | None = None,
+    bad_files: float = 0.1,
+    stream: TextIO | None = None,
+) -> Collected | None:
+    """Features of all clips; every process of the world calls this, and the main one gets them (the others None).
+
+    Args:
+        clips: N of them, in any order.
+        wanted: name -> reader and kinds; all readers hear sound of one rate.
+        store: the cache; None: everything is computed.
+        world: the processes that share the work; None: this one alone.
+        bad_files: share of clips that may be unreadable; they are left out and named.
+        stream: where progress goes.
+
+    Raises:
+        CatalogueError: no clip, or more unreadable ones than `bad_files` allows.
+        AsitError: features that are not finite, or, of a kind that keeps the order in time, of different lengths.
+    """
+    if not len(clips):
+        raise CatalogueError("no clip to take features of", "at least one", "check the split that was chosen")
+    world = world or World(0, 1, torch.device("cpu"), "")
+    order, ends = blocks(clips)
+    starts = [0, *ends[:-1]]
+    show = counter(stream if world.main else None, "features", "clips")
+    gathered = _Gathered(len(clips), clips, bad_files)
+    step = world.size * (ROUND if world.size > 1 else 1)
+    with _threads(world) as pool:
+        work = _Work(wanted, store, pool)
+        for first in range(0, len(ends), step):
+            mine = [
+                work.block(b, [clips[int(i)] for i in order[starts[b] : ends[b]]])
+                for b in range(first, min(first + step, len(ends)))
+                if b % world.size == world.rank
+            ]
+            outcomes = sorted((o for part in world.gather(mine) for o in part), key=lambda o: o.block)
+            for outcome in outcomes:
+                gathered.take(outcome, order[starts[outcome.block] : ends[outcome.block]], world.main)
+            if show is not None:
+                show(gathered.done, len(clips), len(gathered.bad))
+    return gathered.result(wanted) if world.main else None
+
+
+def blocks(clips: Clips) -> tuple[npt.NDArray[np.int64], list[int]]:
+    """Order of the clips by path and start, in which files of the cache follow one another, and where blocks end."""
+    names, seconds = [], np.empty(len(clips))
+    for i in range(len(clips)):
+        clip = clips[i]
+        names.append((clip.path, clip.start))
+        seconds[i] = clip.seconds
+    order = np.array(sorted(range(len(names)), key=names.__getitem__), np.int64)
+    ends, count, length = [], 0, 0.0
+    for at, i in enumerate(order.tolist(), 1):
+        count, length = count + 1, length + seconds[i]
+        if count == MOST or length >= LONGEST or at == len(order):
+            ends.append(at)
+            count, length = 0, 0.0
+    return order, ends
+
+
+@contextmanager
+def _threads(world: World) -> Iterator[ThreadPoolExecutor]:
+    """A thread for each of torch's, each of which computes alone; an accelerator is fed by one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(before if world.device.type == "cpu" else 1) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Work:
+    """Features of blocks of clips: what the cache has, and the rest computed and put there."""
+
+    def __init__(self, wanted: Mapping[str, Wanted], store: Store | None, pool: ThreadPoolExecutor) -> None:
+        self.wanted, self.pool = wanted, pool
+        self.every: list[Of] = [(name, kind) for name, want in wanted.items() for kind in want.kinds]
+        self.shelves: dict[Of, Shelf] = {}
+        self.stamps: dict[str, tuple[int, int]] = {}
+        if store is not None:
+            self.shelves = {of: store.shelf(FORMAT, wanted[of[0]].reader.digest, of[1]) for of in self.every}
+
+    def block(self, number: int, clips: Sequence[Clip]) -> _Outcome:
+        """The features of one block."""
+        outcome = _Outcome(number, arrays={of: [] for of in self.every})
+        try:
+            keys = [_key(clip, self.stamps) for clip in clips] if self.shelves else []
+        except AsitError as error:
+            outcome.error = error
+            return outcome
+        kept: list[dict[Of, Array]] = [{} for _ in clips]
+        for of, shelf in self.shelves.items():
+            for have, key in zip(kept, keys, strict=True):
+                if (array := shelf.get(key)) is not None:
+                    have[of] = array
+        missing = [[of for of in self.every if of not in have] for have in kept]
+        try:
+            lacking = (clip for clip, lack in zip(clips, missing, strict=True) if lack)
+            stored = range_reader.fetch(place for clip in lacking if (place := _far(clip)) is not None)
+            made = list(self.pool.map(self._clip, clips, missing, itertools.repeat(stored)))
+        except AsitError as error:  # told by every process at once, or the others would wait for this one
+            outcome.error = error
+            return outcome
+        fresh: dict[Of, dict[int, Array]] = {of: {} for of in self.every}
+        for row, (have, found) in enumerate(zip(kept, made, strict=True)):
+            if isinstance(found, str):
+                outcome.faults[row] = found
+                continue
+            outcome.cached += not found
+            outcome.rows.append(row)
+            for of in self.every:
+                if of in found:
+                    fresh[of][row] = found[of]
+                outcome.arrays[of].append(found[of] if of in found else have[of])
+        for of, shelf in self.shelves.items():
+            shelf.put([keys[row] for row in fresh[of]], list(fresh[of].values()))
+        return outcome
+
+    def _clip(
+        self, clip: Clip, missing: Sequence[Of], stored: Mapping[range_reader.Place, bytes]
+    ) -> dict[Of, Array] | str:
+        """What is missing of one clip, which is read once for it; or why the clip cannot be read."""
+        if not missing:
+            return {}
+        settings = next(iter(self.wanted.values())).reader.front_end
+        try:
+            wave = read_clip(clip, settings.rate, resampler=settings.resampler, found=stored)
+        except AudioError as error:
+            return error.found
+        out: dict[Of, Array] = {}
+        for name in dict.fromkeys(name for name, _ in missing):
+            kinds = tuple(kind for of, kind in missing if of == name)
+            try:
+                read = self.wanted[name].reader(wave, kinds)
+            except AudioError as error:  # of the model's answer: the sound has been read
+                raise AsitError(f"{clip.path}: {error.found}", error.expected, error.remedy) from None
+            for kind, array in read.items():
+                if not np.isfinite(array).all():
+                    raise AsitError(
+                        f"{clip.path}: the {kind} features of {name} are NaN or infinite",
+                        "finite features",
+                        "look at that clip and at the weights; a diverged checkpoint gives NaN for every clip",
+                    )
+                out[name, kind] = array
+        return out
+
+
+def _far(clip: Clip) -> range_reader.Place | None:
+    """Where a clip lies in a store, of which a block's clips are asked for together."""
+    return range_reader.place_of(clip) if clip.shard is not None and storage.is_url(clip.shard) else None
+
+
+def _key(clip: Clip, stamps: dict[str, tuple[int, int]]) -> bytes:
+    """What says that a clip is still the same: its path and part, and its file's or shard's size and time of change.
+
+    Args:
+        stamps: of the shards in stores, each of which is asked once.
+    """
+    if clip.shard is not None and storage.is_url(clip.shard):
+        if clip.shard not in stamps:
+            stamps[clip.shard] = storage.stamp(clip.shard)
+        file = f"{stamps[clip.shard]} {clip.offset} {clip.size}"
+        return key_of(clip.path, file, repr(clip.start), repr(clip.seconds))
+    try:
+        size, changed = storage.stamp(clip.shard or clip.path)
+        file = f"{size} {changed}"
+    except OSError:
+        file = "missing"
+    return key_of(clip.path, file, repr(clip.start), repr(clip.seconds))
+
+
+class _Gathered:
+    """The blocks' results put in their places."""
+
+    def __init__(self, count: int, clips: Clips, bad_files: float) -> None:
+        self.clips, self.allowed, self.share = clips, int(bad_files * count), bad_files
+        self.done, self.cached = 0, 0
+        self.bad: list[tuple[str, str]] = []
+        self.read = np.zeros(count, bool)
+        self.vectors: dict[tuple[str, str], npt.NDArray[np.float32]] = {}
+        self.tokens: dict[str, dict[int, npt.NDArray[np.float16]]] = {}
+
+    def take(self, outcome: _Outcome, rows: npt.NDArray[np.int64], keep: bool) -> None:
+        """Add a block; `keep`: also its features, which only the main process needs.
+
+        Raises:
+            AsitError: what the block met.
+            CatalogueError: too many clips that cannot be read.
+        """
+        if outcome.error is not None:
+            raise outcome.error
+        self.done += len(rows)
+        self.cached += outcome.cached
+        self.bad += [(self.clips[int(rows[row])].path, reason) for row, reason in sorted(outcome.faults.items())]
+        if len(self.bad) > self.allowed:
+            told = "\n    ".join(reason for _, reason in self.bad[:3])
+            raise CatalogueError(
+                f"{len(self.bad)} of the first {self.done} clips cannot be read, the first:\n    {told}",
+                f"at most {self.allowed} of {len(self.read)} (bad_files {self.share:g})",
+                "mend these files, leave them out, or raise --bad-files",
+            )
+        if not keep:
+            return
+        places = rows[outcome.rows] if outcome.rows else np.empty(0, np.int64)
+        self.read[places] = True
+        for (name, kind), arrays in outcome.arrays.items():
+            if kind == TOKENS:
+                self.tokens.setdefault(name, {}).update(zip(places.tolist(), arrays, strict=True))
+            elif arrays:
+                self._put(name, kind, places, [array.reshape(-1) for array in arrays])
+
+    def _put(self, name: str, kind: str, places: npt.NDArray[np.int64], arrays: Sequence[Array]) -> None:
+        if (name, kind) not in self.vectors:
+            self.vectors[name, kind] = np.empty((len(self.read), arrays[0].size), np.float32)
+        table = self.vectors[name, kind]
+        sizes = {array.size for array in arrays} | {table.shape[1]}
+        if len(sizes) > 1:
+            raise AsitError(
+                f"{kind} features of {min(sizes)} to {max(sizes)} values: the clips have different lengths",
+                "clips of one length for features that keep the order in time",
+                "give a length that all clips are cut or padded to with --seconds, or choose another pooling",
+            )
+        table[places] = np.stack(arrays)
+
+    def result(self, wanted: Mapping[str, Wanted]) -> Collected:
+        kept = np.flatnonzero(self.read)
+        if not len(kept):
+            raise CatalogueError(
+                f"none of the {len(self.read)} clips can be read, the first: {self.bad[0][1]}",
+                "clips that can be read",
+                "mend these files",
+            )
+        whole = len(kept) == len(self.read)
+        vectors: dict[str, dict[str, npt.NDArray[np.float32]]] = {name: {} for name in wanted}
+        for (name, kind), table in self.vectors.items():
+            vectors[name][kind] = table if whole else table[kept]
+        tokens = {name: [of[i] for i in kept.tolist()] for name, of in self.tokens.items()}
+        return Collected(vectors, tokens, kept, self.bad, self.cached)

@@ -1,0 +1,234 @@
+"""Metrics of ranking clips by score, class by class: average precision and area under the ROC curve.
+
+Letters: N clips, C classes, K bootstrap draws, P positives of a class.
+Definitions are scikit-learn's (`average_precision_score`, `roc_auc_score`), which the tests compare with; here all
+classes of AudioSet take under a second. A class without positives has no average precision: NaN, never 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from statistics import NormalDist
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch.nn.functional import embedding_bag
+
+from asit.errors import AsitError
+from asit.evaluate.bootstrap import Units
+
+Floats: TypeAlias = NDArray[np.float64]
+Indices: TypeAlias = NDArray[np.int64]
+Targets: TypeAlias = ArrayLike | tuple[ArrayLike, ArrayLike] | tuple[ArrayLike, ArrayLike, ArrayLike]
+"""Labels of clips: (N, C) of 0 and 1, or CSR over clips as (indptr, indices) or (indptr, indices, weights)."""
+
+CLASS_BLOCK = 64
+"""Classes turned to columns at a time: a whole (C, N) copy would double the memory."""
+WEIGHT_BLOCK = 2**22
+"""Bootstrap weights held at a time, clips x draws: 16 MB stay near the processor."""
+
+
+def average_precision(scores: ArrayLike, targets: Targets) -> Floats:
+    """Average precision of each class: sum over thresholds of (recall gained) x (precision there).
+
+    Clips of equal score share one threshold. Written over positives p of a class: the mean of
+    (positives scored at least as p) / (clips scored at least as p).
+
+    Args:
+        scores: (N, C) logits or probabilities; only their order within a class counts.
+        targets: see `Targets`.
+
+    Returns:
+        (C,) float64, NaN for a class without positives.
+
+    Raises:
+        AsitError: NaN scores, soft targets, or shapes that disagree.
+    """
+    return ranking(*_checked(scores, targets))[0]
+
+
+def roc_auc(scores: ArrayLike, targets: Targets) -> Floats:
+    """Area under the ROC curve of each class: how often a positive beats a negative, ties counted as half.
+
+    Arguments and errors as `average_precision`; (C,) float64, NaN for a class without positives or without negatives.
+    """
+    return ranking(*_checked(scores, targets))[1]
+
+
+def d_prime(auc: float) -> float:
+    """Distance of two unit normal score distributions with this AUC: sqrt(2) x probit(AUC).
+
+    AudioSet's d' is that of the mean AUC over classes, not the mean of the classes' d': so does AST
+    (its src/traintest.py). 1 gives inf, 0 gives -inf, NaN gives NaN.
+    """
+    if math.isnan(auc):
+        return math.nan
+    if auc in (0.0, 1.0):
+        return math.copysign(math.inf, auc - 0.5)
+    return math.sqrt(2.0) * NormalDist().inv_cdf(auc)
+
+
+def ranking(table: NDArray[Any], pointer: Indices, rows: Indices) -> tuple[Floats, Floats]:
+    """Average precision and AUC of each class, (C,) each, from checked scores (N, C) and their `positives`."""
+    N, C = table.shape
+    ap, auc = np.full(C, np.nan), np.full(C, np.nan)
+    for c, column in _columns(table, pointer):
+        found = np.sort(column[rows[pointer[c] : pointer[c + 1]]])
+        P = len(found)
+        every = np.sort(column)
+        under, upto = np.searchsorted(every, found, "left"), np.searchsorted(every, found, "right")
+        found_under, found_upto = np.searchsorted(found, found, "left"), np.searchsorted(found, found, "right")
+        ap[c] = np.mean((P - found_under) / (N - under))
+        if P < N:
+            beaten = ((under - found_under) + (upto - found_upto)) / 2  # negatives below, and half of those at it
+            auc[c] = beaten.sum() / (P * (N - P))
+    return ap, auc
+
+
+def ranking_draws(
+    table: NDArray[Any], pointer: Indices, rows: Indices, units: Units, draws: int, seed: int
+) -> tuple[Floats, Floats]:
+    """Mean average precision and mean AUC in each bootstrap draw, (K,) each.
+
+    A clip drawn w times counts as w clips of equal score. The clips of a class are put in order once for a block of
+    draws; between one positive's score and the next only sums of weights matter, and these are taken for all draws of
+    the block at once (`embedding_bag`). A class without positives in a draw is left out of that draw's mean.
+    """
+    N, C = table.shape
+    block = min(max(WEIGHT_BLOCK // N, 16), 256)
+    means: list[NDArray[np.float32]] = []
+    source = units.draws(draws, seed)
+    for start in range(0, draws, block):
+        width = min(block, draws - start)
+        weights = torch.from_numpy(np.stack([next(source) for _ in range(width)], 1).astype(np.float32))  # (N, width)
+        values = np.full((2, C, width), np.nan, np.float32)
+        for c, column in _columns(table, pointer):
+            values[:, c] = _weighted(column, rows[pointer[c] : pointer[c + 1]], weights).numpy()
+        known = ~np.isnan(values)
+        with np.errstate(invalid="ignore"):  # a draw without positives of any class: NaN
+            means.append(np.where(known, values, 0).sum(1) / known.sum(1))
+    ap, auc = np.concatenate(means, 1).astype(np.float64) if means else np.empty((2, 0))
+    return ap, auc
+
+
+def _weighted(column: NDArray[Any], mine: Indices, weights: torch.Tensor) -> torch.Tensor:
+    """Average precision and AUC of one class in each draw: (2, K).
+
+    Args:
+        column: (N,) scores.
+        mine: (P,) its positives.
+        weights: (N, K) how often each clip is drawn.
+    """
+    order = np.argsort(column)
+    ordered = column[order]
+    thresholds, which = np.unique(column[mine], return_inverse=True)
+    # The clips in order fall into runs: under the first threshold, at it, between it and the second, at the second, ...
+    ends = np.stack([np.searchsorted(ordered, thresholds, side) for side in ("left", "right")], 1).reshape(-1)
+    runs = _run_sums(weights, order, np.concatenate([[0], ends]))
+    by_threshold = np.argsort(which, kind="stable")
+    at = _run_sums(weights, mine[by_threshold], np.searchsorted(which[by_threshold], np.arange(len(thresholds))))
+    total = weights.sum(0)
+    reached = runs[:-1].cumsum(0)
+    under, upto = reached[0::2], reached[1::2]  # (thresholds, K): weight of the clips below, and not above
+    under_mine = at.cumsum(0) - at
+    P = at.sum(0)
+    ap = (at * (P - under_mine) / (total - under).clamp_min(1)).sum(0) / P  # where none is left, `at` is 0 too
+    others_under, others_at = under - under_mine, upto - under - at
+    auc = (at * (others_under + others_at / 2)).sum(0) / (P * (total - P))
+    return torch.stack([ap, auc])
+
+
+def _run_sums(weights: torch.Tensor, order: Indices, starts: Indices) -> torch.Tensor:
+    """Sums of weights (N, K) over runs of `order`, each from its start to the next one's: (runs, K)."""
+    return embedding_bag(torch.from_numpy(order), weights, torch.from_numpy(starts), mode="sum")
+
+
+def _columns(table: NDArray[Any], pointer: Indices) -> Iterator[tuple[int, NDArray[Any]]]:
+    """(class, its scores (N,), contiguous) for every class with positives."""
+    for start in range(0, table.shape[1], CLASS_BLOCK):
+        wanted = start + np.flatnonzero(np.diff(pointer[start : start + CLASS_BLOCK + 1]))
+        block = np.ascontiguousarray(table[:, wanted].T)
+        yield from zip(wanted.tolist(), block, strict=True)
+
+
+def score_table(scores: ArrayLike) -> NDArray[Any]:
+    """Scores as a checked (N, C) table of floats, float32 or float64.
+
+    Raises:
+        AsitError: another shape, no clip or no class, or NaN.
+    """
+    table = np.asarray(scores)
+    if table.ndim != 2 or not table.size:
+        raise AsitError(f"scores of shape {table.shape}", "(clips, classes), at least one of each", "check the split")
+    if table.dtype not in (np.float32, np.float64):
+        table = table.astype(np.float32 if table.dtype == np.float16 else np.float64)
+    bad = np.flatnonzero(np.isnan(table).any(1))
+    if len(bad):
+        raise AsitError(
+            f"{len(bad)} of {len(table)} clips have NaN scores, the first is clip {bad[0]}",
+            "a number for each clip and class",
+            "look at that clip and at the weights; a diverged run gives NaN for every clip",
+        )
+    return table
+
+
+def positives(targets: Targets, clips: int, classes: int) -> tuple[Indices, Indices]:
+    """The positives of each class: (C + 1,) pointers into (positives,) clip indices, ascending within a class.
+
+    A label given twice for a clip counts once; one of weight 0 is none.
+
+    Raises:
+        AsitError: shapes that disagree, a label that is no class, or weights other than 0 and 1.
+    """
+    if isinstance(targets, tuple):
+        indptr, indices = np.asarray(targets[0], np.int64), np.asarray(targets[1], np.int64)
+        fits = indptr.shape == (clips + 1,) and indptr[0] == 0 and indptr[-1] == len(indices)
+        if not fits or (np.diff(indptr) < 0).any():
+            raise AsitError(
+                f"CSR targets with {len(indptr) - 1} clips and {len(indices)} labels",
+                f"{clips} clips, and pointers that rise from 0 to the number of labels",
+                "pass the labels of the clips that were scored, in their order",
+            )
+        row, column = np.repeat(np.arange(clips), np.diff(indptr)), indices
+        if len(targets) == 3:
+            weights = np.asarray(cast(tuple[Any, Any, Any], targets)[2])
+            _binary(weights, row)
+            row, column = row[weights == 1], column[weights == 1]
+        outside = np.flatnonzero((column < 0) | (column >= classes))
+        if len(outside):
+            first = outside[0]
+            raise AsitError(
+                f"{len(outside)} labels are no class, the first is {column[first]} of clip {row[first]}",
+                f"0 to {classes - 1}, for {classes} columns of scores",
+                "score with the classes that the model was trained on",
+            )
+    else:
+        dense = np.asarray(targets)
+        if dense.shape != (clips, classes):
+            raise AsitError(
+                f"targets of shape {dense.shape}", f"{(clips, classes)}, as the scores", "pass one row a clip"
+            )
+        if dense.dtype != bool:
+            _binary(dense.reshape(-1), np.repeat(np.arange(clips), classes))
+        row, column = np.nonzero(dense)
+    keys = np.unique(column * clips + row)
+    return np.searchsorted(keys, np.arange(classes + 1) * clips), keys % clips
+
+
+def _binary(weights: NDArray[Any], clip: Indices) -> None:
+    soft = np.flatnonzero((weights != 0) & (weights != 1))
+    if len(soft):
+        raise AsitError(
+            f"{len(soft)} of {len(weights)} target weights are neither 0 nor 1, "
+            f"the first is {weights[soft[0]]:g} of clip {clip[soft[0]]}",
+            "0 or 1: ranking metrics know a label only as present or absent",
+            "decide first what counts as present, for instance weight >= 0.5",
+        )
+
+
+def _checked(scores: ArrayLike, targets: Targets) -> tuple[NDArray[Any], Indices, Indices]:
+    table = score_table(scores)
+    return table, *positives(targets, *table.shape)

@@ -1,0 +1,105 @@
+"""The scores at the end of a fine-tuning run: of the last weights, and of those that validation chose."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TextIO
+
+from asit.errors import ConfigError
+from asit.evaluate import scoring
+from asit.finetune.finetune_setup import Setup
+from asit.finetune.validation import Chooser
+from asit.io import parsing
+from asit.model.audio_model import AudioModel
+from asit.model.classifier import Classifier
+from asit.runtime import World
+from asit.training import run_dir
+from asit.training.metrics_log import Records, counter
+
+_AGAIN = "remove it and resume the run: its clips are scored again"
+NAMED = 20
+"""Most unreadable clips of a side that the log names."""
+
+
+def score_all(
+    setup: Setup, out: Path, world: World, records: Records, chooser: Chooser, step: int, stream: TextIO | None
+) -> list[dict[str, Any]]:
+    """Score both sides, write scores/ and results.json, and give the result records (none in other processes).
+
+    Args:
+        setup: the run.
+        out: its folder.
+        world: its processes, which share the clips.
+        records: where scores are told.
+        chooser: what chose by validation.
+        step: steps done: all of them.
+        stream: where progress goes; None: nowhere.
+
+    Raises:
+        CatalogueError: too many clips cannot be read.
+    """
+    settings, sides = setup.settings, setup.sides
+    networks: list[tuple[str, int, Classifier]] = [("last", step, setup.task.scored())]
+    if chooser.found:
+        best = AudioModel.load(out / run_dir.BEST)
+        assert best.head is not None, "the run's own model has a head"
+        # The step is the folder's own: a killed run may have come further than the checkpoint it went on from.
+        networks.append(("best", best.training["step"], Classifier(best.encoder, best.head).to(world.device)))
+    results: list[dict[str, Any]] = []
+    for split, rows in (("validation", sides.validation), ("test", sides.test)):
+        if not len(rows):
+            continue
+        scorer = chooser.scorer if split == "validation" and chooser.scorer else setup.scorer(rows, world)
+        for weights, at, trained in networks:
+            show = counter(stream, f"scoring {split}, {weights} weights", "clips")
+            scored = scorer(trained, len(setup.labels.names), show)
+            if not world.main:
+                continue
+            found = scoring.record(
+                scored,
+                setup.labels,
+                setup.catalogue,
+                task=settings.task,
+                split=split,
+                weights=weights,
+                step=at,
+                seed=settings.seed,
+                groups=scoring.units(setup.groups, scored.rows),
+            )
+            scoring.save(out, f"{split}-{weights}", scored, setup.labels, setup.catalogue)
+            results.append(found)
+            if weights == "last":
+                for text in scored.failures[:NAMED]:
+                    records.event(step, f"not scored ({split}): {text}")
+    if not world.main:
+        return results
+    for found in results:
+        if found["split"] == "test":
+            values = {name: held["value"] for name, held in found["metrics"].items()}
+            records.write("test", step, {"weights": found["weights"], "metrics": values})
+        records.say(scoring.sentence(found))
+    run_dir.write_json(
+        out / run_dir.RESULTS,
+        {
+            "task": settings.task,
+            "kind": settings.labels,
+            "classes": list(setup.labels.names),
+            "model": setup.origin,
+            "train_clips": len(sides.train),
+            "unseen_classes": list(sides.unseen),
+            "chosen_by": settings.validation.metric if chooser.found else None,
+            "results": results,
+        },
+    )
+    return results
+
+
+def read(out: Path) -> list[dict[str, Any]] | None:
+    """The result records of a run that is finished; None where it has none yet."""
+    path = out / run_dir.RESULTS
+    if not path.is_file():
+        return None
+    found = parsing.json_object(path, ConfigError, "the results of a fine-tuning run", _AGAIN).get("results")
+    if not isinstance(found, list) or not all(isinstance(record, dict) for record in found):
+        raise ConfigError(f"{path} has no list of results", "the results of a fine-tuning run", _AGAIN)
+    return found

@@ -1,0 +1,192 @@
+"""The classifier that a fine-tuning run starts from: a pretrained encoder, ImageNet weights, or fresh ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel
+
+from asit.audio.fbank import FrontEnd
+from asit.config import EncoderSettings, FinetuneSettings
+from asit.data.catalogue.catalogue import Catalogue
+from asit.errors import ConfigError
+from asit.finetune import supervised
+from asit.interop import loading
+from asit.io.checkpoint import load_strict
+from asit.model import imagenet, positions
+from asit.model.audio_model import AudioModel
+from asit.model.classifier import Classifier, Head
+from asit.model.vit import blank, shape_of
+from asit.training import open_data
+
+NONE = "none"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the weights come from, before anything is built.
+
+    Attributes:
+        settings: with the front end and the encoder that the run will have.
+        model: the pretrained model, where there is one.
+        told: a sentence for the log, the card and the results.
+    """
+
+    settings: FinetuneSettings
+    model: AudioModel | None
+    told: str
+
+
+def pretrained(settings: FinetuneSettings) -> AudioModel | None:
+    """The model to start from; None where there is none: fresh weights, or a file of image weights.
+
+    Raises:
+        ConfigError: none was named.
+        CheckpointError: it cannot be read.
+    """
+    given = settings.model
+    if not given:
+        raise ConfigError(
+            "no model was given to start from",
+            "a model as for asit.load, such as RUN/model, a file of ImageNet ViT weights, or none",
+            "pass --model RUN/model, or --model none for fresh weights",
+        )
+    if given == NONE or is_image_file(given):
+        return None
+    return loading.load(given)
+
+
+def is_image_file(given: str) -> bool:
+    """Whether `model` names a file of ImageNet ViT weights, by its suffix."""
+    return given.endswith(supervised.IMAGE_FILES) and not Path(given).is_dir()
+
+
+def origin(settings: FinetuneSettings, model: AudioModel | None, catalogue: Catalogue) -> Origin:
+    """Settle front end and encoder: a pretrained model's come from its card, others from the settings.
+
+    Args:
+        settings: as the user gave them.
+        model: of `pretrained`.
+        catalogue: its mean and std are taken where there is no model.
+
+    Raises:
+        ConfigError: settings of front end or encoder that would be lost, for the model brings its own.
+        CatalogueError: mean and std are needed, and the catalogue has none.
+    """
+    out = settings.model_copy(deep=True)
+    given = settings.model
+    if model is None:
+        out.front_end = open_data.measured(out.front_end, catalogue)
+        out.encoder = _changed(out.encoder, settings)
+        told = "fresh weights" if given == NONE else f"image weights of {given}"
+    else:
+        out.front_end = model.front_end.settings
+        out.encoder = _changed(model.encoder.settings, settings)
+        told = f"fresh weights, architecture of {given}" if settings.fresh else f"weights of {given}"
+    lost = _lost("encoder", settings.encoder, out.encoder) + _lost("front_end", settings.front_end, out.front_end)
+    if lost:
+        raise ConfigError(
+            f"settings that the run would not have: {'; '.join(lost)}",
+            "the front end and the encoder of the model"
+            if model is not None
+            else "stochastic depth from network.drop_path",
+            "leave these out (stochastic depth and strides are network.drop_path, network.stride_frames and "
+            "network.stride_mels); an encoder of other settings starts from --model none",
+        )
+    return Origin(out, model, told)
+
+
+def build(start: Origin, frames: int, classes: tuple[str, ...], multi: bool, notes: list[str]) -> Classifier:
+    """The network to be trained, with its weights.
+
+    A head is taken over where the model has one of the same classes, pooling and kind; else it is fresh.
+
+    Args:
+        start: of `origin`; its settings are resolved by now.
+        frames: T of the input.
+        classes: C names.
+        multi: whether a clip may have several.
+        notes: what is to be told is added here.
+
+    Raises:
+        CheckpointError: the weights do not fit.
+    """
+    settings = start.settings
+    generator = torch.Generator().manual_seed(settings.seed)
+    mels = settings.front_end.mels
+    encoder = blank(settings.encoder, frames, mels)
+    if start.model is not None and not settings.fresh:
+        theirs = start.model.encoder
+        state = positions.adapt(
+            theirs.state_dict(),
+            theirs.settings,
+            settings.encoder,
+            old_frames=start.model.frames,
+            frames=frames,
+            mels=mels,
+        )
+        load_strict(encoder, state, settings.model)
+        if encoder.grid != theirs.grid:
+            notes.append(f"positions of {theirs.grid} patches (time, mel) made into {encoder.grid}: docs/finetune.md")
+    elif settings.model != NONE and start.model is None:
+        state, left_out = imagenet.load_imagenet(Path(settings.model), settings.encoder, frames, mels)
+        load_strict(encoder, state, settings.model)
+        notes.append(f"left out of {settings.model}: {', '.join(left_out) or 'nothing'}")
+    else:
+        encoder.init_weights(generator)
+    head = blank_head(settings, len(classes)).to_empty(device="cpu")
+    head.init_weights(generator)
+    had = start.model.labelling if start.model is not None and not settings.fresh else None
+    if had is not None and start.model is not None and start.model.head is not None:
+        same = (had.classes, had.multi, had.pooling) == (classes, multi, settings.network.pooling)
+        norm = start.model.head.norm
+        if same and norm is not None and head.norm is not None and norm.eps == head.norm.eps:
+            load_strict(head, start.model.head.state_dict(), f"the head of {settings.model}")
+            notes.append("the model's head is of these very classes: it is trained further")
+        else:
+            notes.append("the model's head is of another kind or of other classes: a fresh one takes its place")
+    return Classifier(encoder, head)
+
+
+def frames_of(settings: FinetuneSettings, seconds: float) -> int:
+    """T of an input of this many seconds: whole patch columns that hold all of it.
+
+    Raises:
+        ConfigError: it holds no window of the front end.
+    """
+    front_end = FrontEnd(settings.front_end)
+    frames = front_end.frames_for(round(seconds * settings.front_end.rate))
+    if frames < 1:
+        raise ConfigError(
+            f"input.seconds is {seconds:g}", f"at least {settings.front_end.window_ms / 1000:g} s", "raise it"
+        )
+    return positions.whole_frames(frames, settings.encoder)
+
+
+def blank_head(settings: FinetuneSettings, classes: int) -> Head:
+    """The run's head without memory behind its weights: nothing is drawn."""
+    with torch.device("meta"):
+        return Head(shape_of(settings.encoder)[0], classes, settings.network.pooling, settings.network.dropout)
+
+
+def _changed(encoder: EncoderSettings, settings: FinetuneSettings) -> EncoderSettings:
+    network = settings.network
+    return encoder.model_copy(
+        update={
+            "drop_path": network.drop_path,
+            "patch_stride_frames": network.stride_frames or encoder.patch_stride_frames,
+            "patch_stride_mels": network.stride_mels or encoder.patch_stride_mels,
+        }
+    )
+
+
+def _lost(group: str, given: BaseModel, taken: BaseModel) -> list[str]:
+    """Settings that were given, for they are not the default, and that the run has otherwise."""
+    default, wanted, has = type(given)().model_dump(), given.model_dump(), taken.model_dump()
+    return [
+        f"{group}.{name} is {value}, and would be {has[name]}"
+        for name, value in wanted.items()
+        if value not in (default[name], has[name])
+    ]

@@ -1,0 +1,254 @@
+"""Supervised training of a classifier as a `Trainable`: losses on soft labels, layer-wise decay, averaged weights.
+
+Letters: R rows, T frames, F mel bins, C classes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from asit.config import FinetuneOptimSettings, FinetuneSettings
+from asit.errors import CheckpointError, ConfigError
+from asit.finetune.finetune_dataset import LabelledBatch
+from asit.io import safe_load
+from asit.io.checkpoint import load_strict
+from asit.model.classifier import Classifier
+from asit.runtime import Precision, World
+from asit.training import compilation, distributed, optim
+from asit.training.distributed import Distributed
+from asit.training.loop import Now, Rates, StepOutput
+
+IMAGE_FILES = safe_load.SUFFIXES
+"""Endings of files of image weights."""
+
+
+def smooth(target: Tensor, share: float) -> Tensor:
+    """(R, C) targets, of each of which `share` is spread evenly over all classes (arXiv 1512.00567)."""
+    return target * (1.0 - share) + target.sum(1, keepdim=True) * (share / target.shape[1]) if share else target
+
+
+def classification_loss(logits: Tensor, target: Tensor, kind: Literal["ce", "bce"]) -> Tensor:
+    """Mean loss over rows, in float32; soft targets count with their weights under both kinds.
+
+    Args:
+        logits: (R, C).
+        target: (R, C) in [0, 1].
+        kind: "ce": minus the sum over classes of target x log softmax; "bce": the mean over classes of the binary
+            cross-entropy of the sigmoid.
+    """
+    if kind == "ce":
+        return -(target * F.log_softmax(logits.float(), dim=1)).sum(1).mean()
+    return F.binary_cross_entropy_with_logits(logits.float(), target)
+
+
+class Supervised(Distributed):
+    """A classifier and its training as the loop sees it (`asit.training.loop.Trainable`).
+
+    Args:
+        network: encoder and head.
+        settings: resolved: no auto is left in `loss.kind` and `optim`.
+        device: where the network lives.
+    """
+
+    def __init__(self, network: Classifier, settings: FinetuneSettings, device: torch.device) -> None:
+        self.settings = settings
+        self.network = network.to(device)
+        self.averaged: Classifier | None = None
+        if settings.optim.average != "none":
+            self.averaged = copy.deepcopy(self.network).requires_grad_(False)
+        self.seen = torch.zeros((), dtype=torch.int64)
+        """How often the averaged weights have taken in the network's."""
+        names = [name for name, _ in self.network.named_parameters()]
+        self._scales = optim.layer_scales(
+            names, self.network.encoder.depth, settings.optim.layer_decay, settings.optim.head_lr
+        )
+        self._forward: nn.Module = self.network
+        self._plain = self.network
+        self.parallel, self.checkpoint_activations = settings.parallel, settings.checkpoint_activations
+        self.say = compilation.Notes()
+        """What there is to say about this method's arithmetic."""
+        if compilation.wanted(settings.compile, device):
+            compilation.compiled(self.network.encoder.blocks, device, self.say)
+
+    def scored(self) -> Classifier:
+        """The network whose weights count: the averaged one once it has weights, else the one in training.
+
+        Where it is sharded this is a copy, and every process must ask for it.
+        """
+        network = self.averaged if self.averaged is not None and int(self.seen) else self.network
+        return distributed.unsharded(network, lambda: copy.deepcopy(self._plain))
+
+    # what the loop asks for
+
+    def trainable(self) -> nn.Module:
+        """The classifier in training."""
+        return self.network
+
+    def followers(self) -> list[nn.Module]:
+        """The averaged network."""
+        return [] if self.averaged is None else [self.averaged]
+
+    def distribute(self, world: World) -> None:
+        """Share the work between the processes of the world."""
+        if world.size > 1 and self.parallel == "fsdp":
+            self._plain = copy.deepcopy(self.network).to("cpu")
+        super().distribute(world)
+
+    def rates(self, now: Now) -> Rates:
+        """Learning rate and weight decay."""
+        return Rates(learning_rate(self.settings.optim, now), self.settings.optim.weight_decay)
+
+    def lr_scale(self, name: str) -> float:
+        """Layer-wise decay of the learning rate."""
+        return self._scales[name]
+
+    def step(self, batch: LabelledBatch, now: Now, precision: Precision, world: World) -> StepOutput:
+        """The loss of a micro-batch."""
+        self.network.train()
+        dropout = batch.dropout if batch.dropout.numel() else None
+        with precision.autocast(batch.x.device):
+            logits = self._forward(batch.x, drop=batch.factors, dropout=dropout)
+        kind = self.settings.loss.kind
+        assert kind != "auto", "settings must be resolved first"
+        loss = classification_loss(logits, smooth(batch.target, self.settings.loss.smoothing), kind)
+        parts: dict[str, Tensor] = {}
+        if now.measure and self.settings.labels != "multi":
+            # Of what the network was shown: mixed clips count by the heavier label.
+            parts["train_accuracy"] = (logits.argmax(1) == batch.target.argmax(1)).float().mean()
+        return StepOutput(loss, parts)
+
+    def gradients_ready(self, now: Now) -> None:
+        """Nothing is held back."""
+
+    @torch.no_grad()
+    def after_update(self, now: Now, world: World) -> None:
+        """The averaged weights follow."""
+        if self.averaged is None:
+            return
+        done, settings = now.step + 1, self.settings.optim
+        ours: list[Tensor] = list(self.averaged.parameters())
+        theirs: list[Tensor] = list(self.network.parameters())
+        if settings.average == "ema":
+            # Early on the mean of all so far, so that the first weights are soon forgotten.
+            share = max(1.0 - settings.ema, 1.0 / (int(self.seen) + 1))
+        elif done % now.steps_per_epoch == 0 and done / now.steps_per_epoch >= _number(settings.average_from):
+            share = 1.0 / (int(self.seen) + 1)
+        else:
+            return
+        torch._foreach_lerp_(distributed.own(ours), distributed.own(theirs), share)
+        self.seen += 1
+
+    def state(self) -> dict[str, Tensor]:
+        """The network, and the averaged one."""
+        out = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        if self.averaged is not None:
+            out |= {f"averaged.{name}": value for name, value in self.averaged.state_dict().items()}
+            out["seen"] = self.seen
+        return out
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put `state` back.
+
+        Raises:
+            CheckpointError: anything is missing, unknown or of another shape.
+        """
+        for part, module in (("network", self.network), ("averaged", self.averaged)):
+            if module is not None:
+                prefix = part + "."
+                own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+                load_strict(module, own, part)
+        if self.averaged is not None:
+            seen = tensors.get("seen")
+            if seen is None or seen.shape != self.seen.shape or seen.dtype != self.seen.dtype:
+                raise CheckpointError(
+                    "the checkpoint does not say over how many updates the weights are averaged",
+                    f"its tensor task/seen of {self.seen.dtype}",
+                    "go on from an older checkpoint: remove this one's folder and resume again",
+                )
+            self.seen = seen.clone()
+
+    def suspects(self, batch: LabelledBatch) -> list[str]:
+        """Clips whose input is not finite; all clips of the batch where every one is."""
+        good = torch.isfinite(batch.x).flatten(1).all(1)
+        found = [name for name, fine in zip(batch.ids, good.tolist(), strict=True) if not fine]
+        return found or list(batch.ids)
+
+
+def learning_rate(settings: FinetuneOptimSettings, now: Now) -> float:
+    """The learning rate at a step: linear warm-up, then half a cosine or steps."""
+    warmup = round(_number(settings.warmup) * now.steps_per_epoch)
+    if settings.schedule == "cosine" or now.step < warmup:
+        return optim.warmup_then("cosine", settings.lr, min(settings.min_lr, settings.lr), now.step, warmup, now.total)
+    return optim.stepped(settings.lr, now.epoch, settings.step_from, settings.step_every, settings.step_factor)
+
+
+def resolve(settings: FinetuneSettings, *, multi: bool) -> FinetuneSettings:
+    """The settings with every auto that depends on the length of the run and the kind of labels as a value."""
+    out = settings.model_copy(deep=True)
+    if out.optim.warmup == "auto":
+        out.optim.warmup = min(10.0, 0.1 * out.epochs)
+    if out.optim.average_from == "auto":
+        out.optim.average_from = 0.5 * out.epochs
+    if out.loss.kind == "auto":
+        out.loss.kind = "bce" if multi else "ce"
+    if out.validation.metric == "auto":
+        out.validation.metric = "mAP" if multi else "accuracy"
+    if out.label_seed == "auto":
+        out.label_seed = out.seed
+    return out
+
+
+def check(settings: FinetuneSettings) -> None:
+    """Refuse settings that cannot go together.
+
+    Raises:
+        ConfigError: all of them at once.
+    """
+    o, sampling, wrong = settings.optim, settings.sampling, []
+    if o.warmup != "auto" and o.warmup >= settings.epochs:
+        wrong.append(
+            f"epochs is {settings.epochs} and optim.warmup is {o.warmup:g}: the warm-up must end before the run; "
+            "take auto, or more epochs"
+        )
+    if o.average == "epochs" and o.average_from != "auto" and o.average_from > settings.epochs:
+        wrong.append(
+            f"epochs is {settings.epochs} and optim.average_from is {o.average_from:g}: there would be no average; "
+            "take auto, or more epochs"
+        )
+    if sampling.share < 1.0 and sampling.per_class:
+        wrong.append(f"sampling.share is {sampling.share:g} and sampling.per_class {sampling.per_class}: take one")
+    if sampling.order == "shuffle" and sampling.epoch_clips:
+        wrong.append(
+            f"sampling.epoch_clips is {sampling.epoch_clips} and sampling.order shuffle, which takes every clip once; "
+            "take sampling.order balanced or inverse"
+        )
+    if settings.batch_size % settings.accumulate:
+        wrong.append(
+            f"batch_size is {settings.batch_size}, which accumulate {settings.accumulate} does not divide; take "
+            f"batch_size {-(-settings.batch_size // settings.accumulate) * settings.accumulate}"
+        )
+    if settings.fresh and settings.model == "none":
+        wrong.append("model is none and fresh is on: with none the weights are fresh already; leave out fresh")
+    elif settings.fresh and settings.model.endswith(IMAGE_FILES) and not Path(settings.model).is_dir():
+        wrong.append(f"model is {settings.model}, a file of image weights, and fresh is on: take --model none")
+    if o.average == "epochs" and o.average_from == 0:
+        wrong.append(
+            "optim.average is epochs and optim.average_from 0: the first end of an epoch is that of epoch 1; take 1"
+        )
+    if wrong:
+        raise ConfigError(
+            f"{len(wrong)} combination{'s' * (len(wrong) > 1)} of settings cannot be:\n    " + "\n    ".join(wrong),
+            remedy="change one side of each",
+        )
+
+
+def _number(value: float | str) -> float:
+    assert not isinstance(value, str), "settings must be resolved first"
+    return value

@@ -1,0 +1,172 @@
+"""Finished blocks of `asit embed` to one file: parquet, npz or CSV, written a piece at a time, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from asit.data.catalogue.inputs import Item
+from asit.errors import ConfigError
+from asit.infer.embed_blocks import Block, Parts, Times, Vectors
+from asit.io.csv_lines import csv_line
+
+SUFFIXES = (".parquet", ".npz", ".csv")
+_PIECE = 1 << 26  # bytes of vectors that are held at a time, and of a row group
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is to be written.
+
+    Attributes:
+        parts: where the blocks lie.
+        blocks: all of them.
+        items: all recordings; places count in them.
+        about: for the file's metadata; JSON.
+        spreadsheet: of CSV: guard names that a spreadsheet program would run as formulas.
+    """
+
+    parts: Parts
+    blocks: Sequence[Block]
+    items: Sequence[Item]
+    about: Mapping[str, Any]
+    spreadsheet: bool = False
+
+    def pieces(self) -> Iterator[tuple[list[tuple[Item, int, float]], Vectors, Times]]:
+        """(recording, its columns here, its seconds), vectors (rows, width), times of the columns, piece by piece."""
+        for number, block in enumerate(self.blocks):
+            for entries, vectors, times in self.parts.read(number, block, _PIECE):
+                yield [(self.items[e.place], e.columns, e.seconds) for e in entries], vectors, times
+
+
+def check_out(out: Path, level: str) -> None:
+    """Refuse an output that cannot be written, before any work.
+
+    Raises:
+        ConfigError: an unknown suffix, CSV for many rows a file, or parquet without pyarrow.
+    """
+    suffix = out.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise ConfigError(f"--out {out}", f"a name that ends in {', '.join(SUFFIXES)}", "rename it")
+    if suffix == ".csv" and level != "clip":
+        raise ConfigError(
+            f"--out {out} with --level {level}", "CSV for --level clip alone", "write parquet or npz: it is far smaller"
+        )
+    if suffix == ".parquet":
+        try:
+            import pyarrow.parquet  # noqa: F401
+        except ImportError:
+            raise ConfigError(
+                f"--out {out} needs pyarrow, which is not installed",
+                "the extra parquet",
+                "pip install 'asit-audio[parquet]', or write .npz or .csv",
+            ) from None
+
+
+def write(out: Path, result: Result) -> None:
+    """Write the file, whole or not at all; an older one is replaced."""
+    draft = result.parts.folder / f".{os.getpid()}{out.suffix}.tmp"  # where the next call clears up after a killed one
+    kinds: dict[str, Callable[[Path, Result], None]] = {".parquet": _parquet, ".npz": _npz, ".csv": _csv}
+    try:
+        kinds[out.suffix.lower()](draft, result)
+        with draft.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(draft, out)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _parquet(path: Path, result: Result) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    layout = result.parts.layout
+    fields = [("path", pa.string())]
+    if not layout.bands:
+        fields += [("start", pa.float64()), ("seconds", pa.float64())]
+    else:
+        fields.append(("time", pa.float64()))
+        if layout.bands > 1:
+            fields.append(("band", pa.int16()))
+    fields.append(("vector", pa.list_(pa.float32(), layout.width)))
+    schema = pa.schema(fields, metadata={"asit": json.dumps(dict(result.about))})
+    # Vectors do not get smaller by compression; names do, as codes.
+    with pq.ParquetWriter(path, schema, compression="none", use_dictionary=["path"]) as writer:
+        for recordings, vectors, times in result.pieces():
+            names = [item.text for item, _, _ in recordings]
+            columns = np.array([count for _, count, _ in recordings])
+            codes = np.repeat(np.arange(len(names), dtype=np.int32), columns * layout.rows)
+            found = {"path": pa.DictionaryArray.from_arrays(codes, names).cast(pa.string())}
+            if not layout.bands:
+                found["start"] = pa.array([item.start for item, _, _ in recordings], pa.float64())
+                found["seconds"] = pa.array([seconds for _, _, seconds in recordings], pa.float64())
+            else:
+                found["time"] = pa.array(np.repeat(times, layout.rows))
+                if layout.bands > 1:
+                    found["band"] = pa.array(np.tile(np.arange(layout.bands, dtype=np.int16), len(times)))
+            found["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), layout.width)
+            writer.write_table(pa.table(found, schema=schema), row_group_size=len(vectors))
+
+
+def _npz(path: Path, result: Result) -> None:
+    layout = result.parts.layout
+    entries = [entry for block in result.blocks for entry in block.entries]
+    columns = np.array([entry.columns for entry in entries], np.int64)
+    small: dict[str, npt.NDArray[Any]] = {
+        "paths": np.array([result.items[entry.place].text for entry in entries]),
+        "starts": np.array([result.items[entry.place].start for entry in entries], np.float64),
+        "seconds": np.array([entry.seconds for entry in entries], np.float64),
+        "about": np.array(json.dumps(dict(result.about))),
+    }
+    if layout.bands:
+        small["offsets"] = np.concatenate([[0], np.cumsum(columns * layout.rows)])
+    total = int(columns.sum())
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in small.items():
+            with archive.open(_entry(name), "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
+        _stream(archive, "vectors", (total * layout.rows, layout.width), np.float32, (v for _, v, _ in result.pieces()))
+        if layout.bands:
+            rows = (np.repeat(times, layout.rows) for _, _, times in result.pieces())
+            _stream(archive, "times", (total * layout.rows,), np.float64, rows)
+        if layout.bands > 1:
+            bands = (np.tile(np.arange(layout.bands, dtype=np.int16), len(times)) for _, _, times in result.pieces())
+            _stream(archive, "bands", (total * layout.rows,), np.int16, bands)
+
+
+def _stream(
+    archive: zipfile.ZipFile,
+    name: str,
+    shape: tuple[int, ...],
+    kind: type[np.generic],
+    pieces: Iterator[npt.NDArray[Any]],
+) -> None:
+    """An array of this shape, in pieces, into the archive."""
+    with archive.open(_entry(name), "w", force_zip64=True) as file:
+        facts = {"descr": np.lib.format.dtype_to_descr(np.dtype(kind)), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, facts)
+        for piece in pieces:
+            file.write(np.ascontiguousarray(piece, kind).data)
+
+
+def _entry(name: str) -> zipfile.ZipInfo:
+    return zipfile.ZipInfo(f"{name}.npy")  # with the time of day in it, no two files would be the same
+
+
+def _csv(path: Path, result: Result) -> None:
+    width = result.parts.layout.width
+    line = ",".join(["%.9g"] * width)  # nine digits bring a float32 back
+    with path.open("w", encoding="utf-8", newline="") as file:
+        file.write(csv_line(["path", "start", "seconds", *(f"v{i}" for i in range(width))]) + "\n")
+        for recordings, vectors, _ in result.pieces():
+            for (item, _, seconds), vector in zip(recordings, vectors, strict=True):
+                name = csv_line([item.text], spreadsheet=result.spreadsheet)
+                file.write(f"{name},{item.start:g},{seconds:.6f},{line % tuple(vector)}\n")

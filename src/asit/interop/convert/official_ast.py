@@ -1,0 +1,166 @@
+"""AST's and SSAST's own files. Their axes are (mel, time); filters and positions are turned.
+
+Sources: YuanGongND/ast and YuanGongND/ssast, src/models/ast_models.py and the recipes beside it: timm's DeiT under
+"v.", with a distillation token; a head of LayerNorm (epsilon 1e-5, torch's own) and Linear. AST reads the mean of
+both tokens; SSAST the mean of the patch tokens (ft_avgtok, its recipes) or the tokens (ft_cls).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from asit.errors import CheckpointError
+from asit.interop.convert.axes import Pair, frames_of, lay, turn_filters, turn_positions
+from asit.interop.convert.converted import Ask, Taken, TakenHead, front_end, settings_of, shaped, sort_out
+from asit.io import safe_load
+from asit.model.classifier import Pooling
+from asit.model.positions import patch_of
+
+HEAD = {
+    "mlp_head.0.weight": "norm.weight",
+    "mlp_head.0.bias": "norm.bias",
+    "mlp_head.1.weight": "linear.weight",
+    "mlp_head.1.bias": "linear.bias",
+}
+_RULES = [(r"v\.(head|head_dist)\.(weight|bias)", "head of the image classifier, not used in AST")]
+_OBJECTIVES = [
+    (r"cpredlayer\.\d+\.(weight|bias)", "head of pretraining that tells patches apart"),
+    (r"gpredlayer\.\d+\.(weight|bias)", "reconstruction head of pretraining"),
+    (r"mask_embed", "token of hidden patches in pretraining"),
+    (r"p_input_fdim|p_input_tdim", "size of the input, now in the card"),
+]
+
+STRIDES = (10, 12, 14, 16)
+"""Strides that AST was published with; of 1,024 frames each makes another number of patches."""
+_FRAMES = 1024
+
+
+def original(path: Path, content: Mapping[str, Any], ask: Ask) -> Taken:
+    """AST as its authors save it.
+
+    Raises:
+        CheckpointError: tensors without a place, no distillation token, or positions that fit no grid.
+    """
+    state, head, left_out, _ = _read(path, content, _RULES, ask)
+    if "dist_token" not in state:
+        raise CheckpointError(
+            f"{path} has no v.dist_token",
+            "AST has a class and a distillation token",
+            "pass --kind ssast for an SSAST of size base_nokd, or --kind asit for an ASiT fine-tuned in AST's way",
+        )
+    mels, count = ask.mels or 128, shaped(path, state, "pos_embed", 3)[1] - 2
+    patch = _patch(path, state)
+    notes = []
+    if ask.stride is None:
+        published = [
+            (s, s)
+            for s in STRIDES
+            if count == ((mels - patch[1]) // s + 1) * ((_FRAMES - patch[0]) // s + 1) and s <= min(patch)
+        ]
+        strides = [*published, (10, 10), patch]
+        stride, grid = lay(path, count, patch, mels, [s for s in strides if s[0] <= patch[0] and s[1] <= patch[1]])
+        why = "that of AST on 10 s" if published else "AST's default: the file does not tell"
+        notes.append(f"stride {stride[0]}x{stride[1]}, {why}")
+    else:
+        stride, grid = lay(path, count, patch, mels, [ask.stride])
+    pooling: Pooling = "mean" if ask.pooling == "mean" else "class"
+    return _taken(path, ask, "ast", state, head, left_out, notes, mels, stride, grid, pooling)
+
+
+def ssast(path: Path, content: Mapping[str, Any], ask: Ask) -> Taken:
+    """SSAST as its authors save it: pretrained, or fine-tuned with a head; of patches or of frames.
+
+    Raises:
+        CheckpointError: tensors without a place, or positions that fit no grid.
+    """
+    state, head, left_out, found = _read(path, content, _RULES + _OBJECTIVES, ask)
+    patch, prefix = _patch(path, state), 2 if "dist_token" in state else 1
+    count = shaped(path, state, "pos_embed", 3)[1] - prefix
+    sizes = [found[name] for name in ("p_input_fdim", "p_input_tdim") if name in found]
+    if any(size.numel() != 1 or size.dtype not in (torch.int64, torch.int32) for size in sizes) or len(sizes) == 1:
+        raise CheckpointError(
+            f"{path} has p_input_fdim and p_input_tdim that are no two whole numbers",
+            "the mel bins and frames of pretraining",
+            "get the file again",
+        )
+    notes = []
+    if sizes:
+        mels, frames = int(sizes[0].item()), int(sizes[1].item())
+        if ask.mels not in (None, mels) or ask.stride not in (None, patch):
+            raise CheckpointError(
+                f"{path} says {mels} mel bins, and its stride is that of the patches, {patch[0]}x{patch[1]}",
+                "the same as asked for",
+                "leave --mels and --stride out",
+            )
+        stride, grid = lay(path, count, patch, mels, [patch])
+        if frames_of(grid, patch, stride) > frames or frames - frames_of(grid, patch, stride) >= patch[0]:
+            raise CheckpointError(
+                f"{path} has positions of {count} patches, and says that its input had {frames} frames by {mels}",
+                f"{grid[1]} rows and {(frames - patch[0]) // patch[0] + 1} columns",
+                "get the file again",
+            )
+    else:
+        mels = ask.mels or 128
+        # The recipes of fine-tuning: patches of 16 every 10, frames one by one.
+        default = (1, patch[1]) if patch[1] == mels else (10, 10)
+        stride, grid = lay(path, count, patch, mels, [ask.stride or default, *([] if ask.stride else [patch])])
+        if ask.stride is None:
+            notes.append(f"stride {stride[0]}x{stride[1]}, SSAST's default of fine-tuning: the file does not tell")
+    pooling: Pooling = "class" if ask.pooling == "class" else "mean"
+    if head and ask.pooling == "auto":
+        notes.append("the head reads the mean of the patch tokens, as in SSAST's recipes; else pass --pooling class")
+    return _taken(path, ask, "ssast", state, head, left_out, notes, mels, stride, grid, pooling)
+
+
+def _read(
+    path: Path, content: Mapping[str, Any], rules: list[tuple[str, str]], ask: Ask
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str], dict[str, Tensor]]:
+    found = safe_load.tensors(path, content, ("model", "state_dict"))
+    found = {name.removeprefix("module."): value for name, value in found.items()}
+    state, head, left_out = sort_out(path, found, rules, "v.", HEAD, ask.no_head)
+    if head and set(head) != set(HEAD):
+        raise CheckpointError(
+            f"{path} has of a head only {', '.join(sorted(head))}", ", ".join(HEAD), "get the file again"
+        )
+    return state, head, left_out, found
+
+
+def _patch(path: Path, state: Mapping[str, Tensor]) -> Pair:
+    """The patch as (frames, mel bins)."""
+    filters = shaped(path, state, "patch_embed.proj.weight", 4)
+    return filters[3], filters[2]
+
+
+def _taken(
+    path: Path,
+    ask: Ask,
+    kind: str,
+    state: dict[str, Tensor],
+    head: dict[str, Tensor],
+    left_out: dict[str, str],
+    notes: list[str],
+    mels: int,
+    stride: Pair,
+    grid: Pair,
+    pooling: Pooling,
+) -> Taken:
+    state["patch_embed.proj.weight"] = turn_filters(state["patch_embed.proj.weight"])
+    settings = settings_of(path, state, stride)
+    prefix = 2 if settings.distilled else 1
+    state["pos_embed"] = turn_positions(state["pos_embed"], grid, prefix)
+    settled, origin = front_end(ask, mels, rate=16000, padding="zero")
+    source = {
+        "kind": kind,
+        "axes": "(mel, time), turned to (time, mel)",
+        "grid": list(grid),
+        "stride": list(stride),
+        "statistics": origin,
+    }
+    taken = TakenHead({own: head[name] for name, own in HEAD.items()}, pooling) if head else None
+    frames = frames_of(grid, patch_of(settings), stride)
+    return Taken(settings, frames, settled, state, len(state) + len(head), left_out, taken, source, notes)

@@ -1,0 +1,168 @@
+"""Writing an ONNX file: the graph, its comparison with the model, its loss in int8, its metadata."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from asit.errors import CheckpointError, ConfigError
+from asit.interop.exportable import Output, as_text, compare, extent_of, facts_of, on_cpu, output_of, probes
+from asit.interop.onnx.int8 import in_int8
+from asit.interop.onnx.int8_error import Likeness, Measure, Run
+from asit.interop.onnx.trace import INPUT, OPSETS, trace
+from asit.io.checkpoint import check_free, write_file
+from asit.model.audio_model import AudioModel
+
+if TYPE_CHECKING:
+    import onnx
+
+TOLERANCE = 1e-4
+"""Largest difference between a float32 file and the model."""
+LEAST_COSINE = 0.9
+"""Mean cosine of int8 and float32 outputs below which no int8 file is left."""
+LAYERS = 6
+"""Linear layers of a block: query, key, value, what mixes the heads, and two of the MLP."""
+_LARGEST = 2**31 - 2**20  # a protobuf message ends at 2 GiB
+
+
+def export(
+    model: AudioModel,
+    out: Path,
+    *,
+    output: str | None = None,
+    int8: bool = False,
+    opset: int = 20,
+    overwrite: bool = False,
+    license: str | None = None,
+    measure: Measure | None = None,
+) -> dict[str, Any]:
+    """Write a model as one ONNX file: input "waveform" (batch, samples) float32 at the model's rate, one output.
+
+    The float32 graph is compared with the model at lengths from a twentieth of the training input to 1.3 times it,
+    for one row and two, whether or not it is what is kept.
+
+    Args:
+        model: encoder or classifier.
+        out: the file, ending in .onnx.
+        output: scores, logits, embedding or frames (see `exportable.Output`); None: scores of a classifier, the
+            embedding of an encoder.
+        int8: keep the linear layers of the transformer in int8: a quarter of the size, and faster where a CPU has
+            instructions for it (AVX-512 VNNI, AMX).
+        opset: version of ONNX's operators.
+        overwrite: replace what is there.
+        license: of the weights, for the file; None: what the card's training says.
+        measure: finds what int8 loses; None: how alike the outputs are on synthetic sounds.
+
+    Returns:
+        the facts that are kept as the file's metadata too, and "file" and "bytes".
+
+    Raises:
+        ConfigError: out exists or has another ending, no such output or opset, onnx or onnxruntime is not installed,
+            or the weights do not fit one file.
+        CheckpointError: the graph disagrees with the model by more than 1e-4, int8 does not suit the model, or the
+            disk is full.
+    """
+    chosen = output_of(model, output)
+    if out.suffix != ".onnx":
+        raise ConfigError(f"{out}", "a file that ends in .onnx", f"write to {out.with_suffix('.onnx')}")
+    _check_opset(opset)
+    check_free(out, overwrite)
+    helper = _need()
+    model = on_cpu(model)
+    _check_size(model)
+    exact = trace(model, chosen, opset)
+    run = _session(exact, opset)
+    facts = {**facts_of(model, chosen, license), "opset": opset, "precision": "int8" if int8 else "float32"}
+    facts["check"] = compare(model, chosen, run, TOLERANCE, f"the graph for {out.name}")
+    kept = exact
+    if int8:
+        kept = in_int8(exact, LAYERS * model.encoder.depth)
+        coarse = _session(kept, opset)
+        facts["loss"] = measure(run, coarse) if measure else _on_probes(model, chosen, run, coarse)
+        _check_loss(facts["loss"], out)
+    helper.set_model_props(kept, as_text(facts))
+    content = kept.SerializeToString()
+    write_file(out, lambda to: _write(to, content), overwrite)
+    return {**facts, "file": str(out), "bytes": len(content)}
+
+
+def _write(to: Path, content: bytes) -> None:
+    with to.open("wb") as file:
+        file.write(content)
+
+
+def _need() -> Any:
+    try:
+        import onnxruntime  # noqa: F401  # wanted later, and better missed before the work than after it
+        import onnxscript  # noqa: F401  # torch's exporter wants it
+        from onnx import helper
+    except ImportError as error:
+        raise ConfigError(
+            f"ONNX files need {error.name}, which is not installed",
+            "the packages onnx, onnxscript and onnxruntime",
+            "pip install 'asit-audio[onnx]'",
+        ) from error
+    return helper
+
+
+def _check_opset(opset: int) -> None:
+    if opset not in OPSETS:
+        raise ConfigError(
+            f"opset {opset}",
+            f"one from {OPSETS[0]} to {OPSETS[-1]}",
+            "leave it out: opset 20 is read by onnxruntime 1.17 and newer, 18 by 1.14 and newer",
+        )
+
+
+def _check_size(model: AudioModel) -> None:
+    parts = [model.encoder] if model.head is None else [model.encoder, model.head]
+    size = sum(4 * parameter.numel() for part in parts for parameter in part.parameters())
+    if size > _LARGEST:
+        raise ConfigError(
+            f"weights of {size / 1e9:.1f} GB", "at most 2 GB in one ONNX file", "export with --to torch instead"
+        )
+
+
+def _session(graph: onnx.ModelProto, opset: int) -> Run:
+    """The graph in onnxruntime, on as many threads as torch uses."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's have no class in common
+        raise ConfigError(
+            f"onnxruntime {onnxruntime.__version__} does not take the graph of opset {opset}: {error}",
+            "a runtime that knows its operators",
+            "pip install --upgrade onnxruntime, or pass a lower --opset",
+        ) from error
+
+    def run(waves: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        found: npt.NDArray[np.float32] = session.run(None, {INPUT: waves})[0]
+        return found
+
+    return run
+
+
+def _on_probes(model: AudioModel, output: Output, exact: Run, coarse: Run) -> dict[str, Any]:
+    likeness = Likeness(classes=output in ("scores", "logits"))
+    for waves in probes(extent_of(model, output), model.rate):
+        for a, b in zip(exact(waves), coarse(waves), strict=True):
+            likeness.add(a, b)
+    return likeness.facts("synthetic sounds")
+
+
+def _check_loss(loss: dict[str, Any], out: Path) -> None:
+    if not loss["cosine"] >= LEAST_COSINE:
+        raise CheckpointError(
+            f"in int8 the outputs for {loss['sounds']} {loss['of']} have a mean cosine of {loss['cosine']:.3f} with "
+            f"those in float32; {out} was not written",
+            f"at least {LEAST_COSINE}",
+            "int8 does not suit this model: export it without --int8",
+        )

@@ -1,0 +1,165 @@
+"""A model folder's card and weights, turned into the parts of a model, and the checks that both agree."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from asit.audio.fbank import FrontEnd
+from asit.config import EncoderSettings, FrontEndSettings, yaml
+from asit.errors import CheckpointError, ConfigError
+from asit.io import checkpoint
+from asit.io.parsing import UNFIT
+from asit.model.classifier import Head, Labelling, check_head
+from asit.model.vit import Encoder, blank, shape_of, shell
+
+ENCODER, CLASSIFIER = "audio-encoder", "audio-classifier"
+"""The kinds of models in a card."""
+
+AXES = "(time, mel)"
+
+_LONGEST_WINDOW = 1 << 16
+"""Samples of the log-mel's window that a card may ask for: more than a second at 48 kHz."""
+
+
+def write_card(
+    encoder: Encoder,
+    front_end: FrontEndSettings,
+    training: Mapping[str, Any],
+    head: Head | None,
+    labels: Labelling | None,
+) -> dict[str, Any]:
+    """What has to be known to use the weights; JSON."""
+    card: dict[str, Any] = {
+        "kind": ENCODER,
+        "front_end": front_end.model_dump(mode="json"),
+        "encoder": encoder.settings.model_dump(mode="json"),
+        "frames": encoder.frames,
+        "grid": list(encoder.grid),
+        "axes": AXES,
+        "padding": front_end.padding,
+        "training": training,
+    }
+    if head is None or labels is None:
+        return card
+    of_head = {**dataclasses.asdict(labels), "classes": list(labels.classes), "norm": head.norm is not None}
+    return {**card, "kind": CLASSIFIER, "labels": of_head}
+
+
+def read_folder(
+    folder: Path,
+) -> tuple[Encoder, FrontEnd, Mapping[str, Any] | None, Head | None, Labelling | None]:
+    """Encoder, front end, facts of the training, head and labels of a model folder.
+
+    Raises:
+        CheckpointError: files are missing, damaged, of a newer format, of another kind, or do not fit the card.
+    """
+    tensors, card = checkpoint.load_model(folder)
+    where, weights = folder / "card.json", str(folder / "model.safetensors")
+    kind = card.get("kind")
+    if kind not in (ENCODER, CLASSIFIER) or card.get("axes") != AXES:
+        raise CheckpointError(
+            f"{where} says kind {kind!r}, axes {card.get('axes')!r}",
+            f"kind {ENCODER!r} or {CLASSIFIER!r}, axes {AXES!r}",
+            "give a model folder written by asit",
+        )
+    if (kind == CLASSIFIER) != ("labels" in card):
+        raise CheckpointError(
+            f"{where} says kind {kind!r}, {'with' if 'labels' in card else 'without'} labels",
+            f"labels in a card of kind {CLASSIFIER!r}, and in no other",
+            "copy the model folder again from where it was saved",
+        )
+    of_head = {name: value for name, value in tensors.items() if name.startswith("head.")}
+    of_encoder = {name: value for name, value in tensors.items() if kind == ENCODER or name not in of_head}
+    try:
+        settings = yaml.build(EncoderSettings, card["encoder"], "encoder")
+        heard = yaml.build(FrontEndSettings, card["front_end"], "front_end")
+        # Shapes first: a card that is wrong must not ask for memory.
+        if shape_of(settings)[1] > len(of_encoder):
+            raise ValueError(f"an encoder of {shape_of(settings)[1]} blocks, and weights of {len(of_encoder)} tensors")
+        checkpoint.check_fit(shell(settings, card["frames"], heard.mels), of_encoder, weights)
+        check_front_end(heard)
+        encoder = blank(settings, card["frames"], heard.mels)
+        with torch.device("cpu"):  # whatever the default is
+            front_end = FrontEnd(heard)
+        labels, norm = _read_labels(card["labels"]) if kind == CLASSIFIER else (None, False)
+        training = card.get("training")
+        if not isinstance(training, dict | None):
+            raise TypeError(f"training: {type(training).__name__} instead of facts by name")
+    except (*UNFIT, ConfigError) as error:
+        raise CheckpointError(
+            f"{where} cannot be used: {_reason(error)}",
+            "front_end, encoder, frames and labels as asit writes them",
+            "copy the model folder again, or upgrade asit",
+        ) from error
+    if list(encoder.grid) != card.get("grid"):
+        raise CheckpointError(
+            f"{where} says grid {card.get('grid')}, and {card['frames']} frames make {list(encoder.grid)}",
+            "a card that agrees with itself",
+            "copy the model folder again from where it was saved",
+        )
+    head = None
+    if labels is not None:
+        with torch.device("meta"):  # as the encoder: nothing is drawn
+            head = Head(encoder.width, len(labels.classes), labels.pooling, norm=norm, norm_eps=labels.norm_eps)
+        head.to_empty(device="cpu")
+        named = {name.removeprefix("head."): value for name, value in of_head.items()}
+        checkpoint.load_strict(head, named, f"{weights} (its head.*)")
+    checkpoint.load_strict(encoder, of_encoder, weights)
+    return encoder, front_end, training, head, labels
+
+
+def _reason(error: BaseException) -> str:
+    """Why a card cannot be used; of settings that do not fit, which ones, without the advice of the command line."""
+    if isinstance(error, ConfigError) and not error.expected:
+        return error.found
+    return f"it has no {error}" if isinstance(error, KeyError) else str(error) or repr(error)
+
+
+def check_labels(encoder: Encoder, head: Head | None, labels: Labelling | None) -> None:
+    """Raises ConfigError where head and labels do not go together, or the head was made for another encoder."""
+    if (head is None) != (labels is None):
+        raise ConfigError(
+            "a head without labels" if labels is None else "labels without a head",
+            "both, for a classifier, or neither, for an encoder",
+            "hand in the missing one",
+        )
+    if head is None or labels is None:
+        return
+    if (head.classes, head.pooling) != (len(labels.classes), labels.pooling):
+        raise ConfigError(
+            f"a head of {head.classes} classes on {head.pooling}, labels of {len(labels.classes)} on {labels.pooling}",
+            "the same",
+            "build the head from the labels",
+        )
+    if head.norm is not None and head.norm.eps != labels.norm_eps:
+        raise ConfigError(
+            f"a head whose norm has epsilon {head.norm.eps:g}, labels that say {labels.norm_eps:g}",
+            "the same",
+            "build the head from the labels",
+        )
+    check_head(encoder, head)
+
+
+def check_front_end(settings: FrontEndSettings) -> None:
+    """Raises ValueError for numbers that no front end was trained with."""
+    wrong = [f"{name} {value}" for name, value in settings if isinstance(value, float) and not math.isfinite(value)]
+    if not wrong and settings.rate * settings.window_ms > 1000.0 * _LONGEST_WINDOW:
+        wrong = [f"rate {settings.rate} with window_ms {settings.window_ms:g}"]
+    if wrong:
+        raise ValueError("front_end: " + ", ".join(wrong))
+
+
+def _read_labels(field: Mapping[str, Any]) -> tuple[Labelling, bool]:
+    """The labels of a card, and whether its head has a norm."""
+    classes, multi, norm = field["classes"], field["multi"], field["norm"]
+    named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    if not named or not isinstance(multi, bool) or not isinstance(norm, bool):
+        raise TypeError("labels: classes is no list of names, or multi or norm is neither true nor false")
+    eps = float(field.get("norm_eps", Labelling.norm_eps))
+    return Labelling(tuple(classes), multi, field["pooling"], float(field["seconds"]), eps), norm

@@ -1,0 +1,213 @@
+"""Linear layers and attention in bfloat16, laid out for CPUs; the arithmetic is that of torch's own.
+
+Torch computes a weight's gradient as a product of a transposed and a plain matrix, for which oneDNN's bfloat16 kernels
+run at half their speed, and the backward pass of its fused attention takes three times as long as the plain products.
+Both are used only under CPU autocast to bfloat16; everywhere else the layers are torch's. `docs/` has the figures.
+
+Without a gradient, torch's fused attention is the faster one (505 tokens of the base encoder: 3.4 against 8.6 ms), and
+a frozen layer keeps its weights in bfloat16: casting them anew costs the base encoder 45 ms a call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from asit.model.cpu.weight_cache import Stamp, can_be_stamped
+
+_STEP = 16
+"""Tokens are filled up to a multiple of this: products of odd sizes are slow."""
+
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+"""Names of glibc's `mallopt` for what is kept at the heap's end, and for the most pieces mapped by themselves."""
+
+
+def keep_freed_memory() -> str:
+    """From now on this process keeps the memory that it frees, instead of giving it back to the system.
+
+    A step on a CPU frees and takes some gigabytes. glibc maps large pieces anew each time, and the system fills each
+    page with zeros when it is first touched: a sixth of a fine-tuning step of the base encoder (docs/speed.md). What is
+    kept is about what the process held at its fullest. Call it before the first step.
+
+    Returns:
+        What was done, or why nothing was: another allocator or C library, or settings of the environment.
+    """
+    given = [name for name in ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "LD_PRELOAD") if os.environ.get(name)]
+    if given:
+        return f"memory: as {given[0]} sets it"
+    library = ctypes.CDLL(None) if os.name == "posix" else None
+    if library is None or not hasattr(library, "gnu_get_libc_version"):
+        return "memory: as the system's allocator does it, which is not glibc's"
+    # Numbers of glibc's malloc.h: no piece is mapped by itself, and the heap's end is never given back.
+    if not (library.mallopt(_MMAP_MAX, 0) and library.mallopt(_TRIM_THRESHOLD, -1)):
+        return "memory: glibc refused to keep what is freed"
+    return "memory: freed pages are kept, taking them anew costs more than it saves"
+
+
+def bf16_on_cpu(x: Tensor) -> bool:
+    """Whether `x` is about to be computed with in bfloat16 on a CPU."""
+    return (
+        x.device.type == "cpu"
+        and torch.is_autocast_enabled("cpu")
+        and torch.get_autocast_dtype("cpu") is torch.bfloat16
+        and not torch.compiler.is_compiling()
+    )
+
+
+class Linear(nn.Linear):
+    """nn.Linear, its gradient fast on CPUs: (..., in) -> (..., out).
+
+    In evaluation mode a frozen layer keeps bfloat16 copies of its parameters, half their size, from its first use in
+    bfloat16 on. They are made anew once a parameter has been written to (a write by way of `.data` is not seen), moved
+    or replaced, and let go of when the layer is put into training or moved.
+    """
+
+    _low: tuple[Stamp, Tensor, Tensor | None] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if bf16_on_cpu(x) and not self.training:
+            given = [self.weight] if self.bias is None else [self.weight, self.bias]
+            if can_be_stamped(*given) and not any(p.requires_grad for p in given):
+                weight, bias = self._lowered(given)
+                return F.linear(x.bfloat16(), weight, bias)
+        return linear(x, self.weight, self.bias)
+
+    def _lowered(self, given: list[Tensor]) -> tuple[Tensor, Tensor | None]:
+        kept = self._low
+        if kept is None or not kept[0].holds(*given):
+            stamp = Stamp(*given)  # before they are read: a write meanwhile is noticed next time
+            with torch.inference_mode(False), torch.no_grad():  # usable in and out of inference mode
+                bias = None if self.bias is None else self.bias.bfloat16()
+                # One assignment: another thread sees the old copies or the new ones.
+                kept = self._low = (stamp, self.weight.bfloat16(), bias)
+        return kept[1], kept[2]
+
+    def train(self, mode: bool = True) -> Self:
+        if mode:
+            self._low = None
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        self._low = None
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)  # a copy of the layer, or what is pickled of it, makes its own
+        state.pop("_low", None)
+        return state
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """F.linear, its gradient fast on CPUs: x (..., in), weight (out, in), bias (out,) -> (..., out)."""
+    if bf16_on_cpu(x) and torch.is_grad_enabled() and weight.requires_grad:
+        out: Tensor = _Linear.apply(x, weight, bias)
+        return out
+    return F.linear(x, weight, bias)
+
+
+def attention(qkv: Tensor) -> Tensor:
+    """Self-attention without a mask: qkv (R, N, 3, H, D / H) bfloat16 -> (R, N, D)."""
+    if torch.is_grad_enabled() and qkv.requires_grad:
+        out: Tensor = _Attention.apply(qkv)
+        return out
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        low, kernel = x.bfloat16(), weight.bfloat16()
+        ctx.save_for_backward(low, kernel)
+        ctx.dtype = x.dtype
+        return F.linear(low, kernel, None if bias is None else bias.bfloat16())
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        need_x, need_weight, need_bias = ctx.needs_input_grad
+        grad_x = (grad @ weight).to(ctx.dtype) if need_x else None
+        grad, x = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+        grad_weight: Tensor | None = None
+        grad_bias: Tensor | None = None
+        if need_weight:
+            # The narrower factor is transposed in memory, and both products are then of plain matrices.
+            grad_weight = torch.empty(weight.shape, dtype=torch.float32)
+            if grad.shape[1] > x.shape[1]:
+                # Rows of ones below it make the bias's gradient a row of the product: a sum of its own costs more.
+                turned = x.new_ones(x.shape[1] + _STEP, len(x))
+                turned[:-_STEP] = x.t()
+                product = turned @ grad
+                grad_weight.copy_(product[:-_STEP].t())
+                grad_bias = product[-1]
+            else:
+                grad_weight.copy_(grad.t().contiguous() @ x)
+        if not need_bias:
+            return grad_x, grad_weight, None
+        return grad_x, grad_weight, (grad.sum(0) if grad_bias is None else grad_bias).float()
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor) -> Tensor:
+        out, parts, weights = attend(qkv)
+        ctx.save_for_backward(parts, weights)
+        ctx.shape = qkv.shape
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        parts, weights = ctx.saved_tensors
+        return attend_backward(grad, parts, weights, ctx.shape)
+
+
+def attend(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(R, N, 3, H, d) -> (R, N, H d), and for the gradient queries, keys, values (3, R H, N', d) and the
+    attention (R H, N', N'), N' being N filled up; keys filled in are attended to by none."""
+    rows, tokens, _, heads, size = qkv.shape
+    filled = -(-tokens // _STEP) * _STEP
+    parts = qkv.new_empty(3, rows, heads, filled, size)
+    parts[:, :, :, :tokens] = qkv.permute(2, 0, 3, 1, 4)
+    parts[:, :, :, tokens:] = 0.0
+    parts = parts.flatten(1, 2)
+    scores = _scaled(parts[0], parts[1].transpose(1, 2), size)
+    scores[:, :, tokens:] = -torch.inf
+    weights = scores.softmax(-1)
+    out = (weights @ parts[2]).view(rows, heads, filled, size)[:, :, :tokens]
+    return out.transpose(1, 2).reshape(rows, tokens, heads * size), parts, weights
+
+
+def attend_backward(grad: Tensor, parts: Tensor, weights: Tensor, shape: Sequence[int]) -> Tensor:
+    """The gradient of `attend`: that of its output, what it gave, and the shape of qkv -> that of qkv, contiguous."""
+    rows, tokens, _, heads, size = shape
+    q, k, v = parts
+    outer = grad.new_empty(rows, heads, q.shape[1], size)
+    outer[:, :, :tokens] = grad.view(rows, tokens, heads, size).transpose(1, 2)
+    outer[:, :, tokens:] = 0.0
+    outer = outer.flatten(0, 1)
+    scores = torch._softmax_backward_data(outer @ v.transpose(1, 2), weights, -1, weights.dtype)
+    out = grad.new_empty(shape)
+    found = _scaled(scores, k, size), _scaled(scores.transpose(1, 2), q, size), weights.transpose(1, 2) @ outer
+    for i, part in enumerate(found):
+        out[:, :, i] = part.view(rows, heads, -1, size)[:, :, :tokens].transpose(1, 2)
+    return out
+
+
+def _scaled(a: Tensor, b: Tensor, size: int) -> Tensor:
+    """a @ b / sqrt(size), the factor applied within the product: (n, i, j), (n, j, k) -> (n, i, k)."""
+    return torch.baddbmm(a.new_empty(()), a, b, beta=0, alpha=size**-0.5)
+
+
+def add(x: Tensor, branch: Tensor) -> Tensor:
+    """x + branch, of x's shape and type; on a CPU a sum of two types takes twice as long as a cast and a sum."""
+    if x.device.type == "cpu" and branch.dtype is torch.bfloat16 and x.dtype is torch.float32:
+        return branch.float().add_(x)
+    return x + branch

@@ -1,0 +1,128 @@
+"""A block's two branches on a CPU in bfloat16, each as one function of autograd: norm, linear, inner part, linear, sum.
+
+The arithmetic is that of the layers one after another (`asit.model.blocks`), in bfloat16 where autocast has it so, the
+residual stream, norms and gradients of weights in float32. As one function it passes over memory less often: the norm's
+output is cast into a matrix that has a column of ones, so that the bias is a row of the product (by itself it costs a
+product of the base encoder a quarter); rows that stochastic depth leaves out are taken out once and put back once;
+and the sums of the residual stream's gradients are made in place. `docs/speed.md` has the figures.
+
+Letters: R rows, r rows that are kept, N tokens, D width, H hidden or 3 D.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from asit.model.cpu import bf16
+
+_FILL = 32
+"""Columns added for the bias: units for bfloat16 take 32 at a time, and what is left over costs as much."""
+
+
+def branch(
+    x: Tensor,
+    norm: tuple[Tensor, Tensor, float],
+    inner: tuple[Tensor, Tensor],
+    outer: tuple[Tensor, Tensor],
+    heads: int,
+    kept: Tensor | None,
+    factors: Tensor | None,
+) -> Tensor:
+    """x + factors outer(middle(inner(norm(x)))), x (R, N, D) float32, in and out.
+
+    Args:
+        x: the residual stream.
+        norm: weight, bias and epsilon of the norm.
+        inner: weight (H, D) and bias of the first linear layer.
+        outer: weight (D, .) and bias of the second.
+        heads: of self-attention between the two; 0: GELU.
+        kept: (r,) the rows that the branch is computed for; None: all.
+        factors: (r,) what the branch's rows are multiplied by; None: 1.
+    """
+    out: Tensor = _Branch.apply(x, kept, factors, heads, norm[2], *norm[:2], *inner, *outer)
+    return out
+
+
+class _Branch(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        kept: Tensor | None,
+        factors: Tensor | None,
+        heads: int,
+        eps: float,
+        scale: Tensor,
+        shift: Tensor,
+        weight_in: Tensor,
+        bias_in: Tensor,
+        weight_out: Tensor,
+        bias_out: Tensor,
+    ) -> Tensor:
+        width = x.shape[-1]
+        rows = x if kept is None else x.index_select(0, kept)
+        normed, mean, deviation = torch.native_layer_norm(rows, (width,), scale, shift, eps)
+        low = _widened(normed.view(-1, width))
+        low[:, width] = 1.0
+        into, out_of = _widened(weight_in), weight_out.bfloat16()
+        into[:, width] = bias_in
+        hidden = low @ into.t()
+        if heads:
+            middle, parts, weights = bf16.attend(hidden.view(*rows.shape[:2], 3, heads, -1))
+            middle, saved = middle.reshape(-1, width), [parts, weights]  # of one head it is no view of its own
+        else:
+            middle = F.gelu(hidden)
+            saved = [hidden]
+        made = F.linear(middle, out_of, bias_out.bfloat16()).float().view(rows.shape)
+        if factors is not None:
+            made.mul_(factors[:, None, None])
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(rows, kept, factors, scale, shift, mean, deviation, low, into, middle, out_of, *saved)
+            ctx.heads = heads
+        return made.add_(x) if kept is None else x.index_add(0, kept, made)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, kept, factors, scale, shift, mean, deviation, low, into, middle, out_of, *saved = ctx.saved_tensors
+        width, need = rows.shape[-1], ctx.needs_input_grad
+        part = grad if kept is None else grad.index_select(0, kept)
+        if factors is not None:
+            part = part * factors[:, None, None]
+        last = part.bfloat16().reshape(-1, width)
+        found: list[Tensor | None] = [None] * len(need)
+        if need[10]:
+            found[10] = last.sum(0).float()
+        if need[9]:
+            # The narrower factor is turned in memory: a product with a turned matrix runs at half its speed.
+            found[9] = (last.t().contiguous() @ middle).float()
+        inner = last @ out_of
+        if ctx.heads:
+            shape = (*rows.shape[:2], 3, ctx.heads, width // ctx.heads)
+            inner = bf16.attend_backward(inner, saved[0], saved[1], shape).view(len(low), -1)
+        else:
+            inner = torch.ops.aten.gelu_backward(inner, saved[0])
+        if need[7] or need[8]:
+            product = low.t().contiguous() @ inner
+            found[7] = torch.empty(into.shape[0], width).copy_(product[:width].t())
+            found[8] = product[width].float()
+        if need[0] or need[5] or need[6]:
+            normed = (inner @ into[:, :width]).float().view(rows.shape)
+            back, found[5], found[6] = torch.ops.aten.native_layer_norm_backward(
+                normed, rows, [width], mean, deviation, scale, shift, [need[0], need[5], need[6]]
+            )
+            if need[0]:
+                found[0] = back.add_(grad) if kept is None else grad.index_add(0, kept, back)
+        return tuple(found)
+
+
+def _widened(x: Tensor) -> Tensor:
+    """(n, D) float32 -> (n, D + 32) bfloat16, zeros in the columns added."""
+    out = x.new_empty(len(x), x.shape[1] + _FILL, dtype=torch.bfloat16)
+    out[:, : x.shape[1]] = x
+    out[:, x.shape[1] :] = 0.0
+    return out

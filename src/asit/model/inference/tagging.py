@@ -1,0 +1,332 @@
+"""From sounds of any length to the scores of a classifier: windows of the training input, and what their scores say.
+
+Windows are cut and scored as `asit evaluate` does it, so a clip's scores are the same here and there.
+
+Letters: S samples, T frames, F mel bins, C classes, W windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from asit import runtime
+from asit.audio.fbank import FrontEnd
+from asit.audio.stream import Sound, are_turned, open_sound
+from asit.audio.windowing import window_counts, window_start
+from asit.errors import AudioError, ConfigError
+from asit.model.classifier import Head, Labelling
+from asit.model.inference.embedding import Precision, check_batch, check_finite
+from asit.model.vit import Encoder
+
+__all__ = ["Precision", "Tag", "Tagger", "Tags", "WindowScores", "join_tags"]
+
+
+@dataclass(frozen=True)
+class Tag:
+    """A label of a stretch of sound: its score in [0, 1], and where the stretch lies, in seconds."""
+
+    label: str
+    score: float
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Tags:
+    """The scores of one sound, or of a piece of a long one; float32, on the CPU.
+
+    Attributes:
+        classes: names of the C classes.
+        multi: whether several may hold at once: scores are then sigmoids, else a softmax.
+        clip: (C,) mean over the windows, as `asit evaluate` scores a clip.
+        windows: (W, C) scores of each window.
+        starts: (W,) where the windows begin, in seconds from the sound's start.
+        ends: (W,) where they end; padding does not count.
+    """
+
+    classes: tuple[str, ...]
+    multi: bool
+    clip: Tensor
+    windows: Tensor
+    starts: Tensor
+    ends: Tensor
+
+    def top(self, k: int = 5, threshold: float | None = None) -> list[Tag]:
+        """The k labels with the highest scores of the whole clip, highest first.
+
+        Args:
+            threshold: only labels with at least this score.
+        """
+        start, end = float(self.starts[0]), float(self.ends[-1])
+        scores, order = self.clip.sort(descending=True, stable=True)
+        found = [
+            Tag(self.classes[i], score, start, end)
+            for score, i in zip(scores[:k].tolist(), order[:k].tolist(), strict=True)
+        ]
+        return found if threshold is None else [tag for tag in found if tag.score >= threshold]
+
+    def segments(self, threshold: float, k: int | None = None) -> list[Tag]:
+        """Stretches of sound with a label: windows in a row that have it, merged; by start, then by score.
+
+        Args:
+            threshold: score from which on a window has a label.
+            k: a window has at most its k best labels; None: all above the threshold.
+
+        Returns:
+            labels with the highest score of the windows merged.
+        """
+        has = self.windows >= threshold
+        if k is not None and k < len(self.classes):
+            best = torch.zeros_like(has)
+            has &= best.scatter_(1, self.windows.topk(k, 1).indices, True)
+        edge = torch.zeros(1, len(self.classes), dtype=torch.int8)
+        change = torch.diff(torch.cat([edge, has.to(torch.int8), edge]), dim=0).T
+        # By class, then by window: the first of each row of windows, and the one after its last.
+        owners, firsts = (change == 1).nonzero(as_tuple=True)
+        _, ends = (change == -1).nonzero(as_tuple=True)
+        found = [
+            Tag(
+                self.classes[owner],
+                float(self.windows[first:end, owner].max()),
+                float(self.starts[first]),
+                float(self.ends[end - 1]),
+            )
+            for owner, first, end in zip(owners.tolist(), firsts.tolist(), ends.tolist(), strict=True)
+        ]
+        return sorted(found, key=lambda tag: (tag.start, -tag.score))
+
+
+def join_tags(pieces: Sequence[Tags]) -> Tags:
+    """The pieces of one sound, in order, as its tags."""
+    windows = torch.cat([piece.windows for piece in pieces])
+    starts, ends = torch.cat([piece.starts for piece in pieces]), torch.cat([piece.ends for piece in pieces])
+    return Tags(pieces[0].classes, pieces[0].multi, _mean(windows), windows, starts, ends)
+
+
+@dataclass(frozen=True)
+class TagWindow:
+    """A stretch of a sound to be scored.
+
+    Attributes:
+        x: (T, F) normalised log-mel of the training length.
+        start, end: of the sound in it, in seconds.
+    """
+
+    x: Tensor
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class WindowScores:
+    """The scores (C,) of a window, and where it lies, in seconds."""
+
+    scores: Tensor
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Tagger:
+    """A classifier asked about sounds in two stages: many threads may make `windows`, one runs them.
+
+    Args:
+        encoder, front_end, head: in evaluation mode.
+        classes: names of the C outputs.
+        multi: sigmoids instead of a softmax.
+        precision: arithmetic of the encoder; the head's is float32.
+        window: samples of a window, at most those of the training length; a shorter one is filled up to it by the
+            front end's padding rule.
+        hop: samples from window to window.
+    """
+
+    encoder: Encoder
+    front_end: FrontEnd
+    head: Head
+    classes: tuple[str, ...]
+    multi: bool
+    precision: Literal["float32", "bf16"]
+    window: int
+    hop: float
+
+    def windows(
+        self, sound: Sound, rate: int | None = None, start: float = 0.0, seconds: float | None = None
+    ) -> Generator[TagWindow, None, None]:
+        """The sound, decoded, resampled, cut and turned to log-mel; in constant memory, by any thread.
+
+        Args and errors are those of `Embedder.windows`.
+        """
+        settings = self.front_end.settings
+        with open_sound(sound, rate, settings.rate, settings.resampler, start, seconds) as source:
+            for wave, first in self._cut(source.blocks()):
+                x = training_input(self.front_end, self.encoder.frames, 0.0, wave[None])[0, 0]
+                yield TagWindow(x, first / settings.rate, (first + len(wave)) / settings.rate)
+
+    def run(self, windows: Sequence[TagWindow]) -> list[WindowScores]:
+        """The scores of windows, of one sound or of many, in their order."""
+        device = self.encoder.pos_embed.device
+        with torch.inference_mode(), runtime.autocast(self.precision, device):
+            x = torch.stack([window.x for window in windows]).unsqueeze(1).to(device)
+            logits = self.head(self.encoder(x)).float()
+            scores = (logits.sigmoid() if self.multi else logits.softmax(1)).cpu()
+        scores = scores.clone()  # outside inference mode
+        return [WindowScores(scores[i], window.start, window.end) for i, window in enumerate(windows)]
+
+    def join(self, parts: Sequence[WindowScores]) -> Tags:
+        """The scores of a sound's windows, in order, as its tags."""
+        windows = torch.stack([part.scores for part in parts])
+        starts, ends = (torch.tensor(at, device="cpu") for at in zip(*((p.start, p.end) for p in parts), strict=True))
+        return Tags(self.classes, self.multi, _mean(windows), windows, starts, ends)
+
+    def tag(self, sounds: Iterable[Sound], rate: int | None = None, batch: int = 16) -> list[Tags]:
+        """Tag clips of any lengths, in their order; `batch`: windows that go through the network at once."""
+        check_batch(batch)
+        found: list[list[WindowScores]] = []
+        pool: list[tuple[int, TagWindow]] = []
+
+        def flush() -> None:
+            for (owner, _), part in zip(pool, self.run([window for _, window in pool]), strict=True):
+                found[owner].append(part)
+            pool.clear()
+
+        for i, sound in enumerate(sounds):
+            found.append([])
+            for window in self.windows(sound, rate):
+                pool.append((i, window))
+                if len(pool) == batch:
+                    flush()
+        if pool:
+            flush()
+        return [self._finite(self.join(parts)) for parts in found]
+
+    def stream(
+        self,
+        sound: Sound,
+        rate: int | None = None,
+        batch: int = 8,
+        start: float = 0.0,
+        seconds: float | None = None,
+    ) -> Iterator[Tags]:
+        """Pieces of the tags of one sound, or of the part asked for: of `batch` windows each, the last of the rest."""
+        check_batch(batch)
+        waiting: list[TagWindow] = []
+        for window in self.windows(sound, rate, start, seconds):
+            waiting.append(window)
+            if len(waiting) == batch:
+                yield self._finite(self.join(self.run(waiting)))
+                waiting = []
+        if waiting:
+            yield self._finite(self.join(self.run(waiting)))
+
+    @staticmethod
+    def _finite(found: Tags) -> Tags:
+        check_finite(found.windows, "scores")
+        return found
+
+    def _cut(self, blocks: Iterator[np.ndarray]) -> Iterator[tuple[Tensor, int]]:
+        """Waves (S,) of the windows, and the samples that they begin at."""
+        slack = self.front_end.shift / 2  # less than half a hop of the log-mel is no reason for another window
+        held, begin, end, index, over = np.zeros(0, np.float32), 0, 0, 0, False
+        while True:
+            first = round(index * self.hop)
+            # As much as shows whether another window follows, in one piece: joining block by block would copy anew.
+            need, parts = first + self.window + self.front_end.shift, [held]
+            while not over and end < need:
+                block = next(blocks, None)
+                over = block is None
+                if block is not None:
+                    parts.append(block)
+                    end += len(block)
+            held = np.concatenate(parts) if len(parts) > 1 else held
+            count = int(window_counts(np.array([end], np.float64), self.window, self.hop, slack)[0])
+            last = over and index + 1 >= count
+            if last:
+                first = round(window_start(index, count, end, self.window, self.hop))
+            yield torch.from_numpy(held[first - begin : first - begin + self.window].copy()), first
+            if last:
+                return
+            # The last window may be moved back, yet not before this one.
+            held, begin = held[first - begin :], first
+            index += 1
+
+
+def tagger_of(
+    encoder: Encoder,
+    front_end: FrontEnd,
+    head: Head,
+    labels: Labelling,
+    precision: Literal["float32", "bf16"],
+    window: float | None,
+    hop: float | None,
+) -> Tagger:
+    """A tagger for windows and hops given in seconds; None: the training input's length, and the window's.
+
+    Raises:
+        ConfigError: a window longer than the training input, or a hop longer than the window; either shorter than the
+            front end's hop.
+    """
+    rate, samples = front_end.settings.rate, front_end.samples_for(encoder.frames)
+    longest, least = max(samples / rate, labels.seconds), front_end.shift / rate
+    if window is not None and not least <= window <= longest + 1e-9:
+        raise ConfigError(
+            f"windows of {window:g} s",
+            f"{least:g} to {longest:g} s, the length of the input in training",
+            "leave the window out for that length",
+        )
+    size = samples if window is None else min(samples, round(window * rate))
+    if hop is not None and not least <= hop <= (window or longest) + 1e-9:
+        raise ConfigError(
+            f"a hop of {hop:g} s between windows of {size / rate:g} s",
+            f"{least:g} s to the window's length, so that no sound is left out",
+            "leave the hop out for windows end to end",
+        )
+    step = float(size) if hop is None else min(hop * rate, float(size))
+    return Tagger(encoder, front_end, head, labels.classes, labels.multi, precision, size, step)
+
+
+def training_input(front_end: FrontEnd, frames: int, longest: float, waves: Tensor) -> Tensor:
+    """Waves (R, S) as the network's input of the training length: (R, 1, T, F) with T = `frames`.
+
+    Args:
+        longest: seconds that a wave may have although frames do not cover them.
+
+    Raises:
+        AudioError: waves of another shape, longer than in training, or with samples that are not finite.
+    """
+    rate, need = front_end.settings.rate, front_end.samples_for(frames)
+    most = max(need, round(longest * rate) + 1) if longest else need
+    if not isinstance(waves, Tensor):
+        raise AudioError(
+            f"waves that are a {type(waves).__name__}", "a tensor (rows, samples)", "wrap an array in torch.from_numpy"
+        )
+    turned = are_turned(waves.shape)
+    if waves.ndim != 2 or not waves.is_floating_point() or not 0 < waves.shape[1] <= most or turned:
+        raise AudioError(
+            f"waves of shape {tuple(waves.shape)}, {waves.dtype}",
+            f"(rows, samples) floats of 1 to {most} samples ({most / rate:.3f} s at {rate} Hz)",
+            "turn the axes" if turned else "cut a longer clip into windows of that length",
+        )
+    if not waves.isfinite().all():
+        bad = (~waves.isfinite().all(1)).nonzero().flatten().tolist()
+        raise AudioError(
+            f"{len(bad)} of {len(waves)} waves hold samples that are not finite (rows {bad[:3]})",
+            "numbers in [-1, 1]",
+            "mend them or leave them out",
+        )
+    if waves.shape[1] < need:
+        waves = torch.stack([front_end.pad(wave, need) for wave in waves])
+    # Single precision first: not every device has double.
+    logmel = front_end.fbank(waves.float().to(front_end.hann.device))[:, :frames]
+    if logmel.shape[1] < frames:
+        logmel = torch.stack([front_end.pad_frames(one, frames) for one in logmel])
+    return front_end.normalise(logmel).unsqueeze(1)
+
+
+def _mean(windows: Tensor) -> Tensor:
+    return windows.double().mean(0).float()

@@ -1,0 +1,230 @@
+"""From settings and a catalogue to every part of a run, constructed and resolved; nothing is written."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from asit import runtime
+from asit.audio.fbank import FrontEnd
+from asit.config import PretrainSettings
+from asit.data.catalogue.catalogue import Catalogue
+from asit.data.catalogue.split_names import of_splits
+from asit.data.loading.sampler import MicroBatches, in_blocks, loader, shuffled
+from asit.errors import CatalogueError
+from asit.model import vit
+from asit.model.audio_model import AudioModel
+from asit.pretrain import masking, method, pretrain_dataset, token_selection
+from asit.runtime import Precision, World
+from asit.training import loop, open_data, resources
+from asit.training.compilation import attention_backends
+from asit.training.prefetch import prefetched
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that a run needs, resolved and constructed; nothing is written yet."""
+
+    settings: PretrainSettings
+    catalogue: Catalogue
+    clips: pretrain_dataset.Clips
+    frames: tuple[int, int]
+    task: method.ASiT
+    precision: Precision
+    workers: int
+    plan: loop.Plan
+    notes: list[str]
+    on_device: Callable[[pretrain_dataset.Batch], pretrain_dataset.Batch] | None
+    """Makes the views of a batch that lies on the device; None: the loader has made them."""
+
+
+def prepare(settings: PretrainSettings, catalogue: Catalogue, world: World) -> Setup:
+    """Resolve every auto and construct all parts; nothing is written.
+
+    Raises:
+        ConfigError: settings that cannot go together.
+        CatalogueError: the catalogue does not fit the settings.
+    """
+    auto_warmup = settings.optim.warmup == "auto"
+    settings = method.resolve(settings)
+    notes = [f"device {world.device}: {world.reason}"]
+    precision = runtime.precision(settings.precision, world)
+    settings.precision = precision.name  # type: ignore[assignment]
+    notes.append(f"precision {precision.name}: {precision.reason}")
+    if auto_warmup:
+        notes.append(f"optim.warmup auto: {settings.optim.warmup:g} of {settings.epochs} epochs")
+    settings.front_end = open_data.measured(settings.front_end, catalogue)
+    if settings.splits:
+        rows = of_splits(catalogue, settings.splits)
+        notes.append(f"splits {', '.join(settings.splits)}: {len(rows)} of {len(catalogue)} recordings")
+        catalogue = catalogue.subset(rows)
+    patch = (settings.encoder.patch_frames, settings.encoder.patch_mels)
+    typical = float(np.median(catalogue.seconds))
+    *lengths, told = pretrain_dataset.view_frames(settings.views, FrontEnd(settings.front_end), patch[0], typical)
+    frames = (lengths[0], lengths[1])
+    # Kept as numbers: the median that auto follows may be another when short recordings have been left out.
+    if settings.views.seconds == "auto":
+        settings.views.seconds = FrontEnd(settings.front_end).samples_for(frames[0]) / settings.front_end.rate
+    if settings.views.local_views and settings.views.local_seconds == "auto":
+        settings.views.local_seconds = FrontEnd(settings.front_end).samples_for(frames[1]) / settings.front_end.rate
+    notes += told
+    catalogue = _long_enough(settings, catalogue, frames[0], notes)
+    method.check(settings)
+    corruption = pretrain_dataset.Corruption(
+        mask=functools.partial(_draw_mask, frames[0], settings.front_end.mels, settings.masking, patch),
+        factors=functools.partial(vit.draw_drop_path, rates=vit.drop_path_rates(settings.encoder)),
+        noise=settings.masking.fill == "noise",
+        choose=_chooser(settings, patch),
+        copies=settings.masking.copies,
+        donors=functools.partial(masking.donor_clips, pool=settings.masking.donor_pool),
+    )
+    clips = pretrain_dataset.Clips(
+        catalogue, settings.front_end, settings.views, frames, corruption, settings.seed, donors=True
+    )
+    settings.batch_size = resources.fit_batch(settings.batch_size, settings.accumulate, len(clips), world, notes)
+    clips.donors = masking.has_donor(settings.batch_size)
+    if not clips.donors and settings.masking.replace > 0 and settings.masking.replace_probability > 0:
+        notes.append("one clip a step: there is no other clip to replace from, so every view is wiped instead")
+    workers = resources.loader_workers(settings.workers, world, notes)
+    limit = settings.views.keep_gb = resources.memory_limit(settings.views.keep_gb)
+    if resources.fits_in_memory(catalogue, settings.front_end.rate, limit, "views.keep_gb", notes):
+        clips.waves.keep()
+    if world.device.type == "cuda":
+        notes.append(attention_backends(world.device))
+    on_device = _on_device(settings, frames, world, clips, notes)
+    generator = torch.Generator().manual_seed(settings.seed)
+    task = method.ASiT(settings, frames[0], generator, world.device)
+    steps = len(clips) // settings.batch_size
+    plan = loop.Plan(
+        total=settings.epochs * steps,
+        steps_per_epoch=steps,
+        batch=settings.batch_size,
+        accumulate=settings.accumulate,
+        betas=settings.optim.betas,
+        clip=settings.optim.clip,
+        clip_per_parameter=settings.optim.clip_per_parameter,
+        log_every=settings.records.log_every,
+        checkpoint_every=settings.records.checkpoint_every,
+        stop_after=settings.stop_after,
+        most_failures=max(10, int(settings.bad_files * len(clips))),
+    )
+    size = sum(p.numel() for p in task.encoder().parameters()) / 1e6
+    whole = sum(p.numel() for p in task.student.parameters()) / 1e6
+    notes.append(f"encoder {settings.encoder.size}: {size:.1f} M parameters, {whole:.1f} M with heads")
+    hours = catalogue.header["seconds"] / 3600
+    notes.append(f"data: {len(catalogue)} recordings, {hours:.2f} h, {len(clips)} clips an epoch")
+    notes.append(f"{plan.total} steps: {settings.epochs} epochs of {steps} steps of {settings.batch_size} clips")
+    return Setup(settings, catalogue, clips, frames, task, precision, workers, plan, notes, on_device)
+
+
+def model(setup: Setup, step: int) -> AudioModel:
+    """The encoder as it stands, with its card."""
+    settings = setup.settings
+    return AudioModel.from_parts(
+        setup.task.encoder(),
+        settings.front_end,
+        settings.encoder,
+        setup.frames[0],
+        training={
+            "method": "ASiT (arXiv 2211.13189)",
+            "preset": settings.preset,
+            "step": step,
+            "steps": setup.plan.total,
+            "batch_size": settings.batch_size,
+            "seed": settings.seed,
+            "network": "teacher" if setup.task.teacher is not None else "student",
+            "clips": len(setup.catalogue),
+            "hours": round(setup.catalogue.header["seconds"] / 3600, 3),
+            "catalogue": setup.catalogue.digest,
+            "precision": setup.precision.name,
+        },
+    )
+
+
+def _draw_mask(
+    frames: int, mels: int, settings: Any, patch: tuple[int, int], rng: np.random.Generator, donor: bool
+) -> masking.ViewMask:
+    return masking.draw(rng, frames, mels, settings, patch, replace=None if donor else False)
+
+
+def _chooser(settings: PretrainSettings, patch: tuple[int, int]) -> Callable[..., token_selection.Choice] | None:
+    """How tokens are chosen; None where every token is wanted."""
+    if settings.masking.keep == settings.losses.local_share == 1.0:
+        return None
+    return functools.partial(token_selection.choose, masking=settings.masking, losses=settings.losses, patch=patch)
+
+
+def collate(setup: Setup) -> Callable[[list[pretrain_dataset.Sample]], pretrain_dataset.Batch]:
+    """Samples to a batch, which chooses the rows that replacements come from."""
+    donor_rows = functools.partial(masking.donor_rows, pool=setup.settings.masking.donor_pool)
+    return functools.partial(pretrain_dataset.collate, donor_rows=donor_rows)
+
+
+def batch_of(setup: Setup, world: World, samples: list[pretrain_dataset.Sample]) -> pretrain_dataset.Batch:
+    """Samples to a batch on the device, its views made."""
+    batch = collate(setup)(samples).to(world.device)
+    return batch if setup.on_device is None else setup.on_device(batch)
+
+
+def feed(setup: Setup, world: World, start: int) -> Generator[pretrain_dataset.Batch]:
+    """This process's micro-batches from step `start` on, on the device, their views made. Close it to end its workers.
+
+    Raises:
+        AsitError: what the loader could not go on after.
+    """
+    device = world.device
+    loaded = loader(
+        setup.clips, keys(setup, world, start), collate(setup), workers=setup.workers, pin=device.type == "cuda"
+    )
+    return prefetched(loaded, device, setup.on_device)
+
+
+def _on_device(
+    settings: PretrainSettings, frames: tuple[int, int], world: World, clips: pretrain_dataset.Clips, notes: list[str]
+) -> pretrain_dataset.OnDevice | None:
+    """What makes the views on the device, where the settings or the device ask for it; then the clips only cut them."""
+    device = world.device
+    if settings.front_end_on == "auto":  # kept as it was resolved: the two round otherwise
+        settings.front_end_on = "device" if device.type == "cuda" else "loader"
+    if settings.front_end_on == "loader":
+        return None
+    clips.cut_only = True
+    notes.append(f"log-mels: on {device}, a batch at once; the loader hands over waveforms")
+    return pretrain_dataset.OnDevice(settings.front_end, settings.views, frames, device)
+
+
+def keys(setup: Setup, world: World, start: int) -> MicroBatches:
+    """Keys of this process's micro-batches from step `start` on."""
+    settings = setup.settings
+    micro = settings.batch_size // (world.size * settings.accumulate)
+    order = shuffled(settings.seed, len(setup.clips))
+    if settings.views.order == "blocks":
+        order = in_blocks(settings.seed, setup.clips.places(), settings.views.block)
+    pool = settings.masking.donor_pool if setup.clips.donors else 0
+    return MicroBatches(order, len(setup.clips), settings.batch_size, micro, world.rank, world.size, start, pool=pool)
+
+
+def _long_enough(settings: PretrainSettings, catalogue: Catalogue, frames: int, notes: list[str]) -> Catalogue:
+    """Count recordings shorter than a view; leave them out where the settings say so."""
+    front_end = settings.front_end
+    least = FrontEnd(front_end).samples_for(frames) / front_end.rate
+    short = catalogue.seconds < least - 1e-3
+    count = int(short.sum())
+    if not count:
+        return catalogue
+    if settings.views.short_files == "pad":
+        notes.append(f"{count} recordings are shorter than a view of {least:.2f} s: padded ({front_end.padding})")
+        return catalogue
+    if count == len(catalogue):
+        raise CatalogueError(
+            f"all {count} recordings are shorter than a view of {least:.2f} s",
+            "recordings that hold a view",
+            "make views.seconds smaller, or pass --views.short-files pad",
+        )
+    notes.append(f"{count} recordings are shorter than a view of {least:.2f} s: left out")
+    return catalogue.subset(~short)

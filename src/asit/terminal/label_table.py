@@ -1,0 +1,147 @@
+"""Labels as lines: a table for people, JSON lines or CSV for programs."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from asit.io.csv_lines import csv_line
+
+Format = Literal["table", "json", "csv"]
+
+_PARTS = " ▏▎▍▌▋▊▉█"
+_BAR = 24  # cells of the longest bar
+_CSV = ("path", "start", "end", "label", "score")
+
+
+@dataclass(frozen=True)
+class Row:
+    """Labels of one stretch of one recording.
+
+    Attributes:
+        start, end: seconds from the recording's start.
+        labels: names with scores, the highest first.
+    """
+
+    start: float
+    end: float
+    labels: Sequence[tuple[str, float]]
+
+
+def json_lines(path: str, rows: Sequence[Row], flat: bool) -> Iterator[str]:
+    """A JSON object for each row; `flat`: rows have one label each (segments), which then is no list."""
+    for row in rows:
+        known: dict[str, Any] = {"path": path, "start": round(row.start, 4), "end": round(row.end, 4)}
+        labels = [{"label": label, "score": round(score, 6)} for label, score in row.labels]
+        yield json.dumps({**known, **labels[0]} if flat else {**known, "labels": labels}, ensure_ascii=False)
+
+
+def csv_header() -> str:
+    """The first line of the CSV."""
+    return ",".join(_CSV)
+
+
+def csv_lines(path: str, rows: Sequence[Row], spreadsheet: bool = False) -> Iterator[str]:
+    """A line for each label of each row; see `asit.io.csv_lines.csv_line`."""
+    for row in rows:
+        for label, score in row.labels:
+            cells = [path, f"{row.start:.4f}", f"{row.end:.4f}", label, f"{score:.6f}"]
+            yield csv_line(cells, spreadsheet=spreadsheet)
+
+
+def table_lines(
+    path: str, seconds: float, rows: Sequence[Row], columns: int, timed: bool, blocks: bool = True
+) -> Iterator[str]:
+    """A heading with the recording's name and length, and its rows beneath.
+
+    Args:
+        path: name of the recording.
+        seconds: its length.
+        rows: a row's labels stand on one line where there are several rows (`timed`), else one under the other.
+        columns: cells that a line may have.
+        timed: whether start and end are shown.
+        blocks: whether the output can show block characters; bars are made of # else.
+    """
+    length = f"{seconds:.2f} s" if seconds < 60 else clock(seconds)
+    yield f"{fit(path, columns - len(length) - 2, middle=True)}  {length}"
+    if not any(row.labels for row in rows):
+        yield "  no label above the threshold"
+        return
+    if not timed:
+        labels = rows[0].labels
+        widest = min(max(width(plain(label)) for label, _ in labels), max(8, columns - _BAR - 12))
+        for label, score in labels:
+            yield f"  {_pad(fit(label, widest), widest)}  {score:.3f}  {bar(score, blocks)}".rstrip()
+        return
+    last = clock(max(row.end for row in rows))
+    if all(len(row.labels) <= 1 for row in rows):
+        room = max(8, columns - 2 * len(last) - _BAR - 17)
+        widest = min(max(width(plain(label)) for row in rows for label, _ in row.labels), room)
+        for row in rows:
+            when = f"  {clock(row.start):>{len(last)}} - {clock(row.end):>{len(last)}}"
+            for label, score in row.labels:
+                yield f"{when}  {_pad(fit(label, widest), widest)}  {score:.3f}  {bar(score, blocks)}".rstrip()
+        return
+    for row in rows:
+        yield _line(row, last, columns)
+
+
+def clock(seconds: float) -> str:
+    """A time as h:mm:ss.ss, or m:ss.ss where there are no hours."""
+    hundredths = round(seconds * 100)
+    minutes, rest = divmod(hundredths, 6000)
+    text = f"{minutes % 60:02d}:{rest // 100:02d}.{rest % 100:02d}"
+    return f"{minutes // 60}:{text}" if minutes >= 60 else text.removeprefix("0")
+
+
+def bar(score: float, blocks: bool = True) -> str:
+    """A bar as long as a score from 0 to 1 says."""
+    eighths = round(min(max(score, 0.0), 1.0) * _BAR * 8)
+    if not blocks:
+        return "#" * round(eighths / 8)
+    return ("█" * (eighths // 8) + _PARTS[eighths % 8]).rstrip()
+
+
+def plain(text: str) -> str:
+    """The text without what would move the terminal's cursor or change its colours: names of files may hold that."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+def width(text: str) -> int:
+    """Cells of a terminal that the text takes: two for wide characters, none for combining marks."""
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def fit(text: str, cells: int, middle: bool = False) -> str:
+    """The text, made plain, in at most so many cells; cut at its end, or in its middle."""
+    text = plain(text)
+    if width(text) <= cells:
+        return text
+    tail = ""
+    if middle:
+        while width(tail) < (cells - 1) // 2:
+            tail = text[len(text) - len(tail) - 1 :]
+    head = ""
+    for c in text:
+        if width(head + c) > cells - 1 - width(tail):
+            break
+        head += c
+    return head + "…" + tail
+
+
+def _line(row: Row, last: str, columns: int) -> str:
+    """A window and as many of its labels as fit; the first one always."""
+    line = f"  {clock(row.start):>{len(last)}} - {clock(row.end):>{len(last)}}"
+    for i, (label, score) in enumerate(row.labels):
+        room = columns - width(line) - 8
+        if i and width(plain(label)) > room:
+            break
+        line += f"  {fit(label, max(8, room))} {score:.3f}"
+    return line
+
+
+def _pad(text: str, cells: int) -> str:
+    return text + " " * (cells - width(text))

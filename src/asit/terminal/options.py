@@ -1,0 +1,49 @@
+"""Command lines to typed options."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import tyro
+from pydantic import ValidationError
+
+from asit import api
+from asit.config import Settings, yaml
+from asit.errors import ConfigError
+
+S = TypeVar("S", bound=Settings)
+
+
+def parse(kind: Any, prog: str, summary: str, given: list[str], **options: Any) -> Any:
+    """The options of a verb, or its help; values that do not fit are a ConfigError."""
+    try:
+        description = summary[0].upper() + summary[1:] + "."
+        return tyro.cli(kind, prog=prog, args=given, description=description, **options)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg'].lower()}, found {e['input']!r}" for e in error.errors()]
+        raise ConfigError("options do not fit:\n    " + "\n    ".join(lines), remedy=f"see {prog} --help") from None
+
+
+def settings_of(kind: type[S], base: S, options: S, given: list[str]) -> S:
+    """The settings of a run: `base` with those options that were given on top (`recipes.overlay`).
+
+    Args:
+        kind: of the settings, without a verb's own options.
+        base: what the options' defaults were taken from.
+        options: parsed.
+        given: the arguments that they were parsed from.
+    """
+    flags = {argument.removeprefix("--").partition("=")[0].replace("-", "_") for argument in given}
+    values, before = dict(yaml.flat(options.model_dump())), dict(yaml.flat(base.model_dump()))
+    named = [(name, values[name]) for name in before if name in flags or values[name] != before[name]]
+    return kind(**api.overlay(base.model_dump(), yaml.nested(named)))
+
+
+def early(given: list[str], names: tuple[str, ...]) -> dict[str, str]:
+    """Values of options that decide the defaults of all others, read before those are parsed."""
+    out = {}
+    for i, argument in enumerate(given):
+        name, equals, value = argument.partition("=")
+        if name in names:
+            out[name] = value if equals else (given[i + 1] if i + 1 < len(given) else "")
+    return out

@@ -1,0 +1,110 @@
+"""The picture a run leaves every so often: clean, corrupted, reconstructed and mask, side by side.
+
+Letters: n examples, T frames, F mel bins. Arrays only: nothing here knows of audio or models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from asit.io import atomic
+
+COLUMNS = 5
+"""Examples drawn; the npz holds all of them."""
+
+
+def write_figure(
+    folder: Path,
+    step: int,
+    clean: ArrayLike,
+    corrupted: ArrayLike,
+    reconstructed: ArrayLike,
+    mask: ArrayLike,
+    ids: Sequence[object],
+    *,
+    rate: int = 16000,
+    shift_ms: float = 10.0,
+) -> Path:
+    """Write `step-<step, 8 digits>.png` and `.npz` into a folder, each whole or not at all.
+
+    Args:
+        folder: where to; made if missing.
+        step: optimiser steps done.
+        clean, corrupted, reconstructed: normalised log-mels (n, T, F), n at least 1. Values that are not finite are
+            drawn blank: a figure must not end a run.
+        mask: (n, T, F), true where the student's input was corrupted.
+        ids: n names of the examples, drawn above the columns.
+        rate: sample rate in Hz, for the label of the mel axis (its top is taken as half of this).
+        shift_ms: hop of the frames in ms, for the time axis.
+
+    Returns:
+        The PNG's path. The npz beside it holds clean, corrupted and reconstructed as float16, mask as bool, and ids
+        as strings.
+
+    Raises:
+        ValueError: arrays whose shapes differ.
+    """
+    values = {
+        "clean": np.asarray(clean, np.float32),
+        "corrupted": np.asarray(corrupted, np.float32),
+        "reconstructed": np.asarray(reconstructed, np.float32),
+    }
+    masked = np.asarray(mask, bool)
+    shapes = {name: array.shape for name, array in values.items()} | {"mask": masked.shape}
+    if len(set(shapes.values())) > 1 or masked.ndim != 3 or len(ids) != len(masked) or not len(ids):
+        raise ValueError(f"one shape (n, T, F), n at least 1, and n ids are expected, not {shapes} and {len(ids)} ids")
+    figure = _draw(step, values, masked, [str(i) for i in ids], rate, shift_ms)
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = f"step-{step:08d}"
+    arrays: dict[str, Any] = {name: np.clip(x, -65504, 65504).astype(np.float16) for name, x in values.items()}
+    arrays |= {"mask": masked, "ids": np.array([str(i) for i in ids])}
+    with atomic.written(folder / f"{stem}.npz") as draft, draft.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    path = folder / f"{stem}.png"
+    with atomic.written(path) as draft:
+        figure.savefig(draft, format="png", dpi=100)
+    return path
+
+
+def _draw(step: int, values: dict[str, Any], mask: Any, ids: list[str], rate: int, shift_ms: float) -> Figure:
+    columns = min(COLUMNS, len(mask))
+    _, frames, mels = mask.shape
+    seconds = frames * shift_ms / 1000
+    figure = Figure(figsize=(0.9 + 2.9 * columns, 7.2), layout="constrained")
+    FigureCanvasAgg(figure)  # the object interface: no pyplot, so no global state and no display
+    axes = figure.subplots(4, columns, sharex=True, sharey=True, squeeze=False)
+    for column in range(columns):
+        finite = values["clean"][column][np.isfinite(values["clean"][column])]
+        low, high = np.quantile(finite, [0.01, 0.995]) if finite.size else (-1.0, 1.0)
+        for row, name in enumerate([*values, "mask"]):
+            axis = axes[row, column]
+            picture = mask[column] if name == "mask" else values[name][column]
+            colours, *limits = ("gray", 0, 1) if name == "mask" else ("magma", low, high)
+            axis.imshow(
+                picture.T,
+                origin="lower",
+                aspect="auto",
+                extent=(0, seconds, 0, mels),
+                cmap=colours,
+                vmin=limits[0],
+                vmax=limits[1],
+            )
+            if column == 0:
+                axis.set_ylabel(f"{name}\nmel bin (to {rate / 2000:g} kHz)", fontsize=8)
+            axis.tick_params(labelsize=7)
+        axes[0, column].set_title(_short(ids[column]), fontsize=8, parse_math=False)
+        share = mask[column].mean()
+        axes[3, column].set_xlabel(f"time (s); {share:.0%} masked", fontsize=8)
+    figure.suptitle(f"step {step:,}", fontsize=10)
+    return figure
+
+
+def _short(name: str, most: int = 36) -> str:
+    return name if len(name) <= most else "…" + name[1 - most :]

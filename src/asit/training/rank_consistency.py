@@ -1,0 +1,131 @@
+"""Processes that train together agree on what they do before anything is written, or all of them stop and say why."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import socket
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import asit
+from asit.config import Settings
+from asit.data.catalogue.catalogue import Catalogue
+from asit.errors import CatalogueError, TrainingError
+from asit.runtime import World
+
+MAY_DIFFER = ("data", "workers", "threads", "views.keep_gb", "input.keep_gb")
+"""Settings that each machine may have for itself: where the recordings lie, processes, threads, memory."""
+_SHOWN = 8
+
+
+def agree(world: World, facts: Mapping[str, Any]) -> None:
+    """Compare what each process holds; one exchange, and nothing at all where there is one process.
+
+    Args:
+        world: the processes; each must call this at the same place.
+        facts: name -> value, of plain comparable values.
+
+    Raises:
+        TrainingError: in every process, with the ranks and the values that differ.
+    """
+    if world.size == 1:
+        return
+    everyone = world.gather((socket.gethostname(), dict(facts)))
+    hosts = [host for host, _ in everyone]
+    told = []
+    for name in dict.fromkeys(name for _, held in everyone for name in held):
+        ranks: dict[str, list[int]] = defaultdict(list)
+        for rank, (_, held) in enumerate(everyone):
+            ranks[repr(held[name]) if name in held else "not there"].append(rank)
+        if len(ranks) > 1:
+            told.append(f"{name}: " + "; ".join(f"{value} on {_name(which, hosts)}" for value, which in ranks.items()))
+    if told:
+        more = f"\n    and {len(told) - _SHOWN} more" if len(told) > _SHOWN else ""
+        raise TrainingError(
+            f"the {world.size} processes of this run disagree about {len(told)} thing{'s' if len(told) > 1 else ''}:"
+            "\n    " + "\n    ".join(told[:_SHOWN]) + more,
+            "the same settings, data, code and versions everywhere; nothing was written",
+            "start all of them by the same command, with the same installation of asit and the same --out, on storage "
+            "that all machines see",
+        )
+
+
+def of_settings(settings: Settings) -> dict[str, Any]:
+    """Settings as facts, by their dotted names, but for those that each machine may have for itself."""
+    flat: dict[str, Any] = {}
+
+    def walk(values: Mapping[str, Any], prefix: str) -> None:
+        for name, value in values.items():
+            if isinstance(value, Mapping):
+                walk(value, f"{prefix}{name}.")
+            elif prefix + name not in MAY_DIFFER:
+                flat[prefix + name] = value
+
+    walk(settings.model_dump(mode="json"), "")
+    return flat
+
+
+@functools.cache
+def of_code() -> dict[str, str]:
+    """Versions of what decides a step's numbers, and the SHA-256 of asit's own source."""
+    root = Path(asit.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
+        digest.update(path.read_bytes())
+    return {
+        "version of torch": torch.__version__,
+        "version of numpy": np.__version__,
+        "version of asit": asit.__version__,
+        "source of asit (SHA-256)": digest.hexdigest()[:16],
+    }
+
+
+def have_files(world: World, catalogue: Catalogue, count: int = 16) -> None:
+    """Look, in each process, whether recordings of the list are there: `count` of them, spread over it evenly.
+
+    A machine that lacks its copy of the data would otherwise leave out clip after clip. What lies in an object store
+    is not looked for. Nothing is done where there is one process: reading tells of its own files.
+
+    Raises:
+        CatalogueError: in every process, with the ranks that lack some.
+    """
+    if world.size == 1:
+        return
+    rows = np.unique(np.linspace(0, len(catalogue) - 1, min(count, len(catalogue))).astype(np.int64))
+    wanted = dict.fromkeys(_place(catalogue, int(row)) for row in rows)
+    local = [path for path in wanted if "://" not in path]
+    lacking = [path for path in local if not Path(path).exists()]
+    everyone = world.gather((socket.gethostname(), len(local), len(lacking), lacking[:1]))
+    told = [
+        f"rank {rank} ({host}): {lost} of {looked} looked for are not there, the first: {first[0]}"
+        for rank, (host, looked, lost, first) in enumerate(everyone)
+        if lost
+    ]
+    # What is gone everywhere is no matter of machines: reading counts it, and stops by the setting bad_files.
+    if told and len({lost for _, _, lost, _ in everyone}) > 1:
+        raise CatalogueError(
+            "not every process sees the recordings:\n    " + "\n    ".join(told[:_SHOWN]),
+            "the same files for all processes; nothing was written",
+            "put the data on storage that all machines see, or copy them to each and give each its own --data",
+        )
+
+
+def _place(catalogue: Catalogue, row: int) -> str:
+    """The file that a clip is read from: its shard, where it lies in one."""
+    clip = catalogue[row]
+    shard = getattr(clip, "shard", None)
+    return str(shard or clip.path)
+
+
+def _name(ranks: list[int], hosts: list[str]) -> str:
+    where = dict.fromkeys(hosts[rank] for rank in ranks)
+    shown = ", ".join(map(str, ranks[:_SHOWN])) + (", ..." if len(ranks) > _SHOWN else "")
+    on = ", ".join(list(where)[:3]) + (", ..." if len(where) > 3 else "")
+    return f"rank{'s' if len(ranks) > 1 else ''} {shown} ({on})"

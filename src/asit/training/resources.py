@@ -1,0 +1,85 @@
+"""What a run takes of the machine: batches that fit the processes, loader workers, recordings kept in memory."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+import torch
+
+from asit.data.catalogue.catalogue import Catalogue
+from asit.errors import CatalogueError, ConfigError
+from asit.runtime import World
+
+
+def fit_batch(batch_size: int, accumulate: int, count: int, world: World, notes: list[str]) -> int:
+    """The batch size, shrunk where an epoch of `count` clips does not hold it.
+
+    Raises:
+        ConfigError: processes and accumulation steps do not divide it.
+        CatalogueError: too few clips for them.
+    """
+    unit = world.size * accumulate
+    if batch_size % unit:
+        below, above = batch_size // unit * unit, (batch_size // unit + 1) * unit
+        raise ConfigError(
+            f"batch_size is {batch_size}, with {world.size} processes and accumulate {accumulate}",
+            f"a multiple of {unit}",
+            f"use {above}" if below == 0 else f"use {below} or {above}",
+        )
+    if batch_size <= count:
+        return batch_size
+    shrunk = count // unit * unit
+    if shrunk == 0:
+        raise CatalogueError(
+            f"{count} clips for {world.size} processes that accumulate {accumulate} batches each",
+            f"at least {unit} clips",
+            "add recordings, or use fewer processes or accumulation steps",
+        )
+    notes.append(f"warning: batch_size {batch_size} is larger than the {count} clips of an epoch: now {shrunk}")
+    return shrunk
+
+
+def loader_workers(wanted: int | Literal["auto"], world: World, notes: list[str]) -> int:
+    """Loader processes of each training process, with the reason among the notes; on a CPU the threads beside them.
+
+    On a CPU one loader is enough: a core reads and cuts two hundred clips of 10 s a second, and the step of the base
+    encoder takes one or two (`docs/speed.md`); it sleeps while the step runs and wakes when a batch was taken.
+    """
+    if world.device.type == "cpu":
+        notes.append(
+            f"CPU threads {torch.get_num_threads()}: another number adds up in another order, so it is kept when the "
+            "run is resumed (--threads for another)"
+        )
+    if wanted != "auto":
+        notes.append(f"loader workers {wanted}: as asked")
+        return wanted
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if world.device.type == "cpu":
+        workers, why = 1, "on the CPU one reads ahead, the cores are the networks'"
+    else:
+        workers, why = max(1, min(8, cores // here - 1)), f"{cores} cores for {here} processes"
+    notes.append(f"loader workers {workers}: {why}")
+    return workers
+
+
+def memory_limit(wanted: float | Literal["auto"]) -> float:
+    """GB of decoded recordings that a loader process may keep; auto: a twentieth of the machine's memory."""
+    if wanted != "auto":
+        return wanted
+    return round(machine_memory() / 20 / 1e9, 3)
+
+
+def machine_memory() -> int:
+    """Bytes of the machine's memory; 0 where that cannot be told."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+
+
+def fits_in_memory(catalogue: Catalogue, rate: int, limit: float, name: str, notes: list[str]) -> bool:
+    """Whether decoded recordings are kept: the same answer for any number of processes and workers."""
+    needed = catalogue.header["seconds"] * rate * 4 / 1e9
+    if needed > limit:
+        return False
+    notes.append(f"each loader keeps decoded recordings in memory: {needed:.2f} GB, {name} is {limit:g}")
+    return True

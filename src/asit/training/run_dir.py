@@ -1,0 +1,232 @@
+"""The run's folder: what is in it, who may use it, and how it is gone on with.
+
+A run counts as begun once config.yaml is there; that is written just before the first step, so a start that fails
+leaves at most a catalogue, and the files of a scan that was stopped, from which the next start goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, TypeVar
+
+from asit.config import Settings, yaml
+from asit.errors import ConfigError
+from asit.io import atomic, lock, parsing
+
+S = TypeVar("S", bound=Settings)
+
+CONFIG = "config.yaml"
+ENVIRONMENT = "environment.json"
+CATALOGUE = "catalogue.jsonl"
+CHECKPOINTS = "checkpoints"
+MODEL = "model"
+FIGURES = "figures"
+BEST = "model-best"
+RESULTS = "results.json"
+SCORES = "scores"
+REPORT = "report.html"
+OWN = frozenset(
+    {
+        CONFIG,
+        ENVIRONMENT,
+        CATALOGUE,
+        CHECKPOINTS,
+        MODEL,
+        BEST,
+        FIGURES,
+        RESULTS,
+        SCORES,
+        lock.NAME,
+        "metrics.jsonl",
+        "log.txt",
+        "tensorboard",
+    }
+    | {REPORT, "catalogue.skipped.jsonl", "catalogue.jsonl.partial"}
+)
+"""All names that a run writes."""
+
+MAY_CHANGE = (
+    "out",
+    "data",
+    "device",
+    "threads",
+    "workers",
+    "stop_after",
+    "bad_files",
+    "compile",
+    "score_batch",
+    "records.",
+    "probe.",
+    "process_timeout",
+    "parallel",
+    "checkpoint_activations",
+)
+"""Settings that a run may go on with changed: they do not enter its steps."""
+
+
+def claim(folder: Path, *, resume: bool, overwrite: bool) -> bool:
+    """Whether there is a run to go on with; refuses a folder that is not free to use.
+
+    Raises:
+        ConfigError: the folder holds a run and neither way on was chosen, or files that are not a run's.
+    """
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite were both given", "one of the two", "choose one")
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file", "a folder for the run", "choose another --out")
+    there = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
+    foreign = [name for name in there if not (_is_own(folder / name) or _is_fold(folder / name))]
+    begun = CONFIG in there
+    if resume:
+        if not begun:
+            raise ConfigError(
+                f"{folder} holds no run to resume" + (f": it has {', '.join(there[:5])}" if there else ": it is empty")
+                if folder.exists()
+                else f"{folder} is not there",
+                f"a run's folder, with {CONFIG}",
+                "start the run without --resume",
+            )
+        return True
+    if foreign:
+        raise ConfigError(
+            f"{folder} holds files that are not a run's: {', '.join(foreign[:5])}",
+            "a new or empty folder for the run",
+            "choose another --out",
+        )
+    if begun and not overwrite:
+        raise ConfigError(
+            f"{folder} holds a run already",
+            "a new or empty folder, or a choice",
+            "pass --resume to go on with it, or --overwrite to delete it and start again",
+        )
+    return False
+
+
+def clear(folder: Path) -> None:
+    """Delete an earlier run's own files, config.yaml first, so that what is left of a killed delete counts as none."""
+    (folder / CONFIG).unlink(missing_ok=True)
+    kept = {lock.NAME, CATALOGUE, "catalogue.skipped.jsonl", "catalogue.jsonl.partial"}
+    leftovers = {path.name for path in folder.iterdir() if _is_leftover(path.name) or _is_fold(path)}
+    for name in sorted((OWN | leftovers) - kept):
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file whole or not at all."""
+    with atomic.written(path) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_settings(folder: Path, settings: Settings) -> None:
+    """Keep the settings that a run begins with; the folder counts as a run's from then on.
+
+    Where to stop was said of this call: the next one goes on to the end unless it says so too.
+    """
+    write_text(folder / CONFIG, yaml.to_yaml(settings.model_copy(update={"stop_after": 0})))
+
+
+def read_settings(folder: Path, kind: type[S]) -> S:
+    """The settings that a run was begun with.
+
+    Raises:
+        ConfigError: they are those of another kind of run.
+    """
+    path = folder / CONFIG
+    found = yaml.read_yaml(path)
+    verbs = {"preset": "asit pretrain", "task": "asit finetune"}
+    mine = next(name for name in verbs if name in kind.model_fields)
+    if mine not in found and (other := next((verb for name, verb in verbs.items() if name in found), None)):
+        raise ConfigError(f"{folder} is a run of {other}", f"a run of {verbs[mine]}", "choose another --out")
+    return yaml.build(kind, found, str(path))
+
+
+def begun_under(folder: Path) -> str | None:
+    """Which call of torchrun began the run, as `begin` wrote it down; None: none did, or there is no run."""
+    try:
+        if not (folder / CONFIG).exists():
+            return None
+        found = parsing.json_object(folder / ENVIRONMENT, ConfigError).get("elastic")
+    except (OSError, ConfigError):
+        return None
+    return found if isinstance(found, str) else None
+
+
+def began_with(folder: Path) -> tuple[int, int] | None:
+    """Processes that the run began with, and CPU threads of each; None: they were not written down."""
+    try:
+        found = parsing.json_object(folder / ENVIRONMENT, ConfigError)
+    except ConfigError:
+        return None
+    counts = found.get("processes"), found.get("threads")
+    if not all(type(count) is int and 0 < count < 1 << 16 for count in counts):
+        return None
+    return int(found["processes"]), int(found["threads"])
+
+
+def settle(settings: S, begun: S) -> S:
+    """The settings with each auto as it was resolved when the run began, for it may follow from what has changed."""
+    autos = [
+        (name, was)
+        for name, (was, now) in yaml.differences(begun, settings).items()
+        if now == "auto" and not _may_change(name)
+    ]
+    return yaml.build(type(settings), yaml.merge(settings.model_dump(), yaml.nested(autos)), CONFIG)
+
+
+def check_same(old: Settings, new: Settings) -> None:
+    """Refuse to go on with settings under which the steps would be others.
+
+    Raises:
+        ConfigError: lists each.
+    """
+    changed = {name: values for name, values in yaml.differences(old, new).items() if not _may_change(name)}
+    # Of a version that had no such setting, or did not keep what it stood for.
+    if changed.get("front_end_on", ("",))[0] == "auto":
+        del changed["front_end_on"]
+    if changed:
+        lines = "\n    ".join(f"{name}: {was} in the run, {now} asked for" for name, (was, now) in changed.items())
+        raise ConfigError(
+            f"the run was begun with other settings:\n    {lines}",
+            "the same settings, but for " + ", ".join(name.rstrip(".") for name in MAY_CHANGE[2:]),
+            "leave these out to go on, or start another run in a new --out",
+        )
+
+
+def _may_change(name: str) -> bool:
+    return any(name == free or (free.endswith(".") and name.startswith(free)) for free in MAY_CHANGE)
+
+
+def tidy(folder: Path) -> None:
+    """Remove what killed writers left in a run's folder, by the process that holds its lock.
+
+    Drafts of the report stay: `asit report` writes it without the lock, and removes its own.
+    """
+    atomic.tidy(folder, OWN - {REPORT})
+    for name in (CHECKPOINTS, FIGURES, SCORES):
+        atomic.tidy(folder / name)
+
+
+def _is_leftover(name: str) -> bool:
+    """Whether a killed writer left this, a draft or a lock of one of a run's names."""
+    found = atomic.drafted(name)
+    return (found is not None and found[0] in OWN) or name in (f".{own}.lock" for own in OWN)
+
+
+def _is_fold(path: Path) -> bool:
+    """Whether this is one fold's run in the folder of a cross-validation, or what a killed one left of it."""
+    return path.name.startswith("fold-") and path.is_dir() and all(map(_is_own, path.iterdir()))
+
+
+def _is_own(path: Path) -> bool:
+    return path.name in OWN or _is_leftover(path.name)
