@@ -88,7 +88,11 @@ for call in (lambda: asit.pretrain("no/such/folder", "run"), lambda: asit.report
 def test_a_package_that_is_a_function_looks_like_one() -> None:
     from asit import api
 
-    for package, function in ((asit.pretrain, api.pretrain), (asit.report, sys.modules["asit.report"].report)):
+    for package, function in (
+        (asit.pretrain, api.pretrain),
+        (asit.finetune, api.finetune),
+        (asit.report, sys.modules["asit.report"].report),
+    ):
         assert callable(package)
         assert inspect.signature(package) == inspect.signature(function)
         assert inspect.getdoc(package) == inspect.getdoc(function)
@@ -100,7 +104,7 @@ def test_a_package_that_is_a_function_looks_like_one() -> None:
 
 
 def test_a_module_whose_import_fails_is_not_called_missing(tmp_path: Path) -> None:
-    code = "import sys\nsys.modules['soxr'] = None\nimport asit\nasit.audio.sounds"
+    code = "import sys\nsys.modules['soxr'] = None\nimport asit\nasit.audio.stream"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert "soxr" in done.stderr
     assert "has no attribute" not in done.stderr

@@ -47,12 +47,15 @@ _PUBLIC = {
     "PretrainSettings": ("asit.config", "PretrainSettings"),
     "TableRow": ("asit.data.catalogue.tables", "TableRow"),
     "build_catalogue": ("asit.data.catalogue.scan", "build"),
-    "finetune": ("asit.api", "finetune"),
     "load": ("asit.interop.loading", "load"),
 }
 """Public names, as (module, its attribute): imported on first use, since torch takes seconds."""
 
-_CALLABLE = {"asit.pretrain": ("asit.api", "pretrain"), "asit.report": ("asit.report", "report")}
+_CALLABLE = {
+    "asit.finetune": ("asit.api", "finetune"),
+    "asit.pretrain": ("asit.api", "pretrain"),
+    "asit.report": ("asit.report", "report"),
+}
 """Public functions with the name of a package: the package can be called (docs/design.md)."""
 
 

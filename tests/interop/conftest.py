@@ -79,9 +79,9 @@ def traces() -> dict[str, bytes]:
 def one_trace_a_model(traces: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     """torch's exporter takes seconds: a model's graph is traced once in all tests, and a copy of it given out."""
     onnx = pytest.importorskip("onnx")
-    from asit.interop.onnx import export
+    from asit.interop.onnx import onnx_file
 
-    traced = export.trace
+    traced = onnx_file.trace
 
     def kept(model: AudioModel, output: Any, opset: int) -> Any:
         key = json.dumps([facts_of(model, output, None), opset])
@@ -89,4 +89,4 @@ def one_trace_a_model(traces: dict[str, bytes], monkeypatch: pytest.MonkeyPatch)
             traces[key] = traced(model, output, opset).SerializeToString()
         return onnx.load_from_string(traces[key])
 
-    monkeypatch.setattr(export, "trace", kept)
+    monkeypatch.setattr(onnx_file, "trace", kept)

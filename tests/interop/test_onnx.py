@@ -26,7 +26,7 @@ from asit.errors import CheckpointError, ConfigError
 from asit.interop import exportable
 from asit.interop.exportable import Extent, extent_of
 from asit.interop.onnx import export, int8
-from asit.interop.onnx import export as file
+from asit.interop.onnx import onnx_file as file
 from asit.model.audio_model import AudioModel
 
 pytestmark = pytest.mark.usefixtures("one_trace_a_model")

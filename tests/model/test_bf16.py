@@ -153,7 +153,7 @@ def test_parameters_that_come_and_go_at_the_same_place(bias: bool) -> None:
 
 FAULTS = """
 import resource, torch
-from asit.model import cpu
+from asit.model.cpu import bf16
 def faults():
     for _ in range(8):  # until the heap has found its size
         work()
@@ -163,7 +163,7 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 def work():
     return [torch.ones(12_000_000) for _ in range(3)]
-print(faults(), cpu.keep_freed_memory(), faults(), sep="\\n")
+print(faults(), bf16.keep_freed_memory(), faults(), sep="\\n")
 """
 
 

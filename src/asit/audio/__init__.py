@@ -1,0 +1,1 @@
+"""Reading, cutting and log-mel spectrograms of recordings."""

@@ -1,0 +1,1 @@
+"""Catalogues, loading, shards and downloads."""

@@ -1,0 +1,1 @@
+"""Metrics, probes and evaluation of encoders and classifiers."""

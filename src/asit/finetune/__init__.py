@@ -1,0 +1,1 @@
+"""Supervised fine-tuning: data set, initial model, training, validation and cross-validation."""

@@ -1,0 +1,1 @@
+"""Embeddings and tags of many recordings."""

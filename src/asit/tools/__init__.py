@@ -1,0 +1,1 @@
+"""What `asit plan`, `asit doctor`, `asit info` and `--dry-run` compute."""

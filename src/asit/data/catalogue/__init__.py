@@ -1,0 +1,1 @@
+"""Catalogues of clips: reading, building, labels and splits."""

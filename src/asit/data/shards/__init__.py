@@ -1,0 +1,1 @@
+"""Tar shards: packing, indexing and reading."""

@@ -1,0 +1,1 @@
+"""Encoder layers in bfloat16 on a CPU."""

@@ -82,7 +82,7 @@ def test_two_runs_in_one_folder(kind: str, request: pytest.FixtureRequest, tmp_p
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from asit import lock
+from asit.io import lock
 with lock.held(Path(sys.argv[1])):
     if not os.fork():
         print(os.getpid(), flush=True)  # by the child itself: from here on it has let go of what it inherited
