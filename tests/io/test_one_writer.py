@@ -71,7 +71,10 @@ def test_a_second_writer_is_told_of_the_first(verb: str, work: Path, capsys: pyt
         assert "or choose another --out" in words
         assert [path.name for path in Path("out").iterdir()] == [f".{out.name}.lock"]
     # A holder that was killed holds nobody up, and what it left goes.
-    code = "import os, sys\nfrom pathlib import Path\nfrom asit.io import lock\nwith lock.writing(Path(sys.argv[1])): os._exit(9)"
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom asit.io import lock\n"
+        "with lock.writing(Path(sys.argv[1])): os._exit(9)"
+    )
     assert subprocess.run([sys.executable, "-c", code, str(out)]).returncode == 9
     assert (out.parent / f".{out.name}.lock").exists()
     assert cli.main(LONG[verb].split()) == 0, capsys.readouterr().err
