@@ -79,9 +79,9 @@ def short(pipe: Connection, folder: str, size: str, threads: int) -> None:
     hold(threads)
     from asit.data.catalogue.inputs import expand
     from asit.infer.embed_files import embed_files
-    from asit.infer.embed_rows import Ask
+    from asit.infer.embed_rows import EmbedSettings
 
-    model, items, ask = build(size), expand([folder]), Ask()
+    model, items, ask = build(size), expand([folder]), EmbedSettings()
     embedder = model.embedder(patches=False)
     batches = max(1, min(32, len(items) // ask.batch))
     windows = [window for item in items[: batches * ask.batch] for window in embedder.windows(item.sound())]
@@ -107,7 +107,7 @@ def long(pipe: Connection, folder: str, size: str, threads: int, level: str) -> 
     hold(threads)
     from asit.data.catalogue.inputs import expand
     from asit.infer.embed_files import embed_files
-    from asit.infer.embed_rows import Ask
+    from asit.infer.embed_rows import EmbedSettings
 
     model = build(size)
     while measure.asked(pipe):
@@ -115,7 +115,9 @@ def long(pipe: Connection, folder: str, size: str, threads: int, level: str) -> 
         for name in ("minute", "long"):
             start = time.perf_counter()
             items = expand([str(Path(folder, f"{name}.flac"))])
-            embed_files(model, items, Path(folder, f"{threads}-{level}.npz"), Ask(level=level), overwrite=True)
+            embed_files(
+                model, items, Path(folder, f"{threads}-{level}.npz"), EmbedSettings(level=level), overwrite=True
+            )
             found[f"{name}, s"], found[f"{name}, GB"] = time.perf_counter() - start, measure.memory()
         pipe.send(found)
 

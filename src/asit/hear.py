@@ -10,7 +10,6 @@ Letters: n sounds, S samples, t frames, d width.
 from __future__ import annotations
 
 import os
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +22,12 @@ from asit.infer.frame_grid import hop_of, model_named, regular_frames
 from asit.interop import loading
 from asit.model.audio_model import AudioModel
 from asit.model.inference.embedding import Precision
+from asit.model.inference.overlap import ClipPooling
 
 __all__ = ["HearModel", "get_scene_embeddings", "get_timestamp_embeddings", "load_model"]
 
 RATES = (16000, 22050, 32000, 44100, 48000)
 """Sample rates that HEAR's recordings come in."""
-
-Pooling = Literal["mean", "class", "class+mean"]
 
 
 class HearModel(nn.Module):
@@ -44,7 +42,7 @@ class HearModel(nn.Module):
     """
 
     def __init__(
-        self, model: AudioModel, hop: float, pooling: Pooling, layer: int | None, precision: Precision, batch: int
+        self, model: AudioModel, hop: float, pooling: ClipPooling, layer: int | None, precision: Precision, batch: int
     ) -> None:
         super().__init__()
         self.encoder, self.front_end = model.encoder, model.front_end  # so that `to` finds them
@@ -63,7 +61,7 @@ def load_model(
     model_file_path: str | os.PathLike[str] = "",
     device: str = "auto",
     hop: float | None = None,
-    pooling: Pooling = "mean",
+    pooling: ClipPooling = "mean",
     layer: int | None = None,
     precision: Precision = "float32",
     batch: int = 16,
@@ -130,13 +128,9 @@ def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
     found = model.model.embed_batch(
         list(_waves(audio, model)), layer=model.layer, precision=model.precision, batch=model.batch, patches=False
     )
-    rows = []
-    for one in found:
-        parts = {"mean": [one.clip], "class": [one.class_token], "class+mean": [one.class_token, one.clip]}
-        rows.append(torch.cat(parts[model.pooling]))
-    if not rows:
+    if not found:
         return audio.new_zeros(0, model.scene_embedding_size, dtype=torch.float32)
-    return torch.stack(rows).to(audio.device)
+    return torch.stack([one.pooled(model.pooling) for one in found]).to(audio.device)
 
 
 def _waves(audio: Tensor, model: HearModel) -> Tensor:

@@ -25,10 +25,10 @@ from asit.data.catalogue.inputs import Item, expand
 from asit.errors import AsitError, AudioError, CatalogueError, CheckpointError, ConfigError
 from asit.infer import embed_blocks
 from asit.infer.embed_files import Summary, embed_files, failures_of
-from asit.infer.embed_rows import Ask
+from asit.infer.embed_rows import EmbedSettings
 from asit.model.audio_model import AudioModel
 from asit.model.inference import batching
-from asit.model.inference.batching import Done, Heard, Piece, hear
+from asit.model.inference.batching import Done, Result, run_recordings
 from asit.model.inference.embedding import Embedder
 from asit.model.vit import Encoder
 
@@ -79,8 +79,8 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "_product_seconds", lambda dtype: 1.0)
 
 
-def go(model: AudioModel, inputs: Any, out: Path, ask: Ask | None = None, **how: Any) -> Summary:
-    ask = ask or Ask(batch=4)
+def go(model: AudioModel, inputs: Any, out: Path, ask: EmbedSettings | None = None, **how: Any) -> Summary:
+    ask = ask or EmbedSettings(batch=4)
     items = expand([str(inputs)]) if isinstance(inputs, str | Path) else inputs
     told = embed_files(model, items, out, ask, **{"threads": 2, **how})
     assert told is not None
@@ -104,7 +104,7 @@ def test_a_vector_a_file_as_the_model_gives_it(
     model: AudioModel, clips: Path, tmp_path: Path, pooling: Any, suffix: str
 ) -> None:
     out = tmp_path / f"emb.{suffix}"
-    told = go(model, clips, out, Ask(pooling=pooling, layer=0, batch=4))
+    told = go(model, clips, out, EmbedSettings(pooling=pooling, layer=0, batch=4))
     width = 64 if pooling == "class+mean" else 32
     assert (told.files, told.rows, told.width, told.failures) == (10, 10, width, [])
     expected = []
@@ -145,7 +145,7 @@ def test_many_rows_a_file_as_the_model_gives_them(
     model: AudioModel, clips: Path, tmp_path: Path, level: Any, hop: float | None
 ) -> None:
     for suffix in ("parquet", "npz"):
-        go(model, clips, tmp_path / f"emb.{suffix}", Ask(level=level, hop=hop, batch=4))
+        go(model, clips, tmp_path / f"emb.{suffix}", EmbedSettings(level=level, hop=hop, batch=4))
     file = np.load(tmp_path / "emb.npz")
     table, vectors = table_of(tmp_path / "emb.parquet")
     np.testing.assert_array_equal(vectors, file["vectors"])
@@ -167,7 +167,7 @@ def test_many_rows_a_file_as_the_model_gives_them(
 
 def test_parts_of_files_and_members_of_shards(model: AudioModel, clips: Path, tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text(f"path,start,end\n{clips}/05.flac,2.5,3.5\n{clips}/05.flac,,\n")
-    told = go(model, tmp_path / "list.csv", tmp_path / "a.npz", Ask(level="frames"))
+    told = go(model, tmp_path / "list.csv", tmp_path / "a.npz", EmbedSettings(level="frames"))
     file = np.load(tmp_path / "a.npz")
     assert file["starts"].tolist() == [2.5, 0.0]
     assert file["seconds"] == pytest.approx([1.0, 9.0], abs=1e-3)
@@ -200,8 +200,8 @@ def test_what_cannot_be_read_is_left_out_and_listed(model: AudioModel, clips: Pa
     (folder / "03a.wav").write_text("no sound")
     (folder / "zz.mp3").symlink_to("nowhere")
     out = tmp_path / "emb.npz"
-    told = go(model, folder, out, Ask(level=level, batch=2))
-    go(model, clips, tmp_path / "clean.npz", Ask(level=level, batch=2))
+    told = go(model, folder, out, EmbedSettings(level=level, batch=2))
+    go(model, clips, tmp_path / "clean.npz", EmbedSettings(level=level, batch=2))
     assert (told.files, [name for name, _ in told.failures]) == (10, ["03a.wav", "055.flac", "zz.mp3"])
     found, clean = np.load(out), np.load(tmp_path / "clean.npz")
     for name in ("paths", "seconds", "starts"):
@@ -215,14 +215,14 @@ def test_what_cannot_be_read_is_left_out_and_listed(model: AudioModel, clips: Pa
     with pytest.raises(CatalogueError, match=r"of 13 inputs cannot be read[\s\S]*at most 1 \(--bad-files 0.1\)"):
         go(model, folder, tmp_path / "b.npz", bad_files=0.1)
     assert not (tmp_path / "b.npz").exists()
-    go(model, clips, out, Ask(level=level, batch=2), overwrite=True)
+    go(model, clips, out, EmbedSettings(level=level, batch=2), overwrite=True)
     assert not failures_of(out).exists()
 
 
 def test_the_result_does_not_hang_on_threads(model: AudioModel, clips: Path, tmp_path: Path) -> None:
     for threads in (1, 4):
         for suffix in ("npz", "parquet"):
-            go(model, clips, tmp_path / f"{threads}.{suffix}", Ask(level="patches", batch=2), threads=threads)
+            go(model, clips, tmp_path / f"{threads}.{suffix}", EmbedSettings(level="patches", batch=2), threads=threads)
     for suffix in ("npz", "parquet"):
         assert (tmp_path / f"1.{suffix}").read_bytes() == (tmp_path / f"4.{suffix}").read_bytes()
 
@@ -231,16 +231,16 @@ def test_long_windows_go_through_a_cpu_in_small_batches(
     model: AudioModel, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopping: Any
 ) -> None:
     sizes = stopping(-1, ValueError())
-    go(model, clips, tmp_path / "all.npz", Ask(level="frames", batch=9))
+    go(model, clips, tmp_path / "all.npz", EmbedSettings(level="frames", batch=9))
     assert max(sizes) == 9
     sizes.clear()
     monkeypatch.setattr(batching, "_PATCHES", 50)  # for each of two threads: four windows of 6 columns x 4 bands
-    go(model, clips, tmp_path / "few.npz", Ask(level="frames", batch=9))
+    go(model, clips, tmp_path / "few.npz", EmbedSettings(level="frames", batch=9))
     assert max(sizes) in (4, 5)
     np.testing.assert_allclose(vectors_of(tmp_path / "few.npz"), vectors_of(tmp_path / "all.npz"), atol=2e-5)
     sizes.clear()
     monkeypatch.setattr(batching, "_PATCHES", 1)
-    go(model, clips, tmp_path / "one.npz", Ask(level="frames", batch=9))
+    go(model, clips, tmp_path / "one.npz", EmbedSettings(level="frames", batch=9))
     assert set(sizes) == {1}
 
 
@@ -267,7 +267,7 @@ def stopping(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, BaseException], 
 def test_a_stopped_call_goes_on_to_the_same_file(
     model: AudioModel, clips: Path, tmp_path: Path, stopping: Any, level: Any
 ) -> None:
-    ask = Ask(level=level, batch=2)
+    ask = EmbedSettings(level=level, batch=2)
     go(model, clips, tmp_path / "whole.npz", ask)
     sizes = stopping(-1, ValueError())
     go(model, clips, tmp_path / "counted.npz", ask)
@@ -308,16 +308,16 @@ def test_blocks_of_another_call_are_refused(model: AudioModel, clips: Path, tmp_
     with pytest.raises(ConfigError, match=r"holds the beginning of another call:\n    model: .* then, .* now\n"):
         go(other, clips, out)
     with pytest.raises(ConfigError, match=r"    layer: None then, 0 now\n[\s\S]*--overwrite to begin anew"):
-        go(model, clips, out, Ask(batch=4, layer=0))
+        go(model, clips, out, EmbedSettings(batch=4, layer=0))
     with pytest.raises(ConfigError, match="precision: float32 then, bf16 now"):
-        go(model, clips, out, Ask(batch=4, precision="bf16"))
+        go(model, clips, out, EmbedSettings(batch=4, precision="bf16"))
     changed = [Item(item.name, item.path, start=0.01) for item in expand([str(clips)])]
     with pytest.raises(ConfigError, match="inputs: "):
         go(model, changed, out)
     assert sorted((tmp_path / "emb.npz.parts").iterdir()) == parts
-    told = go(model, clips, out, Ask(batch=4, layer=0), overwrite=True)
+    told = go(model, clips, out, EmbedSettings(batch=4, layer=0), overwrite=True)
     assert told.rows == 10
-    go(model, clips, tmp_path / "clean.npz", Ask(batch=4, layer=0))
+    go(model, clips, tmp_path / "clean.npz", EmbedSettings(batch=4, layer=0))
     np.testing.assert_array_equal(vectors_of(out), vectors_of(tmp_path / "clean.npz"))
     foreign = tmp_path / "b.npz.parts"
     foreign.mkdir()
@@ -343,7 +343,7 @@ def test_shards_follow_one_another(model: AudioModel, clips: Path, tmp_path: Pat
 
 
 def test_two_processes_give_the_file_of_one(model: AudioModel, clips: Path, tmp_path: Path, ranks: Any) -> None:
-    ask = Ask(level="frames", batch=2)
+    ask = EmbedSettings(level="frames", batch=2)
     torch.set_num_threads(1)
     go(model, clips, tmp_path / "one.npz", ask, threads=1)
 
@@ -372,11 +372,11 @@ def test_refusals_leave_nothing(
     model: AudioModel, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, ask, text in [
-        ("emb.pkl", Ask(), r"--out .*emb.pkl\n  expected: a name that ends in .parquet, .npz, .csv"),
-        ("emb.csv", Ask(level="frames"), "--level frames"),
-        ("there.npz", Ask(), "there.npz already exists"),
-        ("emb.npz", Ask(hop=0.03), "a hop of 0.03 s"),
-        ("emb.npz", Ask(layer=7), "layer 7 of an encoder of 2 blocks"),
+        ("emb.pkl", EmbedSettings(), r"--out .*emb.pkl\n  expected: a name that ends in .parquet, .npz, .csv"),
+        ("emb.csv", EmbedSettings(level="frames"), "--level frames"),
+        ("there.npz", EmbedSettings(), "there.npz already exists"),
+        ("emb.npz", EmbedSettings(hop=0.03), "a hop of 0.03 s"),
+        ("emb.npz", EmbedSettings(layer=7), "layer 7 of an encoder of 2 blocks"),
     ]:
         (tmp_path / "there.npz").write_text("mine")
         with pytest.raises(ConfigError, match=text):
@@ -386,9 +386,9 @@ def test_refusals_leave_nothing(
         with pytest.raises(ConfigError, match=r"needs pyarrow[\s\S]*pip install 'asit-audio\[parquet\]'"):
             go(model, clips, tmp_path / "emb.parquet")
     for make, text in [
-        (lambda: Ask(level="frames", pooling="class"), "--pooling class with --level frames"),
-        (lambda: Ask(batch=0), "--batch 0"),
-        (lambda: Ask(hop=0.0), "--hop 0"),
+        (lambda: EmbedSettings(level="frames", pooling="class"), "--pooling class with --level frames"),
+        (lambda: EmbedSettings(batch=0), "--batch 0"),
+        (lambda: EmbedSettings(hop=0.0), "--hop 0"),
     ]:
         with pytest.raises(ConfigError, match=text):
             make()
@@ -472,39 +472,38 @@ def test_threads_do_not_run_ahead_of_the_encoder(model: AudioModel) -> None:
     embedder, opened, lock = model.embedder(), list[int](), threading.Lock()
     wave = np.random.default_rng(0).uniform(-0.1, 0.1, 8000).astype(np.float32)
 
-    def cut(place: int) -> Iterator[Piece]:
+    def pieces(index: int) -> Iterator[tuple[float, np.ndarray]]:
         with lock:
-            opened.append(place)
-        if place == 1:
+            opened.append(index)
+        if index == 1:
             raise AudioError("this one cannot be opened")
-        if place == 2:
+        if index == 2:
             raise ZeroDivisionError
         for start in range(3):
-            with open_sound(wave, None, 16000) as sound:
-                yield Piece(sound, float(start))
+            yield float(start), wave
 
-    heard = hear(embedder, 10_000, cut, batch=1, threads=3, ends=[1])
-    first = [next(heard) for _ in range(4)]
-    assert [(one.start, one.seconds) for one in first if isinstance(one, Heard)] == [(i, 0.5) for i in range(3)]
+    results = run_recordings(embedder, 10_000, pieces, batch=1, threads=3, ends=[1])
+    first = [next(results) for _ in range(4)]
+    assert [(one.start, one.seconds) for one in first if isinstance(one, Result)] == [(i, 0.5) for i in range(3)]
     assert first[3] == Done(0)
     time.sleep(0.05)
     assert len(opened) < 60
     with pytest.raises(ZeroDivisionError):  # a mistake of ours is no fault of a file
-        list(heard)
+        list(results)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("prepare")]
 
 
 def test_one_long_file_among_short_ones_holds_nobody_up(model: AudioModel) -> None:
     wave = np.random.default_rng(0).uniform(-0.1, 0.1, 16000 * 60).astype(np.float32)
 
-    def cut(place: int) -> Iterator[Piece]:
-        with open_sound(wave if place in (0, 7) else wave[:4000], None, 16000) as sound:
-            yield Piece(sound, 0.0)
+    def pieces(index: int) -> Iterator[tuple[float, np.ndarray]]:
+        yield 0.0, wave if index in (0, 7) else wave[:4000]
 
-    found = list(hear(model.embedder(), 20, cut, batch=2, threads=2))
-    assert [one.place for one in found if isinstance(one, Done)] == list(range(20))
-    frames = torch.cat([one.embedding.frames for one in found if isinstance(one, Heard) and one.place == 7])
-    assert len([one for one in found if isinstance(one, Heard) and one.place == 7]) > 3
+    found = list(run_recordings(model.embedder(), 20, pieces, batch=2, partial=True, threads=2))
+    assert [one.index for one in found if isinstance(one, Done)] == list(range(20))
+    stretches = [one.found.frames for one in found if isinstance(one, Result) and one.index == 7]
+    assert len(stretches) > 3
+    frames = torch.cat(stretches)
     torch.testing.assert_close(frames, model.embed(wave).frames, atol=2e-5, rtol=1e-5)
 
 

@@ -16,9 +16,9 @@ import soundfile
 from asit import search
 from asit.errors import AudioError, CheckpointError, ConfigError
 from asit.model.audio_model import AudioModel
+from asit.model.inference.overlap import ClipPooling as Pooling
 from asit.search import Index, embed_windows
 from asit.search.partial_build import Partial, path_of
-from asit.search.window_layout import Pooling
 
 from .conftest import RATE, make_model, write  # type: ignore[import-not-found]
 
@@ -27,13 +27,13 @@ from .conftest import RATE, make_model, write  # type: ignore[import-not-found]
 def heard(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the recordings that builds read from here on."""
     names: list[str] = []
-    real = embed_windows.hear
+    real = embed_windows.embed_sources
 
     def hear(model: AudioModel, sources: Any, *rest: Any, **more: Any) -> Iterator[Any]:
         names.extend(source.name for source in sources)
         return real(model, sources, *rest, **more)
 
-    monkeypatch.setattr(embed_windows, "hear", hear)
+    monkeypatch.setattr(embed_windows, "embed_sources", hear)
     return names
 
 
@@ -111,7 +111,7 @@ def test_a_build_that_was_stopped_goes_on(
     archive: Path, model: AudioModel, tmp_path: Path, heard: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "index"
-    real = embed_windows.hear
+    real = embed_windows.embed_sources
 
     def stopped(*args: Any, **more: Any) -> Iterator[Any]:
         for done, found in enumerate(real(*args, **more)):
@@ -120,7 +120,7 @@ def test_a_build_that_was_stopped_goes_on(
             yield found
 
     with monkeypatch.context() as patch:
-        patch.setattr(embed_windows, "hear", stopped)
+        patch.setattr(embed_windows, "embed_sources", stopped)
         with pytest.raises(KeyboardInterrupt, match=r"5 of 9 recordings are kept in .*index\.partial"):
             search.build(model, [str(archive)], out)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index.partial", "sounds"]

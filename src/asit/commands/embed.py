@@ -17,7 +17,7 @@ from asit.terminal.options import parse
 
 if TYPE_CHECKING:
     from asit.data.catalogue.inputs import Item
-    from asit.infer.embed_rows import Ask
+    from asit.infer.embed_rows import EmbedSettings
     from asit.model.audio_model import AudioModel
 
 
@@ -64,9 +64,16 @@ def embed(prog: str, summary: str, given: list[str]) -> int:
         raise ConfigError(f"--bad-files {options.bad_files:g}", "a share from 0 to 1", "say 0.01 for one in a hundred")
     shard = _shard(options.shard)
     from asit.infer import embed_files as run
-    from asit.infer.embed_rows import Ask
+    from asit.infer.embed_rows import EmbedSettings
 
-    ask = Ask(options.level, options.pooling, options.layer, options.hop, options.precision, options.batch)
+    ask = EmbedSettings(
+        level=options.level,
+        pooling=options.pooling,
+        layer=options.layer,
+        hop=options.hop,
+        precision=options.precision,
+        batch=options.batch,
+    )
     if options.out is not None:
         run.check_free(run.numbered(Path(options.out), shard), ask.level, options.overwrite)
     if options.spreadsheet and Path(options.out or "").suffix.lower() != ".csv":
@@ -111,26 +118,28 @@ def embed(prog: str, summary: str, given: list[str]) -> int:
     return 2 if told.failures else 0
 
 
-def _print(model: AudioModel, items: Sequence[Item], ask: Ask) -> int:
+def _print(model: AudioModel, items: Sequence[Item], ask: EmbedSettings) -> int:
     """One JSON line for each clip, frame or patch."""
     from asit.data.catalogue.inputs import named
-    from asit.infer.embed_rows import Rows, rows_of
+    from asit.infer.embed_rows import embed_items, rows_of
+    from asit.model.inference.batching import Done
 
     failed = 0
-    for one in rows_of(model, items, ask):
-        name = items[one.place].text
-        if not isinstance(one, Rows):
+    for one in embed_items(model, items, ask):
+        name = items[one.index].text
+        if isinstance(one, Done):
             if one.fault is not None:
                 print(f"asit: {named(name, one.fault)}", file=sys.stderr)
                 failed += 1
             continue
-        vectors = [[round(value, 6) for value in vector] for vector in one.vectors.tolist()]
+        rows, times = rows_of(one, ask)
+        vectors = [[round(value, 6) for value in vector] for vector in rows.tolist()]
         if ask.level == "clip":
-            print(json.dumps({"path": name, "patches": list(one.grid), "clip": vectors[0]}))
+            print(json.dumps({"path": name, "patches": list(one.found.grid), "clip": vectors[0]}))
             continue
-        bands = len(vectors) // len(one.times)
+        bands = len(vectors) // len(times)
         for i, vector in enumerate(vectors):
-            time = round(float(one.times[i // bands]), 4)
+            time = round(float(times[i // bands]), 4)
             where = {"path": name, "time": time} if bands == 1 else {"path": name, "time": time, "band": i % bands}
             print(json.dumps({**where, "vector": vector}))
     return 2 if failed else 0

@@ -22,10 +22,11 @@ from asit.errors import AsitError, CatalogueError, CheckpointError, ConfigError
 from asit.evaluate.feature_readers import weights_digest
 from asit.infer import embed_writers
 from asit.infer.embed_blocks import Block, Parts, Writer, block_ends
-from asit.infer.embed_rows import Ask, Level, Rows, layout_of, rows_of
+from asit.infer.embed_rows import EmbedSettings, Level, embed_items, layout_of, rows_of
 from asit.io import lock
 from asit.model.audio_model import AudioModel
-from asit.model.inference.batching import Done
+from asit.model.inference.batching import Done, Result
+from asit.model.inference.overlap import Embedding
 from asit.runtime import World
 from asit.training.metrics_log import counter
 from asit.training.run_dir import write_text
@@ -59,7 +60,7 @@ def embed_files(
     model: AudioModel,
     items: Sequence[Item],
     out: str | os.PathLike[str],
-    ask: Ask | None = None,
+    ask: EmbedSettings | None = None,
     *,
     shard: tuple[int, int] | None = None,
     overwrite: bool = False,
@@ -92,7 +93,7 @@ def embed_files(
         CatalogueError: more unreadable recordings than `bad_files` allows, or none that is readable.
         CheckpointError: the disk is full, or the place may not be written.
     """
-    ask, world = ask or Ask(), world or World(0, 1, torch.device("cpu"), "")
+    ask, world = ask or EmbedSettings(), world or World(0, 1, torch.device("cpu"), "")
     items, out = _shard(items, Path(out), shard)
     work = _Work(model, items, out, ask, world)
     try:
@@ -131,7 +132,7 @@ def failures_of(out: Path) -> Path:
 class _Work:
     """One call: its blocks, which of them are done, and the file they become."""
 
-    def __init__(self, model: AudioModel, items: Sequence[Item], out: Path, ask: Ask, world: World) -> None:
+    def __init__(self, model: AudioModel, items: Sequence[Item], out: Path, ask: EmbedSettings, world: World) -> None:
         self.model, self.items, self.out, self.ask, self.world = model, items, out, ask, world
         model.embedder(ask.layer, "float32", ask.hop)  # refuses a hop or a layer that it has not
         self.parts = Parts(out.with_name(f"{out.name}.parts"), layout_of(model, ask))
@@ -170,7 +171,7 @@ class _Work:
             raise ConfigError("the processes see other inputs", "the same files for each", "check what each one mounts")
         name = runtime.precision(found["precision"], self.world).name
         self.facts = {**found, "precision": name}
-        self.ask = Ask(**{**asdict(self.ask), "precision": name})
+        self.ask = EmbedSettings(**{**asdict(self.ask), "precision": name})
         if self.world.main:
             self.parts.settle(self.facts, self.ends)
 
@@ -215,7 +216,7 @@ class _Work:
         places = [place for number in numbers for place in range(self.starts[number], self.ends[number])]
         items = [self.items[place] for place in places]
         ends = np.cumsum([self._size(number) for number in numbers]).tolist()
-        with closing(rows_of(self.model, items, self.ask, threads=threads, ends=ends)) as rows:
+        with closing(embed_items(self.model, items, self.ask, threads=threads, ends=ends)) as rows:
             for number in numbers:
                 with self.parts.writer(number) as writer:
                     self._fill(writer, rows, places, self._size(number), tick)
@@ -224,7 +225,7 @@ class _Work:
     def _fill(
         self,
         writer: Writer,
-        rows: Iterator[Rows | Done],
+        rows: Iterator[Result[Embedding] | Done],
         places: Sequence[int],
         size: int,
         tick: Callable[[int, int], None] | None,
@@ -233,14 +234,14 @@ class _Work:
         seconds = 0.0
         for done in range(1, size + 1):
             for one in rows:
-                if isinstance(one, Rows):
-                    writer.add(one.vectors, one.times)
+                if isinstance(one, Result):
+                    writer.add(*rows_of(one, self.ask))
                     seconds = one.seconds or 0.0
                     continue
                 if one.fault is None:
-                    writer.finish(places[one.place], seconds)
+                    writer.finish(places[one.index], seconds)
                 else:
-                    writer.fail(places[one.place], one.fault)
+                    writer.fail(places[one.index], one.fault)
                 break
             if tick is not None:
                 tick(done, len(writer.block.faults))

@@ -1,4 +1,4 @@
-"""Recordings to labels: prepared by threads, scored in batches, in the order they were given, each read once."""
+"""Labels of recordings: windows prepared by threads, scored in batches, results in the order of the inputs."""
 
 from __future__ import annotations
 
@@ -6,21 +6,19 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
-import torch
-
-from asit.audio.stream import open_sound
+from asit.audio.stream import OpenSound
 from asit.data.catalogue.inputs import Item, Sounds, named
-from asit.model.inference.batching import Done, Piece, listen
-from asit.model.inference.tagging import Tagger, Tags, WindowScores
+from asit.model.inference.batching import Done, run_recordings
+from asit.model.inference.tagging import Tagger, Tags
 
 
 @dataclass(frozen=True)
 class Tagged:
-    """What became of one input.
+    """The labels of one input.
 
     Attributes:
         item: the input.
-        tags: its labels, with times in seconds from the start of the part that was asked for; None where it failed.
+        tags: its labels, with times in seconds from the start of the item's part; None where it failed.
         failure: why there are no tags, in one line; None where there are.
     """
 
@@ -30,59 +28,27 @@ class Tagged:
 
 
 def tag_items(tagger: Tagger, items: Sequence[Item], batch: int = 16, threads: int = 0) -> Generator[Tagged]:
-    """Tag each input; one that cannot be read is told of as such, and the others go on.
+    """Yield the tags of each input, in their order; inputs that cannot be read get a `failure`.
 
     Args:
         tagger: of `AudioModel.tagger`.
-        items: the inputs; answers come in their order, as they become known.
-        batch: windows that are scored together, of one recording or of several.
-        threads: that decode and make log-mels; 0: as many as compute.
+        items: the inputs.
+        batch: windows in a batch, of one recording or of several.
+        threads: that decode and make log-mels; 0: as many as torch computes with.
     """
-    settings, columns = tagger.front_end.settings, tagger.encoder.grid[0]
+    sounds = Sounds(items)
 
-    sound_of = Sounds(items)
+    def pieces(index: int) -> Iterator[tuple[float, OpenSound]]:
+        with sounds.open(index, tagger.front_end.settings) as sound:
+            yield items[index].start, sound
 
-    def cut(place: int) -> Iterator[Piece]:
-        item = items[place]
-        with open_sound(sound_of(place), None, settings.rate, settings.resampler, item.start, item.seconds) as sound:
-            yield Piece(sound, item.start)
-
-    answers = listen(
-        tagger,
-        len(items),
-        cut,
-        lambda: _Scores(tagger),
-        size=lambda window: columns,
-        batch=batch,
-        batches=1,
-        threads=threads or torch.get_num_threads(),
-    )
     tags: Tags | None = None
-    with closing(answers):
-        for one in answers:
-            if not isinstance(one, Done):
-                tags = one.found
+    with closing(run_recordings(tagger, len(items), pieces, batch=batch, pooled=1, threads=threads)) as results:
+        for result in results:
+            if not isinstance(result, Done):
+                tags = result.found
                 continue
-            fault = one.fault
+            item, fault = items[result.index], result.fault
             if fault is None and tags is not None and not bool(tags.windows.isfinite().all()):
                 fault = "the model's scores are not finite"
-            if fault is None:
-                yield Tagged(items[one.place], tags)
-            else:
-                yield Tagged(items[one.place], None, named(items[one.place].text, fault))
-
-
-class _Scores:
-    """The scores of a recording's windows, kept until all are there: what labels say is not known before."""
-
-    def __init__(self, tagger: Tagger) -> None:
-        self.tagger, self.parts = tagger, list[WindowScores]()
-
-    def add(self, part: WindowScores) -> None:
-        self.parts.append(part)
-
-    def ready(self) -> None:
-        return None
-
-    def rest(self) -> Tags:
-        return self.tagger.join(self.parts)
+            yield Tagged(item, tags) if fault is None else Tagged(item, None, named(item.text, fault))

@@ -23,12 +23,13 @@ from asit.io import checkpoint, lock
 from asit.io.retry import MissingError
 from asit.model.audio_model import AudioModel
 from asit.model.inference.embedding import Precision
+from asit.model.inference.overlap import ClipPooling
 from asit.search import embed_windows, index_files, row_table
 from asit.search.hnsw import CONNECTIVITY, EXPANSION_ADD, EXPANSION_SEARCH, Graph
 from asit.search.index import Index
 from asit.search.partial_build import Done, Partial
 from asit.search.row_table import Files, Key, Source
-from asit.search.window_layout import POOLINGS, Pooling, check_windows, view_seconds
+from asit.search.window_layout import POOLINGS, check_windows, view_seconds
 from asit.training.metrics_log import counter
 
 _NAMED = 3  # failures that a message names
@@ -50,7 +51,7 @@ class Ask:
 
     window: float | None = None
     hop: float | None = None
-    pooling: Pooling | None = None
+    pooling: ClipPooling | None = None
     layer: int | None = None
     precision: Precision | None = None
     batch: int = 16
@@ -289,7 +290,7 @@ def _hear(
             del partial.done[key]
     todo = [source for key, source in plan.need.items() if key not in partial.done]
     tick, bad = counter(stream, "indexing"), 0
-    with closing(embed_windows.hear(model, todo, settings, ask.batch, ask.threads)) as found:
+    with closing(embed_windows.embed_sources(model, todo, settings, ask.batch, ask.threads)) as found:
         for done, (source, times, vectors) in enumerate(found, 1):
             if isinstance(vectors, str):
                 plan.failures.append((source.name, vectors.replace(source.path, source.name)))

@@ -24,10 +24,10 @@ from asit.errors import AsitError, ConfigError
 from asit.interop.loading import load
 from asit.io import parsing
 from asit.model.audio_model import AudioModel, Embedding
+from asit.model.inference.overlap import ClipPooling
 from asit.search import index_files, row_table, window_layout
 from asit.search.hnsw import Graph
 from asit.search.row_table import Files, Rows, Source
-from asit.search.window_layout import Pooling
 
 _TOUCH = 1e-3  # s that stretches must share, so that windows end to end do not
 _BLOCK = 1 << 14  # rows that are looked at together
@@ -141,9 +141,9 @@ class Index:
         return len(self.rows)
 
     @property
-    def pooling(self) -> Pooling:
+    def pooling(self) -> ClipPooling:
         """How a sound's tokens became its vector."""
-        return cast(Pooling, self.card["pooling"])
+        return cast(ClipPooling, self.card["pooling"])
 
     @functools.cached_property
     def _matrix(self) -> Vector:

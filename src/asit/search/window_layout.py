@@ -6,18 +6,17 @@ Letters: n samples, D width of a row's vector.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from asit.errors import AudioError, ConfigError
 from asit.model.audio_model import AudioModel, Embedding
+from asit.model.inference.overlap import ClipPooling
 
 Wave = npt.NDArray[np.float32]
-Pooling = Literal["mean", "class", "class+mean"]
-POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+POOLINGS: tuple[ClipPooling, ...] = get_args(ClipPooling)
 Piece = tuple[float, float, Wave]
 """Start and end in s from the beginning of the sound, and the samples."""
 
@@ -76,14 +75,13 @@ def cut(blocks: Iterable[Wave], rate: int, window: float, hop: float) -> Iterato
         yield (end - size) / rate, end / rate, held[end - size - first :]
 
 
-def vector(embedding: Embedding, pooling: Pooling) -> npt.NDArray[np.float32]:
+def vector(embedding: Embedding, pooling: ClipPooling) -> npt.NDArray[np.float32]:
     """The vector (D,) of a sound, of length 1.
 
     Raises:
         AudioError: the model's answer is not finite, or all zero.
     """
-    parts = {"mean": (embedding.clip,), "class": (embedding.class_token,)}
-    whole = torch.cat(parts.get(pooling, (embedding.class_token, embedding.clip))).double()
+    whole = embedding.pooled(pooling).double()
     length = float(whole.norm())
     if not 0 < length < float("inf"):
         raise AudioError("the model's vector is not finite", "numbers", "leave this recording out, or check the model")

@@ -9,10 +9,13 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from asit.audio import files
+from asit.audio.stream import OpenSound, open_sound
+from asit.config import FrontEndSettings
 from asit.data.catalogue import listing, tables
 from asit.data.catalogue.catalogue import Catalogue, is_catalogue, relative, unreadable
 from asit.data.shards import range_reader, tar_index, tar_reader
@@ -96,6 +99,17 @@ class Sounds:
         item = self.items[at]
         place = _place(item) if at in self.ahead else None
         return item.sound() if place is None else self.ahead.read(at, place)
+
+    @contextmanager
+    def open(self, at: int, settings: FrontEndSettings) -> Iterator[OpenSound]:
+        """Open an item's sound, or the part that it lists, at the front end's rate.
+
+        Raises:
+            AudioError, StoreError: as `Item.sound`, and as `open_sound`.
+        """
+        item = self.items[at]
+        with open_sound(self(at), None, settings.rate, settings.resampler, item.start, item.seconds) as sound:
+            yield sound
 
 
 def _place(item: Item) -> range_reader.Place | None:

@@ -1,295 +1,428 @@
-"""Many recordings through a network: threads decode and make log-mels, one thread runs batches, the order is kept.
+"""Run recordings through a network in batches: threads prepare windows, one thread runs them, results keep the order.
 
-Which windows go through the network together follows from the recordings' order alone, never from which thread was
-first; so the same recordings give the same numbers, bit for bit, on one machine with one number of threads.
+Which windows share a batch follows from the order of the recordings alone, never from the timing of threads, so the
+same recordings give the same numbers, bit for bit, on one machine with one number of threads.
 
-Letters of types: W a window, P what the network says about one, A what a stretch of a recording comes to.
+Letters of types: W a window, P the network's output for one, A what the outputs of a stretch of sound are joined to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
-from contextlib import closing
+import threading
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
+import numpy as np
 import torch
 
-from asit.audio.stream import OpenSound
-from asit.model.inference.embedding import Embedder
-from asit.model.inference.feed import Done, Feed, First, Last, Sign
-from asit.model.inference.overlap import Blender, Embedding, Part
+from asit.audio.decoders import Wave
+from asit.audio.fbank import FrontEnd
+from asit.audio.stream import Sound, open_sound
+from asit.errors import AsitError, ConfigError, StoreError
 from asit.model.vit import Encoder
 
-__all__ = ["Answer", "Done", "Ear", "Gatherer", "Heard", "Piece", "hear", "listen"]
-
 _AHEAD = 2
-"""Batches' worth that may lie ready beside those: half a megabyte for each window of 10 s."""
+"""Batches of windows that may be ready and waiting: half a megabyte for each window of 10 s."""
 _PATCHES = 1024
-"""Patches that go through an encoder at once for each thread of a CPU, two threads at least: four windows of 10 s. More
-are no faster: pieces above 32 MB are given back to the system and mapped anew for each product. Keeping them
+"""Patches in a batch for each thread of a CPU, two threads at least: four windows of 10 s. More are no faster:
+allocations above 32 MB are returned to the system and mapped again for each product. Keeping them
 (`asit.model.cpu.bf16.keep_freed_memory`) saves nothing beyond that, and grows by 0.4 GB in an hour of sound."""
 
-W = TypeVar("W")
+
+class Sized(Protocol):
+    """A window of so many columns of patches."""
+
+    @property
+    def columns(self) -> int: ...
+
+
+W = TypeVar("W", bound=Sized)
 P = TypeVar("P")
 A = TypeVar("A")
 A_co = TypeVar("A_co", covariant=True)
 P_contra = TypeVar("P_contra", contravariant=True)
 
 
-class Ear(Protocol[W, P]):
-    """A network asked in two stages, such as `Embedder` and `Tagger`."""
-
-    @property
-    def encoder(self) -> Encoder: ...
-
-    def windows(self, sound: OpenSound, /) -> Iterator[W]:
-        """What the network hears at once, in order; called by several threads."""
-
-    def run(self, windows: Sequence[W], /) -> list[P]:
-        """One batch through the network, answers in the order given."""
-
-
 class Gatherer(Protocol[P_contra, A_co]):
-    """Puts together what the network says about the windows of one piece."""
+    """Joins the outputs for the windows of one piece of sound."""
 
     def add(self, part: P_contra, /) -> None:
-        """The next window's, in order."""
+        """Add the next window's output, in order."""
 
     def ready(self) -> A_co | None:
-        """What is certain and has not been given out; None: nothing yet."""
+        """Return what is final and has not been returned yet; None: nothing."""
 
     def rest(self) -> A_co:
-        """All that has not been given out, at the end of the piece."""
+        """Return all that has not been returned yet, at the end of the piece."""
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A stretch of a recording that is heard by itself.
+class Result(Generic[A]):
+    """The answer for a piece of a recording, or for a stretch of a long one.
 
     Attributes:
-        sound: open; asked for its blocks once.
-        start: where in the file it starts, s.
+        index: of the recording.
+        start: of the piece in its file, s.
+        seconds: length of the piece; None: more stretches of it follow.
+        found: the answer; its times count from the start of the piece.
     """
 
-    sound: OpenSound
-    start: float
-
-
-@dataclass(frozen=True)
-class Answer(Generic[A]):
-    """To a piece, or to a stretch of a long one, in order.
-
-    Attributes:
-        place: of the recording among those asked for.
-        start: of the piece in the file, s.
-        seconds: of the piece; None: more of it is to come.
-        found: what its windows came to.
-    """
-
-    place: int
+    index: int
     start: float
     seconds: float | None
     found: A
 
 
 @dataclass(frozen=True)
-class Heard:
-    """An `Answer` of an embedder.
+class Done:
+    """The end of a recording; `fault`: why it could not be read to its end."""
 
-    Attributes:
-        place, start, seconds: as there; the embedding's times count from the start.
-        embedding: of the stretch.
-        columns: that its class token is the mean over, as a weight.
-    """
+    index: int
+    fault: str | None = None
 
-    place: int
+
+@dataclass(frozen=True)
+class _PieceStart:
     start: float
-    seconds: float | None
-    embedding: Embedding
-    columns: int
 
 
-def hear(
-    embedder: Embedder,
+@dataclass(frozen=True)
+class _PieceEnd:
+    seconds: float
+
+
+_Event = Any
+"""A window, `_PieceStart`, `_PieceEnd`, `Done`, or an exception to raise."""
+
+
+class BatchedModel(ABC, Generic[W, P, A]):
+    """A network that takes sound in windows: any thread may make `windows`, one thread calls `run`."""
+
+    encoder: Encoder
+    front_end: FrontEnd
+
+    @abstractmethod
+    def windows_of(self, blocks: Iterator[Wave]) -> Generator[W, None, None]:
+        """Cut samples into windows: mono blocks (n,) float32 at the front end's rate, none of them empty."""
+
+    @abstractmethod
+    def run(self, windows: Sequence[W], /) -> list[P]:
+        """Run windows, of one sound or of many, as one batch; outputs in their order."""
+
+    @abstractmethod
+    def gatherer(self) -> Gatherer[P, A]:
+        """Return what joins the outputs of one sound."""
+
+    @staticmethod
+    @abstractmethod
+    def checked(found: A) -> A:
+        """Return the answer; AudioError where it is not finite."""
+
+    def windows(
+        self, sound: Sound, rate: int | None = None, start: float = 0.0, seconds: float | None = None
+    ) -> Generator[W, None, None]:
+        """Decode, resample and cut a sound into windows of log-mel, in constant memory; for any thread.
+
+        Args:
+            sound: a file, its bytes, or samples.
+            rate: of samples in Hz; None: the front end's.
+            start: where the part to read begins, s.
+            seconds: its length; None: to the end.
+
+        Raises:
+            AudioError: a sound that is empty, not finite, of another shape or unreadable; also in the middle of it.
+        """
+        settings = self.front_end.settings
+        with open_sound(sound, rate, settings.rate, settings.resampler, start, seconds) as source:
+            yield from self.windows_of(source.blocks())
+
+    def stream(
+        self,
+        sound: Sound,
+        rate: int | None = None,
+        batch: int = 8,
+        start: float = 0.0,
+        seconds: float | None = None,
+    ) -> Iterator[A]:
+        """Yield the answers for consecutive stretches of up to `batch` windows, each as soon as it is final.
+
+        Args and errors are those of `windows`.
+        """
+        check_batch(batch)
+        settings = self.front_end.settings
+        with open_sound(sound, rate, settings.rate, settings.resampler, start, seconds) as source:
+            batcher = _Batcher(self, batch, pooled=1, partial=True)
+            for result in batcher.through(_events(self, 0, [(0.0, source)])):
+                yield self.checked(result.found)
+
+    def run_sounds(self, sounds: Iterable[Sound], rate: int | None, batch: int, pooled: int) -> list[A]:
+        """Return the answers for sounds, in their order.
+
+        Args:
+            rate: of samples in Hz; None: the front end's.
+            batch: windows in a batch.
+            pooled: batches of windows that are collected, so that windows of like length share a batch.
+        """
+        check_batch(batch)
+        batcher = _Batcher(self, batch, pooled)
+        events = (event for i, sound in enumerate(sounds) for event in _events(self, i, [(0.0, sound)], rate))
+        return [self.checked(result.found) for result in batcher.through(events)]
+
+
+def run_recordings(
+    model: BatchedModel[W, P, A],
     count: int,
-    cut: Callable[[int], Iterator[Piece]],
+    pieces: Callable[[int], Iterator[tuple[float, Sound]]],
     *,
     batch: int = 16,
-    threads: int = 1,
+    pooled: int = 4,
+    partial: bool = False,
+    threads: int = 0,
     ends: Collection[int] = (),
-) -> Generator[Heard | Done]:
-    """What the encoder says about recordings 0 to `count` - 1, in their order; arguments as those of `listen`."""
-    answers = listen(
-        embedder,
-        count,
-        cut,
-        lambda: _Stretches(embedder.blender()),
-        size=lambda window: window.columns,
-        batch=batch,
-        threads=threads,
-        ends=ends,
-    )
-    with closing(answers):
-        for one in answers:
-            yield one if isinstance(one, Done) else Heard(one.place, one.start, one.seconds, *one.found)
+) -> Generator[Result[A] | Done]:
+    """Yield the answers for recordings 0 to `count` - 1, in their order, each recording followed by its `Done`.
 
-
-class _Stretches:
-    """Embeddings of stretches, each with the columns that its class token is the mean over."""
-
-    def __init__(self, blender: Blender) -> None:
-        self.blender, self.columns = blender, 0
-
-    def add(self, part: Part) -> None:
-        self.blender.add(part)
-        self.columns += part.fresh
-
-    def ready(self) -> tuple[Embedding, int] | None:
-        stretch = self.blender.ready()
-        return None if stretch is None else self._with_columns(stretch)
-
-    def rest(self) -> tuple[Embedding, int]:
-        return self._with_columns(self.blender.rest())
-
-    def _with_columns(self, stretch: Embedding) -> tuple[Embedding, int]:
-        columns, self.columns = self.columns, 0
-        return stretch, columns
-
-
-def listen(
-    ear: Ear[W, P],
-    count: int,
-    cut: Callable[[int], Iterator[Piece]],
-    gatherer: Callable[[], Gatherer[P, A]],
-    *,
-    size: Callable[[W], int],
-    batch: int = 16,
-    batches: int = 4,
-    threads: int = 1,
-    ends: Collection[int] = (),
-) -> Generator[Answer[A] | Done]:
-    """What the network says about recordings 0 to `count` - 1, in their order.
+    Memory does not grow with the number of recordings, and with `partial` not with their lengths. Close the generator
+    to stop early: its threads are then ended and joined.
 
     Args:
-        ear: the network.
+        model: `Embedder` or `Tagger`.
         count: recordings.
-        cut: opens a recording and gives its pieces one after the other, each used up before the next is asked for; is
-            called by several threads. An AsitError or OSError ends that recording with a fault, and the others go on.
-        gatherer: for each piece.
-        size: of a window, in columns of patches.
-        batch: windows that go through the network at once; on a CPU fewer of them, where they are long.
-        batches: as many windows are collected, so that like lengths can go together; 1 where all are alike.
-        threads: that prepare windows.
-        ends: numbers of recordings; before one of them nothing is left waiting, so that what comes after does not hang
-            on what came before.
-
-    Memory does not grow with the recordings' lengths. Whoever stops early closes the generator; its threads are then
-    ended and waited for.
+        pieces: opens a recording and yields (start in the file, sound) of its pieces, each read before the next one is
+            taken; called by several threads. An AsitError or OSError ends that recording with a fault.
+        batch: windows in a batch; on a CPU fewer of them, where they are long.
+        pooled: batches of windows that are collected, so that windows of like length share a batch; 1 where all are
+            of one length.
+        partial: yield stretches of a piece as they become final, not only the whole piece.
+        threads: that prepare windows; 0: as many as torch computes with.
+        ends: recordings before which no window is left waiting, so that later results do not depend on earlier ones.
     """
-    feed = Feed(count, lambda place: _prepare(ear, cut, place), _AHEAD * batch, threads)
-    pool = _Pool(ear, gatherer, size, batch)
+    queue = _Prepared(
+        count, lambda index: _events(model, index, pieces(index)), _AHEAD * batch, threads or torch.get_num_threads()
+    )
+    batcher = _Batcher(model, batch, pooled, partial, small_on_cpu=True)
     stops = set(ends)
     try:
-        for place in range(count):
-            if place in stops:
-                yield from pool.flush()
-            for thing in feed.of(place):
-                if isinstance(thing, Sign):
-                    pool.note(place, thing)
-                    continue
-                if len(pool) >= batches * batch:
-                    yield from pool.flush()  # only now: the window shows that its piece was not at its end
-                pool.take(thing)
-        yield from pool.flush()
+        for index in range(count):
+            if index in stops:
+                yield from batcher.flush()
+            for event in queue.of(index):
+                yield from batcher.take(index, event)
+        yield from batcher.flush()
     finally:
-        feed.close()
+        queue.close()
 
 
-def _prepare(ear: Ear[W, P], cut: Callable[[int], Iterator[Piece]], place: int) -> Iterator[W | Sign]:
-    for piece in cut(place):
-        yield First(piece.start)
-        yield from ear.windows(piece.sound)
-        yield Last(piece.sound.given / piece.sound.target)
+def check_batch(batch: int) -> None:
+    """Raise ConfigError where so many windows cannot be in a batch."""
+    if not isinstance(batch, int | np.integer) or batch < 1:
+        raise ConfigError(
+            f"batch {batch!r}", "a whole number from 1 on: windows that go through the network at once", "leave it out"
+        )
 
 
-class _Open(Generic[P, A]):
-    """A piece some of whose windows have not been through the network yet, or not been answered."""
+def _events(
+    model: BatchedModel[W, P, A], index: int, pieces: Iterable[tuple[float, Sound]], rate: int | None = None
+) -> Generator[_Event]:
+    """Yield all windows of a recording, and where its pieces begin and end."""
+    settings = model.front_end.settings
+    for start, sound in pieces:
+        with open_sound(sound, rate, settings.rate, settings.resampler) as source:
+            yield _PieceStart(start)
+            yield from model.windows_of(source.blocks())
+            yield _PieceEnd(source.given / source.target)
 
-    def __init__(self, place: int, start: float, gatherer: Gatherer[P, A]) -> None:
-        self.place, self.start, self.gatherer = place, start, gatherer
+
+class _Piece(Generic[P, A]):
+    """A piece of sound of which some answers have not been given yet."""
+
+    def __init__(self, index: int, start: float, gatherer: Gatherer[P, A]) -> None:
+        self.index, self.start, self.gatherer = index, start, gatherer
         self.seconds: float | None = None
 
-    def give(self) -> Answer[A] | None:
-        """What is certain, or at the piece's end the rest."""
-        found = self.gatherer.ready() if self.seconds is None else self.gatherer.rest()
-        return None if found is None else Answer(self.place, self.start, self.seconds, found)
 
-
-class _Pool(Generic[W, P, A]):
-    """Windows of several recordings that wait to go through the network together."""
+class _Batcher(Generic[W, P, A]):
+    """Collects windows of several recordings, and runs them in batches of like length."""
 
     def __init__(
-        self, ear: Ear[W, P], gatherer: Callable[[], Gatherer[P, A]], size: Callable[[W], int], batch: int
+        self,
+        model: BatchedModel[W, P, A],
+        batch: int,
+        pooled: int,
+        partial: bool = False,
+        small_on_cpu: bool = False,
     ) -> None:
-        self.ear, self.gatherer, self.size, self.batch = ear, gatherer, size, batch
-        self.windows: list[tuple[_Open[P, A], W]] = []
-        self.pending: list[_Open[P, A] | Done] = []
+        self.model, self.batch, self.capacity, self.partial = model, batch, pooled * batch, partial
+        self.windows: list[tuple[_Piece[P, A], W]] = []
+        self.pending: list[_Piece[P, A] | Done] = []
         self.most: int | None = None  # columns in a batch
-        if ear.encoder.pos_embed.device.type == "cpu":
-            self.most = _PATCHES * max(2, torch.get_num_threads()) // ear.encoder.grid[1]
+        if small_on_cpu and model.encoder.pos_embed.device.type == "cpu":
+            self.most = _PATCHES * max(2, torch.get_num_threads()) // model.encoder.grid[1]
 
-    def __len__(self) -> int:
-        return len(self.windows)
+    def through(self, events: Iterable[_Event]) -> Iterator[Result[A]]:
+        """Yield all results of one stream of events, in which each piece is a recording."""
+        index = -1
+        for event in events:
+            index += isinstance(event, _PieceStart)
+            yield from self.take(index, event)  # type: ignore[misc]  # no Done is among the events
+        yield from self.flush()  # type: ignore[misc]
 
-    def take(self, window: W) -> None:
-        """The next window of the piece that was begun last."""
-        piece = self.pending[-1]
-        assert isinstance(piece, _Open)
-        self.windows.append((piece, window))
-
-    def note(self, place: int, sign: Sign) -> None:
-        """A piece of a recording begins or ends, or the recording does."""
-        if isinstance(sign, BaseException):
-            raise sign
-        if isinstance(sign, First):
-            self.pending.append(_Open(place, sign.start, self.gatherer()))
-        elif isinstance(sign, Last):
-            piece = self.pending[-1]
-            assert isinstance(piece, _Open)
-            piece.seconds = sign.seconds
+    def take(self, index: int, event: _Event) -> Iterator[Result[A] | Done]:
+        """Take the next event of recording `index`; yields results where the pool was full."""
+        if isinstance(event, BaseException):
+            raise event
+        if isinstance(event, _PieceStart):
+            self.pending.append(_Piece(index, event.start, self.model.gatherer()))
+        elif isinstance(event, Done):
+            if event.fault is not None:  # its open piece will never end
+                self.windows = [(piece, window) for piece, window in self.windows if piece.index != index]
+                self.pending = [one for one in self.pending if one.index != index]
+            self.pending.append(event)
         else:
-            if sign.fault is not None:  # an open piece will never end
-                self.windows = [(piece, window) for piece, window in self.windows if piece.place != place]
-                self.pending = [one for one in self.pending if one.place != place]
-            self.pending.append(sign)
+            piece = self.pending[-1]
+            assert isinstance(piece, _Piece)
+            if isinstance(event, _PieceEnd):
+                piece.seconds = event.seconds
+                return
+            if len(self.windows) >= self.capacity:
+                yield from self.flush()  # only now: this window shows that its piece has not ended
+            self.windows.append((piece, event))
 
-    def flush(self) -> Iterator[Answer[A] | Done]:
-        """Run all windows, and give what is known by then."""
-        # Neighbours of like length waste least on filling. The sort is stable, so a piece's windows stay in order.
-        self.windows.sort(key=lambda owned: self.size(owned[1]))
+    def flush(self) -> Iterator[Result[A] | Done]:
+        """Run all windows, and yield what is known by then."""
+        # Windows of like length need least padding. The sort is stable, so a piece's windows stay in order.
+        self.windows.sort(key=lambda owned: owned[1].columns)
         for few in self._batches():
-            for (piece, _), part in zip(few, self.ear.run([window for _, window in few]), strict=True):
+            for (piece, _), part in zip(few, self.model.run([window for _, window in few]), strict=True):
                 piece.gatherer.add(part)
         self.windows = []
-        unfinished: list[_Open[P, A] | Done] = []
+        unfinished: list[_Piece[P, A] | Done] = []
         for one in self.pending:
             if isinstance(one, Done):
                 yield one
-                continue
-            if (answer := one.give()) is not None:
-                yield answer
-            if one.seconds is None:
+            elif one.seconds is not None:
+                yield Result(one.index, one.start, one.seconds, one.gatherer.rest())
+            else:
                 unfinished.append(one)
+                if self.partial and (found := one.gatherer.ready()) is not None:
+                    yield Result(one.index, one.start, None, found)
         self.pending = unfinished
 
-    def _batches(self) -> Iterator[list[tuple[_Open[P, A], W]]]:
-        few: list[tuple[_Open[P, A], W]] = []
-        for owned in self.windows:  # the one at hand is the longest
-            enough = self.most is not None and (len(few) + 1) * self.size(owned[1]) > self.most
-            if few and (enough or len(few) == self.batch):
+    def _batches(self) -> Iterator[list[tuple[_Piece[P, A], W]]]:
+        few: list[tuple[_Piece[P, A], W]] = []
+        for owned in self.windows:  # the longest so far
+            full = self.most is not None and (len(few) + 1) * owned[1].columns > self.most
+            if few and (full or len(few) == self.batch):
                 yield few
                 few = []
             few.append(owned)
         if few:
             yield few
+
+
+class _ClosedError(Exception):
+    """The queue was closed."""
+
+
+class _Prepared:
+    """Events that threads prepare, in the order of the recordings, with a bound on how many wait.
+
+    A thread works on one recording at a time and takes the next that is free. The recording that is read now may always
+    go on, so that the others, which wait for room, never block it.
+    """
+
+    def __init__(self, count: int, prepare: Callable[[int], Generator[_Event]], most: int, threads: int) -> None:
+        self.count, self.prepare, self.most = count, prepare, most
+        self.changed = threading.Condition()
+        self.queues: dict[int, deque[_Event]] = {}
+        self.next, self.head, self.held = 0, 0, 0
+        self.stopped = False
+        torch.get_num_threads()  # fixes the caller's own number before the workers set theirs
+        self.threads = [
+            threading.Thread(target=self._work, name=f"prepare-{i}", daemon=True) for i in range(min(threads, count))
+        ]
+        for thread in self.threads:
+            thread.start()
+
+    def of(self, index: int) -> Iterator[_Event]:
+        """Yield all events of a recording, the last being its `Done`."""
+        with self.changed:
+            self.head = index
+            self.changed.notify_all()
+        while True:
+            with self.changed:
+                while not self.queues.get(index):
+                    self.changed.wait()
+                events = list(self.queues[index])
+                self.queues[index].clear()
+                self.held -= len(events)
+                if isinstance(events[-1], Done):
+                    del self.queues[index]
+                self.changed.notify_all()
+            for event in events:
+                yield event
+                if isinstance(event, Done):
+                    return
+
+    def close(self) -> None:
+        """End the threads, and join them."""
+        with self.changed:
+            self.stopped = True
+            self.changed.notify_all()
+        for thread in self.threads:
+            thread.join()
+
+    def _work(self) -> None:
+        torch.set_num_threads(1)  # of this thread alone: the cores are shared out already
+        while True:
+            with self.changed:
+                # So far ahead that short recordings, and not only long ones, keep every thread at work.
+                while not self.stopped and self.next < self.count and self.next - self.head > 8 * self.most:
+                    self.changed.wait()
+                if self.stopped or self.next >= self.count:
+                    return
+                index = self.next
+                self.next += 1
+                self.queues[index] = deque()
+            try:
+                self._fill(index)
+            except _ClosedError:
+                return
+
+    def _fill(self, index: int) -> None:
+        events = self.prepare(index)
+        try:
+            for event in events:
+                self._put(index, event)
+            self._put(index, Done(index))
+        except StoreError as error:  # not one bad recording: all others in that store would be missing too
+            self._put(index, error)
+        except (AsitError, OSError) as error:
+            self._put(index, Done(index, _reason(error)))
+        except _ClosedError:
+            raise
+        except BaseException as error:  # a bug: raised where the results are read
+            self._put(index, error)
+        finally:
+            events.close()  # closes the file
+
+    def _put(self, index: int, event: _Event) -> None:
+        with self.changed:
+            while not self.stopped and self._full(index):
+                self.changed.wait()
+            if self.stopped:
+                raise _ClosedError
+            self.queues[index].append(event)
+            self.held += 1
+            if index == self.head:
+                self.changed.notify_all()
+
+    def _full(self, index: int) -> bool:
+        return (len(self.queues[index]) if index == self.head else self.held) >= self.most
+
+
+def _reason(error: AsitError | OSError) -> str:
+    return error.found if isinstance(error, AsitError) else error.strerror or str(error)

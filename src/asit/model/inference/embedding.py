@@ -1,11 +1,11 @@
-"""From sounds of any length to tokens with their times: windows, batches, and what comes out of them.
+"""Sound of any length to tokens with their times: windows, batches, and what their outputs are joined to.
 
-A long sound is cut into windows of the training view, each a quarter of the view over the one before it; in the
-overlap the answers of both are blended, so that no step is heard where a window ends, and so that a column near the
-end of a window, which has heard little of what follows it, counts less. All works on streams: a window is made as soon
-as its sound is there and may be forgotten afterwards.
+A long sound is cut into windows of the training view, each overlapping the one before by a quarter of the view. In an
+overlap the outputs of both windows are blended, so that nothing jumps where a window ends, and a column near the end of
+a window, which has seen little of what follows it, counts less. Everything works on streams: a window is made as soon
+as its samples have been read, and may be dropped afterwards.
 
-Letters: S samples, T frames, F mel bins, P patches, D width, R windows in a batch.
+Letters: T frames, F mel bins, P patches, D width.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from torch import Tensor
 from asit import runtime
 from asit.audio.decoders import Wave
 from asit.audio.fbank import FrontEnd
-from asit.audio.stream import Sound, open_sound
+from asit.audio.stream import Sound
 from asit.errors import AudioError, ConfigError
+from asit.model.inference.batching import BatchedModel
 from asit.model.inference.logmel_stream import LogMels
 from asit.model.inference.overlap import Blender, Embedding, Part, Timing
 from asit.model.vit import Encoder
@@ -31,28 +32,28 @@ from asit.model.vit import Encoder
 __all__ = ["Embedder", "Embedding", "Part", "Precision", "Sound", "Window"]
 
 WHOLE = 1.5
-"""A clip up to this many times as long as the training view is seen whole."""
+"""A clip up to this many times as long as the training view is one window."""
 OVERLAP = 4
 """Neighbouring windows share one part of the view in this many."""
 WASTE = 1.25
-"""Windows go through the encoder together on a CPU if the longest is at most this many times as long as the shortest:
-filling up costs more than it saves beyond that."""
+"""On a CPU, windows share a batch if the longest is at most this many times as long as the shortest: beyond that the
+padding costs more than it saves."""
 
 Precision = Literal["auto", "float32", "bf16"]
-"""Arithmetic of an encoder that is asked for something; auto: what is faster on its device."""
+"""Arithmetic of an encoder; auto: what is faster on its device."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """A stretch of a sound that the encoder sees at once.
+    """A stretch of a sound that is one input of the encoder.
 
     Attributes:
         x: (T, F) normalised log-mel, T the frames of its columns.
         columns: of patches.
-        shift: which of the passes it belongs to; they begin a hop apart, and there is one where the hop is a column.
-        skip: columns at its beginning that the windows before it answer for.
-        lead: columns after those that are blended with the window before it; 0 in the first.
-        tail: columns at its end that are blended with the window after it; 0 in the last.
+        shift: number of its pass; passes begin a hop apart, and there is one where the hop is a column.
+        skip: columns at the beginning that the windows before it answer for.
+        lead: columns after those that are blended with the window before it; 0 in the first window.
+        tail: columns at the end that are blended with the window after it; 0 in the last window.
     """
 
     x: Tensor
@@ -64,20 +65,16 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Embedder:
-    """An encoder and its front end, asked about sounds in two stages: many threads may make `windows`, one runs them.
+class Embedder(BatchedModel[Window, Part, Embedding]):
+    """An encoder with its front end: any thread may make `windows`, one thread calls `run`.
 
     Args:
         encoder: in evaluation mode.
         front_end: its own.
-        layer: block whose output is wanted (0 the first, -1 the last), through the final norm; None: the last.
+        layer: block whose output is taken (0 the first, -1 the last), through the final norm; None: the last.
         precision: arithmetic of the encoder.
-        hop: frames of log-mel between one answer and the next; None: the step from column to column.
-        patches: keep the tokens of all patches; without them only their means over mel are kept, a share of the
-            memory.
-
-    Raises:
-        ConfigError: a hop that does not divide the step between columns.
+        hop: frames of log-mel between frames of the embedding; None: the step from column to column.
+        patches: keep the tokens of all patches, not only their means over mel.
     """
 
     encoder: Encoder
@@ -94,33 +91,15 @@ class Embedder:
 
     @property
     def timing(self) -> Timing:
-        """When the columns of a sound are, and how many bands of mel each has."""
+        """Times of a sound's columns, and how many bands of mel each has."""
         step, shift = self.encoder.stride[0], self.front_end.shift
         hop = self.hop or step
         centre = self.front_end.samples_for(self.encoder.patch[0]) / 2
         rate = self.front_end.settings.rate
         return Timing(step // hop, self.encoder.grid[1], centre / rate, hop * shift / rate)
 
-    def windows(
-        self, sound: Sound, rate: int | None = None, start: float = 0.0, seconds: float | None = None
-    ) -> Generator[Window, None, None]:
-        """The sound, decoded, resampled, turned to log-mel and cut; in constant memory, by any thread.
-
-        Args:
-            sound: a file, its bytes, or samples.
-            rate: of samples in Hz; None: they are at the front end's.
-            start: where the part wanted begins, in seconds.
-            seconds: its length; None: to the end.
-
-        Raises:
-            AudioError: a sound that is empty, not finite, of another shape or unreadable; also in the middle of it.
-        """
-        settings = self.front_end.settings
-        with open_sound(sound, rate, settings.rate, settings.resampler, start, seconds) as source:
-            yield from self.windows_of(source.blocks())
-
     def windows_of(self, blocks: Iterator[Wave]) -> Generator[Window, None, None]:
-        """As `windows`, of samples in order: mono blocks (n,) float32 at the front end's rate, none of them empty."""
+        """See `BatchedModel.windows_of`."""
         span, view = self.encoder.span, self.encoder.grid[0]
         sound = LogMels(self.front_end, blocks, span(2))
         sound.read(span(int(WHOLE * view) + 1))
@@ -130,84 +109,46 @@ class Embedder:
             yield from self._cut(sound)
 
     def run(self, windows: Sequence[Window]) -> list[Part]:
-        """What the encoder says about windows, of one sound or of many, in their order.
-
-        Those of unlike length go together only where little has to be filled up; what is filled up is not attended to.
-        """
+        """See `BatchedModel.run`. Windows of unlike length share a batch only where little is padding, and padding is
+        not attended to."""
         parts: list[Part | None] = [None] * len(windows)
         ordered = sorted(range(len(windows)), key=lambda i: windows[i].columns)
-        for places in self._alike(ordered, windows):
-            for place, part in zip(places, self._together([windows[i] for i in places]), strict=True):
-                parts[place] = part
+        for group in self._alike(ordered, windows):
+            for i, part in zip(group, self._together([windows[i] for i in group]), strict=True):
+                parts[i] = part
         return [part for part in parts if part is not None]
 
-    def blender(self) -> Blender:
-        """Puts the parts of one sound together as they come."""
+    def gatherer(self) -> Blender:
+        """See `BatchedModel.gatherer`."""
         return Blender(self.timing)
 
-    def join(self, parts: Sequence[Part], patches: bool = True) -> Embedding:
-        """The parts of one sound, in order, as its embedding; overlaps blended.
-
-        Args:
-            parts: of all windows of the sound.
-            patches: whether patch tokens are wanted; ignored where the embedder keeps none.
-        """
-        blender = self.blender()
+    def join(self, parts: Iterable[Part]) -> Embedding:
+        """Join the parts of all windows of one sound, in order, to its embedding."""
+        blender = self.gatherer()
         for part in parts:
-            blender.add(part if patches else part.without_patches())
+            blender.add(part)
         return blender.rest()
 
     def embed(self, sounds: Iterable[Sound], rate: int | None = None, batch: int = 16) -> list[Embedding]:
-        """Embed clips of any lengths, in their order; `batch`: windows that go through the encoder at once."""
-        check_batch(batch)
-        blenders: list[Blender] = []
-        pool: list[tuple[int, Window]] = []
-        for i, sound in enumerate(sounds):
-            blenders.append(self.blender())
-            for window in self.windows(sound, rate):
-                pool.append((i, window))
-                if len(pool) >= 4 * batch:
-                    self._flush(pool, blenders, batch)
-        self._flush(pool, blenders, batch)
-        return [self._finite(blender.rest()) for blender in blenders]
-
-    def stream(
-        self,
-        sound: Sound,
-        rate: int | None = None,
-        batch: int = 8,
-        start: float = 0.0,
-        seconds: float | None = None,
-    ) -> Iterator[Embedding]:
-        """Stretches of one sound, or of the part asked for, each as soon as it is certain."""
-        check_batch(batch)
-        blender = self.blender()
-        waiting: list[Window] = []
-        for window in self.windows(sound, rate, start, seconds):
-            if len(waiting) == batch:  # and another one follows, so something is left for the rest
-                blender.add(*self.run(waiting))
-                waiting = []
-                if (stretch := blender.ready()) is not None:
-                    yield self._finite(stretch)
-            waiting.append(window)
-        blender.add(*self.run(waiting))
-        yield self._finite(blender.rest())
+        """Embed clips of any lengths, in their order."""
+        return self.run_sounds(sounds, rate, batch, pooled=4)
 
     @staticmethod
-    def _finite(found: Embedding) -> Embedding:
+    def checked(found: Embedding) -> Embedding:
+        """See `BatchedModel.checked`."""
         for values in (found.frames, found.clip, found.class_token):
             check_finite(values, "vectors")
         return found
 
     def _columns(self, frames: int) -> int:
-        """Columns of a sound: whole ones, and one more where at least half of what it adds is there."""
+        """Columns of a sound: full ones, and one more where at least half of what it adds is there."""
         return max(1, self._full(frames))
 
     def _full(self, frames: int) -> int:
         return int((frames - self.encoder.patch[0]) / self.encoder.stride[0] + 1.5)
 
     def _lengths(self, frames: int) -> list[int]:
-        """Columns of each pass over a sound of so many frames; a later one may have none."""
+        """Columns of each pass over a sound of `frames` frames; a later pass may have none."""
         hop = self.hop or self.encoder.stride[0]
         later = range(hop, self.encoder.stride[0], hop)
         return [self._columns(frames), *(max(0, self._full(frames - shift)) for shift in later)]
@@ -227,7 +168,7 @@ class Embedder:
         lengths: list[int] | None = None
         begin = 0
         while passes:
-            # So much ahead that a window whose successor's place depends on the sound's end is known for what it is.
+            # So far ahead that the sound's end is known before the window whose successor is moved back because of it.
             sound.read(step + span(begin + view + 1))
             if sound.ended and lengths is None:
                 lengths = self._lengths(sound.frames)
@@ -244,24 +185,24 @@ class Embedder:
             begin += view - overlap
 
     def _alike(self, ordered: Sequence[int], windows: Sequence[Window]) -> Iterator[list[int]]:
-        """Places of windows, sorted by length, in groups that go together; of more columns than the view, for which
-        positions are resized, only with their like."""
+        """Yield groups of windows, sorted by length, that share a batch. Windows longer than the view, whose
+        positions are resized, share it only with windows of the same length."""
         view = self.encoder.grid[0]
         waste = WASTE if self.encoder.pos_embed.device.type == "cpu" else float("inf")
         group: list[int] = []
-        for place in ordered:
-            columns = windows[place].columns
+        for i in ordered:
+            columns = windows[i].columns
             if group:
                 least = windows[group[0]].columns
                 if columns > waste * least or (columns > view and columns != least):
                     yield group
                     group = []
-            group.append(place)
+            group.append(i)
         if group:
             yield group
 
     def _together(self, windows: Sequence[Window]) -> list[Part]:
-        """Parts of windows of like length, sorted by it."""
+        """Run windows of like length, sorted by it, as one batch."""
         encoder, (view, mel) = self.encoder, self.encoder.grid
         device, most = encoder.pos_embed.device, windows[-1].columns
         with torch.inference_mode(), runtime.autocast(self.precision, device):
@@ -276,7 +217,7 @@ class Embedder:
             tokens = encoder(x, valid=valid, layer=self.layer, stretch=most > view)
             cls, patches = tokens.cls.float(), tokens.patches.float().unflatten(1, (most, mel))
             means = patches.mean(2)
-        # Copied outside inference mode: the results can then be used in training something on top.
+        # Copied outside inference mode, so that something can be trained on the results.
         cls, means = cls.cpu().clone(), means.cpu().clone()
         tokens_of = patches.cpu().clone() if self.patches else None
         out = []
@@ -286,19 +227,9 @@ class Embedder:
             out.append(Part(cls[i], means[i, own], kept, window.shift, window.lead, window.tail))
         return out
 
-    def _flush(self, pool: list[tuple[int, Window]], blenders: Sequence[Blender], batch: int) -> None:
-        """Run all windows of the pool, which is emptied, and hand the parts to their sounds."""
-        # Neighbours of like length waste least on filling. The sort is stable, so a sound's windows stay in order.
-        pool.sort(key=lambda owned: owned[1].columns)
-        for first in range(0, len(pool), batch):
-            few = pool[first : first + batch]
-            for (owner, _), part in zip(few, self.run([window for _, window in few]), strict=True):
-                blenders[owner].add(part)
-        pool.clear()
-
 
 def hop_frames(encoder: Encoder, front_end: FrontEnd, seconds: float | None) -> int | None:
-    """A hop in frames of log-mel.
+    """Return a hop of so many seconds in frames of log-mel.
 
     Raises:
         ConfigError: it does not divide the step between columns; names the nearest hops that do.
@@ -320,13 +251,10 @@ def hop_frames(encoder: Encoder, front_end: FrontEnd, seconds: float | None) -> 
 
 
 def check_finite(values: Tensor, what: str) -> None:
-    """Refuse numbers that a model computed if any of them is NaN or infinite.
+    """Raise AudioError if any number that a model computed is NaN or infinite; `what` names them.
 
-    Samples are held to bounds when they are read, and weights are checked when they are loaded, so it is the model that
-    cannot be used: weights, or a mean or std in its card, too large for its arithmetic.
-
-    Raises:
-        AudioError: some are; `what` they are called.
+    Samples are checked when they are read and weights when they are loaded, so the cause is the model: weights, or a
+    mean or std in its card, too large for its arithmetic.
     """
     if not bool(values.isfinite().all()):
         raise AudioError(
@@ -336,16 +264,8 @@ def check_finite(values: Tensor, what: str) -> None:
         )
 
 
-def check_batch(batch: int) -> None:
-    """Raises ConfigError where so many windows cannot go through a network at once."""
-    if not isinstance(batch, int | np.integer) or batch < 1:
-        raise ConfigError(
-            f"batch {batch!r}", "a whole number from 1 on: windows that go through the network at once", "leave it out"
-        )
-
-
 def several(sounds: Iterable[Sound], verb: str) -> Iterable[Sound]:
-    """The sounds; AudioError where they are a single one, or none at all."""
+    """Return the sounds; raise AudioError where they are a single one, or no sounds."""
     one = (str, os.PathLike, bytes, bytearray, memoryview, np.ndarray, Tensor)
     if isinstance(sounds, one) or hasattr(sounds, "read") or not isinstance(sounds, Iterable):
         raise AudioError(

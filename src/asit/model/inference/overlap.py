@@ -1,27 +1,32 @@
-"""The parts of a sound put together: overlaps of windows blended, passes that begin a hop apart interleaved.
+"""Join the parts of a sound: overlaps of windows are blended, passes that begin a hop apart interleaved.
 
 Letters: P patches, D width, t columns of one part.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+ClipPooling = Literal["mean", "class", "class+mean"]
+"""The vector of a clip: the mean of its patch tokens, its class token, or both, the class token first."""
+
 
 @dataclass(frozen=True)
 class Embedding:
-    """What a model says about one clip, or about a stretch of a long sound; float32, on the CPU.
+    """The embedding of one clip, or of a stretch of a long sound; float32, on the CPU.
 
     Attributes:
         clip: (D,) mean of the patch tokens: the vector to compare and to classify clips by.
         frames: (time, D) mean of the patch tokens over mel.
-        patches: (P, D) time-major: all mel patches of the first column of time, then the next; None: not asked for.
+        patches: (P, D) time-major: all mel patches of the first column of time, then the next; None: not requested.
         grid: (time, mel), with time x mel = P.
         times: (time,) centres of the columns, in seconds from the sound's start.
-        class_token: (D,); of a long clip, the mean over windows, weighted by the time that each adds.
+        class_token: (D,); of a long clip, the mean over windows, weighted by the columns that each adds.
+        weight: sum of these weights, to average the class tokens of several stretches by.
     """
 
     clip: Tensor
@@ -30,12 +35,18 @@ class Embedding:
     grid: tuple[int, int]
     times: Tensor
     class_token: Tensor
+    weight: int = 0
+
+    def pooled(self, pooling: ClipPooling) -> Tensor:
+        """Return the vector of the clip: (D,), or (2 D,) for class token and mean, in this order."""
+        parts = {"mean": [self.clip], "class": [self.class_token], "class+mean": [self.class_token, self.clip]}
+        return torch.cat(parts[pooling])
 
 
 @dataclass(frozen=True)
 class Timing:
-    """When the frames of a sound are: `passes` of columns, interleaved, the first at `first` s, then every `hop` s;
-    `mel` bands in each."""
+    """Times of a sound's frames: `passes` of columns, interleaved, the first at `first` s, then every `hop` s; each has
+    `mel` bands."""
 
     passes: int
     mel: int
@@ -45,7 +56,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Part:
-    """What the encoder says about one window; on the CPU.
+    """Output of the encoder for one window; on the CPU.
 
     Attributes:
         cls: (D,) class token.
@@ -68,13 +79,9 @@ class Part:
         """Columns that no part before it has."""
         return len(self.frames) - self.lead
 
-    def without_patches(self) -> Part:
-        """The same without the patch tokens."""
-        return replace(self, patches=None)
-
 
 class Blender:
-    """Puts the parts of one sound together as they come, in order; those of several passes may come in any order.
+    """Joins the parts of one sound, each pass in order; parts of different passes may come in any order.
 
     Where two windows overlap over n columns, the weight of the later one grows from 1 / (n + 1) to n / (n + 1).
     """
@@ -86,25 +93,24 @@ class Blender:
         self._tokens: list[tuple[Tensor, int]] = []
         self._given = 0  # frames
 
-    def add(self, *parts: Part) -> None:
-        """Take in the next parts."""
-        for part in parts:
-            columns: _Columns = (part.frames,) if part.patches is None else (part.frames, part.patches)
-            before = self._tail[part.shift]
-            if before is not None:
-                columns = _blend(before, columns)
-            whole = len(part.frames) - part.tail
-            self._tail[part.shift] = tuple(one[whole:] for one in columns) if part.tail else None
-            self._done[part.shift].append(tuple(one[:whole] for one in columns))
-            self._tokens.append((part.cls, part.fresh))
+    def add(self, part: Part) -> None:
+        """Add the next part."""
+        columns: _Columns = (part.frames,) if part.patches is None else (part.frames, part.patches)
+        before = self._tail[part.shift]
+        if before is not None:
+            columns = _blend(before, columns)
+        final = len(part.frames) - part.tail
+        self._tail[part.shift] = tuple(one[final:] for one in columns) if part.tail else None
+        self._done[part.shift].append(tuple(one[:final] for one in columns))
+        self._tokens.append((part.cls, part.fresh))
 
     def ready(self) -> Embedding | None:
-        """The frames that are certain and have not been given out, or None where there is none."""
+        """Return the frames that are final and have not been returned, or None where there are none."""
         count = min(self._counts())
         return self._give([count] * self.timing.passes) if count else None
 
     def rest(self) -> Embedding:
-        """All frames that have not been given out; there is one at least after a part that was added since."""
+        """Return all frames that have not been returned; a part must have been added since."""
         return self._give(self._counts())
 
     def _counts(self) -> list[int]:
@@ -131,9 +137,11 @@ class Blender:
         at = torch.arange(self._given, self._given + len(frames), dtype=torch.float64, device="cpu")
         times = (self.timing.first + at * self.timing.hop).float()
         self._given += len(frames)
-        self._tokens = []
+        weight, self._tokens = sum(fresh for _, fresh in self._tokens), []
         grid = len(frames), self.timing.mel
-        return Embedding(frames.mean(0), frames, patches[0].flatten(0, 1) if patches else None, grid, times, cls)
+        return Embedding(
+            frames.mean(0), frames, patches[0].flatten(0, 1) if patches else None, grid, times, cls, weight
+        )
 
 
 _Columns = tuple[Tensor, ...]
@@ -141,12 +149,12 @@ _Columns = tuple[Tensor, ...]
 
 
 def _join(pieces: list[_Columns]) -> _Columns:
-    """Pieces that follow one another, as one."""
+    """Concatenate consecutive pieces."""
     return tuple(torch.cat(ones) for ones in zip(*pieces, strict=True))
 
 
 def _blend(tail: _Columns, columns: _Columns) -> _Columns:
-    """Columns whose beginning is blended with the tail of those before."""
+    """Blend the beginning of columns with the tail of those before."""
     count = len(tail[0])
     out = []
     for before, own in zip(tail, columns, strict=True):

@@ -1,6 +1,6 @@
-"""From sounds of any length to the scores of a classifier: windows of the training input, and what their scores say.
+"""Sound of any length to the scores of a classifier, window by window, and to labels with times.
 
-Windows are cut and scored as `asit evaluate` does it, so a clip's scores are the same here and there.
+Windows are cut and scored as in `asit evaluate`, so a clip has the same scores in both.
 
 Letters: S samples, T frames, F mel bins, C classes, W windows.
 """
@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 
 from asit import runtime
+from asit.audio.decoders import Wave
 from asit.audio.fbank import FrontEnd
-from asit.audio.stream import Sound, are_turned, open_sound
+from asit.audio.stream import Sound, are_turned
 from asit.audio.windowing import window_counts, window_start
 from asit.errors import AudioError, ConfigError
 from asit.model.classifier import Head, Labelling
-from asit.model.inference.embedding import Precision, check_batch, check_finite
+from asit.model.inference.batching import BatchedModel
+from asit.model.inference.embedding import Precision, check_finite
 from asit.model.vit import Encoder
 
 __all__ = ["Precision", "Tag", "Tagger", "Tags", "WindowScores", "join_tags"]
@@ -29,7 +31,7 @@ __all__ = ["Precision", "Tag", "Tagger", "Tags", "WindowScores", "join_tags"]
 
 @dataclass(frozen=True)
 class Tag:
-    """A label of a stretch of sound: its score in [0, 1], and where the stretch lies, in seconds."""
+    """A label of a stretch of sound: its score in [0, 1], and the stretch's start and end in seconds."""
 
     label: str
     score: float
@@ -39,15 +41,15 @@ class Tag:
 
 @dataclass(frozen=True)
 class Tags:
-    """The scores of one sound, or of a piece of a long one; float32, on the CPU.
+    """The scores of one sound, or of a stretch of a long one; float32, on the CPU.
 
     Attributes:
         classes: names of the C classes.
-        multi: whether several may hold at once: scores are then sigmoids, else a softmax.
+        multi: whether a clip may have several labels: scores are sigmoids then, else a softmax.
         clip: (C,) mean over the windows, as `asit evaluate` scores a clip.
         windows: (W, C) scores of each window.
         starts: (W,) where the windows begin, in seconds from the sound's start.
-        ends: (W,) where they end; padding does not count.
+        ends: (W,) where they end, without padding.
     """
 
     classes: tuple[str, ...]
@@ -58,11 +60,8 @@ class Tags:
     ends: Tensor
 
     def top(self, k: int = 5, threshold: float | None = None) -> list[Tag]:
-        """The k labels with the highest scores of the whole clip, highest first.
-
-        Args:
-            threshold: only labels with at least this score.
-        """
+        """Return the k labels with the highest scores of the clip, highest first; with `threshold` only labels that
+        score at least that."""
         start, end = float(self.starts[0]), float(self.ends[-1])
         scores, order = self.clip.sort(descending=True, stable=True)
         found = [
@@ -72,14 +71,14 @@ class Tags:
         return found if threshold is None else [tag for tag in found if tag.score >= threshold]
 
     def segments(self, threshold: float, k: int | None = None) -> list[Tag]:
-        """Stretches of sound with a label: windows in a row that have it, merged; by start, then by score.
+        """Return the stretches over which a label holds, by start, then by score: consecutive windows with it, merged.
 
         Args:
             threshold: score from which on a window has a label.
-            k: a window has at most its k best labels; None: all above the threshold.
+            k: most labels of a window; None: all above the threshold.
 
         Returns:
-            labels with the highest score of the windows merged.
+            labels, each with the highest score of its windows.
         """
         has = self.windows >= threshold
         if k is not None and k < len(self.classes):
@@ -103,7 +102,7 @@ class Tags:
 
 
 def join_tags(pieces: Sequence[Tags]) -> Tags:
-    """The pieces of one sound, in order, as its tags."""
+    """Join the tags of consecutive stretches of one sound."""
     windows = torch.cat([piece.windows for piece in pieces])
     starts, ends = torch.cat([piece.starts for piece in pieces]), torch.cat([piece.ends for piece in pieces])
     return Tags(pieces[0].classes, pieces[0].multi, _mean(windows), windows, starts, ends)
@@ -115,17 +114,19 @@ class TagWindow:
 
     Attributes:
         x: (T, F) normalised log-mel of the training length.
-        start, end: of the sound in it, in seconds.
+        start, end: of the window without padding, in seconds.
+        columns: of patches; the same in all windows.
     """
 
     x: Tensor
     start: float
     end: float
+    columns: int
 
 
 @dataclass(frozen=True)
 class WindowScores:
-    """The scores (C,) of a window, and where it lies, in seconds."""
+    """The scores (C,) of a window, its start and its end in seconds."""
 
     scores: Tensor
     start: float
@@ -133,8 +134,8 @@ class WindowScores:
 
 
 @dataclass(frozen=True)
-class Tagger:
-    """A classifier asked about sounds in two stages: many threads may make `windows`, one runs them.
+class Tagger(BatchedModel[TagWindow, WindowScores, Tags]):
+    """A classifier with its front end: any thread may make `windows`, one thread calls `run`.
 
     Args:
         encoder, front_end, head: in evaluation mode.
@@ -155,21 +156,15 @@ class Tagger:
     window: int
     hop: float
 
-    def windows(
-        self, sound: Sound, rate: int | None = None, start: float = 0.0, seconds: float | None = None
-    ) -> Generator[TagWindow, None, None]:
-        """The sound, decoded, resampled, cut and turned to log-mel; in constant memory, by any thread.
-
-        Args and errors are those of `Embedder.windows`.
-        """
-        settings = self.front_end.settings
-        with open_sound(sound, rate, settings.rate, settings.resampler, start, seconds) as source:
-            for wave, first in self._cut(source.blocks()):
-                x = training_input(self.front_end, self.encoder.frames, 0.0, wave[None])[0, 0]
-                yield TagWindow(x, first / settings.rate, (first + len(wave)) / settings.rate)
+    def windows_of(self, blocks: Iterator[Wave]) -> Generator[TagWindow, None, None]:
+        """See `BatchedModel.windows_of`."""
+        rate = self.front_end.settings.rate
+        for wave, first in self._cut(blocks):
+            x = training_input(self.front_end, self.encoder.frames, 0.0, wave[None])[0, 0]
+            yield TagWindow(x, first / rate, (first + len(wave)) / rate, self.encoder.grid[0])
 
     def run(self, windows: Sequence[TagWindow]) -> list[WindowScores]:
-        """The scores of windows, of one sound or of many, in their order."""
+        """See `BatchedModel.run`."""
         device = self.encoder.pos_embed.device
         with torch.inference_mode(), runtime.autocast(self.precision, device):
             x = torch.stack([window.x for window in windows]).unsqueeze(1).to(device)
@@ -179,63 +174,33 @@ class Tagger:
         return [WindowScores(scores[i], window.start, window.end) for i, window in enumerate(windows)]
 
     def join(self, parts: Sequence[WindowScores]) -> Tags:
-        """The scores of a sound's windows, in order, as its tags."""
+        """Join the scores of a sound's windows, in order, to its tags."""
         windows = torch.stack([part.scores for part in parts])
         starts, ends = (torch.tensor(at, device="cpu") for at in zip(*((p.start, p.end) for p in parts), strict=True))
         return Tags(self.classes, self.multi, _mean(windows), windows, starts, ends)
 
+    def gatherer(self) -> _ScoreGatherer:
+        """See `BatchedModel.gatherer`."""
+        return _ScoreGatherer(self)
+
     def tag(self, sounds: Iterable[Sound], rate: int | None = None, batch: int = 16) -> list[Tags]:
-        """Tag clips of any lengths, in their order; `batch`: windows that go through the network at once."""
-        check_batch(batch)
-        found: list[list[WindowScores]] = []
-        pool: list[tuple[int, TagWindow]] = []
-
-        def flush() -> None:
-            for (owner, _), part in zip(pool, self.run([window for _, window in pool]), strict=True):
-                found[owner].append(part)
-            pool.clear()
-
-        for i, sound in enumerate(sounds):
-            found.append([])
-            for window in self.windows(sound, rate):
-                pool.append((i, window))
-                if len(pool) == batch:
-                    flush()
-        if pool:
-            flush()
-        return [self._finite(self.join(parts)) for parts in found]
-
-    def stream(
-        self,
-        sound: Sound,
-        rate: int | None = None,
-        batch: int = 8,
-        start: float = 0.0,
-        seconds: float | None = None,
-    ) -> Iterator[Tags]:
-        """Pieces of the tags of one sound, or of the part asked for: of `batch` windows each, the last of the rest."""
-        check_batch(batch)
-        waiting: list[TagWindow] = []
-        for window in self.windows(sound, rate, start, seconds):
-            waiting.append(window)
-            if len(waiting) == batch:
-                yield self._finite(self.join(self.run(waiting)))
-                waiting = []
-        if waiting:
-            yield self._finite(self.join(self.run(waiting)))
+        """Tag clips of any lengths, in their order."""
+        return self.run_sounds(sounds, rate, batch, pooled=1)
 
     @staticmethod
-    def _finite(found: Tags) -> Tags:
+    def checked(found: Tags) -> Tags:
+        """See `BatchedModel.checked`."""
         check_finite(found.windows, "scores")
         return found
 
     def _cut(self, blocks: Iterator[np.ndarray]) -> Iterator[tuple[Tensor, int]]:
-        """Waves (S,) of the windows, and the samples that they begin at."""
+        """Yield the samples (S,) of each window, and the sample that it begins at."""
         slack = self.front_end.shift / 2  # less than half a hop of the log-mel is no reason for another window
         held, begin, end, index, over = np.zeros(0, np.float32), 0, 0, 0, False
         while True:
             first = round(index * self.hop)
-            # As much as shows whether another window follows, in one piece: joining block by block would copy anew.
+            # So far ahead that it is known whether another window follows. Joined once: joining each block would copy
+            # what is held every time.
             need, parts = first + self.window + self.front_end.shift, [held]
             while not over and end < need:
                 block = next(blocks, None)
@@ -251,9 +216,27 @@ class Tagger:
             yield torch.from_numpy(held[first - begin : first - begin + self.window].copy()), first
             if last:
                 return
-            # The last window may be moved back, yet not before this one.
+            # The last window may be moved back, but not before this one.
             held, begin = held[first - begin :], first
             index += 1
+
+
+class _ScoreGatherer:
+    """Collects the scores of the windows of one sound."""
+
+    def __init__(self, tagger: Tagger) -> None:
+        self.tagger = tagger
+        self.parts: list[WindowScores] = []
+
+    def add(self, part: WindowScores) -> None:
+        self.parts.append(part)
+
+    def ready(self) -> Tags | None:
+        return self.rest() if self.parts else None
+
+    def rest(self) -> Tags:
+        parts, self.parts = self.parts, []
+        return self.tagger.join(parts)
 
 
 def tagger_of(
@@ -265,7 +248,7 @@ def tagger_of(
     window: float | None,
     hop: float | None,
 ) -> Tagger:
-    """A tagger for windows and hops given in seconds; None: the training input's length, and the window's.
+    """Return a tagger for a window and a hop in seconds; None: the training input's length, and the window.
 
     Raises:
         ConfigError: a window longer than the training input, or a hop longer than the window; either shorter than the
@@ -291,13 +274,13 @@ def tagger_of(
 
 
 def training_input(front_end: FrontEnd, frames: int, longest: float, waves: Tensor) -> Tensor:
-    """Waves (R, S) as the network's input of the training length: (R, 1, T, F) with T = `frames`.
+    """Return waveforms (R, S) as the network's input of the training length: (R, 1, T, F) with T = `frames`.
 
     Args:
-        longest: seconds that a wave may have although frames do not cover them.
+        longest: seconds that a waveform may have although the frames do not cover them.
 
     Raises:
-        AudioError: waves of another shape, longer than in training, or with samples that are not finite.
+        AudioError: waveforms of another shape, longer than in training, or with samples that are not finite.
     """
     rate, need = front_end.settings.rate, front_end.samples_for(frames)
     most = max(need, round(longest * rate) + 1) if longest else need
