@@ -26,7 +26,9 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 # Constructors of generators of one's own; all else in these modules draws from, or seeds, a global one.
 OWN_GENERATORS = {
     "random": {"Random", "SystemRandom"},
-    "numpy.random": {"default_rng", "Generator", "BitGenerator", "SeedSequence", "PCG64", "PCG64DXSM", "Philox"},
+    "numpy.random": {
+        *("default_rng", "Generator", "BitGenerator", "SeedSequence", "PCG64", "PCG64DXSM", "Philox", "RandomState"),
+    },
 }
 TORCH_DRAWS = {
     *("rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "poisson"),
@@ -83,6 +85,7 @@ def global_draws(source: str) -> Iterator[tuple[int, str]]:
         ("import numpy as np; np.random.rand(3)", True),
         ("import numpy as np; np.random.seed(0)", True),
         ("import numpy as np; rng = np.random.default_rng(0); rng.random(3)", False),
+        ("import numpy as np; np.random.RandomState(0).shuffle([1])", False),
         ("from numpy.random import shuffle; shuffle([1])", True),
         ("import random; random.choice([1])", True),
         ("import random; random.Random(0).choice([1])", False),

@@ -289,7 +289,7 @@ def _product_seconds(dtype: torch.dtype, size: int = 1024, repeats: int = 5) -> 
 
 def environment() -> dict[str, Any]:
     """Versions and machine, as kept with a run."""
-    packages = ("asit-audio", "torch", "numpy", "soundfile", "soxr", "safetensors", "pydantic", "scikit-learn")
+    packages = ("asit-audio", "torch", "numpy", "soundfile", "soxr", "safetensors", "pydantic", "scipy")
     versions = {}
     for package in packages:
         with contextlib.suppress(metadata.PackageNotFoundError):

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
 from sklearn.metrics import average_precision_score
+from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
-from asit.evaluate.linear_knn import FEW, RIDGE_GRID, knn_probe_scores, one_hot, ridge_probe
+from asit.evaluate.linear_knn import (
+    FEW,
+    RIDGE_GRID,
+    knn_probe_scores,
+    one_hot,
+    principal_components,
+    ridge_probe,
+    stratified_folds,
+)
 
 
 def several(n: int, seed: int, classes: int = 4, width: int = 30) -> tuple[np.ndarray, np.ndarray]:
@@ -52,6 +62,31 @@ def test_a_validation_side_chooses_the_penalty(aim: str) -> None:
     chosen = values[int(np.flatnonzero(scored.regularisation == RIDGE_GRID)[0])]
     assert chosen == pytest.approx(max(values), abs=1e-3)
     assert scored.chosen_by == f"{aim} on the validation side"
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**31 - 1])
+@pytest.mark.parametrize("folds", [2, 3, 5])
+def test_stratified_folds_are_scikit_learns(folds: int, seed: int) -> None:
+    for classes, clips in ((2, 30), (7, 100), (40, 999)):
+        truth = np.random.default_rng([seed, folds]).integers(0, classes, clips)
+        truth = np.concatenate([truth, np.repeat(np.arange(classes) * 2, folds)])  # some classes are missing
+        expected = np.empty(len(truth), np.int64)
+        for fold, (_, held) in enumerate(StratifiedKFold(folds, shuffle=True, random_state=seed).split(truth, truth)):
+            expected[held] = fold
+        np.testing.assert_array_equal(stratified_folds(truth, folds, seed), expected)
+
+
+@pytest.mark.parametrize(("clips", "width", "count"), [(300, 120, 40), (90, 200, 90), (400, 300, 20), (64, 64, 10)])
+def test_principal_components_are_scikit_learns_up_to_sign(clips: int, width: int, count: int) -> None:
+    rng = np.random.default_rng(clips)
+    x = (rng.normal(size=(clips, width)) * np.geomspace(1, 0.05, width) + rng.normal(size=width)).astype(np.float32)
+    mean, components = principal_components(x, count, 7)
+    oracle = PCA(count, svd_solver="randomized", random_state=7).fit(x)
+    np.testing.assert_array_equal(mean, oracle.mean_)
+    assert components.dtype == oracle.components_.dtype == np.float32
+    both = components @ oracle.components_.T
+    kept = count - (count == clips)  # centring leaves one direction without variance
+    np.testing.assert_allclose(np.abs(both[:kept, :kept]), np.eye(kept), atol=2e-3)
 
 
 def test_few_clips() -> None:

@@ -14,8 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.decomposition import PCA
-from sklearn.model_selection import StratifiedKFold
+from scipy import linalg
 
 from asit.errors import AsitError
 from asit.evaluate.metrics import average_precision
@@ -274,15 +273,49 @@ def _folds(
         return None
     state = int(rng.integers(2**31))
     if sizes.min() >= 2:
-        splitter = StratifiedKFold(min(folds, int(sizes.min())), shuffle=True, random_state=state)
-        for fold, (_, held) in enumerate(splitter.split(np.empty((N, 0)), truth)):
-            fold_of[held] = fold
-        return fold_of
+        return stratified_folds(truth, min(folds, int(sizes.min())), state)
     # Some classes have a single clip: each class is dealt out in turn, the next where the last one ended.
     mixed = rng.permutation(N)
     dealt = mixed[np.argsort(truth[mixed], kind="stable")]
     fold_of[dealt] = np.arange(N) % min(folds, int(sizes.max()))
     return fold_of
+
+
+def stratified_folds(classes: NDArray[np.int64], folds: int, seed: int) -> NDArray[np.int64]:
+    """Assign each clip to a fold so that every fold has its share of each class: (N,) from class indices (N,).
+
+    The folds are those of scikit-learn's `StratifiedKFold(folds, shuffle=True, random_state=seed)`.
+    """
+    _, first, code = np.unique(classes, return_index=True, return_inverse=True)
+    code = np.argsort(np.argsort(first))[code]  # classes in the order of their first clips
+    ordered = np.sort(code)
+    counts = np.array([np.bincount(ordered[fold::folds], minlength=len(first)) for fold in range(folds)])
+    rng = np.random.RandomState(seed)  # scikit-learn's generator
+    out = np.empty(len(code), np.int64)
+    for c in range(len(first)):
+        out[code == c] = rng.permutation(np.repeat(np.arange(folds), counts[:, c]))
+    return out
+
+
+def principal_components(x: Floats, count: int, seed: int) -> tuple[Floats, Floats]:
+    """Mean (D,) and the first `count` principal components (count, D) of features (N, D), by a randomised SVD.
+
+    Up to signs and rounding those of scikit-learn's `PCA(count, svd_solver="randomized", random_state=seed)`.
+    N. Halko, P. Martinsson and J. Tropp, Finding structure with randomness (arXiv 0909.4061), algorithms 4.4 and 5.1.
+    """
+    mean = x.mean(0)
+    a = x - mean
+    turn = len(x) < x.shape[1]
+    if turn:
+        a = a.T
+    rng = np.random.RandomState(seed)  # scikit-learn's generator
+    q = rng.normal(size=(a.shape[1], count + 10)).astype(np.float32)
+    for _ in range(7 if count < 0.1 * min(a.shape) else 4):
+        q = linalg.lu(a @ q, permute_l=True, check_finite=False)[0]
+        q = linalg.lu(a.T @ q, permute_l=True, check_finite=False)[0]
+    q = linalg.qr(a @ q, mode="economic", check_finite=False)[0]
+    left, _, right = linalg.svd(q.T @ a, full_matrices=False)
+    return mean, ((q @ left).T if turn else right)[:count]
 
 
 # --- features -------------------------------------------------------------------------------------------------------
@@ -297,11 +330,11 @@ class _Directions:
         if len(x) > _DIRECTIONS_FROM:
             rows = x[np.sort(np.random.default_rng([seed, 1]).permutation(len(x))[:_DIRECTIONS_FROM])]
         rows = (rows - self.mean) / self.deviation
-        self.main = PCA(min(count, *rows.shape), svd_solver="randomized", random_state=seed).fit(rows)
+        self.centre, self.components = principal_components(rows, min(count, *rows.shape), seed)
 
     def __call__(self, x: Floats) -> Floats:
-        parts = [self.main.transform((part - self.mean) / self.deviation) for part in _parts(x)]
-        return np.concatenate(parts).astype(np.float32, copy=False)
+        parts = [((part - self.mean) / self.deviation - self.centre) @ self.components.T for part in _parts(x)]
+        return np.concatenate(parts)
 
 
 def _parts(x: Floats) -> Iterator[Floats]:

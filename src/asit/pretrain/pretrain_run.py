@@ -115,7 +115,7 @@ def _hooks(out: Path, setup: Setup, world: World, records: Records) -> list[tupl
     hooks: list[tuple[int, loop.Hook]] = []
     if not world.main and settings.parallel != "fsdp":  # where the weights are in shards, all have a part in each
         return hooks
-    # Matplotlib and scikit-learn take a second to import: only where a figure or a probe was asked for.
+    # Matplotlib takes long to import: only where a figure is requested.
     if settings.records.figure_every:
         from asit.training.figures import write_figure
 

@@ -28,7 +28,7 @@ State = Literal["ok", "missing", "note", "broken"]
 """ok; missing: of an extra; note: works, and something is worth knowing; broken: of what asit cannot do without."""
 
 PACKAGE = "asit-audio"
-IMPORTS = {"pyyaml": "yaml", "scikit-learn": "sklearn", "huggingface-hub": "huggingface_hub"}
+IMPORTS = {"pyyaml": "yaml", "huggingface-hub": "huggingface_hub"}
 """Packages whose module has another name than the package."""
 
 _LEFT_OUT = frozenset({"all", "dev"})  # extras that are sums of others, and of the development tools
