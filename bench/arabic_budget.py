@@ -175,10 +175,10 @@ def measured(given: argparse.Namespace) -> dict[str, float]:
 
 def steps_per_epoch(arm: str, clips: int) -> int:
     """Whole batches that so many clips give."""
-    from asit import api
+    from asit.config import PretrainSettings, presets
 
     settings = dict(ARMS[arm])
-    return clips // api.pretrain_settings(settings.pop("preset"), None, settings).batch_size
+    return clips // presets.build(PretrainSettings, settings.pop("preset"), None, settings).batch_size
 
 
 def score(out: Path, table: str, keywords: str, seed: int) -> None:

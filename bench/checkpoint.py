@@ -30,7 +30,8 @@ CHECKPOINTS = 3
 def work(pipe: Connection, toy: bool, threads: int, every: int, seconds: float, background: bool) -> None:
     import torch
 
-    from asit import api, runtime
+    from asit import runtime
+    from asit.config import PretrainSettings, presets
     from asit.io import checkpoint
     from asit.model.audio_model import AudioModel
     from asit.pretrain import method
@@ -43,7 +44,7 @@ def work(pipe: Connection, toy: bool, threads: int, every: int, seconds: float, 
         heads = {"hidden": 64, "class_prototypes": 256, "patch_prototypes": 256}
         small = {"encoder": {"size": "tiny"}, "heads": heads}
     given = {"batch_size": 4, "front_end": {"mean": -4.27, "std": 4.57}, "views": {"local_views": 0}, **small}
-    settings = api.pretrain_settings("official-v2", None, given)
+    settings = presets.build(PretrainSettings, "official-v2", None, given)
     world = runtime.World(0, 1, torch.device("cpu"), "")
     task: Any = method.ASiT(settings, 592, torch.Generator().manual_seed(0), world.device)
     taken: list[float] = []

@@ -33,11 +33,11 @@ SIZES = {"tiny": 64, "small": 32, "base": 8}
 
 
 def settings_of(size: str, batch: int, precision: str = "bf16") -> Any:
-    from asit import api
+    from asit.config import FinetuneSettings, presets
 
     front_end = {"mean": -4.2677393, "std": 4.5689974}
     given = {"model": "none", "encoder": {"size": size}, "front_end": front_end, "batch_size": batch, "workers": 1}
-    return api.finetune_settings("audioset-20k", None, {**given, "precision": precision})
+    return presets.build(FinetuneSettings, "audioset-20k", None, {**given, "precision": precision})
 
 
 def task_of(settings: Any, frames: int) -> Any:

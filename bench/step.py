@@ -34,17 +34,17 @@ PARTS = ("teacher", "student", "losses", "backward", "clip", "optimiser", "teach
 
 
 def settings_of(toy: bool, network: str = "base") -> Any:
-    from asit import api
+    from asit.config import PretrainSettings, presets
 
     if network == "speech":
         given = {"batch_size": SPEECH_CLIPS, "front_end": {"mean": -8.78, "std": 4.29}, "precision": "bf16"}
-        return api.pretrain_settings("speech", None, given)
+        return presets.build(PretrainSettings, "speech", None, given)
     small: dict[str, Any] = {}
     if toy:
         small = {"encoder": {"size": "tiny"}, "heads": {"hidden": 64, "class_prototypes": 256, "patch_prototypes": 256}}
     front_end, views = {"mean": -4.27, "std": 4.57}, {"local_views": 0}
     given = {"batch_size": CLIPS, "front_end": front_end, "views": views, "precision": "bf16", **small}
-    return api.pretrain_settings("official-v2", None, given)
+    return presets.build(PretrainSettings, "official-v2", None, given)
 
 
 def batch_of(settings: Any, frames: int) -> Any:

@@ -254,7 +254,7 @@ def test_how_pretraining_ends(
     if rank:
         assert out == ""
     elif stopped:
-        assert "go on:  asit pretrain --out 'my run' --resume" in out
+        assert "resume: asit pretrain --out 'my run' --resume" in out
     else:
         assert "asit report 'my run'" in out
         assert "import asit" in out

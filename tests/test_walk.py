@@ -99,7 +99,7 @@ def test_the_walk(say: Callable[..., str], sounds: Path, tmp_path: Path) -> None
 
     told = say("pretrain --config mine.yaml --data shards --out run --stop-after 5")
     assert "5 of 12 steps" in told
-    (go_on,) = (line.removeprefix("go on:  asit ") for line in told.splitlines() if line.startswith("go on:"))
+    (go_on,) = (line.removeprefix("resume: asit ") for line in told.splitlines() if line.startswith("resume:"))
     told = say(f"{go_on} --stop-after 0")
     assert "12 of 12 steps" in told
     assert "asit report run" in told
@@ -256,7 +256,7 @@ def test_the_walk_with_labels(
     assert "validation, last weights: accuracy" in told
 
     told = say("finetune --config tune.yaml --model pre/model --data labels.csv --out tuned --stop-after 3")
-    (go_on,) = (line.removeprefix("go on:  asit ") for line in told.splitlines() if line.startswith("go on:"))
+    (go_on,) = (line.removeprefix("resume: asit ") for line in told.splitlines() if line.startswith("resume:"))
     told = say(f"{go_on} --stop-after 0")
     assert "test, last weights: accuracy 1.0000" in told
     assert "test, best weights: accuracy" in told

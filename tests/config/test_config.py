@@ -9,9 +9,8 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from asit import api
 from asit.commands.pretrain import PretrainOptions
-from asit.config import FinetuneSettings, OptimSettings, PretrainSettings
+from asit.config import FinetuneSettings, PretrainOptimSettings, PretrainSettings, presets
 from asit.config import yaml as config
 from asit.errors import ConfigError
 from asit.terminal import options as parse
@@ -22,12 +21,12 @@ from asit.terminal import options as parse
 @pytest.mark.parametrize("name", ["default", "paper", "official-v2"])
 def test_settings_go_through_yaml_unchanged(name: str, tmp_path: Path) -> None:
     mine = {"optim": {"lr": 1e-5}, "data": "Ä: #x", "heads": {"reconstruction_hidden": [3, 4]}}
-    settings = api.pretrain_settings(name, None, mine)
+    settings = presets.build(PretrainSettings, name, None, mine)
     for text in (config.to_yaml(settings), config.annotated(settings)):
         (tmp_path / "c.yaml").write_text(text, "utf-8")
         again = config.build(PretrainSettings, config.read_yaml(tmp_path / "c.yaml"), "c.yaml")
         assert again == settings
-        assert api.pretrain_settings(None, tmp_path / "c.yaml") == settings
+        assert presets.build(PretrainSettings, None, tmp_path / "c.yaml") == settings
         assert config.differences(settings, again) == {}
 
 
@@ -122,7 +121,7 @@ def test_a_name_of_another_group_is_found_by_its_last_part() -> None:
 
 
 def test_a_wrong_assignment_is_refused_too() -> None:
-    settings = OptimSettings()
+    settings = PretrainOptimSettings()
     with pytest.raises(ValidationError):
         settings.lr = -1.0
     with pytest.raises(ValidationError):
@@ -135,9 +134,9 @@ def test_mistakes_in_a_file_are_told_of_the_file_and_not_of_the_preset(tmp_path:
     with pytest.raises(
         ConfigError, match=r"mine\.yaml: 1 setting does not fit(.|\n)*maskin: no such setting, did you mean masking\?"
     ):
-        api.pretrain_settings("paper", file)
+        presets.build(PretrainSettings, "paper", file)
     with pytest.raises(ConfigError, match=r"no preset is called papr, did you mean paper\?(.|\n)*official-v2"):
-        api.pretrain_settings("papr")
+        presets.build(PretrainSettings, "papr")
 
 
 # merging
@@ -155,32 +154,32 @@ def test_merge_leaves_both_as_they_were() -> None:
 def test_preset_then_file_then_overrides(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("preset: paper\nepochs: 7\nmasking: {drop: 0.6, replace: 0.2}\n")
-    found = api.pretrain_settings(None, file, {"masking": {"drop": 0.4}})
+    found = presets.build(PretrainSettings, None, file, {"masking": {"drop": 0.4}})
     assert (found.preset, found.epochs) == ("paper", 7)
     assert (found.masking.drop, found.masking.replace) == (0.4, 0.2)
     assert found.front_end.rate == 32000  # the preset's
-    assert api.pretrain_settings("official-v2", file).preset == "official-v2"
-    assert api.pretrain_settings().preset == "default"
+    assert presets.build(PretrainSettings, "official-v2", file).preset == "official-v2"
+    assert presets.build(PretrainSettings).preset == "default"
 
 
 def test_a_run_gone_on_with_keeps_its_own_settings(tmp_path: Path) -> None:
-    own = api.pretrain_settings("paper", None, {"epochs": 3, "out": "elsewhere", "data": "there"})
+    own = presets.build(PretrainSettings, "paper", None, {"epochs": 3, "out": "elsewhere", "data": "there"})
     (tmp_path / "config.yaml").write_text(config.to_yaml(own))
-    found = api.settings_for(tmp_path, None, None, {"data": ""}, resume=True)
+    found = presets.build_for(PretrainSettings, tmp_path, None, None, {"data": ""}, resume=True)
     assert (found.preset, found.epochs, found.data, found.out) == ("paper", 3, "there", str(tmp_path))
-    changed = api.settings_for(tmp_path, None, None, {"data": "moved", "epochs": 4}, resume=True)
+    changed = presets.build_for(PretrainSettings, tmp_path, None, None, {"data": "moved", "epochs": 4}, resume=True)
     assert (changed.data, changed.epochs) == ("moved", 4)
-    assert api.settings_for(tmp_path, None, None, {}, resume=False).epochs == 100
+    assert presets.build_for(PretrainSettings, tmp_path, None, None, {}, resume=False).epochs == 100
 
 
 def test_a_files_out_holds_unless_another_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("out: from-file\n")
-    assert api.settings_for("", None, file, {}, resume=False).out == "from-file"
-    assert api.settings_for("given", None, file, {}, resume=False).out == "given"
+    assert presets.build_for(PretrainSettings, "", None, file, {}, resume=False).out == "from-file"
+    assert presets.build_for(PretrainSettings, "given", None, file, {}, resume=False).out == "given"
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.yaml").write_text("epochs: 3\n")
-    assert api.settings_for("", None, None, {}, resume=True).epochs == 100  # no run was named
+    assert presets.build_for(PretrainSettings, "", None, None, {}, resume=True).epochs == 100  # no run was named
 
 
 # presets against the published settings
@@ -269,7 +268,7 @@ BOTH: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_presets_are_what_was_published(name: str) -> None:
-    settings = api.pretrain_settings(name)
+    settings = presets.build(PretrainSettings, name)
     for dotted, want in (BOTH | PUBLISHED[name]).items():
         found: Any = settings
         for part in dotted.split("."):
@@ -280,7 +279,7 @@ def test_presets_are_what_was_published(name: str) -> None:
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_presets_do_not_drift_with_the_defaults(name: str) -> None:
     """What was published is written down in the preset itself, wherever our default may be tuned."""
-    written = api.preset(name)
+    written = presets.read_recipe(PretrainSettings, name)
     for dotted in (BOTH | PUBLISHED[name]).keys() - {
         *("front_end.low_hz", "front_end.high_hz", "front_end.preemphasis"),  # Kaldi's, not ours to tune
         *("encoder.patch_frames", "encoder.patch_mels", "encoder.mlp_ratio"),
@@ -293,11 +292,11 @@ def test_published_presets_do_not_drift_with_the_defaults(name: str) -> None:
 
 
 def test_all_presets_are_valid_and_readable() -> None:
-    found = api.presets()
+    found = presets.recipes(PretrainSettings)
     assert {"default", "paper", "official-v2"} <= set(found)
     for name in found:
-        assert api.pretrain_settings(name).preset == name
-        assert yaml.safe_dump(api.preset(name))
+        assert presets.build(PretrainSettings, name).preset == name
+        assert yaml.safe_dump(presets.read_recipe(PretrainSettings, name))
 
 
 # tasks
@@ -342,41 +341,41 @@ def at(settings: Any, dotted: str) -> Any:
 
 @pytest.mark.parametrize("task", PROTOCOLS)
 def test_tasks_are_what_their_sources_say(task: str) -> None:
-    settings = api.finetune_settings(task)
+    settings = presets.build(FinetuneSettings, task)
     for dotted, want in PROTOCOLS[task].items():
         assert at(settings, dotted) == want, dotted
-    twin = api.finetune_settings(f"{task}-cpu")
+    twin = presets.build(FinetuneSettings, f"{task}-cpu")
     assert twin.task == f"{task}-cpu"
     for dotted in ("labels", "loss.kind", "sides", "sampling.order", "network.pooling", "validation.every"):
         assert at(twin, dotted) == at(settings, dotted), dotted
     assert twin.epochs < settings.epochs
-    assert "base" not in api.task(f"{task}-cpu")
+    assert "base" not in presets.read_recipe(FinetuneSettings, f"{task}-cpu")
 
 
 def test_all_tasks_are_named() -> None:
-    assert set(api.tasks()) == {"any", *PROTOCOLS, *(f"{task}-cpu" for task in PROTOCOLS)}
+    assert set(presets.recipes(FinetuneSettings)) == {"any", *PROTOCOLS, *(f"{task}-cpu" for task in PROTOCOLS)}
     with pytest.raises(ConfigError, match=r"no task is called esc-50, did you mean esc50"):
-        api.finetune_settings("esc-50")
+        presets.build(FinetuneSettings, "esc-50")
 
 
 def test_a_file_and_overrides_go_over_a_task(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("task: esc50\noptim: {lr: 0.001, warmup: 2}\n")
-    found = api.finetune_settings(None, tmp_path / "mine.yaml", {"optim": {"warmup": 3}})
+    found = presets.build(FinetuneSettings, None, tmp_path / "mine.yaml", {"optim": {"warmup": 3}})
     assert (found.task, found.optim.lr, found.optim.warmup, found.sides.fold) == ("esc50", 0.001, 3, "all")
-    assert api.finetune_settings().task == "any"
+    assert presets.build(FinetuneSettings).task == "any"
     again = config.build(FinetuneSettings, yaml.safe_load(config.to_yaml(found)), "c.yaml")
     assert again == found
     assert yaml.safe_load(config.annotated(found)) == yaml.safe_load(config.to_yaml(found))
     with pytest.raises(ConfigError, match=r"optim\.lrs: no such setting, did you mean optim\.lr"):
-        api.finetune_settings("any", None, {"optim": {"lrs": 1}})
+        presets.build(FinetuneSettings, "any", None, {"optim": {"lrs": 1}})
 
 
 def test_a_run_is_gone_on_with_under_its_own_settings(tmp_path: Path) -> None:
-    begun = api.finetune_settings("esc50", None, {"epochs": 7, "model": "none", "data": "c.jsonl"})
+    begun = presets.build(FinetuneSettings, "esc50", None, {"epochs": 7, "model": "none", "data": "c.jsonl"})
     (tmp_path / "config.yaml").write_text(config.to_yaml(begun))
-    found = api.finetune_settings_for(tmp_path, None, None, {"data": "", "model": ""}, resume=True)
+    found = presets.build_for(FinetuneSettings, tmp_path, None, None, {"data": "", "model": ""}, resume=True)
     assert (found.task, found.epochs, found.model, found.data) == ("esc50", 7, "none", "c.jsonl")
-    assert api.finetune_settings_for(tmp_path, None, None, {}, resume=False).epochs != 7
+    assert presets.build_for(FinetuneSettings, tmp_path, None, None, {}, resume=False).epochs != 7
 
 
 # one setting given alone
@@ -406,10 +405,10 @@ def test_a_run_is_gone_on_with_under_its_own_settings(tmp_path: Path) -> None:
     ],
 )
 def test_what_one_setting_rules_out_is_derived(preset: str, given: dict[str, Any], found: dict[str, Any]) -> None:
-    values = dict(config.flat(api.pretrain_settings(preset, None, given).model_dump()))
+    values = dict(config.flat(presets.build(PretrainSettings, preset, None, given).model_dump()))
     assert {name: values[name] for name in found} == found
     # The same from the command line.
-    base = api.pretrain_settings(preset)
+    base = presets.build(PretrainSettings, preset)
     flags = [f"--{name}" if value is True else f"--{name}={value}" for name, value in config.flat(given)]
     options = parse.parse(PretrainOptions, "asit pretrain", "x", flags, default=PretrainOptions(**base.model_dump()))
     settings = parse.settings_of(PretrainSettings, base, options, flags)
@@ -418,31 +417,31 @@ def test_what_one_setting_rules_out_is_derived(preset: str, given: dict[str, Any
 
 
 def test_a_file_s_values_give_way_to_flags_as_a_recipe_s_do(tmp_path: Path) -> None:
-    (tmp_path / "run.yaml").write_text(config.to_yaml(api.pretrain_settings("speech")))
-    settings = api.pretrain_settings(None, tmp_path / "run.yaml", {"epochs": 1, "encoder": {"size": "tiny"}})
+    (tmp_path / "run.yaml").write_text(config.to_yaml(presets.build(PretrainSettings, "speech")))
+    settings = presets.build(PretrainSettings, None, tmp_path / "run.yaml", {"epochs": 1, "encoder": {"size": "tiny"}})
     assert (settings.preset, settings.optim.warmup, settings.encoder.width) == ("speech", "auto", None)
-    assert api.finetune_settings("esc50", None, {"epochs": 10}).optim.warmup == "auto"
+    assert presets.build(FinetuneSettings, "esc50", None, {"epochs": 10}).optim.warmup == "auto"
 
 
 def test_settings_of_the_other_kind_of_run(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("preset: paper\nviews: {seconds: 3}\n")
     with pytest.raises(ConfigError, match=r"holds settings of pretraining: preset: paper(.|\n)*use asit pretrain"):
-        api.finetune_settings(None, tmp_path / "config.yaml")
+        presets.build(FinetuneSettings, None, tmp_path / "config.yaml")
     with pytest.raises(ConfigError, match=r"config\.yaml holds settings of pretraining"):
-        api.finetune_settings_for(tmp_path, None, None, {}, resume=True)
+        presets.build_for(FinetuneSettings, tmp_path, None, None, {}, resume=True)
     (tmp_path / "mine.yaml").write_text("task: esc50\n")
     with pytest.raises(ConfigError, match=r"holds settings of fine-tuning: task: esc50(.|\n)*use asit finetune"):
-        api.pretrain_settings(None, tmp_path / "mine.yaml")
+        presets.build(PretrainSettings, None, tmp_path / "mine.yaml")
 
 
 def test_recipes_are_as_they_were() -> None:
-    for name in api.presets():
+    for name in presets.recipes(PretrainSettings):
         assert (
-            api.pretrain_settings(name).model_dump()
-            == config.build(PretrainSettings, api.preset(name), name).model_dump()
+            presets.build(PretrainSettings, name).model_dump()
+            == config.build(PretrainSettings, presets.read_recipe(PretrainSettings, name), name).model_dump()
         )
-    for name in api.tasks():
+    for name in presets.recipes(FinetuneSettings):
         assert (
-            api.finetune_settings(name).model_dump()
-            == config.build(FinetuneSettings, api.task(name), name).model_dump()
+            presets.build(FinetuneSettings, name).model_dump()
+            == config.build(FinetuneSettings, presets.read_recipe(FinetuneSettings, name), name).model_dump()
         )

@@ -11,9 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from asit import api
 from asit.audio.fbank import FrontEnd
-from asit.config import PretrainSettings
+from asit.config import PretrainSettings, presets
 from asit.errors import CheckpointError, ConfigError
 from asit.pretrain import masking, method, pretrain_dataset
 from asit.pretrain.method import ASiT
@@ -457,12 +456,12 @@ def shrunk(name: str) -> PretrainSettings:
     """A preset with a small encoder and its own everything else."""
     encoder = {"size": "custom", "width": 32, "depth": 2, "heads": 2}
     small = {"encoder": encoder, "heads": {"hidden": 64, "bottleneck": 32}, "batch_size": 2}
-    found = method.resolve(api.pretrain_settings(name, None, small))
+    found = method.resolve(presets.build(PretrainSettings, name, None, small))
     found.front_end.mean, found.front_end.std = -4.27, 4.57
     return found
 
 
-@pytest.fixture(params=api.presets())
+@pytest.fixture(params=presets.recipes(PretrainSettings))
 def preset(request: pytest.FixtureRequest) -> PretrainSettings:
     return shrunk(request.param)
 

@@ -85,7 +85,7 @@ def test_stopped_in_the_second_fold(
 
     ended = fork(call).end()
     assert ended.code == 143, ended.said
-    assert f"go on:  asit finetune --out {run} --resume" in ended.said
+    assert f"resume: asit finetune --out {run} --resume" in ended.said
     assert not (run / "results.json").exists()
     first = (run / "fold-1" / "log.txt").read_bytes()
     assert cli.main(["finetune", "--out", str(run), "--resume"]) == 0

@@ -16,8 +16,8 @@ import pytest
 import soundfile
 import torch
 
-from asit import api, cli
-from asit.config import FinetuneSettings, yaml
+from asit import cli
+from asit.config import FinetuneSettings, presets, yaml
 from asit.data.catalogue import scan
 from asit.errors import CatalogueError, CheckpointError, ConfigError
 from asit.evaluate import scoring
@@ -181,7 +181,7 @@ def test_sigterm(equal: Any, tuned: Any, tmp_path: Path, fork: Any) -> None:
 
     ended = fork(call).end()
     assert ended.code == 143
-    assert f"go on:  asit finetune --out {run} --resume" in ended.said
+    assert f"resume: asit finetune --out {run} --resume" in ended.said
     assert "stopped by SIGTERM at step 4 of 6" in ended.said
     assert go(tuned(run), resume=True).finished
     equal(run)
@@ -512,9 +512,9 @@ def test_unreadable_clips(notes: Path, tuned: Any, tmp_path: Path) -> None:
 # recipes
 
 
-@pytest.mark.parametrize("task", api.tasks())
+@pytest.mark.parametrize("task", presets.recipes(FinetuneSettings))
 def test_recipes_build(task: str) -> None:
-    settings = api.finetune_settings(task)
+    settings = presets.build(FinetuneSettings, task)
     supervised.check(settings)
     assert settings.task == task
     resolved = supervised.resolve(settings, multi=settings.labels == "multi")
@@ -522,7 +522,7 @@ def test_recipes_build(task: str) -> None:
     assert resolved.validation.metric in finetune_setup.METRICS["multi" if settings.labels == "multi" else "single"]
     if task != "any":
         other = f"{task}-cpu" if not task.endswith("-cpu") else task.removesuffix("-cpu")
-        twin = api.finetune_settings(other)
+        twin = presets.build(FinetuneSettings, other)
         shared = ("labels", "sides", "loss")
         assert [getattr(twin, name) for name in shared] == [getattr(settings, name) for name in shared]
 

@@ -14,8 +14,8 @@ import soundfile
 import torch
 
 import asit
-from asit import api, cli, runtime
-from asit.config import PretrainSettings, yaml
+from asit import cli, runtime
+from asit.config import PretrainSettings, presets, yaml
 from asit.data.catalogue.catalogue import Catalogue
 from asit.data.loading.sampler import Key, order
 from asit.errors import CatalogueError, ConfigError, TrainingError
@@ -103,7 +103,7 @@ def test_the_resolved_config_repeats_the_run(tiny: Any, tmp_path: Path, state: A
     first, second = tmp_path / "first", tmp_path / "second"
     autos = {"optim": {"warmup": "auto", "freeze_last_layer": "auto"}, "losses": {"teacher_warmup": "auto"}}
     go(tiny(first, **autos, views={"seconds": "auto", "local_seconds": "auto"}))
-    again = api.pretrain_settings(None, first / "config.yaml", {"out": str(second)})
+    again = presets.build(PretrainSettings, None, first / "config.yaml", {"out": str(second)})
     flat = dict(yaml.flat(again.model_dump(mode="json")))
     assert {name for name, value in flat.items() if value == "auto"} <= {
         *("front_end.mean", "front_end.std", "heads.reconstruction_hidden")

@@ -15,7 +15,7 @@ _PLACES = {
     "embed": "embed",
     "evaluate": "evaluate",
     "export": "export",
-    "finetune": "pretrain",
+    "finetune": "finetune",
     "index": "index",
     "info": "info",
     "plan": "plan",

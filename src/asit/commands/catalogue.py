@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from asit import api
-from asit.config import FrontEndSettings
+from asit.config import FinetuneSettings, FrontEndSettings, presets
 from asit.errors import ConfigError
 from asit.terminal.options import parse
 
@@ -107,7 +106,7 @@ def _next(made: Catalogue) -> str:
     if task == "audioset":
         splits = made.column("split")
         task = "audioset-2m" if splits is not None and splits.counts().get("unbalanced") else "audioset-20k"
-    known = f" --task {task}" if task in api.tasks() else ""
+    known = f" --task {task}" if task in presets.recipes(FinetuneSettings) else ""
     return f"finetune{known} --model PRETRAINED/model"
 
 

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from asit import api
+from asit.config import FinetuneSettings, PretrainSettings, presets
 from asit.config.yaml import annotated
 from asit.errors import ConfigError
 from asit.terminal.options import parse
@@ -26,8 +26,10 @@ def settings(prog: str, summary: str, given: list[str]) -> int:
         raise ConfigError(
             f"--preset {options.preset} and --task {options.task}", "a preset of pretraining or a task", "choose one"
         )
-    chosen = api.pretrain_settings(options.preset) if options.task is None else api.finetune_settings(options.task)
-    print(annotated(chosen), end="")
+    if options.task is None:
+        print(annotated(presets.build(PretrainSettings, options.preset)), end="")
+    else:
+        print(annotated(presets.build(FinetuneSettings, options.task)), end="")
     return 0
 
 

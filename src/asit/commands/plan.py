@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from pydantic import Field
 
-from asit import api
-from asit.config import PretrainSettings
+from asit.config import PretrainSettings, presets
 from asit.errors import ConfigError
 from asit.terminal import stdout
 from asit.terminal.options import early, parse, settings_of
@@ -54,7 +53,7 @@ class PlanOptions(PretrainSettings):
 def plan(prog: str, summary: str, given: list[str]) -> int:
     began = time.perf_counter()
     chosen = early(given, ("--preset", "--config"))
-    base = api.settings_for("", chosen.get("--preset"), chosen.get("--config"), {}, resume=False)
+    base = presets.build_for(PretrainSettings, "", chosen.get("--preset"), chosen.get("--config"), {}, resume=False)
     options = parse(PlanOptions, prog, summary, given, default=PlanOptions(**base.model_dump()))
     settings = settings_of(PretrainSettings, base, options, given)
     _check(options)

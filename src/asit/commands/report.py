@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from asit import api
+from asit.config import FinetuneSettings, PretrainSettings, presets
 from asit.config.yaml import read_yaml
 from asit.errors import ConfigError
 from asit.terminal.options import parse
@@ -34,11 +34,9 @@ def report(prog: str, summary: str, given: list[str]) -> int:
 def _basis(config: Path) -> Mapping[str, Any] | None:
     """What a run's settings are compared with: its recipe's or preset's; None where there is none of that name."""
     held = read_yaml(config) if config.is_file() else {}
-    if "task" in held:
-        task = str(held["task"])
-        return api.finetune_settings(task).model_dump(mode="json") if task in api.tasks() else None
-    name = str(held.get("preset", "default"))
-    return api.pretrain_settings(name).model_dump(mode="json") if name in api.presets() else None
+    kind = FinetuneSettings if "task" in held else PretrainSettings
+    name = str(held.get(kind.RECIPE, kind.DEFAULT_RECIPE))
+    return presets.build(kind, name).model_dump(mode="json") if name in presets.recipes(kind) else None
 
 
 @dataclass

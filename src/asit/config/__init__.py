@@ -1,7 +1,4 @@
-"""Every setting of a run, typed, with its unit and where its value comes from.
-
-No torch here: the command line reads these before anything heavy is imported.
-"""
+"""Every setting of a run, typed, with its unit and the source of its default; imports no torch."""
 
 from asit.config.base import Auto, NonNegative, Positive, Settings, Share
 from asit.config.finetune_settings import (
@@ -11,8 +8,9 @@ from asit.config.finetune_settings import (
     FinetuneSettings,
     InputSettings,
     NetworkSettings,
+    ResolvedFinetuneSettings,
     SamplingSettings,
-    SideSettings,
+    SplitSettings,
     ValidationSettings,
 )
 from asit.config.model_settings import SIZES, EncoderSettings, FrontEndSettings
@@ -20,12 +18,13 @@ from asit.config.pretrain_settings import (
     HeadSettings,
     LossSettings,
     MaskingSettings,
-    OptimSettings,
+    PretrainOptimSettings,
     PretrainSettings,
     ProbeSettings,
+    ResolvedPretrainSettings,
     ViewSettings,
 )
-from asit.config.record_settings import RecordSettings
+from asit.config.run_settings import RecordSettings, RunSettings
 
 __all__ = [
     "SIZES",
@@ -42,15 +41,18 @@ __all__ = [
     "MaskingSettings",
     "NetworkSettings",
     "NonNegative",
-    "OptimSettings",
     "Positive",
+    "PretrainOptimSettings",
     "PretrainSettings",
     "ProbeSettings",
     "RecordSettings",
+    "ResolvedFinetuneSettings",
+    "ResolvedPretrainSettings",
+    "RunSettings",
     "SamplingSettings",
     "Settings",
     "Share",
-    "SideSettings",
+    "SplitSettings",
     "ValidationSettings",
     "ViewSettings",
 ]

@@ -1,10 +1,13 @@
-"""What all groups of settings share: the base class and the kinds of numbers."""
+"""The base class of all settings, and the kinds of numbers that they hold."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from asit.config import yaml
 
 _MOST, _HIGHEST = 2**31 - 1, 1e9  # far beyond any use: products of two of them still fit 64 bits
 
@@ -20,8 +23,12 @@ Auto = Literal["auto"]
 
 
 class Settings(BaseModel):
-    """Base of all settings: an unknown name is an error, and values are checked on assignment."""
+    """Base of all settings: immutable; an unknown name or a value out of range is an error."""
 
     model_config = ConfigDict(
         extra="forbid", validate_assignment=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+    def changed(self, changes: Mapping[str, Any]) -> Self:
+        """Return a validated copy with these values; groups are nested mappings."""
+        return type(self).model_validate(yaml.merge(self.model_dump(), changes))

@@ -1,4 +1,4 @@
-"""Settings of a fine-tuning run: from a pretrained encoder, or none, to a scored classifier.
+"""Settings of a fine-tuning run.
 
 Recipes of AST (arXiv 2104.01778), SSAST (2110.09784), AudioMAE (2207.06405), EAT (2401.03497) and others are named
 where a default comes from one of them.
@@ -6,21 +6,20 @@ where a default comes from one of them.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from asit.config.base import AboveZero, Auto, Count, NonNegative, Positive, Seed, Settings, Share
-from asit.config.model_settings import EncoderSettings, FrontEndSettings
-from asit.config.record_settings import RecordSettings
+from asit.config.run_settings import OptimSettings, RunSettings
 
 
 class InputSettings(Settings):
-    """What the network is shown of a clip."""
+    """The network's input."""
 
     seconds: AboveZero | Auto = "auto"
-    """Length of the input; a shorter clip is padded by the front end's rule, of a longer one training sees a random
-    part and scoring all windows; auto: the longest of 19 in 20 training clips, at most 10 s."""
+    """Length of the input; a shorter clip is padded by the front end's rule; training takes a random part of a longer
+    one, scoring all its windows; auto: the longest of 19 in 20 training clips, at most 10 s."""
     window_overlap: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Overlap of the windows over which a longer clip is scored; their probabilities are averaged."""
     keep_gb: NonNegative | Auto = "auto"
@@ -82,7 +81,7 @@ class SamplingSettings(Settings):
     """Labelled clips of each class that are used; 0: see share."""
 
 
-class SideSettings(Settings):
+class SplitSettings(Settings):
     """Which clips train, choose and score."""
 
     train: tuple[str, ...] = ("train", "balanced", "unbalanced")
@@ -92,21 +91,21 @@ class SideSettings(Settings):
     test: tuple[str, ...] = ("test",)
     """Splits that are only scored."""
     fold: str = ""
-    """This fold is the test side, all others train; "all": each fold in turn, with mean and spread."""
+    """This fold is the test split, all others train; "all": each fold in turn, with mean and spread."""
     hold_out: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Share of the training side that becomes the validation side where the data have none."""
+    """Share of the training split that becomes the validation split where the data have none."""
     unseen_classes: Literal["error", "skip"] = "error"
-    """What to do where validation or test clips have a class that no training clip has: stop, or leave these clips out,
-    go on without the class, and say so in the results."""
+    """What to do where validation or test clips have a class that no training clip has: stop, or leave these clips and
+    the class out and record it in the results."""
     shared_groups: bool = False
-    """Groups (such as speakers) may lie on several sides, as in speaker identification."""
+    """Groups (such as speakers) may be in several splits, as in speaker identification."""
 
 
 class ValidationSettings(Settings):
-    """How often the validation side is scored."""
+    """How often the validation split is scored."""
 
     every: Count = 1
-    """Epochs between scores of the validation side; 0: never, and no best epoch is chosen."""
+    """Epochs between scores of the validation split; 0: never, and no best epoch is chosen."""
     metric: Literal["auto", "accuracy", "balanced_accuracy", "mAP"] = "auto"
     """What the best epoch is chosen by; auto: accuracy, for several labels a clip mAP."""
 
@@ -120,15 +119,11 @@ class ClassifierLossSettings(Settings):
     """Label smoothing: this share of a target is spread evenly over all classes."""
 
 
-class FinetuneOptimSettings(Settings):
+class FinetuneOptimSettings(OptimSettings):
     """AdamW, its schedule, layer-wise decay, and averaging of weights."""
 
     lr: AboveZero = 5e-4
     """Peak learning rate of the head and the last block, as it is: not scaled with the batch."""
-    min_lr: NonNegative = 1e-6
-    """Learning rate at the end of the cosine."""
-    warmup: NonNegative | Auto = "auto"
-    """Epochs of linear warm-up; auto: a tenth of the run, at most 10."""
     schedule: Literal["cosine", "step"] = "cosine"
     """After the warm-up: half a cosine, or steps (below)."""
     step_from: NonNegative = 5.0
@@ -139,10 +134,6 @@ class FinetuneOptimSettings(Settings):
     """Factor of each step (AST: 0.85; on AudioSet 0.5)."""
     weight_decay: NonNegative = 0.05
     """Weight decay; none on biases and one-dimensional parameters."""
-    betas: tuple[Share, Share] = (0.9, 0.999)
-    """AdamW's betas (AST: 0.95, 0.999)."""
-    clip: NonNegative = 3.0
-    """Largest norm of the whole gradient; 0: no clipping."""
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.75
     """Each block's learning rate is this times that of the one above it (AudioMAE: 0.75; EAT: 0.65); 1: the same."""
     head_lr: AboveZero = 1.0
@@ -155,14 +146,17 @@ class FinetuneOptimSettings(Settings):
     """Epoch from which the ends of epochs enter the mean (AST, AudioSet-2M: 1; 20K: 6); auto: the second half."""
 
 
-class FinetuneSettings(Settings):
-    """One fine-tuning run, whole: the file RUN/config.yaml is this, resolved."""
+class FinetuneSettings(RunSettings):
+    """Settings of a fine-tuning run."""
+
+    VERB: ClassVar[str] = "asit finetune"
+    PURPOSE: ClassVar[str] = "fine-tuning"
+    RECIPE: ClassVar[str] = "task"
+    DEFAULT_RECIPE: ClassVar[str] = "any"
 
     data: str = ""
     """Catalogue with labels, labelled table, folder with one sub-folder a class, or shards with labels: their index or
     folder, as a path or a URL."""
-    out: str = ""
-    """The run's folder."""
     model: str = ""
     """Model to start from, wherever `asit.load` finds one; a file of ImageNet ViT weights (timm's names); or "none":
     fresh weights."""
@@ -170,56 +164,58 @@ class FinetuneSettings(Settings):
     """The recipe these settings started from."""
     fresh: bool = False
     """Take the model's architecture and front end with fresh weights: the baseline from scratch."""
-    seed: Seed = 0
-    """Seed of every draw."""
-    label_seed: Seed | Auto = "auto"
-    """Seed of the draw of sampling.share or per_class; auto: the seed."""
-    labels: Literal["auto", "single", "multi"] = "auto"
-    """One label a clip or several; auto: as found in the data."""
     epochs: Positive = 50
     """Passes over the training clips."""
     batch_size: Positive = 64
     """Clips in a step, over all processes and accumulation steps."""
-    accumulate: Positive = 1
-    """Forward and backward passes a step."""
+    label_seed: Seed | Auto = "auto"
+    """Seed of the draw of sampling.share or per_class; auto: the seed."""
+    labels: Literal["auto", "single", "multi"] = "auto"
+    """One label a clip or several; auto: as found in the data."""
     score_batch: Positive = 64
     """Clips scored together; it does not depend on the number of processes, so neither do scores."""
-    stop_after: Count = 0
-    """Stop after this many steps of the schedule, with a checkpoint; 0: go to the end."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to train."""
-    precision: Literal["auto", "bf16", "float32"] = "auto"
-    """Arithmetic of the network; weights and optimiser stay float32."""
-    workers: Count | Auto = "auto"
-    """Loader processes for each training process."""
-    threads: Count = 0
-    """CPU threads of each training process; 0: torch's choice, and where a run goes on, as many as it began with."""
-    process_timeout: AboveZero = 30.0
-    """Minutes that a process waits for the others before the run stops (torch's own: 30 with gloo, 10 with NCCL). A
-    process that dies is noticed at once; this is for one that hangs, and must be longer than a probe takes."""
-    parallel: Literal["ddp", "fsdp"] = "ddp"
-    """How several processes share the work: ddp: each holds everything and gradients are averaged; fsdp: weights,
-    gradients and optimiser are in shards, a block's weights gathered when its turn comes (for networks too large for
-    one device). Checkpoints are the same files; may change when a run goes on."""
-    checkpoint_activations: bool = False
-    """Keep each block's input alone for the backward pass and compute the rest again: less memory, about a third more
-    work (arXiv 1604.06174). The gradients are the same."""
-    compile: bool | Auto = False
-    """Compile the network's blocks with torch.compile, where it works; auto: on a CUDA device."""
-    front_end_on: Literal["auto", "loader", "device"] = "auto"
-    """Where the log-mels of training are computed: by the loader's processes, or on the training device for a whole
-    batch, whose waveforms the loader hands over; auto: there on a CUDA device, else by the loader. Equal but for
-    rounding."""
-    bad_files: Share = 0.1
-    """Share of unusable files above which the run stops instead of leaving them out."""
-    front_end: FrontEndSettings = Field(default_factory=FrontEndSettings)
-    encoder: EncoderSettings = Field(default_factory=EncoderSettings)
     input: InputSettings = Field(default_factory=InputSettings)
     network: NetworkSettings = Field(default_factory=NetworkSettings)
     augment: AugmentSettings = Field(default_factory=AugmentSettings)
     sampling: SamplingSettings = Field(default_factory=SamplingSettings)
-    sides: SideSettings = Field(default_factory=SideSettings)
+    sides: SplitSettings = Field(default_factory=SplitSettings)
     validation: ValidationSettings = Field(default_factory=ValidationSettings)
     loss: ClassifierLossSettings = Field(default_factory=ClassifierLossSettings)
     optim: FinetuneOptimSettings = Field(default_factory=FinetuneOptimSettings)
-    records: RecordSettings = Field(default_factory=RecordSettings)
+
+
+class ResolvedInput(InputSettings):
+    """Input settings without auto."""
+
+    seconds: AboveZero
+    keep_gb: NonNegative
+
+
+class ResolvedValidation(ValidationSettings):
+    """Validation settings without auto."""
+
+    metric: Literal["accuracy", "balanced_accuracy", "mAP"]
+
+
+class ResolvedClassifierLoss(ClassifierLossSettings):
+    """Loss settings without auto."""
+
+    kind: Literal["ce", "bce"]
+
+
+class ResolvedFinetuneOptim(FinetuneOptimSettings):
+    """Optimiser settings without auto."""
+
+    warmup: NonNegative
+    average_from: NonNegative
+
+
+class ResolvedFinetuneSettings(FinetuneSettings):
+    """Settings of a run whose data, model and device are known: what enters a step or a score is a value."""
+
+    label_seed: Seed
+    labels: Literal["single", "multi"]
+    input: ResolvedInput
+    validation: ResolvedValidation
+    loss: ResolvedClassifierLoss
+    optim: ResolvedFinetuneOptim

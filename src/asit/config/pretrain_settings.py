@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from asit.config.base import AboveZero, Auto, Count, NonNegative, Positive, Seed, Settings, Share
-from asit.config.model_settings import EncoderSettings, FrontEndSettings
-from asit.config.record_settings import RecordSettings
+from asit.config.base import AboveZero, Auto, Count, NonNegative, Positive, Settings, Share
+from asit.config.run_settings import OptimSettings, RunSettings
 
 
 class ViewSettings(Settings):
@@ -42,7 +41,7 @@ class ViewSettings(Settings):
     block: Positive = 8
     """Clips of a block, for order blocks."""
     short_files: Literal["pad", "skip"] = "pad"
-    """A file shorter than a view is padded by the front end's rule, or left out; either is counted and said."""
+    """A file shorter than a view is padded by the front end's rule, or left out; either is counted and logged."""
 
 
 class MaskingSettings(Settings):
@@ -112,7 +111,7 @@ class LossSettings(Settings):
     local_tokens: Literal["all", "masked"] = "all"
     """Patch tokens that enter the local loss (v1, v2: all)."""
     local_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """Share of each view's patch tokens that the local loss is computed on, drawn anew for each view, the same number
+    """Share of each view's patch tokens that the local loss is computed on, drawn for each view, the same number
     in each, masked ones first with `local_tokens` masked; both heads run on these alone (v1, v2: 1)."""
     reconstruction_tokens: Literal["all", "masked"] = "all"
     """Patches that the reconstruction head runs on: all, or those with anything corrupted, which alone enter the loss
@@ -129,26 +128,18 @@ class LossSettings(Settings):
     """EMA momentum of the centres."""
 
 
-class OptimSettings(Settings):
+class PretrainOptimSettings(OptimSettings):
     """AdamW, its schedules, and the teacher's momentum."""
 
     lr: AboveZero = 5e-4
     """Peak learning rate for a global batch of 256; scaled linearly with the batch."""
-    min_lr: NonNegative = 1e-6
-    """Learning rate at the end of the schedule."""
     schedule: Literal["cosine", "linear", "wsd"] = "cosine"
     """How the learning rate falls after the warm-up: half a cosine (v1, v2), a straight line, or wsd: held at the peak,
     and in the last fifth down by one minus a square root (arXiv 2405.18392)."""
-    warmup: NonNegative | Auto = "auto"
-    """Epochs of linear warm-up (v1, v2: 10); auto: a tenth of the run, at most 10."""
     weight_decay: NonNegative = 0.04
     """Weight decay at the start (cosine); none on biases and one-dimensional parameters."""
     weight_decay_end: NonNegative = 0.4
     """Weight decay at the end."""
-    betas: tuple[Share, Share] = (0.9, 0.999)
-    """AdamW's betas."""
-    clip: NonNegative = 3.0
-    """Largest gradient norm; 0: no clipping."""
     clip_per_parameter: bool = True
     """Clip each parameter tensor by itself (v1, v2) instead of the whole gradient."""
     teacher_momentum: Share = 0.996
@@ -168,62 +159,47 @@ class ProbeSettings(Settings):
     every: Positive = 1000
     """Steps between probes."""
     clips: Positive = 2000
-    """At most this many clips on each side, drawn with the run's seed."""
+    """At most this many clips of each split, drawn with the run's seed."""
 
 
-class PretrainSettings(Settings):
-    """One pretraining run, whole: the file RUN/config.yaml is this, resolved."""
+class PretrainSettings(RunSettings):
+    """Settings of a pretraining run."""
+
+    VERB: ClassVar[str] = "asit pretrain"
+    PURPOSE: ClassVar[str] = "pretraining"
+    RECIPE: ClassVar[str] = "preset"
+    DEFAULT_RECIPE: ClassVar[str] = "default"
 
     data: str = ""
     """Folder of recordings, a catalogue written by `asit catalogue`, a table, or shards: their index or folder, as a
     path or a URL, or tars without an index."""
-    out: str = ""
-    """The run's folder."""
     splits: tuple[str, ...] = ()
-    """Splits of the data to pretrain on, such as train: a test side should not be heard; none: all clips."""
+    """Splits of the data to pretrain on, such as train: the test split should not be among them; none: all clips."""
     preset: str = "default"
     """The recipe these settings started from."""
-    seed: Seed = 0
-    """Seed of every draw."""
-    epochs: Positive = 100
-    """Passes over the data (v1, v2: 100)."""
-    batch_size: Positive = 128
-    """Clips in a step, over all processes and accumulation steps (v1: 4 x 32; v2: 4 x 20)."""
-    accumulate: Positive = 1
-    """Forward and backward passes a step; each sees batch_size / processes / accumulate clips."""
-    stop_after: Count = 0
-    """Stop after this many steps of the schedule, with a checkpoint; 0: go to the end."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to train."""
-    precision: Literal["auto", "bf16", "float32"] = "auto"
-    """Arithmetic of the networks; weights and optimiser stay float32."""
-    workers: Count | Auto = "auto"
-    """Loader processes for each training process."""
-    threads: Count = 0
-    """CPU threads of each training process; 0: torch's choice, and where a run goes on, as many as it began with."""
-    process_timeout: AboveZero = 30.0
-    """Minutes that a process waits for the others before the run stops (torch's own: 30 with gloo, 10 with NCCL). A
-    process that dies is noticed at once; this is for one that hangs, and must be longer than a probe takes."""
-    parallel: Literal["ddp", "fsdp"] = "ddp"
-    """How several processes share the work: ddp: each holds everything and gradients are averaged; fsdp: weights,
-    gradients and optimiser are in shards, a block's weights gathered when its turn comes (for networks too large for
-    one device). Checkpoints are the same files; may change when a run goes on."""
-    checkpoint_activations: bool = False
-    """Keep each block's input alone for the backward pass and compute the rest again: less memory, about a third more
-    work (arXiv 1604.06174). The gradients are the same."""
-    compile: bool | Auto = False
-    """Compile the networks' blocks with torch.compile, where it works; auto: on a CUDA device."""
-    front_end_on: Literal["auto", "loader", "device"] = "auto"
-    """Where log-mels are computed: by the loader's processes, or on the training device for a whole batch, whose
-    waveforms the loader hands over; auto: there on a CUDA device, else by the loader. Equal but for rounding."""
-    bad_files: Share = 0.1
-    """Share of unusable files above which the run stops instead of leaving them out."""
-    front_end: FrontEndSettings = Field(default_factory=FrontEndSettings)
     views: ViewSettings = Field(default_factory=ViewSettings)
     masking: MaskingSettings = Field(default_factory=MaskingSettings)
-    encoder: EncoderSettings = Field(default_factory=EncoderSettings)
     heads: HeadSettings = Field(default_factory=HeadSettings)
     losses: LossSettings = Field(default_factory=LossSettings)
-    optim: OptimSettings = Field(default_factory=OptimSettings)
+    optim: PretrainOptimSettings = Field(default_factory=PretrainOptimSettings)
     probe: ProbeSettings = Field(default_factory=ProbeSettings)
-    records: RecordSettings = Field(default_factory=RecordSettings)
+
+
+class ResolvedPretrainOptim(PretrainOptimSettings):
+    """Optimiser settings without auto."""
+
+    warmup: NonNegative
+    freeze_last_layer: NonNegative
+
+
+class ResolvedLosses(LossSettings):
+    """Loss settings without auto."""
+
+    teacher_warmup: NonNegative
+
+
+class ResolvedPretrainSettings(PretrainSettings):
+    """Settings of a run whose data, device and length are known: what enters a step is a number."""
+
+    optim: ResolvedPretrainOptim
+    losses: ResolvedLosses

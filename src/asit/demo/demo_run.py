@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from asit import api
+from asit.config import PretrainSettings, presets
 from asit.demo.demo_dataset import build_dataset
 from asit.errors import AsitError
 from asit.evaluate import quick_probe
@@ -61,7 +61,8 @@ def walk(out: Path, *, seed: int = 0, toy: bool = False, stream: TextIO | None =
         progress=None if making is None else lambda done, total: making(done, total, 0),
     )
     run = out / "run"
-    chosen = api.pretrain_settings(
+    chosen = presets.build(
+        PretrainSettings,
         PRESET,
         None,
         {**(TOY if toy else RECIPE), "data": str(data.train.with_suffix("")), "out": str(run), "seed": seed},

@@ -7,8 +7,7 @@ from typing import Any, TypeVar
 import tyro
 from pydantic import ValidationError
 
-from asit import api
-from asit.config import Settings, yaml
+from asit.config import Settings, presets, yaml
 from asit.errors import ConfigError
 
 S = TypeVar("S", bound=Settings)
@@ -25,7 +24,7 @@ def parse(kind: Any, prog: str, summary: str, given: list[str], **options: Any) 
 
 
 def settings_of(kind: type[S], base: S, options: S, given: list[str]) -> S:
-    """The settings of a run: `base` with those options that were given on top (`recipes.overlay`).
+    """The settings of a run: `base` with those options that were given on top (`presets.overlay`).
 
     Args:
         kind: of the settings, without a verb's own options.
@@ -36,7 +35,7 @@ def settings_of(kind: type[S], base: S, options: S, given: list[str]) -> S:
     flags = {argument.removeprefix("--").partition("=")[0].replace("-", "_") for argument in given}
     values, before = dict(yaml.flat(options.model_dump())), dict(yaml.flat(base.model_dump()))
     named = [(name, values[name]) for name in before if name in flags or values[name] != before[name]]
-    return kind(**api.overlay(base.model_dump(), yaml.nested(named)))
+    return kind(**presets.overlay(base.model_dump(), yaml.nested(named)))
 
 
 def early(given: list[str], names: tuple[str, ...]) -> dict[str, str]:
