@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +22,11 @@ from asit.io.checkpoint import (
     load_strict,
     save_model,
     save_state,
-    write_folder,
 )
 
 
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
-
-
-def put(text: str) -> Any:
-    return lambda folder: (folder / "a.txt").write_text(text)
 
 
 def tensors() -> dict[str, Tensor]:
@@ -62,80 +53,7 @@ def flip(path: Path, at: int) -> None:
     path.write_bytes(data)
 
 
-# Folders
-
-
-def test_a_folder_appears_whole_with_nothing_beside_it(tmp_path: Path) -> None:
-    def write(folder: Path) -> None:
-        assert not (tmp_path / "deep" / "out").exists()
-        (folder / "sub").mkdir()
-        (folder / "sub" / "b.txt").write_text("b")
-
-    write_folder(tmp_path / "deep" / "out", write)
-    assert names(tmp_path / "deep") == {"out"}
-    assert (tmp_path / "deep" / "out" / "sub" / "b.txt").read_text() == "b"
-
-
-def test_an_occupied_folder_is_refused_and_replaced_on_request(tmp_path: Path) -> None:
-    target = tmp_path / "out"
-    target.mkdir()
-    write_folder(target, put("old"))  # an empty one is free
-    with pytest.raises(CheckpointError, match=r"out already exists\n.*free\n.*another path"):
-        write_folder(target, put("new"))
-    assert (target / "a.txt").read_text() == "old"
-    write_folder(target, put("new"), overwrite=True)
-    assert (target / "a.txt").read_text() == "new"
-    assert names(tmp_path) == {"out"}
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("mine"), OSError(errno.EIO, "broken")])
-def test_a_failure_leaves_what_was_there(tmp_path: Path, error: BaseException) -> None:
-    def write(folder: Path) -> None:
-        put("half")(folder)
-        raise error
-
-    target = tmp_path / "out"
-    with pytest.raises(type(error)) as raised:
-        write_folder(target, write)
-    assert raised.value is error
-    assert names(tmp_path) == set()
-    write_folder(target, put("old"))
-    with pytest.raises(type(error)):
-        write_folder(target, write, overwrite=True)
-    assert names(tmp_path) == {"out"}
-    assert (target / "a.txt").read_text() == "old"
-
-
-def test_a_failed_rename_brings_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target = tmp_path / "out"
-    write_folder(target, put("old"))
-    rename = Path.rename
-
-    def fail(self: Path, to: Path) -> Path:
-        if self.name.endswith(".tmp"):
-            raise OSError(errno.EIO, "broken")
-        return rename(self, to)
-
-    monkeypatch.setattr(Path, "rename", fail)
-    with pytest.raises(OSError, match="broken"):
-        write_folder(target, put("new"), overwrite=True)
-    assert names(tmp_path) == {"out"}
-    assert (target / "a.txt").read_text() == "old"
-
-
-def test_a_full_disk_is_said(tmp_path: Path) -> None:
-    def write(folder: Path) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with pytest.raises(
-        CheckpointError, match=r"disk is full: .*out was not written\n.*room for all of it\n.*free space"
-    ):
-        write_folder(tmp_path / "out", write)
-    assert names(tmp_path) == set()
-    (tmp_path / "out").mkdir()
-    with pytest.raises(CheckpointError, match=r"what was there before is untouched") as caught:
-        write_folder(tmp_path / "out", write, overwrite=True)
-    assert "checkpoint" not in str(caught.value)
+# Models
 
 
 def test_a_full_disk_is_said_when_safetensors_meets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,34 +64,6 @@ def test_a_full_disk_is_said_when_safetensors_meets_it(tmp_path: Path, monkeypat
     with pytest.raises(CheckpointError, match="disk is full"):
         save_model(tmp_path / "m", {"a": torch.zeros(1)}, {})
     assert names(tmp_path) == set()
-
-
-def test_a_killed_writer_leaves_the_old_folder_and_its_rest_is_cleaned(tmp_path: Path) -> None:
-    target = tmp_path / "out"
-    write_folder(target, put("old"))
-    code = (
-        "import os, signal, sys; from pathlib import Path; from asit.io.checkpoint import write_folder\n"
-        "def write(folder): (folder / 'a.txt').write_text('half'); os.kill(os.getpid(), signal.SIGKILL)\n"
-        "write_folder(Path(sys.argv[1]), write, overwrite=True)"
-    )
-    path = os.pathsep.join([str(Path(checkpoint.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run([sys.executable, "-c", code, str(target)], env={**os.environ, "PYTHONPATH": path})
-    assert done.returncode == -signal.SIGKILL
-    assert (target / "a.txt").read_text() == "old"
-    assert len(names(tmp_path)) == 2
-    write_folder(target, put("new"), overwrite=True)
-    assert names(tmp_path) == {"out"}
-    assert (target / "a.txt").read_text() == "new"
-
-
-def test_killed_between_the_renames_the_old_folder_comes_back(tmp_path: Path) -> None:
-    write_folder(tmp_path / ".out.old", put("old"))
-    with pytest.raises(CheckpointError, match="already exists"):
-        write_folder(tmp_path / "out", put("new"))
-    assert (tmp_path / "out" / "a.txt").read_text() == "old"
-
-
-# Models
 
 
 def test_a_model_comes_back_exactly(tmp_path: Path) -> None:

@@ -6,9 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +18,7 @@ from asit.config import EncoderSettings, FrontEndSettings
 from asit.data.download.fetch import download
 from asit.demo.demo_dataset import build_dataset
 from asit.errors import ConfigError
-from asit.io import atomic, lock
-from asit.io.checkpoint import write_folder
+from asit.io import lock
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Head, Labelling
 from asit.model.vit import Encoder
@@ -155,48 +152,3 @@ def test_pairs_that_start_at_the_same_moment(verb: str, work: Path, capsys: pyte
         made = tree(Path(f"out{number}"))
         assert made.keys() == alone.keys(), "files of unfinished work are left"
         assert made == alone
-
-
-def threads(count: int, call: Callable[[int], Any]) -> list[Any]:
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(call, range(count)))
-
-
-def test_writers_of_one_file_or_folder_do_not_disturb_each_other(tmp_path: Path) -> None:
-    def file(number: int) -> None:
-        for _ in range(20):
-            with atomic.written(tmp_path / "a.json") as draft:
-                draft.write_text(str(number) * 5000)
-
-    def folder(number: int) -> None:
-        def fill(to: Path) -> None:
-            (to / "a.txt").write_text(str(number))
-            (to / "b.txt").write_text(str(number))
-
-        for _ in range(20):
-            write_folder(tmp_path / "model", fill, overwrite=True)
-
-    threads(4, file)
-    assert len(set((tmp_path / "a.json").read_text())) == 1
-    threads(4, folder)
-    assert (tmp_path / "model" / "a.txt").read_text() == (tmp_path / "model" / "b.txt").read_text()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "model"]
-
-
-def test_drafts_of_the_dead_go_and_those_of_others_stay(tmp_path: Path) -> None:
-    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    mine = atomic.draft_of(tmp_path / "a.json")
-    dead = mine.with_name(mine.name.replace(f".{os.getpid()}-", f".{int(ended.stdout)}-"))
-    elsewhere = dead.with_name(dead.name.replace(f"-{atomic._machine()}-", "-0123abcd-"))
-    own = tmp_path / ".a.json.tmp"  # a name that somebody chose
-    for path in (mine, dead, elsewhere, own):
-        path.write_text("x")
-    with atomic.written(tmp_path / "b.json") as draft:
-        draft.write_text("y")
-    assert {path.name for path in tmp_path.iterdir()} == {mine.name, elsewhere.name, own.name, "b.json"}
-    atomic.tidy(tmp_path, {"b.json"})
-    assert mine.exists()
-    atomic.tidy(tmp_path)  # under a run's lock
-    assert [path.name for path in tmp_path.iterdir()] == ["b.json"]

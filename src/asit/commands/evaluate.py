@@ -243,7 +243,7 @@ def _verified(
 
 def _write(out: str | None, value: Any) -> None:
     if out is not None:
-        from asit.training.run_dir import write_json
+        from asit.io.atomic import write_json
 
         write_json(Path(out), value)
 

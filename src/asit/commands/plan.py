@@ -57,7 +57,7 @@ def plan(prog: str, summary: str, given: list[str]) -> int:
     options = parse(PlanOptions, prog, summary, given, default=PlanOptions(**base.model_dump()))
     settings = settings_of(PretrainSettings, base, options, given)
     _check(options)
-    from asit.io import checkpoint
+    from asit.io import atomic
     from asit.tools import run_estimate as runs
 
     asked = runs.Asked(
@@ -69,7 +69,7 @@ def plan(prog: str, summary: str, given: list[str]) -> int:
         options.budget,
     )
     if options.save:
-        checkpoint.check_free(Path(options.save), options.overwrite)
+        atomic.check_free(Path(options.save), options.overwrite)
     if options.machine:
         taken = runs.load(Path(options.machine))
         work = runs.work_of(settings, asked, taken, stream=sys.stderr)

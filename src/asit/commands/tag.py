@@ -199,7 +199,7 @@ def _output(options: TagOptions) -> Iterator[tuple[TextIO, label_table.Format]]:
     form = endings[path.suffix.lower()] if options.format == "auto" else options.format
     _free(path, options.overwrite)
     with (
-        atomic.written(path) as draft,
+        atomic.write_file(path) as draft,
         draft.open("w", encoding="utf-8", errors="backslashreplace", newline="") as out,
     ):
         yield out, form

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import shutil
 import wave
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +20,7 @@ import numpy.typing as npt
 
 from asit.demo.soundfont import SoundFont, Wave, Zone, bank_path
 from asit.errors import AudioError, ConfigError
-from asit.io import lock, parsing
+from asit.io import atomic, lock, parsing
 from asit.io.csv_lines import csv_line
 
 DRUMS = 128
@@ -223,33 +221,29 @@ def build_dataset(
         mixed_clips = round(mixed * train_clips)
         finish = _Finish(font, samples, rate, snr_db, level_db, tilt_db)
 
-        partial = out.with_name(f".{out.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        rows: dict[str, list[tuple[str, str, str]]] = {"train": [], "test": []}
-        for number, (split, count) in enumerate((("train", train_clips), ("test", test_clips))):
-            (partial / split).mkdir(parents=True)
-            for i in range(count):
-                rng = np.random.default_rng([seed, number, i])
-                if split == "train" and i >= count - mixed_clips:
-                    label = ""
-                    chosen = rng.choice(len(mixtures), size=rng.integers(2, 4), replace=False)
-                    voices = [mixtures[j] for j in chosen]
-                else:
-                    label = labels[i % len(labels)]
-                    voices = [sides[label][number]]
-                path = f"{split}/{label or 'mixture'}_{i:05d}.wav"
-                _write_wav(partial / path, finish(voices, rng), rate)
-                rows[split].append((path, label, split))
-                if progress:
-                    progress(i + 1 + number * train_clips, train_clips + test_clips)
-        _write_table(partial / "train.csv", rows["train"])
-        _write_table(partial / "test.csv", rows["test"])
-        _write_table(partial / "labelled.csv", [row for row in rows["train"] + rows["test"] if row[1]])
-        about = {"recipe": recipe, "labels": labels, "facts": facts}
-        (partial / "dataset.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(partial, out)
+        with atomic.write_folder(out, overwrite=True, sync=False) as draft:
+            rows: dict[str, list[tuple[str, str, str]]] = {"train": [], "test": []}
+            for number, (split, count) in enumerate((("train", train_clips), ("test", test_clips))):
+                (draft / split).mkdir(parents=True)
+                for i in range(count):
+                    rng = np.random.default_rng([seed, number, i])
+                    if split == "train" and i >= count - mixed_clips:
+                        label = ""
+                        chosen = rng.choice(len(mixtures), size=rng.integers(2, 4), replace=False)
+                        voices = [mixtures[j] for j in chosen]
+                    else:
+                        label = labels[i % len(labels)]
+                        voices = [sides[label][number]]
+                    path = f"{split}/{label or 'mixture'}_{i:05d}.wav"
+                    _write_wav(draft / path, finish(voices, rng), rate)
+                    rows[split].append((path, label, split))
+                    if progress:
+                        progress(i + 1 + number * train_clips, train_clips + test_clips)
+            _write_table(draft / "train.csv", rows["train"])
+            _write_table(draft / "test.csv", rows["test"])
+            _write_table(draft / "labelled.csv", [row for row in rows["train"] + rows["test"] if row[1]])
+            about = {"recipe": recipe, "labels": labels, "facts": facts}
+            (draft / "dataset.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
         return _dataset(out, about)
 
 

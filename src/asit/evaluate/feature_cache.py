@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import os
 import tempfile
-import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,12 +23,12 @@ import safetensors
 import safetensors.numpy
 
 from asit.errors import ConfigError
+from asit.io import atomic
 from asit.io.parsing import UNFIT
 
 SUFFIX = ".safetensors"
 LIMIT_GB = 20.0
 """Size to which the folder is kept, unless told otherwise."""
-_LEFT_OVER = 3600.0  # s after which a draft is no longer anybody's
 _LOW = 0.9  # share of the limit that is left after making room, so that room is made seldom
 
 _OPEN = 8  # files of a shelf that are held in memory
@@ -91,7 +90,7 @@ class Store:
         return Shelf(self, self.folder / key_of(*facts).hex())
 
     def write(self, path: Path, arrays: dict[str, Array]) -> bool:
-        """Write one file, whole or not at all; a disk that is full ends the keeping, not the run."""
+        """Write one file atomically; a disk that is full ends the keeping, not the run."""
         if self.trouble:
             return False
         data = safetensors.numpy.save(arrays)
@@ -99,18 +98,11 @@ class Store:
             self._make_room(len(data))
         if len(data) > self.limit:
             return False
-        draft = None
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".draft", delete=False) as file:
-                draft = Path(file.name)
-                file.write(data)
-            os.replace(draft, path)
+            with atomic.write_file(path, sync=False) as draft:
+                draft.write_bytes(data)
         except OSError as error:
             self.trouble = error.strerror or str(error)
-            if draft is not None:
-                with contextlib.suppress(OSError):
-                    draft.unlink()
             return False
         self._size += len(data)
         return True
@@ -122,15 +114,12 @@ class Store:
     def _entries(self) -> list[tuple[float, int, Path]]:
         """(last used, bytes, path) of every file; drafts of killed writers are removed on the way."""
         found = []
-        for path in self.folder.glob("*/*"):
-            try:
+        for shelf in self.folder.iterdir():
+            atomic.sweep(shelf)
+        for path in self.folder.glob(f"*/*{SUFFIX}"):
+            with contextlib.suppress(OSError):  # removed by another process between listing and looking
                 facts = path.stat()
-                if path.suffix == SUFFIX:
-                    found.append((facts.st_mtime, facts.st_size, path))
-                elif path.suffix == ".draft" and facts.st_mtime < time.time() - _LEFT_OVER:
-                    path.unlink()
-            except OSError:  # removed by another process between listing and looking
-                continue
+                found.append((facts.st_mtime, facts.st_size, path))
         return found
 
     def _make_room(self, needed: int) -> None:

@@ -235,7 +235,7 @@ def save(out: Path, name: str, scored: Scored, labels: Labels, catalogue: Catalo
     part = labels.take(scored.rows)
     place = out / run_dir.SCORES / f"{name}.npz"
     place.parent.mkdir(parents=True, exist_ok=True)
-    with atomic.written(place) as draft, draft.open("wb") as file:
+    with atomic.write_file(place) as draft, draft.open("wb") as file:
         np.savez_compressed(
             file,
             ids=np.array(list(catalogue.ids(scored.rows)), dtype=str),

@@ -20,7 +20,7 @@ from asit.evaluate.metrics import fold_summary
 from asit.finetune import init_model, supervised
 from asit.finetune.finetune_run import FinetuneResult, finetune
 from asit.finetune.finetune_setup import choose, labels_of
-from asit.io import local_files, lock, parsing
+from asit.io import atomic, local_files, lock, parsing
 from asit.training import open_data, run_dir
 from asit.training import run as lifecycle
 
@@ -119,7 +119,7 @@ def _run(
     first = results[0][1]
     held = {key: first[key] for key in ("task", "kind", "classes", "model")}
     every = [{"fold": name, **result} for name, result in results]
-    run_dir.write_json(out / run_dir.RESULTS, held | {"folds": every, "summary": summary})
+    atomic.write_json(out / run_dir.RESULTS, held | {"folds": every, "summary": summary})
     unseen = {name: result["unseen_classes"] for name, result in results if result.get("unseen_classes")}
     return CrossValidation(out, True, None, summary, unseen)
 

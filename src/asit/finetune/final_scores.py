@@ -9,7 +9,7 @@ from asit.errors import ConfigError
 from asit.evaluate import scoring
 from asit.finetune.finetune_setup import Setup
 from asit.finetune.validation import Chooser
-from asit.io import parsing
+from asit.io import atomic, parsing
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Classifier
 from asit.runtime import World
@@ -78,7 +78,7 @@ def score_all(
             values = {name: held["value"] for name, held in found["metrics"].items()}
             records.write("test", step, {"weights": found["weights"], "metrics": values})
         records.say(scoring.sentence(found))
-    run_dir.write_json(
+    atomic.write_json(
         out / run_dir.RESULTS,
         {
             "task": settings.task,

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from asit.data.catalogue.inputs import Item
 from asit.errors import ConfigError
 from asit.io import parsing, storage
-from asit.training.run_dir import write_json
+from asit.io.atomic import write_file, write_json
 
 PLAN = "plan.json"
 MOST_FILES, MOST_BYTES = 256, 1 << 26
@@ -211,14 +211,10 @@ class Writer:
         self._stack = ExitStack()
 
     def __enter__(self) -> Writer:
-        self._paths = {
-            kind: self.parts.folder / f".{self.number:06d}.{kind}.{os.getpid()}.tmp" for kind in ("vectors", "times")
-        }
-        if not self.parts.layout.bands:
-            del self._paths["times"]
-        self._files: dict[str, BinaryIO] = {
-            kind: self._stack.enter_context(path.open("wb")) for kind, path in self._paths.items()
-        }
+        self._files: dict[str, BinaryIO] = {}
+        for kind in ("vectors", "times") if self.parts.layout.bands else ("vectors",):
+            draft = self._stack.enter_context(write_file(self.parts._file(self.number, kind)))
+            self._files[kind] = self._stack.enter_context(draft.open("wb"))
         return self
 
     def add(self, vectors: Vectors, times: Times) -> None:
@@ -247,19 +243,8 @@ class Writer:
         self._columns = 0
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        try:
-            if error is None:
-                for file in self._files.values():
-                    file.flush()
-                    os.fsync(file.fileno())
-        finally:
-            self._stack.close()
-            if error is not None:
-                for path in self._paths.values():
-                    path.unlink(missing_ok=True)
+        self._stack.__exit__(kind, error, at)
         if error is None:
-            for what, path in self._paths.items():
-                os.replace(path, self.parts._file(self.number, what))
             entries = [[entry.place, entry.columns, entry.seconds] for entry in self.block.entries]
             facts = {"entries": entries, "faults": self.block.faults}
             write_json(self.parts.folder / f"{self.number:06d}.json", facts)

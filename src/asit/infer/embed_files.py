@@ -24,12 +24,12 @@ from asit.infer import embed_writers
 from asit.infer.embed_blocks import Block, Parts, Writer, block_ends
 from asit.infer.embed_rows import EmbedSettings, Level, embed_items, layout_of, rows_of
 from asit.io import lock
+from asit.io.atomic import write_text
 from asit.model.audio_model import AudioModel
 from asit.model.inference.batching import Done, Result
 from asit.model.inference.overlap import Embedding
 from asit.runtime import World
 from asit.training.metrics_log import counter
-from asit.training.run_dir import write_text
 
 FORMAT = 1
 """Version of what the blocks hold."""

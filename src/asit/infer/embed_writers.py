@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy.typing as npt
 from asit.data.catalogue.inputs import Item
 from asit.errors import ConfigError
 from asit.infer.embed_blocks import Block, Parts, Times, Vectors
+from asit.io import atomic
 from asit.io.csv_lines import csv_line
 
 SUFFIXES = (".parquet", ".npz", ".csv")
@@ -72,16 +72,10 @@ def check_out(out: Path, level: str) -> None:
 
 
 def write(out: Path, result: Result) -> None:
-    """Write the file, whole or not at all; an older one is replaced."""
-    draft = result.parts.folder / f".{os.getpid()}{out.suffix}.tmp"  # where the next call clears up after a killed one
+    """Write the file atomically; an older one is replaced."""
     kinds: dict[str, Callable[[Path, Result], None]] = {".parquet": _parquet, ".npz": _npz, ".csv": _csv}
-    try:
+    with atomic.write_file(out) as draft:
         kinds[out.suffix.lower()](draft, result)
-        with draft.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(draft, out)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _parquet(path: Path, result: Result) -> None:

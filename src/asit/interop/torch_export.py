@@ -19,7 +19,7 @@ import torch
 from asit.errors import ConfigError
 from asit.interop.exportable import compare, extent_of, facts_of, on_cpu, output_of, probes
 from asit.interop.waveform_model import Waveform
-from asit.io.checkpoint import check_free, write_file
+from asit.io.atomic import check_free, disk_errors, write_file
 from asit.model.audio_model import AudioModel
 
 TOLERANCE = 1e-5
@@ -82,10 +82,7 @@ def export(
         # Written by us, for torch's own writer tells of a full disk in a RuntimeError.
         whole = io.BytesIO()
         torch.export.save(program, whole, extra_files={FACTS: json.dumps(facts, ensure_ascii=False)})
-    write_file(out, lambda to: _write(to, whole), overwrite)
+    check_free(out, overwrite)
+    with disk_errors(out), write_file(out) as draft:
+        draft.write_bytes(whole.getbuffer())
     return {**facts, "file": str(out), "bytes": out.stat().st_size}
-
-
-def _write(to: Path, content: io.BytesIO) -> None:
-    with to.open("wb") as file:
-        file.write(content.getbuffer())

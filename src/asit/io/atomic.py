@@ -1,8 +1,7 @@
-"""Files that are written atomically, and the drafts that killed writers leave.
+"""Atomic writes: a file or folder is written to a temporary neighbour (a draft) and renamed when it is complete.
 
-A draft is a hidden neighbour of its target, `.NAME.PID-MACHINE-COUNT.tmp`, so no two writers share one, threads and
-other machines included: whoever ends last has written the file. `.old` in place of `.tmp` is what a folder was renamed
-to while its successor took its name.
+A draft is called `.NAME.PID-MACHINE-COUNT.tmp`, so no two writers share one, threads and other machines included.
+`.old` in place of `.tmp` names a folder that is being replaced.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import functools
 import glob
 import hashlib
 import itertools
+import json
 import os
 import re
 import shutil
@@ -20,96 +20,187 @@ import socket
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
-_DRAFT = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)-(?P<machine>[0-9a-f]{8})-\d+\.(?P<kind>tmp|old)(\.\w+)?")
-# Of earlier versions, which could share a draft.
-_EARLIER = re.compile(r"\.(?P<name>.+?)(\.\d+\.tmp|\.tmp|\.tmp-\d+(\.\w+)?|\.(?P<kind>old))")
+from asit.errors import CheckpointError, ConfigError
+
+_DRAFT = re.compile(r"\.(?P<target>.+)\.(?P<pid>\d+)-(?P<machine>[0-9a-f]{8})-\d+\.(?P<kind>tmp|old)(\.\w+)?")
+_LEGACY_DRAFT = re.compile(r"\.(?P<target>.+?)(\.\d+\.tmp|\.tmp|\.tmp-\d+(\.\w+)?|\.(?P<kind>old))")
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 
 _count = itertools.count()
 _swept: set[Path] = set()
-"""Folders in which `written` has done so: it would be slow for each of a million files."""
+"""Folders swept by this process: once is enough, and listing a folder for each of a million files would be slow."""
+
+
+class Draft(NamedTuple):
+    """What a draft's name says; pid 0 and machine "" in names of earlier versions."""
+
+    target: str
+    kind: str
+    pid: int
+    machine: str
 
 
 @contextmanager
-def written(target: str | os.PathLike[str]) -> Iterator[Path]:
-    """A draft beside `target` for the block to write, which then takes its name; a file that is there is replaced.
+def write_file(target: str | os.PathLike[str], *, sync: bool = True) -> Iterator[Path]:
+    """Yield a draft to write; it replaces `target` when the block ends, and is deleted if the block raises.
 
-    It is on the disk before it is renamed. If the block raises, it is deleted and `target` stays as it was; only a
-    killed process leaves it, and the next process that writes in this folder deletes it. Several writers of one target
-    do not disturb each other: the last one to end replaces the others' file.
+    Of several concurrent writers of one target, the last to end wins. Missing parent folders are made.
+
+    Args:
+        target: the file.
+        sync: flush the draft to the disk before it is renamed; False for files that are cheap to lose.
 
     Raises:
-        OSError: `target` is a folder, or cannot be written, or the disk is full.
+        OSError: `target` is a folder or cannot be written, or the disk is full.
     """
     path = Path(target)
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "a folder, where a file is to be written", str(path))
-    draft = draft_of(path)
-    if path.parent not in _swept:
-        _swept.add(path.parent)
-        sweep(path.parent)
+    draft = _new_draft(path)
     try:
         yield draft
-        with draft.open("rb+") as file:  # Windows syncs only what may be written
-            os.fsync(file.fileno())
+        if sync:
+            with draft.open("rb+") as file:  # Windows syncs only what may be written
+                os.fsync(file.fileno())
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
 
 
-def draft_of(target: Path, kind: str = "tmp", ending: str = "") -> Path:
-    """A name for a draft of `target` that no other writer has; `ending` is put behind it."""
-    return target.with_name(f".{target.name}.{os.getpid()}-{_machine()}-{next(_count)}.{kind}{ending}")
+def write_text(target: Path, text: str) -> None:
+    """Write a small file atomically, in UTF-8, with the line ends that `text` has."""
+    with write_file(target) as draft:
+        draft.write_text(text, "utf-8", newline="")
 
 
-def drafted(name: str) -> tuple[str, bool] | None:
-    """Of a draft's name: the name of its target, and whether it is what a folder was renamed to; None: no draft."""
-    found = _DRAFT.fullmatch(name) or _EARLIER.fullmatch(name)
-    return None if found is None else (found["name"], found["kind"] == "old")
+def write_json(target: Path, value: Any) -> None:
+    """Write a JSON file atomically."""
+    write_text(target, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-def sweep(folder: Path) -> None:
-    """Delete the drafts in a folder whose writers have died; those of other machines and containers stay."""
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            found = _DRAFT.fullmatch(entry.name)
-            if found is None or found["machine"] != _machine() or _of_the_living(entry.name):
-                continue
-            if found["kind"] == "tmp" or (folder / found["name"]).exists():
-                remove(Path(entry.path))
+@contextmanager
+def write_folder(target: Path, *, overwrite: bool = False, sync: bool = True) -> Iterator[Path]:
+    """Yield an empty draft folder to fill; it takes the name `target` when the block ends.
+
+    A crash at any moment leaves either the old folder or the new one. Of several concurrent writers, the last to end
+    wins with `overwrite`; without, the first does and the others raise.
+
+    Args:
+        target: the folder to make; its parents are made too. An empty folder counts as absent.
+        overwrite: replace what is there.
+        sync: flush all files to the disk before the rename; False for many files that are cheap to lose.
+
+    Raises:
+        CheckpointError: target exists and overwrite is off, the disk is full, or the location is not writable.
+    """
+    replaced: list[Path] = []
+    with disk_errors(target):
+        draft = _new_draft(target)
+        _restore(target)
+        if not overwrite and target.exists() and not (target.is_dir() and not any(target.iterdir())):
+            raise _exists(target)
+        draft.mkdir()
+        try:
+            yield draft
+            if sync:
+                for path in [*draft.rglob("*"), draft]:
+                    _fsync(path)
+            _take_name(draft, target, overwrite, replaced)
+            _fsync(target.parent)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            if replaced and replaced[-1].exists() and not target.exists():
+                replaced[-1].rename(target)
+            raise
+        for old in replaced:
+            delete_folder(old)
 
 
-def tidy(folder: Path, names: Collection[str] | None = None) -> None:
-    """Remove all drafts from a folder that one process at a time may write, whichever machine they are of.
+def delete_folder(folder: Path) -> None:
+    """Delete a folder atomically: a crash on the way leaves a draft, never a part of the folder."""
+    doomed = draft_of(folder)
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(doomed)
+        remove(doomed)
 
-    A folder that was renamed by a writer killed before its successor had the name gets its own name back.
+
+def check_free(target: Path, overwrite: bool) -> None:
+    """Refuse, before any work is done, a file `target` that must not be written.
+
+    Raises:
+        ConfigError: it is a folder, or exists and overwrite is off.
+    """
+    if target.is_dir():
+        raise ConfigError(f"{target} is a folder", "the path of a file", f"give one in it, such as {target / 'model'}")
+    if target.exists() and not overwrite:
+        raise ConfigError(f"{target} already exists", "a path that is free", "give another path, or pass --overwrite")
+
+
+@contextmanager
+def disk_errors(target: Path) -> Iterator[None]:
+    """Raise a CheckpointError that names `target` where the disk is full or the location is not writable."""
+    try:
+        yield
+    except Exception as error:
+        if is_disk_full(error):
+            raise CheckpointError(
+                f"the disk is full: {target} was not written",
+                f"room for all of it{'; what was there before is untouched' if target.exists() else ''}",
+                f"free space on the disk of {target.parent}, or write elsewhere",
+            ) from error
+        if _errno(error) in _FORBIDDEN:
+            raise CheckpointError(
+                f"{target} may not be written: {error}",
+                "a folder that this user may write",
+                "give another path, or change the folder's permissions",
+            ) from error
+        raise
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether the error says that a disk or a user's quota is full."""
+    return _errno(error) in _FULL
+
+
+def draft_of(target: Path, kind: str = "tmp") -> Path:
+    """Return a draft's path beside `target` that no other writer has."""
+    return target.with_name(f".{target.name}.{os.getpid()}-{_machine()}-{next(_count)}.{kind}")
+
+
+def parse_draft(name: str) -> Draft | None:
+    """Parse the name of a draft, of this version or an earlier one; None for any other name."""
+    if found := _DRAFT.fullmatch(name):
+        return Draft(found["target"], found["kind"], int(found["pid"]), found["machine"])
+    found = _LEGACY_DRAFT.fullmatch(name)
+    return found and Draft(found["target"], found["kind"] or "tmp", 0, "")
+
+
+def sweep(folder: Path, names: Collection[str] | None = None, *, locked: bool = False) -> None:
+    """Delete drafts in a folder whose writers were killed, and restore a folder killed between its two renames.
 
     Args:
         folder: may be absent.
         names: targets whose drafts are meant; None: all.
+        locked: the caller holds the folder's lock, so every draft is a left-over. Otherwise only those of dead
+            processes of this machine are, and a renamed folder is left to its next writer.
     """
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        found = drafted(path.name)
-        if found is None or not (names is None or found[0] in names):
-            continue
-        if found[1]:
-            bring_back(folder / found[0])
-        remove(path)
-
-
-def bring_back(target: Path) -> None:
-    """Give a folder its name back where a killed writer had renamed it and nothing has come in its place."""
-    if target.exists():
-        return
-    for left in target.parent.glob(f".{glob.escape(target.name)}.*old"):
-        if drafted(left.name) == (target.name, True) and not _of_the_living(left.name):
-            with contextlib.suppress(OSError):  # another writer was first
-                left.rename(target)
-                return
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        for name in [entry.name for entry in entries if entry.name.startswith(".")]:
+            draft = parse_draft(name)
+            if draft is None or not (names is None or draft.target in names):
+                continue
+            missing = draft.kind == "old" and not (folder / draft.target).exists()
+            if locked and missing:
+                _restore(folder / draft.target)
+            if locked or not (missing or _may_live(draft)):
+                remove(folder / name)
 
 
 def remove(path: Path) -> None:
-    """Delete a file, a link or a folder with all that is in it; nothing where it is gone."""
+    """Delete a file, a link or a folder with its content; nothing where it is gone."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
         if path.exists():  # and was not deleted by another process meanwhile
@@ -118,9 +209,53 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def _new_draft(target: Path) -> Path:
+    folder = target.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    if folder not in _swept:
+        _swept.add(folder)
+        with contextlib.suppress(OSError):
+            sweep(folder)
+    return draft_of(target)
+
+
+def _restore(target: Path) -> None:
+    """Rename a folder back that a killed writer had renamed, where nothing has replaced it."""
+    if target.exists():
+        return
+    for path in target.parent.glob(f".{glob.escape(target.name)}.*old"):
+        draft = parse_draft(path.name)
+        if draft and draft.target == target.name and not (draft.machine == _machine() and _may_live(draft)):
+            with contextlib.suppress(OSError):  # another writer was first
+                path.rename(target)
+                return
+
+
+def _take_name(draft: Path, target: Path, overwrite: bool, replaced: list[Path]) -> None:
+    """Rename a finished folder to its target; what was there is renamed first, and its new name put in `replaced`."""
+    while True:
+        if overwrite and target.exists():
+            replaced.append(draft_of(target, "old"))
+            with contextlib.suppress(FileNotFoundError):  # another writer has renamed it
+                target.rename(replaced[-1])
+        try:
+            draft.rename(target)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            if not overwrite:
+                raise _exists(target) from None
+            # Another writer's folder has come there since: replace that one.
+
+
+def _exists(target: Path) -> CheckpointError:
+    return CheckpointError(f"{target} already exists", "a path that is free", "give another path, or pass --overwrite")
+
+
 @functools.cache
 def _machine() -> str:
-    """What tells process numbers of one machine, start of it and container from those of others."""
+    """An identifier of this machine, its last start and the container, within which process numbers are unique."""
     facts = [socket.gethostname()]
     with contextlib.suppress(OSError):
         facts.append(Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip())
@@ -128,17 +263,31 @@ def _machine() -> str:
     return hashlib.sha256(" ".join(facts).encode("utf-8", "replace")).hexdigest()[:8]
 
 
-def _of_the_living(name: str) -> bool:
-    """Whether a draft is of a process of this machine that lives."""
-    found = _DRAFT.fullmatch(name)
-    if found is None or found["machine"] != _machine():
-        return False
-    if os.name != "posix":  # there os.kill ends a process
+def _may_live(draft: Draft) -> bool:
+    """Whether a draft's writer may be alive: always on another machine, and where processes cannot be looked up."""
+    if draft.machine != _machine() or os.name != "posix":  # elsewhere os.kill ends a process
         return True
     try:
-        os.kill(int(found["pid"]), 0)
+        os.kill(draft.pid, 0)
     except ProcessLookupError:
         return False
     except (OSError, OverflowError):
-        return True
+        pass
     return True
+
+
+def _errno(error: BaseException) -> int | None:
+    if isinstance(error, OSError):
+        return error.errno
+    # safetensors writes in Rust, and gives the system's number in its text alone.
+    if type(error).__name__ == "SafetensorError" and (found := re.search(r"os error (\d+)", str(error))):
+        return int(found[1])
+    return None
+
+
+def _fsync(path: Path) -> None:
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

@@ -7,15 +7,11 @@ file is met at loading and not in the results. Nothing is pickled.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import importlib.metadata
 import json
-import os
 import re
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,156 +20,24 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from asit.errors import CheckpointError, ConfigError
+from asit.errors import CheckpointError
 from asit.io import atomic, parsing
 
 FORMAT = 1
 """Version of the layout of model folders and run states; readers refuse newer ones."""
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-_FULL = {errno.ENOSPC, errno.EDQUOT}
-_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 _STATE = re.compile(r"step-(\d{8,})")
-
-
-def write_folder(target: Path, write: Callable[[Path], None], overwrite: bool = False) -> None:
-    """Make the folder `target` atomically.
-
-    `write` fills a hidden temporary neighbour, which is brought to the disk and then renamed, so that a crash at any
-    moment leaves either the old folder or the new one. Left-overs of killed writers are removed. Several writers of
-    one target do not disturb each other: with `overwrite` the last one to end replaces the others' folder, else the
-    first one to end has written it and the others raise.
-
-    Args:
-        target: the folder to make; its parents are made too. An empty folder counts as absent.
-        write: is given the temporary folder and puts everything in it.
-        overwrite: replace what is there.
-
-    Raises:
-        CheckpointError: target exists and overwrite is off, the disk is full, or the place may not be written.
-    """
-    temporary = atomic.draft_of(target)
-    replaced: list[Path] = []
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        atomic.bring_back(target)
-        if not overwrite and target.exists() and not (target.is_dir() and not any(target.iterdir())):
-            raise _exists(target)
-        atomic.sweep(target.parent)
-        temporary.mkdir()
-        write(temporary)
-        for path in [*temporary.rglob("*"), temporary]:
-            _fsync(path)
-        _take_name(temporary, target, overwrite, replaced)
-        _fsync(target.parent)
-        for aside in replaced:
-            doomed = atomic.draft_of(target)  # a folder half deleted must not be brought back
-            with contextlib.suppress(FileNotFoundError):
-                aside.rename(doomed)
-                atomic.remove(doomed)
-    except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if replaced and replaced[-1].exists() and not target.exists():
-            replaced[-1].rename(target)
-        if refused := _refusal(error, target):
-            raise refused from error
-        raise
-
-
-def _take_name(temporary: Path, target: Path, overwrite: bool, replaced: list[Path]) -> None:
-    """Rename a finished folder to its target; what was there is renamed, noted in `replaced` before."""
-    while True:
-        if overwrite and target.exists():
-            replaced.append(atomic.draft_of(target, "old"))
-            with contextlib.suppress(FileNotFoundError):  # another writer has renamed it
-                target.rename(replaced[-1])
-        try:
-            temporary.rename(target)
-            return
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-            if not overwrite:
-                raise _exists(target) from None
-            # Another writer's folder has come there since: replace that one.
-
-
-def _exists(target: Path) -> CheckpointError:
-    return CheckpointError(
-        f"{target} already exists", "a path that is free", "give another path, or ask for it to be overwritten"
-    )
-
-
-def write_file(target: Path, write: Callable[[Path], None], overwrite: bool = False) -> None:
-    """Make the file `target` atomically, as `write_folder` does a folder; its folder is made too.
-
-    Args:
-        target: the file to make.
-        write: is given a temporary neighbour with the same ending, and fills it. What it raises goes on to the caller.
-        overwrite: replace what is there.
-
-    Raises:
-        ConfigError: as `check_free`.
-        CheckpointError: the disk is full, or the place may not be written.
-    """
-    check_free(target, overwrite)
-    temporary = atomic.draft_of(target, ending=target.suffix)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        atomic.sweep(target.parent)
-        write(temporary)
-        _fsync(temporary)
-        os.replace(temporary, target)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if refused := _refusal(error, target):
-            raise refused from error
-        raise
-
-
-def check_free(target: Path, overwrite: bool) -> None:
-    """Say so before any work is done where the file `target` may not be written.
-
-    Raises:
-        ConfigError: it is a folder, or exists and overwrite is off.
-    """
-    if target.is_dir():
-        raise ConfigError(f"{target} is a folder", "the path of a file", f"give one in it, such as {target / 'model'}")
-    if target.exists() and not overwrite:
-        raise ConfigError(f"{target} already exists", "a path that is free", "give another path, or pass --overwrite")
-
-
-def is_full(error: BaseException) -> bool:
-    """Whether it says that a disk is full, or a user's share of it."""
-    return _errno(error) in _FULL
-
-
-def _refusal(error: BaseException, target: Path) -> CheckpointError | None:
-    """The error for a user where the disk refused, or None."""
-    number = _errno(error)
-    if number in _FULL:
-        return CheckpointError(
-            f"the disk is full: {target} was not written",
-            f"room for all of it{'; what was there before is untouched' if target.exists() else ''}",
-            f"free space on the disk of {target.parent}, or write elsewhere",
-        )
-    if number in _FORBIDDEN:
-        return CheckpointError(
-            f"{target} may not be written: {error}",
-            "a folder that this user may write",
-            "give another path, or change the folder's permissions",
-        )
-    return None
 
 
 def save_model(folder: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any], overwrite: bool = False) -> None:
     """Write a model folder; `card` may hold any JSON fields, and gets `format`, `asit` and `sha256`.
 
     Raises:
-        CheckpointError: as `write_folder`.
+        CheckpointError: as `asit.io.atomic.write_folder`.
     """
-    write_folder(folder, lambda to: _write_pair(to, "model.safetensors", "card.json", tensors, card), overwrite)
+    with atomic.write_folder(folder, overwrite=overwrite) as draft:
+        _write_pair(draft, "model.safetensors", "card.json", tensors, card)
 
 
 def load_model(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -206,17 +70,15 @@ def save_state(root: Path, step: int, tensors: Mapping[str, Tensor], meta: Mappi
         keep: states kept, at least 1.
 
     Raises:
-        CheckpointError: as `write_folder`.
+        CheckpointError: as `asit.io.atomic.write_folder`.
     """
     target = root / f"step-{step:08d}"
-    atomic.tidy(root)
-    write_folder(target, lambda to: _write_pair(to, "state.safetensors", "state.json", tensors, meta), overwrite=True)
+    atomic.sweep(root, locked=True)
+    with atomic.write_folder(target, overwrite=True) as draft:
+        _write_pair(draft, "state.safetensors", "state.json", tensors, meta)
     until = [state for state in list_states(root) if step_of(state) <= step]
     for old in until[: -max(keep, 1)]:
-        # Renamed first, so that a state half removed is never taken for a state.
-        doomed = atomic.draft_of(old)
-        old.rename(doomed)
-        shutil.rmtree(doomed)
+        atomic.delete_folder(old)
     return target
 
 
@@ -397,23 +259,6 @@ def _version() -> str:
         return "unknown"
 
 
-def _errno(error: BaseException) -> int | None:
-    if isinstance(error, OSError):
-        return error.errno
-    # safetensors writes in Rust and passes the system's number on in its text alone.
-    if isinstance(error, safetensors.SafetensorError) and (found := re.search(r"os error (\d+)", str(error))):
-        return int(found[1])
-    return None
-
-
 def step_of(path: Path) -> int:
     """Steps done at a run state."""
     return int(path.name.removeprefix("step-"))
-
-
-def _fsync(path: Path) -> None:
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)

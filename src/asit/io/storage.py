@@ -248,7 +248,7 @@ def write(place: str, data: bytes, *, patience: Patience | None = None) -> None:
         return
     try:
         Path(place).parent.mkdir(parents=True, exist_ok=True)
-        with atomic.written(place) as draft:
+        with atomic.write_file(place) as draft:
             draft.write_bytes(data)
     except OSError as error:
         raise unwritable(place, error) from None

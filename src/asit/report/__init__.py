@@ -81,5 +81,4 @@ def _html(held: Run, path: Path, sections: Sequence[page.Section], preset: Mappi
 def _write(path: Path, html: str) -> None:
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic.written(path) as draft:
-        draft.write_text(html, "utf-8")
+    atomic.write_text(path, html)

@@ -38,9 +38,7 @@ def write(found: Comparison, path: Path, *, spreadsheet: bool = False) -> None:
     check_name(path)
     suffix = path.suffix.lower()
     text = as_csv(found, spreadsheet=spreadsheet) if suffix == ".csv" else _FORMS[suffix](found)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic.written(path) as draft:
-        draft.write_text(text, "utf-8", newline="")
+    atomic.write_text(path, text)
 
 
 def check_name(path: Path) -> None:

@@ -127,7 +127,7 @@ def draw(
         )
         _tracks(times, [name.get_text() for name in names], [scores for _, scores in tracks], starts, ends, families)
     _time_axis(times, spectrogram.seconds)
-    with atomic.written(path) as draft:
+    with atomic.write_file(path) as draft:
         canvas.print_png(draft)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from asit.data.catalogue.inputs import Item, expand
 from asit.errors import AsitError, AudioError, CheckpointError, ConfigError
-from asit.io import checkpoint, lock
+from asit.io import atomic, lock
 from asit.io.retry import MissingError
 from asit.model.audio_model import AudioModel
 from asit.model.inference.embedding import Precision
@@ -163,7 +163,7 @@ def _build(
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"{partial.kept(plan.need)}; the same command goes on") from None
         except OSError as error:
-            if not checkpoint.is_full(error):
+            if not atomic.is_disk_full(error):
                 raise
             raise CheckpointError(
                 f"the disk is full: {folder} was not written; {partial.kept(plan.need)}",
@@ -174,9 +174,8 @@ def _build(
         if not heard and not plan.kept:
             raise _nothing(plan)
         card = {**settings, "model": {**settings["model"], "path": model_path}}
-        checkpoint.write_folder(
-            folder, lambda to: _fill(to, card, old, plan, heard, ask.threads, stream), overwrite=add or overwrite
-        )
+        with atomic.write_folder(folder, overwrite=add or overwrite) as draft:
+            _fill(draft, card, old, plan, heard, ask.threads, stream)
         partial.remove()
     made = index_files.read_card(folder)
     return Built(

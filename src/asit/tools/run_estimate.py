@@ -24,13 +24,13 @@ from pydantic import TypeAdapter
 from asit import runtime
 from asit.config import PretrainSettings, yaml
 from asit.errors import ConfigError
-from asit.io import parsing
+from asit.io import atomic, parsing
 from asit.pretrain import method
 from asit.pretrain.pretrain_setup import Setup, prepare
 from asit.runtime import World
 from asit.tools.growth import Say
 from asit.tools.step_profile import Measured, measure, noise
-from asit.training import open_data, resources, run_dir
+from asit.training import open_data, resources
 
 VERSION = 1
 """Of the layout of a file of measurements."""
@@ -301,7 +301,7 @@ def _assumed(measured: Measured, work: Work, asked: Asked, micro: int) -> list[s
 def save(path: Path, taken: Taken) -> None:
     """Write measurements as JSON, whole or not at all."""
     settings = taken.settings.model_dump(mode="json")
-    run_dir.write_json(path, {MARK: VERSION, "settings": settings, "measured": dataclasses.asdict(taken.measured)})
+    atomic.write_json(path, {MARK: VERSION, "settings": settings, "measured": dataclasses.asdict(taken.measured)})
 
 
 def load(path: Path) -> Taken:

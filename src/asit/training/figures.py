@@ -65,10 +65,10 @@ def write_figure(
     stem = f"step-{step:08d}"
     arrays: dict[str, Any] = {name: np.clip(x, -65504, 65504).astype(np.float16) for name, x in values.items()}
     arrays |= {"mask": masked, "ids": np.array([str(i) for i in ids])}
-    with atomic.written(folder / f"{stem}.npz") as draft, draft.open("wb") as file:
+    with atomic.write_file(folder / f"{stem}.npz") as draft, draft.open("wb") as file:
         np.savez_compressed(file, **arrays)
     path = folder / f"{stem}.png"
-    with atomic.written(path) as draft:
+    with atomic.write_file(path) as draft:
         figure.savefig(draft, format="png", dpi=100)
     return path
 

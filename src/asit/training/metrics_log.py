@@ -152,7 +152,7 @@ def _cut(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [line for line, record in lines(path) if record["step"] <= step]
-    with atomic.written(path) as draft:
+    with atomic.write_file(path) as draft:
         draft.write_bytes(b"".join(line + b"\n" for line in kept))
 
 

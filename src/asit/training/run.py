@@ -16,7 +16,7 @@ from asit import runtime
 from asit.config import FinetuneSettings, PretrainSettings, RecordSettings
 from asit.data.catalogue.catalogue import Catalogue
 from asit.errors import AsitError, CatalogueError, CheckpointError, ConfigError, TrainingError
-from asit.io import checkpoint, lock
+from asit.io import atomic, checkpoint, lock
 from asit.model.audio_model import AudioModel
 from asit.model.cpu import bf16
 from asit.runtime import Precision, World
@@ -250,7 +250,7 @@ def begin(run: Run, world: World) -> None:
         "elastic": _elastic(),
     }
     precision = {"precision": run.precision.name, "precision_reason": run.precision.reason}
-    run_dir.write_json(run.out / run_dir.ENVIRONMENT, runtime.environment() | reasons | precision)
+    atomic.write_json(run.out / run_dir.ENVIRONMENT, runtime.environment() | reasons | precision)
     run_dir.write_settings(run.out, run.settings)
 
 
@@ -268,7 +268,7 @@ AGAIN = "give the same command again, from step 0: no checkpoint was written yet
 def _ended(error: AsitError | OSError, out: Path) -> AsitError | OSError:
     """The error that a run ends by, with what the next start resumes from in its fix."""
     if isinstance(error, OSError):
-        if not checkpoint.is_full(error):
+        if not atomic.is_disk_full(error):
             return error
         found = f"the disk is full: {error.filename or out} was not written"
         error = CheckpointError(found, "room for the run's files", f"free space on the disk of {out}")

@@ -6,10 +6,9 @@ leaves at most a catalogue, and the files of a scan that was stopped, from which
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from asit.config import Settings, yaml
 from asit.errors import ConfigError
@@ -117,23 +116,12 @@ def clear(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small file whole or not at all."""
-    with atomic.written(path) as draft:
-        draft.write_text(text, encoding="utf-8")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole or not at all."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-
-
 def write_settings(folder: Path, settings: Settings) -> None:
     """Keep the settings that a run begins with; the folder counts as a run's from then on.
 
     Where to stop was said of this call: the next one goes on to the end unless it says so too.
     """
-    write_text(folder / CONFIG, yaml.to_yaml(settings.model_copy(update={"stop_after": 0})))
+    atomic.write_text(folder / CONFIG, yaml.to_yaml(settings.model_copy(update={"stop_after": 0})))
 
 
 def read_settings(folder: Path, kind: type[S]) -> S:
@@ -212,15 +200,15 @@ def tidy(folder: Path) -> None:
 
     Drafts of the report stay: `asit report` writes it without the lock, and removes its own.
     """
-    atomic.tidy(folder, OWN - {REPORT})
+    atomic.sweep(folder, OWN - {REPORT}, locked=True)
     for name in (CHECKPOINTS, FIGURES, SCORES):
-        atomic.tidy(folder / name)
+        atomic.sweep(folder / name, locked=True)
 
 
 def _is_leftover(name: str) -> bool:
     """Whether a killed writer left this, a draft or a lock of one of a run's names."""
-    found = atomic.drafted(name)
-    return (found is not None and found[0] in OWN) or name in (f".{own}.lock" for own in OWN)
+    draft = atomic.parse_draft(name)
+    return (draft is not None and draft.target in OWN) or name in (f".{own}.lock" for own in OWN)
 
 
 def _is_fold(path: Path) -> bool:

@@ -373,7 +373,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """A file that takes its name only when all of it is on the disk."""
     target = Path(path)
     try:
-        with atomic.written(target) as draft, draft.open("wb") as file:
+        with atomic.write_file(target) as draft, draft.open("wb") as file:
             yield file
     except OSError as error:
         raise CatalogueError(

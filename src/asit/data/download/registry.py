@@ -105,7 +105,7 @@ def _table_of_digits(folder: Path) -> None:
                 f"{path}: not a name of this set", "DIGIT_SPEAKER_NUMBER.wav", "this is another archive: delete it"
             )
         rows.append((f"recordings/{path.name}", parts[1], parts[2]))
-    with atomic.written(folder / "table.csv") as draft, draft.open("w", encoding="utf-8", newline="") as lines:
+    with atomic.write_file(folder / "table.csv") as draft, draft.open("w", encoding="utf-8", newline="") as lines:
         lines.writelines(csv_line(row) + "\r\n" for row in [("path", "label", "group"), *rows])
 
 

@@ -61,7 +61,7 @@ def write_shard(
     place = storage.join(way.out, name)
     try:
         if not remote:
-            with atomic.written(place) as draft, draft.open("wb") as file:
+            with atomic.write_file(place) as draft, draft.open("wb") as file:
                 return _fill(_Hashed(file), name, clips, way, stopped)
         with tempfile.TemporaryDirectory(prefix="asit-shard-") as folder:
             draft = Path(folder, name)

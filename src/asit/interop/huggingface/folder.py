@@ -15,7 +15,7 @@ from torch import Tensor
 from asit.errors import CheckpointError, ConfigError
 from asit.interop.huggingface.fields import CODE, MODEL_TYPE, config_of, extractor_of, parts_of
 from asit.interop.huggingface.readme import readme
-from asit.io import checkpoint, parsing, safe_load
+from asit.io import atomic, checkpoint, parsing, safe_load
 from asit.model.audio_model import AudioModel
 from asit.model.vit import blank, shape_of, shell
 
@@ -55,7 +55,8 @@ def write(
         _check_ours(out)
     with parsing.as_written(run or "the card", "export without the run's folder", CheckpointError):
         text = readme(model, title or out.resolve().name, license, run)
-    checkpoint.write_folder(out, lambda to: _fill(to, model, text), overwrite)
+    with atomic.write_folder(out, overwrite=overwrite) as draft:
+        _fill(draft, model, text)
 
 
 def read(folder: Path) -> AudioModel:

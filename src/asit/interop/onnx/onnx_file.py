@@ -14,7 +14,7 @@ from asit.interop.exportable import Output, as_text, compare, extent_of, facts_o
 from asit.interop.onnx.int8 import in_int8
 from asit.interop.onnx.int8_error import Likeness, Measure, Run
 from asit.interop.onnx.trace import INPUT, OPSETS, trace
-from asit.io.checkpoint import check_free, write_file
+from asit.io.atomic import check_free, disk_errors, write_file
 from asit.model.audio_model import AudioModel
 
 if TYPE_CHECKING:
@@ -86,13 +86,10 @@ def export(
         _check_loss(facts["loss"], out)
     helper.set_model_props(kept, as_text(facts))
     content = kept.SerializeToString()
-    write_file(out, lambda to: _write(to, content), overwrite)
+    check_free(out, overwrite)
+    with disk_errors(out), write_file(out) as draft:
+        draft.write_bytes(content)
     return {**facts, "file": str(out), "bytes": len(content)}
-
-
-def _write(to: Path, content: bytes) -> None:
-    with to.open("wb") as file:
-        file.write(content)
 
 
 def _need() -> Any:
