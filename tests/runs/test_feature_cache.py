@@ -13,6 +13,7 @@ import pytest
 
 from asit.errors import ConfigError
 from asit.evaluate.feature_cache import Shelf, Store, default_folder, key_of, open_store
+from asit.io import atomic
 
 KEYS = [key_of(name) for name in "abcde"]
 ONE = np.zeros((25, 100), np.float32)  # 10 kB
@@ -136,10 +137,10 @@ def test_drafts_of_killed_writers_are_removed_and_fresh_ones_left(tmp_path: Path
     shelf = store.shelf("a")
     shelf.put(KEYS[:1], [ONE])
     whole = only(shelf).stat().st_size
-    old, fresh = (shelf.folder / name for name in ("old.draft", "fresh.draft"))
+    fresh = atomic.draft_of(shelf.folder / "x.safetensors")
+    old = fresh.with_name(fresh.name.replace(f".{os.getpid()}-", ".999999999-"))
     for path in (old, fresh):
         path.write_bytes(b"half")
-    os.utime(old, (0, 0))
     assert store.size() == whole
     assert not old.exists()
     assert fresh.exists()
