@@ -203,8 +203,9 @@ def _train(place: Path) -> dict[str, Any]:
 
 def _stop_embed() -> None:
     """`asit embed` of `many`, stopped by Ctrl-C as it begins its second block."""
-    from asit import cli
     from asit.runs import embed_parts
+
+    from asit import cli
 
     real = embed_parts.Parts.writer
 
@@ -240,8 +241,9 @@ def evaluate_arguments(cache: str, out: str) -> list[str]:
 
 def _cache_facts() -> dict[str, Any]:
     """What the names in the cache of features are made of: facts of the shelves, without torch's version."""
-    import asit
     from asit.runs import features, readers
+
+    import asit
 
     weights, _, facts = readers.EncoderReader(asit.load("encoder")).digest.partition(" ")
     return {"format": features.FORMAT, "weights": weights, "facts": json.loads(facts), "kinds": ["class", "mean"]}
