@@ -166,13 +166,13 @@ def test_stripes_lie_on_the_axis(size: int, largest: int) -> None:
 
 def test_stripes_wipe_to_the_mean_and_nothing_else() -> None:
     x = torch.rand(20, 12, generator=torch.Generator().manual_seed(0)) + 1
-    found = augment.wipe(x.clone(), [(3, 4), (15, 5)], [(0, 2), (5, 0)])
+    found = augment.mask_stripes(x.clone(), [(3, 4), (15, 5)], [(0, 2), (5, 0)])
     wiped = torch.zeros(20, 12, dtype=torch.bool)
     wiped[3:7] = wiped[15:20] = True
     wiped[:, 0:2] = True
     assert torch.equal(found == 0, wiped)
     assert torch.equal(found[~wiped], x[~wiped])
-    assert torch.equal(augment.wipe(x.clone(), [], []), x)
+    assert torch.equal(augment.mask_stripes(x.clone(), [], []), x)
 
 
 def test_mixup_is_the_weighted_sum_of_centred_waves() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from asit.data.catalogue.catalogue import Catalogue, Clip
 from asit.data.catalogue.labels import Labels, balanced_weights, inverse_weights, list_hash, read_labels
-from asit.data.catalogue.splits import Sides, check_sides, few, folds, skip_unseen, split_sides
+from asit.data.catalogue.splits import Splits, check_splits, drop_unseen_classes, folds, make_splits, subsample
 from asit.errors import CatalogueError
 
 NAMES = ["ant", "bee", "cat", "dog"]
@@ -116,7 +116,7 @@ def test_clips_without_a_label() -> None:
     assert made.known.tolist() == [True, False, True, False, True]
     assert made.single.tolist() == [0, -1, 1, -1, 0]
     assert "none of the 2 clips has a label" in told(lambda: read_labels(listed([None, None]), missing="skip"))
-    sides = split_sides(some, labels=made)
+    sides = make_splits(some, labels=made)
     assert sides.train.tolist() == [0, 2, 4]
     assert sides.notes == ["2 clips without a label are left out"]
 
@@ -168,7 +168,7 @@ def test_a_list_has_the_hash_of_its_lines() -> None:
 # sides
 
 
-def places(sides: Sides) -> list[list[int]]:
+def places(sides: Splits) -> list[list[int]]:
     return [rows.tolist() for _, rows in sides.items()]
 
 
@@ -176,60 +176,60 @@ def test_splits_by_any_of_their_names() -> None:
     names = [("train", "val", "eval"), ("Training", "dev", "Testing "), ("train", "valid", "evaluation")]
     for train, validation, test in names:
         made = listed(list("ababab"), split=[train, train, validation, test, train, test])
-        assert places(split_sides(made)) == [[0, 1, 4], [2], [3, 5]]
+        assert places(make_splits(made)) == [[0, 1, 4], [2], [3, 5]]
     audioset = listed(list("ababab"), split=["balanced", "unbalanced", "test", "balanced", None, "strange"])
-    sides = split_sides(audioset)
+    sides = make_splits(audioset)
     assert places(sides) == [[0, 1, 3], [], [2]]
     assert sides.notes == ["1 clips of split strange are on no side", "1 clips without a split are on no side"]
-    sides = split_sides(audioset, train=["balanced"], validation=["strange"], test=["eval"])
+    sides = make_splits(audioset, train=["balanced"], validation=["strange"], test=["eval"])
     assert places(sides) == [[0, 3], [5], [2]]
     assert sides.notes[0] == "1 clips of split unbalanced are on no side"
-    assert places(split_sides(listed(list("abab")))) == [[0, 1, 2, 3], [], []]
+    assert places(make_splits(listed(list("abab")))) == [[0, 1, 2, 3], [], []]
 
 
 def test_splits_that_cannot_be() -> None:
     made = listed(list("abab"), split=["train", "train", "holdout", "test"])
-    text = told(lambda: split_sides(made, validation=["holdot"]))
+    text = told(lambda: make_splits(made, validation=["holdot"]))
     assert "no split holdot; did you mean holdout?" in text
     assert "train (2 clips), holdout (1 clips), test (1 clips)" in text
-    assert "named for train and for test" in told(lambda: split_sides(made, test=["training"]))
-    assert "no split is one of train, balanced" in told(lambda: split_sides(made.subset([2, 3])))
-    assert "the catalogue has no splits" in told(lambda: split_sides(listed(list("ab")), test=["holdout"]))
+    assert "named for train and for test" in told(lambda: make_splits(made, test=["training"]))
+    assert "no split is one of train, balanced" in told(lambda: make_splits(made.subset([2, 3])))
+    assert "the catalogue has no splits" in told(lambda: make_splits(listed(list("ab")), test=["holdout"]))
     some = listed([None, None, "a", "b"], split=["train", "train", "test", "test"])
-    assert "train on has a label" in told(lambda: split_sides(some, labels=read_labels(some, missing="skip")))
+    assert "train on has a label" in told(lambda: make_splits(some, labels=read_labels(some, missing="skip")))
 
 
 def test_folds() -> None:
     made = listed(list("ab") * 6, fold=[str(i % 11) for i in range(12)])
     assert folds(made) == [str(i) for i in range(11)]
-    sides = split_sides(made, fold="0")
+    sides = make_splits(made, fold="0")
     assert places(sides) == [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10], [], [0, 11]]
-    assert "there is no fold 12" in told(lambda: split_sides(made, fold="12"))
+    assert "there is no fold 12" in told(lambda: make_splits(made, fold="12"))
     assert "no folds" in told(lambda: folds(listed(list("ab"))))
     assert "but one fold" in told(lambda: folds(listed(list("ab"), fold=["1", "1"])))
     text = told(lambda: folds(listed(list("abc"), fold=["1", "2", "4"])))
     assert "folds without a clip: 3" in text
     assert "there are 1 (1 clips), 2 (1 clips), 4 (1 clips)" in text
     lost = listed(list("abc"), fold=["x", "y", "z"]).subset([0, 2])
-    assert "folds without a clip: y" in told(lambda: split_sides(lost, fold="x"))
+    assert "folds without a clip: y" in told(lambda: make_splits(lost, fold="x"))
     partly = listed(list("abc"), fold=["1", "2", None])
-    assert split_sides(partly, fold="1").notes == ["1 clips without a fold are left out"]
+    assert make_splits(partly, fold="1").notes == ["1 clips without a fold are left out"]
 
 
 def test_a_share_is_held_out_by_class() -> None:
     texts = ["a"] * 100 + ["b"] * 50 + ["c"] * 10 + ["d"]
     made = listed(texts)
-    sides = split_sides(made, share=0.2, seed=3)
+    sides = make_splits(made, share=0.2, seed=3)
     held = Counter(texts[row] for row in sides.validation.tolist())
     assert abs(held["a"] - 20) <= 1
     assert abs(held["b"] - 10) <= 1
     assert abs(held["c"] - 2) <= 1
     assert held["d"] == 0
     assert sorted([*sides.train, *sides.validation]) == [*range(161)]
-    assert places(split_sides(made, share=0.2, seed=3)) == places(sides)
-    assert places(split_sides(made, share=0.2, seed=4)) != places(sides)
+    assert places(make_splits(made, share=0.2, seed=3)) == places(sides)
+    assert places(make_splits(made, share=0.2, seed=4)) != places(sides)
     given = listed(texts, split=["train"] * 100 + ["val"] * 61)
-    assert len(split_sides(given, share=0.2).validation) == 61
+    assert len(make_splits(given, share=0.2).validation) == 61
 
 
 def test_a_held_out_share_keeps_groups_whole() -> None:
@@ -237,64 +237,66 @@ def test_a_held_out_share_keeps_groups_whole() -> None:
     groups = [f"g{i}" if i else None for i in rng.integers(0, 40, 800)]
     made = listed([NAMES[i] for i in rng.integers(0, 4, 800)], group=groups)
     labels = read_labels(made)
-    sides = split_sides(made, share=0.25, labels=labels)
+    sides = make_splits(made, share=0.25, labels=labels)
     assert 0.2 < len(sides.validation) / 800 < 0.3
-    assert check_sides(labels, sides, made.groups) == []
+    assert check_splits(labels, sides, made.groups) == []
     # A class that one group alone has stays in training.
     one = listed(["a"] * 9 + ["b"] * 3, group=[*"111222333", "4", "4", "4"])
     for seed in range(8):
-        assert {9, 10, 11} <= {*split_sides(one, share=0.3, seed=seed).train.tolist()}
+        assert {9, 10, 11} <= {*make_splits(one, share=0.3, seed=seed).train.tolist()}
     # Groups too large for the share: the smallest, and a note.
     few_groups = listed(["a", "b"] * 20, group=["x"] * 16 + ["y"] * 24)
-    sides = split_sides(few_groups, share=0.1)
+    sides = make_splits(few_groups, share=0.1)
     assert sides.validation.tolist() == [*range(16)]
     assert sides.notes == ["40% of the training clips are held out, not 10%: groups stay whole"]
-    text = told(lambda: split_sides(listed(["a", "b"] * 4, group=["x"] * 8), share=0.1))
+    text = told(lambda: make_splits(listed(["a", "b"] * 4, group=["x"] * 8), share=0.1))
     assert "8 training clips in 1 groups cannot be held out" in text
-    assert "share of 1.5" in told(lambda: split_sides(few_groups, share=1.5))
+    assert "share of 1.5" in told(lambda: make_splits(few_groups, share=1.5))
 
 
 def test_sides_that_leak_or_cannot_be_learned_from() -> None:
     split = ["train", "train", "val", "test", "test"]
     made = listed(["a", "b", "c", "a", "d"], split=split)
     assert "1 of 4 classes are in validation and not in train: c (1 clips)" in told(
-        lambda: check_sides(read_labels(made), split_sides(made), None)
+        lambda: check_splits(read_labels(made), make_splits(made), None)
     )
     made = listed(list("abaaa"), split=split, group=["1", "2", None, "1", None])
-    labels, sides = read_labels(made), split_sides(made)
+    labels, sides = read_labels(made), make_splits(made)
     for groups in (made.groups, made.column("group")):
-        text = told(lambda groups=groups: check_sides(labels, sides, groups))  # type: ignore[misc]
+        text = told(lambda groups=groups: check_splits(labels, sides, groups))  # type: ignore[misc]
         assert "1 groups are in train and in test: 1 (1 and 1 clips)" in text
-    assert check_sides(labels, sides, made.groups, allow_shared_groups=True) == ["1 of 2 classes have no test clips: b"]
+    assert check_splits(labels, sides, made.groups, allow_shared_groups=True) == [
+        "1 of 2 classes have no test clips: b"
+    ]
 
 
 @pytest.mark.parametrize(("one", "other"), [("ann", "ann "), ("1", "1.0"), ("é", "e\u0301"), ("a b", "a\u00a0 b")])
 def test_a_group_spelt_in_two_ways_is_one(one: str, other: str) -> None:
     split = ["train", " Train", "test ", "TEST"]
     made = listed(["a", "b", "a ", "b"], split=split, group=[one, "x", other, "y"])
-    labels, sides = read_labels(made), split_sides(made)
-    assert "1 groups are in train and in test" in told(lambda: check_sides(labels, sides, made.groups))
+    labels, sides = read_labels(made), make_splits(made)
+    assert "1 groups are in train and in test" in told(lambda: check_splits(labels, sides, made.groups))
     kept = listed(list("abab"), fold=["1", "2.0", "1.0 ", "2"])
     assert folds(kept) == ["1", "2"]
-    assert split_sides(kept, fold=" 1.0").test.tolist() == [0, 2]
+    assert make_splits(kept, fold=" 1.0").test.tolist() == [0, 2]
 
 
 def test_sides_without_the_classes_that_are_not_trained() -> None:
     split = ["train", "train", "val", "test", "test", "test"]
     made = listed(["a", "b", "c", "a", "d", "c"], split=split)
-    labels, sides = read_labels(made), split_sides(made)
-    text = told(lambda: check_sides(labels, sides, None))
+    labels, sides = read_labels(made), make_splits(made)
+    text = told(lambda: check_splits(labels, sides, None))
     assert "--sides.unseen-classes skip (asit finetune), --unseen-classes skip (asit evaluate)" in text
-    found = skip_unseen(labels, sides)
+    found = drop_unseen_classes(labels, sides)
     assert [rows.tolist() for _, rows in found.items()] == [[0, 1], [], [3]]
     assert found.unseen == ("c", "d")
     assert found.notes == ["2 of 4 classes have no training clip: c, d; their 3 clips of other sides are left out"]
-    check_sides(labels, found, None)
+    check_splits(labels, found, None)
     several = listed(["a;b", "a", "a;c", "b", "c:0.5;b"], split=["train", "train", "test", "test", "test"])
-    found = skip_unseen(read_labels(several), split_sides(several))
+    found = drop_unseen_classes(read_labels(several), make_splits(several))
     assert (found.test.tolist(), found.unseen) == ([3], ("c",))
-    found = split_sides(made.subset([0, 1, 3]))
-    assert skip_unseen(labels.take([0, 1, 3]), found) is found
+    found = make_splits(made.subset([0, 1, 3]))
+    assert drop_unseen_classes(labels.take([0, 1, 3]), found) is found
 
 
 # few
@@ -311,18 +313,18 @@ def test_few_of_single_labels_is_stratified_and_nested() -> None:
     counts = labels.counts(rows)
     before: set[int] = set()
     for share in (0.001, 0.01, 0.1, 0.5, 1.0):
-        chosen = few(labels, rows, share=share, seed=5)
+        chosen = subsample(labels, rows, share=share, seed=5)
         assert labels.counts(chosen).tolist() == [max(1, round(share * count)) for count in counts.tolist()]
         assert before <= {*chosen.tolist()} <= {*rows.tolist()}
         assert (np.diff(chosen) > 0).all()
         before = {*chosen.tolist()}
     before = set()
     for k in (1, 2, 16, 1000):
-        chosen = few(labels, rows, per_class=k, seed=5)
+        chosen = subsample(labels, rows, per_class=k, seed=5)
         assert labels.counts(chosen).tolist() == [min(k, count) for count in counts.tolist()]
         assert before <= {*chosen.tolist()}
         before = {*chosen.tolist()}
-    assert few(labels, rows, share=0.1, seed=5).tolist() != few(labels, rows, share=0.1, seed=6).tolist()
+    assert subsample(labels, rows, share=0.1, seed=5).tolist() != subsample(labels, rows, share=0.1, seed=6).tolist()
 
 
 @settings(max_examples=60, deadline=None)
@@ -331,14 +333,14 @@ def test_few_of_several_labels_keeps_every_class_and_is_nested(drawn: list[list[
     texts = [";".join(names) or "a:0" for names in drawn]
     labels = read_labels(listed(texts), "multi", classes=[*"abcdefgh"])
     rows = np.arange(len(drawn))
-    chosen = [{*few(labels, rows, share=share, seed=seed).tolist()} for share in (0.01, 0.1, 0.4, 1.0)]
+    chosen = [{*subsample(labels, rows, share=share, seed=seed).tolist()} for share in (0.01, 0.1, 0.4, 1.0)]
     assert chosen[0] <= chosen[1] <= chosen[2] <= chosen[3]
     assert classes_in(labels, [*chosen[0]]) == classes_in(labels, rows)
     assert len(chosen[0]) <= 8 + 1
     counts = labels.counts()
     before: set[int] = set()
     for k in (1, 2, 3, 60):
-        now = few(labels, rows, per_class=k, seed=seed)
+        now = subsample(labels, rows, per_class=k, seed=seed)
         assert (labels.counts(now) >= np.minimum(k, counts)).all()
         assert before <= {*now.tolist()}
         before = {*now.tolist()}
@@ -347,12 +349,12 @@ def test_few_of_several_labels_keeps_every_class_and_is_nested(drawn: list[list[
 def test_few_of_what_cannot_be() -> None:
     labels = read_labels(listed(list("ab")))
     for how in ({}, {"share": 0.5, "per_class": 1}, {"share": 0.0}, {"share": 1.5}, {"per_class": 0}):
-        assert "share=" in told(lambda how=how: few(labels, [0, 1], seed=0, **how))  # type: ignore[misc]
+        assert "share=" in told(lambda how=how: subsample(labels, [0, 1], seed=0, **how))  # type: ignore[misc]
 
 
 @pytest.mark.usefixtures("no_global_draws")
 def test_draws_hang_on_the_seed_alone() -> None:
     made = listed(list("abab") * 10)
     labels = read_labels(made)
-    split_sides(made, share=0.2, labels=labels)
-    few(labels, np.arange(40), share=0.2, seed=0)
+    make_splits(made, share=0.2, labels=labels)
+    subsample(labels, np.arange(40), share=0.2, seed=0)

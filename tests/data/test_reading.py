@@ -291,7 +291,7 @@ def test_a_store_is_read_as_a_folder_is(loose: Catalogue, packed: Catalogue, mon
     plain = storage.read_range
     with monkeypatch.context() as patch:
         patch.setattr(storage, "read_range", lambda place, *span: asked.append(place) or plain(place, *span))
-        sounds = inputs.Sounds(heard)
+        sounds = inputs.InputReader(heard)
         with ThreadPoolExecutor(4) as threads:
             got = [*threads.map(sounds, range(12))]
         assert got == [Path(clip.path).read_bytes() for clip in loose]
@@ -307,7 +307,7 @@ def test_a_store_is_read_as_a_folder_is(loose: Catalogue, packed: Catalogue, mon
     assert heard[7].sound() == Path(loose[7].path).read_bytes()
     with pytest.raises(CatalogueError, match=r"neither index\.jsonl nor a tar; 0 other names"):
         tar_index.tars_of("memory://nothing")
-    sounds = inputs.Sounds(heard)
+    sounds = inputs.InputReader(heard)
     storage.remove(tars[1])
     for place in (7, 7):
         with pytest.raises(StoreError, match="shard-000001"):

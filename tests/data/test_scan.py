@@ -23,7 +23,7 @@ from asit.audio import files
 from asit.config import FrontEndSettings
 from asit.data.catalogue.catalogue import Catalogue
 from asit.data.catalogue.scan import build
-from asit.data.catalogue.splits import split_sides
+from asit.data.catalogue.splits import make_splits
 from asit.data.catalogue.tables import TableRow, read_table
 from asit.errors import CatalogueError, ConfigError
 
@@ -389,7 +389,7 @@ def test_splits_and_classes_from_folders(tmp_path: Path, names: tuple[str, ...])
     made = make(tmp_path / "in", labels="folder")
     pairs = Counter((clip.label, clip.split) for clip in made)
     assert pairs == dict.fromkeys((("dog", "train"), ("dog", "Test"), ("cat", "test"), ("cat", "val")), 2)
-    assert [len(rows) for _, rows in split_sides(made).items()] == [2, 2, 4]
+    assert [len(rows) for _, rows in make_splits(made).items()] == [2, 2, 4]
     assert made.header["folders"] == "the sub-folders are splits and classes"
 
 

@@ -88,7 +88,7 @@ def resize_time(logmel: Tensor, frames: int, lengths: Tensor | None = None) -> T
     t = logmel.shape[-2]
     if lengths is not None:
         row = torch.arange(len(logmel), device=logmel.device)
-        return cut_time(logmel, row, torch.zeros_like(row), lengths.to(logmel.device), frames)
+        return crop_time(logmel, row, torch.zeros_like(row), lengths.to(logmel.device), frames)
     if t == frames:
         return logmel
     last = torch.full((), t - 1, device=logmel.device)
@@ -99,7 +99,7 @@ def resize_time(logmel: Tensor, frames: int, lengths: Tensor | None = None) -> T
     return torch.lerp(logmel.index_select(-2, low), logmel.index_select(-2, high), weight)
 
 
-def cut_time(logmel: Tensor, rows: Tensor, starts: Tensor, lengths: Tensor, frames: int) -> Tensor:
+def crop_time(logmel: Tensor, rows: Tensor, starts: Tensor, lengths: Tensor, frames: int) -> Tensor:
     """Cut parts out of log-mels and resize each in time as `resize_time` does, all in one go.
 
     Args:
@@ -151,7 +151,7 @@ def draw_stripe(rng: np.random.Generator, size: int, largest: int) -> tuple[int,
     return int(rng.integers(size - width + 1)), width
 
 
-def wipe(logmel: Tensor, time: Iterable[tuple[int, int]], mel: Iterable[tuple[int, int]]) -> Tensor:
+def mask_stripes(logmel: Tensor, time: Iterable[tuple[int, int]], mel: Iterable[tuple[int, int]]) -> Tensor:
     """A normalised (T, F) log-mel with stripes of (first, width) set to 0, the mean, in place."""
     for first, width in time:
         logmel[first : first + width] = 0.0

@@ -204,7 +204,7 @@ def name_of(sound: Sound) -> str:
     return sniff.name_of(sound)
 
 
-def are_turned(shape: Sequence[int]) -> bool:
+def is_transposed(shape: Sequence[int]) -> bool:
     """Whether an array (clips, samples) of this shape is (samples, channels): as many clips of a few samples.
 
     Every door that takes several clips as one array asks this. Up to 64 clips may be shorter than their number.
@@ -221,11 +221,11 @@ def check_sounds(audio: Tensor) -> None:
     Raises:
         AudioError: another number of axes, whole numbers, no samples, or the axes the other way round.
     """
-    if audio.ndim != 2 or not audio.is_floating_point() or not audio.shape[1] or are_turned(audio.shape):
+    if audio.ndim != 2 or not audio.is_floating_point() or not audio.shape[1] or is_transposed(audio.shape):
         raise AudioError(
             f"audio of shape {tuple(audio.shape)}, {audio.dtype}",
             "(n_sounds, n_samples) of floats in [-1, 1], with fewer sounds than samples",
-            "turn the axes" if are_turned(audio.shape) else "",
+            "turn the axes" if is_transposed(audio.shape) else "",
         )
 
 

@@ -57,7 +57,7 @@ class CatalogueOptions:
 def catalogue(prog: str, summary: str, given: list[str]) -> int:
     options = parse(CatalogueOptions, prog, summary, given)
     from asit.data.catalogue import scan
-    from asit.data.catalogue.listing import passed_over
+    from asit.data.catalogue.listing import describe_ignored
     from asit.training.metrics_log import counter
 
     corpus = _corpus(options, prog)
@@ -88,7 +88,7 @@ def catalogue(prog: str, summary: str, given: list[str]) -> int:
     if skipped:
         counts = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
         print(f"left out: {counts}; named in {Path(options.out).with_suffix('')}.skipped.jsonl")
-    if passed := passed_over(header.get("ignored", {})):
+    if passed := describe_ignored(header.get("ignored", {})):
         print(passed)
     if header.get("mean") is not None:
         clips = header.get("statistics_clips")

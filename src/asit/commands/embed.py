@@ -82,7 +82,7 @@ def embed(prog: str, summary: str, given: list[str]) -> int:
         raise ConfigError("--shard or --overwrite without --out", "a file to write", "add --out emb.parquet")
     from asit import runtime
     from asit.data.catalogue.inputs import expand, named
-    from asit.data.catalogue.listing import passed_over
+    from asit.data.catalogue.listing import describe_ignored
     from asit.interop.loading import load
 
     with runtime.world(options.device, options.threads) as world:
@@ -91,7 +91,7 @@ def embed(prog: str, summary: str, given: list[str]) -> int:
         model = load(options.model, world.device)
         items = expand(options.inputs, others := Counter[str]())
         if others and world.main:
-            print(f"asit: {passed_over(others)}", file=sys.stderr)
+            print(f"asit: {describe_ignored(others)}", file=sys.stderr)
         if options.out is None:
             return _print(model, items, ask)
         told = run.embed_files(

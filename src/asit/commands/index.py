@@ -69,7 +69,7 @@ def index(prog: str, summary: str, given: list[str]) -> int:
     import torch
 
     from asit import runtime, search
-    from asit.data.catalogue.listing import passed_over
+    from asit.data.catalogue.listing import describe_ignored
     from asit.interop.loading import load
 
     out = Path(options.out)
@@ -97,7 +97,7 @@ def index(prog: str, summary: str, given: list[str]) -> int:
             stream=sys.stderr,
         )
     if built.others:
-        print(f"asit: {passed_over(built.others)}", file=sys.stderr)
+        print(f"asit: {describe_ignored(built.others)}", file=sys.stderr)
     for name, reason in built.failures[:_NAMED]:
         print(f"asit: {plain(search.told(name, reason))}", file=sys.stderr)
     if len(built.failures) > _NAMED:
@@ -148,7 +148,7 @@ def similar(prog: str, summary: str, given: list[str]) -> int:
     options = parse(SimilarOptions, prog, summary, given)
     _check(options)
     from asit import runtime
-    from asit.data.catalogue.listing import passed_over
+    from asit.data.catalogue.listing import describe_ignored
     from asit.interop.loading import load
     from asit.search import Index
 
@@ -163,7 +163,7 @@ def similar(prog: str, summary: str, given: list[str]) -> int:
         others = Counter[str]()
         questions = list(_questions(options, found.card["window"], others))
         if others:
-            print(f"asit: {passed_over(others)}", file=sys.stderr)
+            print(f"asit: {describe_ignored(others)}", file=sys.stderr)
         model = found.model(world.device) if options.model is None else load(options.model, world.device)
         found.check(model)
         if kind == "csv":

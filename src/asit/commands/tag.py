@@ -76,7 +76,7 @@ def tag(prog: str, summary: str, given: list[str]) -> int:
     import asit
     from asit import runtime
     from asit.data.catalogue.inputs import expand
-    from asit.data.catalogue.listing import passed_over
+    from asit.data.catalogue.listing import describe_ignored
     from asit.infer.tag_files import tag_items
     from asit.training.metrics_log import counter
 
@@ -95,7 +95,7 @@ def tag(prog: str, summary: str, given: list[str]) -> int:
         tagger = model.tagger(options.precision, options.window, options.hop)
         items = expand(options.inputs, others := Counter[str]())
         if others and world.main:
-            print(f"asit: {passed_over(others)}", file=sys.stderr)
+            print(f"asit: {describe_ignored(others)}", file=sys.stderr)
         pictures = _pictures(options, items)
         done = failed = 0
         show = counter(sys.stderr, "tag") if options.out else None

@@ -14,15 +14,15 @@ import numpy as np
 from asit.data.catalogue.catalogue import Catalogue
 from asit.data.catalogue.labels import Labels, read_labels
 from asit.data.catalogue.splits import (
-    Sides,
+    Splits,
     by_folds,
-    check_sides,
-    few,
+    check_splits,
+    drop_unseen_classes,
+    error_in_fold,
     folds,
+    make_splits,
     may_share_groups,
-    of_fold,
-    skip_unseen,
-    split_sides,
+    subsample,
 )
 from asit.data.shards import tar_index
 from asit.errors import AsitError, CatalogueError, ConfigError
@@ -230,20 +230,20 @@ def told(found: Collected, count: int, store: Store | None) -> list[str]:
     return notes
 
 
-def _sides(catalogue: Catalogue, labels: Labels, ask: Ask, notes: list[str]) -> Iterator[tuple[str | None, Sides]]:
+def _sides(catalogue: Catalogue, labels: Labels, ask: Ask, notes: list[str]) -> Iterator[tuple[str | None, Splits]]:
     """(fold or None, sides) of each scoring, checked."""
     over_folds = ask.fold == ALL or (ask.fold is None and by_folds(catalogue))
     for fold in folds(catalogue) if over_folds else [ask.fold]:
         try:
             sides = _sides_of(catalogue, labels, ask, fold)
         except AsitError as error:
-            raise (error if fold is None else of_fold(fold, error)) from None
+            raise (error if fold is None else error_in_fold(fold, error)) from None
         notes += [note if fold is None else f"fold {fold}: {note}" for note in sides.notes if note not in notes]
         yield fold, sides
 
 
-def _sides_of(catalogue: Catalogue, labels: Labels, ask: Ask, fold: str | None) -> Sides:
-    sides = split_sides(
+def _sides_of(catalogue: Catalogue, labels: Labels, ask: Ask, fold: str | None) -> Splits:
+    sides = make_splits(
         catalogue,
         train=ask.train,
         validation=ask.validation,
@@ -252,7 +252,7 @@ def _sides_of(catalogue: Catalogue, labels: Labels, ask: Ask, fold: str | None) 
         labels=labels,
     )
     if ask.unseen == "skip":
-        sides = skip_unseen(labels, sides)
+        sides = drop_unseen_classes(labels, sides)
     if not len(sides.test):
         no_splits = catalogue.column("split") is None
         raise CatalogueError(
@@ -266,7 +266,7 @@ def _sides_of(catalogue: Catalogue, labels: Labels, ask: Ask, fold: str | None) 
     sides = replace(sides, train=train, validation=validation, test=test)
     groups = catalogue.column("group")
     shared = may_share_groups(catalogue, ask.allow_shared_groups)
-    sides.notes.extend(check_sides(labels, sides, groups, allow_shared_groups=shared))
+    sides.notes.extend(check_splits(labels, sides, groups, allow_shared_groups=shared))
     return sides
 
 
@@ -274,4 +274,4 @@ def _draw(labels: Labels, rows: Rows, ask: Ask) -> Rows:
     """About `ask.clips` of a side, every class kept."""
     if ask.clips is None or len(rows) <= ask.clips:
         return rows
-    return few(labels, rows, share=ask.clips / len(rows), seed=ask.seed)
+    return subsample(labels, rows, share=ask.clips / len(rows), seed=ask.seed)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from asit.data.catalogue.catalogue import Catalogue
 from asit.data.catalogue.labels import Labels
-from asit.data.catalogue.splits import TEST, TRAIN, VALIDATION, Sides, few, may_share_groups
+from asit.data.catalogue.splits import TEST, TRAIN, VALIDATION, Splits, may_share_groups, subsample
 from asit.errors import ConfigError
 from asit.evaluate import scoring
 from asit.evaluate.feature_readers import LOG_MEL, LOG_MEL_STATISTICS, MODEL, POOLINGS, pooled
@@ -152,7 +152,7 @@ class Scorer:
         self.groups = None if may_share_groups(catalogue, ask.allow_shared_groups) else scoring.group_codes(catalogue)
         self._kept: tuple[tuple[str, str], npt.NDArray[np.float32]] | None = None
 
-    def fold(self, fold: str | None, sides: Sides) -> Iterator[dict[str, Any]]:
+    def fold(self, fold: str | None, sides: Splits) -> Iterator[dict[str, Any]]:
         """Records of one test side."""
         train, validation, test = (self._read(rows) for _, rows in sides.items())
         lost = len(sides.test) - len(test)
@@ -163,7 +163,7 @@ class Scorer:
             for seed in range(self.ask.seed, self.ask.seed + self.ask.seeds):
                 part = train
                 if amount != Amount():
-                    part = few(self.labels, train, share=amount.share, per_class=amount.per_class, seed=seed)
+                    part = subsample(self.labels, train, share=amount.share, per_class=amount.per_class, seed=seed)
                 for encoder, kind, probe in self._all():
                     scored = self._probe(encoder, kind, probe, part, validation, test, seed)
                     record = self._record(encoder, kind, probe, scored, part, test, lost, amount, seed, fold)

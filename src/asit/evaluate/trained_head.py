@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from asit.data.catalogue.catalogue import Catalogue
 from asit.data.catalogue.labels import read_labels
-from asit.data.catalogue.splits import may_share_groups, split_sides
+from asit.data.catalogue.splits import make_splits, may_share_groups
 from asit.data.loading.windows import Windows
 from asit.evaluate import scoring
 from asit.model.audio_model import AudioModel
@@ -94,7 +94,7 @@ def score_model(
 
 def _sides(catalogue: Catalogue, splits: Sequence[str], fold: str | None) -> dict[str, npt.NDArray[np.int64]]:
     if fold is not None:
-        return {f"fold {fold}": split_sides(catalogue, fold=fold).test}
+        return {f"fold {fold}": make_splits(catalogue, fold=fold).test}
     if catalogue.column("split") is None:
         return {"all": np.arange(len(catalogue))}
-    return {name: split_sides(catalogue, train=(name,), validation=(), test=()).train for name in splits}
+    return {name: make_splits(catalogue, train=(name,), validation=(), test=()).train for name in splits}

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from asit.data.catalogue.catalogue import Catalogue
 from asit.data.catalogue.labels import list_hash
-from asit.data.catalogue.splits import TEST, TRAIN, VALIDATION, split_sides
+from asit.data.catalogue.splits import TEST, TRAIN, VALIDATION, make_splits
 from asit.errors import CatalogueError
 from asit.evaluate.eer import Trials, cosine_scores, trials_from_labels, verification
 from asit.evaluate.feature_cache import Store
@@ -246,9 +246,9 @@ def _sides(catalogue: Catalogue, ask: AskVerify) -> tuple[npt.NDArray[np.int64],
     nothing = np.empty(0, np.int64)
     test = nothing
     if ask.trials is None:
-        test = split_sides(catalogue, train=ask.test, validation=(), test=()).train
+        test = make_splits(catalogue, train=ask.test, validation=(), test=()).train
     try:
-        return split_sides(catalogue, train=ask.train, validation=ask.validation, test=ask.test).train, test
+        return make_splits(catalogue, train=ask.train, validation=ask.validation, test=ask.test).train, test
     except CatalogueError:
         if ask.train != TRAIN:  # named, and not there
             raise

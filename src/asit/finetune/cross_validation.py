@@ -13,7 +13,7 @@ from typing import Any, TextIO
 from asit.config import FinetuneSettings
 from asit.data.catalogue import tables
 from asit.data.catalogue.catalogue import Catalogue
-from asit.data.catalogue.splits import by_folds, folds, of_fold
+from asit.data.catalogue.splits import by_folds, error_in_fold, folds
 from asit.data.shards import tar_index
 from asit.errors import AsitError, ConfigError
 from asit.evaluate.metrics import fold_summary
@@ -108,7 +108,7 @@ def _run(
                 # The folds before this one are kept, and its own checkpoints, if there are any.
                 done = any(out.glob(f"fold-*/{run_dir.CONFIG}"))
                 remedy = error.remedy.replace(lifecycle.AGAIN, RESUMES) if done else error.remedy
-                raise of_fold(name, error, remedy) from error
+                raise error_in_fold(name, error, remedy) from error
             # A signal that came with a fold's last step lets its scores be made, and ends all here.
             if not ended.finished or (ended.stopped_by and number < len(names)):
                 return CrossValidation(out, False, ended.stopped_by, {})
@@ -186,7 +186,7 @@ def _begin(settings: FinetuneSettings, out: Path, resume: bool, overwrite: bool,
             try:
                 choose(one, catalogue, labels, [])
             except AsitError as error:
-                raise of_fold(name, error) from error
+                raise error_in_fold(name, error) from error
         out.mkdir(parents=True, exist_ok=True)
         run_dir.clear(out)
         catalogue.write(out / run_dir.CATALOGUE)

@@ -193,7 +193,7 @@ class LabelledClips(Samples[LabelledSample]):
     def _input(self, left: Left) -> Tensor:
         """(T, F), as the network takes it."""
         (x,) = left.cuts.logmels(self.front_end, [self.frames])
-        return augment.wipe(x + left.noise if left.noise.numel() else x, *left.stripes)
+        return augment.mask_stripes(x + left.noise if left.noise.numel() else x, *left.stripes)
 
     def _clip(self, index: int) -> tuple[Clip, npt.NDArray[np.float32]]:
         row = int(self.rows[index])

@@ -15,7 +15,15 @@ from asit.audio.fbank import FrontEnd
 from asit.config import FinetuneSettings
 from asit.data.catalogue.catalogue import Catalogue
 from asit.data.catalogue.labels import Labels, balanced_weights, inverse_weights, read_labels
-from asit.data.catalogue.splits import Sides, by_folds, check_sides, few, may_share_groups, skip_unseen, split_sides
+from asit.data.catalogue.splits import (
+    Splits,
+    by_folds,
+    check_splits,
+    drop_unseen_classes,
+    make_splits,
+    may_share_groups,
+    subsample,
+)
 from asit.data.loading import sampler
 from asit.data.loading.windows import Windows
 from asit.errors import CatalogueError, ConfigError
@@ -41,7 +49,7 @@ class Setup:
     settings: FinetuneSettings
     catalogue: Catalogue
     labels: Labels
-    sides: Sides
+    sides: Splits
     groups: npt.NDArray[np.int64] | None
     """(N,) codes of the groups that intervals keep whole; None: each clip is drawn for itself."""
     frames: int
@@ -257,14 +265,14 @@ def labels_of(catalogue: Catalogue, settings: FinetuneSettings) -> Labels:
     return labels
 
 
-def choose(settings: FinetuneSettings, catalogue: Catalogue, labels: Labels, notes: list[str]) -> Sides:
+def choose(settings: FinetuneSettings, catalogue: Catalogue, labels: Labels, notes: list[str]) -> Splits:
     """The sides of a run, checked, the training side cut to the labels that may be used.
 
     Raises:
         CatalogueError: a side cannot be learned from or leaks into another.
     """
     side, sampling = settings.sides, settings.sampling
-    sides = split_sides(
+    sides = make_splits(
         catalogue,
         train=side.train,
         validation=side.validation,
@@ -275,10 +283,10 @@ def choose(settings: FinetuneSettings, catalogue: Catalogue, labels: Labels, not
         labels=labels,
     )
     if side.unseen_classes == "skip":
-        sides = skip_unseen(labels, sides)
+        sides = drop_unseen_classes(labels, sides)
     notes += sides.notes
     shared = may_share_groups(catalogue, settings.sides.shared_groups)
-    notes += check_sides(labels, sides, catalogue.column("group"), allow_shared_groups=shared)
+    notes += check_splits(labels, sides, catalogue.column("group"), allow_shared_groups=shared)
     if not len(sides.validation) and not len(sides.test):
         raise CatalogueError(
             f"all {len(sides.train)} clips train: none is left to score on",
@@ -288,7 +296,7 @@ def choose(settings: FinetuneSettings, catalogue: Catalogue, labels: Labels, not
         )
     if sampling.share < 1.0 or sampling.per_class:
         seed = settings.seed if settings.label_seed == "auto" else settings.label_seed
-        kept = few(
+        kept = subsample(
             labels,
             sides.train,
             share=None if sampling.per_class else sampling.share,
@@ -300,7 +308,7 @@ def choose(settings: FinetuneSettings, catalogue: Catalogue, labels: Labels, not
     return sides
 
 
-def _input(settings: FinetuneSettings, catalogue: Catalogue, sides: Sides, notes: list[str]) -> int:
+def _input(settings: FinetuneSettings, catalogue: Catalogue, sides: Splits, notes: list[str]) -> int:
     """Frames of the input; `input.seconds` becomes a number."""
     wanted = settings.input.seconds
     typical = float(np.quantile(catalogue.seconds[sides.train], 0.95, method="higher"))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from asit.audio.stream import OpenSound
-from asit.data.catalogue.inputs import Item, Sounds
+from asit.data.catalogue.inputs import InputReader, Item
 from asit.errors import ConfigError
 from asit.infer.embed_blocks import Layout, Times, Vectors
 from asit.model.audio_model import AudioModel
@@ -87,7 +87,7 @@ def embed_items(
         ends: recordings before which no window is left waiting.
     """
     embedder = model.embedder(settings.layer, settings.precision, settings.hop, patches=settings.level == "patches")
-    sounds = Sounds(items)
+    sounds = InputReader(items)
 
     def pieces(index: int) -> Iterator[tuple[float, OpenSound]]:
         with sounds.open(index, model.front_end.settings) as sound:

@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from asit.audio.stream import OpenSound
-from asit.data.catalogue.inputs import Item, Sounds, named
+from asit.data.catalogue.inputs import InputReader, Item, named
 from asit.model.inference.batching import Done, run_recordings
 from asit.model.inference.tagging import Tagger, Tags
 
@@ -36,7 +36,7 @@ def tag_items(tagger: Tagger, items: Sequence[Item], batch: int = 16, threads: i
         batch: windows in a batch, of one recording or of several.
         threads: that decode and make log-mels; 0: as many as torch computes with.
     """
-    sounds = Sounds(items)
+    sounds = InputReader(items)
 
     def pieces(index: int) -> Iterator[tuple[float, OpenSound]]:
         with sounds.open(index, tagger.front_end.settings) as sound:

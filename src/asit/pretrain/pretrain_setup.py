@@ -14,7 +14,7 @@ from asit import runtime
 from asit.audio.fbank import FrontEnd
 from asit.config import PretrainSettings
 from asit.data.catalogue.catalogue import Catalogue
-from asit.data.catalogue.split_names import of_splits
+from asit.data.catalogue.split_names import rows_of_splits
 from asit.data.loading.sampler import MicroBatches, in_blocks, loader, shuffled
 from asit.errors import CatalogueError
 from asit.model import vit
@@ -60,7 +60,7 @@ def prepare(settings: PretrainSettings, catalogue: Catalogue, world: World) -> S
         notes.append(f"optim.warmup auto: {settings.optim.warmup:g} of {settings.epochs} epochs")
     settings.front_end = open_data.measured(settings.front_end, catalogue)
     if settings.splits:
-        rows = of_splits(catalogue, settings.splits)
+        rows = rows_of_splits(catalogue, settings.splits)
         notes.append(f"splits {', '.join(settings.splits)}: {len(rows)} of {len(catalogue)} recordings")
         catalogue = catalogue.subset(rows)
     patch = (settings.encoder.patch_frames, settings.encoder.patch_mels)

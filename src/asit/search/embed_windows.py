@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from asit.data.catalogue.inputs import Sounds
+from asit.data.catalogue.inputs import InputReader
 from asit.errors import AsitError
 from asit.model.audio_model import AudioModel
 from asit.model.inference.batching import Done, run_recordings
@@ -35,7 +35,7 @@ def embed_sources(
         batch: windows in a batch.
         threads: that decode and make log-mels.
     """
-    sounds = Sounds([source.item() for source in sources])
+    sounds = InputReader([source.item() for source in sources])
 
     def pieces(index: int) -> Iterator[tuple[float, window_layout.Wave]]:
         with sounds.open(index, model.front_end.settings) as sound:

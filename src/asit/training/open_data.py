@@ -11,7 +11,7 @@ from typing import Literal, TextIO
 from asit.config import FinetuneSettings, FrontEndSettings, PretrainSettings
 from asit.data.catalogue import scan
 from asit.data.catalogue.catalogue import Catalogue
-from asit.data.catalogue.listing import passed_over
+from asit.data.catalogue.listing import describe_ignored
 from asit.data.shards import tar_index, verify
 from asit.errors import AsitError, CatalogueError, ConfigError
 from asit.io import local_files, parsing
@@ -92,7 +92,7 @@ def catalogue(settings: Wanted, out: Path | None, stream: TextIO | None, *, anew
             restart=_other_scan(out / f"{run_dir.CATALOGUE}.partial", given, settings.front_end),
             progress=counter(stream, "checking files"),
         )
-        if stream is not None and (passed := passed_over(found.header["ignored"])):
+        if stream is not None and (passed := describe_ignored(found.header["ignored"])):
             stream.write(passed + "\n")
         return found
     except AsitError:
@@ -114,7 +114,7 @@ def _of_tars(settings: Wanted, tars: Sequence[str], out: Path | None, stream: Te
         statistics_clips=64 if out is None else 1000,
         progress=counter(stream, "looking at shards", "shards"),
     )
-    if stream is not None and (passed := passed_over(made.header["ignored"])):
+    if stream is not None and (passed := describe_ignored(made.header["ignored"])):
         stream.write(passed + "\n")
     if place is not None:
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from asit.data import corpora
 from asit.data.catalogue.catalogue import Catalogue
 from asit.data.catalogue.labels import read_labels
 from asit.data.catalogue.scan import build
-from asit.data.catalogue.splits import check_sides, folds, split_sides
+from asit.data.catalogue.splits import check_splits, folds, make_splits
 from asit.data.corpora import esc50
 from asit.errors import CatalogueError
 
@@ -94,9 +94,9 @@ def test_the_folds_serve_cross_validation(tmp_path: Path, lay: Lay) -> None:
     )
     assert folds(made) == ["1", "2", "3", "4", "5"]
     for fold in folds(made):
-        sides = split_sides(made, fold=fold)
+        sides = make_splits(made, fold=fold)
         assert [len(rows) for _, rows in sides.items()] == [8, 0, 2]
-        check_sides(read_labels(made), sides, made.groups)
+        check_splits(read_labels(made), sides, made.groups)
 
 
 def test_missing_clips_are_counted_and_named(tmp_path: Path, lay: Lay) -> None:

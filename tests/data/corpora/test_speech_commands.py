@@ -18,7 +18,7 @@ from asit import cli
 from asit.data import corpora
 from asit.data.catalogue.catalogue import Catalogue
 from asit.data.catalogue.labels import read_labels
-from asit.data.catalogue.splits import check_sides, split_sides
+from asit.data.catalogue.splits import check_splits, make_splits
 from asit.data.corpora import speech_commands
 from asit.data.corpora.speech_commands import SILENCE, UNKNOWN, side
 from asit.errors import CatalogueError
@@ -227,9 +227,9 @@ def test_version_one_from_the_command_line(tmp_path: Path, lay: Lay, capsys: pyt
         **{("_silence_", "validation"): 1, ("yes", "test"): 1, ("no", "test"): 1},
         **{("_unknown_", "test"): 1, ("_silence_", "test"): 1},
     }
-    labels, sides = read_labels(made), split_sides(made)
+    labels, sides = read_labels(made), make_splits(made)
     assert labels.names == ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go", UNKNOWN, SILENCE)
-    check_sides(labels, sides, made.groups)  # the recordings of silence are on two sides, and have no group
+    check_splits(labels, sides, made.groups)  # the recordings of silence are on two sides, and have no group
     assert [len(rows) for _, rows in sides.items()] == [5, 4, 4]
     [cut] = [clip for clip in clips if clip.label == "_silence_" and clip.split == "validation"]
     assert cut.seconds == pytest.approx(1.0)

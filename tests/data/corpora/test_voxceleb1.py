@@ -12,7 +12,7 @@ from asit import cli
 from asit.data import corpora
 from asit.data.catalogue.catalogue import Catalogue
 from asit.data.catalogue.labels import read_labels
-from asit.data.catalogue.splits import check_sides, split_sides
+from asit.data.catalogue.splits import check_splits, make_splits
 from asit.data.corpora import voxceleb1
 from asit.errors import CatalogueError
 
@@ -127,7 +127,7 @@ def test_from_the_command_line(tmp_path: Path, lay: Lay, capsys: pytest.CaptureF
     made = Catalogue.read(out)
     assert made.header["shared_groups"] is True
     assert made.header["classes"] == ["id10001", "id10002", "id10003"]
-    sides = split_sides(made)
-    check_sides(read_labels(made), sides, made.groups, allow_shared_groups=made.header["shared_groups"])
+    sides = make_splits(made)
+    check_splits(read_labels(made), sides, made.groups, allow_shared_groups=made.header["shared_groups"])
     assert [len(rows) for _, rows in sides.items()] == [3, 1, 2]
     assert list(made.splits) == ["test", "train", "train", "validation", "test", "train"]

@@ -80,7 +80,7 @@ class Item:
         return found
 
 
-class Sounds:
+class InputReader:
     """The sound of each of many items, asked for by several threads in about their order.
 
     What lies in a store comes with its neighbours, so that not each recording waits for an answer of its own.

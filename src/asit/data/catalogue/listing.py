@@ -222,7 +222,7 @@ def _coded(folder: Path, column: str, texts: Iterable[str]) -> Words:
     return Words(codes, tuple(coder.words))
 
 
-def passed_over(others: Mapping[str, int]) -> str:
+def describe_ignored(others: Mapping[str, int]) -> str:
     """A line on files that were not opened, as their names are not those of recordings; empty where there are none."""
     if not others:
         return ""

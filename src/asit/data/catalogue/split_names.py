@@ -27,7 +27,7 @@ SIDES = frozenset({"train", "validation", "test"})
 """The usual splits, by their canonical names."""
 
 
-def of_splits(catalogue: Catalogue, names: Sequence[str]) -> Rows:
+def rows_of_splits(catalogue: Catalogue, names: Sequence[str]) -> Rows:
     """Places of the clips of these splits, ascending; the usual synonyms are one name.
 
     Raises:

@@ -26,13 +26,13 @@ TEST = ("test",)
 
 
 @dataclass(frozen=True)
-class Sides:
+class Splits:
     """Places in the catalogue, ascending, int64.
 
     Attributes:
         train, validation, test: no clip is on two of them.
         notes: what the user should know, a sentence each.
-        unseen: classes without a training clip whose clips were taken off the other sides, see :func:`skip_unseen`.
+        unseen: classes without a training clip, taken out of the other splits by :func:`drop_unseen_classes`.
     """
 
     train: Rows
@@ -45,7 +45,7 @@ class Sides:
         return [("train", self.train), ("validation", self.validation), ("test", self.test)]
 
 
-def split_sides(
+def make_splits(
     catalogue: Catalogue,
     *,
     train: Sequence[str] = TRAIN,
@@ -55,7 +55,7 @@ def split_sides(
     share: float = 0.0,
     seed: int = 0,
     labels: Labels | None = None,
-) -> Sides:
+) -> Splits:
     """The sides that a catalogue's splits, or one of its folds, make.
 
     Names of splits are compared in lower case, and the usual synonyms are one name: training is train; val, valid and
@@ -93,7 +93,7 @@ def split_sides(
     return replace(sides, train=sides.train[~held], validation=sides.train[held])
 
 
-def _of_fold(catalogue: Catalogue, fold: str, known: npt.NDArray[np.bool_], notes: list[str]) -> Sides:
+def _of_fold(catalogue: Catalogue, fold: str, known: npt.NDArray[np.bool_], notes: list[str]) -> Splits:
     names, fold = folds(catalogue), identifier(fold) or fold
     if fold not in names:
         raise CatalogueError(f"there is no fold {fold}", f"one of {', '.join(names)}", "choose one of these")
@@ -103,7 +103,7 @@ def _of_fold(catalogue: Catalogue, fold: str, known: npt.NDArray[np.bool_], note
     if count := int((column.codes < 0).sum()):
         notes.append(f"{count} clips without a fold are left out")
     empty = np.empty(0, np.int64)
-    sides = Sides(np.flatnonzero(known & ~inside & (column.codes >= 0)), empty, np.flatnonzero(known & inside), notes)
+    sides = Splits(np.flatnonzero(known & ~inside & (column.codes >= 0)), empty, np.flatnonzero(known & inside), notes)
     if not len(sides.train) or not len(sides.test):
         side = "test" if len(sides.train) else "train"
         raise CatalogueError(f"fold {fold} leaves no labelled clip to {side} on", "labelled clips", "label more clips")
@@ -112,7 +112,7 @@ def _of_fold(catalogue: Catalogue, fold: str, known: npt.NDArray[np.bool_], note
 
 def _of_splits(
     catalogue: Catalogue, named: dict[str, Sequence[str]], known: npt.NDArray[np.bool_], notes: list[str]
-) -> Sides:
+) -> Splits:
     column = catalogue.column("split")
     empty = np.empty(0, np.int64)
     if column is None:
@@ -123,7 +123,7 @@ def _of_splits(
                 "a split column in the table that it was made of",
                 "add it, or name no splits",
             )
-        return Sides(np.flatnonzero(known), empty, empty, notes)
+        return Splits(np.flatnonzero(known), empty, empty, notes)
     side_of: dict[str, str] = {}
     for side, names in named.items():
         for name in map(canonical, names):
@@ -156,7 +156,7 @@ def _of_splits(
             listed(counts),
             "name the splits that train, or name them so in the table",
         )
-    return Sides(train, validation, test, notes)
+    return Splits(train, validation, test, notes)
 
 
 _PLACES = {"train": 0, "validation": 1, "test": 2}
@@ -198,7 +198,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name) if part]
 
 
-def of_fold(name: str, error: AsitError, remedy: str | None = None) -> AsitError:
+def error_in_fold(name: str, error: AsitError, remedy: str | None = None) -> AsitError:
     """The error with the fold's name before it; one about a sound file, which names that, as it is.
 
     Args:
@@ -209,7 +209,7 @@ def of_fold(name: str, error: AsitError, remedy: str | None = None) -> AsitError
     return type(error)(f"fold {name}: {error.found}", error.expected, error.remedy if remedy is None else remedy)
 
 
-def skip_unseen(labels: Labels, sides: Sides) -> Sides:
+def drop_unseen_classes(labels: Labels, sides: Splits) -> Splits:
     """The sides without the validation and test clips of any class that no training clip has.
 
     A network cannot learn such a class, and a fold may leave several of them. Their names are in ``unseen``.
@@ -232,9 +232,9 @@ def skip_unseen(labels: Labels, sides: Sides) -> Sides:
     return replace(sides, **kept, notes=[*sides.notes, note], unseen=names)
 
 
-def check_sides(
+def check_splits(
     labels: Labels,
-    sides: Sides,
+    sides: Splits,
     groups: npt.NDArray[np.object_] | Words | None,
     *,
     allow_shared_groups: bool = False,
@@ -279,7 +279,7 @@ def may_share_groups(catalogue: Catalogue, asked: bool) -> bool:
     return asked or bool(catalogue.header.get("shared_groups"))
 
 
-def _refuse_shared(groups: npt.NDArray[np.object_] | Words, sides: Sides) -> None:
+def _refuse_shared(groups: npt.NDArray[np.object_] | Words, sides: Splits) -> None:
     if not isinstance(groups, Words):
         coder = Coder("group")
         groups = Words(np.fromiter(map(coder, groups), np.int32, len(groups)), tuple(coder.words))
@@ -360,7 +360,7 @@ def _rarest(labels: Labels) -> Rows:
     return stratum
 
 
-def few(
+def subsample(
     labels: Labels, rows: npt.ArrayLike, *, share: float | None = None, per_class: int | None = None, seed: int
 ) -> Rows:
     """A part of the training clips that keeps every class: for learning curves and few-shot tests.
@@ -404,7 +404,7 @@ def few(
 
 
 def _of_each(labels: Labels, count: int) -> npt.NDArray[np.bool_]:
-    """(N,) the first clips in the order given that make `count` of each class; see `few`."""
+    """(N,) the first clips in the order given that make `count` of each class; see `subsample`."""
     counts = labels.counts()
     owners = np.repeat(np.arange(len(labels)), np.diff(labels.indptr))[np.argsort(labels.indices, kind="stable")]
     ends = np.cumsum(counts)

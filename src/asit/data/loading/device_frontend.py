@@ -115,7 +115,7 @@ class LogMels(nn.Module):
         """
         places, changes = stacked.places[rows], stacked.changes[rows]
         clip = torch.arange(len(places), device=mel.device) % len(mel)
-        view = augment.cut_time(mel, clip, places[:, 0], places[:, 1], frames)
+        view = augment.crop_time(mel, clip, places[:, 0], places[:, 1], frames)
         if self.warp:
             view = augment.warp_mel(view, changes[:, 0])
         if self.gain:

@@ -18,7 +18,7 @@ from torch import Tensor
 from asit import runtime
 from asit.audio.decoders import Wave
 from asit.audio.fbank import FrontEnd
-from asit.audio.stream import Sound, are_turned
+from asit.audio.stream import Sound, is_transposed
 from asit.audio.windowing import window_counts, window_start
 from asit.errors import AudioError, ConfigError
 from asit.model.classifier import Head, Labelling
@@ -288,7 +288,7 @@ def training_input(front_end: FrontEnd, frames: int, longest: float, waves: Tens
         raise AudioError(
             f"waves that are a {type(waves).__name__}", "a tensor (rows, samples)", "wrap an array in torch.from_numpy"
         )
-    turned = are_turned(waves.shape)
+    turned = is_transposed(waves.shape)
     if waves.ndim != 2 or not waves.is_floating_point() or not 0 < waves.shape[1] <= most or turned:
         raise AudioError(
             f"waves of shape {tuple(waves.shape)}, {waves.dtype}",
