@@ -3,8 +3,8 @@
     python bench/plan.py [--toy] [--rounds 2] [--data CATALOGUE] [--steps 300]
 
 Two configurations: the preset speech on a catalogue of short clips (--data, left out where it is not given), and a tiny
-encoder on 5 s clips made here. Prediction and run take turns, so that both meet the same load of the machine; on a busy
-one, look at the column of the processors' time. The run is the command line's own, from its start to its end.
+encoder on 5 s clips made here. Prediction and run take turns, so that both meet the same load of the machine. The run
+is the command line's own, from its start to its end.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -34,23 +33,17 @@ def recordings(folder: Path, count: int, seconds: float) -> None:
         soundfile.write(folder / f"{i:04d}.flac", noise.astype(np.float32), 16000)
 
 
-def used() -> float:
-    """Seconds of the processors that children which have ended took, loaders included."""
-    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return spent.ru_utime + spent.ru_stime
-
-
 def compare(name: str, flags: list[str], budget: float, scratch: Path) -> dict[str, float]:
     plan = subprocess.run(
         [*ASIT, "plan", *flags, "--json", "--budget", str(budget)], capture_output=True, text=True, check=True
     )
     found = json.loads(plan.stdout)["prediction"]
     out = scratch / "run"
-    began, spent = time.perf_counter(), used()
+    began = time.perf_counter()
     subprocess.run(
         [*ASIT, "pretrain", *flags, "--out", str(out), "--overwrite"], capture_output=True, text=True, check=True
     )
-    clock, cpu = time.perf_counter() - began, used() - spent
+    clock = time.perf_counter() - began
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text("utf-8").splitlines()]
     steps = [line for line in lines if line["kind"] == "train"]
     rate = statistics.median(line["clips_per_second"] for line in steps)
@@ -59,8 +52,6 @@ def compare(name: str, flags: list[str], budget: float, scratch: Path) -> dict[s
         "low, s": 3600 * found["hours_low"],
         "high, s": 3600 * found["hours_high"],
         "real, s": clock,
-        "predicted CPU, s": 3600 * found["cpu_hours"],
-        "real CPU, s": cpu,
         "predicted clips/s": found["clips_per_second"],
         "real clips/s": rate,
         "predicted memory, GB": found["memory_gb"]["cpu"],
@@ -69,7 +60,7 @@ def compare(name: str, flags: list[str], budget: float, scratch: Path) -> dict[s
     print(
         f"| {name} | {figures['predicted, s']:.0f} "
         f"({figures['low, s']:.0f} to {figures['high, s']:.0f}) | {clock:.0f} | "
-        f"{ratio:.2f} | {figures['predicted CPU, s']:.0f} | {cpu:.0f} | {figures['predicted CPU, s'] / cpu:.2f} | "
+        f"{ratio:.2f} | "
         f"{found['clips_per_second']:.1f} | {rate:.1f} | {os.getloadavg()[0]:.1f} |",
         flush=True,
     )
@@ -111,8 +102,8 @@ def main() -> None:
         ]
         print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n")
         print(
-            "| run | predicted, s (interval) | real, s | ratio | predicted CPU, s | real | ratio | "
-            "predicted clips/s | real | load |\n|---|---|---|---|---|---|---|---|---|---|"
+            "| run | predicted, s (interval) | real, s | ratio | predicted clips/s | real | load |\n"
+            "|---|---|---|---|---|---|---|"
         )
         found: dict[str, list[dict[str, float]]] = {name: [] for name in cases}
         for _ in range(1 if options.toy else options.rounds):

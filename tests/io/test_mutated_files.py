@@ -50,8 +50,7 @@ from asit.pretrain import pretrain_run as pretraining
 from asit.report import report as write_report
 from asit.report.compare import compare
 from asit.report.score_records import Scores
-from asit.tools import model_info, run_estimate
-from asit.tools.step_profile import Measured
+from asit.tools import model_info
 from asit.training import metrics_log
 
 if sys.platform == "win32":
@@ -313,11 +312,6 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tuned["sides"] = {"hold_out": 0.5}
     begun = FinetuneSettings(data=str(root / "catalogue.jsonl"), out=str(root / "tuned"), **tuned)
     finetuning.finetune(begun, stream=None)
-    numbers: dict[str, Any] = {field.name: 1.0 for field in dataclasses.fields(Measured)}
-    numbers |= {name: [1.0, 1.5] for name in ("step_seconds", "fed_seconds", "fed_cpu_seconds", "loader_clips")}
-    numbers |= {name: {"cpu": 1.0} for name in ("memory_gb", "clip_gb", "machine_gb")}
-    numbers |= {"micro": 2, "workers": 0, "threads": 1, "device": "cpu", "precision": "float32", "environment": {}}
-    run_estimate.save(root / "measured.json", run_estimate.Taken(pretrained, Measured(**numbers)))
     search.build(model, [str(root / "sounds")], root / "index", search.Ask(precision="float32"))
     (root / "labels.csv").write_text("index,display_name\n0,a\n1,b\n2,c\n")
     (root / "labels.json").write_text(json.dumps({"id2label": {"0": "a", "1": "b", "2": "c"}}))
@@ -390,10 +384,6 @@ def read_cache(place: Path) -> None:
         shelf.get(key)
 
 
-def read_measurements(place: Path) -> None:
-    run_estimate.record(run_estimate.load(place), None)
-
-
 def write_card(run: Path) -> None:
     model = asit.load(run / "model")
     huggingface.write(model, run.parent / "out", run=run, overwrite=True)
@@ -449,7 +439,6 @@ TARGETS = [
     Target("index sources", "index/sources.jsonl", mutated_lines, read_index, "index"),
     Target("cache", "cache", mutated_header, read_cache, "cache"),
     Target("scores", "tuned/scores", mutated_npz, Scores.read),
-    Target("measurements", "measured.json", mutated_json, read_measurements),
     Target("results for a model card", "tuned/results.json", mutated_json, write_card, "tuned"),
     Target("results of a fold", "tuned/results.json", mutated_json, summarise),
     Target("results to compare", "tuned/results.json", mutated_json, lambda p: compare([p, p])),

@@ -23,7 +23,7 @@ from asit.io import checkpoint
 from asit.pretrain import pretrain_dataset
 from asit.pretrain import pretrain_run as runs
 from asit.runtime import World
-from asit.tools import dry_run as dryrun
+from asit.tools import step_profile
 from asit.tools.dry_run import dry_run
 from asit.training import open_data
 
@@ -420,14 +420,14 @@ def test_a_dry_run_writes_nothing(tiny: Any, tmp_path: Path, recordings: Path) -
 
 
 def test_a_large_batch_is_extrapolated(tiny: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    """Two small forward passes are measured and the line through them is followed; memory never falls below them."""
+    """Two small forward passes are measured, and the line through them is followed."""
     seen: list[int] = []
 
-    def measure(setup: Any, world: Any, samples: list[Any]) -> dict[str, float]:
+    def measure(setup: Any, world: Any, samples: list[Any]) -> step_profile.StepCost:
         seen.append(len(samples))
-        return {"seconds": 1.0 + 0.5 * len(samples), "cpu": 3.0 + 0.25 * len(samples)}
+        return step_profile.StepCost(len(samples), 1.0 + 0.5 * len(samples), {"cpu": 3.0 + 0.25 * len(samples)})
 
-    monkeypatch.setattr(dryrun, "repeated", measure)
+    monkeypatch.setattr(step_profile, "step_cost", measure)
     told = dry_run(tiny(tmp_path / "run", batch_size=12, accumulate=2), stream=None)
     assert seen == [2, 4]
     assert told.extrapolated

@@ -1,12 +1,11 @@
-"""The verb plan: what a pretraining run will take, from a minute of measuring."""
+"""The verb plan: estimate what a pretraining run will take, from a minute of measurement."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
-import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
@@ -18,34 +17,27 @@ from asit.terminal import stdout
 from asit.terminal.options import early, parse, settings_of
 
 if TYPE_CHECKING:
-    from asit.tools.run_estimate import Prediction, Taken
+    from asit.tools.run_estimate import Estimate
+    from asit.tools.step_profile import StepProfile
 
 
 class PlanOptions(PretrainSettings):
-    """Every setting of the run, and what to tell of it."""
+    """Every setting of the run, and the options of the estimate."""
 
     config: str | None = None
-    """YAML file of settings, such as another run's config.yaml; flags go over it."""
+    """YAML file of settings, such as another run's config.yaml; flags override it."""
     clips: Annotated[int, Field(gt=0)] | None = None
-    """Recordings of data that are not here, instead of --data."""
+    """Number of recordings, for data that are not here; instead of --data."""
     clip_seconds: Annotated[float, Field(gt=0)] = 10.0
     """Length of each of these recordings."""
     processes: Annotated[int, Field(gt=0)] = 1
-    """Processes that will train together, such as GPUs; one is measured."""
+    """Processes that train together, such as GPUs; one is measured."""
     efficiency: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Clips/s of these processes over as many times those of one; none: 0.9 is assumed."""
+    """Clips/s of the N processes over N times those of one; none: 0.9 is assumed."""
     price_per_hour: Annotated[float, Field(ge=0)] | None = None
-    """What an hour of all machines together costs."""
-    machine: str | None = None
-    """Predict for the machine that this file of measurements is of; nothing is measured here."""
-    measure_only: bool = False
-    """Measure and predict nothing."""
-    save: str | None = None
-    """Write the measurements to this file."""
-    overwrite: bool = False
-    """Write over that file."""
+    """Price per hour of all machines together."""
     budget: Annotated[float, Field(ge=1)] = 45.0
-    """About how long to measure, in seconds."""
+    """Seconds to measure, about."""
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
     """Print everything as JSON."""
 
@@ -57,107 +49,67 @@ def plan(prog: str, summary: str, given: list[str]) -> int:
     options = parse(PlanOptions, prog, summary, given, default=PlanOptions(**base.model_dump()))
     settings = settings_of(PretrainSettings, base, options, given)
     _check(options)
-    from asit.io import atomic
-    from asit.tools import run_estimate as runs
+    from asit.tools import run_estimate
 
-    asked = runs.Asked(
-        options.clips,
-        options.clip_seconds,
-        options.processes,
-        options.efficiency,
-        options.price_per_hour,
-        options.budget,
-    )
-    if options.save:
-        atomic.check_free(Path(options.save), options.overwrite)
-    if options.machine:
-        taken = runs.load(Path(options.machine))
-        work = runs.work_of(settings, asked, taken, stream=sys.stderr)
-    else:
-        taken, work = runs.take(settings, asked, began=began, stream=sys.stderr)
-    if options.save:
-        runs.save(Path(options.save), taken)
-    found = None if options.measure_only else runs.predict(taken.measured, work, asked)
+    fields = dataclasses.fields(run_estimate.PlanRequest)
+    request = run_estimate.PlanRequest(**{field.name: getattr(options, field.name) for field in fields})
+    measured, found = run_estimate.plan(settings, request, began)
     if options.as_json:
         stdout.for_data()
-        print(json.dumps(runs.record(taken, found), indent=1, ensure_ascii=False))
+        result = {"measured": dataclasses.asdict(measured), "prediction": dataclasses.asdict(found)}
+        print(json.dumps(result, indent=1, ensure_ascii=False))
         return 0
     stdout.for_people()
-    _tell_measured(taken)
-    if found is not None:
-        _tell(found)
-    if options.save:
-        print(f"the measurements are in {options.save}; use them by --machine {options.save}")
+    _print_measured(measured)
+    _print_estimate(found)
     return 0
 
 
 def _check(options: PlanOptions) -> None:
     if options.data and options.clips is not None:
-        raise ConfigError(
-            "--data and --clips were both given", "one of the two", "leave --clips out to plan for the data"
-        )
+        raise ConfigError("--data and --clips were both given", "one of the two", "omit --clips to plan for the data")
     if not options.data and options.clips is None:
-        raise ConfigError(
-            "no data were given", "a catalogue, or how many recordings there will be", "pass --data or --clips 2000000"
-        )
-    if options.machine and (options.measure_only or options.save):
-        raise ConfigError(
-            "--machine was given with --measure-only or --save",
-            "measurements to be made, or those of a file",
-            "leave --machine out to measure",
-        )
-    if options.measure_only and not (options.save or options.as_json):
-        raise ConfigError("--measure-only was given and no place for the measurements", "--save FILE.json", "pass it")
+        raise ConfigError("no data were given", "a catalogue or a number of recordings", "pass --data or --clips N")
 
 
-def _tell_measured(taken: Taken) -> None:
-    from asit.training.metrics_log import duration
-
-    found = taken.measured
-    alone, fed = statistics.median(found.step_seconds), statistics.median(found.fed_seconds)
-    rounds = ", ".join(f"{seconds:.3f}" for seconds in found.fed_seconds)
-    print(f"measured on {found.device}, {found.threads} threads, {found.precision}")
-    print(f"  a step of {found.micro} clips: {alone:.3f} s; fed by the loader: {fed:.3f} s (rounds: {rounds})")
-    print(f"  of it {found.fixed_seconds:.3f} s whatever the clips, and {found.clip_seconds:.4f} s for each clip")
-    rate = statistics.median(found.loader_clips)
-    print(
-        f"  the loader alone, {found.workers} processes: {rate:.0f} clips/s; one process: {1 / found.read_seconds:.0f}"
-    )
+def _print_measured(found: StepProfile) -> None:
+    fed, waited = statistics.median(found.step_seconds), statistics.median(found.wait_seconds)
+    rounds = ", ".join(f"{seconds:.3f}" for seconds in found.step_seconds)
+    print(f"Measured on {found.device}, {found.threads} threads, {found.precision}")
+    print(f"  step of {found.micro} clips: {fed:.3f} s, of it {waited:.3f} s waiting for the loader (rounds: {rounds})")
+    print(f"  a further clip: {found.clip_seconds:.4f} s")
     for name, size in found.memory_gb.items():
-        print(f"  memory of the process, {name}: {size:.2f} GB, and {found.clip_gb[name] * 1e3:.0f} MB a further clip")
+        print(
+            f"  memory of the process, {name}: {size:.2f} GB, and {found.clip_gb[name] * 1e3:.0f} MB per further clip"
+        )
     if found.workers:
-        print(f"  memory of a loader process: {found.worker_gb:.2f} GB, pages that all share included")
-    told = duration(found.checkpoint_seconds)
-    print(f"  a checkpoint: {found.checkpoint_gb:.3f} GB in {told}; the model: {found.model_gb:.3f} GB")
+        print(f"  memory of each of {found.workers} loader processes: {found.worker_gb:.2f} GB, shared pages included")
+    print(
+        f"  checkpoint: {found.checkpoint_gb:.3f} GB, {found.checkpoint_seconds:.1f} s; model: {found.model_gb:.3f} GB"
+    )
 
 
-def _tell(found: Prediction) -> None:
+def _print_estimate(found: Estimate) -> None:
     from asit.training.metrics_log import duration
 
     work = found.work
-    print("predicted")
-    print(f"  data: {work.recordings} recordings, {work.hours:.1f} h, {work.epoch_clips} clips an epoch")
-    print(
-        f"  {work.steps} steps: {work.epochs} epochs of {work.epoch_steps} steps of {work.batch} clips, "
-        f"{work.processes} processes with {found.micro} clips a forward pass"
-    )
-    print(
-        f"  a step: {found.step_seconds:.3f} s, {found.clips_per_second:.1f} clips/s; the {found.slower} decides "
-        f"(step {found.compute_seconds:.3f} s, loader {found.loader_seconds:.3f} s)"
-    )
     low, high = duration(found.hours_low * 3600), duration(found.hours_high * 3600)
-    print(f"  the whole run: {duration(found.hours * 3600)}, between {low} and {high}")
-    print(f"    of it to begin {duration(found.start_seconds)}, for checkpoints {duration(found.checkpoint_seconds)}")
-    print(f"    and {duration(found.cpu_hours * 3600)} of the processors' time")
-    for name, size in found.memory_gb.items():
-        there = found.machine_gb.get(name)
-        of = "" if there is None else f" of {there:.1f} GB there"
-        print(f"  memory of each process, {name}: {size:.1f} GB{of}")
-        if there is not None and size > there:
-            print("  warning: that is more than there is; raise accumulate, or lower batch_size or workers")
-    print(f"  disk: {found.disk_gb:.2f} GB")
+    print(f"Estimated time: {duration(found.hours * 3600)}, between {low} and {high}")
     if found.cost is not None:
         print(f"  cost: {found.cost:.2f}, between {found.cost_low:.2f} and {found.cost_high:.2f}")
-    print("assumed")
+    print(f"  data: {work.recordings} recordings, {work.hours:.1f} h, {work.epoch_clips} clips per epoch")
+    print(f"  {work.steps} steps: {work.epochs} epochs of {work.epoch_steps} steps of {work.batch} clips")
+    print(f"  {work.processes} processes, {found.micro} clips per forward pass")
+    print(
+        f"  step: {found.step_seconds:.3f} s ({found.wait_seconds:.3f} s waiting), {found.clips_per_second:.1f} clips/s"
+    )
+    print(f"  start: {duration(found.start_seconds)}; all checkpoints: {duration(found.checkpoint_seconds)}")
+    for name, size in found.memory_gb.items():
+        available = found.machine_gb.get(name)
+        print(f"  memory of each process, {name}: {size:.1f} GB" + (f" of {available:.1f} GB" if available else ""))
+        if available and size > available:
+            print("  warning: more than the machine has; raise accumulate, or lower batch_size or workers")
+    print(f"  disk: {found.disk_gb:.2f} GB")
+    print("Assumed")
     for sentence in found.assumed:
         print(f"  {sentence}")

@@ -1,37 +1,32 @@
-"""What a run will be, before it is begun: everything resolved, and a few real steps measured."""
+"""Resolve a pretraining run and measure a few of its steps without writing anything: `asit pretrain --dry-run`."""
 
 from __future__ import annotations
 
-import dataclasses
 import sys
-import time
+from dataclasses import dataclass
 from typing import Any, TextIO
 
 from asit import runtime
 from asit.config import PretrainSettings, yaml
 from asit.pretrain import method
 from asit.pretrain.pretrain_setup import batch_of, prepare
-from asit.tools.growth import machine, repeated
+from asit.tools.step_profile import extrapolate, machine, small_costs
 from asit.training import open_data
 
-SMALL, LARGE = 2, 4
-"""Clips in the two forward passes that are measured; a larger one is extrapolated, so that looking costs little."""
 
-
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class DryRun:
-    """What was resolved and measured.
+    """A resolved run and its measured cost.
 
     Attributes:
-        settings: as YAML, every auto a number.
+        settings: YAML, without any auto.
         notes: choices with their reasons.
-        shapes: of what the networks see.
+        shapes: of the networks' inputs.
         seconds_per_step: of the whole batch, over all accumulation steps.
-        seconds_per_clip: of loading one clip in one process.
-        total_seconds: of the whole run, if loading keeps up.
-        memory_gb: of one process, "cpu" and on a GPU "gpu".
-        machine_gb: what the machine has, by the same names, where it can be told.
-        extrapolated: whether a forward pass of the run is larger than those measured.
+        seconds_per_clip: to load one clip in one process.
+        total_seconds: of the run, if loading keeps up.
+        memory_gb: of one process, "cpu" and on a GPU "gpu"; machine_gb: what the machine has.
+        extrapolated: whether the run's forward pass is larger than those measured.
     """
 
     settings: str
@@ -47,48 +42,37 @@ class DryRun:
 
 
 def dry_run(settings: PretrainSettings, *, stream: TextIO | None = sys.stderr) -> DryRun:
-    """Resolve everything, take a few real steps on real clips at two small sizes, and write nothing.
+    """Resolve all settings and take a few steps on real clips, in forward passes of 2 and 4 clips; write nothing.
 
     Raises:
-        AsitError: all that a run would be refused for before its first step.
+        AsitError: whatever would refuse the run before its first step.
     """
     method.check(settings)
     with runtime.world(settings.device, settings.threads) as world:
         listed = open_data.catalogue(open_data.Wanted.of(settings), None, stream if world.main else None)
         setup = prepare(settings, listed, world)
-        settings, plan = setup.settings, setup.plan
+        settings = setup.settings
         micro = settings.batch_size // (world.size * settings.accumulate)
-        began = time.perf_counter()
-        samples = [setup.clips[0, i % len(setup.clips)] for i in range(min(LARGE, micro))]
-        loading = (time.perf_counter() - began) / len(samples)
-        sizes = sorted({min(SMALL, micro), min(LARGE, micro)})
-        measured = [repeated(setup, world, samples[:size]) for size in sizes]
-        seconds = _line(sizes, [m["seconds"] for m in measured], micro) * settings.accumulate
-        first = batch_of(setup, world, samples)
+        costs, loading = small_costs(setup, world, micro)
+        cost = extrapolate(costs, micro)
+        seconds = cost.seconds * settings.accumulate
+        first = batch_of(setup, world, [setup.clips[0, 0]])
         encoder = setup.task.student.encoder
         return DryRun(
-            yaml.to_yaml(settings),
-            setup.notes,
-            {
+            settings=yaml.to_yaml(settings),
+            notes=setup.notes,
+            shapes={
                 "a forward pass": f"{micro} clips",
-                "global views": [len(first.clean) // len(samples) * micro, *first.clean.shape[1:]],
-                "local views": [len(first.local) // len(samples) * micro, *first.local.shape[1:]],
+                "global views": [len(first.clean) * micro, *first.clean.shape[1:]],
+                "local views": [len(first.local) * micro, *first.local.shape[1:]],
                 "tokens a global view": encoder.pos_embed.shape[1],
                 "patch grid (time, mel)": list(encoder.grid),
             },
-            seconds,
-            loading,
-            settings.batch_size / seconds,
-            seconds * plan.total,
-            {name: _line(sizes, [m[name] for m in measured], micro) for name in ("cpu", "gpu") if name in measured[0]},
-            machine(world.device),
-            micro > sizes[-1],
+            seconds_per_step=seconds,
+            seconds_per_clip=loading,
+            clips_per_second=settings.batch_size / seconds,
+            total_seconds=seconds * setup.plan.total,
+            memory_gb=cost.memory_gb,
+            machine_gb=machine(world.device),
+            extrapolated=micro > costs[-1].clips,
         )
-
-
-def _line(sizes: list[int], values: list[float], at: int) -> float:
-    """The straight line through what was measured, at another size; never below what was measured."""
-    if len(sizes) == 1 or at == sizes[-1]:
-        return values[-1]
-    slope = max(0.0, (values[-1] - values[0]) / (sizes[-1] - sizes[0]))
-    return values[-1] + slope * (at - sizes[-1])
