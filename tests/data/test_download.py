@@ -28,6 +28,8 @@ from asit.data.download.http import DownloadError, RemoteFile
 from asit.data.download.registry import Archive, Contents, Source
 from asit.data.download.unpack import ArchiveError, Limits
 from asit.errors import ConfigError
+from asit.io import atomic
+from asit.io.retry import RetryPolicy
 
 DATA = np.random.default_rng(1).integers(0, 256, 10_000, dtype=np.uint8).tobytes()
 
@@ -75,7 +77,7 @@ def get(server: Any, tmp_path: Path) -> Get:
     sets = {"mini": source(server)}
 
     def call(**options: Any) -> downloads.Downloaded:
-        chosen = {"sources": sets, "sleep": lambda _: None, "timeout": 5.0, **options}
+        chosen = {"sources": sets, "policy": RetryPolicy(first_wait=0.001, attempts=6), **options}
         return download("mini", tmp_path / "data" / "mini", **chosen)
 
     return call
@@ -199,18 +201,19 @@ def test_nothing_half_unpacked_is_left(get: Get, server: Any, tmp_path: Path, mo
         with pytest.raises(DownloadError, match=r"the disk is full while unpacking[^$]*need not be fetched again"):
             get()
     assert sorted(p.name for p in (tmp_path / "data").iterdir()) == ["test.tar.gz", "train.tar.gz"]
-    (tmp_path / "data" / ".mini.unpacking" / "x").mkdir(parents=True)  # of a killed run
+    left = atomic.draft_of(tmp_path / "data" / "mini")  # of a killed run
+    (left / "x").mkdir(parents=True)
     asked = len(server.asked)
     assert not get().there
     assert len(server.asked) == asked
-    assert not (tmp_path / "data" / ".mini.unpacking").exists()
+    assert not left.exists()
 
 
 def test_stopping_a_transfer_says_how_to_go_on(get: Get) -> None:
     def stop(what: str, done: int, total: int | None) -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt, match="the same command goes on from there"):
+    with pytest.raises(KeyboardInterrupt, match="the same command resumes from there"):
         get(progress=stop)
 
 
@@ -236,7 +239,7 @@ def test_an_archive_that_is_not_the_set(server: Any, tmp_path: Path) -> None:
         with pytest.raises(kind, match=message):
             download("mini", tmp_path / "mini", sources={"mini": wrong})
         assert not (tmp_path / "mini").exists()
-        assert not (tmp_path / ".mini.unpacking").exists()
+        assert not list(tmp_path.glob(".*"))
 
 
 def test_the_digest_by_hand(tmp_path: Path) -> None:
@@ -315,6 +318,7 @@ def test_the_real_digits_from_the_command_line(
     shared_data: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The set as it is published, packed as its host packs it, against the digest that asit carries."""
@@ -331,7 +335,7 @@ def test_the_real_digits_from_the_command_line(
     assert f"{out}: Free Spoken Digit Dataset 1.0.10, 3,000 recordings\n" in told.out
     assert "licence: CC BY-SA 4.0" in told.out
     assert f"next: asit catalogue {out}/table.csv --out free-spoken-digit.jsonl" in told.out
-    assert "trying again" in told.err
+    assert "retry 1 in 1 s" in caplog.text
     assert "free-spoken-digit-dataset-1.0.10.zip: " in told.err
     with (out / "table.csv").open(newline="") as lines:
         rows = list(csv.reader(lines))

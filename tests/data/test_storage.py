@@ -9,7 +9,7 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,11 +19,16 @@ from typing import Any
 import pytest
 
 from asit.errors import ConfigError, StoreError
-from asit.io import descriptors, retry, storage
-from asit.io.retry import Patience
+from asit.io import local_files, remote_files, retry, storage
+from asit.io.retry import RetryPolicy
 
 BYTES = bytes(range(256)) * 40
-SOON = Patience(seconds=0.5, first=0.01, answer=5.0)
+
+
+@pytest.fixture
+def policy(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Set the retry policy."""
+    return lambda *given, **named: monkeypatch.setattr(RetryPolicy, "default", lambda: RetryPolicy(*given, **named))
 
 
 @dataclass
@@ -112,7 +117,7 @@ def test_parts_of_a_file(kind: str, tmp_path: Path, web: Web) -> None:
     assert storage.read_range(place, len(BYTES) - 1, 1) == BYTES[-1:]
     assert storage.read(place) == BYTES
     assert storage.size(place) == len(BYTES)
-    assert storage.exists(place)
+    assert storage.sizes([place]) == {place: len(BYTES)}
     assert storage.sizes([place, f"{folder}/none"]) == {place: len(BYTES)}
     with pytest.raises(StoreError, match=r"x.tar ends at byte 10,240\n  expected: 10,340 bytes at least"):
         storage.read_range(place, 10240, 100)
@@ -121,16 +126,16 @@ def test_parts_of_a_file(kind: str, tmp_path: Path, web: Web) -> None:
     if kind != "web":
         storage.remove(place)
         storage.remove(place)
-        assert not storage.exists(place)
+        assert not storage.sizes([place])
 
 
-def test_a_file_written_anew_has_another_stamp() -> None:
-    storage.write("memory://stamp/x.tar", BYTES)
-    first = storage.stamp("memory://stamp/x.tar")
-    assert first == storage.stamp("memory://stamp/x.tar")
+def test_a_rewritten_file_has_another_fingerprint() -> None:
+    storage.write("memory://fingerprint/x.tar", BYTES)
+    first = storage.fingerprint("memory://fingerprint/x.tar")
+    assert first == storage.fingerprint("memory://fingerprint/x.tar")
     assert first[0] == len(BYTES)
-    storage.write("memory://stamp/x.tar", BYTES[::-1])
-    assert storage.stamp("memory://stamp/x.tar") != first
+    storage.write("memory://fingerprint/x.tar", BYTES[::-1])
+    assert storage.fingerprint("memory://fingerprint/x.tar") != first
 
 
 def test_lengths_of_many_come_with_one_listing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,34 +149,35 @@ def test_lengths_of_many_come_with_one_listing(monkeypatch: pytest.MonkeyPatch) 
     assert asked == ["memory://few/x.tar"]
 
 
-def test_a_server_that_fails_and_comes_back_is_asked_again(web: Web, caplog: pytest.LogCaptureFixture) -> None:
+def test_transient_errors_are_retried(web: Web, caplog: pytest.LogCaptureFixture, policy: Any) -> None:
     web.files["/x.tar"], web.script = BYTES, [503, "short", 429]
-    assert storage.read_range(f"{web.url}/x.tar", 5, 100, patience=Patience(30, 0.001)) == BYTES[5:105]
-    told = caplog.messages
-    assert len(told) == 3
-    assert "the server answers 503" in told[0]
-    assert "try 2 in 0.001 s" in told[0]
-    assert "try 4 in 0.004 s" in told[2]
+    policy(30, 0.001)
+    assert storage.read_range(f"{web.url}/x.tar", 5, 100) == BYTES[5:105]
+    assert len(caplog.messages) == 3
+    assert "the server answers 503" in caplog.messages[0]
+    assert "retry 1 in 0.001 s" in caplog.messages[0]
+    assert "retry 3 in 0.004 s" in caplog.messages[2]
     assert web.asked == ["GET /x.tar bytes=5-104"] * 4
 
 
-def test_a_server_that_stays_away_ends_the_waiting(web: Web, caplog: pytest.LogCaptureFixture) -> None:
+def test_retries_end(web: Web, caplog: pytest.LogCaptureFixture, policy: Any) -> None:
     web.files["/x.tar"], web.script = BYTES, [500] * 99
+    policy(seconds=0.5, first_wait=0.01, answer=5.0)
     with pytest.raises(StoreError) as caught:
-        storage.read_range(f"{web.url}/x.tar", 5, 100, patience=SOON)
+        storage.read_range(f"{web.url}/x.tar", 5, 100)
     assert "the server answers 500" in caplog.messages[0]
     assert "was not reached in" in caught.value.found
     assert "the last one: the server answers 500" in caught.value.found
     assert "--resume" in caught.value.remedy
     web.script, web.asked = [500] * 99, []
     with pytest.raises(StoreError, match="was not reached"):  # no missing file
-        storage.size(f"{web.url}/x.tar", patience=SOON)
+        storage.size(f"{web.url}/x.tar")
 
 
-def test_a_server_that_stalls(web: Web, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_server_that_stalls(web: Web, caplog: pytest.LogCaptureFixture, policy: Any) -> None:
     web.files["/x.tar"], web.script = BYTES, ["stall"]
-    limits = Patience(seconds=20, first=0.01, answer=0.1)
-    assert storage.read_range(f"{web.url}/x.tar", 0, 9, patience=limits) == BYTES[:9]
+    policy(seconds=20, first_wait=0.01, answer=0.1)
+    assert storage.read_range(f"{web.url}/x.tar", 0, 9) == BYTES[:9]
     assert len(caplog.messages) == 1
     assert "no answer in time" in caplog.messages[0]
 
@@ -181,7 +187,7 @@ def test_a_server_that_refuses_or_sends_all_is_not_asked_again(web: Web) -> None
     with pytest.raises(StoreError, match="the server answers 403"):
         storage.read_range(f"{web.url}/x.tar", 0, 9)
     web.script, web.asked = ["all"], []
-    with pytest.raises(StoreError, match="sends more than the part"):
+    with pytest.raises(StoreError, match="sends more than the requested part"):
         storage.read_range(f"{web.url}/x.tar", 0, 9)
     assert len(web.asked) == 1
 
@@ -216,42 +222,43 @@ class Endless(BaseHTTPRequestHandler):
 
 
 @pytest.mark.parametrize("path", ["more", "claim", "gzip", "links/", "drip", "claim-drip", "range", "range-gzip"])
-def test_a_server_that_never_ends(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_never_ends(path: str, monkeypatch: pytest.MonkeyPatch, policy: Any) -> None:
     """Neither more than the limit is read nor longer than the time that a store has."""
     pytest.importorskip("aiohttp")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(storage, "MOST", 4 << 20)
-    monkeypatch.setattr(storage, "_LISTING", 1 << 20)
+    monkeypatch.setattr(remote_files, "MOST", 4 << 20)
+    monkeypatch.setattr(remote_files, "_LISTING", 1 << 20)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Endless)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     place, began = f"http://127.0.0.1:{server.server_port}/{path}", time.monotonic()
-    limits = Patience(seconds=1.0, first=5.0, answer=30.0)
-    expected = "was not reached in 1 tries" if "drip" in path else "4,194,304 bytes at most"
+    policy(seconds=1.0 if "drip" in path else 20.0, first_wait=5.0, answer=30.0)
+    expected = "was not reached in 1 attempts" if "drip" in path else "4,194,304 bytes at most"
     if path == "claim-drip":
         expected = "has 1,000,000,000,000 bytes"
     try:
         if path == "links/":
             with pytest.raises(StoreError, match="1,048,576 bytes at most"):
-                storage.list(place, patience=Patience(20.0, 5.0))
+                storage.list(place)
         elif path.startswith("range"):
-            with pytest.raises(StoreError, match="sends more than the part that was asked for"):
-                storage.read_range(place, 0, 1000, patience=Patience(20.0, 5.0))
+            with pytest.raises(StoreError, match="sends more than the requested part"):
+                storage.read_range(place, 0, 1000)
         else:
             with pytest.raises(StoreError, match=expected):
-                storage.read(place, patience=limits if "drip" in path else Patience(20.0, 5.0))
+                storage.read(place)
     finally:
         server.shutdown()
         server.server_close()
     assert time.monotonic() - began < 15
 
 
-def test_nobody_there() -> None:
+def test_no_server(policy: Any) -> None:
+    policy(0.1, 0.01)
     with pytest.raises(StoreError, match="was not reached in"):
-        storage.read_range("http://127.0.0.1:9/x.tar", 0, 9, patience=Patience(0.1, 0.01))
+        storage.read_range("http://127.0.0.1:9/x.tar", 0, 9)
 
 
-def test_what_is_not_asked_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_that_are_retried_briefly_or_not_at_all(monkeypatch: pytest.MonkeyPatch, policy: Any) -> None:
     class NoCredentialsError(Exception):
         """As botocore calls it."""
 
@@ -259,13 +266,14 @@ def test_what_is_not_asked_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
         def go(_: float) -> None:
             raise error
 
-        retry.tried("s3://bucket/x", go, Patience(seconds=1e9, first=6.0))
+        storage._retried("s3://bucket/x", go)
 
+    policy(seconds=1e9, first_wait=6.0)
     now = iter((0, 0, 5, 0, 0, 0, 0, 0, 0))
     # A clock of its own: fsspec's thread reads that of the time module.
     clock = SimpleNamespace(sleep=lambda _: None, monotonic=lambda: next(now))
     monkeypatch.setattr(retry, "time", clock)
-    with pytest.raises(StoreError, match=r"in 1 tries over 5 s[\s\S]*AWS_ACCESS_KEY_ID"):
+    with pytest.raises(StoreError, match=r"in 1 attempts over 5 s[\s\S]*AWS_ACCESS_KEY_ID"):
         raises(NoCredentialsError("Unable to locate credentials"))
     for error in (KeyError("size"), PermissionError("no")):
         with pytest.raises(StoreError, match="rights at hand"):
@@ -293,7 +301,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_many_threads_and_more_files_than_are_kept_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(descriptors, "_MOST", 3)
+    monkeypatch.setattr(local_files, "_MOST_OPEN", 3)
     for i in range(9):
         (tmp_path / f"{i}.tar").write_bytes(BYTES[i:])
     wrong: list[int] = []
@@ -310,7 +318,7 @@ def test_many_threads_and_more_files_than_are_kept_open(tmp_path: Path, monkeypa
     for thread in threads:
         thread.join()
     assert not wrong
-    assert len(descriptors._held.held) <= 3
+    assert len(local_files._open_files) <= 3
 
 
 def _child(place: str, url: str, answers: Any) -> None:

@@ -157,8 +157,8 @@ def test_encrypted_zips_are_refused(tmp_path: Path, into: Path) -> None:
         [("a/b.wav", b"1"), ("a", b"2")],
     ],
 )
-def test_a_name_that_stands_twice_is_refused(tmp_path: Path, into: Path, members: list[tuple[str, bytes]]) -> None:
-    refused(tar(tmp_path / "a.tgz", list(members)), into, "stands in it twice")
+def test_a_name_that_occurs_twice_is_refused(tmp_path: Path, into: Path, members: list[tuple[str, bytes]]) -> None:
+    refused(tar(tmp_path / "a.tgz", list(members)), into, "occurs twice")
 
 
 def test_bombs_are_refused_before_they_burst(tmp_path: Path, into: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_zip_that_lies_about_its_sizes_gives_no_more_than_it_declares(tmp_path
 
 @pytest.mark.parametrize("keep", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz", "zip"])
-def test_truncated_archives_are_told(tmp_path: Path, into: Path, mode: str, keep: float) -> None:
+def test_truncated_archives_are_reported(tmp_path: Path, into: Path, mode: str, keep: float) -> None:
     members: list[tuple[str, bytes]] = [(f"{i}.wav", NOISE[i * 10_000 :][:10_000]) for i in range(9)]
     archive = zipped(tmp_path / "a", list(members)) if mode == "zip" else tar(tmp_path / "a", list(members), mode)
     content = archive.read_bytes()
@@ -197,7 +197,7 @@ def test_truncated_archives_are_told(tmp_path: Path, into: Path, mode: str, keep
 
 
 @pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz", "zip"])
-def test_damaged_archives_are_told(tmp_path: Path, into: Path, mode: str) -> None:
+def test_damaged_archives_are_reported(tmp_path: Path, into: Path, mode: str) -> None:
     members: list[tuple[str, bytes]] = [("a.wav", NOISE), ("b.wav", NOISE[:300])]
     archive = zipped(tmp_path / "a", list(members)) if mode == "zip" else tar(tmp_path / "a", list(members), mode)
     content = bytearray(archive.read_bytes())
@@ -207,7 +207,7 @@ def test_damaged_archives_are_told(tmp_path: Path, into: Path, mode: str) -> Non
     refused(archive, into, "damaged or not an archive")
 
 
-def test_what_is_no_archive_is_told(tmp_path: Path, into: Path) -> None:
+def test_what_is_no_archive_is_reported(tmp_path: Path, into: Path) -> None:
     archive = tmp_path / "a.tar.gz"
     for content in (b"", b"<html>please log in</html>", b"PK\x03\x04 and so on"):
         archive.write_bytes(content)
@@ -215,5 +215,5 @@ def test_what_is_no_archive_is_told(tmp_path: Path, into: Path) -> None:
 
 
 def test_files_beside_the_top_folder_are_refused(tmp_path: Path, into: Path) -> None:
-    with pytest.raises(ArchiveError, match=r"readme\.txt lies beside the set's folder"):
+    with pytest.raises(ArchiveError, match=r"readme\.txt is beside the set's folder"):
         unpack(zipped(tmp_path / "a.zip", [("readme.txt", b"1")]), into, ROOM, strip=1)

@@ -34,7 +34,6 @@ def download(prog: str, summary: str, given: list[str]) -> int:
     options = parse(DownloadOptions, prog, summary, given)
     from asit.data.download import fetch as data
 
-    clear = "\r\x1b[K" if sys.stderr.isatty() else ""
     got = data.download(
         options.name,
         options.out or options.name,
@@ -42,7 +41,6 @@ def download(prog: str, summary: str, given: list[str]) -> int:
         force=options.force,
         keep_archive=options.keep_archive,
         progress=_line(sys.stderr),
-        notify=lambda text: print(clear + text, file=sys.stderr),
     )
     counts = " + ".join(f"{part.recordings:,}" for part in got.source.contents)
     print(f"{got.folder}: {got.source.title}, {counts} recordings" + (", already there" if got.there else ""))

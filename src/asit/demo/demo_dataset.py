@@ -21,7 +21,7 @@ import numpy.typing as npt
 from asit.demo.soundfont import SoundFont, Wave, Zone, bank_path
 from asit.errors import AudioError, ConfigError
 from asit.io import atomic, lock, parsing
-from asit.io.csv_lines import csv_line
+from asit.io.csv_lines import write_csv
 
 DRUMS = 128
 """The bank number of the drum kits."""
@@ -45,6 +45,7 @@ INSTRUMENTS: dict[str, tuple[int, int]] = {
 SHORTEST = 0.015
 """Seconds; shorter samples are single cycles for the highest keys, the same whatever the instrument."""
 
+_HEADER = ("path", "label", "split")
 VERSION = 2
 """Of what is rendered: a data set of another version is made anew."""
 
@@ -239,9 +240,9 @@ def build_dataset(
                     rows[split].append((path, label, split))
                     if progress:
                         progress(i + 1 + number * train_clips, train_clips + test_clips)
-            _write_table(draft / "train.csv", rows["train"])
-            _write_table(draft / "test.csv", rows["test"])
-            _write_table(draft / "labelled.csv", [row for row in rows["train"] + rows["test"] if row[1]])
+            write_csv(draft / "train.csv", [_HEADER, *rows["train"]])
+            write_csv(draft / "test.csv", [_HEADER, *rows["test"]])
+            write_csv(draft / "labelled.csv", [_HEADER, *[row for row in rows["train"] + rows["test"] if row[1]]])
             about = {"recipe": recipe, "labels": labels, "facts": facts}
             (draft / "dataset.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
         return _dataset(out, about)
@@ -348,11 +349,6 @@ def _write_wav(path: Path, clip: npt.NDArray[np.int16], rate: int) -> None:
     with wave.open(str(path), "wb") as file:
         file.setparams((1, 2, rate, len(clip), "NONE", ""))
         file.writeframes(clip.astype("<i2").tobytes())
-
-
-def _write_table(path: Path, rows: list[tuple[str, str, str]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        file.writelines(csv_line(row) + "\r\n" for row in [("path", "label", "split"), *rows])
 
 
 def _dataset(out: Path, about: dict[str, Any]) -> DemoDataset:

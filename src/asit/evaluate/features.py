@@ -249,11 +249,11 @@ def _key(clip: Clip, stamps: dict[str, tuple[int, int]]) -> bytes:
     """
     if clip.shard is not None and storage.is_url(clip.shard):
         if clip.shard not in stamps:
-            stamps[clip.shard] = storage.stamp(clip.shard)
+            stamps[clip.shard] = storage.fingerprint(clip.shard)
         file = f"{stamps[clip.shard]} {clip.offset} {clip.size}"
         return key_of(clip.path, file, repr(clip.start), repr(clip.seconds))
     try:
-        size, changed = storage.stamp(clip.shard or clip.path)
+        size, changed = storage.fingerprint(clip.shard or clip.path)
         file = f"{size} {changed}"
     except OSError:
         file = "missing"

@@ -271,7 +271,7 @@ def block_ends(items: Sequence[Item]) -> tuple[list[int], list[tuple[int, int]]]
 
 def _stamp(path: str) -> tuple[int, int]:
     try:
-        return storage.stamp(path)
+        return storage.fingerprint(path)
     except OSError:
         return 0, 0
 

@@ -1,4 +1,4 @@
-"""Files that a user or a table names: found under any spelling of their name, opened without waiting for a pipe."""
+"""Local files: found under any spelling of their name, opened without waiting for a pipe, read at any offset."""
 
 # Paths are text here: a Path for each of two million would cost minutes.
 # ruff: noqa: PTH111, PTH116, PTH118, PTH206
@@ -10,10 +10,13 @@ import io
 import os
 import select
 import stat
+import threading
 import unicodedata
+from collections import OrderedDict
 from typing import BinaryIO, TextIO
 
 _GRACE = 1000  # ms within which a pipe must have a writer
+_MOST_OPEN = 64  # files that `read_at` keeps open
 
 _KINDS = {
     stat.S_IFIFO: "a pipe",
@@ -68,6 +71,64 @@ def open_file(path: str | os.PathLike[str], *, pipes: bool = False) -> BinaryIO:
 def open_text(path: str | os.PathLike[str], encoding: str = "utf-8", newline: str | None = None) -> TextIO:
     """As :func:`open_file`, for text: a regular file, decoded strictly."""
     return io.TextIOWrapper(open_file(path), encoding, newline=newline)
+
+
+class _OpenFile:
+    """A descriptor that is closed with its last reference. A forked process may share it: pread moves no position."""
+
+    def __init__(self, path: str) -> None:
+        with open_file(path) as file:
+            self.number = os.dup(file.fileno())
+        self.seeking = threading.Lock()
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)
+
+    def read(self, offset: int, size: int) -> bytes:
+        if hasattr(os, "pread"):
+            return os.pread(self.number, size, offset)
+        with self.seeking:
+            os.lseek(self.number, offset, os.SEEK_SET)
+            return os.read(self.number, size)
+
+
+_open_files: OrderedDict[str, _OpenFile] = OrderedDict()
+_opening = threading.Lock()
+
+
+def read_at(path: str, offset: int, size: int) -> bytes:
+    """Read `size` bytes from `offset` on, fewer where the file ends before. The file stays open for the next read.
+
+    Raises:
+        OSError: it cannot be opened or read.
+    """
+    with _opening:
+        file = _open_files.pop(path, None) or _OpenFile(path)
+        _open_files[path] = file
+        if len(_open_files) > _MOST_OPEN:
+            _open_files.popitem(last=False)
+    parts = []
+    try:
+        while size > 0 and (part := file.read(offset, size)):
+            parts.append(part)
+            offset, size = offset + len(part), size - len(part)
+    except OSError:
+        with _opening:
+            if _open_files.get(path) is file:
+                del _open_files[path]
+        raise
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _reset_after_fork() -> None:
+    # A lock that another thread held at the fork would stay held in the child.
+    global _opening, _open_files
+    _opening, _open_files = threading.Lock(), OrderedDict()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset_after_fork)
 
 
 def _await_writer(number: int, path: str | os.PathLike[str]) -> None:

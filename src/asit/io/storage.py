@@ -1,59 +1,45 @@
-"""Files in a store: on this machine's disks, or behind a URL of an object store or a web server, which fsspec reads.
+"""Read and write files by location: a local path, or a URL of an object store or web server, which fsspec reads.
 
-A place is a path or a URL. Local files are read by their descriptors and never go through fsspec. What may pass, such
-as a connection that breaks, is tried again after waits that double, each logged by asit.io.storage; then, and at once
-for what will not pass, a StoreError says so. fsspec keeps its instances for each process, so that loader processes
-have their own, forked or not.
+Local files never go through fsspec. Transient errors are retried, each logged by asit.io.retry; when the policy is
+exhausted, and at once for other errors, a StoreError is raised. fsspec keeps its instances for each process, so loader
+processes have their own, forked or not.
 """
 
-# Paths are text here: a place may be a URL.
+# Paths are text here: a location may be a URL.
 # ruff: noqa: PTH100, PTH118, PTH120
 
 from __future__ import annotations
 
-import errno
-import functools
 import hashlib
+import math
 import os
 import posixpath
 import re
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from asit.errors import ConfigError, StoreError
-from asit.io import atomic, local_files
-from asit.io.descriptors import read_local
-from asit.io.retry import MissingError, Patience, RefusalError, tried
+from asit.errors import AsitError, StoreError
+from asit.io import atomic, local_files, remote_files
+from asit.io.remote_files import ATOMIC, WEB, MissingError, RefusalError, file_system, protocol_of, timeout, too_long
+from asit.io.retry import SECONDS, ExhaustedError, RetryPolicy, as_transient, reason, retry
+
+T = TypeVar("T")
 
 _AT_ONCE = 16
-"""Requests that are made side by side where many small answers are wanted."""
-MOST = 512 << 20
-"""Bytes of a remote file that is read whole, such as an index: two million clips and more."""
-_LISTING = 32 << 20
-"""Bytes of a web server's page that lists a folder."""
+"""Concurrent requests where many small answers are wanted."""
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-# Extras of fsspec, by what they import: the packages that people must install.
-_NEEDS = {
-    "http": "aiohttp",
-    "https": "aiohttp",
-    "s3": "s3fs",
-    "s3a": "s3fs",
-    "gs": "gcsfs",
-    "gcs": "gcsfs",
-    "az": "adlfs",
-    "abfs": "adlfs",
-    "hf": "huggingface_hub",
-    "sftp": "paramiko",
-    "ssh": "paramiko",
-}
-# What stores call the mark of a file's content, or when it was written: s3, http and Azure; Google; others.
-_MARKS = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "updated", "mtime", "created")
-# Stores in which a file appears only when all of it has come.
-_WEB = frozenset({"http", "https"})
-_WHOLE = frozenset({"memory", "s3", "s3a", "gs", "gcs", "az", "abfs", "oss", "hf"})
+_VERSIONS = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "updated", "mtime", "created")
+"""Fields in which stores give a file's version: s3, http and Azure; Google; others."""
+
+
+Fingerprint = tuple[int, int]
+"""What changes when a file is rewritten: its size, and its time of change in ns or a hash of the store's ETag. It is a
+plain tuple because its repr is part of cache digests."""
 
 
 def is_url(text: str) -> bool:
@@ -62,235 +48,279 @@ def is_url(text: str) -> bool:
 
 
 def join(root: str, name: str) -> str:
-    """The place `name` below `root`, or `name` itself where it is absolute or a URL."""
+    """The location `name` below `root`, or `name` itself where it is absolute or a URL."""
     if is_url(name):
         return name
     return f"{root.rstrip('/')}/{name}" if is_url(root) else os.path.join(root, name)
 
 
-def parent(place: str) -> str:
-    """The folder that a place lies in, absolute or a URL."""
-    return place.rsplit("/", 1)[0] if is_url(place) else os.path.dirname(os.path.abspath(place))
+def parent(location: str) -> str:
+    """The folder that a location lies in, absolute or a URL."""
+    return location.rsplit("/", 1)[0] if is_url(location) else os.path.dirname(os.path.abspath(location))
 
 
-def absolute(place: str) -> str:
-    """The place, absolute; a URL as it is."""
-    return place if is_url(place) else os.path.abspath(place)
+def absolute(location: str) -> str:
+    """The location, absolute; a URL as it is."""
+    return location if is_url(location) else os.path.abspath(location)
 
 
-def read_range(place: str, offset: int, size: int, *, patience: Patience | None = None) -> bytes:
-    """`size` bytes from byte `offset` on. Threads may call it at the same time.
-
-    Args:
-        place: a path or a URL.
-        offset, size: bytes.
-        patience: None: the usual one.
+def read_range(location: str, offset: int, size: int) -> bytes:
+    """Read `size` bytes from byte `offset` on. Threads may call it concurrently.
 
     Raises:
         StoreError: no such file, a file that ends before, a store that refuses or is not reached in time.
-        ConfigError: a package for this kind of store is missing.
+        ConfigError: the package for this kind of store is missing.
     """
     if size <= 0:
         return b""
 
     def get(seconds: float) -> bytes:
-        data = read_local(place, offset, size) if not is_url(place) else _remote_range(place, offset, size, seconds)
+        if is_url(location):
+            files, path = file_system(location)
+            data = bytes(files.cat_file(path, start=offset, end=offset + size, **timeout(files, seconds)))
+        else:
+            data = local_files.read_at(location, offset, size)
         if len(data) == size:
             return data
         if len(data) > size:
             raise RefusalError(
-                f"{place}: the server sends more than the part that was asked for",
+                f"{location}: the server sends more than the requested part",
                 f"{size:,} bytes from byte {offset:,} on (HTTP range requests)",
                 "serve the shards with a server or store that answers range requests, or copy them to a disk",
             )
-        length = _size(place, seconds)
+        length = _size(location, seconds)
         if length < offset + size:
             raise RefusalError(
-                f"{place} ends at byte {length:,}",
+                f"{location} ends at byte {length:,}",
                 f"{offset + size:,} bytes at least, as its index says",
-                "copy the shard again, whole, or write it again with asit shard",
+                "copy the shard again, or write it again with asit shard",
             )
         raise OSError(f"{len(data):,} of {size:,} bytes came")
 
-    return tried(place, get, patience, size)
+    return _retried(location, get, size)
 
 
-def read(place: str, *, patience: Patience | None = None) -> bytes:
-    """All of a file; of one in a store at most `MOST` bytes.
+def read(location: str) -> bytes:
+    """Read a whole file; one in a store has at most `remote_files.MOST` bytes.
 
     Raises:
         StoreError, ConfigError: as `read_range`; a file in a store that is longer.
     """
+    most = remote_files.MOST
 
     def get(seconds: float) -> bytes:
-        if not is_url(place):
-            with local_files.open_file(place) as file:
+        if not is_url(location):
+            with local_files.open_file(location) as file:
                 return file.read()
-        files, path = _files(place)
+        files, path = file_system(location)
         # A web server's answer is counted as it comes; other packages are trusted to keep to the length that they say.
-        if _protocol(place) not in _WEB and (length := _info(place, seconds)["size"]) is not None and length > MOST:
-            raise too_much(place, length, MOST)
-        data = bytes(files.cat_file(path, **_limit(files, seconds)))
-        if len(data) > MOST:
-            raise too_much(place, None, MOST)
+        length = None if protocol_of(location) in WEB else _info(location, seconds)["size"]
+        if length is not None and length > most:
+            raise too_long(location, length, most)
+        data = bytes(files.cat_file(path, **timeout(files, seconds)))
+        if len(data) > most:
+            raise too_long(location, None, most)
         return data
 
-    return tried(place, get, patience, MOST)
+    return _retried(location, get, most)
 
 
-def size(place: str, *, patience: Patience | None = None) -> int:
-    """Length of a file in bytes.
+def size(location: str) -> int:
+    """Return the length of a file in bytes.
 
     Raises:
         StoreError, ConfigError: as `read_range`.
     """
-    return tried(place, lambda seconds: _size(place, seconds), patience)
+    return _retried(location, lambda seconds: _size(location, seconds))
 
 
-def stamp(place: str, *, patience: Patience | None = None) -> tuple[int, int]:
-    """What changes when a file is written anew: its length, and its time of change in ns; of a file at a URL a number
-    made of the store's mark or time of it, 0 where the store has none.
+def fingerprint(location: str) -> Fingerprint:
+    """Return what changes when a file is rewritten; its second number is 0 where a store gives neither ETag nor time.
 
     Raises:
         OSError: there is no such local file, or it cannot be looked at.
         StoreError, ConfigError: as `read_range`, of a file at a URL.
     """
-    if not is_url(place):
-        status = os.stat(place)  # noqa: PTH116  # there may be a million
+    if not is_url(location):
+        status = os.stat(location)  # noqa: PTH116  # there may be a million
         return status.st_size, status.st_mtime_ns
 
-    def get(seconds: float) -> tuple[int, int]:
-        told = _info(place, seconds)
-        marks = " ".join(str(told[name]) for name in _MARKS if told.get(name))
-        number = int.from_bytes(hashlib.sha256(marks.encode()).digest()[:7]) if marks else 0
-        return int(told["size"] or 0), number
+    def get(seconds: float) -> Fingerprint:
+        info = _info(location, seconds)
+        versions = " ".join(str(info[name]) for name in _VERSIONS if info.get(name))
+        digest = int.from_bytes(hashlib.sha256(versions.encode()).digest()[:7]) if versions else 0
+        return int(info["size"] or 0), digest
 
-    return tried(place, get, patience)
+    return _retried(location, get)
 
 
-def sizes(places: Iterable[str], *, patience: Patience | None = None) -> dict[str, int]:
-    """Lengths of those of the files that are there, in bytes; several are asked for at the same time.
+def sizes(locations: Iterable[str]) -> dict[str, int]:
+    """Return the lengths in bytes of those files that exist; requests are concurrent.
 
     Many in one folder of an object store come with a listing, a thousand by one request.
 
     Raises:
-        StoreError, ConfigError: as `read_range`, but for files that are not there.
+        StoreError, ConfigError: as `read_range`, but for files that do not exist.
     """
 
-    def one(place: str) -> tuple[str, int | None]:
+    def one(location: str) -> tuple[str, int | None]:
         try:
-            return place, size(place, patience=patience)
+            return location, size(location)
         except MissingError:
-            return place, None
+            return location, None
 
     found: dict[str, int] = {}
-    rest = [*places]
+    rest = [*locations]
     for folder, count in Counter(map(parent, rest)).items():
-        if count > _AT_ONCE and is_url(folder) and _protocol(folder) in _WHOLE:
+        if count > _AT_ONCE and is_url(folder) and protocol_of(folder) in ATOMIC:
             try:
-                lengths = {join(folder, name): length for name, length in list(folder, patience=patience).items()}
+                lengths = {join(folder, name): length for name, length in list(folder).items()}
             except RefusalError:  # rights may be to read, and not to list
                 continue
-            found |= {place: length for place in rest if (length := lengths.get(place)) is not None}
-            rest = [place for place in rest if parent(place) != folder]
+            found |= {location: length for location in rest if (length := lengths.get(location)) is not None}
+            rest = [location for location in rest if parent(location) != folder]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return found | {place: length for place, length in pool.map(one, rest) if length is not None}
+        return found | {location: length for location, length in pool.map(one, rest) if length is not None}
 
 
-def exists(place: str, *, patience: Patience | None = None) -> bool:
-    """Whether there is a file.
+def list(location: str) -> dict[str, int | None]:
+    """Return the sorted names in a folder, and the lengths of files where the store gives them.
 
-    Raises:
-        StoreError, ConfigError: as `read_range`.
-    """
-    return bool(sizes([place], patience=patience))
-
-
-def list(place: str, *, patience: Patience | None = None) -> dict[str, int | None]:
-    """Names of the files and folders in a folder, sorted, and the lengths of files where the store tells them.
-
-    A folder that is not there is empty, as it is in object stores.
+    A folder that does not exist is empty, as it is in object stores.
 
     Raises:
         StoreError, ConfigError: as `read_range`.
     """
 
     def get(seconds: float) -> dict[str, int | None]:
-        if not is_url(place):
-            with os.scandir(place) as entries:
+        if not is_url(location):
+            with os.scandir(location) as entries:
                 found = {entry.name: _length(entry) for entry in entries}
         else:
-            files, path = _files(place)
+            files, path = file_system(location)
             files.invalidate_cache()
-            rows = files.ls(path, detail=True, **_limit(files, seconds))
             found = {
                 posixpath.basename(row["name"].rstrip("/")): row.get("size") if row["type"] == "file" else None
-                for row in rows
+                for row in files.ls(path, detail=True, **timeout(files, seconds))
                 if row["name"].rstrip("/") != path.rstrip("/")
             }
         return dict(sorted(found.items()))
 
     try:
-        return tried(place, get, patience)
+        return _retried(location, get)
     except MissingError:
         return {}
 
 
-def write(place: str, data: bytes, *, patience: Patience | None = None) -> None:
-    """Write a file whole or not at all; one that is there is replaced, and folders above it are made.
+def write(location: str, data: bytes) -> None:
+    """Write a file atomically; one that exists is replaced, and folders above it are made.
+
+    Raises:
+        StoreError, ConfigError: as `create`.
+    """
+    if is_url(location):
+        _put(location, lambda files, path: files.pipe_file(path, data))
+        return
+    with create(location) as draft:
+        draft.write_bytes(data)
+
+
+@contextmanager
+def create(location: str) -> Iterator[Path]:
+    """Yield a local draft to fill; when the block ends it becomes the file, atomically, or is sent to the URL.
 
     Raises:
         StoreError: it cannot be written, or the disk is full.
-        ConfigError: a package for this kind of store is missing.
+        ConfigError: the package for this kind of store is missing.
     """
-    if is_url(place):
-        _put(place, lambda files, path: files.pipe_file(path, data), patience)
-        return
     try:
-        Path(place).parent.mkdir(parents=True, exist_ok=True)
-        with atomic.write_file(place) as draft:
-            draft.write_bytes(data)
+        if not is_url(location):
+            with atomic.write_file(location) as draft:
+                yield draft
+            return
+        with tempfile.TemporaryDirectory(prefix="asit-") as folder:
+            draft = Path(folder, posixpath.basename(location))
+            yield draft
+            _put(location, lambda files, path: files.put_file(str(draft), path))
     except OSError as error:
-        raise unwritable(place, error) from None
+        raise unwritable(location, error) from None
 
 
-def send(file: str, place: str, *, patience: Patience | None = None) -> None:
-    """Bring a file of this machine to a URL, whole or not at all.
-
-    Raises:
-        StoreError, ConfigError: as `write`.
-    """
-    _put(place, lambda files, path: files.put_file(file, path), patience)
-
-
-def remove(place: str, *, patience: Patience | None = None) -> None:
-    """Delete a file, where it is there.
+def remove(location: str) -> None:
+    """Delete a file, where it exists.
 
     Raises:
-        StoreError, ConfigError: as `write`.
+        StoreError, ConfigError: as `read_range`.
     """
 
     def go(seconds: float) -> None:
-        if not is_url(place):
-            Path(place).unlink()
+        if not is_url(location):
+            Path(location).unlink()
         else:
-            files, path = _files(place)
-            files.rm_file(path, **_limit(files, seconds))
+            files, path = file_system(location)
+            files.rm_file(path, **timeout(files, seconds))
+
+    with suppress(MissingError):
+        _retried(location, go)
+
+
+def unwritable(location: str, error: OSError) -> StoreError:
+    """Return the error about a local file that cannot be written."""
+    return StoreError(
+        f"{location} cannot be written: "
+        f"{'the disk is full' if atomic.is_disk_full(error) else error.strerror or error}",
+        "a folder that can be written, with room",
+        "make room, or choose another location",
+    )
+
+
+def _retried(location: str, attempt: Callable[[float], T], size: int = 0) -> T:
+    """Return what `attempt` returns when given the seconds that an answer of `size` bytes may take."""
+    policy = RetryPolicy.default()
+
+    def once(left: float) -> T:
+        try:
+            return attempt(min(policy.answer + size / 1e6, left))
+        except AsitError:
+            raise
+        except Exception as caught:  # each kind of store has errors of its own
+            error = _cause(caught)
+            if isinstance(error, FileNotFoundError):
+                raise MissingError(
+                    f"there is no {location}",
+                    "a shard, as the index says" if location.endswith(".tar") else "a file",
+                    "check the path; bring back what is missing, or write it again with asit shard",
+                ) from None
+            if (transient := as_transient(error)) is None:
+                raise RefusalError(
+                    f"{location}: {reason(error)}",
+                    "a location that can be reached with the rights at hand",
+                    "check path and rights",
+                ) from None
+            raise transient from None
 
     try:
-        tried(place, go, patience)
-    except MissingError:
-        return
+        return retry(once, policy, location)
+    except ExhaustedError as error:
+        raise StoreError(
+            f"{location} was not reached in {error.attempts} attempts over {error.seconds:.0f} s; "
+            f"the last one: {error}",
+            "an answer from the store",
+            f"check that it is up, then run the same command again (a run continues with --resume); {SECONDS} sets the "
+            "seconds for which it is retried"
+            if error.last.within == math.inf
+            else "give credentials as the store's package wants them, for s3 AWS_ACCESS_KEY_ID and the like "
+            "(docs/shard.md)",
+        ) from None
 
 
-def unwritable(place: str, error: OSError) -> StoreError:
-    """The error about a local file that cannot be written."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return StoreError(
-        f"{place} cannot be written: {'the disk is full' if full else error.strerror or error}",
-        "a folder that can be written, with room",
-        "make room, or choose another place",
-    )
+def _cause(error: Exception) -> Exception:
+    """Return the error behind a missing file: fsspec raises that for all that fails while it asks for a length."""
+    behind = error.__cause__
+    if not isinstance(error, FileNotFoundError) or not isinstance(behind, Exception):
+        return error
+    status = getattr(behind, "status", None)
+    return behind if isinstance(behind, OSError) or (isinstance(status, int) and status not in (404, 410)) else error
 
 
 def _length(entry: os.DirEntry[str]) -> int | None:
@@ -300,115 +330,33 @@ def _length(entry: os.DirEntry[str]) -> int | None:
         return None
 
 
-def too_much(place: str, length: int | None, most: int) -> RefusalError:
-    """The error about a remote file, or an answer of a server, beyond a limit; `length` None: not known."""
-    told = "sends more bytes than that" if length is None else f"has {length:,} bytes"
-    return RefusalError(
-        f"{place} {told}",
-        f"{most:,} bytes at most, to be read at once",
-        "check the address; copy a larger index to a disk and read it there",
-    )
-
-
-def _size(place: str, seconds: float) -> int:
-    if not is_url(place):
-        return Path(place).stat().st_size
-    length = _info(place, seconds)["size"]
+def _size(location: str, seconds: float) -> int:
+    if not is_url(location):
+        return Path(location).stat().st_size
+    length = _info(location, seconds)["size"]
     if length is None:
-        raise RefusalError(f"{place}: the server does not tell its length", "a Content-Length", "serve it otherwise")
+        raise RefusalError(f"{location}: the server does not give its length", "a Content-Length", "serve it otherwise")
     return int(length)
 
 
-def _info(place: str, seconds: float) -> dict[str, Any]:
-    """What a store says of a file."""
-    files, path = _files(place)
+def _info(location: str, seconds: float) -> dict[str, Any]:
+    files, path = file_system(location)
     files.invalidate_cache()  # it may hold what a folder was before other processes wrote there
-    return dict(files.info(path, **_limit(files, seconds)))
+    return dict(files.info(path, **timeout(files, seconds)))
 
 
-def _remote_range(place: str, offset: int, size: int, seconds: float) -> bytes:
-    files, path = _files(place)
-    return bytes(files.cat_file(path, start=offset, end=offset + size, **_limit(files, seconds)))
+def _put(location: str, put: Callable[[Any, str], None]) -> None:
+    """Call `put` with a file system and a path; where the store is not atomic, with a draft that is then renamed."""
 
-
-def _put(place: str, go: Callable[[Any, str], None], patience: Patience | None) -> None:
-    def put(_: float) -> None:
-        files, path = _files(place)
-        if _protocol(place) in _WHOLE:
-            go(files, path)
+    def attempt(_: float) -> None:
+        files, path = file_system(location)
+        if protocol_of(location) in ATOMIC:
+            put(files, path)
             return
         folder, name = posixpath.split(path)
         draft = f"{folder}/{atomic.draft_of(Path(name)).name}"
         files.makedirs(folder, exist_ok=True)
-        go(files, draft)
+        put(files, draft)
         files.mv(draft, path)
 
-    tried(place, put, patience)
-
-
-def _protocol(place: str) -> str:
-    return place.split("://", 1)[0].lower()
-
-
-def _files(place: str) -> tuple[Any, str]:
-    """This process's file system for a URL, and the path in it."""
-    import fsspec  # type: ignore[import-untyped]
-
-    protocol = _protocol(place)
-    try:
-        files, path = fsspec.core.url_to_fs(place, **(_web_options(protocol) if protocol in _WEB else {}))
-    except (ImportError, ValueError) as error:
-        needed = _NEEDS.get(protocol)
-        if needed is None:
-            raise ConfigError(
-                f"{place}: {protocol}:// is no kind of store that fsspec knows here ({error})",
-                "such as https://, s3:// or gs://",
-                "correct the URL, or install the package of fsspec for it",
-            ) from None
-        how = "'asit-audio[remote]'" if needed == "aiohttp" else needed
-        raise ConfigError(
-            f"{place} needs {needed}, which is not installed", "the package that reads it", f"pip install {how}"
-        ) from None
-    return files, path
-
-
-@functools.cache
-def _web_options(protocol: str) -> dict[str, Any]:
-    """Arguments of fsspec's file system for the web, under which no answer is longer than it may be."""
-    import aiohttp
-    import fsspec
-
-    class Counted(aiohttp.ClientResponse):
-        """An answer that is read until it is longer than allowed; fsspec would take whatever a server sends."""
-
-        async def read(self) -> bytes:
-            asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.request_info.headers.get("Range", ""))
-            if asked is None and (self.content_length or 0) > MOST:
-                self.close()
-                raise too_much(str(self.url), self.content_length, MOST)
-            return await self._read(int(asked[2]) - int(asked[1]) + 1 if asked else MOST)
-
-        async def text(self, *args: Any, **options: Any) -> str:
-            if len(await self._read(_LISTING)) > _LISTING:
-                raise too_much(str(self.url), None, _LISTING)
-            return await super().text(*args, **options)
-
-        async def _read(self, most: int) -> bytes:
-            if self._body is None:
-                parts, held = [], 0
-                async for part in self.content.iter_chunked(1 << 20):
-                    parts.append(part)
-                    held += len(part)
-                    if held > most:
-                        self.close()
-                        break
-                self._body = b"".join(parts)
-            return self._body
-
-    own = fsspec.config.conf.get(protocol, {}).get("client_kwargs", {})
-    return {"client_kwargs": {**own, "response_class": Counted}}
-
-
-def _limit(files: Any, seconds: float) -> dict[str, float]:
-    """The argument that bounds an answer's time, where the file system takes one."""
-    return {"timeout": seconds} if getattr(files, "async_impl", False) else {}
+    _retried(location, attempt)

@@ -20,7 +20,7 @@ import numpy as np
 from asit.data.catalogue.inputs import Item, expand
 from asit.errors import AsitError, AudioError, CheckpointError, ConfigError
 from asit.io import atomic, lock
-from asit.io.retry import MissingError
+from asit.io.remote_files import MissingError
 from asit.model.audio_model import AudioModel
 from asit.model.inference.embedding import Precision
 from asit.model.inference.overlap import ClipPooling

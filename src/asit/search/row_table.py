@@ -71,7 +71,7 @@ class Files:
 
     def __init__(self) -> None:
         self._folder = cache(os.path.realpath)
-        self._state = cache(storage.stamp)
+        self._state = cache(storage.fingerprint)
 
     def path(self, path: str) -> str:
         """Absolute, the folder without symbolic links: two ways to a file are one. A URL as it is."""

@@ -72,7 +72,7 @@ class Item:
         if self.listed or storage.is_url(self.path):
             return storage.read_range(self.path, self.offset, self.size)
         try:
-            found = tar_reader.read_member(self.path, self.offset, self.size)
+            found = local_files.read_at(self.path, self.offset, self.size)
         except OSError as error:
             raise AudioError(f"{self.path}: {error.strerror}", "a readable tar file", "check the path") from None
         if len(found) < self.size:

@@ -1,4 +1,4 @@
-"""The data sets that `asit download` knows: addresses, published sizes and checksums, and what they must hold."""
+"""Data sets of `asit download`: addresses, published sizes and checksums, and what they must hold."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from pathlib import Path
 
 from asit.data.download.http import DownloadError, RemoteFile
 from asit.data.download.unpack import Limits
-from asit.io import atomic
-from asit.io.csv_lines import csv_line
+from asit.io.csv_lines import write_csv
 
 
 @dataclass(frozen=True)
@@ -78,15 +77,15 @@ def _check_esc50(folder: Path) -> None:
     try:
         with table.open(encoding="utf-8-sig", newline="") as lines:
             rows = list(csv.DictReader(lines))
-        told = {row["filename"]: [str(row[key]) for key in ("fold", "src_file", "take", "target")] for row in rows}
+        cells_of = {row["filename"]: [str(row[key]) for key in ("fold", "src_file", "take", "target")] for row in rows}
     except (FileNotFoundError, KeyError, UnicodeDecodeError, csv.Error) as error:
         raise DownloadError(
             f"{table}: {type(error).__name__}: {error}", "the table of ESC-50", "this is another archive: delete it"
         ) from None
     audio = {path.name for path in (folder / "audio").iterdir()}
-    wrong = sorted(audio ^ told.keys())
-    wrong += [name for name, cells in told.items() if Path(name).stem != "-".join(cells)]
-    if wrong or len(rows) != len(told):
+    wrong = sorted(audio ^ cells_of.keys())
+    wrong += [name for name, cells in cells_of.items() if Path(name).stem != "-".join(cells)]
+    if wrong or len(rows) != len(cells_of):
         raise DownloadError(
             f"{table}: {len(rows):,} lines, and {len(wrong):,} names that do not fit the files, such as "
             + ", ".join(wrong[:3]),
@@ -105,8 +104,7 @@ def _table_of_digits(folder: Path) -> None:
                 f"{path}: not a name of this set", "DIGIT_SPEAKER_NUMBER.wav", "this is another archive: delete it"
             )
         rows.append((f"recordings/{path.name}", parts[1], parts[2]))
-    with atomic.write_file(folder / "table.csv") as draft, draft.open("w", encoding="utf-8", newline="") as lines:
-        lines.writelines(csv_line(row) + "\r\n" for row in [("path", "label", "group"), *rows])
+    write_csv(folder / "table.csv", [("path", "label", "group"), *rows])
 
 
 _SPEECH_COMMANDS = "https://storage.googleapis.com/download.tensorflow.org/data/"
@@ -244,4 +242,4 @@ ON_REQUEST = {
         "then: asit catalogue voxceleb1 ROOT --out voxceleb1.jsonl (docs/tasks/voxceleb1.md)",
     ),
 }
-"""Sets that only their owners may give away: found, expected and way out of the error that says so."""
+"""Sets that only their owners may give away: found, expected and fix of the error that says so."""

@@ -1,11 +1,10 @@
-"""Archives unpacked with suspicion: nothing leaves the target, nothing grows past what the set is known to hold."""
+"""Unpack tar and zip archives: nothing is written outside the target, or beyond the limits of the set."""
 
 from __future__ import annotations
 
 import functools
 import lzma
 import ntpath
-import shutil
 import stat
 import tarfile
 import zipfile
@@ -19,6 +18,7 @@ from typing import IO
 from asit.errors import AsitError
 
 _BLOCK = 1 << 20
+_ANOTHER = "this is not the set's archive; delete it and fetch it again"
 
 
 class ArchiveError(AsitError):
@@ -61,13 +61,12 @@ def unpack(
     limits: Limits,
     *,
     strip: int = 0,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: Callable[[int, int | None], None] = lambda done, total: None,
 ) -> Unpacked:
     """Unpack a tar (plain, gz, bz2, xz) or a zip, member by member.
 
-    Only files and folders are written, with the permissions of this process: owners, set-user-id bits and times of
-    the archive are not taken over. What was written stays there when this fails; the caller unpacks into a folder of
-    its own and throws that away.
+    Only files and folders are written, with the permissions of this process: owners, set-user-id bits and times of the
+    archive are ignored. What was written stays when this fails; the caller unpacks into a draft folder.
 
     Args:
         archive: the file.
@@ -82,91 +81,72 @@ def unpack(
     """
     most = min(limits.bytes, int(limits.ratio * max(1, archive.stat().st_size)))
     entries = files = written = 0
-    with _damage_told(archive), _opened(archive) as (members, total):
+    with _damage(archive), _opened(archive) as (members, total):
         if total is not None and total > most:
             raise _too_big(archive, f"it declares {total:,} bytes", most)
-        for member in members:
-            entries += 1
+        for entries, member in enumerate(members, 1):
             if entries > limits.files:
                 raise ArchiveError(
                     f"{archive} holds more than {limits.files:,} files and folders",
                     "what the set is known to hold",
-                    "this is not the set's archive; delete it and fetch it again",
+                    _ANOTHER,
                 )
             parts = _checked(archive, member)[strip:]
-            if not parts:
-                if member.kind != "folder":
-                    raise ArchiveError(
-                        f"{archive}: {member.name} lies beside the set's folder",
-                        f"every file at least {strip} folder(s) deep",
-                        "this is not the set's archive; delete it and fetch it again",
-                    )
-                continue
+            if member.kind == "file" and not parts:
+                raise ArchiveError(
+                    f"{archive}: {member.name} is beside the set's folder",
+                    f"every file at least {strip} folder(s) deep",
+                    _ANOTHER,
+                )
             target = into.joinpath(*parts)
             try:
                 if member.kind == "folder":
                     target.mkdir(parents=True, exist_ok=True)
                     continue
                 target.parent.mkdir(parents=True, exist_ok=True)
-                made = target.open("xb")
+                out = target.open("xb")
             except (FileExistsError, NotADirectoryError):
                 raise ArchiveError(
-                    f"{archive}: {member.name} stands in it twice", "each name once", "fetch the archive again"
+                    f"{archive}: {member.name} occurs twice", "each name once", "fetch the archive again"
                 ) from None
-            with made, member.open() as source:
+            with out, member.open() as source:
                 while block := source.read(_BLOCK):
                     written += len(block)
                     if written > most:
                         raise _too_big(archive, f"at {member.name} more has come out", most)
-                    made.write(block)
+                    out.write(block)
             files += 1
-            if progress:
-                progress(written, total)
-    if progress:
-        progress(written, written)
+            progress(written, total)
+    progress(written, written)
     return Unpacked(files, written)
 
 
 def _too_big(archive: Path, what: str, most: int) -> ArchiveError:
-    return ArchiveError(
-        f"{archive}: {what}",
-        f"at most {most:,} bytes, which is more than the set holds",
-        "this is not the set's archive; delete it and fetch it again",
-    )
+    return ArchiveError(f"{archive}: {what}", f"at most {most:,} bytes, which is more than the set holds", _ANOTHER)
 
 
 def _checked(archive: Path, member: _Member) -> tuple[str, ...]:
-    """The parts of a member's name, once it is known to stay inside and to be a plain file or folder."""
+    """Return the parts of a member's name, once it is known to stay inside and to be a plain file or folder."""
     name = member.name
     path = PurePosixPath(name)
-    # A backslash or a drive is an ordinary character here and a way out on another system.
-    if (
-        not path.parts
-        or path.is_absolute()
-        or ".." in path.parts
-        or "\\" in name
-        or "\0" in name
-        or ntpath.splitdrive(name)[0]
-    ):
-        if member.kind == "folder" and name in (".", "./"):
-            return ()
-        raise ArchiveError(
-            f"{archive}: the member {name!r} leads out of the folder",
-            "names below the folder that is unpacked to",
-            "do not use this archive; fetch it from the address in the documentation",
-        )
-    if member.kind not in ("file", "folder"):
-        raise ArchiveError(
-            f"{archive}: the member {name!r} is a {member.kind}",
-            "files and folders only",
-            "do not use this archive; fetch it from the address in the documentation",
-        )
+    if member.kind == "folder" and name in (".", "./"):
+        return ()
+    # A backslash or a drive is an ordinary character here and leads out on another system.
+    found, expected = "", ""
+    leads_out = path.is_absolute() or ".." in path.parts or ntpath.splitdrive(name)[0]
+    if not path.parts or leads_out or "\\" in name or "\0" in name:
+        found, expected = "leads out of the folder", "names below the folder that is unpacked to"
+    elif member.kind not in ("file", "folder"):
+        found, expected = f"is a {member.kind}", "files and folders only"
+    if found:
+        advice = "do not use this archive; fetch it from the address in the documentation"
+        raise ArchiveError(f"{archive}: the member {name!r} {found}", expected, advice)
     return path.parts
 
 
 @contextmanager
 def _opened(archive: Path) -> Iterator[tuple[Iterator[_Member], int | None]]:
-    """Members in the archive's order, and the unpacked bytes where the archive declares them up front."""
+    """Yield members in the archive's order, and the unpacked bytes where the archive declares them up front."""
     with archive.open("rb") as start:
         zipped = start.read(4) in (b"PK\x03\x04", b"PK\x05\x06")
     if zipped:
@@ -216,7 +196,7 @@ def _content(packed: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
 
 
 @contextmanager
-def _damage_told(archive: Path) -> Iterator[None]:
+def _damage(archive: Path) -> Iterator[None]:
     damage = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError)
     try:
         yield
@@ -225,13 +205,5 @@ def _damage_told(archive: Path) -> Iterator[None]:
             raise  # the disk's, not the archive's: gzip and bz2 report damage as an OSError without a number
         why = str(error) or type(error).__name__
         raise ArchiveError(
-            f"{archive} is damaged or not an archive ({why})", "a whole tar or zip", "delete it and fetch it again"
+            f"{archive} is damaged or not an archive ({why})", "a complete tar or zip", "delete it and fetch it again"
         ) from None
-
-
-def remove(folder: Path) -> None:
-    """Delete a folder and all below it, if it is there."""
-    if folder.is_symlink() or folder.is_file():
-        folder.unlink()
-    elif folder.exists():
-        shutil.rmtree(folder)

@@ -55,7 +55,7 @@ def index_of(given: str) -> str | None:
     if tar_reader.is_shard(given) or _is_pattern(given):
         return None
     place = storage.join(given, INDEX)
-    return place if storage.exists(place) else None
+    return place if storage.sizes([place]) else None
 
 
 def tars_of(given: str) -> list[str]:

@@ -243,17 +243,6 @@ class Sidecars:
         return found
 
 
-def read_member(path: str, offset: int, size: int) -> bytes:
-    """The bytes of a member, or fewer where the tar file has become shorter."""
-    with local_files.open_file(path) as file:
-        file.seek(offset)
-        parts = []
-        while size > 0 and (part := file.read(size)):
-            parts.append(part)
-            size -= len(part)
-    return b"".join(parts)
-
-
 def _headers(archive: tarfile.TarFile, shard: Shard) -> Iterator[tarfile.TarInfo]:
     end = -1
     while True:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
-import tempfile
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from asit.data.catalogue.catalogue import Clip
 from asit.data.catalogue.columns import SHARD
 from asit.data.shards import encode as members
 from asit.errors import AudioError, StoreError
-from asit.io import atomic, storage
+from asit.io import storage
 
 
 @dataclass(frozen=True)
@@ -57,20 +56,8 @@ def write_shard(
         StoppedError: `stopped` said so.
         StoreError: the shard cannot be written, or a source's shard not be read.
     """
-    remote = storage.is_url(way.out)
-    place = storage.join(way.out, name)
-    try:
-        if not remote:
-            with atomic.write_file(place) as draft, draft.open("wb") as file:
-                return _fill(_Hashed(file), name, clips, way, stopped)
-        with tempfile.TemporaryDirectory(prefix="asit-shard-") as folder:
-            draft = Path(folder, name)
-            with draft.open("wb") as file:
-                told = _fill(_Hashed(file), name, clips, way, stopped)
-            storage.send(str(draft), place)
-    except OSError as error:
-        raise storage.unwritable(place, error) from None
-    return told
+    with storage.create(storage.join(way.out, name)) as draft, draft.open("wb") as file:
+        return _fill(_Hashed(file), name, clips, way, stopped)
 
 
 class _Hashed:
