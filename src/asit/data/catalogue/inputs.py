@@ -72,7 +72,9 @@ class Item:
         if self.listed or storage.is_url(self.path):
             return storage.read_range(self.path, self.offset, self.size)
         try:
-            found = local_files.read_at(self.path, self.offset, self.size)
+            with local_files.open_file(self.path) as file:
+                file.seek(self.offset)
+                found = file.read(self.size)
         except OSError as error:
             raise AudioError(f"{self.path}: {error.strerror}", "a readable tar file", "check the path") from None
         if len(found) < self.size:
