@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from asit.errors import AsitError
-from asit.evaluate.linear_knn import one_hot, ridge_probe
 from asit.evaluate.metrics import average_precision
+from asit.evaluate.probes import one_hot
 from asit.evaluate.prototypes import PrototypeHead, PrototypeSettings, prototype_probe
+from asit.evaluate.ridge import ridge_scores
 
 SHORT = PrototypeSettings(per_class=3, epochs=10, steps=150, most_epochs=40, batch=32)
 
@@ -57,12 +58,12 @@ def test_it_finds_what_the_mean_of_the_tokens_has_lost() -> None:
     train, test = np.arange(300), np.arange(300, 400)
     scored = prototype_probe(clips, train, one_hot(y[train], 3), test, multi=False, seed=0, settings=SHORT)
     means = np.stack([tokens.astype(np.float32).mean(0) for tokens in clips])
-    linear = ridge_probe(means[train], one_hot(y[train], 3), means[test], aim="accuracy", seed=0)
+    linear = ridge_scores(means[train], one_hot(y[train], 3), means[test], criterion="accuracy", seed=0)
     accuracy = (scored.scores.argmax(1) == y[test]).mean()
     assert accuracy > 0.9
     assert accuracy > (linear.scores.argmax(1) == y[test]).mean() + 0.2
     np.testing.assert_allclose(scored.scores.sum(1), 1, atol=1e-5)
-    assert scored.chosen_by == "loss on a part held out of the training side"
+    assert scored.chosen_by == "loss on a part held out of the training split"
 
 
 def test_seeded_and_blind_to_the_test_side(no_global_draws: None) -> None:
@@ -94,7 +95,7 @@ def test_several_labels_by_binary_cross_entropy() -> None:
         settings=PrototypeSettings(per_class=4, steps=400, batch=32, patience=0.5),
     )
     assert average_precision(scored.scores, targets[test]).mean() > 0.9
-    assert scored.chosen_by == "loss on the validation side"
+    assert scored.chosen_by == "loss on the validation split"
 
 
 def test_few_clips_hold_none_out() -> None:

@@ -20,9 +20,10 @@ from asit.errors import ConfigError
 from asit.evaluate import scoring
 from asit.evaluate.feature_readers import LOG_MEL, LOG_MEL_STATISTICS, MODEL, POOLINGS, pooled
 from asit.evaluate.features import Collected
-from asit.evaluate.linear_knn import Aim, Scored, knn_probe_scores, ridge_probe
 from asit.evaluate.pooling import Pooling
+from asit.evaluate.probes import knn_scores
 from asit.evaluate.prototypes import prototype_probe
+from asit.evaluate.ridge import ProbeScores, ridge_scores
 from asit.runtime import World
 
 Rows = npt.NDArray[np.int64]
@@ -194,7 +195,7 @@ class Scorer:
 
     def _probe(
         self, encoder: str, kind: str, probe: Probe, train: Rows, validation: Rows, test: Rows, seed: int
-    ) -> Scored:
+    ) -> ProbeScores:
         targets = self.labels.matrix(train)
         chosen = self.labels.matrix(validation) if len(validation) else None
         if probe == "prototype":
@@ -211,11 +212,17 @@ class Scorer:
             )
         x, scored = self._features(encoder, kind, train), self._features(encoder, kind, test)
         if probe == "knn":
-            return knn_probe_scores(x, targets, scored)
-        aim: Aim = "mAP" if self.labels.multi else "accuracy"
+            return knn_scores(x, targets, scored)
         held = None if chosen is None else (self._features(encoder, kind, validation), chosen)
-        groups = self._fold_groups(train, targets)
-        return ridge_probe(x, targets, scored, aim=aim, seed=seed, groups=groups, validation=held)
+        return ridge_scores(
+            x,
+            targets,
+            scored,
+            criterion="mAP" if self.labels.multi else "accuracy",
+            seed=seed,
+            groups=self._fold_groups(train, targets),
+            validation=held,
+        )
 
     def _fold_groups(self, train: Rows, targets: npt.NDArray[np.float32]) -> Rows | None:
         """Groups for the folds that choose the penalty; None where they would take whole classes out."""
@@ -231,7 +238,7 @@ class Scorer:
         encoder: str,
         kind: str,
         probe: Probe,
-        scored: Scored,
+        scored: ProbeScores,
         train: Rows,
         test: Rows,
         lost: int,

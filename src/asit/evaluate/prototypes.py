@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from asit.errors import AsitError
-from asit.evaluate.linear_knn import Floats, Scored
+from asit.evaluate.ridge import Floats, ProbeScores
 
 Tokens = Sequence[NDArray[np.float16]]
 """N arrays (P, D)."""
@@ -103,11 +103,11 @@ def prototype_probe(
     validation: tuple[NDArray[np.int64], Floats] | None = None,
     settings: PrototypeSettings | None = None,
     device: torch.device | None = None,
-) -> Scored:
+) -> ProbeScores:
     """Train the probe on some clips and score others.
 
     Cross-entropy for one label a clip, binary cross-entropy for several; Adam with decoupled weight decay. The epoch
-    with the lowest loss on the validation side is kept; without one, on a part held out of the training side, class
+    with the lowest loss on the validation split is kept; without one, on a part held out of the training split, class
     by class. Where fewer than 10 clips could be held out (few labels), the last epoch is kept and all clips train.
 
     Args:
@@ -131,10 +131,10 @@ def prototype_probe(
     if not len(train):
         raise AsitError("no clip to train the prototype probe on", "at least one", "check the split")
     if validation is not None:
-        held, held_targets, how = *validation, "the validation side"
+        held, held_targets, how = *validation, "the validation split"
     else:
         out = _held_out(targets, multi, settings.held_out, rng)
-        held, held_targets, how = train[out], targets[out], "a part held out of the training side"
+        held, held_targets, how = train[out], targets[out], "a part held out of the training split"
         train, targets = train[~out], targets[~out]
     count = min(settings.most, settings.per_class * targets.shape[1])
     head = _start(tokens, train, count, targets.shape[1], rng).to(device)
@@ -173,7 +173,7 @@ def prototype_probe(
     logits = _logits(head, tokens, test, settings.batch, device)
     scores = (logits.sigmoid() if multi else logits.softmax(1)).cpu().numpy()
     chosen = f"loss on {how}" if len(held) else f"all {epochs} epochs: too few clips to hold some out"
-    return Scored(scores, float(best_epoch), chosen)
+    return ProbeScores(scores, float(best_epoch), chosen)
 
 
 def _start(

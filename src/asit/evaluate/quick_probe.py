@@ -19,18 +19,19 @@ from asit.data.catalogue.catalogue import Catalogue, Clip
 from asit.data.catalogue.tables import TableRow, read_table
 from asit.data.shards import tar_index
 from asit.errors import CatalogueError
-from asit.evaluate import pooling
 from asit.evaluate.feature_cache import Store
 from asit.evaluate.feature_readers import LOG_MEL, LOG_MEL_STATISTICS, MODEL, UNTRAINED, encoders, pooled
 from asit.evaluate.features import collect
+from asit.evaluate.pooling import Pooling
+from asit.evaluate.probes import ProbeResult, linear_probe
 from asit.model.audio_model import AudioModel
 
 __all__ = ["HEADLINE", "LOG_MEL_STATISTICS", "QUICK", "UNTRAINED", "Comparison", "compare", "labelled", "probe"]
 
-POOLINGS: tuple[pooling.Pooling, ...] = ("class", "mean", "class+mean", "time-mean", "mel-mean")
+POOLINGS: tuple[Pooling, ...] = ("class", "mean", "class+mean", "time-mean", "mel-mean")
 """What is read off the tokens; see `asit.evaluate.pooling.pool`."""
-HEADLINE: pooling.Pooling = "class+mean"
-QUICK: tuple[pooling.Pooling, ...] = ("class", "mean", "class+mean")
+HEADLINE: Pooling = "class+mean"
+QUICK: tuple[Pooling, ...] = ("class", "mean", "class+mean")
 """What is read off during pretraining: the narrow ones, which cost seconds."""
 TRAIN, TEST = "train", "test"
 
@@ -52,7 +53,7 @@ class Labelled:
 class Probed:
     """Accuracy for each kind of feature."""
 
-    results: dict[str, pooling.ProbeResult]
+    results: dict[str, ProbeResult]
 
     def record(self) -> dict[str, Any]:
         """As kept in metrics.jsonl."""
@@ -117,7 +118,7 @@ def _clip(row: TableRow | Clip) -> Clip:
     return Clip(row.path, end - start, info.rate, info.channels, row.label, row.split, start=start)
 
 
-def probe(model: AudioModel, clips: Labelled, *, seed: int, kinds: Sequence[pooling.Pooling] = POOLINGS) -> Probed:
+def probe(model: AudioModel, clips: Labelled, *, seed: int, kinds: Sequence[Pooling] = POOLINGS) -> Probed:
     """Linear probe accuracy of the frozen model for several ways to pool its tokens."""
     return Probed(_probe(model, clips, seed, kinds, baselines=False, store=None, stream=None)[MODEL])
 
@@ -126,12 +127,12 @@ def _probe(
     model: AudioModel,
     clips: Labelled,
     seed: int,
-    kinds: Sequence[pooling.Pooling],
+    kinds: Sequence[Pooling],
     *,
     baselines: bool,
     store: Store | None,
     stream: TextIO | None,
-) -> dict[str, dict[str, pooling.ProbeResult]]:
+) -> dict[str, dict[str, ProbeResult]]:
     """Encoder -> kind of feature -> linear probe; each clip is read once."""
     both = [*clips.train, *clips.test]
     wanted = encoders(model, pooling=kinds, baselines=baselines, seed=seed, seconds=clips.seconds)
@@ -140,8 +141,8 @@ def _probe(
     names = [str(clip.label) for clip in both]
     cut = len(clips.train)
 
-    def read(table: npt.NDArray[np.float32]) -> pooling.ProbeResult:
-        return pooling.linear_probe(table[:cut], names[:cut], table[cut:], names[cut:], seed=seed)
+    def read(table: npt.NDArray[np.float32]) -> ProbeResult:
+        return linear_probe(table[:cut], names[:cut], table[cut:], names[cut:], seed=seed)
 
     return {
         encoder: {kind: read(pooled(vectors, kind)) for kind in ((LOG_MEL,) if LOG_MEL in vectors else kinds)}
@@ -153,7 +154,7 @@ def _probe(
 class Comparison:
     """Probes of one encoder beside the same one untrained and beside plain log-mel statistics."""
 
-    table: dict[str, dict[str, pooling.ProbeResult]]
+    table: dict[str, dict[str, ProbeResult]]
     """Encoder's name -> kind of feature -> result."""
 
     def record(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Ridge and nearest-neighbour scores for several labels a clip, few clips, and validation sides."""
+"""Ridge regression against scikit-learn: penalties, folds, principal components, few clips."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from sklearn.metrics import average_precision_score
 from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
-from asit.evaluate.linear_knn import (
-    FEW,
-    RIDGE_GRID,
-    knn_probe_scores,
-    one_hot,
+from asit.evaluate.probes import knn_scores, one_hot
+from asit.evaluate.ridge import (
+    FEW_CLIPS_PENALTY,
+    PENALTIES,
     principal_components,
-    ridge_probe,
+    ridge_scores,
     stratified_folds,
 )
 
 
-def several(n: int, seed: int, classes: int = 4, width: int = 30) -> tuple[np.ndarray, np.ndarray]:
+def multi_label_clips(n: int, seed: int, classes: int = 4, width: int = 30) -> tuple[np.ndarray, np.ndarray]:
     """Features to which each of the clip's labels adds its own direction."""
     own = np.random.default_rng(99).normal(size=(classes, width))
     rng = np.random.default_rng(seed)
@@ -30,9 +29,9 @@ def several(n: int, seed: int, classes: int = 4, width: int = 30) -> tuple[np.nd
 
 
 def test_ridge_scores_are_scikit_learns_for_the_penalty_chosen() -> None:
-    x, targets = several(300, 0)
-    test, truth = several(200, 1)
-    scored = ridge_probe(x, targets, test, aim="mAP", seed=0)
+    x, targets = multi_label_clips(300, 0)
+    test, truth = multi_label_clips(200, 1)
+    scored = ridge_scores(x, targets, test, criterion="mAP", seed=0)
     scaler = StandardScaler().fit(x.astype(np.float64))
     oracle = Ridge(alpha=scored.regularisation).fit(scaler.transform(x), 2 * targets - 1)
     np.testing.assert_allclose(scored.scores, oracle.predict(scaler.transform(test)), atol=1e-4)
@@ -40,28 +39,28 @@ def test_ridge_scores_are_scikit_learns_for_the_penalty_chosen() -> None:
     assert scored.chosen_by == "mAP over 5 folds of the training clips"
 
 
-@pytest.mark.parametrize("aim", ["mAP", "accuracy"])
-def test_a_validation_side_chooses_the_penalty(aim: str) -> None:
+@pytest.mark.parametrize("criterion", ["mAP", "accuracy"])
+def test_a_validation_split_chooses_the_penalty(criterion: str) -> None:
     rng = np.random.default_rng(0)
-    if aim == "mAP":
-        (x, targets), held = several(60, 2), several(150, 3)
+    if criterion == "mAP":
+        (x, targets), held = multi_label_clips(60, 2), multi_label_clips(150, 3)
     else:
         y, other = rng.integers(0, 4, 60), rng.integers(0, 4, 150)
         x = (np.eye(4, 30)[y] + rng.normal(size=(60, 30))).astype(np.float32)
         targets = one_hot(y, 4)
         held = ((np.eye(4, 30)[other] + rng.normal(size=(150, 30))).astype(np.float32), one_hot(other, 4))
-    scored = ridge_probe(x, targets, held[0], aim=aim, seed=0, validation=held)  # type: ignore[arg-type]
+    scored = ridge_scores(x, targets, held[0], criterion=criterion, seed=0, validation=held)  # type: ignore[arg-type]
     scaler = StandardScaler().fit(x.astype(np.float64))
     values = []
-    for penalty in RIDGE_GRID:
+    for penalty in PENALTIES:
         found = Ridge(alpha=penalty).fit(scaler.transform(x), 2 * targets - 1).predict(scaler.transform(held[0]))
-        if aim == "mAP":
+        if criterion == "mAP":
             values.append(np.mean([average_precision_score(held[1][:, c], found[:, c]) for c in range(4)]))
         else:
             values.append((found.argmax(1) == held[1].argmax(1)).mean())
-    chosen = values[int(np.flatnonzero(scored.regularisation == RIDGE_GRID)[0])]
+    chosen = values[int(np.flatnonzero(scored.regularisation == PENALTIES)[0])]
     assert chosen == pytest.approx(max(values), abs=1e-3)
-    assert scored.chosen_by == f"{aim} on the validation side"
+    assert scored.chosen_by == f"{criterion} on the validation split"
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**31 - 1])
@@ -92,35 +91,21 @@ def test_principal_components_are_scikit_learns_up_to_sign(clips: int, width: in
 def test_few_clips() -> None:
     y = np.arange(5)
     x = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
-    alone = ridge_probe(x, one_hot(y, 5), x, aim="accuracy", seed=0)
-    assert (alone.regularisation, alone.chosen_by) == (FEW, "fixed: no clip can be held out")
+    alone = ridge_scores(x, one_hot(y, 5), x, criterion="accuracy", seed=0)
+    assert (alone.regularisation, alone.chosen_by) == (FEW_CLIPS_PENALTY, "fixed: no clip can be held out")
     assert alone.scores.argmax(1).tolist() == y.tolist()
-    # One class has a single clip and the others several: folds are made all the same.
+    # One class has a single clip and the others several: folds are still made.
     y = np.array([0] * 20 + [1] * 20 + [2])
     x = (np.eye(3, 8)[y] * 4 + np.random.default_rng(1).normal(size=(41, 8))).astype(np.float32)
-    mixed = ridge_probe(x, one_hot(y, 3), x, aim="accuracy", seed=0)
+    mixed = ridge_scores(x, one_hot(y, 3), x, criterion="accuracy", seed=0)
     assert mixed.chosen_by == "accuracy over 5 folds of the training clips"
     assert (mixed.scores.argmax(1) == y).mean() > 0.9
 
 
-def test_a_feature_that_never_changes_says_nothing() -> None:
-    x, targets = several(80, 0)
-    still = np.concatenate([x, np.full((80, 1), 1e4, np.float32)], 1)
+def test_a_constant_feature_changes_no_score() -> None:
+    x, targets = multi_label_clips(80, 0)
+    constant = np.concatenate([x, np.full((80, 1), 1e4, np.float32)], 1)
     moved = np.concatenate([x, np.full((80, 1), 2e4, np.float32)], 1)
-    for probe in (lambda *a: ridge_probe(*a, aim="mAP", seed=0), knn_probe_scores):
-        np.testing.assert_allclose(probe(still, targets, still).scores, probe(x, targets, x).scores, atol=1e-4)
-    assert np.isfinite(ridge_probe(still, targets, moved, aim="mAP", seed=0).scores).all()
-
-
-def test_neighbours_vote_for_all_their_labels(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, targets = several(90, 4)
-    test, _ = several(25, 5)
-    scored = knn_probe_scores(x, targets, test, k=7)
-    mean, std = x.astype(np.float64).mean(0), x.astype(np.float64).std(0)
-    for row, found in zip((test - mean) / std, scored.scores, strict=True):
-        cosines = np.array([row @ o / np.linalg.norm(row) / np.linalg.norm(o) for o in (x - mean) / std])
-        near = np.argsort(-cosines)[:7]
-        votes = np.exp(cosines[near] / 0.07)
-        np.testing.assert_allclose(found, votes @ targets[near] / votes.sum(), atol=1e-4)
-    monkeypatch.setattr("asit.evaluate.linear_knn._COSINES", 200)  # a few rows at a time
-    np.testing.assert_allclose(knn_probe_scores(x, targets, test, k=7).scores, scored.scores, atol=1e-6)
+    for scores in (lambda *a: ridge_scores(*a, criterion="mAP", seed=0), knn_scores):
+        np.testing.assert_allclose(scores(constant, targets, constant).scores, scores(x, targets, x).scores, atol=1e-4)
+    assert np.isfinite(ridge_scores(constant, targets, moved, criterion="mAP", seed=0).scores).all()
