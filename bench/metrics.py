@@ -22,8 +22,9 @@ import torch
 from sklearn import __version__ as sklearn_version
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from asit.evaluate.eer import cosine_scores, trials_from_labels, verification
 from asit.evaluate.metrics import average_precision, multi_label, paired_difference, roc_auc, single_label
+from asit.evaluate.trials import cosine_scores, trials_from_labels
+from asit.evaluate.verification_metrics import verification_metrics
 
 
 def labelled(clips: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -74,7 +75,7 @@ def main() -> None:
         "the same with intervals": lambda: multi_label(scores, targets, names, draws=draws),
         "mAP of two models, paired": lambda: paired_difference(scores, other, targets, "mAP", draws=draws),
         "accuracy and its kin, with intervals": lambda: single_label(scores, truth, names, draws=draws),
-        f"EER and minDCF of {len(trial_scores):,} trials, with intervals": lambda: verification(
+        f"EER and minDCF of {len(trial_scores):,} trials, with intervals": lambda: verification_metrics(
             trial_scores, drawn.same, speakers=speakers, draws=draws
         ),
     }

@@ -24,6 +24,7 @@ from asit.evaluate import feature_readers, features, frozen, quick_probe, verifi
 from asit.evaluate.feature_cache import Store
 from asit.evaluate.features import Collected, collect
 from asit.evaluate.probe_scores import Ask
+from asit.evaluate.trials import read_trials
 from asit.model.audio_model import AudioModel
 from asit.model.vit import Encoder
 from asit.runtime import World
@@ -503,10 +504,10 @@ def test_a_list_of_trials_that_does_not_fit(
     catalogue = listed("splits.csv")
     (tmp_path / "t.txt").write_text("1 " + " ".join(catalogue.ids([0, 1])) + f"\n{line}\n")
     with pytest.raises(CatalogueError, match=message):
-        verification.read_trials(tmp_path / "t.txt", catalogue)
+        read_trials(tmp_path / "t.txt", catalogue)
     (tmp_path / "t.txt").write_text("\n")
     with pytest.raises(CatalogueError, match="holds no trials"):
-        verification.read_trials(tmp_path / "t.txt", catalogue)
+        read_trials(tmp_path / "t.txt", catalogue)
 
 
 def test_verification_without_splits_or_speakers(model: AudioModel, listed: Callable[[str], Catalogue]) -> None:

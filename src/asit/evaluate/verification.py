@@ -5,7 +5,6 @@ Letters: N clips, n trials, D width.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -17,19 +16,17 @@ from asit.data.catalogue.catalogue import Catalogue
 from asit.data.catalogue.labels import list_hash
 from asit.data.catalogue.splits import TEST, TRAIN, VALIDATION, make_splits
 from asit.errors import CatalogueError
-from asit.evaluate.eer import Trials, cosine_scores, trials_from_labels, verification
 from asit.evaluate.feature_cache import Store
 from asit.evaluate.feature_readers import LOG_MEL, LOG_MEL_STATISTICS, MODEL, POOLINGS, encoders, pooled
 from asit.evaluate.features import collect
 from asit.evaluate.frozen import told
 from asit.evaluate.pooling import Pooling
 from asit.evaluate.probe_scores import choose
-from asit.io import local_files
+from asit.evaluate.trials import MAX_TRIALS, Trials, cosine_scores, read_trials, trials_from_labels
+from asit.evaluate.verification_metrics import verification_metrics
 from asit.model.audio_model import AudioModel
 from asit.runtime import World
 
-MOST_TRIALS = 100_000
-"""Trials that are drawn, unless told otherwise."""
 CENTRE_CLIPS = 2000
 """Training clips, at most, whose mean is taken off: drawn with the seed; reading more would not move it."""
 
@@ -51,7 +48,7 @@ class AskVerify:
     pooling: tuple[Pooling, ...] = ("class+mean",)
     trials: str | None = None
     root: str | None = None
-    most: int = MOST_TRIALS
+    most: int = MAX_TRIALS
     seed: int = 0
     by: Literal["auto", "group", "label"] = "auto"
     baselines: bool = False
@@ -188,55 +185,10 @@ def verify(
                     "features": kind,
                     "by": by,
                     "centred": bool(len(train)),
-                    **verification(cosines, trials.same, speakers=speakers, seed=ask.seed),
+                    **verification_metrics(cosines, trials.same, speakers=speakers, seed=ask.seed),
                 }
             )
     return Verified(records, notes)
-
-
-def read_trials(path: Path, catalogue: Catalogue, root: str | None = None) -> Trials:
-    """A list of trials in VoxCeleb's format: "1 id10270/a.wav id10270/b.wav", 1 for the same speaker, 0 for another.
-
-    Args:
-        path: the list.
-        catalogue: holds the clips.
-        root: folder that the paths count from; None: the catalogue's.
-
-    Raises:
-        CatalogueError: no such list, a damaged line (with its number), or clips that the catalogue does not hold.
-    """
-    top = os.path.abspath(root if root is not None else catalogue.root)  # noqa: PTH100
-    try:
-        with local_files.open_text(path) as file:
-            lines = file.read().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CatalogueError(f"the trials {path} cannot be read: {error}", "a text file", "check the path") from None
-    same: list[bool] = []
-    names: list[str] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        cells = line.split()
-        if len(cells) != 3 or cells[0] not in ("0", "1"):
-            raise CatalogueError(
-                f"{path}, line {number}: {line.strip()[:60]!r}",
-                "1 or 0 and two paths without white space",
-                "mend this line",
-            )
-        same.append(cells[0] == "1")
-        names += [os.path.normpath(local_files.locate(name, top)) for name in cells[1:]]
-    if not same:
-        raise CatalogueError(f"{path} holds no trials", "lines such as: 1 a.wav b.wav", "check the file")
-    rows = {clip.path: i for i in range(len(catalogue)) if not (clip := catalogue[i]).start}
-    lost = [name for name in dict.fromkeys(names) if name not in rows]
-    if lost:
-        raise CatalogueError(
-            f"{len(lost)} of {len(set(names))} clips of the trials are not in the catalogue: {', '.join(lost[:3])}",
-            f"paths below {top}",
-            "give the folder that the list's paths count from with --trials-root, or list these clips",
-        )
-    places = np.array([rows[name] for name in names], np.int64).reshape(-1, 2)
-    return Trials(places[:, 0], places[:, 1], np.array(same, bool))
 
 
 def _sides(catalogue: Catalogue, ask: AskVerify) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq
 
 from asit.errors import AsitError
-from asit.evaluate.eer import cosine_scores, eer, min_dcf, trials_from_labels, verification
+from asit.evaluate.trials import cosine_scores, trials_from_labels
+from asit.evaluate.verification_metrics import eer, min_dcf, verification_metrics
 
 
 def _rates(scores: np.ndarray, same: np.ndarray) -> list[tuple[float, float, float]]:
@@ -31,9 +32,9 @@ def _rates(scores: np.ndarray, same: np.ndarray) -> list[tuple[float, float, flo
 def _eer_by_sweep(scores: np.ndarray, same: np.ndarray) -> float:
     """Where the polygon through the points, walked by length, has false alarms = misses."""
     points = np.array([rates[1:] for rates in _rates(scores, same)])
-    places = np.arange(len(points))
-    gap = lambda x: np.interp(x, places, points[:, 1] - points[:, 0])  # noqa: E731
-    return float(np.interp(brentq(gap, 0, len(points) - 1, xtol=1e-14), places, points[:, 0]))
+    positions = np.arange(len(points))
+    gap = lambda x: np.interp(x, positions, points[:, 1] - points[:, 0])  # noqa: E731
+    return float(np.interp(brentq(gap, 0, len(points) - 1, xtol=1e-14), positions, points[:, 0]))
 
 
 trials = st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=2, max_size=30).filter(
@@ -75,7 +76,7 @@ def test_min_dcf_by_hand() -> None:
 
 
 def test_cosine_scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asit.evaluate.eer.TRIAL_BLOCK", 7)
+    monkeypatch.setattr("asit.evaluate.trials.TRIAL_BLOCK", 7)
     rng = np.random.default_rng(0)
     x, a, b = rng.normal(size=(9, 5)) * 40, rng.integers(0, 9, 30), rng.integers(0, 9, 30)
     expected = [x[i] @ x[j] / np.linalg.norm(x[i]) / np.linalg.norm(x[j]) for i, j in zip(a, b, strict=True)]
@@ -136,8 +137,8 @@ def test_verification_record() -> None:
     x, labels = _speakers(25, 6)
     found = trials_from_labels(labels, 0, most=2000)
     scores = cosine_scores(x, found.first, found.second)
-    sides = labels[found.first], labels[found.second]
-    record = verification(scores, found.same, speakers=sides, seed=1, draws=100)
+    speakers = labels[found.first], labels[found.second]
+    record = verification_metrics(scores, found.same, speakers=speakers, seed=1, draws=100)
     assert json.loads(json.dumps(record, allow_nan=False)) == record
     metrics = record["metrics"]
     for name, metric in (("EER", eer), ("minDCF", min_dcf)):
@@ -147,13 +148,15 @@ def test_verification_record() -> None:
     assert (record["trials"], record["same_trials"]) == (len(scores), found.same.sum())
     assert record["bootstrap"] == {"unit": "speaker", "units": 25, "draws": 100, "seed": 1}
     order = np.random.default_rng(0).permutation(len(scores))
-    mixed = verification(scores[order], found.same[order], speakers=tuple(s[order] for s in sides), seed=1, draws=100)
+    mixed = verification_metrics(
+        scores[order], found.same[order], speakers=tuple(s[order] for s in speakers), seed=1, draws=100
+    )
     assert mixed["metrics"] == metrics
-    by_trial = verification(scores, found.same, draws=100)
+    by_trial = verification_metrics(scores, found.same, draws=100)
     assert by_trial["bootstrap"]["unit"] == "trial"
     width = {kind: r["metrics"]["EER"]["interval"] for kind, r in (("speaker", record), ("trial", by_trial))}
     assert width["speaker"][1] - width["speaker"][0] > width["trial"][1] - width["trial"][0]
-    none = verification(scores, found.same, draws=0)
+    none = verification_metrics(scores, found.same, draws=0)
     assert none["metrics"]["EER"]["interval"] is None
 
 
@@ -162,13 +165,13 @@ def test_a_draw_of_speakers_weighs_their_trials(monkeypatch: pytest.MonkeyPatch)
     x, labels = _speakers(6, 4)
     found = trials_from_labels(labels, 0)
     scores = cosine_scores(x, found.first, found.second).astype(float)
-    sides = labels[found.first], labels[found.second]
+    speakers = labels[found.first], labels[found.second]
     seen: list[list[float]] = []
-    monkeypatch.setattr("asit.evaluate.eer.interval", lambda draws, **_: seen.append(list(draws)))
-    verification(scores, found.same, speakers=sides, seed=5, draws=1)
+    monkeypatch.setattr("asit.evaluate.verification_metrics.interval", lambda draws, **_: seen.append(list(draws)))
+    verification_metrics(scores, found.same, speakers=speakers, seed=5, draws=1)
     rng = np.random.default_rng([5, 6])
     times = np.bincount(rng.integers(0, 6, 6), minlength=6)
-    counts = [times[a] if a == b else times[a] * times[b] for a, b in zip(*sides, strict=True)]
+    counts = [times[a] if a == b else times[a] * times[b] for a, b in zip(*speakers, strict=True)]
     rows = np.repeat(np.arange(len(scores)), counts)
     assert seen[0] == pytest.approx([eer(scores[rows], found.same[rows])[0]])
     assert seen[1] == pytest.approx([min_dcf(scores[rows], found.same[rows])[0]])
@@ -176,7 +179,7 @@ def test_a_draw_of_speakers_weighs_their_trials(monkeypatch: pytest.MonkeyPatch)
 
 def test_refusals() -> None:
     same = np.array([True, False, True])
-    for call in (eer, min_dcf, verification):
+    for call in (eer, min_dcf, verification_metrics):
         with pytest.raises(AsitError, match="1 of 3 trials have NaN or infinite scores, the first is trial 2"):
             call([0.1, 0.2, np.nan], same)
         with pytest.raises(AsitError, match="3 same-speaker and 0 different-speaker trials"):
@@ -188,6 +191,6 @@ def test_refusals() -> None:
     with pytest.raises(
         AsitError, match="1 of 3 trials disagree with their speakers, the first is trial 1: a and a, marked"
     ):
-        verification([0.1, 0.2, 0.3], same, speakers=(["a", "a", "b"], ["a", "a", "b"]))
+        verification_metrics([0.1, 0.2, 0.3], same, speakers=(["a", "a", "b"], ["a", "a", "b"]))
     with pytest.raises(AsitError, match="speakers of shape \\(2,\\)"):
-        verification([0.1, 0.2, 0.3], same, speakers=(["a", "a"], ["a", "a", "b"]))
+        verification_metrics([0.1, 0.2, 0.3], same, speakers=(["a", "a"], ["a", "a", "b"]))

@@ -1,0 +1,209 @@
+"""Equal error rate (EER) and minimum detection cost (minDCF) of speaker verification, with bootstrap intervals.
+
+A trial is a pair of clips with a score; a threshold t accepts it if score >= t. Misses are same-speaker trials that are
+not accepted, false alarms different-speaker trials that are. n is the number of trials.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from asit.errors import AsitError
+from asit.evaluate.bootstrap import DRAWS, Units, interval
+
+Floats = NDArray[np.float64]
+Indices = NDArray[np.int64]
+
+
+def eer(scores: ArrayLike, same: ArrayLike) -> tuple[float, float]:
+    """Compute the equal error rate and its threshold.
+
+    The ROC joins by straight lines one point (false alarm rate, miss rate) for each distinct score and the point (0, 1)
+    that accepts nothing; at the EER both rates are equal. (The convex hull, as in BOSARIS, can be lower.) The threshold
+    is interpolated on the same line; on the line from (0, 1) it is the highest score.
+
+    Args:
+        scores: (n,), higher for the same speaker.
+        same: (n,) bool.
+
+    Raises:
+        AsitError: scores that are not finite, or trials of one kind only.
+    """
+    ordered, kind, _ = _sorted_trials(scores, same)
+    return _eer(*_curve(ordered, kind))
+
+
+def min_dcf(
+    scores: ArrayLike, same: ArrayLike, p_target: float = 0.01, c_miss: float = 1.0, c_fa: float = 1.0
+) -> tuple[float, float]:
+    """Compute the normalised minimum detection cost and its threshold (inf where accepting nothing is cheapest).
+
+    A threshold costs c_miss * p_target * miss rate + c_fa * (1 - p_target) * false alarm rate. The minimum is divided
+    by the cost of the better constant decision, min(c_miss * p_target, c_fa * (1 - p_target)), so it is at most 1.
+    NIST 2016 Speaker Recognition Evaluation Plan, section 3.
+
+    Raises:
+        AsitError: as `eer`; a prior out of (0, 1) or a cost that is not positive.
+    """
+    if not 0 < p_target < 1 or not min(c_miss, c_fa) > 0:
+        raise AsitError(
+            f"p_target {p_target:g}, c_miss {c_miss:g}, c_fa {c_fa:g}",
+            "a prior between 0 and 1 and positive costs",
+            "NIST's usual setting is 0.01, 1, 1",
+        )
+    ordered, kind, _ = _sorted_trials(scores, same)
+    return _min_dcf(*_curve(ordered, kind), p_target, c_miss, c_fa)
+
+
+def verification_metrics(
+    scores: ArrayLike,
+    same: ArrayLike,
+    *,
+    speakers: tuple[ArrayLike, ArrayLike] | None = None,
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> dict[str, Any]:
+    """Compute EER and minDCF (prior 0.01, costs 1) with 95 % bootstrap intervals, as entries of a result record.
+
+    Trials that share a speaker are not independent, so whole speakers are drawn: with speaker s drawn m_s times, a
+    same-speaker trial has weight m_s, one of speakers s and t has weight m_s * m_t. Draws without trials of both kinds
+    are left out. Intervals are centred on the value, since the minimum cost over thresholds is lower in draws.
+
+    Args:
+        scores, same: as in `eer`.
+        speakers: (n,) speaker of each trial's first clip, and of its second. Without them single trials are drawn,
+            which makes the interval too narrow.
+        seed, draws: of the bootstrap; 0 draws give no intervals.
+
+    Returns:
+        {"trials", "same_trials", "metrics": {"EER", "minDCF": {"value", "interval", "threshold"}}, "bootstrap"}, as for
+        JSON: a threshold that is not finite is None.
+
+    Raises:
+        AsitError: as `eer`; speakers that disagree with `same`.
+    """
+    ordered, kind, order = _sorted_trials(scores, same)
+    found = {"EER": _eer(*_curve(ordered, kind)), "minDCF": _min_dcf(*_curve(ordered, kind))}
+    drawn: dict[str, list[float]] = {name: [] for name in found}
+    if speakers is None:
+        units = Units.of(len(ordered))
+        weights: Iterable[NDArray[np.int64]] = (times[order] for times in units.draws(draws, seed))
+    else:
+        count, a, b = _speakers(speakers, np.asarray(same))
+        a, b = a[order], b[order]
+        units = Units.of(count)
+        weights = (np.where(kind, times[a], times[a] * times[b]) for times in units.draws(draws, seed))
+    for times in weights:
+        targets = times[kind].sum()
+        if targets and targets < times.sum():
+            curve = _curve(ordered, kind, times)
+            drawn["EER"].append(_eer(*curve)[0])
+            drawn["minDCF"].append(_min_dcf(*curve)[0])
+    metrics = {
+        name: {
+            "value": value,
+            "interval": interval(drawn[name], units=units.count, centre=value),
+            "threshold": threshold if np.isfinite(threshold) else None,
+        }
+        for name, (value, threshold) in found.items()
+    }
+    described = units.describe(draws, seed) | {"unit": "trial" if speakers is None else "speaker"}
+    return {"trials": len(ordered), "same_trials": int(kind.sum()), "metrics": metrics, "bootstrap": described}
+
+
+def _speakers(speakers: tuple[ArrayLike, ArrayLike], same: NDArray[np.bool_]) -> tuple[int, Indices, Indices]:
+    """Return the number of speakers, and the index of each trial's first and second speaker."""
+    pair = [np.asarray(names) for names in speakers]
+    if any(names.shape != same.shape for names in pair):
+        raise AsitError(
+            f"speakers of shape {pair[0].shape} and {pair[1].shape} for {len(same)} trials",
+            f"({len(same)},) twice",
+            "pass the speaker of the first and of the second clip of each trial",
+        )
+    names, code = np.unique(np.concatenate([names.astype(str) for names in pair]), return_inverse=True)
+    a, b = np.split(code.astype(np.int64), 2)
+    wrong = np.flatnonzero((a == b) != same)
+    if len(wrong):
+        at = wrong[0]
+        raise AsitError(
+            f"{len(wrong)} of {len(same)} trials disagree with their speakers, the first is trial {at}: "
+            f"{names[a[at]]} and {names[b[at]]}, marked {'same' if same[at] else 'different'}",
+            "same where both clips have one speaker, different otherwise",
+            "check the list of trials against the speakers",
+        )
+    return len(names), a, b
+
+
+def _sorted_trials(scores: ArrayLike, same: ArrayLike) -> tuple[Floats, NDArray[np.bool_], Indices]:
+    """Check the trials; return scores (n,) from high to low, `same` in that order, and the order."""
+    values, truth = np.asarray(scores, np.float64), np.asarray(same)
+    if values.ndim != 1 or truth.shape != values.shape or truth.dtype != bool:
+        raise AsitError(
+            f"scores of shape {values.shape}, same of shape {truth.shape} and type {truth.dtype}",
+            "(trials,) numbers and (trials,) true or false",
+            "pass one score and one truth for each trial",
+        )
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        raise AsitError(
+            f"{len(bad)} of {len(values)} trials have NaN or infinite scores, the first is trial {bad[0]}",
+            "a number for each trial",
+            "look at its two clips and at the weights",
+        )
+    if truth.all() or not truth.any():
+        raise AsitError(
+            f"{int(truth.sum())} same-speaker and {int((~truth).sum())} different-speaker trials",
+            "at least one of each",
+            "add trials of the other kind",
+        )
+    order = np.argsort(-values, kind="stable")
+    return values[order], truth[order], order
+
+
+def _curve(
+    ordered: Floats, same: NDArray[np.bool_], times: NDArray[np.int64] | None = None
+) -> tuple[Floats, Floats, Floats]:
+    """Return thresholds (falling, inf first), false alarm rates (0 to 1) and miss rates (1 to 0).
+
+    Args:
+        ordered: (n,) scores, from high to low.
+        same: (n,) in that order.
+        times: (n,) weight of each trial.
+    """
+    last = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))  # equal scores are accepted together
+    weight = np.ones(len(ordered)) if times is None else times.astype(np.float64)
+    accepted = np.cumsum(weight * same)
+    alarms = np.cumsum(weight * ~same)
+    return (
+        np.concatenate([[np.inf], ordered[last]]),
+        np.concatenate([[0.0], alarms[last] / alarms[-1]]),
+        1.0 - np.concatenate([[0.0], accepted[last] / accepted[-1]]),
+    )
+
+
+def _eer(thresholds: Floats, alarms: Floats, misses: Floats) -> tuple[float, float]:
+    gap = misses - alarms  # falls from 1 to -1
+    after = int(np.argmax(gap <= 0))
+    before = after - 1
+    share = gap[before] / (gap[before] - gap[after])
+    value = alarms[before] + share * (alarms[after] - alarms[before])
+    if before == 0:
+        return float(value), float(thresholds[after])
+    return float(value), float(thresholds[before] + share * (thresholds[after] - thresholds[before]))
+
+
+def _min_dcf(
+    thresholds: Floats,
+    alarms: Floats,
+    misses: Floats,
+    p_target: float = 0.01,
+    c_miss: float = 1.0,
+    c_fa: float = 1.0,
+) -> tuple[float, float]:
+    cost = c_miss * p_target * misses + c_fa * (1 - p_target) * alarms
+    best = int(np.argmin(cost))
+    return float(cost[best] / min(c_miss * p_target, c_fa * (1 - p_target))), float(thresholds[best])
