@@ -22,7 +22,8 @@ import torch
 from sklearn import __version__ as sklearn_version
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from asit.evaluate.metrics import average_precision, multi_label, paired_difference, roc_auc, single_label
+from asit.evaluate.metrics import multi_label, paired_difference, single_label
+from asit.evaluate.ranking import average_precision, roc_auc
 from asit.evaluate.trials import cosine_scores, trials_from_labels
 from asit.evaluate.verification_metrics import verification_metrics
 

@@ -20,15 +20,8 @@ from sklearn.metrics import (
 
 from asit.errors import AsitError
 from asit.evaluate.bootstrap import Units
-from asit.evaluate.metrics import (
-    average_precision,
-    d_prime,
-    fold_summary,
-    multi_label,
-    paired_difference,
-    roc_auc,
-    single_label,
-)
+from asit.evaluate.metrics import fold_summary, multi_label, paired_difference, single_label
+from asit.evaluate.ranking import average_precision, d_prime, roc_auc
 
 
 def _several(clips: int, classes: int, seed: int = 0, *, ties: bool = True) -> tuple[np.ndarray, np.ndarray]:
@@ -180,14 +173,6 @@ def test_accuracy_interval_is_nearly_the_binomial_one() -> None:
     metric = single_label(scores, truth, ["a", "b"], draws=2000)["metrics"]["accuracy"]
     half = 1.96 * math.sqrt(metric["value"] * (1 - metric["value"]) / 400)
     assert metric["interval"] == pytest.approx([metric["value"] - half, metric["value"] + half], abs=0.006)
-
-
-def test_one_vs_rest() -> None:
-    scores, truth, names = _one(200, 5)
-    record = single_label(scores, truth, names, draws=50, one_vs_rest=True)
-    expected = multi_label(scores, np.eye(5, dtype=bool)[truth], names, draws=50)["metrics"]
-    assert {name: record["metrics"][name] for name in expected} == expected
-    assert set(record["metrics"]) == {"accuracy", "balanced_accuracy", "macro_f1", "mAP", "mAUC", "d_prime"}
 
 
 def test_many_classes_have_no_confusion_matrix() -> None:

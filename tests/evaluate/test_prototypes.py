@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from asit.errors import AsitError
-from asit.evaluate.metrics import average_precision
 from asit.evaluate.probes import one_hot
 from asit.evaluate.prototypes import PrototypeHead, PrototypeSettings, prototype_probe
+from asit.evaluate.ranking import average_precision
 from asit.evaluate.ridge import ridge_scores
 
 SHORT = PrototypeSettings(per_class=3, epochs=10, steps=150, most_epochs=40, batch=32)

@@ -13,7 +13,7 @@ from scipy.optimize import brentq
 
 from asit.errors import AsitError
 from asit.evaluate.trials import cosine_scores, trials_from_labels
-from asit.evaluate.verification_metrics import eer, min_dcf, verification_metrics
+from asit.evaluate.verification_metrics import eer, min_dcf, roc, verification_metrics
 
 
 def _rates(scores: np.ndarray, same: np.ndarray) -> list[tuple[float, float, float]]:
@@ -46,9 +46,9 @@ trials = st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=2, max_
 @given(pairs=trials, prior=st.sampled_from([0.01, 0.5, 0.9]), c_miss=st.sampled_from([1.0, 10.0]))
 def test_against_a_sweep(pairs: list[tuple[int, bool]], prior: float, c_miss: float) -> None:
     scores, same = np.array([s for s, _ in pairs], float), np.array([truth for _, truth in pairs])
-    assert eer(scores, same)[0] == pytest.approx(_eer_by_sweep(scores, same), abs=1e-9)
+    assert eer(roc(scores, same))[0] == pytest.approx(_eer_by_sweep(scores, same), abs=1e-9)
     cost = {t: c_miss * prior * miss + (1 - prior) * alarm for t, alarm, miss in _rates(scores, same)}
-    value, threshold = min_dcf(scores, same, prior, c_miss)
+    value, threshold = min_dcf(roc(scores, same), prior, c_miss)
     assert value == pytest.approx(min(cost.values()) / min(c_miss * prior, 1 - prior), abs=1e-12)
     assert cost[threshold] == pytest.approx(min(cost.values()), abs=1e-12)
     assert value <= 1 + 1e-12
@@ -56,23 +56,23 @@ def test_against_a_sweep(pairs: list[tuple[int, bool]], prior: float, c_miss: fl
 
 def test_eer_by_hand() -> None:
     # Points (alarms, misses): (0, 1) (0, 2/3) (0, 1/3) (1/3, 1/3): met at the last.
-    assert eer([0.9, 0.8, 0.6, 0.4, 0.3, 0.1], np.array([1, 1, 0, 1, 0, 0], bool)) == pytest.approx((1 / 3, 0.6))
+    assert eer(roc([0.9, 0.8, 0.6, 0.4, 0.3, 0.1], np.array([1, 1, 0, 1, 0, 0], bool))) == pytest.approx((1 / 3, 0.6))
     # (0, 1/2) at 3, (1/2, 0) at 2, where one of each lies: halfway between.
-    assert eer([3, 2, 2, 1], np.array([1, 1, 0, 0], bool)) == pytest.approx((0.25, 2.5))
-    assert eer([3, 2, 1, 0], np.array([1, 1, 0, 0], bool)) == pytest.approx((0.0, 2.0))
-    assert eer([0, 1, 2, 3], np.array([1, 1, 0, 0], bool))[0] == pytest.approx(1.0)
-    assert eer([5, 5, 5, 5], np.array([1, 1, 0, 0], bool)) == pytest.approx((0.5, 5.0))  # a constant score
+    assert eer(roc([3, 2, 2, 1], np.array([1, 1, 0, 0], bool))) == pytest.approx((0.25, 2.5))
+    assert eer(roc([3, 2, 1, 0], np.array([1, 1, 0, 0], bool))) == pytest.approx((0.0, 2.0))
+    assert eer(roc([0, 1, 2, 3], np.array([1, 1, 0, 0], bool)))[0] == pytest.approx(1.0)
+    assert eer(roc([5, 5, 5, 5], np.array([1, 1, 0, 0], bool))) == pytest.approx((0.5, 5.0))  # a constant score
 
 
 def test_min_dcf_by_hand() -> None:
     same = np.array([1, 1, 0, 1, 0, 0], bool)
     scores = [0.9, 0.8, 0.6, 0.4, 0.3, 0.1]
     # At prior 0.01 a false alarm in three costs 33 times a sure miss: best without any, missing one of three.
-    assert min_dcf(scores, same) == pytest.approx((1 / 3, 0.8))
-    assert min_dcf(scores, same, p_target=0.5)[0] == pytest.approx(1 / 3)
+    assert min_dcf(roc(scores, same)) == pytest.approx((1 / 3, 0.8))
+    assert min_dcf(roc(scores, same), p_target=0.5)[0] == pytest.approx(1 / 3)
     # Misses dear: accept down to the last same-speaker trial, one alarm of three at 0.99 over a blind 0.99.
-    assert min_dcf(scores, same, c_miss=1000) == pytest.approx((1 / 3, 0.4))
-    assert min_dcf([1, 2], np.array([True, False])) == (1.0, math.inf)  # a false alarm first: accept nothing
+    assert min_dcf(roc(scores, same), c_miss=1000) == pytest.approx((1 / 3, 0.4))
+    assert min_dcf(roc([1, 2], np.array([True, False]))) == (1.0, math.inf)  # a false alarm first: accept nothing
 
 
 def test_cosine_scores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +142,7 @@ def test_verification_record() -> None:
     assert json.loads(json.dumps(record, allow_nan=False)) == record
     metrics = record["metrics"]
     for name, metric in (("EER", eer), ("minDCF", min_dcf)):
-        assert (metrics[name]["value"], metrics[name]["threshold"]) == metric(scores, found.same)
+        assert (metrics[name]["value"], metrics[name]["threshold"]) == metric(roc(scores, found.same))
         low, high = metrics[name]["interval"]
         assert low < metrics[name]["value"] < high
     assert (record["trials"], record["same_trials"]) == (len(scores), found.same.sum())
@@ -173,13 +173,13 @@ def test_a_draw_of_speakers_weighs_their_trials(monkeypatch: pytest.MonkeyPatch)
     times = np.bincount(rng.integers(0, 6, 6), minlength=6)
     counts = [times[a] if a == b else times[a] * times[b] for a, b in zip(*speakers, strict=True)]
     rows = np.repeat(np.arange(len(scores)), counts)
-    assert seen[0] == pytest.approx([eer(scores[rows], found.same[rows])[0]])
-    assert seen[1] == pytest.approx([min_dcf(scores[rows], found.same[rows])[0]])
+    assert seen[0] == pytest.approx([eer(roc(scores[rows], found.same[rows]))[0]])
+    assert seen[1] == pytest.approx([min_dcf(roc(scores[rows], found.same[rows]))[0]])
 
 
 def test_refusals() -> None:
     same = np.array([True, False, True])
-    for call in (eer, min_dcf, verification_metrics):
+    for call in (roc, verification_metrics):
         with pytest.raises(AsitError, match="1 of 3 trials have NaN or infinite scores, the first is trial 2"):
             call([0.1, 0.2, np.nan], same)
         with pytest.raises(AsitError, match="3 same-speaker and 0 different-speaker trials"):
@@ -187,7 +187,7 @@ def test_refusals() -> None:
         with pytest.raises(AsitError, match="same of shape \\(3,\\) and type int64"):
             call([0.1, 0.2, 0.3], np.array([1, 0, 1]))
     with pytest.raises(AsitError, match="p_target 1, c_miss 1, c_fa 1"):
-        min_dcf([0.1, 0.2, 0.3], same, p_target=1)
+        min_dcf(roc([0.1, 0.2, 0.3], same), p_target=1)
     with pytest.raises(
         AsitError, match="1 of 3 trials disagree with their speakers, the first is trial 1: a and a, marked"
     ):

@@ -1,9 +1,9 @@
-"""Bootstrap intervals: the clips of a test side, or whole groups of them, drawn anew.
+"""Bootstrap confidence intervals over the clips of a test split, or over whole groups of them.
 
 Letters: N clips, U units (clips or groups), K draws.
-A draw is a vector of how often each clip was taken; a metric that takes such weights needs no copy of the scores, and
-two models that get the same draws are compared in pairs. B. Efron and R. Tibshirani, An Introduction to the Bootstrap
-(1993), chapters 13 (percentile interval) and 10 (bias).
+A draw is a vector of clip counts, which metrics take as weights; two models scored with the same draws are compared in
+pairs. B. Efron and R. Tibshirani, An Introduction to the Bootstrap (1993), chapters 13 (percentile interval) and 10
+(bias).
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ DRAWS = 1000
 
 @dataclass(frozen=True)
 class Units:
-    """What is drawn: each clip for itself, or groups of clips that are not independent (speakers, recordings).
+    """Units of resampling: single clips, or groups of clips that are not independent (speakers, recordings).
 
     Attributes:
         count: U.
-        member: (N,) the unit of each clip; None where every clip is its own.
+        member: (N,) the unit of each clip; None where every clip is its own unit.
     """
 
     count: int
@@ -35,7 +35,7 @@ class Units:
 
     @classmethod
     def of(cls, clips: int, groups: ArrayLike | None = None) -> Units:
-        """Units of `clips` clips; `groups` (N,) names the group of each.
+        """Make units of `clips` clips; `groups` (N,) are their group names.
 
         Raises:
             AsitError: no clip, groups of another length, or clips without a group (None).
@@ -46,7 +46,7 @@ class Units:
             return cls(clips)
         names = np.asarray(groups)
         if names.shape != (clips,):
-            raise AsitError(f"groups of shape {names.shape}", f"({clips},), one a clip", "pass one group a clip")
+            raise AsitError(f"groups of shape {names.shape}", f"({clips},), one per clip", "pass one group per clip")
         if names.dtype == object:
             without = np.flatnonzero([name is None for name in names])
             if len(without):
@@ -60,33 +60,32 @@ class Units:
         return cls(len(unique), member.astype(np.int64))
 
     def draws(self, count: int, seed: int) -> Iterator[NDArray[np.int64]]:
-        """`count` vectors (N,): how often each clip is drawn. The same seed gives the same draws."""
+        """Yield `count` vectors (N,) of how often each clip is drawn; equal seeds give equal draws."""
         rng = np.random.default_rng([seed, self.count])
         for _ in range(count):
             times = np.bincount(rng.integers(0, self.count, self.count), minlength=self.count)
             yield times if self.member is None else times[self.member]
 
     def describe(self, draws: int, seed: int) -> dict[str, Any]:
-        """What a result says of its intervals: {"unit", "units", "draws", "seed"}."""
+        """Return the entry "bootstrap" of a result record: {"unit", "units", "draws", "seed"}."""
         return {"unit": "clip" if self.member is None else "group", "units": self.count, "draws": draws, "seed": seed}
 
 
 def interval(
     draws: ArrayLike, *, units: int, centre: float | None = None, bounds: tuple[float, float] = (0.0, 1.0)
 ) -> list[float] | None:
-    """The 95 % percentile interval of a metric's draws: [low, high].
+    """Compute the 95 % percentile interval [low, high] of a metric's draws.
 
     Args:
-        draws: (K,) the metric in each draw; NaN where a draw has none.
-        units: number of units drawn from; a single one gives no interval.
-        centre: the metric itself. The draws are then moved so that their mean lies on it. A metric that counts ties
-            (average precision) is higher when positives appear twice, so its draws sit above it, often by more than
-            their spread, while the spread is right: in a simulation (30 classes, 2,000 clips) centred intervals held
-            the expected mAP 94 times in 100, uncentred ones 81 times.
-        bounds: what the metric cannot leave.
+        draws: (K,) the metric in each draw; NaN where it is undefined.
+        units: number of units drawn from.
+        centre: the metric itself, to which the mean of the draws is shifted. Average precision counts ties, so it is
+            higher when positives are drawn twice, often by more than its spread. In a simulation (30 classes, 2,000
+            clips) centred intervals covered the expected mAP 94 times in 100, uncentred ones 81 times.
+        bounds: range of the metric.
 
     Returns:
-        None where there is nothing to draw from: one unit, or no draw that is a number.
+        None for a single unit, or where no draw is a number.
     """
     values = np.asarray(draws, np.float64)
     values = values[~np.isnan(values)]

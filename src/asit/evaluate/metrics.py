@@ -1,8 +1,8 @@
-"""Scores of classifiers, as results hold them: mAP, AUC and d' for several labels a clip; accuracy and its kin for one.
+"""Metrics of classifiers with intervals: accuracy, balanced accuracy, macro F1 and top-5; mAP, mean AUC and d'.
 
-Letters: N clips, C classes, K bootstrap draws.
-Definitions are scikit-learn's (`balanced_accuracy_score`, `f1_score`; for the ranking metrics see `transfer.ranking`),
-which the tests compare with. Every dictionary here can be written as JSON: null stands for what has no value.
+Letters: N clips, C classes.
+Definitions are scikit-learn's (`balanced_accuracy_score`, `f1_score`; see also `asit.evaluate.ranking`). Every
+dictionary returned here can be written as JSON, with None for an undefined value.
 """
 
 from __future__ import annotations
@@ -18,25 +18,12 @@ from asit.evaluate.bootstrap import DRAWS, Units, interval
 from asit.evaluate.ranking import (
     Floats,
     Targets,
-    average_precision,
     d_prime,
     positives,
     ranking,
     ranking_draws,
-    roc_auc,
     score_table,
 )
-
-__all__ = [
-    "average_precision",
-    "confusion_matrix",
-    "d_prime",
-    "fold_summary",
-    "multi_label",
-    "paired_difference",
-    "roc_auc",
-    "single_label",
-]
 
 SingleMetric: TypeAlias = Literal["accuracy", "balanced_accuracy", "macro_f1", "top5_accuracy"]
 Metric: TypeAlias = Literal["accuracy", "balanced_accuracy", "macro_f1", "top5_accuracy", "mAP", "mAUC"]
@@ -44,12 +31,9 @@ Indices: TypeAlias = NDArray[np.int64]
 
 SINGLE: tuple[SingleMetric, ...] = ("accuracy", "balanced_accuracy", "macro_f1", "top5_accuracy")
 TOP_5_ABOVE = 10
-"""Top-5 accuracy is told for more classes than this."""
+"""Top-5 accuracy is given for more classes than this."""
 LARGEST_CONFUSION = 200
-"""Confusion matrices are told for so many classes at most."""
-
-
-# --- several labels a clip -------------------------------------------------------------------------------------------
+"""Confusion matrices are given for at most this many classes."""
 
 
 def multi_label(
@@ -61,26 +45,23 @@ def multi_label(
     draws: int = DRAWS,
     groups: ArrayLike | None = None,
 ) -> dict[str, Any]:
-    """mAP, mean AUC and d' with 95 % intervals, and the classes' own values, as parts of a result record.
+    """Compute mAP, mean AUC and d' with 95 % intervals, and the values of each class, as entries of a result record.
 
-    Means run over the classes that have the value; every class weighs the same. An interval is that of a bootstrap over
-    clips: for each draw and class, positives and clips down to each positive's score are summed by their
-    weights in the class's order, which is sorted once for many draws. It is centred on the value (see
-    `resampling.interval`); the draws are float32.
+    Means are over the classes where the value is defined. Intervals are centred on the value (see
+    `asit.evaluate.bootstrap.interval`); their draws are float32.
 
     Args:
-        scores, targets: as `average_precision`.
+        scores, targets: as in `average_precision`.
         classes: C names.
-        seed, draws: of the bootstrap; 0 draws give no intervals (null).
+        seed, draws: of the bootstrap; 0 draws give no intervals.
         groups: (N,) group of each clip, such as its video or speaker: whole groups are drawn.
 
     Returns:
         {"clips", "metrics": {"mAP", "mAUC", "d_prime": {"value", "interval"}}, "per_class": [{"class", "clips" (its
-        positives), "AP", "AUC"}], "skipped_classes": names without positives, "bootstrap"}; JSON-able, null for what
-        has no value.
+        positives), "AP", "AUC"}], "skipped_classes": names without positives, "bootstrap"}.
 
     Raises:
-        AsitError: as `average_precision`; no class with positives; groups that do not fit.
+        AsitError: as in `average_precision`; no class with positives; groups of another length.
     """
     table = score_table(scores)
     _names(classes, table.shape[1])
@@ -117,9 +98,6 @@ def multi_label(
     }
 
 
-# --- one label a clip ------------------------------------------------------------------------------------------------
-
-
 def single_label(
     scores: ArrayLike,
     targets: ArrayLike,
@@ -128,20 +106,18 @@ def single_label(
     seed: int = 0,
     draws: int = DRAWS,
     groups: ArrayLike | None = None,
-    one_vs_rest: bool = False,
 ) -> dict[str, Any]:
-    """Accuracy and its kin with 95 % bootstrap intervals, classes and confusions, as parts of a result record.
+    """Compute accuracies and macro F1 with 95 % intervals, and values of each class, as entries of a result record.
 
-    A clip is named as its highest score; of equal scores the class with the lowest index wins, also among the five of
-    top-5. Balanced accuracy is the mean recall, macro F1 the mean F1, over the classes that have test clips. An
-    interval without width means that no draw differed (every clip right, say), not that the score is certain.
+    The prediction is the class with the highest score; of equal scores the lowest index wins, also among the top 5.
+    Balanced accuracy is the mean recall, macro F1 the mean F1, over the classes with test clips. An interval of width 0
+    means that no draw differed (every clip correct, say), not that the score is certain.
 
     Args:
         scores: (N, C) logits or probabilities.
         targets: (N,) class indices.
         classes: C names.
-        seed, draws, groups: as `multi_label`.
-        one_vs_rest: also mAP, mAUC and d', each class against all others.
+        seed, draws, groups: as in `multi_label`.
 
     Returns:
         {"clips", "metrics": {"accuracy", "balanced_accuracy", "macro_f1", "top5_accuracy" where C > 10: {"value",
@@ -150,7 +126,7 @@ def single_label(
         "bootstrap"}.
 
     Raises:
-        AsitError: NaN scores, targets that are no class index, shapes that disagree, groups that do not fit.
+        AsitError: NaN scores, targets outside 0 to C - 1, shapes that disagree.
     """
     table = score_table(scores)
     C = table.shape[1]
@@ -165,30 +141,18 @@ def single_label(
         name: {"value": values[name], "interval": interval([draw[name] for draw in drawn], units=units.count)}
         for name in named
     }
-    if one_vs_rest:
-        rest = (np.arange(len(truth) + 1), truth)
-        metrics |= multi_label(table, rest, classes, seed=seed, draws=draws, groups=groups)["metrics"]
     record: dict[str, Any] = {"clips": len(table), "metrics": metrics, "per_class": _classes(truth, predicted, classes)}
     if C <= LARGEST_CONFUSION:
-        record["confusion"] = confusion_matrix(truth, predicted, C).tolist()
+        record["confusion"] = np.bincount(truth * C + predicted, minlength=C * C).reshape(C, C).tolist()
     absent = np.flatnonzero(np.bincount(truth, minlength=C) == 0).tolist()
     return record | {"skipped_classes": [str(classes[c]) for c in absent], "bootstrap": units.describe(draws, seed)}
 
 
-def confusion_matrix(truth: NDArray[Any], predicted: NDArray[Any], classes: int) -> NDArray[np.int64]:
-    """(C, C) clips by truth (rows) and prediction (columns), from two (N,) arrays of class indices."""
-    flat = np.asarray(truth, np.int64) * classes + np.asarray(predicted, np.int64)
-    return np.bincount(flat, minlength=classes * classes).reshape(classes, classes)
-
-
-# --- several runs ----------------------------------------------------------------------------------------------------
-
-
 def fold_summary(values: Sequence[float], clips: Sequence[int] | None = None) -> dict[str, Any]:
-    """Mean and standard deviation (n - 1) over folds or seeds: {"mean", "std", "values"}.
+    """Compute mean and standard deviation (n - 1) over folds or seeds: {"mean", "std", "values"}.
 
-    One value has no standard deviation (null). With the test clips of each fold, "pooled" is the accuracy over
-    all clips together, which is the mean weighted by clips; it is meant for accuracies only.
+    The standard deviation of one value is None. With the test clips of each fold, "pooled" is the accuracy over all
+    clips (the mean weighted by clips), meant for accuracies only.
     """
     found = np.asarray(values, np.float64)
     if not len(found) or not np.isfinite(found).all():
@@ -204,7 +168,7 @@ def fold_summary(values: Sequence[float], clips: Sequence[int] | None = None) ->
     }
     if clips is not None:
         if len(clips) != len(found):
-            raise AsitError(f"{len(clips)} counts of clips for {len(found)} folds", "one a fold", "pass one a fold")
+            raise AsitError(f"{len(clips)} counts of clips for {len(found)} folds", "one per fold", "pass one per fold")
         summary["pooled"] = float(np.average(found, weights=clips))
     return summary
 
@@ -219,22 +183,22 @@ def paired_difference(
     draws: int = DRAWS,
     groups: ArrayLike | None = None,
 ) -> dict[str, Any]:
-    """How much better model a is than model b on the same clips, with the 95 % interval of a paired bootstrap.
+    """Compute the difference of model a over model b on the same clips, with the 95 % interval of a paired bootstrap.
 
-    Both are scored on the same draws, so what makes a clip hard for both cancels: the interval is narrower than the two
-    models' own intervals suggest.
+    Both are scored on the same draws, so the difficulty of a clip cancels: the interval is narrower than those of the
+    two models suggest.
 
     Args:
         scores_a, scores_b: (N, C), rows in the same order of clips.
-        targets: (N,) class indices for the single-label metrics; `Targets`, or again (N,) indices, for mAP and mAUC.
+        targets: (N,) class indices; for mAP and mAUC also `Targets`.
         metric: "accuracy", "balanced_accuracy", "macro_f1", "top5_accuracy", "mAP" or "mAUC".
-        seed, draws, groups: as `multi_label`.
+        seed, draws, groups: as in `multi_label`.
 
     Returns:
         {"metric", "a", "b", "difference" (a - b), "interval", "clips", "bootstrap"}.
 
     Raises:
-        AsitError: an unknown metric, tables of different shapes, and all that the metric itself refuses.
+        AsitError: an unknown metric, tables of different shapes, and as in `single_label` and `multi_label`.
     """
     a, b = score_table(scores_a), score_table(scores_b)
     if a.shape != b.shape:
@@ -271,18 +235,15 @@ def paired_difference(
     }
 
 
-# --- parts -----------------------------------------------------------------------------------------------------------
-
-
 def _truth(targets: ArrayLike, table: NDArray[Any]) -> Indices:
-    """Targets as (N,) int64 class indices."""
+    """Check targets and return them as (N,) int64 class indices."""
     truth = np.asarray(targets)
     N, C = table.shape
     if truth.shape != (N,) or truth.dtype.kind not in "iu":
         raise AsitError(
             f"targets of shape {truth.shape} and type {truth.dtype} for {N} clips",
-            f"({N},) class indices, whole numbers",
-            "pass one class index a clip; several labels a clip are scored by multi_label",
+            f"({N},) integer class indices",
+            "pass one class index per clip; multi_label scores several labels per clip",
         )
     outside = np.flatnonzero((truth < 0) | (truth >= C))
     if len(outside):
@@ -296,11 +257,11 @@ def _truth(targets: ArrayLike, table: NDArray[Any]) -> Indices:
 
 
 def _predicted(table: NDArray[Any], truth: Indices) -> tuple[Indices, NDArray[np.bool_]]:
-    """(N,) predicted class, and (N,) whether the true one is among the first five."""
+    """Return the predicted class (N,), and whether the true one is among the top 5 (N,)."""
     C = table.shape[1]
     own = table[np.arange(len(table)), truth]
-    before = np.zeros(len(table), np.int64)  # classes that come before the true one
-    for c in range(C):  # by column: no (N, C) table of comparisons
+    before = np.zeros(len(table), np.int64)  # classes ranked before the true one
+    for c in range(C):  # by column, without an (N, C) table of comparisons
         column = table[:, c]
         before += (column > own) | ((column == own) & (c < truth))
     return table.argmax(1), before < 5
@@ -309,7 +270,7 @@ def _predicted(table: NDArray[Any], truth: Indices) -> tuple[Indices, NDArray[np
 def _single_values(
     truth: Indices, predicted: Indices, inside: NDArray[np.bool_], classes: int, times: Indices | None = None
 ) -> dict[SingleMetric, float]:
-    """The metrics of `SINGLE`, each clip counted `times` (N,) (once without)."""
+    """Compute the metrics of `SINGLE`, with weights `times` (N,) of the clips."""
     weights = np.ones(len(truth)) if times is None else times.astype(np.float64)
     right = weights * (truth == predicted)
     clips = np.bincount(truth, weights, classes)
@@ -325,14 +286,16 @@ def _single_values(
 
 
 def _classes(truth: Indices, predicted: Indices, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """The per-class rows of a single-label record."""
+    """Make the entry "per_class" of a single-label record."""
     C = len(classes)
     clips, named = np.bincount(truth, minlength=C), np.bincount(predicted, minlength=C)
     wrong = truth != predicted
     hits = np.bincount(truth[~wrong], minlength=C)
     pairs, counts = np.unique(truth[wrong] * C + predicted[wrong], return_counts=True)
     worst: dict[int, tuple[str, int]] = {}
-    for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):  # ascending: of equal counts the lowest index
+    for pair, count in zip(
+        pairs.tolist(), counts.tolist(), strict=True
+    ):  # ascending, so that of equal counts the lowest index stays
         true, other = divmod(pair, C)
         if count > worst.get(true, ("", 0))[1]:
             worst[true] = str(classes[other]), count
@@ -363,11 +326,11 @@ def _names(classes: Sequence[str], columns: int) -> None:
 
 
 def _mean(values: Floats) -> float:
-    """Mean over the classes that have the value; NaN where none has."""
+    """Compute the mean over the classes where the value is defined; NaN where it is for none."""
     found = values[~np.isnan(values)]
     return float(found.mean()) if len(found) else float("nan")
 
 
 def _number(value: float) -> float | None:
-    """For JSON, which has neither NaN nor infinity."""
+    """Turn NaN and infinities, which JSON lacks, into None."""
     return float(value) if np.isfinite(value) else None

@@ -1,8 +1,8 @@
-"""Metrics of ranking clips by score, class by class: average precision and area under the ROC curve.
+"""Ranking metrics of each class: average precision (AP, whose mean is mAP), area under the ROC curve (AUC) and d'.
 
 Letters: N clips, C classes, K bootstrap draws, P positives of a class.
-Definitions are scikit-learn's (`average_precision_score`, `roc_auc_score`), which the tests compare with; here all
-classes of AudioSet take under a second. A class without positives has no average precision: NaN, never 0.
+Definitions are scikit-learn's (`average_precision_score`, `roc_auc_score`), computed for all classes of AudioSet in
+under a second. A class without positives has an average precision of NaN, never 0.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ Targets: TypeAlias = ArrayLike | tuple[ArrayLike, ArrayLike] | tuple[ArrayLike, 
 """Labels of clips: (N, C) of 0 and 1, or CSR over clips as (indptr, indices) or (indptr, indices, weights)."""
 
 CLASS_BLOCK = 64
-"""Classes turned to columns at a time: a whole (C, N) copy would double the memory."""
+"""Classes transposed at a time; a copy of the whole table would double the memory."""
 WEIGHT_BLOCK = 2**22
-"""Bootstrap weights held at a time, clips x draws: 16 MB stay near the processor."""
+"""Bootstrap weights held at a time, clips x draws: 16 MB fit in a processor's cache."""
 
 
 def average_precision(scores: ArrayLike, targets: Targets) -> Floats:
-    """Average precision of each class: sum over thresholds of (recall gained) x (precision there).
+    """Compute the average precision of each class: the sum over thresholds of (recall gained) x (precision there).
 
-    Clips of equal score share one threshold. Written over positives p of a class: the mean of
-    (positives scored at least as p) / (clips scored at least as p).
+    Clips of equal score share one threshold. Over the positives p of a class this is the mean of
+    (positives scored at least as high as p) / (clips scored at least as high as p).
 
     Args:
         scores: (N, C) logits or probabilities; only their order within a class counts.
         targets: see `Targets`.
 
     Returns:
-        (C,) float64, NaN for a class without positives.
+        (C,) float64; NaN for a class without positives.
 
     Raises:
         AsitError: NaN scores, soft targets, or shapes that disagree.
@@ -51,18 +51,18 @@ def average_precision(scores: ArrayLike, targets: Targets) -> Floats:
 
 
 def roc_auc(scores: ArrayLike, targets: Targets) -> Floats:
-    """Area under the ROC curve of each class: how often a positive beats a negative, ties counted as half.
+    """Compute the area under the ROC curve of each class: how often a positive beats a negative, ties counting half.
 
-    Arguments and errors as `average_precision`; (C,) float64, NaN for a class without positives or without negatives.
+    Arguments and errors as in `average_precision`; (C,) float64, NaN for a class without positives or negatives.
     """
     return ranking(*_checked(scores, targets))[1]
 
 
 def d_prime(auc: float) -> float:
-    """Distance of two unit normal score distributions with this AUC: sqrt(2) x probit(AUC).
+    """Compute d', the distance of two unit normal score distributions with this AUC: sqrt(2) x probit(AUC).
 
-    AudioSet's d' is that of the mean AUC over classes, not the mean of the classes' d': so does AST
-    (its src/traintest.py). 1 gives inf, 0 gives -inf, NaN gives NaN.
+    AudioSet's d' is that of the mean AUC over classes, not the mean of the classes' d' (AST, src/traintest.py).
+    An AUC of 1 gives inf, 0 gives -inf, NaN gives NaN.
     """
     if math.isnan(auc):
         return math.nan
@@ -72,7 +72,7 @@ def d_prime(auc: float) -> float:
 
 
 def ranking(table: NDArray[Any], pointer: Indices, rows: Indices) -> tuple[Floats, Floats]:
-    """Average precision and AUC of each class, (C,) each, from checked scores (N, C) and their `positives`."""
+    """Compute average precision and AUC of each class, (C,) each, from checked scores (N, C) and their `positives`."""
     N, C = table.shape
     ap, auc = np.full(C, np.nan), np.full(C, np.nan)
     for c, column in _columns(table, pointer):
@@ -83,7 +83,7 @@ def ranking(table: NDArray[Any], pointer: Indices, rows: Indices) -> tuple[Float
         found_under, found_upto = np.searchsorted(found, found, "left"), np.searchsorted(found, found, "right")
         ap[c] = np.mean((P - found_under) / (N - under))
         if P < N:
-            beaten = ((under - found_under) + (upto - found_upto)) / 2  # negatives below, and half of those at it
+            beaten = ((under - found_under) + (upto - found_upto)) / 2  # negatives below, and half of the ties
             auc[c] = beaten.sum() / (P * (N - P))
     return ap, auc
 
@@ -91,11 +91,11 @@ def ranking(table: NDArray[Any], pointer: Indices, rows: Indices) -> tuple[Float
 def ranking_draws(
     table: NDArray[Any], pointer: Indices, rows: Indices, units: Units, draws: int, seed: int
 ) -> tuple[Floats, Floats]:
-    """Mean average precision and mean AUC in each bootstrap draw, (K,) each.
+    """Compute mean average precision and mean AUC in each bootstrap draw, (K,) each.
 
-    A clip drawn w times counts as w clips of equal score. The clips of a class are put in order once for a block of
-    draws; between one positive's score and the next only sums of weights matter, and these are taken for all draws of
-    the block at once (`embedding_bag`). A class without positives in a draw is left out of that draw's mean.
+    A clip drawn w times counts as w clips of equal score. Each class is sorted once per block of draws; between the
+    scores of two positives only sums of weights matter, which `embedding_bag` computes for all draws of the block. A
+    class without positives in a draw is left out of that draw's mean.
     """
     N, C = table.shape
     block = min(max(WEIGHT_BLOCK // N, 16), 256)
@@ -115,7 +115,7 @@ def ranking_draws(
 
 
 def _weighted(column: NDArray[Any], mine: Indices, weights: torch.Tensor) -> torch.Tensor:
-    """Average precision and AUC of one class in each draw: (2, K).
+    """Compute average precision and AUC of one class in each draw: (2, K).
 
     Args:
         column: (N,) scores.
@@ -125,14 +125,14 @@ def _weighted(column: NDArray[Any], mine: Indices, weights: torch.Tensor) -> tor
     order = np.argsort(column)
     ordered = column[order]
     thresholds, which = np.unique(column[mine], return_inverse=True)
-    # The clips in order fall into runs: under the first threshold, at it, between it and the second, at the second, ...
+    # The sorted clips form runs: below the first threshold, at it, between it and the second, at the second, ...
     ends = np.stack([np.searchsorted(ordered, thresholds, side) for side in ("left", "right")], 1).reshape(-1)
     runs = _run_sums(weights, order, np.concatenate([[0], ends]))
     by_threshold = np.argsort(which, kind="stable")
     at = _run_sums(weights, mine[by_threshold], np.searchsorted(which[by_threshold], np.arange(len(thresholds))))
     total = weights.sum(0)
     reached = runs[:-1].cumsum(0)
-    under, upto = reached[0::2], reached[1::2]  # (thresholds, K): weight of the clips below, and not above
+    under, upto = reached[0::2], reached[1::2]  # (thresholds, K): weight of the clips below, and at or below
     under_mine = at.cumsum(0) - at
     P = at.sum(0)
     ap = (at * (P - under_mine) / (total - under).clamp_min(1)).sum(0) / P  # where none is left, `at` is 0 too
@@ -142,12 +142,12 @@ def _weighted(column: NDArray[Any], mine: Indices, weights: torch.Tensor) -> tor
 
 
 def _run_sums(weights: torch.Tensor, order: Indices, starts: Indices) -> torch.Tensor:
-    """Sums of weights (N, K) over runs of `order`, each from its start to the next one's: (runs, K)."""
+    """Sum weights (N, K) over runs of `order`, each from its start to the next one's: (runs, K)."""
     return embedding_bag(torch.from_numpy(order), weights, torch.from_numpy(starts), mode="sum")
 
 
 def _columns(table: NDArray[Any], pointer: Indices) -> Iterator[tuple[int, NDArray[Any]]]:
-    """(class, its scores (N,), contiguous) for every class with positives."""
+    """Yield (class, its contiguous scores (N,)) for every class with positives."""
     for start in range(0, table.shape[1], CLASS_BLOCK):
         wanted = start + np.flatnonzero(np.diff(pointer[start : start + CLASS_BLOCK + 1]))
         block = np.ascontiguousarray(table[:, wanted].T)
@@ -155,7 +155,7 @@ def _columns(table: NDArray[Any], pointer: Indices) -> Iterator[tuple[int, NDArr
 
 
 def score_table(scores: ArrayLike) -> NDArray[Any]:
-    """Scores as a checked (N, C) table of floats, float32 or float64.
+    """Check scores and return them as an (N, C) table of float32 or float64.
 
     Raises:
         AsitError: another shape, no clip or no class, or NaN.
@@ -176,12 +176,12 @@ def score_table(scores: ArrayLike) -> NDArray[Any]:
 
 
 def positives(targets: Targets, clips: int, classes: int) -> tuple[Indices, Indices]:
-    """The positives of each class: (C + 1,) pointers into (positives,) clip indices, ascending within a class.
+    """Return the positives of each class: (C + 1,) pointers into (positives,) clip indices, ascending within a class.
 
-    A label given twice for a clip counts once; one of weight 0 is none.
+    A label given twice for a clip counts once; one of weight 0 is ignored.
 
     Raises:
-        AsitError: shapes that disagree, a label that is no class, or weights other than 0 and 1.
+        AsitError: shapes that disagree, a label outside 0 to C - 1, or weights other than 0 and 1.
     """
     if isinstance(targets, tuple):
         indptr, indices = np.asarray(targets[0], np.int64), np.asarray(targets[1], np.int64)
@@ -209,7 +209,7 @@ def positives(targets: Targets, clips: int, classes: int) -> tuple[Indices, Indi
         dense = np.asarray(targets)
         if dense.shape != (clips, classes):
             raise AsitError(
-                f"targets of shape {dense.shape}", f"{(clips, classes)}, as the scores", "pass one row a clip"
+                f"targets of shape {dense.shape}", f"{(clips, classes)}, as the scores", "pass one row per clip"
             )
         if dense.dtype != bool:
             _binary(dense.reshape(-1), np.repeat(np.arange(clips), classes))
@@ -224,8 +224,8 @@ def _binary(weights: NDArray[Any], clip: Indices) -> None:
         raise AsitError(
             f"{len(soft)} of {len(weights)} target weights are neither 0 nor 1, "
             f"the first is {weights[soft[0]]:g} of clip {clip[soft[0]]}",
-            "0 or 1: ranking metrics know a label only as present or absent",
-            "decide first what counts as present, for instance weight >= 0.5",
+            "0 or 1: to ranking metrics a label is present or absent",
+            "choose a threshold first, for instance weight >= 0.5",
         )
 
 

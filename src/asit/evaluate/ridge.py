@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import linalg
 
 from asit.errors import AsitError
-from asit.evaluate.metrics import average_precision
+from asit.evaluate.ranking import average_precision
 
 Floats = NDArray[np.float32]
 Criterion = Literal["accuracy", "mAP"]

@@ -7,7 +7,7 @@ not accepted, false alarms different-speaker trials that are. n is the number of
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,12 +19,16 @@ Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
 
-def eer(scores: ArrayLike, same: ArrayLike) -> tuple[float, float]:
-    """Compute the equal error rate and its threshold.
+class Roc(NamedTuple):
+    """An ROC curve: thresholds (falling, inf first), false alarm rates (0 to 1) and miss rates (1 to 0)."""
 
-    The ROC joins by straight lines one point (false alarm rate, miss rate) for each distinct score and the point (0, 1)
-    that accepts nothing; at the EER both rates are equal. (The convex hull, as in BOSARIS, can be lower.) The threshold
-    is interpolated on the same line; on the line from (0, 1) it is the highest score.
+    thresholds: Floats
+    false_alarms: Floats
+    misses: Floats
+
+
+def roc(scores: ArrayLike, same: ArrayLike) -> Roc:
+    """Compute the ROC curve of trials, one point for each distinct score.
 
     Args:
         scores: (n,), higher for the same speaker.
@@ -34,12 +38,28 @@ def eer(scores: ArrayLike, same: ArrayLike) -> tuple[float, float]:
         AsitError: scores that are not finite, or trials of one kind only.
     """
     ordered, kind, _ = _sorted_trials(scores, same)
-    return _eer(*_curve(ordered, kind))
+    return _roc(ordered, kind)
 
 
-def min_dcf(
-    scores: ArrayLike, same: ArrayLike, p_target: float = 0.01, c_miss: float = 1.0, c_fa: float = 1.0
-) -> tuple[float, float]:
+def eer(curve: Roc) -> tuple[float, float]:
+    """Compute the equal error rate and its threshold.
+
+    The points of the ROC are joined by straight lines; at the EER false alarm rate and miss rate are equal. (The convex
+    hull, as in BOSARIS, can be lower.) The threshold is interpolated on the same line; on the line from (0, 1) it is
+    the highest score.
+    """
+    thresholds, alarms, misses = curve
+    gap = misses - alarms  # falls from 1 to -1
+    after = int(np.argmax(gap <= 0))
+    before = after - 1
+    share = gap[before] / (gap[before] - gap[after])
+    value = alarms[before] + share * (alarms[after] - alarms[before])
+    if before == 0:
+        return float(value), float(thresholds[after])
+    return float(value), float(thresholds[before] + share * (thresholds[after] - thresholds[before]))
+
+
+def min_dcf(curve: Roc, p_target: float = 0.01, c_miss: float = 1.0, c_fa: float = 1.0) -> tuple[float, float]:
     """Compute the normalised minimum detection cost and its threshold (inf where accepting nothing is cheapest).
 
     A threshold costs c_miss * p_target * miss rate + c_fa * (1 - p_target) * false alarm rate. The minimum is divided
@@ -47,7 +67,7 @@ def min_dcf(
     NIST 2016 Speaker Recognition Evaluation Plan, section 3.
 
     Raises:
-        AsitError: as `eer`; a prior out of (0, 1) or a cost that is not positive.
+        AsitError: a prior outside (0, 1) or a cost that is not positive.
     """
     if not 0 < p_target < 1 or not min(c_miss, c_fa) > 0:
         raise AsitError(
@@ -55,8 +75,9 @@ def min_dcf(
             "a prior between 0 and 1 and positive costs",
             "NIST's usual setting is 0.01, 1, 1",
         )
-    ordered, kind, _ = _sorted_trials(scores, same)
-    return _min_dcf(*_curve(ordered, kind), p_target, c_miss, c_fa)
+    cost = c_miss * p_target * curve.misses + c_fa * (1 - p_target) * curve.false_alarms
+    best = int(np.argmin(cost))
+    return float(cost[best] / min(c_miss * p_target, c_fa * (1 - p_target))), float(curve.thresholds[best])
 
 
 def verification_metrics(
@@ -74,7 +95,7 @@ def verification_metrics(
     are left out. Intervals are centred on the value, since the minimum cost over thresholds is lower in draws.
 
     Args:
-        scores, same: as in `eer`.
+        scores, same: as in `roc`.
         speakers: (n,) speaker of each trial's first clip, and of its second. Without them single trials are drawn,
             which makes the interval too narrow.
         seed, draws: of the bootstrap; 0 draws give no intervals.
@@ -84,10 +105,11 @@ def verification_metrics(
         JSON: a threshold that is not finite is None.
 
     Raises:
-        AsitError: as `eer`; speakers that disagree with `same`.
+        AsitError: as in `roc`; speakers that disagree with `same`.
     """
     ordered, kind, order = _sorted_trials(scores, same)
-    found = {"EER": _eer(*_curve(ordered, kind)), "minDCF": _min_dcf(*_curve(ordered, kind))}
+    curve = _roc(ordered, kind)
+    found = {"EER": eer(curve), "minDCF": min_dcf(curve)}
     drawn: dict[str, list[float]] = {name: [] for name in found}
     if speakers is None:
         units = Units.of(len(ordered))
@@ -100,9 +122,9 @@ def verification_metrics(
     for times in weights:
         targets = times[kind].sum()
         if targets and targets < times.sum():
-            curve = _curve(ordered, kind, times)
-            drawn["EER"].append(_eer(*curve)[0])
-            drawn["minDCF"].append(_min_dcf(*curve)[0])
+            curve = _roc(ordered, kind, times)
+            drawn["EER"].append(eer(curve)[0])
+            drawn["minDCF"].append(min_dcf(curve)[0])
     metrics = {
         name: {
             "value": value,
@@ -164,46 +186,14 @@ def _sorted_trials(scores: ArrayLike, same: ArrayLike) -> tuple[Floats, NDArray[
     return values[order], truth[order], order
 
 
-def _curve(
-    ordered: Floats, same: NDArray[np.bool_], times: NDArray[np.int64] | None = None
-) -> tuple[Floats, Floats, Floats]:
-    """Return thresholds (falling, inf first), false alarm rates (0 to 1) and miss rates (1 to 0).
-
-    Args:
-        ordered: (n,) scores, from high to low.
-        same: (n,) in that order.
-        times: (n,) weight of each trial.
-    """
+def _roc(ordered: Floats, same: NDArray[np.bool_], times: NDArray[np.int64] | None = None) -> Roc:
+    """Compute the ROC of scores (n,) sorted from high to low, `same` in that order, with weights `times` (n,)."""
     last = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))  # equal scores are accepted together
     weight = np.ones(len(ordered)) if times is None else times.astype(np.float64)
     accepted = np.cumsum(weight * same)
     alarms = np.cumsum(weight * ~same)
-    return (
+    return Roc(
         np.concatenate([[np.inf], ordered[last]]),
         np.concatenate([[0.0], alarms[last] / alarms[-1]]),
         1.0 - np.concatenate([[0.0], accepted[last] / accepted[-1]]),
     )
-
-
-def _eer(thresholds: Floats, alarms: Floats, misses: Floats) -> tuple[float, float]:
-    gap = misses - alarms  # falls from 1 to -1
-    after = int(np.argmax(gap <= 0))
-    before = after - 1
-    share = gap[before] / (gap[before] - gap[after])
-    value = alarms[before] + share * (alarms[after] - alarms[before])
-    if before == 0:
-        return float(value), float(thresholds[after])
-    return float(value), float(thresholds[before] + share * (thresholds[after] - thresholds[before]))
-
-
-def _min_dcf(
-    thresholds: Floats,
-    alarms: Floats,
-    misses: Floats,
-    p_target: float = 0.01,
-    c_miss: float = 1.0,
-    c_fa: float = 1.0,
-) -> tuple[float, float]:
-    cost = c_miss * p_target * misses + c_fa * (1 - p_target) * alarms
-    best = int(np.argmin(cost))
-    return float(cost[best] / min(c_miss * p_target, c_fa * (1 - p_target))), float(thresholds[best])
