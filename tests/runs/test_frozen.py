@@ -339,7 +339,7 @@ def test_probes_read_the_pitch(model: AudioModel, listed: Callable[[str], Catalo
     first = told["linear probe, class+mean"]
     assert first["metrics"]["accuracy"]["value"] > 0.9
     assert (first["clips"], first["train_clips"], first["split"], first["kind"]) == (24, 36, "test", "single")
-    assert first["chosen_by"] == "accuracy on the validation side"
+    assert first["chosen_by"] == "accuracy on the validation split"
     assert first["bootstrap"]["unit"] == "group"
     assert len({record["list"] for record in told.values()}) == 1
     text = found.text()
