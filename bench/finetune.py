@@ -59,18 +59,16 @@ def batch_of(settings: Any, frames: int, clips: int) -> Any:
     import numpy as np
     import torch
 
-    from asit.finetune.finetune_dataset import LabelledBatch
+    from asit.finetune.finetune_dataset import FinetuneBatch
     from asit.model import vit
 
     rng = np.random.default_rng(0)
     rates = vit.drop_path_rates(settings.encoder)
-    return LabelledBatch(
+    return FinetuneBatch(
         x=torch.from_numpy(rng.normal(0, 0.5, (clips, 1, frames, MELS)).astype(np.float32)),
         target=torch.from_numpy((rng.random((clips, CLASSES)) < 0.004).astype(np.float32)),
         factors=torch.from_numpy(np.stack([vit.draw_drop_path(rng, rates) for _ in range(clips)], axis=-1)),
-        dropout=torch.zeros(clips, 0),
         ids=[f"clip {i}" for i in range(clips)],
-        failures=[],
     )
 
 
@@ -179,23 +177,15 @@ def scored(task: Any, batch: Any) -> dict[str, float]:
     return {"scored": time.perf_counter() - clock, "scored, CPU": time.process_time() - cpu}
 
 
-def no_dropout(rng: Any) -> Any:
-    import numpy as np
-
-    return np.zeros(0, np.float32)
-
-
 def loader_of(settings: Any, folder: str, frames: int) -> Any:
     """Batches of the recipe's augmentations, from the recordings of a folder, without an end."""
-    import functools
 
     import numpy as np
 
     from asit.data.catalogue.catalogue import Catalogue, Clip
     from asit.data.catalogue.labels import read_labels
-    from asit.data.loading import sampler
-    from asit.finetune.finetune_dataset import LabelledClips, collate
-    from asit.model import vit
+    from asit.data.loading import loader, sampler
+    from asit.finetune.finetune_dataset import FinetuneDataset, collate
 
     rng = np.random.default_rng(0)
     # Every class is the label of some clip: targets are as wide as AudioSet's.
@@ -205,21 +195,13 @@ def loader_of(settings: Any, folder: str, frames: int) -> Any:
     clips = [Clip(str(p), 10.0, 16000, 1, label=";".join(own)) for p, own in zip(paths, parted, strict=True)]
     catalogue = Catalogue.from_clips(clips, root=folder)
     labels = read_labels(catalogue, "multi")
-    samples = LabelledClips(
-        catalogue,
-        np.arange(len(clips)),
-        labels,
-        settings.front_end,
-        frames,
-        settings.augment,
-        functools.partial(vit.draw_drop_path, rates=vit.drop_path_rates(settings.encoder)),
-        no_dropout,
-        0,
-    )
+    samples = FinetuneDataset(catalogue, np.arange(len(clips)), labels, settings, frames)
     size = settings.batch_size
     count = max(len(clips), size)
-    keys = sampler.MicroBatches(sampler.weighted(0, np.ones(len(clips)), count), count, size, size, 0, 1, 0, True)
-    return sampler.loader(samples, keys, collate, workers=1, pin=False)
+    keys = sampler.MicroBatchSampler(
+        order=sampler.weighted(0, np.ones(len(clips)), count), count=count, batch=size, micro=size, positions=True
+    )
+    return loader.loader(samples, keys, collate, workers=1, pin=False)
 
 
 def plain(pipe: Connection, width: int, depth: int, frames: int, clips: int, threads: int, low: bool) -> None:

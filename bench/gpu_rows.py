@@ -112,7 +112,7 @@ def ours(row: Row, device: Any, toy: bool, steps: int, wait: Callable[[], None])
 
     from asit import runtime
     from asit.pretrain import method
-    from asit.pretrain.pretrain_dataset import OnDevice
+    from asit.pretrain.pretrain_dataset import DeviceViews
     from asit.training import compilation, loop
     from asit.training.metrics_log import Records
     from asit.training.prefetch import prefetched
@@ -135,7 +135,7 @@ def ours(row: Row, device: Any, toy: bool, steps: int, wait: Callable[[], None])
 
     prepare = None
     if row.logmels == "device":
-        prepare = OnDevice(settings.front_end, settings.views, (frames, 0), device)
+        prepare = DeviceViews(settings, (frames, 0), device)
     plan = loop.Plan(
         1 << 30, 100, row.clips, 1, settings.optim.betas, settings.optim.clip, settings.optim.clip_per_parameter,
         log_every=1 << 30, checkpoint_every=1 << 30,
@@ -251,13 +251,14 @@ def settings_of(row: Row, toy: bool) -> tuple[Any, int]:
 
 
 def batch_of(row: Row, settings: Any, frames: int) -> Any:
-    """A synthetic batch as the loader hands it over: with its views, or as waveforms and bits of masks."""
+    """A synthetic batch as the loader gives it: with its views, or as crops and bits of masks."""
     import dataclasses
 
     import torch
 
     from asit.audio.fbank import FrontEnd
     from asit.data.loading import device_frontend
+    from asit.data.loading.crops import StackedCrops
 
     cpu_step.CLIPS = row.clips
     batch = cpu_step.batch_of(settings, frames)
@@ -269,8 +270,10 @@ def batch_of(row: Row, settings: Any, frames: int) -> Any:
         clean=batch.clean[:, :, :0],
         drop=device_frontend.pack(batch.drop),
         replace=device_frontend.pack(batch.replace),
-        waves=torch.randn(row.clips, samples, generator=torch.Generator().manual_seed(0)) * 0.05,
-        have=torch.full((row.clips,), frames + 100),
-        places=torch.tensor([[i % 100, frames] for i in range(2 * row.clips)]),
-        changes=torch.tensor([[1.0, 0.0]]).repeat(2 * row.clips, 1),
+        crops=StackedCrops(
+            torch.randn(row.clips, samples, generator=torch.Generator().manual_seed(0)) * 0.05,
+            torch.full((row.clips,), frames + 100),
+            torch.tensor([[i % 100, frames] for i in range(2 * row.clips)]),
+            torch.tensor([[1.0, 0.0]]).repeat(2 * row.clips, 1),
+        ),
     )

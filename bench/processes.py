@@ -57,7 +57,7 @@ def process(pipe: Connection | None, options: dict[str, Any], threads: int, env:
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     from asit import runtime
-    from asit.data.loading.sampler import order
+    from asit.data.loading.sampler import permutation
     from asit.model.cpu import bf16
     from asit.pretrain.pretrain_setup import batch_of, prepare
     from asit.tools.step_profile import noise
@@ -70,7 +70,7 @@ def process(pipe: Connection | None, options: dict[str, Any], threads: int, env:
         listed = noise(Path(scratch), settings.front_end.rate, options["seconds"], 64)
         setup = prepare(settings, listed, world)
         micro = options["batch"] // world.size
-        picked = order(0, 0, len(setup.clips))[world.rank * micro :][:micro]
+        picked = permutation(0, 0, len(setup.clips))[world.rank * micro :][:micro]
         batch = batch_of(setup, world, [setup.clips[0, int(i)] for i in picked])
 
         def batches() -> Iterator[Any]:

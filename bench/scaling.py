@@ -102,12 +102,10 @@ def _pretraining(path: Path, count: int) -> dict[str, float]:
     from asit.pretrain import pretrain_dataset
 
     catalogue, settings = Catalogue.read(path, look=False), _settings()
-    corruption = pretrain_dataset.Corruption(mask=None, factors=None, noise=False)  # type: ignore[arg-type]
 
     def work() -> Any:
-        views = settings.views.model_copy(update={"seconds": 6.0})
-        clips = pretrain_dataset.Clips(catalogue, settings.front_end, views, (592, 0), corruption, 0, donors=True)
-        keys = sampler.MicroBatches(sampler.shuffled(0, len(clips)), len(clips), 128, 32, 0, 1, 0)
+        clips = pretrain_dataset.PretrainDataset(catalogue, settings.changed({"views": {"seconds": 6.0}}), (592, 0))
+        keys = sampler.MicroBatchSampler(order=sampler.shuffled(0, len(clips)), count=len(clips), batch=128, micro=32)
         return clips, next(iter(keys))
 
     return spent(work)[0]
@@ -123,13 +121,15 @@ def _finetuning(path: Path, count: int) -> dict[str, float]:
         rows = np.arange(len(catalogue))
         labels = read_labels(catalogue, "multi")
         drawn = sampler.weighted(0, balanced_weights(labels, rows), count)
-        return labels, next(iter(sampler.MicroBatches(drawn, count, 128, 32, 0, 1, 0, places=True)))
+        return labels, next(
+            iter(sampler.MicroBatchSampler(order=drawn, count=count, batch=128, micro=32, positions=True))
+        )
 
     return spent(work)[0]
 
 
 def _shuffle(path: Path, count: int) -> dict[str, float]:
-    return spent(lambda: sampler.order(0, 1, count))[0]
+    return spent(lambda: sampler.permutation(0, 1, count))[0]
 
 
 def _pickle(path: Path, count: int) -> dict[str, float]:

@@ -27,7 +27,7 @@ import soundfile
 from asit.config import FrontEndSettings
 from asit.data.catalogue.catalogue import Catalogue, Clip
 from asit.data.loading import sampler
-from asit.data.loading.waveforms import Waves
+from asit.data.loading.waveforms import WaveformReader
 from asit.data.shards import pack
 from asit.io import storage
 
@@ -88,7 +88,7 @@ def serve(pipe: Connection, folder: Path, latency: float) -> None:
 
 def arm(listed: Catalogue, drawn: sampler.Order, batch: int, count: int, together: bool) -> Callable[[int], float]:
     """Reads `count` clips of an epoch; gives the requests a clip."""
-    waves = Waves(FrontEndSettings(rate=RATE))
+    waves = WaveformReader(FrontEndSettings(rate=RATE))
 
     def read(epoch: int) -> float:
         asked, plain = 0, storage.read_range

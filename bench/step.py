@@ -53,7 +53,7 @@ def batch_of(settings: Any, frames: int) -> Any:
 
     from asit.model import vit
     from asit.pretrain import masking
-    from asit.pretrain.pretrain_dataset import Batch
+    from asit.pretrain.pretrain_dataset import PretrainBatch
 
     rng = np.random.default_rng(0)
     clips, others = settings.batch_size, settings.views.local_views
@@ -62,16 +62,14 @@ def batch_of(settings: Any, frames: int) -> Any:
     rates = vit.drop_path_rates(settings.encoder)
     factors = np.stack([vit.draw_drop_path(rng, rates) for _ in range(rows + others * clips)])
     local = rng.normal(0, 0.5, (others * clips, 1, frames // 2, MELS)).astype(np.float32)
-    return Batch(
+    return PretrainBatch(
         clean=torch.from_numpy(rng.normal(0, 0.5, (rows, 1, frames, MELS)).astype(np.float32)),
-        local=torch.from_numpy(local),
+        local=torch.from_numpy(local) if others else None,
         drop=torch.from_numpy(np.stack([m.drop for m in masks]))[:, None],
         replace=torch.from_numpy(np.stack([m.replace for m in masks]))[:, None],
         donor=torch.from_numpy(masking.donor_rows(rng.random((clips, 2)), 4)),
         factors=torch.from_numpy(factors).permute(1, 2, 0).contiguous(),
-        noise=torch.zeros(0),
         ids=[f"clip {i}" for i in range(clips)],
-        failures=[],
     )
 
 

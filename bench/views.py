@@ -3,16 +3,15 @@
     python bench/views.py [--toy] [--files 24] [--rounds 15]
 
 The files are 10 s at 16 kHz of tones and noise, freshly written, so the disk's cache is warm. What is timed is
-`asit.pretrain.pretrain_dataset.Clips`: draw, read, decode, log-mel, cut two views of 592 frames, draw masks and
-factors. Beside it runs a plain writing of the official transform, from waveforms that are decoded already: a log-mel
-for each view, and blocks drawn one by one with the area summed after each. Rounds take turns; clips a second are by
-this process's CPU time, medians over rounds, so that they hold on a busy machine; by the clock they are given too.
+`asit.pretrain.pretrain_dataset.PretrainDataset`: draw, read, decode, log-mel, crop two views of 592 frames, draw masks
+and factors. Beside it runs a plain writing of the official transform, from decoded waveforms: a log-mel for each view,
+and blocks drawn one by one with the area summed after each. Rounds take turns; clips a second are by this process's CPU
+time, medians over rounds, so that they hold on a busy machine; by the clock they are given too.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import os
 import statistics
 import tempfile
@@ -27,11 +26,10 @@ import torch
 
 from asit.audio import files
 from asit.audio.fbank import FrontEnd, mel_bank
-from asit.config import EncoderSettings, FrontEndSettings, MaskingSettings, ViewSettings
+from asit.config import FrontEndSettings, MaskingSettings, PretrainSettings, ViewSettings
 from asit.data.catalogue.catalogue import Catalogue, Clip
-from asit.model import vit
-from asit.pretrain import masking
-from asit.pretrain.pretrain_dataset import Clips, Corruption
+from asit.pretrain.masking import draw
+from asit.pretrain.pretrain_dataset import PretrainDataset
 
 FRAMES, MELS, RATE = 592, 128, 16000
 FRONT_END = FrontEndSettings(mean=-4.2677393, std=4.5689974)
@@ -54,17 +52,10 @@ def recordings(folder: Path, count: int) -> list[Path]:
     return paths
 
 
-def draw_mask(settings: MaskingSettings, rng: np.random.Generator, donor: bool) -> masking.ViewMask:
-    return masking.draw(rng, FRAMES, MELS, settings, replace=None if donor else False)
-
-
-def clips_of(paths: list[Path], settings: MaskingSettings, roll: float) -> Clips:
+def clips_of(paths: list[Path], masking: MaskingSettings, roll: float) -> PretrainDataset:
     catalogue = Catalogue.from_clips([Clip(str(p), 10.0, RATE, 1) for p in paths], root=str(paths[0].parent))
-    rates = vit.drop_path_rates(EncoderSettings())
-    corruption = Corruption(
-        functools.partial(draw_mask, settings), functools.partial(vit.draw_drop_path, rates=rates), noise=False
-    )
-    return Clips(catalogue, FRONT_END, ViewSettings(roll=roll), (FRAMES, 0), corruption, 0, donors=True)
+    settings = PretrainSettings(front_end=FRONT_END, views=ViewSettings(roll=roll), masking=masking)
+    return PretrainDataset(catalogue, settings, (FRAMES, 0))
 
 
 # The official transform, plainly
@@ -142,7 +133,7 @@ def main() -> None:
         parts: dict[str, Callable[[int], object]] = {
             "read and decode 7.3 s": lambda i: files.read(paths[i], rate=RATE, start=1.0, seconds=span / RATE),
             "log-mel of 7.3 s": lambda i: front_end.fbank(torch.from_numpy(waves[i][None, :span])),
-            "draw two masks": lambda i: [draw_mask(MASKING["official-v2"], rng, True) for _ in range(2)],
+            "draw two masks": lambda i: [draw(rng, FRAMES, MELS, MASKING["official-v2"]) for _ in range(2)],
         }
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in [*works, *parts]}
         for turn in range(rounds + 1):

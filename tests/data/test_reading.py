@@ -19,19 +19,27 @@ import soundfile
 import torch
 
 from asit.audio import files
-from asit.config import AugmentSettings, FrontEndSettings, ViewSettings
+from asit.config import (
+    AugmentSettings,
+    FinetuneSettings,
+    FrontEndSettings,
+    MaskingSettings,
+    NetworkSettings,
+    PretrainSettings,
+    ViewSettings,
+)
 from asit.data.catalogue import inputs
 from asit.data.catalogue.catalogue import Catalogue, Clip
 from asit.data.catalogue.columns import Rows
 from asit.data.catalogue.labels import read_labels
-from asit.data.loading import sampler
-from asit.data.loading.waveforms import Waves, read_clip
+from asit.data.loading import loader, sampler
+from asit.data.loading.waveforms import WaveformReader, read_clip
 from asit.data.loading.windows import Windows
 from asit.data.shards import range_reader, tar_index
 from asit.errors import CatalogueError, StoreError, TrainingError
-from asit.finetune.finetune_dataset import LabelledClips
+from asit.finetune.finetune_dataset import FinetuneDataset
 from asit.io import storage
-from asit.pretrain.pretrain_dataset import Clips, Corruption, collate
+from asit.pretrain.pretrain_dataset import PretrainDataset, collate
 
 RATE, FRAMES = 8000, 32
 FRONT_END = FrontEndSettings(rate=RATE, mels=32, mean=-6.0, std=3.0)
@@ -80,27 +88,16 @@ def packed(loose: Catalogue, tmp_path_factory: pytest.TempPathFactory) -> Catalo
     return pack(loose, tmp_path_factory.mktemp("packed"))
 
 
-class Mask:
-    """A mask of one draw."""
-
-    def __init__(self, rng: np.random.Generator, donor: bool) -> None:
-        self.drop = rng.random((FRAMES, 32)) < 0.5
-        self.replace = self.drop & donor
-
-
-def factors(rng: np.random.Generator) -> npt.NDArray[np.float32]:
-    return rng.random((2, 2)).astype(np.float32)
-
-
-def views_of(listed: Catalogue) -> Clips:
+def views_of(listed: Catalogue) -> PretrainDataset:
     views = ViewSettings(segment_seconds=1.0, seconds=0.3, gain_db=3.0)
-    return Clips(listed, FRONT_END, views, (FRAMES, 0), Corruption(Mask, factors, noise=True), 5, donors=True)
+    settings = PretrainSettings(seed=5, front_end=FRONT_END, views=views, masking=MaskingSettings(fill="noise"))
+    return PretrainDataset(listed, settings, (FRAMES, 0))
 
 
-def labelled_of(listed: Catalogue) -> LabelledClips:
+def labelled_of(listed: Catalogue) -> FinetuneDataset:
     changes = AugmentSettings(mixup=0.5, mixup_probability=0.6, roll_seconds=0.1)
-    rows, labels = np.arange(len(listed)), read_labels(listed)
-    return LabelledClips(listed, rows, labels, FRONT_END, FRAMES, changes, factors, factors, 5)
+    settings = FinetuneSettings(seed=5, front_end=FRONT_END, augment=changes, network=NetworkSettings(dropout=0.5))
+    return FinetuneDataset(listed, np.arange(len(listed)), read_labels(listed), settings, FRAMES)
 
 
 def same(left: Any, right: Any) -> None:
@@ -117,8 +114,8 @@ def test_shards_give_the_samples_of_files(
 ) -> None:
     ours, theirs = make(packed), make(loose)
     if keep:
-        ours.waves.keep()
-        theirs.waves.keep()
+        ours.waveforms.keep()
+        theirs.waveforms.keep()
     assert len(ours) == len(theirs)
     keys = [(epoch, index) for epoch in range(2) for index in range(len(ours))]
     for left, right in zip(ours.__getitems__(keys), theirs.__getitems__(keys), strict=True):
@@ -198,7 +195,7 @@ def test_a_damaged_member_is_replaced_and_a_missing_shard_is_not(
     assert isinstance(found, list)
     assert "shard-000000.tar/b/1.flac" in found[0].failures[0]
     (tmp_path / "shard-000001.tar").unlink()
-    keys = sampler.MicroBatches(sampler.shuffled(0, 12), 12, 4, 4, 0, 1, 0)
+    keys = sampler.MicroBatchSampler(order=sampler.shuffled(0, 12), count=12, batch=4, micro=4)
     donor = lambda draws: np.arange(draws.size)  # noqa: E731
     gather = functools.partial(collate, donor_rows=donor)
     windows = Windows(listed, np.arange(12), FRONT_END, FRAMES, 0.5, 7)
@@ -206,12 +203,12 @@ def test_a_damaged_member_is_replaced_and_a_missing_shard_is_not(
         if large:
             monkeypatch.setattr(range_reader, "WHOLE", 0)
         with pytest.raises(StoreError, match=r"shard-000001\.tar"):
-            list(sampler.loader(views_of(listed), keys, gather, workers=0, pin=False))
+            list(loader.loader(views_of(listed), keys, gather, workers=0, pin=False))
         blocks = [[block] for block in range(len(windows))]
         with pytest.raises(StoreError, match=r"shard-000001\.tar"):
-            list(sampler.loader(windows, blocks, operator.itemgetter(0), workers=0, pin=False))
+            list(loader.loader(windows, blocks, operator.itemgetter(0), workers=0, pin=False))
         with pytest.raises(StoreError, match=r"shard-000001\.tar"):
-            Waves(FRONT_END).read(listed[5], 0.0, 0.2)
+            WaveformReader(FRONT_END).read(listed[5], 0.0, 0.2)
 
 
 def test_tars_without_an_index(loose: Catalogue, packed: Catalogue, tmp_path: Path) -> None:
@@ -336,7 +333,7 @@ def test_blocks_are_an_order_of_neighbours() -> None:
 
     batches = range(0, 256, 64)
     assert np.mean([places(first[i : i + 64]) for i in batches]) <= 64 / 8 + 3
-    assert np.mean([places(sampler.order(3, 0, 256)[i : i + 64]) for i in batches]) > 40
+    assert np.mean([places(sampler.permutation(3, 0, 256)[i : i + 64]) for i in batches]) > 40
     # Where blocks begin moves, so that the same neighbours do not always come together.
     windows = [{frozenset(blocks(epoch)[i : i + 32].tolist()) for i in range(0, 64, 32)} for epoch in range(2)]
     assert not windows[0] & windows[1]
@@ -350,8 +347,11 @@ def test_blocks_are_an_order_of_neighbours() -> None:
 
 def test_several_processes_take_one_process_blocks() -> None:
     draw = sampler.in_blocks(1, np.stack([np.repeat([0, 1], [30, 20]), np.arange(50)], axis=1), 4)
-    whole = iter(sampler.MicroBatches(draw, 50, 16, 16, 0, 1, 2))
-    parts = [iter(sampler.MicroBatches(draw, 50, 16, 4, rank, 4, 2)) for rank in range(4)]
+    whole = iter(sampler.MicroBatchSampler(order=draw, count=50, batch=16, micro=16, start=2))
+    parts = [
+        iter(sampler.MicroBatchSampler(order=draw, count=50, batch=16, micro=4, rank=rank, size=4, start=2))
+        for rank in range(4)
+    ]
     for _ in range(7):
         assert next(whole) == [key for part in parts for key in next(part)]
 
@@ -376,7 +376,7 @@ def test_a_worker_that_is_killed_is_told(monkeypatch: pytest.MonkeyPatch, packed
             raise RuntimeError("something else")
 
     with pytest.raises(TrainingError, match=r"1 of 1 loader workers ended.*process 77 by SIGKILL") as caught:
-        next(sampler._raised(Dead()))
+        next(loader._raised(Dead()))
     assert "fewer --workers" in caught.value.remedy
     with pytest.raises(RuntimeError, match="something else"):
-        next(sampler._raised(Broken()))
+        next(loader._raised(Broken()))

@@ -51,8 +51,11 @@ def test_shuffled_takes_each_once() -> None:
 @pytest.mark.parametrize("places", [False, True])
 def test_several_processes_take_one_process_steps(places: bool, no_global_draws: None) -> None:
     draw = sampler.weighted(1, np.array([1.0, 1.0, 8.0]), 20)
-    whole = sampler.MicroBatches(draw, 20, 8, 8, 0, 1, 0, places)
-    parts = [sampler.MicroBatches(draw, 20, 8, 2, rank, 2, 0, places) for rank in range(2)]
+    whole = sampler.MicroBatchSampler(order=draw, count=20, batch=8, micro=8, positions=places)
+    parts = [
+        sampler.MicroBatchSampler(order=draw, count=20, batch=8, micro=2, rank=rank, size=2, start=0, positions=places)
+        for rank in range(2)
+    ]
     steps = list(islice(whole, 5))
     for rank in range(2):
         mine = list(islice(parts[rank], 10))
@@ -61,7 +64,7 @@ def test_several_processes_take_one_process_steps(places: bool, no_global_draws:
                 steps[step][i] for i in (2 * rank, 2 * rank + 1, 2 * rank + 4, 2 * rank + 5)
             ]
     for start in range(5):  # a run that goes on sees what it would have seen
-        again = sampler.MicroBatches(draw, 20, 8, 8, 0, 1, start, places)
+        again = sampler.MicroBatchSampler(order=draw, count=20, batch=8, micro=8, start=start, positions=places)
         assert list(islice(again, 3)) == list(islice(whole, start, start + 3))
     if places:
         keys = [key for step in steps[:2] for key in step]

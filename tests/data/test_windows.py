@@ -26,13 +26,13 @@ class Seen(Windows):
     asked: list[tuple[float, float]]
 
     def watch(self) -> Seen:
-        self.asked, real = [], self.waves.read
+        self.asked, real = [], self.waveforms.read
 
         def read(clip: Clip, start: float, seconds: float) -> np.ndarray:
             self.asked.append((start, seconds))
             return real(clip, start, seconds)
 
-        self.waves.read = read  # type: ignore[method-assign]
+        self.waveforms.read = read  # type: ignore[method-assign]
         return self
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import pickle
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,14 @@ import pytest
 import soundfile
 import torch
 
-from asit.config import AugmentSettings, FrontEndSettings
+from asit.config import AugmentSettings, FinetuneSettings, FrontEndSettings, NetworkSettings
 from asit.data.catalogue.catalogue import Catalogue, Clip
 from asit.data.catalogue.labels import read_labels
-from asit.data.loading import device_frontend
+from asit.data.loading import crops
 from asit.data.loading.sampler import MATERIAL
-from asit.data.loading.waveforms import Waves
+from asit.data.loading.waveforms import WaveformReader
 from asit.errors import CatalogueError
-from asit.finetune.finetune_dataset import LabelledClips, LabelledSample, OnDevice, collate
+from asit.finetune.finetune_dataset import DeviceInputs, FinetuneDataset, FinetuneSample, collate
 
 RATE = 8000
 FRAMES = 40
@@ -51,20 +50,17 @@ def listed(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
     return Catalogue.from_clips(clips)
 
 
-def draws(rng: np.random.Generator, size: int) -> Any:
-    return rng.random(size).astype(np.float32)
+def made(listed: Catalogue, changes: AugmentSettings | None = None, seed: int = 7, **over: Any) -> FinetuneDataset:
+    settings = FinetuneSettings(
+        seed=seed,
+        front_end=FrontEndSettings(rate=RATE, mels=32, mean=-6.0, std=3.0, **over),
+        augment=changes or AugmentSettings(),
+        network=NetworkSettings(dropout=0.5),
+    )
+    return FinetuneDataset(listed, np.array([5, 1, 2, 3, 4, 0]), read_labels(listed), settings, FRAMES)
 
 
-def made(listed: Catalogue, changes: AugmentSettings | None = None, seed: int = 7, **over: Any) -> LabelledClips:
-    settings = FrontEndSettings(rate=RATE, mels=32, mean=-6.0, std=3.0, **over)
-    rows = np.array([5, 1, 2, 3, 4, 0])
-    factors = functools.partial(draws, size=4)
-    dropout = functools.partial(draws, size=3)
-    changed = changes or AugmentSettings()
-    return LabelledClips(listed, rows, read_labels(listed), settings, FRAMES, changed, factors, dropout, seed)
-
-
-def same(a: LabelledSample, b: LabelledSample) -> bool:
+def same(a: FinetuneSample, b: FinetuneSample) -> bool:
     arrays = [(np.asarray(getattr(a, n)), np.asarray(getattr(b, n))) for n in ("x", "target", "factors", "dropout")]
     return a.name == b.name and all(np.array_equal(left, right) for left, right in arrays)
 
@@ -210,10 +206,10 @@ def test_batches(listed: Catalogue) -> None:
     batch = collate(samples)
     assert batch.x.shape == (4, 1, FRAMES, 32)
     assert (batch.target.shape, batch.target.dtype) == ((4, 3), torch.float32)
-    assert (batch.factors.shape, batch.dropout.shape) == ((4, 4), (4, 3))
+    assert (batch.factors.shape, batch.dropout.shape) == ((12, 2, 4), (4, 1536))
     for i, sample in enumerate(samples):
         assert torch.equal(batch.x[i, 0], sample.x)
-        assert np.array_equal(batch.factors[:, i], sample.factors)
+        assert np.array_equal(batch.factors[..., i], sample.factors)
         assert np.array_equal(batch.dropout[i], sample.dropout)
     assert batch.ids == [listed[int(clips.rows[i])].path for i in range(4)]
     assert batch.to(torch.device("cpu")) is batch
@@ -238,7 +234,7 @@ def test_another_clip_stands_in_with_its_own_label(listed: Catalogue, tmp_path: 
 
 def test_parts_of_one_file_that_begin_together(listed: Catalogue) -> None:
     """Kept in memory, each is as long as itself."""
-    waves = Waves(FrontEndSettings(rate=RATE, mels=32))
+    waves = WaveformReader(FrontEndSettings(rate=RATE, mels=32))
     path = listed[5].path
     short, long = Clip(path, 0.3, RATE, 1), Clip(path, 0.9, RATE, 1)
     plain = [
@@ -264,15 +260,16 @@ def test_parts_of_one_file_that_begin_together(listed: Catalogue) -> None:
 def test_inputs_made_on_the_device_are_those_of_the_loader(
     indices: Any, changes: AugmentSettings, padding: Any, listed: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device_frontend, "_WHOLE", 1)
+    monkeypatch.setattr(crops, "_MULTIPLE", 1)
     clips, device = made(listed, changes, padding=padding), torch.device("cpu")
     keys = [(epoch, index) for epoch in range(3) for index in indices]
     expected = collate(clips.__getitems__(keys))  # type: ignore[arg-type]
-    clips.cut_only = True
-    cut = collate(clips.__getitems__(keys))  # type: ignore[arg-type]
-    assert cut.x.numel() == 0
-    prepare = OnDevice(clips.front_end.settings, changes, FRAMES, device)
-    found = prepare(cut)
+    clips.on_device = True
+    cropped = collate(clips.__getitems__(keys))  # type: ignore[arg-type]
+    assert cropped.x.numel() == 0
+    settings = FinetuneSettings(front_end=clips.front_end.settings, augment=changes)
+    prepare = DeviceInputs(settings, FRAMES, device)
+    found = prepare(cropped)
     torch.testing.assert_close(found.x, expected.x, rtol=0.0, atol=2e-4)
     for f in dataclasses.fields(expected):
         if f.name != "x":

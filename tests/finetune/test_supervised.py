@@ -13,7 +13,7 @@ from torch import Tensor
 from asit.config import EncoderSettings, FinetuneOptimSettings, FinetuneSettings
 from asit.errors import CheckpointError, ConfigError
 from asit.finetune import supervised
-from asit.finetune.finetune_dataset import LabelledBatch
+from asit.finetune.finetune_dataset import FinetuneBatch
 from asit.io.checkpoint import load_strict
 from asit.model.classifier import Classifier, Head
 from asit.model.vit import Encoder
@@ -39,11 +39,11 @@ def network(seed: int = 0, pooling: Any = "class+mean") -> Classifier:
     return Classifier(encoder, head)
 
 
-def batch(target: list[list[float]]) -> LabelledBatch:
+def batch(target: list[list[float]]) -> FinetuneBatch:
     rows = len(target)
     x = torch.randn(rows, 1, 32, 32, generator=torch.Generator().manual_seed(1))
     ids = [str(i) for i in range(rows)]
-    return LabelledBatch(x, torch.tensor(target), torch.ones(2, 2, rows), torch.zeros(rows, 0), ids, [])
+    return FinetuneBatch(x=x, target=torch.tensor(target), factors=torch.ones(2, 2, rows), ids=ids)
 
 
 # losses

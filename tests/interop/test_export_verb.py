@@ -117,7 +117,7 @@ def test_recordings_that_cannot_be_read_are_too_many(
     def gone(_: object, clip: Any, *__: float) -> None:
         raise int8_accuracy.AudioError(f"{clip.path} has gone")
 
-    monkeypatch.setattr(int8_accuracy.Waves, "read", gone)
+    monkeypatch.setattr(int8_accuracy.WaveformReader, "read", gone)
     out = tmp_path / "m.onnx"
     given = ["export", folder, "--to", "onnx", "--out", str(out), "--int8", "--check-data", str(tmp_path / "sounds")]
     assert main(given) == 2

@@ -10,7 +10,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from asit.config import MaskingSettings
-from asit.data.loading.sampler import MicroBatches, Neighbourhood
+from asit.data.loading.sampler import DonorGroups, MicroBatchSampler
 from asit.pretrain import masking
 
 T, F = 592, 128
@@ -278,11 +278,22 @@ def test_donors_do_not_depend_on_how_a_step_is_divided(batch: int, pool: int) ->
     for micro in (m for m in range(1, batch + 1) if batch % m == 0):
         for rank in range(batch // micro):
             step = next(
-                iter(MicroBatches(lambda _: np.arange(batch), batch, batch, micro, rank, batch // micro, 0, pool=pool))
+                iter(
+                    MicroBatchSampler(
+                        order=lambda _: np.arange(batch),
+                        count=batch,
+                        batch=batch,
+                        micro=micro,
+                        rank=rank,
+                        size=batch // micro,
+                        start=0,
+                        donor_pool=pool,
+                    )
+                )
             )
             mine = list(range(rank * micro, (rank + 1) * micro))
-            if not isinstance(step, Neighbourhood):
-                step = Neighbourhood(step, 0, micro)
+            if not isinstance(step, DonorGroups):
+                step = DonorGroups(step, 0, micro)
             assert step.own == [(0, i) for i in mine]
             places = masking.donor_clips(draws[mine], step.first, len(step.keys), pool=pool)
             assert np.array_equal(places + step.keys[0][1], whole[mine])

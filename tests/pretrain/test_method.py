@@ -16,7 +16,7 @@ from asit.config import PretrainSettings, presets
 from asit.errors import CheckpointError, ConfigError
 from asit.pretrain import masking, method, pretrain_dataset
 from asit.pretrain.method import ASiT
-from asit.pretrain.pretrain_dataset import Batch
+from asit.pretrain.pretrain_dataset import PretrainBatch
 from asit.runtime import Precision, World
 from asit.training import optim
 from asit.training.loop import Now
@@ -50,7 +50,7 @@ def build(chosen: PretrainSettings, seed: int = 0) -> ASiT:
 
 def batch(
     chosen: PretrainSettings, seed: int = 0, clips: int = CLIPS, frames: int = FRAMES, short: int = SHORT
-) -> Batch:
+) -> PretrainBatch:
     """Views that are noise about a constant of their own, so that no two tokens are alike."""
     g, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
     rows, locals_ = 2 * clips, chosen.views.local_views * clips
@@ -61,16 +61,15 @@ def batch(
         return torch.randn(count, 1, length, mels, generator=g) + torch.randn(count, 1, 1, 1, generator=g)
 
     depth = chosen.encoder.depth or 12
-    return Batch(
+    return PretrainBatch(
         clean=draw(rows, frames),
-        local=draw(locals_, short) if locals_ else torch.zeros(0),
+        local=draw(locals_, short) if locals_ else None,
         drop=torch.from_numpy(np.stack([m.drop for m in masks]))[:, None],
         replace=torch.from_numpy(np.stack([m.replace for m in masks]))[:, None],
         donor=torch.from_numpy(masking.donor_rows(rng.random((clips, 2)), chosen.masking.donor_pool)),
         factors=torch.ones(depth, 2, rows + locals_),
-        noise=torch.randn(rows, 1, frames, mels, generator=g) if chosen.masking.fill == "noise" else torch.zeros(0),
+        noise=torch.randn(rows, 1, frames, mels, generator=g) if chosen.masking.fill == "noise" else None,
         ids=[f"{i}.wav" for i in range(clips)],
-        failures=[],
     )
 
 

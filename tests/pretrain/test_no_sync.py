@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from asit.config import PretrainSettings
+from asit.data.loading.crops import StackedCrops
 from asit.model import vit
 from asit.pretrain import masking, method, token_selection
-from asit.pretrain.pretrain_dataset import Batch, OnDevice
+from asit.pretrain.pretrain_dataset import DeviceViews, PretrainBatch
 from asit.runtime import Precision, World
 from asit.training import optim
 from asit.training.loop import Now
@@ -34,8 +35,12 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def drawn(settings: PretrainSettings, device: torch.device) -> Batch:
-    """A batch as the loader hands it over: waveforms, places, bits of masks; copied to the device."""
+def stacked(parts: list[Any]) -> Tensor | None:
+    return None if parts[0] is None else torch.from_numpy(np.stack(parts, 1)).flatten(0, 1)
+
+
+def drawn(settings: PretrainSettings, device: torch.device) -> PretrainBatch:
+    """A batch as the loader gives it: crops and bits of masks; copied to the device."""
     rng = np.random.default_rng(0)
     copies = settings.masking.copies
     seen, rows, local = copies * 2 * CLIPS, 2 * CLIPS, settings.views.local_views * CLIPS
@@ -53,24 +58,24 @@ def drawn(settings: PretrainSettings, device: torch.device) -> Batch:
     rates = vit.drop_path_rates(settings.encoder)
     factors = np.stack([vit.draw_drop_path(rng, rates) for _ in range(seen + local)])
     bits = [np.packbits(np.stack([getattr(m, name) for m in masks]), axis=-1)[:, None] for name in ("drop", "replace")]
-    wave = rng.normal(0, 0.1, (CLIPS, 8000)).astype(np.float32)
+    waveforms = rng.normal(0, 0.1, (CLIPS, 8000)).astype(np.float32)
     lengths = np.concatenate([np.full(rows, FRAMES + 2), np.full(local, SHORT)])
-    batch = Batch(
+    batch = PretrainBatch(
         clean=torch.zeros(rows, 1, 0, 32),
-        local=torch.zeros(local, 1, 0, 32),
+        local=torch.zeros(local, 1, 0, 32) if local else None,
         drop=torch.from_numpy(bits[0]),
         replace=torch.from_numpy(bits[1]),
         donor=torch.from_numpy(masking.donor_rows(rng.random((CLIPS, copies * 2)), 4)) % rows,
         factors=torch.from_numpy(factors).permute(1, 2, 0).contiguous(),
-        noise=torch.zeros(0),
         ids=[str(i) for i in range(CLIPS)],
-        failures=[],
-        waves=torch.from_numpy(wave),
-        have=torch.full((CLIPS,), 98),
-        places=torch.from_numpy(np.stack([rng.integers(0, 20, rows + local), lengths], 1)),
-        changes=torch.ones(rows + local, 2),
-        keep=torch.from_numpy(np.stack([one.keep for one in chosen], 1)).flatten(0, 1),
-        tokens=torch.from_numpy(np.stack([one.local for one in chosen], 1)).flatten(0, 1),
+        crops=StackedCrops(
+            torch.from_numpy(waveforms),
+            torch.full((CLIPS,), 98),
+            torch.from_numpy(np.stack([rng.integers(0, 20, rows + local), lengths], 1)),
+            torch.ones(rows + local, 2),
+        ),
+        keep=stacked([one.keep for one in chosen]),
+        tokens=stacked([one.local for one in chosen]),
     )
     if device.type == "cuda":
         batch = batch.pin_memory()
@@ -83,7 +88,7 @@ def step(given: Mapping[str, Any], device: torch.device, prepared: Any = None) -
     world = World(0, 1, device, "a test")
     task = method.ASiT(settings, FRAMES, torch.Generator().manual_seed(0), device)
     optimiser = optim.adamw(task.trainable().named_parameters(), settings.optim.betas)
-    views = OnDevice(settings.front_end, settings.views, (FRAMES, SHORT), device)
+    views = DeviceViews(settings, (FRAMES, SHORT), device)
     precision = Precision("bf16" if device.type == "cuda" else "float32", "")
     batch = drawn(settings, device)
     if prepared is not None:  # the first step sets up what may wait
@@ -91,7 +96,7 @@ def step(given: Mapping[str, Any], device: torch.device, prepared: Any = None) -
     return _step(task, optimiser, views(batch), precision, world)
 
 
-def _step(task: method.ASiT, optimiser: Any, batch: Batch, precision: Precision, world: World) -> Tensor:
+def _step(task: method.ASiT, optimiser: Any, batch: PretrainBatch, precision: Precision, world: World) -> Tensor:
     now = Now(50, 100, 50, measure=True)
     optim.set_rates(optimiser, 1e-3, 0.1)
     output = task.step(batch, now, precision, world)

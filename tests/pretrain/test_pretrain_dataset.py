@@ -1,4 +1,4 @@
-"""Samples and their order: pure functions of (seed, epoch, index), cut where they should be, whoever reads them."""
+"""The data set of pretraining and its sampler: pure functions of (seed, epoch, index), crops where they should be."""
 
 from __future__ import annotations
 
@@ -18,40 +18,21 @@ from torch import Tensor
 
 from asit.audio import files
 from asit.audio.fbank import FrontEnd
-from asit.config import FrontEndSettings, ViewSettings
+from asit.config import FrontEndSettings, MaskingSettings, PretrainSettings, ViewSettings
 from asit.data.catalogue.catalogue import Catalogue, Clip
 from asit.data.loading import waveforms
-from asit.data.loading.sampler import Key, MicroBatches, loader, order, shuffled, weighted
+from asit.data.loading.loader import loader
+from asit.data.loading.sampler import Key, MicroBatchSampler, permutation, shuffled, weighted
 from asit.errors import CatalogueError, ConfigError
 from asit.pretrain import pretrain_dataset
-from asit.pretrain.pretrain_dataset import Batch, Clips, Corruption, Sample, collate, view_frames
+from asit.pretrain.pretrain_dataset import PretrainBatch, PretrainDataset, PretrainSample, collate, view_frames
 
 RATE, MEAN, STD = 8000, -8.0, 3.5
 SHIFT = RATE // 100
 FRAMES, SHORT = 48, 16
 
 
-class Mask:
-    """A mask that says which draw it was."""
-
-    def __init__(self, rng: np.random.Generator, donor: bool) -> None:
-        self.drop = rng.random((FRAMES, 32)) < 0.5
-        self.replace = (rng.random((FRAMES, 32)) < 0.2) & donor
-
-
-def factors(rng: np.random.Generator) -> npt.NDArray[np.float32]:
-    return rng.random((3, 2)).astype(np.float32)
-
-
-CORRUPTION = Corruption(mask=Mask, factors=factors, noise=True)
-
-
-def donors(draws: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """Rows of the same view of another clip."""
-    clips, views = draws.shape
-    other = (np.arange(clips)[:, None] + 1 + np.floor(draws * (clips - 1)).astype(np.int64)) % clips
-    rows: npt.NDArray[np.int64] = (other + clips * np.arange(views)).T.ravel()
-    return rows
+gather = functools.partial(collate, donor_pool=4)
 
 
 def make_wave(seconds: float, seed: int, rate: int = RATE) -> npt.NDArray[np.float32]:
@@ -66,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("sounds")
 
 
-Make = Callable[..., Clips]
+Make = Callable[..., PretrainDataset]
 
 
 @pytest.fixture
@@ -81,7 +62,7 @@ def clips(folder: Path) -> Make:
         seed: int = 7,
         padding: str = "silence",
         **views: Any,
-    ) -> Clips:
+    ) -> PretrainDataset:
         listed = []
         for i, length in enumerate(seconds):
             path = folder / f"{i}-{length:g}-{rate}.{suffix}"
@@ -90,13 +71,18 @@ def clips(folder: Path) -> Make:
                 soundfile.write(path, make_wave(length, i, rate), rate, **kind)
             listed.append(Clip(str(path), soundfile.info(path).duration, rate, 1))
         front_end = FrontEndSettings(rate=RATE, mels=32, mean=MEAN, std=STD, padding=padding)
-        settings = ViewSettings(**{"roll": 0.0, "local_views": 2, **views})
-        return Clips(Catalogue.from_clips(listed), front_end, settings, frames, CORRUPTION, seed, donors=True)
+        settings = PretrainSettings(
+            seed=seed,
+            front_end=front_end,
+            views=ViewSettings(**{"roll": 0.0, "local_views": 2, **views}),
+            masking=MaskingSettings(fill="noise"),
+        )
+        return PretrainDataset(Catalogue.from_clips(listed), settings, frames)
 
     return make
 
 
-def whole(clips: Clips, index: int) -> Tensor:
+def whole(clips: PretrainDataset, index: int) -> Tensor:
     """(T, F): the normalised log-mel of the whole recording."""
     wave = files.read(clips.catalogue[index].path, rate=RATE)
     return (clips.front_end.fbank(torch.from_numpy(wave)[None])[0] - MEAN) / (2 * STD)
@@ -355,7 +341,7 @@ def test_when_all_are_gone_it_ends(clips: Make, tmp_path: Path) -> None:
     with pytest.raises(CatalogueError, match="eight clips in a row could not be read"):
         made[0, 3]
     for workers in (0, 1):
-        keys = MicroBatches(shuffled(7, 20), 20, 4, 4, 0, 1, 0)
+        keys = MicroBatchSampler(order=shuffled(7, 20), count=20, batch=4, micro=4)
         with pytest.raises(CatalogueError) as caught:
             next(loader(made, keys, gather, workers=workers, pin=False))
         assert "Traceback" not in str(caught.value)
@@ -367,31 +353,27 @@ def test_when_all_are_gone_it_ends(clips: Make, tmp_path: Path) -> None:
 def test_rows_are_view_major(clips: Make) -> None:
     made = clips(1.3, 0.9, 1.1)
     samples = [made[0, i] for i in range(3)]
-    batch = collate(samples, donors)
+    batch = gather(samples)
     assert batch.clean.shape == (6, 1, FRAMES, 32)
     assert batch.local.shape == (6, 1, SHORT, 32)
-    assert batch.factors.shape == (3, 2, 12)
+    assert batch.factors.shape == (12, 2, 12)
     for v in range(2):
         for b in range(3):
             row = 3 * v + b
-            for name in ("clean", "drop", "replace", "local"):
+            for name in ("clean", "drop", "replace", "local", "noise"):
                 assert torch.equal(getattr(batch, name)[row, 0], getattr(samples[b], name)[v]), name
-            assert torch.equal(batch.noise[row, 0], samples[b].noise[v])
             assert torch.equal(batch.factors[:, :, row], samples[b].factors[v])
             assert torch.equal(batch.factors[:, :, 6 + row], samples[b].factors[2 + v])
             assert row // 3 == int(batch.donor[row]) // 3
     assert batch.ids == [sample.name for sample in samples]
-    assert collate([clips(1.3, local_views=0)[0, 0]], donors).local.numel() == 0
+    assert gather([clips(1.3, local_views=0)[0, 0]]).local is None
 
 
 def test_the_order_is_a_permutation_of_its_own_each_epoch() -> None:
-    orders = [order(3, epoch, 100) for epoch in range(4)]
+    orders = [permutation(3, epoch, 100) for epoch in range(4)]
     assert all(sorted(o) == list(range(100)) for o in orders)
-    assert len({tuple(o) for o in [*orders, order(4, 0, 100)]}) == 5
-    assert np.array_equal(order(3, 2, 100), orders[2])
-
-
-gather = functools.partial(collate, donor_rows=donors)
+    assert len({tuple(o) for o in [*orders, permutation(4, 0, 100)]}) == 5
+    assert np.array_equal(permutation(3, 2, 100), orders[2])
 
 
 def test_weighted_draws_follow_the_weights_and_the_seed() -> None:
@@ -404,7 +386,7 @@ def test_weighted_draws_follow_the_weights_and_the_seed() -> None:
     assert not np.array_equal(drawn, weighted(4, weights, 20_000)(0))
 
 
-def take(keys: MicroBatches, count: int) -> list[list[Key]]:
+def take(keys: MicroBatchSampler, count: int) -> list[list[Key]]:
     made: Iterator[list[Key]] = iter(keys)
     return [next(made) for _ in range(count)]
 
@@ -413,10 +395,15 @@ def take(keys: MicroBatches, count: int) -> list[list[Key]]:
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_ranks_together_take_what_one_takes(ranks: int, accumulate: int) -> None:
     count, batch, steps = 37, 8, 11  # 4 steps an epoch, 5 clips of each left out
-    alone = take(MicroBatches(shuffled(5, count), count, batch, batch, 0, 1, 0), steps)
+    alone = take(MicroBatchSampler(order=shuffled(5, count), count=count, batch=batch, micro=batch), steps)
     micro = batch // ranks // accumulate
     mine = [
-        take(MicroBatches(shuffled(5, count), count, batch, micro, r, ranks, 0), steps * accumulate)
+        take(
+            MicroBatchSampler(
+                order=shuffled(5, count), count=count, batch=batch, micro=micro, rank=r, size=ranks, start=0
+            ),
+            steps * accumulate,
+        )
         for r in range(ranks)
     ]
     for step in range(steps):
@@ -431,14 +418,20 @@ def test_ranks_together_take_what_one_takes(ranks: int, accumulate: int) -> None
 
 @pytest.mark.parametrize("start", [1, 3, 4, 9])
 def test_going_on_skips_what_was_taken(start: int) -> None:
-    whole = take(MicroBatches(shuffled(5, 37), 37, 8, 2, 1, 2, 0), 24)
-    assert take(MicroBatches(shuffled(5, 37), 37, 8, 2, 1, 2, start), 24 - 2 * start) == whole[2 * start :]
+    whole = take(MicroBatchSampler(order=shuffled(5, 37), count=37, batch=8, micro=2, rank=1, size=2, start=0), 24)
+    assert (
+        take(
+            MicroBatchSampler(order=shuffled(5, 37), count=37, batch=8, micro=2, rank=1, size=2, start=start),
+            24 - 2 * start,
+        )
+        == whole[2 * start :]
+    )
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_nothing(workers: int, clips: Make) -> None:
     made = clips(1.3, 0.9, 1.1, 0.7, 0.5)
-    keys = MicroBatches(shuffled(7, 5), 5, 2, 2, 0, 1, 1)
+    keys = MicroBatchSampler(order=shuffled(7, 5), count=5, batch=2, micro=2, start=1)
     theirs = loader(made, keys, gather, workers=0, pin=False)
     with contextlib.closing(loader(made, keys, gather, workers=workers, pin=False)) as ours:
         for _ in range(5):
@@ -446,7 +439,7 @@ def test_workers_change_nothing(workers: int, clips: Make) -> None:
 
 
 def test_a_batch_stays_where_it_is() -> None:
-    made = Batch(*[torch.zeros(1)] * 7, ids=["a"], failures=[])
+    made = PretrainBatch(**dict.fromkeys(("clean", "drop", "replace", "donor", "factors"), torch.zeros(1)), ids=["a"])
     assert made.to(torch.device("cpu")) is made
 
 
@@ -458,7 +451,7 @@ def test_samples_cost_little(clips: Make) -> None:
     made.front_end.fbank = lambda wave: (calls.append(wave.shape), real(wave))[1]  # type: ignore[method-assign]
     made[0, 0]
     assert len(calls) == 1
-    assert isinstance(made[0, 1 - 1], Sample)
+    assert isinstance(made[0, 0], PretrainSample)
 
 
 # lengths of views

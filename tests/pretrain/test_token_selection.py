@@ -16,7 +16,7 @@ from asit.model import vit
 from asit.pretrain import masking, method, token_selection
 from asit.pretrain.masking import ViewMask
 from asit.pretrain.method import ASiT
-from asit.pretrain.pretrain_dataset import GLOBAL_VIEWS, Batch
+from asit.pretrain.pretrain_dataset import GLOBAL_VIEWS, PretrainBatch
 from asit.runtime import Precision, World
 from asit.training.loop import Now
 
@@ -41,7 +41,7 @@ def settings(**over: Any) -> PretrainSettings:
     return method.resolve(PretrainSettings(**given, **over))
 
 
-def batch(chosen: PretrainSettings, seed: int = 0) -> Batch:
+def batch(chosen: PretrainSettings, seed: int = 0) -> PretrainBatch:
     g, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
     copies, locals_ = chosen.masking.copies, chosen.views.local_views * CLIPS
     drawn = []
@@ -49,22 +49,20 @@ def batch(chosen: PretrainSettings, seed: int = 0) -> Batch:
         masks = [masking.draw(rng, FRAMES, MELS, chosen.masking, PATCH) for _ in range(copies * GLOBAL_VIEWS)]
         drawn.append(token_selection.choose(rng, masks, chosen.masking, chosen.losses, PATCH))
 
-    def rows(parts: list[list[Any]]) -> Tensor:
+    def rows(parts: list[Any]) -> Tensor:
         return torch.from_numpy(np.stack([np.stack(part) for part in parts], axis=1)).flatten(0, 1)
 
     donor = masking.donor_rows(rng.random((CLIPS, copies * GLOBAL_VIEWS)), 4) % (GLOBAL_VIEWS * CLIPS)
-    return Batch(
+    return PretrainBatch(
         clean=torch.randn(GLOBAL_VIEWS * CLIPS, 1, FRAMES, MELS, generator=g),
-        local=torch.randn(locals_, 1, 16, MELS, generator=g) if locals_ else torch.zeros(0),
+        local=torch.randn(locals_, 1, 16, MELS, generator=g) if locals_ else None,
         drop=rows([[m.drop for m in one.masks] for one in drawn])[:, None],
         replace=rows([[m.replace for m in one.masks] for one in drawn])[:, None],
         donor=torch.from_numpy(donor),
         factors=torch.ones(2, 2, copies * GLOBAL_VIEWS * CLIPS + locals_),
-        noise=torch.zeros(0),
         ids=[str(i) for i in range(CLIPS)],
-        failures=[],
-        keep=rows([list(one.keep) for one in drawn]),
-        tokens=rows([list(one.local) for one in drawn]),
+        keep=None if drawn[0].keep is None else rows([one.keep for one in drawn]),
+        tokens=None if drawn[0].local is None else rows([one.local for one in drawn]),
     )
 
 
@@ -78,7 +76,7 @@ def build(chosen: PretrainSettings) -> ASiT:
     return task
 
 
-def learn(task: ASiT, data: Batch) -> tuple[dict[str, float], dict[str, Tensor]]:
+def learn(task: ASiT, data: PretrainBatch) -> tuple[dict[str, float], dict[str, Tensor]]:
     """The parts of the loss, and the gradients."""
     task.student.zero_grad()
     out = task.step(data, NOW, FLOAT32, WORLD)
@@ -139,7 +137,7 @@ def test_where_all_tokens_are_wanted_nothing_is_drawn() -> None:
     found = token_selection.choose(rng, masks, MaskingSettings(), LossSettings(), PATCH)
     assert rng.bit_generator.state == before
     assert all(a is b for a, b in zip(found.masks, masks, strict=True))
-    assert (found.keep.shape, found.local.shape) == ((2, 0), (2, 0))
+    assert (found.keep, found.local) == (None, None)
 
 
 @pytest.mark.parametrize("kind", ["all", "masked"])

@@ -24,7 +24,7 @@ from asit import cli, runtime
 from asit.config import FrontEndSettings, PretrainSettings, yaml
 from asit.data.catalogue import scan
 from asit.data.catalogue.catalogue import Catalogue
-from asit.data.loading import sampler
+from asit.data.loading import loader, sampler
 from asit.errors import CatalogueError, CheckpointError, ConfigError, TrainingError
 from asit.finetune import cross_validation, finetune_run
 from asit.io import checkpoint
@@ -61,7 +61,14 @@ def test_samples_do_not_depend_on_processes(places: bool, no_global_draws: None)
 
     def steps(size: int, start: int = 0) -> list[list[sampler.Key]]:
         micro = batch // size // (2 if size < 4 else 1)
-        ranks = [iter(sampler.MicroBatches(draw, count, batch, micro, r, size, start, places)) for r in range(size)]
+        ranks = [
+            iter(
+                sampler.MicroBatchSampler(
+                    order=draw, count=count, batch=batch, micro=micro, rank=r, size=size, start=start, positions=places
+                )
+            )
+            for r in range(size)
+        ]
         passes = batch // size // micro
         return [sorted(key for r in ranks for part in islice(r, passes) for key in part) for _ in range(9)]
 
@@ -73,15 +80,20 @@ def test_samples_do_not_depend_on_processes(places: bool, no_global_draws: None)
         assert steps(size, start=5)[:4] == alone[5:]
 
 
-class _Keys(sampler.Samples[sampler.Key]):
+class _Keys(loader.KeyedDataset[sampler.Key]):
     def __getitem__(self, key: sampler.Key) -> sampler.Key:
         return key
 
 
 def test_samples_do_not_depend_on_loader_processes() -> None:
     def brought(size: int, workers: int) -> list[list[sampler.Key]]:
-        keys = [sampler.MicroBatches(sampler.shuffled(3, 20), 20, 8, 8 // size, r, size, 1) for r in range(size)]
-        loaders = [sampler.loader(_Keys(), k, list, workers=workers, pin=False) for k in keys]
+        keys = [
+            sampler.MicroBatchSampler(
+                order=sampler.shuffled(3, 20), count=20, batch=8, micro=8 // size, rank=r, size=size, start=1
+            )
+            for r in range(size)
+        ]
+        loaders = [loader.loader(_Keys(), k, list, workers=workers, pin=False) for k in keys]
         steps = [[key for one in loaders for key in next(one)] for _ in range(4)]
         for one in loaders:
             one.close()

@@ -17,7 +17,7 @@ import asit
 from asit import cli, runtime
 from asit.config import PretrainSettings, presets, yaml
 from asit.data.catalogue.catalogue import Catalogue
-from asit.data.loading.sampler import Key, order
+from asit.data.loading.sampler import Key, permutation
 from asit.errors import CatalogueError, ConfigError, TrainingError
 from asit.io import checkpoint
 from asit.pretrain import pretrain_dataset
@@ -355,10 +355,10 @@ def test_the_budget_of_files_gone(tiny: Any, tmp_path: Path, copied: Path) -> No
 # losses that are not finite
 
 
-class Spoilt(pretrain_dataset.Clips):
+class Spoilt(pretrain_dataset.PretrainDataset):
     """Clips of which one is not a number from the second epoch on."""
 
-    def __getitem__(self, key: Key) -> pretrain_dataset.Sample:
+    def __getitem__(self, key: Key) -> pretrain_dataset.PretrainSample:
         sample = super().__getitem__(key)
         if key[0] == 1 and sample.name.endswith("05.wav"):
             sample.clean[1, 3, 4] = float("nan")
@@ -374,12 +374,12 @@ def test_a_loss_that_is_not_finite(
     settings = tiny(run, workers=workers, records={"checkpoint_every": 1, "keep": 8})
     file.write_text(yaml.to_yaml(settings))
     with monkeypatch.context() as broken:
-        broken.setattr(pretrain_dataset, "Clips", Spoilt)
+        broken.setattr(pretrain_dataset, "PretrainDataset", Spoilt)
         ended = fork(lambda: cli.main(["pretrain", "--config", str(file)])).end()
     assert ended.code == 2, ended.said
     assert "Traceback" not in ended.said
     line = next(line for line in ended.said.splitlines() if "not finite" in line)
-    drawn = order(3, 1, 16)
+    drawn = permutation(3, 1, 16)
     place = next(i for i, index in enumerate(drawn) if index == 5) // 4
     assert line.startswith(f"asit: step {4 + place}: not finite: ")
     assert all(part in line for part in ("global", "local", "reconstruction"))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from asit.data.loading.sampler import Portable
+from asit.data.loading.loader import TensorBatch
 from asit.errors import AudioError
 from asit.training.prefetch import prefetched
 
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 @dataclass
-class Numbers(Portable):
+class Numbers(TensorBatch):
     x: Tensor
 
 

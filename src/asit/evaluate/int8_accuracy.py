@@ -17,7 +17,7 @@ from asit.audio.windowing import window_counts, window_start
 from asit.data.catalogue.catalogue import Catalogue
 from asit.data.catalogue.labels import Labels, read_labels
 from asit.data.catalogue.splits import TEST
-from asit.data.loading.waveforms import Waves
+from asit.data.loading.waveforms import WaveformReader
 from asit.errors import AudioError, CatalogueError
 from asit.evaluate.ranking import average_precision
 from asit.interop.onnx import Likeness, Run
@@ -103,7 +103,7 @@ class OnRecordings:
     def _windows(self, catalogue: Catalogue, row: int) -> Iterator[npt.NDArray[np.float32]]:
         """Windows (S,) of a clip, cut as `asit evaluate` does."""
         settings, front_end = self.model.front_end.settings, self.model.front_end
-        clip, waves = catalogue[row], Waves(settings)
+        clip, waves = catalogue[row], WaveformReader(settings)
         span = front_end.samples_for(self.model.frames) / settings.rate
         count = int(window_counts(np.array([clip.seconds]), span, span, settings.shift_ms / 2000.0)[0])
         for i in range(count):

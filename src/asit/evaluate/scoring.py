@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from asit.data.catalogue.catalogue import Catalogue
 from asit.data.catalogue.labels import Labels, list_hash
-from asit.data.loading.sampler import loader
-from asit.data.loading.windows import Block, Windows
+from asit.data.loading.loader import loader
+from asit.data.loading.windows import WindowBlock, Windows
 from asit.errors import CatalogueError
 from asit.evaluate import metrics
 from asit.evaluate.bootstrap import DRAWS
@@ -75,7 +75,7 @@ class Scorer:
     ) -> None:
         self.windows, self.multi, self.world, self.precision = windows, multi, world, precision
         self.workers, self.keep, self.bad_files = workers, keep, bad_files
-        self._kept: list[Block] | None = None
+        self._kept: list[WindowBlock] | None = None
 
     def __call__(self, network: nn.Module, classes: int, progress: Progress | None = None) -> Scored:
         """Score all clips.
@@ -107,7 +107,7 @@ class Scorer:
         ordered = [everyone[i % self.world.size][i // self.world.size] for i in range(len(self.windows))]
         return self._sum(ordered, classes)
 
-    def _blocks(self, mine: Sequence[int]) -> Generator[Block]:
+    def _blocks(self, mine: Sequence[int]) -> Generator[WindowBlock]:
         if self._kept is not None:
             yield from self._kept
             return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
@@ -24,15 +23,15 @@ from asit.data.catalogue.splits import (
     may_share_groups,
     subsample,
 )
-from asit.data.loading import sampler
+from asit.data.loading import loader, sampler
 from asit.data.loading.windows import Windows
 from asit.errors import CatalogueError, ConfigError
 from asit.evaluate import scoring
 from asit.finetune import init_model, supervised
-from asit.finetune.finetune_dataset import LabelledBatch, LabelledClips, OnDevice, collate
-from asit.model import positions, vit
+from asit.finetune.finetune_dataset import DeviceInputs, FinetuneBatch, FinetuneDataset, collate
+from asit.model import positions
 from asit.model.audio_model import AudioModel
-from asit.model.classifier import Labelling, draw_dropout
+from asit.model.classifier import Labelling
 from asit.runtime import Precision, World
 from asit.training import loop, resources
 from asit.training.compilation import attention_backends
@@ -54,23 +53,23 @@ class Setup:
     """(N,) codes of the groups that intervals keep whole; None: each clip is drawn for itself."""
     frames: int
     task: supervised.Supervised
-    clips: LabelledClips
-    keys: sampler.MicroBatches
+    clips: FinetuneDataset
+    keys: sampler.MicroBatchSampler
     precision: Precision
     workers: int
     plan: loop.Plan
     notes: list[str]
     origin: str
     """Where the first weights came from."""
-    on_device: Callable[[LabelledBatch], LabelledBatch] | None
+    on_device: Callable[[FinetuneBatch], FinetuneBatch] | None
     """Makes the inputs of a batch that lies on the device; None: the loader has made them."""
 
-    def feed(self, world: World, start: int) -> Generator[LabelledBatch]:
+    def feed(self, world: World, start: int) -> Generator[FinetuneBatch]:
         """This process's micro-batches from step `start` on, on the device, with their inputs; close it to end its
         workers."""
         keys = dataclasses.replace(self.keys, start=start)
         pin = world.device.type == "cuda"
-        loaded = sampler.loader(self.clips, keys, collate, workers=self.workers, pin=pin)
+        loaded = loader.loader(self.clips, keys, collate, workers=self.workers, pin=pin)
         return prefetched(loaded, world.device, self.on_device)
 
     def model(self, step: int, **told: object) -> AudioModel:
@@ -175,32 +174,20 @@ def prepare(settings: FinetuneSettings, model: AudioModel | None, catalogue: Cat
     task = supervised.Supervised(
         init_model.build(start, frames, labels.names, labels.multi, notes), settings, world.device
     )
-    pattern = init_model.blank_head(settings, len(labels.names))
-    clips = LabelledClips(
-        catalogue,
-        sides.train,
-        labels,
-        settings.front_end,
-        frames,
-        settings.augment,
-        functools.partial(vit.draw_drop_path, rates=vit.drop_path_rates(settings.encoder)),
-        functools.partial(draw_dropout, head=pattern) if settings.network.dropout else _no_dropout,
-        settings.seed,
-    )
     drawn, count = _order(settings, labels, sides.train)
     settings.batch_size = resources.fit_batch(settings.batch_size, settings.accumulate, count, world, notes)
+    if settings.front_end_on == "auto":  # kept as it was resolved: the two round otherwise
+        settings.front_end_on = "device" if world.device.type == "cuda" else "loader"
+    clips = FinetuneDataset(catalogue, sides.train, labels, settings, frames)
     workers = resources.loader_workers(settings.workers, world, notes)
     limit = settings.input.keep_gb = resources.memory_limit(settings.input.keep_gb)
     if resources.fits_in_memory(catalogue.subset(sides.train), settings.front_end.rate, limit, "input.keep_gb", notes):
-        clips.waves.keep()
+        clips.waveforms.keep()
     if world.device.type == "cuda":
         notes.append(attention_backends(world.device))
     on_device = None
-    if settings.front_end_on == "auto":  # kept as it was resolved: the two round otherwise
-        settings.front_end_on = "device" if world.device.type == "cuda" else "loader"
-    if settings.front_end_on == "device":
-        clips.cut_only = True
-        on_device = OnDevice(settings.front_end, settings.augment, frames, world.device)
+    if clips.on_device:
+        on_device = DeviceInputs(settings, frames, world.device)
         notes.append(f"log-mels: on {world.device}, a batch at once; the loader hands over waveforms")
     steps = count // settings.batch_size
     plan = loop.Plan(
@@ -222,9 +209,14 @@ def prepare(settings: FinetuneSettings, model: AudioModel | None, catalogue: Cat
         f"clips: {len(sides.train)} train, {len(sides.validation)} validation, {len(sides.test)} test; "
         f"{plan.total} steps: {settings.epochs} epochs of {steps} steps of {settings.batch_size}"
     )
-    micro = settings.batch_size // (world.size * settings.accumulate)
-    keys = sampler.MicroBatches(
-        drawn, count, settings.batch_size, micro, world.rank, world.size, 0, settings.sampling.order != "shuffle"
+    keys = sampler.MicroBatchSampler(
+        order=drawn,
+        count=count,
+        batch=settings.batch_size,
+        micro=settings.batch_size // (world.size * settings.accumulate),
+        rank=world.rank,
+        size=world.size,
+        positions=settings.sampling.order != "shuffle",
     )
     groups = None if may_share_groups(catalogue, settings.sides.shared_groups) else scoring.group_codes(catalogue)
     return Setup(
@@ -339,7 +331,3 @@ def _order(settings: FinetuneSettings, labels: Labels, rows: npt.NDArray[np.int6
     weights = balanced_weights(labels, rows) if kind == "balanced" else inverse_weights(labels, rows)
     count = settings.sampling.epoch_clips or len(rows)
     return sampler.weighted(settings.seed, weights, count), count
-
-
-def _no_dropout(rng: np.random.Generator) -> npt.NDArray[np.float32]:
-    return np.zeros(0, np.float32)

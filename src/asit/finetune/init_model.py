@@ -13,12 +13,13 @@ from asit.config import EncoderSettings, FinetuneSettings
 from asit.data.catalogue.catalogue import Catalogue
 from asit.errors import ConfigError
 from asit.finetune import supervised
+from asit.finetune.finetune_dataset import blank_head
 from asit.interop import loading
 from asit.io.checkpoint import load_strict
 from asit.model import imagenet, positions
 from asit.model.audio_model import AudioModel
-from asit.model.classifier import Classifier, Head
-from asit.model.vit import blank, shape_of
+from asit.model.classifier import Classifier
+from asit.model.vit import blank
 from asit.training import open_data
 
 NONE = "none"
@@ -163,12 +164,6 @@ def frames_of(settings: FinetuneSettings, seconds: float) -> int:
             f"input.seconds is {seconds:g}", f"at least {settings.front_end.window_ms / 1000:g} s", "raise it"
         )
     return positions.whole_frames(frames, settings.encoder)
-
-
-def blank_head(settings: FinetuneSettings, classes: int) -> Head:
-    """The run's head without memory behind its weights: nothing is drawn."""
-    with torch.device("meta"):
-        return Head(shape_of(settings.encoder)[0], classes, settings.network.pooling, settings.network.dropout)
 
 
 def _changed(encoder: EncoderSettings, settings: FinetuneSettings) -> EncoderSettings:

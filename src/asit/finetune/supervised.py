@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from asit.config import FinetuneOptimSettings, FinetuneSettings
 from asit.errors import CheckpointError, ConfigError
-from asit.finetune.finetune_dataset import LabelledBatch
+from asit.finetune.finetune_dataset import FinetuneBatch
 from asit.io import safe_load
 from asit.io.checkpoint import load_strict
 from asit.model.classifier import Classifier
@@ -109,12 +109,11 @@ class Supervised(Distributed):
         """Layer-wise decay of the learning rate."""
         return self._scales[name]
 
-    def step(self, batch: LabelledBatch, now: Now, precision: Precision, world: World) -> StepOutput:
+    def step(self, batch: FinetuneBatch, now: Now, precision: Precision, world: World) -> StepOutput:
         """The loss of a micro-batch."""
         self.network.train()
-        dropout = batch.dropout if batch.dropout.numel() else None
         with precision.autocast(batch.x.device):
-            logits = self._forward(batch.x, drop=batch.factors, dropout=dropout)
+            logits = self._forward(batch.x, drop=batch.factors, dropout=batch.dropout)
         kind = self.settings.loss.kind
         assert kind != "auto", "settings must be resolved first"
         loss = classification_loss(logits, smooth(batch.target, self.settings.loss.smoothing), kind)
@@ -174,7 +173,7 @@ class Supervised(Distributed):
                 )
             self.seen = seen.clone()
 
-    def suspects(self, batch: LabelledBatch) -> list[str]:
+    def suspects(self, batch: FinetuneBatch) -> list[str]:
         """Clips whose input is not finite; all clips of the batch where every one is."""
         good = torch.isfinite(batch.x).flatten(1).all(1)
         found = [name for name, fine in zip(batch.ids, good.tolist(), strict=True) if not fine]

@@ -240,14 +240,14 @@ def corrupt(
         replace: (R, 1, T, F) bool, taken from the clean view of the donor row; drop wins where both are set.
         donor: (R,) int64.
         fill: "zeros", "time", "freq" (all wipe to 0, the mean after normalisation) or "noise".
-        others: (n, 1, T, F), rows that follow those of `clean` for `donor`; None or empty: none.
+        others: (n, 1, T, F), rows that follow those of `clean` for `donor`; None: none.
         noise: (R, 1, T, F) standard normal, brought to the scale of the input here; used for "noise" only.
 
     Returns:
         (R, 1, T, F), a new tensor.
     """
     given = clean if len(drop) == len(clean) else clean.repeat(len(drop) // len(clean), 1, 1, 1)
-    lent = clean if others is None or not len(others) else torch.cat([clean, others])
+    lent = clean if others is None else torch.cat([clean, others])
     seen = torch.where(replace, lent[donor], given)
     if fill != "noise":
         return seen.masked_fill_(drop, 0.0)

@@ -20,7 +20,7 @@ from asit.model.positions import patch_of, stride_of
 from asit.model.vit import Encoder, blank, cut
 from asit.pretrain import chunked_loss, losses, masking, token_selection
 from asit.pretrain.networks import Networks, Outputs
-from asit.pretrain.pretrain_dataset import GLOBAL_VIEWS, Batch
+from asit.pretrain.pretrain_dataset import GLOBAL_VIEWS, PretrainBatch
 from asit.runtime import Precision, World
 from asit.training import compilation, distributed, optim
 from asit.training.distributed import Distributed
@@ -99,7 +99,7 @@ class ASiT(Distributed):
         """All parameters have one learning rate."""
         return 1.0
 
-    def step(self, batch: Batch, now: Now, precision: Precision, world: World) -> StepOutput:
+    def step(self, batch: PretrainBatch, now: Now, precision: Precision, world: World) -> StepOutput:
         """The three losses of a micro-batch, and the gauges when they are wanted."""
         weights, rates = self.settings.losses, self.rates(now)
         device = batch.clean.device
@@ -107,7 +107,7 @@ class ASiT(Distributed):
             batch.clean, batch.drop, batch.replace, batch.donor, self.settings.masking.fill, batch.noise, batch.others
         )
         corrupted_mask = batch.drop | batch.replace
-        copies, chosen = self.settings.masking.copies, _some(batch.tokens)
+        copies, chosen = self.settings.masking.copies, batch.tokens
         asked = None if chosen is None else chosen.repeat(copies, 1)
         covered, over = self._counted(corrupted_mask, asked, world)
         rebuilt: Tensor | None = None
@@ -119,7 +119,7 @@ class ASiT(Distributed):
             if self._teach is not None:
                 with torch.no_grad():
                     taught = self._teach(batch.clean, chosen=chosen)
-            seen = self._forward(corrupted, batch.local, batch.factors, _some(batch.keep), asked, rebuilt)
+            seen = self._forward(corrupted, batch.local, batch.factors, batch.keep, asked, rebuilt)
         parts: dict[str, Tensor] = {}
         gauges: dict[str, Tensor] = {}
         loss = torch.zeros((), device=device)
@@ -226,21 +226,21 @@ class ASiT(Distributed):
             shared = _aliases(module)
             load_strict(module, own | {alias: own[name] for alias, name in shared.items() if name in own}, part)
 
-    def suspects(self, batch: Batch) -> list[str]:
+    def suspects(self, batch: PretrainBatch) -> list[str]:
         """Clips whose views are not finite; all clips of the batch where every view is."""
         rows = torch.isfinite(batch.clean).flatten(1).all(1).view(GLOBAL_VIEWS, -1).all(0)
         found = [name for name, good in zip(batch.ids, rows.tolist(), strict=True) if not good]
         return found or list(batch.ids)
 
     @torch.no_grad()
-    def picture(self, batch: Batch, precision: Precision) -> dict[str, Tensor]:
+    def picture(self, batch: PretrainBatch, precision: Precision) -> dict[str, Tensor]:
         """Clean, corrupted, reconstructed (n, T, F) float32 and mask (n, T, F) bool of the first views."""
         corrupted = masking.corrupt(
             batch.clean, batch.drop, batch.replace, batch.donor, self.settings.masking.fill, batch.noise, batch.others
         )
         n = len(batch.ids)
         with precision.autocast(batch.clean.device):
-            keep = _some(batch.keep)
+            keep = batch.keep
             made = self.student(corrupted[:n], keep=None if keep is None else keep[:n]).reconstruction
         if made is None:
             made = torch.zeros_like(corrupted[:n])
@@ -370,11 +370,6 @@ def spread(x: Tensor) -> Tensor:
     """
     unit = nn.functional.normalize(x.float(), dim=-1)
     return unit.std(0, unbiased=False).mean() * math.sqrt(x.shape[1])
-
-
-def _some(x: Tensor) -> Tensor | None:
-    """A batch's tensor that is empty where a setting is off."""
-    return x if x.numel() else None
 
 
 def _number(value: float | str) -> float:

@@ -95,7 +95,7 @@ class Networks(nn.Module):
             if self.wants_patch:
                 wanted = patches if chosen is None else _picked(patches, chosen)
                 kinds.append(wanted.flatten(0, 1))
-            if self.wants_class and local is not None and local.numel():
+            if self.wants_class and local is not None:
                 kinds.append(self.encoder(local, None if drop is None else drop[:, :, rows:]).cls)
             # One pass of the projection over all tokens: its matrices are read once.
             z = list(self.projection.embed(torch.cat(kinds)).split([len(k) for k in kinds]))

@@ -1,14 +1,14 @@
-"""Clips to batches: every sample is a pure function of (seed, epoch, index), and so is their order.
+"""The data set of pretraining: each sample holds a clip's views and every draw that a step needs.
 
-Letters: B clips, V global views, L local views, R = B * V rows, T frames, F mel bins. Rows are view-major:
-row v * B + b is view v of clip b.
+A sample is a pure function of (seed, epoch, index). Letters: B clips, V global views, L local views, R = B * V rows,
+M masked copies, T frames, F mel bins. Rows are view-major: row v * B + b is view v of clip b.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,388 +17,317 @@ from torch import Tensor
 
 from asit.audio import augment
 from asit.audio.fbank import FrontEnd
-from asit.config import FrontEndSettings, ViewSettings
+from asit.config import PretrainSettings, ViewSettings
 from asit.data.catalogue.catalogue import Catalogue, Clip
-from asit.data.loading import device_frontend as cutting
-from asit.data.loading.sampler import CORRUPTION, Key, Neighbourhood, Portable, Samples
-from asit.data.loading.waveforms import Waves, readable
+from asit.data.loading import crops as cropping
+from asit.data.loading import device_frontend
+from asit.data.loading.loader import KeyedDataset, TensorBatch
+from asit.data.loading.sampler import CORRUPTION, DonorGroups, Key
+from asit.data.loading.waveforms import WaveformReader, readable
 from asit.errors import AsitError, ConfigError
+from asit.model import vit
+from asit.model.positions import patch_of
+from asit.pretrain import masking, token_selection
 
 GLOBAL_VIEWS = 2
 
 
-class Mask(Protocol):
-    """What is done to a view: two (T, F) bool arrays."""
-
-    @property
-    def drop(self) -> npt.NDArray[np.bool_]: ...
-
-    @property
-    def replace(self) -> npt.NDArray[np.bool_]: ...
-
-
-class Choice(Protocol):
-    """The tokens that a step computes with: masks as they are then, (M * V, K) seen, (V, S) in the local loss."""
-
-    @property
-    def masks(self) -> Sequence[Mask]: ...
-
-    @property
-    def keep(self) -> npt.NDArray[np.int64]: ...
-
-    @property
-    def local(self) -> npt.NDArray[np.int64]: ...
-
-
-@dataclass(frozen=True)
-class Corruption:
-    """How views are corrupted, handed in so that this room knows no method.
-
-    Attributes:
-        mask: (generator, whether a donor exists) to a view's mask.
-        factors: generator to (depth, 2) stochastic-depth factors of one row.
-        noise: whether the fill needs noise.
-        choose: (generator, masks) to the tokens; None: all tokens.
-        copies: M, masked copies of each global view.
-        donors: (draws (B, M * V), place of the first clip, clips around) to the places of the clips that replacements
-            come from, (B, M * V), in `order.Neighbourhood`.
-    """
-
-    mask: Callable[[np.random.Generator, bool], Mask]
-    factors: Callable[[np.random.Generator], npt.NDArray[np.float32]]
-    noise: bool
-    choose: Callable[[np.random.Generator, list[Any]], Choice] | None = None
-    copies: int = 1
-    donors: Callable[[npt.NDArray[np.float64], int, int], npt.NDArray[np.int64]] | None = None
-
-
-def _none() -> Tensor:
-    return torch.zeros(0, dtype=torch.int64)
-
-
-@dataclass
-class Sample:
-    """One clip's part of a batch; shapes as in `Batch` without B."""
+@dataclass(kw_only=True)
+class PretrainSample:
+    """One clip's part of a batch; shapes as in `PretrainBatch` without B."""
 
     name: str
     clean: Tensor
-    local: Tensor
+    local: Tensor | None
     drop: Tensor
     replace: Tensor
     donor: npt.NDArray[np.float64]
     factors: Tensor
-    noise: Tensor
-    failures: list[str] = field(default_factory=list)
-    keep: Tensor = field(default_factory=_none)
-    tokens: Tensor = field(default_factory=_none)
-    cuts: cutting.Cuts | None = None
-    """What the views are made from where that is done on the device; `clean` and `local` then have no frames."""
+    noise: Tensor | None
+    failures: list[str]
+    keep: Tensor | None
+    tokens: Tensor | None
+    crops: cropping.Crops | None
+    """What the views are made from on the device; `clean` and `local` then have 0 frames."""
 
 
 @dataclass
-class Lent:
-    """Samples of a micro-batch some of whose donors are not in it.
+class GroupedSamples:
+    """Samples of a micro-batch some of whose donors are in another.
 
     Attributes:
         samples: of the micro-batch.
-        others: the donors that are not.
-        donor: (B, M * V) places in `samples + others`.
+        others: the donors outside it.
+        donor: (B, M * V) indices into `samples + others`.
     """
 
-    samples: list[Sample]
-    others: list[Sample]
+    samples: list[PretrainSample]
+    others: list[PretrainSample]
     donor: npt.NDArray[np.int64]
 
     def rows(self) -> Tensor:
-        """(M * R,) int64, rows of the global views of `samples`, followed by those of `others`."""
+        """Return the donors as (M * R,) int64 rows of the global views of `samples`, followed by those of `others`."""
         own, others, views = len(self.samples), len(self.others), self.samples[0].clean.shape[0]
         view = np.arange(self.donor.shape[1]) % views
-        beside = views * own + view * others + self.donor - own
-        return torch.from_numpy(np.where(self.donor < own, view * own + self.donor, beside).T.flatten())
+        outside = views * own + view * others + self.donor - own
+        return torch.from_numpy(np.where(self.donor < own, view * own + self.donor, outside).T.flatten())
 
 
-@dataclass
-class Batch(Portable):
-    """One forward pass' worth of clips, with every draw that the step needs.
+@dataclass(kw_only=True)
+class PretrainBatch(TensorBatch):
+    """The clips of one forward pass, with every draw that the step needs.
 
-    The student sees M masked copies of each global view, M * R rows, copy by copy; M is 1 unless the settings say so.
+    The student sees M masked copies of each global view, M * R rows, copy by copy; M is 1 by default.
 
     Attributes:
-        clean: (R, 1, T, F) normalised log-mel of the global views.
-        local: (L * B, 1, T', F), clean, for the student alone.
-        drop: (M * R, 1, T, F) bool, wiped.
+        clean: (R, 1, T, F) normalised log-mel of the global views; 0 frames until `DeviceViews` has made them.
+        local: (L * B, 1, T', F), clean, for the student alone; None: no local views.
+        drop: (M * R, 1, T, F) bool, wiped; bits until `DeviceViews` has unpacked them, and so is `replace`.
         replace: (M * R, 1, T, F) bool, taken from the donor.
         donor: (M * R,) int64, rows of `clean`, and then of `others`, that replacements come from.
         factors: (depth, 2, M * R + L * B) stochastic-depth factors, global views first.
-        noise: (M * R, 1, T, F) standard normal, or empty where the fill needs none.
+        noise: (M * R, 1, T, F) standard normal; None: the fill needs none.
         ids: the clips' paths.
-        failures: clips that could not be read and for which another stands in.
-        keep: (M * R, K) int64, patches that the student sees, or empty: all.
-        tokens: (R, S) int64, patches of the local loss, or empty: all.
-        others: (V * E, 1, T, F) global views of E clips that are donors and in another micro-batch, or empty.
-        waves, have, places, changes: where the views are made on the device, what they are made from (`views.Stacked`);
-            until `OnDevice` has done so, `clean` and `local` have no frames, and `drop` and `replace` are bits. Empty
-            otherwise.
+        failures: clips that could not be read and for which another was substituted.
+        keep: (M * R, K) int64, patches that the student sees; None: all.
+        tokens: (R, S) int64, patches of the local loss; None: all.
+        others: (V * E, 1, T, F) global views of E donors in another micro-batch; None: there are none.
+        crops: what `DeviceViews` makes the views from; None: they are made.
     """
 
     clean: Tensor
-    local: Tensor
+    local: Tensor | None = None
     drop: Tensor
     replace: Tensor
     donor: Tensor
     factors: Tensor
-    noise: Tensor
+    noise: Tensor | None = None
     ids: Sequence[str]
-    failures: Sequence[str]
-    keep: Tensor = field(default_factory=_none)
-    tokens: Tensor = field(default_factory=_none)
-    others: Tensor = field(default_factory=_none)
-    waves: Tensor = field(default_factory=_none)
-    have: Tensor = field(default_factory=_none)
-    places: Tensor = field(default_factory=_none)
-    changes: Tensor = field(default_factory=_none)
+    failures: Sequence[str] = ()
+    keep: Tensor | None = None
+    tokens: Tensor | None = None
+    others: Tensor | None = None
+    crops: cropping.StackedCrops | None = None
 
 
-class Clips(Samples[Sample]):
-    """Views of the catalogue's recordings.
+def segment_counts(catalogue: Catalogue, views: ViewSettings) -> npt.NDArray[np.int64]:
+    """Return (N,) samples that each recording counts for: one for each complete segment in it, at least one."""
+    return np.maximum(1, np.floor(catalogue.seconds / views.segment_seconds + 1e-3)).astype(np.int64)
 
-    A recording of up to 1.5 segments counts once; a longer one counts once for each whole segment in it, and the
-    segment's place is drawn anew each epoch.
+
+class PretrainDataset(KeyedDataset[PretrainSample]):
+    """Views of the catalogue's recordings, with masks, donors, tokens and stochastic-depth factors.
+
+    A recording of up to 1.5 segments counts once; a longer one once for each complete segment in it, whose position is
+    drawn each epoch.
 
     Args:
         catalogue: the recordings.
-        front_end: waveform to log-mel; mean and std are numbers by now.
-        views: what is cut out.
+        settings: mean and std of the front end are numbers, and batch_size is that of the run.
         frames: (T, T') of global and local views.
-        corruption: how views are corrupted.
-        seed: of every draw.
-        donors: whether a batch has another clip to replace from.
 
     Attributes:
-        cut_only: whether views are left as waveforms, for `OnDevice`.
+        on_device: whether views are left as crops, for `DeviceViews`.
+        has_donors: whether a step has another clip to replace from.
     """
 
-    cut_only: bool = False
-
-    def __init__(
-        self,
-        catalogue: Catalogue,
-        front_end: FrontEndSettings,
-        views: ViewSettings,
-        frames: tuple[int, int],
-        corruption: Corruption,
-        seed: int,
-        donors: bool,
-    ) -> None:
-        self.catalogue, self.views, self.frames = catalogue, views, frames
-        self.front_end = FrontEnd(front_end)
-        self.waves = Waves(front_end)
-        self.corruption, self.seed, self.donors = corruption, seed, donors
-        counts = np.maximum(1, np.floor(catalogue.seconds / views.segment_seconds + 1e-3)).astype(np.int64)
+    def __init__(self, catalogue: Catalogue, settings: PretrainSettings, frames: tuple[int, int]) -> None:
+        self.catalogue, self.settings, self.views, self.frames = catalogue, settings, settings.views, frames
+        self.front_end = FrontEnd(settings.front_end)
+        self.waveforms = WaveformReader(settings.front_end)
+        self.on_device = settings.front_end_on == "device"
+        self.has_donors = masking.has_donor(settings.batch_size)
+        self._patch, self._drop_path = patch_of(settings.encoder), vit.drop_path_rates(settings.encoder)
+        self._view_frames = [frames[0]] * GLOBAL_VIEWS + [frames[1]] * self.views.local_views
+        counts = segment_counts(catalogue, self.views)
         self._ends: npt.NDArray[np.int64] | None = np.cumsum(counts) if counts.max(initial=1) > 1 else None
 
     def __len__(self) -> int:
-        """Samples in an epoch."""
+        """Return the samples in an epoch."""
         return len(self.catalogue) if self._ends is None else int(self._ends[-1])
 
     def fetch(self, keys: list[Key]) -> None:
         """Read together what the samples need of shards."""
         if self.catalogue.column("shard") is not None:
-            self.waves.fetch(self.catalogue[self._locate(key[1])[0]] for key in keys)
+            self.waveforms.fetch(self.catalogue[self._locate(key[1])[0]] for key in keys)
 
     def __getitems__(self, keys: Any) -> Any:
-        """A micro-batch's samples; with the donors that they need where these are in another."""
-        if not isinstance(keys, Neighbourhood):
+        """Return a micro-batch's samples, with the donors that they need where these are in another."""
+        if not isinstance(keys, DonorGroups):
             return super().__getitems__(keys)
         samples = super().__getitems__(keys.own)
-        if isinstance(samples, AsitError) or self.corruption.donors is None:
+        if isinstance(samples, AsitError):
             return samples
-        places = self.corruption.donors(np.stack([s.donor for s in samples]), keys.first, len(keys.keys))
+        draws = np.stack([s.donor for s in samples])
+        donors = masking.donor_clips(draws, keys.first, len(keys.keys), pool=self.settings.masking.donor_pool)
         replaced = np.stack([s.replace.flatten(1).any(1).numpy() for s in samples])
-        inside = (places >= keys.first) & (places < keys.first + keys.count)
-        wanted = np.unique(places[replaced & ~inside])
-        others = super().__getitems__([keys.keys[place] for place in wanted.tolist()])
+        inside = (donors >= keys.first) & (donors < keys.first + keys.count)
+        wanted = np.unique(donors[replaced & ~inside])
+        others = super().__getitems__([keys.keys[position] for position in wanted.tolist()])
         if isinstance(others, AsitError):
             return others
-        own = np.arange(keys.count)[:, None]  # stands where nothing is replaced
-        beside = np.where(replaced, keys.count + np.searchsorted(wanted, places), own)
-        return Lent(samples, others, np.where(inside, places - keys.first, beside))
+        own = np.arange(keys.count)[:, None]  # a view without replacement names itself
+        outside = np.where(replaced, keys.count + np.searchsorted(wanted, donors), own)
+        return GroupedSamples(samples, others, np.where(inside, donors - keys.first, outside))
 
-    def places(self) -> npt.NDArray[np.int64]:
-        """(samples, 2) the shard that each sample lies in and where, for `order.in_blocks`; of files, their order."""
+    def positions(self) -> npt.NDArray[np.int64]:
+        """Return (samples, 2) each sample's shard and its position there, for `sampler.in_blocks`; of files, their
+        order."""
         shards, count = self.catalogue.shards, len(self.catalogue)
         found = np.stack([np.zeros(count, np.int64), np.arange(count)], axis=1)
         if shards is not None:
             found = np.stack([shards.codes.astype(np.int64), shards.spans[:, 0]], axis=1)
         return found if self._ends is None else np.repeat(found, np.diff(self._ends, prepend=0), axis=0)
 
-    def __getitem__(self, key: Key) -> Sample:
-        (name, clean, local, cuts), failures = readable(self._material, self.seed, key, len(self))
-        rng = np.random.default_rng([self.seed, CORRUPTION, *key])
-        corruption = self.corruption
-        seen = corruption.copies * len(clean)
-        masks = [corruption.mask(rng, self.donors) for _ in range(seen)]
-        rows = seen + len(local)
-        noise = np.zeros(0, np.float32)
-        if corruption.noise:
-            noise = rng.standard_normal((seen, self.frames[0], clean.shape[2]), dtype=np.float32)
+    def __getitem__(self, key: Key) -> PretrainSample:
+        (name, clean, local, crops), failures = readable(self._views, self.settings.seed, key, len(self))
+        settings, (frames, _), mels = self.settings, self.frames, self.front_end.settings.mels
+        rng = np.random.default_rng([settings.seed, CORRUPTION, *key])
+        seen, replaced = settings.masking.copies * GLOBAL_VIEWS, None if self.has_donors else False
+        masks = [masking.draw(rng, frames, mels, settings.masking, self._patch, replaced) for _ in range(seen)]
+        noise = None
+        if settings.masking.fill == "noise":
+            noise = torch.from_numpy(rng.standard_normal((seen, frames, mels), dtype=np.float32))
         donor = rng.random(seen)
-        factors = torch.from_numpy(np.stack([corruption.factors(rng) for _ in range(rows)]))
-        # Drawn last, so that the other draws are the same whether tokens are chosen or not.
-        chosen = None if corruption.choose is None else corruption.choose(rng, masks)
-        if chosen is not None:
-            masks = list(chosen.masks)
-        return Sample(
-            name,
-            clean,
-            local,
-            torch.from_numpy(np.stack([m.drop for m in masks])),
-            torch.from_numpy(np.stack([m.replace for m in masks])),
-            donor,
-            factors,
-            torch.from_numpy(noise),
-            failures,
-            _none() if chosen is None else torch.from_numpy(chosen.keep),
-            _none() if chosen is None else torch.from_numpy(chosen.local),
-            cuts,
+        factors = [vit.draw_drop_path(rng, self._drop_path) for _ in range(seen + self.views.local_views)]
+        keep = tokens = None
+        if not settings.masking.keep == settings.losses.local_share == 1.0:
+            # Drawn last, so that the other draws do not depend on whether tokens are chosen.
+            chosen = token_selection.choose(rng, masks, settings.masking, settings.losses, self._patch)
+            masks = chosen.masks
+            keep, tokens = (None if x is None else torch.from_numpy(x) for x in (chosen.keep, chosen.local))
+        return PretrainSample(
+            name=name,
+            clean=clean,
+            local=local,
+            drop=torch.from_numpy(np.stack([m.drop for m in masks])),
+            replace=torch.from_numpy(np.stack([m.replace for m in masks])),
+            donor=donor,
+            factors=torch.from_numpy(np.stack(factors)),
+            noise=noise,
+            failures=failures,
+            keep=keep,
+            tokens=tokens,
+            crops=crops,
         )
 
-    def _material(self, rng: np.random.Generator, index: int) -> tuple[str, Tensor, Tensor, cutting.Cuts | None]:
-        """A clip's path, its views (V, T, F) and (L, T', F), normalised, and, where none are made yet, their cuts."""
-        row, segment, of = self._locate(index)
+    def _views(self, rng: np.random.Generator, index: int) -> tuple[str, Tensor, Tensor | None, cropping.Crops | None]:
+        """Return a clip's path, its views (V, T, F) and (L, T', F), normalised, and, where they are left, its crops."""
+        row, segment, segments = self._locate(index)
         clip = self.catalogue[row]
-        cuts = self._cuts(clip, segment, of, rng)
-        if self.cut_only:
+        crops = self._crops(clip, segment, segments, rng)
+        if self.on_device:
             empty = torch.zeros(GLOBAL_VIEWS + self.views.local_views, 0, self.front_end.settings.mels)
-            return clip.path, empty[:GLOBAL_VIEWS], empty[GLOBAL_VIEWS:], cuts.filled(self.front_end)
-        made = cuts.logmels(self.front_end, self._wanted())
-        clean = torch.stack(made[:GLOBAL_VIEWS])
-        local = torch.stack(made[GLOBAL_VIEWS:]) if self.views.local_views else clean.new_zeros(0, 0, clean.shape[2])
-        return clip.path, clean, local, None
-
-    def _wanted(self) -> list[int]:
-        """Frames of each view."""
-        return [self.frames[0]] * GLOBAL_VIEWS + [self.frames[1]] * self.views.local_views
+            local = empty[GLOBAL_VIEWS:] if self.views.local_views else None
+            return clip.path, empty[:GLOBAL_VIEWS], local, crops.padded(self.front_end)
+        views = crops.logmels(self.front_end, self._view_frames)
+        local = torch.stack(views[GLOBAL_VIEWS:]) if self.views.local_views else None
+        return clip.path, torch.stack(views[:GLOBAL_VIEWS]), local, None
 
     def _locate(self, index: int) -> tuple[int, int, int]:
-        """A sample's row in the catalogue, its segment there, and how many the recording has."""
+        """Return a sample's row in the catalogue, its segment there, and the recording's number of segments."""
         if self._ends is None:
             return index, 0, 1
         row = int(np.searchsorted(self._ends, index, side="right"))
         first = int(self._ends[row - 1]) if row else 0
         return row, index - first, int(self._ends[row]) - first
 
-    def _cuts(self, clip: Clip, segment: int, of: int, rng: np.random.Generator) -> cutting.Cuts:
+    def _crops(self, clip: Clip, segment: int, segments: int, rng: np.random.Generator) -> cropping.Crops:
         """Draw the views of a clip and read what they hold, once for all of them."""
         settings, front_end = self.views, self.front_end
         rate = front_end.settings.rate
-        span = settings.segment_seconds if of > 1 else min(clip.seconds, 1.5 * settings.segment_seconds)
-        stratum = max(0.0, clip.seconds - span) / of
+        span = settings.segment_seconds if segments > 1 else min(clip.seconds, 1.5 * settings.segment_seconds)
+        stratum = max(0.0, clip.seconds - span) / segments
         begin = stratum * (segment + rng.random())
         have = front_end.frames_for(round(span * rate))
         draws = [augment.draw_view(rng, settings) for _ in range(GLOBAL_VIEWS + settings.local_views)]
-        # A view is cut longer or shorter than wanted by its stretch, and never longer than the clip.
-        cut = [max(1, min(round(n * d.stretch), max(have, n))) for n, d in zip(self._wanted(), draws, strict=True)]
-        starts = [int(rng.integers(max(0, have - n) + 1)) for n in cut]
+        # A crop is longer or shorter than its view by the stretch, and never longer than the clip.
+        lengths = [
+            max(1, min(round(n * d.stretch), max(have, n))) for n, d in zip(self._view_frames, draws, strict=True)
+        ]
+        starts = [int(rng.integers(max(0, have - n) + 1)) for n in lengths]
         roll = augment.draw_roll(rng, settings)
-        first, last = min(starts), max(start + n for start, n in zip(starts, cut, strict=True))
+        first, last = min(starts), max(start + n for start, n in zip(starts, lengths, strict=True))
         # What is rolled in from the other end has to be read as well.
         at, until = (0, max(have, last)) if roll else (first, last)
         length = span if roll else min(front_end.samples_for(last - first) / rate, span)
-        x = torch.from_numpy(self.waves.read(clip, begin + at * front_end.shift / rate, length))
+        x = torch.from_numpy(self.waveforms.read(clip, begin + at * front_end.shift / rate, length))
         x = front_end.pad(augment.roll(x, roll), front_end.samples_for(until - at))
-        # The front end sees what the views hold; frames before and after it would be thrown away.
+        # Frames before and after the views would be computed for nothing.
         x = x[(first - at) * front_end.shift :][: front_end.samples_for(last - first)]
-        places = [(s - first, n) for s, n in zip(starts, cut, strict=True)]
-        return cutting.Cuts(x, front_end.frames_for(len(x)), last - first, places, draws)
+        spans = [(s - first, n) for s, n in zip(starts, lengths, strict=True)]
+        return cropping.Crops(x, front_end.frames_for(len(x)), last - first, spans, draws)
 
 
-class OnDevice:
-    """Makes the views of batches of waveforms on a device, and their masks from bits; in place of the loader.
-
-    Nothing in it makes the host wait for the device. A batch whose views are there already comes back as it is.
+class DeviceViews:
+    """Makes the views of batches of crops on a device, and their masks from bits, without synchronising the host.
 
     Args:
-        front_end: waveform to log-mel; mean and std are numbers.
-        settings: what is cut out, and how it is changed.
+        settings: mean and std of the front end are numbers.
         frames: (T, T') of global and local views.
         device: where.
     """
 
-    def __init__(
-        self, front_end: FrontEndSettings, settings: ViewSettings, frames: tuple[int, int], device: torch.device
-    ) -> None:
+    def __init__(self, settings: PretrainSettings, frames: tuple[int, int], device: torch.device) -> None:
         self.frames = frames
-        self.logmels = cutting.LogMels(front_end, warp=settings.mel_warp > 0, gain=settings.gain_db > 0).to(device)
+        warp, gain = settings.views.mel_warp > 0, settings.views.gain_db > 0
+        self.front_end = device_frontend.CropFrontEnd(settings.front_end, warp=warp, gain=gain).to(device)
 
-    def __call__(self, batch: Batch) -> Batch:
-        if not batch.waves.numel():
+    def __call__(self, batch: PretrainBatch) -> PretrainBatch:
+        """Return the batch with its views; itself where it has them."""
+        if (crops := batch.crops) is None:
             return batch
-        stacked = cutting.Stacked(batch.waves, batch.have, batch.places, batch.changes)
-        own, split = len(batch.ids), GLOBAL_VIEWS * len(batch.waves)
-        whole = self.logmels.whole(stacked)
-        clean = self.logmels(whole, stacked, slice(0, split), self.frames[0])
+        own, clips = len(batch.ids), len(crops.waveforms)
+        split = GLOBAL_VIEWS * clips
+        mel = self.front_end.logmel(crops)
+        clean = self.front_end(mel, crops, slice(0, split), self.frames[0])
         local, others = batch.local, batch.others
-        if len(local):
-            local = self.logmels(whole, stacked, slice(split, None), self.frames[1])
-        if own < len(batch.waves):
-            shape = (-1, len(batch.waves))
-            clean, others = (x.flatten(0, 1) for x in clean.unflatten(0, shape).split([own, len(batch.waves) - own], 1))
-            local = local.unflatten(0, shape)[:, :own].flatten(0, 1) if len(local) else local
-        mels = clean.shape[3]
-        none = batch.waves.new_zeros(0)
-        return replace(
-            batch,
-            clean=clean,
-            local=local,
-            others=others,
-            drop=cutting.unpack(batch.drop, mels),
-            replace=cutting.unpack(batch.replace, mels),
-            waves=none,
-            have=none,
-            places=none,
-            changes=none,
-        )
+        if local is not None:
+            local = self.front_end(mel, crops, slice(split, None), self.frames[1])
+        if own < clips:
+            shape = (-1, clips)
+            clean, others = (x.flatten(0, 1) for x in clean.unflatten(0, shape).split([own, clips - own], 1))
+            local = None if local is None else local.unflatten(0, shape)[:, :own].flatten(0, 1)
+        drop, replaced = (device_frontend.unpack(bits, clean.shape[3]) for bits in (batch.drop, batch.replace))
+        return replace(batch, clean=clean, local=local, others=others, drop=drop, replace=replaced, crops=None)
 
 
-def collate(
-    found: list[Sample] | Lent, donor_rows: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.int64]]
-) -> Batch:
-    """Samples to a batch, rows view-major; `donor_rows` chooses the donors of samples that are all there is."""
-    samples, others = (found.samples, found.others) if isinstance(found, Lent) else (found, [])
+def collate(found: list[PretrainSample] | GroupedSamples, donor_pool: int) -> PretrainBatch:
+    """Return samples as a batch, rows view-major.
 
-    def rows(name: str, of: list[Sample] = samples) -> Tensor:
-        return torch.stack([getattr(s, name) for s in of], dim=1).flatten(0, 1).unsqueeze(1)
+    Args:
+        found: samples, with donors from other micro-batches, or without.
+        donor_pool: clips of a donor group, for samples that are complete groups.
+    """
+    samples, others = (found.samples, found.others) if isinstance(found, GroupedSamples) else (found, [])
+    if isinstance(found, GroupedSamples):
+        donor = found.rows()
+    else:
+        # Each copy of a view has a donor of its own, among the rows of the one view.
+        drawn = masking.donor_rows(np.stack([s.donor for s in samples]), donor_pool)
+        donor = torch.from_numpy(drawn) % (GLOBAL_VIEWS * len(samples))
 
-    def tokens(name: str) -> Tensor:
-        drawn = [getattr(s, name) for s in samples]
-        return torch.stack(drawn, dim=1).flatten(0, 1) if drawn[0].numel() else _none()
+    def rows(name: str, of: list[PretrainSample] = samples) -> Tensor:
+        return torch.stack([getattr(s, name) for s in of], dim=1).flatten(0, 1)
 
-    none = samples[0].local.new_zeros(0)
-    cuts = [s.cuts for s in samples + others if s.cuts is not None]
-    stacked = cutting.stack(cuts) if cuts else cutting.Stacked(none, none, none, none)
-    factors = torch.stack([s.factors for s in samples], dim=1).flatten(0, 1)
-    return Batch(
-        clean=rows("clean"),
-        local=rows("local") if len(samples[0].local) else none,
-        drop=cutting.pack(rows("drop")) if cuts else rows("drop"),
-        replace=cutting.pack(rows("replace")) if cuts else rows("replace"),
-        # The copies of a view have donors of their own, in the rows of the one view.
-        donor=found.rows()
-        if isinstance(found, Lent)
-        else torch.from_numpy(donor_rows(np.stack([s.donor for s in samples])))
-        % (samples[0].clean.shape[0] * len(samples)),
-        factors=factors.permute(1, 2, 0).contiguous(),
-        noise=rows("noise") if samples[0].noise.numel() else none,
+    def images(name: str, of: list[PretrainSample] = samples) -> Tensor:
+        return rows(name, of).unsqueeze(1)
+
+    first, crops = samples[0], [s.crops for s in samples + others if s.crops is not None]
+    return PretrainBatch(
+        clean=images("clean"),
+        local=None if first.local is None else images("local"),
+        drop=device_frontend.pack(images("drop")) if crops else images("drop"),
+        replace=device_frontend.pack(images("replace")) if crops else images("replace"),
+        donor=donor,
+        factors=rows("factors").permute(1, 2, 0).contiguous(),
+        noise=None if first.noise is None else images("noise"),
         ids=[s.name for s in samples],
         failures=[text for s in samples for text in s.failures],
-        keep=tokens("keep"),
-        tokens=tokens("tokens"),
-        others=rows("clean", others) if others else none,
-        waves=stacked.waves,
-        have=stacked.have,
-        places=stacked.places,
-        changes=stacked.changes,
+        keep=None if first.keep is None else rows("keep"),
+        tokens=None if first.tokens is None else rows("tokens"),
+        others=images("clean", others) if others else None,
+        crops=cropping.stack(crops) if crops else None,
     )
 
 

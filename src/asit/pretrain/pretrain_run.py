@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TextIO
 
 from asit.config import PretrainSettings
-from asit.data.loading.sampler import order
+from asit.data.loading.sampler import permutation
 from asit.errors import ConfigError
 from asit.pretrain import method
 from asit.pretrain.pretrain_setup import Setup, batch_of, feed, model, prepare
@@ -120,7 +120,7 @@ def _hooks(out: Path, setup: Setup, world: World, records: Records) -> list[tupl
         from asit.training.figures import write_figure
 
         count = min(FIGURE_CLIPS, len(setup.clips))
-        picked = order(settings.seed, 0, len(setup.clips))[:count]
+        picked = permutation(settings.seed, 0, len(setup.clips))[:count]
         # The same clips, cut and masked the same way, in every figure.
         example = batch_of(setup, world, [setup.clips[0, int(i)] for i in picked])
         front_end = settings.front_end

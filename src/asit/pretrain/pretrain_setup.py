@@ -15,11 +15,12 @@ from asit.audio.fbank import FrontEnd
 from asit.config import PretrainSettings
 from asit.data.catalogue.catalogue import Catalogue
 from asit.data.catalogue.split_names import rows_of_splits
-from asit.data.loading.sampler import MicroBatches, in_blocks, loader, shuffled
+from asit.data.loading.loader import loader
+from asit.data.loading.sampler import MicroBatchSampler, in_blocks, shuffled
 from asit.errors import CatalogueError
-from asit.model import vit
 from asit.model.audio_model import AudioModel
-from asit.pretrain import masking, method, pretrain_dataset, token_selection
+from asit.pretrain import method, pretrain_dataset
+from asit.pretrain.pretrain_dataset import PretrainBatch, PretrainSample
 from asit.runtime import Precision, World
 from asit.training import loop, open_data, resources
 from asit.training.compilation import attention_backends
@@ -32,14 +33,14 @@ class Setup:
 
     settings: PretrainSettings
     catalogue: Catalogue
-    clips: pretrain_dataset.Clips
+    clips: pretrain_dataset.PretrainDataset
     frames: tuple[int, int]
     task: method.ASiT
     precision: Precision
     workers: int
     plan: loop.Plan
     notes: list[str]
-    on_device: Callable[[pretrain_dataset.Batch], pretrain_dataset.Batch] | None
+    on_device: Callable[[PretrainBatch], PretrainBatch] | None
     """Makes the views of a batch that lies on the device; None: the loader has made them."""
 
 
@@ -75,28 +76,23 @@ def prepare(settings: PretrainSettings, catalogue: Catalogue, world: World) -> S
     notes += told
     catalogue = _long_enough(settings, catalogue, frames[0], notes)
     method.check(settings)
-    corruption = pretrain_dataset.Corruption(
-        mask=functools.partial(_draw_mask, frames[0], settings.front_end.mels, settings.masking, patch),
-        factors=functools.partial(vit.draw_drop_path, rates=vit.drop_path_rates(settings.encoder)),
-        noise=settings.masking.fill == "noise",
-        choose=_chooser(settings, patch),
-        copies=settings.masking.copies,
-        donors=functools.partial(masking.donor_clips, pool=settings.masking.donor_pool),
-    )
-    clips = pretrain_dataset.Clips(
-        catalogue, settings.front_end, settings.views, frames, corruption, settings.seed, donors=True
-    )
-    settings.batch_size = resources.fit_batch(settings.batch_size, settings.accumulate, len(clips), world, notes)
-    clips.donors = masking.has_donor(settings.batch_size)
-    if not clips.donors and settings.masking.replace > 0 and settings.masking.replace_probability > 0:
+    count = int(pretrain_dataset.segment_counts(catalogue, settings.views).sum())
+    settings.batch_size = resources.fit_batch(settings.batch_size, settings.accumulate, count, world, notes)
+    if settings.front_end_on == "auto":  # kept as it was resolved: the two round otherwise
+        settings.front_end_on = "device" if world.device.type == "cuda" else "loader"
+    clips = pretrain_dataset.PretrainDataset(catalogue, settings, frames)
+    if not clips.has_donors and settings.masking.replace > 0 and settings.masking.replace_probability > 0:
         notes.append("one clip a step: there is no other clip to replace from, so every view is wiped instead")
     workers = resources.loader_workers(settings.workers, world, notes)
     limit = settings.views.keep_gb = resources.memory_limit(settings.views.keep_gb)
     if resources.fits_in_memory(catalogue, settings.front_end.rate, limit, "views.keep_gb", notes):
-        clips.waves.keep()
+        clips.waveforms.keep()
     if world.device.type == "cuda":
         notes.append(attention_backends(world.device))
-    on_device = _on_device(settings, frames, world, clips, notes)
+    on_device = None
+    if clips.on_device:
+        on_device = pretrain_dataset.DeviceViews(settings, frames, world.device)
+        notes.append(f"log-mels: on {world.device}, a batch at once; the loader hands over waveforms")
     generator = torch.Generator().manual_seed(settings.seed)
     task = method.ASiT(settings, frames[0], generator, world.device)
     steps = len(clips) // settings.batch_size
@@ -146,32 +142,18 @@ def model(setup: Setup, step: int) -> AudioModel:
     )
 
 
-def _draw_mask(
-    frames: int, mels: int, settings: Any, patch: tuple[int, int], rng: np.random.Generator, donor: bool
-) -> masking.ViewMask:
-    return masking.draw(rng, frames, mels, settings, patch, replace=None if donor else False)
-
-
-def _chooser(settings: PretrainSettings, patch: tuple[int, int]) -> Callable[..., token_selection.Choice] | None:
-    """How tokens are chosen; None where every token is wanted."""
-    if settings.masking.keep == settings.losses.local_share == 1.0:
-        return None
-    return functools.partial(token_selection.choose, masking=settings.masking, losses=settings.losses, patch=patch)
-
-
-def collate(setup: Setup) -> Callable[[list[pretrain_dataset.Sample]], pretrain_dataset.Batch]:
+def collate(setup: Setup) -> Callable[[Any], PretrainBatch]:
     """Samples to a batch, which chooses the rows that replacements come from."""
-    donor_rows = functools.partial(masking.donor_rows, pool=setup.settings.masking.donor_pool)
-    return functools.partial(pretrain_dataset.collate, donor_rows=donor_rows)
+    return functools.partial(pretrain_dataset.collate, donor_pool=setup.settings.masking.donor_pool)
 
 
-def batch_of(setup: Setup, world: World, samples: list[pretrain_dataset.Sample]) -> pretrain_dataset.Batch:
+def batch_of(setup: Setup, world: World, samples: list[PretrainSample]) -> PretrainBatch:
     """Samples to a batch on the device, its views made."""
     batch = collate(setup)(samples).to(world.device)
     return batch if setup.on_device is None else setup.on_device(batch)
 
 
-def feed(setup: Setup, world: World, start: int) -> Generator[pretrain_dataset.Batch]:
+def feed(setup: Setup, world: World, start: int) -> Generator[PretrainBatch]:
     """This process's micro-batches from step `start` on, on the device, their views made. Close it to end its workers.
 
     Raises:
@@ -184,29 +166,22 @@ def feed(setup: Setup, world: World, start: int) -> Generator[pretrain_dataset.B
     return prefetched(loaded, device, setup.on_device)
 
 
-def _on_device(
-    settings: PretrainSettings, frames: tuple[int, int], world: World, clips: pretrain_dataset.Clips, notes: list[str]
-) -> pretrain_dataset.OnDevice | None:
-    """What makes the views on the device, where the settings or the device ask for it; then the clips only cut them."""
-    device = world.device
-    if settings.front_end_on == "auto":  # kept as it was resolved: the two round otherwise
-        settings.front_end_on = "device" if device.type == "cuda" else "loader"
-    if settings.front_end_on == "loader":
-        return None
-    clips.cut_only = True
-    notes.append(f"log-mels: on {device}, a batch at once; the loader hands over waveforms")
-    return pretrain_dataset.OnDevice(settings.front_end, settings.views, frames, device)
-
-
-def keys(setup: Setup, world: World, start: int) -> MicroBatches:
+def keys(setup: Setup, world: World, start: int) -> MicroBatchSampler:
     """Keys of this process's micro-batches from step `start` on."""
     settings = setup.settings
-    micro = settings.batch_size // (world.size * settings.accumulate)
     order = shuffled(settings.seed, len(setup.clips))
     if settings.views.order == "blocks":
-        order = in_blocks(settings.seed, setup.clips.places(), settings.views.block)
-    pool = settings.masking.donor_pool if setup.clips.donors else 0
-    return MicroBatches(order, len(setup.clips), settings.batch_size, micro, world.rank, world.size, start, pool=pool)
+        order = in_blocks(settings.seed, setup.clips.positions(), settings.views.block)
+    return MicroBatchSampler(
+        order=order,
+        count=len(setup.clips),
+        batch=settings.batch_size,
+        micro=settings.batch_size // (world.size * settings.accumulate),
+        rank=world.rank,
+        size=world.size,
+        start=start,
+        donor_pool=settings.masking.donor_pool if setup.clips.has_donors else 0,
+    )
 
 
 def _long_enough(settings: PretrainSettings, catalogue: Catalogue, frames: int, notes: list[str]) -> Catalogue:

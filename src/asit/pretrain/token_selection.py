@@ -21,23 +21,23 @@ from asit.pretrain.masking import MASKED, BoolArray, IntArray, ViewMask
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What is drawn for one clip.
+class ChosenTokens:
+    """The tokens of one clip.
 
     Attributes:
         masks: of M * V views, copy by copy; what the student does not see is wiped in them.
-        keep: (M * V, K) int64, ascending: patches that the student sees; K = 0: all.
-        local: (V, S) int64, ascending: patches of the local loss, the same in all copies of a view; S = 0: all.
+        keep: (M * V, K) int64, ascending: patches that the student sees; None: all.
+        local: (V, S) int64, ascending: patches of the local loss, the same in all copies of a view; None: all.
     """
 
     masks: list[ViewMask]
-    keep: IntArray
-    local: IntArray
+    keep: IntArray | None
+    local: IntArray | None
 
 
-def count_of(share: float, patches: int) -> int:
-    """A share of the patches as a number, at least one; 0, for all, where the share is 1."""
-    return 0 if share == 1.0 else max(1, round(share * patches))
+def count_of(share: float, patches: int) -> int | None:
+    """Return a share of the patches as a number, at least one; None, for all, where the share is 1."""
+    return None if share == 1.0 else max(1, round(share * patches))
 
 
 def choose(
@@ -46,11 +46,11 @@ def choose(
     masking: MaskingSettings,
     losses: LossSettings,
     patch: tuple[int, int],
-) -> Choice:
+) -> ChosenTokens:
     """Draw the tokens of one clip, whose views are whole patches.
 
     Args:
-        rng: seeded by the caller; not asked where every token is wanted.
+        rng: seeded by the caller; not advanced where every token is chosen.
         masks: of its M * V views, copy by copy.
         masking: `keep` and `copies`.
         losses: `local_share` and `local_tokens`.
@@ -58,21 +58,20 @@ def choose(
     """
     grid = masks[0].drop.shape[0] // patch[0] * (masks[0].drop.shape[1] // patch[1])
     views = len(masks) // masking.copies
-    chosen = list(masks)
-    seen = count_of(masking.keep, grid)
-    keep = np.zeros((len(masks), seen), dtype=np.int64)
-    if seen:
+    chosen, keep, local = list(masks), None, None
+    if seen := count_of(masking.keep, grid):
+        keep = np.zeros((len(masks), seen), dtype=np.int64)
         for i, mask in enumerate(masks):
             chosen[i], keep[i] = leave_out(rng, mask, seen, patch)
-    wanted = count_of(losses.local_share, grid)
-    local = np.zeros((views, wanted), dtype=np.int64)
-    for view in range(views if wanted else 0):
-        score = np.zeros(grid)
-        if losses.local_tokens == "masked":
-            for mask in chosen[view::views]:
-                score += areas(mask.any, patch) > MASKED
-        local[view] = np.sort(_ranked(rng, score)[:wanted])
-    return Choice(chosen, keep, local)
+    if wanted := count_of(losses.local_share, grid):
+        local = np.zeros((views, wanted), dtype=np.int64)
+        for view in range(views):
+            score = np.zeros(grid)
+            if losses.local_tokens == "masked":
+                for mask in chosen[view::views]:
+                    score += areas(mask.any, patch) > MASKED
+            local[view] = np.sort(_ranked(rng, score)[:wanted])
+    return ChosenTokens(chosen, keep, local)
 
 
 def leave_out(rng: np.random.Generator, mask: ViewMask, seen: int, patch: tuple[int, int]) -> tuple[ViewMask, IntArray]:

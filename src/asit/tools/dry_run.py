@@ -57,14 +57,14 @@ def dry_run(settings: PretrainSettings, *, stream: TextIO | None = sys.stderr) -
         cost = extrapolate(costs, micro)
         seconds = cost.seconds * settings.accumulate
         first = batch_of(setup, world, [setup.clips[0, 0]])
-        encoder = setup.task.student.encoder
+        encoder, local = setup.task.student.encoder, first.local
         return DryRun(
             settings=yaml.to_yaml(settings),
             notes=setup.notes,
             shapes={
                 "a forward pass": f"{micro} clips",
                 "global views": [len(first.clean) * micro, *first.clean.shape[1:]],
-                "local views": [len(first.local) * micro, *first.local.shape[1:]],
+                **({} if local is None else {"local views": [len(local) * micro, *local.shape[1:]]}),
                 "tokens a global view": encoder.pos_embed.shape[1],
                 "patch grid (time, mel)": list(encoder.grid),
             },

@@ -21,10 +21,11 @@ import torch
 
 from asit import runtime
 from asit.data.catalogue.catalogue import Catalogue, Clip
-from asit.data.loading.sampler import MicroBatches, loader, order
+from asit.data.loading.loader import loader
+from asit.data.loading.sampler import MicroBatchSampler, permutation
 from asit.io import checkpoint
 from asit.model.cpu import bf16
-from asit.pretrain.pretrain_dataset import Sample
+from asit.pretrain.pretrain_dataset import PretrainSample
 from asit.pretrain.pretrain_setup import Setup, batch_of, collate, keys, model
 from asit.runtime import World
 from asit.training import loop, resources
@@ -154,7 +155,7 @@ def small_costs(setup: Setup, world: World, micro: int) -> tuple[list[StepCost],
     return [step_cost(setup, world, samples[:size]) for size in sorted({min(size, micro) for size in SIZES})], loading
 
 
-def step_cost(setup: Setup, world: World, samples: list[Sample]) -> StepCost:
+def step_cost(setup: Setup, world: World, samples: list[PretrainSample]) -> StepCost:
     """Measure three steps on these clips, the first of which warms up."""
     batch, times = batch_of(setup, world, samples), list[float]()
 
@@ -275,7 +276,7 @@ def _train(setup: Setup, world: World, batches: Iterator[Any], steps: int, clips
         loop.fit(setup.task, batches, plan, world, setup.precision, records, **options)
 
 
-def _keys(setup: Setup, world: World, micro: int, kept: bool) -> MicroBatches:
+def _keys(setup: Setup, world: World, micro: int, kept: bool) -> MicroBatchSampler:
     """Return micro-batches in a run's order; where recordings are kept, the same few again, so that most are kept."""
     if not kept:
         settings = setup.settings.model_copy(update={"batch_size": micro, "accumulate": 1})
@@ -283,8 +284,8 @@ def _keys(setup: Setup, world: World, micro: int, kept: bool) -> MicroBatches:
     seed, count, workers = setup.settings.seed, len(setup.clips), max(1, setup.workers)
     few = max(1, min(count // micro, 2 * workers))
     few = few // workers * workers or few  # each loader process gets its own clips again
-    first = order(seed, 0, count)[: few * micro]
-    return MicroBatches(lambda epoch: first, few * micro, micro, micro, 0, 1, 0)
+    first = permutation(seed, 0, count)[: few * micro]
+    return MicroBatchSampler(order=lambda epoch: first, count=few * micro, batch=micro, micro=micro)
 
 
 def _peak(device: torch.device) -> dict[str, float]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 class Movable(Protocol):
-    """A dataclass of tensors, such as `asit.data.loading.sampler.Portable`."""
+    """A dataclass of tensors, such as `asit.data.loading.loader.TensorBatch`."""
 
     def to(self, device: torch.device) -> Self: ...
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,7 @@ def read_clip(
     resampler: Resampler = "soxr-hq",
     found: Mapping[Place, bytes] | None = None,
 ) -> Wave:
-    """A clip, or a part of it, from its file or its shard: (samples,) at `rate` Hz.
+    """Read a clip, or a part of it, from its file or its shard: (samples,) at `rate` Hz.
 
     Args:
         clip: what to read.
@@ -38,7 +38,7 @@ def read_clip(
         start: s after the clip's own beginning.
         seconds: length, s; None: the clip's.
         resampler: resampling quality.
-        found: bytes of members that have been read already, from `spans.fetch`.
+        found: bytes of members read before, from `range_reader.fetch`.
 
     Raises:
         AudioError: the recording cannot be read.
@@ -56,32 +56,36 @@ def read_clip(
         return files.read(file, called=clip.path, rate=rate, start=start, seconds=seconds, resampler=resampler)
 
 
-class Waves:
-    """Reads clips; after `keep`, each clip at most once in this process."""
+class _Span(NamedTuple):
+    path: str
+    start: float
+    seconds: float
+
+
+class WaveformReader:
+    """Reads the waveforms of clips; after `keep`, each clip at most once in this process."""
 
     def __init__(self, settings: FrontEndSettings) -> None:
         self.settings = settings
-        self._kept: dict[tuple[str, float, float], npt.NDArray[np.float32]] | None = None
+        self._kept: dict[_Span, npt.NDArray[np.float32]] | None = None
         self._found: Mapping[Place, bytes] = {}
 
     def fetch(self, clips: Iterable[Clip]) -> None:
-        """Read the bytes of those of a batch's clips that lie in shards, in few requests, for `read` to find.
-
-        They take the place of those of the batch before.
+        """Read the bytes of a batch's clips in shards, in few requests, for `read` to find; drops the batch before.
 
         Raises:
             StoreError: a shard is missing, or its store cannot be reached.
         """
         self._found = {}  # before the next are read: they need not be held at the same time
-        new = (clip for clip in clips if self._kept is None or _key(clip) not in self._kept)
+        new = (clip for clip in clips if self._kept is None or _span(clip) not in self._kept)
         self._found = range_reader.fetch(place for clip in new if (place := range_reader.place_of(clip)) is not None)
 
     def keep(self) -> None:
-        """From now on keep each clip in memory, decoded, once it has been read; each loader process its own."""
+        """Keep each clip in memory, decoded, from its first read on; each loader process keeps its own."""
         self._kept = {}
 
     def read(self, clip: Clip, start: float, seconds: float) -> npt.NDArray[np.float32]:
-        """Part of a clip: (samples,) from `start` seconds after the clip's own beginning.
+        """Read part of a clip: (samples,) from `start` seconds after the clip's own beginning.
 
         Raises:
             AudioError: the recording cannot be read.
@@ -89,10 +93,10 @@ class Waves:
         """
         if self._kept is None:
             return self._read(clip, start, seconds)
-        key = _key(clip)
+        key = _span(clip)
         if key not in self._kept:
-            # Always the whole clip, so that what a part holds does not depend on what was read before; and a little
-            # more, for the catalogue's lengths are single precision.
+            # The whole clip, so that a part does not depend on earlier reads; and a little more, because the
+            # catalogue's lengths are single precision.
             self._kept[key] = self._read(clip, 0.0, clip.seconds + 0.02)
         first = round(start * self.settings.rate)
         return self._kept[key][first : first + round(seconds * self.settings.rate)]
@@ -102,21 +106,21 @@ class Waves:
         return read_clip(clip, settings.rate, start, seconds, settings.resampler, self._found)
 
 
-def _key(clip: Clip) -> tuple[str, float, float]:
-    return clip.path, clip.start, clip.seconds
+def _span(clip: Clip) -> _Span:
+    return _Span(clip.path, clip.start, clip.seconds)
 
 
 def readable(make: Callable[[np.random.Generator, int], T], seed: int, key: Key, count: int) -> tuple[T, list[str]]:
-    """What `make` gives for the key's sample, or for another one drawn in its place where that cannot be read.
+    """Return what `make` gives for the key's sample, or for a substitute drawn at random where it cannot be read.
 
     Args:
-        make: (generator, index) to the sample's material.
+        make: (generator, index) to the sample's content.
         seed: of the draws.
         key: (epoch, index, ...).
-        count: samples there are.
+        count: samples to draw a substitute from.
 
     Returns:
-        The material, and what failed before it.
+        The content, and the failures before it.
 
     Raises:
         CatalogueError: eight in a row cannot be read.
@@ -132,5 +136,5 @@ def readable(make: Callable[[np.random.Generator, int], T], seed: int, key: Key,
     raise CatalogueError(
         "eight clips in a row could not be read: " + "; ".join(failures),
         "the recordings that the catalogue lists",
-        "see whether the storage is still there; make the catalogue anew if the files changed",
+        "check that the storage is still mounted; rebuild the catalogue if the files changed",
     )
