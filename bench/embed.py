@@ -78,7 +78,7 @@ def short(pipe: Connection, folder: str, size: str, threads: int) -> None:
     """Clips a second of asit embed and of the encoder alone."""
     hold(threads)
     from asit.data.catalogue.inputs import expand
-    from asit.infer.embed_files import embed_files
+    from asit.infer.embed_files import OutputSettings, embed_files
     from asit.infer.embed_rows import EmbedSettings
 
     model, items, ask = build(size), expand([folder]), EmbedSettings()
@@ -91,7 +91,7 @@ def short(pipe: Connection, folder: str, size: str, threads: int) -> None:
     while measure.asked(pipe):
         out = Path(folder).with_name(f"{threads}.parquet")
         start = time.perf_counter()
-        embed_files(model, items, out, ask, overwrite=True)
+        embed_files(model, items, out, ask, OutputSettings(overwrite=True))
         whole = len(items) / (time.perf_counter() - start)
         done, start = 0, time.perf_counter()
         while done < len(items) * len(windows) // heard:
@@ -106,7 +106,7 @@ def long(pipe: Connection, folder: str, size: str, threads: int, level: str) -> 
     """Times real time, and peak memory in GB, after the first minute and at the end."""
     hold(threads)
     from asit.data.catalogue.inputs import expand
-    from asit.infer.embed_files import embed_files
+    from asit.infer.embed_files import OutputSettings, embed_files
     from asit.infer.embed_rows import EmbedSettings
 
     model = build(size)
@@ -116,7 +116,11 @@ def long(pipe: Connection, folder: str, size: str, threads: int, level: str) -> 
             start = time.perf_counter()
             items = expand([str(Path(folder, f"{name}.flac"))])
             embed_files(
-                model, items, Path(folder, f"{threads}-{level}.npz"), EmbedSettings(level=level), overwrite=True
+                model,
+                items,
+                Path(folder, f"{threads}-{level}.npz"),
+                EmbedSettings(level=level),
+                OutputSettings(overwrite=True),
             )
             found[f"{name}, s"], found[f"{name}, GB"] = time.perf_counter() - start, measure.memory()
         pipe.send(found)

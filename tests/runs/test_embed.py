@@ -24,7 +24,7 @@ from asit.config import EncoderSettings, FrontEndSettings
 from asit.data.catalogue.inputs import Item, expand
 from asit.errors import AsitError, AudioError, CatalogueError, CheckpointError, ConfigError
 from asit.infer import embed_blocks
-from asit.infer.embed_files import Summary, embed_files, failures_of
+from asit.infer.embed_files import OutputSettings, Summary, embed_files, failures_of
 from asit.infer.embed_rows import EmbedSettings
 from asit.model.audio_model import AudioModel
 from asit.model.inference import batching
@@ -82,9 +82,10 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def go(model: AudioModel, inputs: Any, out: Path, ask: EmbedSettings | None = None, **how: Any) -> Summary:
     ask = ask or EmbedSettings(batch=4)
     items = expand([str(inputs)]) if isinstance(inputs, str | Path) else inputs
-    told = embed_files(model, items, out, ask, **{"threads": 2, **how})
-    assert told is not None
-    return told
+    threads = how.pop("threads", 2)
+    summary = embed_files(model, items, out, ask, OutputSettings(**how), threads=threads)
+    assert summary is not None
+    return summary
 
 
 def vectors_of(path: Path) -> np.ndarray:
@@ -275,7 +276,7 @@ def test_a_stopped_call_goes_on_to_the_same_file(
     sizes = stopping(total - 1, KeyboardInterrupt())
     out = tmp_path / "emb.npz"
     with pytest.raises(
-        KeyboardInterrupt, match=r"9 of 10 inputs are kept in .*emb.npz.parts; the same command goes on"
+        KeyboardInterrupt, match=r"9 of 10 inputs are kept in .*emb.npz.parts; the same command resumes"
     ):
         go(model, clips, out, ask)
     assert threading.active_count() == before
@@ -307,7 +308,7 @@ def test_blocks_of_another_call_are_refused(model: AudioModel, clips: Path, tmp_
     other = AudioModel(Encoder(TINY, FRAMES, 32), model.front_end)
     with pytest.raises(ConfigError, match=r"holds the beginning of another call:\n    model: .* then, .* now\n"):
         go(other, clips, out)
-    with pytest.raises(ConfigError, match=r"    layer: None then, 0 now\n[\s\S]*--overwrite to begin anew"):
+    with pytest.raises(ConfigError, match=r"    layer: None then, 0 now\n[\s\S]*--overwrite to start from scratch"):
         go(model, clips, out, EmbedSettings(batch=4, layer=0))
     with pytest.raises(ConfigError, match="precision: float32 then, bf16 now"):
         go(model, clips, out, EmbedSettings(batch=4, precision="bf16"))
@@ -351,7 +352,9 @@ def test_two_processes_give_the_file_of_one(model: AudioModel, clips: Path, tmp_
         with runtime.world("cpu", 1) as world:
             items = expand([str(source)])
             try:
-                told = embed_files(model, items, tmp_path / out, ask, threads=1, bad_files=bad, world=world)
+                told = embed_files(
+                    model, items, tmp_path / out, ask, OutputSettings(bad_files=bad), threads=1, world=world
+                )
             except AsitError as error:
                 print(error)
                 return 2
@@ -410,7 +413,7 @@ def test_a_full_disk(
     out = tmp_path / "emb.npz"
     with monkeypatch.context() as patch:
         if where == "blocks":
-            patch.setattr(embed_blocks.Writer, "add", lambda *_: (_ for _ in ()).throw(full))
+            patch.setattr(embed_blocks.BlockWriter, "add", lambda *_: (_ for _ in ()).throw(full))
         else:
             patch.setattr("asit.infer.embed_writers._stream", lambda *_: (_ for _ in ()).throw(full))
         with pytest.raises(CheckpointError, match="the disk is full"):
@@ -465,7 +468,7 @@ def test_the_command_line(
     code, _, err = say(capsys, saved, str(clips), "--out", str(tmp_path / "c.npz"), "--batch", "2")
     assert code == 130
     assert "asit: stopped: " in err
-    assert "the same command goes on" in err
+    assert "the same command resumes" in err
 
 
 def test_threads_do_not_run_ahead_of_the_encoder(model: AudioModel) -> None:

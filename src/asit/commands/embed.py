@@ -66,7 +66,7 @@ def embed(prog: str, summary: str, given: list[str]) -> int:
     from asit.infer import embed_files as run
     from asit.infer.embed_rows import EmbedSettings
 
-    ask = EmbedSettings(
+    settings = EmbedSettings(
         level=options.level,
         pooling=options.pooling,
         layer=options.layer,
@@ -75,7 +75,7 @@ def embed(prog: str, summary: str, given: list[str]) -> int:
         batch=options.batch,
     )
     if options.out is not None:
-        run.check_free(run.numbered(Path(options.out), shard), ask.level, options.overwrite)
+        run.check_free(run.numbered(Path(options.out), shard), settings.level, options.overwrite)
     if options.spreadsheet and Path(options.out or "").suffix.lower() != ".csv":
         raise ConfigError(f"--spreadsheet with --out {options.out}", "a name that ends in .csv", "drop it")
     if options.out is None and (shard is not None or options.overwrite):
@@ -93,48 +93,45 @@ def embed(prog: str, summary: str, given: list[str]) -> int:
         if others and world.main:
             print(f"asit: {describe_ignored(others)}", file=sys.stderr)
         if options.out is None:
-            return _print(model, items, ask)
-        told = run.embed_files(
+            return _print(model, items, settings)
+        written = run.embed_files(
             model,
             items,
             options.out,
-            ask,
-            shard=shard,
-            overwrite=options.overwrite,
-            spreadsheet=options.spreadsheet,
-            bad_files=options.bad_files,
+            settings,
+            run.OutputSettings(shard, options.overwrite, options.spreadsheet, options.bad_files),
             world=world,
             stream=sys.stderr if world.main else None,
         )
-    if told is None:
+    if written is None:
         return 0
-    print(f"{told.out}: {told.rows} vectors of {told.width} values from {told.files} files")
-    if told.failures:
-        for name, reason in told.failures[:3]:
+    print(f"{written.out}: {written.rows} vectors of {written.width} values from {written.files} files")
+    if written.failures:
+        for name, reason in written.failures[:3]:
             print(f"asit: {named(name, reason)}", file=sys.stderr)
-        listed = run.failures_of(told.out)
-        count = f"{len(told.failures)} of {told.files + len(told.failures)} inputs"
+        listed = run.failures_of(written.out)
+        count = f"{len(written.failures)} of {written.files + len(written.failures)} inputs"
         print(f"asit: {count} failed and were left out; all are in {listed}", file=sys.stderr)
-    return 2 if told.failures else 0
+    return 2 if written.failures else 0
 
 
-def _print(model: AudioModel, items: Sequence[Item], ask: EmbedSettings) -> int:
+def _print(model: AudioModel, items: Sequence[Item], settings: EmbedSettings) -> int:
     """One JSON line for each clip, frame or patch."""
     from asit.data.catalogue.inputs import named
     from asit.infer.embed_rows import embed_items, rows_of
     from asit.model.inference.batching import Done
 
     failed = 0
-    for one in embed_items(model, items, ask):
+    for one in embed_items(model, items, settings):
         name = items[one.index].text
         if isinstance(one, Done):
             if one.fault is not None:
                 print(f"asit: {named(name, one.fault)}", file=sys.stderr)
                 failed += 1
             continue
-        rows, times = rows_of(one, ask)
+        rows, times = rows_of(one, settings)
         vectors = [[round(value, 6) for value in vector] for vector in rows.tolist()]
-        if ask.level == "clip":
+        if settings.level == "clip":
             print(json.dumps({"path": name, "patches": list(one.found.grid), "clip": vectors[0]}))
             continue
         bands = len(vectors) // len(times)

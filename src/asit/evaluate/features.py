@@ -15,13 +15,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from asit.data.catalogue.catalogue import Clip
+from asit.data.catalogue.catalogue import Catalogue, Clip
 from asit.data.loading.waveforms import read_clip
 from asit.data.shards import range_reader
 from asit.errors import AsitError, AudioError, CatalogueError
@@ -29,24 +29,18 @@ from asit.evaluate.feature_cache import Shelf, Store, key_of
 from asit.evaluate.feature_readers import TOKENS, Wanted
 from asit.io import storage
 from asit.runtime import World
+from asit.training.block_rounds import BlockRounds, block_ends
 from asit.training.metrics_log import counter
 
 Array = npt.NDArray[Any]
 
 MOST, LONGEST = 64, 600.0
 """Clips, and seconds of sound, after which a block ends, so that the tokens of a block fit in memory."""
-ROUND = 4
-"""Blocks that each of several processes computes before the results are brought together."""
 FORMAT = "4"
 """Version of what the cache holds; 4: files whose headers say less than they hold are read whole."""
 
 
-class Clips(Protocol):
-    """What is read: a catalogue, or a list of `Clip`."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Clip: ...
+Clips = Catalogue | Sequence[Clip]
 
 
 @dataclass(frozen=True)
@@ -73,15 +67,14 @@ Of = tuple[str, str]
 
 
 @dataclass
-class _Outcome:
-    """What one block gave: one array for each clip that could be read, reader and kind."""
+class _BlockFeatures:
+    """Features of one block: one array for each clip that could be read, reader and kind."""
 
     block: int
-    rows: list[int] = field(default_factory=list)  # places in the block
+    rows: list[int] = field(default_factory=list)  # numbers of the clips within the block
     faults: dict[int, str] = field(default_factory=dict)
     arrays: dict[Of, list[Array]] = field(default_factory=dict)
     cached: int = 0
-    error: AsitError | None = None
 
 
 def collect(
@@ -114,18 +107,15 @@ def collect(
     starts = [0, *ends[:-1]]
     show = counter(stream if world.main else None, "features", "clips")
     gathered = _Gathered(len(clips), clips, bad_files)
-    step = world.size * (ROUND if world.size > 1 else 1)
     with _threads(world) as pool:
-        work = _Work(wanted, store, pool)
-        for first in range(0, len(ends), step):
-            mine = [
-                work.block(b, [clips[int(i)] for i in order[starts[b] : ends[b]]])
-                for b in range(first, min(first + step, len(ends)))
-                if b % world.size == world.rank
-            ]
-            outcomes = sorted((o for part in world.gather(mine) for o in part), key=lambda o: o.block)
-            for outcome in outcomes:
-                gathered.take(outcome, order[starts[outcome.block] : ends[outcome.block]], world.main)
+        reading = _Reading(wanted, store, pool)
+
+        def read(share: Sequence[int]) -> list[_BlockFeatures]:
+            return [reading.block(b, [clips[int(i)] for i in order[starts[b] : ends[b]]]) for b in share]
+
+        for parts in BlockRounds(world, range(len(ends))).run(read):
+            for found in sorted(itertools.chain.from_iterable(parts), key=lambda found: found.block):
+                gathered.take(found, order[starts[found.block] : ends[found.block]], world.main)
             if show is not None:
                 show(gathered.done, len(clips), len(gathered.bad))
     return gathered.result(wanted) if world.main else None
@@ -139,13 +129,7 @@ def blocks(clips: Clips) -> tuple[npt.NDArray[np.int64], list[int]]:
         names.append((clip.path, clip.start))
         seconds[i] = clip.seconds
     order = np.array(sorted(range(len(names)), key=names.__getitem__), np.int64)
-    ends, count, length = [], 0, 0.0
-    for at, i in enumerate(order.tolist(), 1):
-        count, length = count + 1, length + seconds[i]
-        if count == MOST or length >= LONGEST or at == len(order):
-            ends.append(at)
-            count, length = 0, 0.0
-    return order, ends
+    return order, block_ends(seconds[order].tolist(), MOST, LONGEST)
 
 
 @contextmanager
@@ -160,8 +144,8 @@ def _threads(world: World) -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(before)
 
 
-class _Work:
-    """Features of blocks of clips: what the cache has, and the rest computed and put there."""
+class _Reading:
+    """Features of blocks of clips: what the cache has, and the rest computed and added to it."""
 
     def __init__(self, wanted: Mapping[str, Wanted], store: Store | None, pool: ThreadPoolExecutor) -> None:
         self.wanted, self.pool = wanted, pool
@@ -171,41 +155,37 @@ class _Work:
         if store is not None:
             self.shelves = {of: store.shelf(FORMAT, wanted[of[0]].reader.digest, of[1]) for of in self.every}
 
-    def block(self, number: int, clips: Sequence[Clip]) -> _Outcome:
-        """The features of one block."""
-        outcome = _Outcome(number, arrays={of: [] for of in self.every})
-        try:
-            keys = [_key(clip, self.stamps) for clip in clips] if self.shelves else []
-        except AsitError as error:
-            outcome.error = error
-            return outcome
+    def block(self, number: int, clips: Sequence[Clip]) -> _BlockFeatures:
+        """Return the features of one block.
+
+        Raises:
+            AsitError: as `collect`.
+        """
+        out = _BlockFeatures(number, arrays={of: [] for of in self.every})
+        keys = [_key(clip, self.stamps) for clip in clips] if self.shelves else []
         kept: list[dict[Of, Array]] = [{} for _ in clips]
         for of, shelf in self.shelves.items():
             for have, key in zip(kept, keys, strict=True):
                 if (array := shelf.get(key)) is not None:
                     have[of] = array
         missing = [[of for of in self.every if of not in have] for have in kept]
-        try:
-            lacking = (clip for clip, lack in zip(clips, missing, strict=True) if lack)
-            stored = range_reader.fetch(place for clip in lacking if (place := _far(clip)) is not None)
-            made = list(self.pool.map(self._clip, clips, missing, itertools.repeat(stored)))
-        except AsitError as error:  # told by every process at once, or the others would wait for this one
-            outcome.error = error
-            return outcome
+        lacking = (clip for clip, lack in zip(clips, missing, strict=True) if lack)
+        stored = range_reader.fetch(place for clip in lacking if (place := _far(clip)) is not None)
         fresh: dict[Of, dict[int, Array]] = {of: {} for of in self.every}
-        for row, (have, found) in enumerate(zip(kept, made, strict=True)):
+        made = self.pool.map(self._clip, clips, missing, itertools.repeat(stored))
+        for row, (have, found) in enumerate(zip(kept, list(made), strict=True)):
             if isinstance(found, str):
-                outcome.faults[row] = found
+                out.faults[row] = found
                 continue
-            outcome.cached += not found
-            outcome.rows.append(row)
+            out.cached += not found
+            out.rows.append(row)
             for of in self.every:
                 if of in found:
                     fresh[of][row] = found[of]
-                outcome.arrays[of].append(found[of] if of in found else have[of])
+                out.arrays[of].append(found[of] if of in found else have[of])
         for of, shelf in self.shelves.items():
             shelf.put([keys[row] for row in fresh[of]], list(fresh[of].values()))
-        return outcome
+        return out
 
     def _clip(
         self, clip: Clip, missing: Sequence[Of], stored: Mapping[range_reader.Place, bytes]
@@ -271,18 +251,15 @@ class _Gathered:
         self.vectors: dict[tuple[str, str], npt.NDArray[np.float32]] = {}
         self.tokens: dict[str, dict[int, npt.NDArray[np.float16]]] = {}
 
-    def take(self, outcome: _Outcome, rows: npt.NDArray[np.int64], keep: bool) -> None:
+    def take(self, found: _BlockFeatures, rows: npt.NDArray[np.int64], keep: bool) -> None:
         """Add a block; `keep`: also its features, which only the main process needs.
 
         Raises:
-            AsitError: what the block met.
             CatalogueError: too many clips that cannot be read.
         """
-        if outcome.error is not None:
-            raise outcome.error
         self.done += len(rows)
-        self.cached += outcome.cached
-        self.bad += [(self.clips[int(rows[row])].path, reason) for row, reason in sorted(outcome.faults.items())]
+        self.cached += found.cached
+        self.bad += [(self.clips[int(rows[row])].path, reason) for row, reason in sorted(found.faults.items())]
         if len(self.bad) > self.allowed:
             told = "\n    ".join(reason for _, reason in self.bad[:3])
             raise CatalogueError(
@@ -292,9 +269,9 @@ class _Gathered:
             )
         if not keep:
             return
-        places = rows[outcome.rows] if outcome.rows else np.empty(0, np.int64)
+        places = rows[found.rows] if found.rows else np.empty(0, np.int64)
         self.read[places] = True
-        for (name, kind), arrays in outcome.arrays.items():
+        for (name, kind), arrays in found.arrays.items():
             if kind == TOKENS:
                 self.tokens.setdefault(name, {}).update(zip(places.tolist(), arrays, strict=True))
             elif arrays:

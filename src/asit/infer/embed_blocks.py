@@ -1,8 +1,8 @@
-"""What `asit embed` keeps while it goes: a folder of finished blocks, from which a stopped call goes on.
+"""The folder of finished blocks that `asit embed` keeps until the file is written, and from which it resumes.
 
-A block is some hundred recordings that follow one another. Its vectors lie in NUMBER.vectors (float32, row after row),
-the times of its columns in NUMBER.times (float64, s), what is known of its recordings in NUMBER.json, which is written
-last: a block without it is made anew. PLAN says what the blocks are of.
+A block is up to some hundred consecutive recordings. NUMBER.vectors has its vectors (float32, row after row),
+NUMBER.times the times of its columns (float64, s), NUMBER.json its recordings; the last is written last, and a block
+without it is computed again. plan.json says what the blocks are of.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from asit.data.catalogue.inputs import Item
 from asit.errors import ConfigError
 from asit.io import parsing, storage
 from asit.io.atomic import write_file, write_json
+from asit.training.block_rounds import block_ends
 
 PLAN = "plan.json"
 MOST_FILES, MOST_BYTES = 256, 1 << 26
@@ -58,53 +59,48 @@ class Entry:
     """A recording of a block that was read.
 
     Attributes:
-        place: among all recordings.
+        index: among all recordings.
         columns: of time, or 1 where there is one row a recording.
         seconds: its length.
     """
 
-    place: int
+    index: int
     columns: int
     seconds: float
 
 
 @dataclass
 class Block:
-    """What a finished block's JSON says.
-
-    Attributes:
-        entries: the recordings that were read, in order.
-        faults: (place, reason) of the others.
-    """
+    """The recordings of a finished block: those that were read, in order, and (index, reason) of the others."""
 
     entries: list[Entry] = field(default_factory=list)
     faults: list[tuple[int, str]] = field(default_factory=list)
 
+    @property
+    def columns(self) -> int:
+        """Columns of all recordings."""
+        return sum(entry.columns for entry in self.entries)
 
-class Parts:
-    """The folder of blocks beside an output.
 
-    Args:
-        folder: may be absent; `begin` makes it.
-        layout: of the rows.
-    """
+class BlockFolder:
+    """The folder of blocks beside an output; `begin` makes it."""
 
     def __init__(self, folder: Path, layout: Layout) -> None:
         self.folder, self.layout = folder, layout
 
     def begin(self, facts: dict[str, Any], ends: Sequence[int], overwrite: bool) -> dict[str, Any]:
-        """Go on with the blocks of an earlier call, or make the folder.
+        """Take over the blocks of an earlier call, or make the folder.
 
         Args:
-            facts: what the numbers follow from; an "auto" stands for whatever the earlier call resolved it to.
+            facts: all that the numbers depend on; "auto" matches whatever the earlier call resolved it to.
             ends: where blocks end.
-            overwrite: delete blocks of another call.
+            overwrite: delete the blocks of a different call.
 
         Returns:
             the facts, with what the earlier call resolved.
 
         Raises:
-            ConfigError: the folder holds finished blocks that were made otherwise, or files that are no blocks.
+            ConfigError: the folder holds finished blocks of a different call, or files that are no blocks.
         """
         plan = self._plan()
         if plan is not None:
@@ -115,7 +111,7 @@ class Parts:
                 return now
             begun = any(path.name != PLAN for path in self.folder.glob("*.json"))
             if begun and not overwrite:
-                self._refuse(earlier, now, differ or ["sizes of the files"])
+                raise _other_call(self.folder, earlier, now, differ or ["sizes of the files"])
         if self.folder.exists():
             if plan is None and any(not _own(path.name) for path in self.folder.iterdir()):
                 raise ConfigError(f"{self.folder} holds other files", "a name that is free", "give another --out")
@@ -123,62 +119,56 @@ class Parts:
         self.folder.mkdir(parents=True)
         return facts
 
-    def settle(self, facts: dict[str, Any], ends: Sequence[int]) -> None:
-        """Write the plan, all facts being known."""
+    def write_plan(self, facts: dict[str, Any], ends: Sequence[int]) -> None:
+        """Write the plan, when all facts are resolved."""
         write_json(self.folder / PLAN, {"facts": facts, "ends": list(ends)})
 
-    def done(self, number: int) -> Block | None:
-        """A finished block; None where there is none."""
+    def finished(self, number: int) -> Block | None:
+        """Return a finished block; None where there is none."""
         try:
             found = parsing.from_json((self.folder / f"{number:06d}.json").read_bytes())
             block = Block([Entry(*entry) for entry in found["entries"]], [(at, why) for at, why in found["faults"]])
+            sizes = {kind: self.file(number, kind).stat().st_size for kind in self.bytes_per_column()}
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        columns = sum(entry.columns for entry in block.entries)
-        sizes = {"vectors": columns * self.layout.rows * self.layout.width * 4}
-        if self.layout.bands:
-            sizes["times"] = columns * 8
-        for kind, size in sizes.items():
-            path = self._file(number, kind)
-            if not path.is_file() or path.stat().st_size != size:
-                return None
-        return block
-
-    def writer(self, number: int) -> Writer:
-        """Writes a block, to be used in a `with`."""
-        return Writer(self, number)
+        fits = sizes == {kind: block.columns * size for kind, size in self.bytes_per_column().items()}
+        return block if fits else None
 
     def read(self, number: int, block: Block, most: int) -> Iterator[tuple[list[Entry], Vectors, Times]]:
-        """A finished block, some `most` bytes of vectors at a time: the recordings' columns, vectors, times.
+        """Yield a finished block in pieces of about `most` bytes of vectors: entries, vectors and times of each.
 
-        Entries that come are parts of recordings: `columns` says how many columns of them are in this piece.
+        `columns` of an entry are those in the piece, which may be part of a recording.
         """
         layout = self.layout
-        step = max(1, most // (4 * layout.width * layout.rows))
-        columns = sum(entry.columns for entry in block.entries)
-        bounds = np.cumsum([0] + [entry.columns for entry in block.entries])
-        for first in range(0, columns, step):
-            end = min(first + step, columns)
-            held = [
-                Entry(entry.place, int(min(b, end) - max(a, first)), entry.seconds)
-                for entry, (a, b) in zip(block.entries, pairwise(bounds.tolist()), strict=True)
+        step = max(1, most // self.bytes_per_column()["vectors"])
+        bounds = np.cumsum([0] + [entry.columns for entry in block.entries]).tolist()
+        for first in range(0, block.columns, step):
+            end = min(first + step, block.columns)
+            entries = [
+                Entry(entry.index, min(b, end) - max(a, first), entry.seconds)
+                for entry, (a, b) in zip(block.entries, pairwise(bounds), strict=True)
                 if a < end and b > first
             ]
             size = layout.rows * layout.width
-            path = self._file(number, "vectors")
-            vectors = np.fromfile(path, np.float32, (end - first) * size, offset=4 * first * size)
+            vectors = np.fromfile(self.file(number, "vectors"), np.float32, (end - first) * size, "", 4 * first * size)
             times = np.empty(0, np.float64)
             if layout.bands:
-                times = np.fromfile(self._file(number, "times"), np.float64, end - first, offset=8 * first)
-            yield held, vectors.reshape(-1, layout.width), times
+                times = np.fromfile(self.file(number, "times"), np.float64, end - first, "", 8 * first)
+            yield entries, vectors.reshape(-1, layout.width), times
 
     def remove(self) -> None:
-        """Delete the folder, the plan first, so that what is left of a killed delete is nobody's."""
+        """Delete the folder, the plan first, so that the rest of an interrupted delete belongs to no call."""
         (self.folder / PLAN).unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _file(self, number: int, kind: str) -> Path:
+    def file(self, number: int, kind: str) -> Path:
+        """Return the path of a block's vectors or times."""
         return self.folder / f"{number:06d}.{kind}"
+
+    def bytes_per_column(self) -> dict[str, int]:
+        """Return the kinds of files of a block, and the bytes that each has for a column."""
+        vectors = {"vectors": 4 * self.layout.rows * self.layout.width}
+        return {**vectors, "times": 8} if self.layout.bands else vectors
 
     def _plan(self) -> dict[str, Any] | None:
         try:
@@ -187,89 +177,65 @@ class Parts:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def _refuse(self, earlier: dict[str, Any], now: dict[str, Any], differ: Sequence[str]) -> None:
-        told = [
-            f"{name}: {_short(earlier[name])} then, {_short(now[name])} now"
-            if name in earlier and name in now
-            else name
-            for name in differ
-        ]
-        raise ConfigError(
-            f"{self.folder} holds the beginning of another call:\n    " + "\n    ".join(told),
-            "the same model, inputs and settings to go on with",
-            "give the same command as then, or --overwrite to begin anew, or another --out",
-        )
 
+class BlockWriter:
+    """Writes one block, recording after recording; a context manager."""
 
-class Writer:
-    """Writes one block's rows, recording after recording."""
-
-    def __init__(self, parts: Parts, number: int) -> None:
-        self.parts, self.number = parts, number
-        self.block = Block()
+    def __init__(self, folder: BlockFolder, number: int) -> None:
+        self.folder, self.number, self.block = folder, number, Block()
         self._columns = 0
+        self._files: dict[str, BinaryIO] = {}
         self._stack = ExitStack()
 
-    def __enter__(self) -> Writer:
-        self._files: dict[str, BinaryIO] = {}
-        for kind in ("vectors", "times") if self.parts.layout.bands else ("vectors",):
-            draft = self._stack.enter_context(write_file(self.parts._file(self.number, kind)))
+    def __enter__(self) -> BlockWriter:
+        for kind in self.folder.bytes_per_column():
+            draft = self._stack.enter_context(write_file(self.folder.file(self.number, kind)))
             self._files[kind] = self._stack.enter_context(draft.open("wb"))
         return self
 
     def add(self, vectors: Vectors, times: Times) -> None:
-        """Rows of the recording at hand: (columns x rows, width), and its columns' times, (columns,) or none."""
+        """Add rows (columns x rows, width) of the current recording, and its columns' times, (columns,) or none."""
         self._files["vectors"].write(np.ascontiguousarray(vectors, np.float32).data)
         if "times" in self._files:
             self._files["times"].write(np.ascontiguousarray(times, np.float64).data)
-        self._columns += len(vectors) // self.parts.layout.rows
+        self._columns += len(vectors) // self.folder.layout.rows
 
-    def finish(self, place: int, seconds: float) -> None:
-        """The recording is complete."""
-        self.block.entries.append(Entry(place, self._columns, seconds))
+    def finish(self, index: int, seconds: float) -> None:
+        """End the current recording."""
+        self.block.entries.append(Entry(index, self._columns, seconds))
         self._columns = 0
 
-    def fail(self, place: int, reason: str) -> None:
-        """The recording cannot be read: what came of it is taken back."""
-        self.block.faults.append((place, reason))
+    def fail(self, index: int, reason: str) -> None:
+        """End the current recording, which cannot be read, and remove its rows."""
+        self.block.faults.append((index, reason))
         if self._columns:
-            held = sum(entry.columns for entry in self.block.entries)
-            layout = self.parts.layout
-            sizes = {"vectors": 4 * layout.rows * layout.width, "times": 8}
-            for kind, file in self._files.items():
-                file.flush()
-                file.truncate(held * sizes[kind])
-                file.seek(0, os.SEEK_END)
+            for kind, size in self.folder.bytes_per_column().items():
+                self._files[kind].flush()
+                self._files[kind].truncate(self.block.columns * size)
+                self._files[kind].seek(0, os.SEEK_END)
         self._columns = 0
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._stack.__exit__(kind, error, at)
         if error is None:
-            entries = [[entry.place, entry.columns, entry.seconds] for entry in self.block.entries]
-            facts = {"entries": entries, "faults": self.block.faults}
-            write_json(self.parts.folder / f"{self.number:06d}.json", facts)
+            entries = [[entry.index, entry.columns, entry.seconds] for entry in self.block.entries]
+            write_json(self.folder.file(self.number, "json"), {"entries": entries, "faults": self.block.faults})
 
 
-def block_ends(items: Sequence[Item]) -> tuple[list[int], list[tuple[int, int]]]:
-    """Where blocks end, and each item's size in bytes and time of change in ns, or a number for its store's mark: they
-    tell whether it is the same."""
+def item_blocks(items: Sequence[Item]) -> tuple[list[int], list[tuple[int, int]]]:
+    """Return where blocks end, and each item's fingerprint: the size of its file in bytes and its time of change in ns,
+    or a number for the ETag of its object."""
     paths = list(dict.fromkeys(item.path for item in items))
     if any(map(storage.is_url, paths)):
-        with ThreadPoolExecutor(16) as threads:  # an answer of a store takes long, whatever it says
-            known = dict(zip(paths, threads.map(_stamp, paths), strict=True))
+        with ThreadPoolExecutor(16) as threads:  # each request takes long
+            known = dict(zip(paths, threads.map(_fingerprint, paths), strict=True))
     else:
-        known = dict(zip(paths, map(_stamp, paths), strict=True))
-    ends, stamps, count, size = [], [], 0, 0
-    for at, item in enumerate(items, 1):
-        stamps.append(known[item.path])
-        count, size = count + 1, size + (item.size if item.size is not None else known[item.path][0])
-        if count == MOST_FILES or size >= MOST_BYTES or at == len(items):
-            ends.append(at)
-            count, size = 0, 0
-    return ends, stamps
+        known = dict(zip(paths, map(_fingerprint, paths), strict=True))
+    sizes = (known[item.path][0] if item.size is None else item.size for item in items)
+    return block_ends(sizes, MOST_FILES, MOST_BYTES), [known[item.path] for item in items]
 
 
-def _stamp(path: str) -> tuple[int, int]:
+def _fingerprint(path: str) -> tuple[int, int]:
     try:
         return storage.fingerprint(path)
     except OSError:
@@ -278,6 +244,18 @@ def _stamp(path: str) -> tuple[int, int]:
 
 def _own(name: str) -> bool:
     return bool(re.fullmatch(rf"\d{{6,}}\.(vectors|times|json)|\..+\.tmp|{re.escape(PLAN)}", name))
+
+
+def _other_call(folder: Path, earlier: dict[str, Any], now: dict[str, Any], differ: Sequence[str]) -> ConfigError:
+    lines = [
+        f"{name}: {_short(earlier[name])} then, {_short(now[name])} now" if name in earlier and name in now else name
+        for name in differ
+    ]
+    return ConfigError(
+        f"{folder} holds the beginning of another call:\n    " + "\n    ".join(lines),
+        "the same model, inputs and settings, to resume it",
+        "repeat that command, or pass --overwrite to start from scratch, or another --out",
+    )
 
 
 def _short(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Finished blocks of `asit embed` to one file: parquet, npz or CSV, written a piece at a time, whole or not at all."""
+"""Finished blocks of `asit embed` to one file: parquet, npz or CSV, written piece by piece and atomically."""
 
 from __future__ import annotations
 
@@ -14,45 +14,41 @@ import numpy.typing as npt
 
 from asit.data.catalogue.inputs import Item
 from asit.errors import ConfigError
-from asit.infer.embed_blocks import Block, Parts, Times, Vectors
+from asit.infer.embed_blocks import Block, BlockFolder, Times, Vectors
 from asit.io import atomic
 from asit.io.csv_lines import csv_line
 
 SUFFIXES = (".parquet", ".npz", ".csv")
-_PIECE = 1 << 26  # bytes of vectors that are held at a time, and of a row group
+_PIECE = 1 << 26  # bytes of vectors in memory at a time, and in a row group
 
 
 @dataclass(frozen=True)
-class Result:
-    """What is to be written.
+class Contents:
+    """The contents of the file.
 
     Attributes:
-        parts: where the blocks lie.
+        folder: of the blocks.
         blocks: all of them.
-        items: all recordings; places count in them.
+        items: all recordings; entries of blocks index them.
         about: for the file's metadata; JSON.
         spreadsheet: of CSV: guard names that a spreadsheet program would run as formulas.
     """
 
-    parts: Parts
+    folder: BlockFolder
     blocks: Sequence[Block]
     items: Sequence[Item]
     about: Mapping[str, Any]
     spreadsheet: bool = False
 
     def pieces(self) -> Iterator[tuple[list[tuple[Item, int, float]], Vectors, Times]]:
-        """(recording, its columns here, its seconds), vectors (rows, width), times of the columns, piece by piece."""
+        """Yield (recording, its columns here, its seconds), vectors (rows, width) and times of the columns."""
         for number, block in enumerate(self.blocks):
-            for entries, vectors, times in self.parts.read(number, block, _PIECE):
-                yield [(self.items[e.place], e.columns, e.seconds) for e in entries], vectors, times
+            for entries, vectors, times in self.folder.read(number, block, _PIECE):
+                yield [(self.items[e.index], e.columns, e.seconds) for e in entries], vectors, times
 
 
 def check_out(out: Path, level: str) -> None:
-    """Refuse an output that cannot be written, before any work.
-
-    Raises:
-        ConfigError: an unknown suffix, CSV for many rows a file, or parquet without pyarrow.
-    """
+    """Raise ConfigError for an unknown suffix, CSV for many rows a file, or parquet without pyarrow."""
     suffix = out.suffix.lower()
     if suffix not in SUFFIXES:
         raise ConfigError(f"--out {out}", f"a name that ends in {', '.join(SUFFIXES)}", "rename it")
@@ -71,18 +67,18 @@ def check_out(out: Path, level: str) -> None:
             ) from None
 
 
-def write(out: Path, result: Result) -> None:
+def write(out: Path, contents: Contents) -> None:
     """Write the file atomically; an older one is replaced."""
-    kinds: dict[str, Callable[[Path, Result], None]] = {".parquet": _parquet, ".npz": _npz, ".csv": _csv}
+    kinds: dict[str, Callable[[Path, Contents], None]] = {".parquet": _parquet, ".npz": _npz, ".csv": _csv}
     with atomic.write_file(out) as draft:
-        kinds[out.suffix.lower()](draft, result)
+        kinds[out.suffix.lower()](draft, contents)
 
 
-def _parquet(path: Path, result: Result) -> None:
+def _parquet(path: Path, contents: Contents) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    layout = result.parts.layout
+    layout = contents.folder.layout
     fields = [("path", pa.string())]
     if not layout.bands:
         fields += [("start", pa.float64()), ("seconds", pa.float64())]
@@ -91,10 +87,10 @@ def _parquet(path: Path, result: Result) -> None:
         if layout.bands > 1:
             fields.append(("band", pa.int16()))
     fields.append(("vector", pa.list_(pa.float32(), layout.width)))
-    schema = pa.schema(fields, metadata={"asit": json.dumps(dict(result.about))})
-    # Vectors do not get smaller by compression; names do, as codes.
+    schema = pa.schema(fields, metadata={"asit": json.dumps(dict(contents.about))})
+    # Compression makes vectors no smaller; a dictionary makes names so.
     with pq.ParquetWriter(path, schema, compression="none", use_dictionary=["path"]) as writer:
-        for recordings, vectors, times in result.pieces():
+        for recordings, vectors, times in contents.pieces():
             names = [item.text for item, _, _ in recordings]
             columns = np.array([count for _, count, _ in recordings])
             codes = np.repeat(np.arange(len(names), dtype=np.int32), columns * layout.rows)
@@ -110,15 +106,15 @@ def _parquet(path: Path, result: Result) -> None:
             writer.write_table(pa.table(found, schema=schema), row_group_size=len(vectors))
 
 
-def _npz(path: Path, result: Result) -> None:
-    layout = result.parts.layout
-    entries = [entry for block in result.blocks for entry in block.entries]
+def _npz(path: Path, contents: Contents) -> None:
+    layout = contents.folder.layout
+    entries = [entry for block in contents.blocks for entry in block.entries]
     columns = np.array([entry.columns for entry in entries], np.int64)
     small: dict[str, npt.NDArray[Any]] = {
-        "paths": np.array([result.items[entry.place].text for entry in entries]),
-        "starts": np.array([result.items[entry.place].start for entry in entries], np.float64),
+        "paths": np.array([contents.items[entry.index].text for entry in entries]),
+        "starts": np.array([contents.items[entry.index].start for entry in entries], np.float64),
         "seconds": np.array([entry.seconds for entry in entries], np.float64),
-        "about": np.array(json.dumps(dict(result.about))),
+        "about": np.array(json.dumps(dict(contents.about))),
     }
     if layout.bands:
         small["offsets"] = np.concatenate([[0], np.cumsum(columns * layout.rows)])
@@ -127,12 +123,14 @@ def _npz(path: Path, result: Result) -> None:
         for name, array in small.items():
             with archive.open(_entry(name), "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, array, allow_pickle=False)
-        _stream(archive, "vectors", (total * layout.rows, layout.width), np.float32, (v for _, v, _ in result.pieces()))
+        _stream(
+            archive, "vectors", (total * layout.rows, layout.width), np.float32, (v for _, v, _ in contents.pieces())
+        )
         if layout.bands:
-            rows = (np.repeat(times, layout.rows) for _, _, times in result.pieces())
+            rows = (np.repeat(times, layout.rows) for _, _, times in contents.pieces())
             _stream(archive, "times", (total * layout.rows,), np.float64, rows)
         if layout.bands > 1:
-            bands = (np.tile(np.arange(layout.bands, dtype=np.int16), len(times)) for _, _, times in result.pieces())
+            bands = (np.tile(np.arange(layout.bands, dtype=np.int16), len(times)) for _, _, times in contents.pieces())
             _stream(archive, "bands", (total * layout.rows,), np.int16, bands)
 
 
@@ -143,7 +141,7 @@ def _stream(
     kind: type[np.generic],
     pieces: Iterator[npt.NDArray[Any]],
 ) -> None:
-    """An array of this shape, in pieces, into the archive."""
+    """Write an array of this shape, given in pieces, into the archive."""
     with archive.open(_entry(name), "w", force_zip64=True) as file:
         facts = {"descr": np.lib.format.dtype_to_descr(np.dtype(kind)), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, facts)
@@ -152,15 +150,15 @@ def _stream(
 
 
 def _entry(name: str) -> zipfile.ZipInfo:
-    return zipfile.ZipInfo(f"{name}.npy")  # with the time of day in it, no two files would be the same
+    return zipfile.ZipInfo(f"{name}.npy")  # without the time of day, so that equal files are equal byte for byte
 
 
-def _csv(path: Path, result: Result) -> None:
-    width = result.parts.layout.width
-    line = ",".join(["%.9g"] * width)  # nine digits bring a float32 back
+def _csv(path: Path, contents: Contents) -> None:
+    width = contents.folder.layout.width
+    line = ",".join(["%.9g"] * width)  # nine digits restore a float32
     with path.open("w", encoding="utf-8", newline="") as file:
         file.write(csv_line(["path", "start", "seconds", *(f"v{i}" for i in range(width))]) + "\n")
-        for recordings, vectors, _ in result.pieces():
+        for recordings, vectors, _ in contents.pieces():
             for (item, _, seconds), vector in zip(recordings, vectors, strict=True):
-                name = csv_line([item.text], spreadsheet=result.spreadsheet)
+                name = csv_line([item.text], spreadsheet=contents.spreadsheet)
                 file.write(f"{name},{item.start:g},{seconds:.6f},{line % tuple(vector)}\n")
