@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from asit.search import Index, row_table
+from asit.search import Index, index_files
 from asit.search.hnsw import Graph, check
-from asit.search.row_table import Source
+from asit.search.recordings import Source
 
 WIDTH, QUESTIONS, K = 768, 200, 10
 
@@ -47,10 +47,11 @@ def drawn(count: int, kind: str, seed: int) -> npt.NDArray[np.float32]:
 
 def indexed(vectors: Vectors, graph: Graph | None) -> Index:
     """An index of vectors alone."""
-    rows = np.zeros(len(vectors), row_table.ROW)
+    rows = np.zeros(len(vectors), index_files.ROW)
     rows["file"] = np.arange(len(vectors))
     source = Source("a.wav", "a.wav", 0, 0)
-    return Index(Path(), {"width": vectors.shape[1], "pooling": "mean"}, [source] * len(vectors), rows, vectors, graph)
+    card = {"width": vectors.shape[1], "pooling": "mean"}
+    return Index(Path(), card, sources=[source] * len(vectors), rows=rows, vectors=vectors, graph=graph)
 
 
 def timed(work: Callable[[Any], Any], items: npt.NDArray[Any]) -> tuple[float, list[Any]]:

@@ -77,7 +77,7 @@ def test_adding_reads_only_what_is_new_or_changed(
         if place.name in vectors and place.name != "4.wav":
             np.testing.assert_array_equal(after.vector(row), vectors[place.name])
     for name, seed in (("4.wav", 21), ("new.wav", 20), ("long.wav", 50)):
-        hit = after.nearest(after.ask(archive / name, model), 1)[0]
+        hit = after.nearest(after.vector_of(archive / name, model), 1)[0]
         assert hit.name == name, seed
     fresh = search.build(model, [str(archive)], tmp_path / "fresh")
     assert (fresh.rows, fresh.recordings) == (built.rows, built.recordings)

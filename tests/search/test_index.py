@@ -86,10 +86,10 @@ def test_a_part_of_a_long_recording_leaves_only_that_part_out(index: Index, mode
 
 def test_arrays_bytes_and_files_ask_the_same(index: Index, model: AudioModel, sounds: Path) -> None:
     path = sounds / "long.wav"
-    asked = index.ask(path, model)
-    np.testing.assert_allclose(index.ask(path.read_bytes(), model), asked, atol=1e-4)
-    np.testing.assert_allclose(index.ask(sound(3.0, 50), model), asked, atol=1e-4)
-    np.testing.assert_allclose(index.ask(np.repeat(sound(3.0, 50), 2), model, rate=2 * RATE), asked, atol=0.5)
+    asked = index.vector_of(path, model)
+    np.testing.assert_allclose(index.vector_of(path.read_bytes(), model), asked, atol=1e-4)
+    np.testing.assert_allclose(index.vector_of(sound(3.0, 50), model), asked, atol=1e-4)
+    np.testing.assert_allclose(index.vector_of(np.repeat(sound(3.0, 50), 2), model, rate=2 * RATE), asked, atol=0.5)
     # The mean of the windows' vectors.
     rows = index.rows_of(str(path))
     np.testing.assert_allclose(asked, np.sum([index.vector(row) for row in rows], 0), atol=1e-2)
@@ -132,7 +132,7 @@ def test_poolings_and_layers_are_the_indexs_own(archive: Path, model: AudioModel
     cls, mean = heard.class_token.numpy(), heard.clip.numpy()
     alone = cls if pooling == "class" else np.concatenate([cls, mean])
     np.testing.assert_allclose(index.vector(2), alone / np.linalg.norm(alone), atol=1e-3)
-    np.testing.assert_allclose(index.ask(archive / "2.wav", model), alone / np.linalg.norm(alone), atol=1e-3)
+    np.testing.assert_allclose(index.vector_of(archive / "2.wav", model), alone / np.linalg.norm(alone), atol=1e-3)
     assert len(index.rows_of(str(archive / "long.wav"))) == 11  # 3 s, half a second every quarter
 
 
@@ -153,9 +153,9 @@ def test_labels_parts_and_tar_members(archive: Path, model: AudioModel, tmp_path
         (0.0, 0.5, None, "70.wav"),
         (0.0, 0.5, None, "71.wav"),
     ]
-    hit = index.nearest(index.ask(sound(0.5, 71), model), 1)[0]
+    hit = index.nearest(index.vector_of(sound(0.5, 71), model), 1)[0]
     assert (hit.member, hit.similarity) == ("71.wav", pytest.approx(1.0, abs=1e-3))
-    again = index.ask(index.source(3).item().sound(), model)
+    again = index.vector_of(index.source(3).item().sound(), model)
     np.testing.assert_allclose(again, index.vector(3), atol=1e-3)
     assert index.rows_of(str(archive / "shard.tar"), "71.wav").tolist() == [3]
     assert index.rows_of(str(archive / "long.wav"), start=1.9, seconds=0.3).tolist() == [1]
@@ -301,5 +301,5 @@ def test_the_model_is_found_again_or_asked_for(
         Index.read(tmp_path / "index").model()
     index.check(AudioModel.load(model_folder))  # the same weights from elsewhere
     search.build(model, [str(archive)], tmp_path / "nameless")
-    with pytest.raises(AsitError, match="does not say where its model lies"):
+    with pytest.raises(AsitError, match="has no path of its model"):
         Index.read(tmp_path / "nameless").model()

@@ -8,7 +8,7 @@ import torch
 
 from asit.errors import AudioError, ConfigError
 from asit.model.audio_model import AudioModel, Embedding
-from asit.search import window_layout
+from asit.search import embed_windows
 
 RATE = 100
 
@@ -29,7 +29,7 @@ def by_hand(samples: int, size: int, step: int) -> list[tuple[int, int]]:
 def test_pieces_do_not_depend_on_the_blocks(samples: int, hop: float, block: int) -> None:
     wave = np.arange(samples, dtype=np.float32)
     blocks = [wave[at : at + block] for at in range(0, samples, block)]
-    found = list(window_layout.cut(blocks, RATE, 1.0, hop))
+    found = list(embed_windows.cut(blocks, RATE, 1.0, hop))
     expected = by_hand(samples, 100, round(hop * RATE))
     assert [(round(start * RATE), round(end * RATE)) for start, end, _ in found] == expected
     for (start, end), (_, _, piece) in zip(expected, found, strict=True):
@@ -46,7 +46,7 @@ def test_a_long_sound_is_not_held() -> None:
             yield block
 
     pieces = 0
-    for _, _, piece in window_layout.cut(blocks(), RATE, 1.0, 1.0):
+    for _, _, piece in embed_windows.cut(blocks(), RATE, 1.0, 1.0):
         assert piece.base is None or piece.base.nbytes < 10_000
         pieces += 1
     assert pieces == 2000
@@ -55,19 +55,19 @@ def test_a_long_sound_is_not_held() -> None:
 @pytest.mark.parametrize(("window", "hop", "told"), [(0, 1, "window of 0"), (1, 0, "hop of 0"), (1, 2, "hop of 2")])
 def test_windows_that_cannot_be(window: float, hop: float, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
-        window_layout.check_windows(window, hop)
+        embed_windows.check_windows(window, hop)
 
 
 def test_the_window_is_the_training_view(model: AudioModel) -> None:
-    assert window_layout.view_seconds(model) == pytest.approx(0.4)
+    assert embed_windows.view_seconds(model) == pytest.approx(0.4)
 
 
 def test_vectors_have_length_one_and_the_pooling_asked_for() -> None:
     ones, other = torch.ones(4), torch.tensor([3.0, 0.0, 0.0, 4.0])
     embedding = Embedding(ones, ones[None], None, (1, 1), torch.zeros(1), other)
-    np.testing.assert_allclose(window_layout.vector(embedding, "mean"), [0.5] * 4)
-    np.testing.assert_allclose(window_layout.vector(embedding, "class"), [0.6, 0, 0, 0.8])
-    both = window_layout.vector(embedding, "class+mean")
+    np.testing.assert_allclose(embed_windows.unit_vector(embedding, "mean"), [0.5] * 4)
+    np.testing.assert_allclose(embed_windows.unit_vector(embedding, "class"), [0.6, 0, 0, 0.8])
+    both = embed_windows.unit_vector(embedding, "class+mean")
     np.testing.assert_allclose(both, np.array([3, 0, 0, 4, 1, 1, 1, 1]) / 29**0.5, rtol=1e-6)
 
 
@@ -75,4 +75,4 @@ def test_vectors_have_length_one_and_the_pooling_asked_for() -> None:
 def test_vectors_that_say_nothing_are_refused(value: float) -> None:
     bad = torch.full((4,), value)
     with pytest.raises(AudioError, match="not finite"):
-        window_layout.vector(Embedding(bad, bad[None], None, (1, 1), torch.zeros(1), bad), "mean")
+        embed_windows.unit_vector(Embedding(bad, bad[None], None, (1, 1), torch.zeros(1), bad), "mean")

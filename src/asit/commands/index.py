@@ -174,7 +174,7 @@ def similar(prog: str, summary: str, given: list[str]) -> int:
                 own = None
                 if not options.include_self:
                     own = found.rows_of(item.path, item.member, item.start, item.seconds)
-                asked = found.ask(item.sound(), model, None, item.start, item.seconds)
+                asked = found.vector_of(item.sound(), model, None, item.start, item.seconds)
             except AsitError as error:
                 print(f"asit: {error}", file=sys.stderr)
                 failed += 1

@@ -24,12 +24,12 @@ from asit.io.remote_files import MissingError
 from asit.model.audio_model import AudioModel
 from asit.model.inference.embedding import Precision
 from asit.model.inference.overlap import ClipPooling
-from asit.search import embed_windows, index_files, row_table
+from asit.search import embed_windows, index_files, recordings
+from asit.search.embed_windows import POOLINGS, check_windows, view_seconds
 from asit.search.hnsw import CONNECTIVITY, EXPANSION_ADD, EXPANSION_SEARCH, Graph
 from asit.search.index import Index
 from asit.search.partial_build import Done, Partial
-from asit.search.row_table import Files, Key, Source
-from asit.search.window_layout import POOLINGS, check_windows, view_seconds
+from asit.search.recordings import Files, RecordingKey, Source
 from asit.training.metrics_log import counter
 
 _NAMED = 3  # failures that a message names
@@ -95,7 +95,7 @@ class _Plan:
     """
 
     kept: list[int] = field(default_factory=list)
-    need: dict[Key, Source] = field(default_factory=dict)
+    need: dict[RecordingKey, Source] = field(default_factory=dict)
     dropped: int = 0
     failures: list[tuple[str, str]] = field(default_factory=list)
 
@@ -252,7 +252,7 @@ def _width(model: AudioModel, settings: Mapping[str, Any]) -> int:
 
 
 def _plan(items: Sequence[Item], old: Index | None) -> _Plan:
-    plan, files, wanted = _Plan(), Files(), dict[Key, Source]()
+    plan, files, wanted = _Plan(), Files(), dict[RecordingKey, Source]()
     for item in items:
         if item.fault is not None:
             plan.failures.append((item.name, item.fault))
@@ -265,11 +265,11 @@ def _plan(items: Sequence[Item], old: Index | None) -> _Plan:
         wanted[source.key] = source
     for place, source in enumerate([] if old is None else old.sources):
         try:
-            state = files.state(source.path)
+            state = files.fingerprint(source.path)
         except (OSError, MissingError):
             state = None
         now = wanted.get(source.key)
-        if state == source.state and (now is None or now.offset == source.offset):
+        if state == source.fingerprint and (now is None or now.offset == source.offset):
             plan.kept.append(place)
             wanted.pop(source.key, None)
         elif now is None and state is not None and source.member is None:
@@ -285,7 +285,7 @@ def _hear(
 ) -> None:
     """See to it that `partial` holds every recording that is needed, as its file is now, or `plan` its failure."""
     for key, source in plan.need.items():
-        if key in partial.done and partial.done[key][0].state != source.state:
+        if key in partial.done and partial.done[key][0].fingerprint != source.fingerprint:
             del partial.done[key]
     todo = [source for key, source in plan.need.items() if key not in partial.done]
     tick, bad = counter(stream, "indexing"), 0
@@ -332,7 +332,7 @@ def _fill(
     fresh = sum(len(times) for _, times, _ in heard)
     width = heard[0][2].shape[1] if heard else old.card["width"] if old is not None else 0
     total = len(kept) + fresh
-    rows = np.empty(total, row_table.ROW)
+    rows = np.empty(total, index_files.ROW)
     vectors = np.lib.format.open_memmap(to / index_files.VECTORS, "w+", np.dtype("<f2"), (total, width))
     if old is not None:
         vectors[: len(kept)] = old.vectors[kept]
@@ -348,7 +348,7 @@ def _fill(
     vectors.flush()
     np.save(to / index_files.ROWS, rows, allow_pickle=False)
     with (to / index_files.SOURCES).open("w", encoding="utf-8") as file:
-        file.writelines(row_table.lines(sources))
+        file.writelines(recordings.lines(sources))
     with (to / index_files.FAILURES).open("w", encoding="utf-8") as file:
         file.writelines(json.dumps({"path": name, "reason": reason}) + "\n" for name, reason in plan.failures)
     names = [index_files.VECTORS, index_files.ROWS, index_files.SOURCES, index_files.FAILURES]

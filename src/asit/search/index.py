@@ -1,6 +1,6 @@
-"""An index of recordings: read from its folder, and asked for what is nearest to a vector or a sound.
+"""An index of recordings, read from its folder and searched for the rows nearest to a vector or a sound.
 
-Up to `layout.EXACT_MOST` rows a search is one matrix product over all of them; above, a walk through a graph.
+Up to `index_files.EXACT_MOST` rows a search is one matrix product over all of them; above, it walks through a graph.
 
 Letters: N rows, D width.
 """
@@ -22,28 +22,26 @@ import torch
 from asit.audio.stream import Sound, open_sound
 from asit.errors import AsitError, ConfigError
 from asit.interop.loading import load
-from asit.io import parsing
 from asit.model.audio_model import AudioModel, Embedding
 from asit.model.inference.overlap import ClipPooling
-from asit.search import index_files, row_table, window_layout
+from asit.search import embed_windows, index_files
 from asit.search.hnsw import Graph
-from asit.search.row_table import Files, Rows, Source
+from asit.search.recordings import Files, Source
 
-_TOUCH = 1e-3  # s that stretches must share, so that windows end to end do not
-_BLOCK = 1 << 14  # rows that are looked at together
-_TOGETHER = 64  # windows of a long question that are held at once
+_OVERLAP = 1e-3  # s that two stretches must share; windows end to end share less
+_TOGETHER = 64  # windows of a long query that are held at once
 
 Vector = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Place:
+class IndexRow:
     """A row of an index: a stretch of a recording.
 
     Attributes:
         row: its number, from 0.
         path: the file, absolute.
-        name: what the recording is called.
+        name: of the recording, as it was given.
         start, end: in s from the beginning of the file or the tar shard's member.
         label: where the index's input had labels.
         member: of a recording in a tar shard.
@@ -59,34 +57,31 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Neighbour(Place):
-    """A row that was found.
-
-    Attributes:
-        similarity: cosine, from -1 to 1.
-    """
+class Neighbour(IndexRow):
+    """A row that was found; `similarity`: the cosine, from -1 to 1."""
 
     similarity: float = 0.0
 
 
 class Index:
-    """Vectors of recordings, to be searched; made by `asit.search.build`. Several threads may ask it at once.
+    """Vectors of recordings to search, made by `asit.search.build`; safe to search from several threads.
 
     Attributes:
-        folder: where it lies.
-        card: what the vectors are; JSON.
+        folder: of its files.
+        card: how the vectors were made; JSON.
         sources: the recordings.
-        rows: (N,) of `table.ROW`, sorted by recording.
+        rows: (N,) of `index_files.ROW`, sorted by recording.
         vectors: (N, D) float16, on the disk.
-        graph: where there are more than `layout.EXACT_MOST` rows.
+        graph: where there are more than `index_files.EXACT_MOST` rows.
     """
 
     def __init__(
         self,
         folder: Path,
         card: dict[str, Any],
+        *,
         sources: list[Source],
-        rows: Rows,
+        rows: npt.NDArray[Any],
         vectors: npt.NDArray[np.float16],
         graph: Graph | None,
     ) -> None:
@@ -99,106 +94,75 @@ class Index:
         """Read an index.
 
         Raises:
-            CheckpointError: it is not there, damaged, altered, or of a newer format.
+            CheckpointError: it is missing, damaged, altered, or of a newer format.
             ConfigError: it has a graph, and usearch is not installed.
         """
         folder = Path(folder)
         card = index_files.read_card(folder)
-        count, width = card["rows"], card["width"]
-        names = [
-            index_files.VECTORS,
-            index_files.ROWS,
-            index_files.SOURCES,
-            *([index_files.GRAPH] if index_files.GRAPH in card["sha256"] else []),
-        ]
-        index_files.check_hashes(folder, card, names)
-        vectors = index_files.read_array(folder / index_files.VECTORS, (count, width), np.dtype("<f2"))
-        if not all(np.isfinite(vectors[at : at + _BLOCK]).all() for at in range(0, count, _BLOCK)):
-            raise index_files.damaged(folder / index_files.VECTORS, "its numbers are not all finite")
-        rows = np.array(index_files.read_array(folder / index_files.ROWS, (count,), row_table.ROW))
-        if (np.diff(rows["file"].astype(np.int64)) < 0).any():
-            raise index_files.damaged(folder / index_files.ROWS, "its rows are out of order")
-        try:
-            with (folder / index_files.SOURCES).open("rb") as file:
-                sources = [row_table.from_line(parsing.from_json(line, surrogates=True)) for line in file]
-        except (OSError, ValueError) as error:
-            raise index_files.damaged(folder / index_files.SOURCES, str(error)) from error
-        if len(sources) != card["recordings"] or rows["file"].max() >= len(sources):
-            raise index_files.damaged(
-                folder / index_files.ROWS, f"it names recordings beyond the {len(sources)} of {index_files.SOURCES}"
-            )
-        if not (
-            np.isfinite(rows["start"])
-            & np.isfinite(rows["end"])
-            & (rows["start"] <= rows["end"])
-            & (rows["start"] >= 0)
-        ).all():
-            raise index_files.damaged(folder / index_files.ROWS, "its times are not times")
-        graph = Graph.load(folder / index_files.GRAPH, count, width) if index_files.GRAPH in names else None
-        return cls(folder, card, sources, rows, vectors, graph)
+        sources, rows, vectors = index_files.read_files(folder, card)
+        graph = None
+        if index_files.GRAPH in card["sha256"]:
+            graph = Graph.load(folder / index_files.GRAPH, len(rows), card["width"])
+        return cls(folder, card, sources=sources, rows=rows, vectors=vectors, graph=graph)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
     def pooling(self) -> ClipPooling:
-        """How a sound's tokens became its vector."""
+        """How the vectors are pooled."""
         return cast(ClipPooling, self.card["pooling"])
 
     @functools.cached_property
     def _matrix(self) -> Vector:
-        """All vectors as float32, which CPUs multiply fast."""
+        """The vectors as float32, in which CPUs multiply faster."""
         return self.vectors.astype(np.float32)
 
     @functools.cached_property
     def _by_path(self) -> dict[tuple[str, str | None], list[int]]:
-        places: dict[tuple[str, str | None], list[int]] = {}
-        for place, source in enumerate(self.sources):
-            places.setdefault((source.path, source.member), []).append(place)
-        return places
+        indices: dict[tuple[str, str | None], list[int]] = {}
+        for i, source in enumerate(self.sources):
+            indices.setdefault((source.path, source.member), []).append(i)
+        return indices
 
-    def clip(self, row: int) -> Place:
-        """What a row is.
-
-        Raises:
-            ConfigError: there is no such row.
-        """
+    def clip(self, row: int) -> IndexRow:
+        """Return a row; raises ConfigError where there is no such row."""
         self._check_row(row)
         file, start, end = self.rows[row].tolist()
         source = self.sources[file]
-        return Place(row, source.path, source.name, start, end, source.label, source.member)
+        return IndexRow(
+            row=row,
+            path=source.path,
+            name=source.name,
+            start=start,
+            end=end,
+            label=source.label,
+            member=source.member,
+        )
 
     def source(self, row: int) -> Source:
-        """The recording of a row; `source(row).item().sound()` is its file or bytes.
-
-        Raises:
-            ConfigError: there is no such row.
-        """
+        """Return the recording of a row, whose `item().sound()` is its file or bytes; errors are those of `clip`."""
         self._check_row(row)
         return self.sources[int(self.rows["file"][row])]
 
     def vector(self, row: int) -> Vector:
-        """The vector (D,) of a row.
-
-        Raises:
-            ConfigError: there is no such row.
-        """
+        """Return the vector (D,) of a row; errors are those of `clip`."""
         self._check_row(row)
         return self.vectors[row].astype(np.float32)
 
     def query(self, embedding: Embedding) -> Vector:
-        """The vector (D,) of an embedded sound, as the index pools its own."""
-        return window_layout.vector(embedding, self.pooling)
+        """Return the vector (D,) of an embedded sound, pooled as the index's own."""
+        return embed_windows.unit_vector(embedding, self.pooling)
 
     def nearest(
         self, vector: npt.ArrayLike, k: int = 10, without: npt.NDArray[np.int64] | None = None
     ) -> list[Neighbour]:
-        """The k rows of the highest cosine similarity to a vector, best first.
+        """Return the k rows of the highest cosine similarity to a vector, best first.
 
         Args:
             vector: (D,) of any length but 0.
-            k: at least 1; fewer come where the index has fewer.
-            without: rows that are left out.
+            k: at least 1; fewer are returned where the index has fewer.
+            without: rows to leave out.
 
         Raises:
             ConfigError: a vector of another width, or not finite, or a k below 1.
@@ -241,16 +205,16 @@ class Index:
         seconds: float | None = None,
         include_self: bool = False,
     ) -> list[Neighbour]:
-        """The k rows that sound most like a sound, or like a part of it.
+        """Return the k rows that sound most like a sound, or like a part of it.
 
-        A sound that is longer than the index's windows is asked for by the mean of its windows' vectors.
+        The vector of a sound that is longer than the index's windows is the mean of its windows' vectors.
 
         Args:
             sound: a file, bytes, array or tensor; see `AudioModel.embed`.
-            model: the one that the index was made with; None: it is loaded from where it was then.
+            model: the one that the index was made with; None: it is loaded from the path in the card.
             rate: of arrays in Hz.
-            start, seconds: the part to go by; None: to the end.
-            include_self: also the rows that the sound itself is, where it is a file of the index.
+            start, seconds: the part to search by; None: to the end.
+            include_self: also return rows of the sound itself, where it is a file of the index.
 
         Raises:
             AudioError: the sound cannot be read.
@@ -264,79 +228,73 @@ class Index:
         own = None
         if not include_self and isinstance(sound, str | os.PathLike):
             own = self.rows_of(os.fspath(sound), start=start, seconds=seconds)
-        return self.nearest(self.ask(sound, model, rate, start, seconds), k, own)
+        return self.nearest(self.vector_of(sound, model, rate, start, seconds), k, own)
 
-    def ask(
+    def vector_of(
         self, sound: Sound, model: AudioModel, rate: int | None = None, start: float = 0.0, seconds: float | None = None
     ) -> Vector:
-        """The vector (D,) of a sound of any length; see `similar`, which also checks the model."""
-        total, waiting = np.zeros(self.card["width"]), list[window_layout.Wave]()
+        """Return the vector (D,) of a sound of any length; see `similar`, which also checks the model."""
+        total, waiting = np.zeros(self.card["width"]), list[embed_windows.Wave]()
         with open_sound(sound, rate, model.rate, model.front_end.settings.resampler, start, seconds) as source:
-            for _, _, wave in window_layout.cut(source.blocks(), model.rate, self.card["window"], self.card["hop"]):
+            for _, _, wave in embed_windows.cut(source.blocks(), model.rate, self.card["window"], self.card["hop"]):
                 waiting.append(wave)
                 if len(waiting) == _TOGETHER:
                     total += self._sum(waiting, model)
                     waiting = []
         return (total + self._sum(waiting, model)).astype(np.float32)
 
-    def _sum(self, waves: list[window_layout.Wave], model: AudioModel) -> npt.NDArray[np.float64]:
+    def _sum(self, waves: list[embed_windows.Wave], model: AudioModel) -> npt.NDArray[np.float64]:
         found = model.embed_batch(waves, layer=self.card["layer"], precision=self.card["precision"], patches=False)
         return np.sum([self.query(one) for one in found] or [np.zeros(self.card["width"])], axis=0, dtype=np.float64)
 
     def rows_of(
         self, path: str, member: str | None = None, start: float = 0.0, seconds: float | None = None
     ) -> npt.NDArray[np.int64]:
-        """Rows of a file, or of a tar shard's member, that share some of the time from `start` on; none where the
+        """Return the rows of a file, or of a tar shard's member, that overlap the part from `start` on; none where the
         index does not hold it."""
         names = {Files().path(path), os.path.realpath(path)}
-        held = sorted(place for name in names for place in self._by_path.get((name, member), ()))
+        held = [i for name in names for i in self._by_path.get((name, member), ())]
         end = math.inf if seconds is None else start + seconds
         rows = self.rows_at(held)
         times = self.rows[rows]
-        found: npt.NDArray[np.int64] = rows[(times["start"] < end - _TOUCH) & (times["end"] > start + _TOUCH)]
+        found: npt.NDArray[np.int64] = rows[(times["start"] < end - _OVERLAP) & (times["end"] > start + _OVERLAP)]
         return found
 
-    def rows_at(self, places: Sequence[int]) -> npt.NDArray[np.int64]:
-        """The numbers of the rows of some of the `sources`, given by their places in rising order."""
+    def rows_at(self, indices: Sequence[int]) -> npt.NDArray[np.int64]:
+        """Return the rows of some of the `sources`, given by their indices."""
         wanted = np.zeros(len(self.sources), bool)
-        wanted[list(places)] = True
+        wanted[list(indices)] = True
         return np.flatnonzero(wanted[self.rows["file"]])
 
     def check(self, model: AudioModel) -> None:
-        """Refuse a model that is not the one the index was made with.
-
-        Raises:
-            ConfigError: says what differs.
-        """
+        """Raise ConfigError for a model that is not the one the index was made with."""
         mine, other = self.card["model"], index_files.facts(model)
         names = [name for name in other if mine.get(name) != other[name]]
         if names:
             raise ConfigError(
                 f"{self.folder} was made with another model: not the same {', '.join(names)}",
                 f"the model with the weights {str(mine.get('weights'))[:12]}, which was {mine.get('path')}",
-                "give that model, or make the index anew with this one: asit index ... --overwrite",
+                "give that model, or rebuild the index with this one: asit index ... --overwrite",
             )
 
     def model(self, device: str | torch.device = "cpu") -> AudioModel:
-        """The model that the index was made with, loaded once from where it was then.
+        """Return the model that the index was made with, loaded once from the path in the card.
 
         Raises:
-            CheckpointError: it is not there any more.
-            ConfigError: another one is there now, or the card names none.
+            CheckpointError: it is missing.
+            ConfigError: another model is there now, or the card has no path.
         """
         if self._model is None:
             path = self.card["model"]["path"]
             if path is None:
-                raise ConfigError(
-                    f"{self.folder} does not say where its model lies", "a model", "hand it in: --model MODEL"
-                )
+                raise ConfigError(f"{self.folder} has no path of its model", "a model", "pass it: --model MODEL")
             try:
                 model = load(path, device)
             except AsitError as error:
                 raise type(error)(
                     f"the model of {self.folder} cannot be loaded: {error.found}",
                     error.expected,
-                    "say where it is now: --model MODEL",
+                    "give its path: --model MODEL",
                 ) from error
             self.check(model)
             self._model = model

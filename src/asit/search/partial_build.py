@@ -20,8 +20,8 @@ import numpy.typing as npt
 
 from asit.errors import ConfigError
 from asit.io import parsing
-from asit.search import row_table
-from asit.search.row_table import Key, Source
+from asit.search import recordings
+from asit.search.recordings import RecordingKey, Source
 
 _FLUSH = 5.0  # s of work that a killed process may lose
 
@@ -55,7 +55,7 @@ class Partial:
 
     def __init__(self, out: Path, settings: Mapping[str, Any], width: int, anew: bool) -> None:
         self.path, self.width = path_of(out), width
-        self.done: dict[Key, Done] = {}
+        self.done: dict[RecordingKey, Done] = {}
         self._file: TextIO | None = None
         self._written = time.monotonic()
         head = json.dumps(settings, sort_keys=True)
@@ -75,13 +75,13 @@ class Partial:
         if self._file is None:
             self._file = self._open()
         data = base64.b64encode(np.ascontiguousarray(vectors, "<f2").tobytes()).decode()
-        self._file.write(json.dumps({"source": row_table.to_line(source), "times": times, "vectors": data}) + "\n")
+        self._file.write(json.dumps({"source": recordings.to_json(source), "times": times, "vectors": data}) + "\n")
         self.done[source.key] = source, times, vectors
         if time.monotonic() - self._written > _FLUSH:
             self._file.flush()
             self._written = time.monotonic()
 
-    def kept(self, need: Collection[Key]) -> str:
+    def kept(self, need: Collection[RecordingKey]) -> str:
         """How many of the recordings that are needed are kept, and where."""
         return f"{sum(key in self.done for key in need)} of {len(need)} recordings are kept in {self.path}"
 
@@ -119,7 +119,7 @@ class Partial:
             for line in file:
                 try:
                     found = parsing.from_json(line, surrogates=True)
-                    source = row_table.from_line(found["source"])
+                    source = recordings.from_json(found["source"])
                     vectors = np.frombuffer(base64.b64decode(found["vectors"]), "<f2").reshape(-1, self.width)
                     times = [(float(start), float(end)) for start, end in found["times"]]
                 except (ValueError, KeyError, TypeError, OverflowError):

@@ -320,7 +320,7 @@ class Analyst:
                 yield wave[first : min(first + _BLOCK, end)]
 
         part = OpenSound("the recording", len(wave), rate, 1, "float32", blocks, rate, "soxr-hq", start, seconds)
-        asked = index.ask(part, self.model)
+        asked = index.vector_of(part, self.model)
         job.check()
         return answers.neighbours(index.nearest(asked, min(k, len(index))))
 
