@@ -82,7 +82,7 @@ def step(encoder: str, batch: int, seconds: float, threads: int) -> dict[str, fl
                 plan,
                 world,
                 setup.precision,
-                Records(None, many, 0, tensorboard=False, stream=None),
+                Records(None, many, 0, tensorboard=False),
                 start=5000,
             )
         except (StopIteration, RuntimeError):

@@ -156,7 +156,7 @@ def ours(
         1 << 30, 100, clips, 1, settings.optim.betas, settings.optim.clip, False,
         log_every=1 << 30, checkpoint_every=1 << 30,
     )  # fmt: skip
-    records = Records(None, 0, 0, tensorboard=False, stream=None)
+    records = Records(None, 0, 0, tensorboard=False)
     world = runtime.World(0, 1, torch.device("cpu"), "the bench")
     try:
         loop.fit(watched, batches(), plan, world, runtime.Precision(precision, ""), records, start=5000)

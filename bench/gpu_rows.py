@@ -142,7 +142,7 @@ def ours(row: Row, device: Any, toy: bool, steps: int, wait: Callable[[], None])
     )  # fmt: skip
     world = runtime.World(0, 1, device, "the bench")
     attention = sdpa_kernel(SDPBackend.MATH) if row.attention == "plain" else contextlib.nullcontext()
-    records = Records(None, 0, 0, tensorboard=False, stream=None)
+    records = Records(None, 0, 0, tensorboard=False)
     with attention, plain_losses(row.losses == "plain"), contextlib.suppress(StopIteration):
         batches = prefetched(given(), device, prepare)  # type: ignore[type-var]
         loop.fit(task, batches, plan, world, runtime.Precision(row.precision, ""), records, start=5000)
@@ -227,7 +227,7 @@ def files(row: Row, device: Any, toy: bool, steps: int, wait: Callable[[], None]
         settings.records.log_every, settings.records.checkpoint_every = steps // 4, 1 << 30
         settings.records.figure_every, settings.workers = 0, 0 if toy else "auto"
         settings.views.keep_gb = 0.0  # so that every batch is decoded
-        pretrain(settings, stream=None)
+        pretrain(settings)
         lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
         log = (folder / "run" / "log.txt").read_text("utf-8").splitlines()
     last = [line for line in lines if line["kind"] == "train"][1:]

@@ -89,7 +89,7 @@ def process(pipe: Connection | None, options: dict[str, Any], threads: int, env:
         plan = loop.Plan(
             many, 1000, options["batch"], 1, (0.9, 0.999), 3.0, True, log_every=many, checkpoint_every=many
         )
-        records = Records(None, many, 0, tensorboard=False, stream=None)
+        records = Records(None, many, 0, tensorboard=False)
         try:
             loop.fit(setup.task, batches(), plan, world, setup.precision, records, start=5000)
         except (StopIteration, RuntimeError):

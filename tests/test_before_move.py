@@ -128,9 +128,9 @@ def resumed(place: Path) -> Callable[[str], Path]:
     def resume(name: str) -> Path:
         if name not in done:
             if name == "pretraining":
-                result: Any = asit.pretrain("clips", name, resume=True, stream=None)
+                result: Any = asit.pretrain("clips", name, resume=True)
             else:
-                result = asit.finetune("table.csv", name, "encoder", resume=True, stream=None)
+                result = asit.finetune("table.csv", name, "encoder", resume=True)
             assert (result.step, result.finished) == (EXPECTED[name]["steps"], True)
             done.add(name)
         return place / name
@@ -203,7 +203,7 @@ def test_a_run_on_files_resumes_on_their_shards(
     """Shards and their index of before the move hold the recordings of the run: the same bits on any processor."""
     say(capsys, ["shard", "--check", "shards"])
     assert asit.Catalogue.read("shards/index.jsonl").digest == EXPECTED["shards"]["digest"]
-    assert asit.pretrain("shards", "pretraining", resume=True, stream=None).finished
+    assert asit.pretrain("shards", "pretraining", resume=True).finished
     assert making.bits_of(own / "pretraining") == making.bits_of(resumed("pretraining"))
 
 

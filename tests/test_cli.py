@@ -123,7 +123,7 @@ def test_a_mistake_in_a_real_process(tmp_path: Path) -> None:
     done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert done.stderr.startswith("asit: ")
-    assert "way out:" in done.stderr
+    assert "fix:" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
 
@@ -214,7 +214,7 @@ def test_other_endings(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for error, code, text in (
         (KeyboardInterrupt("kept so far"), 130, "asit: stopped: kept so far"),
         (KeyboardInterrupt(), 130, "asit: stopped"),
-        (AsitError("found", "wanted", "do this"), 2, "asit: found\n  expected: wanted\n  way out:  do this"),
+        (AsitError("found", "wanted", "do this"), 2, "asit: found\n  expected: wanted\n  fix:      do this"),
         (ConfigError("found"), 2, "asit: found"),
         (OSError(28, "No space left on device"), 2, "No space left on device"),
         (PermissionError(13, "Permission denied", "/x"), 2, "asit: /x: Permission denied"),
@@ -283,7 +283,7 @@ def test_a_dry_run_warns_of_more_memory_than_there_is(run: Any, monkeypatch: Any
 
     def found(room: dict[str, float]) -> dryrun.DryRun:
         shapes = {"global views": [160, 1, 592, 128]}
-        return dryrun.DryRun("epochs: 9\n", ["device cpu"], shapes, 90.0, 0.01, 0.9, 7200.0, {"cpu": 67.0}, room, True)
+        return dryrun.DryRun("epochs: 9\n", shapes, 90.0, 0.01, 0.9, 7200.0, {"cpu": 67.0}, room, True)
 
     rooms: list[tuple[dict[str, float], bool]] = [({"cpu": 25.0}, True), ({"cpu": 99.0}, False), ({}, False)]
     for room, warned in rooms:

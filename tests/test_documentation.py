@@ -267,7 +267,6 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "device": "cpu",
         "workers": 0,
         "threads": 1,
-        "stream": None,
         "records": records,
     }
     encoder = {"size": "custom", "width": 32, "depth": 2, "heads": 2}

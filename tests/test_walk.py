@@ -289,7 +289,7 @@ def test_the_walk_with_labels(
     to_other_programs(say)
     in_a_browser(say, monkeypatch)
 
-    result = asit.finetune("labels.csv", "again", "pre/model", config="tune.yaml", epochs=1, stream=None)
+    result = asit.finetune("labels.csv", "again", "pre/model", config="tune.yaml", epochs=1)
     assert [(r["split"], r["weights"]) for r in result.results][-1] == ("test", "best")
     assert asit.FinetuneSettings().task == "any"
 
@@ -297,15 +297,15 @@ def test_the_walk_with_labels(
 def test_the_same_from_python(sounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     small: dict[str, Any] = {"probe": {}, "records": {"figure_every": 0, "tensorboard": False}}
-    result = asit.pretrain(sounds, "run", config="mine.yaml", epochs=1, stop_after=1, stream=None, **small)
+    result = asit.pretrain(sounds, "run", config="mine.yaml", epochs=1, stop_after=1, **small)
     assert (result.step, result.total, result.finished) == (1, 3, False)
-    result = asit.pretrain(sounds, "run", resume=True, stop_after=0, stream=None)
+    result = asit.pretrain(sounds, "run", resume=True, stop_after=0)
     assert result.finished
     assert asit.load(result.model).embed("my sounds/00.wav").clip.shape == (32,)
     with pytest.raises(asit.AsitError, match="--overwrite"):
-        asit.pretrain(sounds, "run", config="mine.yaml", stream=None)
+        asit.pretrain(sounds, "run", config="mine.yaml")
     with pytest.raises(asit.AsitError, match="epoch: no such setting, did you mean epochs"):
-        asit.pretrain(sounds, "other", epoch=3, stream=None)
+        asit.pretrain(sounds, "other", epoch=3)
 
 
 @pytest.mark.slow

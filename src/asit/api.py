@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from asit.config import FinetuneSettings, PretrainSettings, presets
 from asit.config.presets import Resume
@@ -23,7 +22,6 @@ def pretrain(
     config: str | Path | None = None,
     resume: Resume = False,
     overwrite: bool = False,
-    stream: TextIO | None = sys.stderr,
     **settings: Any,
 ) -> PretrainResult:
     """Pretrain an encoder on recordings without labels.
@@ -38,7 +36,6 @@ def pretrain(
         config: YAML file of settings.
         resume: resume the run in `out`, with its own settings; "auto": where there is one.
         overwrite: delete the run in `out` first.
-        stream: where progress goes; None: nowhere.
         settings: any of `PretrainSettings`; groups as mappings.
 
     Returns:
@@ -51,7 +48,7 @@ def pretrain(
 
     given = {**settings, "data": str(data)}
     chosen = presets.build_for(PretrainSettings, out, preset, config, given, resume=resume)
-    return runs.pretrain(chosen, resume=resume, overwrite=overwrite, stream=stream)
+    return runs.pretrain(chosen, resume=resume, overwrite=overwrite)
 
 
 def finetune(
@@ -63,7 +60,6 @@ def finetune(
     config: str | Path | None = None,
     resume: Resume = False,
     overwrite: bool = False,
-    stream: TextIO | None = sys.stderr,
     **settings: Any,
 ) -> FinetuneResult | CrossValidation:
     """Fine-tune and score a classifier on labelled recordings.
@@ -79,7 +75,6 @@ def finetune(
         config: YAML file of settings.
         resume: resume the run in `out`, with its own settings; "auto": where there is one.
         overwrite: delete the run in `out` first.
-        stream: where progress goes; None: nowhere.
         settings: any of `FinetuneSettings`; groups as mappings.
 
     Returns:
@@ -93,4 +88,4 @@ def finetune(
 
     given = {**settings, "data": str(data), "model": str(model)}
     chosen = presets.build_for(FinetuneSettings, out, task, config, given, resume=resume)
-    return cross_validation.run(chosen, resume=resume, overwrite=overwrite, stream=stream)
+    return cross_validation.run(chosen, resume=resume, overwrite=overwrite)

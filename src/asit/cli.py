@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from asit import __version__
+from asit import __version__, logs
 from asit.errors import AsitError, ConfigError
 
 SUMMARIES = {
@@ -57,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         verb: Callable[[str, str, list[str]], int] = commands.verb(given[0])
         try:
-            status = verb(f"asit {given[0]}", SUMMARIES[given[0]], given[1:])
+            with logs.console():
+                status = verb(f"asit {given[0]}", SUMMARIES[given[0]], given[1:])
         except SystemExit:  # a verb's --help
             sys.stdout.flush()
             raise

@@ -30,7 +30,7 @@ class AsitError(Exception):
         if expected:
             lines.append(f"  expected: {expected}")
         if remedy:
-            lines.append(f"  way out:  {remedy}")
+            lines.append(f"  fix:      {remedy}")
         super().__init__("\n".join(lines))
 
     def __reduce__(self) -> tuple[type[AsitError], tuple[str, str, str]]:

@@ -99,8 +99,8 @@ def test_a_file_that_cannot_be_read_is_one_line_and_the_others_go_on(
     out, err = capsys.readouterr()
     assert [json.loads(line)["path"] for line in out.splitlines()] == [str(sounds / "short.wav")]
     first, second = err.splitlines()
-    assert first.startswith(f"asit: {sounds / 'no.wav'} is a web page or XML")
-    assert second == "asit: 1 of 2 inputs failed"
+    assert first.startswith(f"warning: {sounds / 'no.wav'} is a web page or XML")
+    assert second == "warning: 1 of 2 inputs failed"
 
 
 def test_a_folder_is_walked_in_order_and_times_of_parts_count_from_the_file(
@@ -129,7 +129,7 @@ def test_members_of_a_tar_are_recordings_and_a_bad_one_is_named(
     assert cli.main(["tag", str(models / "single"), str(tmp_path / "shard.tar")]) == 2
     out, err = capsys.readouterr()
     assert json.loads(out)["path"] == f"{tmp_path / 'shard.tar'}/in/short.wav"
-    assert err.splitlines()[0].startswith(f"asit: {tmp_path / 'shard.tar'}/in/no.wav: ")
+    assert err.splitlines()[0].startswith(f"warning: {tmp_path / 'shard.tar'}/in/no.wav: ")
 
 
 def test_a_terminal_gets_a_table_of_its_width(

@@ -249,7 +249,7 @@ def test_what_was_fetched_is_used_without_a_network(hub: dict[str, dict[str, Any
 )
 def test_what_the_hub_cannot_give(hub: dict[str, dict[str, Any]], name: str, text: str) -> None:
     assert text in hub[name]["error"]
-    assert "way out" in hub[name]["error"] or "expected" in hub[name]["error"]
+    assert "fix:" in hub[name]["error"] or "expected" in hub[name]["error"]
 
 
 def test_another_models_weights_are_not_fetched(hub: dict[str, dict[str, Any]]) -> None:

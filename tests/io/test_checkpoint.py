@@ -162,7 +162,7 @@ def test_a_damaged_newest_state_names_the_older_one(tmp_path: Path) -> None:
         save_state(tmp_path, step, {"a": torch.zeros(9)}, {}, keep=3)
     newest = tmp_path / "step-00000003"
     flip(newest / "state.safetensors", -1)
-    with pytest.raises(CheckpointError, match=r"damaged(.|\n)*way out:  remove .*step-00000003 and .*step-00000002$"):
+    with pytest.raises(CheckpointError, match=r"damaged(.|\n)*fix:      remove .*step-00000003 and .*step-00000002$"):
         load_state(newest)
     (newest / "state.json").unlink()
     with pytest.raises(CheckpointError, match=r"has no state.json(.|\n)*from .*step-00000002$"):

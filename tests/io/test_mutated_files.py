@@ -307,11 +307,11 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     heads = {"hidden": 16, "bottleneck": 8, "class_prototypes": 16, "patch_prototypes": 16}
     settings = {**SHARED, "views": views, "heads": heads, "records": {**RECORDS, "figure_every": 2}}
     pretrained = PretrainSettings(data=str(root / "catalogue.jsonl"), out=str(root / "run"), stop_after=2, **settings)
-    pretraining.pretrain(pretrained, stream=None)
+    pretraining.pretrain(pretrained)
     tuned = {**SHARED, "model": "none", "input": {"seconds": 0.4}, "optim": {"average": "ema"}, "records": RECORDS}
     tuned["sides"] = {"hold_out": 0.5}
     begun = FinetuneSettings(data=str(root / "catalogue.jsonl"), out=str(root / "tuned"), **tuned)
-    finetuning.finetune(begun, stream=None)
+    finetuning.finetune(begun)
     search.build(model, [str(root / "sounds")], root / "index", search.Ask(precision="float32"))
     (root / "labels.csv").write_text("index,display_name\n0,a\n1,b\n2,c\n")
     (root / "labels.json").write_text(json.dumps({"id2label": {"0": "a", "1": "b", "2": "c"}}))
@@ -367,7 +367,7 @@ def resume(run: Path, change: bool = True) -> None:
     begun.out, begun.data = str(run), str(run.parent / "catalogue.jsonl")
     if isinstance(begun, PretrainSettings):
         begun.stop_after = 2
-    go(begun, resume=True, stream=None)
+    go(begun, resume=True)
 
 
 def read_catalogue(place: Path) -> None:

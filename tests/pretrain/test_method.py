@@ -468,7 +468,7 @@ def preset(request: pytest.FixtureRequest) -> PretrainSettings:
 def test_presets_build_and_step(preset: PretrainSettings) -> None:
     method.check(preset)
     front_end = FrontEnd(preset.front_end)
-    frames, short, _ = pretrain_dataset.view_frames(preset.views, front_end, preset.encoder.patch_frames, typical=10.0)
+    frames, short = pretrain_dataset.view_frames(preset.views, front_end, preset.encoder.patch_frames, typical=10.0)
     if preset.preset in ("paper", "official-v2"):
         assert frames == 592
         assert short == (192 if preset.preset == "official-v2" else 0)

@@ -248,7 +248,7 @@ def test_a_folder_that_is_not_a_run(tmp_path: Path, run: Path) -> None:
         (other / f"{index:02d}.wav").touch()
     with pytest.raises(AsitError, match=r"it holds 00\.wav, .*, 07\.wav and 3 more"):
         report(other)
-    with pytest.raises(AsitError, match=r"way out:  this looks like a run: .*/run"):
+    with pytest.raises(AsitError, match=r"fix:      this looks like a run: .*/run"):
         report(tmp_path)
     (run / "model").mkdir()
     with pytest.raises(AsitError, match=r"this looks like a run: .*/run$"):

@@ -21,6 +21,7 @@ import soundfile
 import torch
 from torch import Tensor
 
+from asit import logs
 from asit.config import FinetuneSettings, FrontEndSettings, PretrainSettings
 from asit.data.catalogue import scan
 from asit.errors import AsitError
@@ -185,7 +186,8 @@ def _body(call: Callable[[], Any], output: Path, environment: Mapping[str, str])
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ.update(environment)
     try:
-        code = call()
+        with logs.console():
+            code = call()
     except AsitError as error:
         sys.stderr.write(f"asit: {error}\n")
         code = 2

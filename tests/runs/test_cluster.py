@@ -38,7 +38,7 @@ LONG: dict[str, Any] = {"epochs": 30, "records": {"checkpoint_every": 5, "keep":
 
 
 def go(settings: PretrainSettings, **how: Any) -> int:
-    return 0 if pretrain_run.pretrain(settings, stream=None, **how).finished else 1
+    return 0 if pretrain_run.pretrain(settings, **how).finished else 1
 
 
 class Ranks:
@@ -160,7 +160,7 @@ def test_processes_that_differ_all_stop(kind: str, request: pytest.FixtureReques
 
     def body() -> int:
         rate = 0.05 if os.environ["RANK"] == "0" else 0.04
-        start(make(run, optim={"lr": rate}), stream=None)
+        start(make(run, optim={"lr": rate}))
         return 0
 
     ended = ranks(2, body)
@@ -197,7 +197,7 @@ def test_auto_resume_goes_with_neither_of_the_others(
         (cross_validation.run, tuned(tmp_path / "run", sides={"fold": "all"})),
     ):
         with pytest.raises(ConfigError, match="--resume and --overwrite were both given"):
-            call(settings, resume="auto", overwrite=True, stream=None)
+            call(settings, resume="auto", overwrite=True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -212,7 +212,7 @@ def test_a_restart_goes_on_with_what_the_same_torchrun_began(
     with pytest.raises(ConfigError, match="holds a run already"):
         go(tiny(run, epochs=1, stop_after=2))
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    result = pretrain_run.pretrain(tiny(run, epochs=1, stop_after=2), overwrite=True, stream=None)
+    result = pretrain_run.pretrain(tiny(run, epochs=1, stop_after=2), overwrite=True)
     assert result.step == 2
     assert "goes on from step 1" in (run / "log.txt").read_text()
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job-2")
@@ -394,7 +394,7 @@ def test_a_killed_worker_is_started_again_and_nothing_is_seen_of_it(
         os.kill(job.pids()[victim], signal.SIGKILL)
         until(lambda kill=kill: (run / "log.txt").read_text().count("goes on from step") == kill + 1, job)
     assert job.end() == 0, job.said
-    assert [e.code for e in ranks(2, lambda: int(not call(whole, stream=None).finished))] == [0, 0]
+    assert [e.code for e in ranks(2, lambda: int(not call(whole).finished))] == [0, 0]
     same(state(run), state(tmp_path / "whole"))
     assert metrics(run) == metrics(tmp_path / "whole")
     if verb == "finetune":

@@ -31,7 +31,7 @@ def compiler() -> None:
 
 
 def go(settings: Any) -> int:
-    return 0 if pretrain_run.pretrain(settings, stream=None).finished else 1
+    return 0 if pretrain_run.pretrain(settings).finished else 1
 
 
 def close(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> None:
@@ -82,6 +82,6 @@ def test_in_two_processes(parallel: str, tiny: Any, tmp_path: Path, state: Any) 
 def test_fine_tuning(tuned: Any, tmp_path: Path, state: Any) -> None:
     runs = tmp_path / "plain", tmp_path / "made"
     for run, compile_ in zip(runs, (False, True), strict=True):
-        assert finetune_run.finetune(tuned(run, compile=compile_), stream=None).finished
+        assert finetune_run.finetune(tuned(run, compile=compile_)).finished
     compiled(runs[1])
     close(state(runs[1]), state(runs[0]))

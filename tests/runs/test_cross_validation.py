@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from asit.io import checkpoint
 
 
 def go(settings: Any, **how: Any) -> Any:
-    return cross_validation.run(settings, stream=None, **how)
+    return cross_validation.run(settings, **how)
 
 
 def held(run: Path) -> dict[str, Any]:
@@ -165,8 +164,9 @@ def test_a_first_fold_that_cannot_begin_leaves_the_folder_free(tuned: Any, tmp_p
 
 
 def test_folds_without_splits_and_a_class_that_one_fold_alone_has(
-    notes: Path, tuned: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    notes: Path, tuned: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "asit")
     rows = [line.split(",") for line in notes.read_text().splitlines()[1:]]
     lost = rows[0][3]
     names = ["squeak" if i == 0 else row[1] for i, row in enumerate(rows)]
@@ -174,9 +174,9 @@ def test_folds_without_splits_and_a_class_that_one_fold_alone_has(
     text = "".join(f"{notes.parent}/{row[0]},{name},{row[3]},me\n" for row, name in zip(rows, names, strict=True))
     data.write_text("path,label,fold,recordist\n" + text)
     asked = tuned(run, data=data, epochs=1, sides={"unseen_classes": "skip"})
-    ended = cross_validation.run(asked, stream=sys.stderr)
+    ended = cross_validation.run(asked)
     assert isinstance(ended, cross_validation.CrossValidation)
-    assert "a run for each fold (one alone: --sides.fold NAME)" in capsys.readouterr().err
+    assert "a run for each fold (one alone: --sides.fold NAME)" in caplog.text
     assert {path.name for path in run.glob("fold-*")} == {"fold-1", "fold-2"}
     assert ended.unseen == {lost: ["squeak"]}
     found = held(run)["folds"]

@@ -32,7 +32,7 @@ WHOLE: dict[str, Any] = {"batch_size": 16, "epochs": 3, "masking": {"donor_pool"
 
 
 def go(settings: PretrainSettings, **how: Any) -> int:
-    return 0 if runs.pretrain(settings, stream=None, **how).finished else 1
+    return 0 if runs.pretrain(settings, **how).finished else 1
 
 
 def keys_bias(name: str, value: Tensor) -> Tensor:
@@ -228,7 +228,7 @@ def test_a_mistake_ends_all_processes(tiny: Any, tmp_path: Path, ranks: Any) -> 
     assert any("nothing" in e.said for e in ended)
     assert not any("Traceback" in e.said for e in ended)
     with pytest.raises(ConfigError, match=r"5 processes|batch_size is 4"):
-        resources.fit_batch(tiny(tmp_path).batch_size, 1, 16, _World(3), [])
+        resources.fit_batch(tiny(tmp_path).batch_size, 1, 16, _World(3))
 
 
 class _World:

@@ -437,7 +437,7 @@ def test_the_command_line(
     (tmp_path / "bad.wav").write_text("no sound")
     code, out, err = say(capsys, saved, str(clips), str(tmp_path / "bad.wav"), "--out", str(tmp_path / "new/emb.npz"))
     assert (code, out) == (2, f"{tmp_path}/new/emb.npz: 10 vectors of 32 values from 10 files\n")
-    assert "asit: 1 of 11 inputs failed and were left out; all are in" in err
+    assert "warning: 1 of 11 inputs failed and were left out; all are in" in err
     assert "embed: 11/11  1 bad" in err
     found = np.load(tmp_path / "new/emb.npz")
     assert found["paths"][0] == f"{clips}/00.flac"
@@ -447,7 +447,7 @@ def test_the_command_line(
     code, out, err = say(capsys, saved, str(clips / "0[0-2].flac"), str(tmp_path / "bad.wav"))
     rows = [json.loads(line) for line in out.splitlines()]
     assert code == 2
-    assert f"asit: {tmp_path}/bad.wav begins" in err
+    assert f"warning: {tmp_path}/bad.wav begins" in err
     assert [row["path"] for row in rows] == [f"{clips}/0{i}.flac" for i in range(3)]
     np.testing.assert_allclose([row["clip"] for row in rows], found["vectors"][:3], atol=1e-5)
     assert rows[0]["patches"] == [4, 4]

@@ -19,7 +19,7 @@ FEWER: dict[str, Any] = {
 
 
 def go(settings: PretrainSettings, **how: Any) -> int:
-    return 0 if runs.pretrain(settings, stream=None, **how).finished else 1
+    return 0 if runs.pretrain(settings, **how).finished else 1
 
 
 def test_stopped_and_with_a_worker_it_ends_as_if_never_stopped(

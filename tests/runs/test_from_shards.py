@@ -108,15 +108,15 @@ def test_a_store_that_dies_and_comes_back(
 ) -> None:
     """What was done is kept, and the run that goes on equals one that read files and was never stopped."""
     monkeypatch.setenv("ASIT_STORE_SECONDS", "1")
-    pretrain(tiny(tmp_path / "files", epochs=1, **READ), stream=None)
+    pretrain(tiny(tmp_path / "files", epochs=1, **READ))
     settings = functools.partial(tiny, tmp_path / "shards-run", Path("x"), epochs=1, **READ)
     given = settings().model_copy(update={"data": store.url})
     store.left = 3 + 8  # a look at each of three shards, then up to three requests for a step of four clips
     with pytest.raises(StoreError, match=r"shard-00000\d\.tar(.|\n)*--resume, which goes on from step"):
-        pretrain(given.model_copy(deep=True), stream=None)
+        pretrain(given.model_copy(deep=True))
     assert "the server answers 503" in caplog.text
     store.left = 1 << 30
-    result = pretrain(given.model_copy(deep=True), resume=True, stream=None)
+    result = pretrain(given.model_copy(deep=True), resume=True)
     assert result.finished
     same(state(tmp_path / "files"), state(tmp_path / "shards-run"))
 
@@ -127,8 +127,8 @@ def test_fine_tuning_reads_shards_and_their_labels(
 ) -> None:
     pack(Catalogue.read(labelled), tmp_path / "packed")
     over = {"epochs": 1, "input": {"keep_gb": 0.0}}
-    finetune(tuned(tmp_path / "files", **over), stream=None)
-    result = finetune(tuned(tmp_path / "shards", tmp_path / "packed", **over), stream=None)
+    finetune(tuned(tmp_path / "files", **over))
+    result = finetune(tuned(tmp_path / "shards", tmp_path / "packed", **over))
     same(state(tmp_path / "files"), state(tmp_path / "shards"))
     assert result.results
 
@@ -137,7 +137,7 @@ def test_shards_are_looked_for_before_a_run_begins(tiny: Callable[..., Any], lis
     folder = pack(Catalogue.read(listed), tmp_path / "packed")
     (folder / "shard-000002.tar").write_bytes((folder / "shard-000002.tar").read_bytes()[:9000])
     with pytest.raises(StoreError, match=r"shard-000002\.tar"):
-        pretrain(tiny(tmp_path / "run", folder), stream=None)
+        pretrain(tiny(tmp_path / "run", folder))
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
@@ -145,7 +145,7 @@ def test_shards_are_looked_for_before_a_run_begins(tiny: Callable[..., Any], lis
 def test_blocks_as_an_order_of_a_run(tiny: Callable[..., Any], listed: Path, tmp_path: Path) -> None:
     data = pack(Catalogue.read(listed), tmp_path / "packed")
     views = {"order": "blocks", "block": 2}
-    result = pretrain(tiny(tmp_path / "run", data, epochs=1, stop_after=2, views=views), stream=None)
+    result = pretrain(tiny(tmp_path / "run", data, epochs=1, stop_after=2, views=views))
     assert result.step == 2
 
 
@@ -182,8 +182,8 @@ def test_a_worker_that_the_system_kills(
 ) -> None:
     """The run says so and keeps what was done; going on equals a run that was not struck."""
     more = {"epochs": 60, "workers": 2, "records": {"checkpoint_every": 1000}}
-    pretrain(tiny(tmp_path / "whole", **more), stream=None)
-    child = fork(lambda: pretrain(tiny(tmp_path / "struck", **more), stream=None))
+    pretrain(tiny(tmp_path / "whole", **more))
+    child = fork(lambda: pretrain(tiny(tmp_path / "struck", **more)))
     reaches(tmp_path / "struck", 3, [child])
     workers = Path(f"/proc/{child.process.pid}/task/{child.process.pid}/children").read_text("ascii").split()
     os.kill(int(workers[-1]), signal.SIGKILL)
@@ -194,6 +194,6 @@ def test_a_worker_that_the_system_kills(
     assert "1 of 2 loader workers ended before their work did" in ended.said
     assert f"process {workers[-1]} by SIGKILL" in ended.said
     assert "--resume" in ended.said
-    result = pretrain(tiny(tmp_path / "struck", **more), resume=True, stream=None)
+    result = pretrain(tiny(tmp_path / "struck", **more), resume=True)
     assert result.finished
     same(state(tmp_path / "whole"), state(tmp_path / "struck"))

@@ -9,6 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from asit import logs
 from asit.config import EncoderSettings, FinetuneSettings, FrontEndSettings
 from asit.data.catalogue.catalogue import Catalogue
 from asit.errors import CheckpointError, ConfigError
@@ -45,10 +46,12 @@ def saved(folder: Path, labels: Labelling | None = None) -> Path:
 
 
 def built(settings: FinetuneSettings, frames: int = 64) -> tuple[Any, init_model.Origin, list[str]]:
-    notes: list[str] = []
+    """Return the network, what it starts from, and what was logged."""
     model = init_model.pretrained(settings)
     start = init_model.origin(settings, model, Catalogue.from_clips([], root="/", header={"mean": -5.0, "std": 2.0}))
-    return init_model.build(start, frames, CLASSES, False, notes), start, notes
+    with logs.run_log() as log:
+        made = init_model.build(start, frames, CLASSES, False)
+    return made, start, [record.getMessage() for record in log.buffer]
 
 
 def settings(model: Path | str, **over: Any) -> FinetuneSettings:
@@ -122,9 +125,7 @@ def test_other_lengths_and_strides(stride: int | None, frames: int, grid: tuple[
 
 def test_a_run_at_stride_ten(tuned: Any, tmp_path: Path) -> None:
     """AST's stride: the model folder holds it, and is read back with it."""
-    result = runs.finetune(
-        tuned(tmp_path / "run", epochs=1, network={"stride_frames": 10, "stride_mels": 10}), stream=None
-    )
+    result = runs.finetune(tuned(tmp_path / "run", epochs=1, network={"stride_frames": 10, "stride_mels": 10}))
     model = AudioModel.load(result.model)
     assert model.encoder.settings.patch_stride_frames == 10
     assert model.encoder.grid == positions.grid_of(model.frames, 32, (16, 16), (10, 10))

@@ -29,7 +29,7 @@ from asit.training import open_data
 
 
 def go(settings: PretrainSettings, **how: Any) -> runs.PretrainResult:
-    return runs.pretrain(settings, stream=None, **how)
+    return runs.pretrain(settings, **how)
 
 
 def names(folder: Path) -> set[str]:
@@ -251,7 +251,7 @@ def test_the_settings_are_checked_before_the_recordings(tiny: Any, tmp_path: Pat
     with pytest.raises(ConfigError, match="warm-up"):
         go(tiny(tmp_path / "run", optim={"warmup": 5}))
     with pytest.raises(ConfigError, match="warm-up"):
-        dry_run(tiny(tmp_path / "run", optim={"warmup": 5}), stream=None)
+        dry_run(tiny(tmp_path / "run", optim={"warmup": 5}))
 
 
 # batches and lengths
@@ -402,8 +402,11 @@ def test_weights_that_ran_away(tiny: Any, tmp_path: Path) -> None:
 # looking before
 
 
-def test_a_dry_run_writes_nothing(tiny: Any, tmp_path: Path, recordings: Path) -> None:
-    told = dry_run(tiny(tmp_path / "run", data=recordings, views={"seconds": "auto"}), stream=None)
+def test_a_dry_run_writes_nothing(
+    tiny: Any, tmp_path: Path, recordings: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "asit")
+    told = dry_run(tiny(tmp_path / "run", data=recordings, views={"seconds": "auto"}))
     assert list(tmp_path.iterdir()) == []
     assert told.shapes["global views"] == [8, 1, 64, 32]
     assert told.shapes["local views"] == [4, 1, 16, 32]
@@ -416,7 +419,7 @@ def test_a_dry_run_writes_nothing(tiny: Any, tmp_path: Path, recordings: Path) -
     assert not told.extrapolated
     assert 0.05 < told.memory_gb["cpu"] < 20
     assert "warmup: 0.5" in told.settings
-    assert any(note.startswith("8 steps: 2 epochs of 4 steps of 4 clips") for note in told.notes)
+    assert "8 steps: 2 epochs of 4 steps of 4 clips" in caplog.messages
 
 
 def test_a_large_batch_is_extrapolated(tiny: Any, tmp_path: Path, monkeypatch: Any) -> None:
@@ -428,7 +431,7 @@ def test_a_large_batch_is_extrapolated(tiny: Any, tmp_path: Path, monkeypatch: A
         return step_profile.StepCost(len(samples), 1.0 + 0.5 * len(samples), {"cpu": 3.0 + 0.25 * len(samples)})
 
     monkeypatch.setattr(step_profile, "step_cost", measure)
-    told = dry_run(tiny(tmp_path / "run", batch_size=12, accumulate=2), stream=None)
+    told = dry_run(tiny(tmp_path / "run", batch_size=12, accumulate=2))
     assert seen == [2, 4]
     assert told.extrapolated
     assert told.seconds_per_step == pytest.approx(2 * (1.0 + 0.5 * 6))

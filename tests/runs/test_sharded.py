@@ -23,7 +23,7 @@ WHOLE: dict[str, Any] = {"batch_size": 16, "epochs": 3, "records": {"checkpoint_
 
 
 def go(settings: Any, **how: Any) -> int:
-    return 0 if pretrain_run.pretrain(settings, stream=None, **how).finished else 1
+    return 0 if pretrain_run.pretrain(settings, **how).finished else 1
 
 
 def close(left: Mapping[str, Tensor], right: Mapping[str, Tensor], prefix: str = "task/") -> None:
@@ -81,9 +81,9 @@ def test_a_spoilt_step_of_shards_is_refused_a_step_late(
 
 def test_fine_tuning_in_shards(tuned: Any, tmp_path: Path, ranks: Any, state: Any) -> None:
     runs = {"one": tmp_path / "one", "fsdp": tmp_path / "fsdp"}
-    assert finetune_run.finetune(tuned(runs["one"]), stream=None).finished
+    assert finetune_run.finetune(tuned(runs["one"])).finished
     settings = tuned(runs["fsdp"], parallel="fsdp", checkpoint_activations=True)
-    for ended in ranks(2, lambda: 0 if finetune_run.finetune(settings, stream=None).finished else 1):
+    for ended in ranks(2, lambda: 0 if finetune_run.finetune(settings).finished else 1):
         assert ended.code == 0, ended.said
     close(state(runs["fsdp"]), state(runs["one"]))
     assert (runs["fsdp"] / "results.json").exists()
@@ -108,7 +108,7 @@ def test_data_that_ends_in_one_process_ends_both_with_a_checkpoint(
     monkeypatch.setattr(pretrain_run, "feed", ending)
     said = [ended.said for ended in ranks(2, lambda: go(tiny(broken, **often)))]
     assert "another process of this run got no more data: shard-3.tar is not there" in said[0]
-    assert "shard-3.tar is not there\n  expected: a shard\n  way out:  bring it back" in said[1]
+    assert "shard-3.tar is not there\n  expected: a shard\n  fix:      bring it back" in said[1]
     assert [p.name for p in (broken / "checkpoints").iterdir()] == ["step-00000002"]
     assert "stopped: shard-3.tar is not there; step 2 is kept" in (broken / "log.txt").read_text()
     monkeypatch.setattr(pretrain_run, "feed", fed)

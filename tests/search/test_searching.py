@@ -101,7 +101,7 @@ def test_bad_recordings_give_status_2_and_the_rest_goes_on(run: Run, archive: Pa
     (archive / "2.wav").write_bytes(b"no sound")
     code, out, err = run("index", model_folder, "sounds", "--out", "index")
     assert (code, "8 recordings" in out, "1 could not be read" in out) == (2, True, True)
-    assert "asit: 2.wav " in err
+    assert "warning: 2.wav " in err
     code, out, err = run("similar", "index", "sounds/2.wav", "sounds/3.wav")
     assert (code, len(out.splitlines())) == (2, 1)
     assert "2.wav" in err

@@ -54,11 +54,12 @@ def works(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_compiled_is_eager_within_rounding() -> None:
+def test_compiled_is_eager_within_rounding(caplog: pytest.LogCaptureFixture) -> None:
     """Values and gradients, stochastic depth and both kinds of views; names of parameters stay; a copy is plain."""
-    plain, made, said = encoder(), encoder(), []
-    assert compilation.compiled(made.blocks, CPU, said.append)
-    assert said == ["compile: 2 modules, each by itself (torch.compile, inductor)"]
+    caplog.set_level("INFO", "asit")
+    plain, made = encoder(), encoder()
+    assert compilation.compiled(made.blocks, CPU)
+    assert caplog.messages == ["compile: 2 modules, each by itself (torch.compile, inductor)"]
     assert list(made.state_dict()) == list(plain.state_dict())
     for rows in (4, 3):
         x, drop = inputs(rows)
@@ -67,7 +68,7 @@ def test_compiled_is_eager_within_rounding() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         for ours, expected in zip(gradients(made, *inputs()), gradients(plain, *inputs()), strict=True):
             assert float((ours - expected).norm() / expected.norm()) < 0.03
-    assert len(said) == 1
+    assert len(caplog.messages) == 1
     twin = copy.deepcopy(made)
     assert all(block._compiled_call_impl is None for block in twin.blocks)
 
@@ -85,7 +86,7 @@ def test_many_shapes_are_all_compiled() -> None:
     """Beyond torch's own limit, here 2, it runs the plain code."""
     torch._dynamo.reset()
     block = Block(8, 1, 8)
-    compilation.compiled([block], CPU, lambda sentence: None)
+    compilation.compiled([block], CPU)
     before = counters["stats"]["unique_graphs"]
     for rows in range(2, 6):
         block(torch.ones(rows, 3, 8)).sum().backward()
@@ -94,11 +95,14 @@ def test_many_shapes_are_all_compiled() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("few_and_uncached")
-def test_a_compiler_that_fails_at_the_gradient_of_a_later_shape_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is asked for the gradient in the forward pass, where there is a way back."""
+def test_a_compiler_that_fails_at_the_gradient_of_a_later_shape_gives_way(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The gradient is compiled in the forward pass, where the plain module can still run."""
+    caplog.set_level("INFO", "asit")
     torch._dynamo.reset()  # blocks of another test have the same code
-    made, said = encoder(), list[str]()
-    compilation.compiled(made.blocks, CPU, said.append)
+    made = encoder()
+    compilation.compiled(made.blocks, CPU)
     gradients(made, *inputs())
     run = GraphLowering.run
 
@@ -110,35 +114,39 @@ def test_a_compiler_that_fails_at_the_gradient_of_a_later_shape_gives_way(monkey
     monkeypatch.setattr(GraphLowering, "run", failing_backward)
     for ours, expected in zip(gradients(made, *inputs(5)), gradients(encoder(), *inputs(5)), strict=True):
         assert torch.equal(ours, expected)
-    assert len(said) == 2
-    assert said[1].startswith("compile: off from here on, torch.compile failed: ")
-    assert "no such kernel" in said[1]
+    _, failed = caplog.messages
+    assert failed.startswith("compile: off from here on, torch.compile failed: ")
+    assert "no such kernel" in failed
 
 
 @pytest.mark.slow
 def test_without_a_compiler_it_says_so_and_goes_on(tmp_path: Path) -> None:
     code = """
 import torch
-from asit.training import compiling
+from asit import logs
+from asit.training import compilation
 from asit.model.blocks import Block
 block = Block(32, 2, 64)
-print(compiling.compiled([block], torch.device("cpu"), print))
+with logs.console():
+    print(compilation.compiled([block], torch.device("cpu")))
 block(torch.ones(1, 3, 32)).sum().backward()
 print(block.mlp.fc1.weight.grad is not None)
 """
     env = {**os.environ, "CXX": "/nonexistent", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-    said, worked, learnt = done.stdout.splitlines()
-    assert said.startswith("compile: off, torch.compile does not work here: ")
+    (worked, learnt), said = done.stdout.splitlines(), done.stderr
+    assert said.startswith("warning: compile: off, torch.compile does not work here: ")
     assert "C++ compiler" in said
     assert (worked, learnt) == ("False", "True")
 
 
-def test_a_machine_without_a_compiler_runs_the_plain_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_a_compiler_runs_the_plain_blocks(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setitem(compilation._TRIED, "cpu", "no compiler")
-    made, said = encoder(), list[str]()
-    assert not compilation.compiled(made.blocks, CPU, said.append)
-    assert said == ["compile: off, torch.compile does not work here: no compiler"]
+    made = encoder()
+    assert not compilation.compiled(made.blocks, CPU)
+    assert caplog.messages == ["compile: off, torch.compile does not work here: no compiler"]
     assert all(block._compiled_call_impl is None for block in made.blocks)
 
 
@@ -155,27 +163,28 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> list[int]:
 
 
 @pytest.mark.usefixtures("works")
-def test_a_compiler_that_fails_later_is_told_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiler_that_fails_later_is_logged_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "asit")
     calls = failing(monkeypatch, BackendCompilerFailed(lambda: None, RuntimeError("no such target"), None))
-    made, said = encoder(), compilation.Notes()
-    assert compilation.compiled(made.blocks, CPU, said)
-    heard = list[str]()
-    said.tell(heard.append)
+    made = encoder()
+    assert compilation.compiled(made.blocks, CPU)
     x, drop = inputs()
     for ours, expected in zip(gradients(made, x, drop), gradients(encoder(), x, drop), strict=True):
         assert torch.equal(ours, expected)
     gradients(made, x, drop)
     assert len(calls) == 1
-    assert len(heard) == 2
-    assert heard[1].startswith("compile: off from here on, torch.compile failed: ")
-    assert "no such target" in heard[1]
+    _, failed = caplog.messages
+    assert failed.startswith("compile: off from here on, torch.compile failed: ")
+    assert "no such target" in failed
 
 
 @pytest.mark.usefixtures("works")
 def test_a_mistake_in_the_module_is_not_taken_for_the_compilers(monkeypatch: pytest.MonkeyPatch) -> None:
     failing(monkeypatch, ValueError("of the module"))
     block = nn.Linear(2, 2)
-    compilation.compiled([block], CPU, lambda sentence: None)
+    compilation.compiled([block], CPU)
     with pytest.raises(ValueError, match="of the module"):
         block(torch.ones(1, 2))
 
@@ -184,7 +193,7 @@ def test_a_mistake_in_the_module_is_not_taken_for_the_compilers(monkeypatch: pyt
 def test_evaluation_is_never_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = failing(monkeypatch, ValueError("called"))
     block = nn.Linear(2, 2)
-    compilation.compiled([block], CPU, lambda sentence: None)
+    compilation.compiled([block], CPU)
     block.eval()
     block(torch.ones(1, 2))
     assert not calls
@@ -199,9 +208,9 @@ def test_auto_compiles_on_a_gpu(setting: bool | str, device: str, expected: bool
 
 @pytest.mark.gpu
 def test_compiled_on_a_gpu() -> None:
-    device, said = torch.device("cuda"), list[str]()
+    device = torch.device("cuda")
     plain, made = encoder().to(device), encoder().to(device)
-    assert compilation.compiled(made.blocks, device, said.append), said
+    assert compilation.compiled(made.blocks, device)
     x, drop = (value.to(device) for value in inputs())
     with torch.autocast("cuda", torch.bfloat16):
         for ours, expected in zip(gradients(made, x, drop), gradients(plain, x, drop), strict=True):

@@ -119,7 +119,7 @@ def plan(**over: Any) -> Plan:
 def fit(
     task: Line, chosen: Plan, out: Path | None = None, start: int = 0, data: Any = None, **how: Any
 ) -> loop.Outcome:
-    with Records(out, chosen.total, start, tensorboard=False, stream=None) as records:
+    with Records(out, chosen.total, start, tensorboard=False) as records:
         batches = data if data is not None else stream(start * chosen.accumulate)
         return loop.fit(task, batches, chosen, WORLD, FLOAT32, records, start=start, **how)
 

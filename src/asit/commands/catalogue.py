@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -58,7 +57,7 @@ def catalogue(prog: str, summary: str, given: list[str]) -> int:
     options = parse(CatalogueOptions, prog, summary, given)
     from asit.data.catalogue import scan
     from asit.data.catalogue.listing import describe_ignored
-    from asit.training.metrics_log import counter
+    from asit.progress import counter
 
     corpus = _corpus(options, prog)
     what: dict[str, Any] = {"labels": options.labels}
@@ -77,7 +76,7 @@ def catalogue(prog: str, summary: str, given: list[str]) -> int:
         statistics_clips=options.statistics_clips,
         restart=options.restart,
         seed=options.seed,
-        progress=counter(sys.stderr, "checking files"),
+        progress=counter("checking files"),
         **what,
     )
     header = made.header

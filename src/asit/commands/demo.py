@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,5 +46,5 @@ def demo(prog: str, summary: str, given: list[str]) -> int:
     options = parse(DemoOptions, prog, summary, given)
     from asit.demo.demo_run import walk
 
-    print(walk(Path(options.out), seed=options.seed, toy=options.toy, stream=sys.stderr).text)
+    print(walk(Path(options.out), seed=options.seed, toy=options.toy).text)
     return 0

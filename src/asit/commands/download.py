@@ -56,7 +56,7 @@ def download(prog: str, summary: str, given: list[str]) -> int:
 
 def _line(stream: TextIO) -> Callable[[str, int, int | None], None]:
     """A progress line in bytes with the time left; without a terminal, a line each 30 s."""
-    from asit.training.metrics_log import duration
+    from asit.progress import duration
 
     terminal = stream.isatty()
     now_at, began, first, last, told = "", 0.0, 0, -math.inf, 0

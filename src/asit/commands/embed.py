@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from asit.data.catalogue.inputs import Item
     from asit.infer.embed_rows import EmbedSettings
     from asit.model.audio_model import AudioModel
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -91,7 +93,7 @@ def embed(prog: str, summary: str, given: list[str]) -> int:
         model = load(options.model, world.device)
         items = expand(options.inputs, others := Counter[str]())
         if others and world.main:
-            print(f"asit: {describe_ignored(others)}", file=sys.stderr)
+            log.info(describe_ignored(others))
         if options.out is None:
             return _print(model, items, settings)
         written = run.embed_files(
@@ -101,17 +103,16 @@ def embed(prog: str, summary: str, given: list[str]) -> int:
             settings,
             run.OutputSettings(shard, options.overwrite, options.spreadsheet, options.bad_files),
             world=world,
-            stream=sys.stderr if world.main else None,
         )
     if written is None:
         return 0
     print(f"{written.out}: {written.rows} vectors of {written.width} values from {written.files} files")
     if written.failures:
         for name, reason in written.failures[:3]:
-            print(f"asit: {named(name, reason)}", file=sys.stderr)
+            log.warning(named(name, reason))
         listed = run.failures_of(written.out)
         count = f"{len(written.failures)} of {written.files + len(written.failures)} inputs"
-        print(f"asit: {count} failed and were left out; all are in {listed}", file=sys.stderr)
+        log.warning(f"{count} failed and were left out; all are in {listed}")
     return 2 if written.failures else 0
 
 
@@ -126,7 +127,7 @@ def _print(model: AudioModel, items: Sequence[Item], settings: EmbedSettings) ->
         name = items[one.index].text
         if isinstance(one, Done):
             if one.fault is not None:
-                print(f"asit: {named(name, one.fault)}", file=sys.stderr)
+                log.warning(named(name, one.fault))
                 failed += 1
             continue
         rows, times = rows_of(one, settings)

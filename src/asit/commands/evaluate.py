@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +46,7 @@ def probe(prog: str, summary: str, given: list[str]) -> int:
     clips = quick_probe.labelled(options.table, options.clips, options.seed)
     store = open_store(options.cache)
     model = asit.load(options.model)
-    compared = quick_probe.compare(model, clips, seed=options.seed, store=store, stream=sys.stderr)
+    compared = quick_probe.compare(model, clips, seed=options.seed, store=store)
     print(compared.text())
     _write(options.out, compared.record())
     return 0
@@ -136,8 +135,7 @@ def evaluate(prog: str, summary: str, given: list[str]) -> int:
         raise ConfigError("--verify and --probe", "one of them", "run it twice: features come from the cache")
     with runtime.world(options.device, options.threads) as world:
         model = asit.load(options.model, world.device)
-        stream = sys.stderr if world.main else None
-        catalogue = open_data(options.data, model, world, bad_files=options.bad_files, stream=stream)
+        catalogue = open_data(options.data, model, world, bad_files=options.bad_files)
         if model.head is not None and options.probe is None and not options.verify:
             return _scored(options, model, catalogue, world)
         store = open_store(options.cache, options.cache_limit_gb)
@@ -166,7 +164,6 @@ def _scored(options: EvaluateOptions, model: AudioModel, catalogue: Catalogue, w
         missing=options.missing_labels,
         shared_groups=options.allow_shared_groups,
         seed=options.seed,
-        stream=sys.stderr if world.main else None,
     )
     if world.main:
         print("\n".join(scoring.sentence(record) for record in records))
@@ -204,7 +201,7 @@ def _probed(
         precision="bf16" if options.precision == "bf16" else "float32",
         bad_files=options.bad_files,
     )
-    found = frozen.evaluate(model, catalogue, ask, world=world, store=store, stream=sys.stderr)
+    found = frozen.evaluate(model, catalogue, ask, world=world, store=store)
     if found is not None:
         print("\n".join([*found.notes, found.text()]))
         facts = {"task": found.task, "kind": found.kind, "classes": list(found.classes), "model": options.model}
@@ -233,7 +230,7 @@ def _verified(
         validation=_words(options.validation) or VALIDATION,
         test=_words(options.test) or TEST,
     )
-    found = verify(model, catalogue, ask, world=world, store=store, stream=sys.stderr)
+    found = verify(model, catalogue, ask, world=world, store=store)
     if found is not None:
         print("\n".join([*found.notes, found.text()]))
         facts = {"task": str(catalogue.header.get("task") or ""), "kind": "verification", "model": options.model}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -88,10 +87,10 @@ def _measure(options: ExportOptions, model: AudioModel) -> OnRecordings | None:
         return None
     from asit.evaluate.int8_accuracy import OnRecordings, recordings
 
-    catalogue = recordings(options.check_data, model, sys.stderr)
+    catalogue = recordings(options.check_data, model)
     # The name alone: the file that it is written into may travel.
     name = Path(options.check_data).name
-    return OnRecordings(model, options.output, catalogue, name, options.check_clips, 0, sys.stderr)
+    return OnRecordings(model, options.output, catalogue, name, options.check_clips, 0)
 
 
 def _check(options: ExportOptions) -> None:

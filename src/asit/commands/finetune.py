@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 
 from asit.config import FinetuneSettings
 from asit.terminal.run_options import RunOptions, is_main_process, parse_run, resume_line, resume_of, signal_status
@@ -20,7 +19,7 @@ def finetune(prog: str, summary: str, given: list[str]) -> int:
     from asit.finetune import cross_validation
     from asit.finetune.finetune_run import FinetuneResult
 
-    result = cross_validation.run(settings, resume=resume, overwrite=options.overwrite, stream=sys.stderr)
+    result = cross_validation.run(settings, resume=resume, overwrite=options.overwrite)
     if not is_main_process():
         return signal_status(result.stopped_by)
     if not result.finished:

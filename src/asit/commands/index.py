@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 import sys
 from collections import Counter
@@ -16,7 +17,7 @@ import tyro
 
 from asit.errors import AsitError, ConfigError
 from asit.io.csv_lines import csv_line
-from asit.terminal.label_table import clock, fit, plain, width
+from asit.terminal.label_table import clock, fit, width
 from asit.terminal.options import parse
 from asit.terminal.stdout import for_data, for_people
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 _NAMED = 20  # failures that are told one by one; all of them are in the index's failures.jsonl
 _CELLS = ("similarity", "path", "start", "end", "label", "name")
 _WIDEST = 48  # columns of a terminal that a name may take
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -94,14 +97,13 @@ def index(prog: str, summary: str, given: list[str]) -> int:
             add=options.add,
             overwrite=options.overwrite,
             model_path=path,
-            stream=sys.stderr,
         )
     if built.others:
-        print(f"asit: {describe_ignored(built.others)}", file=sys.stderr)
+        log.info(describe_ignored(built.others))
     for name, reason in built.failures[:_NAMED]:
-        print(f"asit: {plain(search.told(name, reason))}", file=sys.stderr)
+        log.warning(search.told(name, reason))
     if len(built.failures) > _NAMED:
-        print(f"asit: and {len(built.failures) - _NAMED} more, in {out / 'failures.jsonl'}", file=sys.stderr)
+        log.warning(f"and {len(built.failures) - _NAMED} more, in {out / 'failures.jsonl'}")
     print(_told(built))
     return 2 if built.failures else 0
 
@@ -163,7 +165,7 @@ def similar(prog: str, summary: str, given: list[str]) -> int:
         others = Counter[str]()
         questions = list(_questions(options, found.card["window"], others))
         if others:
-            print(f"asit: {describe_ignored(others)}", file=sys.stderr)
+            log.info(describe_ignored(others))
         model = found.model(world.device) if options.model is None else load(options.model, world.device)
         found.check(model)
         if kind == "csv":
@@ -176,7 +178,7 @@ def similar(prog: str, summary: str, given: list[str]) -> int:
                     own = found.rows_of(item.path, item.member, item.start, item.seconds)
                 asked = found.vector_of(item.sound(), model, None, item.start, item.seconds)
             except AsitError as error:
-                print(f"asit: {error}", file=sys.stderr)
+                log.warning(str(error))
                 failed += 1
                 continue
             hits = found.nearest(asked, options.k, own)

@@ -90,7 +90,7 @@ def _print_measured(found: StepProfile) -> None:
 
 
 def _print_estimate(found: Estimate) -> None:
-    from asit.training.metrics_log import duration
+    from asit.progress import duration
 
     work = found.work
     low, high = duration(found.hours_low * 3600), duration(found.hours_high * 3600)

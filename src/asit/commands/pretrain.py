@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from typing import TYPE_CHECKING
 
 from asit.config import PretrainSettings
@@ -26,11 +25,11 @@ def pretrain(prog: str, summary: str, given: list[str]) -> int:
     if options.dry_run:
         from asit.tools.dry_run import dry_run
 
-        _print_dry_run(dry_run(settings, stream=sys.stderr))
+        _print_dry_run(dry_run(settings))
         return 0
     from asit.pretrain import pretrain_run
 
-    result = pretrain_run.pretrain(settings, resume=resume, overwrite=options.overwrite, stream=sys.stderr)
+    result = pretrain_run.pretrain(settings, resume=resume, overwrite=options.overwrite)
     if not is_main_process():
         return signal_status(result.stopped_by)
     print(f"{result.step} of {result.total} steps, {result.clips_per_second:.1f} clips/s; run folder: {result.out}")
@@ -44,11 +43,9 @@ def pretrain(prog: str, summary: str, given: list[str]) -> int:
 
 
 def _print_dry_run(found: DryRun) -> None:
-    from asit.training.metrics_log import duration
+    from asit.progress import duration
 
     print(found.settings)
-    for note in found.notes:
-        print(note)
     for name, shape in found.shapes.items():
         print(f"{name}: {shape}")
     how = "from two smaller sizes measured" if found.extrapolated else "measured"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -16,6 +16,8 @@ from asit.terminal.options import parse
 if TYPE_CHECKING:
     from asit.serve.guard import Guard
     from asit.serve.limits import Limits
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -68,11 +70,9 @@ def serve(prog: str, summary: str, given: list[str]) -> int:
         address = server.address(listening)
         print(f"asit serves {options.model} at {address} (Ctrl-C stops it)", flush=True)
         if not app.local:
-            print(
-                f"asit: warning: {options.host} can be reached from other machines, and whoever reaches it may use the "
-                "model and hear the indexed recordings: there is no password and no encryption",
-                file=sys.stderr,
-                flush=True,
+            log.warning(
+                f"{options.host} can be reached from other machines, and whoever reaches it may use the model and "
+                "listen to the indexed recordings: there is no password and no encryption"
             )
         if options.open:
             import webbrowser

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -44,14 +43,14 @@ class ShardOptions:
 
 def shard(prog: str, summary: str, given: list[str]) -> int:
     options: ShardOptions = parse(ShardOptions, prog, summary, given)
-    from asit.training.metrics_log import counter
+    from asit.progress import counter
 
     if options.check is not None:
         from asit.data.shards import verify
 
         if options.data or options.out:
             raise ConfigError("--check was given with something to write", "one of the two", f"{prog} --check DIR")
-        index = verify.check(options.check, progress=counter(sys.stderr, "checking", "shards"))
+        index = verify.check(options.check, progress=counter("checking", "shards"))
         count = len(index.header["shards"])
         print(f"{index.root}: {count} shards, {len(index)} clips, {index.header['seconds'] / 3600:.2f} h, all whole")
         return 0
@@ -72,8 +71,6 @@ def shard(prog: str, summary: str, given: list[str]) -> int:
         bad_files=options.bad_files,
         resume=options.resume,
         overwrite=options.overwrite,
-        stream=sys.stderr,
-        told=print,
     )
     hours = made.index.header["seconds"] / 3600
     print(f"{made.place}: {len(made.index)} clips, {hours:.2f} h, {made.bytes / 1e6:,.1f} MB in {made.shards} shards")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
 from collections import Counter
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 _TRACKS = 10
 _SEGMENT_THRESHOLD = 0.5
 """Score from which a label of a model with several labels a clip is taken to be there."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -78,7 +81,7 @@ def tag(prog: str, summary: str, given: list[str]) -> int:
     from asit.data.catalogue.inputs import expand
     from asit.data.catalogue.listing import describe_ignored
     from asit.infer.tag_files import tag_items
-    from asit.training.metrics_log import counter
+    from asit.progress import counter
 
     with runtime.world(options.device, options.threads) as world:
         if world.size > 1:
@@ -95,11 +98,10 @@ def tag(prog: str, summary: str, given: list[str]) -> int:
         tagger = model.tagger(options.precision, options.window, options.hop)
         items = expand(options.inputs, others := Counter[str]())
         if others and world.main:
-            print(f"asit: {describe_ignored(others)}", file=sys.stderr)
+            log.info(describe_ignored(others))
         pictures = _pictures(options, items)
         done = failed = 0
-        show = counter(sys.stderr, "tag") if options.out else None
-        clear = "\r\x1b[K" if show is not None and sys.stderr.isatty() else ""
+        show = counter("tag") if options.out else None
         tagged = tag_items(tagger, items, options.batch)
         with _output(options) as (out, form), closing(tagged):
             if options.spreadsheet and form != "csv":
@@ -115,13 +117,13 @@ def tag(prog: str, summary: str, given: list[str]) -> int:
                 if problem is not None:
                     failed += 1
                     out.flush()  # so that lines of the two streams stand in order on a terminal
-                    print(f"{clear}asit: {label_table.plain(problem)}", file=sys.stderr)
+                    log.warning(problem)
                 if show is not None:
                     show(done, len(items), failed)
             if options.out and failed == done:
                 raise ConfigError(f"all {failed} inputs failed", remedy=f"{options.out} was not written: see above")
         if failed and done > 1:
-            print(f"asit: {failed} of {done} inputs failed", file=sys.stderr)
+            log.warning(f"{failed} of {done} inputs failed")
     return 2 if failed else 0
 
 

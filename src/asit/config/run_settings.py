@@ -24,8 +24,8 @@ class RecordSettings(Settings):
     save_in_background: bool = True
     """Write checkpoints in the background, from copies of the tensors (which need their memory twice); off: training
     waits until they are written."""
-    tensorboard: bool = True
-    """Write TensorBoard event files."""
+    tensorboard: bool | Literal["auto"] = "auto"
+    """Write TensorBoard event files; auto: where the package tensorboard is installed."""
 
 
 class OptimSettings(Settings):

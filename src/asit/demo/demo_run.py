@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from asit.config import PretrainSettings, presets
 from asit.demo.demo_dataset import build_dataset
@@ -12,9 +12,9 @@ from asit.errors import AsitError
 from asit.evaluate import quick_probe
 from asit.model.audio_model import AudioModel
 from asit.pretrain import pretrain_run
+from asit.progress import counter
 from asit.report import probe_table_html, report
 from asit.training import run_dir
-from asit.training.metrics_log import counter
 
 PRESET = "speech"
 """Its patches of whole frames suit timbre as well, and a step of it costs little."""
@@ -39,20 +39,19 @@ class Walk:
     text: str
 
 
-def walk(out: Path, *, seed: int = 0, toy: bool = False, stream: TextIO | None = None) -> Walk:
+def walk(out: Path, *, seed: int = 0, toy: bool = False) -> Walk:
     """Run the demo in a folder; what is whole there already is taken up, so it may be repeated and interrupted.
 
     Args:
         out: gets data/ and run/.
         seed: of the data and of the run.
         toy: a few steps on few clips.
-        stream: where progress goes.
 
     Raises:
         AsitError: the demo's bank is not installed, or the pretrained encoder did not win.
     """
     train_clips, test_clips = (128, 64) if toy else (2000, 480)
-    making = counter(stream, "rendering clips")
+    making = counter("rendering clips")
     data = build_dataset(
         out / "data",
         seed=seed,
@@ -68,7 +67,7 @@ def walk(out: Path, *, seed: int = 0, toy: bool = False, stream: TextIO | None =
         {**(TOY if toy else RECIPE), "data": str(data.train.with_suffix("")), "out": str(run), "seed": seed},
     )
     begun = (run / run_dir.CONFIG).exists()
-    result = pretrain_run.pretrain(chosen, resume=begun, stream=stream)
+    result = pretrain_run.pretrain(chosen, resume=begun)
     if not result.finished:
         raise AsitError(
             f"the demo was stopped at step {result.step} of {result.total}",

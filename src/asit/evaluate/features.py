@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,9 +28,9 @@ from asit.errors import AsitError, AudioError, CatalogueError
 from asit.evaluate.feature_cache import Shelf, Store, key_of
 from asit.evaluate.feature_readers import TOKENS, Wanted
 from asit.io import storage
+from asit.progress import Counter
 from asit.runtime import World
 from asit.training.block_rounds import BlockRounds, block_ends
-from asit.training.metrics_log import counter
 
 Array = npt.NDArray[Any]
 
@@ -84,7 +84,7 @@ def collect(
     store: Store | None = None,
     world: World | None = None,
     bad_files: float = 0.1,
-    stream: TextIO | None = None,
+    progress: Counter | None = None,
 ) -> Collected | None:
     """Features of all clips; every process of the world calls this, and the main one gets them (the others None).
 
@@ -94,7 +94,7 @@ def collect(
         store: the cache; None: everything is computed.
         world: the processes that share the work; None: this one alone.
         bad_files: share of clips that may be unreadable; they are left out and named.
-        stream: where progress goes.
+        progress: called with clips done, clips in all, and unreadable ones.
 
     Raises:
         CatalogueError: no clip, or more unreadable ones than `bad_files` allows.
@@ -105,7 +105,6 @@ def collect(
     world = world or World(0, 1, torch.device("cpu"), "")
     order, ends = blocks(clips)
     starts = [0, *ends[:-1]]
-    show = counter(stream if world.main else None, "features", "clips")
     gathered = _Gathered(len(clips), clips, bad_files)
     with _threads(world) as pool:
         reading = _Reading(wanted, store, pool)
@@ -116,8 +115,8 @@ def collect(
         for parts in BlockRounds(world, range(len(ends))).run(read):
             for found in sorted(itertools.chain.from_iterable(parts), key=lambda found: found.block):
                 gathered.take(found, order[starts[found.block] : ends[found.block]], world.main)
-            if show is not None:
-                show(gathered.done, len(clips), len(gathered.bad))
+            if progress is not None:
+                progress(gathered.done, len(clips), len(gathered.bad))
     return gathered.result(wanted) if world.main else None
 
 

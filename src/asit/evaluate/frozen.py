@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +32,7 @@ from asit.evaluate.features import Collected, collect
 from asit.evaluate.metrics import fold_summary
 from asit.evaluate.probe_scores import Ask, Rows, Scorer, check
 from asit.model.audio_model import AudioModel
+from asit.progress import counter
 from asit.runtime import World
 from asit.training import open_data as source
 from asit.training import resources
@@ -126,7 +127,7 @@ class Evaluation:
         return scored + ("; ± is the standard deviation over folds" if len(lists) > 1 else "")
 
 
-def open_data(data: str, model: AudioModel, world: World, *, bad_files: float, stream: TextIO | None) -> Catalogue:
+def open_data(data: str, model: AudioModel, world: World, *, bad_files: float) -> Catalogue:
     """The catalogue that `data` is, or one made for this look of a table, or of a folder with a folder for each class.
 
     Raises:
@@ -138,7 +139,7 @@ def open_data(data: str, model: AudioModel, world: World, *, bad_files: float, s
     found: Catalogue | AsitError | None = None
     if world.main:
         try:
-            found = source.catalogue(source.Wanted(data, model.front_end.settings, bad_files, "folder"), None, stream)
+            found = source.catalogue(source.Wanted(data, model.front_end.settings, bad_files, "folder"), None)
         except AsitError as error:
             found = error
     told = world.gather(found)[0]
@@ -155,7 +156,6 @@ def evaluate(
     *,
     world: World,
     store: Store | None = None,
-    stream: TextIO | None = None,
 ) -> Evaluation | None:
     """Fit and score the probes that were asked for; features of each clip are read once for all of it.
 
@@ -187,7 +187,7 @@ def evaluate(
         store=store,
         world=world,
         bad_files=ask.bad_files,
-        stream=stream,
+        progress=counter("features", "clips"),
     )
     if found is None:
         return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +22,8 @@ from asit.errors import AudioError, CatalogueError
 from asit.evaluate.ranking import average_precision
 from asit.interop.onnx import Likeness, Run
 from asit.model.audio_model import AudioModel
+from asit.progress import counter
 from asit.training import open_data
-from asit.training.metrics_log import counter
 
 BAD_FILES = 0.1
 """Share of unreadable clips above which nothing is measured."""
@@ -40,7 +40,6 @@ class OnRecordings:
         name: of the recordings, for the record.
         clips: at most so many, drawn with the seed.
         seed: of the draw.
-        stream: where progress goes.
     """
 
     model: AudioModel
@@ -49,7 +48,6 @@ class OnRecordings:
     name: str
     clips: int
     seed: int
-    stream: TextIO | None
 
     def __call__(self, exact: Run, coarse: Run) -> dict[str, Any]:
         """The loss; see `Likeness.facts`, with "metric", "float32" and "int8" where clips are labelled.
@@ -64,7 +62,7 @@ class OnRecordings:
         if labels is not None:
             rows = rows[labels.known[rows]]
         likeness, scores, read, failures = Likeness(classes), [], [], []
-        show = counter(self.stream, "comparing int8", "clips")
+        show = counter("comparing int8", "clips")
         for done, row in enumerate(rows.tolist(), 1):
             try:
                 pairs = [(exact(wave[None])[0], coarse(wave[None])[0]) for wave in self._windows(catalogue, row)]
@@ -72,8 +70,7 @@ class OnRecordings:
                 failures.append(error.found)
                 continue
             finally:
-                if show is not None:
-                    show(done, len(rows), len(failures))
+                show(done, len(rows), len(failures))
             several = [np.stack([pair[i] for pair in pairs]) for i in range(2)]
             if classes:
                 several = [of_windows.mean(0) for of_windows in several]
@@ -113,7 +110,7 @@ class OnRecordings:
             yield wave[: front_end.samples_for(self.model.frames)]
 
 
-def recordings(data: str, model: AudioModel, stream: TextIO | None) -> Catalogue:
+def recordings(data: str, model: AudioModel) -> Catalogue:
     """A catalogue, or one made for this look of a table or a folder, whose sub-folders are labels if they are classes.
 
     Raises:
@@ -122,7 +119,7 @@ def recordings(data: str, model: AudioModel, stream: TextIO | None) -> Catalogue
     place, classes = Path(data), set(model.classes or ())
     named = place.is_dir() and any(part.is_dir() and part.name in classes for part in place.iterdir())
     wanted = open_data.Wanted(data, model.front_end.settings, BAD_FILES, "folder" if named else "auto")
-    return open_data.catalogue(wanted, None, stream)
+    return open_data.catalogue(wanted, None)
 
 
 def _labels(model: AudioModel, catalogue: Catalogue) -> Labels | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ from asit.evaluate.features import collect
 from asit.evaluate.pooling import Pooling
 from asit.evaluate.probes import ProbeResult, linear_probe
 from asit.model.audio_model import AudioModel
+from asit.progress import Counter, counter
 
 __all__ = ["HEADLINE", "LOG_MEL_STATISTICS", "QUICK", "UNTRAINED", "Comparison", "compare", "labelled", "probe"]
 
@@ -120,7 +121,7 @@ def _clip(row: TableRow | Clip) -> Clip:
 
 def probe(model: AudioModel, clips: Labelled, *, seed: int, kinds: Sequence[Pooling] = POOLINGS) -> Probed:
     """Linear probe accuracy of the frozen model for several ways to pool its tokens."""
-    return Probed(_probe(model, clips, seed, kinds, baselines=False, store=None, stream=None)[MODEL])
+    return Probed(_probe(model, clips, seed, kinds, baselines=False)[MODEL])
 
 
 def _probe(
@@ -130,13 +131,13 @@ def _probe(
     kinds: Sequence[Pooling],
     *,
     baselines: bool,
-    store: Store | None,
-    stream: TextIO | None,
+    store: Store | None = None,
+    progress: Counter | None = None,
 ) -> dict[str, dict[str, ProbeResult]]:
     """Encoder -> kind of feature -> linear probe; each clip is read once."""
     both = [*clips.train, *clips.test]
     wanted = encoders(model, pooling=kinds, baselines=baselines, seed=seed, seconds=clips.seconds)
-    found = collect(both, wanted, store=store, bad_files=0.0, stream=stream)
+    found = collect(both, wanted, store=store, bad_files=0.0, progress=progress)
     assert found is not None, "one process alone is the main one"
     names = [str(clip.label) for clip in both]
     cut = len(clips.train)
@@ -195,8 +196,7 @@ def compare(
     seed: int,
     name: str = "pretrained",
     store: Store | None = None,
-    stream: TextIO | None = None,
 ) -> Comparison:
     """Probe the model, the same architecture with fresh weights, and log-mel statistics, on the same clips."""
-    found = _probe(model, clips, seed, POOLINGS, baselines=True, store=store, stream=stream)
+    found = _probe(model, clips, seed, POOLINGS, baselines=True, store=store, progress=counter("features", "clips"))
     return Comparison({name if encoder == MODEL else encoder: results for encoder, results in found.items()})

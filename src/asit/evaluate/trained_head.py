@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +15,8 @@ from asit.data.loading.windows import Windows
 from asit.evaluate import scoring
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Classifier
+from asit.progress import counter
 from asit.runtime import Precision, World
-from asit.training.metrics_log import counter
 from asit.training.resources import loader_workers
 
 BLOCK = 64
@@ -36,7 +36,6 @@ def score_model(
     missing: Literal["error", "skip"] = "error",
     shared_groups: bool = False,
     seed: int = 0,
-    stream: TextIO | None = None,
 ) -> list[dict[str, Any]]:
     """One result record for each split; every process of the world calls this, the main one gets the records.
 
@@ -52,7 +51,6 @@ def score_model(
         missing: whether clips without a label are an error or left out.
         shared_groups: draw single clips for the intervals, not whole groups.
         seed: of the bootstrap.
-        stream: where progress goes.
 
     Raises:
         CatalogueError: no such split or fold, labels that the model does not know, too many unreadable clips.
@@ -62,7 +60,7 @@ def score_model(
     kind: Literal["single", "multi"] = "multi" if model.multi else "single"
     labels = read_labels(catalogue, kind, model.classes, missing=missing)
     network = Classifier(model.encoder, model.head)
-    workers = loader_workers("auto", world, [])
+    workers = loader_workers("auto", world)
     step = model.training.get("step")
     groups = None if may_share_groups(catalogue, shared_groups) else scoring.group_codes(catalogue)
     records = []
@@ -72,7 +70,7 @@ def score_model(
         scorer = scoring.Scorer(
             windows, model.multi, world, precision, workers=workers, keep=False, bad_files=bad_files
         )
-        show = counter(stream if world.main else None, f"scoring {name}", "clips")
+        show = counter(f"scoring {name}", "clips")
         scored = scorer(network, len(labels.names), show)
         if not world.main:
             continue

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ from asit.evaluate.probe_scores import choose
 from asit.evaluate.trials import MAX_TRIALS, Trials, cosine_scores, read_trials, trials_from_labels
 from asit.evaluate.verification_metrics import verification_metrics
 from asit.model.audio_model import AudioModel
+from asit.progress import counter
 from asit.runtime import World
 
 CENTRE_CLIPS = 2000
@@ -101,7 +102,6 @@ def verify(
     *,
     world: World,
     store: Store | None = None,
-    stream: TextIO | None = None,
 ) -> Verified | None:
     """EER and minDCF of the cosine between embeddings, from which the training side's mean is taken first.
 
@@ -141,7 +141,7 @@ def verify(
         store=store,
         world=world,
         bad_files=ask.bad_files,
-        stream=stream,
+        progress=counter("features", "clips"),
     )
     if found is None:
         return None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
-import sys
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from asit.config import FinetuneSettings
 from asit.data.catalogue import tables
@@ -23,6 +23,8 @@ from asit.finetune.finetune_setup import choose, labels_of
 from asit.io import atomic, local_files, lock, parsing
 from asit.training import open_data, run_dir
 from asit.training import run as lifecycle
+
+log = logging.getLogger(__name__)
 
 ALL = "all"
 RESUMES = "give the same command with --resume, which goes on with this fold"
@@ -52,7 +54,6 @@ def run(
     *,
     resume: lifecycle.Resume = False,
     overwrite: bool = False,
-    stream: TextIO | None = sys.stderr,
 ) -> FinetuneResult | CrossValidation:
     """Fine-tune once, or with `sides.fold` "all" once for each fold; see `runs.finetune.finetune`.
 
@@ -64,14 +65,13 @@ def run(
         AsitError: anything that the user can mend; of a fold, with its name.
     """
     if not _over_folds(settings, bool(resume) and not overwrite):
-        return finetune(settings, resume=resume, overwrite=overwrite, stream=stream)
+        return finetune(settings, resume=resume, overwrite=overwrite)
     if not settings.out:
         raise ConfigError("no folder for the run was given", "out", "pass --out RUN")
     if not settings.sides.fold:
         settings = settings.model_copy(deep=True)
         settings.sides.fold = ALL
-        if stream is not None:
-            _say(stream, "the data have folds and no splits: a run for each fold (one alone: --sides.fold NAME)")
+        log.info("the data have folds and no splits: a run for each fold (one alone: --sides.fold NAME)")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError(
             "all folds in turn with several processes",
@@ -83,25 +83,22 @@ def run(
     resume = bool(resume) if resume != "auto" or overwrite else (out / run_dir.CONFIG).exists()
     # Looked at before the lock, which makes the folder, and again under it.
     run_dir.claim(out, resume=resume, overwrite=overwrite)
-    with lock.held(out, 1, lambda text: None if stream is None else _say(stream, text)):
+    with lock.held(out, 1):
         run_dir.tidy(out)
-        return _run(settings, out, resume, overwrite, stream)
+        return _run(settings, out, resume, overwrite)
 
 
-def _run(
-    settings: FinetuneSettings, out: Path, resume: bool, overwrite: bool, stream: TextIO | None
-) -> CrossValidation:
-    names = _begin(settings, out, resume, overwrite, stream)
+def _run(settings: FinetuneSettings, out: Path, resume: bool, overwrite: bool) -> CrossValidation:
+    names = _begin(settings, out, resume, overwrite)
     results: list[tuple[str, dict[str, Any]]] = []
     for number, name in enumerate(names, 1):
         place = out / folder_of(name)
         if not (place / run_dir.RESULTS).is_file():
-            if stream is not None:
-                stream.write(f"fold {name}, {number} of {len(names)}\n")
+            log.info(f"fold {name}, {number} of {len(names)}")
             one = settings.model_copy(deep=True)
             one.out, one.data, one.sides.fold = str(place), str(out / run_dir.CATALOGUE), name
             try:
-                ended = finetune(one, resume=(place / run_dir.CONFIG).is_file(), stream=stream)
+                ended = finetune(one, resume=(place / run_dir.CONFIG).is_file())
             except AsitError as error:
                 if not any(out.glob(f"fold-*/{run_dir.CONFIG}")):  # nothing to go on with: the folder is free again
                     (out / run_dir.CONFIG).unlink(missing_ok=True)
@@ -146,10 +143,6 @@ def folder_of(fold: str) -> str:
     return "fold-" + re.sub(r'[/\\:*?"<>|%\x00-\x1f]', lambda sign: f"%{ord(sign[0]):02x}", fold)
 
 
-def _say(stream: TextIO, text: str) -> None:
-    stream.write(f"{text}\n")
-
-
 def summarise(results: list[tuple[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
     """Mean and spread over folds of every metric, by "SPLIT WEIGHTS METRIC"; see `fold_summary`.
 
@@ -168,7 +161,7 @@ def summarise(results: list[tuple[str, dict[str, Any]]]) -> dict[str, dict[str, 
     return {name: fold_summary(found, clips[name]) for name, found in values.items()}
 
 
-def _begin(settings: FinetuneSettings, out: Path, resume: bool, overwrite: bool, stream: TextIO | None) -> list[str]:
+def _begin(settings: FinetuneSettings, out: Path, resume: bool, overwrite: bool) -> list[str]:
     """The folds; claims the folder and leaves the catalogue and the settings in it."""
     going_on = run_dir.claim(out, resume=resume, overwrite=overwrite)
     if going_on:
@@ -176,7 +169,7 @@ def _begin(settings: FinetuneSettings, out: Path, resume: bool, overwrite: bool,
         run_dir.check_same(before, run_dir.settle(settings, before))
     model = init_model.pretrained(settings)
     wanted = open_data.Wanted.of(settings, None if model is None else model.front_end.settings)
-    catalogue = open_data.catalogue(wanted, out, stream, anew=not going_on)
+    catalogue = open_data.catalogue(wanted, out, anew=not going_on)
     names = folds(catalogue)
     if not going_on:
         labels = labels_of(catalogue, settings)
@@ -184,7 +177,7 @@ def _begin(settings: FinetuneSettings, out: Path, resume: bool, overwrite: bool,
             one = settings.model_copy(deep=True)
             one.sides.fold = name
             try:
-                choose(one, catalogue, labels, [])
+                choose(one, catalogue, labels)
             except AsitError as error:
                 raise error_in_fold(name, error) from error
         out.mkdir(parents=True, exist_ok=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from asit.errors import ConfigError
 from asit.evaluate import scoring
@@ -12,9 +13,12 @@ from asit.finetune.validation import Chooser
 from asit.io import atomic, parsing
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Classifier
+from asit.progress import counter
 from asit.runtime import World
 from asit.training import run_dir
-from asit.training.metrics_log import Records, counter
+from asit.training.metrics_log import Records
+
+log = logging.getLogger(__name__)
 
 _AGAIN = "remove it and resume the run: its clips are scored again"
 NAMED = 20
@@ -22,7 +26,7 @@ NAMED = 20
 
 
 def score_all(
-    setup: Setup, out: Path, world: World, records: Records, chooser: Chooser, step: int, stream: TextIO | None
+    setup: Setup, out: Path, world: World, records: Records, chooser: Chooser, step: int
 ) -> list[dict[str, Any]]:
     """Score both sides, write scores/ and results.json, and give the result records (none in other processes).
 
@@ -33,7 +37,6 @@ def score_all(
         records: where scores are told.
         chooser: what chose by validation.
         step: steps done: all of them.
-        stream: where progress goes; None: nowhere.
 
     Raises:
         CatalogueError: too many clips cannot be read.
@@ -51,7 +54,7 @@ def score_all(
             continue
         scorer = chooser.scorer if split == "validation" and chooser.scorer else setup.scorer(rows, world)
         for weights, at, trained in networks:
-            show = counter(stream, f"scoring {split}, {weights} weights", "clips")
+            show = counter(f"scoring {split}, {weights} weights", "clips")
             scored = scorer(trained, len(setup.labels.names), show)
             if not world.main:
                 continue
@@ -77,7 +80,7 @@ def score_all(
         if found["split"] == "test":
             values = {name: held["value"] for name, held in found["metrics"].items()}
             records.write("test", step, {"weights": found["weights"], "metrics": values})
-        records.say(scoring.sentence(found))
+        log.info(scoring.sentence(found))
     atomic.write_json(
         out / run_dir.RESULTS,
         {

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from asit.config import FinetuneSettings
 from asit.errors import ConfigError
@@ -46,7 +45,6 @@ def finetune(
     *,
     resume: lifecycle.Resume = False,
     overwrite: bool = False,
-    stream: TextIO | None = sys.stderr,
 ) -> FinetuneResult:
     """Fine-tune a classifier, score it, and leave a run's folder behind (docs/finetune.md lists its files).
 
@@ -54,7 +52,6 @@ def finetune(
         settings: what to do; `data`, `model` and `out` are needed. For all folds in turn see `runs.folds`.
         resume: go on with the run in `out`, from its last checkpoint; "auto": where there is one.
         overwrite: delete the run in `out` first.
-        stream: where progress goes; None: nowhere.
 
     Raises:
         AsitError: anything that the user can mend.
@@ -65,12 +62,11 @@ def finetune(
     out = Path(settings.out)
     with (
         lifecycle.processes(settings) as world,
-        lifecycle.opened(settings, out, world, stream, resume=resume, overwrite=overwrite) as opened,
+        lifecycle.opened(settings, out, world, resume=resume, overwrite=overwrite) as opened,
     ):
-        quiet = stream if world.main else None
         model = init_model.pretrained(opened.settings)
         wanted = open_data.Wanted.of(opened.settings, None if model is None else model.front_end.settings)
-        catalogue = lifecycle.catalogue(wanted, out, world, quiet, going_on=opened.going_on)
+        catalogue = lifecycle.catalogue(wanted, out, world, going_on=opened.going_on)
         setup = prepare(opened.settings, model, catalogue, world)
         run = lifecycle.Run(
             out,
@@ -80,10 +76,9 @@ def finetune(
             setup.task,
             setup.precision,
             setup.plan,
-            setup.notes,
             setup.settings.records,
             setup.model,
-            setup.task.say,
+            opened.log,
         )
         begun = lifecycle.start(run, opened, world)
         found: list[dict[str, Any]] = []
@@ -98,7 +93,7 @@ def finetune(
                     had = world.gather(had)[0]
                     step = outcome.step
                     found.extend(
-                        final_scores.score_all(setup, out, world, records, chooser, step, quiet) if had is None else had
+                        final_scores.score_all(setup, out, world, records, chooser, step) if had is None else had
                     )
 
             outcome = lifecycle.train(
@@ -106,7 +101,6 @@ def finetune(
                 data,
                 world,
                 begun,
-                quiet,
                 going_on=opened.going_on,
                 hooks=lambda records: chooser.hooks(records, begun[0] if opened.going_on else None),
                 after=after,

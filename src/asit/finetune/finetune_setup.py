@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
@@ -37,6 +38,8 @@ from asit.training import loop, resources
 from asit.training.compilation import attention_backends
 from asit.training.prefetch import prefetched
 
+log = logging.getLogger(__name__)
+
 METRICS = {"single": ("accuracy", "balanced_accuracy"), "multi": ("mAP",)}
 """What the best epoch may be chosen by."""
 
@@ -58,7 +61,6 @@ class Setup:
     precision: Precision
     workers: int
     plan: loop.Plan
-    notes: list[str]
     origin: str
     """Where the first weights came from."""
     on_device: Callable[[FinetuneBatch], FinetuneBatch] | None
@@ -143,13 +145,13 @@ def prepare(settings: FinetuneSettings, model: AudioModel | None, catalogue: Cat
         CatalogueError: the clips or their labels do not serve.
         CheckpointError: the weights do not fit.
     """
-    notes = [f"device {world.device}: {world.reason}"]
+    log.info(f"device {world.device}: {world.reason}")
     precision = runtime.precision(settings.precision, world)
-    notes.append(f"precision {precision.name}: {precision.reason}")
+    log.info(f"precision {precision.name}: {precision.reason}")
     labels = labels_of(catalogue, settings)
     start = init_model.origin(supervised.resolve(settings, multi=labels.multi), model, catalogue)
     if settings.optim.warmup == "auto":
-        notes.append(f"optim.warmup auto: {start.settings.optim.warmup:g} of {settings.epochs} epochs")
+        log.info(f"optim.warmup auto: {start.settings.optim.warmup:g} of {settings.epochs} epochs")
     settings = start.settings
     settings.precision = precision.name  # type: ignore[assignment]
     settings.labels = "multi" if labels.multi else "single"
@@ -160,35 +162,37 @@ def prepare(settings: FinetuneSettings, model: AudioModel | None, catalogue: Cat
             " or ".join(METRICS[settings.labels]),
             "leave it at auto",
         )
-    notes.append(f"starts from {start.told}")
+    log.info(f"starts from {start.told}")
     skipped = {reason: count for reason, count in catalogue.header.get("skipped", {}).items() if count}
     if skipped:
         told = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
-        notes.append(f"warning: the catalogue lacks {sum(skipped.values())} clips that could not be used: {told}")
-    sides = choose(settings, catalogue, labels, notes)
+        if world.main:
+            log.warning(f"the catalogue lacks {sum(skipped.values())} clips that could not be used: {told}")
+    sides = choose(settings, catalogue, labels)
+    for note in sides.notes:
+        log.info(note)
     if not len(sides.validation):
-        notes.append("no validation side: no epoch is chosen, the last weights alone are scored")
+        log.info("no validation side: no epoch is chosen, the last weights alone are scored")
     elif not settings.validation.every:
-        notes.append("validation.every is 0: no epoch is chosen, the last weights alone are scored")
-    frames = _input(settings, catalogue, sides, notes)
-    task = supervised.Supervised(
-        init_model.build(start, frames, labels.names, labels.multi, notes), settings, world.device
-    )
+        log.info("validation.every is 0: no epoch is chosen, the last weights alone are scored")
+    frames = _input(settings, catalogue, sides)
+    task = supervised.Supervised(init_model.build(start, frames, labels.names, labels.multi), settings, world.device)
     drawn, count = _order(settings, labels, sides.train)
-    settings.batch_size = resources.fit_batch(settings.batch_size, settings.accumulate, count, world, notes)
+    settings.batch_size = resources.fit_batch(settings.batch_size, settings.accumulate, count, world)
     if settings.front_end_on == "auto":  # kept as it was resolved: the two round otherwise
         settings.front_end_on = "device" if world.device.type == "cuda" else "loader"
     clips = FinetuneDataset(catalogue, sides.train, labels, settings, frames)
-    workers = resources.loader_workers(settings.workers, world, notes)
+    resources.log_threads(world)
+    workers = resources.loader_workers(settings.workers, world)
     limit = settings.input.keep_gb = resources.memory_limit(settings.input.keep_gb)
-    if resources.fits_in_memory(catalogue.subset(sides.train), settings.front_end.rate, limit, "input.keep_gb", notes):
+    if resources.fits_in_memory(catalogue.subset(sides.train), settings.front_end.rate, limit, "input.keep_gb"):
         clips.waveforms.keep()
     if world.device.type == "cuda":
-        notes.append(attention_backends(world.device))
+        log.debug(attention_backends(world.device))
     on_device = None
     if clips.on_device:
         on_device = DeviceInputs(settings, frames, world.device)
-        notes.append(f"log-mels: on {world.device}, a batch at once; the loader hands over waveforms")
+        log.info(f"log-mels: on {world.device}, a batch at once; the loader hands over waveforms")
     steps = count // settings.batch_size
     plan = loop.Plan(
         total=settings.epochs * steps,
@@ -204,8 +208,8 @@ def prepare(settings: FinetuneSettings, model: AudioModel | None, catalogue: Cat
         most_failures=max(10, int(settings.bad_files * len(clips))),
     )
     size = sum(p.numel() for p in task.network.parameters()) / 1e6
-    notes.append(f"network: {size:.1f} M parameters, {len(labels.names)} classes")
-    notes.append(
+    log.info(f"network: {size:.1f} M parameters, {len(labels.names)} classes")
+    log.info(
         f"clips: {len(sides.train)} train, {len(sides.validation)} validation, {len(sides.test)} test; "
         f"{plan.total} steps: {settings.epochs} epochs of {steps} steps of {settings.batch_size}"
     )
@@ -232,7 +236,6 @@ def prepare(settings: FinetuneSettings, model: AudioModel | None, catalogue: Cat
         precision,
         workers,
         plan,
-        notes,
         start.told,
         on_device,
     )
@@ -257,7 +260,7 @@ def labels_of(catalogue: Catalogue, settings: FinetuneSettings) -> Labels:
     return labels
 
 
-def choose(settings: FinetuneSettings, catalogue: Catalogue, labels: Labels, notes: list[str]) -> Splits:
+def choose(settings: FinetuneSettings, catalogue: Catalogue, labels: Labels) -> Splits:
     """The sides of a run, checked, the training side cut to the labels that may be used.
 
     Raises:
@@ -276,9 +279,8 @@ def choose(settings: FinetuneSettings, catalogue: Catalogue, labels: Labels, not
     )
     if side.unseen_classes == "skip":
         sides = drop_unseen_classes(labels, sides)
-    notes += sides.notes
     shared = may_share_groups(catalogue, settings.sides.shared_groups)
-    notes += check_splits(labels, sides, catalogue.column("group"), allow_shared_groups=shared)
+    notes = check_splits(labels, sides, catalogue.column("group"), allow_shared_groups=shared)
     if not len(sides.validation) and not len(sides.test):
         raise CatalogueError(
             f"all {len(sides.train)} clips train: none is left to score on",
@@ -297,10 +299,10 @@ def choose(settings: FinetuneSettings, catalogue: Catalogue, labels: Labels, not
         )
         notes.append(f"labels of {len(kept)} of {len(sides.train)} training clips are used")
         sides = dataclasses.replace(sides, train=kept)
-    return sides
+    return dataclasses.replace(sides, notes=[*sides.notes, *notes])
 
 
-def _input(settings: FinetuneSettings, catalogue: Catalogue, sides: Splits, notes: list[str]) -> int:
+def _input(settings: FinetuneSettings, catalogue: Catalogue, sides: Splits) -> int:
     """Frames of the input; `input.seconds` becomes a number."""
     wanted = settings.input.seconds
     typical = float(np.quantile(catalogue.seconds[sides.train], 0.95, method="higher"))
@@ -311,10 +313,10 @@ def _input(settings: FinetuneSettings, catalogue: Catalogue, sides: Splits, note
     span = front_end.samples_for(frames) / settings.front_end.rate
     patch, stride = positions.patch_of(settings.encoder), positions.stride_of(settings.encoder)
     grid = positions.grid_of(frames, settings.front_end.mels, patch, stride)
-    notes.append(f"input of {seconds:g} s: {frames} frames ({span:.3f} s), {grid[0]} x {grid[1]} patches (time, mel)")
+    log.info(f"input of {seconds:g} s: {frames} frames ({span:.3f} s), {grid[0]} x {grid[1]} patches (time, mel)")
     longer = int((catalogue.seconds > span + front_end.settings.shift_ms / 1000).sum())
     if longer:
-        notes.append(f"{longer} clips are longer: training sees random parts, scores are means over windows")
+        log.info(f"{longer} clips are longer: training sees random parts, scores are means over windows")
     return frames
 
 

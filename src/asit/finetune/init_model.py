@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from asit.model.audio_model import AudioModel
 from asit.model.classifier import Classifier
 from asit.model.vit import blank
 from asit.training import open_data
+
+log = logging.getLogger(__name__)
 
 NONE = "none"
 
@@ -99,7 +102,7 @@ def origin(settings: FinetuneSettings, model: AudioModel | None, catalogue: Cata
     return Origin(out, model, told)
 
 
-def build(start: Origin, frames: int, classes: tuple[str, ...], multi: bool, notes: list[str]) -> Classifier:
+def build(start: Origin, frames: int, classes: tuple[str, ...], multi: bool) -> Classifier:
     """The network to be trained, with its weights.
 
     A head is taken over where the model has one of the same classes, pooling and kind; else it is fresh.
@@ -109,7 +112,6 @@ def build(start: Origin, frames: int, classes: tuple[str, ...], multi: bool, not
         frames: T of the input.
         classes: C names.
         multi: whether a clip may have several.
-        notes: what is to be told is added here.
 
     Raises:
         CheckpointError: the weights do not fit.
@@ -130,11 +132,11 @@ def build(start: Origin, frames: int, classes: tuple[str, ...], multi: bool, not
         )
         load_strict(encoder, state, settings.model)
         if encoder.grid != theirs.grid:
-            notes.append(f"positions of {theirs.grid} patches (time, mel) made into {encoder.grid}: docs/finetune.md")
+            log.info(f"positions of {theirs.grid} patches (time, mel) made into {encoder.grid}: docs/finetune.md")
     elif settings.model != NONE and start.model is None:
         state, left_out = imagenet.load_imagenet(Path(settings.model), settings.encoder, frames, mels)
         load_strict(encoder, state, settings.model)
-        notes.append(f"left out of {settings.model}: {', '.join(left_out) or 'nothing'}")
+        log.info(f"left out of {settings.model}: {', '.join(left_out) or 'nothing'}")
     else:
         encoder.init_weights(generator)
     head = blank_head(settings, len(classes)).to_empty(device="cpu")
@@ -145,9 +147,9 @@ def build(start: Origin, frames: int, classes: tuple[str, ...], multi: bool, not
         norm = start.model.head.norm
         if same and norm is not None and head.norm is not None and norm.eps == head.norm.eps:
             load_strict(head, start.model.head.state_dict(), f"the head of {settings.model}")
-            notes.append("the model's head is of these very classes: it is trained further")
+            log.info("the model's head is of these very classes: it is trained further")
         else:
-            notes.append("the model's head is of another kind or of other classes: a fresh one takes its place")
+            log.info("the model's head is of another kind or of other classes: a fresh one takes its place")
     return Classifier(encoder, head)
 
 

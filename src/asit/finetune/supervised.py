@@ -72,10 +72,8 @@ class Supervised(Distributed):
         self._forward: nn.Module = self.network
         self._plain = self.network
         self.parallel, self.checkpoint_activations = settings.parallel, settings.checkpoint_activations
-        self.say = compilation.Notes()
-        """What there is to say about this method's arithmetic."""
         if compilation.wanted(settings.compile, device):
-            compilation.compiled(self.network.encoder.blocks, device, self.say)
+            compilation.compiled(self.network.encoder.blocks, device)
 
     def scored(self) -> Classifier:
         """The network whose weights count: the averaged one once it has weights, else the one in training.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from asit.runtime import World
 from asit.training import loop, run_dir
 from asit.training.metrics_log import Records, lines
 from asit.training.run import together
+
+log = logging.getLogger(__name__)
 
 
 class Chooser:
@@ -67,7 +70,7 @@ class Chooser:
             save = functools.partial(setup.model(step, **told).save, self.out / run_dir.BEST, overwrite=True)
             together(self.world, save, self.world.main)
         records.write("validation", step, {"metrics": values, "clips": found["clips"], "best": better})
-        records.say(f"step {step}: validation {metric} {values[metric]:.4f}{' (best)' * better}")
+        log.info(f"step {step}: validation {metric} {values[metric]:.4f}{' (best)' * better}")
 
     def _better(self, value: float | None) -> bool:
         if value is None or (self._best is not None and value <= self._best):

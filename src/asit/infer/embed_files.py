@@ -12,7 +12,7 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,9 +29,9 @@ from asit.io.atomic import write_text
 from asit.model.audio_model import AudioModel
 from asit.model.inference.batching import Done, Result
 from asit.model.inference.overlap import Embedding
+from asit.progress import counter
 from asit.runtime import World
 from asit.training.block_rounds import BlockRounds
-from asit.training.metrics_log import counter
 
 FORMAT = 1
 """Version of the blocks' contents."""
@@ -82,7 +82,6 @@ def embed_files(
     *,
     threads: int = 0,
     world: World | None = None,
-    stream: TextIO | None = None,
 ) -> Summary | None:
     """Write the vectors of recordings into one file; every process calls this, and the main one returns a summary.
 
@@ -96,7 +95,6 @@ def embed_files(
         output: how to write it.
         threads: that decode; 0: as many as torch computes with.
         world: the processes that share the work; None: this one alone.
-        stream: where progress goes.
 
     Raises:
         ConfigError: an output that exists, cannot be written or is being written by another process, blocks of a
@@ -110,7 +108,7 @@ def embed_files(
     run = _EmbedRun(model, items, out, settings, output, world)
     try:
         run.begin()
-        run.compute(threads, stream if world.main else None)
+        run.compute(threads)
         return run.merge() if world.main else None
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"{run.kept()}; the same command resumes") from None
@@ -194,7 +192,7 @@ class _EmbedRun:
         if self.world.main:
             self.folder.write_plan(self.facts, self.ends)
 
-    def compute(self, threads: int, stream: TextIO | None) -> None:
+    def compute(self, threads: int) -> None:
         """Compute the blocks that are missing, distributed over the processes."""
         found: dict[int, int] = {}
         if self.world.main:
@@ -204,10 +202,10 @@ class _EmbedRun:
         kept, clean = sum(map(self._size, found)), sum(found.values())
         done, bad = kept, clean
         rounds = BlockRounds(self.world, [number for number in range(len(self.ends)) if number not in found])
-        show = counter(stream, f"embed, {kept} done before" if kept else "embed", "files")
+        show = counter(f"embed, {kept} done before" if kept else "embed", "files")
 
         def tick(files: int, failed: int) -> None:
-            if show is not None and kept < len(self.items):
+            if self.world.main and kept < len(self.items):
                 show(done + files - kept, len(self.items) - kept, bad + failed - clean)
 
         with closing(self._blocks(rounds.own, threads, tick if self.world.size == 1 else None)) as computed:

@@ -11,17 +11,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from asit.errors import ConfigError
 from asit.io import parsing
+
+log = logging.getLogger(__name__)
 
 try:
     import fcntl
@@ -88,15 +91,12 @@ class _Words:
         )
 
 
-def held(
-    out: Path, processes: int = 1, say: Callable[[str], None] = lambda text: None, times: Times | None = None
-) -> contextlib.AbstractContextManager[None]:
+def held(out: Path, processes: int = 1, times: Times | None = None) -> contextlib.AbstractContextManager[None]:
     """Hold the folder `out` for a run; made where it is not there, and removed again where nothing came into it.
 
     Args:
         out: the run's folder.
         processes: of the run; written into the lock.
-        say: called with a line where it takes a while.
         times: other times than the usual.
 
     Raises:
@@ -104,33 +104,31 @@ def held(
     """
     fix = "wait for it or end it (Ctrl-C, or kill, leaves a checkpoint), or choose another --out"
     words = _Words(out / NAME, out, "in use by another run", "one run at a time in a folder", fix)
-    return _held(words, processes, say, times or Times())
+    return _held(words, processes, times or Times())
 
 
-def writing(
-    out: Path, say: Callable[[str], None] = lambda text: None, times: Times | None = None
-) -> contextlib.AbstractContextManager[None]:
+def writing(out: Path, times: Times | None = None) -> contextlib.AbstractContextManager[None]:
     """Keep other processes from writing the file or folder `out` where writing takes long.
 
     Args:
         out: the output; its folder is made, and removed again where nothing came into it.
-        say, times: as of `held`.
+        times: as of `held`.
 
     Raises:
         ConfigError: a live process is writing it, on this machine or another.
     """
     path, rule = out.with_name(f".{out.name}.lock"), "one process at a time that writes an output"
     words = _Words(path, out, "being written by another asit", rule, "wait for it or end it, or choose another --out")
-    return _held(words, 1, say, times or Times())
+    return _held(words, 1, times or Times())
 
 
 @contextlib.contextmanager
-def _held(words: _Words, processes: int, say: Callable[[str], None], times: Times) -> Iterator[None]:
+def _held(words: _Words, processes: int, times: Times) -> Iterator[None]:
     path, folder = words.path, words.path.parent
     made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        number = _taken(words, times, say)
+        number = _taken(words, times)
     except OSError as error:
         raise words.unwritable(error) from error
     _open.add(number)
@@ -163,7 +161,7 @@ def _held(words: _Words, processes: int, say: Callable[[str], None], times: Time
                 folder.rmdir()
 
 
-def _taken(words: _Words, times: Times, say: Callable[[str], None]) -> int:
+def _taken(words: _Words, times: Times) -> int:
     """The lock file, open and ours; returns its number.
 
     Of another machine's lock the count is watched; where the system has no flock, of this machine's too.
@@ -193,7 +191,7 @@ def _taken(words: _Words, times: Times, say: Callable[[str], None]) -> int:
             if first is None:
                 first = content
                 if holder:  # and not one that has the lock and has not written its name yet
-                    say(f"{path} is of a process on {holder.get('host')}: looking whether that is alive")
+                    log.info(f"{path} is of a process on {holder.get('host')}: looking whether that is alive")
             elif not holder or not _holder(first):
                 first = content
             elif content != first:

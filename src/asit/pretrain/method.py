@@ -68,12 +68,10 @@ class ASiT(Distributed):
         self.patch_centre = losses.Centre(patch_prototypes).to(device)
         self._forward: nn.Module = self.student
         self._teach: nn.Module | None = self.teacher
-        self.say = compilation.Notes()
-        """What there is to say about this method's arithmetic."""
         if compilation.wanted(settings.compile, device):
             blocks = [block for network in (self.student, self.teacher) if network for block in network.encoder.blocks]
             blocks += self.student.decoder.blocks if self.student.decoder is not None else []
-            compilation.compiled(blocks, device, self.say)
+            compilation.compiled(blocks, device)
 
     # what the loop asks for
 

@@ -6,6 +6,7 @@ M masked copies, T frames, F mel bins. Rows are view-major: row v * B + b is vie
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,6 +29,8 @@ from asit.errors import AsitError, ConfigError
 from asit.model import vit
 from asit.model.positions import patch_of
 from asit.pretrain import masking, token_selection
+
+log = logging.getLogger(__name__)
 
 GLOBAL_VIEWS = 2
 
@@ -331,8 +334,8 @@ def collate(found: list[PretrainSample] | GroupedSamples, donor_pool: int) -> Pr
     )
 
 
-def view_frames(settings: ViewSettings, front_end: FrontEnd, patch: int, typical: float) -> tuple[int, int, list[str]]:
-    """Frames of global and local views, whole patches, and what there is to say about them.
+def view_frames(settings: ViewSettings, front_end: FrontEnd, patch: int, typical: float) -> tuple[int, int]:
+    """Frames of global and local views, whole patches.
 
     Args:
         settings: lengths in seconds, or auto.
@@ -343,7 +346,6 @@ def view_frames(settings: ViewSettings, front_end: FrontEnd, patch: int, typical
     Raises:
         ConfigError: a view that holds no patch, or is longer than a segment.
     """
-    notes: list[str] = []
     # The paper's 6 s of 10 s; clips shorter than that give most of themselves.
     typical = min(typical, settings.segment_seconds)  # of a longer recording a clip is one segment
     fitting = 6.0 if typical >= 9.0 else max(0.6 * typical, min(0.85 * typical, 1.5))
@@ -354,16 +356,16 @@ def view_frames(settings: ViewSettings, front_end: FrontEnd, patch: int, typical
             "a view no longer than the segment it is cut from",
             f"raise views.segment_seconds to {seconds:g} or more, or leave views.seconds at auto",
         )
-    frames = _whole_patches("views.seconds", seconds, front_end, patch, notes)
+    frames = _whole_patches("views.seconds", seconds, front_end, patch)
     if not settings.local_views:
-        return frames, 0, notes
+        return frames, 0
     third = seconds / 3 if seconds >= 3 else 0.6 * seconds
     least = front_end.samples_for(patch) / front_end.settings.rate  # auto holds a patch where the global view does
     local = max(third, least) if settings.local_seconds == "auto" else settings.local_seconds
-    return frames, _whole_patches("views.local_seconds", local, front_end, patch, notes), notes
+    return frames, _whole_patches("views.local_seconds", local, front_end, patch)
 
 
-def _whole_patches(name: str, seconds: float, front_end: FrontEnd, patch: int, notes: list[str]) -> int:
+def _whole_patches(name: str, seconds: float, front_end: FrontEnd, patch: int) -> int:
     rate = front_end.settings.rate
     frames = front_end.frames_for(round(seconds * rate))
     whole = frames // patch * patch
@@ -375,5 +377,5 @@ def _whole_patches(name: str, seconds: float, front_end: FrontEnd, patch: int, n
             f"raise {name} to {least:.3f}, or make encoder.patch_frames smaller",
         )
     dropped = f", of which {frames - whole} are left out to fill whole patches" if frames > whole else ""
-    notes.append(f"{name} {seconds:.3g}: {frames} frames{dropped}: {whole} = {whole // patch} x {patch}")
+    log.info(f"{name} {seconds:.3g}: {frames} frames{dropped}: {whole} = {whole // patch} x {patch}")
     return whole

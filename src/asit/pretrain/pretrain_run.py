@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 from asit.config import PretrainSettings
 from asit.data.loading.sampler import permutation
 from asit.errors import ConfigError
 from asit.pretrain import method
 from asit.pretrain.pretrain_setup import Setup, batch_of, feed, model, prepare
+from asit.progress import duration
 from asit.runtime import World
 from asit.training import loop, open_data, run_dir
 from asit.training import run as lifecycle
-from asit.training.metrics_log import Records, duration
+from asit.training.metrics_log import Records
+
+log = logging.getLogger(__name__)
 
 FIGURE_CLIPS = 5
 
@@ -49,7 +51,6 @@ def pretrain(
     *,
     resume: lifecycle.Resume = False,
     overwrite: bool = False,
-    stream: TextIO | None = sys.stderr,
 ) -> PretrainResult:
     """Pretrain an encoder and leave a run's folder behind (docs/pretrain.md lists its files).
 
@@ -57,7 +58,6 @@ def pretrain(
         settings: what to do; `data` and `out` are needed.
         resume: go on with the run in `out`, from its last checkpoint; "auto": where there is one.
         overwrite: delete the run in `out` first.
-        stream: where progress goes; None: nowhere.
 
     Raises:
         AsitError: anything that the user can mend.
@@ -68,11 +68,10 @@ def pretrain(
     out = Path(settings.out)
     with (
         lifecycle.processes(settings) as world,
-        lifecycle.opened(settings, out, world, stream, resume=resume, overwrite=overwrite) as opened,
+        lifecycle.opened(settings, out, world, resume=resume, overwrite=overwrite) as opened,
     ):
-        quiet = stream if world.main else None
         wanted = open_data.Wanted.of(opened.settings)
-        catalogue = lifecycle.catalogue(wanted, out, world, quiet, going_on=opened.going_on)
+        catalogue = lifecycle.catalogue(wanted, out, world, going_on=opened.going_on)
         setup = prepare(opened.settings, catalogue, world)
         run = lifecycle.Run(
             out,
@@ -82,10 +81,9 @@ def pretrain(
             setup.task,
             setup.precision,
             setup.plan,
-            setup.notes,
             setup.settings.records,
             lambda step: model(setup, step),
-            setup.task.say,
+            opened.log,
         )
         begun = lifecycle.start(run, opened, world)
         with lifecycle.free_if_nothing_came(out, world, opened.going_on):
@@ -95,7 +93,6 @@ def pretrain(
                 data,
                 world,
                 begun,
-                quiet,
                 going_on=opened.going_on,
                 hooks=lambda records: _hooks(out, setup, world, records),
             )
@@ -148,7 +145,7 @@ def _hooks(out: Path, setup: Setup, world: World, records: Records) -> list[tupl
                 return
             result = quick_probe.probe(encoder, clips, seed=settings.seed, kinds=quick_probe.QUICK)
             records.write("probe", step, result.record())
-            records.say(f"step {step}: {result.sentence()} ({duration(time.perf_counter() - began)})")
+            log.info(f"step {step}: {result.sentence()} ({duration(time.perf_counter() - began)})")
 
         hooks.append((settings.probe.every, measure))
     return hooks

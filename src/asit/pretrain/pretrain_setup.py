@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,8 @@ from asit.training import loop, open_data, resources
 from asit.training.compilation import attention_backends
 from asit.training.prefetch import prefetched
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -39,7 +42,6 @@ class Setup:
     precision: Precision
     workers: int
     plan: loop.Plan
-    notes: list[str]
     on_device: Callable[[PretrainBatch], PretrainBatch] | None
     """Makes the views of a batch that lies on the device; None: the loader has made them."""
 
@@ -53,46 +55,45 @@ def prepare(settings: PretrainSettings, catalogue: Catalogue, world: World) -> S
     """
     auto_warmup = settings.optim.warmup == "auto"
     settings = method.resolve(settings)
-    notes = [f"device {world.device}: {world.reason}"]
+    log.info(f"device {world.device}: {world.reason}")
     precision = runtime.precision(settings.precision, world)
     settings.precision = precision.name  # type: ignore[assignment]
-    notes.append(f"precision {precision.name}: {precision.reason}")
+    log.info(f"precision {precision.name}: {precision.reason}")
     if auto_warmup:
-        notes.append(f"optim.warmup auto: {settings.optim.warmup:g} of {settings.epochs} epochs")
+        log.info(f"optim.warmup auto: {settings.optim.warmup:g} of {settings.epochs} epochs")
     settings.front_end = open_data.measured(settings.front_end, catalogue)
     if settings.splits:
         rows = rows_of_splits(catalogue, settings.splits)
-        notes.append(f"splits {', '.join(settings.splits)}: {len(rows)} of {len(catalogue)} recordings")
+        log.info(f"splits {', '.join(settings.splits)}: {len(rows)} of {len(catalogue)} recordings")
         catalogue = catalogue.subset(rows)
     patch = (settings.encoder.patch_frames, settings.encoder.patch_mels)
     typical = float(np.median(catalogue.seconds))
-    *lengths, told = pretrain_dataset.view_frames(settings.views, FrontEnd(settings.front_end), patch[0], typical)
-    frames = (lengths[0], lengths[1])
+    frames = pretrain_dataset.view_frames(settings.views, FrontEnd(settings.front_end), patch[0], typical)
     # Kept as numbers: the median that auto follows may be another when short recordings have been left out.
     if settings.views.seconds == "auto":
         settings.views.seconds = FrontEnd(settings.front_end).samples_for(frames[0]) / settings.front_end.rate
     if settings.views.local_views and settings.views.local_seconds == "auto":
         settings.views.local_seconds = FrontEnd(settings.front_end).samples_for(frames[1]) / settings.front_end.rate
-    notes += told
-    catalogue = _long_enough(settings, catalogue, frames[0], notes)
+    catalogue = _long_enough(settings, catalogue, frames[0])
     method.check(settings)
     count = int(pretrain_dataset.segment_counts(catalogue, settings.views).sum())
-    settings.batch_size = resources.fit_batch(settings.batch_size, settings.accumulate, count, world, notes)
+    settings.batch_size = resources.fit_batch(settings.batch_size, settings.accumulate, count, world)
     if settings.front_end_on == "auto":  # kept as it was resolved: the two round otherwise
         settings.front_end_on = "device" if world.device.type == "cuda" else "loader"
     clips = pretrain_dataset.PretrainDataset(catalogue, settings, frames)
     if not clips.has_donors and settings.masking.replace > 0 and settings.masking.replace_probability > 0:
-        notes.append("one clip a step: there is no other clip to replace from, so every view is wiped instead")
-    workers = resources.loader_workers(settings.workers, world, notes)
+        log.info("one clip a step: there is no other clip to replace from, so every view is wiped instead")
+    resources.log_threads(world)
+    workers = resources.loader_workers(settings.workers, world)
     limit = settings.views.keep_gb = resources.memory_limit(settings.views.keep_gb)
-    if resources.fits_in_memory(catalogue, settings.front_end.rate, limit, "views.keep_gb", notes):
+    if resources.fits_in_memory(catalogue, settings.front_end.rate, limit, "views.keep_gb"):
         clips.waveforms.keep()
     if world.device.type == "cuda":
-        notes.append(attention_backends(world.device))
+        log.debug(attention_backends(world.device))
     on_device = None
     if clips.on_device:
         on_device = pretrain_dataset.DeviceViews(settings, frames, world.device)
-        notes.append(f"log-mels: on {world.device}, a batch at once; the loader hands over waveforms")
+        log.info(f"log-mels: on {world.device}, a batch at once; the loader hands over waveforms")
     generator = torch.Generator().manual_seed(settings.seed)
     task = method.ASiT(settings, frames[0], generator, world.device)
     steps = len(clips) // settings.batch_size
@@ -111,11 +112,11 @@ def prepare(settings: PretrainSettings, catalogue: Catalogue, world: World) -> S
     )
     size = sum(p.numel() for p in task.encoder().parameters()) / 1e6
     whole = sum(p.numel() for p in task.student.parameters()) / 1e6
-    notes.append(f"encoder {settings.encoder.size}: {size:.1f} M parameters, {whole:.1f} M with heads")
+    log.info(f"encoder {settings.encoder.size}: {size:.1f} M parameters, {whole:.1f} M with heads")
     hours = catalogue.header["seconds"] / 3600
-    notes.append(f"data: {len(catalogue)} recordings, {hours:.2f} h, {len(clips)} clips an epoch")
-    notes.append(f"{plan.total} steps: {settings.epochs} epochs of {steps} steps of {settings.batch_size} clips")
-    return Setup(settings, catalogue, clips, frames, task, precision, workers, plan, notes, on_device)
+    log.info(f"data: {len(catalogue)} recordings, {hours:.2f} h, {len(clips)} clips an epoch")
+    log.info(f"{plan.total} steps: {settings.epochs} epochs of {steps} steps of {settings.batch_size} clips")
+    return Setup(settings, catalogue, clips, frames, task, precision, workers, plan, on_device)
 
 
 def model(setup: Setup, step: int) -> AudioModel:
@@ -184,7 +185,7 @@ def keys(setup: Setup, world: World, start: int) -> MicroBatchSampler:
     )
 
 
-def _long_enough(settings: PretrainSettings, catalogue: Catalogue, frames: int, notes: list[str]) -> Catalogue:
+def _long_enough(settings: PretrainSettings, catalogue: Catalogue, frames: int) -> Catalogue:
     """Count recordings shorter than a view; leave them out where the settings say so."""
     front_end = settings.front_end
     least = FrontEnd(front_end).samples_for(frames) / front_end.rate
@@ -193,7 +194,7 @@ def _long_enough(settings: PretrainSettings, catalogue: Catalogue, frames: int, 
     if not count:
         return catalogue
     if settings.views.short_files == "pad":
-        notes.append(f"{count} recordings are shorter than a view of {least:.2f} s: padded ({front_end.padding})")
+        log.info(f"{count} recordings are shorter than a view of {least:.2f} s: padded ({front_end.padding})")
         return catalogue
     if count == len(catalogue):
         raise CatalogueError(
@@ -201,5 +202,5 @@ def _long_enough(settings: PretrainSettings, catalogue: Catalogue, frames: int, 
             "recordings that hold a view",
             "make views.seconds smaller, or pass --views.short-files pad",
         )
-    notes.append(f"{count} recordings are shorter than a view of {least:.2f} s: left out")
+    log.info(f"{count} recordings are shorter than a view of {least:.2f} s: left out")
     return catalogue.subset(~short)

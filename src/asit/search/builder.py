@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
@@ -24,13 +24,13 @@ from asit.io.remote_files import MissingError
 from asit.model.audio_model import AudioModel
 from asit.model.inference.embedding import Precision
 from asit.model.inference.overlap import ClipPooling
+from asit.progress import counter
 from asit.search import embed_windows, index_files, recordings
 from asit.search.embed_windows import POOLINGS, check_windows, view_seconds
 from asit.search.hnsw import CONNECTIVITY, EXPANSION_ADD, EXPANSION_SEARCH, Graph
 from asit.search.index import Index
 from asit.search.partial_build import Done, Partial
 from asit.search.recordings import Files, RecordingKey, Source
-from asit.training.metrics_log import counter
 
 _NAMED = 3  # failures that a message names
 
@@ -109,7 +109,6 @@ def build(
     add: bool = False,
     overwrite: bool = False,
     model_path: str | None = None,
-    stream: TextIO | None = None,
 ) -> Built:
     """Index recordings.
 
@@ -124,7 +123,6 @@ def build(
         add: bring the index that is there up to date.
         overwrite: replace the index that is there.
         model_path: where the model came from, for the card; None: searches have to be handed the model.
-        stream: where progress goes.
 
     Raises:
         ConfigError: settings that cannot be, another model or other settings than the index's, a folder that is not
@@ -136,7 +134,7 @@ def build(
     folder, ask = Path(out), ask or Ask()
     check_free(folder, add, overwrite)
     with lock.writing(folder):
-        return _build(model, inputs, folder, ask, add, overwrite, model_path, stream)
+        return _build(model, inputs, folder, ask, add, overwrite, model_path)
 
 
 def _build(
@@ -147,7 +145,6 @@ def _build(
     add: bool,
     overwrite: bool,
     model_path: str | None,
-    stream: TextIO | None,
 ) -> Built:
     """`build`, by the one process that may write the folder now."""
     check_free(folder, add, overwrite)  # again: another process may have written it since
@@ -159,7 +156,7 @@ def _build(
     plan = _plan(expand(inputs, others) if inputs or not add else [], old)
     with Partial(folder, settings, _width(model, settings), anew=overwrite) as partial:
         try:
-            _hear(model, plan, settings, partial, ask, stream)
+            _hear(model, plan, settings, partial, ask)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"{partial.kept(plan.need)}; the same command goes on") from None
         except OSError as error:
@@ -175,7 +172,7 @@ def _build(
             raise _nothing(plan)
         card = {**settings, "model": {**settings["model"], "path": model_path}}
         with atomic.write_folder(folder, overwrite=add or overwrite) as draft:
-            _fill(draft, card, old, plan, heard, ask.threads, stream)
+            _fill(draft, card, old, plan, heard, ask.threads)
         partial.remove()
     made = index_files.read_card(folder)
     return Built(
@@ -280,15 +277,13 @@ def _plan(items: Sequence[Item], old: Index | None) -> _Plan:
     return plan
 
 
-def _hear(
-    model: AudioModel, plan: _Plan, settings: Mapping[str, Any], partial: Partial, ask: Ask, stream: TextIO | None
-) -> None:
+def _hear(model: AudioModel, plan: _Plan, settings: Mapping[str, Any], partial: Partial, ask: Ask) -> None:
     """See to it that `partial` holds every recording that is needed, as its file is now, or `plan` its failure."""
     for key, source in plan.need.items():
         if key in partial.done and partial.done[key][0].fingerprint != source.fingerprint:
             del partial.done[key]
     todo = [source for key, source in plan.need.items() if key not in partial.done]
-    tick, bad = counter(stream, "indexing"), 0
+    tick, bad = counter("indexing"), 0
     with closing(embed_windows.embed_sources(model, todo, settings, ask.batch, ask.threads)) as found:
         for done, (source, times, vectors) in enumerate(found, 1):
             if isinstance(vectors, str):
@@ -296,8 +291,7 @@ def _hear(
                 bad += 1
             else:
                 partial.add(source, times, vectors)
-            if tick is not None:
-                tick(done, len(todo), bad)
+            tick(done, len(todo), bad)
 
 
 def told(name: str, reason: str) -> str:
@@ -323,7 +317,6 @@ def _fill(
     plan: _Plan,
     heard: Sequence[Done],
     threads: int,
-    stream: TextIO | None,
 ) -> None:
     """Write the index's files: what was kept first, in its order, then what was heard."""
     sources = [] if old is None else [old.sources[place] for place in plan.kept]
@@ -357,7 +350,7 @@ def _fill(
         graph = old.graph if old is not None and len(kept) == len(old) else None
         if graph is None:
             graph = Graph(width)
-        graph.add(vectors[len(graph) :], threads, counter(stream, "graph", "rows"))
+        graph.add(vectors[len(graph) :], threads, counter("graph", "rows"))
         graph.save(to / index_files.GRAPH)
         names.append(index_files.GRAPH)
         numbers = (CONNECTIVITY, EXPANSION_ADD, EXPANSION_SEARCH)

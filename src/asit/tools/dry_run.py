@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import Any
 
 from asit import runtime
 from asit.config import PretrainSettings, yaml
@@ -20,7 +19,6 @@ class DryRun:
 
     Attributes:
         settings: YAML, without any auto.
-        notes: choices with their reasons.
         shapes: of the networks' inputs.
         seconds_per_step: of the whole batch, over all accumulation steps.
         seconds_per_clip: to load one clip in one process.
@@ -30,7 +28,6 @@ class DryRun:
     """
 
     settings: str
-    notes: list[str]
     shapes: dict[str, Any]
     seconds_per_step: float
     seconds_per_clip: float
@@ -41,7 +38,7 @@ class DryRun:
     extrapolated: bool
 
 
-def dry_run(settings: PretrainSettings, *, stream: TextIO | None = sys.stderr) -> DryRun:
+def dry_run(settings: PretrainSettings) -> DryRun:
     """Resolve all settings and take a few steps on real clips, in forward passes of 2 and 4 clips; write nothing.
 
     Raises:
@@ -49,7 +46,7 @@ def dry_run(settings: PretrainSettings, *, stream: TextIO | None = sys.stderr) -
     """
     method.check(settings)
     with runtime.world(settings.device, settings.threads) as world:
-        listed = open_data.catalogue(open_data.Wanted.of(settings), None, stream if world.main else None)
+        listed = open_data.catalogue(open_data.Wanted.of(settings), None)
         setup = prepare(settings, listed, world)
         settings = setup.settings
         micro = settings.batch_size // (world.size * settings.accumulate)
@@ -60,7 +57,6 @@ def dry_run(settings: PretrainSettings, *, stream: TextIO | None = sys.stderr) -
         encoder, local = setup.task.student.encoder, first.local
         return DryRun(
             settings=yaml.to_yaml(settings),
-            notes=setup.notes,
             shapes={
                 "a forward pass": f"{micro} clips",
                 "global views": [len(first.clean) * micro, *first.clean.shape[1:]],

@@ -168,7 +168,7 @@ def prepared(settings: PretrainSettings, request: PlanRequest) -> Iterator[tuple
             )
         scale, rate = 1.0, settings.front_end.rate
         if request.clips is None:
-            listed = open_data.catalogue(open_data.Wanted.of(settings), None, None)
+            listed = open_data.catalogue(open_data.Wanted.of(settings), None)
         else:
             count = min(max(256, 2 * settings.batch_size), request.clips)
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="asit-plan-")))
@@ -178,7 +178,7 @@ def prepared(settings: PretrainSettings, request: PlanRequest) -> Iterator[tuple
         kept = decoded <= resources.memory_limit(settings.views.keep_gb)
         everyone = World(0, request.processes, world.device, world.reason)
         expected = max(1, round(len(listed) * scale))
-        batch = resources.fit_batch(settings.batch_size, settings.accumulate, expected, everyone, [])
+        batch = resources.fit_batch(settings.batch_size, settings.accumulate, expected, everyone)
         mine = settings.model_copy(deep=True)
         mine.batch_size = batch // request.processes
         mine.views.keep_gb = decoded + 1.0 if kept else 0.0  # all the data decide whether recordings are kept

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import Literal
 
 from asit.config import FrontEndSettings
 from asit.data.catalogue.catalogue import Catalogue
 from asit.data.shards import pack
 from asit.errors import ConfigError
+from asit.progress import counter
 from asit.training import open_data
-from asit.training.metrics_log import counter
+
+log = logging.getLogger(__name__)
 
 
 def shard(
@@ -29,8 +31,6 @@ def shard(
     bad_files: float = 0.1,
     resume: bool = False,
     overwrite: bool = False,
-    stream: TextIO | None = None,
-    told: Callable[[str], None] | None = None,
 ) -> pack.Packed:
     """Write the recordings of `data` into tar shards.
 
@@ -40,8 +40,6 @@ def shard(
         data: a catalogue, a folder, a table, shards, or a URL of the last.
         workers: processes; auto: one for each core.
         out, encode, rate, shard_mb, clips, shuffle, bad_files, resume, overwrite: see `shards.pack`.
-        stream: where progress goes; None: nowhere.
-        told: called with what is worth saying before the work begins.
 
     Raises:
         AsitError: as `shards.pack` and `source.catalogue`.
@@ -53,12 +51,10 @@ def shard(
         )
     front_end = FrontEndSettings(rate=rate)
     with tempfile.TemporaryDirectory() as scratch:
-        listed: Catalogue = open_data.catalogue(
-            open_data.Wanted(data, front_end, bad_files), Path(scratch) / "run", stream
-        )
-    if told and encode == "original" and listed.starts.any():
+        listed: Catalogue = open_data.catalogue(open_data.Wanted(data, front_end, bad_files), Path(scratch) / "run")
+    if encode == "original" and listed.starts.any():
         count = int((listed.starts > 0).sum())
-        told(f"{count} clips are parts of files: these are cut out and written as 16-bit mono FLAC")
+        log.info("%d clips are parts of files: these are cut out and written as 16-bit mono FLAC", count)
     return pack.pack(
         listed,
         out,
@@ -71,7 +67,7 @@ def shard(
         bad_files=bad_files,
         resume=resume,
         overwrite=overwrite,
-        progress=counter(stream, "packing", "clips"),
+        progress=counter("packing", "clips"),
     )
 
 

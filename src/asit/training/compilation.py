@@ -9,13 +9,14 @@ while the next is computed (a network compiled whole gives them all at its end);
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 
 _LIMIT = 64
 """Shapes that the blocks' one code is compiled for. Torch's 8 are soon reached: views, local views and teacher count
@@ -38,62 +39,38 @@ def failure(device: torch.device) -> str | None:
     return _TRIED[device.type]
 
 
-def compiled(modules: Iterable[nn.Module], device: torch.device, say: Say) -> bool:
+def compiled(modules: Iterable[nn.Module], device: torch.device) -> bool:
     """Compile modules in place, for training only: in evaluation, with its many shapes, they run as they are.
 
-    A module that the compiler refuses when it is first called runs as it is from then on, and so do the others; `say`
-    is told once. What is called with other shapes is compiled anew, up to 64 times, and runs as it is beyond that.
+    A module that the compiler refuses when it is first called runs as it is from then on, and so do the others, which
+    is logged once. What is called with other shapes is compiled anew, up to 64 times, and runs as it is beyond that.
 
     Args:
         modules: such as the blocks of an encoder, before they are wrapped for several processes.
         device: where they run.
-        say: takes one sentence.
 
     Returns:
         Whether anything was compiled.
     """
     reason = failure(device)
     if reason is not None:
-        say(f"compile: off, torch.compile does not work here: {reason}")
+        log.warning(f"compile: off, torch.compile does not work here: {reason}")
         return False
-    shared = _Shared(say)
+    shared = _Shared()
     count = 0
     for module in modules:
         module.compile(dynamic=False)
         module._compiled_call_impl = _Guarded(module, module._compiled_call_impl, shared)  # type: ignore[assignment]
         count += 1
-    say(f"compile: {count} modules, each by itself (torch.compile, inductor)")
+    log.info(f"compile: {count} modules, each by itself (torch.compile, inductor)")
     return count > 0
-
-
-class Notes:
-    """A place for sentences: they are kept until there is someone to tell them to, and go straight there from then on.
-
-    A method is made before its run's records are.
-    """
-
-    def __init__(self) -> None:
-        self.kept: list[str] = []
-        self._to: Say | None = None
-
-    def __call__(self, sentence: str) -> None:
-        if self._to is None:
-            self.kept.append(sentence)
-        else:
-            self._to(sentence)
-
-    def tell(self, to: Say) -> None:
-        """From now on `to` is told, first of all that was kept."""
-        for sentence in self.kept:
-            to(sentence)
-        self.kept, self._to = [], to
 
 
 class _Shared:
     """What the guarded modules of one call know together: shapes that were met, and whether the compiler has failed."""
 
-    def __init__(self, say: Say) -> None:
-        self.say, self.failed, self.met = say, False, set[Any]()
+    def __init__(self) -> None:
+        self.failed, self.met = False, set[Any]()
 
 
 class _Guarded:
@@ -115,7 +92,7 @@ class _Guarded:
             if not _of_the_compiler(error):
                 raise
             self.shared.failed = True
-            self.shared.say(f"compile: off from here on, torch.compile failed: {_line(error)}")
+            log.warning(f"compile: off from here on, torch.compile failed: {_line(error)}")
             return self.module._call_impl(*args, **kwargs)
 
 

@@ -7,6 +7,7 @@ equals one that was never stopped: on the CPU bit for bit.
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,9 @@ from asit.training import distributed, optim, stopping
 from asit.training.async_checkpoint import Saver
 from asit.training.metrics_log import Records
 from asit.training.read_failures import Failures
-from asit.training.throughput import Clock, log
+from asit.training.throughput import Clock, log_step
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -244,7 +247,7 @@ class _Fit:
             if measure:
                 self._settled()
                 learning = {"lr": rates.lr, "weight_decay": rates.weight_decay, **rates.others}
-                log(step, now.steps_per_epoch, passes.parts, learning, clock, end, self.records, self.world)
+                log_step(step, now.steps_per_epoch, passes.parts, learning, clock, end, self.records, self.world)
             # Alone, what came during the line above counts for this step.
             stop = asked if self.world.size > 1 else self.signals.caught is not None
             began = time.perf_counter()
@@ -355,7 +358,7 @@ class _Fit:
         self._written()
         if busy:
             waited = f"waited {time.perf_counter() - began:.1f} s until the checkpoint of step {self.saved} was written"
-            self.records.say(f"step {self.step}: {waited}")
+            log.info(f"step {self.step}: {waited}")
         if self.world.main:
             held = self.saver.copy(held)
         write = self.save(self.step, held)

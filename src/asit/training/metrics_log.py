@@ -1,19 +1,22 @@
-"""What a run writes while it goes: metrics.jsonl, log.txt, TensorBoard events, and the progress line."""
+"""What a run writes while it goes: metrics.jsonl, log.txt and TensorBoard events."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import math
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
+from asit import logs
 from asit.errors import ConfigError
 from asit.io import atomic, parsing
+from asit.progress import Progress, duration
+
+log = logging.getLogger(__name__)
 
 
 class Records:
@@ -22,45 +25,49 @@ class Records:
     Args:
         folder: the run's folder; None: nothing is written (the other processes).
         total: steps of the whole schedule.
-        start: step that the run goes on from; later lines of an earlier try are taken out.
-        tensorboard: whether to write event files.
-        stream: where progress goes; None: nowhere.
+        start: step that the run resumes from; later lines of an earlier try are removed.
+        tensorboard: whether to write event files; "auto": where the package is installed.
+        log: of `asit.logs.run_log`, which log.txt begins with; None: one is made.
     """
 
     def __init__(
-        self, folder: Path | None, total: int, start: int, *, tensorboard: bool, stream: TextIO | None = sys.stderr
+        self,
+        folder: Path | None,
+        total: int,
+        start: int,
+        *,
+        tensorboard: bool | Literal["auto"],
+        log: MemoryHandler | None = None,
     ) -> None:
         self.folder, self.total = folder, total
         self._metrics: TextIO | None = None
-        self._log: TextIO | None = None
         self._board: Any = None
-        self._bar: Any = None
-        self._stream = stream if folder is not None else None
-        self._last_line = -math.inf
+        self._progress = Progress()
+        self._open = contextlib.ExitStack()
         if folder is None:
             return
         _cut(folder / "metrics.jsonl", start)
-        self._metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self._log = (folder / "log.txt").open("a", encoding="utf-8")
-        if tensorboard:
-            self._board = _summary_writer(folder / "tensorboard", start)
-        if self._stream is not None and self._stream.isatty():
-            from tqdm import tqdm
-
-            layout = "{percentage:3.0f}%|{bar:12}| {n}/{total} [{elapsed}<{remaining}] {postfix}"
-            self._bar = tqdm(
-                total=total, initial=start, file=self._stream, bar_format=layout, dynamic_ncols=True, mininterval=0.5
-            )
+        self._metrics = self._open.enter_context((folder / "metrics.jsonl").open("a", encoding="utf-8"))
+        if log is None:
+            log = self._open.enter_context(logs.run_log())
+        file = (folder / "log.txt").open("a", encoding="utf-8", errors="backslashreplace")
+        self._open.enter_context(file)
+        log.setTarget(logs.LineHandler(file, logging.DEBUG, dated=True))
+        self._open.callback(log.setTarget, None)
+        log.flush()
+        self._board = _summary_writer(folder / "tensorboard", start, tensorboard)
+        if self._board is not None:
+            self._open.callback(self._board.close)
 
     def __enter__(self) -> Records:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for handle in (self._bar, self._metrics, self._log, self._board):
-            if handle is not None:
-                # What the run ends by is told, not that a full disk takes no more lines either.
-                with contextlib.suppress(*([OSError] if error is not None else [])):
-                    handle.close()
+        if self.folder is not None:
+            self._progress.end()
+        # The error that a run ends by is shown, not that a full disk takes no more lines either.
+        with contextlib.suppress(*([OSError] if error is not None else [])):
+            self._open.close()
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl, and its numbers to TensorBoard."""
@@ -73,75 +80,15 @@ class Records:
             for name, value in _numbers(values):
                 self._board.add_scalar(f"{kind}/{name}", value, step)
 
-    def say(self, text: str) -> None:
-        """A line for the user and the log."""
-        self.keep(text)
-        if self._bar is not None:
-            self._bar.write(text, file=self._stream)
-        elif self._stream is not None:
-            self._stream.write(text + "\n")
-            self._stream.flush()
-
-    def keep(self, text: str) -> None:
-        """A line for the log alone."""
-        if self._log is not None:
-            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
-            self._log.flush()
-
     def event(self, step: int, text: str) -> None:
-        """A line for the user and the log that is also kept with the metrics."""
+        """Log a line that is also kept with the metrics."""
         self.write("event", step, {"text": text})
-        self.say(text)
+        log.info(text)
 
     def progress(self, step: int, text: str, seconds_left: float) -> None:
-        """Move the progress line; without a terminal, a plain line at most every 30 s."""
-        if self._bar is not None:
-            self._bar.n = step
-            self._bar.set_postfix_str(text, refresh=False)
-            self._bar.update(0)
-            self._bar.refresh()
-        elif self._log is not None and time.monotonic() - self._last_line >= 30:
-            self._last_line = time.monotonic()
-            self.say(f"step {step}/{self.total}  {text}  {duration(seconds_left)} left")
-
-
-def counter(stream: TextIO | None, what: str, unit: str = "files") -> Callable[[int, int, int], None] | None:
-    """A progress line for work over files: called with (done, total, bad); without a terminal, a line each 30 s."""
-    if stream is None:
-        return None
-    out, terminal, began = stream, stream.isatty(), time.monotonic()
-    last_time, last_done = 0.0, -1
-
-    def show(done: int, total: int, bad: int) -> None:
-        nonlocal last_time, last_done
-        now = time.monotonic()
-        finished = done >= total
-        if now - last_time < (0.2 if terminal else 30.0) and not (finished and last_done != done):
-            return
-        last_time, last_done = now, done
-        rate = done / max(1e-9, now - began)
-        time_left = (total - done) / rate if done else math.inf
-        left = f"in {duration(now - began)}" if finished else f"{duration(time_left)} left"
-        out.write(("\r\x1b[K" if terminal else "") + f"{what}: {done}/{total}  {bad} bad  {rate:.0f} {unit}/s  {left}")
-        out.write("" if terminal and not finished else "\n")
-        out.flush()
-
-    return show
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 45 s, 12 min, 3 h 05 min, 4 days 3 h."""
-    if not math.isfinite(seconds):
-        return "unknown time"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes:02d} min"
-    return f"{hours // 24} days {hours % 24} h"
+        """Show how far the run is; see `asit.progress`."""
+        if self.folder is not None and self._progress.due():
+            self._progress.show(f"step {step}/{self.total}  {text}  {duration(seconds_left)} left")
 
 
 def _cut(path: Path, step: int) -> None:
@@ -177,13 +124,18 @@ def _numbers(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, flo
     return out
 
 
-def _summary_writer(folder: Path, start: int) -> Any:
+def _summary_writer(folder: Path, start: int, wanted: bool | Literal["auto"]) -> Any:
+    if not wanted:
+        return None
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
+        if wanted == "auto":
+            log.info("TensorBoard files are not written: pip install 'asit-audio[tensorboard]' to have them")
+            return None
         raise ConfigError(
-            "records.tensorboard is on and the package tensorboard is not installed",
+            "records.tensorboard is true, and the package tensorboard is not installed",
             "tensorboard",
-            "pip install tensorboard, or pass --no-records.tensorboard",
+            "pip install 'asit-audio[tensorboard]', or pass --records.tensorboard False",
         ) from error
     return SummaryWriter(str(folder), purge_step=start + 1)  # type: ignore[no-untyped-call]

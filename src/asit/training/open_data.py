@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import Literal
 
 from asit.config import FinetuneSettings, FrontEndSettings, PretrainSettings
 from asit.data.catalogue import scan
@@ -15,8 +16,10 @@ from asit.data.catalogue.listing import describe_ignored
 from asit.data.shards import tar_index, verify
 from asit.errors import AsitError, CatalogueError, ConfigError
 from asit.io import local_files, parsing
+from asit.progress import counter
 from asit.training import run_dir
-from asit.training.metrics_log import counter
+
+log = logging.getLogger(__name__)
 
 _FRONT_END_FREE = ("mean", "std", "padding")  # what the measured mean and std do not depend on
 
@@ -38,7 +41,7 @@ class Wanted:
         return cls(settings.data, front_end or settings.front_end, settings.bad_files, labels)
 
 
-def catalogue(settings: Wanted, out: Path | None, stream: TextIO | None, *, anew: bool = False) -> Catalogue:
+def catalogue(settings: Wanted, out: Path | None, *, anew: bool = False) -> Catalogue:
     """The catalogue that `data` is, or one made of the folder, table or tar shards that it is.
 
     `data` may be a catalogue or an index of shards, a folder or store that holds one under the name index.jsonl, tar
@@ -48,7 +51,6 @@ def catalogue(settings: Wanted, out: Path | None, stream: TextIO | None, *, anew
         settings: data, front end, the budget of bad files, and what labels are.
         out: the run's folder, where a catalogue that is made here stays; None: it is made for this look only, from
             the files' headers.
-        stream: where progress goes; None: nowhere.
         anew: look at the recordings even if the run's folder has a catalogue, which may be of another run's.
 
     Raises:
@@ -63,7 +65,7 @@ def catalogue(settings: Wanted, out: Path | None, stream: TextIO | None, *, anew
         verify.verify_sizes(found)  # a request a shard: rather now than after a day
         return found
     if tars := tar_index.tars_of(settings.data):
-        return _of_tars(settings, tars, out, stream, anew)
+        return _of_tars(settings, tars, out, anew)
     given = Path(local_files.locate(settings.data))
     if out is None:
         with tempfile.TemporaryDirectory() as scratch:
@@ -75,7 +77,7 @@ def catalogue(settings: Wanted, out: Path | None, stream: TextIO | None, *, anew
                 bad_files=settings.bad_files,
                 statistics_clips=64,
                 labels=settings.labels if given.is_dir() else "auto",
-                progress=counter(stream, "looking at headers"),
+                progress=counter("looking at headers"),
             )
     place = out / run_dir.CATALOGUE
     if not anew and place.exists():
@@ -90,10 +92,10 @@ def catalogue(settings: Wanted, out: Path | None, stream: TextIO | None, *, anew
             bad_files=settings.bad_files,
             labels=settings.labels if given.is_dir() else "auto",
             restart=_other_scan(out / f"{run_dir.CATALOGUE}.partial", given, settings.front_end),
-            progress=counter(stream, "checking files"),
+            progress=counter("checking files"),
         )
-        if stream is not None and (passed := describe_ignored(found.header["ignored"])):
-            stream.write(passed + "\n")
+        if passed := describe_ignored(found.header["ignored"]):
+            log.info(passed)
         return found
     except AsitError:
         if made and not any(out.iterdir()):  # no data, no folder
@@ -101,7 +103,7 @@ def catalogue(settings: Wanted, out: Path | None, stream: TextIO | None, *, anew
         raise
 
 
-def _of_tars(settings: Wanted, tars: Sequence[str], out: Path | None, stream: TextIO | None, anew: bool) -> Catalogue:
+def _of_tars(settings: Wanted, tars: Sequence[str], out: Path | None, anew: bool) -> Catalogue:
     """The catalogue of tar shards without an index; in a run's folder it is kept."""
     place = None if out is None else out / run_dir.CATALOGUE
     if place is not None and not anew and place.exists():
@@ -112,10 +114,10 @@ def _of_tars(settings: Wanted, tars: Sequence[str], out: Path | None, stream: Te
         labelled=settings.labels == "folder",
         bad_files=settings.bad_files,
         statistics_clips=64 if out is None else 1000,
-        progress=counter(stream, "looking at shards", "shards"),
+        progress=counter("looking at shards", "shards"),
     )
-    if stream is not None and (passed := describe_ignored(made.header["ignored"])):
-        stream.write(passed + "\n")
+    if passed := describe_ignored(made.header["ignored"]):
+        log.info(passed)
     if place is not None:
         place.parent.mkdir(parents=True, exist_ok=True)
         made.write(place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Literal
 
@@ -11,8 +12,10 @@ from asit.data.catalogue.catalogue import Catalogue
 from asit.errors import CatalogueError, ConfigError
 from asit.runtime import World
 
+log = logging.getLogger(__name__)
 
-def fit_batch(batch_size: int, accumulate: int, count: int, world: World, notes: list[str]) -> int:
+
+def fit_batch(batch_size: int, accumulate: int, count: int, world: World) -> int:
     """The batch size, shrunk where an epoch of `count` clips does not hold it.
 
     Raises:
@@ -36,32 +39,35 @@ def fit_batch(batch_size: int, accumulate: int, count: int, world: World, notes:
             f"at least {unit} clips",
             "add recordings, or use fewer processes or accumulation steps",
         )
-    notes.append(f"warning: batch_size {batch_size} is larger than the {count} clips of an epoch: now {shrunk}")
+    if world.main:
+        log.warning(f"batch_size {batch_size} is larger than the {count} clips of an epoch: using {shrunk}")
     return shrunk
 
 
-def loader_workers(wanted: int | Literal["auto"], world: World, notes: list[str]) -> int:
-    """Loader processes of each training process, with the reason among the notes; on a CPU the threads beside them.
+def loader_workers(wanted: int | Literal["auto"], world: World) -> int:
+    """Loader processes of each training process, logged with the reason; on a CPU the threads beside them.
 
     On a CPU one loader is enough: a core reads and cuts two hundred clips of 10 s a second, and the step of the base
     encoder takes one or two (`docs/speed.md`); it sleeps while the step runs and wakes when a batch was taken.
     """
-    if world.device.type == "cpu":
-        notes.append(
-            f"CPU threads {torch.get_num_threads()}: another number adds up in another order, so it is kept when the "
-            "run is resumed (--threads for another)"
-        )
     if wanted != "auto":
-        notes.append(f"loader workers {wanted}: as asked")
+        log.debug(f"Using {wanted} loader workers, as requested")
         return wanted
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if world.device.type == "cpu":
-        workers, why = 1, "on the CPU one reads ahead, the cores are the networks'"
+        workers, why = 1, "one reads ahead on a CPU, the other cores run the networks"
     else:
         workers, why = max(1, min(8, cores // here - 1)), f"{cores} cores for {here} processes"
-    notes.append(f"loader workers {workers}: {why}")
+    log.debug(f"Using {workers} loader workers: {why}")
     return workers
+
+
+def log_threads(world: World) -> None:
+    """Log how many threads a run on a CPU computes with, since its last bits depend on them."""
+    if world.device.type == "cpu":
+        number = torch.get_num_threads()
+        log.info(f"Using {number} CPU thread{'s' * (number > 1)}; resume keeps this for bit-identical results")
 
 
 def memory_limit(wanted: float | Literal["auto"]) -> float:
@@ -76,10 +82,10 @@ def machine_memory() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
 
 
-def fits_in_memory(catalogue: Catalogue, rate: int, limit: float, name: str, notes: list[str]) -> bool:
+def fits_in_memory(catalogue: Catalogue, rate: int, limit: float, name: str) -> bool:
     """Whether decoded recordings are kept: the same answer for any number of processes and workers."""
     needed = catalogue.header["seconds"] * rate * 4 / 1e9
     if needed > limit:
         return False
-    notes.append(f"each loader keeps decoded recordings in memory: {needed:.2f} GB, {name} is {limit:g}")
+    log.info(f"each loader keeps decoded recordings in memory: {needed:.2f} GB, {name} is {limit:g}")
     return True

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from logging.handlers import MemoryHandler
 from pathlib import Path
-from typing import Any, Generic, Literal, TextIO, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 
-from asit import runtime
+from asit import logs, runtime
 from asit.config import FinetuneSettings, PretrainSettings, RecordSettings
 from asit.data.catalogue.catalogue import Catalogue
 from asit.errors import AsitError, CatalogueError, CheckpointError, ConfigError, TrainingError
 from asit.io import atomic, checkpoint, lock
 from asit.model.audio_model import AudioModel
 from asit.model.cpu import bf16
+from asit.progress import duration
 from asit.runtime import Precision, World
-from asit.training import compilation, loop, open_data, rank_consistency, run_dir
-from asit.training.metrics_log import Records, duration
+from asit.training import loop, open_data, rank_consistency, run_dir
+from asit.training.metrics_log import Records
 from asit.training.stopping import NotFiniteError
+
+log = logging.getLogger(__name__)
 
 Tensors = dict[str, torch.Tensor]
 S = TypeVar("S", bound=PretrainSettings | FinetuneSettings)
@@ -41,12 +46,11 @@ class Run:
     task: loop.Trainable
     precision: Precision
     plan: loop.Plan
-    notes: Sequence[str]
     records: RecordSettings
     model: Callable[[int], AudioModel]
     """The model as it stands after a number of steps, with its card."""
-    say: compilation.Notes = field(default_factory=compilation.Notes)
-    """What the task has to say, before its steps and during them."""
+    log: MemoryHandler | None
+    """What was logged so far, for log.txt; None in all processes but the main one."""
 
 
 def together(world: World, call: Callable[[], Any], mine: bool = True) -> Any:
@@ -110,10 +114,12 @@ class Opened(Generic[S]):
     Attributes:
         settings: those asked for, with each auto as it was resolved when the run began.
         before: those the run was begun with; None where it begins.
+        log: collects what is logged until log.txt is open; None in all processes but the main one.
     """
 
     settings: S
     before: S | None
+    log: MemoryHandler | None
 
     @property
     def going_on(self) -> bool:
@@ -121,16 +127,13 @@ class Opened(Generic[S]):
 
 
 @contextlib.contextmanager
-def opened(
-    settings: S, out: Path, world: World, stream: TextIO | None, *, resume: Resume, overwrite: bool
-) -> Iterator[Opened[S]]:
+def opened(settings: S, out: Path, world: World, *, resume: Resume, overwrite: bool) -> Iterator[Opened[S]]:
     """Claim the folder for all processes and keep other runs out of it until the end.
 
     Args:
         settings: as asked for; all processes must have been asked for the same.
         out: the run's folder.
         world: the processes.
-        stream: where the main process tells what it waits for.
         resume: go on with the run that is there; "auto": where there is one.
         overwrite: delete the run that is there.
 
@@ -154,26 +157,23 @@ def opened(
             return run_dir.claim(out, resume=(out / run_dir.CONFIG).exists(), overwrite=False)
         return run_dir.claim(out, resume=bool(resume), overwrite=overwrite)
 
-    def say(text: str) -> None:
-        if stream is not None and world.main:
-            stream.write(f"{text}\n")
-
     going_on = together(world, claim)
     rank_consistency.agree(world, {f"a run in {out}": going_on})
     with contextlib.ExitStack() as stack:
+        log_ = stack.enter_context(logs.run_log()) if world.main else None
         if world.main:
-            held = lock.held(out, world.size, say)
+            held = lock.held(out, world.size)
         together(world, lambda: stack.enter_context(held), world.main)
         together(world, lambda: run_dir.tidy(out), world.main)
         # Another run may have ended here since.
         going_on = together(world, claim)
         before = together(world, lambda: run_dir.read_settings(out, type(settings)) if going_on else None)
         if before is not None:
-            _threads(settings.threads, run_dir.began_with(out), world, say)
-        yield Opened(settings if before is None else run_dir.settle(settings, before), before)
+            _threads(settings.threads, run_dir.began_with(out), world)
+        yield Opened(settings if before is None else run_dir.settle(settings, before), before, log_)
 
 
-def _threads(asked: int, began: tuple[int, int] | None, world: World, say: Callable[[str], None]) -> None:
+def _threads(asked: int, began: tuple[int, int] | None, world: World) -> None:
     """Take as many CPU threads as the run began with, unless a number was asked for: its last bits depend on them.
 
     With another number of processes the bits are others anyway, and a core may have another share of them.
@@ -186,10 +186,12 @@ def _threads(asked: int, began: tuple[int, int] | None, world: World, say: Calla
         return
     now, then = torch.get_num_threads(), began[1]
     if asked and now != then:
-        say(f"CPU threads {now}, as asked; the run began with {then}, with which alone it goes on with the same bits")
+        log.info(f"Using {now} CPU threads as requested; only the {then} that the run began with resume it bit for bit")
     elif now != then:
         torch.set_num_threads(then)
-        say(f"CPU threads {then}, as when the run began, for the same bits; torch would take {now} (--threads {now})")
+        log.info(
+            f"Using {then} CPU threads, as when the run began, for bit-identical results (--threads {now} for more)"
+        )
 
 
 def _restarted(out: Path, world: World) -> bool:
@@ -208,12 +210,10 @@ def _elastic() -> str | None:
     return f"{socket.gethostname()} {os.getppid()}" if name == "none" else name
 
 
-def catalogue(wanted: open_data.Wanted, out: Path, world: World, stream: TextIO | None, *, going_on: bool) -> Catalogue:
+def catalogue(wanted: open_data.Wanted, out: Path, world: World, *, going_on: bool) -> Catalogue:
     """The run's catalogue: made by the main process where there is none, and read by the others."""
-    made: Catalogue | None = together(
-        world, lambda: open_data.catalogue(wanted, out, stream, anew=not going_on), world.main
-    )
-    read = together(world, lambda: open_data.catalogue(wanted, out, None), made is None)
+    made: Catalogue | None = together(world, lambda: open_data.catalogue(wanted, out, anew=not going_on), world.main)
+    read = together(world, lambda: open_data.catalogue(wanted, out), made is None)
     return read if made is None else made
 
 
@@ -320,7 +320,6 @@ def train(
     data: Generator[Any],
     world: World,
     begun: tuple[int, Tensors],
-    stream: TextIO | None,
     *,
     going_on: bool,
     hooks: Callable[[Records], Sequence[tuple[int, loop.Hook]]],
@@ -337,13 +336,10 @@ def train(
     (first, optimiser_state) = begun
     plan = replace(run.plan, save_in_background=run.records.save_in_background)
     folder_ = run.out if world.main else None
-    records = Records(folder_, plan.total, first, tensorboard=run.records.tensorboard, stream=stream)
+    records = Records(folder_, plan.total, first, tensorboard=run.records.tensorboard, log=run.log)
     with contextlib.closing(data), records:
-        for note in run.notes:
-            records.say(note)
-        run.say.tell(records.say)
         if world.device.type == "cpu":
-            records.say(bf16.keep_freed_memory())
+            log.debug(bf16.keep_freed_memory())
         records.event(first, f"goes on from step {first}" if going_on else "begins")
 
         def save(step: int, tensors: Tensors) -> Callable[[], None] | None:
@@ -381,9 +377,9 @@ def train(
             )
         except (AsitError, OSError) as error:
             ended = _ended(error, run.out)
-            # Whoever called tells the user; a week later the log is what is left. A full disk takes no more lines.
+            # For log.txt alone: the caller shows the error. A full disk takes no more lines.
             with contextlib.suppress(OSError):
-                records.keep(f"ended by an error: {ended.found if isinstance(ended, AsitError) else ended}")
+                log.debug(f"ended by an error: {ended.found if isinstance(ended, AsitError) else ended}")
             if ended is error:
                 raise
             raise ended from error

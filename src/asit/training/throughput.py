@@ -49,7 +49,7 @@ class Clock:
         return out
 
 
-def log(
+def log_step(
     step: int,
     steps_per_epoch: int,
     parts: Mapping[str, Tensor],

@@ -1,0 +1,75 @@
+"""Progress with the time left: redrawn on the console's terminal, else a log line every 30 s."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+
+from asit import logs
+
+log = logging.getLogger(__name__)
+
+Counter = Callable[[int, int, int], None]
+"""Takes what is done, what there is to do, and how much of the former failed."""
+
+
+class Progress:
+    """When and where to show how far some work is; see the module."""
+
+    def __init__(self) -> None:
+        self._last = -math.inf
+
+    def due(self) -> bool:
+        """Whether a new text would be shown."""
+        drawn = logs.terminal() is not None
+        if not drawn and not log.isEnabledFor(logging.INFO):
+            return False
+        return time.monotonic() - self._last >= (0.2 if drawn else 30.0)
+
+    def show(self, text: str, *, last: bool = False) -> None:
+        """Show a text now; `last`: the terminal keeps it."""
+        self._last = time.monotonic()
+        if (console := logs.terminal()) is not None:
+            console.draw(text, last=last)
+        else:
+            log.info("%s", text)
+
+    def end(self) -> None:
+        """Keep the last text on the terminal."""
+        if (console := logs.terminal()) is not None:
+            console.end()
+
+
+def counter(what: str, unit: str = "files") -> Counter:
+    """Return a function that shows counts, rate and time left when called with (done, total, failed)."""
+    progress, began, shown = Progress(), time.monotonic(), -1
+
+    def show(done: int, total: int, failed: int) -> None:
+        nonlocal shown
+        last = done >= total
+        if not progress.due() and not (last and shown != done):
+            return
+        shown = done
+        seconds = time.monotonic() - began
+        rate = done / max(1e-9, seconds)
+        left = f"in {duration(seconds)}" if last else f"{duration((total - done) / rate if done else math.inf)} left"
+        progress.show(f"{what}: {done}/{total}  {failed} bad  {rate:.0f} {unit}/s  {left}", last=last)
+
+    return show
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 45 s, 12 min, 3 h 05 min, 4 days 3 h."""
+    if not math.isfinite(seconds):
+        return "unknown time"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes:02d} min"
+    return f"{hours // 24} days {hours % 24} h"
