@@ -1,4 +1,4 @@
-"""The demo's data set: the split kept, the clips heard, the folder whole or absent."""
+"""The demo's data set: the split of recordings, the clips, the atomic folder."""
 
 from __future__ import annotations
 
@@ -41,32 +41,31 @@ def content(root: Path) -> dict[str, bytes]:
     return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
 
 
-def test_no_recording_is_on_both_sides(font: SoundFont) -> None:
-    sides, mixtures, facts = split_recordings(font)
-    assert list(sides) == list(INSTRUMENTS)
-    train = {z.sample for v, _ in sides.values() for z in v.zones} | {z.sample for v in mixtures for z in v.zones}
-    test = {z.sample for _, v in sides.values() for z in v.zones}
+def test_no_recording_is_in_both_splits(font: SoundFont) -> None:
+    instruments, mixtures, facts = split_recordings(font)
+    assert list(instruments) == list(INSTRUMENTS)
+    train = set().union(*(voice.recordings for voice in [*mixtures, *(pair.train for pair in instruments.values())]))
+    test = set().union(*(pair.test.recordings for pair in instruments.values()))
     assert not train & test
-    for label, (a, b) in sides.items():
-        assert len({z.sample for z in a.zones}) >= 2, label
-        assert len({z.sample for z in b.zones}) >= 1, label
+    for label, pair in instruments.items():
+        assert len(pair.train.recordings) >= 2, label
+        assert len(pair.test.recordings) >= 1, label
     # Nor the same sound under another name.
-    assert not {font.wave(i).tobytes() for i in train} & {font.wave(i).tobytes() for i in test}
-    assert "no recording is on both sides" in facts[0]
+    assert not {font.waveform(i).tobytes() for i in train} & {font.waveform(i).tobytes() for i in test}
+    assert "no recording is in both splits" in facts[0]
     assert "one recording, which cannot be split" in facts[1]
 
 
 def test_an_instrument_that_cannot_be_split_is_left_out_and_named(font: SoundFont) -> None:
-    sides, _, facts = split_recordings(font, {"flute": (0, 73), "timpani": (0, 47)})
-    assert list(sides) == ["flute"]
+    instruments, _, facts = split_recordings(font, {"flute": (0, 73), "timpani": (0, 47)})
+    assert list(instruments) == ["flute"]
     assert facts[-1].endswith("cannot be split: timpani.")
 
 
-def test_clips_use_the_recordings_of_their_side(
+def test_clips_use_the_recordings_of_their_split(
     font: SoundFont, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_global_draws: None
 ) -> None:
-    sides, _, _ = split_recordings(font)
-    test = {z.sample for _, v in sides.values() for z in v.zones}
+    test = set().union(*(pair.test.recordings for pair in split_recordings(font)[0].values()))
     made, played = 0, []
     original = SoundFont.note
 
@@ -86,7 +85,7 @@ def test_clips_use_the_recordings_of_their_side(
     assert all((clip >= 70) == (sample in test) for clip, sample in played)
 
 
-def test_clips_are_finite_and_heard(small: DemoDataset) -> None:
+def test_clips_are_finite_and_audible(small: DemoDataset) -> None:
     listed = rows(small.train) + rows(small.test)
     assert len(listed) == 118
     assert {str(p.relative_to(small.root)) for p in small.root.rglob("*.wav")} == {row["path"] for row in listed}
@@ -100,7 +99,7 @@ def test_clips_are_finite_and_heard(small: DemoDataset) -> None:
     assert max(levels) > 3 * min(levels)
 
 
-def test_labels_are_on_both_sides(small: DemoDataset) -> None:
+def test_labels_are_in_both_splits(small: DemoDataset) -> None:
     train, test = Counter(r["label"] for r in rows(small.train)), Counter(r["label"] for r in rows(small.test))
     assert train.pop("") == 21  # mixtures
     assert set(train) == set(test) == set(small.labels) == set(INSTRUMENTS)
@@ -116,7 +115,7 @@ def test_same_seed_same_bytes(small: DemoDataset, tmp_path: Path) -> None:
     assert not {v for k, v in other.items() if k.endswith("wav")} & set(content(small.root).values())
 
 
-def test_a_whole_set_is_taken_up_and_a_damaged_one_made_again(tmp_path: Path) -> None:
+def test_a_complete_set_is_reused_and_a_damaged_one_rebuilt(tmp_path: Path) -> None:
     out = tmp_path / "set"
     size: dict[str, Any] = {"train_clips": 6, "test_clips": 6}
     first = build_dataset(out, **size)

@@ -1,4 +1,4 @@
-"""The demo's bank: read and played right."""
+"""The demo's SoundFont: reading, pitch, envelopes, damaged files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def font() -> SoundFont:
     return SoundFont(soundfont.bank_path())
 
 
-def test_bank_is_read_whole(font: SoundFont) -> None:
+def test_bank_is_read(font: SoundFont) -> None:
     assert len(font.samples) == 520
     assert font.name(0) == "FluteG6"
     assert {p for b, p in font.programs if b == 0} == set(range(128))
@@ -54,7 +54,7 @@ def test_velocity_and_release(font: SoundFont) -> None:
 def test_a_damaged_bank_is_named(tmp_path: Path) -> None:
     cut = tmp_path / "cut.sf2"
     cut.write_bytes(soundfont.bank_path().read_bytes()[:1_000_000])
-    with pytest.raises(AudioError, match=r"cut\.sf2 cannot be read as a SoundFont: chunk .* is cut short"):
+    with pytest.raises(AudioError, match=r"cut\.sf2 cannot be read as a SoundFont: chunk .* is truncated"):
         SoundFont(cut)
     cut.write_bytes(b"<html>")
     with pytest.raises(AudioError, match="no RIFF header"):

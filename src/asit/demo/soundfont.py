@@ -1,7 +1,5 @@
-"""A SoundFont 2 bank: its recordings, the zones that play them, and one note at a time.
-
-A note is played by a few lines of our own: pitch by resampling, the bank's loops and volume envelopes, one recording
-a note (no layers, filters or effects).
+"""Read a SoundFont 2 bank and render single notes: pitch by resampling, loops and volume envelopes, one recording per
+note (no layers, filters or effects).
 
 File format: SoundFont Technical Specification 2.01, sections 4 to 8.
 """
@@ -22,33 +20,22 @@ import soxr
 
 from asit.errors import AudioError, ConfigError
 
-Wave = npt.NDArray[np.float32]
+Waveform = npt.NDArray[np.float32]
 
 _SAMPLE = np.dtype(
-    [
-        ("name", "S20"),
-        ("start", "<u4"),
-        ("end", "<u4"),
-        ("loop_start", "<u4"),
-        ("loop_end", "<u4"),
-        ("rate", "<u4"),
-        ("pitch", "u1"),
-        ("correction", "i1"),
-        ("link", "<u2"),
-        ("type", "<u2"),
-    ]
+    [("name", "S20")]
+    + [(name, "<u4") for name in ("start", "end", "loop_start", "loop_end", "rate")]
+    + [("pitch", "u1"), ("correction", "i1"), ("link", "<u2"), ("type", "<u2")]
 )
 _RECORDS: dict[bytes, np.dtype[Any]] = {
     b"phdr": np.dtype([("name", "S20"), ("program", "<u2"), ("bank", "<u2"), ("bag", "<u2"), ("unused", "<u4", 3)]),
     b"inst": np.dtype([("name", "S20"), ("bag", "<u2")]),
-    b"pbag": np.dtype([("generator", "<u2"), ("modulator", "<u2")]),
-    b"ibag": np.dtype([("generator", "<u2"), ("modulator", "<u2")]),
-    b"pgen": np.dtype([("kind", "<u2"), ("amount", "<i2")]),
-    b"igen": np.dtype([("kind", "<u2"), ("amount", "<i2")]),
+    **dict.fromkeys((b"pbag", b"ibag"), np.dtype([("generator", "<u2"), ("modulator", "<u2")])),
+    **dict.fromkeys((b"pgen", b"igen"), np.dtype([("kind", "<u2"), ("amount", "<i2")])),
     b"shdr": _SAMPLE,
 }
 
-# Generators (specification, 8.1.2) that are heeded.
+# Generators (specification, 8.1.2) that are used.
 _ATTACK, _HOLD, _DECAY, _SUSTAIN, _RELEASE = 34, 35, 36, 37, 38
 _INSTRUMENT, _KEYS, _ATTENUATION, _COARSE, _FINE = 41, 43, 48, 51, 52
 _SAMPLE_ID, _LOOP_MODE, _SCALE, _ROOT = 53, 54, 56, 58
@@ -59,37 +46,39 @@ _ALL_KEYS = 127 << 8
 
 @dataclass(frozen=True)
 class Zone:
-    """One recording of an instrument with the keys and the envelope that it is played with."""
+    """One recording of an instrument with its keys and envelope.
+
+    Attributes:
+        sample: index of the recording in the bank.
+        low, high: lowest and highest MIDI key.
+        root: MIDI key at which the recording plays at its own speed.
+        scale: cents per key.
+        looped: whether the recording is looped.
+        attack, hold: in seconds.
+        decay, release: seconds for 100 dB.
+        sustain: attenuation in dB at which the decay ends.
+        attenuation: attenuation in dB of the whole note.
+    """
 
     sample: int
-    """Index of the recording in the bank."""
     low: int
     high: int
-    """Lowest and highest MIDI key."""
     root: float
-    """MIDI key at which the recording sounds at its own speed."""
     scale: float
-    """Cents a key."""
     looped: bool
     attack: float
     hold: float
     decay: float
-    """Seconds; decay and release are the times for 100 dB."""
     sustain: float
-    """Attenuation in dB that the decay ends at."""
     release: float
     attenuation: float
-    """Attenuation in dB of the whole."""
 
 
 class SoundFont:
     """A SoundFont 2 file in memory.
 
-    Args:
-        path: the file.
-
     Raises:
-        AudioError: the file is not a whole SoundFont 2.
+        AudioError: the file is not a complete SoundFont 2.
     """
 
     def __init__(self, path: Path) -> None:
@@ -104,7 +93,7 @@ class SoundFont:
         except (KeyError, ValueError) as error:
             raise AudioError(
                 f"{path} cannot be read as a SoundFont: {error}",
-                "a whole SoundFont 2 file",
+                "a complete SoundFont 2 file",
                 'install it again: pip install --force-reinstall "asit-audio[demo]"',
             ) from error
         self.samples = tables[b"shdr"][:-1]
@@ -113,21 +102,21 @@ class SoundFont:
         self.programs = {(int(row["bank"]), int(row["program"])): i for i, row in enumerate(presets[:-1])}
 
     def name(self, sample: int) -> str:
-        """The bank's own name of a recording."""
+        """Return the bank's name of a recording."""
         return str(self.samples[sample]["name"].split(b"\0")[0].decode("ascii", "replace"))
 
     def seconds(self, sample: int) -> float:
-        """Length of a recording in seconds."""
+        """Return the length of a recording in seconds."""
         row = self.samples[sample]
         return float(int(row["end"]) - int(row["start"])) / float(row["rate"])
 
-    def wave(self, sample: int) -> Wave:
-        """A recording at its own rate: float32 (S,) within plus or minus 1."""
+    def waveform(self, sample: int) -> Waveform:
+        """Return a recording at its own rate, float32 (S,) in [-1, 1]."""
         row = self.samples[sample]
         return self._pcm[row["start"] : row["end"]].astype(np.float32) / 32768.0
 
     def zones(self, bank: int, program: int) -> list[Zone]:
-        """All zones of a program, in the order of the file."""
+        """Return all zones of a program, in the order of the file."""
         found = []
         for preset, instrument in self._bags(b"p", self.programs[bank, program], _INSTRUMENT):
             for own, sample in self._bags(b"i", instrument, _SAMPLE_ID):
@@ -156,7 +145,7 @@ class SoundFont:
         return found
 
     def _bags(self, level: bytes, index: int, target: int) -> list[tuple[dict[int, int], int]]:
-        """Generators of each bag of a preset ("p") or instrument ("i"), with what the bag points at."""
+        """Return the generators of each bag of a preset ("p") or instrument ("i"), with the index the bag points at."""
         owners = self._tables[b"phdr" if level == b"p" else b"inst"]
         bags = self._tables[level + b"bag"]["generator"]
         generators = self._tables[level + b"gen"]
@@ -171,21 +160,18 @@ class SoundFont:
                 common = values
         return found
 
-    def note(self, zone: Zone, key: float, velocity: float, seconds: float, rate: int) -> Wave:
-        """Play one note.
+    def note(self, zone: Zone, key: float, velocity: float, seconds: float, rate: int) -> Waveform:
+        """Render one note: float32 (S,), S <= (seconds + release, at most 0.4 s) * rate.
 
         Args:
             zone: the recording and its envelope.
             key: MIDI key; fractions are allowed.
-            velocity: 0 to 1; the amplitude is its square, as in the specification's default.
-            seconds: until the key is let go; the release follows.
-            rate: sample rate of the answer in Hz.
-
-        Returns:
-            float32 (S,), S <= (seconds + release, at most 0.4 s) * rate.
+            velocity: 0 to 1; the amplitude is its square, the specification's default.
+            seconds: time from key down to key up; the release follows.
+            rate: sample rate of the output in Hz.
         """
         row = self.samples[zone.sample]
-        source = self.wave(zone.sample)
+        source = self.waveform(zone.sample)
         source_rate = float(row["rate"]) * 2.0 ** ((key - zone.root) * zone.scale / 1200)
         release = min(zone.release, 0.4)
         total = seconds + release
@@ -202,7 +188,7 @@ class SoundFont:
 
 
 def bank_path() -> Path:
-    """Where the installed pretty_midi keeps its SoundFont; pretty_midi itself is not imported.
+    """Find the SoundFont of the installed pretty_midi, which is not imported.
 
     Raises:
         ConfigError: pretty_midi, or its bank, is not installed.
@@ -220,13 +206,13 @@ def bank_path() -> Path:
 
 
 def _chunks(data: bytes, start: int = 12, stop: int | None = None) -> Iterator[tuple[bytes, memoryview]]:
-    """Name and content of every chunk, those inside lists included."""
+    """Yield name and content of every chunk, those inside lists included."""
     stop = len(data) if stop is None else stop
     view = memoryview(data)
     while start + 8 <= stop:
         name, size = data[start : start + 4], int.from_bytes(data[start + 4 : start + 8], "little")
         if start + 8 + size > stop:
-            raise ValueError(f"chunk {name!r} is cut short")
+            raise ValueError(f"chunk {name!r} is truncated")
         if name == b"LIST":
             yield from _chunks(data, start + 12, start + 8 + size)
         else:
