@@ -83,7 +83,7 @@ def run(
     resume = bool(resume) if resume != "auto" or overwrite else (out / run_dir.CONFIG).exists()
     # Looked at before the lock, which makes the folder, and again under it.
     run_dir.claim(out, resume=resume, overwrite=overwrite)
-    with lock.held(out, 1):
+    with lock.held(out):
         run_dir.tidy(out)
         return _run(settings, out, resume, overwrite)
 

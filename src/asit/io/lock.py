@@ -1,9 +1,8 @@
-"""One process at a time: RUN/run.lock, held from a run's start to its end; .OUT.lock, while an output is being written.
+"""Lock files: one run at a time in a folder (RUN/run.lock), one writer at a time of an output (.OUT.lock).
 
-The system's own lock on the file (flock) is let go when its holder dies, however it dies, so a killed process never
-blocks the next one on the same machine. Between machines flock is not always shared, so the holder also counts in the
-file, a beat every few seconds, and a newcomer from another machine watches the count for a while: what counts on is
-alive, what stands still was killed. Nobody compares clocks, so one that jumps changes nothing.
+The system releases its lock on the file (flock) when the holder dies, so a killed process never blocks the next one on
+the same machine. Between machines flock is not always shared, so the holder also writes a heartbeat into the file, and
+a process of another machine watches it for a while before it takes the lock over. No clocks are compared.
 """
 
 from __future__ import annotations
@@ -22,199 +21,171 @@ from pathlib import Path
 from typing import Any
 
 from asit.errors import ConfigError
-from asit.io import parsing
-
-log = logging.getLogger(__name__)
+from asit.io import atomic, parsing
 
 try:
     import fcntl
-except ImportError:  # Windows has none: there the count alone tells
+except ImportError:  # Windows: there the heartbeat alone decides
     fcntl = None  # type: ignore[assignment]
+
+log = logging.getLogger(__name__)
 
 NAME = "run.lock"
 """Of the lock in a run's folder."""
-BEAT = 5.0
-"""Seconds between beats."""
-WATCH = 30.0
-"""Seconds that a newcomer from another machine looks for a beat; several beats, and what network file systems cache."""
-LEASE = 120.0
-"""Seconds after which a lock that a file server still holds for a silent machine is told instead of waited for; NFS
-servers let go of a dead client's locks after 90 s."""
-
-_SIZE = 512
+_SIZE = 512  # bytes of a lock file
 _open: set[int] = set()
-"""Open lock files of this process."""
+"""Descriptors of the lock files that this process holds."""
 
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of `BEAT`, `WATCH` and `LEASE`; tests take shorter ones."""
-
-    beat: float = BEAT
-    watch: float = WATCH
-    lease: float = LEASE
-
-
-@dataclass(frozen=True)
-class _Words:
-    """What a refusal says, and the lock's file.
+    """Seconds between heartbeats, of watching another machine's lock, and of waiting for a file server.
 
     Attributes:
-        path: the lock.
-        out: what it is for.
-        taken: of a live holder.
-        rule, fix: what may be, and what to do.
+        beat: between heartbeats.
+        watch: several heartbeats, and what network file systems cache.
+        lease: after which a lock that a file server holds for a silent machine is an error; NFS servers release a dead
+            client's locks after 90 s.
     """
 
-    path: Path
-    out: Path
-    taken: str
-    rule: str
-    fix: str
-
-    def refusal(self, holder: dict[str, Any]) -> ConfigError:
-        who = f"process {holder.get('pid', 'unknown')} on {holder.get('host', 'this machine')}"
-        since = f", since {holder['began']}" if "began" in holder else ""
-        return ConfigError(f"{self.out} is {self.taken}: {who}{since}", self.rule, self.fix)
-
-    def unwritable(self, error: OSError) -> ConfigError:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return ConfigError(
-                f"{self.path} could not be written: {error.strerror}",
-                "room for the files to write",
-                f"free space on the disk of {self.out}, or choose another --out",
-            )
-        return ConfigError(
-            f"{self.out} may not be written: {error.strerror}",
-            "a folder that this user may write",
-            "choose another --out, or change the folder's permissions",
-        )
+    beat: float = 5.0
+    watch: float = 30.0
+    lease: float = 120.0
 
 
-def held(out: Path, processes: int = 1, times: Times | None = None) -> contextlib.AbstractContextManager[None]:
-    """Hold the folder `out` for a run; made where it is not there, and removed again where nothing came into it.
+def held(out: Path, processes: int = 1, times: Times = Times()) -> contextlib.AbstractContextManager[None]:
+    """Lock the folder `out` for a run; it is made where it is missing, and removed again if it stays empty.
 
     Args:
         out: the run's folder.
         processes: of the run; written into the lock.
-        times: other times than the usual.
+        times: for tests.
 
     Raises:
         ConfigError: a live run has it, on this machine or another.
     """
     fix = "wait for it or end it (Ctrl-C, or kill, leaves a checkpoint), or choose another --out"
-    words = _Words(out / NAME, out, "in use by another run", "one run at a time in a folder", fix)
-    return _held(words, processes, times or Times())
+    return _Lock(out / NAME, out, "in use by another run", "one run at a time in a folder", fix, times).held(processes)
 
 
-def writing(out: Path, times: Times | None = None) -> contextlib.AbstractContextManager[None]:
+def writing(out: Path, times: Times = Times()) -> contextlib.AbstractContextManager[None]:
     """Keep other processes from writing the file or folder `out` where writing takes long.
 
     Args:
-        out: the output; its folder is made, and removed again where nothing came into it.
-        times: as of `held`.
+        out: the output; its folder is made where it is missing, and removed again if it stays empty.
+        times: for tests.
 
     Raises:
         ConfigError: a live process is writing it, on this machine or another.
     """
     path, rule = out.with_name(f".{out.name}.lock"), "one process at a time that writes an output"
-    words = _Words(path, out, "being written by another asit", rule, "wait for it or end it, or choose another --out")
-    return _held(words, 1, times or Times())
+    fix = "wait for it or end it, or choose another --out"
+    return _Lock(path, out, "being written by another asit", rule, fix, times).held(1)
 
 
-@contextlib.contextmanager
-def _held(words: _Words, processes: int, times: Times) -> Iterator[None]:
-    path, folder = words.path, words.path.parent
-    made = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        number = _taken(words, times)
-    except OSError as error:
-        raise words.unwritable(error) from error
-    _open.add(number)
-    ended = threading.Event()
-    told = {**_self(), "processes": processes, "began": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-    beats = threading.Thread(target=_count, args=(number, told, ended, times.beat), daemon=True, name=path.name)
-    try:
+@dataclass(frozen=True)
+class _Lock:
+    """A lock file, what it is for, and the parts of the message that refuses it."""
+
+    path: Path
+    out: Path
+    state: str
+    rule: str
+    fix: str
+    times: Times
+
+    @contextlib.contextmanager
+    def held(self, processes: int) -> Iterator[None]:
+        folder = self.path.parent
+        made = not folder.exists()
+        facts = {**_self(), "processes": processes, "began": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        ended = threading.Event()
+        number: int | None = None
         try:
-            _write(number, told, 0)
-        except OSError as error:  # an empty file would not say whose it is
-            raise words.unwritable(error) from error
-        beats.start()
-        yield
-    finally:
-        ended.set()
-        if beats.ident is not None:
-            beats.join()
-        # Unlinked while it is still locked: who waits for this file then finds that it is not the folder's any more.
-        ours = _is_at(number, path)
+            try:
+                number = self._acquire()
+                _open.add(number)
+                _write(number, facts, 0)  # an empty file would not say whose it is
+            except OSError as error:
+                raise self._unwritable(error) from error
+            name = self.path.name
+            beats = threading.Thread(target=_beat, args=(number, facts, ended, self.times.beat), name=name, daemon=True)
+            beats.start()
+            try:
+                yield
+            finally:
+                ended.set()
+                beats.join()
+        finally:
+            if number is not None:
+                self._release(number)
+            if made:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+
+    def _acquire(self) -> int:
+        """Return the descriptor of the lock file, once it is ours."""
+        began, first = time.monotonic(), b""
+        while True:
+            self.path.parent.mkdir(parents=True, exist_ok=True)  # a holder that made the folder may have removed it
+            try:
+                number = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
+            except FileNotFoundError:
+                continue
+            with contextlib.ExitStack() as closing:
+                closing.callback(os.close, number)
+                locked = _flock(number)
+                if not _is_at(number, self.path):  # released by its holder in this moment
+                    continue
+                content = _read(number)
+                holder = _parse(content)
+                here = holder.get("boot") == _self()["boot"]
+                waited = time.monotonic() - began
+                free = (locked and (here or not holder)) or (locked is not False and not content.strip())
+                if not free and ((locked is False and here) or (holder and first and content != first)):
+                    raise self._refusal(holder)
+                if free or (locked is not False and waited >= self.times.watch):
+                    closing.pop_all()
+                    return number
+                if waited >= self.times.lease:
+                    raise ConfigError(
+                        f"{self.out} is locked by a process on {holder.get('host')}, which gives no sign of life since "
+                        f"{self.times.lease:.0f} s",
+                        self.rule,
+                        f"check whether process {holder.get('pid')} of that machine lives; if not, remove {self.path}",
+                    )
+                if holder and not first:
+                    first = content
+                    log.info("%s is of a process on %s: checking whether it is alive", self.path, holder.get("host"))
+            time.sleep(min(0.5 if holder else 0.05, self.times.beat))
+
+    def _release(self, number: int) -> None:
+        # Unlinked while it is still locked: a process that waits for this file then finds another or none there.
+        unlink = _is_at(number, self.path)
+        _open.discard(number)
         if fcntl is None:  # there an open file cannot be unlinked
             os.close(number)
-        with contextlib.suppress(OSError):
-            if ours:
-                path.unlink()
-        _open.discard(number)
+        if unlink:
+            with contextlib.suppress(OSError):
+                self.path.unlink()
         if fcntl is not None:
             os.close(number)
-        if made:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
 
+    def _refusal(self, holder: dict[str, Any]) -> ConfigError:
+        who = f"process {holder.get('pid', 'unknown')} on {holder.get('host', 'this machine')}"
+        since = f", since {holder['began']}" if "began" in holder else ""
+        return ConfigError(f"{self.out} is {self.state}: {who}{since}", self.rule, self.fix)
 
-def _taken(words: _Words, times: Times) -> int:
-    """The lock file, open and ours; returns its number.
-
-    Of another machine's lock the count is watched; where the system has no flock, of this machine's too.
-    """
-    path = words.path
-    began = time.monotonic()
-    first: bytes | None = None
-    while True:
-        try:
-            number = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
-        except FileNotFoundError:  # its folder was made by a holder who has just removed it
-            path.parent.mkdir(parents=True, exist_ok=True)
-            continue
-        try:
-            locked = _flock(number)
-            if not _is_at(number, path):  # let go of by its holder in this moment
-                os.close(number)
-                continue
-            content = os.pread(number, _SIZE, 0) if hasattr(os, "pread") else _read(number)
-            holder = _holder(content)
-            here = holder.get("boot") == _self()["boot"]
-            if (locked is not False and not content.strip()) or (locked and here):
-                return number
-            if locked is False and here:
-                raise words.refusal(holder)
-            waited = time.monotonic() - began
-            if first is None:
-                first = content
-                if holder:  # and not one that has the lock and has not written its name yet
-                    log.info(f"{path} is of a process on {holder.get('host')}: looking whether that is alive")
-            elif not holder or not _holder(first):
-                first = content
-            elif content != first:
-                raise words.refusal(holder)
-            if locked is not False and waited >= times.watch:
-                return number
-            if waited >= times.lease:
-                raise ConfigError(
-                    f"{words.out} is locked by a process on {holder.get('host')}, which gives no sign of life since "
-                    f"{times.lease:.0f} s",
-                    words.rule,
-                    f"look whether process {holder.get('pid')} of that machine lives; if not, remove {path}",
-                )
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.close(number)
-            raise
-        os.close(number)
-        time.sleep(min(0.5 if holder else 0.05, times.beat))
+    def _unwritable(self, error: OSError) -> ConfigError:
+        if atomic.is_disk_full(error):
+            found, rule = f"{self.path} could not be written: {error.strerror}", "room for the files to write"
+            return ConfigError(found, rule, f"free space on the disk of {self.out}, or choose another --out")
+        found, rule = f"{self.out} may not be written: {error.strerror}", "a folder that this user may write"
+        return ConfigError(found, rule, "choose another --out, or change the folder's permissions")
 
 
 def _flock(number: int) -> bool | None:
-    """Whether the file is locked now by us; False: another has it; None: the file system knows no locks."""
+    """Whether the file is now locked by us; False: another process has it; None: the file system has no locks."""
     if fcntl is None:
         return None
     try:
@@ -228,22 +199,19 @@ def _flock(number: int) -> bool | None:
     return True
 
 
-def _count(number: int, told: dict[str, Any], ended: threading.Event, every: float) -> None:
+def _beat(number: int, facts: dict[str, Any], ended: threading.Event, every: float) -> None:
     beat = 0
     while not ended.wait(every):
         beat += 1
         with contextlib.suppress(OSError):  # a full disk stops the run by its checkpoints, not by this
-            _write(number, told, beat)
+            _write(number, facts, beat)
 
 
-def _write(number: int, told: dict[str, Any], beat: int) -> None:
-    # One write of one size in place: the lock lies on this very file, so it cannot be replaced by a new one.
-    text = json.dumps({"beat": beat, **told}).encode("utf-8")[: _SIZE - 1].ljust(_SIZE - 1) + b"\n"
-    if hasattr(os, "pwrite"):
-        os.pwrite(number, text, 0)
-    else:
-        os.lseek(number, 0, os.SEEK_SET)
-        os.write(number, text)
+def _write(number: int, facts: dict[str, Any], beat: int) -> None:
+    # One write of one size in place: the lock is on this very file, so it cannot be replaced by a new one.
+    text = json.dumps({"beat": beat, **facts}).encode("utf-8")[: _SIZE - 1].ljust(_SIZE - 1) + b"\n"
+    os.lseek(number, 0, os.SEEK_SET)
+    os.write(number, text)
     os.fsync(number)
 
 
@@ -252,7 +220,7 @@ def _read(number: int) -> bytes:
     return os.read(number, _SIZE)
 
 
-def _holder(content: bytes) -> dict[str, Any]:
+def _parse(content: bytes) -> dict[str, Any]:
     try:
         found = parsing.from_json(content)
     except ValueError:  # empty, or killed in mid-write
@@ -261,8 +229,8 @@ def _holder(content: bytes) -> dict[str, Any]:
 
 
 def _self() -> dict[str, Any]:
-    """This process, and the machine since its last start: containers of one machine share its flocks."""
-    boot = f"{socket.gethostname()}"
+    """Return this process and the machine's last start: containers of one machine share its flocks."""
+    boot = socket.gethostname()
     with contextlib.suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
     return {"host": socket.gethostname(), "boot": boot, "pid": os.getpid()}
@@ -275,7 +243,7 @@ def _is_at(number: int, path: Path) -> bool:
         return False
 
 
-def _let_go_in_child() -> None:
+def _close_in_child() -> None:
     # A forked loader process would otherwise keep the lock of a run that was killed.
     for number in _open:
         with contextlib.suppress(OSError):
@@ -284,4 +252,4 @@ def _let_go_in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go_in_child)
+    os.register_at_fork(after_in_child=_close_in_child)
