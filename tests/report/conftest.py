@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
+from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,9 +20,60 @@ from asit.config import FinetuneSettings
 from asit.data.catalogue.catalogue import Catalogue, Clip
 from asit.data.catalogue.labels import list_hash
 from asit.evaluate import metrics
+from asit.report import report
 
 HOSTILE = '<script>alert("x")</script>&'
 RATE = 16000
+
+
+class Page(HTMLParser):
+    """The tags of a page, which must be balanced, its text, and the cells of its tables."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.html, self.text, self.rows = html, "", [[""]]
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.text += data + " "
+            if {"td", "th"} & set(self.open):
+                self.rows[-1][-1] += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.found if name == tag]
+
+    def check_offline(self) -> None:
+        """Nothing is loaded from elsewhere, and what is not text can be read aloud."""
+        assert not re.search(r"https?:|//[a-z]+\.|@import|url\((?!#)", self.html)
+        for tag, attributes in self.found:
+            assert tag not in ("link", "iframe", "object")
+            for name in ("src", "href", "xlink:href"):
+                assert str(attributes.get(name, "#")).startswith(("data:", "#")), (tag, name)
+        assert all(attributes.get("alt") for attributes in self.all("img"))
+        assert all(attributes.get("aria-label") for attributes in self.all("audio"))
+        assert len(self.all("script")) == 1
+
+    def row(self, first: str) -> list[str]:
+        return next(row for row in self.rows if row and row[0] == first)
 
 
 def settings(**changes: Any) -> dict[str, Any]:
@@ -165,6 +218,18 @@ def write_folds(folder: Path, examples: Sequence[Example], finished: bool = True
     if finished:
         (folder / "results.json").write_text(json.dumps(held))
     return folder
+
+
+@pytest.fixture
+def parse() -> type[Page]:
+    """The parser of a page."""
+    return Page
+
+
+@pytest.fixture
+def page_of() -> Callable[..., Page]:
+    """`page_of(run)`: the page that `report(run)` writes."""
+    return lambda *arguments, **options: Page(report(*arguments, **options).read_text())
 
 
 @pytest.fixture

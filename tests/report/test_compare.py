@@ -180,7 +180,7 @@ def test_files_of_records(tmp_path: Path, make: SimpleNamespace, words: list[str
         compare([path])
 
 
-def test_labels_that_disagree_are_said(tmp_path: Path, make: SimpleNamespace, words: list[str]) -> None:
+def test_labels_that_disagree_are_named(tmp_path: Path, make: SimpleNamespace, words: list[str]) -> None:
     examples = [make.example(words, 50, 2.0, seed=i) for i in range(2)]
     runs = [make.run(tmp_path / str(i), example) for i, example in enumerate(examples)]
     examples[1].indices = np.roll(examples[1].indices, 1)

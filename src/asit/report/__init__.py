@@ -1,18 +1,19 @@
-"""One self-contained HTML page about a run: what it scored, its curves, what to look at and listen to, its settings."""
+"""Write one self-contained HTML page about a run: scores, curves, what to look at and listen to, settings."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from asit.errors import ConfigError
 from asit.io import atomic, parsing
-from asit.report import finetune_page, folds_page, pretrain_page
-from asit.report import html as page
+from asit.report import finetune_page, folds_page, pretrain_page, templates
 from asit.report.charts import probe_table_html
-from asit.report.run_reader import Run
+from asit.report.run_reader import RunFolder
+from asit.report.templates import Section
 
 __all__ = ["probe_table_html", "report"]
 
@@ -20,19 +21,19 @@ __all__ = ["probe_table_html", "report"]
 def report(
     run: Path | str,
     out: Path | str | None = None,
-    sections: Sequence[page.Section] = (),
+    sections: Sequence[tuple[str, str]] = (),
     *,
     preset: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write one HTML page about a run; no other file and no network is needed to read it.
+    """Write one HTML page about a run; reading it needs no other file and no network.
 
-    It may be called while the run goes on, and for a run that lacks parts: the page says what is not there. For a
+    The run may still be running, and parts of it may be missing: the page states what is not there. For a
     cross-validation each fold's page is written too, beside the fold's run, and linked.
 
     Args:
         run: the folder written by `asit pretrain` or `asit finetune`.
-        out: the page; RUN/report.html if not given. Written whole or not at all.
-        sections: (title, html) to put first, such as results measured elsewhere; the html is taken as it is.
+        out: the page, which is written atomically; RUN/report.html if not given.
+        sections: (title, HTML) to put first, such as results measured elsewhere; the HTML is not escaped.
         preset: settings of the run's preset or recipe, nested as in config.yaml, to mark differences from; the built-in
             defaults if not given.
 
@@ -41,10 +42,10 @@ def report(
 
     Raises:
         AsitError: `run` is not a run's folder, or its results are not as a run writes them.
-        ConfigError: `out` is a folder, or a file that is no page by its name; or the run's config.yaml,
+        ConfigError: `out` is a folder, or a file whose name is not that of a page; or the run's config.yaml,
             environment.json or results.json cannot be parsed.
     """
-    held = Run.read(Path(run))
+    held = RunFolder.read(Path(run))
     path = Path(out) if out is not None else held.folder / "report.html"
     if path.is_dir() or (path.exists() and path.suffix.lower() not in (".html", ".htm")):
         raise ConfigError(
@@ -52,33 +53,29 @@ def report(
             "the path of a page: a new file, or one whose name ends in .html",
             f"give one such as {path / 'report.html' if path.is_dir() else path.with_suffix('.html')}",
         )
-    again = "restore the files of the run, or delete the one that was changed and report again"
-    with parsing.as_written(held.folder, again):
-        _write(path, _html(held, path, sections, preset))
+    with parsing.as_written(held.folder, "restore the files of the run, or delete the changed one and report again"):
+        html = _html(held, path, sections, preset)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic.write_text(path, html)
     return path
 
 
-def _html(held: Run, path: Path, sections: Sequence[page.Section], preset: Mapping[str, Any] | None) -> str:
+def _html(held: RunFolder, path: Path, sections: Sequence[tuple[str, str]], preset: Mapping[str, Any] | None) -> str:
     if held.kind == "cross-validation":
         for fold in held.folds:
             report(fold, preset=preset)
-        (state, sentence), facts = folds_page.verdict(held), folds_page.facts(held)
-        every = folds_page.sections(held, preset, path, links=bool(held.folds))
+        state, verdict = folds_page.verdict(held)
+        facts, own = folds_page.facts(held), folds_page.sections(held, preset, path)
     else:
-        state, sentence = held.verdict
-        kind = pretrain_page if held.kind == "pretraining" else finetune_page
-        facts, every = kind.facts(held), kind.sections(held, preset)
-    damaged = f" {held.damaged} unreadable lines of metrics.jsonl were left out." if held.damaged else ""
-    html = page.page(
-        f"asit: {held.folder.resolve().name}",
-        f'<p class="verdict {state}">{escape(sentence)}</p>{page.tiles(facts)}',
-        [section for section in (*sections, *every) if section[1]],
-        f"Written by <code>asit report</code>; one file, no outside request. Size: @SIZE@ MB.{damaged}",
+        state, verdict = held.verdict
+        page = pretrain_page if held.kind == "pretraining" else finetune_page
+        facts, own = page.facts(held), page.sections(held, preset)
+    html = templates.page(
+        title=f"asit: {held.folder.resolve().name}",
+        state=state,
+        verdict=verdict,
+        facts=facts,
+        sections=[*(Section(title, Markup(body)) for title, body in sections), *(part for part in own if part.body)],
+        damaged=held.damaged,
     )
     return html.replace("@SIZE@ MB.", f"{len(html.encode()) / 1e6:.1f} MB.")
-
-
-def _write(path: Path, html: str) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic.write_text(path, html)

@@ -1,43 +1,48 @@
-"""Charts as inline SVG that take the page's colours, so that one page serves light and dark screens."""
+"""Draw charts as inline SVG in the page's colours, so that one page serves light and dark screens."""
 
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import matplotlib
 import numpy as np
+from markupsafe import Markup
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-# Marker colours for matplotlib to draw with; `_inline` turns each into a CSS variable of the page.
+from asit.report.score_records import number
+from asit.report.templates import part
+
+Floats = NDArray[np.float64]
+
+# matplotlib cannot draw with CSS variables: it gets these colours, and `_inline` replaces them.
 _INK, _GRID = "#010101", "#020202"
-_SERIES = ["#0301ff", "#0302ff", "#0303ff", "#0304ff", "#0305ff", "#0306ff"]
-_VARIABLES = {_INK: "var(--ink2)", _GRID: "var(--line)"} | {c: f"var(--c{i})" for i, c in enumerate(_SERIES)}
+_SERIES = {f"#030{i + 1}ff": f"var(--c{i})" for i in range(6)}
 BINS = 240
-"""Points a curve is drawn with: the mean of each bin over steps, and a band from its least to its largest value."""
+"""Most points of a curve: the mean of each bin of steps, and a band from its smallest to its largest value."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """One chart: values over steps.
+    """Values over steps, or over another axis.
 
     Attributes:
-        title: said above the chart.
-        note: what to look for, in a sentence; said below the title.
-        series: name -> (steps, values); a single one needs no legend.
-        limit: a dashed line with its label, such as the largest possible entropy.
-        percent: values are shares.
-        marks: steps at which a vertical line is drawn (resumes).
-        axis: what the values are drawn over, where it is not steps.
-        lasts: whether the legend says each series' last value.
+        title: printed above the chart.
+        note: what to look for; printed below the title.
+        series: name -> (steps, values); with two or more there is a legend.
+        limit: value and label of a dashed line, such as the largest possible entropy.
+        percent: show values, which are shares, in per cent.
+        resumes: steps at which a dotted vertical line is drawn.
+        axis: name of the horizontal axis.
+        lasts: show the last value of each series in the legend.
     """
 
     title: str
@@ -45,60 +50,50 @@ class Chart:
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]]
     limit: tuple[float, str] | None = None
     percent: bool = False
-    marks: Sequence[float] = ()
+    resumes: Sequence[float] = ()
     axis: str = "step"
     lasts: bool = True
 
-    def html(self) -> str:
-        """A <figure> with the title, the last value, the SVG with its text alternative, and a legend."""
+    def html(self) -> Markup:
+        """Return a <figure> with title, last value, SVG with its text alternative, and legend; empty without points."""
         if not any(len(x) for x, _ in self.series.values()):
-            return ""
+            return Markup()
         figure = Figure(figsize=(3.4, 2.0))
         axis = figure.add_axes((0.165, 0.2, 0.8, 0.76))  # an automatic layout doubles the time
-        summaries = []
-        for colour, (name, (x, y)) in zip(_cycle(len(self.series)), self.series.items(), strict=True):
+        said, legend = [f"{self.title}."], []
+        for (colour, variable), (name, (x, y)) in zip(
+            itertools.cycle(_SERIES.items()), self.series.items(), strict=False
+        ):
             steps, middle, low, high = thin(x, y)
             dots = "o" if len(steps) < 30 else None
             axis.plot(steps, middle, color=colour, linewidth=1.6, marker=dots, markersize=2.5)
             if len(x) > BINS:
                 axis.fill_between(steps, low, high, color=colour, alpha=0.22, linewidth=0)
-            summaries.append((name, float(x[0]), float(y[0]), float(x[-1]), float(y[-1])))
-        for mark in self.marks:
-            axis.axvline(mark, color=_INK, linewidth=0.6, linestyle=":")
+            first, last = (self._number(float(value)) for value in (y[0], y[-1]))
+            said.append(f"{name}: from {first} at {self.axis} {x[0]:,.0f} to {last} at {self.axis} {x[-1]:,.0f}.")
+            legend.append((variable, name, last if self.lasts else ""))
+        for step in self.resumes:
+            axis.axvline(step, color=_INK, linewidth=0.6, linestyle=":")
         if self.limit and math.isfinite(self.limit[0]):
-            axis.axhline(self.limit[0], color=_INK, linewidth=0.8, linestyle="--")
-            axis.annotate(
-                self.limit[1],
-                (0.01, self.limit[0]),
-                xycoords=("axes fraction", "data"),
-                color=_INK,
-                fontsize=8,
-                va="bottom",
-            )
+            level, label = self.limit
+            axis.axhline(level, color=_INK, linewidth=0.8, linestyle="--")
+            at = ("axes fraction", "data")
+            axis.annotate(label, (0.01, level), xycoords=at, color=_INK, fontsize=8, va="bottom")
             axis.margins(y=0.14)
-        _plain(axis, self.percent)
+        _style(axis, self.percent)
         axis.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         axis.set_xlabel(self.axis, fontsize=8, color=_INK)
-        alternative = f"{self.title}. " + " ".join(
-            f"{name}: from {self._number(v0)} at {self.axis} {s0:,.0f} to {self._number(v1)} at {self.axis} {s1:,.0f}."
-            for name, s0, v0, s1, v1 in summaries
+        single = len(legend) == 1
+        return part(
+            "chart", self.title, self.note, last if single else "", _inline(figure, said), [] if single else legend
         )
-        last = self._number(summaries[-1][4]) if len(summaries) == 1 else ""
-        return (
-            f'<figure class="chart"><figcaption><b>{escape(self.title)}</b><span class="last">{escape(last)}</span>'
-            f"<small>{escape(self.note)}</small></figcaption>{_inline(figure, alternative)}"
-            f"{self._legend(summaries) if len(summaries) > 1 else ''}</figure>"
-        )
-
-    def _legend(self, summaries: Sequence[tuple[str, float, float, float, float]]) -> str:
-        return _legend([(name, self._number(last) if self.lasts else "") for name, *_, last in summaries])
 
     def _number(self, value: float) -> str:
         return f"{value:.1%}" if self.percent else number(value)
 
 
-def thin(x: Sequence[float], y: Sequence[float]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """At most BINS points of a curve: (steps, mean, least, largest) of bins of equal counts; not-finite values go."""
+def thin(x: Sequence[float], y: Sequence[float]) -> tuple[Floats, Floats, Floats, Floats]:
+    """Return (steps, mean, minimum, maximum) of at most BINS bins of equal counts; non-finite values are dropped."""
     steps, values = np.asarray(x, float), np.asarray(y, float)
     keep = np.isfinite(values)
     steps, values = steps[keep], values[keep]
@@ -118,106 +113,68 @@ def probe_table_html(
     results: Mapping[str, Mapping[str, float]],
     intervals: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
 ) -> str:
-    """A table and a bar figure that compare accuracies, for the page of a report.
+    """Return the HTML of a table and a bar chart of accuracies, to pass to `report` as a section.
 
     Args:
         results: row (a model, a kind of features) -> column (a probe, a pooling) -> accuracy, 0 to 1. A row may lack
-            a column: its cell says so.
-        intervals: row -> column -> (low, high), such as the 95 % intervals of `ProbeResult`; drawn and written out
-            where given.
-
-    Returns:
-        HTML to hand to `report` as a section; names are escaped. The best of each column is bold.
+            a column. Names are escaped; the best of each column is bold.
+        intervals: row -> column -> (low, high), such as the 95 % intervals of `ProbeResult`.
     """
-    rows = list(results)
     columns = list(dict.fromkeys(column for row in results.values() for column in row))
     if not columns:
-        return '<p class="missing">No probe results.</p>'
+        return str(part("missing", "No probe results."))
     spans = intervals or {}
-    best = {c: max(results[r][c] for r in rows if c in results[r]) for c in columns}
+    best = {c: max(row[c] for row in results.values() if c in row) for c in columns}
 
-    def cell(row: str, column: str) -> str:
-        value = results[row].get(column)
+    def cell(row: str, column: str) -> Markup | str:
+        value, span = results[row].get(column), spans.get(row, {}).get(column)
         if value is None:
-            return "<td>not measured</td>"
-        text = f"{value:.1%}"
-        text = f"<b>{text}</b>" if value == best[column] else text
-        span = spans.get(row, {}).get(column)
-        return f"<td>{text}{f' <small>{span[0]:.1%} to {span[1]:.1%}</small>' if span else ''}</td>"
+            return "not measured"
+        interval = f"{span[0]:.1%} to {span[1]:.1%}" if span else ""
+        return part("value", f"{value:.1%}", interval, bold=value == best[column])
 
-    head = "".join(f'<th scope="col">{escape(c)}</th>' for c in columns)
-    body = "".join(f'<tr><th scope="row">{escape(r)}</th>{"".join(cell(r, c) for c in columns)}</tr>' for r in rows)
-    figure = Figure(figsize=(5.4, 0.5 + 0.22 * len(rows) * len(columns) + 0.18 * len(rows)), layout="constrained")
+    count = len(results) * len(columns)
+    figure = Figure(figsize=(5.4, 0.5 + 0.22 * count + 0.18 * len(results)), layout="constrained")
     axis = figure.subplots()
     height = 0.8 / len(columns)
-    for index, (colour, column) in enumerate(zip(_cycle(len(columns)), columns, strict=True)):
-        for place, row in enumerate(rows):
-            value = results[row].get(column)
-            if value is None:
+    legend = []
+    for index, ((colour, variable), column) in enumerate(zip(itertools.cycle(_SERIES.items()), columns, strict=False)):
+        legend.append((variable, column, ""))
+        for position, (name, row) in enumerate(results.items()):
+            if (value := row.get(column)) is None:
                 continue
-            y = place - 0.4 + height * (index + 0.5)
+            y = position - 0.4 + height * (index + 0.5)
             axis.barh(y, value, height * 0.86, color=colour)
-            low, high = spans.get(row, {}).get(column, (value, value))
+            low, high = spans.get(name, {}).get(column, (value, value))
             if high > low:
                 axis.plot([low, high], [y, y], color=_INK, linewidth=1.2)
             axis.annotate(f"{value:.1%}", (max(value, high) + 0.01, y), va="center", fontsize=8, color=_INK)
-    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.set_ylim(len(results) - 0.5, -0.5)
     axis.set_xlim(0, min(1.12, max(best.values()) * 1.2 + 0.05))
-    _plain(axis, percent=False)
-    axis.set_yticks(range(len(rows)), [_clip(r) for r in rows], parse_math=False)
+    _style(axis, percent=False)
+    short = [name if len(name) <= 44 else name[:43] + "…" for name in results]
+    axis.set_yticks(range(len(results)), short, parse_math=False)
     axis.xaxis.set_major_locator(MaxNLocator(6))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.0%}"))
     axis.grid(axis="y", visible=False)
-    said = " ".join(f"{r}: " + ", ".join(f"{c} {v:.1%}" for c, v in results[r].items()) + "." for r in rows)
-    legend = _legend([(c, "") for c in columns]) if len(columns) > 1 else ""
-    return (
-        f'<div class="scroll"><table class="probe"><thead><tr><th></th>{head}</tr></thead>'
-        f'<tbody>{body}</tbody></table></div><figure class="chart wide">'
-        f"{_inline(figure, 'Accuracy by features. ' + said)}{legend}</figure>"
-    )
+    said = [f"{name}: " + ", ".join(f"{c} {v:.1%}" for c, v in row.items()) + "." for name, row in results.items()]
+    rows = [(name, [cell(name, column) for column in columns]) for name in results]
+    svg = _inline(figure, ["Accuracy by features.", *said])
+    return str(part("accuracies", columns, rows, svg, legend if len(columns) > 1 else []))
 
 
-def number(value: float) -> str:
-    """A number as one reads it: three or four figures, thousands set off, powers of ten only where they help."""
-    if not math.isfinite(value):
-        return str(value)
-    if value and (abs(value) < 1e-3 or abs(value) >= 1e7):
-        return f"{value:.2e}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def _cycle(count: int) -> list[str]:
-    return [_SERIES[i % len(_SERIES)] for i in range(count)]
-
-
-def _clip(name: str, most: int = 44) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"
-
-
-def _plain(axis: Any, percent: bool) -> None:
+def _style(axis: Any, percent: bool) -> None:
     axis.tick_params(labelsize=9.5, colors=_INK, labelcolor=_INK, length=0)
     axis.spines[:].set_visible(False)
     axis.grid(color=_GRID, linewidth=0.7)
     axis.set_axisbelow(True)
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
-    axis.xaxis.set_major_formatter(FuncFormatter(_thousands))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v / 1000:g}k" if abs(v) >= 10_000 else f"{v:g}"))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.4g} %" if percent else f"{v:.5g}"))
 
 
-def _thousands(value: float, _: int) -> str:
-    return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:g}"
-
-
-def _legend(entries: Sequence[tuple[str, str]]) -> str:
-    items = "".join(
-        f'<li><i style="background:var(--c{i % len(_SERIES)})"></i>{escape(name)} <b>{escape(value)}</b></li>'
-        for i, (name, value) in enumerate(entries)
-    )
-    return f'<ul class="legend">{items}</ul>'
-
-
-def _inline(figure: Figure, alternative: str) -> str:
-    """A figure as an <svg> element: text stays text, colours become variables, no ids to clash, no outside names."""
+def _inline(figure: Figure, alternative: Sequence[str]) -> Markup:
+    """Return a figure as an <svg> element with text as text, colours as variables, and no ids or namespaces."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "asit", "font.family": "sans-serif"}):
         figure.patch.set_visible(False)
@@ -225,16 +182,14 @@ def _inline(figure: Figure, alternative: str) -> str:
             axis.patch.set_visible(False)
         FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
     svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
     view = re.search(r'viewBox="[^"]*"', svg)
     assert view is not None
-    head = f'<svg {view[0]} role="img" aria-label="{escape(alternative)}">'
-    svg = head + svg[svg.index(">") + 1 :]
-    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
-    for marker, variable in _VARIABLES.items():
-        svg = svg.replace(marker, variable)
-    return re.sub(r"\n\s*", " ", svg)
+    body = svg[svg.index(">", svg.index("<svg")) + 1 :]
+    body = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", body, flags=re.DOTALL)
+    body = re.sub(r' xmlns(:\w+)?="[^"]*"', "", body)
+    body = re.sub(r'<g id="[^"]*"', "<g", body)
+    body = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", body)
+    for colour, variable in {_INK: "var(--ink2)", _GRID: "var(--line)", **_SERIES}.items():
+        body = body.replace(colour, variable)
+    head = Markup('<svg {} role="img" aria-label="{}">').format(Markup(view[0]), " ".join(alternative))
+    return head + Markup(re.sub(r"\n\s*", " ", body))

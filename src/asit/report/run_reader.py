@@ -1,4 +1,4 @@
-"""Reading a run's folder: whatever is there, of a run that is finished, stopped, or still writing."""
+"""Read the folder of a run, whether it is finished, stopped or still being written."""
 
 from __future__ import annotations
 
@@ -16,24 +16,23 @@ Kind = Literal["pretraining", "fine-tuning", "cross-validation"]
 
 
 @dataclass
-class Run:
-    """What a run's folder holds; parts that are missing are empty.
+class RunFolder:
+    """The content of a run's folder; parts that are missing are empty.
 
     Attributes:
         folder: the run's folder.
         config: the resolved settings, nested.
         environment: versions, device, precision and the like.
-        train, probes, validation, events: lines of metrics.jsonl by kind, in order of steps; of steps that were taken
-            twice (a kill, then a resume from an earlier checkpoint) the later ones count. The scores at the end are not
-            among them: they are in the results.
-        damaged: unreadable lines of metrics.jsonl, the last one aside: a run in progress may be writing it.
+        train, probes, validation, events: lines of metrics.jsonl by kind, ordered by step. Of steps that were repeated
+            after a resume only the later lines are kept. Final scores are in `results` instead.
+        damaged: unreadable lines of metrics.jsonl, except the last one, which may be incomplete in a running run.
         catalogue: the header line of the catalogue.
         figures: step -> npz file.
         log: the last lines of log.txt.
         checkpoints: names in checkpoints/.
-        model: whether model/card.json is there.
-        results: results.json, as fine-tuning and cross-validation write it at their end; empty before that.
-        folds: the runs of a cross-validation, in natural order of their folders' names; empty for a single run.
+        model: whether model/card.json exists.
+        results: results.json, which fine-tuning and cross-validation write at their end.
+        folds: fold folders of a cross-validation in natural order.
     """
 
     folder: Path
@@ -53,21 +52,19 @@ class Run:
     folds: list[Path] = field(default_factory=list)
 
     @classmethod
-    def read(cls, folder: Path) -> Run:
+    def read(cls, folder: Path) -> RunFolder:
         """Read a run's folder.
 
         Raises:
-            AsitError: no such folder, or one that holds neither config.yaml nor metrics.jsonl.
-            ConfigError: a config.yaml, environment.json or results.json that cannot be parsed.
+            AsitError: there is no such folder, or it holds neither config.yaml nor metrics.jsonl.
+            ConfigError: config.yaml, environment.json or results.json cannot be parsed.
         """
         _check_is_run(folder)
         run = cls(folder, config=_mapping(folder / "config.yaml"), environment=_mapping(folder / "environment.json"))
         run._read_metrics(folder / "metrics.jsonl")
         run.catalogue = _header(folder / "catalogue.jsonl")
-        for path in folder.glob("figures/step-*.npz"):
-            if match := re.fullmatch(r"step-(\d+)", path.stem):
-                run.figures[int(match[1])] = path
-        run.figures = dict(sorted(run.figures.items()))
+        steps = ((re.fullmatch(r"step-(\d+)", path.stem), path) for path in folder.glob("figures/step-*.npz"))
+        run.figures = dict(sorted((int(match[1]), path) for match, path in steps if match))
         if (folder / "log.txt").is_file():
             with (folder / "log.txt").open("rb") as file:
                 file.seek(max(0, file.seek(0, 2) - 8192))
@@ -81,7 +78,7 @@ class Run:
 
     @property
     def kind(self) -> Kind:
-        """What kind of run it is, by its settings and its folder."""
+        """The kind of run, by its settings and its folder."""
         if "task" not in self.config:
             return "pretraining"
         return "cross-validation" if self.folds or "folds" in self.results else "fine-tuning"
@@ -93,7 +90,7 @@ class Run:
 
     @property
     def steps(self) -> int | None:
-        """Steps of the whole schedule: as recorded, else from epochs and the steps an epoch took; None if unknown."""
+        """Steps of the whole schedule: as recorded, else estimated from the epochs; None if unknown."""
         recorded = self.environment.get("steps")
         if isinstance(recorded, int) and recorded > 0:
             return recorded
@@ -105,25 +102,26 @@ class Run:
 
     @property
     def verdict(self) -> tuple[str, str]:
-        """(state, sentence), the state being finished, stopped, unfinished or empty."""
+        """State (finished, stopped, unfinished or empty), and a sentence about it."""
         if not self.train:
             return "empty", "Nothing trained yet: no step has been recorded."
-        done, whole = self.step, self.steps
-        of = f"step {done:,}" + (f" of {whole:,}" if whole else "")
-        # the last step need not be a logged one, so the event of the end counts as well
+        done, total = self.step, self.steps
+        of = f"step {done:,}" + (f" of {total:,}" if total else "")
+        # The last step need not be a logged one, so the final event counts too.
         last = self.events[-1] if self.events else {}
         text = str(last.get("text", ""))
         for state in ("finished", "stopped"):
             if text.startswith(state) and int(last["step"]) >= done:
                 return state, f"{text[0].upper()}{text[1:]}."
-        if whole and done >= whole:
+        if total and done >= total:
             return "finished", f"Finished: {of}."
         return "unfinished", f"Still running, or cut off: the last record is of {of}."
 
     @property
-    def resumes(self) -> list[int]:
-        """Steps from which the run went on after a stop."""
-        return [int(event["step"]) for event in self.events if str(event.get("text", "")).startswith("goes on")]
+    def resumes(self) -> list[float]:
+        """Steps from which the run was resumed."""
+        starts = ("resumed", "goes on")  # the second in runs of earlier versions
+        return [float(event["step"]) for event in self.events if str(event.get("text", "")).startswith(starts)]
 
     def _read_metrics(self, path: Path) -> None:
         if not path.is_file():
@@ -146,7 +144,7 @@ class Run:
             except (ValueError, KeyError, TypeError):
                 self.damaged += bool(text.strip()) and number < len(raw) - 1
                 continue
-            if line["kind"] != "event":  # a resumed run takes some steps again
+            if line["kind"] != "event":  # a resumed run repeats some steps
                 while lines and int(lines[-1]["step"]) >= step:
                     lines.pop()
             lines.append(line)
@@ -154,23 +152,23 @@ class Run:
 
 def _check_is_run(folder: Path) -> None:
     expected = "a run's folder: config.yaml and metrics.jsonl, as `asit pretrain` and `asit finetune` write them"
+    remedy = "pass the folder that was given to the run as --out"
     if not folder.is_dir():
-        kind = "a file" if folder.exists() else "not there"
-        raise AsitError(f"{folder} is {kind}", expected, "pass the folder that was given to the run as --out")
-    if (folder / "config.yaml").is_file() or (folder / "metrics.jsonl").is_file():
+        raise AsitError(f"{folder} is {'a file' if folder.exists() else 'not there'}", expected, remedy)
+    if _holds_run(folder, any):
         return
     names = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())
     seen = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "nothing"
-    runs = [p.parent for p in sorted(folder.glob("*/metrics.jsonl"))] or ([folder.parent] if _looks(folder) else [])
-    remedy = "pass the folder that was given to the run as --out"
+    runs = [p.parent for p in sorted(folder.glob("*/metrics.jsonl"))]
+    if not runs and _holds_run(folder.parent, all):  # such as RUN/model
+        runs = [folder.parent]
     if runs:
         remedy = "this looks like a run: " + ", ".join(map(str, runs[:3]))
     raise AsitError(f"{folder} is not a run: it holds {seen}", expected, remedy)
 
 
-def _looks(folder: Path) -> bool:
-    """Whether a folder is a part of a run, such as RUN/model."""
-    return (folder.parent / "config.yaml").is_file() and (folder.parent / "metrics.jsonl").is_file()
+def _holds_run(folder: Path, enough: Any) -> bool:
+    return bool(enough((folder / name).is_file() for name in ("config.yaml", "metrics.jsonl")))
 
 
 def _mapping(path: Path) -> Line:
@@ -180,16 +178,13 @@ def _mapping(path: Path) -> Line:
         text = path.read_bytes()
         content = parsing.from_json(text) if path.suffix == ".json" else parsing.from_yaml(text)
     except (OSError, parsing.Malformed) as error:
-        raise ConfigError(
-            f"{path} cannot be read: {error}",
-            "the file as the run wrote it",
-            "restore it, or delete it and report again",
-        ) from error
+        remedy = "restore it, or delete it and report again"
+        raise ConfigError(f"{path} cannot be read: {error}", "the file as the run wrote it", remedy) from error
     return content if isinstance(content, dict) else {}
 
 
 def _of_numbers(line: Mapping[str, Any], depth: int = 3) -> bool:
-    """Whether all values but texts at the top are numbers, or groups of numbers by name."""
+    """Whether all values are numbers or nested groups of numbers; texts are allowed for "kind" alone."""
     return all(
         value is None
         or isinstance(value, int | float)
@@ -200,7 +195,7 @@ def _of_numbers(line: Mapping[str, Any], depth: int = 3) -> bool:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """fold-2 before fold-10."""
+    """Sort key that puts fold-2 before fold-10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 

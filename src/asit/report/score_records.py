@@ -1,4 +1,4 @@
-"""Scores of fine-tuned models as their runs keep them: result records, and the scores of each clip behind them.
+"""Read the scores that fine-tuning and evaluation write: result records, and the scores of each clip.
 
 Letters in shapes: N clips, C classes.
 """
@@ -6,35 +6,31 @@ Letters in shapes: N clips, C classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from asit.errors import AsitError
 from asit.io import parsing
-from asit.report.charts import number
-from asit.report.run_reader import Line, Run
+from asit.report.run_reader import Line, RunFolder
 
 HEADLINES = ("accuracy", "mAP", "EER")
-"""What a record is summed up by: the first of these that it has."""
-SHARES = frozenset({"accuracy", "balanced_accuracy", "macro_f1", "top5_accuracy", "mAP", "mAUC", "EER"}) | frozenset(
-    {"AP", "AUC", "recall", "precision", "F1"}
+"""Metrics that sum up a record: the first of these that it has."""
+SHARES = frozenset(
+    {
+        *("accuracy", "balanced_accuracy", "macro_f1", "top5_accuracy", "mAP", "mAUC", "EER"),
+        *("AP", "AUC", "recall", "precision", "F1"),
+    }
 )
-"""Values from 0 to 1 that a page shows in per cent."""
+"""Metrics from 0 to 1 that pages show in per cent."""
 
 
-@dataclass(frozen=True)
-class Value:
-    """A metric with its 95 % interval; NaN where it was not to be had.
-
-    Attributes:
-        value: the metric.
-        low, high: the interval; NaN where there is none.
-    """
+class Value(NamedTuple):
+    """A metric with its 95 % interval; NaN where there is none."""
 
     value: float
     low: float = math.nan
@@ -46,13 +42,23 @@ class Value:
         return math.isfinite(self.low) and math.isfinite(self.high)
 
 
+UNKNOWN = Value(math.nan)
+
+
+class RecordKey(NamedTuple):
+    """The clips and the weights that a record is of."""
+
+    split: str
+    weights: str
+
+
 @dataclass(frozen=True)
 class Scores:
-    """What a model said of each clip, and what is true.
+    """The scores of each clip, and its labels.
 
     Attributes:
-        ids: (N,) names of the clips, as the catalogue has them.
-        scores: (N, C) float32, probabilities as a rule.
+        ids: (N,) the clips' ids in the catalogue.
+        scores: (N, C) float32, usually probabilities.
         indptr, indices, weights: the labels of clip i are indices[indptr[i]:indptr[i + 1]], with weights in [0, 1].
     """
 
@@ -64,7 +70,7 @@ class Scores:
 
     @property
     def positives(self) -> NDArray[np.bool_]:
-        """(N, C): which labels a clip has, soft ones from one half on."""
+        """(N, C): which labels a clip has; soft ones from a weight of one half on."""
         dense = np.zeros(self.scores.shape, dtype=bool)
         rows = np.repeat(np.arange(len(self.ids)), np.diff(self.indptr))
         kept = self.weights >= 0.5
@@ -73,7 +79,7 @@ class Scores:
 
     @property
     def truth(self) -> NDArray[np.int64]:
-        """(N,) the heaviest label of each clip; -1 where it has none."""
+        """(N,) the label of each clip with the largest weight; -1 where it has none."""
         order = np.lexsort((self.indices, -self.weights, np.repeat(np.arange(len(self.ids)), np.diff(self.indptr))))
         out = np.full(len(self.ids), -1, np.int64)
         has = np.diff(self.indptr) > 0
@@ -82,45 +88,37 @@ class Scores:
 
     @property
     def probable(self) -> bool:
-        """Whether all scores lie in [0, 1]."""
+        """Whether all scores are in [0, 1]."""
         return bool(self.scores.size) and bool(((self.scores >= 0) & (self.scores <= 1)).all())
 
     @property
     def exclusive(self) -> bool:
-        """Whether the scores of each clip are probabilities that add up to one."""
+        """Whether the scores of each clip are probabilities that add up to 1."""
         return self.probable and bool(np.allclose(self.scores.sum(1, dtype=np.float64), 1, atol=1e-2))
 
     @classmethod
     def read(cls, path: Path) -> Scores:
-        """The scores in a run's scores/SPLIT-WEIGHTS.npz.
+        """Read a run's scores/SPLIT-WEIGHTS.npz.
 
         Raises:
-            AsitError: no such file, or one that is damaged or does not hold together.
+            AsitError: the file is missing or damaged, or its arrays do not fit together.
         """
         if not path.is_file():
             raise AsitError(f"{path} is not there", "the scores of each clip", "score the model again")
         try:
             held = parsing.npz(path, ("ids", "scores", "indptr", "indices", "weights"))
             made = cls(
-                held["ids"].astype(np.str_),
-                held["scores"].astype(np.float32, copy=False),
-                held["indptr"].astype(np.int64, copy=False),
-                held["indices"].astype(np.int64, copy=False),
-                held["weights"].astype(np.float32, copy=False),
+                ids=held["ids"].astype(np.str_),
+                scores=held["scores"].astype(np.float32, copy=False),
+                indptr=held["indptr"].astype(np.int64, copy=False),
+                indices=held["indices"].astype(np.int64, copy=False),
+                weights=held["weights"].astype(np.float32, copy=False),
             )
         except (ValueError, TypeError) as error:
             raise AsitError(
                 f"{path} cannot be read: {error}", "the file as the run wrote it", "score the model again"
             ) from error
-        count, classes = made.scores.shape if made.scores.ndim == 2 else (-1, -1)
-        flat = all(one.ndim == 1 for one in (made.ids, made.indptr, made.indices, made.weights))
-        whole = flat and (
-            len(made.ids) == count
-            and len(made.indptr) == count + 1
-            and len(made.indices) == len(made.weights) == int(made.indptr[-1])
-            and (not len(made.indices) or (int(made.indices.min()) >= 0 and int(made.indices.max()) < classes))
-        )
-        if not whole:
+        if not made._consistent():
             raise AsitError(
                 f"{path} does not hold together: {made.ids.size} clips, scores of shape {made.scores.shape}",
                 "one row of scores and one list of labels for each clip",
@@ -128,47 +126,91 @@ class Scores:
             )
         return made
 
+    @classmethod
+    def joined(cls, paths: Sequence[Path]) -> Scores:
+        """Read the scores of all folds as one.
+
+        Raises:
+            AsitError: as `read`, or the folds differ in their number of classes.
+        """
+        held = [cls.read(path) for path in paths]
+        if len({one.scores.shape[1] for one in held}) > 1:
+            raise AsitError("the folds have different numbers of classes")
+        counts = np.concatenate([np.diff(one.indptr) for one in held])
+        return cls(
+            ids=np.concatenate([one.ids for one in held]),
+            scores=np.concatenate([one.scores for one in held]),
+            indptr=np.concatenate([[0], np.cumsum(counts)]),
+            indices=np.concatenate([one.indices for one in held]),
+            weights=np.concatenate([one.weights for one in held]),
+        )
+
+    def _consistent(self) -> bool:
+        if self.scores.ndim != 2 or any(one.ndim != 1 for one in (self.ids, self.indptr, self.indices, self.weights)):
+            return False
+        count, classes = self.scores.shape
+        return (
+            len(self.ids) == count
+            and len(self.indptr) == count + 1
+            and len(self.indices) == len(self.weights) == int(self.indptr[-1])
+            and (not len(self.indices) or (int(self.indices.min()) >= 0 and int(self.indices.max()) < classes))
+        )
+
 
 @dataclass(frozen=True)
-class Fold:
-    """One fold of a cross-validation: its name, its run's folder, its records (none until it is finished)."""
+class ScoredFold:
+    """A fold of a cross-validation: name, run folder, and records, which are empty until the fold is finished."""
 
     name: str
     folder: Path
     records: Sequence[Line]
 
+    def like(self, record: Line) -> list[Line]:
+        """Return this fold's records with the split and weights of `record`."""
+        return [own for own in self.records if key(own) == key(record)]
 
-def records(held: Mapping[str, Any], where: Path) -> list[Line]:
-    """The result records of a results.json.
+
+def records(held: Mapping[str, Any], path: Path) -> list[Line]:
+    """Return the result records in the content of a results.json.
 
     Raises:
-        AsitError: entries that are no records; the file is named.
+        AsitError: entries of `held` are no records; the message names `path`.
     """
     found = held.get("results", [])
     good = isinstance(found, list) and all(isinstance(r, dict) and isinstance(r.get("metrics"), dict) for r in found)
     if not good:
         raise AsitError(
-            f"{where} holds results that are not records",
+            f"{path} holds results that are not records",
             "a list of records with task, split, weights and metrics",
             "score the model again, or take the file that asit wrote",
         )
     return list(found)
 
 
-def folds(run: Run) -> list[Fold]:
-    """The folds of a cross-validation, finished or not, by the runs' folders and by its results.json."""
-    told = {str(fold["fold"]): fold for fold in run.results.get("folds", [])}
-    places = {path.name.removeprefix("fold-"): path for path in run.folds}
+def run_records(run: RunFolder) -> list[Line]:
+    """Return the result records of a single run."""
+    return records(run.results, run.folder / "results.json")
+
+
+def folds(run: RunFolder) -> list[ScoredFold]:
+    """Return the folds of a cross-validation, from its fold folders and its results.json."""
+    written = {str(fold["fold"]): fold for fold in run.results.get("folds", [])}
+    folders = {path.name.removeprefix("fold-"): path for path in run.folds}
     made = []
-    for name in [*places, *(name for name in told if name not in places)]:
-        folder = places.get(name, run.folder / f"fold-{name}")
-        held = told[name] if name in told else Run.read(folder).results
-        made.append(Fold(name, folder, records(held, folder / "results.json")))
+    for name in [*folders, *(name for name in written if name not in folders)]:
+        folder = folders.get(name, run.folder / f"fold-{name}")
+        held = written[name] if name in written else RunFolder.read(folder).results
+        made.append(ScoredFold(name, folder, records(held, folder / "results.json")))
     return made
 
 
+def key(record: Mapping[str, Any]) -> RecordKey:
+    """Return the split and the weights of a record."""
+    return RecordKey(str(record.get("split")), str(record.get("weights")))
+
+
 def metric(record: Mapping[str, Any], name: str) -> Value:
-    """A metric of a record with its interval; NaN where the record lacks it."""
+    """Return a metric of a record with its interval; NaN where the record lacks it."""
     entry = record["metrics"].get(name)
     if isinstance(entry, Mapping):
         low, high = entry.get("interval") or (None, None)
@@ -177,42 +219,61 @@ def metric(record: Mapping[str, Any], name: str) -> Value:
 
 
 def headline(record: Mapping[str, Any]) -> str:
-    """The metric that sums a record up: the field's own for its kind of labels, else the first there is."""
+    """Return the name of the metric that sums up a record: mAP for several labels, else the first of HEADLINES."""
     names = list(record["metrics"])
     preferred = ("mAP", *HEADLINES) if record.get("kind") == "multi" else HEADLINES
     return next((name for name in preferred if name in names), names[0] if names else "")
 
 
-def chief(found: Sequence[Line]) -> Line | None:
-    """The record that a page goes into: test before validation, last weights before those that were chosen."""
+def chief(found: Iterable[Line]) -> Line | None:
+    """Return the record that a page describes: test before validation, last weights before chosen ones."""
+    order = {"test": 0, "validation": 1}
+    return min(found, key=lambda r: (order.get(key(r).split, 2), key(r).weights != "last"), default=None)
 
-    def rank(record: Line) -> tuple[int, int]:
-        split, weights = record.get("split"), record.get("weights")
-        return (0 if split == "test" else 1 if split == "validation" else 2), (weights != "last")
 
-    return min(found, key=rank, default=None)
+def start(run: RunFolder) -> str:
+    """Return the model that a run started from, as given."""
+    return str(run.results.get("model", run.config.get("model")) or "not recorded")
+
+
+def label_share(config: Mapping[str, Any]) -> str:
+    """Return how many of the training labels were used."""
+    sampling = config.get("sampling") or {}
+    if sampling.get("per_class"):
+        return f"{sampling['per_class']} per class"
+    share = sampling.get("share", 1.0)
+    return "all" if share == 1 else f"{100 * share:.4g} %"
 
 
 def plain(name: str) -> str:
-    """A metric's or split's name as one reads it."""
+    """Return the name of a metric or split as it is read."""
     return name.replace("_", " ")
 
 
 def shown(name: str, value: float) -> str:
-    """A metric's value as a page shows it: shares in per cent."""
+    """Return the value of a metric as text: shares in per cent."""
+    if math.isnan(value):
+        return "not available"
+    return f"{value:.1%}" if name in SHARES and math.isfinite(value) else number(value)
+
+
+def number(value: float) -> str:
+    """Return a number with three or four digits, and a power of ten where it is very small or very large."""
     if not math.isfinite(value):
-        return "not to be had" if math.isnan(value) else str(value)
-    return f"{value:.1%}" if name in SHARES else number(value)
+        return str(value)
+    if value and (abs(value) < 1e-3 or abs(value) >= 1e7):
+        return f"{value:.2e}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation (n - 1 in the denominator; NaN for a single value) of folds or seeds."""
-    there = np.array([v for v in values if math.isfinite(v)], dtype=np.float64)
-    if not len(there):
+    """Return mean and standard deviation (n - 1; NaN for a single value) of the finite values of folds or seeds."""
+    finite = np.array([v for v in values if math.isfinite(v)], dtype=np.float64)
+    if not len(finite):
         return math.nan, math.nan
-    return float(there.mean()), float(there.std(ddof=1)) if len(there) > 1 else math.nan
+    return float(finite.mean()), float(finite.std(ddof=1)) if len(finite) > 1 else math.nan
 
 
 def scores_path(folder: Path, record: Mapping[str, Any]) -> Path:
-    """Where a run keeps the scores of each clip behind a record."""
+    """Return where a run keeps the scores of each clip behind a record."""
     return folder / "scores" / f"{record.get('split')}-{record.get('weights')}.npz"
