@@ -55,7 +55,6 @@ def report(
         )
     with parsing.as_written(held.folder, "restore the files of the run, or delete the changed one and report again"):
         html = _html(held, path, sections, preset)
-    path.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_text(path, html)
     return path
 
