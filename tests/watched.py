@@ -59,13 +59,13 @@ class Doors:
 
     def __init__(self, folder: Path) -> None:
         import asit
-        from asit.serve.analysis import Analyst
+        from asit.serve.analysis import Analyser
         from asit.serve.app import application
-        from asit.serve.limits import Limits
+        from asit.serve.limits import RequestLimits
 
         self.folder = folder
         self.encoder, self.tagger = asit.load(folder / "encoder"), asit.load(folder / "tagger")
-        self.app = application(Analyst(self.tagger, "tagger"), Limits())
+        self.app = application(Analyser(self.tagger, "tagger"), RequestLimits())
 
     def read(self, path: Path) -> str:
         """The header, all samples at 16 kHz, a part of them, and the verdict of a scan."""

@@ -16,8 +16,8 @@ import asit
 from asit.audio.stream import read_sound
 from asit.cli import main
 from asit.errors import AudioError
-from asit.serve.analysis import Analyst
-from asit.serve.limits import Job, Limits
+from asit.serve import uploads
+from asit.serve.limits import Job, RequestLimits
 
 Captured = pytest.CaptureFixture[str]
 
@@ -115,10 +115,10 @@ def test_bad_recordings_are_named_and_the_others_are_as_ever(
 @pytest.mark.parametrize("name", BAD)
 def test_the_page_refuses_them(models: Path, name: str) -> None:
     make, text = BAD[name]
-    analyst = Analyst(asit.load(str(models / "encoder")), "encoder")
+    model = asit.load(str(models / "encoder"))
     begun = time.monotonic()
     with pytest.raises(AudioError) as caught:
-        analyst.hear(Job(60.0), make(), Limits())
+        uploads.decode(Job(RequestLimits()), make(), model)
     assert text.split(", ")[0] in str(caught.value)
     assert time.monotonic() - begun < 1
 

@@ -280,7 +280,7 @@ def test_a_page_replaces_nothing_but_a_page(run: Path, tmp_path: Path) -> None:
 def test_a_failed_write_leaves_the_old_page(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = report(run).read_text()
 
-    def full(self: Path, *args: object) -> int:
+    def full(*args: object, **options: object) -> int:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", full)

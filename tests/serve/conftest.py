@@ -41,7 +41,7 @@ def serving(app: Guard) -> Iterator[str]:
     finally:
         running.should_exit = True
         thread.join(10)
-        app.gate.close()
+        app.queue.close()
         listening.close()
         assert not thread.is_alive()
 

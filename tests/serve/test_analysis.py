@@ -22,17 +22,17 @@ from starlette.testclient import TestClient
 from asit.model.audio_model import AudioModel
 from asit.search import Index, build
 from asit.serve import pictures, uploads
-from asit.serve.analysis import Analyst
-from asit.serve.answers import Heard
+from asit.serve.analysis import Analyser
 from asit.serve.app import application
 from asit.serve.guard import Guard
-from asit.serve.limits import GoneError, Job, Limits, TooLongError
+from asit.serve.limits import GoneError, Job, RequestLimits, TooLongError
+from asit.serve.uploads import Recording
 
 Wav = Callable[..., bytes]
 
 
-def client(analyst: Analyst, **limits: Any) -> TestClient:
-    return TestClient(application(analyst, Limits(**limits)), base_url="http://localhost")
+def client(analyser: Analyser, **limits: Any) -> TestClient:
+    return TestClient(application(analyser, RequestLimits(**limits)), base_url="http://localhost")
 
 
 def u8(text: str) -> np.ndarray:
@@ -40,14 +40,14 @@ def u8(text: str) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def analyst(tagger: AudioModel) -> Analyst:
-    return Analyst(tagger, "tiny", precision="float32")
+def analyser(tagger: AudioModel) -> Analyser:
+    return Analyser(tagger, "tiny", precision="float32")
 
 
-def test_tags_are_the_models(analyst: Analyst, wav: Wav) -> None:
+def test_tags_are_the_models(analyser: Analyser, wav: Wav) -> None:
     body = wav(2.1)
-    expected = analyst.model.tag(body, precision="float32")
-    with client(analyst) as ask:
+    expected = analyser.model.tag(body, precision="float32")
+    with client(analyser) as ask:
         got = ask.post("/api/tag?top=2&threshold=0.3", content=body).json()
     assert [tag["label"] for tag in got["tags"]] == [tag.label for tag in expected.top(2)]
     assert [tag["score"] for tag in got["tags"]] == pytest.approx([tag.score for tag in expected.top(2)], abs=1e-5)
@@ -65,13 +65,13 @@ def test_tags_are_the_models(analyst: Analyst, wav: Wav) -> None:
     }
 
 
-def test_vectors_are_the_models(analyst: Analyst, wav: Wav) -> None:
+def test_vectors_are_the_models(analyser: Analyser, wav: Wav) -> None:
     body = wav(5.0, rate=22050, kind="FLAC", channels=2)  # stretches of 8 windows are joined
-    with client(analyst) as ask:
+    with client(analyser) as ask:
         got = ask.post("/api/embed?level=frames&layer=0", content=body).json()
         short = ask.post("/api/embed", content=body).json()
         told = ask.post("/api/embed?layer=7", content=body)
-    expected = analyst.model.embed(body, layer=0, precision="float32")
+    expected = analyser.model.embed(body, layer=0, precision="float32")
     np.testing.assert_allclose(got["clip"], expected.clip, atol=2e-5)
     np.testing.assert_allclose(got["frames"], expected.frames, atol=2e-5)
     np.testing.assert_allclose(got["times"], expected.times, atol=1e-4)
@@ -81,8 +81,8 @@ def test_vectors_are_the_models(analyst: Analyst, wav: Wav) -> None:
     assert "layer 7" in told.json()["found"]
 
 
-def test_answers_that_would_be_too_long_are_refused(analyst: Analyst, wav: Wav) -> None:
-    with client(analyst, numbers=2000) as ask:
+def test_answers_that_would_be_too_long_are_refused(analyser: Analyser, wav: Wav) -> None:
+    with client(analyser, numbers=2000) as ask:
         told = ask.post("/api/embed?level=frames&hop=0.01", content=wav(1.0))
         assert told.status_code == 422
         assert told.json()["found"] == "1.0 s with 32 numbers every 0.01 s: 3200"
@@ -90,8 +90,8 @@ def test_answers_that_would_be_too_long_are_refused(analyst: Analyst, wav: Wav) 
         assert ask.post("/api/embed?level=frames&hop=0.02", content=wav(1.0)).status_code == 200
 
 
-def test_everything_of_the_page(analyst: Analyst, wav: Wav) -> None:
-    with client(analyst) as ask:
+def test_everything_of_the_page(analyser: Analyser, wav: Wav) -> None:
+    with client(analyser) as ask:
         got = ask.post("/api/analyse?k=3", content=wav(1.5)).json()
         facts = ask.get("/api/model").json()
     picture = got["spectrogram"]
@@ -99,12 +99,12 @@ def test_everything_of_the_page(analyst: Analyst, wav: Wav) -> None:
     assert picture["first"] + picture["columns"] * picture["seconds"] == pytest.approx(1.5, abs=0.02)
     assert len(u8(got["embedding"]["colours"])) == 3 * len(got["embedding"]["times"])
     assert got["neighbours"] is None
-    assert facts["classes"] == list(analyst.model.classes or ())
+    assert facts["classes"] == list(analyser.model.classes or ())
     assert facts["card"]["kind"] == "audio-classifier"
 
 
-def test_a_tone_is_where_it_belongs_in_the_picture(analyst: Analyst) -> None:
-    front_end = analyst.model.front_end
+def test_a_tone_is_where_it_belongs_in_the_picture(analyser: Analyser) -> None:
+    front_end = analyser.model.front_end
     t = np.arange(32000) / 16000
     wave = (0.5 * np.sin(2 * np.pi * 1000 * t) * (t > 1)).astype(np.float32)
     picture = pictures.spectrogram(front_end, wave, lambda: None)
@@ -120,18 +120,18 @@ def test_a_tone_is_where_it_belongs_in_the_picture(analyst: Analyst) -> None:
 
 
 def test_long_sounds_have_no_wider_pictures_and_keep_their_onsets(
-    analyst: Analyst, monkeypatch: pytest.MonkeyPatch
+    analyser: Analyser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pictures, "COLUMNS", 50)
     monkeypatch.setattr(pictures, "_BLOCK", 64)
     wave = np.zeros(48000, np.float32)
     wave[24000:24160] = 0.5
-    picture = pictures.spectrogram(analyst.model.front_end, wave, lambda: None)
+    picture = pictures.spectrogram(analyser.model.front_end, wave, lambda: None)
     values = u8(picture["values"]).reshape(picture["columns"], -1)
     assert picture["columns"] <= 50
     heard = picture["first"] + (int(values.max(1).argmax()) + 0.5) * picture["seconds"]
     assert heard == pytest.approx(1.505, abs=2 * picture["seconds"])
-    logmel = analyst.model.front_end.fbank(torch.from_numpy(wave)[None])[0].numpy()
+    logmel = analyser.model.front_end.fbank(torch.from_numpy(wave)[None])[0].numpy()
     assert picture["high"] == pytest.approx(10 * logmel.max() / np.log(10), abs=0.01)
 
 
@@ -161,9 +161,9 @@ def test_an_even_sound_is_not_striped_by_its_windows() -> None:
     assert pictures.colours(frames[:50].astype(np.float32), 10) == pictures.colours(frames[:50].astype(np.float32))
 
 
-def test_attention_of_a_long_sound_is_that_of_its_windows(analyst: Analyst, wav: Wav) -> None:
-    model, body = analyst.model, wav(2.0)
-    with client(analyst) as ask:
+def test_attention_of_a_long_sound_is_that_of_its_windows(analyser: Analyser, wav: Wav) -> None:
+    model, body = analyser.model, wav(2.0)
+    with client(analyser) as ask:
         got = ask.post("/api/attention?layer=0", content=body).json()
     maps = u8(got["values"]).reshape(got["heads"], -1, got["bands"]) / 255 * np.array(got["peaks"])[:, None, None]
     view = model.front_end.samples_for(model.frames)
@@ -176,7 +176,7 @@ def test_attention_of_a_long_sound_is_that_of_its_windows(analyst: Analyst, wav:
 
 
 def test_an_encoder_has_views_but_no_labels(encoder: AudioModel, wav: Wav) -> None:
-    with client(Analyst(encoder, "enc")) as ask:
+    with client(Analyser(encoder, "enc")) as ask:
         got = ask.post("/api/analyse", content=wav(0.05)).json()
         told = ask.post("/api/tag", content=wav())
         assert ask.get("/api/model").json()["classes"] is None
@@ -186,8 +186,8 @@ def test_an_encoder_has_views_but_no_labels(encoder: AudioModel, wav: Wav) -> No
     assert "enc has no labels" in told.json()["found"]
 
 
-def test_without_an_index_there_are_no_clips(analyst: Analyst, wav: Wav) -> None:
-    with client(analyst) as ask:
+def test_without_an_index_there_are_no_clips(analyser: Analyser, wav: Wav) -> None:
+    with client(analyser) as ask:
         for answer in (
             ask.get("/api/clip/0"),
             ask.get("/api/neighbours/0"),
@@ -201,8 +201,8 @@ def test_without_an_index_there_are_no_clips(analyst: Analyst, wav: Wav) -> None
     "body",
     [b"x", b"RIFF", bytes(5000), b"<html>no audio</html>", b"\xff\xfb" * 500, b"fLaC" + bytes(3000), b"OggS" * 300],
 )
-def test_what_is_no_audio_is_refused(analyst: Analyst, body: bytes) -> None:
-    with client(analyst) as ask:
+def test_what_is_no_audio_is_refused(analyser: Analyser, body: bytes) -> None:
+    with client(analyser) as ask:
         answer = ask.post("/api/analyse", content=body)
     assert answer.status_code == 400, answer.text
     words = answer.json()
@@ -212,9 +212,9 @@ def test_what_is_no_audio_is_refused(analyst: Analyst, body: bytes) -> None:
 
 
 def test_errors_speak_to_whoever_sent_the_recording(
-    analyst: Analyst, wav: Wav, monkeypatch: pytest.MonkeyPatch
+    analyser: Analyser, wav: Wav, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with client(analyst) as ask:
+    with client(analyser) as ask:
         form = ask.post("/api/tag", files={"file": wav()}).json()
         assert form["remedy"] == "send the file alone, not a form: curl --data-binary @clip.wav instead of -F"
         cut = ask.post("/api/tag", content=wav()[:20000]).json()
@@ -227,10 +227,10 @@ def test_errors_speak_to_whoever_sent_the_recording(
         assert "where asit serve runs, pip install 'asit-audio[av]'" in needs["remedy"]
 
 
-def test_cut_off_files_and_odd_samples_are_refused(analyst: Analyst, wav: Wav) -> None:
+def test_cut_off_files_and_odd_samples_are_refused(analyser: Analyser, wav: Wav) -> None:
     buffer = io.BytesIO()
     soundfile.write(buffer, np.array([0.0, np.nan, 0.1] * 4000), 16000, format="WAV", subtype="FLOAT")
-    with client(analyst) as ask:
+    with client(analyser) as ask:
         for body in (wav()[:20000], wav(kind="FLAC")[:-400], buffer.getvalue(), wav(0.0)):
             answer = ask.post("/api/analyse", content=body)
             assert answer.status_code == 400, answer.text
@@ -246,11 +246,11 @@ def claims_a_day(wav: Wav) -> bytes:
     return bytes(body)
 
 
-def test_too_long_by_the_header_or_in_truth(analyst: Analyst, wav: Wav) -> None:
+def test_too_long_by_the_header_or_in_truth(analyser: Analyser, wav: Wav) -> None:
     silence = io.BytesIO()
     soundfile.write(silence, np.zeros(400 * 16000, np.int16), 16000, format="FLAC")
     assert len(silence.getvalue()) < 60_000  # packed 200 times and more
-    with client(analyst, seconds=10) as ask:
+    with client(analyser, seconds=10) as ask:
         answer = ask.post("/api/tag", content=claims_a_day(wav))
         assert (answer.status_code, "claims 24.0 hours in" in answer.json()["found"]) == (400, True)
         for body in (silence.getvalue(), wav(10.7)):
@@ -261,7 +261,7 @@ def test_too_long_by_the_header_or_in_truth(analyst: Analyst, wav: Wav) -> None:
 
 
 def test_a_header_that_does_not_tell_is_found_out_while_decoding(
-    analyst: Analyst, wav: Wav, monkeypatch: pytest.MonkeyPatch
+    analyser: Analyser, wav: Wav, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from asit.audio.stream import OpenSound
 
@@ -277,29 +277,29 @@ def test_a_header_that_does_not_tell_is_found_out_while_decoding(
     assert blocks is not counted
     monkeypatch.setattr(OpenSound, "blocks", counted)
     with pytest.raises(TooLongError, match="more than 3 s of sound"):
-        analyst.hear(Job(), wav(1.0), Limits(seconds=3))
+        uploads.decode(Job(RequestLimits(seconds=3)), wav(1.0), analyser.model)
     assert len(seen) == 4  # not a second more is decoded
     with pytest.raises(TooLongError, match="took 1e-09 s to decode"):
-        analyst.hear(Job(), wav(1.0), Limits(decode=1e-9))
+        uploads.decode(Job(RequestLimits(decode=1e-9)), wav(1.0), analyser.model)
 
 
-def test_too_many_channels(analyst: Analyst, wav: Wav) -> None:
+def test_too_many_channels(analyser: Analyser, wav: Wav) -> None:
     with pytest.raises(TooLongError, match="33 channels"):
-        analyst.hear(Job(), wav(0.1, channels=33), Limits())
+        uploads.decode(Job(RequestLimits()), wav(0.1, channels=33), analyser.model)
 
 
-def test_a_job_that_is_stopped_ends(analyst: Analyst, wav: Wav) -> None:
-    job = Job()
+def test_a_job_that_is_stopped_ends(analyser: Analyser, wav: Wav) -> None:
+    job = Job(RequestLimits())
     job.stop()
     with pytest.raises(GoneError):
-        analyst.hear(job, wav(), Limits())
+        uploads.decode(job, wav(), analyser.model)
 
 
 class Patient(Job):
     """Is stopped when it has been looked at so many times."""
 
     def __init__(self, looks: int) -> None:
-        super().__init__()
+        super().__init__(RequestLimits())
         self.looks = looks
 
     def check(self) -> None:
@@ -314,11 +314,11 @@ def test_a_job_is_looked_at_while_the_model_computes(
 ) -> None:
     (tmp_path / "a.wav").write_bytes(wav())
     build(tagger, [str(tmp_path / "a.wav")], tmp_path / "index")
-    asked = Analyst(tagger, "tiny", Index.read(tmp_path / "index"), "float32")
+    asked = Analyser(tagger, "tiny", Index.read(tmp_path / "index"), "float32")
     wave = np.zeros(16000 * 20, np.float32)
     seen: list[int] = []
     hook = tagger.encoder.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
-    monkeypatch.setattr(asked, "hear", lambda *_: Heard(wave, 16000, 1, "WAV"))
+    monkeypatch.setattr(uploads, "decode", lambda *_: Recording(wave, 20.0, 16000, 1, "WAV"))
 
     def windows(look: Callable[[Job], object], looks: int) -> int:
         seen.clear()
@@ -327,17 +327,19 @@ def test_a_job_is_looked_at_while_the_model_computes(
         return sum(seen)
 
     try:
-        assert windows(lambda job: asked.embed(job, b"", Limits(), level="clip", layer=None, hop=None), 2) <= 16
-        assert windows(lambda job: asked.attention(job, b"", Limits(), layer=0), 4) == 3
-        assert windows(lambda job: asked.neighbours(job, b"", Limits(), k=1, start=0.0, seconds=None), 4) == 0
+        assert windows(lambda job: asked.embed(job, b"", level="clip", layer=None, hop=None), 2) <= 16
+        assert windows(lambda job: asked.attention(job, b"", layer=0), 4) == 3
+        assert windows(lambda job: asked.neighbours(job, b"", k=1, start=0.0, seconds=None), 4) == 0
     finally:
         hook.remove()
 
 
-def test_many_at_once_get_what_each_alone_gets(analyst: Analyst, wav: Wav, served: Callable[[Guard], Any]) -> None:
+def test_many_at_once_get_what_each_alone_gets(analyser: Analyser, wav: Wav, served: Callable[[Guard], Any]) -> None:
     bodies = [wav(0.3 + 0.1 * i) for i in range(10)]
-    alone = [json.loads(analyst.embed(Job(), body, Limits(), level="clip", layer=None, hop=None)) for body in bodies]
-    with served(application(analyst, Limits())) as address:
+    alone = [
+        json.loads(analyser.embed(Job(RequestLimits()), body, level="clip", layer=None, hop=None)) for body in bodies
+    ]
+    with served(application(analyser, RequestLimits())) as address:
 
         async def all_of_them() -> list[httpx.Response]:
             pool = httpx.Limits(max_connections=None)

@@ -21,7 +21,8 @@ from asit.errors import AudioError, ConfigError
 from asit.serve import server
 from asit.serve.app import application
 from asit.serve.guard import HEADERS, Guard
-from asit.serve.limits import Gate, Job, Limits, RefusedError, TooLongError
+from asit.serve.limits import Job, RefusedError, RequestLimits, TooLongError
+from asit.serve.request_queue import RequestQueue
 
 NAMES = ("tag", "embed", "neighbours", "attention", "analyse")
 
@@ -39,7 +40,7 @@ class Fake:
     def facts(self) -> dict[str, Any]:
         return {"name": "fake", "classes": None}
 
-    def _answer(self, job: Any, body: bytes, limits: Limits, **options: Any) -> bytes:
+    def _answer(self, job: Any, body: bytes, **options: Any) -> bytes:
         self.seen.append(body[:20])
         self.started.release()
         if self.go is not None:
@@ -51,15 +52,15 @@ class Fake:
             raise RuntimeError("secret")
         return json.dumps({"size": len(body), "options": options}).encode()
 
-    def clip(self, job: Any, number: int, limits: Limits) -> bytes:
+    def clip(self, job: Any, number: int) -> bytes:
         return b"clip %d" % number
 
-    def alike(self, job: Any, number: int, limits: Limits, *, k: int) -> bytes:
+    def nearest_to(self, job: Any, number: int, *, k: int) -> bytes:
         return json.dumps({"number": number, "k": k}).encode()
 
 
 def app(fake: Any = None, host: str = "127.0.0.1", names: tuple[str, ...] = (), **limits: Any) -> Guard:
-    return application(fake or Fake(), Limits(**limits), host, names)
+    return application(fake or Fake(), RequestLimits(**limits), host, names)
 
 
 def client(guard: Guard, base: str = "http://127.0.0.1:8000") -> TestClient:
@@ -197,7 +198,7 @@ def test_too_many_are_told_when_to_come_back(served: Callable[[Guard], Any]) -> 
         async def all_of_them() -> list[httpx.Response]:
             async with httpx.AsyncClient(base_url=address, timeout=30, trust_env=False) as ask:
                 first = [asyncio.create_task(ask.post("/api/tag", content=b"x")) for _ in range(4)]
-                while guard.gate.inside < 4:
+                while guard.queue.inside < 4:
                     await asyncio.sleep(0.01)
                 late = await asyncio.gather(*(ask.post("/api/tag", content=b"x") for _ in range(8)))
                 assert (await ask.get("/api/health")).status_code == 200  # costs nothing, so is always answered
@@ -209,22 +210,24 @@ def test_too_many_are_told_when_to_come_back(served: Callable[[Guard], Any]) -> 
         assert [answer.status_code for answer in answers] == [200] * 4 + [503] * 8
         assert 1 <= int(answers[-1].headers["retry-after"]) <= 60
         assert words(answers[-1], 503)["found"] == "4 requests are waiting"
-        assert guard.gate.inside == 0
+        assert guard.queue.inside == 0
 
 
 def test_bodies_together_are_bounded() -> None:
     async def check() -> None:
-        gate = Gate(Limits(megabytes=0.001, concurrency=1))  # 1000 bytes each, 5000 held
-        places = [gate.place() for _ in range(6)]
-        entered = [place.__enter__() for place in places]
-        for place in entered[:5]:
-            gate.take(place, 1000)
-        with pytest.raises(RefusedError, match="0 MB of recordings are waiting") as refusal:
-            gate.take(entered[5], 1)
-        assert refusal.value.status == 503
-        places[0].__exit__(None, None, None)
-        gate.take(entered[5], 1000)
-        gate.close()
+        queue = RequestQueue(RequestLimits(megabytes=0.001, concurrency=1))  # 1000 bytes each, 5000 held
+        with contextlib.ExitStack() as stack:
+            first = contextlib.ExitStack()
+            requests = [first.enter_context(queue.admit())]
+            requests += [stack.enter_context(queue.admit()) for _ in range(5)]
+            for request in requests[:5]:
+                queue.reserve(request, 1000)
+            with pytest.raises(RefusedError, match="0 MB of recordings are waiting") as refusal:
+                queue.reserve(requests[5], 1)
+            assert refusal.value.status == 503
+            first.close()
+            queue.reserve(requests[5], 1000)
+        queue.close()
 
     asyncio.run(check())
 
@@ -276,7 +279,7 @@ def test_slow_oversize_and_broken_bodies(served: Callable[[Guard], Any]) -> None
         with socket.create_connection(tuple(address.removeprefix("http://").split(":")), timeout=5) as line:  # type: ignore[arg-type]
             line.sendall(head("Content-Length: 10") + b"abc")
         deadline = time.monotonic() + 5
-        while guard.gate.inside:
+        while guard.queue.inside:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         assert not fake.seen
@@ -285,31 +288,31 @@ def test_slow_oversize_and_broken_bodies(served: Callable[[Guard], Any]) -> None
 
 def test_slow_bodies_give_their_places_to_others(served: Callable[[Guard], Any]) -> None:
     """140 uploads that trickle, more than there are places, and large beginnings that are held: others are answered."""
-    guard = app(patience=0.3)
+    guard = app(grace=0.3)
     with served(guard) as address, contextlib.ExitStack() as stack:
         host, port = address.removeprefix("http://").split(":")
         lines = [stack.enter_context(socket.create_connection((host, int(port)), timeout=5)) for _ in range(140)]
         for line in lines:
             line.sendall(head("Content-Length: 1000000") + b"a")
         deadline = time.monotonic() + 10
-        while guard.gate.inside < 130 and time.monotonic() < deadline:
+        while guard.queue.inside < 130 and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(0.5)
-        assert guard.gate.inside == 130
+        assert guard.queue.inside == 130
         for line in lines[:130]:
             with contextlib.suppress(OSError):
                 line.sendall(b"a")
         with ThreadPoolExecutor(8) as pool:
             answers = list(pool.map(lambda _: raw(address, head("Content-Length: 3"), b"abc"), range(40)))
         assert all(b'{"size": 3' in answer for answer in answers)
-        assert 90 <= guard.gate.inside <= 130
+        assert 90 <= guard.queue.inside <= 130
         told = [line.recv(1000) for line in lines if _readable(line)]
         dropped = [answer for answer in told if answer.startswith(b"HTTP/1.1 408")]
         assert dropped
         assert b"more slowly than all others" in dropped[0]
         assert b"retry-after" in dropped[0]
     # What is held for those that are dropped is free at once.
-    guard = app(patience=0.1, megabytes=1.0, concurrency=1)
+    guard = app(grace=0.1, megabytes=1.0, concurrency=1)
     with served(guard) as address, contextlib.ExitStack() as stack:
         host, port = address.removeprefix("http://").split(":")
         for _ in range(6):
@@ -347,11 +350,11 @@ def test_a_head_that_does_not_end_holds_no_connection(
 
 
 def test_a_computation_has_its_time() -> None:
-    job = Job(0.0)
+    job = Job(RequestLimits(compute=1e-9))
     job.check()  # it counts from the beginning of the computation: not while a request waits
     job.begin()
     time.sleep(0.001)
-    with pytest.raises(TooLongError, match="more than 0 s of computing"):
+    with pytest.raises(TooLongError, match="more than 1e-09 s of computing"):
         job.check()
 
 
@@ -369,13 +372,13 @@ def test_whoever_hangs_up_is_dropped_from_the_queue(served: Callable[[Guard], An
             if body == b"1":
                 assert fake.started.acquire(timeout=5)
         deadline = time.monotonic() + 5
-        while guard.gate.inside < 2 and time.monotonic() < deadline:
+        while guard.queue.inside < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
         for line in reversed(lines):  # the one that waits, then the one that is computed: it stops at its next look
             line.close()
-        while guard.gate.inside and time.monotonic() < deadline:
+        while guard.queue.inside and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert guard.gate.inside == 0
+        assert guard.queue.inside == 0
         fake.go.set()
         assert raw(address, head("Content-Length: 1"), b"3").startswith(b"HTTP/1.1 200")
         assert fake.seen == [b"1", b"3"]
@@ -394,13 +397,13 @@ def test_whoever_is_inside_when_the_server_stops_is_told(
             asked.append(pool.submit(raw, address, head("Content-Length: 5"), b"waits"))
             asked.append(pool.submit(raw, address, head("Content-Length: 20"), b"half a bo"))
             deadline = time.monotonic() + 5
-            while guard.gate.inside < 3 and time.monotonic() < deadline:
+            while guard.queue.inside < 3 and time.monotonic() < deadline:
                 time.sleep(0.01)
             begun = time.monotonic()
         assert time.monotonic() - begun < 2.5  # uvicorn itself gives up after 3
         for one in asked:
             assert one.result().startswith(b"HTTP/1.1 503")
-            assert b"the server is being stopped" in one.result()
+            assert b"the server is stopping" in one.result()
     assert capfd.readouterr().err == ""
 
 
@@ -416,6 +419,6 @@ def test_a_port_that_is_taken() -> None:
 
 def test_limits_that_cannot_be() -> None:
     with pytest.raises(ConfigError, match="a limit of 0 concurrency"):
-        Limits(concurrency=0)
-    with pytest.raises(ConfigError, match="-1 places"):
-        Limits(waiting=-1)
+        RequestLimits(concurrency=0)
+    with pytest.raises(ConfigError, match="-1 waiting"):
+        RequestLimits(waiting=-1)

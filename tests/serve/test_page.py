@@ -17,10 +17,10 @@ import soundfile
 
 from asit.model.audio_model import AudioModel
 from asit.search import Index, build
-from asit.serve.analysis import Analyst
+from asit.serve.analysis import Analyser
 from asit.serve.app import application
 from asit.serve.guard import Guard
-from asit.serve.limits import Limits
+from asit.serve.limits import RequestLimits
 
 NASTY = "<img src=x onerror='window.hit=1'>.wav"
 SHOWN = "!document.querySelector('#result').hidden && document.querySelector('#main').ariaBusy === 'false'"
@@ -51,7 +51,7 @@ def index(folder: Path, tagger: AudioModel, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="module")
 def address(tagger: AudioModel, index: Index, served: Callable[[Guard], Any]) -> Iterator[str]:
-    with served(application(Analyst(tagger, "tiny", index, "float32"), Limits(megabytes=1.0))) as found:
+    with served(application(Analyser(tagger, "tiny", index, "float32"), RequestLimits(megabytes=1.0))) as found:
         yield found
 
 
@@ -288,7 +288,7 @@ def test_the_page_makes_no_html_of_text() -> None:
 
 def test_clips_come_by_number_alone(tagger: AudioModel, index: Index, folder: Path, served: Any) -> None:
     with (
-        served(application(Analyst(tagger, "tiny", index, "float32"), Limits())) as address,
+        served(application(Analyser(tagger, "tiny", index, "float32"), RequestLimits())) as address,
         httpx.Client(base_url=address, trust_env=False) as ask,
     ):
         for row in range(len(index)):

@@ -15,7 +15,7 @@ from asit.terminal.options import parse
 
 if TYPE_CHECKING:
     from asit.serve.guard import Guard
-    from asit.serve.limits import Limits
+    from asit.serve.limits import RequestLimits
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +39,9 @@ class ServeOptions:
     concurrency: int = 2
     """Recordings computed at once."""
     waiting: int = 128
-    """Requests that may wait beside them; more are told to come back later."""
+    """Further requests that may wait; more are refused with 503."""
     threads: int = 0
-    """CPU threads of each computation; 0: the cores, shared out."""
+    """CPU threads of each computation; 0: the cores divided by the concurrency."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """Arithmetic; auto: bf16 where it is faster here."""
@@ -52,27 +52,26 @@ class ServeOptions:
 def serve(prog: str, summary: str, given: list[str]) -> int:
     options = parse(ServeOptions, prog, summary, given)
     from asit.serve import server
-    from asit.serve.limits import Limits
+    from asit.serve.limits import RequestLimits
 
     server.need_extra()
-    limits = Limits(
+    limits = RequestLimits(
         megabytes=options.max_mb,
         seconds=options.max_seconds,
         concurrency=options.concurrency,
         waiting=options.waiting,
-        compute=max(Limits.compute, options.max_seconds),  # who takes longer recordings takes longer for them
+        compute=max(RequestLimits.compute, options.max_seconds),  # longer recordings take longer
     )
     if options.threads < 0:
-        raise ConfigError(f"--threads {options.threads}", "0 or more", "drop it: 0 shares the cores out")
+        raise ConfigError(f"--threads {options.threads}", "0 or more", "leave it out: 0 divides the cores")
     listening = server.listen(options.host, options.port)
     with listening:
         app = _application(options, limits)
         address = server.address(listening)
         print(f"asit serves {options.model} at {address} (Ctrl-C stops it)", flush=True)
         if not app.local:
-            log.warning(
-                f"{options.host} can be reached from other machines, and whoever reaches it may use the model and "
-                "listen to the indexed recordings: there is no password and no encryption"
+                f"{options.host} can be reached from other machines: anyone there can use the model and play the indexed "
+                "recordings, without a password or encryption"
             )
         if options.open:
             import webbrowser
@@ -82,12 +81,12 @@ def serve(prog: str, summary: str, given: list[str]) -> int:
     return 0
 
 
-def _application(options: ServeOptions, limits: Limits) -> Guard:
+def _application(options: ServeOptions, limits: RequestLimits) -> Guard:
     import torch
 
     import asit
     from asit.runtime import world
-    from asit.serve.analysis import Analyst
+    from asit.serve.analysis import Analyser
     from asit.serve.app import application
 
     threads = options.threads or max(1, (os.cpu_count() or 1) // options.concurrency)
@@ -101,6 +100,6 @@ def _application(options: ServeOptions, limits: Limits) -> Guard:
     name = Path(options.model).name
     if name == "model" and Path(options.model).is_dir():
         name = Path(options.model).resolve().parent.name  # RUN/model is known by its run
-    analyst = Analyst(model, name, index, options.precision)
+    analyser = Analyser(model, name, index, options.precision)
     # A thread of its own counts its own threads of arithmetic.
-    return application(analyst, limits, options.host, options.allow_host, lambda: torch.set_num_threads(threads))
+    return application(analyser, limits, options.host, options.allow_host, lambda: torch.set_num_threads(threads))

@@ -1,1 +1,1 @@
-"""A page in the browser over a model, and the HTTP API behind it."""
+"""Serve a model as a page in the browser and an HTTP API."""

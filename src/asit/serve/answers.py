@@ -1,51 +1,33 @@
-"""Results of a model as what is answered: JSON.
+"""Format the results of a model as JSON.
 
-Letters: C classes, W windows, D width, N frames.
+Letters in shapes: C classes, W windows, D width, N frames.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from asit.audio.files import Wave
 from asit.model.inference.tagging import Tag, Tags
+from asit.serve.uploads import Recording
 
 if TYPE_CHECKING:
     from asit.search import Neighbour
 
 TRACKS, FEWEST = 24, 5
-"""Most labels of the timeline, those with the highest scores in any window; and how many there are even if these scores
-are low."""
-
-
-@dataclass(frozen=True)
-class Heard:
-    """A decoded recording.
-
-    Attributes:
-        wave: (S,) mono at the model's rate.
-        rate, channels, format: of the file.
-    """
-
-    wave: Wave
-    rate: int
-    channels: int
-    format: str
+"""Most labels of the timeline, chosen by their highest window; and the fewest, however low their scores."""
 
 
 def labels(tags: Tags, top: int, threshold: float) -> dict[str, Any]:
-    """Scores of the whole sound and its stretches, and the tracks of a timeline, the label that is highest in any
-    window first."""
+    """Return the scores of the recording and of its segments, and the tracks of the timeline, the highest first."""
     scores = tags.windows.numpy()  # (W, C)
     best = scores.max(0)
     ranked = np.argsort(-best, kind="stable").tolist()
-    shown = [i for place, i in enumerate(ranked[:TRACKS]) if place < FEWEST or best[i] >= threshold]
+    shown = [i for rank, i in enumerate(ranked[:TRACKS]) if rank < FEWEST or best[i] >= threshold]
     tops, segments = tags.top(min(top, len(tags.classes))), tags.segments(threshold)
     named = {tag.label for tag in (*tops, *segments)} | {tags.classes[i] for i in shown}
     return {
@@ -64,7 +46,7 @@ def labels(tags: Tags, top: int, threshold: float) -> dict[str, Any]:
 
 
 def neighbours(found: Sequence[Neighbour]) -> list[dict[str, Any]]:
-    """What is told of neighbours: what the user called them, not where they lie on this machine."""
+    """Return neighbours by their names in the index, without their paths on this machine."""
     return [
         {
             "number": one.row,
@@ -78,14 +60,10 @@ def neighbours(found: Sequence[Neighbour]) -> list[dict[str, Any]]:
     ]
 
 
-def sound(heard: Heard, rate: int) -> dict[str, Any]:
-    """What every answer about a recording tells of it; `rate`: the model's."""
-    return {
-        "seconds": round(len(heard.wave) / rate, 4),
-        "rate": heard.rate,
-        "channels": heard.channels,
-        "format": heard.format,
-    }
+def recording(decoded: Recording) -> dict[str, Any]:
+    """Return what every answer about a recording contains."""
+    facts = {name: getattr(decoded, name) for name in ("rate", "channels", "format")}
+    return {"seconds": round(decoded.seconds, 4), **facts}
 
 
 def _tag(tag: Tag) -> dict[str, Any]:
@@ -93,7 +71,7 @@ def _tag(tag: Tag) -> dict[str, Any]:
 
 
 def rows(values: NDArray[np.float32], check: Callable[[], None]) -> bytes:
-    """Rows of numbers as JSON, without the outer brackets; row by row, since the server answers nobody meanwhile."""
+    """Return rows of numbers as JSON without the outer brackets; row by row, since encoding holds the interpreter."""
     out = []
     for row in values:
         check()
@@ -102,11 +80,11 @@ def rows(values: NDArray[np.float32], check: Callable[[], None]) -> bytes:
 
 
 def rounded(values: Any, digits: int = 6) -> list[Any]:
-    """Numbers as a list, short enough to be sent."""
+    """Return numbers as a list with few digits."""
     short: list[Any] = np.round(np.asarray(values, dtype=np.float64), digits).tolist()
     return short
 
 
 def as_json(value: Mapping[str, Any]) -> bytes:
-    """In as few bytes as can be. What is not finite is a defect, and an error."""
+    """Return compact JSON; a value that is not finite is a bug, and raises."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()

@@ -1,18 +1,19 @@
-"""Who may ask: the Host and Origin of a request, and the headers that every answer carries.
+"""Refuse requests that pages of other sites make, and add security headers to every answer.
 
-A page of another site must not use a server on this machine. It could try three ways: a request to the server's own
-address (a browser marks it with Origin or Sec-Fetch-Site), a name of its own that leads to this machine (DNS rebinding:
-the Host header has that name), or a frame, image or player around an answer (the headers forbid it).
+Another site's page could use a server on this machine in three ways: a request to its address (the browser marks it
+with Origin or Sec-Fetch-Site), a name of its own that resolves to this machine (DNS rebinding: Host has that name), or
+a frame, image or player around an answer (the headers forbid it).
 """
 
 from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
-from asit.serve.limits import Gate, Receive, RefusedError
+from asit.serve.limits import RefusedError
+from asit.serve.request_queue import Receive, RequestQueue
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Scope = MutableMapping[str, Any]
@@ -30,49 +31,45 @@ HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
 }
-"""On every answer: nothing is loaded from elsewhere, no script but the page's own file, no frame around it."""
+"""Of every answer: only the page's own files are loaded, and no other page may frame it."""
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address to listen on can be reached from this machine alone."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
+    """Return whether an address to listen on can be reached from this machine alone."""
+    address = _address(host)
+    return address.is_loopback if address else host.lower() == "localhost"
 
 
 class Guard:
-    """An ASGI application around another: refuses other sites, and adds the headers.
+    """An ASGI application around another one: refuses other sites' requests and adds the headers.
 
     Args:
-        app: what is guarded.
-        gate: of the application, for whoever stops it.
+        app: the application.
+        queue: of the application, for the server to close.
         refuse: makes an ASGI application of a refusal.
-        host: the address that is listened on. One of this machine's own: the names of loopback alone are answered;
-            another: any IP address, the machine's names and `names`.
-        names: host names to answer beside these.
+        host: the address that is listened on. For a loopback address only names of loopback are answered, for another
+            one also any IP address and the machine's names.
+        names: further host names to answer.
     """
 
     def __init__(
         self,
         app: Application,
-        gate: Gate,
+        queue: RequestQueue,
         refuse: Callable[[RefusedError], Application],
         host: str,
         names: Sequence[str] = (),
     ) -> None:
-        self.app, self.gate, self.refuse = app, gate, refuse
+        self.app, self.queue, self.refuse = app, queue, refuse
         self.local = is_loopback(host)
         self.names = {"localhost", host.lower(), *(name.lower() for name in names)}
         if not self.local:
             self.names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
+        if scope["type"] != "http":  # the lifespan; there are no routes of websockets
             await self.app(scope, receive, send)
             return
-        if scope["type"] != "http":
-            raise RuntimeError(f"an ASGI connection of type {scope['type']}: http alone is served")
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
 
         async def with_headers(message: MutableMapping[str, Any]) -> None:
@@ -81,21 +78,17 @@ class Guard:
                 message = {**message, "headers": [*message.get("headers", []), *own]}
             await send(message)
 
+        app = self.app
         try:
-            self.check(scope["method"], scope["path"], headers)
+            self._check(scope["method"], scope["path"], headers)
         except RefusedError as refusal:
-            await self.refuse(refusal)(scope, receive, with_headers)
-            return
-        await self.app(scope, receive, with_headers)
+            app = self.refuse(refusal)
+        await app(scope, receive, with_headers)
 
-    def check(self, method: str, path: str, headers: MutableMapping[str, str]) -> None:
-        """Refuse a request that another site made.
-
-        Raises:
-            RefusedError: 421 for a Host that is not ours, 403 for an Origin that is not the Host.
-        """
+    def _check(self, method: str, path: str, headers: Mapping[str, str]) -> None:
+        """Raise 421 for a Host that is not this machine, 403 for an Origin that is not the Host."""
         host = headers.get("host", "")
-        if not self._ours(_name(host)):
+        if not self._is_here(_hostname(host)):
             raise RefusedError(
                 421,
                 f"the Host {host[:100]!r}",
@@ -105,7 +98,7 @@ class Guard:
         if not path.startswith("/api"):
             return
         origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
-        # The scheme may differ: behind a proxy that speaks TLS the page is https, and we are not.
+        # The scheme may differ: behind a proxy with TLS the page is https, and this server is not.
         foreign = origin is not None and origin.lower().partition("://")[2] != host.lower()
         if foreign or site in ("cross-site", "same-site"):
             raise RefusedError(
@@ -115,18 +108,20 @@ class Guard:
                 "open the server's page itself",
             )
 
-    def _ours(self, name: str) -> bool:
-        if name in self.names:
-            return True
-        try:
-            address = ipaddress.ip_address(name)
-        except ValueError:
-            return False
-        return address.is_loopback or not self.local
+    def _is_here(self, name: str) -> bool:
+        address = _address(name)
+        return name in self.names or (address is not None and (address.is_loopback or not self.local))
 
 
-def _name(host: str) -> str:
-    """The name or address in a Host header, without its port and brackets."""
+def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(name)
+    except ValueError:
+        return None
+
+
+def _hostname(host: str) -> str:
+    """The name or address in a Host header, without port and brackets."""
     if host.startswith("["):
         return host[1:].partition("]")[0].lower()
     return host.rpartition(":")[0].lower() if ":" in host else host.lower()

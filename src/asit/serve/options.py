@@ -1,26 +1,26 @@
-"""What can be asked over HTTP, with which options; `/api` tells the same."""
+"""Endpoints that take a recording, and the options of their query; `GET /api` describes the same."""
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from asit.serve.limits import Limits, RefusedError
+from asit.config.yaml import nearest
+from asit.serve.limits import RefusedError, RequestLimits
 
 
 @dataclass(frozen=True)
-class Option:
+class QueryOption:
     """One option of a query.
 
     Attributes:
-        about: what it means.
+        about: its meaning.
         kind: int, float or str.
-        default: when it is not given; None: whatever the model's own is.
-        low, high: bounds of a number, both allowed.
+        default: when it is not given; None: the model's own.
+        low, high: bounds of a number, inclusive.
         choices: of a str.
     """
 
@@ -36,106 +36,98 @@ class Option:
         """What may be given, in words."""
         if self.choices:
             return "one of " + ", ".join(self.choices)
-        what = "a whole number" if self.kind is int else "a number"
-        if math.isfinite(self.low) and math.isfinite(self.high):
-            return f"{what} from {self.low:g} to {self.high:g}"
-        return what if not math.isfinite(self.low) else f"{what} of {self.low:g} or more"
+        return f"{'a whole number' if self.kind is int else 'a number'} from {self.low:g} to {self.high:g}"
 
+    def value(self, text: str) -> Any:
+        """Return the value of a query's text.
 
-_TOP = Option("labels of the whole clip, best first", int, 5, 1, 10_000)
-_THRESHOLD = Option("least score of a segment", float, 0.5, 0, 1)
-_WINDOW = Option("seconds of a window; as in training if not given", float, None, 0.01, 600)
-_HOP = Option("seconds from window to window; end to end if not given", float, None, 0.01, 600)
-_LAYER = Option("block of the encoder, 0 the first, -1 the last", int, None, -1000, 1000)
-_K = Option("how many neighbours", int, 10, 1, 1000)
+        Raises:
+            ValueError: it is none that is allowed.
+        """
+        if self.kind is str:
+            if text not in self.choices:
+                raise ValueError(text)
+            return text
+        if not _NUMBER.fullmatch(text):  # Python would also read 1_0, spaces and the digits of other scripts
+            raise ValueError(text)
+        value = self.kind(text)
+        if not self.low <= value <= self.high:  # false for NaN too
+            raise ValueError(text)
+        return value
+
 
 _NUMBER = re.compile(r"[-+]?[0-9.]{1,20}(e[-+]?[0-9]{1,3})?", re.IGNORECASE)
+_LAYER = "block of the encoder, 0 the first, -1 the last"
+_LABELS = {
+    "top": QueryOption("labels of the whole clip, best first", int, 5, 1, 10_000),
+    "threshold": QueryOption("lowest score of a segment", float, 0.5, 0, 1),
+    "window": QueryOption("seconds of a window; as in training if not given", float, None, 0.01, 600),
+    "hop": QueryOption("seconds from window to window; end to end if not given", float, None, 0.01, 600),
+}
+NEIGHBOURS = {"k": QueryOption("number of neighbours", int, 10, 1, 1000)}
+"""Options of the neighbours of a recording or of a clip of the index."""
 
-ENDPOINTS: dict[str, tuple[str, dict[str, Option]]] = {
-    "tag": (
-        "scores of the model's labels, of the clip and of its windows",
-        {"top": _TOP, "threshold": _THRESHOLD, "window": _WINDOW, "hop": _HOP},
-    ),
+ENDPOINTS: dict[str, tuple[str, dict[str, QueryOption]]] = {
+    "tag": ("scores of the model's labels, of the clip and of its windows", _LABELS),
     "embed": (
         "the clip's vector, or with level=frames also one for each moment",
         {
-            "level": Option("clip, or clip and frames", str, "clip", choices=("clip", "frames")),
-            "layer": _LAYER,
-            "hop": Option("seconds between frames; a column of patches if not given", float, None, 0.001, 60),
+            "level": QueryOption("clip, or clip and frames", str, "clip", choices=("clip", "frames")),
+            "layer": QueryOption(_LAYER, int, None, -1000, 1000),
+            "hop": QueryOption("seconds between frames; a column of patches if not given", float, None, 0.001, 60),
         },
     ),
     "neighbours": (
         "the clips of the index that are most similar to the recording, or to a part of it",
         {
-            "k": _K,
-            "start": Option("where the part begins, in seconds", float, 0.0, 0, 1e6),
-            "seconds": Option("length of the part; to the end if not given", float, None, 0.01, 1e6),
+            **NEIGHBOURS,
+            "start": QueryOption("where the part begins, in seconds", float, 0.0, 0, 1e6),
+            "seconds": QueryOption("length of the part; to the end if not given", float, None, 0.01, 1e6),
         },
     ),
     "attention": (
         "what the class token of a block attends to, for each head, moment and band of the spectrogram",
-        {"layer": Option("block of the encoder, 0 the first, -1 the last", int, -1, -1000, 1000)},
+        {"layer": QueryOption(_LAYER, int, -1, -1000, 1000)},
     ),
     "analyse": (
         "all that the page shows: spectrogram, labels with their times, vector, colours of the frames, neighbours",
-        {"top": _TOP, "threshold": _THRESHOLD, "window": _WINDOW, "hop": _HOP, "k": _K},
+        {**_LABELS, **NEIGHBOURS},
     ),
 }
 """POST /api/NAME with the bytes of an audio file as the body: what it answers, and its options."""
 
-_OF_NUMBERS: dict[str, dict[str, Option]] = {"clip": {}, "neighbours": {"k": _K}}
 
-
-def read(endpoint: str, given: Sequence[tuple[str, str]], numbered: bool = False) -> dict[str, Any]:
-    """The options of an endpoint, with the defaults of those that are not given.
+def read(endpoint: str, known: Mapping[str, QueryOption], given: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Return the options of a request, with the defaults of those that are not given.
 
     Args:
-        endpoint: its name.
+        endpoint: its name, for messages.
+        known: its options.
         given: names and values of the query, in their order.
-        numbered: the endpoint of this name that takes a number of the index.
 
     Raises:
-        RefusedError: 400, an option that is not there, given twice, or of a value that cannot be.
+        RefusedError: 400, an unknown option, one given twice, or a value that is not allowed.
     """
-    known = _OF_NUMBERS[endpoint] if numbered else ENDPOINTS[endpoint][1]
-    found = {name: option.default for name, option in known.items()}
-    seen = set()
-    for name, text in given:
+    see, found = "GET /api lists the options", {name: option.default for name, option in known.items()}
+    for place, (name, text) in enumerate(given):
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f", did you mean {close[0]}?" if close else ""
             raise RefusedError(
                 400,
-                f"/api/{endpoint} has no option {name[:50]!r}{hint}",
+                f"/api/{endpoint} has no option {name[:50]!r}{nearest(name, known)}",
                 "one of " + ", ".join(known) if known else "no option",
-                "GET /api tells what there is",
+                see,
             )
-        if name in seen:
+        if name in dict(given[:place]):
             raise RefusedError(400, f"the option {name} is given twice", "one value", "drop one")
-        seen.add(name)
-        found[name] = _value(name, known[name], text)
+        try:
+            found[name] = known[name].value(text)
+        except ValueError:
+            raise RefusedError(400, f"{name}={text[:50]!r}", known[name].expected, see) from None
     return found
 
 
-def _value(name: str, option: Option, text: str) -> Any:
-    wrong = RefusedError(400, f"{name}={text[:50]!r}", option.expected, "GET /api tells what there is")
-    if option.kind is str:
-        if text not in option.choices:
-            raise wrong
-        return text
-    if not _NUMBER.fullmatch(text):  # Python would also read 1_0, spaces and the digits of other scripts
-        raise wrong
-    try:
-        value = option.kind(text)
-    except ValueError:
-        raise wrong from None
-    if not option.low <= value <= option.high:  # NaN is not
-        raise wrong
-    return value
-
-
-def described(limits: Limits) -> dict[str, Any]:
-    """What GET /api answers; JSON."""
+def described(limits: RequestLimits) -> dict[str, Any]:
+    """Return what GET /api answers."""
     posts = {
         f"POST /api/{name}": {
             "answers": about,
@@ -148,15 +140,15 @@ def described(limits: Limits) -> dict[str, Any]:
     }
     return {
         "GET /api/model": {"answers": "the model, its labels, the limits, the index"},
-        "GET /api/health": {"answers": "whether the server lives, and how many requests are inside"},
+        "GET /api/health": {"answers": "whether the server runs, and how many requests are inside"},
         **posts,
         "GET /api/clip/N": {"answers": "the sound of clip N of the index, as WAV"},
         "GET /api/neighbours/N": {"answers": "the most similar clips of clip N of the index", "options": ["k"]},
         "body": "of a POST: an audio file's bytes, as they are: curl --data-binary @clip.wav ADDRESS/api/tag",
         "errors": {
             "parts": "found, expected, remedy",
-            "400": "no audio, or an option that cannot be",
-            "403": "another site asks",
+            "400": "no audio, or an option that is not allowed",
+            "403": "a request from another site",
             "404": "no such path, no such clip, or no index",
             "405": "another method",
             "408": "the body comes too slowly",
@@ -164,6 +156,6 @@ def described(limits: Limits) -> dict[str, Any]:
             "421": "a Host that is not this machine",
             "422": f"a sound of more than {limits.seconds:g} s or {limits.channels} channels, or an answer above "
             f"{limits.numbers / 1e6:g} million numbers or {limits.compute:g} s of computing",
-            "503": "too many requests; the header Retry-After says when to ask again",
+            "503": "too many requests; the header Retry-After says when to try again",
         },
     }

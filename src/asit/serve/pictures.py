@@ -1,6 +1,6 @@
-"""What a page draws, as small arrays of bytes: a spectrogram, colours of frames, attention.
+"""Encode what the page draws as small arrays of bytes: spectrogram, colours of frames, attention.
 
-Letters: S samples, T frames, F mel bins, N columns of a picture, D width, H heads.
+Letters in shapes: S samples, T frames, F mel bins, N columns of a picture, D width, H heads.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from asit.audio.files import Wave
 COLUMNS = 1600
 """Most columns of a spectrogram: more than a page is wide."""
 
-_WINDOWS = 6  # of a sound, from which on their means say little of the sound itself
+_WINDOWS = 6  # fewest of a sound for their means to be nearly independent of the sound
 _BLOCK = 3000  # frames whose log-mel is made at once
 
 
 def spectrogram(front_end: FrontEnd, wave: Wave, check: Callable[[], None]) -> dict[str, Any]:
-    """The log-mel of a sound, in bytes; frames that share a column give their largest value, so that no onset is lost.
+    """Return the log-mel of a sound in bytes; a column has the maximum of its frames, so that no onset is lost.
 
     Args:
-        front_end: of the model: the bins are those that it sees.
+        front_end: of the model.
         wave: (S,) at the model's rate.
-        check: called now and then; may raise.
+        check: called regularly; may raise.
 
     Returns:
         JSON: `columns` N, `mels` F, `first` where the first column begins and `seconds` of a column, `hz` (F,) centres
@@ -66,7 +66,7 @@ def spectrogram(front_end: FrontEnd, wave: Wave, check: Callable[[], None]) -> d
 
 
 def bin_centres(front_end: FrontEnd) -> NDArray[np.float64]:
-    """Centres of the mel bins in Hz, (F,); the scale is that of `asit.audio.fbank.mel_bank`."""
+    """Return the centres (F,) of the mel bins in Hz, on the scale of `asit.audio.fbank.mel_bank`."""
     settings = front_end.settings
     top = settings.high_hz if settings.high_hz > 0 else settings.rate / 2 + settings.high_hz
     low, high = 1127.0 * np.log1p(np.array([settings.low_hz, top]) / 700.0)
@@ -76,23 +76,23 @@ def bin_centres(front_end: FrontEnd) -> NDArray[np.float64]:
 
 
 def colours(frames: NDArray[np.float32], period: int | None = None) -> str:
-    """A colour for each frame, alike for frames that are alike: three principal components as red, green and blue.
+    """Return a colour for each frame: its first three principal components as red, green and blue.
 
     Args:
         frames: (N, D).
-        period: frames from window to window of a long sound. What frames at the same place of their windows have in
-            common is taken away if there are enough of them: it says where in a window a frame lies, not how it
-            sounds, and would stripe a long, even sound.
+        period: frames from window to window of a long sound. With enough windows, the mean over frames at the same
+            position of their windows is subtracted: it depends on the position, not on the sound, and would stripe a
+            long, even sound.
 
     Returns:
-        base64 of N x 3 bytes; each component runs from its 2nd to its 98th percentile. A component that does not move
-        is grey.
+        base64 of N x 3 bytes; each component is scaled from its 2nd to its 98th percentile. A constant component is
+        grey.
     """
     x = frames.astype(np.float64) - frames.mean(0)
     if period and len(x) >= _WINDOWS * period:
-        for place in range(period):
-            x[place::period] -= x[place::period].mean(0)
-    # Of a few frames of many dimensions the smaller of the two matrices has the same components.
+        for position in range(period):
+            x[position::period] -= x[position::period].mean(0)
+    # With fewer frames than dimensions, the smaller matrix has the same components.
     if len(x) <= x.shape[1]:
         values, vectors = np.linalg.eigh(x @ x.T)
         components = vectors[:, ::-1][:, :3] * np.sqrt(np.maximum(values[::-1][:3], 0.0))
@@ -100,7 +100,7 @@ def colours(frames: NDArray[np.float32], period: int | None = None) -> str:
         components = x @ np.linalg.eigh(x.T @ x)[1][:, ::-1][:, :3]
     out = np.full((len(x), 3), 0.5)
     for i, component in enumerate(components.T):
-        if component[np.abs(component).argmax()] < 0:  # the sign of a component is arbitrary: this fixes it
+        if component[np.abs(component).argmax()] < 0:  # the sign of a component is arbitrary
             component = -component
         low, high = np.percentile(component, [2, 98])
         if high - low > 1e-6 * max(1.0, float(np.abs(frames).max())):
@@ -109,18 +109,18 @@ def colours(frames: NDArray[np.float32], period: int | None = None) -> str:
 
 
 def attention(maps: NDArray[np.float32]) -> tuple[str, list[float]]:
-    """Attention of each head in bytes.
+    """Return the attention of each head in bytes.
 
     Args:
         maps: (H, N, M) for M patches of a column.
 
     Returns:
-        base64 of H x N x M bytes, of each head in parts of its largest value; these values.
+        base64 of H x N x M bytes, each head relative to its maximum; and these maxima.
     """
     peaks = maps.reshape(len(maps), -1).max(1)
     return _coded(maps / np.maximum(peaks, 1e-12)[:, None, None]), [round(float(peak), 6) for peak in peaks]
 
 
 def _coded(values: NDArray[Any]) -> str:
-    """Values of 0 to 1 as base64 of bytes; what lies outside is cut off."""
+    """Values, clipped to 0 to 1, as base64 of bytes."""
     return base64.b64encode(np.rint(np.clip(values, 0.0, 1.0) * 255.0).astype(np.uint8).tobytes()).decode()

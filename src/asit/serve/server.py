@@ -1,4 +1,4 @@
-"""The socket and the server: bound before anything is loaded, so that a taken port is told at once."""
+"""Bind the socket before anything is loaded, so that a taken port is reported at once; run the server."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ CONNECTIONS = 512
 """Most connections at once; further ones are answered with 503."""
 
 QUIET = 20.0
-"""Seconds after which a connection is closed on which no request is under way, be its head begun or not."""
+"""Seconds after which a connection without a complete request head is closed."""
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket on which the server will listen.
+    """Return a socket that listens.
 
     Raises:
-        ConfigError: no such address here, or the port is taken or not allowed.
+        ConfigError: this machine has no such address, or the port is taken or not allowed.
     """
     if not 0 <= port <= 65535:
         raise ConfigError(f"--port {port}", "0 to 65535; 0 is any free one", "leave it out for 8000")
@@ -54,14 +54,14 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def address(listening: socket.socket) -> str:
-    """What a browser is given: http://HOST:PORT/."""
+    """Return the address for a browser: http://HOST:PORT/."""
     host, port = listening.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 
 
 def need_extra() -> None:
-    """Raises: ConfigError: the web libraries are not installed."""
+    """Raise a ConfigError if the web libraries are not installed."""
     try:
         import starlette
         import uvicorn
@@ -75,12 +75,12 @@ def need_extra() -> None:
 
 
 def server(app: Guard) -> Any:
-    """A uvicorn.Server of an application; its `run(sockets=[...])` serves until it is stopped."""
+    """Return a uvicorn.Server; its `run(sockets=[...])` serves until it is stopped."""
     import uvicorn
 
     class Server(uvicorn.Server):
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            app.gate.close()  # uvicorn would wait for what is computed, and then print where it was
+            app.queue.close()  # uvicorn would wait for the computations, and then print their tracebacks
             await super().shutdown(sockets)
 
     return Server(
@@ -101,8 +101,8 @@ def server(app: Guard) -> Any:
 
 
 def _protocol() -> Any:
-    """uvicorn's HTTP/1.1, which by itself waits for ever for the rest of a request's head: some hundred such
-    connections would keep all others out."""
+    """uvicorn's HTTP/1.1 protocol with a timeout for a request's head, without which slow clients hold connections
+    for ever."""
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     class Protocol(H11Protocol):
@@ -115,7 +115,7 @@ def _protocol() -> Any:
             super().connection_lost(exc)
 
         def _look(self, answered: Any) -> None:
-            """Close, if since the last look no other request has been under way than the one `answered` by then."""
+            """Close if no request has begun since the last look, when `answered` was the latest."""
             over = self.cycle is None or self.cycle.response_complete
             if over and self.cycle is answered:
                 self.transport.close()
@@ -126,10 +126,10 @@ def _protocol() -> Any:
 
 
 def run(app: Guard, listening: socket.socket) -> None:
-    """Serve until Ctrl-C or a signal, which is raised again once all is closed."""
+    """Serve until Ctrl-C or a signal, which is raised again after all is closed."""
     running = server(app)
     try:
         running.run(sockets=[listening])
     finally:
-        app.gate.close()
+        app.queue.close()
         listening.close()
