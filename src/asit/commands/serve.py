@@ -70,8 +70,9 @@ def serve(prog: str, summary: str, given: list[str]) -> int:
         address = server.address(listening)
         print(f"asit serves {options.model} at {address} (Ctrl-C stops it)", flush=True)
         if not app.local:
-                f"{options.host} can be reached from other machines: anyone there can use the model and play the indexed "
-                "recordings, without a password or encryption"
+            log.warning(
+                f"{options.host} can be reached from other machines: anyone there can use the model\n"
+                "and play the indexed recordings, without a password or encryption"
             )
         if options.open:
             import webbrowser
