@@ -1,9 +1,9 @@
-"""Features on disk, so that a clip is read and encoded once: named by what they were made of, written whole.
+"""A cache of features on disk, so that a clip is read and encoded once.
 
-A shelf holds one kind of feature of one model: files of some dozen clips each, and in each file the clips' keys, which
-are hashes of everything about a clip that its numbers depend on. A change of anything gives another shelf or another
-key, so nothing is ever out of date; what has not been used for longest goes when the folder grows over its limit.
-Two processes may write one shelf: files are renamed into place, and a clip that both wrote is the same in both.
+A shelf holds one kind of feature of one model, in files of some dozen clips each. Shelves and clips are named by hashes
+of all that the numbers depend on, so nothing is ever out of date; the least recently used files are deleted when the
+folder grows over its limit. Several processes may write one shelf: files are written atomically, and a clip that two
+wrote is the same in both.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from asit.io.parsing import UNFIT
 
 SUFFIX = ".safetensors"
 LIMIT_GB = 20.0
-"""Size to which the folder is kept, unless told otherwise."""
-_LOW = 0.9  # share of the limit that is left after making room, so that room is made seldom
+"""Default limit of the folder's size."""
+_LOW = 0.9  # share of the limit that remains after deleting, so that this is rare
 
-_OPEN = 8  # files of a shelf that are held in memory
+_OPEN = 8  # files of a shelf that are kept in memory
 
 Array = npt.NDArray[Any]
 
 
 def default_folder() -> Path:
-    """`asit/features` under XDG_CACHE_HOME, or under ~/.cache (XDG Base Directory Specification)."""
+    """Return `asit/features` under XDG_CACHE_HOME, or under ~/.cache (XDG Base Directory Specification)."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "asit" / "features"  # noqa: PTH117
 
 
 def open_store(folder: str | None, limit_gb: float = LIMIT_GB) -> Store | None:
-    """The store that `--cache` asks for: None is the default folder, "none" is no store at all.
+    """Return the store of `--cache`: None is the default folder, "none" is no store.
 
     Raises:
         ConfigError: a limit below 0, or the folder cannot be made or written.
@@ -57,11 +57,11 @@ class Store:
     """Shelves of features under one folder.
 
     Args:
-        folder: is made where it is not there.
-        limit_gb: size that the folder is kept to, in units of 1e9 bytes.
+        folder: is created where it does not exist.
+        limit_gb: limit of its size, in units of 1e9 bytes.
 
     Attributes:
-        trouble: why nothing more is written, such as a full disk; "" while all is well.
+        trouble: why nothing more is written, such as a full disk; "": nothing is wrong.
 
     Raises:
         ConfigError: a limit below 0, or the folder cannot be made or written.
@@ -81,16 +81,16 @@ class Store:
             raise ConfigError(
                 f"the cache folder {folder} cannot be written: {error.strerror}",
                 "a folder for features",
-                "pass --cache FOLDER for another place, or --cache none",
+                "pass --cache FOLDER for another folder, or --cache none",
             ) from None
         self._size = self.size()
 
     def shelf(self, *facts: str) -> Shelf:
-        """The shelf of what depends on these facts: model, front end, kind of feature."""
+        """Return the shelf of features that depend on these facts: model, front end, kind of feature."""
         return Shelf(self, self.folder / key_of(*facts).hex())
 
     def write(self, path: Path, arrays: dict[str, Array]) -> bool:
-        """Write one file atomically; a disk that is full ends the keeping, not the run."""
+        """Write one file atomically and return whether it was; after an OSError nothing more is written."""
         if self.trouble:
             return False
         data = safetensors.numpy.save(arrays)
@@ -108,11 +108,11 @@ class Store:
         return True
 
     def size(self) -> int:
-        """Bytes of all files."""
+        """Return the bytes of all files."""
         return sum(size for _, size, _ in self._entries())
 
     def _entries(self) -> list[tuple[float, int, Path]]:
-        """(last used, bytes, path) of every file; drafts of killed writers are removed on the way."""
+        """Return (last used, bytes, path) of every file, and delete drafts of killed writers."""
         found = []
         for shelf in self.folder.iterdir():
             atomic.sweep(shelf)
@@ -138,33 +138,30 @@ class Shelf:
 
     def __init__(self, store: Store, folder: Path) -> None:
         self.store, self.folder = store, folder
-        self._places: dict[bytes, tuple[Path, int]] = {}
+        self._entries: dict[bytes, tuple[Path, int]] = {}
         self._open: OrderedDict[Path, list[Array]] = OrderedDict()
         for path in sorted(folder.glob(f"*{SUFFIX}")):
             try:
                 with safetensors.safe_open(path, "numpy") as file:
                     keys = file.get_tensor("keys")
-                self._places.update({key.tobytes(): (path, i) for i, key in enumerate(keys)})
+                self._entries.update({key.tobytes(): (path, i) for i, key in enumerate(keys)})
             except (OSError, safetensors.SafetensorError, *UNFIT):
                 self._remove(path)
 
-    def __contains__(self, key: bytes) -> bool:
-        return key in self._places
-
     def get(self, key: bytes) -> Array | None:
-        """The array kept under a key; None where there is none, or where its file is gone or damaged."""
-        place = self._places.get(key)
-        if place is None:
+        """Return the array of a key; None where there is none, or where its file is missing or damaged."""
+        entry = self._entries.get(key)
+        if entry is None:
             return None
-        path, index = place
+        path, index = entry
         if path not in self._open and not self._load(path):
-            self._places = {key: (at, i) for key, (at, i) in self._places.items() if at != path}
+            self._entries = {key: (at, i) for key, (at, i) in self._entries.items() if at != path}
             return None
         self._open.move_to_end(path)
         return self._open[path][index]
 
     def put(self, keys: Sequence[bytes], arrays: Sequence[Array]) -> None:
-        """Keep arrays of one width, one a key, in one file."""
+        """Write arrays of one width, one for each key, into one file."""
         if not keys:
             return
         path = self.folder / f"{key_of(*(key.hex() for key in keys)).hex()}{SUFFIX}"
@@ -174,7 +171,7 @@ class Shelf:
             "counts": np.array([len(array) for array in arrays], np.int64),
         }
         if self.store.write(path, held):
-            self._places.update({key: (path, i) for i, key in enumerate(keys)})
+            self._entries.update({key: (path, i) for i, key in enumerate(keys)})
 
     def _load(self, path: Path) -> bool:
         try:
@@ -187,7 +184,7 @@ class Shelf:
             self._remove(path)
             return False
         with contextlib.suppress(OSError):
-            os.utime(path)  # used now: the last to go
+            os.utime(path)  # used now
         self._open[path] = found
         if len(self._open) > _OPEN:
             self._open.popitem(last=False)
@@ -195,14 +192,14 @@ class Shelf:
 
     @staticmethod
     def _remove(path: Path) -> None:
-        with contextlib.suppress(OSError):  # removed or mended by another process
+        with contextlib.suppress(OSError):  # removed or repaired by another process
             path.unlink()
 
 
 def key_of(*facts: str) -> bytes:
-    """The name of what depends on exactly these facts: 20 bytes."""
-    whole = hashlib.blake2b(digest_size=20)
+    """Return the hash of these facts: 20 bytes."""
+    digest = hashlib.blake2b(digest_size=20)
     for fact in facts:
         data = fact.encode("utf-8", "surrogateescape")
-        whole.update(len(data).to_bytes(8, "little") + data)  # with its length, so that no two lists read alike
-    return whole.digest()
+        digest.update(len(data).to_bytes(8, "little") + data)  # with its length, so that different lists differ
+    return digest.digest()

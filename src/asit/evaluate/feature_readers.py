@@ -1,4 +1,4 @@
-"""What is read off a clip: pooled tokens of an encoder, its patch tokens, or plain statistics of the log-mel.
+"""Features of a clip: pooled tokens of an encoder, its patch tokens, or statistics of the log-mel.
 
 Letters: S samples, P patches, D width, F mel bins.
 """
@@ -22,23 +22,23 @@ from asit.model.audio_model import AudioModel
 from asit.model.vit import Encoder
 
 TOKENS = "tokens"
-"""The kind that keeps all patch tokens, as float16."""
+"""The kind of all patch tokens, as float16."""
 LOG_MEL = "mean+std of log-mel"
 """The kind of `LogMelReader`."""
 WINDOWS = 16
-"""Windows of one clip that go through the encoder at once; part of what features depend on, to the last bit."""
+"""Windows of one clip in a batch; features depend on it in the last bits."""
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 MODEL, UNTRAINED, LOG_MEL_STATISTICS = "model", "untrained", "log-mel statistics"
-"""What is compared, as records call it."""
+"""Names of the encoders that are compared, in records."""
 
 Wave = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
 
 
 class Reader(Protocol):
-    """Turns a wave (S,) at the front end's rate into one array (rows, width) for each kind.
+    """Turns a waveform (S,) at the front end's rate into one array (rows, width) for each kind; thread-safe.
 
-    `digest` names everything but the wave that the numbers depend on. Several threads may call it at once.
+    `digest` names all that the numbers depend on except the waveform.
     """
 
     front_end: FrontEndSettings
@@ -49,20 +49,20 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to read off each clip by one reader."""
+    """A reader, and the kinds of features to read."""
 
     reader: Reader
     kinds: tuple[str, ...]
 
 
 class EncoderReader:
-    """Tokens of a frozen encoder, as `AudioModel.embed` gives them: long clips in windows that are blended.
+    """Reads the tokens of a frozen encoder, as `AudioModel.embed` returns them.
 
     Kinds are those of `asit.evaluate.pooling.pool`, which come with one row (time-mean: one for each band of mel
     patches, mel-mean: one for each column of time), and `TOKENS`, (P, D) float16, time-major.
 
     Args:
-        model: on the device that it shall run on.
+        model: on the device to run on.
         precision: arithmetic of the encoder.
         seconds: length that every clip is cut or padded to, in whole columns of patches; None: clips as they are.
     """
@@ -88,25 +88,25 @@ class EncoderReader:
     def __call__(self, wave: Wave, kinds: tuple[str, ...]) -> dict[str, Array]:
         sound = torch.from_numpy(_cut(self.model.front_end, wave, self.samples))
         device = self.model.encoder.pos_embed.device.type
-        with torch.autocast(device, enabled=False):  # embed switches on what it needs
-            heard = self.model.embed_batch([sound], precision=self.precision, batch=WINDOWS)[0]
-        assert heard.patches is not None
+        with torch.autocast(device, enabled=False):  # embed enables what it needs
+            found = self.model.embed_batch([sound], precision=self.precision, batch=WINDOWS)[0]
+        assert found.patches is not None
         out: dict[str, Array] = {}
         for kind in kinds:
             if kind == TOKENS:
-                out[kind] = heard.patches.half().numpy()
+                out[kind] = found.patches.half().numpy()
                 continue
-            vector = pool(heard.class_token[None], heard.patches[None], heard.grid, kind)  # type: ignore[arg-type]
-            rows = {"time-mean": heard.grid[1], "mel-mean": heard.grid[0]}.get(kind, 1)
+            vector = pool(found.class_token[None], found.patches[None], found.grid, kind)  # type: ignore[arg-type]
+            rows = {"time-mean": found.grid[1], "mel-mean": found.grid[0]}.get(kind, 1)
             out[kind] = vector.reshape(rows, -1).numpy()
         return out
 
 
 class LogMelReader:
-    """The plain baseline: mean and standard deviation over time of each log-mel bin, (1, 2 F); kind `LOG_MEL`.
+    """Reads the baseline: mean and standard deviation over time of each log-mel bin, (1, 2 F); kind `LOG_MEL`.
 
     Args:
-        front_end: the encoder's own, so that both hear the same.
+        front_end: the encoder's own, so that both have the same input.
         seconds: as `EncoderReader`, to the nearest sample.
     """
 
@@ -132,10 +132,10 @@ def encoders(
     precision: Literal["float32", "bf16"] = "float32",
     seconds: float | None = None,
 ) -> dict[str, Wanted]:
-    """What to read for a comparison: the model, and where asked for the same untrained and log-mel statistics.
+    """Return what to read for a comparison: the model, and with `baselines` the same untrained and log-mel statistics.
 
     Args:
-        pooling: ways to pool; "class+mean" is kept as its two halves, see `pooled`.
+        pooling: kinds of pooling; "class+mean" is read as its two halves, see `pooled`.
         tokens: also all patch tokens.
         seed: of the untrained weights.
         precision, seconds: as `EncoderReader`.
@@ -152,38 +152,38 @@ def encoders(
 
 
 def pooled(vectors: Mapping[str, npt.NDArray[np.float32]], kind: str) -> npt.NDArray[np.float32]:
-    """The (n, width) table of one kind of feature out of those that were read."""
+    """Return the (n, width) table of one kind of feature out of those that were read."""
     if kind == "class+mean":
         return np.concatenate([vectors["class"], vectors["mean"]], 1)
     return vectors[kind]
 
 
 def column_samples(model: AudioModel, seconds: float) -> int:
-    """Samples of the whole columns of patches in `seconds`, at least one column, at most four training views."""
+    """Return the samples of the full columns of patches in `seconds`: at least one column, at most four views."""
     encoder, frames = model.encoder, model.front_end.frames_for(round(seconds * model.rate))
     columns = max(1, (frames - encoder.patch[0]) // encoder.stride[0] + 1)
     return model.front_end.samples_for(encoder.span(min(columns, 4 * encoder.grid[0])))
 
 
 def weights_digest(encoder: Encoder) -> str:
-    """SHA-256 of an encoder's tensors and their names, wherever they came from."""
-    whole = hashlib.sha256()
+    """Return the SHA-256 of an encoder's tensors and their names."""
+    digest = hashlib.sha256()
     for name, tensor in sorted(encoder.state_dict().items()):
         data = tensor.detach().cpu().contiguous()
-        whole.update(f"{name} {data.dtype} {tuple(data.shape)}\n".encode())
-        whole.update(data.flatten().view(torch.uint8).numpy().data)
-    return whole.hexdigest()
+        digest.update(f"{name} {data.dtype} {tuple(data.shape)}\n".encode())
+        digest.update(data.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def untrained(model: AudioModel, seed: int) -> AudioModel:
-    """The model's architecture and front end with fresh weights."""
+    """Return the model's architecture and front end with newly initialised weights."""
     encoder = Encoder(model.encoder.settings, model.frames, model.front_end.settings.mels)
     encoder.init_weights(torch.Generator().manual_seed(seed))
     return AudioModel(encoder, FrontEnd(model.front_end.settings)).to(model.encoder.pos_embed.device)
 
 
 def _cut(front_end: FrontEnd, wave: Wave, samples: int | None) -> Wave:
-    """The wave cut or padded to a length; by the card's rule "zero", which fills frames, silence stands in."""
+    """Cut or pad a waveform to a length; where the card's rule is "zero", which fills frames, pad with silence."""
     if samples is None:
         return wave
     filled = front_end.pad(torch.from_numpy(wave[:samples]), samples).numpy()

@@ -1,11 +1,10 @@
-"""What frozen models make of many clips: each clip read once, over several processes and threads, with a cache.
+"""Features of many clips by frozen models: each clip is read once, by several processes and threads, with a cache.
 
 Letters: N clips, P patches, D width, F mel bins.
 
-A clip goes through a model by itself, its windows together, on one thread; several threads take several clips. So its
-features are a function of the clip alone: the same bit for bit with whatever other clips, for any number of processes
-and threads, from the cache or anew. On one core that gives clips of 10 s at the speed of batches, and clips of 1 s at
-half of it (docs/evaluate.md), once.
+The windows of a clip are a batch of their own, run on one thread; several threads take several clips. So the features
+of a clip depend on the clip alone, bit for bit: not on the other clips, on the number of processes and threads, or on
+the cache. On one core clips of 10 s are as fast as in larger batches, clips of 1 s half as fast (docs/evaluate.md).
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ from asit.training.block_rounds import BlockRounds, block_ends
 Array = npt.NDArray[Any]
 
 MOST, LONGEST = 64, 600.0
-"""Clips, and seconds of sound, after which a block ends, so that the tokens of a block fit in memory."""
+"""Clips, and seconds of sound, after which a block ends: the tokens of a block must fit in memory."""
 FORMAT = "4"
-"""Version of what the cache holds; 4: files whose headers say less than they hold are read whole."""
+"""Version of the cached features; 4: files with more audio than their headers promise are read to the end."""
 
 
 Clips = Catalogue | Sequence[Clip]
@@ -52,7 +51,7 @@ class Collected:
         tokens: reader's name -> n arrays (P, D) float16; only where `TOKENS` was wanted.
         kept: (n,) int64, the clips they belong to, ascending.
         bad: (path, reason) of the clips that could not be read.
-        cached: clips whose features all came from the cache.
+        cached: clips whose features were all in the cache.
     """
 
     vectors: dict[str, dict[str, npt.NDArray[np.float32]]]
@@ -86,19 +85,19 @@ def collect(
     bad_files: float = 0.1,
     progress: Counter | None = None,
 ) -> Collected | None:
-    """Features of all clips; every process of the world calls this, and the main one gets them (the others None).
+    """Return the features of all clips; every process calls this, and those other than the main one return None.
 
     Args:
         clips: N of them, in any order.
-        wanted: name -> reader and kinds; all readers hear sound of one rate.
+        wanted: name -> reader and kinds; all readers take audio of one rate.
         store: the cache; None: everything is computed.
         world: the processes that share the work; None: this one alone.
-        bad_files: share of clips that may be unreadable; they are left out and named.
+        bad_files: share of clips that may be unreadable; they are left out and listed.
         progress: called with clips done, clips in all, and unreadable ones.
 
     Raises:
         CatalogueError: no clip, or more unreadable ones than `bad_files` allows.
-        AsitError: features that are not finite, or, of a kind that keeps the order in time, of different lengths.
+        AsitError: features that are not finite, or of different lengths where a kind keeps the order in time.
     """
     if not len(clips):
         raise CatalogueError("no clip to take features of", "at least one", "check the split that was chosen")
@@ -121,7 +120,7 @@ def collect(
 
 
 def blocks(clips: Clips) -> tuple[npt.NDArray[np.int64], list[int]]:
-    """Order of the clips by path and start, in which files of the cache follow one another, and where blocks end."""
+    """Return the order of the clips by path and start, and where blocks end in it."""
     names, seconds = [], np.empty(len(clips))
     for i in range(len(clips)):
         clip = clips[i]
@@ -133,7 +132,7 @@ def blocks(clips: Clips) -> tuple[npt.NDArray[np.int64], list[int]]:
 
 @contextmanager
 def _threads(world: World) -> Iterator[ThreadPoolExecutor]:
-    """A thread for each of torch's, each of which computes alone; an accelerator is fed by one."""
+    """A pool of as many threads as torch has, each of which computes on one; one thread for an accelerator."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -189,7 +188,7 @@ class _Reading:
     def _clip(
         self, clip: Clip, missing: Sequence[Of], stored: Mapping[range_reader.Place, bytes]
     ) -> dict[Of, Array] | str:
-        """What is missing of one clip, which is read once for it; or why the clip cannot be read."""
+        """Return the missing features of one clip, which is read once; or why it cannot be read."""
         if not missing:
             return {}
         settings = next(iter(self.wanted.values())).reader.front_end
@@ -202,7 +201,7 @@ class _Reading:
             kinds = tuple(kind for of, kind in missing if of == name)
             try:
                 read = self.wanted[name].reader(wave, kinds)
-            except AudioError as error:  # of the model's answer: the sound has been read
+            except AudioError as error:  # of the model: the sound has been read
                 raise AsitError(f"{clip.path}: {error.found}", error.expected, error.remedy) from None
             for kind, array in read.items():
                 if not np.isfinite(array).all():
@@ -216,15 +215,15 @@ class _Reading:
 
 
 def _far(clip: Clip) -> range_reader.Place | None:
-    """Where a clip lies in a store, of which a block's clips are asked for together."""
+    """Return the range of a clip in an object store, from which the clips of a block are fetched together."""
     return range_reader.place_of(clip) if clip.shard is not None and storage.is_url(clip.shard) else None
 
 
 def _key(clip: Clip, stamps: dict[str, tuple[int, int]]) -> bytes:
-    """What says that a clip is still the same: its path and part, and its file's or shard's size and time of change.
+    """Return the key of a clip: its path and part, and the fingerprint of its file or shard.
 
     Args:
-        stamps: of the shards in stores, each of which is asked once.
+        stamps: fingerprints of the shards in object stores, each of which is requested once.
     """
     if clip.shard is not None and storage.is_url(clip.shard):
         if clip.shard not in stamps:
@@ -240,7 +239,7 @@ def _key(clip: Clip, stamps: dict[str, tuple[int, int]]) -> bytes:
 
 
 class _Gathered:
-    """The blocks' results put in their places."""
+    """Tables of features, filled block by block."""
 
     def __init__(self, count: int, clips: Clips, bad_files: float) -> None:
         self.clips, self.allowed, self.share = clips, int(bad_files * count), bad_files
@@ -260,23 +259,23 @@ class _Gathered:
         self.cached += found.cached
         self.bad += [(self.clips[int(rows[row])].path, reason) for row, reason in sorted(found.faults.items())]
         if len(self.bad) > self.allowed:
-            told = "\n    ".join(reason for _, reason in self.bad[:3])
+            reasons = "\n    ".join(reason for _, reason in self.bad[:3])
             raise CatalogueError(
-                f"{len(self.bad)} of the first {self.done} clips cannot be read, the first:\n    {told}",
+                f"{len(self.bad)} of the first {self.done} clips cannot be read, the first:\n    {reasons}",
                 f"at most {self.allowed} of {len(self.read)} (bad_files {self.share:g})",
                 "mend these files, leave them out, or raise --bad-files",
             )
         if not keep:
             return
-        places = rows[found.rows] if found.rows else np.empty(0, np.int64)
-        self.read[places] = True
+        indices = rows[found.rows] if found.rows else np.empty(0, np.int64)
+        self.read[indices] = True
         for (name, kind), arrays in found.arrays.items():
             if kind == TOKENS:
-                self.tokens.setdefault(name, {}).update(zip(places.tolist(), arrays, strict=True))
+                self.tokens.setdefault(name, {}).update(zip(indices.tolist(), arrays, strict=True))
             elif arrays:
-                self._put(name, kind, places, [array.reshape(-1) for array in arrays])
+                self._put(name, kind, indices, [array.reshape(-1) for array in arrays])
 
-    def _put(self, name: str, kind: str, places: npt.NDArray[np.int64], arrays: Sequence[Array]) -> None:
+    def _put(self, name: str, kind: str, indices: npt.NDArray[np.int64], arrays: Sequence[Array]) -> None:
         if (name, kind) not in self.vectors:
             self.vectors[name, kind] = np.empty((len(self.read), arrays[0].size), np.float32)
         table = self.vectors[name, kind]
@@ -287,7 +286,7 @@ class _Gathered:
                 "clips of one length for features that keep the order in time",
                 "give a length that all clips are cut or padded to with --seconds, or choose another pooling",
             )
-        table[places] = np.stack(arrays)
+        table[indices] = np.stack(arrays)
 
     def result(self, wanted: Mapping[str, Wanted]) -> Collected:
         kept = np.flatnonzero(self.read)
