@@ -312,7 +312,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tuned["sides"] = {"hold_out": 0.5}
     begun = FinetuneSettings(data=str(root / "catalogue.jsonl"), out=str(root / "tuned"), **tuned)
     finetuning.finetune(begun)
-    search.build(model, [str(root / "sounds")], root / "index", search.Ask(precision="float32"))
+    search.build(model, [str(root / "sounds")], root / "index", search.IndexSettings(precision="float32"))
     (root / "labels.csv").write_text("index,display_name\n0,a\n1,b\n2,c\n")
     (root / "labels.json").write_text(json.dumps({"id2label": {"0": "a", "1": "b", "2": "c"}}))
     store = feature_cache.Store(root / "cache")

@@ -87,7 +87,9 @@ def made(archive: Path, model: AudioModel, tmp_path: Path) -> Index:
 def index(model: AudioModel, tmp_path_factory: pytest.TempPathFactory) -> Index:
     """An index to look things up in; nothing may change it, nor the recordings in `sounds` beside it."""
     folder = tmp_path_factory.mktemp("whole")
-    search.build(model, [str(write_archive(folder / "sounds"))], folder / "index", search.Ask(precision="float32"))
+    search.build(
+        model, [str(write_archive(folder / "sounds"))], folder / "index", search.IndexSettings(precision="float32")
+    )
     return Index.read(folder / "index")
 
 

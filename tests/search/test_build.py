@@ -17,23 +17,23 @@ from asit import search
 from asit.errors import AudioError, CheckpointError, ConfigError
 from asit.model.audio_model import AudioModel
 from asit.model.inference.overlap import ClipPooling as Pooling
-from asit.search import Index, embed_windows
-from asit.search.partial_build import Partial, path_of
+from asit.search import Index, IndexSettings, builder
+from asit.search.partial_build import PartialBuild, path_of
 
 from .conftest import RATE, make_model, write  # type: ignore[import-not-found]
 
 
 @pytest.fixture
-def heard(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the recordings that builds read from here on."""
     names: list[str] = []
-    real = embed_windows.embed_sources
+    real = builder.embed_sources
 
-    def hear(model: AudioModel, sources: Any, *rest: Any, **more: Any) -> Iterator[Any]:
+    def embed_sources(model: AudioModel, sources: Any, *rest: Any, **more: Any) -> Iterator[Any]:
         names.extend(source.name for source in sources)
         return real(model, sources, *rest, **more)
 
-    monkeypatch.setattr(embed_windows, "embed_sources", hear)
+    monkeypatch.setattr(builder, "embed_sources", embed_sources)
     return names
 
 
@@ -49,27 +49,27 @@ def test_a_window_longer_than_the_view_is_one_row(
     archive: Path, model: AudioModel, tmp_path: Path, pooling: Pooling
 ) -> None:
     """Its stretches come one by one; together they are what the model says about all of it."""
-    ask = search.Ask(window=5.0, pooling=pooling, batch=1)
+    ask = IndexSettings(window=5.0, pooling=pooling, batch=1)
     search.build(model, [str(archive / "long.wav")], tmp_path / "index", ask)
     index = Index.read(tmp_path / "index")
     assert [(index.clip(row).start, index.clip(row).end) for row in range(len(index))] == [(0.0, 3.0)]
-    heard = model.embed(archive / "long.wav")
-    alone = (heard.clip if pooling == "mean" else heard.class_token).numpy()
+    found = model.embed(archive / "long.wav")
+    alone = (found.clip if pooling == "mean" else found.class_token).numpy()
     np.testing.assert_allclose(index.vector(0), alone / np.linalg.norm(alone), atol=1e-3)
 
 
 def test_adding_reads_only_what_is_new_or_changed(
-    made: Index, model: AudioModel, archive: Path, heard: list[str], tmp_path: Path
+    made: Index, model: AudioModel, archive: Path, read: list[str], tmp_path: Path
 ) -> None:
     before = made
     vectors = {before.clip(row).name: before.vector(row) for row in range(8)}
-    heard.clear()
+    read.clear()
     write(archive / "new.wav", 0.5, 20)
     write(archive / "4.wav", 0.5, 21)
     (archive / "5.wav").unlink()
     built = search.build(model, [str(archive)], tmp_path / "index", add=True)
-    assert heard == ["4.wav", "new.wav"]
-    assert (built.heard, built.kept, built.dropped, built.failures) == (2, 7, 1, [])
+    assert read == ["4.wav", "new.wav"]
+    assert (built.read, built.kept, built.dropped, built.failures) == (2, 7, 1, [])
     after = Index.read(tmp_path / "index")
     assert names(after) == {*(f"{i}.wav" for i in (0, 1, 2, 3, 4, 6, 7)), "long.wav", "new.wav"}
     for row in range(len(after)):
@@ -84,34 +84,34 @@ def test_adding_reads_only_what_is_new_or_changed(
 
 
 def test_adding_another_folder_keeps_what_is_elsewhere(
-    made: Index, model: AudioModel, heard: list[str], tmp_path: Path
+    made: Index, model: AudioModel, read: list[str], tmp_path: Path
 ) -> None:
     write(tmp_path / "more" / "m.wav", 0.5, 30)
-    heard.clear()
+    read.clear()
     built = search.build(model, [str(tmp_path / "more")], tmp_path / "index", add=True)
-    assert (heard, built.kept, built.recordings) == (["m.wav"], 9, 10)
+    assert (read, built.kept, built.recordings) == (["m.wav"], 9, 10)
     again = search.build(model, [], tmp_path / "index", add=True)  # nothing named: what is there is looked at
-    assert (again.heard, again.kept, again.dropped) == (0, 10, 0)
+    assert (again.read, again.kept, again.dropped) == (0, 10, 0)
     (tmp_path / "more" / "m.wav").unlink()
     assert search.build(model, [], tmp_path / "index", add=True).dropped == 1
 
 
 def test_adding_keeps_the_indexs_settings_and_refuses_others(archive: Path, model: AudioModel, tmp_path: Path) -> None:
-    search.build(model, [str(archive)], tmp_path / "index", search.Ask(window=0.5, pooling="class"))
+    search.build(model, [str(archive)], tmp_path / "index", IndexSettings(window=0.5, pooling="class"))
     write(archive / "new.wav", 1.5, 20)
     search.build(model, [str(archive)], tmp_path / "index", add=True)
     assert Index.read(tmp_path / "index").card["window"] == 0.5
-    with pytest.raises(ConfigError, match=r"other settings: window 0.5 in the index, 0.4 asked for; pooling class"):
-        search.build(model, [str(archive)], tmp_path / "index", search.Ask(window=0.4, pooling="mean"), add=True)
+    with pytest.raises(ConfigError, match=r"other settings: window 0.5 in the index, 0.4 given; pooling class"):
+        search.build(model, [str(archive)], tmp_path / "index", IndexSettings(window=0.4, pooling="mean"), add=True)
     with pytest.raises(ConfigError, match="another model: not the same weights"):
         search.build(make_model(1), [str(archive)], tmp_path / "index", add=True)
 
 
 def test_a_build_that_was_stopped_goes_on(
-    archive: Path, model: AudioModel, tmp_path: Path, heard: list[str], monkeypatch: pytest.MonkeyPatch
+    archive: Path, model: AudioModel, tmp_path: Path, read: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "index"
-    real = embed_windows.embed_sources
+    real = builder.embed_sources
 
     def stopped(*args: Any, **more: Any) -> Iterator[Any]:
         for done, found in enumerate(real(*args, **more)):
@@ -120,17 +120,17 @@ def test_a_build_that_was_stopped_goes_on(
             yield found
 
     with monkeypatch.context() as patch:
-        patch.setattr(embed_windows, "embed_sources", stopped)
+        patch.setattr(builder, "embed_sources", stopped)
         with pytest.raises(KeyboardInterrupt, match=r"5 of 9 recordings are kept in .*index\.partial"):
             search.build(model, [str(archive)], out)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index.partial", "sounds"]
     with path_of(out).open("ab") as file:
         file.write(b'{"source": {"name": "to')  # torn by a kill
     write(archive / "1.wav", 0.5, 40)  # changed since
-    heard.clear()
+    read.clear()
     built = search.build(model, [str(archive)], out)
-    assert heard == ["1.wav", "5.wav", "6.wav", "7.wav", "long.wav"]
-    assert built.heard == 9
+    assert read == ["1.wav", "5.wav", "6.wav", "7.wav", "long.wav"]
+    assert built.read == 9
     assert not path_of(out).exists()
     search.build(model, [str(archive)], tmp_path / "once")
     one, two = Index.read(out), Index.read(tmp_path / "once")
@@ -190,25 +190,25 @@ def test_a_full_disk_leaves_no_index(
     assert search.build(model, [str(archive)], tmp_path / "index").recordings == 9
 
 
-def test_a_disk_that_fills_while_recordings_are_heard(
+def test_a_disk_that_fills_while_recordings_are_read(
     archive: Path, model: AudioModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Partial, "add", full)
+        patch.setattr(PartialBuild, "add", full)
         with pytest.raises(CheckpointError, match=r"the disk is full.*0 of 9 recordings are kept in"):
             search.build(model, [str(archive)], tmp_path / "index")
     assert not (tmp_path / "index").exists()
 
 
 def test_only_an_index_is_replaced(made: Index, model: AudioModel, archive: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"holds an index already(.|\n)*--add(.|\n)*--overwrite"):
+    with pytest.raises(ConfigError, match=r"already holds an index(.|\n)*--add(.|\n)*--overwrite"):
         search.build(model, [str(archive)], tmp_path / "index")
     with pytest.raises(ConfigError, match="choose one"):
         search.build(model, [str(archive)], tmp_path / "index", add=True, overwrite=True)
-    with pytest.raises(ConfigError, match="is there already, and is no index"):
+    with pytest.raises(ConfigError, match="already exists, and is no index"):
         search.build(model, [str(archive)], archive, overwrite=True)
     with pytest.raises(ConfigError, match="an index to add to"):
         search.build(model, [str(archive)], tmp_path / "none", add=True)

@@ -125,7 +125,7 @@ def test_rows_that_are_not_there(index: Index) -> None:
 
 @pytest.mark.parametrize("pooling", ["class", "class+mean"])
 def test_poolings_and_layers_are_the_indexs_own(archive: Path, model: AudioModel, tmp_path: Path, pooling: Any) -> None:
-    ask = search.Ask(pooling=pooling, layer=0, window=0.5, hop=0.25)
+    ask = search.IndexSettings(pooling=pooling, layer=0, window=0.5, hop=0.25)
     search.build(model, [str(archive)], tmp_path / "index", ask)
     index = Index.read(tmp_path / "index")
     heard = model.embed(archive / "2.wav", layer=0)

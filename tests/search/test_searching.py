@@ -45,7 +45,7 @@ def made(run: Run, archive: Path, model_folder: Path) -> Index:
 def test_from_a_folder_to_neighbours(run: Run, archive: Path, model_folder: Path) -> None:
     code, out, err = run("index", model_folder, "sounds", "--out", "index")
     assert code == 0, err
-    assert "index: 9 recordings in 16 rows (9 heard); every row is compared" in out
+    assert "index: 9 recordings in 16 rows (9 read); every row is compared" in out
     code, out, _ = run("similar", "index", "sounds/3.wav", "-k", "2")
     assert code == 0
     (line,) = map(json.loads, out.splitlines())
@@ -123,7 +123,7 @@ def test_bad_recordings_give_status_2_and_the_rest_goes_on(run: Run, archive: Pa
         ("index MODEL sounds --out new --threads -1", "--threads -1"),
         ("similar index sounds/1.wav --threads -1", "--threads -1"),
         ("index MODEL sounds --out new --add", "an index to add to"),
-        ("index MODEL sounds --out index", "--add to bring it up to date"),
+        ("index MODEL sounds --out index", "--add to update it"),
         ("index MODEL sounds --out index --add --overwrite", "choose one"),
         ("index MODEL sounds --out index --add --window 0.3", "other settings: window 0.4 in the index"),
         ("index MODEL sounds --out sounds --overwrite", "is no index"),

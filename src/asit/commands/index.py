@@ -79,13 +79,13 @@ def index(prog: str, summary: str, given: list[str]) -> int:
     search.check_free(out, options.add, options.overwrite)  # before a model is loaded for nothing
     with runtime.world(options.device, options.threads) as world:
         model = load(options.model, world.device)
-        ask = search.Ask(
-            options.window,
-            options.hop,
-            options.pooling,
-            options.layer,
-            options.precision,
-            options.batch,
+        settings = search.IndexSettings(
+            window=options.window,
+            hop=options.hop,
+            pooling=options.pooling,
+            layer=options.layer,
+            precision=options.precision,
+            batch=options.batch,
             threads=torch.get_num_threads(),
         )
         path = str(Path(options.model).resolve()) if Path(options.model).exists() else options.model
@@ -93,7 +93,7 @@ def index(prog: str, summary: str, given: list[str]) -> int:
             model,
             options.inputs,
             out,
-            ask,
+            settings,
             add=options.add,
             overwrite=options.overwrite,
             model_path=path,
@@ -101,21 +101,21 @@ def index(prog: str, summary: str, given: list[str]) -> int:
     if built.others:
         log.info(describe_ignored(built.others))
     for name, reason in built.failures[:_NAMED]:
-        log.warning(search.told(name, reason))
+        log.warning(search.failure_line(name, reason))
     if len(built.failures) > _NAMED:
         log.warning(f"and {len(built.failures) - _NAMED} more, in {out / 'failures.jsonl'}")
-    print(_told(built))
+    print(_summary(built))
     return 2 if built.failures else 0
 
 
-def _told(built: Built) -> str:
-    news = [f"{built.heard} heard"]
-    news += [f"{count} {word}" for count, word in ((built.kept, "kept"), (built.dropped, "dropped")) if count]
-    news += [f"{len(built.failures)} could not be read"] if built.failures else []
-    way = "every row is compared" if built.exact else "searched by a graph"
+def _summary(built: Built) -> str:
+    counts = [f"{built.read} read"]
+    counts += [f"{count} {word}" for count, word in ((built.kept, "kept"), (built.dropped, "dropped")) if count]
+    counts += [f"{len(built.failures)} could not be read"] if built.failures else []
+    method = "every row is compared" if built.exact else "searched by a graph"
     return (
-        f"{built.folder}: {built.recordings} recordings in {built.rows} rows ({', '.join(news)}); {way}\n"
-        f"asit similar {built.folder} FILE finds what sounds most like a file"
+        f"{built.folder}: {built.recordings} recordings in {built.rows} rows ({', '.join(counts)}); {method}\n"
+        f"asit similar {built.folder} FILE finds what sounds most like FILE"
     )
 
 

@@ -1,6 +1,8 @@
 """Indexes of recordings, searched by sound: `build` makes one, `Index.read` opens it."""
 
-from asit.search.builder import Ask, Built, build, check_free, told
+from asit.search.builder import Built, IndexSettings, build, check_free, failure_line
 from asit.search.index import Index, Neighbour
 
-__all__ = ["Ask", "Built", "Index", "Neighbour", "build", "check_free", "told"]
+Ask = IndexSettings  # its name in releases up to 0.1
+
+__all__ = ["Ask", "Built", "Index", "IndexSettings", "Neighbour", "build", "check_free", "failure_line"]

@@ -17,7 +17,7 @@ from asit.errors import AsitError, AudioError, ConfigError
 from asit.model.audio_model import AudioModel, Embedding
 from asit.model.inference.batching import Done, run_recordings
 from asit.model.inference.overlap import ClipPooling
-from asit.search.partial_build import Times
+from asit.search.partial_build import EmbeddedRecording
 from asit.search.recordings import Source
 
 Wave = npt.NDArray[np.float32]
@@ -26,15 +26,11 @@ POOLINGS: tuple[ClipPooling, ...] = get_args(ClipPooling)
 WHOLE = 1.5
 """A recording up to this many times as long as the window is one row."""
 
-RecordingRows = tuple[Source, Times, npt.NDArray[np.float16] | str]
-"""A recording, start and end of its rows in s from the beginning of the file, and their vectors (n, D), or why there
-are none."""
-
 
 def embed_sources(
     model: AudioModel, sources: Sequence[Source], settings: Mapping[str, Any], batch: int = 16, threads: int = 1
-) -> Generator[RecordingRows]:
-    """Yield the rows of each recording, in the order given.
+) -> Generator[tuple[Source, EmbeddedRecording | str]]:
+    """Yield each recording, in the order given, with its rows or the reason why it has none.
 
     Args:
         settings: window, hop, layer, pooling and precision, as in an index's card.
@@ -49,13 +45,14 @@ def embed_sources(
                 yield sources[index].start + start, wave
 
     embedder = model.embedder(settings["layer"], settings["precision"], patches=False)
-    times, vectors, fault = Times(), list[npt.NDArray[np.float16]](), ""
+    times, vectors, fault = list[tuple[float, float]](), list[npt.NDArray[np.float16]](), ""
     with closing(run_recordings(embedder, len(sources), pieces, batch=batch, threads=threads)) as results:
         for result in results:
             if isinstance(result, Done):
                 fault = result.fault or fault
-                yield sources[result.index], times, fault or np.stack(vectors)
-                times, vectors, fault = Times(), [], ""
+                source = sources[result.index]
+                yield source, fault or EmbeddedRecording(source, times, np.stack(vectors))
+                times, vectors, fault = [], [], ""
                 continue
             assert result.seconds is not None
             times.append((result.start, result.start + result.seconds))

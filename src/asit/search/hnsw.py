@@ -1,9 +1,9 @@
-"""The graph of a large index: hierarchical navigable small worlds, by usearch, and a look at its file beforehand.
+"""The graph of a large index (HNSW, by usearch), and the check of its file before it is loaded.
 
-Method: Malkov and Yashunin, arXiv 1603.09320. usearch reads a file as it comes, so one whose numbers point outside it
-would make the process read other memory. `check` therefore walks through all counts, levels and neighbours of the
-file first (layout: usearch 2.x, `index_dense.hpp` and `index.hpp`): N vectors, a head of 64 bytes, the graph's head,
-N levels, and N nodes, each a key, its level, and a counted list of neighbours for each level from 0 up.
+Method: Malkov and Yashunin, arXiv 1603.09320. usearch trusts its files: numbers that point outside the file would make
+it read other memory. `check` therefore verifies all counts, levels and neighbours first. Layout (usearch 2.x,
+`index_dense.hpp` and `index.hpp`): N vectors, a head of 64 bytes, the graph's head, N levels, and N nodes, each a key,
+its level, and a counted list of neighbours for each level from 0 up.
 
 Letters: N vectors, D width.
 """
@@ -21,11 +21,16 @@ import numpy.typing as npt
 from asit.errors import CheckpointError, ConfigError
 
 CONNECTIVITY = 16
-"""Neighbours of a node on the upper levels; twice as many on the lowest."""
+"""Neighbours of a node on the upper levels; the lowest has twice as many."""
 EXPANSION_ADD = 128
-"""Candidates looked at when a vector is added."""
+"""Candidates when a vector is added."""
 EXPANSION_SEARCH = 128
-"""Candidates looked at when a vector is searched; bench/search.py measures the recall."""
+"""Candidates when a vector is searched; bench/search.py measures the recall."""
+PARAMETERS = {
+    "connectivity": CONNECTIVITY,
+    "expansion_add": EXPANSION_ADD,
+    "expansion_search": EXPANSION_SEARCH,
+}
 
 _BASE = 2 * CONNECTIVITY
 _HEAD = np.dtype(
@@ -46,8 +51,8 @@ _HEAD = np.dtype(
 _GRAPH = np.dtype([(name, "<u8") for name in ("size", "connectivity", "base", "max_level", "entry")])
 _COSINE, _FLOAT16, _UINT64, _UINT32 = ord("c"), 12, 14, 15
 _NODE = 10  # bytes of a node's key and level
-_CHUNK = 1 << 15  # nodes looked at together
-_MOST_LEVELS = 64  # a level is drawn with odds of 1 to CONNECTIVITY, so 64 are never met
+_CHUNK = 1 << 15  # nodes that are checked together
+_MOST_LEVELS = 64  # each level has 1 / CONNECTIVITY of the nodes of the one below, so 64 never occur
 
 Vectors = npt.NDArray[np.float16]
 
@@ -61,15 +66,8 @@ class Graph:
 
     def __init__(self, width: int) -> None:
         self.width = width
-        self._index = _usearch().Index(
-            ndim=width,
-            metric="cos",
-            dtype="f16",
-            connectivity=CONNECTIVITY,
-            expansion_add=EXPANSION_ADD,
-            expansion_search=EXPANSION_SEARCH,
-        )
-        # A search borrows one of usearch's own workspaces; it lasts well under a millisecond.
+        self._index = _usearch().Index(ndim=width, metric="cos", dtype="f16", **PARAMETERS)
+        # Searches share one of usearch's workspaces; each takes well under a millisecond.
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -78,7 +76,7 @@ class Graph:
     def add(
         self, vectors: npt.NDArray[Any], threads: int = 1, tick: Callable[[int, int, int], None] | None = None
     ) -> None:
-        """Add rows behind those that are there. With more than one thread the graph depends on their timing.
+        """Append rows. With more than one thread the graph depends on their timing.
 
         Args:
             vectors: (n, D) float16.
@@ -93,20 +91,13 @@ class Graph:
                 tick(at + len(part), len(vectors), 0)
 
     def nearest(self, vector: npt.NDArray[np.float32], k: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """Rows and cosine similarities of about the k nearest to a vector (D,), best first.
-
-        Any number of threads may call it.
-        """
+        """Return rows and cosine similarities of about the k nearest to a vector (D,), best first; thread-safe."""
         with self._lock:
             found = self._index.search(vector, min(k, len(self)), threads=1)
         return found.keys.astype(np.int64), (1 - found.distances).astype(np.float32)
 
     def save(self, path: Path) -> None:
-        """Write the graph with its vectors.
-
-        Raises:
-            CheckpointError: it could not be written whole.
-        """
+        """Write the graph with its vectors; raises CheckpointError where that fails."""
         try:
             self._index.save(path)
             check(path, len(self), self.width)
@@ -119,7 +110,7 @@ class Graph:
 
     @classmethod
     def load(cls, path: Path, rows: int, width: int) -> Graph:
-        """Read what `save` wrote, after `check`.
+        """Check and load a file of `save`.
 
         Raises:
             CheckpointError: as `check`.
@@ -137,14 +128,11 @@ class Graph:
 
 
 def check(path: Path, rows: int, width: int) -> None:
-    """Refuse a graph file that is not what this module writes, or in which anything points outside.
+    """Raise CheckpointError for a graph file that this module did not write, or in which anything points outside.
 
     Args:
         rows: N that the file must hold.
         width: D.
-
-    Raises:
-        CheckpointError: says what does not fit.
     """
     size = path.stat().st_size
     head = 8 + rows * width * 2
@@ -193,7 +181,7 @@ def check(path: Path, rows: int, width: int) -> None:
 def _check_heads(
     path: Path, data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64], levels: npt.NDArray[np.int64]
 ) -> None:
-    """Keys are the rows, each once, and each node has the level that is listed."""
+    """Check that keys are the rows, each once, and that each node has the level that is listed."""
     rows = len(levels)
     seen = np.zeros(rows, bool)
     for at in range(0, rows, _CHUNK):
@@ -215,7 +203,7 @@ def _check_level(
     levels: npt.NDArray[np.int64],
     level: int,
 ) -> None:
-    """Each list on a level is no longer than its place, and names nodes that reach that level themselves."""
+    """Check that each list on a level fits its slots, and has nodes only that reach that level themselves."""
     for at in range(0, len(offsets), _CHUNK):
         part = data[offsets[at : at + _CHUNK, None] + np.arange(4 * (1 + slots))].view("<u4")
         counts, neighbours = part[:, 0], part[:, 1:]
@@ -228,7 +216,7 @@ def _damaged(path: Path, reason: str) -> CheckpointError:
     return CheckpointError(
         f"{path} is damaged or not asit's: {reason}",
         "the graph as `asit index` wrote it, with usearch 2.x",
-        "copy the index again from where it was made, or make it anew with `asit index --overwrite`",
+        "copy the index again from where it was made, or rebuild it with `asit index --overwrite`",
     )
 
 
