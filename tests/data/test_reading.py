@@ -147,17 +147,17 @@ def test_a_batch_asks_once_for_neighbours(packed: Catalogue, monkeypatch: pytest
     samples = views_of(packed)
     samples.__getitems__([(0, index) for index in (3, 0, 7, 2, 1, 6)])
     assert [Path(place).name for place, *_ in asked] == ["shard-000000.tar", "shard-000001.tar"]
-    places = [range_reader.place_of(packed[i]) for i in (3, 0, 7, 2, 1, 6)]
+    places = [range_reader.span_of(packed[i]) for i in (3, 0, 7, 2, 1, 6)]
     found = range_reader.fetch(place for place in places if place is not None)
     for place in places:
         assert place is not None
         assert found[place] == plain(*place)
     monkeypatch.setattr(range_reader, "_GAP", 0)
     asked.clear()
-    apart = [range_reader.place_of(packed[i]) for i in (0, 2, 0)]
+    apart = [range_reader.span_of(packed[i]) for i in (0, 2, 0)]
     range_reader.fetch(place for place in apart if place is not None)
     assert len(asked) == 2  # nothing between is read, and nothing twice
-    monkeypatch.setattr(range_reader, "_AHEAD", places[0][2])  # type: ignore[index]
+    monkeypatch.setattr(range_reader, "_AHEAD", places[0].size)  # type: ignore[index]
     assert len(range_reader.fetch(place for place in places if place is not None)) == 1
 
 
@@ -179,7 +179,7 @@ def test_of_a_large_member_only_blocks_are_read(
     for i in range(len(loose)):
         ours, theirs = (read_clip(listed[i], RATE, start, 0.1) for listed in (packed, loose))
         assert np.array_equal(ours, theirs)
-    sizes = [range_reader.place_of(packed[i])[2] for i in range(12)]  # type: ignore[index]
+    sizes = [range_reader.span_of(packed[i]).size for i in range(12)]  # type: ignore[index]
     assert most < max(sizes)
 
 
@@ -187,7 +187,7 @@ def test_a_damaged_member_is_replaced_and_a_missing_shard_is_not(
     loose: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listed = pack(loose, tmp_path)
-    _, offset, size = range_reader.place_of(listed[1])  # type: ignore[misc]
+    _, offset, size = range_reader.span_of(listed[1])  # type: ignore[misc]
     with (tmp_path / "shard-000000.tar").open("r+b") as file:
         file.seek(offset)
         file.write(b"\0" * size)
@@ -293,7 +293,7 @@ def test_a_store_is_read_as_a_folder_is(loose: Catalogue, packed: Catalogue, mon
             got = [*threads.map(sounds, range(12))]
         assert got == [Path(clip.path).read_bytes() for clip in loose]
         assert sorted(asked) == [f"memory://reading/shard-{i:06d}.tar" for i in range(3)]  # neighbours together
-        assert not any(run.held for run in sounds.ahead._of.values())
+        assert not any(run._found for run in sounds.ahead._runs.values())
     storage.remove("memory://reading/index.jsonl")
     tars = tar_index.tars_of("memory://reading")
     assert tars == [f"memory://reading/shard-{i:06d}.tar" for i in range(3)]

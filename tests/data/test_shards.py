@@ -228,7 +228,7 @@ def test_a_full_disk_leaves_no_shard(sounds: Catalogue, tmp_path: Path, monkeypa
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    way = tar_writer.Way(str(tmp_path / "out"), "original", RATE)
+    way = tar_writer.ShardFormat(str(tmp_path / "out"), "original", RATE)
     (tmp_path / "out").mkdir()
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(StoreError, match=r"shard-000000.tar cannot be written: the disk is full"):
@@ -241,7 +241,7 @@ def test_a_writer_killed_by_the_system(sounds: Catalogue, tmp_path: Path, monkey
     def killed(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(members, "member", killed)
+    monkeypatch.setattr(members, "encode_clip", killed)
     with pytest.raises(TrainingError, match=r"a process that wrote a shard was killed[\s\S]*fewer --workers"):
         pack(sounds, tmp_path / "out", workers=2)
     monkeypatch.undo()

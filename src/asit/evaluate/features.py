@@ -186,7 +186,7 @@ class _Reading:
         return out
 
     def _clip(
-        self, clip: Clip, missing: Sequence[Of], stored: Mapping[range_reader.Place, bytes]
+        self, clip: Clip, missing: Sequence[Of], stored: Mapping[range_reader.ByteSpan, bytes]
     ) -> dict[Of, Array] | str:
         """Return the missing features of one clip, which is read once; or why it cannot be read."""
         if not missing:
@@ -214,9 +214,9 @@ class _Reading:
         return out
 
 
-def _far(clip: Clip) -> range_reader.Place | None:
+def _far(clip: Clip) -> range_reader.ByteSpan | None:
     """Return the range of a clip in an object store, from which the clips of a block are fetched together."""
-    return range_reader.place_of(clip) if clip.shard is not None and storage.is_url(clip.shard) else None
+    return range_reader.span_of(clip) if clip.shard is not None and storage.is_url(clip.shard) else None
 
 
 def _key(clip: Clip, stamps: dict[str, tuple[int, int]]) -> bytes:

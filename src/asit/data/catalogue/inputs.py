@@ -90,7 +90,7 @@ class InputReader:
 
     def __init__(self, items: Sequence[Item]) -> None:
         self.items = items
-        self.ahead = range_reader.Ahead(map(_place, items))
+        self.ahead = range_reader.ReadAhead(map(_place, items))
 
     def __call__(self, at: int) -> str | bytes:
         """As `Item.sound` of the item in that place.
@@ -114,10 +114,10 @@ class InputReader:
             yield sound
 
 
-def _place(item: Item) -> range_reader.Place | None:
+def _place(item: Item) -> range_reader.ByteSpan | None:
     if item.fault is not None or item.offset is None or item.size is None:
         return None
-    return item.path, item.offset, item.size
+    return range_reader.ByteSpan(item.path, item.offset, item.size)
 
 
 def named(name: str, reason: str) -> str:

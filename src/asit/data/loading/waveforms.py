@@ -14,7 +14,7 @@ from asit.config import FrontEndSettings
 from asit.data.catalogue.catalogue import Clip
 from asit.data.loading.sampler import MATERIAL, Key
 from asit.data.shards import range_reader
-from asit.data.shards.range_reader import Place
+from asit.data.shards.range_reader import ByteSpan
 from asit.errors import AudioError, CatalogueError
 from asit.io import storage
 
@@ -28,7 +28,7 @@ def read_clip(
     start: float = 0.0,
     seconds: float | None = None,
     resampler: Resampler = "soxr-hq",
-    found: Mapping[Place, bytes] | None = None,
+    found: Mapping[ByteSpan, bytes] | None = None,
 ) -> Wave:
     """Read a clip, or a part of it, from its file or its shard: (samples,) at `rate` Hz.
 
@@ -45,14 +45,14 @@ def read_clip(
         StoreError: its shard is missing, or the store cannot be reached.
     """
     start, seconds = clip.start + start, clip.seconds if seconds is None else seconds
-    place = range_reader.place_of(clip)
-    if place is None:
+    span = range_reader.span_of(clip)
+    if span is None:
         return files.read(clip.path, rate=rate, start=start, seconds=seconds, resampler=resampler)
-    if place[2] <= range_reader.WHOLE:
-        held = (found or {}).get(place)
-        whole = storage.read_range(*place) if held is None else held
-        return files.read(whole, called=clip.path, rate=rate, start=start, seconds=seconds, resampler=resampler)
-    with range_reader.opened(place) as file:
+    if span.size <= range_reader.WHOLE:
+        held = (found or {}).get(span)
+        data = storage.read_range(*span) if held is None else held
+        return files.read(data, called=clip.path, rate=rate, start=start, seconds=seconds, resampler=resampler)
+    with range_reader.open_span(span) as file:
         return files.read(file, called=clip.path, rate=rate, start=start, seconds=seconds, resampler=resampler)
 
 
@@ -68,7 +68,7 @@ class WaveformReader:
     def __init__(self, settings: FrontEndSettings) -> None:
         self.settings = settings
         self._kept: dict[_Span, npt.NDArray[np.float32]] | None = None
-        self._found: Mapping[Place, bytes] = {}
+        self._found: Mapping[ByteSpan, bytes] = {}
 
     def fetch(self, clips: Iterable[Clip]) -> None:
         """Read the bytes of a batch's clips in shards, in few requests, for `read` to find; drops the batch before.
@@ -78,7 +78,7 @@ class WaveformReader:
         """
         self._found = {}  # before the next are read: they need not be held at the same time
         new = (clip for clip in clips if self._kept is None or _span(clip) not in self._kept)
-        self._found = range_reader.fetch(place for clip in new if (place := range_reader.place_of(clip)) is not None)
+        self._found = range_reader.fetch(span for clip in new if (span := range_reader.span_of(clip)) is not None)
 
     def keep(self) -> None:
         """Keep each clip in memory, decoded, from its first read on; each loader process keeps its own."""

@@ -1,4 +1,4 @@
-"""One clip as a member of a tar shard: its bytes as they are or written anew, its key, and the sidecar beside it."""
+"""Encode a clip as a member of a tar shard: its bytes as they are or as FLAC or Opus, its key, and its sidecar."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _NEAR = 0.02  # s; a clip this much shorter than its file is all of it: catalogu
 
 
 @dataclass(frozen=True)
-class Member:
-    """What goes into a shard of one clip.
+class EncodedClip:
+    """An encoded clip.
 
     Attributes:
         data: the recording's bytes.
@@ -57,10 +57,10 @@ def check_rate(encode: Encoding, rate: int) -> None:
         )
 
 
-def member(clip: Clip, encode: Encoding, rate: int) -> Member:
-    """A clip's bytes: those of its file, or 16-bit mono FLAC or Opus at `rate` Hz.
+def encode_clip(clip: Clip, encode: Encoding, rate: int) -> EncodedClip:
+    """Return a clip as its file's bytes, or as 16-bit mono FLAC or Opus at `rate` Hz.
 
-    A part of a file is cut out of it; with "original" it then becomes 16-bit mono FLAC at the file's own rate.
+    A part of a file is cut out of it; with "original" it becomes 16-bit mono FLAC at the file's own rate.
 
     Raises:
         AudioError: the recording cannot be read.
@@ -76,11 +76,11 @@ def member(clip: Clip, encode: Encoding, rate: int) -> Member:
     cut = clip.start > 0 or clip.seconds < info.seconds - _NEAR
     if encode == "original" and not cut:
         content = content if isinstance(content, bytes) else _bytes(content)
-        return Member(content, _suffix(clip, info.format), clip.seconds, info.rate, info.channels, cut)
+        return EncodedClip(content, _suffix(clip, info.format), clip.seconds, info.rate, info.channels, cut)
     target = info.rate if encode == "original" else rate
     wave = files.read(content, called=called, rate=target, start=clip.start, seconds=clip.seconds if cut else None)
     suffix = ".opus" if encode == "opus" else ".flac"
-    return Member(encoded(wave, target, suffix), suffix, len(wave) / target, target, 1, cut)
+    return EncodedClip(encoded(wave, target, suffix), suffix, len(wave) / target, target, 1, cut)
 
 
 def _bytes(path: str) -> bytes:
@@ -92,7 +92,7 @@ def _bytes(path: str) -> bytes:
 
 
 def encoded(wave: files.Wave, rate: int, suffix: str) -> bytes:
-    """A mono wave (S,) as 16-bit FLAC or as Opus; the same samples give the same bytes."""
+    """Return a mono waveform (S,) as 16-bit FLAC or as Opus; the same samples give the same bytes."""
     steps = np.rint(np.clip(wave, -1.0, 1.0) * 32768.0).clip(-32768, 32767).astype(np.int16)
     kind = {"format": "FLAC", "subtype": "PCM_16"} if suffix == ".flac" else {"format": "OGG", "subtype": "OPUS"}
     out = io.BytesIO()
@@ -103,9 +103,9 @@ def encoded(wave: files.Wave, rate: int, suffix: str) -> bytes:
 
 
 def key_of(name: str) -> str:
-    """The member's name without its suffix: as the recording's, and such that webdataset reads it as one key.
+    """Return a member's name without its suffix.
 
-    webdataset ends a key at the first dot of the last part of the path, so a dot there becomes "_".
+    It is the recording's, but webdataset ends a key at the first dot of the last part, so a dot there becomes "_".
     """
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
     parts = ["_" if part == ".." else part.replace(":", "_") for part in parts]
@@ -121,9 +121,9 @@ def key_of(name: str) -> str:
     return "/".join([*folders, stem.replace(".", "_") or "_"])
 
 
-def sidecar(clip: Clip, name: str, made: Member) -> bytes:
-    """What is known of a clip, as JSON: for readers that have no index."""
-    told: dict[str, Any] = {
+def sidecar(clip: Clip, name: str, made: EncodedClip) -> bytes:
+    """Return what is known of a clip, as JSON: for readers that have no index."""
+    facts: dict[str, Any] = {
         "path": name,
         "seconds": round(made.seconds, 6),
         "rate": made.rate,
@@ -135,7 +135,7 @@ def sidecar(clip: Clip, name: str, made: Member) -> bytes:
         "group": clip.group,
         "sha256": clip.sha256,
     }
-    kept = {key: value for key, value in told.items() if value is not None}
+    kept = {key: value for key, value in facts.items() if value is not None}
     return json.dumps(kept, separators=(",", ":")).encode()
 
 
@@ -143,5 +143,5 @@ def _suffix(clip: Clip, form: str) -> str:
     own = Path(clip.path).suffix.lower()
     if own in files.SUFFIXES:
         return own
-    told = "." + form.split("/")[0].lower()
-    return told if told in files.SUFFIXES else ".wav"
+    suffix = "." + form.split("/")[0].lower()
+    return suffix if suffix in files.SUFFIXES else ".wav"

@@ -85,7 +85,7 @@ def pack(
     Args:
         source: the clips; files, parts of files, or clips in other shards.
         out: a folder or URL.
-        encode, rate: see `members.member`; rate in Hz.
+        encode, rate: see `encode.encode_clip`; rate in Hz.
         shard_mb: megabytes of a shard, roughly.
         clips: clips a shard instead of megabytes.
         shuffle: seed of an order in which clips are laid into shards; None: the catalogue's. The index keeps that one.
@@ -113,7 +113,7 @@ def pack(
     bounds, order = shard_layout.layout(source, encode, rate, shard_mb, clips, shuffle)
     names = [f"shard-{number:06d}.tar" for number in range(len(bounds) - 1)]
     plan = _plan(source, encode, rate, bounds, shuffle)
-    way = tar_writer.Way(out, encode, rate)
+    way = tar_writer.ShardFormat(out, encode, rate)
     # A store has no locks; there two processes with one plan write the same bytes under the same names.
     with nullcontext() if storage.is_url(out) else lock.writing(Path(out)):
         there = _claim(out, plan, names, resume=resume, overwrite=overwrite)
@@ -125,7 +125,7 @@ def _pack(
     names: list[str],
     bounds: npt.NDArray[np.int64],
     order: npt.NDArray[np.int64],
-    way: tar_writer.Way,
+    way: tar_writer.ShardFormat,
     there: dict[str, dict[str, int]],
     workers: int,
     bad_files: float,
@@ -338,7 +338,7 @@ def _is_stopped() -> bool:
     return bool(_stopped.value)
 
 
-def _write(name: str, clips: list[tuple[int, str, Clip]], way: tar_writer.Way) -> dict[str, Any] | None:
+def _write(name: str, clips: list[tuple[int, str, Clip]], way: tar_writer.ShardFormat) -> dict[str, Any] | None:
     try:
         return tar_writer.write_shard(name, clips, way, _is_stopped)
     except tar_writer.StoppedError:
@@ -348,7 +348,7 @@ def _write(name: str, clips: list[tuple[int, str, Clip]], way: tar_writer.Way) -
 def _run(
     tasks: Iterator[tuple[str, list[tuple[int, str, Clip]]]],
     workers: int,
-    way: tar_writer.Way,
+    way: tar_writer.ShardFormat,
     show: Callable[[int], None],
 ) -> Generator[dict[str, Any]]:
     """What became of the shards, as they are finished; `show` hears how many clips were begun."""

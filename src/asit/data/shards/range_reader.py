@@ -1,7 +1,6 @@
-"""Bytes of recordings that lie in shards: read by range, neighbours together, from a file or from a store.
+"""Read recordings out of shards by byte range: neighbours by one request, requests to a store concurrently.
 
-A shard on an object store answers each request after tens of milliseconds, whatever its size: so what a batch needs is
-asked for in as few requests as its places allow, and the requests are made at the same time.
+An object store answers each request after tens of milliseconds, whatever its size, so a batch is read by few requests.
 """
 
 from __future__ import annotations
@@ -12,44 +11,45 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from asit.data.catalogue.catalogue import Clip
 from asit.errors import AsitError, StoreError
 from asit.io import storage
 
 WHOLE = 4 << 20
-"""Bytes up to which a member is read whole; of a larger one only the blocks that its decoder asks for."""
+"""Bytes up to which a member is read whole; of a larger one only the blocks that its decoder reads."""
 _BLOCK = 256 << 10  # bytes of such a block
-_GAP = 128 << 10  # bytes that are read in vain rather than asking twice: a millisecond at 1 Gbit/s
+_GAP = 128 << 10  # bytes that are read in vain rather than making two requests: a millisecond at 1 Gbit/s
 _RUN = 16 << 20  # bytes of one request at most
 _PIECE = 4 << 20  # the same, where each of several threads has one
 _AHEAD = 256 << 20  # bytes of a batch that are held at once at most
-_THREADS = 16  # requests at the same time, of one process
-
-Place = tuple[str, int, int]
-"""(shard, offset, size)."""
+_THREADS = 16  # concurrent requests of one process
 
 
-class Span(io.RawIOBase):
-    """A member of a shard as an open file, of which only the blocks that are asked for are read.
+class ByteSpan(NamedTuple):
+    """A member's bytes in a shard, which is a path or a URL."""
 
-    An error of the store is kept in `failure` and raised: decoders that swallow it leave it there for their caller.
+    shard: str
+    offset: int
+    size: int
 
-    Args:
-        shard: path or URL of the tar.
-        offset, size: of the member's bytes in it.
+
+class SpanFile(io.RawIOBase):
+    """A member of a shard as an open file, of which only the blocks that are read are fetched.
+
+    An error of the store is raised and kept in `failure`, because some decoders swallow it.
     """
 
-    def __init__(self, shard: str, offset: int, size: int) -> None:
-        self.shard, self.offset, self.size = shard, offset, size
+    def __init__(self, span: ByteSpan) -> None:
+        self.span = span
         self.failure: StoreError | None = None
-        self._at, self._first, self._held = 0, 0, b""
+        self._at, self._first, self._block = 0, 0, b""
 
     @property
     def name(self) -> str:
         """For messages."""
-        return self.shard
+        return self.span.shard
 
     def readable(self) -> bool:
         return True
@@ -58,9 +58,9 @@ class Span(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size}[whence]
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.span.size}[whence]
         if start + offset < 0:
-            raise OSError(f"byte {start + offset} of {self.shard}")
+            raise OSError(f"byte {start + offset} of {self.span.shard}")
         self._at = start + offset
         return self._at
 
@@ -68,7 +68,7 @@ class Span(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        """Fills the buffer up to the member's end: to a decoder, less is the end."""
+        """Fill the buffer up to the member's end: to a decoder, less is the end."""
         target, done = memoryview(buffer).cast("B"), 0
         while done < len(target) and (found := self._next(len(target) - done)):
             target[done : done + len(found)] = found
@@ -76,146 +76,133 @@ class Span(io.RawIOBase):
         return done
 
     def _next(self, count: int) -> bytes:
-        """Up to `count` bytes from where it stands on, out of one block."""
-        count = min(count, self.size - self._at)
+        """Return up to `count` bytes from the position on, out of one block."""
+        count = min(count, self.span.size - self._at)
         if count <= 0:
             return b""
-        if not self._first <= self._at < self._first + len(self._held):
-            wanted = min(max(count, _BLOCK), self.size - self._at)
+        if not self._first <= self._at < self._first + len(self._block):
+            size = min(max(count, _BLOCK), self.span.size - self._at)
             try:
-                self._held = storage.read_range(self.shard, self.offset + self._at, wanted)
+                self._block = storage.read_range(self.span.shard, self.span.offset + self._at, size)
             except StoreError as error:
                 self.failure = error
                 raise
             self._first = self._at
         begin = self._at - self._first
-        found = self._held[begin : begin + count]
+        found = self._block[begin : begin + count]
         self._at += len(found)
         return found
 
 
 @contextmanager
-def opened(place: Place) -> Iterator[BinaryIO]:
-    """A member as an open file; an error of its store comes out, whatever a decoder made of it.
+def open_span(span: ByteSpan) -> Iterator[BinaryIO]:
+    """Yield a member as an open file.
 
     Raises:
-        StoreError: the shard is missing, or its store cannot be reached.
+        StoreError: the shard is missing, or its store cannot be reached, whatever a decoder made of it.
     """
-    span = Span(*place)
+    file = SpanFile(span)
     try:
-        yield cast(BinaryIO, span)
+        yield cast(BinaryIO, file)
     except AsitError:
-        if span.failure is not None:
-            raise span.failure from None
+        if file.failure is not None:
+            raise file.failure from None
         raise
 
 
-def place_of(clip: Clip) -> Place | None:
-    """Where a clip's bytes lie; None: in a file of its own."""
-    return None if clip.shard is None else (clip.shard, clip.offset, clip.size)
+def span_of(clip: Clip) -> ByteSpan | None:
+    """Return where a clip's bytes are; None: in a file of its own."""
+    return None if clip.shard is None else ByteSpan(clip.shard, clip.offset, clip.size)
 
 
-def fetch(places: Iterable[Place]) -> Mapping[Place, bytes]:
-    """The bytes of members, neighbours by one request, requests to a store at the same time.
-
-    Members above `WHOLE` and those beyond a bound on memory are left out.
+def fetch(spans: Iterable[ByteSpan]) -> Mapping[ByteSpan, bytes]:
+    """Return the bytes of members; those above `WHOLE` and those beyond a bound on memory are left out.
 
     Raises:
         StoreError: a shard is missing, or its store cannot be reached.
     """
-    wanted, held = [], 0
-    for place in dict.fromkeys(places):
-        if place[2] <= WHOLE and held + place[2] <= _AHEAD:
-            wanted.append(place)
-            held += place[2]
-    runs = _runs(sorted(wanted))
-    if len(runs) > 1 and storage.is_url(runs[0][0][0]):
+    wanted, total = [], 0
+    for span in dict.fromkeys(spans):
+        if span.size <= WHOLE and total + span.size <= _AHEAD:
+            wanted.append(span)
+            total += span.size
+    runs = _runs(sorted(wanted), _RUN)
+    if len(runs) > 1 and storage.is_url(runs[0][0].shard):
         with ThreadPoolExecutor(min(_THREADS, len(runs)), "fetch") as threads:
-            found = list(threads.map(_read, runs))
+            found = list(threads.map(_read_run, runs))
     else:
-        found = [_read(run) for run in runs]
-    return {place: part for run in found for place, part in run.items()}
+        found = [_read_run(run) for run in runs]
+    return {span: data for run in found for span, data in run.items()}
 
 
-def _runs(places: list[Place]) -> list[list[Place]]:
-    """Sorted places in groups, each of which one request reads."""
-    runs: list[list[Place]] = []
-    first = end = 0
-    for shard, offset, size in places:
-        near = bool(runs) and runs[-1][-1][0] == shard and offset - end <= _GAP
-        if near and offset + size - first <= _RUN:
-            runs[-1].append((shard, offset, size))
-            end = max(end, offset + size)
-        else:
-            runs.append([(shard, offset, size)])
-            first, end = offset, offset + size
-    return runs
-
-
-def _read(run: list[Place]) -> dict[Place, bytes]:
-    shard, first, _ = run[0]
-    end = max(offset + size for _, offset, size in run)
-    whole = memoryview(storage.read_range(shard, first, end - first))
-    return {place: bytes(whole[place[1] - first :][: place[2]]) for place in run}
-
-
-class Ahead:
-    """Members in a store that threads ask for one by one, in about this order: neighbours come with one request.
+class ReadAhead:
+    """Members in a store that threads read one by one, in about this order: neighbours come by one request.
 
     Args:
-        places: of the members; None: not read here.
+        spans: of the members; None, and files that are not in a store: not read here.
     """
 
-    def __init__(self, places: Iterable[Place | None]) -> None:
-        self._of: dict[int, _Run] = {}
-        run: _Run | None = None
-        for at, place in enumerate(places):
-            if place is None or not storage.is_url(place[0]):
-                continue
-            if run is None or not run.takes(place):
-                run = _Run(place)
-            run.end, run.left = max(run.end, place[1] + place[2]), run.left + 1
-            self._of[at] = run
+    def __init__(self, spans: Iterable[ByteSpan | None]) -> None:
+        remote = {at: span for at, span in enumerate(spans) if span is not None and storage.is_url(span.shard)}
+        runs = [_SharedRun(run) for run in _runs(remote.values(), _PIECE)]
+        self._runs = dict(zip(remote, (run for run in runs for _ in run.spans), strict=True))
 
     def __contains__(self, at: int) -> bool:
-        return at in self._of
+        return at in self._runs
 
-    def read(self, at: int, place: Place) -> bytes:
-        """The bytes of the member that is number `at`; each is asked for once.
+    def read(self, at: int, span: ByteSpan) -> bytes:
+        """Return the bytes of member number `at`, which must be read once.
 
         Raises:
             StoreError: its shard is missing, or the store cannot be reached.
         """
-        return self._of[at].read(place)
+        return self._runs[at].read(span)
 
 
-class _Run:
-    """Neighbours that one request reads; held until the last of them has been asked for."""
+class _SharedRun:
+    """Neighbours that one request reads; held until the last of them has been read."""
 
-    def __init__(self, place: Place) -> None:
-        self.shard, self.first, self.end, self.left = place[0], place[1], place[1], 0
-        self.alone = threading.Lock()
-        self.held: bytes | None = None
-        self.failure: StoreError | None = None
+    def __init__(self, spans: list[ByteSpan]) -> None:
+        self.spans, self._left = spans, len(spans)
+        self._lock = threading.Lock()
+        self._found: dict[ByteSpan, bytes] | None = None
+        self._failure: StoreError | None = None
 
-    def takes(self, place: Place) -> bool:
-        shard, offset, size = place
-        near = shard == self.shard and self.first <= offset <= self.end + _GAP
-        return near and offset + size - self.first <= _PIECE
-
-    def read(self, place: Place) -> bytes:
-        with self.alone:
-            if self.failure is not None:  # so that threads do not wait one after the other for what is not there
-                raise self.failure
-            if self.held is None:
+    def read(self, span: ByteSpan) -> bytes:
+        with self._lock:
+            if self._failure is not None:  # so that threads do not wait one after the other for what is not there
+                raise self._failure
+            if self._found is None:
                 try:
-                    self.held = storage.read_range(self.shard, self.first, self.end - self.first)
+                    self._found = _read_run(self.spans)
                 except StoreError as error:
-                    self.failure = error
+                    self._failure = error
                     raise
-            begin = place[1] - self.first
-            found = self.held[begin : begin + place[2]]
-            self.left -= 1
-            if self.left <= 0:
-                self.held = None
-            return found
+            data = self._found[span]
+            self._left -= 1
+            if self._left <= 0:
+                self._found = None
+            return data
+
+
+def _runs(spans: Iterable[ByteSpan], most: int) -> list[list[ByteSpan]]:
+    """Group consecutive spans, each group to be read by one request of about `most` bytes at most."""
+    runs: list[list[ByteSpan]] = []
+    first = end = 0
+    for span in spans:
+        stop = span.offset + span.size
+        near = bool(runs) and runs[-1][-1].shard == span.shard and first <= span.offset <= end + _GAP
+        if near and stop - first <= most:
+            runs[-1].append(span)
+            end = max(end, stop)
+        else:
+            runs.append([span])
+            first, end = span.offset, stop
+    return runs
+
+
+def _read_run(run: list[ByteSpan]) -> dict[ByteSpan, bytes]:
+    first = min(span.offset for span in run)
+    end = max(span.offset + span.size for span in run)
+    data = memoryview(storage.read_range(run[0].shard, first, end - first))
+    return {span: bytes(data[span.offset - first :][: span.size]) for span in run}

@@ -185,9 +185,9 @@ def _look(tar: str, root: str, alone: bool, labelled: bool) -> _Seen:
 
     def probe(member: tar_reader.Member) -> dict[str, Any]:
         name = f"{shard}/{member.name}"
-        place = storage.absolute(tar), member.offset, member.size
+        span = range_reader.ByteSpan(storage.absolute(tar), member.offset, member.size)
         try:
-            with range_reader.opened(place) as file:
+            with range_reader.open_span(span) as file:
                 info = files.probe(file, called=name)
                 seconds = info.seconds
                 if info.frames < 1:  # the header says no length

@@ -1,7 +1,7 @@
-"""Tar shards as lists of recordings: where each one's bytes lie, by one pass over the headers; nothing is unpacked.
+"""List the recordings in a tar shard and what sidecars say of them, by one pass over its headers.
 
-A shard is an uncompressed tar file on a disk or in a store, as webdataset writes them: key.flac beside key.json and the
-like. What is not audio by its name is counted and left alone; folders, links and devices are passed over.
+A shard is an uncompressed tar file on a disk or in a store, as webdataset writes them: key.flac beside key.json. Files
+that are not audio by their names are counted; folders, links and devices are skipped.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Shard:
         size: of the tar file, bytes.
         members: in the file's order.
         others: how many files of other kinds there are, for each suffix.
-        fault: where and why the headers could not be read on; None: they were read to their end.
+        fault: where and why reading the headers stopped; None: they were read to their end.
     """
 
     size: int = 0
@@ -77,29 +77,29 @@ def is_packed(path: str) -> bool:
     return path.lower().endswith(PACKED)
 
 
-def read_shard(place: str, sidecars: Sidecars | None = None) -> Shard:
-    """The recordings of an uncompressed tar file.
+def read_shard(location: str, sidecars: Sidecars | None = None) -> Shard:
+    """Return the recordings of an uncompressed tar file.
 
-    Members whose names are absolute or climb out by "..", sparse ones and ones that the file does not hold to their end
-    come with a fault. A file that is cut off gives those before the cut, and its fault.
+    Members whose names are absolute or lead out by "..", sparse ones and truncated ones come with a fault. A truncated
+    file gives those before the cut, and its fault.
 
     Args:
-        place: path or URL.
-        sidecars: takes what each KEY.cls and KEY.json says.
+        location: path or URL.
+        sidecars: is given each KEY.cls and KEY.json.
 
     Raises:
         CatalogueError: a compressed tar, no tar, or a file that cannot be read.
         StoreError: a tar at a URL that is missing, or a store that cannot be reached.
     """
-    if is_packed(place):
+    if is_packed(location):
         raise CatalogueError(
-            f"{place} is compressed",
-            "an uncompressed .tar, in which a recording can be reached where it lies",
+            f"{location} is compressed",
+            "an uncompressed .tar, in which a recording can be read without unpacking",
             "uncompress it first (such as: gunzip FILE.tar.gz); compressed audio gains nothing by it",
         )
     shard = Shard()
     try:
-        with _opened(place) as (file, shard.size), tarfile.open(fileobj=file, mode="r:") as archive:
+        with _opened(location) as (file, shard.size), tarfile.open(fileobj=file, mode="r:") as archive:
             for header in _headers(archive, shard):
                 _take(shard, header)
                 if sidecars is not None:
@@ -107,28 +107,28 @@ def read_shard(place: str, sidecars: Sidecars | None = None) -> Shard:
     except AsitError:
         raise
     except FileNotFoundError:
-        raise CatalogueError(f"there is no {place}", "a tar file", "check the path") from None
+        raise CatalogueError(f"there is no {location}", "a tar file", "check the path") from None
     except OSError as error:
-        raise CatalogueError(f"{place} cannot be read: {error.strerror}", "a tar file", "check its rights") from None
+        raise CatalogueError(f"{location} cannot be read: {error.strerror}", "a tar file", "check its rights") from None
     except Exception as error:  # as in `_headers`, for the first one
-        raise _no_tar(place, error) from None
+        raise _no_tar(location, error) from None
     return shard
 
 
 @contextmanager
-def _opened(place: str) -> Iterator[tuple[BinaryIO, int]]:
+def _opened(location: str) -> Iterator[tuple[BinaryIO, int]]:
     """A tar file and its length."""
-    if storage.is_url(place):
-        size = storage.size(place)
-        with range_reader.opened((place, 0, size)) as file:
-            yield cast(BinaryIO, _InPieces(file)), size
+    if storage.is_url(location):
+        size = storage.size(location)
+        with range_reader.open_span(range_reader.ByteSpan(location, 0, size)) as file:
+            yield cast(BinaryIO, _BoundedReads(file)), size
     else:
-        with local_files.open_file(place) as file:
-            yield cast(BinaryIO, _InPieces(file)), os.fstat(file.fileno()).st_size
+        with local_files.open_file(location) as file:
+            yield cast(BinaryIO, _BoundedReads(file)), os.fstat(file.fileno()).st_size
 
 
-class _InPieces:
-    """A tar file that gives no more than `_PIECE` bytes at once: a header may claim any length for a name."""
+class _BoundedReads:
+    """A file that gives no more than `_PIECE` bytes at once: a header may claim any length for a name."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.seek, self.tell = file, file.seek, file.tell
@@ -146,22 +146,22 @@ def key_of(name: str) -> str:
 
 
 class Sidecars:
-    """What the files beside the recordings of one shard say of them: label, split, fold and group.
+    """Labels, splits, folds and groups in the files beside the recordings of one shard.
 
-    KEY.cls holds a label, KEY.json an object with any of the four. A sidecar belongs to the recording whose name it has
+    KEY.cls holds a label, KEY.json an object with any of the four. A sidecar belongs to the recording of the same name
     but for the last suffix: "a.2024-01.cls" to "a.2024-01.wav". One without such a recording belongs to the only
     recording of its key, which webdataset ends at the first dot.
     """
 
     def __init__(self, shard: str) -> None:
         self.shard = shard
-        self._said: dict[str, dict[str, dict[str, str]]] = {}  # stem -> sidecar -> column -> text
+        self._values: dict[str, dict[str, dict[str, str]]] = {}  # stem -> sidecar -> column -> text
         self._stems: dict[str, set[str]] = {}  # key -> stems of sidecars
         self._twice: list[str] = []
         self._damaged: list[str] = []
 
     def take(self, archive: tarfile.TarFile, header: tarfile.TarInfo) -> None:
-        """Read a member where it is a sidecar; one that is damaged says nothing."""
+        """Read a member if it is a sidecar; a damaged one is counted."""
         stem, dot, suffix = header.name.rpartition(".")
         if dot + suffix.lower() not in SIDECARS or not header.isreg() or header.size > 1 << 20:
             return
@@ -173,15 +173,15 @@ class Sidecars:
         except tarfile.ReadError:  # the tar ends in it, which `_headers` meets next; its recordings stay
             self._damaged.append(f"{header.name}: cut off")
             return
-        said = self._read(header.name, content)
-        one = self._said.setdefault(stem, {})
-        if one.setdefault(header.name, said) is not said and one[header.name] != said:
+        values = self._read(header.name, content)
+        of_stem = self._values.setdefault(stem, {})
+        if of_stem.setdefault(header.name, values) != values:
             self._twice.append(header.name)
-        if said:
+        if values:
             self._stems.setdefault(key_of(header.name), set()).add(stem)
 
     def _read(self, name: str, content: bytes) -> dict[str, str]:
-        said = {}
+        values = {}
         try:
             if name.lower().endswith(".cls"):
                 found: Any = {"label": content.decode("utf-8")}
@@ -190,13 +190,13 @@ class Sidecars:
                 found = {**found, "label": label_text(found.get("label"))} if isinstance(found, dict) else {}
             for column in WORDS:
                 if (text := normal(column, found.get(column))) is not None:
-                    said[column] = text
+                    values[column] = text
         except DAMAGE as error:
             self._damaged.append(f"{name}: {error.args[0] if error.args else error}")
-        return said
+        return values
 
     def of(self, members: Sequence[Member]) -> dict[str, dict[str, str]]:
-        """What is known of each recording, by its name; logs how many sidecars are damaged.
+        """Return the columns of each recording, by its name; log how many sidecars are damaged.
 
         Raises:
             CatalogueError: a member that comes twice, or sidecars that several recordings of one key share, or that
@@ -217,21 +217,21 @@ class Sidecars:
         found = {}
         for member in members:
             stem, key = member.name.rpartition(".")[0], key_of(member.name)
-            own = self._said.get(stem, {})
+            own = self._values.get(stem, {})
             shared = sorted(self._stems.get(key, set()) - of_key[key])
             if shared and len(of_key[key]) > 1:
                 names = sorted(one.name for one in members if key_of(one.name) == key)
                 raise CatalogueError(
                     f"{self.shard}: {len(names)} recordings have the key '{key}', which ends at the first dot: "
-                    f"{', '.join(names[:3])}; and {', '.join(next(iter(self._said[one])) for one in shared[:3])} "
+                    f"{', '.join(names[:3])}; and {', '.join(next(iter(self._values[one])) for one in shared[:3])} "
                     "belongs to none of them by its name",
                     "a sidecar for each recording, or one recording a key",
                     f"name sidecars as recordings are, such as {names[0].rpartition('.')[0]}.cls; or give recordings "
                     "names without further dots",
                 )
             known: dict[str, str] = {}
-            for sidecar, said in (*own.items(), *(pair for one in shared for pair in self._said[one].items())):
-                for column, text in said.items():
+            for sidecar, values in (*own.items(), *(pair for one in shared for pair in self._values[one].items())):
+                for column, text in values.items():
                     if known.setdefault(column, text) != text:
                         raise CatalogueError(
                             f"{self.shard}: {sidecar} says the {column} of {member.name} is '{text}', another sidecar "
@@ -296,5 +296,5 @@ def _no_tar(path: str, error: Exception) -> CatalogueError:
     return CatalogueError(
         f"{path} is {'compressed' if packed else 'no tar file'}: {error}",
         "an uncompressed tar file",
-        "uncompress it first" if packed else "check the path, or fetch the file anew",
+        "uncompress it first" if packed else "check the path, or fetch the file again",
     )

@@ -1,4 +1,4 @@
-"""One tar shard written from clips: in one pass, whole or not at all, the same bytes whoever writes it, and when."""
+"""Write one tar shard atomically; its bytes do not depend on the time, the machine or the process."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from asit.io import storage
 
 
 @dataclass(frozen=True)
-class Way:
+class ShardFormat:
     """How shards are written.
 
     Attributes:
-        out: folder or URL that they go to.
-        encode: see `members.member`.
-        rate: Hz, of sound written anew.
+        out: their folder or URL.
+        encode: see `encode.encode_clip`.
+        rate: Hz, of re-encoded audio.
     """
 
     out: str
@@ -34,34 +34,34 @@ class Way:
 
 
 class StoppedError(Exception):
-    """The writer was told to stop between two clips; nothing of its shard stays."""
+    """Writing was stopped between two clips; nothing of the shard stays."""
 
 
 def write_shard(
-    name: str, clips: Sequence[tuple[int, str, Clip]], way: Way, stopped: Callable[[], bool]
+    name: str, clips: Sequence[tuple[int, str, Clip]], form: ShardFormat, stopped: Callable[[], bool]
 ) -> dict[str, Any]:
-    """Write one shard and tell what is in it.
+    """Write one shard.
 
     Args:
         name: of the tar file.
-        clips: place in the catalogue, name for the index, and the clip.
-        way: where and how.
-        stopped: asked before each clip.
+        clips: row in the catalogue, name for the index, and the clip.
+        form: where and how.
+        stopped: called before each clip; True ends the work.
 
     Returns:
-        name, bytes, sha256, rows (lines of the index, each with its place as "row"), skipped (path, reason and detail)
-        and cut (how many are parts of files), fit for JSON.
+        name, bytes, sha256, rows (lines of the index, each with its row in the catalogue as "row"), skipped (path,
+        reason and detail) and cut (how many are parts of files), for JSON.
 
     Raises:
-        StoppedError: `stopped` said so.
-        StoreError: the shard cannot be written, or a source's shard not be read.
+        StoppedError: `stopped` returned True.
+        StoreError: the shard cannot be written, or a source's shard cannot be read.
     """
-    with storage.create(storage.join(way.out, name)) as draft, draft.open("wb") as file:
-        return _fill(_Hashed(file), name, clips, way, stopped)
+    with storage.create(storage.join(form.out, name)) as draft, draft.open("wb") as file:
+        return _fill(_Hashed(file), name, clips, form, stopped)
 
 
 class _Hashed:
-    """A file that is written once, front to back, and what was written."""
+    """A file that is written front to back, with the SHA-256 and number of its bytes."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.sum, self.bytes = file, hashlib.sha256(), 0
@@ -73,7 +73,7 @@ class _Hashed:
 
 
 def _fill(
-    out: _Hashed, name: str, clips: Sequence[tuple[int, str, Clip]], way: Way, stopped: Callable[[], bool]
+    out: _Hashed, name: str, clips: Sequence[tuple[int, str, Clip]], form: ShardFormat, stopped: Callable[[], bool]
 ) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     skipped: list[dict[str, Any]] = []
@@ -81,16 +81,16 @@ def _fill(
     cuts = 0
     sink: Any = out
     with tarfile.open(fileobj=sink, mode="w|", format=tarfile.PAX_FORMAT) as archive:
-        for place, known, clip in clips:
+        for row, known, clip in clips:
             if stopped():
                 raise StoppedError
             try:
-                made = members.member(clip, way.encode, way.rate)
+                made = members.encode_clip(clip, form.encode, form.rate)
             except AudioError as error:
                 skipped.append({"path": known, "reason": getattr(error, "reason", "unreadable"), "detail": error.found})
                 continue
             except (OSError, RuntimeError, ValueError, MemoryError) as error:
-                # Whatever a decoder or the disk comes up with: one recording must not end the work on millions.
+                # Any error of a decoder or the disk: one recording must not end the work on millions.
                 detail = f"{clip.path}: {type(error).__name__}: {error}"
                 skipped.append({"path": known, "reason": "unreadable", "detail": detail})
                 continue
@@ -100,7 +100,7 @@ def _fill(
             cuts += made.cut
             rows.append(
                 {
-                    "row": place,
+                    "row": row,
                     "path": known,
                     "seconds": made.seconds,
                     "rate": made.rate,
@@ -109,7 +109,7 @@ def _fill(
                     "split": clip.split,
                     "fold": clip.fold,
                     "group": clip.group,
-                    "sha256": clip.sha256 if way.encode == "original" and not made.cut else None,
+                    "sha256": clip.sha256 if form.encode == "original" and not made.cut else None,
                     SHARD: name,
                     "offset": offset,
                     "size": len(made.data),
@@ -126,7 +126,7 @@ def _fill(
 
 
 def _free(key: str, taken: set[str]) -> str:
-    # Compared as file systems do that a shard may be unpacked on, some of which know neither case nor Unicode forms.
+    # Compared as by file systems that ignore case and Unicode forms, on which a shard may be unpacked.
     fresh, number = key, 1
     while (same := unicodedata.normalize("NFC", fresh).casefold()) in taken:
         number += 1
@@ -136,9 +136,9 @@ def _free(key: str, taken: set[str]) -> str:
 
 
 def _add(archive: tarfile.TarFile, name: str, data: bytes) -> int:
-    """Add a member, and tell where its bytes begin."""
+    """Add a member, and return where its bytes begin."""
     header = tarfile.TarInfo(name)
-    # What would differ from machine to machine stays at nothing: owner, and time of change.
+    # Owner and time of change, which would differ from machine to machine, stay empty.
     header.size, header.mode = len(data), 0o644
     archive.addfile(header, BytesIO(data))
     archive.members.clear()  # type: ignore[attr-defined]  # or they would all be kept
