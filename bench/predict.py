@@ -52,12 +52,12 @@ def our_model(toy: bool, stride: int | None) -> Any:
     from asit.config import EncoderSettings, FrontEndSettings
     from asit.model.audio_model import AudioModel
     from asit.model.classifier import Head, Labelling
-    from asit.model.positions import whole_frames
+    from asit.model.positions import round_up_frames
     from asit.model.vit import Encoder, shape_of
 
     size: dict[str, Any] = {"size": "custom", "width": 32, "depth": 2, "heads": 2} if toy else {"size": "base"}
     settings = EncoderSettings(**size, patch_stride_frames=stride, patch_stride_mels=stride)
-    frames = whole_frames(998, settings) if stride is None else 1016  # AST's 1,024 fill 101 columns, 1,016 frames
+    frames = round_up_frames(998, settings) if stride is None else 1016  # AST's 1,024 fill 101 columns, 1,016 frames
     encoder, head = Encoder(settings, frames, 128), Head(shape_of(settings)[0], CLASSES)
     for part in (encoder, head):
         part.init_weights(torch.Generator().manual_seed(0))

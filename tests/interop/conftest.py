@@ -14,7 +14,7 @@ from asit.config import EncoderSettings, FrontEndSettings
 from asit.interop.exportable import facts_of
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Head, Labelling
-from asit.model.positions import whole_frames
+from asit.model.positions import round_up_frames
 from asit.model.vit import Encoder
 
 CLASSES = ("dog", "مطر", "door")
@@ -37,7 +37,7 @@ def make_model() -> MakeModel:
         sizes = {"size": "custom", "width": 32, "depth": 2, "heads": 2, "patch_frames": 8, "patch_mels": 8}
         settings = EncoderSettings(**{**sizes, **encoder})
         front_end = FrontEndSettings(**{"mels": 32, "mean": -6.0, "std": 3.0, **(front or {})})
-        frames = whole_frames(48, settings)
+        frames = round_up_frames(48, settings)
         network = Encoder(settings, frames, 32)
         on_top = Head(network.width, 3, pooling, norm=norm)
         with torch.no_grad():

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from asit.errors import CheckpointError, ConfigError
 from asit.interop import convert
-from asit.interop.convert import Ask, Converted, official_ast
+from asit.interop.convert import Converted, SourceOptions, official_ast
 from asit.model.audio_model import AudioModel
 
 WIDTH, BLOCKS = 128, 2
@@ -133,7 +133,7 @@ def official(version: int, names: tuple[str, str] = ("weight_g", "weight_v")) ->
 @pytest.mark.parametrize("which", ["teacher", "student"])
 def test_official_asit(tmp_path: Path, version: int, names: Any, which: Any) -> None:
     content = official(version, names)
-    done = convert.convert(saved(tmp_path / "x.pth", content), Ask(which=which))
+    done = convert.convert(saved(tmp_path / "x.pth", content), SourceOptions(which=which))
     own = {n.removeprefix("module.").removeprefix("backbone."): v for n, v in content[which].items() if "backbone" in n}
     x = image(96, 128)
     agree(done, x, through(own, x, (16, 16)), turned=False)
@@ -161,10 +161,10 @@ def test_fine_tuned_asit_keeps_its_head(tmp_path: Path, layout: str) -> None:
     else:
         content = under("module.", {**under("v.", w), **head})
         want = classified(head, through(w, x, (16, 16))[:, 0])
-    done = convert.convert(saved(tmp_path / "x.pth", content), Ask(kind="asit"))
+    done = convert.convert(saved(tmp_path / "x.pth", content), SourceOptions(kind="asit"))
     torch.testing.assert_close(done.model.logits(x).double(), want, atol=1e-5, rtol=1e-5)
     assert done.model.classes == tuple(f"class {i}" for i in range(5))
-    assert any("give them with --labels" in note for note in done.notes)
+    assert any("pass --labels" in note for note in done.notes)
 
 
 def test_an_asit_of_three_channels_reads_the_sum(tmp_path: Path) -> None:
@@ -173,10 +173,10 @@ def test_an_asit_of_three_channels_reads_the_sum(tmp_path: Path) -> None:
     path = saved(tmp_path / "x.pth", under("module.", {**w, **head}))
     x = image(96, 128)
     want = through(w, x.expand(-1, 3, -1, -1), (16, 16))[:, 0]
-    got = convert.convert(path, Ask(kind="asit")).model.logits(x).double()
+    got = convert.convert(path, SourceOptions(kind="asit")).model.logits(x).double()
     torch.testing.assert_close(got, want @ head["head.weight"].double().T + head["head.bias"], atol=1e-5, rtol=1e-5)
     with pytest.raises(CheckpointError, match="49 position embeddings"):
-        convert.convert(path, Ask(frames=96))
+        convert.convert(path, SourceOptions(frames=96))
 
 
 @pytest.mark.parametrize("finetuned", [False, True])
@@ -185,7 +185,7 @@ def test_pretrained_sed(tmp_path: Path, finetuned: bool) -> None:
     content = under("model.asit." if finetuned else "model.", w)
     if finetuned:
         content |= {"strong_head.weight": torch.zeros(447, WIDTH), "strong_head.bias": torch.zeros(447)}
-    done = convert.convert(saved(tmp_path / "ASIT_strong_1.pt", content), Ask())
+    done = convert.convert(saved(tmp_path / "ASIT_strong_1.pt", content), SourceOptions())
     source = done.model.card["training"]["source"]
     if not finetuned:
         x = image(592, 128)
@@ -211,7 +211,7 @@ def ast_file(tmp_path: Path, columns: int = 13, rows: int = 12, classes: int = 5
 
 def test_original_ast(tmp_path: Path) -> None:
     path, w, head = ast_file(tmp_path)
-    done = convert.convert(path, Ask())
+    done = convert.convert(path, SourceOptions())
     x = image(128, 136)  # (mel, time)
     want = through(w, x, (10, 10))
     ours = x.transpose(2, 3)
@@ -221,16 +221,16 @@ def test_original_ast(tmp_path: Path) -> None:
     assert set(done.left_out) == {"v.head.weight", "v.head.bias", "v.head_dist.weight"}
     card = done.model.card
     assert (card["grid"], card["padding"], card["encoder"]["distilled"]) == ([13, 12], "zero", True)
-    assert card["training"]["source"]["axes"] == "(mel, time), turned to (time, mel)"
-    assert done.notes[0].startswith("taken for AST")
+    assert card["training"]["source"]["axes"] == "(mel, time), transposed to (time, mel)"
+    assert done.notes[0].startswith("assumed to be AST")
     assert any("the file does not tell" in note for note in done.notes)
 
 
-@pytest.mark.parametrize("step", ["turn_filters", "turn_positions"])
+@pytest.mark.parametrize("step", ["transpose_filters", "transpose_positions"])
 def test_an_axis_turned_wrongly_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     path, w, _ = ast_file(tmp_path)
     monkeypatch.setattr(official_ast, step, lambda value, *_: value)
-    done = convert.convert(path, Ask())
+    done = convert.convert(path, SourceOptions())
     x = image(128, 136)
     with pytest.raises(AssertionError):
         agree(done, x.transpose(2, 3), through(w, x, (10, 10)), turned=True)
@@ -241,7 +241,7 @@ def test_an_axis_turned_wrongly_is_seen(tmp_path: Path, monkeypatch: pytest.Monk
 )
 def test_published_asts_tell_their_stride(tmp_path: Path, patches: int, stride: int, grid: list[int]) -> None:
     path, _, _ = ast_file(tmp_path, patches, 1, classes=527)
-    done = convert.convert(path, Ask(kind="ast"))
+    done = convert.convert(path, SourceOptions(kind="ast"))
     assert (done.model.card["grid"], done.model.encoder.stride) == (grid, (stride, stride))
     assert done.model.frames == (grid[0] - 1) * stride + 16
     assert done.model.multi
@@ -249,11 +249,11 @@ def test_published_asts_tell_their_stride(tmp_path: Path, patches: int, stride: 
 
 def test_a_stride_that_is_given_goes_first(tmp_path: Path) -> None:
     path, w, _ = ast_file(tmp_path, 18, 8)
-    done = convert.convert(path, Ask(stride=(16, 16)))
+    done = convert.convert(path, SourceOptions(stride=(16, 16)))
     x = image(128, 288)
     agree(done, x.transpose(2, 3), through(w, x, (16, 16)), turned=True)
     with pytest.raises(CheckpointError, match="stride 7x7 makes 17 rows"):
-        convert.convert(path, Ask(stride=(7, 7)))
+        convert.convert(path, SourceOptions(stride=(7, 7)))
 
 
 @pytest.mark.parametrize(("kernel", "columns", "rows"), [((16, 16), 6, 8), ((128, 2), 48, 1)])
@@ -267,7 +267,7 @@ def test_pretrained_ssast(tmp_path: Path, kernel: tuple[int, int], columns: int,
         "p_input_fdim": torch.tensor(128),
         "p_input_tdim": torch.tensor(96),
     }
-    done = convert.convert(saved(tmp_path / "x.pth", under("module.", {**under("v.", w), **extra})), Ask())
+    done = convert.convert(saved(tmp_path / "x.pth", under("module.", {**under("v.", w), **extra})), SourceOptions())
     x = image(128, 96)
     agree(done, x.transpose(2, 3), through(w, x, kernel), turned=True)
     assert done.model.card["training"]["source"]["kind"] == "ssast"
@@ -283,11 +283,13 @@ def test_fine_tuned_ssast(tmp_path: Path, kernel: Any, stride: Any, columns: int
     path = saved(tmp_path / "x.pth", under("module.", {**under("v.", w), **head}))
     x = image(128, 96)
     want = through(w, x, stride)
-    done = convert.convert(path, Ask(kind="ssast"))
+    done = convert.convert(path, SourceOptions(kind="ssast"))
     agree(done, x.transpose(2, 3), want, turned=True)
     got = done.model.logits(x.transpose(2, 3)).double()
     torch.testing.assert_close(got, classified(head, want[:, 2:].mean(1)), atol=1e-5, rtol=1e-5)
-    by_token = convert.convert(path, Ask(kind="ssast", pooling="class")).model.logits(x.transpose(2, 3)).double()
+    by_token = (
+        convert.convert(path, SourceOptions(kind="ssast", pooling="class")).model.logits(x.transpose(2, 3)).double()
+    )
     torch.testing.assert_close(by_token, classified(head, want[:, :2].mean(1)), atol=1e-5, rtol=1e-5)
 
 
@@ -296,34 +298,34 @@ def test_image_transformers(tmp_path: Path, tokens: int) -> None:
     w = vit(16, tokens=tokens, channels=3)
     head = {"head.weight": torch.zeros(10, WIDTH), "head.bias": torch.zeros(10)}
     path = saved(tmp_path / "x.pth", {"model": {**w, **head}})
-    with pytest.raises(ConfigError, match="no length in time is asked for"):
-        convert.convert(path, Ask())
-    done = convert.convert(path, Ask(frames=64, mels=64))
+    with pytest.raises(ConfigError, match="no length in time is given"):
+        convert.convert(path, SourceOptions())
+    done = convert.convert(path, SourceOptions(frames=64, mels=64))
     x = image(64, 64)
     agree(done, x, through(w, x.expand(-1, 3, -1, -1), (16, 16)), turned=False)
     assert set(done.left_out) == set(head)
-    assert convert.convert(path, Ask(seconds=1.0)).model.card["grid"] == [7, 8]
+    assert convert.convert(path, SourceOptions(seconds=1.0)).model.card["grid"] == [7, 8]
 
 
 def test_positions_are_resized_on_request_alone(tmp_path: Path) -> None:
     path, w, _ = ast_file(tmp_path)
-    assert convert.convert(path, Ask()).model.frames == 136
-    shorter = convert.convert(path, Ask(frames=96))
+    assert convert.convert(path, SourceOptions()).model.frames == 136
+    shorter = convert.convert(path, SourceOptions(frames=96))
     x = image(128, 96)
     own = w["pos_embed"][:, 2:].unflatten(1, (12, 13))[:, :, :9].flatten(1, 2)
     want = through(w, x, (10, 10), torch.cat([w["pos_embed"][:, :2], own], 1))
     agree(shorter, x.transpose(2, 3), want, turned=True)
     assert "first columns" in shorter.model.card["training"]["source"]["positions"]
-    longer = convert.convert(path, Ask(seconds=2.0))
+    longer = convert.convert(path, SourceOptions(seconds=2.0))
     assert longer.model.card["grid"] == [20, 12]
     with pytest.raises(ConfigError, match="one of them"):
-        convert.convert(path, Ask(seconds=2.0, frames=96))
+        convert.convert(path, SourceOptions(seconds=2.0, frames=96))
 
 
 def test_a_converted_model_is_saved_and_hears(tmp_path: Path, shared_data: Path) -> None:
     path, _, _ = ast_file(tmp_path)
     (tmp_path / "names.txt").write_text("a\nb\nc\nd\ne\n")
-    done = convert.convert(path, Ask(labels=tmp_path / "names.txt", license="BSD-3-Clause", mean=-5.0))
+    done = convert.convert(path, SourceOptions(labels=tmp_path / "names.txt", license="BSD-3-Clause", mean=-5.0))
     done.model.save(tmp_path / "model")
     model = AudioModel.load(tmp_path / "model")
     clip = sorted((shared_data / "free-spoken-digit-dataset" / "recordings").glob("*.wav"))[0]

@@ -17,7 +17,7 @@ from asit.cli import main
 from asit.config import EncoderSettings
 from asit.errors import AsitError, CheckpointError, ConfigError
 from asit.interop import convert
-from asit.interop.convert import Ask
+from asit.interop.convert import SourceOptions
 from asit.model.audio_model import AudioModel
 from asit.model.vit import Encoder
 
@@ -64,12 +64,15 @@ def test_a_file_becomes_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[st
     said = capsys.readouterr().out
     assert "asit: 18 tensors mapped, 4 entries left out" in said
     assert "left out: projection head of pretraining (2: head.last_layer.weight_g, head.mlp.0.bias)" in said
-    assert "left out: state of the training (2: epoch, args)" in said
-    assert "custom encoder, 64 wide, 1 blocks, 3 x 8 patches (time x mel) of 48 frames; 16000 Hz, 128 mel bins" in said
+    assert "left out: training state (2: epoch, args)" in said
+    assert (
+        "custom encoder, width 64, 1 blocks, 3 x 8 patches (time x mel) of 48 frames\nfront end: 16000 Hz, 128 mel bins"
+        in said
+    )
     assert f"the model is in {out}" in said
     model = AudioModel.load(out)
     assert model.card["training"]["license"] == "CC-BY-4.0"
-    assert model.card["training"]["source"]["left_out"]["epoch"] == "state of the training"
+    assert model.card["training"]["source"]["left_out"]["epoch"] == "training state"
     assert torch.equal(model.encoder.pos_embed, official()["teacher"]["backbone.pos_embed"])
     assert main(["convert", str(path), "--out", str(out)]) == 2
     assert "already exists" in capsys.readouterr().err
@@ -85,8 +88,8 @@ def test_list_names_every_tensor_and_writes_nothing(tmp_path: Path, capsys: pyte
     said = capsys.readouterr().out
     assert "blocks.0.mlp.fc2.weight (64, 256)" in said
     assert "head.linear.weight (3, 64)" in said
-    assert "note: taken for AST as its authors save it; else pass --kind ssast" in said
-    assert "note: 3 classes, named by their numbers" in said
+    assert "note: assumed to be AST as its authors save it; else pass --kind ssast" in said
+    assert "note: 3 classes, named by number" in said
     assert "one class a clip (softmax) is assumed of 3 classes: else pass --answer multi" in said
     assert sorted(tmp_path.iterdir()) == before
 
@@ -94,23 +97,23 @@ def test_list_names_every_tensor_and_writes_nothing(tmp_path: Path, capsys: pyte
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        ([], "no folder was given to write to"),
+        ([], "no output folder was given"),
         (["--out", "m", "--list"], "--list and --out are both given"),
         (["--out", "m", "--stride", "ten"], "--stride ten"),
         (["--out", "m", "--frames", "0"], "0 was given for frames"),
         (["--out", "m", "--kind", "bert"], "there is no kind 'bert'"),
         (["--out", "m", "--which", "student"], "holds the teacher and no student"),
         (["--out", "m", "--kind", "vit"], "looks like ASiT's own pretraining"),
-        (["--out", "m", "--labels", "names.txt"], "has no head that is taken over, and --labels is given"),
+        (["--out", "m", "--labels", "names.txt"], "has no head to convert, and --labels is given"),
         (["--out", "m", "--frames", "100"], "use 96 or 112 frames"),
         (["--out", "m", "--mels", "80"], r"makes 5 rows"),
         (["--out", "m", "--std", "-1"], "a front end of mean -4.2677393, std -1.0"),
         (["--out", "m", "--mean", "nan"], "a front end of mean nan"),
         (["--out", "m", "--rate", "900000000"], "rate 900000000"),
-        (["--out", "m", "--seconds", "1e8"], "positions for 10000000000 frames are asked for"),
-        (["--out", "m", "--frames", "96", "--seconds", "2"], "frames and seconds are both asked for"),
+        (["--out", "m", "--seconds", "1e8"], "positions for 10000000000 frames are requested"),
+        (["--out", "m", "--frames", "96", "--seconds", "2"], "frames and seconds are both given"),
         (["--out", "m", "--stride", "20"], "encoder.patch_stride_frames is 20, patches have 16"),
-        (["--out", "data", "--overwrite"], "is there and is no model"),
+        (["--out", "data", "--overwrite"], "exists and is no model"),
     ],
 )
 def test_what_cannot_be_is_one_line_and_nothing_is_written(
@@ -154,8 +157,8 @@ def without(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        ({"conv1.weight": torch.zeros(1)}, r"of no kind that is known \(conv1\.weight\)(.|\n)*ssast: SSAST"),
-        ({**ast(), "module.v.blocks.0.lora": torch.zeros(1)}, r"1 tensors without a place \(v\.blocks\.0\.lora\)"),
+        ({"conv1.weight": torch.zeros(1)}, r"of no known kind \(conv1\.weight\)(.|\n)*ssast: SSAST"),
+        ({**ast(), "module.v.blocks.0.lora": torch.zeros(1)}, r"1 unknown tensors \(v\.blocks\.0\.lora\)"),
         (nan(ast()), r"1 tensors with numbers that are not finite \(norm\.bias\)"),
         (without(ast(), "module.v.norm.bias"), r"1 missing \(norm\.bias\)"),
         (without(ast(), "module.mlp_head.1.bias"), r"of a head only mlp_head\.0\.bias"),
@@ -169,7 +172,7 @@ def without(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
             "that are no two whole numbers",
         ),
         ({**ast(), "p_input_fdim": torch.tensor(128)}, "that are no two whole numbers"),
-        (under("v.", encoder()), r"its names do not tell(.|\n)*--kind asit or --kind ssast"),
+        (under("v.", encoder()), r"its names are ambiguous(.|\n)*--kind asit or --kind ssast"),
         ({**ast(), "x": Runs(Path("made"))}, r"holds (posix|nt)\.mkdir, and reading that could run code"),
         ({"v.cls_token": torch.zeros(1), "v.patch_embed.proj.weight": torch.zeros(1)}, "with 4 axes"),
     ],
@@ -177,7 +180,7 @@ def without(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
 def test_files_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: Any, text: str) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match=text):
-        convert.convert(saved(Path("x.pth"), content), Ask())
+        convert.convert(saved(Path("x.pth"), content), SourceOptions())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.pth"]
 
 
@@ -196,7 +199,9 @@ def test_files_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 )
 def test_names_of_classes(tmp_path: Path, name: str, text: str, want: str) -> None:
     (tmp_path / name).write_text(text)
-    done = convert.convert(saved(tmp_path / "x.pth", ast()), Ask(kind="ast", labels=tmp_path / name, answer="multi"))
+    done = convert.convert(
+        saved(tmp_path / "x.pth", ast()), SourceOptions(kind="ast", labels=tmp_path / name, answer="multi")
+    )
     assert done.model.classes == ("Speech", want, "Rain")
     assert done.model.multi
     assert done.model.card["training"]["source"]["labels"] == name
@@ -225,50 +230,50 @@ def test_names_that_do_not_fit(tmp_path: Path, name: str, text: str | None, erro
     if name and text is not None:
         (tmp_path / name).write_text(text)
     with pytest.raises(AsitError, match=error):
-        convert.convert(saved(tmp_path / "x.pth", ast()), Ask(kind="ast", labels=tmp_path / name))
+        convert.convert(saved(tmp_path / "x.pth", ast()), SourceOptions(kind="ast", labels=tmp_path / name))
 
 
 def test_folders(tmp_path: Path) -> None:
-    convert.convert(saved(tmp_path / "x.pth", official()), Ask()).model.save(tmp_path / "run" / "model")
+    convert.convert(saved(tmp_path / "x.pth", official()), SourceOptions()).model.save(tmp_path / "run" / "model")
     for place in (tmp_path / "run", tmp_path / "run" / "model"):
         with pytest.raises(CheckpointError, match=r"model is an asit model already(.|\n)*use it as it is"):
-            convert.convert(place, Ask())
-    with pytest.raises(CheckpointError, match=r"model\.safetensors lies in an asit model folder"):
-        convert.convert(tmp_path / "run" / "model" / "model.safetensors", Ask())
+            convert.convert(place, SourceOptions())
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is in an asit model folder"):
+        convert.convert(tmp_path / "run" / "model" / "model.safetensors", SourceOptions())
     with pytest.raises(CheckpointError, match=r"config\.json is not there"):
-        convert.convert(tmp_path, Ask())
+        convert.convert(tmp_path, SourceOptions())
     (tmp_path / "names.txt").write_text("a\n")
     path = saved(tmp_path / "y.pth", ast(527))
     with pytest.raises(ConfigError, match=r"of AudioSet that is class_labels_indices\.csv"):
-        convert.convert(path, Ask(labels=tmp_path / "names.txt"))
+        convert.convert(path, SourceOptions(labels=tmp_path / "names.txt"))
 
 
 def test_what_a_file_cannot_be_asked(tmp_path: Path) -> None:
     flat = saved(tmp_path / "flat.pth", encoder())
     with pytest.raises(CheckpointError, match="holds one network and no student"):
-        convert.convert(flat, Ask(which="student"))
+        convert.convert(flat, SourceOptions(which="student"))
     fine = saved(tmp_path / "fine.pth", {**encoder(), "head.weight": torch.ones(3, WIDTH), "head.bias": torch.ones(3)})
     with pytest.raises(ConfigError, match=r"--pooling mean, and the head of .*fine\.pth reads class"):
-        convert.convert(fine, Ask(kind="asit", pooling="mean"))
+        convert.convert(fine, SourceOptions(kind="asit", pooling="mean"))
     with pytest.raises(
         CheckpointError, match=r"24 positions(.|\n)*6 x 4 over 64, 4 x 6 over 96, 3 x 8 over 128(.|\n)*--kind asit"
     ):
-        convert.convert(fine, Ask())
+        convert.convert(fine, SourceOptions())
     normed = saved(tmp_path / "normed.pth", {**under("v.", encoder()), **head()})
-    assert convert.convert(normed, Ask(kind="asit", pooling="mean")).model.card["labels"]["pooling"] == "mean"
-    told = convert.convert(normed, Ask(kind="asit"))
+    assert convert.convert(normed, SourceOptions(kind="asit", pooling="mean")).model.card["labels"]["pooling"] == "mean"
+    told = convert.convert(normed, SourceOptions(kind="asit"))
     assert told.model.card["labels"]["pooling"] == "class"
-    assert any("taken to read the class token" in note for note in told.notes)
+    assert any("assumed that the head reads the class token" in note for note in told.notes)
     peer = saved(tmp_path / "ast.pth", ast())
     with pytest.raises(ConfigError, match="is of kind ast, and --which student is given"):
-        convert.convert(peer, Ask(which="student"))
+        convert.convert(peer, SourceOptions(which="student"))
     sizes = {"p_input_fdim": torch.tensor(128), "p_input_tdim": torch.tensor(48)}
     ssast = saved(tmp_path / "ssast.pth", {**under("v.", encoder(distilled=True)), **sizes})
     with pytest.raises(CheckpointError, match="says 128 mel bins, and its stride is that of the patches, 16x16"):
-        convert.convert(ssast, Ask(stride=(10, 10)))
-    assert convert.convert(ssast, Ask()).model.card["grid"] == [3, 8]
+        convert.convert(ssast, SourceOptions(stride=(10, 10)))
+    assert convert.convert(ssast, SourceOptions()).model.card["grid"] == [3, 8]
     wrong = saved(
         tmp_path / "w.pth", {**under("v.", encoder(distilled=True)), **sizes, "p_input_tdim": torch.tensor(96)}
     )
     with pytest.raises(CheckpointError, match="says that its input had 96 frames by 128"):
-        convert.convert(wrong, Ask())
+        convert.convert(wrong, SourceOptions())

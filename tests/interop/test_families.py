@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from asit.cli import main
 from asit.errors import CheckpointError
 from asit.interop import convert
-from asit.interop.convert import Ask, families
+from asit.interop.convert import SourceOptions, families
 
 WIDTH = 64
 
@@ -105,9 +105,9 @@ DASHENG = named("encoder.init_bn.1.weight", "encoder.time_pos_embed", "encoder.f
 def test_a_family_is_named_and_refused(tmp_path: Path, content: Any, name: str, suffix: str) -> None:
     for kind in ("auto", "asit"):
         with pytest.raises(CheckpointError, match=f"by the names in it, .*{name}(.|\n)*does not support") as caught:
-            convert.convert(saved(tmp_path / f"x{suffix}", content), Ask(kind=kind))
+            convert.convert(saved(tmp_path / f"x{suffix}", content), SourceOptions(kind=kind))
         assert "--kind" not in str(caught.value)
-        assert "no option that converts it" in str(caught.value)
+        assert "no option converts it" in str(caught.value)
 
 
 def of_transformers() -> Iterable[tuple[str, nn.Module]]:
@@ -138,11 +138,11 @@ def test_the_names_of_transformers_are_known(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     for name, model in of_transformers():
         with pytest.raises(CheckpointError, match=f"{name}.*does not support"):
-            convert.convert(saved(tmp_path / "x.bin", model.state_dict()), Ask())
+            convert.convert(saved(tmp_path / "x.bin", model.state_dict()), SourceOptions())
     for kind in ("wav2vec2", "whisper", "clap", "\x1b[31mx"):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
         with pytest.raises(CheckpointError, match=r"says model_type .*, which asit does not support") as caught:
-            convert.convert(tmp_path, Ask())
+            convert.convert(tmp_path, SourceOptions())
         assert "\x1b" not in str(caught.value)
 
 
@@ -158,17 +158,17 @@ def test_a_family_is_named_where_the_file_cannot_be_read(tmp_path: Path, how: di
     path = tmp_path / "eat.pt"
     torch.save({"cfg": Foreign(), "model": EAT}, path, **how)
     with pytest.raises(CheckpointError, match="EAT, which asit does not support"):
-        convert.convert(path, Ask())
+        convert.convert(path, SourceOptions())
     torch.save({"cfg": Foreign(), "model": named("x")}, path, **how)
     with pytest.raises(CheckpointError, match=r"Foreign.*, and reading that could run code"):
-        convert.convert(path, Ask())
+        convert.convert(path, SourceOptions())
 
 
 @pytest.mark.parametrize("positions", [sines(64, 8), sines(5, 38), sines(5, 32), sines(37, 8), sines(8, 37)])
 @pytest.mark.parametrize("wrap", ["", "module.", "model"])
 def test_positions_of_sines_are_no_asits(tmp_path: Path, positions: Tensor, wrap: str) -> None:
     content: Any = {"model": vit(positions)} if wrap == "model" else under(wrap, vit(positions))
-    for ask in (Ask(), Ask(kind="asit", mels=128), Ask(mels=80)):
+    for ask in (SourceOptions(), SourceOptions(kind="asit", mels=128), SourceOptions(mels=80)):
         with pytest.raises(CheckpointError, match=r"sines and cosines: it is AudioMAE, .*M2D.*does not support"):
             convert.convert(saved(tmp_path / "x.pth", content), ask)
 
@@ -188,13 +188,15 @@ def test_bare_names_say_what_they_were_taken_for(tmp_path: Path, capsys: pytest.
     path = saved(tmp_path / "x.pth", vit(296))
     assert main(["convert", str(path), "--out", str(tmp_path / "m")]) == 0
     said = capsys.readouterr().out
-    assert "note: taken for ASiT, by its names alone: AudioMAE, M2D, MSM-MAE, DINO and iBOT name their tensors" in said
+    assert (
+        "note: assumed to be ASiT, by its names alone: AudioMAE, M2D, MSM-MAE, DINO and iBOT name their tensors" in said
+    )
     assert "mean -4.2677393 and std 4.5689974 are assumed" in said
     card = json.loads((tmp_path / "m" / "card.json").read_text())
     assert card["training"]["source"]["taken_for"].startswith("ASiT, by its names alone: AudioMAE, M2D")
     assert not [note for note in convert.convert(saved(tmp_path / "y.pth", {
         "teacher": {**under("backbone.", vit(296)), **named("head_recons.mlp.0.weight")}
-    }), Ask()).notes if "taken for" in note]  # fmt: skip
+    }), SourceOptions()).notes if "taken for" in note]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -214,38 +216,38 @@ def test_a_grid_that_no_published_asit_has_is_asked_for(
     with pytest.raises(
         CheckpointError, match=f"{positions} positions of patches(.|\n)*{text}(.|\n)*--kind asit --mels"
     ):
-        convert.convert(path, Ask())
+        convert.convert(path, SourceOptions())
     if positions != 7:
         mels = 80 if positions % 5 == 0 else 128
-        done = convert.convert(path, Ask(kind="asit", mels=mels))
+        done = convert.convert(path, SourceOptions(kind="asit", mels=mels))
         assert done.model.encoder.grid[1] == mels // patch[1]
-        assert any("taken for ASiT, by its names alone" in note for note in done.notes)
+        assert any("assumed to be ASiT, by its names alone" in note for note in done.notes)
 
 
 def test_an_image_network_of_other_patches_is_refused(tmp_path: Path) -> None:
     dino = vit(28 * 28, (8, 8), 3)
     with pytest.raises(CheckpointError, match=r"has patches of 8x8 pixels(.|\n)*16x16"):
-        convert.convert(saved(tmp_path / "x.pth", dino), Ask(frames=592))
+        convert.convert(saved(tmp_path / "x.pth", dino), SourceOptions(frames=592))
     head = named("head.mlp.0.weight", "head.last_layer.weight_g", "head.last_layer.weight_v")
     whole = {"student": {**under("module.backbone.", dino), **under("module.", head)}, "epoch": 3}
     whole["teacher"] = {**under("backbone.", dino), **head}
     for which in ("teacher", "student"):
         with pytest.raises(CheckpointError, match=r"3 channels and 784 positions of patches of 8x8: it is an image"):
-            convert.convert(saved(tmp_path / "y.pth", whole), Ask(which=which))
+            convert.convert(saved(tmp_path / "y.pth", whole), SourceOptions(which=which))
     square = {"teacher": {**under("backbone.", vit(576, channels=3)), **head}}
     with pytest.raises(CheckpointError, match="it is an image network"):
-        convert.convert(saved(tmp_path / "z.pth", square), Ask())
+        convert.convert(saved(tmp_path / "z.pth", square), SourceOptions())
     with pytest.raises(CheckpointError, match=r"has patches of 14x14 pixels"):
-        convert.convert(saved(tmp_path / "w.pth", vit(256, (14, 14), 3)), Ask(frames=592))
+        convert.convert(saved(tmp_path / "w.pth", vit(256, (14, 14), 3)), SourceOptions(frames=592))
 
 
 def test_a_lightning_checkpoint_is_its_network(tmp_path: Path) -> None:
-    want = convert.convert(saved(tmp_path / "x.pth", vit(296)), Ask()).model.encoder.state_dict()
+    want = convert.convert(saved(tmp_path / "x.pth", vit(296)), SourceOptions()).model.encoder.state_dict()
     state = {"epoch": 3, "loops": {"fit_loop": {"state_dict": {}}}, "pytorch-lightning_version": "2.5.0"}
     for prefix in ("model.", "net.encoder.", "asit.module.", "model.v.", "model.backbone."):
         for name in ("y.ckpt", "y.pth"):
             content = {**state, "state_dict": under(prefix, vit(296))}
-            done = convert.convert(saved(tmp_path / name, content), Ask(kind="asit"))
+            done = convert.convert(saved(tmp_path / name, content), SourceOptions(kind="asit"))
             assert all(torch.equal(value, want[key]) for key, value in done.model.encoder.state_dict().items())
             assert set(done.left_out) == set(state)
             assert done.model.training["source"]["kind"] == "asit"
@@ -256,20 +258,20 @@ def test_an_unknown_head_is_left_out_on_request(tmp_path: Path, prefix: str) -> 
     odd = {**under(prefix, vit(296)), **under(prefix, named("proj.0.weight", "classifier.weight", "temperature"))}
     content = {"state_dict": odd, "pytorch-lightning_version": "2"} if prefix else odd
     path = saved(tmp_path / "x.ckpt", content)
-    with pytest.raises(CheckpointError, match=r"3 tensors without a place(.|\n)*pass --no-head"):
-        convert.convert(path, Ask())
-    done = convert.convert(path, Ask(no_head=True))
+    with pytest.raises(CheckpointError, match=r"3 unknown tensors(.|\n)*pass --no-head"):
+        convert.convert(path, SourceOptions())
+    done = convert.convert(path, SourceOptions(no_head=True))
     assert {name for name, why in done.left_out.items() if "--no-head" in why} == {
         "proj.0.weight", "classifier.weight", "temperature"
     }  # fmt: skip
     assert done.model.head is None
     changed = {**odd, f"{prefix}blocks.0.lora.weight": torch.zeros(1)}
-    with pytest.raises(CheckpointError, match=r"blocks\.0\.lora\.weight(.|\n)*a network that was changed"):
-        convert.convert(saved(tmp_path / "y.pth", changed), Ask(no_head=True))
+    with pytest.raises(CheckpointError, match=r"blocks\.0\.lora\.weight(.|\n)*a modified network"):
+        convert.convert(saved(tmp_path / "y.pth", changed), SourceOptions(no_head=True))
     known = {**vit(296), "head.weight": torch.ones(3, WIDTH), "head.bias": torch.ones(3)}
-    kept = convert.convert(saved(tmp_path / "z.pth", known), Ask())
+    kept = convert.convert(saved(tmp_path / "z.pth", known), SourceOptions())
     assert (kept.model.classes, kept.model.head is None) == (("class 0", "class 1", "class 2"), False)
-    assert convert.convert(saved(tmp_path / "z.pth", known), Ask(no_head=True)).model.head is None
+    assert convert.convert(saved(tmp_path / "z.pth", known), SourceOptions(no_head=True)).model.head is None
 
 
 @pytest.mark.parametrize(
@@ -287,7 +289,7 @@ def test_assumed_statistics_are_said(tmp_path: Path, classes: int, text: str) ->
     body = vit(24, dist_token=torch.zeros(1, 1, WIDTH))
     body["pos_embed"] = torch.zeros(1, 26, WIDTH)
     path = saved(tmp_path / "x.pth", {**under("module.v.", body), **under("module.", head)})
-    notes = convert.convert(path, Ask(stride=(16, 16))).notes
+    notes = convert.convert(path, SourceOptions(stride=(16, 16))).notes
     assert [note for note in notes if "assumed, AudioSet" in note and re.search(text, note)]
-    both = convert.convert(path, Ask(stride=(16, 16), mean=-6.0, std=5.0)).notes
+    both = convert.convert(path, SourceOptions(stride=(16, 16), mean=-6.0, std=5.0)).notes
     assert not [note for note in both if "assumed, AudioSet" in note]

@@ -41,7 +41,7 @@ from asit.evaluate import feature_cache
 from asit.finetune import cross_validation
 from asit.finetune import finetune_run as finetuning
 from asit.interop import convert, huggingface
-from asit.interop.convert import Ask
+from asit.interop.convert import SourceOptions
 from asit.io import parsing
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Head, Labelling
@@ -422,7 +422,7 @@ TARGETS = [
     Target("hf config", "hf/config.json", mutated_json, load, "hf"),
     Target("hf extractor", "hf/preprocessor_config.json", mutated_json, load, "hf"),
     Target("hf weights", "hf/model.safetensors", mutated_header, load, "hf"),
-    Target("pickle", "weights.pth", mutated_bytes, lambda p: convert.convert(p, Ask(kind="asit", mels=32))),
+    Target("pickle", "weights.pth", mutated_bytes, lambda p: convert.convert(p, SourceOptions(kind="asit", mels=32))),
     Target("settings of pretraining", "run/config.yaml", mutated_yaml,
            lambda p: config.build(PretrainSettings, config.read_yaml(p), str(p))),
     Target("settings of fine-tuning", "tuned/config.yaml", mutated_yaml,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from asit.config import EncoderSettings
 from asit.errors import ConfigError
-from asit.model.positions import adapt, grid_of, resize_positions, stride_of, whole_frames
+from asit.model.positions import adapt_positions, grid_of, resize_positions, round_up_frames, stride_of
 from asit.model.vit import Encoder
 
 TASKS = (98, 128, 498, 512, 592, 998, 1024)
@@ -60,7 +60,7 @@ def check_straight(positions: Tensor, in_time: np.ndarray, in_mel: np.ndarray) -
 @pytest.mark.parametrize("frames", TASKS)
 @pytest.mark.parametrize("settings", [TINY, strided(), strided(10, None), strided(None, 10)])
 def test_time_and_mel_stay_apart_at_every_tasks_length(frames: int, settings: EncoderSettings) -> None:
-    frames = whole_frames(frames, settings)
+    frames = round_up_frames(frames, settings)
     time, mel = grid_of(frames, 128, (16, 16), stride_of(settings))
     got = resize_positions(planted(), (37, 8), (time, mel))
     check_straight(got, cubic(37, time) @ IN_TIME, cubic(8, mel) @ IN_MEL)
@@ -71,8 +71,8 @@ def test_time_and_mel_stay_apart_at_every_tasks_length(frames: int, settings: En
 def test_an_encoder_and_an_adapted_one_have_the_same_positions(frames: int, stretch: bool) -> None:
     encoder = Encoder(TINY, 592, 128)
     encoder.load_state_dict({**encoder.state_dict(), "pos_embed": planted()})
-    frames = whole_frames(frames, TINY)
-    state = adapt(encoder.state_dict(), TINY, TINY, old_frames=592, frames=frames, mels=128, stretch=stretch)
+    frames = round_up_frames(frames, TINY)
+    state = adapt_positions(encoder.state_dict(), TINY, TINY, old_frames=592, frames=frames, mels=128, stretch=stretch)
     columns = frames // 16
     cut = IN_TIME[:columns] if columns < 37 and not stretch else cubic(37, columns) @ IN_TIME
     check_straight(state["pos_embed"], cut, IN_MEL)
@@ -89,27 +89,29 @@ def test_an_encoder_and_an_adapted_one_have_the_same_positions(frames: int, stre
 )
 def test_a_stride_keeps_columns_near_their_time(frames: int, columns: int, new: int) -> None:
     # Of a shorter input the old columns that it covers, and no more, are spread over the new ones.
-    state = adapt({"pos_embed": planted()}, TINY, strided(), old_frames=592, frames=frames, mels=128)
+    state = adapt_positions({"pos_embed": planted()}, TINY, strided(), old_frames=592, frames=frames, mels=128)
     check_straight(state["pos_embed"], cubic(columns, new) @ IN_TIME[:columns], cubic(8, 12) @ IN_MEL)
-    whole = adapt({"pos_embed": planted()}, TINY, strided(), old_frames=592, frames=frames, mels=128, stretch=True)
+    whole = adapt_positions(
+        {"pos_embed": planted()}, TINY, strided(), old_frames=592, frames=frames, mels=128, stretch=True
+    )
     check_straight(whole["pos_embed"], cubic(37, new) @ IN_TIME, cubic(8, 12) @ IN_MEL)
 
 
 def test_only_the_positions_change_and_may_be_saved() -> None:
     encoder = Encoder(TINY, 592, 128)
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    state = adapt(encoder.state_dict(), TINY, strided(), old_frames=592, frames=1026, mels=128)
+    state = adapt_positions(encoder.state_dict(), TINY, strided(), old_frames=592, frames=1026, mels=128)
     assert {name for name, value in state.items() if not torch.equal(value, before[name])} == {"pos_embed"}
     assert state["pos_embed"].is_contiguous()
     Encoder(strided(), 1026, 128).load_state_dict(state)
-    same = adapt(encoder.state_dict(), TINY, TINY, old_frames=592, frames=592, mels=128)
+    same = adapt_positions(encoder.state_dict(), TINY, TINY, old_frames=592, frames=592, mels=128)
     assert all(torch.equal(value, before[name]) for name, value in same.items())
 
 
 def test_encoders_that_differ_in_more_are_refused() -> None:
     other = TINY.model_copy(update={"depth": 2, "patch_mels": 8, "drop_path": 0.3, "patch_stride_frames": 10})
     with pytest.raises(ConfigError, match="differ in depth 1 and 2, patch_mels 16 and 8\n"):
-        adapt({"pos_embed": planted()}, TINY, other, old_frames=592, frames=592, mels=128)
+        adapt_positions({"pos_embed": planted()}, TINY, other, old_frames=592, frames=592, mels=128)
 
 
 def test_positions_of_another_grid_than_said() -> None:
@@ -135,7 +137,7 @@ def test_the_grid_counts_the_patches_that_fit(stride: tuple[int, int]) -> None:
             with pytest.raises(ConfigError, match=f"a spectrogram of {frames} frames, patches of 16"):
                 grid_of(frames, 128, (16, 16), stride)
         settings = strided(*stride)
-        whole = whole_frames(frames, settings)
+        whole = round_up_frames(frames, settings)
         grid_of(whole, 128, (16, 16), stride)
         assert frames <= whole < max(16, frames) + stride[0]
 
@@ -169,9 +171,9 @@ def test_strides_that_leave_gaps(given: tuple[int, int], text: str) -> None:
 def test_both_tokens_of_a_distilled_encoder_keep_their_positions(frames: int) -> None:
     two = TINY.model_copy(update={"distilled": True})
     positions = torch.cat([torch.full((1, 1, 3), 5.0), planted()], 1)
-    state = adapt({"pos_embed": positions}, two, two, old_frames=592, frames=frames, mels=128)
-    one = adapt({"pos_embed": planted()}, TINY, TINY, old_frames=592, frames=frames, mels=128)
+    state = adapt_positions({"pos_embed": positions}, two, two, old_frames=592, frames=frames, mels=128)
+    one = adapt_positions({"pos_embed": planted()}, TINY, TINY, old_frames=592, frames=frames, mels=128)
     assert (state["pos_embed"][:, 0] == 5.0).all()
     assert torch.equal(state["pos_embed"][:, 1:], one["pos_embed"])
     with pytest.raises(ConfigError, match="differ in distilled True and False"):
-        adapt({"pos_embed": positions}, two, TINY, old_frames=592, frames=592, mels=128)
+        adapt_positions({"pos_embed": positions}, two, TINY, old_frames=592, frames=592, mels=128)

@@ -18,7 +18,7 @@ from asit.finetune import init_model
 from asit.model import positions
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Head, Labelling
-from asit.model.vit import Encoder, blank
+from asit.model.vit import Encoder, empty_encoder
 from asit.training import open_data
 
 SMALL = EncoderSettings(size="custom", width=32, depth=2, heads=2, drop_path=0.3)
@@ -27,7 +27,7 @@ CLASSES = ("high", "low", "middle")
 
 
 def encoder(settings: EncoderSettings = SMALL, frames: int = 64, seed: int = 1) -> Encoder:
-    made = blank(settings, frames, 32)  # Encoder() itself draws
+    made = empty_encoder(settings, frames, 32)  # Encoder() itself draws
     made.init_weights(torch.Generator().manual_seed(seed))
     return made
 
@@ -115,7 +115,7 @@ def test_other_lengths_and_strides(stride: int | None, frames: int, grid: tuple[
     made, start, notes = built(settings(saved(tmp_path / "model"), network=over), frames)
     assert made.encoder.grid == grid
     assert start.settings.encoder.patch_stride_frames == stride
-    wanted = positions.adapt(
+    wanted = positions.adapt_positions(
         encoder().state_dict(), SMALL, start.settings.encoder, old_frames=64, frames=frames, mels=32
     )
     assert torch.equal(made.encoder.pos_embed, wanted["pos_embed"])

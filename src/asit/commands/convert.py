@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -26,82 +27,68 @@ class ConvertOptions:
     out: str | None = None
     """Folder for the model."""
     kind: str = "auto"
-    """What the file is: asit, asit-sed, ast, hf-ast, ssast or vit; auto: told by the names in it."""
+    """asit, asit-sed, ast, hf-ast, ssast or vit; auto: by the names of its tensors."""
     which: Literal["teacher", "student"] = "teacher"
-    """Network of an ASiT pretraining that is taken."""
+    """Network of an ASiT pretraining to convert."""
     frames: int | None = None
-    """Resize the positions to this many frames of input; by default they stay."""
+    """Resize the positions to this many input frames."""
     seconds: float | None = None
     """The same in seconds."""
     stride: str | None = None
-    """Step from patch to patch that the network was trained with, such as 10, or 10x16 (frames x mel bins)."""
+    """Stride of the patches in training, such as 10, or 10x16 (frames x mel bins)."""
     mels: int | None = None
-    """Mel bins that the network was trained with; by default those of the file, or 128."""
+    """Mel bins in training; by default those of the file, or 128."""
     rate: int | None = None
-    """Sample rate in Hz that it was trained at."""
+    """Sample rate in training, in Hz."""
     mean: float | None = None
-    """Mean of the log-mel that it was trained with; by default that of the file, or AudioSet's."""
+    """Mean of the log-mel in training; by default that of the file, or AudioSet's."""
     std: float | None = None
-    """Standard deviation, likewise."""
+    """Its standard deviation."""
     labels: str | None = None
-    """File with the names of the classes, such as AudioSet's class_labels_indices.csv, or a text with one a line."""
+    """File of class names: AudioSet's class_labels_indices.csv, or a text with one per line."""
     answer: Literal["auto", "single", "multi"] = "auto"
-    """One class a clip or several; auto: several of AudioSet's 527 classes, else what the file says, or one."""
+    """One class per clip or several; auto: what the file says, else several of 527 classes, one of others."""
     pooling: Literal["auto", "class", "mean"] = "auto"
     """What the head reads; auto: the mean of the patch tokens in SSAST, the class token (or both tokens) elsewhere."""
     license: str | None = None
     """Licence of the weights, for the card."""
     no_head: bool = False
-    """Take the encoder alone: every tensor outside it is left out, a head that is not known too."""
+    """Convert the encoder alone and leave out all other tensors, unknown heads included."""
     list: bool = False
-    """Say where every tensor goes, and write nothing."""
+    """List every tensor and write nothing."""
     overwrite: bool = False
-    """Replace a model that is in the folder."""
+    """Overwrite a model in the folder."""
 
 
 def convert(prog: str, summary: str, given: list[str]) -> int:
     options = parse(ConvertOptions, prog, summary, given)
     if (options.out is None) != options.list:
         raise ConfigError(
-            "--list and --out are both given" if options.list else "no folder was given to write to",
-            "--out FOLDER to convert, or --list to look",
+            "--list and --out are both given" if options.list else "no output folder was given",
+            "--out FOLDER or --list",
             f"asit convert {shlex.quote(options.source)} --out MODEL",
         )
     out = None if options.out is None else Path(options.out)
     if out is not None:
         _check_out(out, options.overwrite)
-    from asit.interop.convert import Ask, convert
+    from asit.interop.convert import SourceOptions, convert
 
-    ask = Ask(
-        kind=options.kind,
-        which=options.which,
-        frames=options.frames,
-        seconds=options.seconds,
-        stride=_stride(options.stride),
-        mels=options.mels,
-        rate=options.rate,
-        mean=options.mean,
-        std=options.std,
-        labels=None if options.labels is None else Path(options.labels),
-        answer=options.answer,
-        pooling=options.pooling,
-        license=options.license,
-        no_head=options.no_head,
-    )
-    _check_numbers(ask.frames, ask.seconds, ask.mels, ask.rate)
-    done = convert(Path(options.source), ask)
+    fields: dict[str, Any] = {field.name: getattr(options, field.name) for field in dataclasses.fields(SourceOptions)}
+    fields |= {"stride": _stride(options.stride), "labels": None if options.labels is None else Path(options.labels)}
+    _check_numbers(options.frames, options.seconds, options.mels, options.rate)
+    done = convert(Path(options.source), SourceOptions(**fields))
     stdout.for_people()
     if out is not None:
         done.model.save(out, overwrite=options.overwrite)
-    _tell(done, everything=options.list)
+    _print(done, everything=options.list)
     if out is not None:
-        print(f"the model is in {out}")
-        print(f"look at it:  asit info {shlex.quote(str(out))}")
-        print(f'python:      import asit; model = asit.load("{out}"); model.embed("clip.wav").clip')
+        print(f"Model: {out}")
+        print(f"Look at it:  asit info {shlex.quote(str(out))}")
+        print(f'In Python:   import asit; model = asit.load("{out}"); model.embed("clip.wav").clip')
     return 0
 
 
-def _tell(done: Converted, everything: bool) -> None:
+def _print(done: Converted, everything: bool) -> None:
     model, source = done.model, done.model.training.get("source", {})
     settings, (time, mel) = model.encoder.settings, model.encoder.grid
     kind = f"{source['kind']}: " if source else ""
@@ -118,9 +105,9 @@ def _tell(done: Converted, everything: bool) -> None:
         print(f"  note: {note}")
     front = model.front_end.settings
     print(
-        f"{settings.size} encoder, {model.encoder.width} wide, {model.encoder.depth} blocks, {time} x {mel} patches "
-        f"(time x mel) of {model.frames} frames; {front.rate} Hz, {front.mels} mel bins, mean {front.mean}, "
-        f"std {front.std}"
+        f"{settings.size} encoder, width {model.encoder.width}, {model.encoder.depth} blocks, {time} x {mel} patches "
+        f"(time x mel) of {model.frames} frames\n"
+        f"front end: {front.rate} Hz, {front.mels} mel bins, mean {front.mean}, std {front.std}"
     )
     if model.classes is not None:
         more = ", ..." if len(model.classes) > 3 else ""
@@ -128,13 +115,13 @@ def _tell(done: Converted, everything: bool) -> None:
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
-    """What is there is met before anything is read; a folder of something else is never replaced."""
+    """Refuse existing output before anything is read; only a model is ever overwritten."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not overwrite:
-        raise CheckpointError(f"{out} already exists", "a path that is free", "give another path, or pass --overwrite")
+        raise CheckpointError(f"{out} already exists", "a new path", "give another path, or pass --overwrite")
     if not (out / "card.json").is_file():
-        raise CheckpointError(f"{out} is there and is no model", "a model folder, to be replaced", "give another path")
+        raise CheckpointError(f"{out} exists and is no model", "a model folder to overwrite", "give another path")
 
 
 def _stride(text: str | None) -> tuple[int, int] | None:

@@ -20,7 +20,7 @@ from asit.data.catalogue.splits import TEST
 from asit.data.loading.waveforms import WaveformReader
 from asit.errors import AudioError, CatalogueError
 from asit.evaluate.ranking import average_precision
-from asit.interop.onnx import Likeness, Run
+from asit.interop.onnx import OutputAgreement, Run
 from asit.model.audio_model import AudioModel
 from asit.progress import counter
 from asit.training import open_data
@@ -61,7 +61,7 @@ class OnRecordings:
         labels = _labels(self.model, catalogue) if classes else None
         if labels is not None:
             rows = rows[labels.known[rows]]
-        likeness, scores, read, failures = Likeness(classes), [], [], []
+        agreement, scores, read, failures = OutputAgreement(classes), [], [], []
         show = counter("comparing int8", "clips")
         for done, row in enumerate(rows.tolist(), 1):
             try:
@@ -75,7 +75,7 @@ class OnRecordings:
             if classes:
                 several = [of_windows.mean(0) for of_windows in several]
                 scores.append(several)
-            likeness.add(*several)
+            agreement.add(*several)
             read.append(row)
         if not read or len(failures) > BAD_FILES * len(rows):
             raise CatalogueError(
@@ -83,7 +83,7 @@ class OnRecordings:
                 f"a share of at most {BAD_FILES:g}",
                 "mend the storage, or give other recordings with --check-data",
             )
-        facts = likeness.facts(f"clips of {self.name}")
+        facts = agreement.facts(f"clips of {self.name}")
         if labels is not None:
             facts |= _metric(np.array(scores), labels, np.array(read))
         return facts

@@ -20,7 +20,7 @@ from asit.io.checkpoint import load_strict
 from asit.model import imagenet, positions
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Classifier
-from asit.model.vit import blank
+from asit.model.vit import empty_encoder
 from asit.training import open_data
 
 log = logging.getLogger(__name__)
@@ -119,10 +119,10 @@ def build(start: Origin, frames: int, classes: tuple[str, ...], multi: bool) -> 
     settings = start.settings
     generator = torch.Generator().manual_seed(settings.seed)
     mels = settings.front_end.mels
-    encoder = blank(settings.encoder, frames, mels)
+    encoder = empty_encoder(settings.encoder, frames, mels)
     if start.model is not None and not settings.fresh:
         theirs = start.model.encoder
-        state = positions.adapt(
+        state = positions.adapt_positions(
             theirs.state_dict(),
             theirs.settings,
             settings.encoder,
@@ -165,7 +165,7 @@ def frames_of(settings: FinetuneSettings, seconds: float) -> int:
         raise ConfigError(
             f"input.seconds is {seconds:g}", f"at least {settings.front_end.window_ms / 1000:g} s", "raise it"
         )
-    return positions.whole_frames(frames, settings.encoder)
+    return positions.round_up_frames(frames, settings.encoder)
 
 
 def _changed(encoder: EncoderSettings, settings: FinetuneSettings) -> EncoderSettings:

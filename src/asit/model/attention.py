@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from asit import runtime
-from asit.model.blocks import Attention as AttentionLayer
+from asit.model import blocks
 from asit.model.inference.embedding import Embedder, Window
 
 
 @dataclass(frozen=True)
-class Attention:
+class AttentionMap:
     """The class token's attention to the patches of one window; float32, on the CPU.
 
     Attributes:
@@ -33,7 +33,7 @@ class Attention:
     times: Tensor
 
 
-def attention_of(embedder: Embedder, window: Window) -> Attention:
+def attention_of(embedder: Embedder, window: Window) -> AttentionMap:
     """The attention of the class token in the embedder's layer; None: in the last block.
 
     Of a distilled encoder it is the mean over class and distillation token, as the class token that is given out is
@@ -64,10 +64,10 @@ def attention_of(embedder: Embedder, window: Window) -> Attention:
     patches = rows[:, encoder.prefix :].cpu().clone().unflatten(1, (window.columns, mel))
     timing = embedder.timing
     times = timing.first + torch.arange(window.columns, dtype=torch.float64, device="cpu") * timing.hop
-    return Attention(patches, (window.columns, mel), times.float())
+    return AttentionMap(patches, (window.columns, mel), times.float())
 
 
-def _rows(layer: AttentionLayer, x: Tensor, prefix: int) -> Tensor:
+def _rows(layer: blocks.Attention, x: Tensor, prefix: int) -> Tensor:
     """Rows of the attention matrix of the first `prefix` tokens: (R, N, D) to (R, H, prefix, N), in float32."""
     width = x.shape[2]
     weight, bias = layer.qkv.weight.float(), layer.qkv.bias.float()

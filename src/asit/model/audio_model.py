@@ -21,14 +21,14 @@ from asit.config import EncoderSettings, FrontEndSettings
 from asit.errors import ConfigError
 from asit.io import checkpoint
 from asit.model import card as cards
-from asit.model.attention import Attention, attention_of
+from asit.model.attention import AttentionMap, attention_of
 from asit.model.card import CLASSIFIER, ENCODER
 from asit.model.classifier import Head, Labelling
 from asit.model.inference.embedding import Embedder, Embedding, Precision, hop_frames, several
 from asit.model.inference.tagging import Tag, Tagger, Tags, tagger_of, training_input
-from asit.model.vit import Encoder, blank
+from asit.model.vit import Encoder, empty_encoder
 
-__all__ = ["CLASSIFIER", "ENCODER", "Attention", "AudioModel", "Embedding", "Sound", "Tag", "Tags"]
+__all__ = ["CLASSIFIER", "ENCODER", "AttentionMap", "AudioModel", "Embedding", "Sound", "Tag", "Tags"]
 
 
 class AudioModel:
@@ -94,7 +94,7 @@ class AudioModel:
             ConfigError: as the class.
             CheckpointError: the encoder is not of these settings.
         """
-        own = blank(encoder_settings, frames, front_end_settings.mels)
+        own = empty_encoder(encoder_settings, frames, front_end_settings.mels)
         checkpoint.load_strict(own, encoder.state_dict(), "the encoder handed in")
         own_head = None if head is None else copy.deepcopy(head).to("cpu")
         return cls(own, FrontEnd(front_end_settings), training, own_head, labels)
@@ -384,7 +384,7 @@ class AudioModel:
 
     def attention(
         self, x: Sound, rate: int | None = None, layer: int = -1, precision: Precision = "float32"
-    ) -> Attention:
+    ) -> AttentionMap:
         """The class token's attention to the patches of a sound; of a long one, to those of its first window.
 
         Args and errors are those of `embed`; `layer` is the block, -1 the last, and `precision` the arithmetic of

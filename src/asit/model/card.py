@@ -16,7 +16,7 @@ from asit.errors import CheckpointError, ConfigError
 from asit.io import checkpoint
 from asit.io.parsing import UNFIT
 from asit.model.classifier import Head, Labelling, check_head
-from asit.model.vit import Encoder, blank, shape_of, shell
+from asit.model.vit import Encoder, empty_encoder, meta_encoder, shape_of
 
 ENCODER, CLASSIFIER = "audio-encoder", "audio-classifier"
 """The kinds of models in a card."""
@@ -82,9 +82,9 @@ def read_folder(
         # Shapes first: a card that is wrong must not ask for memory.
         if shape_of(settings)[1] > len(of_encoder):
             raise ValueError(f"an encoder of {shape_of(settings)[1]} blocks, and weights of {len(of_encoder)} tensors")
-        checkpoint.check_fit(shell(settings, card["frames"], heard.mels), of_encoder, weights)
+        checkpoint.check_fit(meta_encoder(settings, card["frames"], heard.mels), of_encoder, weights)
         check_front_end(heard)
-        encoder = blank(settings, card["frames"], heard.mels)
+        encoder = empty_encoder(settings, card["frames"], heard.mels)
         with torch.device("cpu"):  # whatever the default is
             front_end = FrontEnd(heard)
         labels, norm = _read_labels(card["labels"]) if kind == CLASSIFIER else (None, False)

@@ -24,7 +24,7 @@ from asit.config import EncoderSettings
 from asit.errors import CheckpointError
 from asit.io import checkpoint, safe_load
 from asit.model.positions import resize_positions
-from asit.model.vit import blank
+from asit.model.vit import empty_encoder
 
 _HEADS = ("head.", "head_dist.", "pre_logits.")
 NESTS = ("model", "state_dict")
@@ -62,7 +62,7 @@ def convert(
     path: Path, found: Mapping[str, Tensor], settings: EncoderSettings, frames: int, mels: int
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """As `load_imagenet`, of tensors that have been read from `path`."""
-    encoder = blank(settings, frames, mels)
+    encoder = empty_encoder(settings, frames, mels)
     width, blocks = size(path, found)
     if (width, blocks) != (encoder.width, encoder.depth):
         raise CheckpointError(

@@ -80,7 +80,7 @@ def grid_of(frames: int, mels: int, patch: tuple[int, int], stride: tuple[int, i
     return grid[0], grid[1]
 
 
-def whole_frames(frames: int, settings: EncoderSettings) -> int:
+def round_up_frames(frames: int, settings: EncoderSettings) -> int:
     """The shortest length of whole patch columns that holds this many frames, such as 112 for 98."""
     side, step = settings.patch_frames, stride_of(settings)[0]
     return side + max(0, math.ceil((frames - side) / step)) * step
@@ -107,7 +107,7 @@ def resize_positions(embedding: Tensor, old: tuple[int, int], new: tuple[int, in
         return torch.cat([embedding[:, :prefix].float(), moved.flatten(2).transpose(1, 2)], dim=1)
 
 
-def adapt(
+def adapt_positions(
     state: Mapping[str, Tensor],
     old: EncoderSettings,
     new: EncoderSettings,
@@ -149,7 +149,7 @@ def adapt(
     after = grid_of(frames, mels, patch_of(new), stride_of(new))
     positions, prefix = state["pos_embed"], prefix_of(old)
     if not stretch:
-        columns = (whole_frames(frames, old) - old.patch_frames) // stride_of(old)[0] + 1
+        columns = (round_up_frames(frames, old) - old.patch_frames) // stride_of(old)[0] + 1
         if columns < before[0]:
             before = columns, before[1]
             positions = positions[:, : prefix + before[0] * before[1]]

@@ -257,13 +257,13 @@ class Encoder(nn.Module):
         return Tokens(tokens[:, 0] if prefix == 1 else tokens[:, :prefix].mean(1), patches, grid)
 
 
-def blank(settings: EncoderSettings, frames: int, mels: int) -> Encoder:
+def empty_encoder(settings: EncoderSettings, frames: int, mels: int) -> Encoder:
     """An encoder whose weights are yet to be loaded: drawing them first would take longer than reading them."""
     with torch.inference_mode(False):  # made in inference mode they would count no writes
-        return shell(settings, frames, mels).to_empty(device="cpu")
+        return meta_encoder(settings, frames, mels).to_empty(device="cpu")
 
 
-def shell(settings: EncoderSettings, frames: int, mels: int) -> Encoder:
+def meta_encoder(settings: EncoderSettings, frames: int, mels: int) -> Encoder:
     """An encoder on the meta device: names and shapes of weights, without the memory for them."""
     with torch.device("meta"):
         return Encoder(settings, frames, mels)

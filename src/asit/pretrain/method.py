@@ -17,7 +17,7 @@ from asit.config import PretrainSettings
 from asit.errors import ConfigError
 from asit.io.checkpoint import load_strict
 from asit.model.positions import patch_of, stride_of
-from asit.model.vit import Encoder, blank, cut
+from asit.model.vit import Encoder, cut, empty_encoder
 from asit.pretrain import chunked_loss, losses, masking, token_selection
 from asit.pretrain.networks import Networks, Outputs
 from asit.pretrain.pretrain_dataset import GLOBAL_VIEWS, PretrainBatch
@@ -253,7 +253,7 @@ class ASiT(Distributed):
         """
         encoder = (self.teacher or self.student).encoder
         mels = self.settings.front_end.mels
-        return distributed.unsharded(encoder, lambda: blank(self.settings.encoder, self.frames, mels))
+        return distributed.unsharded(encoder, lambda: empty_encoder(self.settings.encoder, self.frames, mels))
 
     def _modules(self) -> list[tuple[str, nn.Module]]:
         out: list[tuple[str, nn.Module]] = [("student", self.student)]

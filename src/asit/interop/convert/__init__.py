@@ -1,7 +1,7 @@
-"""Weights of others as asit models: ASiT, AST, SSAST, image transformers.
+"""Convert weights of other projects to asit models: ASiT, AST, SSAST, image transformers.
 
-A file goes through four steps: `foreign.read` (nothing in it is run), `detect` (what it is), one module a kind (every
-name has its place; axes are turned), and here the model with its card, whose `training.source` says where it is from.
+`safe_load.read` reads a file without running it, `detect` finds its kind, and one module per kind maps its tensors to
+asit's names and axes. The model's card records the origin under `training.source`.
 """
 
 from __future__ import annotations
@@ -17,27 +17,35 @@ import torch
 from asit.audio.fbank import FrontEnd
 from asit.errors import CheckpointError, ConfigError
 from asit.interop.convert import families, hf_ast, label_names
-from asit.interop.convert.converted import FINE_TUNED, MEAN, PUBLISHED, STD, Ask, Taken, whole
 from asit.interop.convert.detect import KINDS, choose
+from asit.interop.convert.source_model import (
+    FINE_TUNED,
+    MEAN,
+    PUBLISHED,
+    STD,
+    SourceModel,
+    SourceOptions,
+    requested_frames,
+)
 from asit.interop.loading import load
 from asit.io import safe_load
 from asit.io.checkpoint import check_fit, check_numbers, load_strict
 from asit.model import positions
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Head, Labelling
-from asit.model.vit import Encoder, blank, shell
+from asit.model.vit import Encoder, empty_encoder, meta_encoder
 
-__all__ = ["KINDS", "Ask", "Converted", "convert"]
+__all__ = ["KINDS", "Converted", "SourceOptions", "convert"]
 
 
 @dataclass(frozen=True)
 class Converted:
-    """A converted model, and what the user is to be told.
+    """A converted model on the CPU.
 
     Attributes:
-        model: on the CPU.
-        mapped: tensors of the file that are in it.
-        left_out: other entries of the file, and why.
+        model: the model.
+        mapped: number of tensors of the file that it uses.
+        left_out: the file's other entries, with the reason.
         notes: what was assumed or changed.
     """
 
@@ -47,116 +55,114 @@ class Converted:
     notes: list[str]
 
     def reasons(self) -> list[tuple[str, list[str]]]:
-        """What was left out, by reason: (reason, names)."""
+        """Return what was left out as (reason, names)."""
         return [(why, [n for n, w in self.left_out.items() if w == why]) for why in Counter(self.left_out.values())]
 
 
-def convert(path: Path, ask: Ask) -> Converted:
-    """An asit model from a file of another's weights, or from a folder of Hugging Face's AST.
+def convert(path: Path, options: SourceOptions) -> Converted:
+    """Convert a file of weights, or a Hugging Face folder.
 
     Args:
-        path: the file or folder; the kinds are in `KINDS`.
-        ask: what the user says about it.
+        path: the file or folder, of one of `KINDS`.
+        options: what the user specifies.
 
     Returns:
-        the model, whose outputs are the source's to about 1e-5 in float32 unless positions were resized.
+        The model. Its outputs equal the source's to about 1e-5 in float32 unless positions were resized.
 
     Raises:
-        CheckpointError: the file cannot be read, is of another kind, or has tensors without a place.
-        ConfigError: what was asked for does not go together.
+        CheckpointError: the file cannot be read, is of another kind, or has unknown tensors.
+        ConfigError: contradicting options.
     """
     path = Path(path)
     file = _file(path)
     if file is None:
-        return _own(path, ask)
+        return _own(path, options)
     try:
         content = safe_load.read(file, training_state=True)
     except CheckpointError:
-        # fairseq's and others' files hold more than tensors: what they are is in their texts all the same.
+        # Files of fairseq and others hold more than tensors, but their strings still show the family.
         if (known := families.family(safe_load.texts(file))) is not None:
             families.refuse(file, known, KINDS)
         raise
-    content, notes, beside = _unwrap(file, content)
-    kind, told = choose(file, content, ask.kind)
-    notes += told
-    if ask.which == "student" and kind != "asit":
+    content, notes, training_state = _unwrap(file, content)
+    kind, kind_notes = choose(file, content, options.kind)
+    notes += kind_notes
+    if options.which == "student" and kind != "asit":
         raise ConfigError(
-            f"{file} is of kind {kind}, and --which student is given", "an ASiT pretraining", "leave --which out"
+            f"{file} is of kind {kind}, and --which student is given", "an ASiT pretraining", "omit --which"
         )
-    taken = KINDS[kind][1](file, content, ask)
-    taken.left_out |= beside
-    notes += _assumed(taken)
-    of_head = {} if taken.head is None else {f"head.{name}": value for name, value in taken.head.state.items()}
-    check_numbers(str(file), {**taken.state, **of_head})
+    source = KINDS[kind][1](file, content, options)
+    source.left_out |= training_state
+    notes += _assumed(source)
+    of_head = {} if source.head is None else {f"head.{name}": value for name, value in source.head.state.items()}
+    check_numbers(str(file), {**source.state, **of_head})
     if kind != "vit":
-        notes += _resize(taken, ask)
-    encoder = _encoder(file, taken)
-    head, labelling, said = _head(file, taken, ask)
-    source: dict[str, Any] = {
-        **taken.source,
+        notes += _resize(source, options)
+    encoder = _encoder(file, source)
+    head, labelling, origin, head_notes = _head(file, source, options)
+    facts: dict[str, Any] = {
+        **source.facts,
         "file": file.name,
         "sha256": _sha256(file),
-        "tensors": taken.mapped,
-        "left_out": taken.left_out,
+        "tensors": source.mapped,
+        "left_out": source.left_out,
     }
     if labelling is not None:
-        source["labels"] = said[0]
-    training: dict[str, Any] = {"source": source}
-    if ask.license:
-        training["license"] = ask.license
-    model = AudioModel(encoder, FrontEnd(taken.front_end), training, head, labelling)
-    return Converted(model, taken.mapped, taken.left_out, [*notes, *taken.notes, *said[1:]])
+        facts["labels"] = origin
+    training: dict[str, Any] = {"source": facts}
+    if options.license:
+        training["license"] = options.license
+    model = AudioModel(encoder, FrontEnd(source.front_end), training, head, labelling)
+    return Converted(model, source.mapped, source.left_out, [*notes, *source.notes, *head_notes])
 
 
 def _unwrap(path: Path, content: dict[str, Any]) -> tuple[dict[str, Any], list[str], dict[str, str]]:
-    """The content of a Lightning checkpoint as the network alone would have been saved; others as they are.
-
-    Its tensors lie under "state_dict" with the name that the network has in its module, such as "model.", before each.
+    """Take the network out of a Lightning checkpoint: its tensors, without the prefix of the module that held it.
 
     Returns:
-        the content, notes, and what else was in the file, with the reason why it is left out.
+        Content, notes, and the other entries with the reason to leave them out; other files are returned unchanged.
     """
     nest = content.get("state_dict")
     if not isinstance(nest, dict) or not (path.suffix == ".ckpt" or "pytorch-lightning_version" in content):
         return content, [], {}
-    marks = [str(name) for name in nest if str(name).endswith("cls_token")]
+    tokens = [str(name) for name in nest if str(name).endswith("cls_token")]
     prefix = ""
-    if len(marks) == 1:
+    if len(tokens) == 1:
         ends = (f"{hf_ast.PREFIX}embeddings.cls_token", "embeddings.cls_token", "v.cls_token", "backbone.cls_token")
-        inner = next((end for end in ends if marks[0].endswith(end)), "cls_token")
-        prefix = marks[0].removesuffix(inner).removesuffix("module.")
+        inner = next((end for end in ends if tokens[0].endswith(end)), "cls_token")
+        prefix = tokens[0].removesuffix(inner).removesuffix("module.")
     others = [str(name) for name in content if name not in ("state_dict", "args")]
-    beside = dict.fromkeys(others, "state of the training")
+    left_out = dict.fromkeys(others, "training state")
     held = {str(name).removeprefix(prefix): value for name, value in nest.items()}
     args = {"args": content["args"]} if "args" in content else {}
-    notes = [f"a Lightning checkpoint: the network is what is called {prefix}*"] if prefix else []
-    return {"state_dict": held, **args}, notes, beside
+    notes = [f"Lightning checkpoint: used the tensors named {prefix}*"] if prefix else []
+    return {"state_dict": held, **args}, notes, left_out
 
 
-def _assumed(taken: Taken) -> list[str]:
-    """A note where mean and std are AudioSet's for want of better, and what else is published for this many classes."""
-    if PUBLISHED not in taken.source.get("statistics", ""):
+def _assumed(source: SourceModel) -> list[str]:
+    """Return a note if AudioSet's mean and std are assumed, with those published for this number of classes."""
+    if PUBLISHED not in source.facts.get("statistics", ""):
         return []
-    classes = None if taken.head is None else taken.head.state["linear.bias"].numel()
-    told = f"mean {MEAN} and std {STD} are assumed, AudioSet's as published with the code: the file has none"
+    classes = None if source.head is None else source.head.state["linear.bias"].numel()
+    note = f"mean {MEAN} and std {STD} are assumed, AudioSet's as published with the code: the file has none"
     if classes in (None, label_names.AUDIOSET):
-        return [told]
+        return [note]
     other = FINE_TUNED.get(classes)
-    also = f", such as --mean {other[1]} --std {other[2]} for {other[0]}" if other else ""
-    return [f"{told}; its {classes} classes are not AudioSet's: pass the --mean and --std of its recipe{also}"]
+    example = f", such as --mean {other[1]} --std {other[2]} for {other[0]}" if other else ""
+    return [f"{note}; its {classes} classes are not AudioSet's: pass the --mean and --std of its recipe{example}"]
 
 
 def _file(path: Path) -> Path | None:
-    """The file of weights; None: a folder that asit wrote for Hugging Face."""
+    """Return the file of weights, or None for a folder that asit exported for Hugging Face."""
     if not path.is_dir():
         if (path.parent / "card.json").is_file():
             raise CheckpointError(
-                f"{path} lies in an asit model folder, whose card says how it hears",
+                f"{path} is in an asit model folder, whose card describes its input",
                 "weights of another kind",
                 f"use the folder as it is: {path.parent}",
             )
         return path
-    inner = [place for place in (path, path / "model") if (place / "card.json").is_file()]
+    inner = [folder for folder in (path, path / "model") if (folder / "card.json").is_file()]
     if inner:
         raise CheckpointError(
             f"{inner[0]} is an asit model already", "weights of another kind", f"use it as it is: {inner[0]}"
@@ -173,90 +179,92 @@ def _file(path: Path) -> Path | None:
     return hf_ast.weights_in(path)
 
 
-def _own(path: Path, ask: Ask) -> Converted:
-    """A model of ours from a folder that was written for Hugging Face."""
-    if ask != Ask(license=ask.license):
+def _own(path: Path, options: SourceOptions) -> Converted:
+    """Read an asit model from a folder that was exported for Hugging Face."""
+    if options != SourceOptions(license=options.license):
         raise ConfigError(
-            f"{path} is a model of asit's for Hugging Face, and more than --out and --license is given",
-            "a model that is taken as it is: its config.json says all",
-            "leave the other options out",
+            f"{path} is an asit model exported for Hugging Face, and more than --out and --license is given",
+            "no other option: its config.json describes the model",
+            "omit the other options",
         )
     model = load(path)
-    if ask.license:
-        model.training["license"] = ask.license
+    if options.license:
+        model.training["license"] = options.license
     head = 0 if model.head is None else len(model.head.state_dict())
     mapped = len(model.encoder.state_dict()) + head
-    return Converted(model, mapped, {}, ["a model of asit's, written for Hugging Face: taken as it is"])
+    return Converted(model, mapped, {}, ["an asit model exported for Hugging Face, unchanged"])
 
 
-def _resize(taken: Taken, ask: Ask) -> list[str]:
-    """Positions for another length, where asked for; what was done."""
-    frames = whole(ask, taken.settings, taken.front_end)
-    if frames is None or frames == taken.frames:
+def _resize(source: SourceModel, options: SourceOptions) -> list[str]:
+    """Resize the positions to the requested length; return notes."""
+    frames = requested_frames(options, source.settings, source.front_end)
+    if frames is None or frames == source.frames:
         return []
-    before = taken.frames
-    mels = taken.front_end.mels
-    taken.state = positions.adapt(
-        taken.state, taken.settings, taken.settings, old_frames=before, frames=frames, mels=mels
+    before = source.frames
+    mels = source.front_end.mels
+    source.state = positions.adapt_positions(
+        source.state, source.settings, source.settings, old_frames=before, frames=frames, mels=mels
     )
-    taken.frames = frames
+    source.frames = frames
     how = "those of the first columns" if frames < before else "stretched, bicubic"
-    taken.source["positions"] = f"resized from {before} to {frames} frames: {how}"
-    return [f"positions of {before} frames made into those of {frames}: {how}"]
+    source.facts["positions"] = f"resized from {before} to {frames} frames: {how}"
+    return [f"positions resized from {before} to {frames} frames: {how}"]
 
 
-def _encoder(path: Path, taken: Taken) -> Encoder:
-    size = taken.settings, taken.frames, taken.front_end.mels
-    check_fit(shell(*size), taken.state, str(path))  # before there is memory for an encoder of this size
-    encoder = blank(*size)
-    load_strict(encoder, taken.state, str(path))
+def _encoder(path: Path, source: SourceModel) -> Encoder:
+    size = source.settings, source.frames, source.front_end.mels
+    check_fit(meta_encoder(*size), source.state, str(path))  # before memory is allocated
+    encoder = empty_encoder(*size)
+    load_strict(encoder, source.state, str(path))
     return encoder
 
 
-def _head(path: Path, taken: Taken, ask: Ask) -> tuple[Head | None, Labelling | None, list[str]]:
-    """The head, what its outputs mean, and what is to be told: first where the names are from."""
-    if taken.head is None:
-        asked = [name for name in ("labels", "answer", "pooling") if getattr(ask, name) not in (None, "auto")]
-        if asked:
+def _head(
+    path: Path, source: SourceModel, options: SourceOptions
+) -> tuple[Head | None, Labelling | None, str, list[str]]:
+    """Return the head, its labelling, the origin of the class names, and notes."""
+    if source.head is None:
+        given = [
+            f"--{name}" for name in ("labels", "answer", "pooling") if getattr(options, name) not in (None, "auto")
+        ]
+        if given:
             raise ConfigError(
-                f"{path} has no head that is taken over, and {', '.join('--' + name for name in asked)} is given",
+                f"{path} has no head to convert, and {', '.join(given)} is given",
                 "a fine-tuned network, with a head",
-                "leave it out, or give a fine-tuned file",
+                "omit it, or give a fine-tuned file",
             )
-        return None, None, [""]
-    state = {name: value.float() for name, value in taken.head.state.items()}
+        return None, None, "", []
+    state = {name: value.float() for name, value in source.head.state.items()}
     if state["linear.weight"].ndim != 2 or state["linear.bias"].shape != state["linear.weight"].shape[:1]:
         raise CheckpointError(
             f"{path} has a head of shape {tuple(state['linear.weight'].shape)}",
             "(classes, width)",
             "get the file again",
         )
-    if ask.pooling not in ("auto", taken.head.pooling):
+    if options.pooling not in ("auto", source.head.pooling):
         raise ConfigError(
-            f"--pooling {ask.pooling}, and the head of {path} reads {taken.head.pooling}",
+            f"--pooling {options.pooling}, and the head of {path} reads {source.head.pooling}",
             "what the head was trained on",
-            "leave --pooling out",
+            "omit --pooling",
         )
-    names, origin = label_names.names_for(taken.head, ask.labels)
+    names, origin = label_names.names_for(source.head, options.labels)
     notes = [f"{len(names)} classes, named by {origin}"]
-    multi = taken.head.multi
-    if ask.answer != "auto":
-        multi = ask.answer == "multi"
+    multi = source.head.multi
+    if options.answer != "auto":
+        multi = options.answer == "multi"
     elif multi is None:
         multi = len(names) == label_names.AUDIOSET
-        scores = "several classes a clip (sigmoids)" if multi else "one class a clip (softmax)"
-        notes.append(
-            f"{scores} is assumed of {len(names)} classes: else pass --answer {'single' if multi else 'multi'}"
-        )
-    width, pooling, norm = state["linear.weight"].shape[1], taken.head.pooling, "norm.weight" in state
+        scores = "several classes per clip (sigmoid)" if multi else "one class per clip (softmax)"
+        notes.append(f"assumed {scores} of {len(names)} classes: else pass --answer {'single' if multi else 'multi'}")
+    width, pooling, norm = state["linear.weight"].shape[1], source.head.pooling, "norm.weight" in state
     with torch.device("meta"):
-        head = Head(width, len(names), pooling, norm=norm, norm_eps=taken.head.eps)
+        head = Head(width, len(names), pooling, norm=norm, norm_eps=source.head.eps)
     head.to_empty(device="cpu")
     load_strict(head, state, f"{path} (its head)")
-    front_end = FrontEnd(taken.front_end)
-    seconds = front_end.samples_for(taken.frames) / front_end.settings.rate
-    eps = taken.head.eps if norm else 1e-6
-    return head, Labelling(names, multi, pooling, seconds, eps), [origin, *notes]
+    front_end = FrontEnd(source.front_end)
+    seconds = front_end.samples_for(source.frames) / front_end.settings.rate
+    eps = source.head.eps if norm else 1e-6
+    return head, Labelling(names, multi, pooling, seconds, eps), origin, notes
 
 
 def _sha256(path: Path) -> str:

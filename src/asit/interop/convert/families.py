@@ -1,6 +1,6 @@
-"""Encoders of others that `asit convert` does not read, recognised by the names of their tensors.
+"""Recognise unsupported encoders by the names of their tensors.
 
-To support a family, take its line out of `FAMILIES` and add a kind to `detect.KINDS`.
+To support a family, remove it from `FAMILIES` and add a kind to `detect.KINDS`.
 
 Sources of the names: facebookresearch/AudioMAE, microsoft/unilm (beats, wavlm), cwx-worst-one/EAT,
 Audio-WestlakeU/audiossl (ATST), nttcslab/m2d, kkoutini/PaSST, XiaoMi/dasheng, facebookresearch/fairseq,
@@ -24,8 +24,8 @@ class Family(NamedTuple):
     """A family of networks.
 
     Attributes:
-        name: what it is called.
-        signs: alternatives: of one of them every pattern is found in some name.
+        name: as published.
+        signs: alternative tuples of patterns; a file matches one if each of its patterns is found in some name.
     """
 
     name: str
@@ -77,7 +77,7 @@ _HF_VIT = Family("ViT of Hugging Face", ((r"embeddings\.cls_token$", r"patch_emb
 
 
 def channels_of(content: Mapping[str, Any], depth: int = 3) -> int:
-    """Channels that the filters of the patches read; 1 where there are none."""
+    """Return the channels of the patch filters; 1 if there are none."""
     for name, value in content.items():
         if isinstance(value, Tensor) and str(name).endswith("patch_embed.proj.weight") and value.ndim == 4:
             return value.shape[1]
@@ -87,7 +87,7 @@ def channels_of(content: Mapping[str, Any], depth: int = 3) -> int:
 
 
 def names_in(content: Mapping[str, Any], depth: int = 3) -> list[str]:
-    """The names of everything in a file, those of nested mappings too."""
+    """Return all names in a file, those of nested mappings included."""
     out: list[str] = []
     for name, value in content.items():
         out.append(str(name))
@@ -97,12 +97,7 @@ def names_in(content: Mapping[str, Any], depth: int = 3) -> list[str]:
 
 
 def family(names: Iterable[str], channels: int = 1) -> str | None:
-    """The family that names show; None: none that is known.
-
-    Args:
-        names: of tensors, or any texts out of a file.
-        channels: of its patches' filters.
-    """
+    """Return the unsupported family that tensor names (or any strings of a file) show; None if there is none."""
     given = list(names)
 
     def shows(sign: tuple[str, ...]) -> bool:
@@ -119,26 +114,16 @@ def family(names: Iterable[str], channels: int = 1) -> str | None:
 
 
 def refuse(path: Path, name: str, kinds: Mapping[str, tuple[str, Any]]) -> NoReturn:
-    """Raises CheckpointError for a file of a family that is not supported.
-
-    Args:
-        name: of the family.
-        kinds: those that are, as `detect.KINDS` has them.
-    """
+    """Raise CheckpointError for a file of the unsupported family `name`; `kinds` are `detect.KINDS`."""
     raise CheckpointError(
         f"{path} is, by the names in it, {name}, which asit does not support",
         "; ".join(f"{kind}: {text}" for kind, (text, _) in kinds.items()),
-        "use it with the code it was published with; there is no option that converts it",
+        "use it with the code it was published with; no option converts it",
     )
 
 
 def are_sines(positions: Tensor, prefix: int) -> bool:
-    """Whether positions are computed and not learned: sines and cosines of one or two coordinates.
-
-    Args:
-        positions: (1, prefix + P, D).
-        prefix: tokens before the patches.
-    """
+    """Whether positions (1, prefix + P, D) are sines and cosines of one or two coordinates instead of learned."""
     found = positions[0, prefix:].float()
     width = found.shape[-1]
     if width % 4 or not len(found):

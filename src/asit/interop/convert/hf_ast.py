@@ -1,9 +1,8 @@
-"""AST as Hugging Face has it: a folder with config.json, weights and, mostly, preprocessor_config.json.
+"""Convert Hugging Face's AST: a folder with config.json, weights and, mostly, preprocessor_config.json.
 
-Transformers 4.x names the tensors as its ViT did (encoder.layer.0.attention.attention.query); in 5.x they are
-layers.0.attention.q_proj and so on, though files are still written with the old names. Both are read. Query, key and
-value lie apart, epsilon is the config's (1e-12) for all norms, and the axes are AST's. Source: transformers,
-models/audio_spectrogram_transformer, of 5.23.
+Both naming schemes are read: of transformers 4.x (encoder.layer.0.attention.attention.query) and of 5.x
+(layers.0.attention.q_proj). Query, key and value are separate, all norms use the config's epsilon (1e-12), and the axes
+are AST's. Source: transformers 5.23, models/audio_spectrogram_transformer.
 """
 
 from __future__ import annotations
@@ -17,14 +16,23 @@ import torch
 from torch import Tensor
 
 from asit.errors import CheckpointError
-from asit.interop.convert.axes import frames_of, turn_filters, turn_positions
-from asit.interop.convert.converted import MEAN, NO_HEAD, STD, Ask, Taken, TakenHead, front_end, settings_of
+from asit.interop.convert.source_model import (
+    MEAN,
+    NO_HEAD,
+    STD,
+    SourceHead,
+    SourceModel,
+    SourceOptions,
+    encoder_settings,
+    front_end,
+)
+from asit.interop.convert.transposed import frames_of, transpose_filters, transpose_positions
 from asit.io import parsing, safe_load
 
 MODEL_TYPE = "audio-spectrogram-transformer"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 PREFIX = "audio_spectrogram_transformer."
-"""Before the encoder's names where there is a head."""
+"""Of the encoder's names in a model with a head."""
 _PLAIN = {
     "embeddings.cls_token": "cls_token",
     "embeddings.distillation_token": "dist_token",
@@ -56,19 +64,16 @@ _HEAD = {
 def read_json(
     path: Path, expected: str = "a folder with config.json and the weights", remedy: str = "download the folder again"
 ) -> dict[str, Any]:
-    """A JSON file with an object in it.
-
-    Args:
-        expected, remedy: of the error.
+    """Read a JSON object.
 
     Raises:
-        CheckpointError: it is not there, or is something else.
+        CheckpointError: with `expected` and `remedy`, if the file is missing or holds something else.
     """
     return parsing.json_object(path, CheckpointError, expected, remedy)
 
 
 def weights_in(folder: Path) -> Path:
-    """The file of weights in a folder.
+    """Return the file of weights in a folder.
 
     Raises:
         CheckpointError: there is none.
@@ -80,30 +85,29 @@ def weights_in(folder: Path) -> Path:
     raise CheckpointError(
         f"{folder} has no {' and no '.join(WEIGHTS)} ({', '.join(there[:4]) or 'it is empty'})",
         "a folder as transformers saves it, with weights in one file",
-        "download the weights too; weights in several parts are brought together by model.save_pretrained(FOLDER)",
+        "download the weights too; model.save_pretrained(FOLDER) joins weights in several files",
     )
 
 
-def hugging_face(path: Path, content: Mapping[str, Any], ask: Ask) -> Taken:
-    """AST from Hugging Face, with or without its head.
+def hugging_face(path: Path, content: Mapping[str, Any], options: SourceOptions) -> SourceModel:
+    """Convert Hugging Face's AST, with or without a head.
 
     Args:
-        path: the file of weights; config.json lies beside it.
+        path: the file of weights, beside its config.json.
 
     Raises:
-        CheckpointError: a config that is missing, that asit's encoder cannot follow or that the weights do not fit, or
-            tensors without a place.
+        CheckpointError: the config is missing, not supported or does not fit the weights; or unknown tensors.
     """
     config = read_json(path.parent / "config.json")
-    state, head, left_out, notes = _sort(path, safe_load.tensors(path, content), config, ask.no_head)
+    state, head, left_out, notes = _sort(path, safe_load.tensors(path, content), config, options.no_head)
     patch = _number(path, config, "patch_size", 16)
     strides = _number(path, config, "time_stride", 10), _number(path, config, "frequency_stride", 10)
     mels, most = _number(path, config, "num_mel_bins", 128), _number(path, config, "max_length", 1024)
-    if ask.mels not in (None, mels) or ask.stride not in (None, strides):
+    if options.mels not in (None, mels) or options.stride not in (None, strides):
         raise CheckpointError(
             f"{path.parent / 'config.json'} says {mels} mel bins and stride {strides[0]}x{strides[1]}",
-            "the same as asked for",
-            "leave --mels and --stride out",
+            "the same as requested",
+            "omit --mels and --stride",
         )
     grid = (most - patch) // strides[0] + 1, (mels - patch) // strides[1] + 1
     positions = state.get("pos_embed")
@@ -116,35 +120,35 @@ def hugging_face(path: Path, content: Mapping[str, Any], ask: Ask) -> Taken:
             "give the config.json that belongs to these weights",
         )
     if "patch_embed.proj.weight" in state and state["patch_embed.proj.weight"].ndim == 4:
-        state["patch_embed.proj.weight"] = turn_filters(state["patch_embed.proj.weight"])
+        state["patch_embed.proj.weight"] = transpose_filters(state["patch_embed.proj.weight"])
     eps = config.get("layer_norm_eps", 1e-12)
     if not isinstance(eps, float) or not 0 < eps < 1:
         raise CheckpointError(f"{path.parent / 'config.json'} says layer_norm_eps {eps!r}", "such as 1e-12")
     heads = _number(path, config, "num_attention_heads", 12)
-    settings = settings_of(path, state, strides, heads=heads, norm_eps=eps)
-    state["pos_embed"] = turn_positions(positions, grid, 2)
+    settings = encoder_settings(path, state, strides, heads=heads, norm_eps=eps)
+    state["pos_embed"] = transpose_positions(positions, grid, 2)
     mapped = len(content) - len(left_out)
-    settled, origin = _front_end(path.parent, ask, mels, most, notes)
-    taken = None
+    settled, origin = _front_end(path.parent, options, mels, most, notes)
+    source_head = None
     if head:
         kind = config.get("problem_type")
         multi = None if kind is None else kind == "multi_label_classification"
-        taken = TakenHead(head, "class", eps, _names(config, head), multi)
-    source = {
+        source_head = SourceHead(head, "class", eps, _names(config, head), multi)
+    facts = {
         "kind": "hf-ast",
-        "axes": "(mel, time), turned to (time, mel)",
+        "axes": "(mel, time), transposed to (time, mel)",
         "grid": list(grid),
         "stride": list(strides),
         "statistics": origin,
     }
     frames = frames_of(grid, (patch, patch), strides)
-    return Taken(settings, frames, settled, state, mapped, left_out, taken, source, notes)
+    return SourceModel(settings, frames, settled, state, mapped, left_out, source_head, facts, notes)
 
 
 def _sort(
     path: Path, found: Mapping[str, Tensor], config: Mapping[str, Any], no_head: bool
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str], list[str]]:
-    """The encoder's tensors, query, key and value as one; the head's; what was left out; notes."""
+    """Return the encoder's tensors (query, key and value joined), the head's, what was left out, and notes."""
     state: dict[str, Tensor] = {}
     head: dict[str, Tensor] = {}
     parts: dict[tuple[str, str], dict[str, Tensor]] = {}
@@ -168,7 +172,7 @@ def _sort(
             unknown.append(name)
     odd = [f"{kind} of layer {number}" for (number, kind), three in parts.items() if set(three) != set("qkv")]
     if unknown or odd or not parts or (head and set(head) != set(_HEAD.values())):
-        what = [f"{len(unknown)} tensors without a place ({', '.join(unknown[:3])})"] if unknown else []
+        what = [f"{len(unknown)} unknown tensors ({', '.join(unknown[:3])})"] if unknown else []
         what += [f"query, key and value apart in {', '.join(odd[:3])}"] if odd else []
         what += ["no layers"] if not parts else []
         raise CheckpointError(
@@ -190,7 +194,7 @@ def _sort(
         for number in {number for number, kind in parts if kind == "weight"}:
             weight = state[f"blocks.{number}.attn.qkv.weight"]
             state.setdefault(f"blocks.{number}.attn.qkv.bias", torch.zeros(len(weight)))
-        notes.append("query, key and value have no biases there: zeros here")
+        notes.append("query, key and value have no biases: set to zeros")
     if (act := config.get("hidden_act", "gelu")) != "gelu":
         raise CheckpointError(f"{path.parent / 'config.json'} says hidden_act {act!r}", "gelu", "")
     return state, head, left_out, notes
@@ -203,34 +207,32 @@ def _number(path: Path, config: Mapping[str, Any], name: str, default: int) -> i
     return value
 
 
-def _front_end(folder: Path, ask: Ask, mels: int, most: int, notes: list[str]) -> tuple[Any, str]:
-    place = folder / "preprocessor_config.json"
-    if not place.exists():
-        notes.append("there is no preprocessor_config.json: rate 16000 Hz is assumed")
-        return front_end(ask, mels, rate=16000, padding="zero")
-    facts = read_json(place)
+def _front_end(folder: Path, options: SourceOptions, mels: int, most: int, notes: list[str]) -> tuple[Any, str]:
+    path = folder / "preprocessor_config.json"
+    if not path.exists():
+        notes.append("no preprocessor_config.json: rate 16000 Hz is assumed")
+        return front_end(options, mels, rate=16000, padding="zero")
+    facts = read_json(path)
     if facts.get("num_mel_bins", mels) != mels:
-        raise CheckpointError(f"{place} says {facts['num_mel_bins']} mel bins, config.json {mels}", "the same number")
+        raise CheckpointError(f"{path} says {facts['num_mel_bins']} mel bins, config.json {mels}", "the same number")
     if facts.get("max_length", most) != most:
-        notes.append(
-            f"{place.name} fills clips up to {facts['max_length']} frames, the network reads {most}: {most} here"
-        )
+        notes.append(f"{path.name} pads clips to {facts['max_length']} frames, the network reads {most}: used {most}")
     if (maker := facts.get("feature_extractor_type", "ASTFeatureExtractor")) != "ASTFeatureExtractor":
         raise CheckpointError(
-            f"{place} is of a {maker}",
+            f"{path} is of a {maker}",
             "an ASTFeatureExtractor",
-            "get the file again; without it the published mean and std are taken",
+            "get the file again; without it the published mean and std are used",
         )
-    # What is not said is the extractor's default, which is what was published.
+    # Missing fields have the extractor's defaults, which are the published values.
     mean, std = (facts.get("mean", MEAN), facts.get("std", STD)) if facts.get("do_normalize", True) else (0.0, 0.5)
     if facts.get("padding_value", 0.0) != 0.0:
-        raise CheckpointError(f"{place} says padding_value {facts['padding_value']}", "0.0, as AST has it", "")
+        raise CheckpointError(f"{path} says padding_value {facts['padding_value']}", "0.0, as AST has it", "")
     rate = facts.get("sampling_rate", 16000)
-    return front_end(ask, mels, rate=rate, padding="zero", origin=place.name, mean=mean, std=std)
+    return front_end(options, mels, rate=rate, padding="zero", origin=path.name, mean=mean, std=std)
 
 
 def _names(config: Mapping[str, Any], head: Mapping[str, Tensor]) -> tuple[str, ...] | None:
-    """The names of id2label; None where they say nothing (LABEL_0, ...)."""
+    """Return the names of id2label; None if they are placeholders (LABEL_0, ...)."""
     names = config.get("id2label")
     count = head["linear.bias"].numel()
     if not isinstance(names, Mapping) or set(names) != {str(i) for i in range(count)}:

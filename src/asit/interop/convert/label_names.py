@@ -1,4 +1,4 @@
-"""Names for the outputs of a head: of the user's file, of the source, or numbers."""
+"""Names of a head's outputs: from the user's file, the source, or numbers."""
 
 from __future__ import annotations
 
@@ -6,34 +6,32 @@ import csv
 from pathlib import Path
 
 from asit.errors import ConfigError
-from asit.interop.convert.converted import TakenHead
 from asit.interop.convert.hf_ast import read_json
+from asit.interop.convert.source_model import SourceHead
 from asit.io import local_files
 from asit.io.safe_load import shown
 
 AUDIOSET = 527
-"""Classes of AudioSet: a clip has several of them."""
+"""Number of AudioSet's classes, of which a clip may have several."""
 
 _COLUMNS = ("display_name", "label", "name", "class")
 
 
-def names_for(head: TakenHead, given: Path | None) -> tuple[tuple[str, ...], str]:
-    """The names of a head's outputs, and where they are from.
+def names_for(head: SourceHead, given: Path | None) -> tuple[tuple[str, ...], str]:
+    """Return the names of a head's outputs and their origin.
 
     Args:
         given: a table with a column display_name (AudioSet's class_labels_indices.csv), label, name or class; a
-            .json file with the names in a list under "classes" or by number under "id2label"; or a text, one a line.
+            .json file with a list under "classes" or numbered names under "id2label"; or a text with one per line.
 
     Raises:
-        ConfigError: a file that cannot be read, or with another number of names.
+        ConfigError: the file cannot be read, or has another number of names.
     """
     count = len(head.state["linear.bias"])
     if given is None:
         if head.classes is not None:
             return head.classes, "the source"
-        return tuple(
-            f"class {i}" for i in range(count)
-        ), "their numbers: the file has no names, give them with --labels"
+        return tuple(f"class {i}" for i in range(count)), "number, since the file has no names (pass --labels)"
     given = Path(given)
     names = _read(given)
     broken = [name for name in names if any("\ud800" <= letter <= "\udfff" for letter in name)]
@@ -55,7 +53,7 @@ def _read(path: Path) -> tuple[str, ...]:
         raise ConfigError(
             f"{path} is {'a folder' if path.is_dir() else local_files.special(path) or 'not there'}",
             "a file with the names of the classes",
-            "AudioSet's names lie in class_labels_indices.csv, beside its lists of segments",
+            "AudioSet's are in class_labels_indices.csv, beside its lists of segments",
         )
     if path.suffix == ".json":
         wanted = 'a list under "classes", or names by number under "id2label"'

@@ -1,6 +1,6 @@
-"""ASiT's own files: of the official pretraining (v1 and v2), fine-tuned ones, and those of PretrainedSED.
+"""Convert ASiT's own files: of the official pretraining (v1 and v2), fine-tuned ones, and those of PretrainedSED.
 
-Their axes are ours. Sources: Sara-Ahmed/ASiT (v1: 2023, v2: 2024) for the names of heads and the arguments;
+Their axes are asit's. Sources: Sara-Ahmed/ASiT (v1: 2023, v2: 2024) for the names of heads and the arguments;
 qingkezyy/ASiT-CRNN for fine-tuning in AST's way (v.*, mlp_head, one token, class token read); fschmid56/PretrainedSED.
 """
 
@@ -16,9 +16,18 @@ from torch import Tensor
 
 from asit.config import EncoderSettings
 from asit.errors import CheckpointError
-from asit.interop.convert.axes import Pair, frames_of, lay
-from asit.interop.convert.converted import PUBLISHED, Ask, Taken, TakenHead, front_end, settings_of, shaped, sort_out
 from asit.interop.convert.families import MASKED, are_sines
+from asit.interop.convert.source_model import (
+    PUBLISHED,
+    SourceHead,
+    SourceModel,
+    SourceOptions,
+    assign_tensors,
+    encoder_settings,
+    front_end,
+    tensor_shape,
+)
+from asit.interop.convert.transposed import Pair, fit_grid, frames_of
 from asit.io import safe_load
 from asit.model.classifier import Pooling
 from asit.model.positions import patch_of, resize_positions, stride_of
@@ -31,7 +40,7 @@ _RULES = [
     (rf"head\.last_layer\.{_NORMED}", _PROJECTION),
     (r"head_recons\.(mlp\.\d+|convTrans)\.(weight|bias)", "reconstruction head of pretraining"),
 ]
-_BESIDE = ("student", "teacher")
+_NETWORKS = ("student", "teacher")
 PUBLISHED_COUNTS = (296, 496, 504, 512)
 """Positions of published ASiTs over 128 mel bins: 37 columns of 6 s, 62 to 64 of 10 s."""
 MELS = (64, 80, 96, 128)
@@ -40,43 +49,43 @@ _SED_COLUMNS = 62
 """Columns of 16 frames in 10 s, PretrainedSED's clip."""
 
 
-def official(path: Path, content: Mapping[str, Any], ask: Ask) -> Taken:
-    """A file of the official pretraining, or one fine-tuned from it.
+def official(path: Path, content: Mapping[str, Any], options: SourceOptions) -> SourceModel:
+    """Convert a file of the official pretraining, or one fine-tuned from it.
 
     Raises:
-        CheckpointError: it has no such network, tensors without a place, or positions that fit no grid.
+        CheckpointError: no such network, unknown tensors, or positions that fit no grid.
     """
-    there = [name for name in _BESIDE if isinstance(content.get(name), Mapping)]
+    there = [name for name in _NETWORKS if isinstance(content.get(name), Mapping)]
     left_out: dict[str, str] = {}
-    if ask.which not in there and (there or ask.which == "student"):
+    if options.which not in there and (there or options.which == "student"):
         raise CheckpointError(
-            f"{path} holds {'the ' + there[0] if there else 'one network'} and no {ask.which}",
-            "the network that is asked for",
-            f"pass --which {there[0]}" if there else "leave --which out",
+            f"{path} holds {'the ' + there[0] if there else 'one network'} and no {options.which}",
+            "the requested network",
+            f"pass --which {there[0]}" if there else "omit --which",
         )
     if there:
-        found = safe_load.tensors(path, content[ask.which])
+        found = safe_load.tensors(path, content[options.which])
         for name, value in content.items():
-            if name != ask.which:
-                size = f" of {len(value)} tensors" if name in _BESIDE else ""
-                left_out[name] = f"the other network{size}" if name in _BESIDE else "state of the training"
+            if name != options.which:
+                size = f" of {len(value)} tensors" if name in _NETWORKS else ""
+                left_out[name] = f"the other network{size}" if name in _NETWORKS else "training state"
     else:
         found = safe_load.tensors(path, content, ("model", "state_dict"))
     found = {name.removeprefix("module."): value for name, value in found.items()}
     prefix = next((p for p in ("backbone.", "v.") if f"{p}cls_token" in found), "")
     finetuned = [f"{prefix}head.weight", f"{prefix}head.bias"]
     normed = ["mlp_head.0.weight", "mlp_head.0.bias", "mlp_head.1.weight", "mlp_head.1.bias"]
-    state, head, more = sort_out(path, found, _RULES, prefix, [*finetuned, *normed], ask.no_head)
+    state, head, more = assign_tensors(path, found, _RULES, prefix, [*finetuned, *normed], options.no_head)
     args = content.get("args")
     facts = args if isinstance(args, Mapping) else {}
-    mels = ask.mels or _whole(facts, "num_mel_bins") or 128
+    mels = options.mels or _whole(facts, "num_mel_bins") or 128
     own = _is_asits(content, found) or "num_mel_bins" in facts
-    notes, taken_for = _whose(path, state, own, bool(prefix or there), ask)
+    notes, taken_for = _check_is_asit(path, state, own, bool(prefix or there), options)
     filters = state.get("patch_embed.proj.weight")
     if filters is not None and filters.ndim == 4 and filters.shape[1] == 3:
         state["patch_embed.proj.weight"] = filters.sum(1, keepdim=True)
-        notes.append("filters summed over three channels: the spectrogram was given to each")
-    settings, frames, stride, grid = _lay(path, state, mels, ask)
+        notes.append("filters summed over three channels, which all read the spectrogram")
+    settings, frames, stride, grid = _fit_grid(path, state, mels, options)
     first = any(name.startswith("head_cls.cls_layer") for name in found)
     second = any(name.startswith("head.last_layer") for name in found)
     known: dict[str, Any] = {"rate": _whole(facts, "sample_rate") or (32000 if first else 16000)}
@@ -84,90 +93,90 @@ def official(path: Path, content: Mapping[str, Any], ask: Ask) -> Taken:
         if isinstance(value := facts.get(f"data_{name}"), float):
             known[name] = value
     known["origin"] = "the arguments in the file" if {"mean", "std"} <= set(known) else PUBLISHED
-    settled, origin = front_end(ask, mels, **known)
-    if first and ask.rate is None and "sample_rate" not in facts:
-        notes.append(
-            "rate 32000 Hz, as in the code of v1; a network trained at another rate wants --rate, such as 16000"
-        )
-    if not first and not second and ask.rate is None and "sample_rate" not in facts:
-        notes.append("rate 16000 Hz is assumed: the file does not tell")
-    if not ask.stride and stride == patch_of(settings):
+    settled, origin = front_end(options, mels, **known)
+    if first and options.rate is None and "sample_rate" not in facts:
+        notes.append("rate 32000 Hz, as in the code of v1; pass --rate for a network trained at another")
+    if not first and not second and options.rate is None and "sample_rate" not in facts:
+        notes.append("rate 16000 Hz is assumed: the file does not say")
+    if not options.stride and stride == patch_of(settings):
         notes.append(f"stride {stride[0]}x{stride[1]}, that of the patches, as published")
-    source = {
+    facts = {
         "kind": "asit",
         "version": "v1" if first else "v2" if second else None,
-        "which": ask.which if there else None,
+        "which": options.which if there else None,
         "taken_for": taken_for,
         "epoch": _whole(content, "epoch"),
-        "axes": "(time, mel), as ours",
+        "axes": "(time, mel)",
         "grid": list(grid),
         "stride": list(stride),
         "statistics": origin,
     }
-    taken_head = _head(path, head, finetuned, normed, ask.pooling)
-    if taken_head is not None and "norm.weight" in taken_head.state and ask.pooling == "auto":
-        notes.append("the head is taken to read the class token; else pass --pooling mean")
+    source_head = _head(path, head, finetuned, normed, options.pooling)
+    if source_head is not None and "norm.weight" in source_head.state and options.pooling == "auto":
+        notes.append("assumed that the head reads the class token; else pass --pooling mean")
     mapped = len(state) + len(head)
-    return Taken(settings, frames, settled, state, mapped, left_out | more, taken_head, source, notes)
+    return SourceModel(settings, frames, settled, state, mapped, left_out | more, source_head, facts, notes)
 
 
 def _is_asits(content: Mapping[str, Any], found: Mapping[str, Tensor]) -> bool:
-    """Whether there are heads that ASiT's pretraining alone has: of reconstruction, or v1's two last layers."""
+    """Whether there are heads that only ASiT's pretraining has: of reconstruction, or v1's two last layers."""
     nested = [name for held in content.values() if isinstance(held, Mapping) for name in held]
     return any(re.match(r"(module\.)?(head_recons|head_cls)\.", str(name)) for name in [*found, *nested])
 
 
-def _whose(path: Path, state: Mapping[str, Tensor], own: bool, wrapped: bool, ask: Ask) -> tuple[list[str], str]:
-    """Notes, and in words whose encoder this is taken for: ASiT's names are timm's, which many others have too.
+def _check_is_asit(
+    path: Path, state: Mapping[str, Tensor], own: bool, wrapped: bool, options: SourceOptions
+) -> tuple[list[str], str]:
+    """Return notes and the reason to take this for an ASiT, whose names are timm's and those of many others.
 
     Args:
-        own: the file has what ASiT's pretraining alone has.
-        wrapped: its names have a prefix that ASiT's files have, or are of a teacher or a student.
+        own: whether the file has parts that only ASiT's pretraining has.
+        wrapped: whether its names have a prefix of ASiT's files, or are of a teacher or a student.
 
     Raises:
-        CheckpointError: it cannot be ASiT's, or nothing in the file says that it is.
+        CheckpointError: it cannot be an ASiT, or nothing in the file shows that it is one.
     """
-    filters, positions = shaped(path, state, "patch_embed.proj.weight", 4), shaped(path, state, "pos_embed", 3)
+    filters = tensor_shape(path, state, "patch_embed.proj.weight", 4)
+    positions = tensor_shape(path, state, "pos_embed", 3)
     prefix = 2 if "dist_token" in state else 1
     channels, patch, count = filters[1], filters[2:], positions[1] - prefix
     if are_sines(state["pos_embed"], prefix):
         raise CheckpointError(
             f"{path} has positions that are sines and cosines: it is {MASKED}, which asit does not support",
             "ASiT's positions, which are learned",
-            "use it with the code it was published with; there is no option that converts it",
+            "use it with the code it was published with; no option converts it",
         )
     square = math.isqrt(max(count, 0)) ** 2 == count
     if channels == 3 and not own and (square or patch != (16, 16)):
         raise CheckpointError(
             f"{path} has 3 channels and {count} positions of patches of {patch[0]}x{patch[1]}: it is an image network, "
-            "such as DINO, whose names ASiT has too",
+            "such as DINO, with the same names",
             "an ASiT, of spectrograms",
-            "convert an image network with patches of 16 as it was saved alone: --kind vit --frames 592",
+            "convert an image network with patches of 16, saved alone, with --kind vit --frames 592",
         )
     if own:
         return [], "ASiT, by its pretraining heads or arguments"
     others = "AudioMAE, M2D, MSM-MAE, DINO and iBOT name their tensors likewise"
-    if not wrapped and ask.kind == "auto" and ask.mels is None and (patch != (16, 16) or count not in PUBLISHED_COUNTS):
+    published = patch == (16, 16) and count in PUBLISHED_COUNTS
+    if not wrapped and options.kind == "auto" and options.mels is None and not published:
         ways = [f"{count // (m // patch[1])} x {m // patch[1]} over {m}" for m in MELS if _divides(count, m, patch[1])]
         raise CheckpointError(
-            f"{path} has {count} positions of patches of {patch[0]}x{patch[1]} and nothing that says whose they are: "
+            f"{path} has {count} positions of patches of {patch[0]}x{patch[1]} and nothing shows whose they are: "
             f"{others}, and the mel bins are not known ({', '.join(ways) or 'none divides the positions'})",
-            f"a published ASiT ({', '.join(map(str, PUBLISHED_COUNTS))} positions of 16x16), or to be told",
+            f"a published ASiT ({', '.join(map(str, PUBLISHED_COUNTS))} positions of 16x16)",
             "if it is an ASiT, pass --kind asit --mels 128, or the number of mel bins it was trained with",
         )
-    taken = f"ASiT, by its names alone: {others}"
-    note = (
-        f"taken for {taken}; theirs have another front end, padding or order of patches, and would give wrong answers"
-    )
-    return [note], taken
+    reason = f"ASiT, by its names alone: {others}"
+    note = f"assumed to be {reason}; their front end, padding or order of patches differ and would give wrong results"
+    return [note], reason
 
 
 def _divides(count: int, mels: int, patch: int) -> bool:
     return mels >= patch and mels % patch == 0 and count % (mels // patch) == 0
 
 
-def _head(path: Path, head: dict[str, Tensor], plain: list[str], normed: list[str], pooling: str) -> TakenHead | None:
-    """A Linear is the network's own, and reads the class token; what a norm and a Linear read is not published."""
+def _head(path: Path, head: dict[str, Tensor], plain: list[str], normed: list[str], pooling: str) -> SourceHead | None:
+    """Return the head; a Linear alone reads the class token, what a norm and a Linear read is not published."""
     if not head:
         return None
     names = [names for names in (plain, normed) if set(names) == set(head)]
@@ -179,65 +188,68 @@ def _head(path: Path, head: dict[str, Tensor], plain: list[str], normed: list[st
         )
     ours = ["linear.weight", "linear.bias"] if names[0] is plain else _NORM_LINEAR
     reads: Pooling = "mean" if pooling == "mean" and names[0] is normed else "class"
-    return TakenHead({own: head[name] for own, name in zip(ours, names[0], strict=True)}, reads)
+    return SourceHead({own: head[name] for own, name in zip(ours, names[0], strict=True)}, reads)
 
 
 _NORM_LINEAR = ["norm.weight", "norm.bias", "linear.weight", "linear.bias"]
 
 
-def _lay(path: Path, state: Mapping[str, Tensor], mels: int, ask: Ask) -> tuple[EncoderSettings, int, Pair, Pair]:
-    filters, positions = shaped(path, state, "patch_embed.proj.weight", 4), shaped(path, state, "pos_embed", 3)
+def _fit_grid(
+    path: Path, state: Mapping[str, Tensor], mels: int, options: SourceOptions
+) -> tuple[EncoderSettings, int, Pair, Pair]:
+    filters, positions = (
+        tensor_shape(path, state, "patch_embed.proj.weight", 4),
+        tensor_shape(path, state, "pos_embed", 3),
+    )
     patch = filters[2], filters[3]
     prefix = 2 if "dist_token" in state else 1
-    stride, grid = lay(path, positions[1] - prefix, patch, mels, [ask.stride or patch])
-    return settings_of(path, state, stride), frames_of(grid, patch, stride), stride, grid
+    stride, grid = fit_grid(path, positions[1] - prefix, patch, mels, [options.stride or patch])
+    return encoder_settings(path, state, stride), frames_of(grid, patch, stride), stride, grid
 
 
-def sed(path: Path, content: Mapping[str, Any], ask: Ask) -> Taken:
-    """A file of PretrainedSED: ASIT_ssl, ASIT_weak, ASIT_strong_1.
+def sed(path: Path, content: Mapping[str, Any], options: SourceOptions) -> SourceModel:
+    """Convert a file of PretrainedSED: ASIT_ssl, ASIT_weak, ASIT_strong_1.
 
-    Its code reads the 296 positions as 8 x 37 instead of 37 x 8 before it stretches them to the 62 x 8 of 10 s, and the
-    weak and strong networks were trained so: theirs are treated the same way here. The network of ASIT_ssl is ASiT's
-    own, trained with 37 x 8, and keeps its positions.
+    Its code reads the 296 positions as 8 x 37 instead of 37 x 8 before it resizes them to the 62 x 8 of 10 s. The weak
+    and strong networks were trained so, and their positions are resized in the same way here; ASIT_ssl was trained with
+    37 x 8 and keeps its positions.
 
     Raises:
-        CheckpointError: tensors without a place, or positions that fit no grid.
+        CheckpointError: unknown tensors, or positions that fit no grid.
     """
     found = safe_load.tensors(path, content, ("model", "state_dict"))
     prefix = "model.asit." if any(name.startswith("model.asit.") for name in found) else "model."
-    read = (
-        "a head that reads 250 averages of neighbouring tokens, the class token among them: no pooling here is the same"
-    )
+    read = "a head on 250 averages of neighbouring tokens, the class token included: not supported"
     rules = [
         (r"(strong_head|weak_head)\.(weight|bias)", read),
         (r"seq_model\..*", "the recurrent network between encoder and head"),
         (r"model\.(asit_mel|mel_transform)\..*", "tables of the front end"),
     ]
-    state, _, left_out = sort_out(path, found, rules, prefix, no_head=ask.no_head)
-    mels = ask.mels or 128
-    settings, frames, stride, grid = _lay(path, state, mels, ask)
+    state, _, left_out = assign_tensors(path, found, rules, prefix, no_head=options.no_head)
+    mels = options.mels or 128
+    settings, frames, stride, grid = _fit_grid(path, state, mels, options)
     trained = any(name.startswith(("strong_head.", "weak_head.")) for name in found)
-    notes = [f"stride {stride[0]}x{stride[1]}, that of the patches, as published"] if not ask.stride else []
+    notes = [f"stride {stride[0]}x{stride[1]}, that of the patches, as published"] if not options.stride else []
     how = "as they are"
     if not trained:
-        notes.append("no head: taken for ASIT_ssl, whose positions are ASiT's own")
+        notes.append("no head: assumed to be ASIT_ssl, with ASiT's own positions")
     else:
-        turned = grid[1], grid[0]
-        state["pos_embed"] = resize_positions(state["pos_embed"], turned, (_SED_COLUMNS, grid[1]))
-        how = f"read as {turned[0]}x{turned[1]} and resized to {_SED_COLUMNS}x{grid[1]}, as in PretrainedSED's code"
+        time, mel = grid
+        state["pos_embed"] = resize_positions(state["pos_embed"], (mel, time), (_SED_COLUMNS, mel))
+        how = f"read as {mel}x{time} and resized to {_SED_COLUMNS}x{mel}, as in PretrainedSED's code"
         notes.append(f"positions of {grid[0]}x{grid[1]} (time x mel) {how}: the network was trained with that")
         grid = _SED_COLUMNS, grid[1]
         frames = frames_of(grid, patch_of(settings), stride_of(settings))
-    settled, origin = front_end(ask, mels, rate=16000)
-    source = {
+    settled, origin = front_end(options, mels, rate=16000)
+    facts = {
         "kind": "asit-sed",
-        "axes": "(time, mel), as ours",
+        "axes": "(time, mel)",
         "grid": list(grid),
         "stride": list(stride),
         "positions": how,
         "statistics": origin,
     }
-    return Taken(settings, frames, settled, state, len(state), left_out, None, source, notes)
+    return SourceModel(settings, frames, settled, state, len(state), left_out, None, facts, notes)
 
 
 def _whole(facts: Mapping[str, Any], name: str) -> int | None:

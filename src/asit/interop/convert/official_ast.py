@@ -1,4 +1,4 @@
-"""AST's and SSAST's own files. Their axes are (mel, time); filters and positions are turned.
+"""Convert AST's and SSAST's own files, whose (mel, time) axes are transposed.
 
 Sources: YuanGongND/ast and YuanGongND/ssast, src/models/ast_models.py and the recipes beside it: timm's DeiT under
 "v.", with a distillation token; a head of LayerNorm (epsilon 1e-5, torch's own) and Linear. AST reads the mean of
@@ -15,8 +15,16 @@ import torch
 from torch import Tensor
 
 from asit.errors import CheckpointError
-from asit.interop.convert.axes import Pair, frames_of, lay, turn_filters, turn_positions
-from asit.interop.convert.converted import Ask, Taken, TakenHead, front_end, settings_of, shaped, sort_out
+from asit.interop.convert.source_model import (
+    SourceHead,
+    SourceModel,
+    SourceOptions,
+    assign_tensors,
+    encoder_settings,
+    front_end,
+    tensor_shape,
+)
+from asit.interop.convert.transposed import Pair, fit_grid, frames_of, transpose_filters, transpose_positions
 from asit.io import safe_load
 from asit.model.classifier import Pooling
 from asit.model.positions import patch_of
@@ -29,58 +37,58 @@ HEAD = {
 }
 _RULES = [(r"v\.(head|head_dist)\.(weight|bias)", "head of the image classifier, not used in AST")]
 _OBJECTIVES = [
-    (r"cpredlayer\.\d+\.(weight|bias)", "head of pretraining that tells patches apart"),
+    (r"cpredlayer\.\d+\.(weight|bias)", "discriminative head of pretraining"),
     (r"gpredlayer\.\d+\.(weight|bias)", "reconstruction head of pretraining"),
-    (r"mask_embed", "token of hidden patches in pretraining"),
+    (r"mask_embed", "mask token of pretraining"),
     (r"p_input_fdim|p_input_tdim", "size of the input, now in the card"),
 ]
 
 STRIDES = (10, 12, 14, 16)
-"""Strides that AST was published with; of 1,024 frames each makes another number of patches."""
+"""Strides of the published ASTs; over 1,024 frames each gives another number of patches."""
 _FRAMES = 1024
 
 
-def original(path: Path, content: Mapping[str, Any], ask: Ask) -> Taken:
-    """AST as its authors save it.
+def original(path: Path, content: Mapping[str, Any], options: SourceOptions) -> SourceModel:
+    """Convert AST's own file.
 
     Raises:
-        CheckpointError: tensors without a place, no distillation token, or positions that fit no grid.
+        CheckpointError: unknown tensors, no distillation token, or positions that fit no grid.
     """
-    state, head, left_out, _ = _read(path, content, _RULES, ask)
+    state, head, left_out, _ = _read(path, content, _RULES, options)
     if "dist_token" not in state:
         raise CheckpointError(
             f"{path} has no v.dist_token",
             "AST has a class and a distillation token",
             "pass --kind ssast for an SSAST of size base_nokd, or --kind asit for an ASiT fine-tuned in AST's way",
         )
-    mels, count = ask.mels or 128, shaped(path, state, "pos_embed", 3)[1] - 2
+    mels, count = options.mels or 128, tensor_shape(path, state, "pos_embed", 3)[1] - 2
     patch = _patch(path, state)
     notes = []
-    if ask.stride is None:
+    if options.stride is None:
         published = [
             (s, s)
             for s in STRIDES
             if count == ((mels - patch[1]) // s + 1) * ((_FRAMES - patch[0]) // s + 1) and s <= min(patch)
         ]
         strides = [*published, (10, 10), patch]
-        stride, grid = lay(path, count, patch, mels, [s for s in strides if s[0] <= patch[0] and s[1] <= patch[1]])
-        why = "that of AST on 10 s" if published else "AST's default: the file does not tell"
+        stride, grid = fit_grid(path, count, patch, mels, [s for s in strides if s[0] <= patch[0] and s[1] <= patch[1]])
+        why = "that of AST on 10 s" if published else "AST's default: the file does not say"
         notes.append(f"stride {stride[0]}x{stride[1]}, {why}")
     else:
-        stride, grid = lay(path, count, patch, mels, [ask.stride])
-    pooling: Pooling = "mean" if ask.pooling == "mean" else "class"
-    return _taken(path, ask, "ast", state, head, left_out, notes, mels, stride, grid, pooling)
+        stride, grid = fit_grid(path, count, patch, mels, [options.stride])
+    pooling: Pooling = "mean" if options.pooling == "mean" else "class"
+    return _taken(path, options, "ast", state, head, left_out, notes, mels, stride, grid, pooling)
 
 
-def ssast(path: Path, content: Mapping[str, Any], ask: Ask) -> Taken:
-    """SSAST as its authors save it: pretrained, or fine-tuned with a head; of patches or of frames.
+def ssast(path: Path, content: Mapping[str, Any], options: SourceOptions) -> SourceModel:
+    """Convert SSAST's own file: pretrained or fine-tuned, of patches or of frames.
 
     Raises:
-        CheckpointError: tensors without a place, or positions that fit no grid.
+        CheckpointError: unknown tensors, or positions that fit no grid.
     """
-    state, head, left_out, found = _read(path, content, _RULES + _OBJECTIVES, ask)
+    state, head, left_out, found = _read(path, content, _RULES + _OBJECTIVES, options)
     patch, prefix = _patch(path, state), 2 if "dist_token" in state else 1
-    count = shaped(path, state, "pos_embed", 3)[1] - prefix
+    count = tensor_shape(path, state, "pos_embed", 3)[1] - prefix
     sizes = [found[name] for name in ("p_input_fdim", "p_input_tdim") if name in found]
     if any(size.numel() != 1 or size.dtype not in (torch.int64, torch.int32) for size in sizes) or len(sizes) == 1:
         raise CheckpointError(
@@ -91,13 +99,13 @@ def ssast(path: Path, content: Mapping[str, Any], ask: Ask) -> Taken:
     notes = []
     if sizes:
         mels, frames = int(sizes[0].item()), int(sizes[1].item())
-        if ask.mels not in (None, mels) or ask.stride not in (None, patch):
+        if options.mels not in (None, mels) or options.stride not in (None, patch):
             raise CheckpointError(
                 f"{path} says {mels} mel bins, and its stride is that of the patches, {patch[0]}x{patch[1]}",
-                "the same as asked for",
-                "leave --mels and --stride out",
+                "the same as requested",
+                "omit --mels and --stride",
             )
-        stride, grid = lay(path, count, patch, mels, [patch])
+        stride, grid = fit_grid(path, count, patch, mels, [patch])
         if frames_of(grid, patch, stride) > frames or frames - frames_of(grid, patch, stride) >= patch[0]:
             raise CheckpointError(
                 f"{path} has positions of {count} patches, and says that its input had {frames} frames by {mels}",
@@ -105,24 +113,26 @@ def ssast(path: Path, content: Mapping[str, Any], ask: Ask) -> Taken:
                 "get the file again",
             )
     else:
-        mels = ask.mels or 128
+        mels = options.mels or 128
         # The recipes of fine-tuning: patches of 16 every 10, frames one by one.
         default = (1, patch[1]) if patch[1] == mels else (10, 10)
-        stride, grid = lay(path, count, patch, mels, [ask.stride or default, *([] if ask.stride else [patch])])
-        if ask.stride is None:
-            notes.append(f"stride {stride[0]}x{stride[1]}, SSAST's default of fine-tuning: the file does not tell")
-    pooling: Pooling = "class" if ask.pooling == "class" else "mean"
-    if head and ask.pooling == "auto":
+        stride, grid = fit_grid(
+            path, count, patch, mels, [options.stride or default, *([] if options.stride else [patch])]
+        )
+        if options.stride is None:
+            notes.append(f"stride {stride[0]}x{stride[1]}, SSAST's fine-tuning default: the file does not say")
+    pooling: Pooling = "class" if options.pooling == "class" else "mean"
+    if head and options.pooling == "auto":
         notes.append("the head reads the mean of the patch tokens, as in SSAST's recipes; else pass --pooling class")
-    return _taken(path, ask, "ssast", state, head, left_out, notes, mels, stride, grid, pooling)
+    return _taken(path, options, "ssast", state, head, left_out, notes, mels, stride, grid, pooling)
 
 
 def _read(
-    path: Path, content: Mapping[str, Any], rules: list[tuple[str, str]], ask: Ask
+    path: Path, content: Mapping[str, Any], rules: list[tuple[str, str]], options: SourceOptions
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str], dict[str, Tensor]]:
     found = safe_load.tensors(path, content, ("model", "state_dict"))
     found = {name.removeprefix("module."): value for name, value in found.items()}
-    state, head, left_out = sort_out(path, found, rules, "v.", HEAD, ask.no_head)
+    state, head, left_out = assign_tensors(path, found, rules, "v.", HEAD, options.no_head)
     if head and set(head) != set(HEAD):
         raise CheckpointError(
             f"{path} has of a head only {', '.join(sorted(head))}", ", ".join(HEAD), "get the file again"
@@ -132,13 +142,13 @@ def _read(
 
 def _patch(path: Path, state: Mapping[str, Tensor]) -> Pair:
     """The patch as (frames, mel bins)."""
-    filters = shaped(path, state, "patch_embed.proj.weight", 4)
+    filters = tensor_shape(path, state, "patch_embed.proj.weight", 4)
     return filters[3], filters[2]
 
 
 def _taken(
     path: Path,
-    ask: Ask,
+    options: SourceOptions,
     kind: str,
     state: dict[str, Tensor],
     head: dict[str, Tensor],
@@ -148,19 +158,19 @@ def _taken(
     stride: Pair,
     grid: Pair,
     pooling: Pooling,
-) -> Taken:
-    state["patch_embed.proj.weight"] = turn_filters(state["patch_embed.proj.weight"])
-    settings = settings_of(path, state, stride)
+) -> SourceModel:
+    state["patch_embed.proj.weight"] = transpose_filters(state["patch_embed.proj.weight"])
+    settings = encoder_settings(path, state, stride)
     prefix = 2 if settings.distilled else 1
-    state["pos_embed"] = turn_positions(state["pos_embed"], grid, prefix)
-    settled, origin = front_end(ask, mels, rate=16000, padding="zero")
-    source = {
+    state["pos_embed"] = transpose_positions(state["pos_embed"], grid, prefix)
+    settled, origin = front_end(options, mels, rate=16000, padding="zero")
+    facts = {
         "kind": kind,
-        "axes": "(mel, time), turned to (time, mel)",
+        "axes": "(mel, time), transposed to (time, mel)",
         "grid": list(grid),
         "stride": list(stride),
         "statistics": origin,
     }
-    taken = TakenHead({own: head[name] for name, own in HEAD.items()}, pooling) if head else None
+    source_head = SourceHead({own: head[name] for name, own in HEAD.items()}, pooling) if head else None
     frames = frames_of(grid, patch_of(settings), stride)
-    return Taken(settings, frames, settled, state, len(state) + len(head), left_out, taken, source, notes)
+    return SourceModel(settings, frames, settled, state, len(state) + len(head), left_out, source_head, facts, notes)

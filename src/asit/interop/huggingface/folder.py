@@ -17,7 +17,7 @@ from asit.interop.huggingface.fields import CODE, MODEL_TYPE, config_of, extract
 from asit.interop.huggingface.readme import readme
 from asit.io import atomic, checkpoint, parsing, safe_load
 from asit.model.audio_model import AudioModel
-from asit.model.vit import blank, shape_of, shell
+from asit.model.vit import empty_encoder, meta_encoder, shape_of
 
 CONFIG, EXTRACTOR, WEIGHTS, README = "config.json", "preprocessor_config.json", "model.safetensors", "README.md"
 
@@ -78,8 +78,8 @@ def read(folder: Path) -> AudioModel:
         # Shapes first: a file that is wrong must not ask for memory.
         if shape_of(parts.encoder)[1] > len(rest):
             raise ValueError(f"{shape_of(parts.encoder)[1]} blocks, and weights of {len(rest)} tensors")
-        checkpoint.check_fit(shell(*size), rest, str(folder / WEIGHTS))
-        front_end, encoder = parts.front(), blank(*size)
+        checkpoint.check_fit(meta_encoder(*size), rest, str(folder / WEIGHTS))
+        front_end, encoder = parts.front(), empty_encoder(*size)
         with torch.device("meta"):  # as the encoder: nothing is drawn
             head = parts.head(encoder.width)
     except (*parsing.UNFIT, ConfigError) as error:

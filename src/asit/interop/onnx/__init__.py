@@ -6,8 +6,8 @@ scores = session.run(None, {"waveform": waves})[0]  # waves (B, S) float32 at th
 
 from __future__ import annotations
 
-from asit.interop.onnx.int8_error import Likeness, Measure, Run
+from asit.interop.onnx.int8_error import Measure, OutputAgreement, Run
 from asit.interop.onnx.onnx_file import TOLERANCE, export
 from asit.interop.onnx.trace import INPUT, OPSETS
 
-__all__ = ["INPUT", "OPSETS", "TOLERANCE", "Likeness", "Measure", "Run", "export"]
+__all__ = ["INPUT", "OPSETS", "TOLERANCE", "Measure", "OutputAgreement", "Run", "export"]

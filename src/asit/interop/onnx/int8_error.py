@@ -17,7 +17,7 @@ Measure = Callable[[Run, Run], dict[str, Any]]
 """Given the float32 and the int8 graph, the facts of the loss; with "sounds" and "cosine" of `Likeness.facts`."""
 
 
-class Likeness:
+class OutputAgreement:
     """Collects what two graphs give for the same sounds.
 
     Args:

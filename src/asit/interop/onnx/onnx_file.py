@@ -12,7 +12,7 @@ import torch
 from asit.errors import CheckpointError, ConfigError
 from asit.interop.exportable import Output, as_text, compare, extent_of, facts_of, on_cpu, output_of, probes
 from asit.interop.onnx.int8 import in_int8
-from asit.interop.onnx.int8_error import Likeness, Measure, Run
+from asit.interop.onnx.int8_error import Measure, OutputAgreement, Run
 from asit.interop.onnx.trace import INPUT, OPSETS, trace
 from asit.io.atomic import check_free, disk_errors, write_file
 from asit.model.audio_model import AudioModel
@@ -148,11 +148,11 @@ def _session(graph: onnx.ModelProto, opset: int) -> Run:
 
 
 def _on_probes(model: AudioModel, output: Output, exact: Run, coarse: Run) -> dict[str, Any]:
-    likeness = Likeness(classes=output in ("scores", "logits"))
+    agreement = OutputAgreement(classes=output in ("scores", "logits"))
     for waves in probes(extent_of(model, output), model.rate):
         for a, b in zip(exact(waves), coarse(waves), strict=True):
-            likeness.add(a, b)
-    return likeness.facts("synthetic sounds")
+            agreement.add(a, b)
+    return agreement.facts("synthetic sounds")
 
 
 def _check_loss(loss: dict[str, Any], out: Path) -> None:
