@@ -223,7 +223,7 @@ def test_original_ast(tmp_path: Path) -> None:
     assert (card["grid"], card["padding"], card["encoder"]["distilled"]) == ([13, 12], "zero", True)
     assert card["training"]["source"]["axes"] == "(mel, time), transposed to (time, mel)"
     assert done.notes[0].startswith("assumed to be AST")
-    assert any("the file does not tell" in note for note in done.notes)
+    assert any("the file does not say" in note for note in done.notes)
 
 
 @pytest.mark.parametrize("step", ["transpose_filters", "transpose_positions"])

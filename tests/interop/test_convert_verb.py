@@ -69,7 +69,7 @@ def test_a_file_becomes_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[st
         "custom encoder, width 64, 1 blocks, 3 x 8 patches (time x mel) of 48 frames\nfront end: 16000 Hz, 128 mel bins"
         in said
     )
-    assert f"the model is in {out}" in said
+    assert f"Model: {out}" in said
     model = AudioModel.load(out)
     assert model.card["training"]["license"] == "CC-BY-4.0"
     assert model.card["training"]["source"]["left_out"]["epoch"] == "training state"
@@ -90,7 +90,7 @@ def test_list_names_every_tensor_and_writes_nothing(tmp_path: Path, capsys: pyte
     assert "head.linear.weight (3, 64)" in said
     assert "note: assumed to be AST as its authors save it; else pass --kind ssast" in said
     assert "note: 3 classes, named by number" in said
-    assert "one class a clip (softmax) is assumed of 3 classes: else pass --answer multi" in said
+    assert "assumed one class per clip (softmax) of 3 classes: else pass --answer multi" in said
     assert sorted(tmp_path.iterdir()) == before
 
 

@@ -89,13 +89,13 @@ def test_scores_are_the_models_own(
     ("output", "axes"),
     [("scores", ["batch", 3]), pytest.param("frames", ["batch", "columns", 32], marks=pytest.mark.slow)],
 )
-def test_axes_have_their_documented_names(make_model: Any, tmp_path: Path, output: Any, transposed: list[Any]) -> None:
+def test_axes_have_their_documented_names(make_model: Any, tmp_path: Path, output: Any, axes: list[Any]) -> None:
     for int8_too in (False, True):
         export(make_model(), tmp_path / "m.onnx", output=output, int8=int8_too, overwrite=True)
         graph = onnx.load(tmp_path / "m.onnx").graph
         found = [[size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim]
                  for value in (*graph.input, *graph.output)]  # fmt: skip
-        assert found == [["batch", "samples"], transposed]
+        assert found == [["batch", "samples"], axes]
         named = {size.dim_param for value in graph.value_info for size in value.type.tensor_type.shape.dim}
         assert not any(re.search(r"\bu\d", name) for name in named)
 
