@@ -132,7 +132,7 @@ def main() -> None:
         top = Path(scratch)
         (top / "files").mkdir()
         loose = recordings(top / "files", given.clips, seconds)
-        pack.pack(loose, str(top / "shards"), clips=shard)
+        pack.pack(loose, str(top / "shards"), pack.PackSettings(clips=shard))
         context = multiprocessing.get_context("spawn")
         pipe, theirs = context.Pipe()
         server = context.Process(target=serve, args=(theirs, top / "shards", given.latency / 1000), daemon=True)

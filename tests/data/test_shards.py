@@ -54,7 +54,8 @@ def wave(clip: Clip) -> files.Wave:
 
 def pack(source: Catalogue, out: Path | str, **options: Any) -> shards.Packed:
     """Small shards, without further processes' noise."""
-    return shards.pack(source, str(out), **{"clips": 4, **options})
+    calls = {name: options.pop(name) for name in ("resume", "overwrite", "progress") if name in options}
+    return shards.pack(source, str(out), shards.PackSettings(**{"clips": 4, **options}), **calls)
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
@@ -176,20 +177,20 @@ def test_recordings_that_cannot_be_read_are_left_out_and_named(sounds: Catalogue
         pack(sounds, tmp_path / "strict", bad_files=0.0, clips=3)
 
 
-def test_stopped_and_gone_on_with(sounds: Catalogue, tmp_path: Path) -> None:
+def test_stopped_and_resumed(sounds: Catalogue, tmp_path: Path) -> None:
     pack(sounds, tmp_path / "whole", clips=2)
 
     def stop(done: int, _: int, __: int) -> None:
         if done and any((tmp_path / "out").glob("*.done.json")):
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt, match=r"\d of 5 shards are written to .*out; go on with --resume"):
+    with pytest.raises(KeyboardInterrupt, match=r"\d of 5 shards are written to .*out; continue with --resume"):
         pack(sounds, tmp_path / "out", clips=2, progress=stop)
     assert not (tmp_path / "out" / "index.jsonl").exists()
     (tmp_path / "out" / ".shard-000003.tar.1.tmp").write_bytes(b"of a killed process")
     with pytest.raises(ConfigError, match="out holds shards already"):
         pack(sounds, tmp_path / "out", clips=2)
-    with pytest.raises(ConfigError, match="were begun otherwise: encode original, now flac"):
+    with pytest.raises(ConfigError, match="were begun with other settings: encode original, now flac"):
         pack(sounds, tmp_path / "out", clips=2, encode="flac", resume=True)
     made = pack(sounds, tmp_path / "out", clips=2, resume=True)
     assert made.kept >= 1

@@ -34,7 +34,7 @@ FRONT_END = {"rate": 8000, "mels": 32, "mean": -8.0, "std": 3.5}
 
 def pack(listed: Catalogue, folder: Path) -> Path:
     """The catalogue's files as they are in tars of six, and the index of them."""
-    shards.pack(listed, str(folder), clips=6)
+    shards.pack(listed, str(folder), shards.PackSettings(clips=6))
     return folder
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from asit.errors import ConfigError
 from asit.terminal.options import parse
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -22,7 +27,7 @@ class ShardOptions:
     """original: each file's bytes as they are (a part of a file is cut out, as FLAC); flac: 16-bit mono at --rate;
     opus: mono at --rate, with loss."""
     rate: int = 16000
-    """Hz, of sound that is written anew: the rate of training."""
+    """Hz, of re-encoded audio: the rate of training."""
     shard_mb: float = 256.0
     """Megabytes of a shard, roughly."""
     clips: int | None = None
@@ -34,9 +39,9 @@ class ShardOptions:
     bad_files: float = 0.1
     """Share of recordings that cannot be read above which this stops."""
     resume: bool = False
-    """Go on with the shards that an earlier call left in OUT."""
+    """Keep the shards that an earlier call has written to OUT, and write the others."""
     overwrite: bool = False
-    """Delete the shards that lie in OUT."""
+    """Delete the shards in OUT."""
     check: str | None = None
     """Write nothing: read the shards of this folder or URL and compare them with the hashes in their index."""
 
@@ -52,34 +57,56 @@ def shard(prog: str, summary: str, given: list[str]) -> int:
             raise ConfigError("--check was given with something to write", "one of the two", f"{prog} --check DIR")
         index = verify.check(options.check, progress=counter("checking", "shards"))
         count = len(index.header["shards"])
-        print(f"{index.root}: {count} shards, {len(index)} clips, {index.header['seconds'] / 3600:.2f} h, all whole")
+        print(f"{index.root}: {count} shards, {len(index)} clips, {index.header['seconds'] / 3600:.2f} h, all intact")
         return 0
     if not options.data or not options.out:
         missing = "CATALOGUE" if not options.data else "--out"
         raise ConfigError(f"{missing} is not given", f"{prog} CATALOGUE --out DIR", "give it")
-    from asit.tools import shard_data
+    import numpy as np
 
-    made = shard_data.shard(
-        options.data,
-        options.out,
+    from asit.config import FrontEndSettings
+    from asit.data.shards import pack
+    from asit.io import child_process
+    from asit.training import open_data
+
+    workers = child_process.usable_cpus() if options.workers == "auto" else options.workers
+    if not 0 <= options.bad_files <= 1 or workers < 1:
+        raise ConfigError(
+            f"--bad-files {options.bad_files:g}, --workers {workers}", "0 to 1, and 1 worker or more", "change them"
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        wanted = open_data.Wanted(options.data, FrontEndSettings(rate=options.rate), options.bad_files)
+        listed = open_data.catalogue(wanted, Path(scratch) / "run")
+    parts = int(np.count_nonzero(listed.starts))
+    if options.encode == "original" and parts:
+        log.info("%d clips are parts of files: these are cut out and written as 16-bit mono FLAC", parts)
+    settings = pack.PackSettings(
         encode=options.encode,
         rate=options.rate,
         shard_mb=options.shard_mb,
         clips=options.clips,
         shuffle=options.shuffle,
-        workers=options.workers,
+        workers=workers,
         bad_files=options.bad_files,
+    )
+    made = pack.pack(
+        listed,
+        options.out,
+        settings,
         resume=options.resume,
         overwrite=options.overwrite,
+        progress=counter("packing", "clips"),
     )
     hours = made.index.header["seconds"] / 3600
-    print(f"{made.place}: {len(made.index)} clips, {hours:.2f} h, {made.bytes / 1e6:,.1f} MB in {made.shards} shards")
+    print(
+        f"{made.location}: {len(made.index)} clips, {hours:.2f} h, {made.bytes / 1e6:,.1f} MB in {made.shards} shards"
+    )
     if made.kept:
         print(f"{made.kept} of the shards were there already")
     if made.cut:
         print(f"{made.cut} clips are parts of files: cut out and written as 16-bit mono FLAC")
     if made.skipped:
         counts = ", ".join(f"{count} {reason}" for reason, count in sorted(made.skipped.items()))
-        print(f"left out: {counts}; named in {made.place.removesuffix('.jsonl')}.skipped.jsonl")
-    print(f"next: asit pretrain --data {shlex.quote(made.place)} --out RUN")
+        print(f"left out: {counts}; named in {made.location.removesuffix('.jsonl')}.skipped.jsonl")
+    print(f"next: asit pretrain --data {shlex.quote(made.location)} --out RUN")
     return 0

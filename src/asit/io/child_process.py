@@ -1,4 +1,4 @@
-"""What the processes of a scan or of a packing do when they start: hush their decoders, and end with their parent."""
+"""Child processes of a scan or of packing: how many to start, and what each does first."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ import threading
 from multiprocessing import connection
 
 
+def usable_cpus() -> int:
+    """Return the number of CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def settle() -> None:
-    """To be called first in such a process: from here on its standard error leads nowhere, and it ends when its parent
-    does, whatever became of that one."""
+    """Silence the standard error of a new child process, and let it end when its parent does, however that ends."""
     # Decoders write to the standard error by themselves and would tear the progress line.
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)

@@ -146,7 +146,7 @@ def _add(archive: tarfile.TarFile, name: str, data: bytes) -> int:
     return int(archive.offset) - blocks * tarfile.BLOCKSIZE
 
 
-def check_out(out: str) -> None:
+def make_folder(out: str) -> None:
     """Make the folder that shards go to.
 
     Raises:
