@@ -29,6 +29,7 @@ from asit.data.catalogue.catalogue import Catalogue, Clip
 from asit.data.loading import sampler
 from asit.data.loading.waveforms import WaveformReader
 from asit.data.shards import pack
+from asit.data.shards.shard_plan import PackSettings
 from asit.io import storage
 
 RATE = 16000
@@ -132,7 +133,7 @@ def main() -> None:
         top = Path(scratch)
         (top / "files").mkdir()
         loose = recordings(top / "files", given.clips, seconds)
-        pack.pack(loose, str(top / "shards"), pack.PackSettings(clips=shard))
+        pack.pack(loose, str(top / "shards"), PackSettings(clips=shard))
         context = multiprocessing.get_context("spawn")
         pipe, theirs = context.Pipe()
         server = context.Process(target=serve, args=(theirs, top / "shards", given.latency / 1000), daemon=True)

@@ -22,6 +22,7 @@ from asit.data.catalogue.catalogue import Catalogue, Clip
 from asit.data.shards import encode as members
 from asit.data.shards import pack as shards
 from asit.data.shards import tar_writer, verify
+from asit.data.shards.shard_plan import PackSettings
 from asit.errors import CatalogueError, ConfigError, StoreError, TrainingError
 from asit.io import storage
 
@@ -55,7 +56,7 @@ def wave(clip: Clip) -> files.Wave:
 def pack(source: Catalogue, out: Path | str, **options: Any) -> shards.Packed:
     """Small shards, without further processes' noise."""
     calls = {name: options.pop(name) for name in ("resume", "overwrite", "progress") if name in options}
-    return shards.pack(source, str(out), shards.PackSettings(**{"clips": 4, **options}), **calls)
+    return shards.pack(source, str(out), PackSettings(**{"clips": 4, **options}), **calls)
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:

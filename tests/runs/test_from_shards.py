@@ -22,6 +22,7 @@ from asit.config import EncoderSettings, FrontEndSettings
 from asit.data.catalogue.catalogue import Catalogue
 from asit.data.catalogue.inputs import expand
 from asit.data.shards import pack as shards
+from asit.data.shards.shard_plan import PackSettings
 from asit.errors import StoreError
 from asit.finetune.finetune_run import finetune
 from asit.infer.embed_files import embed_files
@@ -34,7 +35,7 @@ FRONT_END = {"rate": 8000, "mels": 32, "mean": -8.0, "std": 3.5}
 
 def pack(listed: Catalogue, folder: Path) -> Path:
     """The catalogue's files as they are in tars of six, and the index of them."""
-    shards.pack(listed, str(folder), shards.PackSettings(clips=6))
+    shards.pack(listed, str(folder), PackSettings(clips=6))
     return folder
 
 

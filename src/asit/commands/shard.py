@@ -65,7 +65,8 @@ def shard(prog: str, summary: str, given: list[str]) -> int:
     import numpy as np
 
     from asit.config import FrontEndSettings
-    from asit.data.shards import pack
+    from asit.data.shards.pack import pack
+    from asit.data.shards.shard_plan import PackSettings
     from asit.io import child_process
     from asit.training import open_data
 
@@ -80,7 +81,7 @@ def shard(prog: str, summary: str, given: list[str]) -> int:
     parts = int(np.count_nonzero(listed.starts))
     if options.encode == "original" and parts:
         log.info("%d clips are parts of files: these are cut out and written as 16-bit mono FLAC", parts)
-    settings = pack.PackSettings(
+    settings = PackSettings(
         encode=options.encode,
         rate=options.rate,
         shard_mb=options.shard_mb,
@@ -89,7 +90,7 @@ def shard(prog: str, summary: str, given: list[str]) -> int:
         workers=workers,
         bad_files=options.bad_files,
     )
-    made = pack.pack(
+    made = pack(
         listed,
         options.out,
         settings,
@@ -98,9 +99,8 @@ def shard(prog: str, summary: str, given: list[str]) -> int:
         progress=counter("packing", "clips"),
     )
     hours = made.index.header["seconds"] / 3600
-    print(
-        f"{made.location}: {len(made.index)} clips, {hours:.2f} h, {made.bytes / 1e6:,.1f} MB in {made.shards} shards"
-    )
+    size = f"{len(made.index)} clips, {hours:.2f} h, {made.bytes / 1e6:,.1f} MB"
+    print(f"{made.location}: {size} in {made.shards} shards")
     if made.kept:
         print(f"{made.kept} of the shards were there already")
     if made.cut:
