@@ -17,7 +17,7 @@ from asit.config import EncoderSettings, FrontEndSettings
 from asit.data.catalogue.catalogue import Catalogue, Clip
 from asit.data.loading.windows import Windows
 from asit.errors import AudioError, ConfigError
-from asit.evaluate.scoring import Scorer
+from asit.evaluate.classifier_scoring import ClassifierScorer
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Classifier, Head, Labelling
 from asit.model.inference.tagging import Tag, Tags, join_tags
@@ -64,7 +64,9 @@ def test_a_clips_scores_are_those_of_an_evaluation(tmp_path: Path, multi: bool, 
     catalogue = Catalogue.from_clips(clips, root=tmp_path)
     windows = Windows(catalogue, np.arange(len(clips)), m.front_end.settings, FRAMES, overlap, 4)
     world, precision = runtime.World(0, 1, torch.device("cpu"), ""), runtime.Precision("float32", "")
-    scorer = Scorer(windows, multi, world, precision, workers=0, keep=False, bad_files=0.0)
+    scorer = ClassifierScorer(
+        windows=windows, multi=multi, world=world, precision=precision, workers=0, keep=False, bad_files=0.0
+    )
     assert m.head is not None
     want = scorer(Classifier(m.encoder, m.head), 3).scores
     hop = (1 - overlap) * NEED / 16000

@@ -20,9 +20,10 @@ from asit import cli
 from asit.config import FinetuneSettings, presets, yaml
 from asit.data.catalogue import scan
 from asit.errors import CatalogueError, CheckpointError, ConfigError
-from asit.evaluate import scoring
+from asit.evaluate.classifier_scoring import ClassifierScorer
+from asit.evaluate.result_records import ClipScores
+from asit.finetune import final_scores, finetune_setup, supervised, validation
 from asit.finetune import finetune_run as runs
-from asit.finetune import finetune_setup, supervised, validation
 from asit.model.audio_model import AudioModel
 from asit.pretrain import pretrain_run
 
@@ -144,7 +145,7 @@ def dies(where: str) -> Callable[[], None]:
         def save(*_: Any) -> None:
             os._exit(9)
 
-        scoring.save = save
+        final_scores.save_scores = save
 
     return {"before": before, "untold": untold, "scored": scored}[where]
 
@@ -191,7 +192,7 @@ def test_a_finished_run_is_not_scored_again(unstopped: Path, tuned: Any, monkeyp
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("it scored again")
 
-    monkeypatch.setattr(scoring.Scorer, "__call__", refuse)
+    monkeypatch.setattr(ClassifierScorer, "__call__", refuse)
     told = (unstopped / "metrics.jsonl").read_text()
     result = go(tuned(unstopped), resume=True)
     assert result.finished
@@ -264,13 +265,13 @@ def test_two_processes_learn_what_one_does(unstopped: Path, tuned: Any, tmp_path
 
 def test_validation_alone_chooses(tuned: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, asked = tmp_path / "run", []
-    real = scoring.Scorer.__call__
+    real = ClassifierScorer.__call__
 
-    def watched(self: scoring.Scorer, *given: Any, **more: Any) -> scoring.Scored:
+    def watched(self: ClassifierScorer, *given: Any, **more: Any) -> ClipScores:
         asked.append(len(self.windows.rows))
         return real(self, *given, **more)
 
-    monkeypatch.setattr(scoring.Scorer, "__call__", watched)
+    monkeypatch.setattr(ClassifierScorer, "__call__", watched)
     result = go(tuned(run, epochs=4, validation={"every": 2}, optim={"average": "none"}))
     assert asked == [6, 6, 6, 6, 7, 7]  # two validations; at the end both weights on validation, then on test
     seen = lines(run, "validation")

@@ -20,11 +20,14 @@ from asit.config import EncoderSettings, FrontEndSettings
 from asit.data.catalogue import scan
 from asit.data.catalogue.catalogue import Catalogue, Clip
 from asit.errors import AsitError, CatalogueError, ConfigError
-from asit.evaluate import feature_readers, features, frozen, quick_probe, verification
+from asit.evaluate import baseline_comparison as comparison
+from asit.evaluate import feature_readers, features, frozen
 from asit.evaluate.feature_cache import Store
 from asit.evaluate.features import Collected, collect
-from asit.evaluate.probe_scores import Ask
+from asit.evaluate.frozen_scores import FrozenScores
+from asit.evaluate.frozen_settings import FrozenSettings, VerificationSettings
 from asit.evaluate.trials import read_trials
+from asit.evaluate.verification import verify
 from asit.model.audio_model import AudioModel
 from asit.model.vit import Encoder
 from asit.runtime import World
@@ -128,7 +131,7 @@ def test_features_are_those_of_embed(model: AudioModel, listed: Callable[[str], 
     assert found.vectors["m"]["mean"].dtype == np.float32
 
 
-def test_a_hit_gives_the_very_numbers_of_a_miss(
+def test_a_hit_is_a_miss_bit_for_bit(
     model: AudioModel, listed: Callable[[str], Catalogue], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clips = listed("all.csv")
@@ -313,8 +316,8 @@ def test_too_many_unreadable_clips_end_all_processes(model: AudioModel, tmp_path
 # --- scores ----------------------------------------------------------------------------------------------------------
 
 
-def evaluate(model: AudioModel, catalogue: Catalogue, **how: Any) -> frozen.Evaluation:
-    found = frozen.evaluate(model, catalogue, Ask(**how), world=ALONE, store=how.pop("store", None))
+def evaluate(model: AudioModel, catalogue: Catalogue, **how: Any) -> FrozenScores:
+    found = frozen.evaluate_frozen(model, catalogue, FrozenSettings(**how), world=ALONE)
     assert found is not None
     return found
 
@@ -347,7 +350,7 @@ def test_probes_read_the_pitch(model: AudioModel, listed: Callable[[str], Catalo
     assert [line.split("  ")[0] for line in text.splitlines()[1:-1]] == ["model", "untrained", "log-mel statistics"]
 
 
-def test_few_labels_are_nested_draws_of_the_training_side(
+def test_few_labels_are_nested_draws_of_the_training_split(
     model: AudioModel, listed: Callable[[str], Catalogue]
 ) -> None:
     found = evaluate(model, listed("splits.csv"), per_class=(1, 4), seeds=2, probes=("linear", "prototype"))
@@ -374,8 +377,9 @@ def test_folds_in_turn(model: AudioModel, listed: Callable[[str], Catalogue]) ->
         evaluate(model, listed("all.csv"), fold="9")
 
 
-def test_several_labels_a_clip(model: AudioModel, tones: Path, tmp_path: Path) -> None:
+def test_several_labels_a_clip(model: AudioModel, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Clips of two pitches are scored by mAP, and a class without test clips is named, not counted as 0."""
+    caplog.set_level("INFO", "asit")
     rows = []
     for i in range(60):
         low, high = i % 2, i // 2 % 2
@@ -393,7 +397,7 @@ def test_several_labels_a_clip(model: AudioModel, tones: Path, tmp_path: Path) -
         assert record["metrics"]["mAP"]["value"] > 0.8, record["weights"]
         assert record["skipped_classes"] == ["rare"]
     assert "mAP on 24 test clips" in found.text()
-    assert any("1 of 4 classes have no test clips: rare" in note for note in found.notes)
+    assert "1 of 4 classes have no test clips: rare" in caplog.text
     assert found.records[0]["chosen_by"] == "mAP over 5 folds of the training clips"
 
 
@@ -411,7 +415,7 @@ def test_several_labels_a_clip(model: AudioModel, tones: Path, tmp_path: Path) -
         ({"test": ("train",), "train": ("test",)}, None, ""),
     ],
 )
-def test_what_cannot_be_asked(
+def test_settings_that_are_refused(
     model: AudioModel, listed: Callable[[str], Catalogue], how: dict[str, Any], error: Any, message: str
 ) -> None:
     how = {"probes": ("knn",), **how}
@@ -426,11 +430,15 @@ def test_tokens_that_memory_does_not_hold_are_refused_before_anything_is_read(
     model: AudioModel, listed: Callable[[str], Catalogue], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(frozen, "TOKENS_SHARE", 1e-9)
-    with pytest.raises(ConfigError, match=r"patch tokens of 0\.0 h of sound take .* GB, and the machine has"):
+    with pytest.raises(ConfigError, match=r"patch tokens of 0\.0 h of audio take .* GB, the machine has"):
         evaluate(model, listed("splits.csv"), probes=("prototype",))
 
 
-def test_sides_that_leak_or_lack_are_refused(model: AudioModel, tones: Path, tmp_path: Path) -> None:
+def test_splits_that_leak_or_lack_are_refused(
+    model: AudioModel, tones: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "asit")
+
     def listed(**columns: Sequence[str]) -> Catalogue:
         rows = [{"path": str(path)} for path in sorted((tones / "clips").glob("*.wav"))[:8]]
         for name, values in columns.items():
@@ -440,7 +448,7 @@ def test_sides_that_leak_or_lack_are_refused(model: AudioModel, tones: Path, tmp
         return scan.build(table(tmp_path / "t.csv", rows), out, front_end=FRONT_END, statistics_clips=0, workers=1)
 
     sides = ["train"] * 4 + ["test"] * 4
-    with pytest.raises(CatalogueError, match="no clip to score: no split is a test side"):
+    with pytest.raises(CatalogueError, match="no clip to score: there is no test split"):
         evaluate(model, listed(label="ab", split=["train"]))
     with pytest.raises(CatalogueError, match="no clip to score: there are no splits and no folds"):
         evaluate(model, listed(label="ab"))
@@ -448,7 +456,7 @@ def test_sides_that_leak_or_lack_are_refused(model: AudioModel, tones: Path, tmp
         evaluate(model, listed(label="abababac", split=sides))
     left = evaluate(model, listed(label="abababac", split=sides), unseen="skip", probes=("linear",))
     assert [(r["unseen_classes"], r["clips"]) for r in left.records] == [(["c"], 3)]
-    assert left.notes == ["1 of 3 classes have no training clip: c; their 1 clips of other sides are left out"]
+    assert "1 of 3 classes have no training clip: c; their 1 " in caplog.text
     with pytest.raises(CatalogueError, match="fold 2: 1 of 3 classes are in test and not in train: c"):
         evaluate(model, listed(label="abababac", fold=["1"] * 4 + ["2"] * 4))
     with pytest.raises(CatalogueError, match="2 groups are in train and in test"):
@@ -466,7 +474,7 @@ def test_verification_by_drawn_trials_and_by_a_list(
     model: AudioModel, tones: Path, listed: Callable[[str], Catalogue], tmp_path: Path
 ) -> None:
     catalogue = listed("splits.csv")
-    drawn = verification.verify(model, catalogue, verification.AskVerify(by="label", baselines=True), world=ALONE)
+    drawn = verify(model, catalogue, VerificationSettings(by="label", baselines=True), world=ALONE)
     assert drawn is not None
     assert [record["encoder"] for record in drawn.records] == ["model", "untrained", "log-mel statistics"]
     first = drawn.records[0]
@@ -483,8 +491,8 @@ def test_verification_by_drawn_trials_and_by_a_list(
         for j in range(i + 1, len(test))
     ]
     (tmp_path / "trials.txt").write_text("\n".join(lines) + "\n")
-    ask = verification.AskVerify(by="label", trials=str(tmp_path / "trials.txt"), train=("train",))
-    by_list = verification.verify(model, catalogue, ask, world=ALONE)
+    ask = VerificationSettings(by="label", trials=str(tmp_path / "trials.txt"), train=("train",))
+    by_list = verify(model, catalogue, ask, world=ALONE)
     assert by_list is not None
     assert by_list.records[0]["metrics"] == first["metrics"]
     assert by_list.records[0]["split"] == "trials.txt"
@@ -511,51 +519,51 @@ def test_a_list_of_trials_that_does_not_fit(
 
 
 def test_verification_without_splits_or_speakers(model: AudioModel, listed: Callable[[str], Catalogue]) -> None:
-    found = verification.verify(model, listed("folds.csv"), verification.AskVerify(most=50), world=ALONE)
+    found = verify(model, listed("folds.csv"), VerificationSettings(most=50), world=ALONE)
     assert found is not None
     assert (found.records[0]["by"], found.records[0]["centred"], found.records[0]["trials"]) == ("label", False, 50)
     with pytest.raises(CatalogueError, match="the catalogue has no groups to verify by"):
-        verification.verify(model, listed("folds.csv"), verification.AskVerify(by="group"), world=ALONE)
+        verify(model, listed("folds.csv"), VerificationSettings(by="group"), world=ALONE)
 
 
 # --- the short form --------------------------------------------------------------------------------------------------
 
 
-def test_probe_is_the_short_form_of_the_same_features(
+def test_the_comparison_with_baselines_reads_the_same_features(
     model: AudioModel, listed: Callable[[str], Catalogue], tones: Path, tmp_path: Path
 ) -> None:
-    clips = quick_probe.labelled(tones / "splits.csv", 1000, 0)
+    clips = comparison.labelled_clips(tones / "splits.csv", 1000, 0)
     assert (len(clips.train), len(clips.test)) == (36, 24)
     listed("splits.csv").write(tmp_path / "c.jsonl")
-    same = quick_probe.labelled(tmp_path / "c.jsonl", 1000, 0)
+    same = comparison.labelled_clips(tmp_path / "c.jsonl", 1000, 0)
     assert [(clip.path, clip.label) for clip in same.test] == [(clip.path, clip.label) for clip in clips.test]
-    compared = quick_probe.compare(model, clips, seed=0, store=Store(tmp_path))
-    again = quick_probe.compare(model, clips, seed=0, store=Store(tmp_path))
+    compared = comparison.compare_with_baselines(model, clips, seed=0, store=Store(tmp_path))
+    again = comparison.compare_with_baselines(model, clips, seed=0, store=Store(tmp_path))
     assert compared == again
     assert [*compared.table] == ["pretrained", "untrained", "log-mel statistics"]
     assert compared.table["pretrained"]["class+mean"].accuracy > 0.9
-    quick = quick_probe.probe(model, clips, seed=0, kinds=quick_probe.QUICK)
-    assert quick.results["class+mean"] == compared.table["pretrained"]["class+mean"]
+    quick = comparison.probe_encoder(model, clips, seed=0, pooling=comparison.PRETRAINING_POOLINGS)
+    assert quick["class+mean"] == compared.table["pretrained"]["class+mean"]
 
 
-def test_the_verb_says_what_was_scored(
+def test_the_verb_prints_scores_and_writes_json(
     model: AudioModel, tones: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model.save(tmp_path / "model")
     said = f"evaluate {tmp_path}/model --data {tones}/splits.csv --device cpu --cache {tmp_path}/cache"
     assert cli.main([*said.split(), "--probe", "knn", "--out", str(tmp_path / "r.json")]) == 0
-    out = capsys.readouterr().out
-    assert "features of 0 of 72 clips came from the cache" in out
+    out, log = capsys.readouterr()
+    assert "features of 0 of 72 clips came from the cache" in log
     assert "knn: class+mean" in out
     kept = json.loads((tmp_path / "r.json").read_text())
     assert kept["kind"] == "single"
     assert kept["results"][0]["per_class"][0]["class"] == "high"
     assert cli.main([*said.split(), "--verify", "--verify-by", "label"]) == 0
-    assert "features of 60 of 60 clips came from the cache" in capsys.readouterr().out
+    assert "features of 60 of 60 clips came from the cache" in capsys.readouterr().err
     for more, message in (
         ("--trials t.txt", "--trials without --verify"),
         ("--verify --probe knn", "--verify and --probe"),
-        ("--shares 0.1;1", "numbers parted by commas"),
+        ("--shares 0.1;1", "numbers separated by commas"),
         ("--cache-limit-gb 0", "a cache limit of 0 GB"),
     ):
         assert cli.main([*said.split(), *more.split()]) == 2

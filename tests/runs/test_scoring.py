@@ -19,7 +19,16 @@ from asit.data.catalogue.catalogue import Catalogue, Clip
 from asit.data.catalogue.labels import read_labels
 from asit.data.loading.windows import Windows
 from asit.errors import CatalogueError
-from asit.evaluate import scoring
+from asit.evaluate.classifier_scoring import ClassifierScorer
+from asit.evaluate.result_records import (
+    ClipScores,
+    RecordHeader,
+    group_codes,
+    resampling_units,
+    result_record,
+    save_scores,
+    summary_line,
+)
 from asit.runtime import Precision, World
 
 FRONT_END = FrontEndSettings(rate=8000, mels=32, mean=-8.0, std=3.5)
@@ -28,7 +37,7 @@ ALONE = World(0, 1, torch.device("cpu"), "as asked")
 
 
 class Network(nn.Module):
-    """Logits that hang on everything in a window; rounding shows in them."""
+    """Logits that depend on everything in a window, so that rounding changes them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,12 +61,11 @@ def listed(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
     return Catalogue.from_clips(clips)
 
 
-def scorer(catalogue: Catalogue, world: World = ALONE, rows: Any = None, **over: Any) -> scoring.Scorer:
+def scorer(catalogue: Catalogue, world: World = ALONE, rows: Any = None, **over: Any) -> ClassifierScorer:
     chosen = np.arange(len(catalogue)) if rows is None else np.array(rows)
-    windows = Windows(catalogue, chosen, FRONT_END, 32, over.pop("overlap", 0.5), over.pop("block", 4))
-    return scoring.Scorer(
-        windows, over.pop("multi", False), world, FLOAT, **{"workers": 0, "keep": False, "bad_files": 0.2, **over}
-    )
+    windows = Windows(catalogue, chosen, FRONT_END, 32, 0.5, over.pop("block", 4))
+    given = {"windows": windows, "multi": False, "workers": 0, "keep": False, "bad_files": 0.2, **over}
+    return ClassifierScorer(world=world, precision=FLOAT, **given)
 
 
 @pytest.mark.parametrize("multi", [False, True])
@@ -67,7 +75,7 @@ def test_scores_are_means_over_windows(multi: bool, padding: Any, listed: Catalo
     settings = FRONT_END.model_copy(update={"padding": padding})
     front_end, network = FrontEnd(settings), Network()
     windows = Windows(listed, np.array([8, 0, 3]), settings, 32, 0.5, 4)
-    found = scoring.Scorer(windows, multi, ALONE, FLOAT, workers=0, keep=False, bad_files=0.0)(network, 3)
+    found = scorer(listed, windows=windows, multi=multi, bad_files=0.0)(network, 3)
     assert found.rows.tolist() == [8, 0, 3]
     assert found.failures == []
     samples = front_end.samples_for(32)
@@ -85,7 +93,7 @@ def test_scores_are_means_over_windows(multi: bool, padding: Any, listed: Catalo
 
 
 @pytest.mark.parametrize("size", [2, 3, 7])
-def test_several_processes_give_the_very_scores_of_one(size: int, listed: Catalogue) -> None:
+def test_several_processes_give_the_scores_of_one_bit_for_bit(size: int, listed: Catalogue) -> None:
     """Each process scores its share of the blocks; what they exchange is put together here by hand."""
     network, parts = Network(), []
 
@@ -152,9 +160,9 @@ def test_unreadable_clips_are_left_out_and_named(listed: Catalogue, tmp_path: Pa
     assert np.allclose(found.scores, np.delete(plain.scores, 3, 0), atol=1e-6)
     assert len(found.failures) == 1
     assert "bad.wav" in found.failures[0]
-    record = scoring.record(found, read_labels(lost), lost, task="t", split="test", weights="last", step=1)
+    record = result_record(found, read_labels(lost), lost, RecordHeader("t", "test", "last", 1))
     assert (record["clips"], record["unreadable"]) == (8, 1)
-    assert "8 clips, 1 unreadable, list " in scoring.sentence(record)
+    assert "8 clips, 1 unreadable, list " in summary_line(record)
     with pytest.raises(
         CatalogueError, match=r"2 of 9 clips could not be read: .*bad\.wav.*gone-4\.wav(.|\n)*at most 0\.2"
     ):
@@ -174,14 +182,14 @@ def test_an_hour_is_read_in_windows(tmp_path: Path) -> None:
     windows = Windows(long, np.array([0]), FRONT_END, 1024, 0.0, 8)
     front_end = FrontEnd(FRONT_END)
     assert windows.counts[0] == int(np.ceil(3600 / (front_end.samples_for(1024) / 8000)))
-    ask = scoring.Scorer(windows, False, ALONE, FLOAT, workers=0, keep=False, bad_files=0.0)
+    score = scorer(long, windows=windows, bad_files=0.0)
 
     class Mean(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x.mean((1, 2, 3))[:, None] * torch.tensor([1.0, -1.0])
 
     tracemalloc.start()
-    found = ask(Mean(), 2)
+    found = score(Mean(), 2)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert found.scores.shape == (1, 2)
@@ -192,15 +200,12 @@ def test_records(listed: Catalogue) -> None:
     labels = read_labels(listed)
     scores = np.full((9, 3), 0.1, np.float32)
     scores[np.arange(9), [0, 1, 2, 0, 1, 0, 1, 1, 2]] = [0.8, 0.7, 0.6, 0.9, 0.5, 0.4, 0.85, 0.3, 0.2]
-    found = scoring.record(
-        scoring.Scored(np.arange(9), scores, []),
+    found = result_record(
+        ClipScores(np.arange(9), scores, []),
         labels,
         listed,
-        task="t",
-        split="test",
-        weights="last",
-        step=7,
-        groups=scoring.units(scoring.group_codes(listed), np.arange(9)),
+        RecordHeader("t", "test", "last", 7),
+        groups=group_codes(listed),
     )
     assert found["metrics"]["accuracy"]["value"] == pytest.approx(7 / 9)
     assert [(Path(m["path"]).name, m["truth"], m["predicted"]) for m in found["mistakes"]] == [
@@ -209,14 +214,12 @@ def test_records(listed: Catalogue) -> None:
     ]
     assert [m["score"] for m in found["mistakes"]] == pytest.approx([0.85, 0.4])
     assert (found["bootstrap"]["unit"], found["bootstrap"]["units"]) == ("group", 2)
-    assert scoring.units(scoring.group_codes(listed), np.array([0, 2, 4])) is None  # one group: clips are drawn
-    assert scoring.units(None, np.arange(9)) is None
+    assert resampling_units(group_codes(listed), np.array([0, 2, 4])) is None  # one group: clips are drawn
+    assert resampling_units(None, np.arange(9)) is None
     soft = Catalogue.from_clips([Clip(f"/{i}", 1.0, 8000, 1, text) for i, text in enumerate(["a:0.6;b:0.4", "b", "a"])])
     several = read_labels(soft)
     rows = np.array([[0.9, 0.2, 0.1], [0.1, 0.8, 0.1], [0.7, 0.3, 0.1]], np.float32)[:, :2]
-    found = scoring.record(
-        scoring.Scored(np.arange(3), rows, []), several, soft, task="t", split="test", weights="last", step=None
-    )
+    found = result_record(ClipScores(np.arange(3), rows, []), several, soft, RecordHeader("t", "test", "last", None))
     assert found["kind"] == "multi"
     assert [row["clips"] for row in found["per_class"]] == [2, 1]  # 0.4 is not yet a label
     assert "mistakes" not in found
@@ -224,8 +227,8 @@ def test_records(listed: Catalogue) -> None:
 
 def test_saved_scores(listed: Catalogue, tmp_path: Path) -> None:
     labels = read_labels(listed)
-    scored = scoring.Scored(np.array([4, 2]), np.array([[0.1, 0.7, 0.2], [0.5, 0.2, 0.3]], np.float32), [])
-    scoring.save(tmp_path, "test-last", scored, labels, listed)
+    scored = ClipScores(np.array([4, 2]), np.array([[0.1, 0.7, 0.2], [0.5, 0.2, 0.3]], np.float32), [])
+    save_scores(tmp_path, "test-last", scored, labels, listed)
     assert [path.name for path in (tmp_path / "scores").iterdir()] == ["test-last.npz"]
     with np.load(tmp_path / "scores" / "test-last.npz") as found:
         assert found["ids"].tolist() == list(listed.ids([4, 2]))

@@ -19,7 +19,7 @@ from asit.config import EncoderSettings, FrontEndSettings
 from asit.data.catalogue import scan
 from asit.data.catalogue.catalogue import Catalogue
 from asit.errors import CatalogueError
-from asit.evaluate.trained_head import score_model
+from asit.evaluate.classifier_scoring import ClassifierSettings, score_classifier
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Head, Labelling
 from asit.model.vit import Encoder
@@ -58,8 +58,8 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
     return scan.build(root / "t.csv", root / "c.jsonl", front_end=FRONT_END, workers=1, statistics_clips=0)
 
 
-def scored(model: AudioModel, clips: Catalogue, splits: Sequence[str] = ("test",), **how: Any) -> list[dict[str, Any]]:
-    return score_model(model, clips, splits=splits, world=ALONE, precision=EXACT, **how)
+def scored(model: AudioModel, clips: Catalogue, splits: Sequence[str] = ("test",)) -> list[dict[str, Any]]:
+    return score_classifier(model, clips, ClassifierSettings(splits=splits), world=ALONE, precision=EXACT)
 
 
 def by_hand(model: AudioModel, path: str) -> np.ndarray:

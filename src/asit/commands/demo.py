@@ -44,7 +44,7 @@ class DemoOptions:
 
 def demo(prog: str, summary: str, given: list[str]) -> int:
     options = parse(DemoOptions, prog, summary, given)
-    from asit.demo.demo_run import walk
+    from asit.demo.demo_run import run_demo
 
-    print(walk(Path(options.out), seed=options.seed, toy=options.toy).text)
+    print(run_demo(Path(options.out), seed=options.seed, toy=options.toy))
     return 0

@@ -1,4 +1,4 @@
-"""The verbs evaluate and probe."""
+"""The verbs evaluate and probe: options, and what they print and write."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ProbeOptions:
     table: Annotated[str, tyro.conf.Positional]
     """Labelled table (CSV, TSV, JSONL) with path, label, split (train, test); or a catalogue or shards with these."""
     clips: int = 1_000_000
-    """At most this many clips on each side."""
+    """At most this many clips of each split."""
     seed: int = 0
     """Of the draw of clips and of the folds that choose the regularisation."""
     cache: str = "none"
@@ -40,15 +40,14 @@ class ProbeOptions:
 def probe(prog: str, summary: str, given: list[str]) -> int:
     options = parse(ProbeOptions, prog, summary, given)
     import asit
-    from asit.evaluate import quick_probe
+    from asit.evaluate.baseline_comparison import compare_with_baselines, labelled_clips
     from asit.evaluate.feature_cache import open_store
 
-    clips = quick_probe.labelled(options.table, options.clips, options.seed)
+    clips = labelled_clips(options.table, options.clips, options.seed)
     store = open_store(options.cache)
-    model = asit.load(options.model)
-    compared = quick_probe.compare(model, clips, seed=options.seed, store=store)
-    print(compared.text())
-    _write(options.out, compared.record())
+    found = compare_with_baselines(asit.load(options.model), clips, seed=options.seed, store=store)
+    print(found.text())
+    _write(options.out, found.record())
     return 0
 
 
@@ -59,67 +58,68 @@ class EvaluateOptions:
     data: str
     """Catalogue, table (CSV, TSV, JSONL), or folder with a folder for each class."""
     probe: str | None = None
-    """Probes of the frozen encoder, parted by commas: linear, knn, prototype. By default linear,knn for an encoder; a
-    model with a head is scored by its head."""
+    """Probes of the frozen encoder, separated by commas: linear, knn, prototype. By default linear,knn for an encoder;
+    a model with a head is scored by its head."""
     pooling: str = "class+mean"
-    """What linear, knn and --verify read, parted by commas: class, mean, class+mean, time-mean, mel-mean, mean+std."""
+    """Features of linear, knn and --verify, separated by commas: class, mean, class+mean, time-mean, mel-mean or
+    mean+std."""
     shares: str = ""
-    """Few labels: shares of the training labels, parted by commas, such as 0.01,0.1,1."""
+    """Few labels: shares of the training labels, separated by commas, such as 0.01,0.1,1."""
     per_class: str = ""
-    """Few labels: training clips of each class, parted by commas, such as 1,5,20."""
+    """Few labels: training clips of each class, separated by commas, such as 1,5,20."""
     seeds: int = 1
-    """Draws of the labels, and trainings of a probe that is trained."""
+    """Draws of the labels, and trainings of the prototype probe."""
     seed: int = 0
-    """The first of these; also of folds, bootstrap, drawn trials and untrained weights."""
+    """The first of these seeds; also of folds, bootstrap, drawn trials and untrained weights."""
     baselines: bool = False
-    """Beside the model: the same architecture untrained, and statistics of the log-mel."""
+    """Also evaluate the same architecture untrained, and log-mel statistics."""
     verify: bool = False
     """Verification instead of probes: EER and minDCF of the cosine of two clips' embeddings."""
     trials: str | None = None
-    """List of trials for --verify, lines such as: 1 a.wav b.wav; by default drawn from the test side."""
+    """List of trials for --verify, lines such as: 1 a.wav b.wav; by default drawn from the test split."""
     trials_root: str | None = None
-    """Folder that the list's paths count from; by default the catalogue's."""
+    """Folder that the list's paths are relative to; by default the catalogue's."""
     most_trials: int = 100_000
     """Trials drawn where there is no list."""
     verify_by: Literal["auto", "group", "label"] = "auto"
     """What the two clips of a trial share; auto: the group (speaker) where there are groups, else the label."""
     train: str = ""
-    """Splits to fit on, parted by commas; by default train, and AudioSet's balanced and unbalanced."""
+    """Splits to fit on, separated by commas; by default train, and AudioSet's balanced and unbalanced."""
     validation: str = ""
     """Splits that choose the regularisation; by default validation."""
     test: str = ""
     """Splits to score; by default test."""
     fold: str | None = None
-    """A fold as the test side, or all: each in turn. By default all, where the data have folds and no splits. A model
-    with a head scores one fold."""
+    """A fold to test on, or all: each in turn. By default all, where the data have folds and no splits. A model with a
+    head is scored on one fold."""
     labels: Literal["auto", "single", "multi"] = "auto"
     """One label a clip or several; auto: several where any clip has them."""
     missing_labels: Literal["error", "skip"] = "error"
     """What to do with clips that have no label."""
     unseen_classes: Literal["error", "skip"] = "error"
-    """What to do with test clips of a class that no training clip has: stop, or leave them out and say so."""
+    """What to do with test clips of a class without training clips: stop, or leave them out."""
     allow_shared_groups: bool = False
-    """A group may be on both sides, as speakers are in speaker identification."""
+    """A group may be in several splits, as speakers are in speaker identification."""
     clips: int | None = None
-    """About so many clips on each side, drawn with the seed."""
+    """About so many clips of each split, drawn with the seed."""
     seconds: float | None = None
-    """Cut or pad every clip to this length; by default clips are taken whole, long ones in windows."""
+    """Cut or pad every clip to this length; by default all of a clip is used, in windows where it is long."""
     window_overlap: float = 0.0
-    """Of a model with a head: overlap of the windows over which a long clip is scored, as a share."""
+    """For a model with a head: overlap of the windows of a long clip, as a share."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
-    """Arithmetic of the encoder; auto: of a model with a head the one it was trained with, else float32."""
+    """Arithmetic of the encoder; auto: for a model with a head the one it was trained with, else float32."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where the encoder runs."""
     threads: int = 0
-    """CPU threads of a process; 0: torch's choice."""
+    """CPU threads per process; 0: torch's choice."""
     bad_files: float = 0.1
     """Share of unreadable clips above which this fails."""
     cache: str | None = None
     """Folder that features are kept in; by default the user's cache folder; none: not kept."""
     cache_limit_gb: float = 20.0
-    """Size that this folder is kept to; what has not been used for longest goes first."""
+    """Maximum size of this folder; the least recently used features are deleted first."""
     out: str | None = None
-    """Also write all results as JSON, with per-class rows, confusions and mistakes."""
+    """Also write all results as JSON, with per-class metrics, confusions and mistakes."""
 
 
 def evaluate(prog: str, summary: str, given: list[str]) -> int:
@@ -127,7 +127,7 @@ def evaluate(prog: str, summary: str, given: list[str]) -> int:
     import asit
     from asit import runtime
     from asit.evaluate.feature_cache import open_store
-    from asit.evaluate.frozen import open_data
+    from asit.evaluate.frozen import open_catalogue
 
     if (options.trials or options.trials_root) and not options.verify:
         raise ConfigError("--trials without --verify", "both", "add --verify")
@@ -135,29 +135,22 @@ def evaluate(prog: str, summary: str, given: list[str]) -> int:
         raise ConfigError("--verify and --probe", "one of them", "run it twice: features come from the cache")
     with runtime.world(options.device, options.threads) as world:
         model = asit.load(options.model, world.device)
-        catalogue = open_data(options.data, model, world, bad_files=options.bad_files)
+        catalogue = open_catalogue(options.data, model, world, bad_files=options.bad_files)
         if model.head is not None and options.probe is None and not options.verify:
-            return _scored(options, model, catalogue, world)
+            return _score_classifier(options, model, catalogue, world)
         store = open_store(options.cache, options.cache_limit_gb)
-        if options.verify:
-            return _verified(options, model, catalogue, world, store)
-        return _probed(options, model, catalogue, world, store)
+        evaluate_features = _verify if options.verify else _probe
+        return evaluate_features(options, model, catalogue, world, store)
 
 
-def _scored(options: EvaluateOptions, model: AudioModel, catalogue: Catalogue, world: World) -> int:
-    """The score of a model with a head."""
+def _score_classifier(options: EvaluateOptions, model: AudioModel, catalogue: Catalogue, world: World) -> int:
     from asit import runtime
-    from asit.evaluate import scoring
-    from asit.evaluate.trained_head import score_model
+    from asit.evaluate.classifier_scoring import ClassifierSettings, score_classifier
+    from asit.evaluate.result_records import summary_line
 
-    card = str(model.training.get("precision", "float32"))
-    trained_in = card if options.precision == "auto" else options.precision
-    records = score_model(
-        model,
-        catalogue,
-        splits=_words(options.test) or ("test",),
-        world=world,
-        precision=runtime.precision(trained_in, world),
+    trained_in = str(model.training.get("precision", "float32"))
+    settings = ClassifierSettings(
+        splits=_split_words(options.test) or ("test",),
         fold=options.fold,
         overlap=options.window_overlap,
         bad_files=options.bad_files,
@@ -165,92 +158,90 @@ def _scored(options: EvaluateOptions, model: AudioModel, catalogue: Catalogue, w
         shared_groups=options.allow_shared_groups,
         seed=options.seed,
     )
+    precision = runtime.precision(trained_in if options.precision == "auto" else options.precision, world)
+    records = score_classifier(model, catalogue, settings, world=world, precision=precision)
     if world.main:
-        print("\n".join(scoring.sentence(record) for record in records))
-        first = records[0]
-        facts = {"task": first["task"], "kind": first["kind"], "classes": list(model.classes or ())}
+        print("\n".join(summary_line(record) for record in records))
+        facts = {"task": records[0]["task"], "kind": records[0]["kind"], "classes": list(model.classes or ())}
         _write(options.out, {**facts, "model": options.model, "results": records})
     return 0
 
 
-def _probed(
-    options: EvaluateOptions, model: AudioModel, catalogue: Catalogue, world: World, store: Store | None
-) -> int:
-    from asit.data.catalogue.splits import TEST, TRAIN, VALIDATION
-    from asit.evaluate import frozen
-    from asit.evaluate.probe_scores import Ask
+def _probe(options: EvaluateOptions, model: AudioModel, catalogue: Catalogue, world: World, store: Store | None) -> int:
+    from asit.evaluate.frozen import evaluate_frozen
+    from asit.evaluate.frozen_settings import FrozenSettings
 
-    ask = Ask(
-        probes=_words(options.probe or "linear,knn"),  # type: ignore[arg-type]  # checked there
-        pooling=_words(options.pooling),  # type: ignore[arg-type]
+    settings = FrozenSettings(
+        probes=_split_words(options.probe or "linear,knn"),  # type: ignore[arg-type]  # checked there
         shares=_numbers(options.shares, float, "--shares", "0.01,0.1,1"),
         per_class=_numbers(options.per_class, int, "--per-class", "1,5,20"),
         seeds=options.seeds,
-        seed=options.seed,
-        baselines=options.baselines,
         fold=options.fold,
-        train=_words(options.train) or TRAIN,
-        validation=_words(options.validation) or VALIDATION,
-        test=_words(options.test) or TEST,
         kind=options.labels,
         missing=options.missing_labels,
         unseen=options.unseen_classes,
         allow_shared_groups=options.allow_shared_groups,
         clips=options.clips,
-        seconds=options.seconds,
-        precision="bf16" if options.precision == "bf16" else "float32",
-        bad_files=options.bad_files,
+        **_feature_settings(options),
     )
-    found = frozen.evaluate(model, catalogue, ask, world=world, store=store)
+    found = evaluate_frozen(model, catalogue, settings, world=world, store=store)
     if found is not None:
-        print("\n".join([*found.notes, found.text()]))
+        print(found.text())
         facts = {"task": found.task, "kind": found.kind, "classes": list(found.classes), "model": options.model}
         _write(options.out, {**facts, "results": found.records, "summary": found.summary()})
     return 0
 
 
-def _verified(
+def _verify(
     options: EvaluateOptions, model: AudioModel, catalogue: Catalogue, world: World, store: Store | None
 ) -> int:
-    from asit.data.catalogue.splits import TEST, TRAIN, VALIDATION
-    from asit.evaluate.verification import AskVerify, verify
+    from asit.evaluate.frozen_settings import VerificationSettings
+    from asit.evaluate.verification import verify
 
-    ask = AskVerify(
-        pooling=_words(options.pooling),  # type: ignore[arg-type]  # checked there
+    settings = VerificationSettings(
         trials=options.trials,
         root=options.trials_root,
         most=options.most_trials,
-        seed=options.seed,
         by=options.verify_by,
-        baselines=options.baselines,
-        seconds=options.seconds,
-        precision="bf16" if options.precision == "bf16" else "float32",
-        bad_files=options.bad_files,
-        train=_words(options.train) or TRAIN,
-        validation=_words(options.validation) or VALIDATION,
-        test=_words(options.test) or TEST,
+        **_feature_settings(options),
     )
-    found = verify(model, catalogue, ask, world=world, store=store)
+    found = verify(model, catalogue, settings, world=world, store=store)
     if found is not None:
-        print("\n".join([*found.notes, found.text()]))
+        print(found.text())
         facts = {"task": str(catalogue.header.get("task") or ""), "kind": "verification", "model": options.model}
         _write(options.out, {**facts, "results": found.records})
     return 0
 
 
+def _feature_settings(options: EvaluateOptions) -> dict[str, Any]:
+    """Return the options that are fields of `FeatureSettings`; the names of splits are left out where not given."""
+    names = {name: _split_words(getattr(options, name)) for name in ("train", "validation", "test")}
+    return {
+        "pooling": _split_words(options.pooling),
+        "baselines": options.baselines,
+        "seed": options.seed,
+        "seconds": options.seconds,
+        "precision": "bf16" if options.precision == "bf16" else "float32",
+        "bad_files": options.bad_files,
+        **{name: value for name, value in names.items() if value},
+    }
+
+
 def _write(out: str | None, value: Any) -> None:
     if out is not None:
-        from asit.io.atomic import write_json
+        from asit.io import atomic
 
-        write_json(Path(out), value)
+        atomic.write_json(Path(out), value)
 
 
-def _words(text: str) -> tuple[str, ...]:
+def _split_words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
 def _numbers(text: str, kind: Callable[[str], V], name: str, example: str) -> tuple[V, ...]:
     try:
-        return tuple(kind(word) for word in _words(text))
+        return tuple(kind(word) for word in _split_words(text))
     except ValueError:
-        raise ConfigError(f"{name} {text}", "numbers parted by commas", f"write them as in {name} {example}") from None
+        raise ConfigError(
+            f"{name} {text}", "numbers separated by commas", f"write them as in {name} {example}"
+        ) from None

@@ -15,7 +15,7 @@ class FinetuneOptions(FinetuneSettings, RunOptions):
 def finetune(prog: str, summary: str, given: list[str]) -> int:
     settings, options = parse_run(FinetuneSettings, FinetuneOptions, prog, summary, given)
     resume = resume_of(options)
-    from asit.evaluate import scoring
+    from asit.evaluate.result_records import summary_line
     from asit.finetune import cross_validation
     from asit.finetune.finetune_run import FinetuneResult
 
@@ -27,7 +27,7 @@ def finetune(prog: str, summary: str, given: list[str]) -> int:
         return signal_status(result.stopped_by)
     if isinstance(result, FinetuneResult):
         for record in result.results:
-            print(scoring.sentence(record, every=False))
+            print(summary_line(record, first_metric=True))
         print(f"model:  {result.model}")
     else:
         for name, held in result.summary.items():

@@ -1,15 +1,20 @@
-"""The whole main job on the embedded data set: build, pretrain, probe against an untrained encoder, one page."""
+"""Run the demo: build its data set, pretrain, probe against an untrained encoder, write a page."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from asit.config import PretrainSettings, presets
 from asit.demo.demo_dataset import build_dataset
 from asit.errors import AsitError
-from asit.evaluate import quick_probe
+from asit.evaluate.baseline_comparison import (
+    HEADLINE,
+    BaselineComparison,
+    compare_with_baselines,
+    labelled_clips,
+)
+from asit.evaluate.feature_readers import UNTRAINED
 from asit.model.audio_model import AudioModel
 from asit.pretrain import pretrain_run
 from asit.progress import counter
@@ -17,7 +22,7 @@ from asit.report import probe_table_html, report
 from asit.training import run_dir
 
 PRESET = "speech"
-"""Its patches of whole frames suit timbre as well, and a step of it costs little."""
+"""Its patches span all mel bins, which suits timbre, and its steps are cheap."""
 RECIPE: dict[str, Any] = {
     "epochs": 14,
     "batch_size": 32,
@@ -25,102 +30,74 @@ RECIPE: dict[str, Any] = {
     "optim": {"lr": 8e-3, "teacher_momentum": 0.98},
     "records": {"figure_every": 200, "checkpoint_every": 200, "keep": 1},
 }
-"""The preset at the size of a laptop's five minutes."""
+"""The preset, sized for five minutes on a laptop."""
 TOY: dict[str, Any] = {**RECIPE, "epochs": 2}
-"""Enough to see that every part works; the encoder has hardly begun to learn."""
+"""Enough to check that every part works; the encoder learns hardly anything."""
 
 
-@dataclass(frozen=True)
-class Walk:
-    """What the demo leaves behind, and whether pretraining won."""
-
-    comparison: quick_probe.Comparison
-    page: Path
-    text: str
-
-
-def walk(out: Path, *, seed: int = 0, toy: bool = False) -> Walk:
-    """Run the demo in a folder; what is whole there already is taken up, so it may be repeated and interrupted.
+def run_demo(out: Path, *, seed: int = 0, toy: bool = False) -> str:
+    """Run the demo in a folder and return its report for a terminal; complete parts of an earlier run are reused.
 
     Args:
-        out: gets data/ and run/.
+        out: gets data/, run/ and report.html.
         seed: of the data and of the run.
         toy: a few steps on few clips.
 
     Raises:
-        AsitError: the demo's bank is not installed, or the pretrained encoder did not win.
+        AsitError: the SoundFont is not installed, or pretraining was stopped.
     """
     train_clips, test_clips = (128, 64) if toy else (2000, 480)
-    making = counter("rendering clips")
+    progress = counter("rendering clips")
     data = build_dataset(
         out / "data",
         seed=seed,
         train_clips=train_clips,
         test_clips=test_clips,
-        progress=None if making is None else lambda done, total: making(done, total, 0),
+        progress=lambda done, total: progress(done, total, 0),
     )
     run = out / "run"
-    chosen = presets.build(
-        PretrainSettings,
-        PRESET,
-        None,
-        {**(TOY if toy else RECIPE), "data": str(data.train.with_suffix("")), "out": str(run), "seed": seed},
-    )
-    begun = (run / run_dir.CONFIG).exists()
-    result = pretrain_run.pretrain(chosen, resume=begun)
+    values = {**(TOY if toy else RECIPE), "data": str(data.train.with_suffix("")), "out": str(run), "seed": seed}
+    settings = presets.build(PretrainSettings, PRESET, None, values)
+    result = pretrain_run.pretrain(settings, resume=(run / run_dir.CONFIG).exists())
     if not result.finished:
         raise AsitError(
             f"the demo was stopped at step {result.step} of {result.total}",
-            remedy="run the same command again: it goes on from there",
+            remedy="run the same command again: it resumes from there",
         )
-    model = AudioModel.load(result.model)
-    compared = quick_probe.compare(model, quick_probe.labelled(data.labelled, 1_000_000, seed), seed=seed)
-    facts = "".join(f"<li>{fact}</li>" for fact in data.facts)
+    clips = labelled_clips(data.labelled, 1_000_000, seed)
+    comparison = compare_with_baselines(AudioModel.load(result.model), clips, seed=seed)
     table = probe_table_html(
-        compared.accuracies(),
-        {who: {kind: r.interval for kind, r in row.items()} for who, row in compared.table.items()},
+        {encoder: {kind: r.accuracy for kind, r in results.items()} for encoder, results in comparison.table.items()},
+        {encoder: {kind: r.interval for kind, r in results.items()} for encoder, results in comparison.table.items()},
     )
-    about = (
+    items = "".join(f"<li>{fact}</li>" for fact in data.facts)
+    section = (
         "<p>Linear probes on frozen features: which instrument plays? The pretrained encoder never saw a label; the "
-        f"untrained one has the same architecture.</p>{table}<ul>{facts}</ul>"
+        f"untrained one has the same architecture.</p>{table}<ul>{items}</ul>"
     )
-    page = report(run, out / "report.html", sections=[("Pretrained against untrained", about)])
-    return Walk(compared, page, _text(out, result, compared, page, data.facts, toy))
+    page = report(run, out / "report.html", sections=[("Pretrained against untrained", section)])
+    facts = "\n".join(data.facts)
+    return f"""{facts}
+
+{comparison.text()}
+{"toy size: the comparison is not meaningful" if toy else _verdict(comparison)}
+
+page:    {page}
+data:    {out / "data"}
+run:     {result.out}
+model:   {result.model}
+
+Next, on your own recordings:
+  .venv/bin/asit pretrain --data FOLDER --out RUN --dry-run   estimate the time
+  .venv/bin/asit pretrain --data FOLDER --out RUN
+  .venv/bin/asit report RUN
+  .venv/bin/asit probe RUN/model TABLE.csv                    if some clips have labels"""
 
 
-def _text(
-    out: Path,
-    result: pretrain_run.PretrainResult,
-    compared: quick_probe.Comparison,
-    page: Path,
-    facts: tuple[str, ...],
-    toy: bool,
-) -> str:
-    ours = compared.table["pretrained"][quick_probe.HEADLINE]
-    theirs = compared.table[quick_probe.UNTRAINED][quick_probe.HEADLINE]
-    won = ours.interval[0] > theirs.interval[1]
-    verdict = (
-        "toy size: the comparison says nothing yet"
-        if toy
-        else f"the pretrained encoder {'wins' if won else 'does NOT win'}: {ours.accuracy:.1%} against "
-        f"{theirs.accuracy:.1%} ({quick_probe.HEADLINE} features, {ours.clips} test clips)"
-    )
-    return "\n".join(
-        [
-            *facts,
-            "",
-            compared.text(),
-            verdict,
-            "",
-            f"page:    {page}",
-            f"data:    {out / 'data'}",
-            f"run:     {result.out}",
-            f"model:   {result.model}",
-            "",
-            "Now on your own recordings:",
-            "  .venv/bin/asit pretrain --data FOLDER --out RUN --dry-run   what it would take",
-            "  .venv/bin/asit pretrain --data FOLDER --out RUN",
-            "  .venv/bin/asit report RUN",
-            "  .venv/bin/asit probe RUN/model TABLE.csv                    if some clips have labels",
-        ]
+def _verdict(comparison: BaselineComparison) -> str:
+    pretrained, untrained = (comparison.table[name][HEADLINE] for name in ("pretrained", UNTRAINED))
+    won = pretrained.interval[0] > untrained.interval[1]
+    return (
+        f"the pretrained encoder {'wins' if won else 'does NOT win'}: {pretrained.accuracy:.1%} against "
+        f"{untrained.accuracy:.1%} ({HEADLINE} features, {pretrained.clips} test clips)"
     )

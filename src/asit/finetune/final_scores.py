@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from asit.errors import ConfigError
-from asit.evaluate import scoring
+from asit.evaluate.result_records import RecordHeader, result_record, save_scores, summary_line
 from asit.finetune.finetune_setup import Setup
 from asit.finetune.validation import Chooser
 from asit.io import atomic, parsing
@@ -58,18 +58,11 @@ def score_all(
             scored = scorer(trained, len(setup.labels.names), show)
             if not world.main:
                 continue
-            found = scoring.record(
-                scored,
-                setup.labels,
-                setup.catalogue,
-                task=settings.task,
-                split=split,
-                weights=weights,
-                step=at,
-                seed=settings.seed,
-                groups=scoring.units(setup.groups, scored.rows),
+            header = RecordHeader(settings.task, split, weights, at)
+            found = result_record(
+                scored, setup.labels, setup.catalogue, header, seed=settings.seed, groups=setup.groups
             )
-            scoring.save(out, f"{split}-{weights}", scored, setup.labels, setup.catalogue)
+            save_scores(out, f"{split}-{weights}", scored, setup.labels, setup.catalogue)
             results.append(found)
             if weights == "last":
                 for text in scored.failures[:NAMED]:
@@ -80,7 +73,7 @@ def score_all(
         if found["split"] == "test":
             values = {name: held["value"] for name, held in found["metrics"].items()}
             records.write("test", step, {"weights": found["weights"], "metrics": values})
-        log.info(scoring.sentence(found))
+        log.info(summary_line(found))
     atomic.write_json(
         out / run_dir.RESULTS,
         {

@@ -27,7 +27,8 @@ from asit.data.catalogue.splits import (
 from asit.data.loading import loader, sampler
 from asit.data.loading.windows import Windows
 from asit.errors import CatalogueError, ConfigError
-from asit.evaluate import scoring
+from asit.evaluate.classifier_scoring import ClassifierScorer
+from asit.evaluate.result_records import group_codes
 from asit.finetune import init_model, supervised
 from asit.finetune.finetune_dataset import DeviceInputs, FinetuneBatch, FinetuneDataset, collate
 from asit.model import positions
@@ -107,7 +108,7 @@ class Setup:
             ),
         )
 
-    def scorer(self, rows: npt.NDArray[np.int64], world: World) -> scoring.Scorer:
+    def scorer(self, rows: npt.NDArray[np.int64], world: World) -> ClassifierScorer:
         """What scores these clips, as often as asked; their log-mel is kept where it fits in memory."""
         settings = self.settings
         windows = Windows(
@@ -120,11 +121,11 @@ class Setup:
         )
         needed = int(windows.counts.sum()) * self.frames * settings.front_end.mels * 4 / 1e9
         assert settings.input.keep_gb != "auto", "settings must be resolved first"
-        return scoring.Scorer(
-            windows,
-            self.labels.multi,
-            world,
-            self.precision,
+        return ClassifierScorer(
+            windows=windows,
+            multi=self.labels.multi,
+            world=world,
+            precision=self.precision,
             workers=self.workers,
             keep=needed <= settings.input.keep_gb,
             bad_files=settings.bad_files,
@@ -222,7 +223,7 @@ def prepare(settings: FinetuneSettings, model: AudioModel | None, catalogue: Cat
         size=world.size,
         positions=settings.sampling.order != "shuffle",
     )
-    groups = None if may_share_groups(catalogue, settings.sides.shared_groups) else scoring.group_codes(catalogue)
+    groups = None if may_share_groups(catalogue, settings.sides.shared_groups) else group_codes(catalogue)
     return Setup(
         settings,
         catalogue,

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from asit.errors import CheckpointError
-from asit.evaluate import scoring
+from asit.evaluate.classifier_scoring import ClassifierScorer
+from asit.evaluate.result_records import label_metrics
 from asit.finetune.finetune_setup import Setup
 from asit.runtime import World
 from asit.training import loop, run_dir
@@ -29,7 +30,7 @@ class Chooser:
     def __init__(self, setup: Setup, out: Path, world: World) -> None:
         self.setup, self.out, self.world = setup, out, world
         self.every = setup.settings.validation.every * setup.plan.steps_per_epoch
-        self.scorer: scoring.Scorer | None = None
+        self.scorer: ClassifierScorer | None = None
         if self.every and len(setup.sides.validation):
             self.scorer = setup.scorer(setup.sides.validation, world)
         self._best: float | None = None
@@ -61,7 +62,7 @@ class Chooser:
         setup, metric = self.setup, self.setup.settings.validation.metric
         assert self.scorer is not None
         scored = self.scorer(setup.task.scored(), len(setup.labels.names))
-        found = scoring.measures(scored, setup.labels, draws=0)
+        found = label_metrics(scored, setup.labels, draws=0)
         values = {name: held["value"] for name, held in found["metrics"].items()}
         better = self._better(values[metric])
         if better:

@@ -134,18 +134,20 @@ def _hooks(out: Path, setup: Setup, world: World, records: Records) -> list[tupl
 
         hooks.append((settings.records.figure_every, figure))
     if settings.probe.table:
-        from asit.evaluate import quick_probe
+        from asit.evaluate import baseline_comparison
 
-        clips = quick_probe.labelled(settings.probe.table, settings.probe.clips, settings.seed)
+        clips = baseline_comparison.labelled_clips(settings.probe.table, settings.probe.clips, settings.seed)
 
         def measure(step: int) -> None:
             began = time.perf_counter()
             encoder = model(setup, step)
             if not world.main:
                 return
-            result = quick_probe.probe(encoder, clips, seed=settings.seed, kinds=quick_probe.QUICK)
-            records.write("probe", step, result.record())
-            log.info(f"step {step}: {result.sentence()} ({duration(time.perf_counter() - began)})")
+            pooling = baseline_comparison.PRETRAINING_POOLINGS
+            results = baseline_comparison.probe_encoder(encoder, clips, seed=settings.seed, pooling=pooling)
+            records.write("probe", step, baseline_comparison.metrics_entry(results))
+            accuracies = ", ".join(f"{kind} {result.accuracy:.3f}" for kind, result in results.items())
+            log.info(f"step {step}: probe accuracy: {accuracies} ({duration(time.perf_counter() - began)})")
 
         hooks.append((settings.probe.every, measure))
     return hooks

@@ -1,0 +1,246 @@
+"""Fit probes on the features of a catalogue, make a result record of each, and summarise them in a table.
+
+Letters: N clips of the catalogue, n clips that could be read, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from asit.data.catalogue.catalogue import Catalogue
+from asit.data.catalogue.labels import Labels
+from asit.data.catalogue.splits import Splits, may_share_groups, subsample
+from asit.evaluate.feature_readers import LOG_MEL, LOG_MEL_STATISTICS, MODEL, pooled
+from asit.evaluate.features import Collected
+from asit.evaluate.frozen_settings import FrozenSettings, Probe
+from asit.evaluate.metrics import fold_summary
+from asit.evaluate.probes import knn_scores
+from asit.evaluate.prototypes import prototype_probe
+from asit.evaluate.result_records import ClipScores, RecordHeader, bracketed, group_codes, result_record, text_table
+from asit.evaluate.ridge import ProbeScores, ridge_scores
+from asit.runtime import World
+
+Rows = npt.NDArray[np.int64]
+
+
+class LabelAmount(NamedTuple):
+    """A part of the training labels: a share, or clips per class; neither: all."""
+
+    share: float | None = None
+    per_class: int | None = None
+
+    def text(self) -> str:
+        if self.per_class is not None:
+            return f"{self.per_class} a class"
+        return "all" if self.share is None else f"{100 * self.share:g} %"
+
+
+class ScoredProbe(NamedTuple):
+    """What a score is of."""
+
+    encoder: str
+    features: str
+    probe: Probe
+
+
+class ProbeScorer:
+    """Fits probes on the features of a catalogue's clips and scores others.
+
+    Args:
+        catalogue: N clips.
+        labels: of them.
+        found: features of some of them.
+        rows: (n,) which.
+        settings: probes and parts of the labels.
+        world: its device trains the prototype probe.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        labels: Labels,
+        found: Collected,
+        rows: Rows,
+        settings: FrozenSettings,
+        world: World,
+    ) -> None:
+        self.catalogue, self.labels, self.found, self.settings = catalogue, labels, found, settings
+        self.device = world.device
+        self.index = np.full(len(catalogue), -1, np.int64)  # of each clip in the features; -1: unreadable
+        self.index[rows] = np.arange(len(rows))
+        self.groups = None if may_share_groups(catalogue, settings.allow_shared_groups) else group_codes(catalogue)
+        self._table: tuple[tuple[str, str], npt.NDArray[np.float32]] | None = None
+
+    def records(self, fold: str | None, splits: Splits) -> Iterator[dict[str, Any]]:
+        """Yield a record for each part of the labels, seed, encoder, kind of features and probe.
+
+        Args:
+            fold: name of the fold that the test split is; None: of the catalogue's splits.
+            splits: rows of the catalogue.
+        """
+        settings = self.settings
+        train, validation, test = (rows[self.index[rows] >= 0] for _, rows in splits.items())
+        amounts = [
+            *(LabelAmount(share=x) for x in settings.shares),
+            *(LabelAmount(None, x) for x in settings.per_class),
+        ]
+        for amount in amounts or [LabelAmount()]:
+            for seed in range(settings.seed, settings.seed + settings.seeds):
+                part = train
+                if amount != LabelAmount():
+                    part = subsample(self.labels, train, share=amount.share, per_class=amount.per_class, seed=seed)
+                for which in self._probes():
+                    scored = self._score(which, part, validation, test, seed)
+                    yield {
+                        **self._record(which, scored, test, len(splits.test) - len(test), fold),
+                        **which._asdict(),
+                        "fold": fold,
+                        "labels": amount.text(),
+                        "train_clips": len(part),
+                        "seed": seed,
+                        "regularisation": scored.regularisation,
+                        "chosen_by": scored.chosen_by,
+                        "unseen_classes": list(splits.unseen),
+                    }
+
+    def _probes(self) -> Iterator[ScoredProbe]:
+        for encoder in self.found.vectors:
+            for features in (LOG_MEL,) if encoder == LOG_MEL_STATISTICS else self.settings.pooling:
+                for probe in self.settings.probes:
+                    if probe != "prototype":
+                        yield ScoredProbe(encoder, features, probe)
+            if "prototype" in self.settings.probes and encoder in self.found.tokens:
+                yield ScoredProbe(encoder, "patch tokens", "prototype")
+
+    def _score(self, which: ScoredProbe, train: Rows, validation: Rows, test: Rows, seed: int) -> ProbeScores:
+        targets, multi = self.labels.matrix(train), self.labels.multi
+        validation_targets = self.labels.matrix(validation) if len(validation) else None
+        if which.probe == "prototype":
+            return prototype_probe(
+                self.found.tokens[which.encoder],
+                self.index[train],
+                targets,
+                self.index[test],
+                multi=multi,
+                seed=seed,
+                validation=None if validation_targets is None else (self.index[validation], validation_targets),
+                device=self.device,
+            )
+        key = which.encoder, which.features
+        if self._table is None or self._table[0] != key:
+            self._table = key, pooled(self.found.vectors[which.encoder], which.features)
+        table = self._table[1]
+        x, test_x = table[self.index[train]], table[self.index[test]]
+        if which.probe == "knn":
+            return knn_scores(x, targets, test_x)
+        return ridge_scores(
+            x,
+            targets,
+            test_x,
+            criterion="mAP" if multi else "accuracy",
+            seed=seed,
+            groups=self._fold_groups(train, targets),
+            validation=None if validation_targets is None else (table[self.index[validation]], validation_targets),
+        )
+
+    def _fold_groups(self, train: Rows, targets: npt.NDArray[np.float32]) -> Rows | None:
+        """Return the groups of cross-validation; None where a class is in one group alone."""
+        if self.groups is None:
+            return None
+        groups = np.unique(self.groups[train], return_inverse=True)[1]
+        counts = [np.unique(groups[targets[:, c] > 0]).size for c in range(targets.shape[1])]
+        return groups if min((count for count in counts if count), default=0) > 1 else None
+
+    def _record(
+        self, which: ScoredProbe, scored: ProbeScores, test: Rows, unreadable: int, fold: str | None
+    ) -> dict[str, Any]:
+        header = RecordHeader(
+            task=str(self.catalogue.header.get("task") or ""),
+            split="test" if fold is None else f"fold {fold}",
+            weights=f"{which.probe} probe, {which.features}" + ("" if which.encoder == MODEL else f", {which.encoder}"),
+            step=None,
+        )
+        scores = ClipScores(test, scored.scores, [""] * unreadable)
+        return result_record(scores, self.labels, self.catalogue, header, seed=self.settings.seed, groups=self.groups)
+
+
+@dataclass(frozen=True)
+class FrozenScores:
+    """Scores of a frozen model.
+
+    Attributes:
+        task: the corpus, where the catalogue names one.
+        kind: "single" or "multi".
+        classes: C names.
+        records: one for each encoder, features, probe, part of the labels, seed and fold (docs/evaluate.md).
+    """
+
+    task: str
+    kind: str
+    classes: tuple[str, ...]
+    records: list[dict[str, Any]]
+
+    @property
+    def metric(self) -> str:
+        """The metric of table and summary: accuracy, or mAP where clips have several labels."""
+        return "mAP" if self.kind == "multi" else "accuracy"
+
+    def summary(self) -> dict[str, dict[str, Any]]:
+        """Return "ENCODER, FEATURES, PROBE, LABELS" -> mean, standard deviation and values over seeds (or folds)."""
+        return {", ".join(key): self._mean(group) for key, group in self._groups().items()}
+
+    def text(self) -> str:
+        """Make a table with a row for each encoder and part of the labels, a column for each probe."""
+        groups = self._groups()
+        columns = list(
+            dict.fromkeys((probe, kind) for encoder, kind, probe, _ in groups if encoder != LOG_MEL_STATISTICS)
+        )
+        rows: dict[tuple[str, str], dict[tuple[str, str], str]] = {}
+        for (encoder, kind, probe, labels), group in groups.items():
+            # Log-mel statistics, which have no tokens to pool, are in the first column of their probe.
+            column = (probe, kind) if encoder != LOG_MEL_STATISTICS else next(c for c in columns if c[0] == probe)
+            rows.setdefault((encoder, labels), {})[column] = self._cell(group)
+        lines = [["encoder", "labels", *(f"{probe}: {kind}" for probe, kind in columns)]]
+        lines += [[*key, *(cells.get(column, "-") for column in columns)] for key, cells in rows.items()]
+        return "\n".join([*text_table(lines), self._legend()])
+
+    def _groups(self) -> dict[tuple[str, str, str, str], list[dict[str, Any]]]:
+        """Group records by encoder, features, probe and part of the labels."""
+        out: dict[tuple[str, str, str, str], list[dict[str, Any]]] = {}
+        for record in self.records:
+            out.setdefault(tuple(record[name] for name in (*ScoredProbe._fields, "labels")), []).append(record)
+        return out
+
+    def _mean(self, group: list[dict[str, Any]]) -> dict[str, Any]:
+        """Summarise seeds, each the mean of its folds; with one seed, folds."""
+        seeds: dict[int, list[float]] = {}
+        for record in group:
+            seeds.setdefault(record["seed"], []).append(record["metrics"][self.metric]["value"])
+        values = [float(np.mean(of)) for of in seeds.values()] if len(seeds) > 1 else next(iter(seeds.values()))
+        return fold_summary(values)
+
+    def _cell(self, group: list[dict[str, Any]]) -> str:
+        over = self._mean(group)
+        text = f"{over['mean']:.3f}" + (f" ± {over['std']:.3f}" if over["std"] is not None else "")
+        intervals = [record["metrics"][self.metric]["interval"] for record in group]
+        if any(record["fold"] is not None for record in group) or None in intervals:
+            return text
+        return text + bracketed(np.mean(intervals, 0).tolist(), 3)
+
+    def _legend(self) -> str:
+        lists = {record["list"]: record["clips"] for record in self.records}
+        seeds = len({record["seed"] for record in self.records})
+        if len(lists) == 1:
+            ((digest, clips),) = lists.items()
+            unit = self.records[0]["bootstrap"]["unit"]
+            text = f"{self.metric} on {clips} test clips (list {digest}), in brackets the 95 % interval over {unit}s"
+        else:
+            text = f"mean {self.metric} over {len(lists)} folds, {sum(lists.values())} clips"
+        if seeds > 1:
+            return f"{text}; ± is the standard deviation over {seeds} seeds, the interval the mean of theirs"
+        return text + ("; ± is the standard deviation over folds" if len(lists) > 1 else "")
