@@ -18,7 +18,7 @@ from asit.errors import AsitError, ConfigError
 from asit.report import audio_player, report
 from asit.report.audio_player import Recordings
 from asit.report.class_results import calibration, class_table, confusion
-from asit.report.score_records import Scores, metric, spread
+from asit.report.score_records import ResultRecord, Scores, spread
 
 HOSTILE = '<script>alert("x")</script>&'
 
@@ -207,12 +207,13 @@ def test_scores_are_checked(tmp_path: Path, make: SimpleNamespace, words: list[s
 
 
 def test_numbers_of_records() -> None:
-    record = {"metrics": {"accuracy": {"value": 0.5, "interval": None}, "mAP": 0.25, "EER": {"value": None}}}
-    assert metric(record, "accuracy").value == 0.5
-    assert not metric(record, "accuracy").known
-    assert metric(record, "mAP").value == 0.25
-    assert np.isnan(metric(record, "EER").value)
-    assert np.isnan(metric(record, "other").value)
+    metrics = {"accuracy": {"value": 0.5, "interval": None}, "mAP": 0.25, "EER": {"value": None}}
+    record = ResultRecord({"metrics": metrics})
+    assert record.metric("accuracy").value == 0.5
+    assert not record.metric("accuracy").known
+    assert record.metric("mAP").value == 0.25
+    assert np.isnan(record.metric("EER").value)
+    assert np.isnan(record.metric("other").value)
     assert spread([1.0, 3.0]) == (2.0, pytest.approx(2**0.5))
     assert np.isnan(spread([1.0])[1])
 

@@ -33,18 +33,6 @@ class Cell(NamedTuple):
     share: float | None = None
 
 
-class Square(NamedTuple):
-    """An entry of a confusion picture; its count is written in it where the font size is not 0."""
-
-    x: int
-    y: int
-    colour: str
-    depth: float
-    title: str
-    clips: int
-    font: float
-
-
 def class_table(rows: Sequence[Mapping[str, Any]]) -> Markup:
     """Return a table with a row for each class, the worst first, that a click on a column's title sorts.
 
@@ -108,32 +96,15 @@ def confusion(matrix: NDArray[np.int64], classes: Sequence[str]) -> Markup:
 
 def _heat_map(matrix: NDArray[np.int64], classes: Sequence[str]) -> Markup:
     """An SVG in which each entry has a tooltip; where it is wider than the screen it scrolls."""
-    count = len(classes)
+    count, totals = len(classes), matrix.sum(1)
     side = 46 if count <= 8 else 34 if count <= 20 else 22 if count <= 35 else 17
     font = min(13.0, side * 0.66)
     names = [name if len(name) <= 18 else name[:17] + "…" for name in classes]
     left = round(max(map(len, names)) * font * 0.56) + 12
-    top = round(left * 0.78) + 10
-    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    squares = []
-    for i, j in np.argwhere(matrix > 0):
-        share, clips = float(shares[i, j]), int(matrix[i, j])
-        written = clips < (100 if side < 30 else 10_000)
-        squares.append(
-            Square(
-                x=left + side * int(j),
-                y=top + side * int(i),
-                colour="--c0" if i == j else "--c1",
-                depth=0.12 + 0.88 * share if i == j else 0.2 + 0.8 * share**0.5,
-                title=f"{classes[i]}, taken for {classes[j]}: {clips:,} of {int(matrix[i].sum()):,} ({share:.1%})",
-                clips=clips,
-                font=min(font, 1.5 * side / max(2, len(str(clips)) + 0.6)) if written else 0.0,
-            )
-        )
-    size = {"width": left + side * count + round(left * 0.62), "height": top + side * count + 4, "font": font}
+    entries = [(int(i), int(j), int(matrix[i, j]), int(totals[i])) for i, j in np.argwhere(matrix > 0)]
     right, total = int(np.trace(matrix)), int(matrix.sum())
     label = f"Confusion matrix of {count} classes: {right:,} of {total:,} clips on the diagonal."
-    return part("heat_map", size, side, left, top, label, names, squares)
+    return part("heat_map", side, font, left, label, names, classes, entries)
 
 
 def calibration(scores: NDArray[Any], right: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[Any], float]:

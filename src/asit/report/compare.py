@@ -17,20 +17,16 @@ from asit.config.yaml import flat
 from asit.data.catalogue.catalogue import Catalogue
 from asit.errors import AsitError, ConfigError
 from asit.io import parsing
-from asit.report.run_reader import Line, RunFolder
+from asit.report.run_reader import RunFolder
 from asit.report.score_records import (
     UNKNOWN,
-    ScoredFold,
+    ResultRecord,
     Scores,
     Value,
     folds,
-    headline,
-    key,
     label_share,
-    metric,
     records,
     run_records,
-    scores_path,
     spread,
     start,
 )
@@ -179,15 +175,19 @@ def _rows(path: Path, split: str) -> list[ScoreRow]:
         found = run_records(run)
         if not found:
             return [ScoreRow(str(path), **known, state=f"not finished. {run.verdict[1]}")]
-        return [_row(path, record, known, _group(run, record)) for record in _wanted(found, split)]
+        return [_row(path, [record], known, _group(run, record)) for record in _wanted(found, split)]
     held = folds(run)
     todo = [fold.name for fold in held if not fold.records]
     if todo or not run.results.get("folds"):
         state = f"not finished: {len(held) - len(todo)} folds scored, still to do: {', '.join(todo) or 'the summary'}"
         return [ScoreRow(str(path), **known, state=state)]
     found = _wanted([record for fold in held for record in fold.records], split)
-    first = {key(record): record for record in reversed(found)}  # the first fold's
-    return [_fold_row(path, held, record, known, _group(run, record)) for record in reversed(first.values())]
+    rows: list[ScoreRow] = []
+    while found:
+        same = [record for record in found if record.like(found[0])]
+        rows.append(_row(path, same, known, _group(run, found[0]), over_folds=True))
+        found = [record for record in found if record not in same]
+    return rows
 
 
 def _file_rows(path: Path, split: str) -> list[ScoreRow]:
@@ -207,66 +207,49 @@ def _file_rows(path: Path, split: str) -> list[ScoreRow]:
     rows = []
     for record in _wanted(records(held, path), split):
         # A file may hold the same probe with labels drawn by several seeds.
-        group = [str(path), *(record.get(name) for name in ("split", "weights", "labels", "list"))]
-        rows.append(_row(path, record, known, json.dumps(group)))
+        group = [str(path), *(record.content.get(name) for name in ("split", "weights", "labels", "list"))]
+        rows.append(_row(path, [record], known, json.dumps(group)))
     return rows
 
 
-def _wanted(found: list[Line], split: str) -> list[Line]:
+def _wanted(found: list[ResultRecord], split: str) -> list[ResultRecord]:
     """The records of a split; auto: of test if there is one."""
-    chosen = [record for record in found if record.get("split") == ("test" if split == "auto" else split)]
+    chosen = [record for record in found if record.split == ("test" if split == "auto" else split)]
     return found if split == "auto" and not chosen else chosen
 
 
-def _row(path: Path, record: Line, known: Mapping[str, Any], group: str) -> ScoreRow:
-    name = headline(record)
-    own = {field: record[name] for name, field in _OWN.items() if record.get(name) not in (None, "")}
+def _row(
+    path: Path, found: Sequence[ResultRecord], known: Mapping[str, Any], group: str, over_folds: bool = False
+) -> ScoreRow:
+    """The row of one record, or of the records of all folds, which have the same split and weights."""
+    first, content = found[0], found[0].content
+    value, deviation, clip_list = first.metric(first.headline), math.nan, first.list
+    if over_folds:
+        mean, deviation = spread([record.metric(first.headline).value for record in found])
+        value = Value(mean)
+        clip_list = hashlib.sha256(" ".join(record.list for record in found).encode()).hexdigest()[:16]
+    own = {field: content[name] for name, field in _OWN.items() if content.get(name) not in (None, "")}
     return ScoreRow(
         str(path),
-        split=str(record.get("split", "")),
-        weights=str(record.get("weights", "")),
-        metric=name,
-        value=metric(record, name),
-        clips=int(record.get("clips", 0)),
-        list=str(record.get("list", "")),
-        group=group,
-        scores=(scores_path(path, record),) if path.is_dir() else (),
-        unit=_unit(record),
-        **{**known, **own},
-    )
-
-
-def _fold_row(path: Path, held: Sequence[ScoredFold], like: Line, known: Mapping[str, Any], group: str) -> ScoreRow:
-    """The folds' mean of the split and weights of a record."""
-    found = [(fold, record) for fold in held for record in fold.like(like)]
-    name = headline(like)
-    mean, deviation = spread([metric(record, name).value for _, record in found])
-    lists = " ".join(str(record.get("list", "")) for _, record in found)
-    return ScoreRow(
-        str(path),
-        split=key(like).split,
-        weights=key(like).weights,
-        metric=name,
-        value=Value(mean),
+        split=first.split,
+        weights=first.weights,
+        metric=first.headline,
+        value=value,
         deviation=deviation,
-        folds=len(found),
-        clips=sum(int(record.get("clips", 0)) for _, record in found),
-        list=hashlib.sha256(lists.encode()).hexdigest()[:16],
+        folds=len(found) if over_folds else 0,
+        clips=sum(record.clips for record in found),
+        list=clip_list,
         group=group,
-        scores=tuple(scores_path(fold.folder, record) for fold, record in found),
-        unit=_unit(like),
-        **known,
+        scores=tuple(record.scores for record in found if record.scores),
+        unit=first.unit,
+        **(known if over_folds else {**known, **own}),
     )
 
 
-def _unit(record: Line) -> str:
-    return str((record.get("bootstrap") or {}).get("unit", "clip"))
-
-
-def _group(run: RunFolder, record: Line) -> str:
+def _group(run: RunFolder, record: ResultRecord) -> str:
     """The settings without the seed, and which score this is: equal for runs that differ by their seed alone."""
     kept = {n: v for n, v in flat(run.config) if n not in _FREE and not n.startswith("records.")}
-    group = [kept, record.get("split"), record.get("weights"), record.get("list")]
+    group = [kept, record.split, record.weights, record.list]
     return json.dumps(group, sort_keys=True, default=str)
 
 

@@ -1,4 +1,4 @@
-"""Make the page of a cross-validation: its folds side by side, with mean and standard deviation."""
+"""Make the page of a cross-validation: its folds next to each other, with mean and standard deviation."""
 
 from __future__ import annotations
 
@@ -12,26 +12,13 @@ import numpy as np
 from markupsafe import Markup
 
 from asit.config import FinetuneSettings
+from asit.errors import AsitError
 from asit.report.charts import probe_table_html
 from asit.report.class_results import class_table, confusion
-from asit.report.finetune_page import confusion_matrix, which_weights
-from asit.report.run_reader import Line, RunFolder
+from asit.report.finetune_page import confusion_matrix, task_facts, which_weights
+from asit.report.run_reader import RunFolder
 from asit.report.run_sections import settings
-from asit.report.score_records import (
-    ScoredFold,
-    Scores,
-    chief,
-    folds,
-    headline,
-    key,
-    label_share,
-    metric,
-    plain,
-    scores_path,
-    shown,
-    spread,
-    start,
-)
+from asit.report.score_records import ResultRecord, ScoredFold, chief, folds, plain, shown, spread
 from asit.report.templates import Section, part
 
 
@@ -58,22 +45,15 @@ def verdict(run: RunFolder) -> tuple[str, str]:
 def facts(run: RunFolder) -> dict[str, str]:
     """Return the short facts at the top."""
     scored = [fold for fold in folds(run) if fold.records]
-    found = {"task": str(run.results.get("task", run.config.get("task", ""))), "folds scored": f"{len(scored)}"}
-    best = _chief(scored)
-    if best is not None:
-        name = headline(best)
+    found = {"folds scored": f"{len(scored)}"}
+    if best := _chief(scored):
+        name = best.headline
         same = [record for fold in scored for record in fold.like(best)]
-        mean, deviation = spread([metric(record, name).value for record in same])
+        mean, deviation = spread([record.metric(name).value for record in same])
         both = shown(name, mean) + (f" ± {shown(name, deviation)}" if math.isfinite(deviation) else "")
-        found[f"{ColumnKey(*key(best), name)}: mean ± spread"] = both
-        found["clips scored"] = f"{sum(record['clips'] for record in same):,}"
-    if classes := run.results.get("classes"):
-        found["classes"] = f"{len(classes):,}"
-    return found | {
-        "started from": start(run),
-        "labels used": label_share(run.config),
-        "epochs": str(run.config.get("epochs", "?")),
-    }
+        found[f"{ColumnKey(best.split, best.weights, name)}: mean ± spread"] = both
+        found["clips scored"] = f"{sum(record.clips for record in same):,}"
+    return task_facts(run, found) | {"epochs": str(run.config.get("epochs", "?"))}
 
 
 def sections(run: RunFolder, recipe: Mapping[str, Any] | None, page: Path) -> list[Section]:
@@ -88,7 +68,7 @@ def sections(run: RunFolder, recipe: Mapping[str, Any] | None, page: Path) -> li
     scored = [fold for fold in held if fold.records]
     best = _chief(scored)
     bars = _bars(scored, best) if best is not None and len(scored) > 1 else Markup()
-    weights = sorted({which_weights(r, run.config, step=False) for fold in scored for r in fold.records})
+    weights = sorted({which_weights(r, run.config, with_step=False) for fold in scored for r in fold.records})
     notes = part("fold_notes", "; ".join(weights))
     return [
         Section("Folds", _table(held, page, links=bool(run.folds)) + notes + bars),
@@ -97,22 +77,22 @@ def sections(run: RunFolder, recipe: Mapping[str, Any] | None, page: Path) -> li
     ]
 
 
-def _chief(scored: Sequence[ScoredFold]) -> Line | None:
+def _chief(scored: Sequence[ScoredFold]) -> ResultRecord | None:
     return chief(record for fold in scored for record in fold.records)
 
 
 def _table(held: Sequence[ScoredFold], page: Path, links: bool) -> Markup:
     """A row for each fold, a column for each split, weights and metric; mean and deviation below."""
-    found = {
-        fold.name: {ColumnKey(*key(r), name): metric(r, name).value for r in fold.records for name in r["metrics"]}
-        for fold in held
-    }
+    found: dict[str, dict[ColumnKey, float]] = {}
+    for fold in held:
+        named = [(r, name) for r in fold.records for name in r.content["metrics"]]
+        found[fold.name] = {ColumnKey(r.split, r.weights, name): r.metric(name).value for r, name in named}
     columns = list(dict.fromkeys(column for values in found.values() for column in values))
     rows: list[list[str]] = []
     for fold in held:
         link = Path(os.path.relpath(fold.folder / "report.html", page.parent)).as_posix() if links else ""
         values = found[fold.name]
-        clips = next((f"{r['clips']:,}" for r in fold.records if r.get("split") == "test"), "")
+        clips = next((f"{r.clips:,}" for r in fold.records if r.split == "test"), "")
         cells = [shown(c.metric, values[c]) if c in values else "" for c in columns]
         rows.append([part("fold_name", fold.name, link, bool(fold.records)), *cells, clips])
     spreads = {c: spread([values[c] for values in found.values() if c in values]) for c in columns}
@@ -123,34 +103,28 @@ def _table(held: Sequence[ScoredFold], page: Path, links: bool) -> Markup:
     return part("table", ["fold", *map(str, columns), "test clips"], rows, "scores")
 
 
-def _bars(scored: Sequence[ScoredFold], best: Line) -> Markup:
-    name = headline(best)
-    column = str(ColumnKey(*key(best), name))
-    values = {f"fold {fold.name}": metric(r, name) for fold in scored for r in fold.like(best)}
-    bars = Markup(
-        probe_table_html(
-            {fold: {column: value.value} for fold, value in values.items() if math.isfinite(value.value)},
-            {fold: {column: (value.low, value.high)} for fold, value in values.items() if value.known},
-        )
+def _bars(scored: Sequence[ScoredFold], best: ResultRecord) -> Markup:
+    column = str(ColumnKey(best.split, best.weights, best.headline))
+    values = {f"fold {fold.name}": r.metric(best.headline) for fold in scored for r in fold.like(best)}
+    bars = probe_table_html(
+        {fold: {column: value.value} for fold, value in values.items() if math.isfinite(value.value)},
+        {fold: {column: (value.low, value.high)} for fold, value in values.items() if value.known},
     )
-    return part("details", "With 95 % intervals over each fold's clips", bars, open=True)
+    return part("details", "With 95 % intervals over each fold's clips", Markup(bars), open=True)
 
 
-def _pooled(run: RunFolder, scored: Sequence[ScoredFold], best: Line) -> list[Section]:
+def _pooled(run: RunFolder, scored: Sequence[ScoredFold], best: ResultRecord) -> list[Section]:
     """Classes and confusions of all folds together: each clip is tested once."""
     classes = [str(name) for name in run.results.get("classes", [])]
-    if not classes or best.get("kind") == "multi":
+    if not classes or best.multi:
         return []
     total = np.zeros((len(classes), len(classes)), dtype=np.int64)
     for fold in scored:
         for record in fold.like(best):
-            path = scores_path(fold.folder, record)
-            held = Scores.read(path) if record.get("confusion") is None and path.is_file() else None
-            counts = confusion_matrix(record, held, classes)
-            if counts is None:
-                text = f"Fold {fold.name} kept neither a confusion matrix nor the scores of its clips."
-                return [Section("All folds together", part("missing", text))]
-            total += counts
+            try:
+                total += confusion_matrix(record, classes)
+            except AsitError as error:
+                return [Section("All folds together", part("missing", f"Fold {fold.name}: {error.found}"))]
     clips, answers, right = total.sum(1), total.sum(0), np.diag(total)
     rows: list[dict[str, Any]] = [
         {
@@ -161,11 +135,10 @@ def _pooled(run: RunFolder, scored: Sequence[ScoredFold], best: Line) -> list[Se
         }
         for i, name in enumerate(classes)
     ]
-    accuracy = int(right.sum()) / max(1, int(clips.sum()))
-    about = (
-        f"{len(scored)} folds together, {which_weights(best, run.config, step=False)}: {int(right.sum()):,} of "
-        f"{int(clips.sum()):,} clips right ({accuracy:.1%})."
-    )
+    done, count = int(right.sum()), int(clips.sum())
+    weights = which_weights(best, run.config, with_step=False)
+    share = f"{done:,} of {count:,} clips right ({done / max(1, count):.1%})"
+    about = f"{len(scored)} folds together, {weights}: {share}."
     return [
         Section("Classes, all folds", part("text", about) + class_table(rows)),
         Section("Confusions, all folds", confusion(total, classes)),

@@ -45,11 +45,71 @@ class Value(NamedTuple):
 UNKNOWN = Value(math.nan)
 
 
-class RecordKey(NamedTuple):
-    """The clips and the weights that a record is of."""
+@dataclass(frozen=True)
+class ResultRecord:
+    """The scores of some weights on one split of a run.
 
-    split: str
-    weights: str
+    Attributes:
+        content: the record as it is in results.json.
+        folder: of the run; None for a file of records.
+    """
+
+    content: Line
+    folder: Path | None = None
+
+    @property
+    def split(self) -> str:
+        """Name of the split."""
+        return str(self.content.get("split", ""))
+
+    @property
+    def weights(self) -> str:
+        """Name of the weights: last, best, or a probe."""
+        return str(self.content.get("weights", ""))
+
+    @property
+    def clips(self) -> int:
+        """Clips scored."""
+        return int(self.content.get("clips", 0))
+
+    @property
+    def list(self) -> str:
+        """Hash of the list of clips."""
+        return str(self.content.get("list", ""))
+
+    @property
+    def unit(self) -> str:
+        """What the bootstrap draws: clip or group."""
+        return str((self.content.get("bootstrap") or {}).get("unit", "clip"))
+
+    @property
+    def multi(self) -> bool:
+        """Whether a clip may have several labels."""
+        return self.content.get("kind") == "multi"
+
+    @property
+    def headline(self) -> str:
+        """The metric that sums up the record: mAP for several labels, else the first of HEADLINES."""
+        names = list(self.content["metrics"])
+        preferred = ("mAP", *HEADLINES) if self.multi else HEADLINES
+        return next((name for name in preferred if name in names), names[0] if names else "")
+
+    @property
+    def scores(self) -> Path | None:
+        """Path of the scores of each clip."""
+        return self.folder / "scores" / f"{self.split}-{self.weights}.npz" if self.folder else None
+
+    def metric(self, name: str) -> Value:
+        """Return a metric with its interval; NaN where the record lacks it."""
+        entry = self.content["metrics"].get(name)
+        if isinstance(entry, Mapping):
+            low, high = entry.get("interval") or (None, None)
+            return Value(*(math.nan if v is None else float(v) for v in (entry.get("value"), low, high)))
+        return Value(math.nan if entry is None else float(entry))
+
+    def like(self, other: ResultRecord) -> bool:
+        """Return whether two records are of the same split and weights."""
+        return (self.split, self.weights) == (other.split, other.weights)
 
 
 @dataclass(frozen=True)
@@ -97,33 +157,24 @@ class Scores:
         return self.probable and bool(np.allclose(self.scores.sum(1, dtype=np.float64), 1, atol=1e-2))
 
     @classmethod
-    def read(cls, path: Path) -> Scores:
+    def read(cls, path: Path | None) -> Scores:
         """Read a run's scores/SPLIT-WEIGHTS.npz.
 
         Raises:
             AsitError: the file is missing or damaged, or its arrays do not fit together.
         """
-        if not path.is_file():
-            raise AsitError(f"{path} is not there", "the scores of each clip", "score the model again")
+        expected, remedy = "the scores of each clip, as the run wrote them", "score the model again"
+        if path is None or not path.is_file():
+            raise AsitError(f"{path} is not there", expected, remedy)
+        types = {"ids": np.str_, "scores": np.float32, "indptr": np.int64, "indices": np.int64, "weights": np.float32}
         try:
-            held = parsing.npz(path, ("ids", "scores", "indptr", "indices", "weights"))
-            made = cls(
-                ids=held["ids"].astype(np.str_),
-                scores=held["scores"].astype(np.float32, copy=False),
-                indptr=held["indptr"].astype(np.int64, copy=False),
-                indices=held["indices"].astype(np.int64, copy=False),
-                weights=held["weights"].astype(np.float32, copy=False),
-            )
+            held = parsing.npz(path, tuple(types))
+            made = cls(**{name: held[name].astype(kind, copy=False) for name, kind in types.items()})
         except (ValueError, TypeError) as error:
-            raise AsitError(
-                f"{path} cannot be read: {error}", "the file as the run wrote it", "score the model again"
-            ) from error
+            raise AsitError(f"{path} cannot be read: {error}", expected, remedy) from error
         if not made._consistent():
-            raise AsitError(
-                f"{path} does not hold together: {made.ids.size} clips, scores of shape {made.scores.shape}",
-                "one row of scores and one list of labels for each clip",
-                "score the model again",
-            )
+            found = f"{path} does not hold together: {made.ids.size} clips, scores of shape {made.scores.shape}"
+            raise AsitError(found, "one row of scores and one list of labels for each clip", remedy)
         return made
 
     @classmethod
@@ -136,13 +187,11 @@ class Scores:
         held = [cls.read(path) for path in paths]
         if len({one.scores.shape[1] for one in held}) > 1:
             raise AsitError("the folds have different numbers of classes")
+        names = ("ids", "scores", "indices", "weights")
         counts = np.concatenate([np.diff(one.indptr) for one in held])
         return cls(
-            ids=np.concatenate([one.ids for one in held]),
-            scores=np.concatenate([one.scores for one in held]),
+            **{name: np.concatenate([getattr(one, name) for one in held]) for name in names},
             indptr=np.concatenate([[0], np.cumsum(counts)]),
-            indices=np.concatenate([one.indices for one in held]),
-            weights=np.concatenate([one.weights for one in held]),
         )
 
     def _consistent(self) -> bool:
@@ -163,14 +212,14 @@ class ScoredFold:
 
     name: str
     folder: Path
-    records: Sequence[Line]
+    records: Sequence[ResultRecord]
 
-    def like(self, record: Line) -> list[Line]:
+    def like(self, record: ResultRecord) -> list[ResultRecord]:
         """Return this fold's records with the split and weights of `record`."""
-        return [own for own in self.records if key(own) == key(record)]
+        return [own for own in self.records if own.like(record)]
 
 
-def records(held: Mapping[str, Any], path: Path) -> list[Line]:
+def records(held: Mapping[str, Any], path: Path, folder: Path | None = None) -> list[ResultRecord]:
     """Return the result records in the content of a results.json.
 
     Raises:
@@ -184,12 +233,12 @@ def records(held: Mapping[str, Any], path: Path) -> list[Line]:
             "a list of records with task, split, weights and metrics",
             "score the model again, or take the file that asit wrote",
         )
-    return list(found)
+    return [ResultRecord(content, folder) for content in found]
 
 
-def run_records(run: RunFolder) -> list[Line]:
+def run_records(run: RunFolder) -> list[ResultRecord]:
     """Return the result records of a single run."""
-    return records(run.results, run.folder / "results.json")
+    return records(run.results, run.folder / "results.json", run.folder)
 
 
 def folds(run: RunFolder) -> list[ScoredFold]:
@@ -200,35 +249,14 @@ def folds(run: RunFolder) -> list[ScoredFold]:
     for name in [*folders, *(name for name in written if name not in folders)]:
         folder = folders.get(name, run.folder / f"fold-{name}")
         held = written[name] if name in written else RunFolder.read(folder).results
-        made.append(ScoredFold(name, folder, records(held, folder / "results.json")))
+        made.append(ScoredFold(name, folder, records(held, folder / "results.json", folder)))
     return made
 
 
-def key(record: Mapping[str, Any]) -> RecordKey:
-    """Return the split and the weights of a record."""
-    return RecordKey(str(record.get("split")), str(record.get("weights")))
-
-
-def metric(record: Mapping[str, Any], name: str) -> Value:
-    """Return a metric of a record with its interval; NaN where the record lacks it."""
-    entry = record["metrics"].get(name)
-    if isinstance(entry, Mapping):
-        low, high = entry.get("interval") or (None, None)
-        return Value(*(math.nan if v is None else float(v) for v in (entry.get("value"), low, high)))
-    return Value(math.nan if entry is None else float(entry))
-
-
-def headline(record: Mapping[str, Any]) -> str:
-    """Return the name of the metric that sums up a record: mAP for several labels, else the first of HEADLINES."""
-    names = list(record["metrics"])
-    preferred = ("mAP", *HEADLINES) if record.get("kind") == "multi" else HEADLINES
-    return next((name for name in preferred if name in names), names[0] if names else "")
-
-
-def chief(found: Iterable[Line]) -> Line | None:
+def chief(found: Iterable[ResultRecord]) -> ResultRecord | None:
     """Return the record that a page describes: test before validation, last weights before chosen ones."""
     order = {"test": 0, "validation": 1}
-    return min(found, key=lambda r: (order.get(key(r).split, 2), key(r).weights != "last"), default=None)
+    return min(found, key=lambda r: (order.get(r.split, 2), r.weights != "last"), default=None)
 
 
 def start(run: RunFolder) -> str:
@@ -272,8 +300,3 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
     if not len(finite):
         return math.nan, math.nan
     return float(finite.mean()), float(finite.std(ddof=1)) if len(finite) > 1 else math.nan
-
-
-def scores_path(folder: Path, record: Mapping[str, Any]) -> Path:
-    """Return where a run keeps the scores of each clip behind a record."""
-    return folder / "scores" / f"{record.get('split')}-{record.get('weights')}.npz"

@@ -1,6 +1,6 @@
-"""A picture of what was heard when: the spectrogram, and a track of scores for each label under it.
+"""Draw the timeline of a recording: its spectrogram, and under it a track of scores for each label.
 
-Letters: T frames, F mel bins, N columns of the picture, W windows, C classes.
+Letters in shapes: T frames, F mel bins, N columns of the picture, W windows, C classes.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,31 +32,29 @@ COLUMNS = 1600
 
 _WIDTH, _DPI = 10.0, 120  # inches; dots an inch
 _TOP, _SPECTROGRAM, _TRACK, _BOTTOM = 0.45, 2.3, 0.3, 0.5  # inches
-_LABELS, _RIGHT, _MOST_LABELS = 0.75, 0.6, 2.6  # inches: least and most room for names at the left
+_LABELS, _RIGHT, _MOST_LABELS = 0.75, 0.6, 2.6  # inches: least and most width of the names at the left
 _INK, _SCORE, _GROUND = "#30343b", "#2f6fb3", "#eef1f5"
 _HZ = (50, 100, 200, 500, 1000, 2000, 4000, 8000, 16000)
 _STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 21600, 86400)
 
 
 class Spectrogram:
-    """Log-mel of a sound of any length in at most `COLUMNS` columns, each the mean of its frames: constant memory.
+    """The log-mel of a recording of any length in at most `2 * COLUMNS` columns, in constant memory.
+
+    A column is the mean of its frames.
+
+    Args:
+        blocks: consecutive samples (n,) at the front end's rate.
+        front_end: computes the log-mel.
 
     Attributes:
         columns: (N, F) float32, natural log of power.
-        seconds: length of the sound.
+        seconds: length of the recording.
     """
 
     def __init__(self, blocks: Iterable[Array], front_end: FrontEnd) -> None:
-        """Read the sound.
-
-        Args:
-            blocks: its samples (n,), one stretch after the other, at the front end's rate.
-            front_end: makes the log-mel.
-        """
-        mels, rate = front_end.settings.mels, front_end.settings.rate
-        held = np.zeros((2 * COLUMNS, mels))
-        counts = np.zeros(2 * COLUMNS)
-        each, frames, samples = 1, 0, 0  # frames a column; frames and samples so far
+        sums, counts = np.zeros((2 * COLUMNS, front_end.settings.mels)), np.zeros(2 * COLUMNS)
+        each, frames, samples = 1, 0, 0  # frames of a column; frames and samples so far
         rest = np.zeros(0, np.float32)
         for block in blocks:
             samples += len(block)
@@ -66,18 +65,18 @@ class Spectrogram:
             logmel = front_end.fbank(torch.from_numpy(rest[None])).squeeze(0).double().numpy()
             rest = rest[new * front_end.shift :]
             while frames + new > 2 * COLUMNS * each:  # full: every two columns become one
-                held[:COLUMNS], counts[:COLUMNS] = held[::2] + held[1::2], counts[::2] + counts[1::2]
-                held[COLUMNS:], counts[COLUMNS:], each = 0.0, 0.0, 2 * each
-            places = np.arange(frames, frames + new) // each
-            np.add.at(held, places, logmel)
-            np.add.at(counts, places, 1.0)
+                sums[:COLUMNS], counts[:COLUMNS] = sums[::2] + sums[1::2], counts[::2] + counts[1::2]
+                sums[COLUMNS:], counts[COLUMNS:], each = 0.0, 0.0, 2 * each
+            index = np.arange(frames, frames + new) // each
+            np.add.at(sums, index, logmel)
+            np.add.at(counts, index, 1.0)
             frames += new
         if not frames:  # shorter than a window
             padded = front_end.pad(torch.from_numpy(rest), front_end.window)
-            held[0], counts[0] = front_end.fbank(padded[None])[0, 0].numpy(), 1.0
+            sums[0], counts[0] = front_end.fbank(padded[None])[0, 0].numpy(), 1.0
         used = counts > 0
-        self.columns: Array = (held[used] / counts[used, None]).astype(np.float32)
-        self.seconds = samples / rate
+        self.columns: Array = (sums[used] / counts[used, None]).astype(np.float32)
+        self.seconds = samples / front_end.settings.rate
 
 
 def draw(
@@ -89,15 +88,15 @@ def draw(
     ends: Array,
     title: str,
 ) -> None:
-    """Write the picture as a PNG, whole or not at all.
+    """Write the picture as a PNG atomically.
 
     Args:
-        path: the file; what is there is replaced.
-        spectrogram: of the sound.
+        path: the file, which is replaced if it exists.
+        spectrogram: of the recording.
         settings: of the front end, for the frequencies.
-        tracks: a name and the scores (W,) from 0 to 1 of each label that is shown, the first at the top.
-        starts, ends: (W,) of the windows, in seconds from the sound's start.
-        title: said above, such as the file's name.
+        tracks: name and scores (W,) from 0 to 1 of each label, the first at the top.
+        starts, ends: (W,) of the windows, in seconds from the recording's start.
+        title: printed above, such as the file's name.
 
     Raises:
         OSError: the file cannot be written.
@@ -116,8 +115,8 @@ def draw(
     across = (left / _WIDTH, (_WIDTH - left - _RIGHT) / _WIDTH)
     upper = figure.add_axes((across[0], (height - _TOP - _SPECTROGRAM) / height, across[1], _SPECTROGRAM / height))
     _picture(upper, spectrogram, settings)
-    place = (0.1 / _WIDTH, 1.0 - 0.3 / height)
-    head = figure.text(*place, _one_line(title), fontsize=10, fontfamily=families, color=_INK, parse_math=False)
+    style: dict[str, Any] = {"fontsize": 10, "fontfamily": families, "color": _INK, "parse_math": False}
+    head = figure.text(0.1 / _WIDTH, 1.0 - 0.3 / height, _one_line(title), **style)
     shorten(head, (_WIDTH - 0.2) * _DPI, canvas, middle=True)
     times = upper
     if tracks:
@@ -132,23 +131,18 @@ def draw(
 
 
 def clock(seconds: float, step: float = 1.0) -> str:
-    """A time as it is read: 0.25, 12, 1:05, 2:00:00, with the decimals that a step asks for.
-
-    Args:
-        seconds: the time.
-        step: between neighbouring times, in seconds.
-    """
+    """Return a time as 0.25, 12, 1:05 or 2:00:00, with the decimals of the step between times, in seconds."""
     decimals = max(0, math.ceil(-math.log10(step) - 1e-9))
     seconds = round(seconds, decimals)
-    whole = int(seconds)
+    full = int(seconds)
     if seconds < 60:
         return f"{seconds:.{decimals}f}"
-    rest = f"{seconds - whole + whole % 60:0{2 + (decimals + 1 if decimals else 0)}.{decimals}f}"
-    return f"{whole // 60}:{rest}" if whole < 3600 else f"{whole // 3600}:{whole // 60 % 60:02d}:{rest}"
+    rest = f"{seconds - full + full % 60:0{2 + (decimals + 1 if decimals else 0)}.{decimals}f}"
+    return f"{full // 60}:{rest}" if full < 3600 else f"{full // 3600}:{full // 60 % 60:02d}:{rest}"
 
 
 def fonts(text: str) -> list[str]:
-    """Font families in which every character of the text is, matplotlib's own first; others only where it lacks one."""
+    """Return font families that cover the text: matplotlib's own, and others only for characters that it lacks."""
     families = ["DejaVu Sans"]
     missing = {ord(c) for c in text if not c.isspace()} - _characters(font_manager.findfont("DejaVu Sans"))
     seen = set(families)
@@ -166,37 +160,22 @@ def fonts(text: str) -> list[str]:
 
 
 def shorten(text: Text, pixels: float, canvas: FigureCanvasAgg, middle: bool = False) -> None:
-    """Take characters out of a text, at its end or in its middle, until it is no wider than `pixels`."""
-    whole = text.get_text()
-    low, high = 1, len(whole)
-    if text.get_window_extent(canvas.get_renderer()).width <= pixels:
-        return
-    while low < high:
-        kept = (low + high + 1) // 2
-        text.set_text(_cut(whole, kept, middle))
-        if text.get_window_extent(canvas.get_renderer()).width <= pixels:
-            low = kept
-        else:
-            high = kept - 1
-    text.set_text(_cut(whole, low, middle))
-
-
-def _cut(whole: str, kept: int, middle: bool) -> str:
-    if not middle:
-        return whole[:kept].rstrip() + "…"
-    tail = kept // 2
-    return whole[: kept - tail] + "…" + (whole[-tail:] if tail else "")
+    """Drop characters from the end of a text, or from its middle, until it is no wider than `pixels`."""
+    full, kept = text.get_text(), len(text.get_text())
+    while (width := text.get_window_extent(canvas.get_renderer()).width) > pixels and kept > 1:
+        kept = max(1, min(kept - 1, round(kept * pixels / width)))
+        tail = kept // 2 if middle else 0
+        text.set_text(full[: kept - tail].rstrip() + "…" + full[len(full) - tail :])
 
 
 def _picture(axis: Axes, spectrogram: Spectrogram, settings: FrontEndSettings) -> None:
-    values = spectrogram.columns
+    values, mels = spectrogram.columns, spectrogram.columns.shape[1]
     low, high = np.percentile(values, [2.0, 99.8])
-    extent = (0.0, spectrogram.seconds, -0.5, values.shape[1] - 0.5)
     axis.imshow(
         values.T,
         origin="lower",
         aspect="auto",
-        extent=extent,
+        extent=(0.0, spectrogram.seconds, -0.5, mels - 0.5),
         cmap="magma",
         vmin=low,
         vmax=max(high, low + 1e-3),
@@ -204,14 +183,12 @@ def _picture(axis: Axes, spectrogram: Spectrogram, settings: FrontEndSettings) -
     )
     upper_edge = settings.high_hz if settings.high_hz > 0 else settings.rate / 2 + settings.high_hz
     lowest, highest = _mel(settings.low_hz), _mel(upper_edge)
-    step = (highest - lowest) / (settings.mels + 1)
-    places = [(_mel(hz) - lowest) / step - 1.0 for hz in _HZ]  # bin i is centred at lowest + (i + 1) step
-    shown: list[tuple[float, int]] = []
-    for place, hz in zip(places, _HZ, strict=True):
-        apart = not shown or (place - shown[-1][0]) / values.shape[1] > 0.07
-        if -0.5 <= place <= values.shape[1] + 0.5 and apart:
-            shown.append((min(place, values.shape[1] - 0.5), hz))
-    axis.set_yticks([place for place, _ in shown], [f"{hz // 1000}k" if hz >= 1000 else str(hz) for _, hz in shown])
+    ticks: dict[float, str] = {}
+    for hz in _HZ:
+        row = (_mel(hz) - lowest) / (highest - lowest) * (mels + 1) - 1.0  # bin i is centred at its (i + 1)th part
+        if -0.5 <= row <= mels + 0.5 and (not ticks or (row - max(ticks)) / mels > 0.07):
+            ticks[min(row, mels - 0.5)] = f"{hz // 1000}k" if hz >= 1000 else str(hz)
+    axis.set_yticks(list(ticks), list(ticks.values()))
     axis.set_ylabel("Hz", fontsize=9, color=_INK)
     axis.tick_params(labelsize=8.5, colors=_INK, length=3)
     axis.spines[:].set_visible(False)
@@ -220,18 +197,18 @@ def _picture(axis: Axes, spectrogram: Spectrogram, settings: FrontEndSettings) -
 def _tracks(
     axis: Axes, names: Sequence[str], scores: Sequence[Array], starts: Array, ends: Array, families: Sequence[str]
 ) -> None:
-    # Windows may overlap: each stands for the time that is nearer to it than to its neighbours.
+    # Windows may overlap: each is drawn over the time that is nearer to it than to its neighbours.
     edges = np.concatenate([starts[:1], (ends[:-1] + starts[1:]) / 2, ends[-1:]])
     for row, values in enumerate(scores):
         base = len(scores) - 1 - row
         axis.axhspan(base + 0.08, base + 0.92, color=_GROUND, linewidth=0)
-        tall, sides = _thin(np.clip(values, 0.0, 1.0), edges)
-        axis.stairs(base + 0.08 + 0.84 * tall, sides, baseline=base + 0.08, fill=True, color=_SCORE, linewidth=0)
+        heights, bounds = _thin(np.clip(values, 0.0, 1.0), edges)
+        axis.stairs(base + 0.08 + 0.84 * heights, bounds, baseline=base + 0.08, fill=True, color=_SCORE, linewidth=0)
         _beside(axis, f"{float(values.max()):.2f}", base + 0.5, 9)
     _beside(axis, "highest", len(scores) + 0.22, 7.5)
     axis.set_ylim(0, len(scores))
-    places = [len(scores) - 1 - row + 0.5 for row in range(len(scores))]
-    axis.set_yticks(places, names, fontfamily=list(families), fontsize=9.5, parse_math=False)
+    middles = [len(scores) - 1 - row + 0.5 for row in range(len(scores))]
+    axis.set_yticks(middles, names, fontfamily=list(families), fontsize=9.5, parse_math=False)
     axis.tick_params(colors=_INK, length=0, labelsize=9.5)
     axis.spines[:].set_visible(False)
 
@@ -243,7 +220,7 @@ def _beside(axis: Axes, text: str, y: float, size: float) -> None:
 
 
 def _thin(values: Array, edges: NDArray[np.float64]) -> tuple[Array, NDArray[np.float64]]:
-    """At most COLUMNS steps, each the highest of its windows."""
+    """At most COLUMNS steps, each the maximum of its windows."""
     if len(values) <= COLUMNS:
         return values, edges
     firsts = np.linspace(0, len(values), COLUMNS, endpoint=False).astype(int)
