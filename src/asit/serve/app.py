@@ -51,7 +51,7 @@ def application(
     gets: dict[str, Endpoint] = {
         # The files of the page and no others.
         **{"/" if file.name == "index.html" else f"/{file.name}": _file(file) for file in page.iterdir()},
-        "/api": _constant(described(limits)),
+        "/api": _constant(described()),
         "/api/health": _health(queue),
         "/api/model": _constant(analyser.facts() | {"limits": shown}),
         "/api/clip/{number:int}": _numbered(queue, "clip", {}, analyser.clip, "audio/wav"),

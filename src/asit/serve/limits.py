@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from asit.errors import AsitError, AudioError, ConfigError
 
@@ -74,9 +73,6 @@ class RefusedError(AsitError):
     ) -> None:
         super().__init__(found, expected, remedy)
         self.status, self.headers = status, dict(headers or {})
-
-    def __reduce__(self) -> tuple[type[Any], tuple[Any, ...]]:  # type: ignore[override]
-        return type(self), (self.status, self.found, self.expected, self.remedy, self.headers)
 
 
 class TooLongError(AudioError):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from asit.config.yaml import nearest
-from asit.serve.limits import RefusedError, RequestLimits
+from asit.serve.limits import RefusedError
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def read(endpoint: str, known: Mapping[str, QueryOption], given: Sequence[tuple[
     return found
 
 
-def described(limits: RequestLimits) -> dict[str, Any]:
+def described() -> dict[str, Any]:
     """Return what GET /api answers."""
     posts = {
         f"POST /api/{name}": {
@@ -145,17 +145,5 @@ def described(limits: RequestLimits) -> dict[str, Any]:
         "GET /api/clip/N": {"answers": "the sound of clip N of the index, as WAV"},
         "GET /api/neighbours/N": {"answers": "the most similar clips of clip N of the index", "options": ["k"]},
         "body": "of a POST: an audio file's bytes, as they are: curl --data-binary @clip.wav ADDRESS/api/tag",
-        "errors": {
-            "parts": "found, expected, remedy",
-            "400": "no audio, or an option that is not allowed",
-            "403": "a request from another site",
-            "404": "no such path, no such clip, or no index",
-            "405": "another method",
-            "408": "the body comes too slowly",
-            "413": f"more than {limits.megabytes:g} MB",
-            "421": "a Host that is not this machine",
-            "422": f"a sound of more than {limits.seconds:g} s or {limits.channels} channels, or an answer above "
-            f"{limits.numbers / 1e6:g} million numbers or {limits.compute:g} s of computing",
-            "503": "too many requests; the header Retry-After says when to try again",
-        },
+        "errors": "found, expected, remedy; for 503 the header Retry-After has the seconds until the next try",
     }

@@ -6,11 +6,11 @@ Nothing here depends on a web library: `receive` is a function that returns ASGI
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 from asit.serve.limits import GoneError, Job, RefusedError, RequestLimits
@@ -38,7 +38,7 @@ class RequestQueue:
         """Number of requests that send their body, wait or are computed."""
         return len(self._inside)
 
-    @contextmanager
+    @contextlib.contextmanager
     def admit(self) -> Iterator[AdmittedRequest]:
         """Admit a request until the block ends.
 
@@ -71,20 +71,11 @@ class RequestQueue:
         """Drop the slowest upload that has taken longer than the grace period; False if there is none."""
         late = time.monotonic() - self.limits.grace
         slow = [one for one in self._inside if one is not wanted and one.since is not None and one.since < late]
-        if not slow:
-            return False
-        slowest = min(slow, key=lambda one: one.size / (time.monotonic() - (one.since or 0.0)))
-        self._inside.discard(slowest)
-        slowest.end(
-            RefusedError(
-                408,
-                "a body that came in more slowly than all others while the server is busy",
-                f"the whole of it within {self.limits.grace:g} s",
-                "send it again, over a faster line or shorter",
-                {"retry-after": str(self._wait())},
-            )
-        )
-        return True
+        for slowest in sorted(slow, key=lambda one: one.size / (time.monotonic() - (one.since or 0.0)))[:1]:
+            self._inside.discard(slowest)
+            found = "a body that came in more slowly than all others while the server is busy"
+            slowest.end(_too_slow(found, f"all of it within {self.limits.grace:g} s", self._wait()))
+        return bool(slow)
 
     def submit(self, work: Callable[[Job], bytes], job: Job) -> asyncio.Future[bytes]:
         """Run `work(job)` in a thread, when one is free."""
@@ -155,11 +146,9 @@ class AdmittedRequest:
             left = begun + limits.upload - time.monotonic()
             message = await self._first(receive(), max(0.0, min(limits.pause, left)))
             if message is None:
-                raise RefusedError(
-                    408,
-                    f"a body of which {self.size} bytes came in {time.monotonic() - begun:.0f} s",
-                    f"no pause above {limits.pause:g} s and the whole of it within {limits.upload:g} s",
-                    "send it again, over a faster line or shorter",
+                found = f"a body of which {self.size} bytes came in {time.monotonic() - begun:.0f} s"
+                raise _too_slow(
+                    found, f"no pause above {limits.pause:g} s, and all of it within {limits.upload:g} s", 1
                 )
             if message["type"] != "http.request":
                 raise GoneError
@@ -220,22 +209,18 @@ async def _disconnected(receive: Receive) -> None:
 
 async def _drain(receive: Receive, limits: RequestLimits) -> None:
     """Discard the rest of a body, up to a limit: a client that is cut off while it sends never reads the reason."""
-    most = limits.bytes
-    try:
+    left = limits.bytes
+    with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(limits.pause / 2):
-            while most > 0:
-                message = await receive()
-                most -= len(message.get("body", b""))
-                if message["type"] != "http.request" or not message.get("more_body", False):
-                    return
-    except TimeoutError:
-        return
+            while left > 0 and (message := await receive()).get("more_body", False):
+                left -= len(message.get("body", b""))
+
+
+def _too_slow(found: str, expected: str, wait: int) -> RefusedError:
+    remedy = "send it again, over a faster line or shorter"
+    return RefusedError(408, found, expected, remedy, {"retry-after": str(wait)})
 
 
 def _too_large(found: str, limits: RequestLimits) -> RefusedError:
-    return RefusedError(
-        413,
-        found,
-        f"{limits.megabytes:g} MB at most",
-        "cut the recording, send it compressed (FLAC, Opus), or start the server with a larger --max-mb",
-    )
+    remedy = "cut the recording, send it compressed (FLAC, Opus), or start the server with a larger --max-mb"
+    return RefusedError(413, found, f"{limits.megabytes:g} MB at most", remedy)

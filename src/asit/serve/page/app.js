@@ -1,5 +1,5 @@
-// The page: a recording goes to the server, and what it answers is shown. Names of files and labels are only ever
-// written as text, never as HTML.
+// The page: sends a recording to the server and shows the answer. Names of files and labels are written as text, never
+// as HTML.
 import * as draw from "/draw.js";
 import * as lists from "/lists.js";
 import { element } from "/lists.js";
@@ -9,15 +9,15 @@ import { Clips, Microphone } from "/sound.js";
 const at = (id) => document.getElementById(id);
 const audio = at("audio");
 const clips = new Clips(at("other"), async (number) => (await ask(`/api/clip/${number}`)).blob());
-const CLIPS = 300; // neighbours asked for: many may be of one recording
+const CLIPS = 300; // neighbours requested: many may be of one recording
 let model = null; // GET /api/model
 let file = null; // the recording
-let shown = null; // what /api/analyse said of it
-let looked = null; // what /api/attention said of it
+let shown = null; // the answer of /api/analyse
+let looked = null; // the answer of /api/attention
 const asking = new Map(); // path of a request under way -> its AbortController
 let microphone = null;
 
-// ---- saying what goes on -------------------------------------------------------------------------------------------
+// ---- status and errors ----------------------------------------------------------------------------------------------
 
 function say(text, busy = false) {
   at("status").textContent = text;
@@ -125,7 +125,7 @@ function show() {
   at("facts").textContent = [
     draw.clock(seconds, 2), `${(shown.rate / 1000).toLocaleString("en")} kHz`,
     shown.channels === 1 ? "mono" : `${shown.channels} channels`, shown.format,
-    shown.rate === model.rate ? "" : `heard at ${model.rate / 1000} kHz`,
+    shown.rate === model.rate ? "" : `resampled to ${model.rate / 1000} kHz`,
   ].filter(Boolean).join(" \u00b7 ");
   draw.spectrogram(at("spectrogram"), shown.spectrogram, seconds);
   draw.colours(at("colours"), shown.embedding, seconds);
@@ -211,9 +211,9 @@ function move() {
   for (const line of document.querySelectorAll(".playhead")) line.style.left = `${(100 * now) / shown.seconds}%`;
   at("time").textContent = `${draw.clock(now)} of ${draw.clock(shown.seconds)}`;
   at("seek").setAttribute("aria-valuenow", now.toFixed(2));
-  const heard = lists.heard(shown.labels, shown.seconds, now);
-  if (at("now").textContent !== heard) at("now").textContent = heard;
-  at("seek").setAttribute("aria-valuetext", `${draw.clock(now)} of ${draw.clock(shown.seconds)} ${heard}`.trim());
+  const found = lists.labelsAt(shown.labels, shown.seconds, now);
+  if (at("now").textContent !== found) at("now").textContent = found;
+  at("seek").setAttribute("aria-valuetext", `${draw.clock(now)} of ${draw.clock(shown.seconds)} ${found}`.trim());
   if (!audio.paused) requestAnimationFrame(move);
 }
 
@@ -224,7 +224,7 @@ function seek(seconds) {
 
 function playFrom(seconds) {
   seek(seconds);
-  audio.play().catch(() => {}); // the audio's own error event tells why
+  audio.play().catch(() => {}); // the audio's own error event has the reason
 }
 
 function toggle() {
@@ -260,7 +260,7 @@ at("picture").addEventListener("click", (event) => {
   playFrom(((event.clientX - box.left) / box.width) * shown.seconds);
 });
 
-// A hair line through the picture, with the time, and what is heard there.
+// A hair line through the picture, with the time and the labels at the pointer.
 at("picture").addEventListener("pointermove", (event) => {
   const plot = event.target.closest(".plot"), hair = at("hair");
   hair.hidden = !plot || event.pointerType === "touch";
@@ -268,11 +268,11 @@ at("picture").addEventListener("pointermove", (event) => {
   const box = plot.getBoundingClientRect(), whole = at("picture").getBoundingClientRect();
   const part = Math.max(0, Math.min(1, (event.clientX - box.left) / box.width)), seconds = part * shown.seconds;
   const track = plot.parentElement.querySelector(".label");
-  const heard = lists.heard(shown.labels, shown.seconds, seconds, track?.textContent);
+  const found = lists.labelsAt(shown.labels, shown.seconds, seconds, track?.textContent);
   hair.style.left = `${box.left - whole.left + part * box.width}px`;
   at("tip").style.top = `${Math.max(0, event.clientY - whole.top - 34)}px`;
   at("tip").className = part > 0.6 ? "left" : "";
-  at("tip").textContent = [draw.clock(seconds, 2), heard].filter(Boolean).join(" \u00b7 ");
+  at("tip").textContent = [draw.clock(seconds, 2), found].filter(Boolean).join(" \u00b7 ");
 });
 at("picture").addEventListener("pointerleave", () => { at("hair").hidden = true; });
 
@@ -368,7 +368,7 @@ guarded(async () => {
   const size = model.parameters >= 1e6 ? `${(model.parameters / 1e6).toFixed(1)} M` : `${Math.round(model.parameters / 1e3)} k`;
   at("model").textContent = [
     model.name, `${size} parameters`, model.classes ? `${model.classes.length} labels` : "no labels",
-    `hears ${model.seconds.toFixed(2)} s at a time`, model.index ? `index of ${model.index.clips} clips` : "",
+    `windows of ${model.seconds.toFixed(2)} s`, model.index ? `index of ${model.index.clips} clips` : "",
   ].filter(Boolean).join(" \u00b7 ");
   const minutes = model.limits.seconds / 60;
   at("takes").textContent = `${model.formats.join(", ")}; up to ${model.limits.megabytes} MB and ` +

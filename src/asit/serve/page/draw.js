@@ -1,4 +1,4 @@
-// Drawing on canvases; nothing here asks the server or listens to anything.
+// Drawing on canvases, without requests or event listeners.
 
 export function bytes(base64) {
   return Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));

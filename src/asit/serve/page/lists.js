@@ -26,8 +26,8 @@ export function tracks(root, labels, seconds) {
   }
 }
 
-// What the model hears at a time: labels of at least `least` there, the highest first; or one track's own score.
-export function heard(labels, seconds, at, only, least = 0.5) {
+// The labels with a score of at least `least` at a time, the highest first; or one track's own score.
+export function labelsAt(labels, seconds, at, only, least = 0.5) {
   if (!labels) return "";
   const edges = draw.cells(labels.starts, labels.ends, seconds);
   const window = Math.max(0, Math.min(labels.starts.length - 1, edges.findLastIndex((edge) => edge <= at)));
