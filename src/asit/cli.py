@@ -1,4 +1,4 @@
-"""The command line: which verbs there are, and how errors end. Nothing heavy is imported for `asit --help`."""
+"""The command line: the verbs, and how errors end. Nothing heavy is imported for `asit --help`."""
 
 from __future__ import annotations
 
@@ -13,38 +13,42 @@ from asit.errors import AsitError, ConfigError
 
 SUMMARIES = {
     "catalogue": "check a folder or table of recordings and measure its mean and std",
-    "shard": "pack a catalogue's recordings into tar shards, here or in an object store",
-    "plan": "tell beforehand how long a pretraining run takes, in what memory, at what cost",
+    "shard": "pack a catalogue's recordings into tar shards, locally or in an object store",
+    "plan": "estimate the time, memory and cost of a pretraining run",
     "pretrain": "pretrain an encoder on recordings without labels",
     "finetune": "train and score a classifier on labelled recordings, from a pretrained encoder or none",
     "evaluate": "score a model on labelled clips: its head, probes, few labels, verification",
-    "probe": "read labels off a frozen encoder, beside log-mel statistics and an untrained one",
+    "probe": "compare a frozen encoder with an untrained one and log-mel statistics by linear probes",
     "embed": "write the vectors of recordings: one or many for each file",
-    "tag": "tell what is heard in recordings, with a model that has labels",
-    "info": "tell what a model is: sizes, labels, licence, training, hashes",
+    "tag": "label recordings, with a model that has labels",
+    "info": "describe a model: sizes, labels, licence, training, hashes",
     "convert": "turn weights of ASiT, AST, SSAST or an image transformer into a model folder",
     "export": "write a model as ONNX, torch.export or a Hugging Face folder",
-    "index": "make one's own recordings searchable by sound",
+    "index": "make your own recordings searchable by sound",
     "similar": "find the recordings of an index that sound most like one",
     "serve": "open a model in the browser, with an HTTP API behind the page",
     "report": "write one HTML page about a run",
     "compare": "print one table of scored runs, with intervals and paired differences",
-    "download": "fetch ESC-50, Speech Commands or the spoken digits; say where AudioSet and VoxCeleb1 come from",
+    "download": "fetch ESC-50, Speech Commands or the spoken digits; say where to get AudioSet and VoxCeleb1",
     "settings": "list every setting with its meaning: of pretraining for a preset, of fine-tuning for a task",
-    "doctor": "tell which versions, decoders, devices and extras are there",
+    "doctor": "show the versions, decoders, devices and extras that are there",
     "demo": "try it all on notes of real instruments (needs the extra asit-audio[demo])",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; gives the exit status: 0, 2 for a mistake that the user can mend, 130 or 143 when stopped."""
+    """Run one verb; return the exit status: 0, 2 for a mistake that the user can fix, 130 or 143 when stopped."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     _open_streams()
+    level = "debug" if given[:1] in (["-v"], ["--verbose"]) else None
+    given = given[1:] if level else given
     try:
         if not given or given[0] in ("-h", "--help", "help"):
-            return _say(_help())
+            print(_help(), flush=True)
+            return 0
         if given[0] in ("-V", "--version", "version"):
-            return _say(f"asit {__version__}")
+            print(f"asit {__version__}", flush=True)
+            return 0
         if given[0] not in SUMMARIES:
             close = difflib.get_close_matches(given[0], SUMMARIES, n=1)
             hint = f", did you mean {close[0]}?" if close else ""
@@ -57,12 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         verb: Callable[[str, str, list[str]], int] = commands.verb(given[0])
         try:
-            with logs.console():
+            with logs.console(level):
                 status = verb(f"asit {given[0]}", SUMMARIES[given[0]], given[1:])
         except SystemExit:  # a verb's --help
             sys.stdout.flush()
             raise
-        sys.stdout.flush()  # a reader that has gone is met here, not at the interpreter's end
+        sys.stdout.flush()  # a broken pipe is raised here, not when the interpreter ends
         return status
     except AsitError as error:
         print(f"asit: {error}", file=sys.stderr)
@@ -71,11 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\nasit: stopped{': ' + str(stopped) if str(stopped) else ''}", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader of our output has gone; nothing more can be said to it.
+        # As in `asit ... | head`: what is left in the buffer has no reader.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        # A disk that is full is met when a buffer is written out, where the system names no file.
+        # When a buffer is written to a full disk, the system names no file.
         if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         print(f"asit: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
@@ -83,10 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _open_streams() -> None:
-    """Standard streams that were closed (`>&-`, `2>&-`) lead nowhere.
+    """Open /dev/null for standard streams that were closed (`>&-`, `2>&-`).
 
-    Left closed, their numbers would go to the next files that are opened, and what a decoder or Python itself has to
-    say would be written into those.
+    Otherwise the next files that are opened would get their numbers, and a decoder's warnings would be written there.
     """
     for number in range(3):
         try:
@@ -99,18 +102,13 @@ def _open_streams() -> None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123
 
 
-def _say(text: str) -> int:
-    print(text, flush=True)
-    return 0
-
-
 def _help() -> str:
     width = max(map(len, SUMMARIES))
     verbs = "\n".join(f"  {name:{width}}  {text}" for name, text in SUMMARIES.items())
     return (
         f"asit {__version__}: self-supervised audio spectrogram transformers (ASiT)\n\n"
-        f"usage: asit VERB [options]\n\n{verbs}\n\n"
-        "asit VERB --help lists a verb's options. First steps:\n"
+        f"usage: asit [-v] VERB [options]\n\n{verbs}\n\n"
+        "asit VERB --help lists a verb's options; -v logs details. First steps:\n"
         "  asit pretrain --data FOLDER --out RUN\n"
         "  asit report RUN"
     )

@@ -1,36 +1,35 @@
-"""The errors a user can meet: what was found, what was expected, and the way out."""
+"""Errors that a user can fix: what was found, what was expected, and the fix."""
 
 from __future__ import annotations
 
-_LONGEST = 2000
-"""Characters of a line of a message: what a damaged file says may be endless."""
+_LINE, _LINES = 2000, 200
+"""Most characters of a line and most lines: text quoted from a damaged file may be of any length."""
 
 
 def _short(text: str) -> str:
-    if len(text) <= _LONGEST:
+    if len(text) <= _LINE:
         return text
-    return "\n".join(line if len(line) <= _LONGEST else line[:_LONGEST] + "..." for line in text.split("\n")[:200])
+    return "\n".join(line if len(line) <= _LINE else line[:_LINE] + "..." for line in text.split("\n")[:_LINES])
 
 
 class AsitError(Exception):
-    """A mistake that the user can mend; the command line prints it without a traceback.
+    """A mistake that the user can fix; the command line prints it without a traceback.
 
     Args:
-        found: what was met, with its value and the file or setting it belongs to.
+        found: the value that is wrong, with the file or setting that it belongs to.
         expected: the rule that it breaks.
-        remedy: what to do now.
+        remedy: what to do now, printed with the label "fix".
     """
 
     exit_code = 2
 
     def __init__(self, found: str, expected: str = "", remedy: str = "") -> None:
-        found, expected, remedy = _short(found), _short(expected), _short(remedy)
-        self.found, self.expected, self.remedy = found, expected, remedy
-        lines = [found]
+        self.found, self.expected, self.remedy = _short(found), _short(expected), _short(remedy)
+        lines = [self.found]
         if expected:
-            lines.append(f"  expected: {expected}")
+            lines.append(f"  expected: {self.expected}")
         if remedy:
-            lines.append(f"  fix:      {remedy}")
+            lines.append(f"  fix:      {self.remedy}")
         super().__init__("\n".join(lines))
 
     def __reduce__(self) -> tuple[type[AsitError], tuple[str, str, str]]:
@@ -38,7 +37,7 @@ class AsitError(Exception):
 
 
 class ConfigError(AsitError):
-    """A setting that does not exist, or values that cannot go together."""
+    """A setting or argument that does not exist, or values that do not go together."""
 
 
 class AudioError(AsitError):
@@ -46,19 +45,19 @@ class AudioError(AsitError):
 
 
 class CatalogueError(AsitError):
-    """A folder or table that gives no usable list of clips."""
+    """A folder, table or catalogue without a usable list of clips."""
 
 
 class StoreError(AsitError):
-    """A shard or file that a store does not give: missing, shorter than its index says, or not reached in time.
+    """A shard or file that a store does not deliver: missing, shorter than its index says, or timed out.
 
-    It is no bad clip: a run stops at it, for every clip of that place would be missing.
+    It stops a run, unlike a single unreadable clip, since all clips of that shard would be missing.
     """
 
 
 class CheckpointError(AsitError):
-    """Weights or run state that are missing, damaged, of another size or of a newer version."""
+    """Weights or training state that are missing, damaged, of another size or of a newer version."""
 
 
 class TrainingError(AsitError):
-    """A run that must not go on: a loss that is not finite, or ranks that disagree."""
+    """A run that must stop: a loss that is not finite, or processes that disagree."""

@@ -89,27 +89,33 @@ def terminal() -> LineHandler | None:
 
 
 @contextlib.contextmanager
-def console() -> Iterator[None]:
-    """Show log and progress on standard error: from INFO on, or what the variable ASIT_LOG names.
+def console(level: str | None = None) -> Iterator[None]:
+    """Show log and progress on standard error, from a level on: debug, info or warning.
 
-    Processes that torchrun starts beside the main one show warnings alone, with their rank.
+    By default it is what the environment's variable ASIT_LOG names, or else info.
+
+    Processes that torchrun starts beside the main one show warnings alone, with their rank. Within another such context
+    this does nothing.
 
     Raises:
         ConfigError: ASIT_LOG names no level.
     """
     global _console
-    named = os.environ.get("ASIT_LOG", "info").lower()
+    if _console is not None:
+        yield
+        return
+    named = level or os.environ.get("ASIT_LOG", "info").lower()
     if named not in _LEVELS:
         raise ConfigError(f"ASIT_LOG is {named}", f"one of {', '.join(_LEVELS)}", "change or unset it")
     rank = os.environ.get("RANK", "0")
-    level = _LEVELS[named] if rank == "0" else logging.WARNING
-    handler = LineHandler(sys.stderr, level, prefix="" if rank == "0" else f"[rank {rank}] ")
-    before, _console = _console, handler
+    least = _LEVELS[named] if rank == "0" else logging.WARNING
+    handler = LineHandler(sys.stderr, least, prefix="" if rank == "0" else f"[rank {rank}] ")
+    _console = handler
     try:
         with attached(handler):
             yield
     finally:
-        _console = before
+        _console = None
         with contextlib.suppress(OSError, ValueError):  # whoever read it has gone
             handler.end()
 

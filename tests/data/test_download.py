@@ -7,6 +7,7 @@ import errno
 import hashlib
 import io
 import shutil
+import sys
 import tarfile
 import time
 import zipfile
@@ -19,8 +20,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asit import cli
-from asit.commands.download import _line
+from asit import cli, logs
+from asit.commands.download import _progress
 from asit.data.download import fetch as downloads
 from asit.data.download import registry
 from asit.data.download.fetch import RECORD, download
@@ -367,19 +368,22 @@ def test_the_progress_line(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     told, plain = Terminal(), io.StringIO()
-    for show in (_line(told), _line(plain)):
+    for stream in (told, plain):
+        monkeypatch.setattr(sys, "stderr", stream)
         now[0] = 100.0
-        show("a.zip", 50_000_000, 1_050_000_000)  # gone on with: the first 50 MB took no time now
-        now[0] = 110.0
-        show("a.zip", 150_000_000, 1_050_000_000)
-        now[0] = 200.0
-        show("a.zip", 1_050_000_000, 1_050_000_000)
-        show("unpacking a.zip", 7_000_000, None)
+        with logs.console():
+            show = _progress()
+            show("a.zip", 50_000_000, 1_050_000_000)  # resumed: the first 50 MB took no time now
+            now[0] = 110.0
+            show("a.zip", 150_000_000, 1_050_000_000)
+            now[0] = 200.0
+            show("a.zip", 1_050_000_000, 1_050_000_000)
+            show("unpacking a.zip", 7_000_000, None)
     assert told.getvalue().split("\r\x1b[K")[1:] == [
         "a.zip: 50 of 1,050 MB",
         "a.zip: 150 of 1,050 MB  10.0 MB/s  2 min left",
         "a.zip: 1,050 of 1,050 MB  10.0 MB/s  in 2 min\n",
-        "unpacking a.zip: 7 MB",
+        "unpacking a.zip: 7 MB\n",
     ]
     assert plain.getvalue() == (
         "a.zip: 50 of 1,050 MB\na.zip: 1,050 of 1,050 MB  10.0 MB/s  in 2 min\nunpacking a.zip: 7 MB\n"

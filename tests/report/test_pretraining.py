@@ -15,7 +15,7 @@ import pytest
 import soundfile
 import yaml
 
-from asit.config import PretrainSettings
+from asit.config import FrontEndSettings, PretrainSettings
 from asit.errors import AsitError, ConfigError
 from asit.report import probe_table_html, report
 from asit.report.charts import Chart, thin
@@ -243,7 +243,7 @@ def test_composite_keeps_the_clean_values_outside_the_mask(run: Path, page_of: A
     clean[:, :, :64] = 0.5
     mask = np.zeros(clean.shape, bool)
     mask[:, 32:] = True
-    write_figure(run / "figures", 7, clean, np.where(mask, 0, clean), -clean, mask, ["x"])
+    write_figure(run / "figures", 7, clean, np.where(mask, 0, clean), -clean, mask, ["x"], FrontEndSettings())
     (run / "config.yaml").unlink()  # no front end: no sound, said; the pictures stay
     (run / "catalogue.jsonl").unlink()
     page = page_of(run)

@@ -43,7 +43,7 @@ def close(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> None:
 
 def compiled(run: Path) -> None:
     log = (run / "log.txt").read_text()
-    assert "each by itself (torch.compile, inductor)" in log
+    assert "one by one (torch.compile, inductor)" in log
     assert "compile: off" not in log
 
 

@@ -261,7 +261,7 @@ def test_a_batch_larger_than_the_data_shrinks_with_a_warning(tiny: Any, tmp_path
     run = tmp_path / "run"
     result = go(tiny(run, batch_size=63, accumulate=3, epochs=3))
     assert (result.step, result.total) == (3, 3)
-    assert "warning: batch_size 63 is larger than the 16 clips of an epoch: now 15" in log(run)
+    assert "warning: batch_size 63 is larger than the 16 clips of an epoch: using 15" in log(run)
     assert yaml.read_yaml(run / "config.yaml")["batch_size"] == 15
     assert asit.load(run / "model").card["training"]["batch_size"] == 15
     with pytest.raises(CatalogueError, match="at least 17 clips"):

@@ -59,7 +59,7 @@ def test_compiled_is_eager_within_rounding(caplog: pytest.LogCaptureFixture) -> 
     caplog.set_level("INFO", "asit")
     plain, made = encoder(), encoder()
     assert compilation.compiled(made.blocks, CPU)
-    assert caplog.messages == ["compile: 2 modules, each by itself (torch.compile, inductor)"]
+    assert caplog.messages == ["compile: 2 modules, one by one (torch.compile, inductor)"]
     assert list(made.state_dict()) == list(plain.state_dict())
     for rows in (4, 3):
         x, drop = inputs(rows)

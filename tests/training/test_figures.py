@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from asit.config import FrontEndSettings
 from asit.training import figures
 from asit.training.figures import write_figure
 
@@ -24,7 +25,7 @@ def _arrays(n: int = 2, frames: int = 48, mels: int = 32) -> dict[str, np.ndarra
 
 def test_writes_both_files_and_nothing_else(tmp_path: Path) -> None:
     arrays = _arrays()
-    path = write_figure(tmp_path / "figures", 500, **arrays, ids=["a.wav", 7])
+    path = write_figure(tmp_path / "figures", 500, **arrays, ids=["a.wav", 7], front_end=FrontEndSettings())
     assert path == tmp_path / "figures" / "step-00000500.png"
     assert sorted(p.name for p in path.parent.iterdir()) == ["step-00000500.npz", "step-00000500.png"]
     with np.load(path.with_suffix(".npz"), allow_pickle=False) as kept:
@@ -41,7 +42,7 @@ def test_low_band_at_the_bottom_and_time_from_left_to_right(tmp_path: Path) -> N
     clean = np.zeros((1, 40, 20), np.float32)
     clean[0, :20, :5] = 10.0
     mask = np.zeros(clean.shape, bool)
-    path = write_figure(tmp_path, 1, clean, clean, clean, mask, ["x"])
+    path = write_figure(tmp_path, 1, clean, clean, clean, mask, ["x"], FrontEndSettings())
     image = imread(io.BytesIO(path.read_bytes()), format="png")[..., :3]
     yellow = (image[..., 0] > 0.95) & (image[..., 1] > 0.9) & (image[..., 2] < 0.85)  # the top of the magma colours
     clean_rows = image.shape[0] // 4
@@ -53,7 +54,7 @@ def test_low_band_at_the_bottom_and_time_from_left_to_right(tmp_path: Path) -> N
 
 def test_five_columns_at_most_and_all_examples_kept(tmp_path: Path) -> None:
     def width(n: int) -> int:
-        path = write_figure(tmp_path / str(n), 3, **_arrays(n), ids=range(n))
+        path = write_figure(tmp_path / str(n), 3, **_arrays(n), ids=range(n), front_end=FrontEndSettings())
         return int(imread(io.BytesIO(path.read_bytes()), format="png").shape[1])
 
     assert width(1) < width(5) == width(7)
@@ -65,19 +66,21 @@ def test_values_not_finite_and_huge_are_drawn(tmp_path: Path) -> None:
     arrays["reconstructed"][0] = np.nan
     arrays["reconstructed"][1] = 1e9
     arrays["clean"][1] = np.inf
-    path = write_figure(tmp_path, 2, **arrays, ids=["$x$ _^", "b"])
+    path = write_figure(tmp_path, 2, **arrays, ids=["$x$ _^", "b"], front_end=FrontEndSettings())
     assert np.load(path.with_suffix(".npz"))["reconstructed"][1].max() == np.float16(65504)
 
 
 @pytest.mark.parametrize("change", [{"mask": np.zeros((2, 4, 4), bool)}, {"ids": ["one"]}])
 def test_shapes_that_differ_are_refused_before_anything_is_written(tmp_path: Path, change: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=re.escape("(n, T, F)")):
-        write_figure(tmp_path / "figures", 1, **{**_arrays(), "ids": ["a", "b"], **change})  # type: ignore[arg-type]
+        write_figure(
+            tmp_path / "figures", 1, **{**_arrays(), "ids": ["a", "b"], "front_end": FrontEndSettings(), **change}
+        )  # type: ignore[arg-type]
     assert not (tmp_path / "figures").exists()
 
 
 def test_a_failed_write_leaves_the_old_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_figure(tmp_path, 1, **_arrays(), ids=["a", "b"])
+    path = write_figure(tmp_path, 1, **_arrays(), ids=["a", "b"], front_end=FrontEndSettings())
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
 
     def full(file: io.BufferedWriter, **arrays: object) -> None:
@@ -86,11 +89,11 @@ def test_a_failed_write_leaves_the_old_figure(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(figures.np, "savez_compressed", full)
     with pytest.raises(OSError, match="No space left"):
-        write_figure(tmp_path, 1, **_arrays(), ids=["a", "b"])
+        write_figure(tmp_path, 1, **_arrays(), ids=["a", "b"], front_end=FrontEndSettings())
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
     assert path.exists()
 
 
 def test_pyplot_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # an import of it raises from here on
-    write_figure(tmp_path, 1, **_arrays(), ids=["a", "b"])
+    write_figure(tmp_path, 1, **_arrays(), ids=["a", "b"], front_end=FrontEndSettings())

@@ -12,7 +12,7 @@ from asit.training import throughput
 def test_the_clock_leaves_out_pauses() -> None:
     clock = throughput.Clock(batch=8)
     clock.began -= 10
-    clock.mark -= 10
+    clock.last_read -= 10
     for _ in range(5):
         clock.step()
     clock.waited = 2.5

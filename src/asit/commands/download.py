@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import shlex
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, TextIO
+from typing import Annotated
 
 import tyro
 
@@ -40,7 +38,7 @@ def download(prog: str, summary: str, given: list[str]) -> int:
         url=options.url,
         force=options.force,
         keep_archive=options.keep_archive,
-        progress=_line(sys.stderr),
+        progress=_progress(),
     )
     counts = " + ".join(f"{part.recordings:,}" for part in got.source.contents)
     print(f"{got.folder}: {got.source.title}, {counts} recordings" + (", already there" if got.there else ""))
@@ -54,30 +52,25 @@ def download(prog: str, summary: str, given: list[str]) -> int:
     return 0
 
 
-def _line(stream: TextIO) -> Callable[[str, int, int | None], None]:
-    """A progress line in bytes with the time left; without a terminal, a line each 30 s."""
-    from asit.progress import duration
+def _progress() -> Callable[[str, int, int | None], None]:
+    """Return a function that shows megabytes, rate and time left of the file at hand."""
+    from asit.progress import Progress, duration
 
-    terminal = stream.isatty()
-    now_at, began, first, last, told = "", 0.0, 0, -math.inf, 0
+    line, now_at, began, first, last = Progress(), "", 0.0, 0, 0
 
     def show(what: str, done: int, total: int | None) -> None:
-        nonlocal now_at, began, first, last, told
-        now = time.monotonic()
-        if what != now_at or done < told:
-            now_at, began, first, last = what, now, done, -math.inf
-        finished, told = done == total, done
-        if now - last < (0.2 if terminal else 30.0) and not finished:
+        nonlocal line, now_at, began, first, last
+        if what != now_at or done < last:
+            line, now_at, began, first = Progress(), what, time.monotonic(), done
+        finished, last = done == total, done
+        if not (finished or line.due()):
             return
-        last, rate = now, (done - first) / max(1e-3, now - began)
+        seconds = max(1e-3, time.monotonic() - began)
+        rate = (done - first) / seconds
         text = f"{what}: {done / 1e6:,.0f}" + (f" of {total / 1e6:,.0f} MB" if total else " MB")
         if done > first:
-            text += f"  {rate / 1e6:,.1f} MB/s"
-            if finished:
-                text += f"  in {duration(now - began)}"
-            elif total:
-                text += f"  {duration((total - done) / rate)} left"
-        stream.write(("\r\x1b[K" if terminal else "") + text + ("" if terminal and not finished else "\n"))
-        stream.flush()
+            left = f"in {duration(seconds)}" if finished else f"{duration((total - done) / rate)} left" if total else ""
+            text = f"{text}  {rate / 1e6:,.1f} MB/s  {left}".rstrip()
+        line.show(text, last=finished)
 
     return show

@@ -120,7 +120,6 @@ def _hooks(out: Path, setup: Setup, world: World, records: Records) -> list[tupl
         picked = permutation(settings.seed, 0, len(setup.clips))[:count]
         # The same clips, cut and masked the same way, in every figure.
         example = batch_of(setup, world, [setup.clips[0, int(i)] for i in picked])
-        front_end = settings.front_end
 
         def figure(step: int) -> None:
             views = setup.task.picture(example, setup.precision)
@@ -128,9 +127,7 @@ def _hooks(out: Path, setup: Setup, world: World, records: Records) -> list[tupl
                 return
             arrays = {name: view.numpy() for name, view in views.items()}
             names = [Path(name).name for name in example.ids]
-            write_figure(
-                out / run_dir.FIGURES, step, **arrays, ids=names, rate=front_end.rate, shift_ms=front_end.shift_ms
-            )
+            write_figure(out / run_dir.FIGURES, step, **arrays, ids=names, front_end=settings.front_end)
 
         hooks.append((settings.records.figure_every, figure))
     if settings.probe.table:

@@ -1,4 +1,4 @@
-"""Checkpoints that do not hold the steps: the tensors are copied, and the copies written by a thread meanwhile."""
+"""Asynchronous checkpoints: the tensors are copied, and a thread writes the copies during the next steps."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ Write = Callable[[], None]
 
 
 class Saver:
-    """Writes one checkpoint at a time, beside the steps.
+    """Writes one checkpoint at a time, in the background.
 
-    On leaving the context it waits for the writer, whatever the reason; a failure of the writer is raised by `settle`.
+    Leaving the context waits for the writer; `settle` raises the writer's error.
+
+    The copies are in main memory, page-locked where the tensors are on a CUDA device, and are reused for the next
+    checkpoint: during the whole run they take as much memory as one checkpoint.
 
     Args:
-        background: copy and write beside the steps; otherwise the tensors are handed on as they are, and `start`
-            returns when they are written.
-
-    The copies lie in main memory, page-locked where the tensors are on a CUDA device, and are used again by the next
-    checkpoint: as long as the run lasts they take as much memory as one checkpoint.
+        background: copy, and write in a thread; otherwise `copy` returns the tensors themselves, and `start` returns
+            when they are written.
     """
 
     def __init__(self, background: bool = True) -> None:
@@ -46,7 +46,7 @@ class Saver:
 
     @property
     def failed(self) -> bool:
-        """Whether the writer has failed; then `settle` raises."""
+        """Whether the writer has failed; `settle` raises its error."""
         return self._error is not None
 
     def settle(self) -> None:
@@ -63,10 +63,9 @@ class Saver:
             raise error
 
     def copy(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors as they are now, on the CPU, for `start`; the copies of the last call must have been written.
+        """Return the tensors as they are now, on the CPU; the copies of the last call must have been written.
 
-        Copies from a CUDA device are queued behind the work that it has, and are whole when what is handed to `start`
-        runs. Without `background` these are the tensors themselves.
+        Copies from a CUDA device are queued behind its work, and are complete when `start` runs its function.
         """
         assert not self.busy, "the copies are still being written"
         if not self.background:
@@ -77,14 +76,14 @@ class Saver:
             held = self._spare.get(name)
             if held is None or held.shape != tensor.shape or held.dtype != tensor.dtype:
                 held = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=bool(devices))
-            # Only CUDA's queue has an event to wait for below: a copy from another device is waited for here.
+            # Only a CUDA copy has an event to wait for later; copies from other devices finish here.
             out[name] = held.copy_(tensor.detach(), non_blocking=tensor.device.type == "cuda")
         self._spare = out
         self._copied = [torch.cuda.current_stream(device).record_event() for device in devices]
         return dict(out)
 
     def start(self, write: Write) -> None:
-        """Run `write`, which may read what `copy` gave."""
+        """Run `write`, which may read what `copy` returned."""
         if not self.background:
             write()
             return
@@ -98,6 +97,6 @@ class Saver:
             except BaseException as error:
                 self._error = error
 
-        # Not a daemon: a process that ends meanwhile still finishes the file that it has begun.
+        # Not a daemon thread: a process that ends still finishes the file.
         self._thread = threading.Thread(target=run, name="checkpoint")
         self._thread.start()

@@ -1,9 +1,8 @@
-"""torch.compile where it works, and the plain module, with a word on why, where it does not.
+"""torch.compile of the blocks of a network, or plain blocks and the reason in the log where it does not work.
 
-Blocks are compiled one by one, not the network as a whole. One block's code serves all blocks of a shape, so a run
-compiles a handful of times whatever its depth; gradients come out block by block, so that DDP still sends one block's
-while the next is computed (a network compiled whole gives them all at its end); and sharded or recomputed blocks
-(FSDP2, activation checkpointing) wrap the compiled ones. Names of parameters stay as they are.
+Blocks are compiled one by one. The code of one block serves all blocks of the same shapes, so a network of any depth
+takes a few compilations; gradients are ready block by block, so that DDP sends those of one block while the next are
+computed; and FSDP2 and activation checkpointing wrap compiled blocks. Names of parameters do not change.
 """
 
 from __future__ import annotations
@@ -19,31 +18,28 @@ from torch import Tensor, nn
 log = logging.getLogger(__name__)
 
 _LIMIT = 64
-"""Shapes that the blocks' one code is compiled for. Torch's 8 are soon reached: views, local views and teacher count
-apart, and so does each size that `asit plan` tries; what comes later would run plain without a word."""
+"""Shapes that a block is compiled for. Torch's own limit is 8, which views, local views, teacher and the sizes that
+`asit plan` measures soon exceed; later shapes would run plain without notice."""
 _TRIED: dict[str, str | None] = {}
 
 
 def wanted(setting: bool | str, device: torch.device) -> bool:
-    """Whether to compile: as asked, and by "auto" on a GPU, where a run is long enough to pay for it."""
+    """Whether to compile; "auto": on a GPU, where runs are long enough to gain from it."""
     return device.type == "cuda" if setting == "auto" else bool(setting)
 
 
 def failure(device: torch.device) -> str | None:
-    """Why torch.compile cannot be used on a device, found by compiling a small function and its gradient; None: it can.
-
-    Tried once in a process for each kind of device.
-    """
+    """Return why torch.compile does not work on a device, or None; compiles a small function once per device type."""
     if device.type not in _TRIED:
         _TRIED[device.type] = _try(device)
     return _TRIED[device.type]
 
 
 def compiled(modules: Iterable[nn.Module], device: torch.device) -> bool:
-    """Compile modules in place, for training only: in evaluation, with its many shapes, they run as they are.
+    """Compile modules in place, for training only: in evaluation, with its many shapes, they run plain.
 
-    A module that the compiler refuses when it is first called runs as it is from then on, and so do the others, which
-    is logged once. What is called with other shapes is compiled anew, up to 64 times, and runs as it is beyond that.
+    Each is compiled for up to 64 shapes and runs plain for others. If the compiler fails at the first call, all modules
+    run plain from then on, which is logged once.
 
     Args:
         modules: such as the blocks of an encoder, before they are wrapped for several processes.
@@ -62,19 +58,19 @@ def compiled(modules: Iterable[nn.Module], device: torch.device) -> bool:
         module.compile(dynamic=False)
         module._compiled_call_impl = _Guarded(module, module._compiled_call_impl, shared)  # type: ignore[assignment]
         count += 1
-    log.info(f"compile: {count} modules, each by itself (torch.compile, inductor)")
+    log.info(f"compile: {count} modules, one by one (torch.compile, inductor)")
     return count > 0
 
 
 class _Shared:
-    """What the guarded modules of one call know together: shapes that were met, and whether the compiler has failed."""
+    """State of the modules of one call: shapes seen, and whether the compiler has failed."""
 
     def __init__(self) -> None:
-        self.failed, self.met = False, set[Any]()
+        self.failed, self.seen = False, set[Any]()
 
 
 class _Guarded:
-    """A module's call: compiled in training, plain in evaluation and after the compiler has failed."""
+    """The call of a module: compiled in training, plain in evaluation and after the compiler has failed."""
 
     def __init__(self, module: nn.Module, call: Any, shared: _Shared) -> None:
         self.module, self.call, self.shared = module, call, shared
@@ -82,11 +78,11 @@ class _Guarded:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.shared.failed or not self.module.training:
             return self.module._call_impl(*args, **kwargs)
-        given = (torch.is_grad_enabled(), *map(_shape, (*args, *kwargs.values())))
+        key = (torch.is_grad_enabled(), *map(_shape, (*args, *kwargs.values())))
         try:
-            with contextlib.nullcontext() if given in self.shared.met else _at_once():
+            with contextlib.nullcontext() if key in self.shared.seen else _with_gradient():
                 made = self.call(*args, **kwargs)
-            self.shared.met.add(given)
+            self.shared.seen.add(key)
             return made
         except Exception as error:
             if not _of_the_compiler(error):
@@ -101,12 +97,12 @@ def _shape(x: object) -> object:
 
 
 @contextlib.contextmanager
-def _at_once() -> Iterator[None]:
-    """What is compiled within is compiled whole, together with its gradient.
+def _with_gradient() -> Iterator[None]:
+    """Compile modules together with their gradients, and in one piece.
 
-    By default torch compiles the gradient when it is first asked for: a compiler that fails there would end the run in
-    the middle of the backward pass, where there is no way back to the plain module. And under DDP it cuts what it
-    compiles into pieces for the exchange of gradients; a block is such a piece, and recomputed ones cannot be cut.
+    By default torch compiles the gradient in the first backward pass, where a compiler that fails would end the run:
+    here the plain module can still take over. Under DDP torch splits what it compiles for the exchange of gradients;
+    a block is such a piece already, and recomputed blocks cannot be split.
     """
     import torch._dynamo.config as dynamo
     import torch._functorch.config as functorch
@@ -128,13 +124,13 @@ def _try(device: torch.device) -> str | None:
     try:
         with torch.enable_grad():
             torch.compile(small, dynamic=False)(x, weight).backward()
-    except Exception as error:  # a compiler can fail in any way, and each of them means the same here
+    except Exception as error:  # of any kind: torch does not say which ones its compilers raise
         return _line(error)
     return None
 
 
 def _of_the_compiler(error: BaseException) -> bool:
-    """Whether dynamo or inductor, rather than the module itself, failed."""
+    """Whether dynamo or inductor failed, and not the module itself."""
     from torch._dynamo import exc
 
     if isinstance(error, exc.TorchDynamoException):
@@ -148,13 +144,13 @@ def _of_the_compiler(error: BaseException) -> bool:
 
 
 def _line(error: BaseException) -> str:
-    """What an error says, in one line of at most 200 characters."""
+    """Return the message of an error in one line of at most 200 characters."""
     text = " ".join(str(error).split("\n\n")[0].split()[:60]) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."
 
 
 def attention_backends(device: torch.device) -> str:
-    """Which fused attention kernels torch may choose from on a device, and why, in one sentence."""
+    """Return a sentence on the fused attention kernels that torch may choose from on a device."""
     if device.type != "cuda":
         return f"attention: torch's fused kernel of {device.type}"
     backends = torch.backends.cuda

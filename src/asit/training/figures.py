@@ -1,6 +1,6 @@
-"""The picture a run leaves every so often: clean, corrupted, reconstructed and mask, side by side.
+"""The figures of a pretraining run: clean, corrupted, reconstructed and mask, side by side.
 
-Letters: n examples, T frames, F mel bins. Arrays only: nothing here knows of audio or models.
+Letters: n examples, T frames, F mel bins.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
+from asit.config import FrontEndSettings
 from asit.io import atomic
 
 COLUMNS = 5
-"""Examples drawn; the npz holds all of them."""
+"""Examples drawn; the npz file holds all of them."""
 
 
 def write_figure(
@@ -28,25 +29,22 @@ def write_figure(
     reconstructed: ArrayLike,
     mask: ArrayLike,
     ids: Sequence[object],
-    *,
-    rate: int = 16000,
-    shift_ms: float = 10.0,
+    front_end: FrontEndSettings,
 ) -> Path:
-    """Write `step-<step, 8 digits>.png` and `.npz` into a folder, each whole or not at all.
+    """Write `step-<step, 8 digits>.png` and `.npz` into a folder, each atomically.
 
     Args:
-        folder: where to; made if missing.
+        folder: output folder; made if missing.
         step: optimiser steps done.
         clean, corrupted, reconstructed: normalised log-mels (n, T, F), n at least 1. Values that are not finite are
-            drawn blank: a figure must not end a run.
+            left blank, since a figure must not end a run.
         mask: (n, T, F), true where the student's input was corrupted.
         ids: n names of the examples, drawn above the columns.
-        rate: sample rate in Hz, for the label of the mel axis (its top is taken as half of this).
-        shift_ms: hop of the frames in ms, for the time axis.
+        front_end: sample rate and hop, for the axes.
 
     Returns:
-        The PNG's path. The npz beside it holds clean, corrupted and reconstructed as float16, mask as bool, and ids
-        as strings.
+        The PNG's path. The npz file holds clean, corrupted and reconstructed as float16, mask as bool, and ids as
+        strings.
 
     Raises:
         ValueError: arrays whose shapes differ.
@@ -60,7 +58,7 @@ def write_figure(
     shapes = {name: array.shape for name, array in values.items()} | {"mask": masked.shape}
     if len(set(shapes.values())) > 1 or masked.ndim != 3 or len(ids) != len(masked) or not len(ids):
         raise ValueError(f"one shape (n, T, F), n at least 1, and n ids are expected, not {shapes} and {len(ids)} ids")
-    figure = _draw(step, values, masked, [str(i) for i in ids], rate, shift_ms)
+    figure = _draw(step, values, masked, [str(i) for i in ids], front_end)
     folder.mkdir(parents=True, exist_ok=True)
     stem = f"step-{step:08d}"
     arrays: dict[str, Any] = {name: np.clip(x, -65504, 65504).astype(np.float16) for name, x in values.items()}
@@ -73,12 +71,12 @@ def write_figure(
     return path
 
 
-def _draw(step: int, values: dict[str, Any], mask: Any, ids: list[str], rate: int, shift_ms: float) -> Figure:
+def _draw(step: int, values: dict[str, Any], mask: Any, ids: list[str], front_end: FrontEndSettings) -> Figure:
     columns = min(COLUMNS, len(mask))
     _, frames, mels = mask.shape
-    seconds = frames * shift_ms / 1000
+    seconds = frames * front_end.shift_ms / 1000
     figure = Figure(figsize=(0.9 + 2.9 * columns, 7.2), layout="constrained")
-    FigureCanvasAgg(figure)  # the object interface: no pyplot, so no global state and no display
+    FigureCanvasAgg(figure)  # without pyplot there is no global state and no display
     axes = figure.subplots(4, columns, sharex=True, sharey=True, squeeze=False)
     for column in range(columns):
         finite = values["clean"][column][np.isfinite(values["clean"][column])]
@@ -97,7 +95,7 @@ def _draw(step: int, values: dict[str, Any], mask: Any, ids: list[str], rate: in
                 vmax=limits[1],
             )
             if column == 0:
-                axis.set_ylabel(f"{name}\nmel bin (to {rate / 2000:g} kHz)", fontsize=8)
+                axis.set_ylabel(f"{name}\nmel bin (to {front_end.rate / 2000:g} kHz)", fontsize=8)
             axis.tick_params(labelsize=7)
         axes[0, column].set_title(_short(ids[column]), fontsize=8, parse_math=False)
         share = mask[column].mean()

@@ -223,7 +223,7 @@ class _Fit:
         self.clock = Clock(self.plan.batch)
         self.failures = Failures(self.plan.most_failures, self.records, self.world)
         late = stopping.checks_late(self.world.device)
-        self.late = stopping.LateCheck(self.task, self.world) if late else None
+        self.late = stopping.LateCheck(self.task.suspects, self.world) if late else None
         self.last: Micro | None = None
 
     def go(self, hooks: Sequence[tuple[int, Hook]]) -> Outcome:
@@ -321,14 +321,20 @@ class _Fit:
             self._written()
         # After the exchange of gradients a value that is not finite has reached every process.
         if unfit:
-            stopping.refuse(self.task, passes.micros, spoilt, self.step, self.world)
+            stopping.refuse(self.task.suspects, passes.micros, spoilt, self.step, self.world)
         if self.late is not None:
             self._settled()
             self.late.gate(self.optimiser, self.step, passes.micros, parts)
         return stop
 
     def _ask(self, passes: _Passes, bad: bool = False) -> Callable[[], list[bool]]:
-        mine = [passes.ended is not None, self.signals.caught is not None, self.saver.failed, bad, self.failures.untold]
+        mine = [
+            passes.ended is not None,
+            self.signals.caught is not None,
+            self.saver.failed,
+            bad,
+            self.failures.unshared,
+        ]
         return self.world.ask(mine)
 
     def _out_of_data(self, error: AsitError | None) -> NoReturn:

@@ -1,4 +1,4 @@
-"""What a run writes while it goes: metrics.jsonl, log.txt and TensorBoard events."""
+"""The records that a run writes as it goes: metrics.jsonl, log.txt and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -65,12 +65,12 @@ class Records:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self.folder is not None:
             self._progress.end()
-        # The error that a run ends by is shown, not that a full disk takes no more lines either.
+        # A full disk, which takes no more lines either, must not hide the error that the run ends by.
         with contextlib.suppress(*([OSError] if error is not None else [])):
             self._open.close()
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """One line of metrics.jsonl, and its numbers to TensorBoard."""
+        """Write a line of metrics.jsonl, and its numbers to TensorBoard."""
         if self._metrics is None:
             return
         record = {"kind": kind, "step": step, **values}
@@ -85,17 +85,15 @@ class Records:
         self.write("event", step, {"text": text})
         log.info(text)
 
-    def progress(self, step: int, text: str, seconds_left: float) -> None:
-        """Show how far the run is; see `asit.progress`."""
+    def progress(self, step: int, text: str, seconds_left: float, details: str = "") -> None:
+        """Show how far the run is, with `details` last, where a narrow terminal cuts them; see `asit.progress`."""
         if self.folder is not None and self._progress.due():
-            self._progress.show(f"step {step}/{self.total}  {text}  {duration(seconds_left)} left")
+            line = f"step {step}/{self.total}  {text}  {duration(seconds_left)} left  {details}"
+            self._progress.show(line.rstrip())
 
 
 def _cut(path: Path, step: int) -> None:
-    """Take out the lines after `step`, and those that are no records, of a run that is resumed from there.
-
-    The checkpoint says where the run is: a line that a crash of the machine tore costs that line alone.
-    """
+    """Remove lines after the step that a run resumes from, and lines that a crash of the machine left damaged."""
     if not path.exists():
         return
     kept = [line for line, record in lines(path) if record["step"] <= step]
@@ -104,7 +102,7 @@ def _cut(path: Path, step: int) -> None:
 
 
 def lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """The lines of metrics.jsonl that are records, each with its record; others are left out."""
+    """Yield the lines of metrics.jsonl that are records, each with its record."""
     for line in path.read_bytes().split(b"\n"):
         try:
             record = parsing.from_json(line)

@@ -1,7 +1,8 @@
-"""Batches brought to the device one ahead of the step that takes them.
+"""Batches moved to the device one step ahead.
 
-On a GPU the copy, and what is prepared from it, run on a stream of their own: pinned memory, no wait of the host, and
-the step's stream waits only for what it is about to read. On other devices a batch is brought when it is asked for.
+On a GPU the copy, and the preparation that follows it, run on a CUDA stream of their own, from pinned memory: the host
+never waits, and the step's stream waits only for the batch that it reads next. On other devices a batch is moved when
+it is requested.
 """
 
 from __future__ import annotations
@@ -9,40 +10,33 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Generator
 from dataclasses import fields
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from asit.data.loading.loader import TensorBatch
 
-class Movable(Protocol):
-    """A dataclass of tensors, such as `asit.data.loading.loader.TensorBatch`."""
-
-    def to(self, device: torch.device) -> Self: ...
-
-
-M = TypeVar("M", bound=Movable)
+M = TypeVar("M", bound=TensorBatch)
 
 
 def prefetched(
     batches: Generator[M], device: torch.device, prepare: Callable[[M], M] | None = None
 ) -> Generator[M, None, None]:
-    """The same batches on a device, prepared, in the same order.
+    """Yield the same batches on a device, prepared, in the same order.
 
-    An error of `batches` is raised where its batch would have come: the one before it is handed out first. Close it to
+    An error of `batches` is raised in place of its batch, after the one before it was yielded. Close the generator to
     close `batches`.
 
     Args:
         batches: from the loader, pinned where the device is a GPU.
-        device: where they are wanted.
-        prepare: what is computed from a batch that lies on the device, such as log-mels; must not wait for the device.
+        device: where they go.
+        prepare: computed from a batch on the device, such as log-mels; must not wait for the device.
     """
-    if device.type == "cuda":
-        return _ahead(batches, device, prepare or (lambda batch: batch))
-    # On a CPU nothing is copied: a step and the next batch's preparation would share the same cores.
     if device.type == "cpu" and prepare is None:
         return batches
-    return _in_turn(batches, device, prepare or (lambda batch: batch))
+    prepare = prepare or (lambda batch: batch)
+    return _ahead(batches, device, prepare) if device.type == "cuda" else _in_turn(batches, device, prepare)
 
 
 def _in_turn(batches: Generator[M], device: torch.device, prepare: Callable[[M], M]) -> Generator[M, None, None]:
@@ -55,7 +49,7 @@ def _ahead(batches: Generator[M], device: torch.device, prepare: Callable[[M], M
     side = torch.cuda.Stream(device)
 
     def fetch() -> tuple[M, torch.cuda.Event] | Exception | None:
-        """The next batch and the event of its being there, the error that came instead, or None at the end."""
+        """Return the next batch and the event that it is ready, the error in its place, or None at the end."""
         try:
             batch = next(batches)
         except StopIteration:
@@ -63,23 +57,23 @@ def _ahead(batches: Generator[M], device: torch.device, prepare: Callable[[M], M
         except Exception as error:
             return error
         with torch.cuda.stream(side):
-            ready = prepare(batch.to(device))
-            there = torch.cuda.Event()
-            there.record(side)
-        return ready, there
+            prepared = prepare(batch.to(device))
+            ready = torch.cuda.Event()
+            ready.record(side)
+        return prepared, ready
 
     with contextlib.closing(batches):
         coming = fetch()
         while coming is not None:
             if isinstance(coming, Exception):
                 raise coming
-            batch, there = coming
+            batch, ready = coming
             now = torch.cuda.current_stream(device)
-            now.wait_event(there)
+            now.wait_event(ready)
             for tensor in _tensors(batch):
-                # Its memory came from the side stream's stock, which must not take it back while the step reads it.
+                # Allocated on the side stream, which must not reuse the memory while the step reads it.
                 tensor.record_stream(now)
-            # Enqueued before the step's own kernels, and run beside them.
+            # Enqueued before the step's own kernels, so that both run at the same time.
             coming = fetch()
             yield batch
             del batch

@@ -1,4 +1,4 @@
-"""Recordings that cannot be read while a run goes: each is told once, and too many of them end the run."""
+"""Recordings that cannot be read during a run: each is logged once, and too many of them end the run."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from asit.training.metrics_log import Records
 
 
 class Failures:
-    """What all processes could not read, told by the one that writes the records.
+    """Recordings that any process could not read.
 
     Args:
         most: recordings that may fail before the run stops.
-        records: of this process; only the main one's write.
+        records: of this process; only the main process writes them.
         world: the processes.
     """
 
@@ -24,37 +24,36 @@ class Failures:
         self._new: list[str] = []
 
     @property
-    def untold(self) -> bool:
-        """Whether this process has met some that the others do not know of."""
+    def unshared(self) -> bool:
+        """Whether this process has failures that the other processes do not know of."""
         return bool(self._new)
 
     def add(self, found: Sequence[str], step: int) -> None:
-        """Count what a batch could not read, each recording once however many epochs it fails in.
+        """Count the failures of a batch; a recording counts once, however many epochs it fails in.
 
         Raises:
-            TrainingError: more than `most` have failed; those of other processes count from `share` on.
+            TrainingError: more than `most` have failed; those of other processes count after `share`.
         """
         new = [text for text in dict.fromkeys(found) if text not in self._known]
         self._known |= dict.fromkeys(new)
         if self.world.size == 1:
-            self._tell(new, step)
+            self._log(new, step)
         else:
             self._new += new
         if len(self._known) > self.most:
             raise TrainingError(
                 f"{len(self._known)} recordings could not be read, the last: {next(reversed(self._known))}",
                 f"at most {self.most}, from the setting bad_files",
-                "see log.txt for their names; mend the storage, or raise bad_files",
+                "see log.txt for their names; repair the storage, or raise bad_files",
             )
 
     def share(self, step: int) -> None:
-        """Tell all processes of what each has met since the last time; every process must call this."""
+        """Exchange new failures between the processes; every process must call this."""
         mine, self._new = self._new, []
-        # All of them are new to all: what was shared before is known everywhere.
-        met = dict.fromkeys(text for one in self.world.gather(mine) for text in one)
-        self._known |= met
-        self._tell(list(met), step)
+        shared = dict.fromkeys(text for one in self.world.gather(mine) for text in one)
+        self._known |= shared
+        self._log(list(shared), step)
 
-    def _tell(self, texts: Sequence[str], step: int) -> None:
+    def _log(self, texts: Sequence[str], step: int) -> None:
         for text in texts:
             self.records.event(step, f"left out: {text}; another clip stands in for it")

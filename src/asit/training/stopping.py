@@ -6,10 +6,10 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,21 +17,25 @@ from torch import Tensor
 from asit.errors import TrainingError
 from asit.runtime import World
 
+Suspects = Callable[[Any], list[str]]
+"""Returns the clips of a micro-batch that may have caused a value that is not finite."""
+
 
 class NotFiniteError(TrainingError):
-    """A loss or gradient that is not finite: the same settings come to it again."""
+    """A loss or gradient that is not finite: resuming with the same settings would reach it again."""
 
 
 AGAIN_SECONDS = 5.0
-"""A SIGTERM that comes this long after the first one acts at once."""
+"""A SIGTERM that comes this long after the first one ends the process at once."""
 
 
 class Signals:
     """Turns the first SIGINT, SIGTERM or SIGUSR1 into a request to stop after the step.
 
-    A second SIGINT acts at once. A second SIGTERM does when it comes `AGAIN_SECONDS` after the first: schedulers send
-    it to every process of a job, and torchrun's agent sends it to its processes once more. Under torchrun it never
-    does: the agent kills what does not end. SIGUSR1 is what schedulers are asked to send ahead of the end of a job.
+    A second SIGINT ends the process at once, as does a second SIGTERM that comes `AGAIN_SECONDS` after the first:
+    schedulers send SIGTERM to every process of a job, and torchrun's agent sends it to its processes once more. Under
+    torchrun a second SIGTERM is ignored, since the agent kills what does not end. Schedulers can be told to send
+    SIGUSR1 ahead of a job's end.
     """
 
     def __init__(self) -> None:
@@ -63,25 +67,19 @@ class Signals:
             os.kill(os.getpid(), number)
 
 
-class Suspects(Protocol):
-    """Who can tell which clips of a micro-batch are behind a value that is not finite."""
-
-    def suspects(self, batch: Any) -> list[str]: ...
-
-
 def checks_late(device: torch.device) -> bool:
-    """Whether reading a number from the device would hold the steps, so that it is read one step later."""
+    """Whether values are checked one step late, since reading a number from the device would stall the steps."""
     return device.type == "cuda"
 
 
 def spoilt(parts: Mapping[str, Tensor]) -> Tensor:
-    """Whether any of these () tensors is not finite: () float32, 0 or 1, on their device."""
+    """Return 1 if any of these () tensors is not finite, else 0: () float32, on their device."""
     return (~torch.isfinite(torch.stack([value.float().reshape(()) for value in parts.values()])).all()).float()
 
 
 @dataclass
 class _Step:
-    """A step whose flag is on its way to the host."""
+    """A step whose flag is being copied to the host."""
 
     step: int
     micros: Sequence[Any]
@@ -91,25 +89,29 @@ class _Step:
 
 
 class LateCheck:
-    """The check for values that are not finite, without asking the device in the step.
+    """The check for values that are not finite, without a wait for the device within the step.
 
-    The flag of a step gates its update on the device (`found_inf` of the fused optimiser: weights and optimiser stay
-    as they are), and is copied to the host, which reads it before the next update, when the device has long been
-    given the next step's work. What follows the update in a spoilt step (teacher, centres) is not gated: the run ends
-    at the read, before anything of it is kept.
+    A step's flag prevents its update on the device (`found_inf` of the fused optimiser: weights and optimiser state do
+    not change) and is copied to the host, which reads it before the next update, when the device already has the next
+    step's work. What follows the update of such a step (teacher, centres) does change: the run ends when the flag is
+    read, before any of it is saved.
+
+    Args:
+        suspects: of the method.
+        world: the processes.
     """
 
-    def __init__(self, task: Suspects, world: World) -> None:
-        self.task, self.world = task, world
+    def __init__(self, suspects: Suspects, world: World) -> None:
+        self.suspects, self.world = suspects, world
         self._open: _Step | None = None
 
     def gate(self, optimiser: Any, step: int, micros: Sequence[Any], parts: Mapping[str, Tensor]) -> None:
-        """Make the optimiser's next step one that changes nothing, in all processes, if a part is not finite.
+        """Make the optimiser's next step change nothing, in all processes, if a part is not finite.
 
         Args:
             optimiser: a fused one of torch.
-            step: the steps done before this one, for the message.
-            micros: its micro-batches, kept until the flag has been read.
+            step: steps done before this one, for the message.
+            micros: its micro-batches, kept until the flag is read.
             parts: () tensors, the gradient's norm among them.
         """
         bad = spoilt(parts)
@@ -127,7 +129,7 @@ class LateCheck:
         """Wait for the last flag.
 
         Raises:
-            TrainingError: it is set; names the step that it was set in.
+            NotFiniteError: it is set; names the step that set it.
         """
         last, self._open = self._open, None
         if last is None:
@@ -135,11 +137,11 @@ class LateCheck:
         if last.copied is not None:
             last.copied.synchronize()
         if float(last.flag):
-            refuse(self.task, last.micros, broken(last.parts), last.step, self.world)
+            refuse(self.suspects, last.micros, broken(last.parts), last.step, self.world)
 
 
 def broken(parts: Mapping[str, Tensor]) -> list[str]:
-    """Names of the parts of the loss that are not finite; asks the device."""
+    """Return the names of the parts of the loss that are not finite; waits for the device."""
     return [
         name
         for name, value in parts.items()
@@ -147,14 +149,17 @@ def broken(parts: Mapping[str, Tensor]) -> list[str]:
     ]
 
 
-def refuse(task: Suspects, micros: Sequence[Any], found: Sequence[str], step: int, world: World) -> None:
-    """Raise a TrainingError that names step, parts and clips; every process must call this.
+def refuse(suspects: Suspects, micros: Sequence[Any], found: Sequence[str], step: int, world: World) -> None:
+    """Raise a NotFiniteError that names step, parts and clips; every process must call this.
 
     Args:
+        suspects: of the method.
         micros: this process's micro-batches of the step.
         found: the parts that are not finite in this process.
+        step: steps done before this one.
+        world: the processes.
     """
-    mine = (sorted(found), [clip for micro in micros for clip in task.suspects(micro)] if found else [])
+    mine = (sorted(found), [clip for micro in micros for clip in suspects(micro)] if found else [])
     everyone = world.gather(mine)
     parts = sorted({part for names, _ in everyone for part in names}) or ["gradient"]
     clips = list(dict.fromkeys(clip for _, names in everyone for clip in names))
@@ -164,5 +169,5 @@ def refuse(task: Suspects, micros: Sequence[Any], found: Sequence[str], step: in
     raise NotFiniteError(
         f"step {step}: not finite: {', '.join(parts)}; clips: {shown}",
         "finite losses and gradients; the weights were not changed",
-        "look at these clips; or start again with a lower optim.lr or optim.clip, or with precision float32",
+        "listen to these clips; or start again with a lower optim.lr or optim.clip, or with precision float32",
     )
