@@ -90,7 +90,7 @@ def test_bad_recordings_are_named_and_the_others_are_as_ever(
     assert time.monotonic() - begun < 20
     said = capsys.readouterr()
     passed = said.out if verb == "catalogue" else said.err
-    assert "not opened, as their names are not those of recordings: 1 .csv, 1 .txt" in passed
+    assert "not opened, as these are no audio suffixes: 1 .csv, 1 .txt" in passed
     listed = {"embed": "e.npz.failures.jsonl", "index": "i/failures.jsonl", "catalogue": "c.skipped.jsonl"}
     if verb == "tag":
         rows = [json.loads(line) for line in said.out.splitlines()]

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from asit.data.catalogue.catalogue import Catalogue, Clip
 from asit.data.catalogue.labels import Labels, balanced_weights, inverse_weights, list_hash, read_labels
-from asit.data.catalogue.splits import Splits, check_splits, drop_unseen_classes, folds, make_splits, subsample
+from asit.data.catalogue.splits import Splits, check_splits, drop_unseen_classes, folds, make_splits
+from asit.data.catalogue.stratified import subsample
 from asit.errors import CatalogueError
 
 NAMES = ["ant", "bee", "cat", "dog"]
@@ -62,8 +63,8 @@ def test_classes_are_compared_as_identifiers(caplog: pytest.LogCaptureFixture) -
 
 def test_names_that_are_read_as_weights_are_pointed_out(caplog: pytest.LogCaptureFixture) -> None:
     text = told(lambda: read_labels(listed(["call:0", "call:1"])))
-    assert "one and the same label: call ('call:0', 'call:1' are names with weights)" in text
-    assert "if 'call:0', 'call:1' are names of classes, put another sign in place of ':'" in text
+    assert "the same label: call ('call:0', 'call:1' are names with weights)" in text
+    assert "if 'call:0', 'call:1' are names of classes, replace ':' by another sign" in text
     assert read_labels(listed(["call:0", "call:1", "song:0", "song:1"])).names == ("call", "song")
     (message,) = caplog.messages
     assert message.startswith("labels such as 'call:0', 'call:1', 'song:0', 'song:1' are read as weights of 2 classes")
@@ -124,10 +125,10 @@ def test_clips_without_a_label() -> None:
 @pytest.mark.parametrize(
     ("texts", "how", "message"),
     [
-        (["a", "a"], {}, "one and the same label: a"),
+        (["a", "a"], {}, "the same label: a"),
         (["a", "b:1.5", "b:-1", "b:0,5", "b:50%"], {}, "4 labels end in a colon .* 'b:1.5', 'b:-1', 'b:0,5', 'b:50%'"),
         (["a", ":0.5"], {}, "1 labels end in a colon"),
-        (["a", "b:0.5;b"], {}, "come twice with two weights: 'b:0.5;b'"),
+        (["a", "b:0.5;b"], {}, "occur twice with different weights: 'b:0.5;b'"),
         (["a", "b;c", "a:0.5"], {"kind": "single"}, "2 of 3 clips have several labels, or soft ones: 1.wav, 2.wav"),
         (
             ["dog", "cta", "cta"],
@@ -180,10 +181,10 @@ def test_splits_by_any_of_their_names() -> None:
     audioset = listed(list("ababab"), split=["balanced", "unbalanced", "test", "balanced", None, "strange"])
     sides = make_splits(audioset)
     assert places(sides) == [[0, 1, 3], [], [2]]
-    assert sides.notes == ["1 clips of split strange are on no side", "1 clips without a split are on no side"]
+    assert sides.notes == ["1 clips of split strange are not used", "1 clips without a split are not used"]
     sides = make_splits(audioset, train=["balanced"], validation=["strange"], test=["eval"])
     assert places(sides) == [[0, 3], [5], [2]]
-    assert sides.notes[0] == "1 clips of split unbalanced are on no side"
+    assert sides.notes[0] == "1 clips of split unbalanced are not used"
     assert places(make_splits(listed(list("abab")))) == [[0, 1, 2, 3], [], []]
 
 
@@ -206,7 +207,7 @@ def test_folds() -> None:
     assert places(sides) == [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10], [], [0, 11]]
     assert "there is no fold 12" in told(lambda: make_splits(made, fold="12"))
     assert "no folds" in told(lambda: folds(listed(list("ab"))))
-    assert "but one fold" in told(lambda: folds(listed(list("ab"), fold=["1", "1"])))
+    assert "only one fold" in told(lambda: folds(listed(list("ab"), fold=["1", "1"])))
     text = told(lambda: folds(listed(list("abc"), fold=["1", "2", "4"])))
     assert "folds without a clip: 3" in text
     assert "there are 1 (1 clips), 2 (1 clips), 4 (1 clips)" in text
@@ -248,7 +249,7 @@ def test_a_held_out_share_keeps_groups_whole() -> None:
     few_groups = listed(["a", "b"] * 20, group=["x"] * 16 + ["y"] * 24)
     sides = make_splits(few_groups, share=0.1)
     assert sides.validation.tolist() == [*range(16)]
-    assert sides.notes == ["40% of the training clips are held out, not 10%: groups stay whole"]
+    assert sides.notes == ["40% of the training clips are held out, not 10%: groups stay together"]
     text = told(lambda: make_splits(listed(["a", "b"] * 4, group=["x"] * 8), share=0.1))
     assert "8 training clips in 1 groups cannot be held out" in text
     assert "share of 1.5" in told(lambda: make_splits(few_groups, share=1.5))
@@ -290,7 +291,7 @@ def test_sides_without_the_classes_that_are_not_trained() -> None:
     found = drop_unseen_classes(labels, sides)
     assert [rows.tolist() for _, rows in found.items()] == [[0, 1], [], [3]]
     assert found.unseen == ("c", "d")
-    assert found.notes == ["2 of 4 classes have no training clip: c, d; their 3 clips of other sides are left out"]
+    assert found.notes == ["2 of 4 classes have no training clip: c, d; their 3 validation and test clips are left out"]
     check_splits(labels, found, None)
     several = listed(["a;b", "a", "a;c", "b", "c:0.5;b"], split=["train", "train", "test", "test", "test"])
     found = drop_unseen_classes(read_labels(several), make_splits(several))

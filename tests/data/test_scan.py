@@ -346,7 +346,7 @@ def test_rows_and_facts_of_a_reader(sounds: Path, tmp_path: Path) -> None:
     again = Catalogue.read(tmp_path / "c.jsonl")
     assert list(again.labels) == ["a", "b"] * 3
     assert list(again.splits) == ["train"] * 3 + ["test"] * 3
-    assert list(again.folds) == ["0", "0", "1", "1", "2", "2"]
+    assert list(again.texts("fold")) == ["0", "0", "1", "1", "2", "2"]
     assert list(again.groups) == [f"speaker {i}" for i in range(6)]
     assert "shortened" not in again.header
 
@@ -371,7 +371,7 @@ def test_labels_from_the_folders_of_the_first_level(tmp_path: Path) -> None:
     for labels in ("auto", "none"):
         assert list(make(tmp_path / "in", labels=labels).labels) == [None] * 3
     noise(tmp_path / "in" / "loose.wav")
-    with pytest.raises(CatalogueError, match=r"1 of 4 recordings lie directly in .*: loose\.wav"):
+    with pytest.raises(CatalogueError, match=r"1 of 4 recordings are directly in .*: loose\.wav"):
         make(tmp_path / "in", labels="folder")
     (tmp_path / "in" / "loose.wav").unlink()
     noise(tmp_path / "in" / "a;b" / "4.wav")
@@ -396,8 +396,8 @@ def test_splits_and_classes_from_folders(tmp_path: Path, names: tuple[str, ...])
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("train/1.wav", "test/dog/1.wav"), r"are splits \(test, train\), and 1 of 2 recordings lie directly in one"),
-        (("train/1.wav", "test/2.wav"), r"2 of 2 recordings lie directly in one: test/2\.wav, train/1\.wav"),
+        (("train/1.wav", "test/dog/1.wav"), r"are splits \(test, train\), and 1 of 2 recordings are directly in one"),
+        (("train/1.wav", "test/2.wav"), r"2 of 2 recordings are directly in one: test/2\.wav, train/1\.wav"),
         (("train/dog/1.wav", "test/dog/1.wav", "cat/1.wav"), r"after splits \(test, train\) beside others \(cat\)"),
         (
             ("dog/train/1.wav", "dog/test/1.wav", "cat/1.wav"),
@@ -502,7 +502,7 @@ def test_other_settings_do_not_go_on_from_a_stopped_scan(sounds: Path, tmp_path:
     def stop(done: int, total: int, bad: int) -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt, match="the same command goes on"):
+    with pytest.raises(KeyboardInterrupt, match="the same command resumes"):
         make(sounds, checksum=True, progress=stop)
     with pytest.raises(CatalogueError, match=r"checksum true, now false(.|\n)*restart"):
         make(sounds)
@@ -553,7 +553,7 @@ def test_outs_that_cannot_be(sounds: Path, tmp_path: Path) -> None:
     with pytest.raises(CatalogueError, match="is a folder"):
         make(sounds, out=sounds)
     (tmp_path / "mine.csv").write_text("path\nz.ogg\n")
-    with pytest.raises(CatalogueError, match=r"mine\.csv exists and is not a catalogue"):
+    with pytest.raises(CatalogueError, match=r"mine\.csv exists and is no catalogue"):
         make(sounds, out=tmp_path / "mine.csv")
     with pytest.raises(ConfigError, match=r"c\.jsonl may not be written"):
         make(sounds, out=sounds / "z.ogg" / "c.jsonl")
@@ -580,7 +580,7 @@ def test_moved_data_are_found_by_root(sounds: Path, tmp_path: Path) -> None:
     made = make(sounds, check="header")
     moved = tmp_path / "moved"
     sounds.rename(moved)
-    with pytest.raises(CatalogueError, match=r"not there(.|\n)*as root"):
+    with pytest.raises(CatalogueError, match=r"not exist(.|\n)*as root"):
         Catalogue.read(tmp_path / "c.jsonl")
     read = Catalogue.read(tmp_path / "c.jsonl", root=moved)
     assert Path(read[0].path).exists()

@@ -222,7 +222,7 @@ def test_missing_short_and_damaged_shards_are_named(sounds: Catalogue, tmp_path:
     with pytest.raises(StoreError, match=r"of 3 shards 1 missing: .*2.tar; 1 too short: .*1.tar \(3,000 of"):
         verify.verify_sizes(index)
     first.unlink()
-    with pytest.raises(CatalogueError, match=r"lists .*shard-000000.tar, which is not there"):
+    with pytest.raises(CatalogueError, match=r"lists .*shard-000000.tar, which does not exist"):
         Catalogue.read(tmp_path / "out" / "index.jsonl")
 
 

@@ -64,17 +64,17 @@ def test_folds_groups_parts_and_soft_labels(tmp_path: Path, name: str, text: str
         ("path,start,end\na.wav,0,nan\n", "line 2: end is 'nan'"),
         ("path,start_seconds,end_seconds\na.wav,2,2\n", "line 2: from 2 s to 2 s"),
         ("path,end\na.wav,0\n", "line 2: from 0 s to 0 s"),
-        ("path,start,end\na.wav,1,2\na.wav,2,3\na.wav,1.0,2\n", "line 4: a.wav from 1 s stands in the table twice"),
+        ("path,start,end\na.wav,1,2\na.wav,2,3\na.wav,1.0,2\n", "line 4: a.wav from 1 s is in the table twice"),
         ("path;start\na.wav;0,5\n", "line 2: start is '0,5'(.|\n)*with a decimal point"),
         ("path,label\na\rb.wav,dog\n", "line 2: 1 cells under 2 columns(.|\n)*a line break needs quotes"),
-        ("path,label\na.wav,dog\n".encode("utf-16-le"), "holds zero bytes: it is UTF-16 without its mark"),
+        ("path,label\na.wav,dog\n".encode("utf-16-le"), "holds zero bytes: UTF-16 without a byte order mark"),
         ("path,label\na.wav,dög\n".encode("latin-1"), "not UTF-8 text: invalid start byte 0xf6(.|\n)*iconv"),
         ("a/b.wav,dog\nc.wav,cat\n", r"the first line is 'a/b\.wav, dog'"),
         ("label,split\nx,y\n", "none with the path"),
         ("path,file\na,b\n", "path and file are both the path"),
         ("path,label\na.wav,x\nb.wav,x,y\n", "line 3: 3 cells under 2 columns"),
         ("path,label\n,x\n", "line 2: no path"),
-        ("path\na.wav\n./a.wav\n", "line 3: ./a.wav stands in the table twice"),
+        ("path\na.wav\n./a.wav\n", "line 3: ./a.wav is in the table twice"),
         ("path\n", "no rows"),
         ("", "no rows"),
         (b"path\n\xff\xfe.wav\n", "not UTF-8"),
@@ -167,12 +167,12 @@ def test_names_are_found_as_the_disk_spells_them(tmp_path: Path, monkeypatch: py
     ]:
         (row,) = read_table(table(tmp_path, f"path\n{name}\n"))
         assert row.path == str(found)
-    with pytest.raises(CatalogueError, match=r"line 3: .* stands in the table twice"):
+    with pytest.raises(CatalogueError, match=r"line 3: .* is in the table twice"):
         read_table(table(tmp_path, f"path,label\n{composed},a\n{parted},b\n"))
 
 
 def test_tables_that_cannot_be_in_other_forms(tmp_path: Path) -> None:
-    with pytest.raises(CatalogueError, match="line 2 is no row: it is not JSON"):
+    with pytest.raises(CatalogueError, match="line 2: not a row: it is not JSON"):
         read_table(table(tmp_path, '{"path": "a.wav"}\n{"path"\n', "t.jsonl"))
     with pytest.raises(CatalogueError, match=r"line 1: \[1\]"):
         read_table(table(tmp_path, "[1]\n", "t.jsonl"))
@@ -186,13 +186,13 @@ def test_tables_that_cannot_be_in_other_forms(tmp_path: Path) -> None:
     with pytest.raises(CatalogueError, match="line 1: split is "):
         read_table(table(tmp_path, '{"path": "a.wav", "split": ["train"]}\n', "t.jsonl"))
     for line, message in [
-        ('{"path": "a.wav", "label": "x", "label": "y"}', "line 1 is no row: the key 'label' comes twice"),
-        ("[" * 100_000, "line 1 is no row: it is nested more than 100 deep"),
-        (f'{{"path": "a.wav", "fold": {"9" * 5000}}}', "line 1 is no row: it holds an integer of 5000 digits"),
-        ('{"path": "a.wav", "label": "\\ud800"}', "line 1 is no row: .*half of a surrogate pair"),
-        ('{"path": "\\ud800.wav"}', "line 1 is no row: .*half of a surrogate pair"),
+        ('{"path": "a.wav", "label": "x", "label": "y"}', "line 1: not a row: the key 'label' occurs twice"),
+        ("[" * 100_000, "line 1: not a row: it is nested more than 100 deep"),
+        (f'{{"path": "a.wav", "fold": {"9" * 5000}}}', "line 1: not a row: it holds an integer of 5000 digits"),
+        ('{"path": "a.wav", "label": "\\ud800"}', "line 1: not a row: .*half of a surrogate pair"),
+        ('{"path": "\\ud800.wav"}', "line 1: not a row: .*half of a surrogate pair"),
         ('{"path": ["a.wav"]}', "line 1: path is "),
-        ('{"\\ud800path": "a.wav"}', "line 1 is no row: .*half of a surrogate pair"),
+        ('{"\\ud800path": "a.wav"}', "line 1: not a row: .*half of a surrogate pair"),
         ('{"path": "a.wav", "start": true}', "line 1: start is 'True'"),
         ('{"path": "a.wav", "label": [["x"]]}', "line 1: label is "),
     ]:

@@ -148,7 +148,7 @@ def test_folds_are_looked_at_before_the_first_is_trained_on(
     ):
         go(tuned(tmp_path / "run", data=unseen, **ALL))
     one = table("one.csv", [[*row[:2], "1"] for row in made])
-    with pytest.raises(CatalogueError, match="there is but one fold"):
+    with pytest.raises(CatalogueError, match="there is only one fold"):
         go(tuned(tmp_path / "run", data=one, **ALL))
     assert not (tmp_path / "run" / "config.yaml").exists()
 
@@ -183,7 +183,7 @@ def test_folds_without_splits_and_a_class_that_one_fold_alone_has(
     assert {fold["fold"]: fold["unseen_classes"] for fold in found if fold["unseen_classes"]} == ended.unseen
     assert sum(fold["results"][0]["clips"] for fold in found) == len(rows) - 1
     log = (run / f"fold-{lost}" / "log.txt").read_text()
-    assert "1 of 4 classes have no training clip: squeak; their 1 clips of other sides are left out" in log
+    assert "1 of 4 classes have no training clip: squeak; their 1 validation and test clips are left out" in log
     assert go(asked, resume=True) == ended
     assert cross_validation._over_folds(tuned(run, data=run / "catalogue.jsonl"), False)
     for other in ({"hold_out": 0.3}, {"fold": "1"}):

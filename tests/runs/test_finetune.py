@@ -376,7 +376,7 @@ BAD: dict[str, tuple[Callable[[list[list[str]]], list[list[str]]], str, list[str
     "one class": (
         lambda r: change(r, 1, dict.fromkeys(range(24), "low")),
         "path,label,split",
-        ["all clips have one and the same label: low"],
+        ["all clips have the same label: low"],
     ),
     "no labels": (
         lambda r: change(r, 1, dict.fromkeys(range(24), "")),

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from asit.audio import files
-from asit.data.catalogue import split_names
 from asit.data.catalogue.catalogue import Catalogue, Clip
+from asit.data.catalogue.splits import canonical
 from asit.data.catalogue.tables import TableRow, read_table
 from asit.data.shards import tar_index
 from asit.errors import CatalogueError
@@ -118,7 +118,7 @@ def labelled_clips(table: str | Path, most: int, seed: int) -> LabelledClips:
         )
     splits: dict[str, list[Clip]] = {}
     for name in ("train", "test"):
-        part = [row for row in rows if split_names.canonical(row.split or "") == name]
+        part = [row for row in rows if canonical(row.split or "") == name]
         if not part:
             found = sorted({str(row.split) for row in rows})
             raise CatalogueError(

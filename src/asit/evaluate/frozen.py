@@ -19,8 +19,8 @@ from asit.data.catalogue.splits import (
     folds,
     make_splits,
     may_share_groups,
-    subsample,
 )
+from asit.data.catalogue.stratified import subsample
 from asit.data.shards import tar_index
 from asit.errors import AsitError, CatalogueError, ConfigError
 from asit.evaluate.feature_cache import Store

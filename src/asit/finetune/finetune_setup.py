@@ -22,8 +22,8 @@ from asit.data.catalogue.splits import (
     drop_unseen_classes,
     make_splits,
     may_share_groups,
-    subsample,
 )
+from asit.data.catalogue.stratified import subsample
 from asit.data.loading import loader, sampler
 from asit.data.loading.windows import Windows
 from asit.errors import CatalogueError, ConfigError

@@ -15,7 +15,7 @@ from asit import runtime
 from asit.audio.fbank import FrontEnd
 from asit.config import PretrainSettings
 from asit.data.catalogue.catalogue import Catalogue
-from asit.data.catalogue.split_names import rows_of_splits
+from asit.data.catalogue.splits import rows_of_splits
 from asit.data.loading.loader import loader
 from asit.data.loading.sampler import MicroBatchSampler, in_blocks, shuffled
 from asit.errors import CatalogueError

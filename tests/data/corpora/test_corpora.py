@@ -23,7 +23,7 @@ from asit.errors import CatalogueError
 def test_the_nearest_name(name: str, near: str, tmp_path: Path) -> None:
     with pytest.raises(CatalogueError) as error:
         corpora.read(name, tmp_path)
-    assert f"{name} is no data set that asit knows; did you mean {near}?" in str(error.value)
+    assert f"{name} is not a data set that asit knows; did you mean {near}?" in str(error.value)
     assert "one of audioset, esc50, speech-commands-v1, speech-commands-v2, voxceleb1" in str(error.value)
 
 

@@ -54,7 +54,7 @@ def test_whole(tmp_path: Path, lay: Lay) -> None:
     assert all(Path(r.path).is_file() for r in rows)
     assert found.classes == ("dog", "rooster")
     assert found.found == SMALL == found.expected
-    assert (found.missing, found.first, found.notes) == (0, (), ())
+    assert (found.missing, found.notes) == (0, ())
     assert found.header()["classes"] == ["dog", "rooster"]
     assert found.header()["task"] == "esc50"
     assert [*found.rows()] == rows, "rows can be asked for again"
@@ -109,9 +109,9 @@ def test_missing_clips_are_counted_and_named(tmp_path: Path, lay: Lay) -> None:
         read(root)
     said = str(error.value)
     assert "fold 1 1 of 2 clips (1 missing); fold 3 0 of 2 clips (2 missing)" in said
-    assert "not there: audio/1-1000-A-0.wav, audio/3-3001-A-1.wav, audio/3-3000-A-0.wav" in said
-    assert "a download has not ended: audio/3-3001-A-1.wav.partial" in said
-    assert "an archive lies there, perhaps not unpacked to its end: ../esc.zip" in said
+    assert "missing: audio/1-1000-A-0.wav, audio/3-3001-A-1.wav, audio/3-3000-A-0.wav" in said
+    assert "an unfinished download: audio/3-3001-A-1.wav.partial" in said
+    assert "an archive, perhaps not completely unpacked: ../esc.zip" in said
     assert "--incomplete" in said
     found = read(root, incomplete=True)
     assert len([*found.rows()]) == 7
@@ -137,7 +137,7 @@ def test_a_shorter_list_is_told(tmp_path: Path, lay: Lay) -> None:
 
 def test_a_source_in_two_folds_is_refused(tmp_path: Path, lay: Lay) -> None:
     rows = [row.replace(",2001,", ",1001,") for row in lines()]
-    with pytest.raises(CatalogueError, match=r"1 source recordings lie in more than one fold: 1001 \(folds 1, 2\)"):
+    with pytest.raises(CatalogueError, match=r"1 source recordings are in more than one fold: 1001 \(folds 1, 2\)"):
         read(make(tmp_path, lay, rows=rows), incomplete=True)
 
 
@@ -147,7 +147,7 @@ def test_the_four_official_exceptions_are_groups_by_class(tmp_path: Path, lay: L
     found = read(make(tmp_path, lay, rows=rows))
     assert {row.group for row in found.rows() if "134049" in str(row.group)} == {"134049 dog", "134049 rooster"}
     assert found.notes == (
-        "1 source recordings lie in two folds under two classes, officially: 134049; each is a group for each class",
+        "1 source recordings are officially in two folds under two classes: 134049; each is a group for each class",
     )
     within = [row.replace("2000,", "134049,").replace("3000,", "134049,") for row in lines()]
     with pytest.raises(CatalogueError, match="134049 dog"):
@@ -174,7 +174,7 @@ def test_another_folder_is_told_by_what_it_holds(tmp_path: Path) -> None:
     with pytest.raises(CatalogueError) as error:
         esc50.read(tmp_path)
     assert "has no meta/esc50.csv and no audio; it holds ESC-50-master.zip" in str(error.value)
-    assert "not unpacked to its end" in str(error.value)
+    assert "not completely unpacked" in str(error.value)
     with pytest.raises(CatalogueError, match="is an archive"):
         esc50.read(tmp_path / "ESC-50-master.zip")
     with pytest.raises(CatalogueError, match="there is no folder"):
@@ -203,7 +203,7 @@ def test_from_the_command_line(tmp_path: Path, lay: Lay, capsys: pytest.CaptureF
     assert "fold 1         50 of       400" in told
     made = Catalogue.read(out)
     assert list(made.labels) == [f"class {target}" for target in range(50)]
-    assert set(made.folds) == {"1"}
+    assert set(made.texts("fold")) == {"1"}
     assert made.groups[3] == "310"
     assert made.header["classes"] == [f"class {target}" for target in range(50)]
     assert made.header["corpus"]["found"] == {"fold 1": 50}

@@ -20,7 +20,7 @@ from asit.data.catalogue.catalogue import Catalogue
 from asit.data.catalogue.labels import read_labels
 from asit.data.catalogue.splits import check_splits, make_splits
 from asit.data.corpora import speech_commands
-from asit.data.corpora.speech_commands import SILENCE, UNKNOWN, side
+from asit.data.corpora.speech_commands import SILENCE, UNKNOWN, split_of
 from asit.errors import CatalogueError
 
 Lay = Callable[..., None]
@@ -52,17 +52,17 @@ def independent(name: str) -> str:
 
 @pytest.mark.parametrize(("names", "split"), [(VALIDATION, "validation"), (LEFT_OUT, "test"), (TRAIN, "train")])
 def test_the_hash_gives_the_official_lists(names: list[str], split: str) -> None:
-    assert [side(name) for name in names] == [split] * len(names)
+    assert [split_of(name) for name in names] == [split] * len(names)
 
 
 @given(st.integers(0, 2**32 - 1))
 def test_the_hash_in_exact_arithmetic(speaker: int) -> None:
     name = f"{speaker:08x}_nohash_0.wav"
-    assert side(name) == side(f"yes/{name}") == independent(name)
+    assert split_of(name) == split_of(f"yes/{name}") == independent(name)
 
 
 def test_all_clips_of_a_speaker_go_one_way() -> None:
-    assert {side(f"{word}/3bdf05d3_nohash_{take}.wav") for word in ("yes", "no", "bed") for take in range(9)} == {
+    assert {split_of(f"{word}/3bdf05d3_nohash_{take}.wav") for word in ("yes", "no", "bed") for take in range(9)} == {
         "validation"
     }
 
@@ -125,7 +125,7 @@ def test_twelve_classes(tmp_path: Path, lay: Lay) -> None:
     assert found.found == V1
     assert found.missing == 0
     assert found.notes == (
-        "1 cuts of one second from the background recordings are added to validation as _silence_, one for ten clips "
+        "1 one-second parts of the background recordings are added to validation as _silence_, one for ten clips "
         "of the 10 words as in the test archive; seed 0",
     )
 
@@ -150,7 +150,9 @@ def test_silence_of_validation_is_fixed_and_inside_its_file(tmp_path: Path, lay:
     assert max(start for _, start, _ in cuts()) > 1.7
 
 
-@pytest.mark.parametrize("layout", ["side by side", "train/ and test/", "from the train folder", "test elsewhere"])
+@pytest.mark.parametrize(
+    "layout", ["split_of by split_of", "train/ and test/", "from the train folder", "test elsewhere"]
+)
 def test_where_the_archives_may_lie(tmp_path: Path, lay: Lay, layout: str) -> None:
     if layout == "train/ and test/":
         found = read_v1(v1(tmp_path, lay, "train", "test"))
@@ -184,7 +186,7 @@ def test_version_one_not_whole(tmp_path: Path, lay: Lay) -> None:
         read_v1(tmp_path)
     said = str(error.value)
     assert "train 4 of 5 clips (1 missing); validation 2 of 3 clips (1 missing)" in said
-    assert "not there: dog/3cc595de_nohash_4.wav, bed/b11a05d2_nohash_1.wav" in said
+    assert "missing: dog/3cc595de_nohash_4.wav, bed/b11a05d2_nohash_1.wav" in said
     assert "words that differ: bed 0 of 2, dog 0 of 1" in said
     assert "2 empty folders: bed, dog" in said
     assert "../speech_commands_v0.01.tar.gz" in said
@@ -197,7 +199,7 @@ def test_a_list_that_the_hash_contradicts_is_told(tmp_path: Path, lay: Lay) -> N
     v1(tmp_path, lay)
     (tmp_path / "speech_commands_v0.01" / "validation_list.txt").write_text("\n".join([*VALIDATION, TRAIN[0]]))
     told = read_v1(tmp_path).notes[0]
-    assert told == f"1 clips of validation_list.txt go elsewhere by their hash: {TRAIN[0].removesuffix('.wav')}"
+    assert told == f"1 clips of validation_list.txt are in another split by their hash: {TRAIN[0].removesuffix('.wav')}"
 
 
 def test_words_of_the_other_version(tmp_path: Path, lay: Lay) -> None:
@@ -271,10 +273,10 @@ def test_a_list_naming_a_clip_that_is_not_there(tmp_path: Path, lay: Lay) -> Non
     with pytest.raises(CatalogueError) as error:
         read_v2(tmp_path)
     said = str(error.value)
-    assert "validation 2 of 3 clips (1 missing); not there: yes/3bdf05d3_nohash_0.wav" in said
+    assert "validation 2 of 3 clips (1 missing); missing: yes/3bdf05d3_nohash_0.wav" in said
     assert "words that differ: yes 2 of 3" in said
     assert "1 empty folders: happy" in said
-    assert read_v2(tmp_path, incomplete=True).first == ("yes/3bdf05d3_nohash_0.wav",)
+    assert "missing: yes/3bdf05d3_nohash_0.wav" in read_v2(tmp_path, incomplete=True).notes[0]
 
 
 def test_more_clips_than_there_are(tmp_path: Path, lay: Lay) -> None:

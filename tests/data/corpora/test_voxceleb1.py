@@ -67,9 +67,9 @@ def test_missing_utterances_and_speakers(tmp_path: Path, lay: Lay) -> None:
         read(tmp_path)
     said = str(error.value)
     assert "train 2 of 3 clips (1 missing); validation 0 of 1 clips (1 missing); test 1 of 2 clips (1 missing)" in said
-    assert "not there: id10001/-_xyzabcdef/00001.wav, id10001/Y8hIVOBuels/00001.wav" in said
+    assert "missing: id10001/-_xyzabcdef/00001.wav, id10001/Y8hIVOBuels/00001.wav" in said
     assert "1 of 3 speakers have no recording: id10001" in said
-    assert "perhaps not unpacked to its end: vox1_test_wav.zip" in said
+    assert "perhaps not completely unpacked: vox1_test_wav.zip" in said
     found = read(tmp_path, incomplete=True)
     assert found.missing == 3
     assert found.classes == ("id10001", "id10002", "id10003"), "the order is that of the whole list"

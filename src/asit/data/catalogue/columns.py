@@ -1,4 +1,4 @@
-"""Columns, small enough for two million rows, and text to and from the bytes of a file."""
+"""Columns that stay small for two million rows, and the conversion of text to and from the bytes of a file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 
 class Texts:
-    """Strings in one UTF-8 blob: no Python object for each, so forked loaders never copy the pages."""
+    """Strings in one UTF-8 blob; without a Python object for each, forked loaders never copy the pages."""
 
     def __init__(self, blob: bytes, ends: npt.NDArray[np.int64]) -> None:
         self.blob, self.ends = blob, ends
@@ -63,24 +63,20 @@ class Words:
         return None if code < 0 else self.words[code]
 
     def all(self) -> npt.NDArray[np.object_]:
-        # The last entry is what code -1 means.
-        return np.array([*self.words, None], dtype=object)[self.codes]
+        """Return each row's text or None, (N,) objects."""
+        return np.array([*self.words, None], dtype=object)[self.codes]  # code -1 is the last entry
 
     def take(self, indices: npt.NDArray[np.int64]) -> Words:
         return Words(self.codes[indices], self.words)
 
     def counts(self) -> dict[str, int]:
-        """How many rows each text has, in the order in which they first came."""
+        """Count the rows of each text, in order of first occurrence."""
         counts = np.bincount(self.codes[self.codes >= 0], minlength=len(self.words))
         return dict(zip(self.words, counts.tolist(), strict=True))
 
 
 class Coder:
-    """Turns texts to codes as they come, a new code for each new text; see `normal` for which texts are one.
-
-    Args:
-        name: of the column.
-    """
+    """Assigns a code to each distinct text of a column, after normalising it by `normal`."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -88,10 +84,10 @@ class Coder:
         self._other: dict[str | None, int] = {None: -1}  # codes of texts that are not in their normal form
 
     def __call__(self, text: str | None) -> int:
-        """The text's code; -1 for none.
+        """Return the text's code; -1 for none.
 
         Raises:
-            ValueError: as `normal`; or half a surrogate pair, which no file takes.
+            ValueError: as `normal`; or half a surrogate pair, which cannot be written.
         """
         code = self._other.get(text)
         if code is None and (code := self.words.get(text or "")) is None:
@@ -104,29 +100,29 @@ class Coder:
         return code
 
     def column(self, codes: npt.NDArray[np.int32]) -> Words | None:
-        """The column that these codes make; None when no text ever came."""
+        """Return the column with these codes; None if there was no text."""
         return Words(codes, tuple(self.words)) if self.words else None
 
 
 WORDS = ("label", "split", "fold", "group")
-"""The columns of few distinct texts, by their names in a file's lines."""
+"""Columns with few distinct texts, by their names in the file."""
 SHARD = "shard"
-"""The column of tar shards' names: few distinct texts too."""
+"""Column of the tar shards' names."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """A catalogue's rows; N of them.
+    """The N rows of a catalogue.
 
     Attributes:
         paths: relative to the catalogue's root, or absolute.
         seconds: (N,) float32, length.
         rate: (N,) int32, Hz.
         channels: (N,) int16.
-        words: a column for each of `WORDS`, and `SHARD`, that has texts.
+        words: a column for each of `WORDS` and `SHARD` that has texts.
         starts: (N,) float32, s, where in its file each clip starts; None: all at 0.
         sha256: (N, 32) uint8; None: not known.
-        spans: (N, 2) int64, where in its shard each clip's bytes begin, and how many they are; None: no shards.
+        spans: (N, 2) int64, offset and size of each clip's bytes in its shard; None: no shards.
     """
 
     paths: Texts
@@ -139,7 +135,7 @@ class Columns:
     spans: npt.NDArray[np.int64] | None = None
 
     def duplicates(self) -> npt.NDArray[np.int64]:
-        """The rows, ascending, that are the same part of the same file as an earlier one."""
+        """Return the rows, ascending, that repeat the same part of the same file."""
         names = np.fromiter((hash(self.paths.raw(row)) for row in range(len(self.paths))), np.int64)
         parts = [names, self.seconds.view(np.int32).astype(np.int64)]
         parts += [] if self.starts is None else [self.starts.view(np.int32).astype(np.int64)]
@@ -151,21 +147,36 @@ class Columns:
         return np.sort(order[1:][same])
 
     def take(self, rows: npt.NDArray[np.int64]) -> Columns:
-        """The rows at these places, in this order."""
+        """Return these rows in this order."""
         return Columns(
-            self.paths.take(rows),
-            self.seconds[rows],
-            self.rate[rows],
-            self.channels[rows],
-            {name: column.take(rows) for name, column in self.words.items()},
-            None if self.starts is None else self.starts[rows],
-            None if self.sha256 is None else self.sha256[rows],
-            None if self.spans is None else self.spans[rows],
+            paths=self.paths.take(rows),
+            seconds=self.seconds[rows],
+            rate=self.rate[rows],
+            channels=self.channels[rows],
+            words={name: column.take(rows) for name, column in self.words.items()},
+            starts=None if self.starts is None else self.starts[rows],
+            sha256=None if self.sha256 is None else self.sha256[rows],
+            spans=None if self.spans is None else self.spans[rows],
         )
 
 
+@dataclass(frozen=True)
+class ShardSpans:
+    """Where the clips of a catalogue are in tar shards.
+
+    Attributes:
+        shards: absolute paths or URLs.
+        codes: (N,) int32, index of each clip's shard; -1: the clip is a file.
+        spans: (N, 2) int64, offset and size of each clip's bytes in its shard.
+    """
+
+    shards: tuple[str, ...]
+    codes: npt.NDArray[np.int32]
+    spans: npt.NDArray[np.int64]
+
+
 DAMAGE = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
-"""What a damaged line raises on its way into the columns."""
+"""What a damaged line raises when it is parsed."""
 
 _TEXTS = (*WORDS, SHARD)
 _NUMBERS: dict[str, type[np.generic]] = {"seconds": np.float32, "rate": np.int32, "channels": np.int16}
@@ -179,7 +190,7 @@ class Rows:
         self.numbers: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in (*_NUMBERS, "start", "sha256", "spans")}
         self.codes: dict[str, list[npt.NDArray[np.int32]]] = {name: [] for name in _TEXTS}
         self.coders = {name: Coder(name) for name in _TEXTS}
-        self.summed = False
+        self.has_sha256 = False
         self.length = 0
 
     def __len__(self) -> int:
@@ -194,16 +205,15 @@ class Rows:
         }
         if any(values.ndim != 1 for values in numbers.values()):  # a list for a number
             raise ValueError("seconds, rate and channels must be numbers")
-        if not (np.isfinite(numbers["seconds"]).all() and all((values > 0).all() for values in numbers.values())):
+        if not all((np.isfinite(values) & (values > 0)).all() for values in numbers.values()):
             raise ValueError("seconds, rate and channels must be above 0")
-        # Views of one zero cost no memory where there is nothing to hold.
-        numbers["start"] = np.broadcast_to(np.float32(0), count)
+        # Broadcast zeros cost no memory.
+        start = np.broadcast_to(np.float32(0), count)
         if "start" in named and any(starts := [row.get("start") or 0.0 for row in rows]):
-            numbers["start"] = np.array(starts, np.float32)
-            if not (
-                numbers["start"].ndim == 1 and np.isfinite(numbers["start"]).all() and (numbers["start"] >= 0).all()
-            ):
+            start = np.array(starts, np.float32)
+            if not (start.ndim == 1 and np.isfinite(start).all() and (start >= 0).all()):
                 raise ValueError("start must be 0 or above")
+        numbers["start"] = start
         numbers["sha256"] = np.broadcast_to(np.uint8(0), (count, 32))
         hexes = [row.get("sha256") for row in rows] if "sha256" in named else []
         if any(hexes):
@@ -221,11 +231,11 @@ class Rows:
         self.paths.append(paths)
         for name, values in numbers.items():
             self.numbers[name].append(values)
-        self.summed |= any(hexes)
+        self.has_sha256 |= any(hexes)
         self.length += count
 
     def columns(self) -> Columns:
-        """All rows so far."""
+        """Return the rows added so far as columns."""
 
         def joined(name: str, kind: type[np.generic]) -> npt.NDArray[Any]:
             return np.concatenate([np.empty(0, kind), *self.numbers[name]])
@@ -237,19 +247,17 @@ class Rows:
             if (column := coder.column(np.concatenate([np.empty(0, np.int32), *self.codes[name]])))
         }
         return Columns(
-            Texts.join(self.paths),
-            joined("seconds", np.float32),
-            joined("rate", np.int32),
-            joined("channels", np.int16),
-            words,
-            starts if starts.any() else None,
-            np.concatenate(self.numbers["sha256"]) if self.summed else None,
-            np.concatenate(self.numbers["spans"]) if SHARD in words else None,
+            paths=Texts.join(self.paths),
+            **{name: joined(name, kind) for name, kind in _NUMBERS.items()},
+            words=words,
+            starts=starts if starts.any() else None,
+            sha256=np.concatenate(self.numbers["sha256"]) if self.has_sha256 else None,
+            spans=np.concatenate(self.numbers["spans"]) if SHARD in words else None,
         )
 
 
 def _spans(rows: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.int64]:
-    """Where the rows' bytes lie in their shards, (N, 2); of a row without a shard, zeros."""
+    """Return offset and size of the rows' bytes in their shards, (N, 2); zeros for a row without a shard."""
     pairs = [(row["offset"], row["size"]) if row.get(SHARD) is not None else (0, 0) for row in rows]
     spans = np.array(pairs, np.int64).reshape(len(rows), 2)
     inside = np.fromiter((row.get(SHARD) is not None for row in rows), np.bool_, len(rows))
@@ -264,11 +272,11 @@ _INVISIBLE = dict.fromkeys(map(ord, "\u200b\u2060\ufeff"))  # zero-width space, 
 
 
 def identifier(value: object) -> str | None:
-    """The text by which labels, splits, folds and groups are compared, whatever file they come from; None for nothing.
+    """Normalise a label, split, fold or group, so that values from different files compare; None for a missing one.
 
-    White space at the ends and zero-width characters are dropped, other runs of white space become one blank, and
-    characters are composed (Unicode NFC). A whole number is written without a point: 1, 1.0, "1" and "1.0" are "1".
-    None, NaN, "nan" and an empty text are nothing. True and False are "True" and "False".
+    Outer white space and zero-width characters are removed, other runs of white space become one blank, and characters
+    are composed (Unicode NFC). Whole numbers have no point: 1, 1.0, "1" and "1.0" are "1". None, NaN, "nan" and an
+    empty text are missing.
 
     Raises:
         ValueError: no text, number or truth value, or a text with half a surrogate pair.
@@ -290,7 +298,7 @@ def identifier(value: object) -> str | None:
 
 
 def normal(column: str, value: object) -> str | None:
-    """The text of a cell of one of `WORDS` as an :func:`identifier`; of a label cell each of its names; else as it is.
+    """Apply :func:`identifier` to a cell of one of `WORDS` (of a label cell, to each name); other columns are kept.
 
     Raises:
         ValueError: as :func:`identifier`.
@@ -310,21 +318,21 @@ def normal(column: str, value: object) -> str | None:
 
 
 def soft_weight(label: str) -> str | None:
-    """What stands after a label's last colon, where it is meant as a number; whether it is one is for the caller."""
+    """Return the text after a label's last colon if it looks like a number; the caller checks that it is one."""
     _, colon, weight = label.rpartition(":")
     return weight if colon and _WEIGHT.fullmatch(weight) else None
 
 
 def encode(text: str) -> bytes:
-    """Text to UTF-8. File names need not be UTF-8; surrogateescape brings any of them back as it was."""
+    """Encode text as UTF-8; surrogateescape keeps file names that are not UTF-8."""
     return text.encode("utf-8", "surrogateescape")
 
 
 def decode(text: bytes) -> str:
-    """What `encode` was given."""
+    """Reverse `encode`."""
     return text.decode("utf-8", "surrogateescape")
 
 
 def json_line(row: dict[str, Any]) -> bytes:
-    """One line of a JSONL file."""
+    """Format one line of a JSONL file."""
     return encode(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n")

@@ -1,4 +1,4 @@
-"""What a command is asked to hear: files, folders, globs, catalogues, tables and tar shards, as one list of items."""
+"""Inputs of commands: files, folders, patterns, catalogues, tables and tar shards as one list of recordings."""
 
 # Paths are text here: a Path for each of a million would cost minutes.
 # ruff: noqa: PTH100, PTH112, PTH118, PTH120, PTH122
@@ -27,19 +27,19 @@ _MAGIC = "*?["
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One thing to hear.
+    """One recording.
 
     Attributes:
-        name: what rows about it are called: the path as it was given, or relative to the one folder that was given;
-            "shard.tar/member.wav" for a tar's member; as in the catalogue or table that lists it.
-        path: of the file; of a tar shard, or the URL of one.
+        name: in outputs: the path as given, or relative to the only folder given; "shard.tar/member.wav" for a member
+            of a tar; as in the catalogue or table that lists it.
+        path: of the file or tar shard, or the URL of a shard.
         member: name in the tar shard at `path`; None: the file itself.
         offset, size: of a member's bytes in the tar.
         start: s; where in its file a listed clip starts.
         seconds: length of a listed clip, s; None: to the file's end.
-        label: of a listed clip, the list's text.
-        fault: why it is not to be heard, known already; None: try.
-        listed: in a shard that an index lists, or that is in a store: where it cannot be reached, all of it cannot.
+        label: of a listed clip.
+        fault: why it cannot be read, if that is known already.
+        listed: in a shard that an index lists or that is in a store: a shard that cannot be read is an error.
     """
 
     name: str
@@ -55,18 +55,18 @@ class Item:
 
     @property
     def text(self) -> str:
-        """The name as valid Unicode: bytes that are no UTF-8 as backslash and hex, as a terminal shows them."""
+        """The name as valid Unicode; bytes that are not UTF-8 are escaped with a backslash."""
         return self.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
     def sound(self) -> str | bytes:
-        """The file's path, or the bytes of a tar's member.
+        """Return the file's path, or the bytes of a tar's member.
 
         Raises:
-            AudioError: a fault that was known, or a tar that cannot be read any more.
+            AudioError: the known fault, or a tar that can no longer be read.
             StoreError: a shard that an index lists is missing, or its store cannot be reached.
         """
         if self.fault is not None:
-            raise AudioError(f"{self.name}: {self.fault}", "a recording", "mend it, or leave it out")
+            raise AudioError(f"{self.name}: {self.fault}", "a recording", "repair it, or leave it out")
         if self.offset is None or self.size is None:
             return self.path
         if self.listed or storage.is_url(self.path):
@@ -78,39 +78,32 @@ class Item:
         except OSError as error:
             raise AudioError(f"{self.path}: {error.strerror}", "a readable tar file", "check the path") from None
         if len(found) < self.size:
-            raise AudioError(f"{self.path} has become shorter", f"{self.size} bytes of {self.member}", "fetch it anew")
+            raise AudioError(f"{self.path} is shorter now", f"{self.size} bytes of {self.member}", "fetch it again")
         return found
 
 
 class InputReader:
-    """The sound of each of many items, asked for by several threads in about their order.
-
-    What lies in a store comes with its neighbours, so that not each recording waits for an answer of its own.
-    """
+    """Reads many items from several threads, in about their order; neighbours in a store are fetched together."""
 
     def __init__(self, items: Sequence[Item]) -> None:
         self.items = items
         self.ahead = range_reader.ReadAhead(map(_place, items))
 
-    def __call__(self, at: int) -> str | bytes:
-        """As `Item.sound` of the item in that place.
-
-        Raises:
-            AudioError, StoreError: as there.
-        """
-        item = self.items[at]
-        place = _place(item) if at in self.ahead else None
-        return item.sound() if place is None else self.ahead.read(at, place)
+    def __call__(self, index: int) -> str | bytes:
+        """Return `Item.sound` of an item; raises the same errors."""
+        item = self.items[index]
+        place = _place(item) if index in self.ahead else None
+        return item.sound() if place is None else self.ahead.read(index, place)
 
     @contextmanager
-    def open(self, at: int, settings: FrontEndSettings) -> Iterator[OpenSound]:
-        """Open an item's sound, or the part that it lists, at the front end's rate.
+    def open(self, index: int, settings: FrontEndSettings) -> Iterator[OpenSound]:
+        """Open an item, or the part that it lists, at the front end's rate.
 
         Raises:
-            AudioError, StoreError: as `Item.sound`, and as `open_sound`.
+            AudioError, StoreError: as `Item.sound` and `open_sound`.
         """
-        item = self.items[at]
-        with open_sound(self(at), None, settings.rate, settings.resampler, item.start, item.seconds) as sound:
+        item = self.items[index]
+        with open_sound(self(index), None, settings.rate, settings.resampler, item.start, item.seconds) as sound:
             yield sound
 
 
@@ -121,29 +114,28 @@ def _place(item: Item) -> range_reader.ByteSpan | None:
 
 
 def named(name: str, reason: str) -> str:
-    """Why something failed, in one line; its name stands before the reason where that does not have it."""
+    """Format a reason in one line, after the name unless the reason contains it."""
     return " ".join((reason if name in reason else f"{name}: {reason}").split())
 
 
 def expand(inputs: Sequence[str], others: Counter[str] | None = None) -> list[Item]:
-    """What the inputs name, in their order.
+    """List the recordings of all inputs, in order, without opening them.
 
-    A folder gives all audio below it, in the order of the names, hidden files left out, and the audio of the tar
-    shards in it; where an ``index.jsonl`` of `asit shard` lies in it, what that lists. A pattern with ``*``, ``?`` or
-    ``[...]`` (``**``: folders at any depth) gives what it matches, in the order of the names. A ``.jsonl`` that `asit
-    catalogue` or `asit shard` wrote, or a CSV, TSV or JSONL with a path in each line, gives its clips; an uncompressed
-    ``.tar`` its audio. A URL may be one of an index, of a folder that holds one, of a tar, or a pattern of tars. Any
-    other file is taken for a recording, whatever its name. No file of sound is opened here.
+    A folder gives all audio below it and in its tar shards, sorted by name, without hidden files; a folder with an
+    ``index.jsonl`` of `asit shard` gives what that lists. A pattern with ``*``, ``?`` or ``[...]`` (``**``: folders at
+    any depth) gives its matches, sorted by name. A ``.jsonl`` of `asit catalogue` or `asit shard`, or a CSV, TSV or
+    JSONL with a path in each line, gives its clips; an uncompressed ``.tar`` its audio. A URL may be an index, a folder
+    with one, a tar, or a pattern of tars. Any other file is a recording, whatever its name.
 
     Args:
-        inputs: what to list. A pipe, socket or device in a folder, or one that a pattern matches, is an item with a
-            fault. A pattern goes into each real folder once, however many links lead to it.
-        others: gets the number of files, for each suffix, that were left out since they are no recordings by name.
+        inputs: what to list. A pipe, socket or device in a folder or pattern is an item with a fault. A pattern enters
+            each real folder once.
+        others: gets the number of other files by suffix.
 
     Raises:
-        ConfigError: no input, or something that is named twice.
-        CatalogueError: an input that does not exist or holds no audio, a pattern without a match, a list or a tar
-            that cannot be read.
+        ConfigError: no input, or a recording given twice.
+        CatalogueError: an input that does not exist or holds no audio, a pattern without a match, an unreadable list
+            or tar.
     """
     if not inputs:
         raise ConfigError("no input", "files, folders, patterns, catalogues or tar shards", "name at least one")
@@ -190,13 +182,13 @@ def _of_file(path: str, left: Counter[str]) -> Iterator[Item]:
 
 
 def _of_folder(folder: str, prefix: str, left: Counter[str]) -> Iterator[Item]:
-    """Audio and tar shards below a folder; names begin with `prefix`."""
+    """Yield audio and tar shards below a folder; names begin with `prefix`."""
     closed: dict[str, str] = {}
 
-    def shut(place: str, error: OSError) -> None:
-        if not place:
+    def shut(name: str, error: OSError) -> None:
+        if not name:
             raise unreadable(folder, error) from None
-        closed[place] = error.strerror or str(error)
+        closed[name] = error.strerror or str(error)
 
     others: Counter[str] = Counter()
     count = 0
@@ -210,7 +202,7 @@ def _of_folder(folder: str, prefix: str, left: Counter[str]) -> Iterator[Item]:
         elif suffix == tar_reader.SUFFIX:
             try:
                 yield from _of_shard(path, name, left)
-            except CatalogueError as error:  # the others go on
+            except CatalogueError as error:  # of this shard alone
                 yield Item(name, path, fault=error.found)
         elif suffix in files.SUFFIXES:
             yield Item(name, path)
@@ -226,9 +218,7 @@ def _of_folder(folder: str, prefix: str, left: Counter[str]) -> Iterator[Item]:
 def _of_pattern(pattern: str, left: Counter[str]) -> Iterator[Item]:
     matches = listing.matches(pattern)
     if not matches:
-        raise CatalogueError(
-            f"nothing matches {pattern}", "a pattern of paths that exist", "check it; ** goes through folders"
-        )
+        raise CatalogueError(f"nothing matches {pattern}", "existing paths", "check it; ** goes through folders")
     others: Counter[str] = Counter()
     real = _Real()
     given: set[tuple[str, str | None]] = set()
@@ -253,7 +243,7 @@ def _of_pattern(pattern: str, left: Counter[str]) -> Iterator[Item]:
 
 
 class _Real:
-    """The path of a file, absolute, its folder without links; each folder is looked at once."""
+    """Resolves links in the folder of a path, once per folder."""
 
     def __init__(self) -> None:
         self.folders: dict[str, str] = {}
@@ -277,7 +267,7 @@ def _of_catalogue(path: str) -> Iterator[Item]:
             yield Item(plain, full, start=start, seconds=seconds, label=labels[i])
         else:
             offset, size = shards.spans[i].tolist()
-            yield Item(plain, shards.places[code], plain, offset, size, start, seconds, label=labels[i], listed=True)
+            yield Item(plain, shards.shards[code], plain, offset, size, start, seconds, label=labels[i], listed=True)
 
 
 def _of_table(path: str) -> Iterator[Item]:
@@ -293,10 +283,9 @@ def _of_shard(path: str, name: str, left: Counter[str]) -> Iterator[Item]:
     if not shard.members and shard.fault is None:
         raise listing.no_audio("tar file", path, shard.others)
     left.update({suffix: count for suffix, count in shard.others.items() if suffix not in tar_reader.SIDECARS})
-    far = storage.is_url(path)
     for member in shard.members:
         place = member.name, member.offset, member.size
-        yield Item(f"{name}/{member.name}", path, *place, fault=member.fault, listed=far)
+        yield Item(f"{name}/{member.name}", path, *place, fault=member.fault, listed=storage.is_url(path))
     if shard.fault is not None:
         yield Item(name, path, fault=shard.fault)
 
@@ -321,5 +310,5 @@ def _refuse_same(items: Sequence[Item], key: Callable[[Item], object], how: str)
     raise ConfigError(
         f"{len(twice)} {'input is' if len(twice) == 1 else 'inputs are'} {how}: {first}",
         "each file, or part of a file, once",
-        "take the second one out, or give folders by themselves",
+        "remove one, or give folders by themselves",
     )

@@ -1,4 +1,4 @@
-"""The labels of a catalogue's clips, read from their texts, and the weights that balance the drawing of clips.
+"""Labels of a catalogue's clips, parsed from their texts, and sampling weights that balance the classes.
 
 Letters in shapes: N clips, W distinct texts, C classes.
 """
@@ -10,14 +10,14 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from asit.data.catalogue.catalogue import Catalogue
-from asit.data.catalogue.columns import Words, identifier, soft_weight
+from asit.data.catalogue.columns import Words, encode, identifier, soft_weight
 from asit.errors import CatalogueError
 
 log = logging.getLogger(__name__)
@@ -27,15 +27,15 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Labels:
-    """Which classes each clip is of, as a sparse matrix of N clips by C classes in CSR form.
+    """Classes of each clip as a sparse matrix of N clips by C classes in CSR form.
 
     Attributes:
         names: the C classes in their order.
         multi: a clip may have several labels, or soft ones.
-        indptr: (N + 1,) int64; clip i's entries are those from indptr[i] to indptr[i + 1].
+        indptr: (N + 1,) int64; the entries of clip i are indptr[i] to indptr[i + 1].
         indices: int32, the classes; ascending within a clip.
-        weights: float32, above 0 up to 1; 1 but for soft labels.
-        known: (N,) bool, whether anything is known of the clip. One that is known and has no entries is of no class.
+        weights: float32, above 0 up to 1; below 1 for soft labels only.
+        known: (N,) bool, whether the clip has a label; a known one without entries is of no class.
     """
 
     names: tuple[str, ...]
@@ -50,29 +50,35 @@ class Labels:
 
     @property
     def single(self) -> npt.NDArray[np.int64]:
-        """(N,) the one class of each clip; -1 where it is not known. Only where labels are not multi."""
-        assert not self.multi, "several labels a clip have no single class"
+        """(N,) the class of each clip, -1 where it is unknown; for labels that are not multi."""
+        assert not self.multi, "clips with several labels have no single class"
         classes = np.full(len(self), -1, np.int64)
         classes[self.known] = self.indices
         return classes
 
+    @property
+    def owners(self) -> npt.NDArray[np.int64]:
+        """The clip of each entry."""
+        return np.repeat(np.arange(len(self)), np.diff(self.indptr))
+
     def counts(self, rows: npt.ArrayLike | None = None) -> npt.NDArray[np.int64]:
-        """(C,) how many clips have each class, soft ones counted whole; of the clips at ``rows``, or all."""
+        """Count the clips of each class (C,), soft labels as whole ones, among the clips at ``rows``, or all."""
         indices = self.indices if rows is None else self.take(rows).indices
         return np.bincount(indices, minlength=len(self.names))
 
     def take(self, rows: npt.ArrayLike) -> Labels:
-        """Those of the clips at ``rows``, in that order."""
-        places = np.asarray(rows, np.int64)
-        entries, indptr = _entries(self.indptr, places)
-        return Labels(self.names, self.multi, indptr, self.indices[entries], self.weights[entries], self.known[places])
+        """Return the labels of the clips at ``rows``, in that order."""
+        rows = np.asarray(rows, np.int64)
+        entries, indptr = _entries(self.indptr, rows)
+        return replace(
+            self, indptr=indptr, indices=self.indices[entries], weights=self.weights[entries], known=self.known[rows]
+        )
 
     def matrix(self, rows: npt.ArrayLike) -> npt.NDArray[np.float32]:
-        """(n, C) float32 targets of the clips at ``rows``: 1 where a clip has the class, less where it is soft."""
-        places = np.asarray(rows, np.int64)
-        entries, indptr = _entries(self.indptr, places)
-        out = np.zeros((len(places), len(self.names)), np.float32)
-        out[np.repeat(np.arange(len(places)), np.diff(indptr)), self.indices[entries]] = self.weights[entries]
+        """Return (n, C) float32 targets of the clips at ``rows``: 1 where a clip has the class, less if it is soft."""
+        part = self.take(rows)
+        out = np.zeros((len(part), len(self.names)), np.float32)
+        out[part.owners, part.indices] = part.weights
         return out
 
 
@@ -83,24 +89,22 @@ def read_labels(
     *,
     missing: Literal["error", "skip"] = "error",
 ) -> Labels:
-    """The labels of a catalogue's clips.
+    """Parse the labels of a catalogue's clips.
 
-    A label's text is a name; several are parted by ";", and a soft one ends in a colon and its weight from 0 to 1:
+    A label is a name; several are separated by ";", and a soft one ends in a colon and its weight from 0 to 1:
     "dog:0.7". A weight of 0 is no label, so "dog:0" is a clip known to be of no class. Names are compared as
-    :func:`asit.data.catalogue.columns.identifier` makes them, and a name that comes twice in one clip counts once.
-    Labels that may be meant otherwise are logged: "call:0" and "call:1", and classes that differ only in case.
+    :func:`asit.data.catalogue.columns.identifier` normalises them; a repeated name in one clip counts once.
+    Ambiguous labels are logged: "call:0" and "call:1", and classes that differ only in case.
 
     Args:
         catalogue: N clips.
-        kind: "single": each clip has one class; "multi": any number; "auto": multi where any clip has several or soft
-            labels, else single.
-        classes: the names, in the wanted order; by default those of the catalogue's header ("classes"), else all that
-            occur, sorted.
-        missing: whether clips without a label are an error, or stay in with ``known`` False.
+        kind: "single": one class a clip; "multi": any number; "auto": multi if any clip has several or soft labels.
+        classes: the names in order; by default "classes" of the catalogue's header, else all that occur, sorted.
+        missing: whether clips without a label are an error, or are kept with ``known`` False.
 
     Raises:
-        CatalogueError: clips without a label, fewer than two classes, a weight that is none, several labels where one
-            was asked for, or a name that is not among the classes; with counts and the first names.
+        CatalogueError: clips without a label, fewer than two classes, an invalid weight, several labels where "single"
+            is requested, or a name that is not among the classes.
     """
     used, codes = _used(catalogue.column("label"), len(catalogue))
     texts = _parse(used)
@@ -112,14 +116,15 @@ def read_labels(
         raise CatalogueError(
             f"{len(wrong)} of {len(catalogue)} clips have several labels, or soft ones: {_examples(catalogue, wrong)}",
             "one label a clip",
-            "ask for multi, or mend these labels",
+            "request multi, or correct these labels",
         )
     multi = kind == "multi" or (kind == "auto" and bool(many.any()))
     entries, indptr = _entries(texts.indptr, np.where(codes < 0, len(used), codes))
     found, weights = texts.indices[entries], texts.weights[entries]
-    header = catalogue.header.get("classes")
-    names, place = _classes(texts, np.bincount(found, minlength=len(texts.names)), classes, header)
-    indices = place[found]
+    if classes is None:
+        classes = catalogue.header.get("classes")
+    names, index = _classes(texts, np.bincount(found, minlength=len(texts.names)), classes)
+    indices = index[found]
     keep = weights > 0
     owners = np.repeat(np.arange(len(catalogue)), np.diff(indptr))[keep]
     order = np.lexsort((indices[keep], owners))
@@ -128,34 +133,34 @@ def read_labels(
 
 
 def _used(column: Words | None, count: int) -> tuple[list[str], Rows]:
-    """The texts that some clip has, and each clip's code among them, -1 for none."""
+    """Return the texts in use, and each clip's index among them, -1 for none."""
     if column is None:
         return [], np.full(count, -1, np.int64)
     used = np.bincount(column.codes + 1, minlength=len(column.words) + 1)[1:] > 0
-    place = np.append(np.cumsum(used) - 1, -1)
-    return [column.words[code] for code in np.flatnonzero(used).tolist()], place[column.codes]
+    index = np.append(np.cumsum(used) - 1, -1)
+    return [column.words[code] for code in np.flatnonzero(used).tolist()], index[column.codes]
 
 
 @dataclass(frozen=True)
 class _Parsed:
-    """W texts, and an empty one after them, as CSR over the names in them."""
+    """W texts, and an empty one after them, as a CSR matrix over the names in them."""
 
     names: list[str]
     indptr: npt.NDArray[np.int64]  # (W + 2,)
     indices: npt.NDArray[np.int64]
     weights: npt.NDArray[np.float32]
-    filled: npt.NDArray[np.bool_]  # (W,) the text names anything
-    soft: npt.NDArray[np.bool_]  # (W,) a weight is written
-    binary: list[str]  # labels with a weight, where all weights are written "0" or "1"
+    filled: npt.NDArray[np.bool_]  # (W,) whether the text names anything
+    soft: npt.NDArray[np.bool_]  # (W,) whether it has weights
+    binary: list[str]  # labels with a weight, if all weights are written "0" or "1"
 
 
 def _parse(texts: Sequence[str]) -> _Parsed:
-    """Each distinct text once, and each distinct label in them once."""
+    """Parse each distinct text once, and each distinct label in them once."""
     pieces = ";".join(texts).split(";") if texts else []
     sizes = np.fromiter((text.count(";") + 1 for text in texts), np.int64, len(texts))
     coded: dict[str, int] = {}
     codes = np.fromiter((coded.setdefault(piece, len(coded)) for piece in pieces), np.int64, len(pieces))
-    places: dict[str, int] = {}
+    index: dict[str, int] = {}
     name = np.full(len(coded), -1, np.int64)
     weight, soft = np.ones(len(coded), np.float32), np.zeros(len(coded), np.bool_)
     wrong: list[str] = []
@@ -173,28 +178,30 @@ def _parse(texts: Sequence[str]) -> _Parsed:
                 continue
             weight[code] = value
         if text:
-            name[code] = places.setdefault(text, len(places))
+            name[code] = index.setdefault(text, len(index))
     if wrong:
         raise CatalogueError(
-            f"{len(wrong)} labels end in a colon and what is no weight: {', '.join(map(repr, wrong[:5]))}",
+            f"{len(wrong)} labels end in a colon and an invalid weight: {', '.join(map(repr, wrong[:5]))}",
             "a name and a weight from 0 to 1, such as 'dog:0.7'",
-            "mend the weights; a name that ends so needs another sign instead of its last colon",
+            "correct the weights; in a name, replace the last colon by another sign",
         )
     given = name[codes] >= 0
     owners, codes = np.repeat(np.arange(len(texts)), sizes)[given], codes[given]
-    classes = max(1, len(places))
+    classes = max(1, len(index))
     pairs, first, back = np.unique(owners * classes + name[codes], return_index=True, return_inverse=True)
     weights = weight[codes][first]
     if (differs := weight[codes] != weights[back]).any():
         twice = [texts[owner] for owner in np.unique(owners[differs])[:3].tolist()]
         raise CatalogueError(
-            f"labels that come twice with two weights: {', '.join(map(repr, twice))}", "one weight", "mend these labels"
+            f"labels that occur twice with different weights: {', '.join(map(repr, twice))}",
+            "one weight",
+            "correct these labels",
         )
     counts = np.bincount(pairs // classes, minlength=len(texts) + 1)
     indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     has_weight = np.bincount(owners[soft[codes]], minlength=len(texts)) > 0
     doubtful = [*binary] if all(binary.values()) else []
-    return _Parsed([*places], indptr, pairs % classes, weights, counts[:-1] > 0, has_weight, doubtful)
+    return _Parsed([*index], indptr, pairs % classes, weights, counts[:-1] > 0, has_weight, doubtful)
 
 
 def _weight(text: str) -> float | None:
@@ -206,51 +213,48 @@ def _weight(text: str) -> float | None:
 
 
 def _entries(indptr: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> tuple[Rows, Rows]:
-    """Places of the entries of these rows of a CSR matrix, and the rows' own indptr."""
+    """Return the indices of the entries of these rows of a CSR matrix, and the rows' own indptr."""
     counts = indptr[rows + 1] - indptr[rows]
     ends = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     return np.arange(ends[-1]) + np.repeat(indptr[rows] - ends[:-1], counts), ends
 
 
 def _classes(
-    texts: _Parsed, counts: npt.NDArray[np.int64], asked: Sequence[str] | None, header: Sequence[str] | None
+    texts: _Parsed, counts: npt.NDArray[np.int64], known: Sequence[str] | None
 ) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
-    """The classes in their order, and each found name's place among them."""
+    """Return the classes in their order, and the index of each found name among them."""
     found = texts.names
     occur = [name for name, count in zip(found, counts.tolist(), strict=True) if count]
-    known = asked if asked is not None else header
     names = tuple(sorted(occur) if known is None else known)
     forms = [identifier(name) or "" for name in names]
-    place = {form: index for index, form in enumerate(forms)}
-    if len(place) < len(names):
+    index = {form: i for i, form in enumerate(forms)}
+    if len(index) < len(names):
         twice = [name for name, form in zip(names, forms, strict=True) if forms.count(form) > 1]
-        raise CatalogueError(
-            f"classes that are listed twice: {', '.join(twice[:5])}", "each class once", "remove the second"
-        )
-    other = [name for name in occur if name not in place]
+        raise CatalogueError(f"classes that are listed twice: {', '.join(twice[:5])}", "each class once", "remove one")
+    other = [name for name in occur if name not in index]
     if other:
-        clips = sum(count for name, count in zip(found, counts.tolist(), strict=True) if name not in place)
+        clips = sum(count for name, count in zip(found, counts.tolist(), strict=True) if name not in index)
         near = difflib.get_close_matches(other[0], names, 1)
         hint = f" (did you mean '{near[0]}'?)" if near else ""
         raise CatalogueError(
             f"{len(other)} labels, on {clips} clips, are not among the {len(names)} classes: "
             f"{', '.join(map(repr, other[:5]))}{hint}",
             f"labels of the classes {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}",
-            "mend the labels, or give the classes that these are of",
+            "correct the labels, or add these classes",
         )
     first = ", ".join(map(repr, texts.binary[:4]))
     if len(names) < 2:
         raise CatalogueError(
-            f"all clips have one and the same label: {', '.join(names) or 'none'}"
+            f"all clips have the same label: {', '.join(names) or 'none'}"
             + (f" ({first} are names with weights)" if first else ""),
             "at least two classes",
-            f"if {first} are names of classes, put another sign in place of ':', such as '_'"
+            f"if {first} are names of classes, replace ':' by another sign, such as '_'"
             if first
             else "label the clips with the classes to distinguish",
         )
     if first:
         log.warning(
-            "labels such as %s are read as weights of %d classes (%s); if they are names, put '_' in place of ':'",
+            "labels such as %s are read as weights of %d classes (%s); if they are names, replace ':' by '_'",
             first,
             len(names),
             ", ".join(names[:4]),
@@ -258,7 +262,7 @@ def _classes(
     folded = Counter(name.casefold() for name in names)
     if alike := [name for name in names if folded[name.casefold()] > 1]:
         log.warning("classes that differ only in upper and lower case: %s", ", ".join(map(repr, alike[:6])))
-    return names, np.array([place.get(name, -1) for name in found], np.int64)
+    return names, np.array([index.get(name, -1) for name in found], np.int64)
 
 
 def _refuse_missing(catalogue: Catalogue, known: npt.NDArray[np.bool_], missing: str) -> None:
@@ -267,7 +271,7 @@ def _refuse_missing(catalogue: Catalogue, known: npt.NDArray[np.bool_], missing:
         raise CatalogueError(
             f"none of the {count} clips has a label",
             "a label for each clip",
-            "make the catalogue of a table with a label column, or of a folder for each class with labels=folder",
+            "make the catalogue from a table with a label column, or from a folder per class with labels=folder",
         )
     if count and missing == "error":
         raise CatalogueError(
@@ -282,28 +286,27 @@ def _examples(catalogue: Catalogue, rows: Rows) -> str:
 
 
 def balanced_weights(labels: Labels, rows: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """(n,) how often to draw each clip at ``rows``, relative to the others, so that rare classes come more often.
+    """Return (n,) sampling weights of the clips at ``rows`` that favour rare classes.
 
-    The sum over a clip's labels of 1000 / (count + 0.01), count being the clips at ``rows`` that have the label: the
-    rule of AST's public code for AudioSet (``gen_weight_file.py``). A soft label counts as a whole one. A clip of no
-    class is never drawn.
+    A weight is the sum over a clip's labels of 1000 / (count + 0.01), count being the clips at ``rows`` with that
+    label: the rule of AST's public code for AudioSet (``gen_weight_file.py``). A soft label counts as a whole one; a
+    clip of no class has weight 0.
     """
     part = labels.take(rows)
     each = 1000.0 / (part.counts() + 0.01)
-    owners = np.repeat(np.arange(len(part)), np.diff(part.indptr))
-    return np.asarray(np.bincount(owners, each[part.indices], len(part)), np.float64)
+    return np.asarray(np.bincount(part.owners, each[part.indices], len(part)), np.float64)
 
 
 def inverse_weights(labels: Labels, rows: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """(n,) one over the count of each clip's class among ``rows``, so that all classes are drawn as often."""
+    """Return (n,) one over the count of each clip's class among ``rows``: all classes are drawn equally often."""
     classes = labels.take(rows).single
     assert (classes >= 0).all(), "clips without a label have no weight"
     return np.divide(1.0, np.bincount(classes)[classes], dtype=np.float64)
 
 
 def list_hash(ids: Iterable[str]) -> str:
-    """What to print beside a score: the first 16 hex digits of the SHA-256 of clip ids, a line each, in their order."""
-    whole = hashlib.sha256()
+    """Hash a list of clip ids, to print beside a score: 16 hex digits of the SHA-256 of the ids, a line each."""
+    digest = hashlib.sha256()
     for name in ids:
-        whole.update(name.encode("utf-8", "surrogateescape") + b"\n")
-    return whole.hexdigest()[:16]
+        digest.update(encode(name) + b"\n")
+    return digest.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Tables of clips: CSV, TSV or JSONL with a path and, optionally, labels, a split, a fold, a group, a part's times."""
+"""Tables of clips: CSV, TSV or JSONL with a path and optional label, split, fold, group, start and end."""
 
 # Paths are text here: a Path for each of two million would cost minutes.
 # ruff: noqa: PTH100, PTH122, PTH208
@@ -10,6 +10,7 @@ import csv
 import difflib
 import functools
 import io
+import itertools
 import json
 import logging
 import math
@@ -25,7 +26,7 @@ from asit.errors import CatalogueError
 from asit.io import local_files, parsing
 
 SUFFIXES = frozenset({".csv", ".tsv", ".jsonl"})
-"""What a table's name ends in."""
+"""Suffixes of tables."""
 
 _COLUMNS = {
     "path": ("file", "filename", "file_name", "filepath", "file_path"),
@@ -48,17 +49,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class TableRow:
-    """One line of a table; its texts are as :func:`asit.data.catalogue.columns.identifier` makes them.
+    """One row of a table; texts are normalised by :func:`asit.data.catalogue.columns.identifier`.
 
     Attributes:
-        path: absolute, normalised, spelt as on the disk; a relative one in the table counts from the table's folder.
-        label: the cell's text; several labels of one clip are parted by ";", and a soft one carries its weight, from 0
-            to 1, after a colon: "dog:0.7".
-        split: the cell's text, such as "train" or "test".
-        fold: the cell's text: which fold of a cross-validation the clip lies in.
-        group: the cell's text: what must not lie on two sides of a split, such as a speaker or a recording.
-        start: s; the clip is the file from here, None: from its beginning.
-        end: s; the clip is the file up to here, None: to its end.
+        path: absolute, normalised, spelt as on the disk; relative paths in the table start at the table's folder.
+        label: several labels are separated by ";", and a soft one has its weight after a colon: "dog:0.7".
+        split: such as "train" or "test".
+        fold: the clip's fold in a cross-validation.
+        group: what must not be in two splits, such as a speaker or a recording.
+        start, end: s; the part of the file, None: from its beginning, to its end.
     """
 
     path: str
@@ -71,52 +70,46 @@ class TableRow:
 
 
 def read_table(path: str | os.PathLike[str]) -> list[TableRow]:
-    """All rows of a table, in its order.
+    """Read all rows of a table, in order.
 
     The first line of a CSV or TSV names the columns, each line of a JSONL is an object. The columns are path (or file,
     filename, file_name, filepath, file_path), label (or labels, class, category), split, fold, group (or speaker),
-    start and end (or start_seconds and end_seconds), of which the path must be there. Others are skipped, which is
-    logged, unless the name of one is a slip of the pen away from one that the table lacks. Cells are parted by commas,
-    semicolons, tabs or bars, whichever names the columns, or as a first line such as "sep=;" says. In a JSONL the label
-    may also be a list of names, or an object that gives each name its weight. The text is UTF-8, or UTF-16 with its
-    mark. Files are looked for only where their name may be spelt otherwise on the disk (see
-    `asit.io.local_files.locate`).
+    start and end (or start_seconds and end_seconds); path is required. Other columns are skipped, which is logged; a
+    name one letter away from a missing column is an error. The separator is a comma, semicolon, tab or bar, or as a
+    first line "sep=;" says. In a JSONL the label may be a list of names, or an object with the weight of each name. The
+    text is UTF-8, or UTF-16 with a byte order mark.
 
     Raises:
-        CatalogueError: no such table, a missing or misspelt column, a damaged line (with its number), times that
-            are none, a clip that stands on two lines, or no rows.
+        CatalogueError: no such table, a missing or misspelt column, a damaged line (with its number), invalid times, a
+            clip on two lines, or no rows.
     """
     return list(iterate_table(path))
 
 
 def iterate_table(path: str | os.PathLike[str]) -> Iterator[TableRow]:
-    """As :func:`read_table`, one row at a time."""
+    """Yield the rows of :func:`read_table` one at a time."""
     table = Path(local_files.locate(os.fspath(path)))
     suffix = table.suffix.lower()
     if suffix not in SUFFIXES:
-        if not table.is_file():
-            raise CatalogueError(
-                f"{table} is a folder" if table.is_dir() else f"there is no {table}",
-                f"a table, whose name ends in {', '.join(sorted(SUFFIXES))}",
-                "check the path" + ("" if table.is_dir() else near(table)),
-            )
-        raise CatalogueError(
-            f"{table} is not a table by its name", f"a name ending in {', '.join(sorted(SUFFIXES))}", "rename the table"
-        )
+        expected = f"a table, whose name ends in {', '.join(sorted(SUFFIXES))}"
+        if table.is_file():
+            raise CatalogueError(f"{table} is not a table by its name", expected, "rename the table")
+        if table.is_dir():
+            raise CatalogueError(f"{table} is a folder", expected, "check the path")
+        raise CatalogueError(f"there is no {table}", expected, "check the path" + near(table))
     folder = os.path.abspath(table.parent)
-    # A set of hashes instead of paths: an eighth of the memory for two million rows.
-    seen: set[int] = set()
+    seen: set[int] = set()  # hashes take an eighth of the memory of the paths
     try:
-        with _opened(table) as lines:
+        with _open_text(table) as lines:
             for number, row in _objects(table, lines) if suffix == ".jsonl" else _columns(table, lines, suffix):
                 found = _row(table, folder, number, row)
                 clip = hash((found.path, found.start or 0.0, found.end))
                 if clip in seen:
                     part = "" if found.start is None and found.end is None else f" from {found.start or 0:g} s"
-                    raise CatalogueError(
-                        f"{table}, line {number}: {row['path']}{part} stands in the table twice",
-                        "one line a file, or a part of a file",
-                        "remove one line; several labels of one clip go in one cell, parted by ';'",
+                    raise _bad_line(
+                        *(table, number, f"{row['path']}{part} is in the table twice"),
+                        "each file, or part of a file, once",
+                        "remove one line; several labels of one clip go in one cell, separated by ';'",
                     )
                 seen.add(clip)
                 yield found
@@ -127,7 +120,7 @@ def iterate_table(path: str | os.PathLike[str]) -> Iterator[TableRow]:
     except UnicodeDecodeError as error:
         raise CatalogueError(
             f"{table} is not {error.encoding.upper()} text: {error.reason} 0x{error.object[error.start]:02x}",
-            "UTF-8, or UTF-16 with its mark",
+            "UTF-8, or UTF-16 with a byte order mark",
             "save the table as UTF-8 (in Excel: CSV UTF-8; of Latin-1: iconv -f latin1 -t utf-8)",
         ) from None
     except (OSError, csv.Error) as error:
@@ -137,7 +130,11 @@ def iterate_table(path: str | os.PathLike[str]) -> Iterator[TableRow]:
         raise CatalogueError(f"{table} has no rows", "at least one line with a file's path", "check the table")
 
 
-def _opened(table: Path) -> TextIO:
+def _bad_line(table: Path, number: int, found: str, expected: str, fix: str = "correct this line") -> CatalogueError:
+    return CatalogueError(f"{table}, line {number}: {found}", expected, fix)
+
+
+def _open_text(table: Path) -> TextIO:
     file = local_files.open_file(table)
     encoding = _ENCODINGS.get(file.peek(2)[:2], "utf-8-sig") if isinstance(file, io.BufferedReader) else "utf-8-sig"
     return io.TextIOWrapper(file, encoding, newline="")
@@ -146,19 +143,15 @@ def _opened(table: Path) -> TextIO:
 def _row(table: Path, folder: str, number: int, row: dict[str, Any]) -> TableRow:
     name = str(row.get("path") or "").strip()
     if not name or "\0" in name:
-        raise CatalogueError(f"{table}, line {number}: no path", "each line names a file", "mend or remove this line")
+        raise _bad_line(table, number, "no path", "a file's path in each line")
     try:
         name.isascii() or name.encode("utf-8", "surrogateescape")
         words = {column: _normal(column, row.get(column)) for column in WORDS}
     except ValueError as error:
-        raise CatalogueError(f"{table}, line {number}: {error}", "text or a number", "mend this line") from None
+        raise _bad_line(table, number, str(error), "text or a number") from None
     start, end = (_time(table, number, key, row.get(key)) for key in ("start", "end"))
     if end is not None and end <= (start or 0.0):
-        raise CatalogueError(
-            f"{table}, line {number}: from {start or 0:g} s to {end:g} s",
-            "an end after the start",
-            "mend or remove this line",
-        )
+        raise _bad_line(table, number, f"from {start or 0:g} s to {end:g} s", "an end after the start")
     return TableRow(os.path.normpath(local_files.locate(name, folder)), **words, start=start, end=end)
 
 
@@ -173,11 +166,7 @@ def _time(table: Path, number: int, name: str, value: Any) -> float | None:
     except ValueError:
         seconds = math.nan
     if not (math.isfinite(seconds) and seconds >= 0):
-        raise CatalogueError(
-            f"{table}, line {number}: {name} is '{value}'",
-            "a number of seconds, 0 or above, with a decimal point",
-            "mend this line",
-        )
+        raise _bad_line(table, number, f"{name} is '{value}'", "seconds, 0 or above, with a decimal point")
     return seconds
 
 
@@ -188,11 +177,12 @@ def _columns(table: Path, lines: TextIO, suffix: str) -> Iterator[tuple[int, dic
         if given and first.strip():
             break
     if "\0" in first:
-        raise CatalogueError(
-            f"{table} holds zero bytes: it is UTF-16 without its mark, or no text", "UTF-8", "save the table as UTF-8"
-        )
+        found = f"{table} holds zero bytes: UTF-16 without a byte order mark, or no text"
+        raise CatalogueError(found, "UTF-8", "save the table as UTF-8")
     separator = given[1] if given else _separator(first, "\t" if suffix == ".tsv" else ",")
-    reader = csv.reader(_chained(first, lines), delimiter=separator, skipinitialspace=separator != "\t", strict=True)
+    reader = csv.reader(
+        itertools.chain([first], lines), delimiter=separator, skipinitialspace=separator != "\t", strict=True
+    )
     header = next(reader, None)
     if not header:
         return
@@ -203,21 +193,16 @@ def _columns(table: Path, lines: TextIO, suffix: str) -> Iterator[tuple[int, dic
         if len(cells) > len(names) and not any(map(str.strip, cells[len(names) :])):
             cells = cells[: len(names)]  # commas at the end of a line
         if len(cells) != len(names):
-            raise CatalogueError(
-                f"{table}, line {reader.line_num + skipped}: {len(cells)} cells under {len(names)} columns",
+            raise _bad_line(
+                *(table, reader.line_num + skipped, f"{len(cells)} cells under {len(names)} columns"),
                 f"one cell for each of {', '.join(header)}",
-                "mend this line; a cell that holds the separator or a line break needs quotes",
+                "correct this line; a cell that holds the separator or a line break needs quotes",
             )
         yield reader.line_num + skipped, {name: cell for name, cell in zip(names, cells, strict=True) if name}
 
 
-def _chained(first: str, lines: TextIO) -> Iterator[str]:
-    yield first
-    yield from lines
-
-
 def _separator(line: str, usual: str) -> str:
-    """What parts the names in a header's line: the usual sign, unless another one yields the path's column."""
+    """Return the separator of a header: the usual one, unless another yields the path column."""
     for sign in dict.fromkeys(usual + _SEPARATORS):
         names = [name.strip().strip('"').strip().lower() for name in line.split(sign)]
         if any(_NAMES.get(name) == "path" for name in names):
@@ -233,13 +218,9 @@ def _objects(table: Path, lines: Iterable[str]) -> Iterator[tuple[int, dict[str,
         try:
             pairs = parsing.from_json(line, surrogates=True, pairs=unique_keys)
         except parsing.Malformed as error:
-            raise CatalogueError(
-                f"{table}, line {number} is no row: {error}", "one JSON object a line", "mend this line"
-            ) from None
+            raise _bad_line(table, number, f"not a row: {error}", "one JSON object a line") from None
         if not isinstance(pairs, dict):
-            raise CatalogueError(
-                f"{table}, line {number}: {line.strip()[:40]}", 'an object such as {"path": "a.wav"}', "mend this line"
-            )
+            raise _bad_line(table, number, line.strip()[:40], 'an object such as {"path": "a.wav"}')
         keys = tuple(pairs)
         if keys not in known:
             earlier = {key for one in known for key in one}
@@ -248,32 +229,31 @@ def _objects(table: Path, lines: Iterable[str]) -> Iterator[tuple[int, dict[str,
         try:
             row |= {"label": label_text(row.get("label"))}
         except ValueError as error:
-            raise CatalogueError(f"{table}, line {number}: {error.args[0]}", *error.args[1:]) from None
+            raise _bad_line(table, number, *error.args) from None
         for name, value in row.items():
             if isinstance(value, list | dict) or (name == "path" and isinstance(value, bool)):
-                found = f"{table}, line {number}: {name} is {json.dumps(value)[:60]}"
-                raise CatalogueError(found, "text or a number", "mend this line")
+                raise _bad_line(table, number, f"{name} is {json.dumps(value)[:60]}", "text or a number")
         yield number, row
 
 
 def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; refuses one that has a key twice, of which a parser would silently keep the last.
+    """Make a JSON object's dict.
 
     Raises:
-        Malformed: it has.
+        Malformed: a repeated key, of which a parser would silently keep the last.
     """
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise parsing.Malformed(f"the key {next(key for key in keys if keys.count(key) > 1)!r} comes twice")
+        raise parsing.Malformed(f"the key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
     return found
 
 
 def label_text(value: Any) -> Any:
-    """A label as JSON gives it, as the text of a cell: a name, a list of names, or names with their weights.
+    """Convert a JSON label (a name, a list of names, or names with weights) to the text of a cell.
 
     Raises:
-        ValueError: with what was found, what was expected, and what to do.
+        ValueError: with what was found, what was expected, and the fix.
     """
     if not isinstance(value, list | dict):
         return value
@@ -281,30 +261,28 @@ def label_text(value: Any) -> Any:
     try:
         names = [name for label in value if (name := identifier(label)) is not None]
     except ValueError:
-        raise ValueError(found, "names", "mend this line") from None
+        raise ValueError(found, "names", "correct this line") from None
     if any(";" in label for label in names):
-        raise ValueError(found, "names without ';', which parts labels", "give these names another sign")
+        raise ValueError(found, "names without ';', which separates labels", "replace it by another sign")
     if isinstance(value, list):
         return ";".join(names)
     weights = list(value.values())
     if len(names) != len(weights) or not all(
         isinstance(weight, int | float) and not isinstance(weight, bool) and 0 <= weight <= 1 for weight in weights
     ):
-        raise ValueError(found, "a weight from 0 to 1 for each name", "mend this line")
+        raise ValueError(found, "a weight from 0 to 1 for each name", "correct this line")
     return ";".join(f"{label}:{float(weight)!r}" for label, weight in zip(names, weights, strict=True))
 
 
 def _known(table: Path, header: Sequence[str], quiet: Iterable[str] = ()) -> list[str | None]:
-    """The header's names in our words; None for columns of the table's own, which are logged unless in `quiet`."""
+    """Map the header's names to columns; None for unknown ones, which are logged unless in `quiet`."""
     found = [" ".join(name.split()).lower() for name in header]
     ours = [_NAMES.get(name) for name in found]
-    expected = f"path and, where wanted, others of: {_KNOWN}"
+    expected = f"path and optionally others of: {_KNOWN}"
     for name in _COLUMNS:
         same = [header[i] for i, our in enumerate(ours) if our == name]
         if len(same) > 1:
-            raise CatalogueError(
-                f"{table}: {' and '.join(same)} are both the {name}", "one of them", "remove the other"
-            )
+            raise CatalogueError(f"{table}: {' and '.join(same)} are both the {name}", "one of them", "remove one")
     slips = {
         name: close
         for name, our in zip(found, ours, strict=True)
@@ -313,29 +291,25 @@ def _known(table: Path, header: Sequence[str], quiet: Iterable[str] = ()) -> lis
     }
     if slips:
         names = ", ".join(f"'{name}' (did you mean '{close}'?)" for name, close in slips.items())
-        raise CatalogueError(
-            f"{table}: unknown columns {names}", expected, "rename these columns, or take them out of the table"
-        )
+        raise CatalogueError(f"{table}: unknown columns {names}", expected, "rename or remove these columns")
     if "path" not in ours:
         if any(os.path.splitext(name)[1] for name in found):
-            raise CatalogueError(
-                f"{table}: the first line is '{', '.join(header)}'", f"the columns' names: {expected}", "add that line"
-            )
+            line = f"{table}: the first line is '{', '.join(header)}'"
+            raise CatalogueError(line, f"the columns' names: {expected}", "add that line")
         raise CatalogueError(f"{table}: columns {', '.join(header)}, none with the path", expected, "add that column")
-    own = [f"'{name}'" for name, our in zip(header, ours, strict=True) if our is None and name not in quiet]
-    if own:
-        _log_own(str(table), ", ".join(own))
+    unused = [f"'{name}'" for name, our in zip(header, ours, strict=True) if our is None and name not in quiet]
+    if unused:
+        _log_unused(str(table), ", ".join(unused))
     return ours
 
 
-@functools.cache
-def _log_own(table: str, columns: str) -> None:
-    # Once, however often a process reads the table.
+@functools.cache  # once per process
+def _log_unused(table: str, columns: str) -> None:
     log.warning("%s: columns that are not used: %s", table, columns)
 
 
 def _slip(name: str, known: str) -> bool:
-    """Whether a name is one letter away from a known one: one more, one less, another, or two exchanged."""
+    """Whether a name is one letter more, less or different from a known one, or has two letters exchanged."""
     if len(name) == len(known):
         at = [i for i, (one, other) in enumerate(zip(name, known, strict=True)) if one != other]
         exchanged = len(at) == 2 and at[1] == at[0] + 1 and name[at[0]] == known[at[1]] and name[at[1]] == known[at[0]]
@@ -345,7 +319,7 @@ def _slip(name: str, known: str) -> bool:
 
 
 def near(path: Path) -> str:
-    """A hint at the entry of the same folder that is spelt nearly the same."""
+    """Return a hint at the entry of the same folder with the most similar name, or ""."""
     try:
         found = difflib.get_close_matches(path.name, os.listdir(path.parent), 1)
     except OSError:

@@ -1,4 +1,4 @@
-"""Readers of known data sets, each in the layout in which it is distributed: label, split, fold, group of each clip."""
+"""Readers of known data sets in the layout in which they are distributed."""
 
 from __future__ import annotations
 
@@ -26,28 +26,24 @@ NAMES = tuple(_READERS)
 
 
 def check_name(name: str) -> None:
-    """Refuse what is none of :data:`NAMES`.
-
-    Raises:
-        CatalogueError: with the nearest name.
-    """
+    """Raise a CatalogueError with the nearest name unless `name` is one of :data:`NAMES`."""
     if name not in _READERS:
         close = difflib.get_close_matches(name.lower().replace("_", "-"), NAMES, 1)
         raise CatalogueError(
-            f"{name} is no data set that asit knows" + (f"; did you mean {close[0]}?" if close else ""),
+            f"{name} is not a data set that asit knows" + (f"; did you mean {close[0]}?" if close else ""),
             "one of " + ", ".join(NAMES),
             "give a folder or a table alone for any other set",
         )
 
 
 def read(name: str, root: str | os.PathLike[str], *, incomplete: bool = False, **options: Any) -> Corpus:
-    """A known data set as it lies below root; files are listed, not opened.
+    """Read a known data set below root; files are listed, not opened.
 
     Args:
         name: one of :data:`NAMES`.
         root: the folder it was unpacked into.
-        incomplete: go on where clips are missing; the counts stand in the notes.
-        options: the reader's own: `most_missing` of audioset, `test_root` and `seed` of speech-commands-v1.
+        incomplete: accept missing clips; the notes have the counts.
+        options: of the reader: `most_missing` of audioset, `test_root` and `seed` of speech-commands-v1.
 
     Raises:
         CatalogueError: an unknown name, another layout, a damaged list, or clips missing.

@@ -1,7 +1,7 @@
 """AudioSet: segment lists over a folder of clips named by video.
 
 Source of layout and counts: Gemmeke et al., "Audio Set: An ontology and human-labeled dataset for audio events", 2017,
-and the headers of its three lists (num_segs). No copy is whole, since videos go away: what is missing is counted.
+and the headers of its three lists (num_segs). No copy is complete, since videos disappear: missing clips are counted.
 """
 
 # Paths are text here: a Path for each of two million would cost minutes.
@@ -20,23 +20,23 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from asit.data.catalogue.catalogue import unreadable
 from asit.data.catalogue.columns import Texts, encode
 from asit.data.catalogue.tables import TableRow
 from asit.data.corpora.corpus import (
     FIRST,
+    INCOMPLETE,
     Corpus,
+    copies_note,
     damaged,
     existing,
-    left_behind,
-    names,
-    pairs_note,
+    first_names,
+    hints,
+    open_list,
     read_csv,
     stem,
     walk,
 )
 from asit.errors import CatalogueError
-from asit.io import local_files
 
 EXPECTED = {"balanced": 22_160, "unbalanced": 2_041_789, "test": 20_371}
 """Segments of each list."""
@@ -48,30 +48,30 @@ LISTS = {
     "unbalanced": "unbalanced_train_segments.csv",
     "test": "eval_segments.csv",
 }
-"""The split of each list: the two training lists keep their own names, the evaluation list is "test"."""
+"""The list of each split."""
 
 _INDEX = "class_labels_indices.csv"
-_AT_ONCE = 1 << 16  # files matched at a time
+_BATCH = 1 << 16  # files matched together
 _ID = re.compile(r"[A-Za-z0-9_-]{11}")
-# Behind the video: nothing, a start, or a start and an end, in seconds or milliseconds.
+# After the video: nothing, a start, or a start and an end, in seconds or milliseconds.
 _TAIL = re.compile(r"(?:_(\d+(?:\.\d+)?)(?:[_-]\d+(?:\.\d+)?)?)?")
 _HEADS = ("", "Y", "id_")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
-_PROMISE = re.compile(r"num_segs=(\d+)")
+_NUM_SEGS = re.compile(r"num_segs=(\d+)")
 _SOFT = re.compile(r":\s*[\d.]+\s*$")
 _SPLITS = tuple(LISTS)
 
 
 @dataclass(frozen=True)
 class _Segments:
-    """The lines of all lists, in their order.
+    """The lines of all lists, in order.
 
     Attributes:
         ids: (N,) S11, the videos.
         starts: (N,) float32, s.
-        splits: (N,) int8, place in _SPLITS.
-        codes: (N,) int32, place in texts.
-        texts: label texts, names parted by ";".
+        splits: (N,) int8, index into _SPLITS.
+        codes: (N,) int32, index into texts.
+        texts: label texts, names separated by ";".
     """
 
     ids: npt.NDArray[np.bytes_]
@@ -89,63 +89,78 @@ def read(
     expected: Mapping[str, int] = EXPECTED,
     classes: int = CLASSES,
 ) -> Corpus:
-    """The segments of the lists whose clips lie anywhere below root, named by video.
+    """Read the segments of the lists whose clips are anywhere below root, named by video.
 
     A clip's name is the video, "Y" and the video, or "id_" and the video, alone or followed by its start, or by start
     and end, in seconds or milliseconds: ``Y-0RWZT-miFs.wav``, ``-0RWZT-miFs_420.000_430.000.flac``,
-    ``-0RWZT-miFs_420000.m4a``. Folders do not matter. A start in the name must be the list's (to a second). The
-    label is the display names in the official order, parted by ";"; the splits are "balanced", "unbalanced", "test".
+    ``-0RWZT-miFs_420000.m4a``. A start in the name must be the list's (to a second). The label is the display names in
+    the official order, separated by ";"; the splits are "balanced", "unbalanced", "test".
 
     Args:
         root: the folder that holds clips and lists.
-        incomplete: go on without a list, with shorter lists, and with more missing than `most_missing`.
+        incomplete: accept a missing list, shorter lists, and more missing clips than `most_missing`.
         most_missing: largest share of a split's segments without a clip.
         expected: segments of each list.
-        classes: how many there are.
+        classes: number of classes.
 
     Raises:
         CatalogueError: a list or the class index is missing or damaged, or too many clips are missing.
     """
     if not 0 <= most_missing <= 1:
         raise CatalogueError(f"most_missing is {most_missing}", "a share from 0 to 1", "change it")
-    place = existing(root)
+    root = existing(root)
     lists: dict[str, list[str]] = {name: [] for name in (*LISTS.values(), _INDEX)}
-    clips = Texts.pack(encode(path) for path in _clips_of(walk(place), lists))
-    index = _one(place, _INDEX, lists[_INDEX])
-    tables = {split: _one(place, LISTS[split], lists[LISTS[split]]) for split in expected}
+    clips = Texts.pack(encode(path) for path in _clips_of(walk(root), lists))
+    index = _one(root, _INDEX, lists[_INDEX])
+    tables = {split: _one(root, LISTS[split], lists[LISTS[split]]) for split in expected}
     absent = [LISTS[split] for split, table in tables.items() if table is None]
     if index is None or len(absent) == len(tables) or (absent and not incomplete):
-        raise _no_lists(place, absent if index else [*absent, _INDEX], len(clips), skippable=index is not None)
-    order, places = _read_index(index, classes)
-    segments, short = _read_lists({split: table for split, table in tables.items() if table}, places, order, expected)
+        missing = absent if index else [*absent, _INDEX]
+        raise CatalogueError(
+            f"{root} has no {', no '.join(missing)}; it holds {len(clips):,} recordings{hints(root)}",
+            f"{', '.join((*LISTS.values(), _INDEX))} in it or below it",
+            "put them there (docs/tasks/audioset.md says where they come from)"
+            + (f"; or {INCOMPLETE}" if index else ""),
+        )
+    order, positions = _read_index(index, classes)
+    present = {split: table for split, table in tables.items() if table}
+    segments, short = _read_lists(present, positions, order, expected)
     if short and not incomplete:
         raise CatalogueError(
-            f"{place}: {'; '.join(short)}",
-            "the whole lists",
-            "download them again; or go on with these: --incomplete (in Python incomplete=True)",
+            f"{root}: {'; '.join(short)}", "the complete lists", f"download them again; or {INCOMPLETE}"
         )
-    where, told = _match(clips, segments)
-    there = np.bincount(segments.splits[where >= 0], minlength=len(_SPLITS))
-    found = {split: int(there[_SPLITS.index(split)]) for split in expected}
-    lost = np.flatnonzero(where < 0)
-    first = tuple(segments.ids[i].decode() for i in lost[:FIRST].tolist())
+    clip_of, notes = _match(clips, segments)
+    counts = np.bincount(segments.splits[clip_of >= 0], minlength=len(_SPLITS))
+    found = {split: int(counts[_SPLITS.index(split)]) for split in expected}
+    without = np.flatnonzero(clip_of < 0)
+    first = first_names([segments.ids[i].decode() for i in without[:FIRST].tolist()], len(without))
     listed = np.bincount(segments.splits, minlength=len(_SPLITS))
-    counts = {split: (found[split], int(listed[_SPLITS.index(split)])) for split, table in tables.items() if table}
-    _require(place, counts, first, len(lost), len(clips), most_missing, incomplete)
-    notes = [f"there is no {name}: its split is left out" for name in absent] + short + told
-    if len(lost):
-        notes.append(f"{len(lost):,} of {len(where):,} segments have no clip: {names(first, len(lost))}")
+    shares = {split: (found[split], int(listed[_SPLITS.index(split)])) for split in present}
+    if not incomplete or not any(found.values()):
+        _refuse_missing(f"{root}, {len(clips):,} recordings", shares, most_missing, f"{first}{hints(root)}")
+    notes = [f"there is no {name}: its split is left out" for name in absent] + short + notes
+    if len(without):
+        notes.append(f"{len(without):,} of {len(clip_of):,} segments have no clip: {first}")
 
-    def iterate() -> Iterator[TableRow]:
-        for i in np.flatnonzero(where >= 0).tolist():
-            path = os.path.join(place, clips[int(where[i])])
+    def rows() -> Iterator[TableRow]:
+        for i in np.flatnonzero(clip_of >= 0).tolist():
+            path = os.path.join(root, clips[int(clip_of[i])])
             yield TableRow(path, segments.texts[int(segments.codes[i])], _SPLITS[int(segments.splits[i])])
 
-    return Corpus("audioset", place, iterate, order, expected, found, len(lost), first, tuple(notes))
+    return Corpus(
+        name="audioset",
+        root=root,
+        rows=rows,
+        classes=order,
+        expected=expected,
+        found=found,
+        missing=len(without),
+        notes=tuple(notes),
+    )
 
 
 def _clips_of(paths: Iterable[str], lists: dict[str, list[str]]) -> Iterator[str]:
-    """The recordings; lists are put aside."""
+    """Yield the recordings, and collect the lists in `lists`."""
     for path in paths:
         if stem(path) is not None:
             yield path
@@ -153,101 +168,78 @@ def _clips_of(paths: Iterable[str], lists: dict[str, list[str]]) -> Iterator[str
             lists[base].append(path)
 
 
-def _one(place: str, name: str, copies: list[str]) -> str | None:
-    """The list's full path: of several copies of one size the one nearest to root."""
-    full = [os.path.join(place, path) for path in sorted(copies, key=lambda path: (path.count("/"), path))]
+def _one(root: str, name: str, copies: list[str]) -> str | None:
+    """Return the list's full path; of several copies of one size the one nearest to root."""
+    full = [os.path.join(root, path) for path in sorted(copies, key=lambda path: (path.count("/"), path))]
     if len({os.path.getsize(path) for path in full}) > 1:
-        raise CatalogueError(
-            f"{place} holds {len(full)} different {name}: {names(full)}", "one", "remove or rename the others"
-        )
+        found = f"{root} holds {len(full)} different {name}: {first_names(full)}"
+        raise CatalogueError(found, "one", "remove or rename the others")
     return full[0] if full else None
 
 
-def _no_lists(place: str, absent: list[str], clips: int, *, skippable: bool) -> CatalogueError:
-    hints = left_behind(place)
-    return CatalogueError(
-        f"{place} has no {', no '.join(absent)}; it holds {clips:,} recordings" + (f"; {hints}" if hints else ""),
-        f"{', '.join((*LISTS.values(), _INDEX))} in it or below it",
-        "put them there (docs/tasks/audioset.md says where they come from)"
-        + ("; or go on without that split: --incomplete (in Python incomplete=True)" if skippable else ""),
-    )
-
-
 def _read_index(path: str, count: int) -> tuple[tuple[str, ...], dict[str, int]]:
-    """The display names in the official order, and each label code's place among them."""
+    """Return the display names in the official order, and the position of each label code among them."""
     order: list[str] = []
-    places: dict[str, int] = {}
+    positions: dict[str, int] = {}
     for number, row in read_csv(path, ("index", "mid", "display_name")):
         name = row["display_name"]
         if row["index"] != str(len(order)):
             raise damaged(path, number, f"index {row['index']} where {len(order)} should come")
-        if row["mid"] in places or name in order:
-            raise damaged(path, number, f"{row['mid']}, {name} stands there twice")
+        if row["mid"] in positions or name in order:
+            raise damaged(path, number, f"{row['mid']}, {name} is listed twice")
         if ";" in name or _SOFT.search(name) or not name.strip():
-            raise damaged(path, number, f"'{name}' cannot be a label: ';' parts labels, ':' and a number is a weight")
-        places[row["mid"]] = len(order)
+            raise damaged(path, number, f"'{name}' cannot be a label: ';' separates labels, ':' a weight")
+        positions[row["mid"]] = len(order)
         order.append(name)
     if len(order) != count:
         raise CatalogueError(f"{path} has {len(order):,} classes", f"{count:,}", "download it again")
-    return tuple(order), places
+    return tuple(order), positions
 
 
 def _read_lists(
-    tables: Mapping[str, str], places: Mapping[str, int], order: tuple[str, ...], expected: Mapping[str, int]
+    tables: Mapping[str, str], positions: Mapping[str, int], order: tuple[str, ...], expected: Mapping[str, int]
 ) -> tuple[_Segments, list[str]]:
-    """All segments, and what the lists lack."""
+    """Return all segments, and notes on lists that are too short."""
     ids, starts, splits, codes = bytearray(), array("f"), bytearray(), array("i")
-    texts: dict[str, int] = {}  # label codes as they stand there -> code
+    texts: dict[str, int] = {}  # label codes as listed -> code
     short = []
     for split, path in tables.items():
-        before = len(codes)
-        promised = None
-        try:
-            with local_files.open_text(path, "utf-8-sig", "") as lines:
-                for cells in csv.reader(lines, skipinitialspace=True):
-                    if not cells or cells[0].startswith("#"):
-                        promised = promised or _PROMISE.search(",".join(cells))
-                        continue
-                    if len(cells) != 4 or not _ID.fullmatch(cells[0]) or not _NUMBER.fullmatch(cells[1]):
-                        line = f"segment {len(codes) - before + 1}"
-                        raise CatalogueError(
-                            f"{path}, {line}: '{','.join(cells)[:60]}' is not VIDEO, start, end, \"labels\"",
-                            "the official list",
-                            "download it again",
-                        )
-                    ids += cells[0].encode()
-                    starts.append(float(cells[1]))
-                    codes.append(texts.setdefault(cells[3], len(texts)))
-        except OSError as error:
-            raise unreadable(path, error) from None
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise CatalogueError(f"{path} is damaged: {error}", "the official list", "download it again") from None
+        before, promised = len(codes), None
+        with open_list(path, "") as lines:
+            for cells in csv.reader(lines, skipinitialspace=True):
+                if not cells or cells[0].startswith("#"):
+                    promised = promised or _NUM_SEGS.search(",".join(cells))
+                    continue
+                if len(cells) != 4 or not _ID.fullmatch(cells[0]) or not _NUMBER.fullmatch(cells[1]):
+                    what = f"'{','.join(cells)[:60]}' is not VIDEO, start, end, \"labels\""
+                    raise damaged(path, f"segment {len(codes) - before + 1}", what)
+                ids += cells[0].encode()
+                starts.append(float(cells[1]))
+                codes.append(texts.setdefault(cells[3], len(texts)))
         count = len(codes) - before
         splits += bytes([_SPLITS.index(split)]) * count
         if count != expected[split]:
-            said = f", and its header says {int(promised[1]):,}" if promised else ""
-            short.append(f"{LISTS[split]} holds {count:,} of {expected[split]:,} segments{said}")
-    return (
-        _Segments(
-            np.frombuffer(bytes(ids), "S11"),
-            np.array(starts, np.float32),
-            np.frombuffer(bytes(splits), np.int8),
-            np.array(codes, np.int32),
-            _label_texts(texts, places, order),
-        ),
-        short,
+            header = f", and its header says {int(promised[1]):,}" if promised else ""
+            short.append(f"{LISTS[split]} holds {count:,} of {expected[split]:,} segments{header}")
+    segments = _Segments(
+        np.frombuffer(bytes(ids), "S11"),
+        np.array(starts, np.float32),
+        np.frombuffer(bytes(splits), np.int8),
+        np.array(codes, np.int32),
+        _label_texts(texts, positions, order),
     )
+    return segments, short
 
 
-def _label_texts(texts: Iterable[str], places: Mapping[str, int], order: tuple[str, ...]) -> list[str]:
+def _label_texts(texts: Iterable[str], positions: Mapping[str, int], order: tuple[str, ...]) -> list[str]:
     out, unknown = [], {}
     for text in texts:
         mids = {mid.strip() for mid in text.split(",")}
-        unknown.update(dict.fromkeys(sorted(mids - places.keys())))
-        out.append(";".join(order[place] for place in sorted(places[mid] for mid in mids if mid in places)))
+        unknown.update(dict.fromkeys(sorted(mids - positions.keys())))
+        out.append(";".join(order[i] for i in sorted(positions[mid] for mid in mids if mid in positions)))
     if unknown:
         raise CatalogueError(
-            f"the segment lists use {len(unknown):,} labels that {_INDEX} does not have: {names([*unknown])}",
+            f"the segment lists use {len(unknown):,} labels that {_INDEX} does not have: {first_names([*unknown])}",
             f"lists and {_INDEX} of one release",
             "download them again",
         )
@@ -255,16 +247,14 @@ def _label_texts(texts: Iterable[str], places: Mapping[str, int], order: tuple[s
 
 
 def _match(clips: Texts, segments: _Segments) -> tuple[npt.NDArray[np.int64], list[str]]:
-    """For each segment the place of its clip, -1 where there is none; and what is told about the other files."""
-    where = np.full(len(segments.ids), -1, np.int64)
+    """Return the index of each segment's clip, -1 if there is none, and notes on the other files."""
+    clip_of = np.full(len(segments.ids), -1, np.int64)
     by_id = np.argsort(segments.ids, kind="stable")
     ids = segments.ids[by_id]
-    pairs, elsewhere = _Few(), _Few()
-    used = 0
+    copies, elsewhere = _Few(clips), _Few(clips)
     batch: list[tuple[bytes, float, int]] = []
 
-    def settle() -> None:
-        nonlocal used
+    def match_batch() -> None:
         if not batch or not len(ids):
             return
         named = np.array([name for name, _, _ in batch], "S11")
@@ -272,55 +262,54 @@ def _match(clips: Texts, segments: _Segments) -> tuple[npt.NDArray[np.int64], li
         files = np.array([file for _, _, file in batch])
         at = np.minimum(np.searchsorted(ids, named), len(ids) - 1)
         known = np.flatnonzero(ids[at] == named)
-        # A name can be read in two ways ("id_" may begin a video); the first that is listed counts.
+        # Some names can be read in two ways ("id_" may begin a video): take the first that is listed.
         known = known[np.unique(files[known], return_index=True)[1]]
         segment = by_id[at[known]]
         start, due = starts[known], segments.starts[segment]
         right = np.isnan(start) | (np.abs(start - due) < 1) | (np.abs(start / 1000 - due) < 1)
         for file in files[known[~right]].tolist():
-            elsewhere.add(clips, file)
-        segment, known = segment[right], known[right]
-        for one, file in zip(segment.tolist(), files[known].tolist(), strict=True):
-            if where[one] < 0:
-                where[one] = file
-                used += 1
+            elsewhere.add(file)
+        for one, file in zip(segment[right].tolist(), files[known[right]].tolist(), strict=True):
+            if clip_of[one] < 0:
+                clip_of[one] = file
             else:
-                pairs.add(clips, file)
+                copies.add(file)
         batch.clear()
 
     for file, path in enumerate(clips):
         batch.extend((name, start, file) for name, start in _readings(os.path.basename(os.path.splitext(path)[0])))
-        if len(batch) >= _AT_ONCE:
-            settle()
-    settle()
-    told = list(pairs_note(pairs.first, pairs.count))
+        if len(batch) >= _BATCH:
+            match_batch()
+    match_batch()
+    notes = list(copies_note(copies.first, copies.count))
     if elsewhere.count:
-        told.append(
-            f"{elsewhere.count:,} files are named for another start than their video has in the lists and were left "
-            f"out: {names(elsewhere.first, elsewhere.count)}"
+        notes.append(
+            f"{elsewhere.count:,} files have another start in their name than in the lists and were left out: "
+            f"{first_names(elsewhere.first, elsewhere.count)}"
         )
-    if strange := len(clips) - used - pairs.count - elsewhere.count:
-        told.append(f"{strange:,} recordings are in none of the lists and were left out")
+    if unlisted := len(clips) - int((clip_of >= 0).sum()) - copies.count - elsewhere.count:
+        notes.append(f"{unlisted:,} recordings are in none of the lists and were left out")
     if twice := int((ids[1:] == ids[:-1]).sum()):
-        told.append(f"{twice:,} segments are of a video that is listed before; they get no clip")
-    return where, told
+        notes.append(f"{twice:,} segments are of a video that is listed before; they get no clip")
+    return clip_of, notes
 
 
 class _Few:
-    """A count, and the first names."""
+    """Counts files and keeps the first names."""
 
-    def __init__(self) -> None:
+    def __init__(self, clips: Texts) -> None:
+        self.clips = clips
         self.count = 0
         self.first: list[str] = []
 
-    def add(self, clips: Texts, place: int) -> None:
+    def add(self, file: int) -> None:
         self.count += 1
         if len(self.first) < FIRST:
-            self.first.append(clips[place])
+            self.first.append(self.clips[file])
 
 
 def _readings(name: str) -> Iterator[tuple[bytes, float]]:
-    """Video and start (NaN: none) in each way a file's name can be read."""
+    """Yield video and start (NaN: none) for each way to read a file's name."""
     for head in _HEADS:
         if name.startswith(head):
             video, rest = name[len(head) : len(head) + 11], name[len(head) + 11 :]
@@ -328,29 +317,17 @@ def _readings(name: str) -> Iterator[tuple[bytes, float]]:
                 yield video.encode(), float(tail[1]) if tail[1] else math.nan
 
 
-def _require(
-    place: str,
-    counts: Mapping[str, tuple[int, int]],
-    first: tuple[str, ...],
-    lost: int,
-    clips: int,
-    most_missing: float,
-    incomplete: bool,
-) -> None:
-    """Each split must have clips, and not miss too many."""
-    few = {split for split, (found, listed) in counts.items() if not found or listed - found > most_missing * listed}
-    total = sum(found for found, _ in counts.values())
-    if not few or (incomplete and total):
+def _refuse_missing(found: str, counts: Mapping[str, tuple[int, int]], most_missing: float, first: str) -> None:
+    """Raise unless each split has clips, and does not lack too many."""
+    if not any(not have or listed - have > most_missing * listed for have, listed in counts.values()):
         return
-    told = [
-        f"{split} {found:,} of {listed:,} clips ({1 - found / max(1, listed):.1%} missing)"
-        for split, (found, listed) in counts.items()
+    texts = [
+        f"{split} {have:,} of {listed:,} clips ({1 - have / max(1, listed):.1%} missing)"
+        for split, (have, listed) in counts.items()
     ]
-    hints = left_behind(place)
+    some = any(have for have, _ in counts.values())
     raise CatalogueError(
-        f"{place}, {clips:,} recordings: {'; '.join(told)}; no clip of {names(first, lost)}"
-        + (f"; {hints}" if hints else ""),
+        f"{found}: {'; '.join(texts)}; no clip of {first}",
         f"clips named by video in each split, and at most {most_missing:.0%} missing",
-        "check the folder"
-        + ("; or go on with these: --most-missing or --incomplete (in Python incomplete=True)" if total else ""),
+        "check the folder" + (f"; or raise --most-missing, or {INCOMPLETE}" if some else ""),
     )

@@ -9,10 +9,20 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from asit.data.catalogue.tables import TableRow
-from asit.data.corpora.corpus import Corpus, damaged, existing, names, read_csv, recordings, require_whole, settle, walk
+from asit.data.corpora.corpus import (
+    Corpus,
+    damaged,
+    existing,
+    find_folder,
+    first_names,
+    read_csv,
+    recordings,
+    require_complete,
+    walk,
+)
 from asit.errors import CatalogueError
 
 EXPECTED = {f"fold {fold}": 400 for fold in range(1, 6)}
@@ -22,9 +32,9 @@ CLASSES = 50
 """Classes, with equally many clips in each fold."""
 
 SHARED = frozenset({"131943", "134049", "209698", "234879"})
-"""Source recordings that officially lie in two folds, each time under two classes: eleven clips.
+"""Source recordings that are officially in two folds, each under two classes: eleven clips.
 
-All other 1,520 lie in one fold. Counted in meta/esc50.csv, whose documentation says one fold for each.
+All other 1,520 are in one fold, as the documentation says of all. Counted in meta/esc50.csv.
 """
 
 _COLUMNS = ("filename", "fold", "target", "category", "src_file")
@@ -37,23 +47,23 @@ def read(
     expected: Mapping[str, int] = EXPECTED,
     classes: int = CLASSES,
 ) -> Corpus:
-    """The clips that meta/esc50.csv lists, of those in audio/; label is the category, group the source recording.
+    """Read the clips of meta/esc50.csv in audio/; label is the category, group the source recording.
 
     The classes are in the order of `target`. A recording of :data:`SHARED` is a group for each of its classes, since
-    the official folds part it there.
+    the official folds split it there.
 
     Args:
-        root: the folder with audio/ and meta/, or the one that holds it.
-        incomplete: go on where clips are missing.
+        root: the folder with audio/ and meta/, or its parent.
+        incomplete: accept missing clips.
         expected: clips of each fold, "fold 1" to "fold 5".
-        classes: how many there are.
+        classes: number of classes.
 
     Raises:
         CatalogueError: no such layout, a damaged list, clips missing, or a source recording in two folds.
     """
-    place = settle("esc50", existing(root), os.path.join("meta", "esc50.csv"), "audio")
-    table = os.path.join(place, "meta", "esc50.csv")
-    there, notes = recordings(f"audio/{name}" for name in walk(os.path.join(place, "audio")))
+    folder = find_folder("esc50", existing(root), os.path.join("meta", "esc50.csv"), "audio")
+    table = os.path.join(folder, "meta", "esc50.csv")
+    there, notes = recordings(f"audio/{name}" for name in walk(os.path.join(folder, "audio")))
     rows, missing = [], []
     targets: dict[str, int] = {}
     folds: defaultdict[str, set[str]] = defaultdict(set)
@@ -76,36 +86,41 @@ def read(
             missing.append(name)
             continue
         found[f"fold {row['fold']}"] += 1
-        rows.append(TableRow(os.path.join(place, path), label=row["category"], fold=row["fold"], group=group))
+        rows.append(TableRow(os.path.join(folder, path), label=row["category"], fold=row["fold"], group=group))
     _refuse_parted(table, folds)
     order = tuple(sorted(targets, key=targets.__getitem__))
     if [targets[name] for name in order] != [*range(classes)]:
         raise CatalogueError(
             f"{table} has {len(order)} classes, and none with target "
-            + names([str(target) for target in sorted(set(range(classes)) - {*targets.values()})]),
+            + first_names([str(target) for target in sorted(set(range(classes)) - {*targets.values()})]),
             f"{classes} classes, with the targets 0 to {classes - 1}",
             "download the list again",
         )
-    notes += require_whole("esc50", place, expected, found, missing, incomplete=incomplete)
+    notes += require_complete("esc50", folder, (found, expected), missing, incomplete=incomplete)
     shared = sorted(SHARED & {source.split(" ")[0] for source in folds})
     if shared:
         notes += (
-            f"{len(shared)} source recordings lie in two folds under two classes, officially: {', '.join(shared)}; "
+            f"{len(shared)} source recordings are officially in two folds under two classes: {', '.join(shared)}; "
             "each is a group for each class",
         )
 
-    def iterate() -> Iterator[TableRow]:
-        return iter(rows)
-
-    return Corpus("esc50", place, iterate, order, expected, dict(found), len(missing), tuple(missing[:5]), notes)
+    return Corpus(
+        name="esc50",
+        root=folder,
+        rows=lambda: iter(rows),
+        classes=order,
+        expected=expected,
+        found=dict(found),
+        missing=len(missing),
+        notes=notes,
+    )
 
 
 def _refuse_parted(table: str, folds: Mapping[str, set[str]]) -> None:
-    parted = sorted(group for group, its in folds.items() if len(its) > 1)
+    parted = [f"{group} (folds {', '.join(sorted(its))})" for group, its in sorted(folds.items()) if len(its) > 1]
     if parted:
-        told = [f"{group} (folds {', '.join(sorted(folds[group]))})" for group in parted]
         raise CatalogueError(
-            f"{table}: {len(parted)} source recordings lie in more than one fold: {names(told)}",
+            f"{table}: {len(parted)} source recordings are in more than one fold: {first_names(parted)}",
             "all clips of a source recording in one fold",
             "download the list again",
         )

@@ -20,15 +20,14 @@ import numpy as np
 from asit.audio import files
 from asit.data.catalogue.tables import TableRow
 from asit.data.corpora.corpus import (
-    FIRST,
     Corpus,
     damaged,
     existing,
-    names,
+    find_folder,
+    first_names,
     read_lines,
     recordings,
-    require_whole,
-    settle,
+    require_complete,
     walk,
 )
 from asit.errors import CatalogueError
@@ -55,7 +54,7 @@ WORDS_V2 = {
 EXPECTED_V1 = {"train": 51_094, "validation": 6_798, "test": 3_081}
 """Clips as SUPERB counts them: 51,088 words and the six background recordings; 6,798 words; the test archive.
 
-Our cuts of silence for validation come on top. 6,835 words of the hash's testing part are left out.
+Our silent validation clips come on top. 6,835 words of the hash's testing part are left out.
 """
 
 WORDS_V1 = {
@@ -64,21 +63,21 @@ WORDS_V1 = {
     **{"on": 2367, "one": 2370, "right": 2367, "seven": 2377, "sheila": 1734, "six": 2369, "stop": 2380},
     **{"three": 2356, "tree": 1733, "two": 2373, "up": 2375, "wow": 1745, "yes": 2377, "zero": 2376},
 }
-"""Clips of each word in version 0.01, 64,721 together, counted in the archive's lists and what they leave."""
+"""Clips of each word in version 0.01, 64,721 together, counted in the archive."""
 
 SILENCE_SHARE = 0.1
-"""Silent clips for each clip of the ten words, rounded up: the share of the official test archive, 257 to 2,567."""
+"""Silent clips for each clip of the ten words, rounded up: as in the official test archive, 257 to 2,567."""
 
 _HASHES = 2**27 - 1  # MAX_NUM_WAVS_PER_CLASS in the data set's script
 _SECONDS = 1.0
 
 
-def side(name: str) -> str:
-    """The split of a clip by the data set's own rule: "validation", "test" or "train".
+def split_of(name: str) -> str:
+    """Return the split of a clip by the data set's own rule: "validation", "test" or "train".
 
-    The SHA-1 of the speaker (the file's name before "_nohash_") modulo 2^27, in percent of 2^27 - 1: under 10
-    validation, under 20 test, the rest train. Source: `which_set` in the archive's README. For all 64,721 words of
-    version 0.01 it gives the archive's own lists.
+    The SHA-1 of the speaker (the file's name before "_nohash_") modulo 2^27, in percent of 2^27 - 1: below 10
+    validation, below 20 test, the rest train. Source: `which_set` in the archive's README. For all 64,721 words of
+    version 0.01 it agrees with the archive's lists.
     """
     speaker = _speaker(name) or os.path.basename(name)
     number = int(hashlib.sha1(speaker.encode(), usedforsecurity=False).hexdigest(), 16)
@@ -87,8 +86,8 @@ def side(name: str) -> str:
 
 
 def _speaker(name: str) -> str | None:
-    head, mark, _ = os.path.basename(name).partition("_nohash_")
-    return head if mark else None
+    head, separator, _ = os.path.basename(name).partition("_nohash_")
+    return head if separator else None
 
 
 def read_v2(
@@ -98,13 +97,13 @@ def read_v2(
     expected: Mapping[str, int] = EXPECTED_V2,
     words: Mapping[str, int] = WORDS_V2,
 ) -> Corpus:
-    """Version 0.02: a folder a word, testing_list.txt and validation_list.txt; what is on no list is train.
+    """Read version 0.02: a folder a word, testing_list.txt and validation_list.txt; what is on no list is train.
 
     The label is the word, the classes are the words by alphabet, the group is the speaker.
 
     Args:
-        root: the folder of the words, or the one that holds it.
-        incomplete: go on where clips are missing.
+        root: the folder of the words, or its parent.
+        incomplete: accept missing clips.
         expected: clips of each split.
         words: clips of each word.
 
@@ -112,39 +111,44 @@ def read_v2(
         CatalogueError: no such layout, clips missing, a folder that is no word, or a speaker in two splits.
     """
     name = "speech-commands-v2"
-    place = settle(name, existing(root), "testing_list.txt", "validation_list.txt")
-    files_of = {"test": "testing_list.txt", "validation": "validation_list.txt"}
-    lists = {split: _listed(os.path.join(place, name_of)) for split, name_of in files_of.items()}
-    there, notes = _words(name, place, words)
+    list_of = {"test": "testing_list.txt", "validation": "validation_list.txt"}
+    folder = find_folder(name, existing(root), *list_of.values())
+    lists = {split: _listed(os.path.join(folder, file)) for split, file in list_of.items()}
+    paths, notes = _words(name, folder, words)
     splits = {key: split for split, keys in lists.items() for key in keys}
-    twice = sorted(lists["test"].keys() & lists["validation"].keys())
-    if twice:
-        raise CatalogueError(
-            f"{place}: {len(twice)} clips are on both lists: {names(twice)}", "each on one", "download the lists again"
-        )
+    if twice := sorted(lists["test"].keys() & lists["validation"].keys()):
+        found = f"{folder}: {len(twice)} clips are on both lists: {first_names(twice)}"
+        raise CatalogueError(found, "each on one", "download the lists again")
     speakers: defaultdict[str, set[str]] = defaultdict(set)
-    for key in chain(splits, there):
+    for key in chain(splits, paths):
         if (speaker := _speaker(key)) is not None:
             speakers[speaker].add(splits.get(key, "train"))
-    parted = sorted(speaker for speaker, its in speakers.items() if len(its) > 1)
-    if parted:
-        told = [f"{speaker} ({', '.join(sorted(speakers[speaker]))})" for speaker in parted]
+    if parted := [f"{who} ({', '.join(sorted(its))})" for who, its in sorted(speakers.items()) if len(its) > 1]:
         raise CatalogueError(
-            f"{place}: {len(parted)} speakers are in more than one split: {names(told)}",
+            f"{folder}: {len(parted)} speakers are in more than one split: {first_names(parted)}",
             "each speaker in one of train, validation and test",
             "download testing_list.txt and validation_list.txt again",
         )
-    found = Counter(splits.get(key, "train") for key in there)
-    missing = [path for split in lists.values() for key, path in split.items() if key not in there]
-    notes += require_whole(name, place, expected, found, missing, incomplete=incomplete, detail=_short(there, words))
+    counts = Counter(splits.get(key, "train") for key in paths)
+    missing = [path for split in lists.values() for key, path in split.items() if key not in paths]
+    detail = _short(paths, words)
+    notes += require_complete(name, folder, (counts, expected), missing, incomplete=incomplete, detail=detail)
 
-    def iterate() -> Iterator[TableRow]:
-        for key, path in there.items():
-            full = os.path.join(place, path)
+    def rows() -> Iterator[TableRow]:
+        for key, path in paths.items():
+            full = os.path.join(folder, path)
             yield TableRow(full, key.split("/")[0], splits.get(key, "train"), group=_speaker(key))
 
-    absent = _absent(expected, found)
-    return Corpus(name, place, iterate, tuple(sorted(words)), expected, dict(found), absent, tuple(missing[:5]), notes)
+    return Corpus(
+        name=name,
+        root=folder,
+        rows=rows,
+        classes=tuple(sorted(words)),
+        expected=expected,
+        found=dict(counts),
+        missing=_absent(expected, counts),
+        notes=notes,
+    )
 
 
 def read_v1(
@@ -156,22 +160,21 @@ def read_v1(
     expected: Mapping[str, int] = EXPECTED_V1,
     words: Mapping[str, int] = WORDS_V1,
 ) -> Corpus:
-    """Version 0.01 as SUPERB's keyword spotting: ten words, ``_unknown_`` and ``_silence_``.
+    """Read version 0.01 as SUPERB's keyword spotting: ten words, ``_unknown_`` and ``_silence_``.
 
-    - The train archive is parted by :func:`side`; its testing part is left out. All other words are ``_unknown_``.
+    - The train archive is split by :func:`split_of`; its testing part is left out. All other words are ``_unknown_``.
     - Test is the separate archive of twelve folders, as it is.
-    - ``_silence_`` in train are the background recordings, whole: they are longer than a clip, and training takes
-      random parts of them. In validation they are cuts of one second, drawn once from `seed`, so that every
-      validation sees the same: one for ten clips of the ten words (:data:`SILENCE_SHARE`). They come from the same
-      recordings as in train, as in SUPERB, whose code draws them anew each time.
+    - ``_silence_`` in train are the complete background recordings, of which training takes random parts. In
+      validation it is one-second parts of the same recordings, drawn once from `seed`, one for ten clips of the ten
+      words (:data:`SILENCE_SHARE`). SUPERB's code draws them again in each validation.
 
     The group is the speaker; silence has none.
 
     Args:
         root: the train archive's folder, or one that holds it (and the test archive's).
-        test_root: the test archive's folder, where it is neither in root nor beside it.
-        incomplete: go on where clips are missing.
-        seed: of the cuts.
+        test_root: the test archive's folder, if it is neither in root nor beside it.
+        incomplete: accept missing clips.
+        seed: of the silent validation clips.
         expected: clips of each split; train includes the background recordings.
         words: clips of each word in the train archive.
 
@@ -179,67 +182,69 @@ def read_v1(
         CatalogueError: no such layout, clips missing, or a folder that is no word.
     """
     name = "speech-commands-v1"
-    place = settle(name, existing(root), NOISE)
-    tests = _test_folder(place, existing(root), test_root)
-    there, notes = _words(name, place, words)
-    sides = {key: side(key) for key in there}
-    noise, more = recordings(f"{NOISE}/{path}" for path in walk(os.path.join(place, NOISE)))
+    folder = find_folder(name, existing(root), NOISE)
+    tests = _test_folder(folder, existing(root), test_root)
+    paths, notes = _words(name, folder, words)
+    splits = {key: split_of(key) for key in paths}
+    noise, more = recordings(f"{NOISE}/{path}" for path in walk(os.path.join(folder, NOISE)))
     tested, others = _test_clips(tests)
-    notes += more + others
-    found = Counter(split for split in sides.values() if split != "test")
+    found = Counter(split for split in splits.values() if split != "test")
     found.update(train=len(noise), test=len(tested))
-    missing = []
-    for split in ("validation", "testing"):
-        path = os.path.join(place, f"{split}_list.txt")
-        if os.path.isfile(path):
-            listed = _listed(path)
-            astray = [key for key in listed if side(key) != {"testing": "test"}.get(split, split)]
-            if astray:
-                notes += (f"{len(astray):,} clips of {split}_list.txt go elsewhere by their hash: {names(astray)}",)
-            missing += [clip for key, clip in listed.items() if key not in there]
-    notes += require_whole(name, place, expected, found, missing, incomplete=incomplete, detail=_short(there, words))
-    wanted = sum(key.split("/")[0] in COMMANDS for key, split in sides.items() if split == "validation")
-    cuts = _cuts([os.path.join(place, path) for path in noise.values()], math.ceil(SILENCE_SHARE * wanted), seed)
-    if cuts:
+    missing, astray = _compare_lists(folder, paths)
+    notes += more + others + astray
+    detail = _short(paths, words)
+    notes += require_complete(name, folder, (found, expected), missing, incomplete=incomplete, detail=detail)
+    wanted = sum(key.split("/")[0] in COMMANDS for key, split in splits.items() if split == "validation")
+    silent = _draw_silence([os.path.join(folder, path) for path in noise.values()], wanted, seed)
+    if silent:
         notes += (
-            f"{len(cuts)} cuts of one second from the background recordings are added to validation as {SILENCE}, one "
+            f"{len(silent)} one-second parts of the background recordings are added to validation as {SILENCE}, one "
             f"for ten clips of the {len(COMMANDS)} words as in the test archive; seed {seed}",
         )
 
-    def iterate() -> Iterator[TableRow]:
-        for key, path in there.items():
-            if (split := sides[key]) != "test":
-                yield TableRow(os.path.join(place, path), _class(key), split, group=_speaker(key))
+    def rows() -> Iterator[TableRow]:
+        for key, path in paths.items():
+            if (split := splits[key]) != "test":
+                word = key.split("/")[0]
+                label = word if word in COMMANDS else UNKNOWN
+                yield TableRow(os.path.join(folder, path), label, split, group=_speaker(key))
         for path in noise.values():
-            yield TableRow(os.path.join(place, path), SILENCE, "train")
-        for path, start in cuts:
+            yield TableRow(os.path.join(folder, path), SILENCE, "train")
+        for path, start in silent:
             yield TableRow(path, SILENCE, "validation", start=start, end=start + _SECONDS)
         for key, path in tested.items():
             yield TableRow(os.path.join(tests, path), key.split("/")[0], "test", group=_speaker(key))
 
-    # Both archives may lie side by side: the catalogue counts its paths from what holds both.
-    top = os.path.commonpath([place, tests])
     return Corpus(
-        name,
-        top,
-        iterate,
-        (*COMMANDS, UNKNOWN, SILENCE),
-        expected,
-        dict(found),
-        _absent(expected, found),
-        tuple(missing[:FIRST]),
-        notes,
-        {"silence_seed": seed, "silence_cuts": len(cuts)},
+        name=name,
+        root=os.path.commonpath([folder, tests]),  # both archives may be side by side
+        rows=rows,
+        classes=(*COMMANDS, UNKNOWN, SILENCE),
+        expected=expected,
+        found=dict(found),
+        missing=_absent(expected, found),
+        notes=notes,
+        facts={"silence_seed": seed, "silence_cuts": len(silent)},
     )
 
 
-def _class(key: str) -> str:
-    word = key.split("/")[0]
-    return word if word in COMMANDS else UNKNOWN
+def _compare_lists(folder: str, paths: Mapping[str, str]) -> tuple[list[str], tuple[str, ...]]:
+    """Compare the archive's lists with the clips: those missing, and notes on clips whose hash gives another split."""
+    missing, notes = list[str](), list[str]()
+    for split in ("validation", "testing"):
+        path = os.path.join(folder, f"{split}_list.txt")
+        if os.path.isfile(path):
+            listed = _listed(path)
+            if astray := [key for key in listed if split_of(key) != {"testing": "test"}.get(split, split)]:
+                text = f"{len(astray):,} clips of {split}_list.txt are in another split by their hash: "
+                notes.append(text + first_names(astray))
+            missing += [clip for key, clip in listed.items() if key not in paths]
+    return missing, tuple(notes)
 
 
-def _cuts(paths: list[str], count: int, seed: int) -> list[tuple[str, float]]:
-    """Where `count` cuts begin, each from a recording drawn evenly, in whole milliseconds."""
+def _draw_silence(paths: list[str], words: int, seed: int) -> list[tuple[str, float]]:
+    """Draw recording and start, in whole milliseconds, of the silent clips for so many clips of words."""
+    count = math.ceil(SILENCE_SHARE * words)
     if not paths or not count:
         return []
     room = np.array([max(0.0, files.probe(path).seconds - _SECONDS) for path in paths])
@@ -249,55 +254,53 @@ def _cuts(paths: list[str], count: int, seed: int) -> list[tuple[str, float]]:
     return sorted({(paths[i], float(start)) for i, start in zip(which.tolist(), starts.tolist(), strict=True)})
 
 
-def _test_folder(place: str, root: str, given: str | os.PathLike[str] | None) -> str:
-    """The test archive's folder: as given, in root, or beside the train archive's."""
+def _test_folder(folder: str, root: str, given: str | os.PathLike[str] | None) -> str:
+    """Return the test archive's folder: as given, in root, or beside the train archive's."""
     if given is not None:
-        return settle("speech-commands-v1 (test archive)", existing(given), SILENCE, UNKNOWN)
-    for top in (root, os.path.dirname(place)):
+        return find_folder("speech-commands-v1 (test archive)", existing(given), SILENCE, UNKNOWN)
+    for top in (root, os.path.dirname(folder)):
         for name in sorted(os.listdir(top)):
-            folder = os.path.join(top, name)
-            if all(os.path.isdir(os.path.join(folder, mark)) for mark in (SILENCE, UNKNOWN)) and folder != place:
-                return folder
-    both = os.path.isdir(os.path.join(place, UNKNOWN))
+            found = os.path.join(top, name)
+            if all(os.path.isdir(os.path.join(found, inner)) for inner in (SILENCE, UNKNOWN)) and found != folder:
+                return found
+    both = os.path.isdir(os.path.join(folder, UNKNOWN))
     raise CatalogueError(
-        f"both archives of version 0.01 are unpacked into {place}"
+        f"both archives of version 0.01 are unpacked into {folder}"
         if both
-        else f"the test archive of version 0.01 is neither in {root} nor beside {place}",
+        else f"the test archive of version 0.01 is neither in {root} nor beside {folder}",
         f"a folder of its own for speech_commands_test_set_v0.01, with {SILENCE}, {UNKNOWN} and the ten words",
         "unpack each archive into its own folder" if both else "unpack it there, or name its folder: --test-root",
     )
 
 
-def _test_clips(place: str) -> tuple[dict[str, str], tuple[str, ...]]:
-    there, notes = recordings(path for path in walk(place) if path.count("/") == 1)
-    wrong = sorted({key.split("/")[0] for key in there} - {*COMMANDS, UNKNOWN, SILENCE})
-    if wrong:
+def _test_clips(folder: str) -> tuple[dict[str, str], tuple[str, ...]]:
+    paths, notes = recordings(path for path in walk(folder) if path.count("/") == 1)
+    if wrong := sorted({key.split("/")[0] for key in paths} - {*COMMANDS, UNKNOWN, SILENCE}):
         raise CatalogueError(
-            f"{place} has folders that are none of the twelve classes: {names(wrong)}",
+            f"{folder} has folders that are none of the twelve classes: {first_names(wrong)}",
             f"{', '.join(COMMANDS)}, {UNKNOWN} and {SILENCE}",
             "give the folder of speech_commands_test_set_v0.01",
         )
-    return there, notes
+    return paths, notes
 
 
-def _words(name: str, place: str, words: Mapping[str, int]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The clips in folders of words; a folder of recordings that is no word is refused."""
-    there, notes = recordings(path for path in walk(place) if path.count("/") == 1 and not path.startswith("_"))
-    strange = sorted({key.split("/")[0] for key in there} - words.keys())
-    if strange:
-        later = strange and set(strange) <= WORDS_V2.keys()
+def _words(name: str, folder: str, words: Mapping[str, int]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Return the clips in the folders of words, and notes; a folder of recordings that is no word is refused."""
+    paths, notes = recordings(path for path in walk(folder) if path.count("/") == 1 and not path.startswith("_"))
+    if wrong := sorted({key.split("/")[0] for key in paths} - words.keys()):
+        later = set(wrong) <= WORDS_V2.keys()
         raise CatalogueError(
-            f"{place} has folders that are no word of {name}: {names(strange)}",
+            f"{folder} has folders that are no word of {name}: {first_names(wrong)}",
             f"the {len(words)} words of {name}",
             "this looks like version 0.02: asit catalogue speech-commands-v2" if later else "move them elsewhere",
         )
-    return there, notes
+    return paths, notes
 
 
-def _short(there: Iterable[str], words: Mapping[str, int]) -> str:
-    found = Counter(key.split("/")[0] for key in there)
+def _short(keys: Iterable[str], words: Mapping[str, int]) -> str:
+    found = Counter(key.split("/")[0] for key in keys)
     wrong = [f"{word} {found[word]:,} of {count:,}" for word, count in words.items() if found[word] != count]
-    return f"words that differ: {names(wrong)}" if wrong else ""
+    return f"words that differ: {first_names(wrong)}" if wrong else ""
 
 
 def _absent(expected: Mapping[str, int], found: Mapping[str, int]) -> int:
@@ -305,7 +308,7 @@ def _absent(expected: Mapping[str, int], found: Mapping[str, int]) -> int:
 
 
 def _listed(path: str) -> dict[str, str]:
-    """A list's clips: name without ending -> name as it stands there."""
+    """Map the clips of a list from name without suffix to name."""
     listed = {}
     for number, line in read_lines(path):
         if line.count("/") != 1:

@@ -12,19 +12,17 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from asit.data.catalogue.tables import TableRow
 from asit.data.corpora.corpus import (
-    FIRST,
     Corpus,
+    copies_note,
     damaged,
     existing,
-    left_behind,
-    names,
-    pairs_note,
+    first_names,
+    hints,
     read_lines,
-    require_whole,
+    require_complete,
     stem,
     walk,
 )
@@ -48,25 +46,25 @@ def read(
     expected: Mapping[str, int] = EXPECTED,
     speakers: int = SPEAKERS,
 ) -> Corpus:
-    """The utterances of iden_split.txt, wherever below root idXXXXX/VIDEO/NNNNN.wav lies (wav/, dev/wav/, test/wav/).
+    """Read the utterances of iden_split.txt, idXXXXX/VIDEO/NNNNN.wav in any folder below root.
 
-    The label is the speaker; the classes are the speakers by number. There is no group: the task has each speaker on
-    all sides, which the header says as "shared_groups". Trial lists for verification that lie there (veri_test*.txt,
-    list_test_*.txt) stand in the header as "trials".
+    The label is the speaker; the classes are the speakers by number. There is no group: the task has each speaker in
+    all splits, which the header says as "shared_groups". Its "trials" are the trial lists for verification found
+    (veri_test*.txt, list_test_*.txt).
 
     Args:
         root: the folder that holds the recordings and the list.
-        incomplete: go on where utterances or speakers are missing.
+        incomplete: accept missing utterances and speakers.
         expected: utterances of each split.
-        speakers: how many there are.
+        speakers: number of speakers.
 
     Raises:
         CatalogueError: no list, a damaged one, or utterances missing.
     """
-    name, place = "voxceleb1", existing(root)
-    there: dict[str, str] = {}
-    lists, trials, pairs = [], [], []
-    for path in walk(place):
+    root = existing(root)
+    paths: dict[str, str] = {}
+    lists, trials, copies = [], [], []
+    for path in walk(root):
         head = stem(path)
         if head is None:
             base = os.path.basename(path)
@@ -76,16 +74,15 @@ def read(
                 trials.append(path)
             continue
         key = "/".join(head.split("/")[-3:])
-        if _CLIP.fullmatch(key) and there.setdefault(key, path) != path:
-            pairs.append(path)
+        if _CLIP.fullmatch(key) and paths.setdefault(key, path) != path:
+            copies.append(path)
     if not lists:
         raise CatalogueError(
-            f"{place} has no {_LIST}; it holds {len(there):,} recordings named idXXXXX/VIDEO/NNNNN"
-            + (f"; {hints}" if (hints := left_behind(place)) else ""),
+            f"{root} has no {_LIST}; it holds {len(paths):,} recordings named idXXXXX/VIDEO/NNNNN{hints(root)}",
             "the list of the identification split, beside wav/",
             f"put {_LIST} there; docs/tasks/voxceleb1.md says where it comes from",
         )
-    table = os.path.join(place, min(lists, key=lambda path: path.count("/")))
+    table = os.path.join(root, min(lists, key=lambda path: path.count("/")))
     splits: dict[str, str] = {}
     missing = []
     for number, line in read_lines(table):
@@ -96,29 +93,32 @@ def read(
         if key in splits:
             raise damaged(table, number, f"{clip} is listed twice")
         splits[key] = _SPLITS[code]
-        if key not in there:
+        if key not in paths:
             missing.append(clip.strip())
-    found = Counter(split for key, split in splits.items() if key in there)
+    found = Counter(split for key, split in splits.items() if key in paths)
     classes = tuple(sorted({key.split("/")[0] for key in splits}))
-    heard = {key.split("/")[0] for key in splits if key in there}
-    silent = sorted(set(classes) - heard)
-    detail = f"{len(silent):,} of {len(classes):,} speakers have no recording: {names(silent)}" if silent else ""
+    absent = sorted(set(classes) - {key.split("/")[0] for key in splits if key in paths})
+    detail = f"{len(absent):,} of {len(classes):,} speakers have no recording: {first_names(absent)}" if absent else ""
     if len(classes) != speakers:
         detail = f"the list names {len(classes):,} speakers of {speakers:,}" + (f"; {detail}" if detail else "")
-    notes = pairs_note(pairs)
-    notes += require_whole(name, place, expected, found, missing, incomplete=incomplete, detail=detail)
-    unlisted = len(there.keys() - splits.keys())
-    if unlisted:
+    notes = copies_note(copies)
+    notes += require_complete("voxceleb1", root, (found, expected), missing, incomplete=incomplete, detail=detail)
+    if unlisted := len(paths.keys() - splits.keys()):
         notes += (f"{unlisted:,} recordings are not in {_LIST} and were left out",)
 
-    def iterate() -> Iterator[TableRow]:
+    def rows() -> Iterator[TableRow]:
         for key, split in splits.items():
-            if key in there:
-                yield TableRow(os.path.join(place, there[key]), key.split("/")[0], split)
+            if key in paths:
+                yield TableRow(os.path.join(root, paths[key]), key.split("/")[0], split)
 
-    facts: dict[str, Any] = {"shared_groups": True}
-    if trials:
-        facts["trials"] = trials
     return Corpus(
-        name, place, iterate, classes, expected, dict(found), len(missing), tuple(missing[:FIRST]), notes, facts
+        name="voxceleb1",
+        root=root,
+        rows=rows,
+        classes=classes,
+        expected=expected,
+        found=dict(found),
+        missing=len(missing),
+        notes=notes,
+        facts={"shared_groups": True, **({"trials": trials} if trials else {})},
     )

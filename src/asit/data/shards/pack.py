@@ -20,10 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from asit.data.catalogue import locations
-from asit.data.catalogue.catalogue import Catalogue, Clip
+from asit.data.catalogue.catalogue import INDEX, INDEX_ROOT, Catalogue, Clip
 from asit.data.catalogue.columns import SHARD, Rows, json_line
-from asit.data.catalogue.locations import INDEX
 from asit.data.shards import tar_writer
 from asit.data.shards.encode import check_rate
 from asit.data.shards.shard_plan import SKIPPED, PackSettings, ShardPlan, relative_names
@@ -88,7 +86,7 @@ def pack(
     if not len(source):
         raise CatalogueError("the catalogue lists no clips", "at least one", "give another catalogue")
     out = storage.absolute(out).rstrip("/")
-    if source.shards is not None and any(_real(storage.parent(at)) == _real(out) for at in source.shards.places):
+    if source.shards is not None and any(_real(storage.parent(at)) == _real(out) for at in source.shards.shards):
         raise ConfigError(
             f"{out} holds the shards that are to be packed", "another folder for the new ones", "choose another --out"
         )
@@ -164,7 +162,7 @@ def _finish(source: Catalogue, plan: ShardPlan, settings: PackSettings, kept: in
     if lines:
         storage.write(storage.join(out, SKIPPED), bytes(lines))
     location = storage.join(out, INDEX)
-    storage.write(location, b"".join(index.lines(locations.HERE)))
+    storage.write(location, b"".join(index.lines(INDEX_ROOT)))
     plan.finish()
     total = sum(int(shard["bytes"]) for shard in listed)
     return Packed(

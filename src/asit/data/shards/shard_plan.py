@@ -16,10 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from asit.data.catalogue import locations
-from asit.data.catalogue.catalogue import Catalogue, Clip
+from asit.data.catalogue.catalogue import INDEX, Catalogue, Clip, common_root, relative
 from asit.data.catalogue.columns import decode, json_line
-from asit.data.catalogue.locations import INDEX
 from asit.data.shards.encode import Encoding
 from asit.errors import ConfigError
 from asit.io import parsing, storage
@@ -245,7 +243,7 @@ def relative_names(source: Catalogue) -> list[str]:
     outside = [name for name in names if storage.is_url(name) or Path(name).is_absolute()]
     if not outside:
         return names
-    top = locations.common([Clip(name, 1.0, 1, 1) for name in outside])
+    top = common_root([Clip(name, 1.0, 1, 1) for name in outside])
     inside = set(names).difference(outside)
-    short = {name: locations.relative(name, top).lstrip("/") for name in outside}
+    short = {name: relative(name, top).lstrip("/") for name in outside}
     return [short[name] if name in short and short[name] not in inside else name.lstrip("/") for name in names]

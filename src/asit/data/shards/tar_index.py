@@ -25,10 +25,9 @@ import numpy as np
 from asit.audio import files
 from asit.config import FrontEndSettings
 from asit.data.catalogue import checks
-from asit.data.catalogue.catalogue import LINES, Catalogue, Clip, is_catalogue
+from asit.data.catalogue.catalogue import INDEX, LINES, Catalogue, Clip, is_catalogue, relative
 from asit.data.catalogue.columns import Rows
 from asit.data.catalogue.listing import matches
-from asit.data.catalogue.locations import INDEX, relative
 from asit.data.loading.waveforms import read_clip
 from asit.data.shards import range_reader, tar_reader
 from asit.errors import AudioError, CatalogueError
@@ -144,7 +143,7 @@ def build(
     if not len(rows) or len(skipped) > bad_files * (len(rows) + len(skipped)):
         raise _unusable(tars, len(rows), skipped, ignored, bad_files)
     header = {
-        "front_end": checks.Plan(root, "header", False, None, seed, front_end).spectrum(),
+        "front_end": checks.spectrum(front_end),
         "check": "header",
         "seed": seed,
         "skipped": dict(sorted(Counter(row["reason"] for row in skipped).items())),

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from asit.data.catalogue.catalogue import Catalogue
-from asit.data.catalogue.locations import INDEX
+from asit.data.catalogue.catalogue import INDEX, Catalogue
 from asit.errors import CatalogueError, StoreError
 from asit.io import storage
 
@@ -29,15 +28,15 @@ def verify_sizes(index: Catalogue, *, progress: Callable[[int, int, int], None] 
     if found is None:
         return
     used = np.unique(found.codes[found.codes >= 0])
-    ends = np.zeros(len(found.places), np.int64)
+    ends = np.zeros(len(found.shards), np.int64)
     inside = found.codes >= 0
     np.maximum.at(ends, found.codes[inside], found.spans[inside].sum(1))
-    lengths = storage.sizes([found.places[code] for code in used])
-    missing = [found.places[code] for code in used if found.places[code] not in lengths]
+    lengths = storage.sizes([found.shards[code] for code in used])
+    missing = [found.shards[code] for code in used if found.shards[code] not in lengths]
     short = [
-        f"{found.places[code]} ({lengths[found.places[code]]:,} of {ends[code]:,} bytes or more)"
+        f"{found.shards[code]} ({lengths[found.shards[code]]:,} of {ends[code]:,} bytes or more)"
         for code in used
-        if found.places[code] in lengths and lengths[found.places[code]] < ends[code]
+        if found.shards[code] in lengths and lengths[found.shards[code]] < ends[code]
     ]
     if progress:
         progress(len(used), len(used), len(missing) + len(short))
