@@ -1,8 +1,7 @@
-"""Weights and run states on disk: written whole or not at all, versioned, and checked when read.
+"""Checkpoints: model folders and run states, written atomically, versioned, and checked when read.
 
 A model folder holds `model.safetensors` and `card.json`; a run state `step-00000123/` holds `state.safetensors` and
-`state.json`. The JSON carries the format's version and the SHA-256 of the tensors beside it, so a truncated or altered
-file is met at loading and not in the results. Nothing is pickled.
+`state.json`. The JSON has the format's version and the SHA-256 of the tensors. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ def save_model(folder: Path, tensors: Mapping[str, Tensor], card: Mapping[str, A
 
 
 def load_model(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors (on the CPU) and the card of a model folder.
+    """Return the tensors (on the CPU) and the card of a model folder.
 
     Raises:
         CheckpointError: no such folder, a file is missing, damaged or altered, or the format is newer than this reader.
@@ -52,22 +51,22 @@ def load_model(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{folder} is a run's folder", "a model folder, with card.json in it", f"give {folder / 'model'}"
         )
     return _read_pair(
-        folder, "model.safetensors", "card.json", "copy the model folder again from where it was saved, whole"
+        folder, "model.safetensors", "card.json", "copy the complete model folder again from where it was saved"
     )
 
 
 def save_state(root: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], keep: int) -> Path:
     """Write a run state `root/step-00000123` and keep the newest `keep` up to this step.
 
-    Older ones are removed only after the new one is on the disk. States of later steps are left alone: they belong to
-    another course of the run, and only a person can tell which is wanted.
+    Older ones are removed only after the new one is on the disk. States of later steps are kept, since only a person
+    can decide which course of the run is wanted.
 
     Args:
         root: the run's folder of checkpoints.
         step: steps done.
-        tensors: everything that is a tensor, flat.
-        meta: JSON fields; numbers come back exactly, NaN and infinity are refused (ValueError).
-        keep: states kept, at least 1.
+        tensors: by name.
+        meta: JSON fields; numbers are restored exactly, NaN and infinity raise ValueError.
+        keep: at least 1.
 
     Raises:
         CheckpointError: as `asit.io.atomic.write_folder`.
@@ -83,56 +82,53 @@ def save_state(root: Path, step: int, tensors: Mapping[str, Tensor], meta: Mappi
 
 
 def list_states(root: Path) -> list[Path]:
-    """The run states under `root`, oldest first; empty where there are none. Names only: nothing is read."""
+    """Return the run states under `root`, oldest first, by their names alone."""
     if not root.is_dir():
         return []
     return sorted((p for p in root.iterdir() if _STATE.fullmatch(p.name) and p.is_dir()), key=step_of)
 
 
 def latest_state(root: Path) -> Path | None:
-    """The run state of the highest step under `root`, or None."""
+    """Return the run state of the highest step under `root`, or None."""
     return next(reversed(list_states(root)), None)
 
 
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors (on the CPU) and the JSON fields of a run state.
+    """Return the tensors (on the CPU) and the JSON fields of a run state.
 
     Raises:
-        CheckpointError: a file is missing, damaged or altered, or of a newer format, or its field "step" is not that
-            of its folder; names the next older state.
+        CheckpointError: a file is missing, damaged or altered, of a newer format or of another step than its folder;
+            names the next older state.
     """
     older = [s for s in list_states(path.parent) if _STATE.fullmatch(path.name) and step_of(s) < step_of(path)]
     remedy = (
         f"remove {path} and resume again, from {older[-1]}"
         if older
-        else f"remove {path} and start the run anew: there is no older state beside it"
+        else f"remove {path} and start the run again: there is no older state beside it"
     )
     tensors, meta = _read_pair(path, "state.safetensors", "state.json", remedy)
     step = meta.get("step", step_of(path) if _STATE.fullmatch(path.name) else 0)
     if _STATE.fullmatch(path.name) and (type(step) is not int or step != step_of(path)):
         raise CheckpointError(
             f"{path / 'state.json'} says step {step!r}, and its folder is {path.name}",
-            f"step {step_of(path)}: a state lies in the folder of its own step",
+            f"step {step_of(path)}: a state in the folder of its own step",
             f"give the folder its name back, or {remedy}",
         )
     return tensors, meta
 
 
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
-    """Load `tensors` into `module`, every name and shape equal, or nothing at all.
-
-    Args and errors are those of `check_fit` and `check_numbers`.
-    """
+    """Load `tensors` into `module` if all names and shapes are equal; see `check_fit` and `check_numbers`."""
     check_fit(module, tensors, what)
     check_numbers(what, tensors)
     module.load_state_dict(dict(tensors))
 
 
 def check_fit(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
-    """Check that every name and shape of `tensors` is that of `module`, which may be on the meta device.
+    """Check that all names and shapes of `tensors` are those of `module`, which may be on the meta device.
 
     Args:
-        what: the name of the weights in the error, such as the path they came from.
+        what: the name of the weights in the error, such as their path.
 
     Raises:
         CheckpointError: names the first missing, unexpected and wrong-shaped tensors, with counts.
@@ -159,13 +155,10 @@ def check_fit(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> No
 
 
 def check_numbers(what: str, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse weights that no training gives: whole numbers, and numbers that are not finite in float32.
-
-    Args:
-        what: the name of the weights in the error, such as the path they came from.
+    """Refuse weights that are not floating-point or not finite in float32.
 
     Raises:
-        CheckpointError: names the tensors.
+        CheckpointError: names `what`, such as a path, and the tensors.
     """
     odd = [f"{name} of {value.dtype}" for name, value in tensors.items() if value.dtype not in _FLOATS]
     if odd:
@@ -184,7 +177,7 @@ def check_numbers(what: str, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _write_pair(folder: Path, weights: str, facts: str, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
-    safetensors.torch.save_file(_apart(tensors), folder / weights)
+    safetensors.torch.save_file(_unshared(tensors), folder / weights)
     full = {**card, "format": FORMAT, "asit": _version(), "sha256": _sha256(folder / weights)}
     (folder / facts).write_text(json.dumps(full, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -221,10 +214,10 @@ def _read_pair(folder: Path, weights: str, facts: str, remedy: str) -> tuple[dic
 
 
 def read_tensors(path: Path, remedy: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU.
+    """Return the tensors of a safetensors file, on the CPU.
 
     Raises:
-        CheckpointError: it cannot be read; `remedy` is the fix that the message names.
+        CheckpointError: it cannot be read; `remedy` is its fix.
     """
     try:
         return safetensors.torch.load_file(path)
@@ -233,8 +226,8 @@ def read_tensors(path: Path, remedy: str) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is damaged: {error}", "a safetensors file", remedy) from error
 
 
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors on the CPU, contiguous, none sharing memory, as safetensors wants them."""
+def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors on the CPU, contiguous, none sharing memory, as safetensors requires."""
     seen: set[int] = set()
     out: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -260,5 +253,5 @@ def _version() -> str:
 
 
 def step_of(path: Path) -> int:
-    """Steps done at a run state."""
+    """Return the steps done at a run state."""
     return int(path.name.removeprefix("step-"))

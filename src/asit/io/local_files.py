@@ -27,10 +27,7 @@ _KINDS = {
 
 
 def special(path: str | os.PathLike[str]) -> str | None:
-    """What this is if it is neither a regular file nor a folder: "a pipe", "a socket" or "a device"; None otherwise.
-
-    A path that does not exist gives None: opening it says so.
-    """
+    """Return "a pipe", "a socket" or "a device"; None for a file or folder, or where nothing exists."""
     try:
         return _KINDS.get(stat.S_IFMT(os.stat(path).st_mode))
     except (OSError, ValueError):
@@ -38,13 +35,11 @@ def special(path: str | os.PathLike[str]) -> str | None:
 
 
 def open_file(path: str | os.PathLike[str], *, pipes: bool = False) -> BinaryIO:
-    """Open a regular file for reading, and nothing that could block or that has no end.
-
-    Opening a pipe (FIFO) waits for a writer, which may never come, and reading a device such as /dev/zero never ends.
+    """Open a regular file for reading; refuse pipes (FIFOs) and devices, which may block or have no end.
 
     Args:
         path: the file.
-        pipes: whether a pipe that has a writer will do, such as /dev/stdin behind another command.
+        pipes: accept a pipe that has a writer, such as /dev/stdin behind another command.
 
     Raises:
         OSError: as `open`; or a device, a socket, a pipe, or with `pipes` a pipe that nothing writes to for a second.
@@ -69,7 +64,7 @@ def open_file(path: str | os.PathLike[str], *, pipes: bool = False) -> BinaryIO:
 
 
 def open_text(path: str | os.PathLike[str], encoding: str = "utf-8", newline: str | None = None) -> TextIO:
-    """As :func:`open_file`, for text: a regular file, decoded strictly."""
+    """Open a regular file for reading text, decoded strictly; see `open_file`."""
     return io.TextIOWrapper(open_file(path), encoding, newline=newline)
 
 
@@ -132,7 +127,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _await_writer(number: int, path: str | os.PathLike[str]) -> None:
-    """Wait for what is written into a pipe; raise where there is no writer."""
+    """Wait until something is written into a pipe; raise where there is no writer."""
     waiting = select.poll()
     waiting.register(number, select.POLLIN)
     if not waiting.poll(_GRACE):
@@ -148,12 +143,11 @@ def _unsuitable(what: str, path: str | os.PathLike[str]) -> OSError:
 
 
 def locate(path: str, folder: str = "") -> str:
-    """The path as it is spelt on the disk, below `folder` where it is relative.
+    """Return the path as it is spelt on the disk, below `folder` where it is relative.
 
-    Tried in this order, and the first that exists is taken: the path as given; with the user's folder for a leading
-    "~"; with "/" for each backslash; each part in the Unicode forms NFC and NFD, since one disk keeps "é" as one
-    character and another as two. Where none exists, the path as given, so that an error shows what the user wrote.
-    Only a path with such characters is looked for at all.
+    The first of these that exists: the path as given; with the user's folder for a leading "~"; with "/" for each
+    backslash; each part in the Unicode forms NFC and NFD, since one disk keeps "é" as one character and another as two.
+    Where none exists, the path as given. Only a path with such characters is looked up at all.
     """
     given = os.path.join(folder, path)
     if (path.isascii() and "\\" not in path and not path.startswith("~")) or os.path.lexists(given):
@@ -166,7 +160,7 @@ def locate(path: str, folder: str = "") -> str:
 
 
 def _spelt(path: str, folder: str) -> str | None:
-    """The path with each part as the disk spells it; None where a part is not there in any form."""
+    """Return the path with each part as the disk spells it; None where a part does not exist in any form."""
     at = os.sep if path.startswith(os.sep) else folder
     for part in path.split(os.sep):
         forms = (part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD")))

@@ -1,8 +1,7 @@
-"""JSON, YAML and NumPy files of unknown origin: whatever is wrong with one is a single exception, `Malformed`.
+"""Parse JSON, YAML and NumPy files of unknown origin; whatever is wrong with one raises `Malformed`.
 
-Python's parsers raise UnicodeDecodeError, RecursionError, OverflowError, and for an integer of more than 4,300 digits
-a plain ValueError; JSON may hold half a surrogate pair, which no file or terminal takes, or an integer that no array
-holds. All of these end here, so that a reader of a file has one exception to turn into its own error.
+Python's parsers raise UnicodeDecodeError, RecursionError, OverflowError or ValueError, and accept lone surrogates and
+integers that no array holds.
 """
 
 from __future__ import annotations
@@ -26,23 +25,22 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 DEEPEST = 100
-"""Containers within containers: more than any file of asit has, and what Python's own recursion takes."""
+"""Nested containers: more than any file of asit has, and within Python's recursion limit."""
 _MOST = 100_000
-"""Values and characters of keys that a YAML file of settings may lead to, aliases followed."""
+"""Values and characters of keys in a YAML file, aliases followed."""
 _HALVES, _OTHERS = re.compile("[\ud800-\udfff]"), re.compile("[\ud800-\udc7f\udd00-\udfff]")
-"""Lone surrogates, and those that stand for no byte of a file's name."""
+"""Lone surrogates, and those that encode no byte of a file's name (PEP 383)."""
 _LONGEST = 1 << 18
 """Bytes of a YAML file of settings."""
 _LARGEST = 1 << 128  # no float overflows by it
 
 
 UNFIT = (AttributeError, ArithmeticError, LookupError, TypeError, ValueError, RuntimeError, MemoryError)
-"""What code raises that is given values of another type or size than it takes: pydantic's errors are ValueErrors,
-Python's recursion limit and torch's errors are RuntimeErrors."""
+"""Raised for values of an unexpected type or size; pydantic's errors are ValueErrors, torch's RuntimeErrors."""
 
 
 class Malformed(ValueError):  # noqa: N818  # read as a word beside ValueError
-    """What is wrong with a text, in one line."""
+    """What is wrong with a file, in one line."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -57,11 +55,11 @@ class _Loader(yaml.SafeLoader):
 def from_json(
     text: bytes | str, *, surrogates: bool = False, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None
 ) -> Any:
-    """The value of a JSON text; NaN and infinity are taken as numbers.
+    """Return the value of a JSON text; NaN and infinity are numbers.
 
     Args:
         text: bytes are UTF-8, with or without a byte order mark.
-        surrogates: names of files that are no UTF-8 may be in it, as Python's surrogateescape has them (PEP 383).
+        surrogates: allow names of files that are not UTF-8, as Python's surrogateescape encodes them (PEP 383).
         pairs: makes an object of its keys and values; None: a dict, which keeps the last of equal keys.
 
     Raises:
@@ -69,21 +67,21 @@ def from_json(
             than 128 bits or a lone surrogate.
     """
     try:
-        whole = text.decode("utf-8-sig") if isinstance(text, bytes) else text
-        value = json.loads(whole, parse_int=_integer, object_pairs_hook=pairs)
+        decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text
+        value = json.loads(decoded, parse_int=_integer, object_pairs_hook=pairs)
     except Malformed:
         raise
     except (ValueError, RecursionError) as error:
         raise _malformed(error, f"it is not JSON: {error}") from None
-    if whole.count("[") + whole.count("{") > DEEPEST:
-        _check(value, len(whole))
-    if "\\u" in whole or not isinstance(text, bytes):
+    if decoded.count("[") + decoded.count("{") > DEEPEST:
+        _check(value, len(decoded))
+    if "\\u" in decoded or not isinstance(text, bytes):
         _check_letters(value, _OTHERS if surrogates else _HALVES)
     return value
 
 
 def from_yaml(text: bytes) -> Any:
-    """The value of a YAML text in UTF-8, of plain types alone.
+    """Return the value of a YAML text in UTF-8, of plain types alone.
 
     Raises:
         Malformed: it is not UTF-8 or not YAML, is nested more than `DEEPEST` deep, or leads to more than 100,000
@@ -105,14 +103,10 @@ def from_yaml(text: bytes) -> Any:
 def json_object(
     path: Path, error: type[AsitError], expected: str = "a JSON object", remedy: str = ""
 ) -> dict[str, Any]:
-    """The object that a JSON file holds.
-
-    Args:
-        error: what to raise.
-        expected, remedy: for its message.
+    """Return the object in a JSON file.
 
     Raises:
-        error: the file cannot be read, is malformed, or holds another value.
+        error: the file cannot be read, is malformed, or holds another value; `expected` and `remedy` are its message.
     """
     try:
         with local_files.open_file(path) as file:
@@ -129,16 +123,7 @@ def json_object(
 
 @contextmanager
 def as_written(what: Path | str, remedy: str, error: type[AsitError] = ConfigError) -> Iterator[None]:
-    """Turn what code raises that meets a value of another type than asit writes into an error that names the file.
-
-    Args:
-        what: the file or folder that the values are from.
-        remedy: the fix that the message names.
-        error: what to raise.
-
-    Raises:
-        error: anything of `UNFIT` was raised inside.
-    """
+    """Raise `error`, which names the file or folder `what` and its `remedy`, for anything of `UNFIT` in the block."""
     try:
         yield
     except UNFIT as reason:
@@ -150,7 +135,7 @@ def as_written(what: Path | str, remedy: str, error: type[AsitError] = ConfigErr
 
 
 def npy(path: Path) -> npt.NDArray[Any]:
-    """The array of a .npy file, left on the disk.
+    """Return the array of a .npy file, memory-mapped.
 
     Raises:
         Malformed: it cannot be read, or is no array of plain values.
@@ -169,7 +154,7 @@ def npy(path: Path) -> npt.NDArray[Any]:
 
 
 def npz(path: Path, names: Iterable[str]) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of a .npz file, by name.
+    """Return the arrays of a .npz file, by name.
 
     Raises:
         Malformed: it cannot be read, has no array of one of these names, or one that is larger than its part.
@@ -205,7 +190,7 @@ def _integer(digits: str) -> int:
 
 
 def _check(value: Any, most: int) -> None:
-    """Raises Malformed for containers nested too deep, that hold too much once followed, or that hold wide integers."""
+    """Raise Malformed for containers nested too deeply, that hold too much with aliases followed, or wide integers."""
     level, seen = [[value]], 0
     for _ in range(DEEPEST + 2):
         below: list[Any] = []
@@ -232,7 +217,7 @@ def _check_letters(value: Any, refused: re.Pattern[str]) -> None:
 
 
 def _malformed(error: Exception, otherwise: str) -> Malformed:
-    """What a parser's error says; `otherwise` where it is of the format itself."""
+    """Return a parser's error as Malformed; `otherwise` is the text of errors of the format itself."""
     if isinstance(error, UnicodeDecodeError):
         return Malformed(f"it is not UTF-8: byte {error.object[error.start]:#04x} at {error.start}")
     if isinstance(error, RecursionError):

@@ -78,9 +78,9 @@ def encode_clip(clip: Clip, encode: Encoding, rate: int) -> EncodedClip:
         content = content if isinstance(content, bytes) else _bytes(content)
         return EncodedClip(content, _suffix(clip, info.format), clip.seconds, info.rate, info.channels, cut)
     target = info.rate if encode == "original" else rate
-    wave = files.read(content, called=called, rate=target, start=clip.start, seconds=clip.seconds if cut else None)
+    waveform = files.read(content, called=called, rate=target, start=clip.start, seconds=clip.seconds if cut else None)
     suffix = ".opus" if encode == "opus" else ".flac"
-    return EncodedClip(encoded(wave, target, suffix), suffix, len(wave) / target, target, 1, cut)
+    return EncodedClip(encoded(waveform, target, suffix), suffix, len(waveform) / target, target, 1, cut)
 
 
 def _bytes(path: str) -> bytes:
@@ -91,9 +91,9 @@ def _bytes(path: str) -> bytes:
         raise AudioError(f"{path} cannot be read: {error.strerror}", "a readable file", "check its rights") from None
 
 
-def encoded(wave: files.Wave, rate: int, suffix: str) -> bytes:
+def encoded(waveform: files.Wave, rate: int, suffix: str) -> bytes:
     """Return a mono waveform (S,) as 16-bit FLAC or as Opus; the same samples give the same bytes."""
-    steps = np.rint(np.clip(wave, -1.0, 1.0) * 32768.0).clip(-32768, 32767).astype(np.int16)
+    steps = np.rint(np.clip(waveform, -1.0, 1.0) * 32768.0).clip(-32768, 32767).astype(np.int16)
     kind = {"format": "FLAC", "subtype": "PCM_16"} if suffix == ".flac" else {"format": "OGG", "subtype": "OPUS"}
     out = io.BytesIO()
     with soundfile.SoundFile(out, "w", rate, 1, **kind) as file:

@@ -1,10 +1,9 @@
-"""Tar shards without an index to a catalogue, by their headers, on a disk or in a store; and what of `data` is shards.
+"""Build a catalogue of tar shards without an index, on a disk or in a store; find the shards that an input names.
 
-A member's label, split, fold and group are those that the sidecars KEY.cls and KEY.json beside it say, see
-`tarshards.Sidecars`. `asit shard` writes an index, so that nothing of this is needed.
+Labels, splits, folds and groups are those of the sidecars KEY.cls and KEY.json, see `tar_reader.Sidecars`.
 """
 
-# Paths are text here: a place may be a URL.
+# Paths are text here: a location may be a URL.
 # ruff: noqa: PTH112, PTH113, PTH118, PTH122, PTH208
 
 from __future__ import annotations
@@ -40,25 +39,25 @@ _THREADS = 8
 
 
 def index_of(given: str) -> str | None:
-    """The catalogue that this is, or that lies in the folder or store that this is; None where there is none.
+    """Return the catalogue at a path or URL, or in the folder or store there; None where there is none.
 
     Raises:
         StoreError: a store that cannot be reached.
     """
     if not storage.is_url(given):
         given = local_files.locate(given)
-        place = os.path.join(given, INDEX) if os.path.isdir(given) else given
-        return place if is_catalogue(Path(place)) else None
+        location = os.path.join(given, INDEX) if os.path.isdir(given) else given
+        return location if is_catalogue(Path(location)) else None
     if given.lower().endswith(".jsonl"):
         return given
     if tar_reader.is_shard(given) or _is_pattern(given):
         return None
-    place = storage.join(given, INDEX)
-    return place if storage.sizes([place]) else None
+    location = storage.join(given, INDEX)
+    return location if storage.sizes([location]) else None
 
 
 def tars_of(given: str) -> list[str]:
-    """The tar shards that this names, sorted: one, a pattern of them, or a folder that holds tars and no recordings.
+    """Return the tar shards that this names, sorted: one, a pattern, or a folder with tars and no recordings.
 
     Raises:
         CatalogueError: a URL, or a pattern of tars, that names none.
@@ -69,7 +68,7 @@ def tars_of(given: str) -> list[str]:
         return [given] if url or os.path.isfile(given) else []
     if _is_pattern(given) and (url or not os.path.lexists(given)):
         found = _matches(given) if url else matches(given)
-        tars = [place for place in found if tar_reader.is_shard(place)]
+        tars = [location for location in found if tar_reader.is_shard(location)]
         if not tars:
             raise CatalogueError(
                 f"{given} matches {len(found)} names, and no tar", "a pattern of .tar files", "check the pattern"
@@ -96,8 +95,8 @@ def tars_of(given: str) -> list[str]:
 
 
 @dataclass
-class _Seen:
-    """What one tar holds: rows for the catalogue, and what was left out."""
+class _TarContent:
+    """Rows of one tar for the catalogue, and what was left out."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[dict[str, Any]] = field(default_factory=list)
@@ -114,15 +113,14 @@ def build(
     seed: int = 0,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> Catalogue:
-    """A catalogue of the recordings in tar shards, each opened for its header, mean and std measured on a sample.
+    """Build a catalogue of the recordings in tar shards from their headers; measure mean and std on a sample.
 
     Args:
         tars: paths or URLs, in the order of the catalogue.
-        front_end: decides the log-mel that mean and std are measured on.
-        labelled: whether labels are needed: a sidecar that may belong to several recordings is an error then, and
-            logged otherwise.
+        front_end: of the log-mel that mean and std are measured on.
+        labelled: labels are needed, so an ambiguous sidecar is an error; it is logged otherwise.
         bad_files: largest share of members that cannot be used.
-        statistics_clips: recordings in the sample, at most 10 s of each from a drawn position; 0: not measured.
+        statistics_clips: recordings in the sample, at most 10 s of each from a random position; 0: not measured.
         seed: of the sample and its positions.
         progress: called with (tars done, tars in all, bad members).
 
@@ -133,11 +131,11 @@ def build(
     root = storage.parent(tars[0])
     rows, skipped, ignored = Rows(), list[dict[str, Any]](), Counter[str]()
     for done, tar in enumerate(tars):
-        seen = _look(tar, root, len(tars) == 1, labelled)
-        for first in range(0, len(seen.rows), LINES):
-            rows.extend(seen.rows[first : first + LINES])
-        skipped += seen.skipped
-        ignored += seen.ignored
+        content = _look(tar, root, len(tars) == 1, labelled)
+        for first in range(0, len(content.rows), LINES):
+            rows.extend(content.rows[first : first + LINES])
+        skipped += content.skipped
+        ignored += content.ignored
         if progress:
             progress(done + 1, len(tars), len(skipped))
     if not len(rows) or len(skipped) > bad_files * (len(rows) + len(skipped)):
@@ -154,9 +152,9 @@ def build(
     return Catalogue({"mean": mean, "std": std, "statistics_clips": clips, **header}, root, rows.columns())
 
 
-def _look(tar: str, root: str, alone: bool, labelled: bool) -> _Seen:
-    """The recordings of one tar: headers one after the other, then each member's own header, several at once."""
-    seen, sidecars = _Seen(), tar_reader.Sidecars(tar)
+def _look(tar: str, root: str, alone: bool, labelled: bool) -> _TarContent:
+    """Return the recordings of one tar: its headers in sequence, then each member's own header, several at once."""
+    content, sidecars = _TarContent(), tar_reader.Sidecars(tar)
     shard = relative(storage.absolute(tar), root)
     try:
         found = tar_reader.read_shard(tar, sidecars)
@@ -164,8 +162,8 @@ def _look(tar: str, root: str, alone: bool, labelled: bool) -> _Seen:
         if alone:
             raise
         log.warning("%s is left out with all its recordings: %s", tar, error.found)
-        seen.skipped.append({"path": shard, "reason": "unreadable", "detail": error.found})
-        return seen
+        content.skipped.append({"path": shard, "reason": "unreadable", "detail": error.found})
+        return content
     known: dict[str, dict[str, str]] = {}
     try:
         known = sidecars.of(found.members)
@@ -173,14 +171,16 @@ def _look(tar: str, root: str, alone: bool, labelled: bool) -> _Seen:
         if labelled:
             raise
         log.warning("labels, splits, folds and groups are not taken over: %s", error.found)
-    seen.ignored.update({suffix: count for suffix, count in found.others.items() if suffix not in tar_reader.SIDECARS})
+    content.ignored.update(
+        {suffix: count for suffix, count in found.others.items() if suffix not in tar_reader.SIDECARS}
+    )
     for member in found.members:
         if member.fault is not None:
             reason = "truncated" if member.offset + member.size > found.size else "unreadable"
             name = f"{shard}/{member.name}"
-            seen.skipped.append({"path": name, "reason": reason, "detail": f"{name}: {member.fault}"})
-    if found.fault is not None and not any(row["reason"] == "truncated" for row in seen.skipped):
-        seen.skipped.append({"path": shard, "reason": "truncated", "detail": f"{shard}: {found.fault}"})
+            content.skipped.append({"path": name, "reason": reason, "detail": f"{name}: {member.fault}"})
+    if found.fault is not None and not any(row["reason"] == "truncated" for row in content.skipped):
+        content.skipped.append({"path": shard, "reason": "truncated", "detail": f"{shard}: {found.fault}"})
 
     def probe(member: tar_reader.Member) -> dict[str, Any]:
         name = f"{shard}/{member.name}"
@@ -199,14 +199,14 @@ def _look(tar: str, root: str, alone: bool, labelled: bool) -> _Seen:
 
     with ThreadPoolExecutor(_THREADS, "probe") as threads:
         for row in threads.map(probe, (member for member in found.members if member.fault is None)):
-            (seen.skipped if "reason" in row else seen.rows).append(row)
-    return seen
+            (content.skipped if "reason" in row else content.rows).append(row)
+    return content
 
 
 def _measure(
     listed: Catalogue, front_end: FrontEndSettings, most: int, seed: int
 ) -> tuple[float | None, float | None, int]:
-    """Mean and std of the log-mel of drawn recordings, and how many they were."""
+    """Return mean and std of the log-mel of a random sample, and its size."""
     import torch
 
     from asit.audio.fbank import FrontEnd, logmel_statistics
@@ -219,11 +219,11 @@ def _measure(
         length = min(clip.seconds, checks.MEASURED_SECONDS)
         begin = np.random.default_rng([seed, row]).uniform(0.0, max(0.0, clip.seconds - length))
         try:
-            wave = read_clip(clip, front_end.rate, begin, length, front_end.resampler)
+            waveform = read_clip(clip, front_end.rate, begin, length, front_end.resampler)
         except AudioError:  # training leaves it out and counts it
             continue
-        if len(wave) >= fbank.window:
-            part = logmel_statistics(fbank.fbank(torch.from_numpy(wave)[None]))
+        if len(waveform) >= fbank.window:
+            part = logmel_statistics(fbank.fbank(torch.from_numpy(waveform)[None]))
             total, squares, count, clips = total + part[0], squares + part[1], count + part[2], clips + 1
     if not count:
         return None, None, 0
@@ -232,10 +232,10 @@ def _measure(
 
 
 def _matches(pattern: str) -> list[str]:
-    """The names in a store's folder that a pattern in its last part matches."""
+    """Return the names in a store's folder that match a pattern in its last part."""
     folder, _, last = pattern.rpartition("/")
     if _is_pattern(folder):
-        raise CatalogueError(f"{pattern} has a pattern of folders", "a pattern in the last part", "name the folder")
+        raise CatalogueError(f"{pattern} has a pattern of folders", "a pattern in the last part", "name one folder")
     return [f"{folder}/{name}" for name in storage.list(folder) if fnmatch.fnmatchcase(name, last)]
 
 

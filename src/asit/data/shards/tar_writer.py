@@ -78,7 +78,7 @@ def _fill(
     rows: list[dict[str, Any]] = []
     skipped: list[dict[str, Any]] = []
     keys: set[str] = set()
-    cuts = 0
+    cut = 0
     sink: Any = out
     with tarfile.open(fileobj=sink, mode="w|", format=tarfile.PAX_FORMAT) as archive:
         for row, known, clip in clips:
@@ -97,7 +97,7 @@ def _fill(
             key = _free(members.key_of(known), keys)
             offset = _add(archive, key + made.suffix, made.data)
             _add(archive, key + ".json", members.sidecar(clip, known, made))
-            cuts += made.cut
+            cut += made.cut
             rows.append(
                 {
                     "row": row,
@@ -119,7 +119,7 @@ def _fill(
         "name": name,
         "bytes": out.bytes,
         "sha256": out.sum.hexdigest(),
-        "cut": cuts,
+        "cut": cut,
         "rows": [{key: value for key, value in row.items() if value is not None} for row in rows],
         "skipped": skipped,
     }

@@ -1,4 +1,4 @@
-"""Whether tar shards are what their index says: there, long enough, and the bytes that were written."""
+"""Check tar shards against their index: existence and length before a run, SHA-256 on request."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from asit.errors import CatalogueError, StoreError
 from asit.io import storage
 
 _PIECE = 1 << 23  # bytes read at a time
-_AT_ONCE = 4  # shards: requests and hashing go on side by side
+_AT_ONCE = 4  # shards, so that requests and hashing overlap
 
 
 def verify_sizes(index: Catalogue, *, progress: Callable[[int, int, int], None] | None = None) -> None:
-    """Refuse a catalogue whose shards are missing or shorter than it says; one request a shard.
+    """Refuse a catalogue whose shards are missing or too short; one request per shard.
 
     Raises:
         StoreError: names them.
@@ -41,43 +41,45 @@ def verify_sizes(index: Catalogue, *, progress: Callable[[int, int, int], None] 
     if progress:
         progress(len(used), len(used), len(missing) + len(short))
     if missing or short:
-        told = [f"{len(missing)} missing: {', '.join(missing[:3])}"] if missing else []
-        told += [f"{len(short)} too short: {', '.join(short[:3])}"] if short else []
+        faults = [f"{len(missing)} missing: {', '.join(missing[:3])}"] if missing else []
+        faults += [f"{len(short)} too short: {', '.join(short[:3])}"] if short else []
         raise StoreError(
-            f"of {len(used)} shards {'; '.join(told)}",
-            "every shard that the index lists, whole",
+            f"of {len(used)} shards {'; '.join(faults)}",
+            "every shard that the index lists, complete",
             "bring them back or copy them again; or write them again with asit shard",
         )
 
 
-def check(place: str, *, progress: Callable[[int, int, int], None] | None = None) -> Catalogue:
+def check(location: str, *, progress: Callable[[int, int, int], None] | None = None) -> Catalogue:
     """Read all shards of a folder, URL or index, and compare their hashes with those that the index holds.
 
     Raises:
         CatalogueError: no index there.
         StoreError: shards that are missing, too short or damaged; names them.
     """
-    if not place.endswith(".jsonl") and Path(place).is_file():
-        raise CatalogueError(f"{place} is a file", "a folder of shards, or its index.jsonl", "give the shards' folder")
-    place = place if place.endswith(".jsonl") else storage.join(place.rstrip("/"), INDEX)
-    index = Catalogue.read(place, look=False)
+    if not location.endswith(".jsonl") and Path(location).is_file():
+        raise CatalogueError(
+            f"{location} is a file", "a folder of shards, or its index.jsonl", "give the shards' folder"
+        )
+    location = location if location.endswith(".jsonl") else storage.join(location.rstrip("/"), INDEX)
+    index = Catalogue.read(location, look=False)
     listed = index.header.get("shards")
     if index.shards is None or not listed:
-        raise CatalogueError(f"{place} lists no shards", "an index of asit shard", "check the path")
+        raise CatalogueError(f"{location} lists no shards", "an index of asit shard", "check the path")
     verify_sizes(index)
 
-    def is_whole(shard: dict[str, Any]) -> bool:
-        whole, length = hashlib.sha256(), int(shard["bytes"])
+    def is_intact(shard: dict[str, Any]) -> bool:
+        digest, length = hashlib.sha256(), int(shard["bytes"])
         at = storage.join(index.root, shard["name"])
         if storage.size(at) == length:
             for first in range(0, length, _PIECE):
-                whole.update(storage.read_range(at, first, min(_PIECE, length - first)))
-        return whole.hexdigest() == str(shard["sha256"])
+                digest.update(storage.read_range(at, first, min(_PIECE, length - first)))
+        return digest.hexdigest() == str(shard["sha256"])
 
     wrong: list[str] = []
     with ThreadPoolExecutor(_AT_ONCE, "check") as threads:
-        for number, (shard, fine) in enumerate(zip(listed, threads.map(is_whole, listed), strict=True), 1):
-            if not fine:
+        for number, (shard, intact) in enumerate(zip(listed, threads.map(is_intact, listed), strict=True), 1):
+            if not intact:
                 wrong.append(shard["name"])
             if progress:
                 progress(number, len(listed), len(wrong))

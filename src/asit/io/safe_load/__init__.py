@@ -1,12 +1,9 @@
-"""Weights that others wrote: read without running anything that the file says.
+"""Read weights of unknown origin without running anything in the file.
 
-Files are safetensors, or what `torch.save` writes: pickles, with the raw numbers beside them. Those are looked through
-first, `archives` for their structure and `pickles` for what they would do; both refuse. Then torch reads them with
-`weights_only=True`. What goes before is here because torch's reader neither says what a file holds beside tensors, nor
-compares sizes with the file's, nor bounds the memory and the time that a pickle asks for.
-
-A training state may hold an `argparse.Namespace` and numpy's scalars too, as the official ASiT files do. Where that is
-asked for, they are read into plain objects of this module, and neither argparse nor numpy is called.
+Files are safetensors, or pickles with raw numbers of `torch.save`. The latter are checked first, `torch_archives` for
+their structure and `pickles` for what they would do, because torch's reader (`weights_only=True`) does not name what a
+file holds beside tensors, compare sizes with the file's, or bound a pickle's memory and time. A training state may hold
+an `argparse.Namespace` and numpy's scalars too, which are read into plain objects of this module.
 """
 
 from __future__ import annotations
@@ -36,17 +33,17 @@ __all__ = ["PICKLED", "SUFFIXES", "Facts", "pickle_fault", "read", "shown", "ten
 
 PICKLED = (".pth", ".pt", ".bin", ".ckpt")
 SUFFIXES = (".safetensors", *PICKLED)
-"""How the names of files end that can be read."""
+"""Suffixes of files that can be read."""
 
 SAFE_TORCH = (2, 10)
 """The first version of torch whose reader of pickles does not corrupt memory (CVE-2026-24747)."""
 
 
-_TEXTS = 1 << 26  # bytes of a pickle that are looked through for its texts
+_TEXTS = 1 << 26  # bytes of a pickle that are searched for texts
 
 
 class Facts(dict[str, Any]):
-    """Stands for an argparse.Namespace: its values by name."""
+    """Replaces an argparse.Namespace: its values by name."""
 
     def __setstate__(self, state: Any) -> None:
         if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
@@ -55,19 +52,19 @@ class Facts(dict[str, Any]):
 
 
 class _Dtype:
-    """Stands for a numpy.dtype."""
+    """Replaces a numpy.dtype."""
 
     def __init__(self, code: str = "", *_: Any) -> None:
         self.code = code
 
     def __setstate__(self, state: Any) -> None:
-        """Of (version, byte order, ...); numbers of the other order are of a kind that is not read."""
+        """Take (version, byte order, ...); the other order is not supported."""
         if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", "|", "="):
             self.code = ""
 
 
 def _scalar(dtype: Any, data: Any) -> int | float | bool:
-    """Stands for numpy's way to rebuild a scalar."""
+    """Replaces numpy's function that rebuilds a scalar."""
     formats = {
         "f8": "<d",
         "f4": "<f",
@@ -87,17 +84,17 @@ def _scalar(dtype: Any, data: Any) -> int | float | bool:
 
 
 def read(path: Path, *, training_state: bool = False) -> dict[str, Any]:
-    """What a file of weights holds: tensors by name, or mappings of mappings of them.
+    """Return the content of a file of weights: tensors by name, or nested mappings of them.
 
-    Tensors of a zip archive are mapped and not copied: what is not used is not read.
+    Tensors of a zip archive are memory-mapped.
 
     Args:
-        path: a file whose name ends as one of `SUFFIXES`.
-        training_state: an argparse.Namespace and numpy's scalars may be in it; they come out as `Facts` and numbers.
+        path: a file with one of `SUFFIXES`.
+        training_state: allow an argparse.Namespace and numpy's scalars, which become `Facts` and numbers.
 
     Raises:
-        CheckpointError: no such file, one that is damaged or cut short, one that holds anything else (named), or one
-            that says of itself what is not so: sizes, places outside the archive, compressed parts.
+        CheckpointError: no such file, one that is damaged or truncated, that holds anything else (named), or whose
+            structure is false: sizes, paths outside the archive, compressed parts.
     """
     expected = f"a .safetensors file, or one of {', '.join(PICKLED)} with nothing in it but tensors"
     if training_state:
@@ -131,7 +128,7 @@ def read(path: Path, *, training_state: bool = False) -> dict[str, Any]:
 
 
 def pickle_fault(version: str = torch.__version__) -> str:
-    """Why this version of torch reads no pickles here; "" where it does."""
+    """Return why pickles are not read with this version of torch; "" where they are."""
     found = re.match(r"(\d+)\.(\d+)", str(version))
     if found is not None and (int(found[1]), int(found[2])) >= SAFE_TORCH:
         return ""
@@ -139,10 +136,7 @@ def pickle_fault(version: str = torch.__version__) -> str:
 
 
 def texts(path: Path) -> list[str]:
-    """The texts in a pickle, names of tensors among them, without reading it as one; none where there is no pickle.
-
-    They say what a file is that `read` refuses.
-    """
+    """Return the texts in a pickle, such as names of tensors, without running it; [] where there is no pickle."""
     out: list[str] = []
     with contextlib.suppress(Exception), path.open("rb") as file:
         data: IO[bytes] = file
@@ -159,10 +153,10 @@ def texts(path: Path) -> list[str]:
 
 
 def tensors(path: Path, content: Mapping[str, Any], nests: Sequence[str] = ()) -> dict[str, Tensor]:
-    """The named tensors of what `read` gave, as they are or under the first of `nests` that is there.
+    """Return the named tensors in what `read` returned, at the top or under the first of `nests` that exists.
 
     Raises:
-        CheckpointError: there are others than tensors, or none.
+        CheckpointError: there are other values than tensors, or none.
     """
     nest = next((name for name in nests if isinstance(content.get(name), Mapping)), None)
     found = content if nest is None else content[nest]
@@ -198,19 +192,19 @@ def _content(path: Path, training_state: bool) -> Any:
 
 
 def _safe(training_state: bool) -> AbstractContextManager[None]:
-    """What torch's reader may call beside its own, for as long as this is open."""
-    stands: list[Any] = [
+    """Let torch's reader use the replacements above, within the block."""
+    allowed: list[Any] = [
         (Facts, "argparse.Namespace"),
         (_Dtype, "numpy.dtype"),
         (_scalar, "numpy.core.multiarray.scalar"),
         (_scalar, "numpy._core.multiarray.scalar"),
     ]
-    context: AbstractContextManager[None] = torch.serialization.safe_globals(stands if training_state else [])
+    context: AbstractContextManager[None] = torch.serialization.safe_globals(allowed if training_state else [])
     return context
 
 
 def _check_tensors(path: Path, content: Mapping[Any, Any], length: int) -> None:
-    """Raises CheckpointError for tensors that claim more numbers than the file has, and for names that are none."""
+    """Raise CheckpointError for tensors with more numbers than the file has, and for names that are not printable."""
     total, seen, waiting = 0, {id(content)}, [content]
     while waiting:
         held = waiting.pop()
@@ -229,7 +223,7 @@ def _check_tensors(path: Path, content: Mapping[Any, Any], length: int) -> None:
                     "save contiguous tensors",
                 )
             total += value.numel() * value.itemsize
-    # Tied weights lie in a file once and are found twice; more than that is no model.
+    # Tied weights are stored once and found twice; more than that is no model.
     if total > 4 * length:
         raise CheckpointError(
             f"{path} of {length} bytes has tensors of {total} bytes, which share their numbers",
@@ -239,7 +233,7 @@ def _check_tensors(path: Path, content: Mapping[Any, Any], length: int) -> None:
 
 
 def _check_name(path: Path, name: Any) -> None:
-    """Names are printed and written into cards: none may steer a terminal, or be a page long."""
+    """Refuse a name that could control a terminal or is too long: names are printed and written into cards."""
     text = str(name) if isinstance(name, str | int) else ""
     if not text or not text.isprintable() or len(text) > 300:
         what = f"name {shown(text)}" if text else f"name that is {type(name).__name__ or 'nothing'}"
@@ -247,7 +241,7 @@ def _check_name(path: Path, name: Any) -> None:
 
 
 def _first(error: BaseException) -> str:
-    """The reason, without torch's advice to read the file unsafely or to write to its authors."""
+    """Return the reason, without torch's advice to read the file unsafely or to report a bug."""
     text = str(error).partition("  (Could this error message")[0]
     if found := re.search(r"WeightsUnpickler error:\s*(\S.*)", text):
         return shown(found[1], 300)

@@ -1,9 +1,9 @@
-"""Pickles of others, walked before torch reads them: what they name, call and ask memory for is known, nothing is made.
+"""Check a pickle before torch reads it: the names, calls and memory in it, without creating anything.
 
-A pickle is a little program, so it is met three times, and each time refuses. `_measure` looks at its operations alone,
-without any of its values: other operations than `torch.save` writes, and structures that are small in the file and
-endless once they are followed. `_Walk` runs it with every name in it replaced by something that does nothing but check
-how it is used. Only then does torch's own reader run it, which knows the same names (torch/_weights_only_unpickler.py).
+A pickle is a program. `_measure` checks its operations: only those that `torch.save` writes, and no structure that is
+small in the file and endless once it is followed. `_CheckingUnpickler` runs it with every name replaced by a class that
+only checks how it is used. Then torch's own reader, which knows the same names (torch/_weights_only_unpickler.py), may
+run it.
 """
 
 from __future__ import annotations
@@ -36,40 +36,39 @@ _KNOWN = {
     *{"BINUNICODE", "SHORT_BINSTRING", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"},
     *{"EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"},
 }
-"""What pickles of protocol 2 are made of, and all that torch's reader knows."""
+"""Operations of pickles of protocol 2, which are all that torch's reader knows."""
 
 _DEEPEST, _MOST = 100, 10**7
-"""Containers within containers, and values that are found by following all of them: beyond what any training saves."""
+"""Nested containers, and values with all references followed: beyond what any training saves."""
 _WIDE = 100
-"""Numbers that no tensor needs: a hundred thousand of them can be made to have one hash, and fill a dict for hours."""
+"""Integers of over 64 bits: a hundred thousand with one hash fill a dict for hours."""
 
 
 def walk(data: IO[bytes], training_state: bool, sizes: dict[str, int]) -> None:
-    """Walk the next pickle of `data`, which is left behind it.
+    """Check the next pickle of `data`, and leave the position after it.
 
     Args:
         data: an open file that can seek.
-        training_state: an argparse.Namespace and numpy's scalars may be in it.
-        sizes: bytes of the storages that were asked for, by key; this pickle's are added.
+        training_state: allow an argparse.Namespace and numpy's scalars.
+        sizes: bytes of the storages that pickles refer to, by key; this pickle's are added.
 
     Raises:
-        Refused: it holds, does or asks for what no file of weights does.
-        pickle.UnpicklingError, and other exceptions of a reader of anything: it is damaged.
+        Refused: it holds or does what no file of weights does.
+        Exception: it is damaged.
     """
     at = data.tell()
     _measure(data)
     data.seek(at)
-    _Walk(data, _WEIGHTS | _STATE if training_state else _WEIGHTS, sizes).load()
+    _CheckingUnpickler(data, _WEIGHTS | _STATE if training_state else _WEIGHTS, sizes).load()
 
 
 def _measure(data: IO[bytes]) -> None:
-    """Raises Refused for other operations than torch.save's, and for structures that take forever to follow.
+    """Raise Refused for other operations than torch.save's, and for structures that take forever to follow.
 
-    A tuple that holds a tuple twice, which holds one twice, and so on, takes 60 bytes and 2^30 steps to hash; one
-    within another a million times ends the process in the middle of them. So the values that each value leads to are
-    counted, and how deep they lie.
+    A tuple that holds a tuple twice, which holds one twice, and so on, takes 60 bytes and 2^30 steps to hash; a million
+    nested tuples overflow the stack. So the values below each value are counted, and their depth.
     """
-    stack: list[tuple[int, int] | None] = []  # (values, depth), or a mark
+    stack: list[tuple[int, int] | None] = []  # (values, depth); None for the operation MARK
     memo: dict[int, tuple[int, int]] = {}
     followed = wide = 0
     for count, (operation, value, _) in enumerate(pickletools.genops(data), 1):
@@ -82,7 +81,7 @@ def _measure(data: IO[bytes]) -> None:
         if name == "MARK":
             stack.append(None)
         elif name in _PUT:
-            # A pickle numbers what it will refer to again one by one; a list is made that is as long as the largest.
+            # References are numbered one by one, and Python makes a list as long as the largest number.
             if int(value or 0) > count:
                 raise Refused(f"has a pickle that asks for a list of {value} entries and has {count}")
             memo[int(value or 0)] = _top(stack, 1)[0]
@@ -105,7 +104,7 @@ def _measure(data: IO[bytes]) -> None:
 
 
 def _take(stack: list[tuple[int, int] | None], operation: pickletools.OpcodeInfo) -> list[tuple[int, int]]:
-    """What an operation takes off the stack, the topmost first."""
+    """Pop what an operation takes off the stack, the topmost first."""
     before = operation.stack_before
     if pickletools.markobject not in before:
         taken = _top(stack, len(before))
@@ -129,12 +128,12 @@ def _top(stack: list[tuple[int, int] | None], count: int) -> list[tuple[int, int
     return top
 
 
-class _Stand(dict[Any, Any]):
-    """Takes the place of whatever a pickle would make: it does nothing, and says where it is misused."""
+class _Placeholder(dict[Any, Any]):
+    """Replaces whatever a pickle would create: it does nothing, and refuses misuse."""
 
     path = ""
 
-    def __new__(cls, *given: Any, **_: Any) -> _Stand:
+    def __new__(cls, *given: Any, **_: Any) -> _Placeholder:
         _check_call(cls.path, given)
         return super().__new__(cls)
 
@@ -151,14 +150,14 @@ class _Stand(dict[Any, Any]):
         return id(self)
 
 
-class _Storage(_Stand):
-    """Stands for the numbers of a tensor."""
+class _Storage(_Placeholder):
+    """Replaces the numbers of a tensor."""
 
     count = 0
 
 
 def _check_call(path: str, given: tuple[Any, ...]) -> None:
-    """Raises Refused for a call that asks for memory, or for a tensor outside its numbers."""
+    """Raise Refused for a call that allocates memory, or for a tensor outside its storage."""
     if path in _STORAGES:
         raise Refused(f"asks for memory with {path}")
     if path == "_codecs.encode" and (len(given) != 2 or not isinstance(given[0], str) or given[1] != "latin1"):
@@ -173,18 +172,18 @@ def _check_call(path: str, given: tuple[Any, ...]) -> None:
             raise Refused(f"has a tensor that reaches outside its numbers, of which there are {storage.count}")
 
 
-class _Walk(pickle.Unpickler):
+class _CheckingUnpickler(pickle.Unpickler):
     def __init__(self, file: IO[bytes], allowed: set[str], sizes: dict[str, int]) -> None:
         super().__init__(file)
         self.allowed = allowed
         self.sizes = sizes
-        self.stands: dict[str, type[_Stand]] = {}
+        self.placeholders: dict[str, type[_Placeholder]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         path = f"{module}.{name}"
         if path not in self.allowed and not (module == "torch" and isinstance(vars(torch).get(name), torch.dtype)):
             raise Refused(f"holds {shown(path)}, and reading that could run code")
-        return self.stands.setdefault(path, type("Stand", (_Stand,), {"path": path}))
+        return self.placeholders.setdefault(path, type("Placeholder", (_Placeholder,), {"path": path}))
 
     def persistent_load(self, pid: Any) -> Any:
         if not (isinstance(pid, tuple) and len(pid) in (5, 6) and isinstance(pid[0], str) and pid[0] == "storage"):

@@ -1,14 +1,14 @@
-"""What a file holds that it must not, and how names out of such a file are shown."""
+"""The exception for content that is refused, and names out of such a file for display."""
 
 from __future__ import annotations
 
 
 class Refused(Exception):  # noqa: N818  # never leaves this package
-    """What the file holds; the file's name goes before it.
+    """Refused content.
 
     Args:
-        what: goes on where the file's name ends.
-        remedy: the way out.
+        what: the sentence after the file's name.
+        remedy: the fix.
     """
 
     def __init__(self, what: str, remedy: str = "") -> None:
@@ -20,6 +20,6 @@ class Refused(Exception):  # noqa: N818  # never leaves this package
 
 
 def shown(text: str, most: int = 80) -> str:
-    """A name out of a file of unknown origin, such that a terminal can only print it."""
+    """Return a name out of a file of unknown origin, shortened and printable."""
     cut = text if len(text) <= most else text[:most] + "..."
     return cut if cut.isprintable() else ascii(cut)

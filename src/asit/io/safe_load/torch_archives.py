@@ -1,7 +1,7 @@
-"""The two kinds of files that `torch.save` writes, looked through before torch reads them.
+"""Check the two kinds of files that `torch.save` writes before torch reads them.
 
-Today's is a zip archive with a pickle and the raw numbers of each storage in it, none compressed. Before torch 1.6 it
-was five pickles (magic number, version, machine, content, keys of the storages) and the numbers, one after the other.
+Since torch 1.6: a zip archive with a pickle and the raw numbers of each storage, uncompressed. Before: five
+pickles (magic number, version, machine, content, keys of the storages), then the numbers.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from asit.io.safe_load.pickles import walk
 from asit.io.safe_load.refusal import Refused, shown
 
 LEGACY = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
-"""How files of torch before 1.6 begin (torch/serialization.py)."""
+"""First bytes of files of torch before 1.6 (torch/serialization.py)."""
 
 ZIP = b"PK\x03\x04"
-"""How a zip archive begins."""
+"""First bytes of a zip archive."""
 
 _NOT_RECORDS = ("code/", "constants.pkl")
-"""What only TorchScript's archives have."""
+"""Parts that only TorchScript's archives have."""
 
 
 def check_archive(file: IO[bytes], length: int, training_state: bool) -> None:
-    """Compare what the pickle in a zip archive of `length` bytes asks for with what the archive holds.
+    """Compare the storages that the pickle in a zip archive of `length` bytes refers to with those in the archive.
 
     Raises:
         Refused: they differ, or the archive is not as torch writes one.
@@ -72,15 +72,15 @@ def _check_part(part: zipfile.ZipInfo) -> None:
 
 
 def _check_end(file: IO[bytes], length: int) -> None:
-    """Raises Refused unless the table of contents ends where the file's last record begins, with no comment after it.
+    """Raise Refused unless the table of contents ends where the file's last record begins, with no comment after it.
 
-    Readers of zip archives look for the table in different ways: a file with two of them would be one archive for
-    Python, which looks through it here, and another one for torch.
+    Readers look for the table in different ways: a file with two of them would be one archive for Python, which checks
+    it here, and another one for torch.
     """
     file.seek(max(0, length - 98))
     tail = file.read().rjust(98, b"\0")
-    # Records of APPNOTE 6.3: end of the table (22 bytes) after, in large files, its 64-bit twin (56) and the place of
-    # that (20).
+    # Records of APPNOTE 6.3: end of the table (22 bytes) after, in large files, its 64-bit twin (56) and the
+    # position of that (20).
     signature, (size, start), comment = tail[-22:-18], struct.unpack("<2L", tail[-10:-2]), tail[-2:]
     records, placed = 22, True
     if tail[-42:-38] == b"PK\x06\x07":
@@ -92,7 +92,7 @@ def _check_end(file: IO[bytes], length: int) -> None:
 
 
 def check_legacy(file: IO[bytes], length: int, training_state: bool) -> None:
-    """Compare what the pickles of an older file of `length` bytes ask for with its length.
+    """Compare the sizes in the pickles of an older file of `length` bytes with its length.
 
     Raises:
         Refused: it is less.
@@ -107,7 +107,7 @@ def check_legacy(file: IO[bytes], length: int, training_state: bool) -> None:
 
 
 def no_format(file: IO[bytes], training_state: bool) -> NoReturn:
-    """Raises Refused or another exception that says what a file is that torch.save did not write."""
+    """Raise the exception that says what a file is that torch.save did not write."""
     file.seek(0)
     start = file.read(262)
     if start[257:] == b"ustar":
@@ -122,7 +122,7 @@ def no_format(file: IO[bytes], training_state: bool) -> NoReturn:
 
 
 def check_download(file: IO[bytes]) -> None:
-    """Raises Refused for what lies in a file's place where a download went wrong."""
+    """Raise Refused for what a failed download leaves instead of the file."""
     file.seek(0)
     start = file.read(64).lstrip().lower()
     if start.startswith(b"version https://git-lfs"):
