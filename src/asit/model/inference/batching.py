@@ -8,12 +8,13 @@ Letters of types: W a window, P the network's output for one, A what the outputs
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -33,10 +34,11 @@ allocations above 32 MB are returned to the system and mapped again for each pro
 
 
 class Sized(Protocol):
-    """A window of so many columns of patches."""
+    """A window."""
 
     @property
-    def columns(self) -> int: ...
+    def columns(self) -> int:
+        """Columns of patches."""
 
 
 W = TypeVar("W", bound=Sized)
@@ -84,13 +86,11 @@ class Done:
     fault: str | None = None
 
 
-@dataclass(frozen=True)
-class _PieceStart:
+class _PieceStart(NamedTuple):
     start: float
 
 
-@dataclass(frozen=True)
-class _PieceEnd:
+class _PieceEnd(NamedTuple):
     seconds: float
 
 
@@ -140,12 +140,7 @@ class BatchedModel(ABC, Generic[W, P, A]):
             yield from self.windows_of(source.blocks())
 
     def stream(
-        self,
-        sound: Sound,
-        rate: int | None = None,
-        batch: int = 8,
-        start: float = 0.0,
-        seconds: float | None = None,
+        self, sound: Sound, rate: int | None = None, batch: int = 8, start: float = 0.0, seconds: float | None = None
     ) -> Iterator[A]:
         """Yield the answers for consecutive stretches of up to `batch` windows, each as soon as it is final.
 
@@ -159,13 +154,7 @@ class BatchedModel(ABC, Generic[W, P, A]):
                 yield self.checked(result.found)
 
     def run_sounds(self, sounds: Iterable[Sound], rate: int | None, batch: int, pooled: int) -> list[A]:
-        """Return the answers for sounds, in their order.
-
-        Args:
-            rate: of samples in Hz; None: the front end's.
-            batch: windows in a batch.
-            pooled: batches of windows that are collected, so that windows of like length share a batch.
-        """
+        """Return the answers for sounds, in their order; arguments are those of `windows` and `run_recordings`."""
         check_batch(batch)
         batcher = _Batcher(self, batch, pooled)
         events = (event for i, sound in enumerate(sounds) for event in _events(self, i, [(0.0, sound)], rate))
@@ -185,17 +174,16 @@ def run_recordings(
 ) -> Generator[Result[A] | Done]:
     """Yield the answers for recordings 0 to `count` - 1, in their order, each recording followed by its `Done`.
 
-    Memory does not grow with the number of recordings, and with `partial` not with their lengths. Close the generator
-    to stop early: its threads are then ended and joined.
+    Memory does not grow with their number, and with `partial` not with their lengths. Closing the generator joins its
+    threads.
 
     Args:
         model: `Embedder` or `Tagger`.
         count: recordings.
-        pieces: opens a recording and yields (start in the file, sound) of its pieces, each read before the next one is
-            taken; called by several threads. An AsitError or OSError ends that recording with a fault.
+        pieces: yields (start in the file, sound) of the pieces of a recording, each read before the next one is taken;
+            called by several threads. An AsitError or OSError becomes the fault of that recording.
         batch: windows in a batch; on a CPU fewer of them, where they are long.
-        pooled: batches of windows that are collected, so that windows of like length share a batch; 1 where all are
-            of one length.
+        pooled: batches of windows that are collected, so that windows of like length share a batch.
         partial: yield stretches of a piece as they become final, not only the whole piece.
         threads: that prepare windows; 0: as many as torch computes with.
         ends: recordings before which no window is left waiting, so that later results do not depend on earlier ones.
@@ -248,12 +236,7 @@ class _Batcher(Generic[W, P, A]):
     """Collects windows of several recordings, and runs them in batches of like length."""
 
     def __init__(
-        self,
-        model: BatchedModel[W, P, A],
-        batch: int,
-        pooled: int,
-        partial: bool = False,
-        small_on_cpu: bool = False,
+        self, model: BatchedModel[W, P, A], batch: int, pooled: int, partial: bool = False, small_on_cpu: bool = False
     ) -> None:
         self.model, self.batch, self.capacity, self.partial = model, batch, pooled * batch, partial
         self.windows: list[tuple[_Piece[P, A], W]] = []
@@ -324,14 +307,14 @@ class _Batcher(Generic[W, P, A]):
 
 
 class _ClosedError(Exception):
-    """The queue was closed."""
+    pass
 
 
 class _Prepared:
     """Events that threads prepare, in the order of the recordings, with a bound on how many wait.
 
-    A thread works on one recording at a time and takes the next that is free. The recording that is read now may always
-    go on, so that the others, which wait for room, never block it.
+    Each thread works on one recording at a time. The one that is being read may always add events, so that the others,
+    which wait for room, never block it.
     """
 
     def __init__(self, count: int, prepare: Callable[[int], Generator[_Event]], most: int, threads: int) -> None:
@@ -341,9 +324,8 @@ class _Prepared:
         self.next, self.head, self.held = 0, 0, 0
         self.stopped = False
         torch.get_num_threads()  # fixes the caller's own number before the workers set theirs
-        self.threads = [
-            threading.Thread(target=self._work, name=f"prepare-{i}", daemon=True) for i in range(min(threads, count))
-        ]
+        names = [f"prepare-{i}" for i in range(min(threads, count))]
+        self.threads = [threading.Thread(target=self._work, name=name, daemon=True) for name in names]
         for thread in self.threads:
             thread.start()
 
@@ -368,7 +350,7 @@ class _Prepared:
                     return
 
     def close(self) -> None:
-        """End the threads, and join them."""
+        """End and join the threads."""
         with self.changed:
             self.stopped = True
             self.changed.notify_all()
@@ -387,27 +369,10 @@ class _Prepared:
                 index = self.next
                 self.next += 1
                 self.queues[index] = deque()
-            try:
-                self._fill(index)
-            except _ClosedError:
-                return
-
-    def _fill(self, index: int) -> None:
-        events = self.prepare(index)
-        try:
-            for event in events:
-                self._put(index, event)
-            self._put(index, Done(index))
-        except StoreError as error:  # not one bad recording: all others in that store would be missing too
-            self._put(index, error)
-        except (AsitError, OSError) as error:
-            self._put(index, Done(index, _reason(error)))
-        except _ClosedError:
-            raise
-        except BaseException as error:  # a bug: raised where the results are read
-            self._put(index, error)
-        finally:
-            events.close()  # closes the file
+            events = self.prepare(index)
+            with contextlib.suppress(_ClosedError), contextlib.closing(events):  # which closes the file
+                for event in _ended(index, events):
+                    self._put(index, event)
 
     def _put(self, index: int, event: _Event) -> None:
         with self.changed:
@@ -424,5 +389,17 @@ class _Prepared:
         return (len(self.queues[index]) if index == self.head else self.held) >= self.most
 
 
-def _reason(error: AsitError | OSError) -> str:
-    return error.found if isinstance(error, AsitError) else error.strerror or str(error)
+def _ended(index: int, events: Iterator[_Event]) -> Iterator[_Event]:
+    """Yield the events of a recording, and how it ended: `Done`, or an exception that ends everything."""
+    try:
+        yield from events
+    except StoreError as error:  # not one bad recording: all others in that store would be missing too
+        yield error
+    except (AsitError, OSError) as error:
+        yield Done(index, error.found if isinstance(error, AsitError) else error.strerror or str(error))
+    except GeneratorExit:
+        raise
+    except BaseException as error:  # a bug: raised where the results are read
+        yield error
+    else:
+        yield Done(index)
