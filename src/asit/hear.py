@@ -1,4 +1,4 @@
-"""HEAR's common API over an asit model: `hear-validator`, `heareval` and whatever else loads such a module.
+"""The HEAR API for asit models, for `hear-validator`, `heareval` and other programs that load such a module.
 
 Source: the API of the HEAR benchmark (https://hearbenchmark.com/hear-api.html; arXiv 2203.03022).
 
@@ -27,15 +27,15 @@ from asit.model.inference.overlap import ClipPooling
 __all__ = ["HearModel", "get_scene_embeddings", "get_timestamp_embeddings", "load_model"]
 
 RATES = (16000, 22050, 32000, 44100, 48000)
-"""Sample rates that HEAR's recordings come in."""
+"""Sample rates of HEAR's recordings."""
 
 
 class HearModel(nn.Module):
-    """A model as HEAR knows it; made by `load_model`. `.to(device)` moves it.
+    """A model of the HEAR API, made by `load_model`; `.to(device)` moves it.
 
     Attributes:
-        sample_rate: Hz that the functions below want their audio at: the model's own where HEAR has it, else the next
-            higher one, from which the audio is resampled.
+        sample_rate: Hz of the audio for the functions below: the model's own where HEAR has it, else the next higher
+            one, from which the audio is resampled.
         scene_embedding_size: width of a scene embedding.
         timestamp_embedding_size: width of a timestamp embedding.
         hop: seconds between timestamps.
@@ -69,14 +69,14 @@ def load_model(
     """Load a model for HEAR.
 
     Args:
-        model_file_path: what `asit.load` takes; "": what the environment variable ASIT_MODEL names.
+        model_file_path: as for `asit.load`; "": the value of the environment variable ASIT_MODEL.
         device: auto (a GPU where there is one), cpu, cuda or mps; HEAR's programs move the model themselves.
         hop: seconds between timestamps; None: the longest up to 0.05 that divides a patch column (0.04 for patches of
             16 frames).
         pooling: what a scene embedding is: the mean of the patch tokens, the class token, or both.
-        layer: block whose output is wanted, 0 the first; None: the last.
+        layer: block whose output is taken, 0 the first; None: the last.
         precision: arithmetic of the encoder: float32, bf16 or auto.
-        batch: windows that go through the encoder together.
+        batch: windows in a batch.
 
     Raises:
         ConfigError: no model is named, no such pooling, layer or device.
@@ -91,7 +91,7 @@ def load_model(
 
 
 def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, Tensor]:
-    """Embeddings at regular times.
+    """Return embeddings at regular times.
 
     Args:
         audio: (n, S) float in [-1, 1] at `model.sample_rate`, on any device.
@@ -104,16 +104,16 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, T
     Raises:
         AudioError: audio of another shape, empty or not finite.
     """
-    waves = _waves(audio, model)
-    found = regular_frames(model.model, waves, model.hop, model.layer, model.precision, model.batch)
-    # Counted from whole frames, not added up: nothing drifts over a long sound.
+    waveforms = _waveforms(audio, model)
+    found = regular_frames(model.model, waveforms, model.hop, model.layer, model.precision, model.batch)
+    # From frame numbers, not sums: nothing drifts over a long sound.
     times = (torch.arange(found.shape[1], dtype=torch.float64) + 0.5) * (1000.0 * model.hop)
     times = times.clamp(max=1000.0 * audio.shape[1] / model.sample_rate)  # of a sound shorter than half a hop
     return found.to(audio.device), times.float().expand(len(found), -1).contiguous().to(audio.device)
 
 
 def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
-    """One embedding for each sound.
+    """Return one embedding for each sound.
 
     Args:
         audio: (n, S) float in [-1, 1] at `model.sample_rate`, on any device.
@@ -126,21 +126,21 @@ def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
         AudioError: audio of another shape, empty or not finite.
     """
     found = model.model.embed_batch(
-        list(_waves(audio, model)), layer=model.layer, precision=model.precision, batch=model.batch, patches=False
+        list(_waveforms(audio, model)), layer=model.layer, precision=model.precision, batch=model.batch, patches=False
     )
     if not found:
         return audio.new_zeros(0, model.scene_embedding_size, dtype=torch.float32)
     return torch.stack([one.pooled(model.pooling) for one in found]).to(audio.device)
 
 
-def _waves(audio: Tensor, model: HearModel) -> Tensor:
-    """The audio at the model's own rate, on the CPU."""
+def _waveforms(audio: Tensor, model: HearModel) -> Tensor:
+    """Return the audio at the model's own rate, on the CPU."""
     check_sounds(audio)
-    waves = audio.detach().float().cpu()
-    for wave in waves.numpy():
+    waveforms = audio.detach().float().cpu()
+    for wave in waveforms.numpy():
         faults.Levels("audio").mix(wave[None])  # refuses what is not finite or far outside [-1, 1]
     own, settings = model.model.rate, model.model.front_end.settings
-    if model.sample_rate == own or not len(waves):
-        return waves
-    rows = [resample(wave, model.sample_rate, own, settings.resampler) for wave in waves.numpy()]
+    if model.sample_rate == own or not len(waveforms):
+        return waveforms
+    rows = [resample(wave, model.sample_rate, own, settings.resampler) for wave in waveforms.numpy()]
     return torch.stack([torch.from_numpy(row) for row in rows])

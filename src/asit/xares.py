@@ -2,8 +2,8 @@
 
 Source: X-ARES (https://github.com/jimbozhang/xares, arXiv 2505.16369), "Notes on Encoder implementation" and
 audio_encoder_checker.py: a module whose class is named ...Encoder, with sampling_rate, output_dim and hop_size_in_ms,
-that takes (B, N) or (N,) of up to 10 minutes and gives (B, T, D). X-ARES loads it by the name of a Python file in which
-exactly one name ends in "Encoder", and calls it without arguments; so no other such name may be in this module.
+that maps (B, N) or (N,) of up to 10 minutes to (B, T, D). X-ARES loads it from a Python file in which exactly one name
+ends in "Encoder", and calls it without arguments; so no other such name may be in this module.
 
     ASIT_MODEL=RUN/model python -m xares.run asit/xares.py src/tasks/esc50_task.py
 
@@ -22,18 +22,18 @@ from asit.interop import loading
 
 
 class AsitEncoder(nn.Module):
-    """An asit model as X-ARES knows it; `.to(device)` moves it.
+    """An asit model for X-ARES; `.to(device)` moves it.
 
     Args:
-        model: what `asit.load` takes; None: what the environment variable ASIT_MODEL names.
+        model: as for `asit.load`; None: the value of the environment variable ASIT_MODEL.
         hop: seconds between frames; None: the longest up to 0.05 that divides a patch column (0.04 for patches of 16
             frames).
-        layer: block whose output is wanted, 0 the first; None: the last.
+        layer: block whose output is taken, 0 the first; None: the last.
         precision: arithmetic of the encoder: float32, bf16 or auto.
-        batch: windows that go through the encoder together.
+        batch: windows in a batch.
 
     Attributes:
-        sampling_rate: Hz that `forward` wants its audio at.
+        sampling_rate: Hz of the audio for `forward`.
         output_dim: D.
         hop_size_in_ms: milliseconds between frames.
 
@@ -61,7 +61,7 @@ class AsitEncoder(nn.Module):
         self.hop_size_in_ms = int(milliseconds) if milliseconds.is_integer() else milliseconds
 
     def forward(self, audio: Tensor) -> Tensor:
-        """Sounds to frames.
+        """Return the frames of sounds.
 
         Args:
             audio: (B, N) or (N,) float in [-1, 1] at `sampling_rate`, on any device.

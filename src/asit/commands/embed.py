@@ -46,14 +46,14 @@ class EmbedOptions:
     threads: int = 0
     """CPU threads of a process; 0: torch's choice."""
     batch: int = 16
-    """Windows that go through the encoder at once; on a CPU fewer where they are long."""
+    """Windows in a batch; on a CPU fewer where they are long."""
     shard: str | None = None
     """i/n, i from 0: only the i-th of n parts of the inputs, into NAME-0000i-of-0000n."""
     spreadsheet: bool = False
     """Of CSV: write "'" before names that a spreadsheet program would run as a formula (those that begin with =, +, -,
     @, a tab or a carriage return)."""
     overwrite: bool = False
-    """Replace --out if it is there, and what another call has left beside it."""
+    """Replace --out if it exists, and the blocks of a different call beside it."""
     bad_files: float = 1.0
     """Share of unreadable inputs above which this fails; up to there they are listed in OUT.failures.jsonl."""
 
@@ -117,7 +117,7 @@ def embed(prog: str, summary: str, given: list[str]) -> int:
 
 
 def _print(model: AudioModel, items: Sequence[Item], settings: EmbedSettings) -> int:
-    """One JSON line for each clip, frame or patch."""
+    """Print a JSON line for each clip, frame or patch."""
     from asit.data.catalogue.inputs import named
     from asit.infer.embed_rows import embed_items, rows_of
     from asit.model.inference.batching import Done

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from asit.data.catalogue.inputs import Item
     from asit.search import Built, Neighbour
 
-_NAMED = 20  # failures that are told one by one; all of them are in the index's failures.jsonl
+_NAMED = 20  # failures that are logged; all of them are in the index's failures.jsonl
 _CELLS = ("similarity", "path", "start", "end", "label", "name")
-_WIDEST = 48  # columns of a terminal that a name may take
+_WIDEST = 48  # terminal columns of a name
 
 log = logging.getLogger(__name__)
 
@@ -41,15 +41,15 @@ class IndexOptions:
     out: str = tyro.MISSING
     """Folder of the index."""
     add: bool = False
-    """Bring the index that is there up to date: new and changed files are read, those that are gone dropped."""
+    """Update an index: new and changed files are read, missing ones dropped."""
     overwrite: bool = False
-    """Make an index that is there anew."""
+    """Rebuild an index that exists."""
     window: float | None = None
     """Length in seconds of the stretches that longer recordings are cut into; by default the training view's."""
     hop: float | None = None
     """Seconds from one window to the next; by default the window's length."""
     pooling: Literal["mean", "class", "class+mean"] | None = None
-    """What of the encoder's answer is compared: the mean of its patch tokens (default), its class token, or both."""
+    """The vector that is compared: the mean of the patch tokens (default), the class token, or both."""
     layer: int | None = None
     """Block whose output is compared, 0 the first, -1 the last; by default the last."""
     precision: Literal["auto", "float32", "bf16"] | None = None
@@ -59,7 +59,7 @@ class IndexOptions:
     threads: int = 0
     """CPU threads; 0: torch's choice."""
     batch: int = 16
-    """Windows that go through the encoder at once."""
+    """Windows in a batch."""
 
 
 def index(prog: str, summary: str, given: list[str]) -> int:
@@ -124,22 +124,22 @@ class SimilarOptions:
     index: Annotated[str, tyro.conf.Positional]
     """Folder of the index."""
     files: Annotated[list[str], tyro.conf.Positional]
-    """Recordings to go by; also folders, globs, catalogues and tar shards."""
+    """Recordings to search by; also folders, globs, catalogues and tar shards."""
     k: Annotated[int, tyro.conf.arg(aliases=("-k",))] = 10
     """Neighbours of each."""
     at: float | None = None
-    """Go by the part that begins here, in seconds."""
+    """Search by the part that begins here, in seconds."""
     seconds: float | None = None
     """Length of that part; by default the index's window."""
     include_self: bool = False
-    """Also show the recording itself where the index holds it."""
+    """Also show the recording itself where it is in the index."""
     format: Literal["auto", "table", "json", "csv"] = "auto"
     """auto: a table on a terminal, else JSON lines, one for each recording."""
     spreadsheet: bool = False
     """Of CSV: write "'" before names that a spreadsheet program would run as a formula (those that begin with =, +, -,
     @, a tab or a carriage return)."""
     model: str | None = None
-    """Model folder, where it is not any more where the index was made with it."""
+    """Model folder, if it has moved since the index was made."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where the encoder runs."""
     threads: int = 0
@@ -163,7 +163,7 @@ def similar(prog: str, summary: str, given: list[str]) -> int:
     with runtime.world(options.device, options.threads) as world:
         found = Index.read(options.index)
         others = Counter[str]()
-        questions = list(_questions(options, found.card["window"], others))
+        queries = list(_queries(options, found.card["window"], others))
         if others:
             log.info(describe_ignored(others))
         model = found.model(world.device) if options.model is None else load(options.model, world.device)
@@ -171,19 +171,19 @@ def similar(prog: str, summary: str, given: list[str]) -> int:
         if kind == "csv":
             print(csv_line(["query", "rank", *_CELLS]))
         failed = 0
-        for place, item in enumerate(questions):
+        for i, item in enumerate(queries):
             try:
                 own = None
                 if not options.include_self:
                     own = found.rows_of(item.path, item.member, item.start, item.seconds)
-                asked = found.vector_of(item.sound(), model, None, item.start, item.seconds)
+                vector = found.vector_of(item.sound(), model, None, item.start, item.seconds)
             except AsitError as error:
                 log.warning(str(error))
                 failed += 1
                 continue
-            hits = found.nearest(asked, options.k, own)
+            hits = found.nearest(vector, options.k, own)
             if kind == "table":
-                print(("\n" if place else "") + _table(item.name, hits))
+                print(("\n" if i else "") + _table(item.name, hits))
             elif kind == "json":
                 print(_json({"query": item.name, "neighbours": [_fields(hit) for hit in hits]}))
             else:
@@ -192,8 +192,8 @@ def similar(prog: str, summary: str, given: list[str]) -> int:
     return 2 if failed else 0
 
 
-def _questions(options: SimilarOptions, window: float, others: Counter[str]) -> Iterator[Item]:
-    """The recordings to go by, or the part of each that was asked for."""
+def _queries(options: SimilarOptions, window: float, others: Counter[str]) -> Iterator[Item]:
+    """Yield the recordings to search by, or the requested part of each."""
     from asit.data.catalogue.inputs import expand
 
     for item in expand(options.files, others):
@@ -240,7 +240,7 @@ def _table(query: str, hits: Sequence[Neighbour]) -> str:
 
 
 def _json(value: Any) -> str:
-    """A line of JSON in readable letters; with escapes where a name is no Unicode, so that it is read as it was."""
+    """Return a line of JSON, with escapes only where a name is no valid Unicode, so that it is read back as it was."""
     text = json.dumps(value, ensure_ascii=False)
     try:
         text.encode()

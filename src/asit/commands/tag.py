@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _TRACKS = 10
 _SEGMENT_THRESHOLD = 0.5
-"""Score from which a label of a model with several labels a clip is taken to be there."""
+"""Default threshold of segments for a model with several labels a clip."""
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class TagOptions:
     format: Literal["auto", "table", "json", "csv"] = "auto"
     """auto: a table on a terminal, else JSON lines; with --out what its name ends in (.json, .jsonl, .csv, .txt)."""
     out: str | None = None
-    """Write to this file, whole or not at all, instead of standard output."""
+    """Write to this file, atomically, instead of standard output."""
     timeline: str | None = None
     """Draw the tracks of the highest labels under the spectrogram: a PNG, for one recording."""
     timeline_dir: str | None = None
@@ -70,7 +70,7 @@ class TagOptions:
     threads: int = 0
     """CPU threads; 0: torch's choice."""
     batch: int = 16
-    """Windows that are scored together; on a CPU fewer where they are long."""
+    """Windows in a batch; on a CPU fewer where they are long."""
 
 
 def tag(prog: str, summary: str, given: list[str]) -> int:
@@ -158,7 +158,7 @@ def _write(out: TextIO, form: label_table.Format, item: Item, tags: Tags, option
 
 
 def _rows(tags: Tags, options: TagOptions, multi: bool, start: float) -> list[label_table.Row]:
-    """What is told of a recording; times count from the start of its file."""
+    """Return the rows of a recording; times count from the start of its file."""
     if options.segments:
         if options.threshold is None and not multi:
             found = tags.segments(0.0, k=1)
@@ -185,7 +185,7 @@ def _by_window(options: TagOptions) -> bool:
 
 @contextmanager
 def _output(options: TagOptions) -> Iterator[tuple[TextIO, label_table.Format]]:
-    """Where rows go, and in which form; a file appears at the end, and not at all after an error."""
+    """Open the output and choose its format; a file is written atomically."""
     form: label_table.Format
     if options.out is None:
         form = options.format if options.format != "auto" else "table" if sys.stdout.isatty() else "json"
@@ -208,7 +208,7 @@ def _output(options: TagOptions) -> Iterator[tuple[TextIO, label_table.Format]]:
 
 
 def _pictures(options: TagOptions, items: Sequence[Item]) -> list[Path | None]:
-    """Which picture each input gets; all may be written, or this is refused before any work is done."""
+    """Return the picture of each input; raises ConfigError where one may not be written."""
     if options.timeline or options.timeline_dir:
         pipe = next((item.name for item in items if Path(item.path).is_fifo()), None)
         if pipe is not None:
@@ -231,7 +231,7 @@ def _pictures(options: TagOptions, items: Sequence[Item]) -> list[Path | None]:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--timeline-dir {folder} is a file", "a folder", "give another name")
     names = [_file_name(item.name) for item in items]
-    # Several parts of one recording, or names that differ in what a disk forbids or does not tell apart.
+    # Several parts of one recording, or names that are equal once characters are replaced or their case is ignored.
     if len({name.casefold() for name in names}) < len(names):
         names = [f"{i:06d}-{name}" for i, name in enumerate(names)]
     folder.mkdir(parents=True, exist_ok=True)
@@ -241,7 +241,7 @@ def _pictures(options: TagOptions, items: Sequence[Item]) -> list[Path | None]:
 
 
 def _file_name(name: str) -> str:
-    """A name of one file of this folder: what parts folders is replaced, and a name too long for a disk is cut."""
+    """Return a file name: separators are replaced, and a name too long for a disk is cut."""
     flat = "".join(c if c.isprintable() and c not in '/\\:*?"<>|' else "_" for c in name).lstrip(".") or "sound"
     while len(flat.encode(errors="surrogateescape")) > 200:
         flat = flat[1:]
@@ -256,7 +256,7 @@ def _free(path: Path, overwrite: bool) -> None:
 
 
 def _draw(path: Path, item: Item, tags: Tags, model: AudioModel, top: int) -> str | None:
-    """Draw a recording's timeline; says what went wrong, or None."""
+    """Draw a recording's timeline; returns the reason where that fails."""
     from asit.audio.stream import open_sound
     from asit.data.catalogue.inputs import named
     from asit.errors import AsitError

@@ -226,7 +226,7 @@ class _EmbedRun:
         """Compute blocks, one after the other; calls `tick` after each recording with counts of the current block."""
         indices = [index for number in numbers for index in range(self.starts[number], self.ends[number])]
         items = [self.items[index] for index in indices]
-        ends = np.cumsum([self._size(number) for number in numbers]).tolist()
+        ends = set(np.cumsum([self._size(number) for number in numbers]).tolist())
         with closing(embed_items(self.model, items, self.settings, threads=threads, ends=ends)) as results:
             for number in numbers:
                 with BlockWriter(self.folder, number) as writer:

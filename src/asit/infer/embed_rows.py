@@ -6,7 +6,7 @@ Letters: D width, t columns of time.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -76,7 +76,7 @@ def rows_of(result: Result[Embedding], settings: EmbedSettings) -> tuple[Vectors
 
 
 def embed_items(
-    model: AudioModel, items: Sequence[Item], settings: EmbedSettings, *, threads: int = 0, ends: Sequence[int] = ()
+    model: AudioModel, items: Sequence[Item], settings: EmbedSettings, *, threads: int = 0, ends: Collection[int] = ()
 ) -> Generator[Result[Embedding] | Done]:
     """Yield the embeddings of recordings, in their order, each recording followed by a `Done`.
 

@@ -1,7 +1,7 @@
-"""Frames of a regular grid that covers a sound from its start to its end, as benchmarks of encoders want them.
+"""Frames on a regular grid from the start of a sound to its end, as benchmarks of encoders expect them.
 
-`AudioModel.embed` gives a frame where a whole patch lies within the sound, so the first is centred half a patch after
-the start. Here the sound is set between two stretches of silence, so that frame k is centred at (k + 1/2) hops.
+`AudioModel.embed` has a frame where a full patch is within the sound, so the first is centred half a patch after the
+start. Here the sound is padded with silence on both ends, so that frame k is centred at (k + 1/2) hops.
 
 Letters: B sounds, N samples, T frames, D width.
 """
@@ -19,18 +19,14 @@ from asit.model.audio_model import AudioModel
 from asit.model.inference.embedding import Precision
 
 MODEL = "ASIT_MODEL"
-"""Environment variable that names the model where a benchmark cannot."""
+"""Environment variable with the model, for benchmarks that cannot pass one."""
 
 FINEST = 0.05
-"""Seconds that a hop stays within unless asked otherwise: HEAR scores onsets to 50 ms."""
+"""Longest default hop in s: HEAR scores onsets to 50 ms."""
 
 
 def model_named(given: str | os.PathLike[str] | None) -> str:
-    """The model asked for, or the one that the environment names.
-
-    Raises:
-        ConfigError: neither names one.
-    """
+    """Return the given model, or the one in the environment; raises ConfigError where there is neither."""
     name = os.fspath(given) if given else os.environ.get(MODEL, "")
     if not name:
         raise ConfigError(
@@ -42,9 +38,9 @@ def model_named(given: str | os.PathLike[str] | None) -> str:
 
 
 def hop_of(model: AudioModel, most: float = FINEST) -> float:
-    """Seconds of the longest hop up to `most` that divides a patch column into whole frames of the log-mel.
+    """Return the longest hop up to `most`, in s, that divides a patch column into whole frames of the log-mel.
 
-    Of 16 frames of 10 ms: 40 ms; of AST's 10: 50 ms. One frame where even that is longer than `most`.
+    For a column of 16 frames of 10 ms it is 40 ms, for AST's 10 frames 50 ms. At least one frame.
     """
     step, shift = model.encoder.stride[0], model.front_end.shift / model.rate
     fits = [frames for frames in range(1, step + 1) if step % frames == 0 and frames * shift <= most + 1e-9]
@@ -52,42 +48,44 @@ def hop_of(model: AudioModel, most: float = FINEST) -> float:
 
 
 def frames_in(samples: int, rate: int, hop: float) -> int:
-    """T of a sound: its length in hops, rounded, and at least one."""
+    """Return T of a sound: its length in hops, rounded, at least one."""
     return max(1, int(samples / rate / hop + 0.5))
 
 
 def regular_frames(
     model: AudioModel,
-    waves: Tensor,
+    waveforms: Tensor,
     hop: float,
     layer: int | None = None,
     precision: Precision = "float32",
     batch: int = 16,
 ) -> Tensor:
-    """Mean patch token of each hop.
+    """Return the mean patch token of each hop.
 
     Args:
         model: the model.
-        waves: (B, N) float at the model's rate, on any device.
+        waveforms: (B, N) float at the model's rate, on any device.
         hop: seconds between frames, such as `hop_of` gives.
-        layer: block whose output is wanted; None: the last.
+        layer: block whose output is taken; None: the last.
         precision: arithmetic of the encoder: auto, float32 or bf16.
-        batch: windows that go through the encoder together.
+        batch: windows in a batch.
 
     Returns:
         (B, T, D) float32 on the CPU, frame k centred at (k + 1/2) hop, T = `frames_in`.
 
     Raises:
-        AudioError: waves of another shape, empty or not finite.
+        AudioError: waveforms of another shape, empty or not finite.
         ConfigError: a hop that does not divide a column, no such layer.
     """
-    check_sounds(waves)
+    check_sounds(waveforms)
     front_end, rate = model.front_end, model.rate
-    count, span = frames_in(waves.shape[1], rate, hop), front_end.samples_for(model.encoder.patch[0])
+    count, span = frames_in(waveforms.shape[1], rate, hop), front_end.samples_for(model.encoder.patch[0])
     before = max(0, round((span - hop * rate) / 2))
-    after = max(0, round((count - 1) * hop * rate) + span - before - waves.shape[1])
-    padded = torch.nn.functional.pad(waves.detach().float().cpu(), (before, after))
+    after = max(0, round((count - 1) * hop * rate) + span - before - waveforms.shape[1])
+    padded = torch.nn.functional.pad(waveforms.detach().float().cpu(), (before, after))
     found = model.embed_batch(list(padded), hop=hop, layer=layer, precision=precision, batch=batch, patches=False)
     return (
-        torch.stack([one.frames[:count] for one in found]) if found else waves.new_zeros(0, count, model.encoder.width)
+        torch.stack([one.frames[:count] for one in found])
+        if found
+        else waveforms.new_zeros(0, count, model.encoder.width)
     )

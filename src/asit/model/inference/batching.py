@@ -28,17 +28,15 @@ from asit.model.vit import Encoder
 _AHEAD = 2
 """Batches of windows that may be ready and waiting: half a megabyte for each window of 10 s."""
 _PATCHES = 1024
-"""Patches in a batch for each thread of a CPU, two threads at least: four windows of 10 s. More are no faster:
-allocations above 32 MB are returned to the system and mapped again for each product. Keeping them
-(`asit.model.cpu.bf16.keep_freed_memory`) saves nothing beyond that, and grows by 0.4 GB in an hour of sound."""
+"""Patches in a batch for each thread of a CPU, two threads at least: four windows of 10 s. More are no faster, since
+allocations above 32 MB are returned to the system and mapped again for each product."""
 
 
 class Sized(Protocol):
-    """A window."""
+    """A window of so many columns of patches."""
 
     @property
-    def columns(self) -> int:
-        """Columns of patches."""
+    def columns(self) -> int: ...
 
 
 W = TypeVar("W", bound=Sized)
@@ -49,10 +47,9 @@ P_contra = TypeVar("P_contra", contravariant=True)
 
 
 class Gatherer(Protocol[P_contra, A_co]):
-    """Joins the outputs for the windows of one piece of sound."""
+    """Joins the outputs for the windows of one piece of sound, added in order."""
 
-    def add(self, part: P_contra, /) -> None:
-        """Add the next window's output, in order."""
+    def add(self, part: P_contra, /) -> None: ...
 
     def ready(self) -> A_co | None:
         """Return what is final and has not been returned yet; None: nothing."""
@@ -94,8 +91,7 @@ class _PieceEnd(NamedTuple):
     seconds: float
 
 
-_Event = Any
-"""A window, `_PieceStart`, `_PieceEnd`, `Done`, or an exception to raise."""
+_Event = Any  # a window, _PieceStart, _PieceEnd, Done, or an exception to raise
 
 
 class BatchedModel(ABC, Generic[W, P, A]):
@@ -124,7 +120,7 @@ class BatchedModel(ABC, Generic[W, P, A]):
     def windows(
         self, sound: Sound, rate: int | None = None, start: float = 0.0, seconds: float | None = None
     ) -> Generator[W, None, None]:
-        """Decode, resample and cut a sound into windows of log-mel, in constant memory; for any thread.
+        """Decode, resample and cut a sound into windows of log-mel, in constant memory.
 
         Args:
             sound: a file, its bytes, or samples.
@@ -192,10 +188,9 @@ def run_recordings(
         count, lambda index: _events(model, index, pieces(index)), _AHEAD * batch, threads or torch.get_num_threads()
     )
     batcher = _Batcher(model, batch, pooled, partial, small_on_cpu=True)
-    stops = set(ends)
     try:
         for index in range(count):
-            if index in stops:
+            if index in ends:
                 yield from batcher.flush()
             for event in queue.of(index):
                 yield from batcher.take(index, event)
@@ -225,7 +220,7 @@ def _events(
 
 
 class _Piece(Generic[P, A]):
-    """A piece of sound of which some answers have not been given yet."""
+    """A piece of sound without all of its answers."""
 
     def __init__(self, index: int, start: float, gatherer: Gatherer[P, A]) -> None:
         self.index, self.start, self.gatherer = index, start, gatherer
@@ -246,11 +241,11 @@ class _Batcher(Generic[W, P, A]):
             self.most = _PATCHES * max(2, torch.get_num_threads()) // model.encoder.grid[1]
 
     def through(self, events: Iterable[_Event]) -> Iterator[Result[A]]:
-        """Yield all results of one stream of events, in which each piece is a recording."""
+        """Yield all results of one stream of events without `Done`, in which each piece is a recording."""
         index = -1
         for event in events:
             index += isinstance(event, _PieceStart)
-            yield from self.take(index, event)  # type: ignore[misc]  # no Done is among the events
+            yield from self.take(index, event)  # type: ignore[misc]
         yield from self.flush()  # type: ignore[misc]
 
     def take(self, index: int, event: _Event) -> Iterator[Result[A] | Done]:

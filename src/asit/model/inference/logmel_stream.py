@@ -1,4 +1,4 @@
-"""The log-mel of a sound that comes in block by block, held only as long as it is needed.
+"""The log-mel of a sound that is read block by block, kept only as long as it is needed.
 
 Letters: S samples, T frames, F mel bins.
 """
@@ -17,15 +17,15 @@ _BLOCK = 512  # frames that go through the front end at once
 
 
 class LogMels:
-    """Normalised log-mel of a sound, frame by frame as of the whole wave, bit for bit on a CPU.
+    """Computes the normalised log-mel of a sound; frames are those of the whole waveform, bit for bit on a CPU.
 
     Args:
         front_end: with numbers for mean and std.
-        blocks: the sound's samples in order, (n,) float32 each at the front end's rate, one sample in all at least.
-        filling: most frames that `fill` will be asked to add.
+        blocks: the sound's samples in order, (n,) float32 at the front end's rate, at least one sample in all.
+        filling: most frames that `fill` may have to add.
 
     Attributes:
-        frames: how many the samples read so far give.
+        frames: of the samples read so far.
         ended: whether all samples have been read.
     """
 
@@ -33,15 +33,15 @@ class LogMels:
         self.front_end, self._blocks = front_end, blocks
         self.frames, self.ended = 0, False
         self._waiting: list[Tensor] = []
-        self._samples = 0  # of those waiting
+        self._samples = 0  # in _waiting
         self._made: list[Tensor] = []
-        self._first = 0  # frame that the first of those made begins with
-        # By the rule "repeat" a sound is filled up with its own beginning.
+        self._first = 0  # frame at which _made begins
+        # The rule "repeat" pads a sound with its own beginning.
         self._wanted = front_end.samples_for(filling) if front_end.settings.padding == "repeat" else 0
         self._beginning: list[Tensor] = []
 
     def read(self, frames: int) -> None:
-        """Read on until there are so many frames, or the sound is at its end."""
+        """Read until there are so many frames, or the sound has ended."""
         while not self.ended and self.frames < frames:
             block = next(self._blocks, None)
             if block is None:
@@ -57,13 +57,13 @@ class LogMels:
                 self.frames += self._make()
 
     def fill(self, frames: int) -> None:
-        """At the sound's end: add frames by the front end's padding rule until there are so many."""
+        """Pad the sound, which has ended, by the front end's rule until there are so many frames."""
         missing = frames - self._end
         if missing <= 0:
             return
         rule = self.front_end.settings.padding
         if rule == "zero":
-            if not self._end:  # shorter than a window: it grows to one
+            if not self._end:  # shorter than a window: padded to one
                 self._add(torch.zeros(self.front_end.window - self._samples, device="cpu"))
                 missing -= self._make()
             zeros = torch.zeros(missing, self.front_end.settings.mels, device=self.front_end.hann.device)
@@ -78,7 +78,7 @@ class LogMels:
         self._make()
 
     def take(self, first: int, count: int) -> Tensor:
-        """Frames from `first` on: (count, F)."""
+        """Return the frames from `first` on: (count, F)."""
         begin = first - self._first
         parts, at = [], 0
         for made in self._made:
@@ -87,7 +87,7 @@ class LogMels:
         return torch.cat(parts)
 
     def drop(self, before: int) -> None:
-        """Forget the frames before this one, block by block."""
+        """Free the blocks of frames that end before this frame."""
         while self._made and self._first + len(self._made[0]) <= before:
             self._first += len(self._made.pop(0))
 
@@ -100,12 +100,12 @@ class LogMels:
         self._samples += len(wave)
 
     def _make(self) -> int:
-        """Turn the samples that are waiting into frames; how many came."""
+        """Turn the waiting samples into frames, and return how many."""
         count = self.front_end.frames_for(self._samples)
         if count:
             wave = torch.cat(self._waiting)
             logmel = self.front_end.fbank(wave[None].to(self.front_end.hann.device))[0]
             self._made.append(self.front_end.normalise(logmel))
-            rest = wave[count * self.front_end.shift :].clone()  # a view would keep the whole block
+            rest = wave[count * self.front_end.shift :].clone()  # a view would keep all of the block
             self._waiting, self._samples = [rest], len(rest)
         return count
