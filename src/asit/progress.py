@@ -49,12 +49,12 @@ def counter(what: str, unit: str = "files") -> Counter:
     def show(done: int, total: int, failed: int) -> None:
         nonlocal shown
         last = done >= total
-        if not progress.due() and not (last and shown != done):
+        if not (last and shown != done) and not (done and progress.due()):
             return
         shown = done
         seconds = time.monotonic() - began
         rate = done / max(1e-9, seconds)
-        left = f"in {duration(seconds)}" if last else f"{duration((total - done) / rate if done else math.inf)} left"
+        left = f"in {duration(seconds)}" if last else f"{duration((total - done) / rate)} left"
         progress.show(f"{what}: {done}/{total}  {failed} bad  {rate:.0f} {unit}/s  {left}", last=last)
 
     return show

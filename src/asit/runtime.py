@@ -206,11 +206,11 @@ def _device(wanted: str, local_rank: int) -> tuple[torch.device, str]:
     if wanted != "auto":
         if not there[wanted]:
             raise ConfigError(
-                f"device {wanted} was asked for, and this torch ({torch.__version__}) sees none",
+                f"device {wanted} was requested, and this torch ({torch.__version__}) sees none",
                 "one of " + ", ".join(name for name, seen in there.items() if seen),
                 "pass --device auto, or install the torch build for the device",
             )
-        name, reason = wanted, "as asked"
+        name, reason = wanted, "as requested"
     else:
         name = next(name for name, seen in there.items() if seen)
         reason = f"torch sees {name}" if name != "cpu" else "torch sees no accelerator"
@@ -255,7 +255,7 @@ def precision(wanted: str, here: World) -> Precision:
 
 def _precision(wanted: str, device: torch.device) -> Precision:
     if wanted != "auto":
-        return Precision(wanted, "as asked")
+        return Precision(wanted, "as requested")
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return Precision("bf16", "this GPU has bf16 units")
@@ -263,7 +263,7 @@ def _precision(wanted: str, device: torch.device) -> Precision:
     if device.type != "cpu":
         return Precision("float32", f"bf16 is not tried on {device.type}")
     ratio = _product_seconds(torch.float32) / _product_seconds(torch.bfloat16)
-    told = f"a 1024 x 1024 matrix product is {ratio:.1f} times as fast in bf16 as in float32 on this CPU (measured)"
+    told = f"bf16 is {ratio:.1f} times as fast as float32 on this CPU (measured)"
     return Precision("bf16" if ratio > 1.3 else "float32", told)
 
 

@@ -463,7 +463,7 @@ def front_end(rate: int = 16000) -> FrontEnd:
 
 @pytest.mark.parametrize("rate", [16000, 32000])
 def test_the_published_lengths(rate: int, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", "asit")
+    caplog.set_level("DEBUG", "asit")
     settings = ViewSettings(seconds=6.0, local_views=4, local_seconds=2.0)
     frames, short = view_frames(settings, front_end(rate), 16, 10.0)
     assert (frames, short) == (592, 192)

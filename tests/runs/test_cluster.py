@@ -214,7 +214,7 @@ def test_a_restart_goes_on_with_what_the_same_torchrun_began(
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     result = pretrain_run.pretrain(tiny(run, epochs=1, stop_after=2), overwrite=True)
     assert result.step == 2
-    assert "goes on from step 1" in (run / "log.txt").read_text()
+    assert "resumed from step 1" in (run / "log.txt").read_text()
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job-2")
     with pytest.raises(ConfigError, match="holds a run already"):
         go(tiny(run, epochs=1))
@@ -392,7 +392,7 @@ def test_a_killed_worker_is_started_again_and_nothing_is_seen_of_it(
     for kill, step in enumerate((10, 40)):
         until(_has(run / "checkpoints" / f"step-{step:08d}"), job)
         os.kill(job.pids()[victim], signal.SIGKILL)
-        until(lambda kill=kill: (run / "log.txt").read_text().count("goes on from step") == kill + 1, job)
+        until(lambda kill=kill: (run / "log.txt").read_text().count("resumed from step") == kill + 1, job)
     assert job.end() == 0, job.said
     assert [e.code for e in ranks(2, lambda: int(not call(whole).finished))] == [0, 0]
     same(state(run), state(tmp_path / "whole"))
@@ -419,7 +419,7 @@ def test_sigterm_to_the_agent_leaves_a_checkpoint(torchrun: Any, tiny: Any, tmp_
     step = int(last.name.removeprefix("step-"))
     stopped = torchrun(1, 0, "pretrain", "--config", str(file), "--auto-resume", "--stop-after", str(step + 2))
     assert stopped.end() == 0, stopped.said
-    assert f"goes on from step {step}" in (run / "log.txt").read_text()
+    assert f"resumed from step {step}" in (run / "log.txt").read_text()
 
 
 @pytest.mark.slow
@@ -475,5 +475,5 @@ def test_the_slurm_script_ends_with_a_checkpoint_and_goes_on(tiny: Any, listed: 
         [*call, "--stop-after", str(step + 2)], env=environment, capture_output=True, text=True, timeout=120
     )
     assert again.returncode == 0, again.stderr
-    assert f"goes on from step {step}" in (run / "log.txt").read_text()
+    assert f"resumed from step {step}" in (run / "log.txt").read_text()
     assert len((place / "calls").read_text().splitlines()) == 4  # not asked to end: not put into the queue again

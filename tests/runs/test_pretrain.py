@@ -65,7 +65,7 @@ def test_the_folder_holds_what_is_promised(tiny: Any, tmp_path: Path, recordings
     assert len([name for name in names(run / "figures") if name.endswith(".png")]) == 3  # steps 3, 6 and 8
     environment = json.loads((run / "environment.json").read_text())
     assert environment["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
-    assert environment["precision_reason"] == environment["device_reason"] == "as asked"
+    assert environment["precision_reason"] == environment["device_reason"] == "as requested"
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -445,14 +445,14 @@ def test_a_large_batch_is_extrapolated(tiny: Any, tmp_path: Path, monkeypatch: A
 def test_a_device_that_is_not_there(tiny: Any, tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
-    with pytest.raises(ConfigError, match=r"device cuda was asked for(.|\n)*--device auto"):
+    with pytest.raises(ConfigError, match=r"device cuda was requested(.|\n)*--device auto"):
         go(tiny(tmp_path / "run", device="cuda"))
     assert not (tmp_path / "run").exists()
 
 
 def test_precision_is_chosen_with_a_reason() -> None:
     alone = World(0, 1, torch.device("cpu"), "")
-    assert runtime.precision("bf16", alone) == runtime.Precision("bf16", "as asked")
+    assert runtime.precision("bf16", alone) == runtime.Precision("bf16", "as requested")
     auto = runtime.precision("auto", alone)
     assert auto.name in ("bf16", "float32")
     assert "measured" in auto.reason
@@ -533,7 +533,7 @@ def test_long_recordings_are_several_clips(tiny: Any, tmp_path: Path, recordings
     soundfile.write(data / "long.wav", np.tile(wave, 10)[: 10 * rate], rate, subtype="FLOAT")
     soundfile.write(data / "short.wav", wave[:rate], rate, subtype="FLOAT")
     go(tiny(tmp_path / "run", data=data, views={"segment_seconds": 1.0}, stop_after=1))
-    assert "data: 2 recordings, 0.00 h, 11 clips an epoch" in log(tmp_path / "run")
+    assert "Data: 2 recordings, 0.00 h, 11 clips per epoch" in log(tmp_path / "run")
 
 
 def test_no_data_no_folder(tiny: Any, tmp_path: Path) -> None:

@@ -146,13 +146,13 @@ def prepare(settings: FinetuneSettings, model: AudioModel | None, catalogue: Cat
         CatalogueError: the clips or their labels do not serve.
         CheckpointError: the weights do not fit.
     """
-    log.info(f"device {world.device}: {world.reason}")
+    log.info(f"Using {world.device}: {world.reason}")
     precision = runtime.precision(settings.precision, world)
-    log.info(f"precision {precision.name}: {precision.reason}")
+    log.info(f"Using {precision.name} arithmetic: {precision.reason}")
     labels = labels_of(catalogue, settings)
     start = init_model.origin(supervised.resolve(settings, multi=labels.multi), model, catalogue)
     if settings.optim.warmup == "auto":
-        log.info(f"optim.warmup auto: {start.settings.optim.warmup:g} of {settings.epochs} epochs")
+        log.debug(f"optim.warmup auto: {start.settings.optim.warmup:g} of {settings.epochs} epochs")
     settings = start.settings
     settings.precision = precision.name  # type: ignore[assignment]
     settings.labels = "multi" if labels.multi else "single"
@@ -163,7 +163,7 @@ def prepare(settings: FinetuneSettings, model: AudioModel | None, catalogue: Cat
             " or ".join(METRICS[settings.labels]),
             "leave it at auto",
         )
-    log.info(f"starts from {start.told}")
+    log.info(f"Starting from {start.told}")
     skipped = {reason: count for reason, count in catalogue.header.get("skipped", {}).items() if count}
     if skipped:
         told = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
@@ -173,9 +173,9 @@ def prepare(settings: FinetuneSettings, model: AudioModel | None, catalogue: Cat
     for note in sides.notes:
         log.info(note)
     if not len(sides.validation):
-        log.info("no validation side: no epoch is chosen, the last weights alone are scored")
+        log.info("No validation split: the last weights alone are scored")
     elif not settings.validation.every:
-        log.info("validation.every is 0: no epoch is chosen, the last weights alone are scored")
+        log.info("validation.every is 0: the last weights alone are scored")
     frames = _input(settings, catalogue, sides)
     task = supervised.Supervised(init_model.build(start, frames, labels.names, labels.multi), settings, world.device)
     drawn, count = _order(settings, labels, sides.train)
@@ -193,7 +193,7 @@ def prepare(settings: FinetuneSettings, model: AudioModel | None, catalogue: Cat
     on_device = None
     if clips.on_device:
         on_device = DeviceInputs(settings, frames, world.device)
-        log.info(f"log-mels: on {world.device}, a batch at once; the loader hands over waveforms")
+        log.debug(f"log-mels: on {world.device}, a batch at once; the loader returns waveforms")
     steps = count // settings.batch_size
     plan = loop.Plan(
         total=settings.epochs * steps,
@@ -209,11 +209,9 @@ def prepare(settings: FinetuneSettings, model: AudioModel | None, catalogue: Cat
         most_failures=max(10, int(settings.bad_files * len(clips))),
     )
     size = sum(p.numel() for p in task.network.parameters()) / 1e6
-    log.info(f"network: {size:.1f} M parameters, {len(labels.names)} classes")
-    log.info(
-        f"clips: {len(sides.train)} train, {len(sides.validation)} validation, {len(sides.test)} test; "
-        f"{plan.total} steps: {settings.epochs} epochs of {steps} steps of {settings.batch_size}"
-    )
+    log.info(f"Network: {size:.1f} M parameters, {len(labels.names)} classes")
+    log.info(f"Data: {len(sides.train)} train, {len(sides.validation)} validation, {len(sides.test)} test clips")
+    log.info(f"{plan.total} steps: {settings.epochs} epochs of {steps} steps of {settings.batch_size} clips")
     keys = sampler.MicroBatchSampler(
         order=drawn,
         count=count,

@@ -377,5 +377,5 @@ def _whole_patches(name: str, seconds: float, front_end: FrontEnd, patch: int) -
             f"raise {name} to {least:.3f}, or make encoder.patch_frames smaller",
         )
     dropped = f", of which {frames - whole} are left out to fill whole patches" if frames > whole else ""
-    log.info(f"{name} {seconds:.3g}: {frames} frames{dropped}: {whole} = {whole // patch} x {patch}")
+    log.debug(f"{name} {seconds:.3g}: {frames} frames{dropped}: {whole} = {whole // patch} x {patch}")
     return whole

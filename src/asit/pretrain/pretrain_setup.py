@@ -55,16 +55,16 @@ def prepare(settings: PretrainSettings, catalogue: Catalogue, world: World) -> S
     """
     auto_warmup = settings.optim.warmup == "auto"
     settings = method.resolve(settings)
-    log.info(f"device {world.device}: {world.reason}")
+    log.info(f"Using {world.device}: {world.reason}")
     precision = runtime.precision(settings.precision, world)
     settings.precision = precision.name  # type: ignore[assignment]
-    log.info(f"precision {precision.name}: {precision.reason}")
+    log.info(f"Using {precision.name} arithmetic: {precision.reason}")
     if auto_warmup:
-        log.info(f"optim.warmup auto: {settings.optim.warmup:g} of {settings.epochs} epochs")
+        log.debug(f"optim.warmup auto: {settings.optim.warmup:g} of {settings.epochs} epochs")
     settings.front_end = open_data.measured(settings.front_end, catalogue)
     if settings.splits:
         rows = rows_of_splits(catalogue, settings.splits)
-        log.info(f"splits {', '.join(settings.splits)}: {len(rows)} of {len(catalogue)} recordings")
+        log.info(f"Splits {', '.join(settings.splits)}: {len(rows)} of {len(catalogue)} recordings")
         catalogue = catalogue.subset(rows)
     patch = (settings.encoder.patch_frames, settings.encoder.patch_mels)
     typical = float(np.median(catalogue.seconds))
@@ -82,7 +82,7 @@ def prepare(settings: PretrainSettings, catalogue: Catalogue, world: World) -> S
         settings.front_end_on = "device" if world.device.type == "cuda" else "loader"
     clips = pretrain_dataset.PretrainDataset(catalogue, settings, frames)
     if not clips.has_donors and settings.masking.replace > 0 and settings.masking.replace_probability > 0:
-        log.info("one clip a step: there is no other clip to replace from, so every view is wiped instead")
+        log.info("One clip per step: there is no other clip to replace from, so views are masked instead")
     resources.log_threads(world)
     workers = resources.loader_workers(settings.workers, world)
     limit = settings.views.keep_gb = resources.memory_limit(settings.views.keep_gb)
@@ -93,7 +93,7 @@ def prepare(settings: PretrainSettings, catalogue: Catalogue, world: World) -> S
     on_device = None
     if clips.on_device:
         on_device = pretrain_dataset.DeviceViews(settings, frames, world.device)
-        log.info(f"log-mels: on {world.device}, a batch at once; the loader hands over waveforms")
+        log.debug(f"log-mels: on {world.device}, a batch at once; the loader returns waveforms")
     generator = torch.Generator().manual_seed(settings.seed)
     task = method.ASiT(settings, frames[0], generator, world.device)
     steps = len(clips) // settings.batch_size
@@ -112,9 +112,9 @@ def prepare(settings: PretrainSettings, catalogue: Catalogue, world: World) -> S
     )
     size = sum(p.numel() for p in task.encoder().parameters()) / 1e6
     whole = sum(p.numel() for p in task.student.parameters()) / 1e6
-    log.info(f"encoder {settings.encoder.size}: {size:.1f} M parameters, {whole:.1f} M with heads")
+    log.info(f"Encoder {settings.encoder.size}: {size:.1f} M parameters, {whole:.1f} M with heads")
     hours = catalogue.header["seconds"] / 3600
-    log.info(f"data: {len(catalogue)} recordings, {hours:.2f} h, {len(clips)} clips an epoch")
+    log.info(f"Data: {len(catalogue)} recordings, {hours:.2f} h, {len(clips)} clips per epoch")
     log.info(f"{plan.total} steps: {settings.epochs} epochs of {steps} steps of {settings.batch_size} clips")
     return Setup(settings, catalogue, clips, frames, task, precision, workers, plan, on_device)
 

@@ -45,13 +45,13 @@ def fit_batch(batch_size: int, accumulate: int, count: int, world: World) -> int
 
 
 def loader_workers(wanted: int | Literal["auto"], world: World) -> int:
-    """Loader processes of each training process, logged with the reason; on a CPU the threads beside them.
+    """Loader processes of each training process, logged with the reason.
 
     On a CPU one loader is enough: a core reads and cuts two hundred clips of 10 s a second, and the step of the base
     encoder takes one or two (`docs/speed.md`); it sleeps while the step runs and wakes when a batch was taken.
     """
     if wanted != "auto":
-        log.debug(f"Using {wanted} loader workers, as requested")
+        log.debug(f"Using {wanted} loader workers: as requested")
         return wanted
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -87,5 +87,5 @@ def fits_in_memory(catalogue: Catalogue, rate: int, limit: float, name: str) -> 
     needed = catalogue.header["seconds"] * rate * 4 / 1e9
     if needed > limit:
         return False
-    log.info(f"each loader keeps decoded recordings in memory: {needed:.2f} GB, {name} is {limit:g}")
+    log.debug(f"Each loader keeps decoded recordings in memory: {needed:.2f} GB; {name} is {limit:g}")
     return True

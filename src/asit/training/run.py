@@ -340,7 +340,7 @@ def train(
     with contextlib.closing(data), records:
         if world.device.type == "cpu":
             log.debug(bf16.keep_freed_memory())
-        records.event(first, f"goes on from step {first}" if going_on else "begins")
+        records.event(first, f"resumed from step {first}" if going_on else "started")
 
         def save(step: int, tensors: Tensors) -> Callable[[], None] | None:
             if not (world.main or run.settings.parallel == "fsdp"):
@@ -388,6 +388,6 @@ def train(
         elif outcome.finished:
             records.event(outcome.step, f"finished: {outcome.step} steps in {duration(outcome.seconds)}")
         else:
-            records.event(outcome.step, f"stopped as asked after step {outcome.step} of {plan.total}")
+            records.event(outcome.step, f"stopped after step {outcome.step} of {plan.total}, as requested")
         after(records, outcome)
     return outcome
