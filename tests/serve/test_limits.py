@@ -1,4 +1,4 @@
-"""What is let in: sizes, paces, places, hosts and origins; the server stays alive. The model is a stand-in here."""
+"""Limits of requests: size, pace, number, Host and Origin. The model is a stand-in."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
-from asit.errors import AudioError, ConfigError
+from asit.errors import AudioError
 from asit.serve import server
 from asit.serve.app import application
 from asit.serve.guard import HEADERS, Guard
@@ -65,6 +65,38 @@ def app(fake: Any = None, host: str = "127.0.0.1", names: tuple[str, ...] = (), 
 
 def client(guard: Guard, base: str = "http://127.0.0.1:8000") -> TestClient:
     return TestClient(guard, base_url=base, raise_server_exceptions=False)
+
+
+def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Wait for a condition."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def connect(address: str) -> socket.socket:
+    """A connection on which bytes are sent as they are."""
+    host, port = address.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=10)
+
+
+def raw(address: str, *pieces: bytes, wait: float = 0.0) -> bytes:
+    """What the server answers to bytes, with pauses between them."""
+    with connect(address) as line:
+        for i, piece in enumerate(pieces):
+            time.sleep(wait if i else 0)
+            with contextlib.suppress(BrokenPipeError):  # the server may have refused already
+                line.sendall(piece)
+        got = b""
+        with contextlib.suppress(ConnectionResetError):  # after the answer
+            while part := line.recv(65536):
+                got += part
+    return got
+
+
+def head(*lines: str) -> bytes:
+    return "\r\n".join(["POST /api/tag HTTP/1.1", "Host: localhost", "Connection: close", *lines, "", ""]).encode()
 
 
 def words(answer: Any, status: int) -> dict[str, str]:
@@ -213,13 +245,11 @@ def test_too_many_are_told_when_to_come_back(served: Callable[[Guard], Any]) -> 
         assert guard.queue.inside == 0
 
 
-def test_bodies_together_are_bounded() -> None:
+def test_the_bytes_of_all_bodies_are_bounded() -> None:
     async def check() -> None:
-        queue = RequestQueue(RequestLimits(megabytes=0.001, concurrency=1))  # 1000 bytes each, 5000 held
-        with contextlib.ExitStack() as stack:
-            first = contextlib.ExitStack()
-            requests = [first.enter_context(queue.admit())]
-            requests += [stack.enter_context(queue.admit()) for _ in range(5)]
+        queue = RequestQueue(RequestLimits(megabytes=0.001, concurrency=1))  # 1000 bytes each, 5000 in total
+        with contextlib.ExitStack() as stack, contextlib.ExitStack() as first:
+            requests = [first.enter_context(queue.admit()), *(stack.enter_context(queue.admit()) for _ in range(5))]
             for request in requests[:5]:
                 queue.reserve(request, 1000)
             with pytest.raises(RefusedError, match="0 MB of recordings are waiting") as refusal:
@@ -232,71 +262,41 @@ def test_bodies_together_are_bounded() -> None:
     asyncio.run(check())
 
 
-def raw(address: str, *pieces: bytes, wait: float = 0.0) -> bytes:
-    """What the server sends for bytes that are sent as they are, with pauses."""
-    host, port = address.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as line:
-        for i, piece in enumerate(pieces):
-            if i:
-                time.sleep(wait)
-            with contextlib.suppress(BrokenPipeError):  # the server may have said no by now
-                line.sendall(piece)
-        got = b""
-        with contextlib.suppress(ConnectionResetError):  # what it had said before was read
-            while part := line.recv(65536):
-                got += part
-    return got
-
-
-def head(*lines: str) -> bytes:
-    return "\r\n".join(["POST /api/tag HTTP/1.1", "Host: localhost", "Connection: close", *lines, "", ""]).encode()
-
-
 def test_slow_oversize_and_broken_bodies(served: Callable[[Guard], Any]) -> None:
     fake = Fake()
     guard = app(fake, megabytes=0.01, pause=0.2, upload=0.5)
+    chunk = b"1000\r\n" + bytes(4096) + b"\r\n"
     with served(guard) as address:
         got = raw(address, head("Content-Length: 10") + b"abc")
         assert got.startswith(b"HTTP/1.1 408")
         assert b"of which 3 bytes came" in got
-        # Bytes that trickle, each in time, do not hold a place for ever.
         begun = time.monotonic()
-        got = raw(address, head("Content-Length: 10"), *[b"a"] * 6, wait=0.12)
-        assert got.startswith(b"HTTP/1.1 408")
-        assert time.monotonic() - begun < 3
-        chunk = b"1000\r\n" + bytes(4096) + b"\r\n"
-        got = raw(address, head("Transfer-Encoding: chunked"), *[chunk] * 3, b"0\r\n\r\n")
-        assert got.startswith(b"HTTP/1.1 413")
-        got = raw(address, head("Content-Length: 20000"), bytes(20000))
-        assert got.startswith(b"HTTP/1.1 413")
-        got = raw(address, head("Content-Length: 99999999999999999999"), b"x")
-        assert got.startswith(b"HTTP/1.1 413")
-        got = raw(address, head("Content-Length: many"))
-        assert got.startswith(b"HTTP/1.1 400")
-        got = raw(address, b"\x16\x03\x01 this is no HTTP\r\n\r\n")
-        assert got.startswith(b"HTTP/1.1 400")
-        # Cut off in the middle: nobody to answer, and nothing is computed.
-        with socket.create_connection(tuple(address.removeprefix("http://").split(":")), timeout=5) as line:  # type: ignore[arg-type]
+        for status, wait, *pieces in (
+            (408, 0.12, head("Content-Length: 10"), *[b"a"] * 6),  # each byte in time, but not all
+            (413, 0.0, head("Transfer-Encoding: chunked"), *[chunk] * 3, b"0\r\n\r\n"),
+            (413, 0.0, head("Content-Length: 20000"), bytes(20000)),
+            (413, 0.0, head("Content-Length: 99999999999999999999"), b"x"),
+            (400, 0.0, head("Content-Length: many")),
+            (400, 0.0, b"\x16\x03\x01 this is no HTTP\r\n\r\n"),
+        ):
+            assert raw(address, *pieces, wait=wait).startswith(b"HTTP/1.1 %d" % status), pieces[0]
+        assert time.monotonic() - begun < 4
+        with connect(address) as line:  # cut off in the middle: nobody to answer, and nothing is computed
             line.sendall(head("Content-Length: 10") + b"abc")
-        deadline = time.monotonic() + 5
-        while guard.queue.inside:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(lambda: not guard.queue.inside)
         assert not fake.seen
-        assert raw(address, head("Content-Length: 3"), b"abc").endswith(b'{"size": 3, "options": ' + OPTIONS + b"}")
+        options = json.dumps({"top": 5, "threshold": 0.5, "window": None, "hop": None}).encode()
+        assert raw(address, head("Content-Length: 3"), b"abc").endswith(b'{"size": 3, "options": ' + options + b"}")
 
 
-def test_slow_bodies_give_their_places_to_others(served: Callable[[Guard], Any]) -> None:
-    """140 uploads that trickle, more than there are places, and large beginnings that are held: others are answered."""
+def test_slow_uploads_are_dropped_in_favour_of_others(served: Callable[[Guard], Any]) -> None:
+    """140 slow uploads, more than are admitted, do not keep others out, nor do the bytes of large ones."""
     guard = app(grace=0.3)
     with served(guard) as address, contextlib.ExitStack() as stack:
-        host, port = address.removeprefix("http://").split(":")
-        lines = [stack.enter_context(socket.create_connection((host, int(port)), timeout=5)) for _ in range(140)]
+        lines = [stack.enter_context(connect(address)) for _ in range(140)]
         for line in lines:
             line.sendall(head("Content-Length: 1000000") + b"a")
-        deadline = time.monotonic() + 10
-        while guard.queue.inside < 130 and time.monotonic() < deadline:
-            time.sleep(0.01)
+        until(lambda: guard.queue.inside == 130)
         time.sleep(0.5)
         assert guard.queue.inside == 130
         for line in lines[:130]:
@@ -306,85 +306,66 @@ def test_slow_bodies_give_their_places_to_others(served: Callable[[Guard], Any])
             answers = list(pool.map(lambda _: raw(address, head("Content-Length: 3"), b"abc"), range(40)))
         assert all(b'{"size": 3' in answer for answer in answers)
         assert 90 <= guard.queue.inside <= 130
-        told = [line.recv(1000) for line in lines if _readable(line)]
-        dropped = [answer for answer in told if answer.startswith(b"HTTP/1.1 408")]
-        assert dropped
-        assert b"more slowly than all others" in dropped[0]
-        assert b"retry-after" in dropped[0]
-    # What is held for those that are dropped is free at once.
+        told = [line.recv(1000) for line in select.select(lines, [], [], 0)[0]]
+        dropped = next(answer for answer in told if answer.startswith(b"HTTP/1.1 408"))
+        assert b"more slowly than all others" in dropped
+        assert b"retry-after" in dropped
     guard = app(grace=0.1, megabytes=1.0, concurrency=1)
     with served(guard) as address, contextlib.ExitStack() as stack:
-        host, port = address.removeprefix("http://").split(":")
         for _ in range(6):
-            line = stack.enter_context(socket.create_connection((host, int(port)), timeout=5))
+            line = stack.enter_context(connect(address))
             line.sendall(head("Content-Length: 1000000") + bytes(800_000))
         time.sleep(0.5)
         assert b'{"size": 900000' in raw(address, head("Content-Length: 900000"), bytes(900_000))
 
 
-def _readable(line: socket.socket) -> bool:
-    return bool(select.select([line], [], [], 0)[0])
-
-
-OPTIONS = json.dumps({"top": 5, "threshold": 0.5, "window": None, "hop": None}).encode()
-
-
-def test_a_head_that_does_not_end_holds_no_connection(
+def test_an_incomplete_head_holds_no_connection(
     served: Callable[[Guard], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "CONNECTIONS", 4)
     monkeypatch.setattr(server, "QUIET", 0.4)
-    with served(app()) as address:
-        host, port = address.removeprefix("http://").split(":")
-        lines = [socket.create_connection((host, int(port)), timeout=5) for _ in range(5)]
+    with served(app()) as address, contextlib.ExitStack() as stack:
+        lines = [stack.enter_context(connect(address)) for _ in range(5)]
         for line in lines:
             line.sendall(b"POST /api/tag HTTP/1.1\r\nHost: loc")
         assert raw(address, head("Content-Length: 1"), b"x").startswith(b"HTTP/1.1 503")
         assert [line.recv(1) for line in lines] == [b""] * 5  # closed
         with httpx.Client(base_url=address, trust_env=False) as ask:
-            for _ in range(3):  # one that asks now and then is kept
+            for _ in range(3):  # a connection with a request now and then is kept
                 assert ask.post("/api/tag", content=b"x").status_code == 200
                 time.sleep(0.25)
-        for line in lines:
-            line.close()
 
 
 def test_a_computation_has_its_time() -> None:
     job = Job(RequestLimits(compute=1e-9))
-    job.check()  # it counts from the beginning of the computation: not while a request waits
+    job.check()  # the time of waiting does not count
     job.begin()
     time.sleep(0.001)
     with pytest.raises(TooLongError, match="more than 1e-09 s of computing"):
         job.check()
 
 
-def test_whoever_hangs_up_is_dropped_from_the_queue(served: Callable[[Guard], Any]) -> None:
+def test_a_closed_connection_leaves_the_queue(served: Callable[[Guard], Any]) -> None:
     fake = Fake()
     fake.go = threading.Event()
     guard = app(fake, concurrency=1)
     with served(guard) as address:
-        host, port = address.removeprefix("http://").split(":")
         lines = []
         for body in (b"1", b"2"):
-            line = socket.create_connection((host, int(port)), timeout=5)
-            line.sendall(head("Content-Length: 1") + body)
-            lines.append(line)
+            lines.append(connect(address))
+            lines[-1].sendall(head("Content-Length: 1") + body)
             if body == b"1":
                 assert fake.started.acquire(timeout=5)
-        deadline = time.monotonic() + 5
-        while guard.queue.inside < 2 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        for line in reversed(lines):  # the one that waits, then the one that is computed: it stops at its next look
+        until(lambda: guard.queue.inside == 2)
+        for line in reversed(lines):  # the one that waits, then the one that is computed: it stops at its next check
             line.close()
-        while guard.queue.inside and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert guard.queue.inside == 0
+        until(lambda: guard.queue.inside == 0)
         fake.go.set()
         assert raw(address, head("Content-Length: 1"), b"3").startswith(b"HTTP/1.1 200")
         assert fake.seen == [b"1", b"3"]
 
 
-def test_whoever_is_inside_when_the_server_stops_is_told(
+def test_requests_inside_are_refused_when_the_server_stops(
     served: Callable[[Guard], Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
     fake = Fake()
@@ -396,29 +377,10 @@ def test_whoever_is_inside_when_the_server_stops_is_told(
             assert fake.started.acquire(timeout=5)
             asked.append(pool.submit(raw, address, head("Content-Length: 5"), b"waits"))
             asked.append(pool.submit(raw, address, head("Content-Length: 20"), b"half a bo"))
-            deadline = time.monotonic() + 5
-            while guard.queue.inside < 3 and time.monotonic() < deadline:
-                time.sleep(0.01)
+            until(lambda: guard.queue.inside == 3)
             begun = time.monotonic()
         assert time.monotonic() - begun < 2.5  # uvicorn itself gives up after 3
         for one in asked:
             assert one.result().startswith(b"HTTP/1.1 503")
             assert b"the server is stopping" in one.result()
     assert capfd.readouterr().err == ""
-
-
-def test_a_port_that_is_taken() -> None:
-    first = server.listen("127.0.0.1", 0)
-    with first, pytest.raises(ConfigError, match="is taken"):
-        server.listen("127.0.0.1", first.getsockname()[1])
-    with pytest.raises(ConfigError, match=r"--host 'nowhere\.invalid'"):
-        server.listen("nowhere.invalid", 0)
-    with pytest.raises(ConfigError, match="70000"):
-        server.listen("127.0.0.1", 70000)
-
-
-def test_limits_that_cannot_be() -> None:
-    with pytest.raises(ConfigError, match="a limit of 0 concurrency"):
-        RequestLimits(concurrency=0)
-    with pytest.raises(ConfigError, match="-1 waiting"):
-        RequestLimits(waiting=-1)

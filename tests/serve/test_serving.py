@@ -44,18 +44,19 @@ def test_it_serves_until_it_is_stopped(model_folder: Path, wav: Any) -> None:
     assert error.strip() == "asit: stopped"
 
 
-def test_a_port_that_is_taken_is_told_at_once(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_in_use_is_reported_at_once(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with server.listen("127.0.0.1", 0) as first:
         assert main(["serve", "nowhere", "--port", str(first.getsockname()[1])]) == 2
     assert "is taken" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         (["nowhere"], "nowhere"),
         (["MODEL", "--index", "nowhere"], "nowhere does not exist"),
         (["MODEL", "--concurrency", "0"], "a limit of 0 concurrency"),
+        (["MODEL", "--waiting", "-1"], "-1 waiting"),
         (["MODEL", "--max-seconds", "nan"], "a limit of nan seconds"),
         (["MODEL", "--threads", "-1"], "--threads -1"),
         (["MODEL", "--port", "70000"], "--port 70000"),
@@ -63,16 +64,16 @@ def test_a_port_that_is_taken_is_told_at_once(model_folder: Path, capsys: pytest
         (["MODEL", "--host", "192.0.2.1"], "an address of this machine"),
     ],
 )
-def test_mistakes_end_in_words(
-    model_folder: Path, capsys: pytest.CaptureFixture[str], given: list[str], told: str
+def test_mistakes_are_explained(
+    model_folder: Path, capsys: pytest.CaptureFixture[str], given: list[str], message: str
 ) -> None:
     arguments = [str(model_folder) if one == "MODEL" else one for one in given]
     extra = [] if "--port" in given else ["--port", "0"]
     assert main(["serve", *arguments, *extra]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_the_whole_network_is_warned_of(
+def test_a_warning_about_other_machines(
     model_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
@@ -85,7 +86,7 @@ def test_the_whole_network_is_warned_of(
     assert "a.example" in seen[0][0].names
 
 
-def test_without_the_web_libraries_the_command_is_told(
+def test_without_the_web_libraries_the_install_command_is_named(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = builtins.__import__
