@@ -131,44 +131,41 @@ def test_settings_that_differ_are_marked(run: Path) -> None:
     assert changed == ["masking.drop"]
 
 
-def test_a_run_in_progress_with_a_torn_last_line(tmp_path: Path, page_of: Any) -> None:
-    torn = json.dumps(line(120))[:70]
-    run = write_run(tmp_path / "run", [line(step) for step in range(10, 120, 10)], torn)
+def event(step: int, text: str) -> dict[str, Any]:
+    return {"kind": "event", "step": step, "text": text}
+
+
+UNLOGGED = [line(step, 51) for step in range(10, 204, 10)]  # of 204 steps: the last one is no logged one
+
+
+@pytest.mark.parametrize(
+    ("lines", "state", "sentence"),
+    [
+        ([line(step) for step in range(10, 120, 10)], "unfinished", "the last record is of step 110 of 200."),
+        ([line(30), event(30, "stopped by SIGTERM at step 30 of 200")], "stopped", "by SIGTERM at step 30 of 200."),
+        ([line(20), event(20, "left out: stopped finished.wav")], "unfinished", "of step 20 of 200."),
+        (UNLOGGED, "unfinished", "of step 200 of 204."),
+        ([*UNLOGGED, event(204, "finished: 204 steps")], "finished", "Finished: 204 steps."),
+    ],
+)
+def test_the_verdict(tmp_path: Path, lines: list[dict[str, Any]], state: str, sentence: str, page_of: Any) -> None:
+    run = write_run(tmp_path / "run", lines, json.dumps(line(120))[:70])  # a run that is running may be writing a line
+    found = RunFolder.read(run).verdict
+    assert found[0] == state
+    assert found[1].endswith(sentence)
     page = page_of(run)
-    assert "Still running, or cut off: the last record is of step 110 of 200." in page.text
+    assert found[1] in page.text
     assert "unreadable" not in page.text
 
 
-def test_a_stopped_and_resumed_run(tmp_path: Path, page_of: Any) -> None:
-    first = [line(10), line(20), line(30) | {"loss": 99.0}]
-    stop = {"kind": "event", "step": 30, "text": "stopped by SIGTERM at step 30 of 200"}
-    run = write_run(tmp_path / "run", [*first, stop])
-    assert "Stopped by SIGTERM at step 30 of 200." in page_of(run).text
-    again = write_run(
-        tmp_path / "again", [*first, {"kind": "event", "step": 20, "text": "goes on from step 20"}, line(30), line(40)]
-    )
-    held = RunFolder.read(again)
+@pytest.mark.parametrize("text", ["resumed from step 20", "goes on from step 20"])  # the second of earlier versions
+def test_a_resumed_run_keeps_the_repeated_steps(tmp_path: Path, text: str) -> None:
+    lines = [line(10), line(20), line(30) | {"loss": 99.0}, event(20, text), line(30), line(40)]
+    held = RunFolder.read(write_run(tmp_path / "run", lines))
     assert [x["step"] for x in held.train] == [10, 20, 30, 40]
-    assert held.train[2]["loss"] < 17  # the step taken again counts
+    assert held.train[2]["loss"] < 17
     assert held.verdict[0] == "unfinished"
     assert held.resumes == [20]
-
-
-def test_a_clip_named_stop_does_not_stop_the_run(tmp_path: Path) -> None:
-    left_out = {"kind": "event", "step": 20, "text": "left out: stopped finished.wav; another clip stands in for it"}
-    run = write_run(tmp_path / "run", [line(10), line(20), left_out])
-    assert RunFolder.read(run).verdict[0] == "unfinished"
-
-
-def test_the_last_steps_need_not_be_logged(tmp_path: Path) -> None:
-    lines = [line(step, 51) for step in range(10, 204, 10)]
-    run = write_run(tmp_path / "run", lines)
-    assert RunFolder.read(run).verdict == (
-        "unfinished",
-        "Still running, or cut off: the last record is of step 200 of 204.",
-    )
-    ended = write_run(tmp_path / "ended", [*lines, {"kind": "event", "step": 204, "text": "finished: 204 steps"}])
-    assert RunFolder.read(ended).verdict == ("finished", "Finished: 204 steps.")
 
 
 def test_damaged_lines_and_nan_are_survived(run: Path, page_of: Any) -> None:

@@ -101,23 +101,16 @@ def test_without_the_web_libraries_the_install_command_is_named(
     assert "pip install 'asit-audio[serve]'" in capsys.readouterr().err
 
 
-def test_the_page_is_in_the_wheel(repository: Path) -> None:
-    """Hatch packs every file below the package that git does not ignore."""
-    page = repository / "src" / "asit" / "serve" / "page"
-    names = sorted(path.name for path in page.iterdir())
-    assert names == [
-        "app.js",
-        "draw.js",
-        "icon.svg",
-        "index.html",
-        "lists.js",
-        "recorder.js",
-        "server.js",
-        "sound.js",
-        "style.css",
-    ]
-    ignored = subprocess.run(
-        ["git", "check-ignore", *(str(page / name) for name in names)], cwd=repository, capture_output=True, text=True
-    )
-    assert not ignored.stdout
-    assert os.access(page / "index.html", os.R_OK)
+def test_the_files_of_the_pages_are_in_the_wheel(repository: Path) -> None:
+    """Hatch packs every file of the package that git does not ignore."""
+    script = ["app.js", "draw.js", "icon.svg", "index.html", "lists.js", "recorder.js", "server.js", "sound.js"]
+    for package, expected in (
+        ("serve", [*script, "style.css"]),
+        ("report", ["parts.html.j2", "report.css", "report.html.j2", "report.js"]),
+    ):
+        page = repository / "src" / "asit" / package / "page"
+        assert sorted(path.name for path in page.iterdir()) == expected
+        names = [str(page / name) for name in expected]
+        ignored = subprocess.run(["git", "check-ignore", *names], cwd=repository, capture_output=True, text=True)
+        assert not ignored.stdout
+        assert all(os.access(name, os.R_OK) for name in names)

@@ -238,7 +238,18 @@ class Analyser:
                 job.check()
                 yield waveform[first : min(first + _BLOCK, end)]
 
-        part = OpenSound("the recording", len(waveform), rate, 1, "float32", blocks, rate, "soxr-hq", start, seconds)
+        part = OpenSound(
+            name="the recording",
+            frames=len(waveform),
+            rate=rate,
+            channels=1,
+            format="float32",
+            stream=blocks,
+            target=rate,
+            resampler="soxr-hq",
+            start=start,
+            seconds=seconds,
+        )
         query = index.vector_of(part, self.model)
         job.check()
         return answers.neighbours(index.nearest(query, min(k, len(index))))
