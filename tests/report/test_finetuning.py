@@ -208,7 +208,7 @@ def test_scores_are_checked(tmp_path: Path, make: SimpleNamespace, words: list[s
 
 def test_numbers_of_records() -> None:
     metrics = {"accuracy": {"value": 0.5, "interval": None}, "mAP": 0.25, "EER": {"value": None}}
-    record = ResultRecord({"metrics": metrics})
+    record = ResultRecord.of({"metrics": metrics})
     assert record.metric("accuracy").value == 0.5
     assert not record.metric("accuracy").known
     assert record.metric("mAP").value == 0.25

@@ -52,40 +52,33 @@ class ResultRecord:
     Attributes:
         content: the record as it is in results.json.
         folder: of the run; None for a file of records.
+        split, weights: names; the weights are last, best or a probe.
+        clips: clips scored.
+        list: hash of the list of clips.
+        unit: what the bootstrap draws: clip or group.
+        multi: whether a clip may have several labels.
     """
 
     content: Line
-    folder: Path | None = None
+    folder: Path | None
+    split: str
+    weights: str
+    clips: int
+    list: str
+    unit: str
+    multi: bool
 
-    @property
-    def split(self) -> str:
-        """Name of the split."""
-        return str(self.content.get("split", ""))
-
-    @property
-    def weights(self) -> str:
-        """Name of the weights: last, best, or a probe."""
-        return str(self.content.get("weights", ""))
-
-    @property
-    def clips(self) -> int:
-        """Clips scored."""
-        return int(self.content.get("clips", 0))
-
-    @property
-    def list(self) -> str:
-        """Hash of the list of clips."""
-        return str(self.content.get("list", ""))
-
-    @property
-    def unit(self) -> str:
-        """What the bootstrap draws: clip or group."""
-        return str((self.content.get("bootstrap") or {}).get("unit", "clip"))
-
-    @property
-    def multi(self) -> bool:
-        """Whether a clip may have several labels."""
-        return self.content.get("kind") == "multi"
+    @classmethod
+    def of(cls, content: Line, folder: Path | None = None) -> ResultRecord:
+        """Return the record with the content of an entry of results.json."""
+        return cls(
+            content=content,
+            folder=folder,
+            **{name: str(content.get(name, "")) for name in ("split", "weights", "list")},
+            clips=int(content.get("clips", 0)),
+            unit=str((content.get("bootstrap") or {}).get("unit", "clip")),
+            multi=content.get("kind") == "multi",
+        )
 
     @property
     def headline(self) -> str:
@@ -233,7 +226,7 @@ def records(held: Mapping[str, Any], path: Path, folder: Path | None = None) -> 
             "a list of records with task, split, weights and metrics",
             "score the model again, or take the file that asit wrote",
         )
-    return [ResultRecord(content, folder) for content in found]
+    return [ResultRecord.of(content, folder) for content in found]
 
 
 def run_records(run: RunFolder) -> list[ResultRecord]:
