@@ -1,1 +1,1 @@
-"""Metrics, probes and evaluation of encoders and classifiers."""
+"""Scores of models: metrics with intervals, classifiers, probes of frozen features, verification."""

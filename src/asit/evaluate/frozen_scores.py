@@ -21,7 +21,7 @@ from asit.evaluate.features import Collected
 from asit.evaluate.frozen_settings import FrozenSettings, Probe
 from asit.evaluate.metrics import fold_summary
 from asit.evaluate.probes import knn_scores
-from asit.evaluate.prototypes import prototype_probe
+from asit.evaluate.prototypes import LabelledRows, prototype_probe
 from asit.evaluate.result_records import ClipScores, RecordHeader, bracketed, group_codes, result_record, text_table
 from asit.evaluate.ridge import ProbeScores, ridge_scores
 from asit.runtime import World
@@ -122,15 +122,11 @@ class ProbeScorer:
         targets, multi = self.labels.matrix(train), self.labels.multi
         validation_targets = self.labels.matrix(validation) if len(validation) else None
         if which.probe == "prototype":
+            tokens, index = self.found.tokens[which.encoder], self.index
+            chooser = None if validation_targets is None else LabelledRows(index[validation], validation_targets)
+            labelled = LabelledRows(index[train], targets)
             return prototype_probe(
-                self.found.tokens[which.encoder],
-                self.index[train],
-                targets,
-                self.index[test],
-                multi=multi,
-                seed=seed,
-                validation=None if validation_targets is None else (self.index[validation], validation_targets),
-                device=self.device,
+                tokens, labelled, index[test], multi=multi, seed=seed, validation=chooser, device=self.device
             )
         key = which.encoder, which.features
         if self._table is None or self._table[0] != key:

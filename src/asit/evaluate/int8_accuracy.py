@@ -1,7 +1,4 @@
-"""What an int8 file loses on recordings: accuracy or mAP where they are labelled, likeness of the outputs elsewhere.
-
-Letters: N clips, C classes, B windows of a clip, S samples.
-"""
+"""Measure on recordings what an int8 file loses: accuracy or mAP where they are labelled, else agreement of outputs."""
 
 from __future__ import annotations
 
@@ -19,26 +16,26 @@ from asit.data.catalogue.labels import Labels, read_labels
 from asit.data.catalogue.splits import TEST
 from asit.data.loading.waveforms import WaveformReader
 from asit.errors import AudioError, CatalogueError
-from asit.evaluate.ranking import average_precision
+from asit.evaluate.result_records import ClipScores, label_metrics
 from asit.interop.onnx import OutputAgreement, Run
 from asit.model.audio_model import AudioModel
 from asit.progress import counter
 from asit.training import open_data
 
 BAD_FILES = 0.1
-"""Share of unreadable clips above which nothing is measured."""
+"""Share of unreadable clips above which measuring fails."""
 
 
 @dataclass(frozen=True)
 class OnRecordings:
-    """A measure for `asit.interop.onnx.export`.
+    """Compares float32 and int8 outputs on recordings, for `asit.interop.onnx.export`.
 
     Args:
         model: what is exported.
         output: scores, logits, embedding or frames; None: scores of a classifier, the embedding of an encoder.
-        catalogue: the recordings; of one with splits the test side is taken.
+        catalogue: the recordings; with splits, those of the test split are used.
         name: of the recordings, for the record.
-        clips: at most so many, drawn with the seed.
+        clips: maximum number of clips, drawn with the seed.
         seed: of the draw.
     """
 
@@ -50,10 +47,10 @@ class OnRecordings:
     seed: int
 
     def __call__(self, exact: Run, coarse: Run) -> dict[str, Any]:
-        """The loss; see `Likeness.facts`, with "metric", "float32" and "int8" where clips are labelled.
+        """Return `OutputAgreement.facts`, with "metric", "float32" and "int8" where clips are labelled.
 
         Raises:
-            CatalogueError: no clips, too many unreadable ones, or labels that the model does not know.
+            CatalogueError: no clips, too many unreadable ones, or labels that are no class of the model.
         """
         catalogue = self.catalogue
         rows = self._rows(catalogue)
@@ -65,27 +62,30 @@ class OnRecordings:
         show = counter("comparing int8", "clips")
         for done, row in enumerate(rows.tolist(), 1):
             try:
-                pairs = [(exact(wave[None])[0], coarse(wave[None])[0]) for wave in self._windows(catalogue, row)]
+                pairs = [(exact(part[None])[0], coarse(part[None])[0]) for part in self._windows(catalogue, row)]
             except AudioError as error:
                 failures.append(error.found)
                 continue
             finally:
                 show(done, len(rows), len(failures))
-            several = [np.stack([pair[i] for pair in pairs]) for i in range(2)]
+            outputs = [np.stack([pair[i] for pair in pairs]) for i in range(2)]
             if classes:
-                several = [of_windows.mean(0) for of_windows in several]
-                scores.append(several)
-            agreement.add(*several)
+                outputs = [windows.mean(0) for windows in outputs]
+                scores.append(outputs)
+            agreement.add(*outputs)
             read.append(row)
         if not read or len(failures) > BAD_FILES * len(rows):
             raise CatalogueError(
                 f"{len(failures)} of {len(rows)} clips of {self.name} could not be read: {'; '.join(failures[:3])}",
                 f"a share of at most {BAD_FILES:g}",
-                "mend the storage, or give other recordings with --check-data",
+                "repair the storage, or give other recordings with --check-data",
             )
         facts = agreement.facts(f"clips of {self.name}")
         if labels is not None:
-            facts |= _metric(np.array(scores), labels, np.array(read))
+            facts["metric"] = metric = "mAP" if labels.multi else "accuracy"
+            for name, table in zip(("float32", "int8"), np.stack(scores, 1), strict=True):
+                found = label_metrics(ClipScores(np.array(read), table, []), labels, draws=0)
+                facts[name] = found["metrics"][metric]["value"]
         return facts
 
     def _rows(self, catalogue: Catalogue) -> npt.NDArray[np.int64]:
@@ -98,26 +98,26 @@ class OnRecordings:
         return rows
 
     def _windows(self, catalogue: Catalogue, row: int) -> Iterator[npt.NDArray[np.float32]]:
-        """Windows (S,) of a clip, cut as `asit evaluate` does."""
+        """Yield the windows (S,) of a clip, cut as in `asit evaluate`."""
         settings, front_end = self.model.front_end.settings, self.model.front_end
-        clip, waves = catalogue[row], WaveformReader(settings)
+        clip, reader = catalogue[row], WaveformReader(settings)
         span = front_end.samples_for(self.model.frames) / settings.rate
         count = int(window_counts(np.array([clip.seconds]), span, span, settings.shift_ms / 2000.0)[0])
         for i in range(count):
-            wave = waves.read(clip, window_start(i, count, clip.seconds, span, span), min(span, clip.seconds))
-            if not len(wave):
+            waveform = reader.read(clip, window_start(i, count, clip.seconds, span, span), min(span, clip.seconds))
+            if not len(waveform):
                 raise AudioError(f"{clip.path} is empty", "at least one sample")
-            yield wave[: front_end.samples_for(self.model.frames)]
+            yield waveform[: front_end.samples_for(self.model.frames)]
 
 
 def recordings(data: str, model: AudioModel) -> Catalogue:
-    """A catalogue, or one made for this look of a table or a folder, whose sub-folders are labels if they are classes.
+    """Read a catalogue, or make one of a table or a folder; sub-folders named after classes are labels.
 
     Raises:
-        CatalogueError: nothing usable there.
+        CatalogueError: nothing usable is there.
     """
-    place, classes = Path(data), set(model.classes or ())
-    named = place.is_dir() and any(part.is_dir() and part.name in classes for part in place.iterdir())
+    path, classes = Path(data), set(model.classes or ())
+    named = path.is_dir() and any(part.is_dir() and part.name in classes for part in path.iterdir())
     wanted = open_data.Wanted(data, model.front_end.settings, BAD_FILES, "folder" if named else "auto")
     return open_data.catalogue(wanted, None)
 
@@ -126,16 +126,3 @@ def _labels(model: AudioModel, catalogue: Catalogue) -> Labels | None:
     if catalogue.column("label") is None:
         return None
     return read_labels(catalogue, "multi" if model.multi else "single", model.classes, missing="skip")
-
-
-def _metric(
-    scores: npt.NDArray[np.float32], labels: Labels, rows: npt.NDArray[np.int64]
-) -> dict[str, Any]:  # fmt: skip
-    """Accuracy or mAP of both, scores being (N, 2, C): float32 and int8."""
-    part = labels.take(rows)
-    if not labels.multi:
-        found = [float((scores[:, i].argmax(1) == part.single).mean()) for i in range(2)]
-        return {"metric": "accuracy", "float32": found[0], "int8": found[1]}
-    targets = part.matrix(np.arange(len(part))) >= 0.5
-    found = [float(np.nanmean(average_precision(scores[:, i], targets))) for i in range(2)]
-    return {"metric": "mAP", "float32": found[0], "int8": found[1]}
