@@ -54,7 +54,7 @@ def step(encoder: str, batch: int, seconds: float, threads: int) -> dict[str, fl
 
     from asit import runtime
     from asit.model.cpu import bf16
-    from asit.pretrain.pretrain_setup import batch_of, prepare
+    from asit.pretrain.pretrain_setup import prepare
     from asit.tools.step_profile import noise
     from asit.training import loop
     from asit.training.metrics_log import Records
@@ -64,7 +64,7 @@ def step(encoder: str, batch: int, seconds: float, threads: int) -> dict[str, fl
     with runtime.world("cpu", threads) as world, tempfile.TemporaryDirectory() as scratch:
         setup = prepare(settings, noise(Path(scratch), settings.front_end.rate, seconds, max(16, batch)), world)
         few = [setup.clips[0, i] for i in range(min(8, batch))]
-        given = batch_of(setup, world, list(itertools.islice(itertools.cycle(few), batch)))
+        given = setup.batch_of(list(itertools.islice(itertools.cycle(few), batch)))
         marks: list[tuple[float, float]] = []
         until = time.perf_counter() + 6.0
 
@@ -118,13 +118,13 @@ def recordings(folder: Path, kind: str, count: int, seconds: float) -> Any:
 def load(kind: str, seconds: float, workers: int, toy: bool) -> dict[str, float]:
     """Clips a second of the loader with nothing else to do, after what was ready has been taken out."""
     from asit import runtime
-    from asit.pretrain.pretrain_setup import feed, prepare
+    from asit.pretrain.pretrain_setup import prepare
 
     with runtime.world("cpu", 1) as world, tempfile.TemporaryDirectory() as scratch:
         batch, many = 16, 2 if toy else 12
         listed = recordings(Path(scratch), kind, 4096, seconds)
         setup = prepare(settings_of("toy", batch, seconds, 1, workers), listed, world)
-        data = feed(setup, world, 0)
+        data = setup.feed(0)
         for _ in range(1 + 4 * workers):
             next(data)
         began = time.perf_counter()

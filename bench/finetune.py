@@ -44,11 +44,13 @@ def task_of(settings: Any, frames: int) -> Any:
     import torch
 
     from asit.finetune import supervised
+    from asit.finetune.finetune_resolve import resolve
     from asit.model.classifier import Classifier, Head
     from asit.model.vit import Encoder
 
-    settings = supervised.resolve(settings, multi=True)
-    settings.encoder.drop_path = settings.network.drop_path
+    drop_path = settings.network.drop_path
+    found = {"input": {"seconds": 10.0, "keep_gb": 0.0}, "encoder": {"drop_path": drop_path}}
+    settings = resolve(settings, multi=True, found=found)
     encoder = Encoder(settings.encoder, frames, MELS)
     encoder.init_weights(torch.Generator().manual_seed(0))
     head = Head(encoder.width, CLASSES, settings.network.pooling)

@@ -206,7 +206,7 @@ def files(row: Row, device: Any, toy: bool, steps: int, wait: Callable[[], None]
     import numpy as np
     import soundfile
 
-    from asit.config import FrontEndSettings
+    from asit.config import FrontEndSettings, PretrainSettings
     from asit.data.catalogue import scan
     from asit.pretrain.pretrain_run import pretrain
 
@@ -220,13 +220,14 @@ def files(row: Row, device: Any, toy: bool, steps: int, wait: Callable[[], None]
             wave = rng.normal(0, 0.05, 16000 * (2 if toy else 10))
             soundfile.write(folder / "sounds" / f"{i:04d}.flac", wave, 16000)
         scan.build(folder / "sounds", folder / "c.jsonl", front_end=FrontEndSettings(mean=-4.27, std=4.57), workers=1)
-        settings.data, settings.out = str(folder / "c.jsonl"), str(folder / "run")
-        settings.batch_size = min(row.clips, 4 if toy else row.clips)
-        settings.epochs, settings.stop_after, settings.device = 20 * steps, steps, device.type
-        settings.optim.warmup, settings.views.seconds = 0.0, "auto"
-        settings.records.log_every, settings.records.checkpoint_every = steps // 4, 1 << 30
-        settings.records.figure_every, settings.workers = 0, 0 if toy else "auto"
-        settings.views.keep_gb = 0.0  # so that every batch is decoded
+        given = {
+            **{"data": str(folder / "c.jsonl"), "out": str(folder / "run"), "device": device.type},
+            **{"batch_size": min(row.clips, 4 if toy else row.clips), "workers": 0 if toy else "auto"},
+            **{"epochs": 20 * steps, "stop_after": steps, "optim": {"warmup": 0.0}},
+            "views": {"seconds": "auto", "keep_gb": 0.0},  # so that every batch is decoded
+            "records": {"log_every": steps // 4, "checkpoint_every": 1 << 30, "figure_every": 0},
+        }
+        settings = PretrainSettings(**settings.model_dump()).changed(given)
         pretrain(settings)
         lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
         log = (folder / "run" / "log.txt").read_text("utf-8").splitlines()
@@ -239,14 +240,13 @@ def files(row: Row, device: Any, toy: bool, steps: int, wait: Callable[[], None]
 
 def settings_of(row: Row, toy: bool) -> tuple[Any, int]:
     """Settings of a row, resolved, and frames of a view."""
-    from asit.pretrain import method
+    from asit.pretrain.pretrain_resolve import resolve
 
     cpu_step.CLIPS = row.clips
-    settings = method.resolve(cpu_step.settings_of(toy))
+    found: dict[str, Any] = {"precision": row.precision, "compile": row.compile}
     if toy:
-        encoder = settings.encoder
-        encoder.size, encoder.width, encoder.depth, encoder.heads = "custom", 32, 2, 2
-    settings.precision, settings.compile = row.precision, row.compile  # type: ignore[assignment]
+        found["encoder"] = {"size": "custom", "width": 32, "depth": 2, "heads": 2}
+    settings = resolve(cpu_step.settings_of(toy), found)
     return settings, 64 if toy else cpu_step.FRAMES
 
 

@@ -59,7 +59,7 @@ def process(pipe: Connection | None, options: dict[str, Any], threads: int, env:
     from asit import runtime
     from asit.data.loading.sampler import permutation
     from asit.model.cpu import bf16
-    from asit.pretrain.pretrain_setup import batch_of, prepare
+    from asit.pretrain.pretrain_setup import prepare
     from asit.tools.step_profile import noise
     from asit.training import loop
     from asit.training.metrics_log import Records
@@ -71,7 +71,7 @@ def process(pipe: Connection | None, options: dict[str, Any], threads: int, env:
         setup = prepare(settings, listed, world)
         micro = options["batch"] // world.size
         picked = permutation(0, 0, len(setup.clips))[world.rank * micro :][:micro]
-        batch = batch_of(setup, world, [setup.clips[0, int(i)] for i in picked])
+        batch = setup.batch_of([setup.clips[0, int(i)] for i in picked])
 
         def batches() -> Iterator[Any]:
             yield batch

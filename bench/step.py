@@ -82,12 +82,13 @@ def ours(pipe: Connection, toy: bool, threads: int, source: str | None, profile:
     from asit import runtime
     from asit.model.cpu import bf16
     from asit.pretrain import method
+    from asit.pretrain.pretrain_resolve import resolve
     from asit.training import loop
     from asit.training.metrics_log import Records
 
     bf16.keep_freed_memory()
     torch.set_num_threads(threads)
-    settings = method.resolve(settings_of(toy, network))
+    settings = resolve(settings_of(toy, network))
     frames = SPEECH_FRAMES if network == "speech" else 64 if toy else FRAMES
     batch = batch_of(settings, frames)
     device = torch.device("cpu")

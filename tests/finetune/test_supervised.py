@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from asit.config import EncoderSettings, FinetuneOptimSettings, FinetuneSettings
+from asit.config import EncoderSettings, FinetuneSettings, ResolvedFinetuneSettings
+from asit.config.finetune_settings import ResolvedFinetuneOptim
 from asit.errors import CheckpointError, ConfigError
 from asit.finetune import supervised
 from asit.finetune.finetune_dataset import FinetuneBatch
+from asit.finetune.finetune_resolve import check, resolve
 from asit.io.checkpoint import load_strict
 from asit.model.classifier import Classifier, Head
 from asit.model.vit import Encoder
@@ -26,8 +28,11 @@ ALONE = World(0, 1, CPU, "as asked")
 FLOAT = Precision("float32", "as asked")
 
 
-def settings(**over: Any) -> FinetuneSettings:
-    return supervised.resolve(FinetuneSettings(**{"epochs": 4, **over}), multi=False)
+INPUT = {"input": {"seconds": 1.0, "keep_gb": 0.0}}
+
+
+def settings(**over: Any) -> ResolvedFinetuneSettings:
+    return resolve(FinetuneSettings(**{"epochs": 4, **over}), multi=over.get("labels") == "multi", found=INPUT)
 
 
 def network(seed: int = 0, pooling: Any = "class+mean") -> Classifier:
@@ -154,21 +159,23 @@ def test_adamw_steps_are_scaled() -> None:
 
 
 def test_the_schedules() -> None:
-    cosine = FinetuneOptimSettings(lr=1e-3, min_lr=1e-5, warmup=2.0)
+    cosine = ResolvedFinetuneOptim(lr=1e-3, min_lr=1e-5, warmup=2.0, average_from=0.0)
     rate = [supervised.learning_rate(cosine, Now(step, 50, 5)) for step in range(50)]
     assert rate[0] == 0.0
     assert rate[9] == rate[10] == pytest.approx(1e-3)
     assert rate[:10] == sorted(rate[:10])
     assert rate[10:] == sorted(rate[10:], reverse=True)
     assert rate[30] == pytest.approx(1e-5 + 0.5 * (1e-3 - 1e-5))
-    steps = FinetuneOptimSettings(lr=1e-3, warmup=1.0, schedule="step", step_from=3.0, step_every=2.0, step_factor=0.5)
+    steps = ResolvedFinetuneOptim(
+        lr=1e-3, warmup=1.0, average_from=0.0, schedule="step", step_from=3.0, step_every=2.0, step_factor=0.5
+    )
     rate = [supervised.learning_rate(steps, Now(step, 50, 5)) for step in range(50)]
     assert rate[4] == pytest.approx(1e-3)
     assert [rate[5 * epoch] * 1e3 for epoch in range(1, 10)] == pytest.approx(
         [1, 1, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125, 0.0625]
     )
     assert all(len(set(rate[5 * epoch : 5 * epoch + 5])) == 1 for epoch in range(1, 10))
-    with_small_peak = FinetuneOptimSettings(lr=1e-7, min_lr=1e-6, warmup=0.0)
+    with_small_peak = ResolvedFinetuneOptim(lr=1e-7, min_lr=1e-6, warmup=0.0, average_from=0.0)
     assert max(supervised.learning_rate(with_small_peak, Now(step, 50, 5)) for step in range(50)) == pytest.approx(1e-7)
 
 
@@ -250,21 +257,21 @@ def test_suspects() -> None:
 
 
 def test_autos() -> None:
-    found = supervised.resolve(FinetuneSettings(epochs=40, seed=5), multi=True)
+    found = resolve(FinetuneSettings(epochs=40, seed=5), multi=True, found=INPUT)
     assert (found.optim.warmup, found.optim.average_from) == (4.0, 20.0)
     assert (found.loss.kind, found.validation.metric, found.label_seed) == ("bce", "mAP", 5)
-    found = supervised.resolve(FinetuneSettings(epochs=400, label_seed=2), multi=False)
+    found = resolve(FinetuneSettings(epochs=400, label_seed=2), multi=False, found=INPUT)
     assert (found.optim.warmup, found.loss.kind, found.validation.metric, found.label_seed) == (
         10.0,
         "ce",
         "accuracy",
         2,
     )
-    kept = supervised.resolve(FinetuneSettings(optim={"warmup": 3}, loss={"kind": "bce"}), multi=False)
+    kept = resolve(FinetuneSettings(optim={"warmup": 3}, loss={"kind": "bce"}), multi=False, found=INPUT)
     assert (kept.optim.warmup, kept.loss.kind) == (3.0, "bce")
 
 
-def test_combinations_that_cannot_be_are_told_all_at_once() -> None:
+def test_all_conflicting_settings_are_reported_at_once() -> None:
     wrong = FinetuneSettings(
         epochs=5,
         batch_size=10,
@@ -275,8 +282,8 @@ def test_combinations_that_cannot_be_are_told_all_at_once() -> None:
         sampling={"share": 0.5, "per_class": 2, "epoch_clips": 100},
     )
     with pytest.raises(ConfigError, match="6 combinations of settings cannot be") as caught:
-        supervised.check(wrong)
-    for told in (
+        check(wrong)
+    for problem in (
         "epochs is 5 and optim.warmup is 5: the warm-up must end before the run",
         "optim.average_from is 6: there would be no average",
         "sampling.share is 0.5 and sampling.per_class 2: take one",
@@ -284,7 +291,7 @@ def test_combinations_that_cannot_be_are_told_all_at_once() -> None:
         "batch_size is 10, which accumulate 4 does not divide",
         "model is none and fresh is on",
     ):
-        assert told in str(caught.value)
+        assert problem in str(caught.value)
     with pytest.raises(ConfigError, match=r"1 combination of settings cannot be(.|\n)*average_from 0"):
-        supervised.check(FinetuneSettings(optim={"average": "epochs", "average_from": 0}))
-    supervised.check(FinetuneSettings())
+        check(FinetuneSettings(optim={"average": "epochs", "average_from": 0}))
+    check(FinetuneSettings())

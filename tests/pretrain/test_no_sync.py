@@ -18,6 +18,7 @@ from asit.data.loading.crops import StackedCrops
 from asit.model import vit
 from asit.pretrain import masking, method, token_selection
 from asit.pretrain.pretrain_dataset import DeviceViews, PretrainBatch
+from asit.pretrain.pretrain_resolve import resolve
 from asit.runtime import Precision, World
 from asit.training import optim
 from asit.training.loop import Now
@@ -84,7 +85,7 @@ def drawn(settings: PretrainSettings, device: torch.device) -> PretrainBatch:
 
 def step(given: Mapping[str, Any], device: torch.device, prepared: Any = None) -> Tensor:
     """One whole step but for the loop's own checks: views, losses, gradients, clipping, AdamW, teacher and centres."""
-    settings = method.resolve(PretrainSettings(**{**SETTINGS, **given}))
+    settings = resolve(PretrainSettings(**{**SETTINGS, **given}))
     world = World(0, 1, device, "a test")
     task = method.ASiT(settings, FRAMES, torch.Generator().manual_seed(0), device)
     optimiser = optim.adamw(task.trainable().named_parameters(), settings.optim.betas)

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from asit.config import LossSettings, MaskingSettings, PretrainSettings
+from asit.config import LossSettings, MaskingSettings, PretrainSettings, ResolvedPretrainSettings
 from asit.model import vit
-from asit.pretrain import masking, method, token_selection
+from asit.pretrain import masking, token_selection
 from asit.pretrain.masking import ViewMask
 from asit.pretrain.method import ASiT
 from asit.pretrain.pretrain_dataset import GLOBAL_VIEWS, PretrainBatch
+from asit.pretrain.pretrain_resolve import resolve
 from asit.runtime import Precision, World
 from asit.training.loop import Now
 
@@ -28,7 +29,7 @@ GRID = 16
 LOSSES = {"teacher_warmup": 3}
 
 
-def settings(**over: Any) -> PretrainSettings:
+def settings(**over: Any) -> ResolvedPretrainSettings:
     given: dict[str, Any] = {
         "epochs": 10,
         "batch_size": CLIPS,
@@ -38,10 +39,10 @@ def settings(**over: Any) -> PretrainSettings:
         "optim": {"warmup": 1, "freeze_last_layer": 0},
         "losses": LOSSES | over.pop("losses", {}),
     }
-    return method.resolve(PretrainSettings(**given, **over))
+    return resolve(PretrainSettings(**given, **over))
 
 
-def batch(chosen: PretrainSettings, seed: int = 0) -> PretrainBatch:
+def batch(chosen: ResolvedPretrainSettings, seed: int = 0) -> PretrainBatch:
     g, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
     copies, locals_ = chosen.masking.copies, chosen.views.local_views * CLIPS
     drawn = []
@@ -66,7 +67,7 @@ def batch(chosen: PretrainSettings, seed: int = 0) -> PretrainBatch:
     )
 
 
-def build(chosen: PretrainSettings) -> ASiT:
+def build(chosen: ResolvedPretrainSettings) -> ASiT:
     """Networks and centres that differ, as after many steps."""
     task = ASiT(chosen, FRAMES, torch.Generator().manual_seed(0), CPU)
     with torch.no_grad():

@@ -37,8 +37,7 @@ def line(step: int, epoch_steps: int = 50) -> dict[str, Any]:
 def write_run(folder: Path, lines: list[dict[str, Any]], tail: str = "") -> Path:
     folder.mkdir()
     settings = PretrainSettings(data=HOSTILE, out="out", epochs=4)
-    settings.front_end.mean, settings.front_end.std = -6.0, 4.0
-    settings.masking.drop = 0.55
+    settings = settings.changed({"front_end": {"mean": -6.0, "std": 4.0}, "masking": {"drop": 0.55}})
     (folder / "config.yaml").write_text(yaml.safe_dump(settings.model_dump(mode="json")))
     (folder / "environment.json").write_text(json.dumps({"torch": "2.13.0", "git": {"commit": "abc123"}}))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines) + tail)

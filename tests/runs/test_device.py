@@ -40,9 +40,9 @@ def test_auto_is_the_loader_on_a_cpu(tiny: Any, tmp_path: Path) -> None:
     settings = tiny(tmp_path)
     assert settings.front_end_on == "auto"
     world = World(0, 1, torch.device("cpu"), "a test")
-    made = pretrain_setup.prepare(settings, catalogue(Wanted.of(settings), None, None), world)
+    made = pretrain_setup.prepare(settings, catalogue(Wanted.of(settings), None), world)
     assert made.on_device is None
-    assert not made.clips.cut_only
+    assert not made.clips.on_device
 
 
 @pytest.mark.gpu

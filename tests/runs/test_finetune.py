@@ -22,7 +22,7 @@ from asit.data.catalogue import scan
 from asit.errors import CatalogueError, CheckpointError, ConfigError
 from asit.evaluate.classifier_scoring import ClassifierScorer
 from asit.evaluate.result_records import ClipScores
-from asit.finetune import final_scores, finetune_setup, supervised, validation
+from asit.finetune import final_scores, finetune_resolve, finetune_setup, validation
 from asit.finetune import finetune_run as runs
 from asit.model.audio_model import AudioModel
 from asit.pretrain import pretrain_run
@@ -126,12 +126,12 @@ def dies(where: str) -> Callable[[], None]:
     """Make this process die at step 3: before the validation that is due, or with its weights saved and untold."""
 
     def before() -> None:
-        real = validation.Chooser._validate
+        real = validation.Validation._validate
 
-        def validate(self: Any, records: Any, step: int) -> None:
-            os._exit(9) if step == 3 else real(self, records, step)
+        def validate(self: Any, records: Any, scorer: Any, step: int) -> None:
+            os._exit(9) if step == 3 else real(self, records, scorer, step)
 
-        validation.Chooser._validate = validate  # type: ignore[method-assign]
+        validation.Validation._validate = validate  # type: ignore[method-assign]
 
     def untold() -> None:
         real = validation.Records.write
@@ -171,13 +171,13 @@ def test_sigterm(equal: Any, tuned: Any, tmp_path: Path, fork: Any) -> None:
     file.write_text(yaml.to_yaml(tuned(run)))
 
     def call() -> int:
-        real = validation.Chooser._validate
+        real = validation.Validation._validate
 
-        def validate(self: Any, records: Any, step: int) -> None:
+        def validate(self: Any, records: Any, scorer: Any, step: int) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
-            real(self, records, step)
+            real(self, records, scorer, step)
 
-        validation.Chooser._validate = validate  # type: ignore[method-assign]
+        validation.Validation._validate = validate  # type: ignore[method-assign]
         return cli.main(["finetune", "--config", str(file)])
 
     ended = fork(call).end()
@@ -516,10 +516,12 @@ def test_unreadable_clips(notes: Path, tuned: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("task", presets.recipes(FinetuneSettings))
 def test_recipes_build(task: str) -> None:
     settings = presets.build(FinetuneSettings, task)
-    supervised.check(settings)
+    finetune_resolve.check(settings)
     assert settings.task == task
-    resolved = supervised.resolve(settings, multi=settings.labels == "multi")
-    supervised.check(resolved)
+    resolved = finetune_resolve.resolve(
+        settings, multi=settings.labels == "multi", found={"input": {"seconds": 1.0, "keep_gb": 0.0}}
+    )
+    finetune_resolve.check(resolved)
     assert resolved.validation.metric in finetune_setup.METRICS["multi" if settings.labels == "multi" else "single"]
     if task != "any":
         other = f"{task}-cpu" if not task.endswith("-cpu") else task.removesuffix("-cpu")

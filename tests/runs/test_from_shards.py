@@ -113,7 +113,7 @@ def test_a_store_that_dies_and_comes_back(
     settings = functools.partial(tiny, tmp_path / "shards-run", Path("x"), epochs=1, **READ)
     given = settings().model_copy(update={"data": store.url})
     store.left = 3 + 8  # a look at each of three shards, then up to three requests for a step of four clips
-    with pytest.raises(StoreError, match=r"shard-00000\d\.tar(.|\n)*--resume, which goes on from step"):
+    with pytest.raises(StoreError, match=r"shard-00000\d\.tar(.|\n)*--resume, which resumes from step"):
         pretrain(given.model_copy(deep=True))
     assert "the server answers 503" in caplog.text
     store.left = 1 << 30

@@ -13,8 +13,8 @@ from asit import logs
 from asit.config import EncoderSettings, FinetuneSettings, FrontEndSettings
 from asit.data.catalogue.catalogue import Catalogue
 from asit.errors import CheckpointError, ConfigError
+from asit.finetune import finetune_resolve, init_model
 from asit.finetune import finetune_run as runs
-from asit.finetune import init_model
 from asit.model import positions
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Head, Labelling
@@ -50,7 +50,8 @@ def built(settings: FinetuneSettings, frames: int = 64) -> tuple[Any, init_model
     model = init_model.pretrained(settings)
     start = init_model.origin(settings, model, Catalogue.from_clips([], root="/", header={"mean": -5.0, "std": 2.0}))
     with logs.run_log() as log:
-        made = init_model.build(start, frames, CLASSES, False)
+        resolved = settings.changed({"encoder": start.encoder.model_dump(), "front_end": start.front_end.model_dump()})
+        made = init_model.build(start, resolved, frames, CLASSES, False)
     return made, start, [record.getMessage() for record in log.buffer]
 
 
@@ -62,9 +63,9 @@ def test_pretrained_weights_come_over(tmp_path: Path, no_global_draws: None) -> 
     made, start, notes = built(settings(saved(tmp_path / "model")))
     for name, value in encoder().state_dict().items():
         assert torch.equal(made.encoder.state_dict()[name], value), name
-    assert start.settings.front_end == FRONT_END
-    assert start.settings.encoder == SMALL.model_copy(update={"drop_path": 0.1})
-    assert start.told == f"weights of {tmp_path / 'model'}"
+    assert start.front_end == FRONT_END
+    assert start.encoder == SMALL.model_copy(update={"drop_path": 0.1})
+    assert start.text == f"weights of {tmp_path / 'model'}"
     assert notes == []
     again, *_ = built(settings(tmp_path / "model"))
     assert torch.equal(made.head.linear.weight, again.head.linear.weight)
@@ -74,8 +75,8 @@ def test_pretrained_weights_come_over(tmp_path: Path, no_global_draws: None) -> 
 
 def test_fresh_keeps_the_architecture_alone(tmp_path: Path, no_global_draws: None) -> None:
     made, start, _ = built(settings(saved(tmp_path / "model"), fresh=True))
-    assert start.told == f"fresh weights, architecture of {tmp_path / 'model'}"
-    assert start.settings.front_end == FRONT_END
+    assert start.text == f"fresh weights, architecture of {tmp_path / 'model'}"
+    assert start.front_end == FRONT_END
     theirs = encoder().state_dict()
     for name, value in made.encoder.state_dict().items():
         assert value.shape == theirs[name].shape
@@ -84,8 +85,8 @@ def test_fresh_keeps_the_architecture_alone(tmp_path: Path, no_global_draws: Non
     nothing, start, _ = built(
         settings("none", encoder=EncoderSettings(size="custom", width=32, depth=2, heads=2), front_end={"mels": 32})
     )
-    assert start.told == "fresh weights"
-    assert (start.settings.front_end.mean, start.settings.front_end.std) == (-5.0, 2.0)  # measured by the catalogue
+    assert start.text == "fresh weights"
+    assert (start.front_end.mean, start.front_end.std) == (-5.0, 2.0)  # measured by the catalogue
     for name, value in nothing.state_dict().items():  # the same seed, the same fresh weights
         assert torch.equal(value, made.state_dict()[name]), name
 
@@ -114,9 +115,9 @@ def test_other_lengths_and_strides(stride: int | None, frames: int, grid: tuple[
     over = {"stride_frames": stride, "stride_mels": stride}
     made, start, notes = built(settings(saved(tmp_path / "model"), network=over), frames)
     assert made.encoder.grid == grid
-    assert start.settings.encoder.patch_stride_frames == stride
+    assert start.encoder.patch_stride_frames == stride
     wanted = positions.adapt_positions(
-        encoder().state_dict(), SMALL, start.settings.encoder, old_frames=64, frames=frames, mels=32
+        encoder().state_dict(), SMALL, start.encoder, old_frames=64, frames=frames, mels=32
     )
     assert torch.equal(made.encoder.pos_embed, wanted["pos_embed"])
     assert notes == [f"positions of (4, 2) patches (time, mel) made into {grid}: docs/finetune.md"]
@@ -150,14 +151,14 @@ def test_image_weights(tmp_path: Path, no_global_draws: None) -> None:
     file = image_weights(tmp_path / "vit.safetensors")
     small = {"encoder": {"size": "custom", "width": 64, "depth": 2, "heads": 1}, "front_end": {"mels": 32}}
     made, start, notes = built(settings(file, **small))
-    assert start.told == f"image weights of {file}"
+    assert start.text == f"image weights of {file}"
     state = safetensors.torch.load_file(file)
     assert torch.equal(made.encoder.state_dict()["blocks.1.mlp.fc1.weight"], state["blocks.1.mlp.fc1.weight"])
     assert "head.weight" in notes[-1]
     with pytest.raises(CheckpointError):
         built(settings(file, **{**small, "encoder": {"size": "custom", "width": 128, "depth": 2, "heads": 2}}))
     with pytest.raises(ConfigError, match=r"vit\.safetensors, a file of image weights, and fresh is on"):
-        runs.supervised.check(settings(file, fresh=True, **small))
+        finetune_resolve.check(settings(file, fresh=True, **small))
 
 
 def test_nothing_that_was_set_is_lost(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from asit.data.catalogue.catalogue import Catalogue
 from asit.data.loading.sampler import Key, permutation
 from asit.errors import CatalogueError, ConfigError, TrainingError
 from asit.io import checkpoint
-from asit.pretrain import pretrain_dataset
+from asit.pretrain import pretrain_dataset, pretrain_setup
 from asit.pretrain import pretrain_run as runs
 from asit.runtime import World
 from asit.tools import step_profile
@@ -335,7 +335,7 @@ def test_too_many_files_gone(workers: int, tiny: Any, tmp_path: Path, copied: Pa
     assert ended.code == 2
     assert "Traceback" not in ended.said
     assert "eight clips in a row could not be read" in ended.said
-    assert "see whether the storage is still there" in ended.said
+    assert "check that the storage is still mounted" in ended.said
 
 
 def test_the_budget_of_files_gone(tiny: Any, tmp_path: Path, copied: Path) -> None:
@@ -374,7 +374,7 @@ def test_a_loss_that_is_not_finite(
     settings = tiny(run, workers=workers, records={"checkpoint_every": 1, "keep": 8})
     file.write_text(yaml.to_yaml(settings))
     with monkeypatch.context() as broken:
-        broken.setattr(pretrain_dataset, "PretrainDataset", Spoilt)
+        broken.setattr(pretrain_setup, "PretrainDataset", Spoilt)
         ended = fork(lambda: cli.main(["pretrain", "--config", str(file)])).end()
     assert ended.code == 2, ended.said
     assert "Traceback" not in ended.said

@@ -369,7 +369,7 @@ def test_a_full_disk(
                 return rename(self, target)
 
             disk.setattr(Path, "rename", refuse)
-        with pytest.raises(CheckpointError, match=r"the disk is full(.|\n)*--resume, which goes on from step 2"):
+        with pytest.raises(CheckpointError, match=r"the disk is full(.|\n)*--resume, which resumes from step 2"):
             go(tiny(run))
     assert names(run / "checkpoints") == {"step-00000002"}
     assert not [name for name in names(run) if "tmp" in name or "old" in name]
@@ -472,7 +472,7 @@ def test_a_run_goes_on_with_the_threads_that_it_began_with(asked: int, tiny: Any
     [
         (0, "give the same command again, from step 0: no checkpoint was written yet"),  # the first model
         (1, "give the same command again, from step 0: no checkpoint was written yet"),  # the first state
-        (3, "give the same command with --resume, which goes on from step 1"),
+        (3, "give the same command with --resume, which resumes from step 1"),
     ],
 )
 def test_a_disk_that_fills_names_the_checkpoint_that_is_there(

@@ -15,6 +15,7 @@ from asit import runtime
 from asit.errors import StoreError
 from asit.finetune import finetune_run
 from asit.pretrain import pretrain_run
+from asit.pretrain.pretrain_setup import PretrainSetup
 from asit.training import distributed, stopping
 
 pytestmark = pytest.mark.slow
@@ -93,25 +94,25 @@ def test_data_that_ends_in_one_process_ends_both_with_a_checkpoint(
     tiny: Any, tmp_path: Path, ranks: Any, state: Any, same: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other process is in the middle of the step; going on gives the bits of a run that met nothing."""
-    fed = pretrain_run.feed
+    fed = PretrainSetup.feed
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     often = {**WHOLE, "records": {"checkpoint_every": 100}}
     for ended in ranks(2, lambda: go(tiny(whole, **often))):
         assert ended.code == 0, ended.said
 
-    def ending(setup: Any, world: Any, start: int) -> Any:
-        for number, batch in enumerate(fed(setup, world, start)):
-            if world.rank == 1 and number == 2:
+    def ending(setup: Any, start: int) -> Any:
+        for number, batch in enumerate(fed(setup, start)):
+            if setup.world.rank == 1 and number == 2:
                 raise StoreError("shard-3.tar is not there", "a shard", "bring it back")
             yield batch
 
-    monkeypatch.setattr(pretrain_run, "feed", ending)
+    monkeypatch.setattr(PretrainSetup, "feed", ending)
     said = [ended.said for ended in ranks(2, lambda: go(tiny(broken, **often)))]
     assert "another process of this run got no more data: shard-3.tar is not there" in said[0]
     assert "shard-3.tar is not there\n  expected: a shard\n  fix:      bring it back" in said[1]
     assert [p.name for p in (broken / "checkpoints").iterdir()] == ["step-00000002"]
     assert "stopped: shard-3.tar is not there; step 2 is kept" in (broken / "log.txt").read_text()
-    monkeypatch.setattr(pretrain_run, "feed", fed)
+    monkeypatch.setattr(PretrainSetup, "feed", fed)
     for ended in ranks(2, lambda: go(tiny(broken, **often), resume=True)):
         assert ended.code == 0, ended.said
     same(state(broken), state(whole))

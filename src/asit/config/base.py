@@ -25,9 +25,7 @@ Auto = Literal["auto"]
 class Settings(BaseModel):
     """Base of all settings: immutable; an unknown name or a value out of range is an error."""
 
-    model_config = ConfigDict(
-        extra="forbid", validate_assignment=True, use_attribute_docstrings=True, allow_inf_nan=False
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     def changed(self, changes: Mapping[str, Any]) -> Self:
         """Return a validated copy with these values; groups are nested mappings."""

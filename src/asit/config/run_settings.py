@@ -8,6 +8,7 @@ from pydantic import Field
 
 from asit.config.base import AboveZero, Auto, Count, NonNegative, Positive, Seed, Settings, Share
 from asit.config.model_settings import EncoderSettings, FrontEndSettings
+from asit.errors import ConfigError
 
 
 class RecordSettings(Settings):
@@ -93,4 +94,31 @@ class RunSettings(Settings):
     """Share of unusable files above which the run stops instead of leaving them out."""
     front_end: FrontEndSettings = Field(default_factory=FrontEndSettings)
     encoder: EncoderSettings = Field(default_factory=EncoderSettings)
+    optim: OptimSettings = Field(default_factory=OptimSettings)
     records: RecordSettings = Field(default_factory=RecordSettings)
+
+
+def shared_conflicts(settings: RunSettings) -> list[str]:
+    """Return the combinations of settings that cannot be, of those that both kinds of run have."""
+    found, warmup = [], settings.optim.warmup
+    if warmup != "auto" and warmup >= settings.epochs:
+        found.append(
+            f"epochs is {settings.epochs} and optim.warmup is {warmup:g}: the warm-up must end before the run; "
+            "take auto, or more epochs"
+        )
+    if settings.batch_size % settings.accumulate:
+        found.append(
+            f"batch_size is {settings.batch_size}, which accumulate {settings.accumulate} does not divide; take "
+            f"batch_size {-(-settings.batch_size // settings.accumulate) * settings.accumulate}"
+        )
+    return found
+
+
+def refuse(conflicts: list[str]) -> None:
+    """Raise a ConfigError that lists the combinations; none: do nothing."""
+    if conflicts:
+        raise ConfigError(
+            f"{len(conflicts)} combination{'s' * (len(conflicts) > 1)} of settings cannot be:\n    "
+            + "\n    ".join(conflicts),
+            remedy="change one setting of each",
+        )

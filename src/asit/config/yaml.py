@@ -67,6 +67,17 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Nested:
     return out
 
 
+def fill_auto(values: Mapping[str, Any], found: Mapping[str, Any]) -> Nested:
+    """Return nested `values` with each "auto" that `found` names replaced by its value there."""
+    out = dict(values)
+    for key, value in found.items():
+        if isinstance(value, Mapping):
+            out[key] = fill_auto(out[key], value)
+        elif out[key] == "auto":
+            out[key] = value
+    return out
+
+
 def nested(pairs: Iterable[tuple[str, Any]]) -> Nested:
     """Dotted names to a nested mapping: ("optim.lr", 1e-3) gives {"optim": {"lr": 1e-3}}."""
     out: Nested = {}

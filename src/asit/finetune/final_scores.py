@@ -6,15 +6,14 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from asit.errors import ConfigError
+from asit.errors import CheckpointError, ConfigError
 from asit.evaluate.result_records import RecordHeader, result_record, save_scores, summary_line
-from asit.finetune.finetune_setup import Setup
-from asit.finetune.validation import Chooser
+from asit.finetune.finetune_setup import FinetuneSetup
+from asit.finetune.validation import Validation
 from asit.io import atomic, parsing
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Classifier
 from asit.progress import counter
-from asit.runtime import World
 from asit.training import run_dir
 from asit.training.metrics_log import Records
 
@@ -22,37 +21,34 @@ log = logging.getLogger(__name__)
 
 _AGAIN = "remove it and resume the run: its clips are scored again"
 NAMED = 20
-"""Most unreadable clips of a side that the log names."""
+"""Most unreadable clips of a split that the log names."""
 
 
-def score_all(
-    setup: Setup, out: Path, world: World, records: Records, chooser: Chooser, step: int
-) -> list[dict[str, Any]]:
-    """Score both sides, write scores/ and results.json, and give the result records (none in other processes).
+def score_all(setup: FinetuneSetup, records: Records, validation: Validation, step: int) -> list[dict[str, Any]]:
+    """Score both splits, write scores/ and results.json, and return the result records (none in other processes).
 
     Args:
         setup: the run.
-        out: its folder.
-        world: its processes, which share the clips.
-        records: where scores are told.
-        chooser: what chose by validation.
+        records: of the run.
+        validation: what chose the best epoch.
         step: steps done: all of them.
 
     Raises:
         CatalogueError: too many clips cannot be read.
     """
-    settings, sides = setup.settings, setup.sides
+    settings, splits, world, out = setup.settings, setup.splits, setup.world, setup.out
     networks: list[tuple[str, int, Classifier]] = [("last", step, setup.task.scored())]
-    if chooser.found:
+    if validation.found:
         best = AudioModel.load(out / run_dir.BEST)
-        assert best.head is not None, "the run's own model has a head"
-        # The step is the folder's own: a killed run may have come further than the checkpoint it went on from.
+        if best.head is None:
+            raise CheckpointError(f"{out / run_dir.BEST} has no head", "the run's own classifier", _AGAIN)
+        # The step is the folder's own: a killed run may have come further than the checkpoint it resumed from.
         networks.append(("best", best.training["step"], Classifier(best.encoder, best.head).to(world.device)))
     results: list[dict[str, Any]] = []
-    for split, rows in (("validation", sides.validation), ("test", sides.test)):
+    for split, rows in (("validation", splits.validation), ("test", splits.test)):
         if not len(rows):
             continue
-        scorer = chooser.scorer if split == "validation" and chooser.scorer else setup.scorer(rows, world)
+        scorer = validation.scorer if split == "validation" and validation.scorer else setup.scorer(rows)
         for weights, at, trained in networks:
             show = counter(f"scoring {split}, {weights} weights", "clips")
             scored = scorer(trained, len(setup.labels.names), show)
@@ -81,9 +77,9 @@ def score_all(
             "kind": settings.labels,
             "classes": list(setup.labels.names),
             "model": setup.origin,
-            "train_clips": len(sides.train),
-            "unseen_classes": list(sides.unseen),
-            "chosen_by": settings.validation.metric if chooser.found else None,
+            "train_clips": len(splits.train),
+            "unseen_classes": list(splits.unseen),
+            "chosen_by": settings.validation.metric if validation.found else None,
             "results": results,
         },
     )
@@ -91,7 +87,7 @@ def score_all(
 
 
 def read(out: Path) -> list[dict[str, Any]] | None:
-    """The result records of a run that is finished; None where it has none yet."""
+    """Return the result records of a finished run; None where it has none yet."""
     path = out / run_dir.RESULTS
     if not path.is_file():
         return None

@@ -1,18 +1,16 @@
-"""From fine-tuning's settings and a labelled catalogue to every part of a run, resolved; nothing is written."""
+"""The set-up of fine-tuning: from settings and a labelled catalogue to every part of a run; nothing is written."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from asit import runtime
 from asit.audio.fbank import FrontEnd
-from asit.config import FinetuneSettings
+from asit.config import FinetuneSettings, ResolvedFinetuneSettings
 from asit.data.catalogue.catalogue import Catalogue
 from asit.data.catalogue.labels import Labels, balanced_weights, inverse_weights, read_labels
 from asit.data.catalogue.splits import (
@@ -24,20 +22,20 @@ from asit.data.catalogue.splits import (
     may_share_groups,
 )
 from asit.data.catalogue.stratified import subsample
-from asit.data.loading import loader, sampler
+from asit.data.loading import sampler
 from asit.data.loading.windows import Windows
 from asit.errors import CatalogueError, ConfigError
 from asit.evaluate.classifier_scoring import ClassifierScorer
 from asit.evaluate.result_records import group_codes
 from asit.finetune import init_model, supervised
 from asit.finetune.finetune_dataset import DeviceInputs, FinetuneBatch, FinetuneDataset, collate
+from asit.finetune.finetune_resolve import resolve
 from asit.model import positions
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Labelling
-from asit.runtime import Precision, World
-from asit.training import loop, resources
-from asit.training.compilation import attention_backends
-from asit.training.prefetch import prefetched
+from asit.runtime import World
+from asit.training import resources
+from asit.training.setup import Setup, choose_machine, plan_of, sampler_of
 
 log = logging.getLogger(__name__)
 
@@ -45,43 +43,31 @@ METRICS = {"single": ("accuracy", "balanced_accuracy"), "multi": ("mAP",)}
 """What the best epoch may be chosen by."""
 
 
-@dataclass(frozen=True)
-class Setup:
-    """All that a run needs, resolved and constructed."""
+@dataclass(frozen=True, kw_only=True)
+class FinetuneSetup(Setup[FinetuneBatch]):
+    """All that fine-tuning needs.
 
-    settings: FinetuneSettings
-    catalogue: Catalogue
-    labels: Labels
-    sides: Splits
-    groups: npt.NDArray[np.int64] | None
-    """(N,) codes of the groups that intervals keep whole; None: each clip is drawn for itself."""
-    frames: int
-    task: supervised.Supervised
+    Attributes:
+        labels: of all clips of the catalogue.
+        splits: rows of the catalogue that train, validate and test.
+        groups: (N,) codes of the groups that intervals keep together; None: each clip is drawn by itself.
+        origin: where the first weights came from.
+    """
+
+    settings: ResolvedFinetuneSettings
     clips: FinetuneDataset
-    keys: sampler.MicroBatchSampler
-    precision: Precision
-    workers: int
-    plan: loop.Plan
+    task: supervised.Supervised
+    labels: Labels
+    splits: Splits
+    groups: npt.NDArray[np.int64] | None
     origin: str
-    """Where the first weights came from."""
-    on_device: Callable[[FinetuneBatch], FinetuneBatch] | None
-    """Makes the inputs of a batch that lies on the device; None: the loader has made them."""
 
-    def feed(self, world: World, start: int) -> Generator[FinetuneBatch]:
-        """This process's micro-batches from step `start` on, on the device, with their inputs; close it to end its
-        workers."""
-        keys = dataclasses.replace(self.keys, start=start)
-        pin = world.device.type == "cuda"
-        loaded = loader.loader(self.clips, keys, collate, workers=self.workers, pin=pin)
-        return prefetched(loaded, world.device, self.on_device)
-
-    def model(self, step: int, **told: object) -> AudioModel:
-        """The classifier as it counts after `step` steps, with its card, to whose `training` `told` is added."""
-        settings, trained = self.settings, self.task.scored()
-        assert settings.input.seconds != "auto", "settings must be resolved first"
+    def model(self, step: int, **facts: object) -> AudioModel:
+        """Return the classifier that counts, with its card; `facts` are added to the card's `training`."""
+        settings, scored = self.settings, self.task.scored()
         span = FrontEnd(settings.front_end).samples_for(self.frames) / settings.front_end.rate
         return AudioModel.from_parts(
-            trained.encoder,
+            scored.encoder,
             settings.front_end,
             settings.encoder,
             self.frames,
@@ -96,9 +82,9 @@ class Setup:
                 "clips": len(self.clips),
                 "catalogue": self.catalogue.digest,
                 "precision": self.precision.name,
-                **told,
+                **facts,
             },
-            head=trained.head,
+            head=scored.head,
             labels=Labelling(
                 self.labels.names,
                 self.labels.multi,
@@ -108,23 +94,15 @@ class Setup:
             ),
         )
 
-    def scorer(self, rows: npt.NDArray[np.int64], world: World) -> ClassifierScorer:
-        """What scores these clips, as often as asked; their log-mel is kept where it fits in memory."""
-        settings = self.settings
-        windows = Windows(
-            self.catalogue,
-            rows,
-            settings.front_end,
-            self.frames,
-            settings.input.window_overlap,
-            settings.score_batch,
-        )
+    def scorer(self, rows: npt.NDArray[np.int64]) -> ClassifierScorer:
+        """Return the scorer of these clips, which keeps their log-mels where they fit in memory."""
+        settings, overlap = self.settings, self.settings.input.window_overlap
+        windows = Windows(self.catalogue, rows, settings.front_end, self.frames, overlap, settings.score_batch)
         needed = int(windows.counts.sum()) * self.frames * settings.front_end.mels * 4 / 1e9
-        assert settings.input.keep_gb != "auto", "settings must be resolved first"
         return ClassifierScorer(
             windows=windows,
             multi=self.labels.multi,
-            world=world,
+            world=self.world,
             precision=self.precision,
             workers=self.workers,
             keep=needed <= settings.input.keep_gb,
@@ -132,119 +110,92 @@ class Setup:
         )
 
 
-def prepare(settings: FinetuneSettings, model: AudioModel | None, catalogue: Catalogue, world: World) -> Setup:
-    """Resolve every auto and construct all parts.
+def prepare(settings: FinetuneSettings, model: AudioModel | None, catalogue: Catalogue, world: World) -> FinetuneSetup:
+    """Resolve the settings and construct all parts.
 
     Args:
-        settings: as the user gave them.
-        model: of `network.pretrained`.
+        settings: checked.
+        model: of `init_model.pretrained`.
         catalogue: labelled clips.
         world: processes and device.
 
     Raises:
-        ConfigError: settings that cannot go together.
-        CatalogueError: the clips or their labels do not serve.
+        ConfigError: the settings do not fit the labels or the model.
+        CatalogueError: the clips or their labels cannot be used.
         CheckpointError: the weights do not fit.
     """
-    log.info(f"Using {world.device}: {world.reason}")
-    precision = runtime.precision(settings.precision, world)
-    log.info(f"Using {precision.name} arithmetic: {precision.reason}")
+    machine = choose_machine(settings, settings.input.keep_gb, world)
     labels = labels_of(catalogue, settings)
-    start = init_model.origin(supervised.resolve(settings, multi=labels.multi), model, catalogue)
-    if settings.optim.warmup == "auto":
-        log.debug(f"optim.warmup auto: {start.settings.optim.warmup:g} of {settings.epochs} epochs")
-    settings = start.settings
-    settings.precision = precision.name  # type: ignore[assignment]
-    settings.labels = "multi" if labels.multi else "single"
-    if settings.validation.metric not in METRICS[settings.labels]:
-        raise ConfigError(
-            f"validation.metric is {settings.validation.metric}, and clips have "
-            + ("several labels, or soft ones" if labels.multi else "one label each"),
-            " or ".join(METRICS[settings.labels]),
-            "leave it at auto",
-        )
-    log.info(f"Starting from {start.told}")
-    skipped = {reason: count for reason, count in catalogue.header.get("skipped", {}).items() if count}
-    if skipped:
-        told = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
-        if world.main:
-            log.warning(f"the catalogue lacks {sum(skipped.values())} clips that could not be used: {told}")
-    sides = choose(settings, catalogue, labels)
-    for note in sides.notes:
+    start = init_model.origin(settings, model, catalogue)
+    log.info(f"Starting from {start.text}")
+    if world.main and (skipped := {why: n for why, n in catalogue.header.get("skipped", {}).items() if n}):
+        reasons = ", ".join(f"{count} {why}" for why, count in skipped.items())
+        log.warning(f"the catalogue lacks {sum(skipped.values())} clips that could not be used: {reasons}")
+    splits = choose_splits(settings, catalogue, labels)
+    for note in splits.notes:
         log.info(note)
-    if not len(sides.validation):
+    if not len(splits.validation):
         log.info("No validation split: the last weights alone are scored")
     elif not settings.validation.every:
         log.info("validation.every is 0: the last weights alone are scored")
-    frames = _input(settings, catalogue, sides)
-    task = supervised.Supervised(init_model.build(start, frames, labels.names, labels.multi), settings, world.device)
-    drawn, count = _order(settings, labels, sides.train)
-    settings.batch_size = resources.fit_batch(settings.batch_size, settings.accumulate, count, world)
-    if settings.front_end_on == "auto":  # kept as it was resolved: the two round otherwise
-        settings.front_end_on = "device" if world.device.type == "cuda" else "loader"
-    clips = FinetuneDataset(catalogue, sides.train, labels, settings, frames)
-    resources.log_threads(world)
-    workers = resources.loader_workers(settings.workers, world)
-    limit = settings.input.keep_gb = resources.memory_limit(settings.input.keep_gb)
-    if resources.fits_in_memory(catalogue.subset(sides.train), settings.front_end.rate, limit, "input.keep_gb"):
-        clips.waveforms.keep()
-    if world.device.type == "cuda":
-        log.debug(attention_backends(world.device))
-    on_device = None
-    if clips.on_device:
-        on_device = DeviceInputs(settings, frames, world.device)
-        log.debug(f"log-mels: on {world.device}, a batch at once; the loader returns waveforms")
-    steps = count // settings.batch_size
-    plan = loop.Plan(
-        total=settings.epochs * steps,
-        steps_per_epoch=steps,
-        batch=settings.batch_size,
-        accumulate=settings.accumulate,
-        betas=settings.optim.betas,
-        clip=settings.optim.clip,
-        clip_per_parameter=False,
-        log_every=settings.records.log_every,
-        checkpoint_every=settings.records.checkpoint_every,
-        stop_after=settings.stop_after,
-        most_failures=max(10, int(settings.bad_files * len(clips))),
+    seconds, frames = _input(settings, start, catalogue, splits)
+    order, count = _order(settings, labels, splits.train)
+    found = {
+        **machine.found(),
+        "front_end": start.front_end.model_dump(),
+        "encoder": start.encoder.model_dump(),
+        "input": {"seconds": seconds, "keep_gb": machine.keep_gb},
+        "batch_size": resources.fit_batch(settings.batch_size, settings.accumulate, count, world),
+    }
+    resolved = resolve(settings, multi=labels.multi, found=found)
+    if resolved.validation.metric not in METRICS[resolved.labels]:
+        raise ConfigError(
+            f"validation.metric is {resolved.validation.metric}, and clips have "
+            + ("several labels, or soft ones" if labels.multi else "one label each"),
+            " or ".join(METRICS[resolved.labels]),
+            "leave it at auto",
+        )
+    if settings.optim.warmup == "auto":
+        log.debug(f"optim.warmup auto: {resolved.optim.warmup:g} of {resolved.epochs} epochs")
+    task = supervised.Supervised(
+        init_model.build(start, resolved, frames, labels.names, labels.multi), resolved, world.device
     )
+    clips = FinetuneDataset(catalogue, splits.train, labels, resolved, frames)
+    rate, keep_gb = resolved.front_end.rate, machine.keep_gb
+    if resources.fits_in_memory(catalogue.subset(splits.train), rate, keep_gb, "input.keep_gb"):
+        clips.waveforms.keep()
+    plan = plan_of(resolved, count, len(clips))
     size = sum(p.numel() for p in task.network.parameters()) / 1e6
     log.info(f"Network: {size:.1f} M parameters, {len(labels.names)} classes")
-    log.info(f"Data: {len(sides.train)} train, {len(sides.validation)} validation, {len(sides.test)} test clips")
-    log.info(f"{plan.total} steps: {settings.epochs} epochs of {steps} steps of {settings.batch_size} clips")
-    keys = sampler.MicroBatchSampler(
-        order=drawn,
-        count=count,
-        batch=settings.batch_size,
-        micro=settings.batch_size // (world.size * settings.accumulate),
-        rank=world.rank,
-        size=world.size,
-        positions=settings.sampling.order != "shuffle",
-    )
-    groups = None if may_share_groups(catalogue, settings.sides.shared_groups) else group_codes(catalogue)
-    return Setup(
-        settings,
-        catalogue,
-        labels,
-        sides,
-        groups,
-        frames,
-        task,
-        clips,
-        keys,
-        precision,
-        workers,
-        plan,
-        start.told,
-        on_device,
+    log.info(f"Data: {len(splits.train)} train, {len(splits.validation)} validation, {len(splits.test)} test clips")
+    steps = plan.steps_per_epoch
+    log.info(f"{plan.total} steps: {resolved.epochs} epochs of {steps} steps of {resolved.batch_size} clips")
+    shared = may_share_groups(catalogue, resolved.sides.shared_groups)
+    return FinetuneSetup(
+        settings=resolved,
+        catalogue=catalogue,
+        world=world,
+        clips=clips,
+        sampler=sampler_of(resolved, order, count, world, positions=resolved.sampling.order != "shuffle"),
+        collate=collate,
+        on_device=DeviceInputs(resolved, frames, world.device) if clips.on_device else None,
+        frames=frames,
+        task=task,
+        precision=machine.precision,
+        workers=machine.workers,
+        plan=plan,
+        labels=labels,
+        splits=splits,
+        groups=None if shared else group_codes(catalogue),
+        origin=start.text,
     )
 
 
 def labels_of(catalogue: Catalogue, settings: FinetuneSettings) -> Labels:
-    """The labels of all clips.
+    """Return the labels of all clips.
 
     Raises:
-        CatalogueError: as `read_labels`; clips without a label are named, with ways to go on.
+        CatalogueError: as `read_labels`, or clips have no label.
     """
     labels = read_labels(catalogue, settings.labels, missing="skip")
     unknown = np.flatnonzero(~labels.known)
@@ -259,64 +210,62 @@ def labels_of(catalogue: Catalogue, settings: FinetuneSettings) -> Labels:
     return labels
 
 
-def choose(settings: FinetuneSettings, catalogue: Catalogue, labels: Labels) -> Splits:
-    """The sides of a run, checked, the training side cut to the labels that may be used.
+def choose_splits(settings: FinetuneSettings, catalogue: Catalogue, labels: Labels) -> Splits:
+    """Return the splits of a run, checked, the training split subsampled to the labels that may be used.
 
     Raises:
-        CatalogueError: a side cannot be learned from or leaks into another.
+        CatalogueError: a split cannot be learned from or leaks into another.
     """
-    side, sampling = settings.sides, settings.sampling
-    sides = make_splits(
+    wanted, sampling = settings.sides, settings.sampling
+    splits = make_splits(
         catalogue,
-        train=side.train,
-        validation=side.validation,
-        test=side.test,
-        fold=side.fold or None,
-        share=side.hold_out,
+        train=wanted.train,
+        validation=wanted.validation,
+        test=wanted.test,
+        fold=wanted.fold or None,
+        share=wanted.hold_out,
         seed=settings.seed,
         labels=labels,
     )
-    if side.unseen_classes == "skip":
-        sides = drop_unseen_classes(labels, sides)
-    shared = may_share_groups(catalogue, settings.sides.shared_groups)
-    notes = check_splits(labels, sides, catalogue.column("group"), allow_shared_groups=shared)
-    if not len(sides.validation) and not len(sides.test):
+    if wanted.unseen_classes == "skip":
+        splits = drop_unseen_classes(labels, splits)
+    shared = may_share_groups(catalogue, wanted.shared_groups)
+    notes = check_splits(labels, splits, catalogue.column("group"), allow_shared_groups=shared)
+    if not len(splits.validation) and not len(splits.test):
         raise CatalogueError(
-            f"all {len(sides.train)} clips train: none is left to score on",
-            "a test or validation side",
+            f"all {len(splits.train)} clips train: none is left to score on",
+            "a test or validation split",
             ("cross-validate over the folds that the data have: --sides.fold all; or " if by_folds(catalogue) else "")
             + "add a column split to the table, or hold out a share: --sides.hold-out 0.2",
         )
     if sampling.share < 1.0 or sampling.per_class:
-        seed = settings.seed if settings.label_seed == "auto" else settings.label_seed
         kept = subsample(
             labels,
-            sides.train,
+            splits.train,
             share=None if sampling.per_class else sampling.share,
             per_class=sampling.per_class or None,
-            seed=seed,
+            seed=settings.seed if settings.label_seed == "auto" else settings.label_seed,
         )
-        notes.append(f"labels of {len(kept)} of {len(sides.train)} training clips are used")
-        sides = dataclasses.replace(sides, train=kept)
-    return dataclasses.replace(sides, notes=[*sides.notes, *notes])
+        notes.append(f"labels of {len(kept)} of {len(splits.train)} training clips are used")
+        splits = dataclasses.replace(splits, train=kept)
+    return dataclasses.replace(splits, notes=[*splits.notes, *notes])
 
 
-def _input(settings: FinetuneSettings, catalogue: Catalogue, sides: Splits) -> int:
-    """Frames of the input; `input.seconds` becomes a number."""
-    wanted = settings.input.seconds
-    typical = float(np.quantile(catalogue.seconds[sides.train], 0.95, method="higher"))
-    seconds = min(10.0, round(typical, 3)) if wanted == "auto" else wanted
-    settings.input.seconds = seconds
-    frames = init_model.frames_of(settings, seconds)
-    front_end = FrontEnd(settings.front_end)
-    span = front_end.samples_for(frames) / settings.front_end.rate
-    patch, stride = positions.patch_of(settings.encoder), positions.stride_of(settings.encoder)
-    grid = positions.grid_of(frames, settings.front_end.mels, patch, stride)
+def _input(
+    settings: FinetuneSettings, start: init_model.Origin, catalogue: Catalogue, splits: Splits
+) -> tuple[float, int]:
+    """Return seconds and frames of the input."""
+    longest = float(np.quantile(catalogue.seconds[splits.train], 0.95, method="higher"))
+    seconds = min(10.0, round(longest, 3)) if settings.input.seconds == "auto" else settings.input.seconds
+    frames, front_end = init_model.frames_of(start, seconds), start.front_end
+    span = FrontEnd(front_end).samples_for(frames) / front_end.rate
+    patch, stride = positions.patch_of(start.encoder), positions.stride_of(start.encoder)
+    grid = positions.grid_of(frames, front_end.mels, patch, stride)
     log.info(f"input of {seconds:g} s: {frames} frames ({span:.3f} s), {grid[0]} x {grid[1]} patches (time, mel)")
-    longer = int((catalogue.seconds > span + front_end.settings.shift_ms / 1000).sum())
+    longer = int((catalogue.seconds > span + front_end.shift_ms / 1000).sum())
     if longer:
-        log.info(f"{longer} clips are longer: training sees random parts, scores are means over windows")
-    return frames
+        log.info(f"{longer} clips are longer: training takes random parts, scores are means over windows")
+    return seconds, frames
 
 
 def _order(settings: FinetuneSettings, labels: Labels, rows: npt.NDArray[np.int64]) -> tuple[sampler.Order, int]:

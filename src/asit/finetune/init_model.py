@@ -1,4 +1,4 @@
-"""The classifier that a fine-tuning run starts from: a pretrained encoder, ImageNet weights, or fresh ones."""
+"""The initial classifier of fine-tuning: from a pretrained model, ImageNet weights, or fresh weights."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 from pydantic import BaseModel
 
 from asit.audio.fbank import FrontEnd
-from asit.config import EncoderSettings, FinetuneSettings
+from asit.config import EncoderSettings, FinetuneSettings, FrontEndSettings
 from asit.data.catalogue.catalogue import Catalogue
 from asit.errors import ConfigError
-from asit.finetune import supervised
+from asit.finetune import finetune_resolve
 from asit.finetune.finetune_dataset import blank_head
 from asit.interop import loading
 from asit.io.checkpoint import load_strict
@@ -30,21 +30,22 @@ NONE = "none"
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the weights come from, before anything is built.
+    """Where the first weights come from.
 
     Attributes:
-        settings: with the front end and the encoder that the run will have.
+        front_end, encoder: settings that the run will have.
         model: the pretrained model, where there is one.
-        told: a sentence for the log, the card and the results.
+        text: describes it in the log, the card and the results.
     """
 
-    settings: FinetuneSettings
+    front_end: FrontEndSettings
+    encoder: EncoderSettings
     model: AudioModel | None
-    told: str
+    text: str
 
 
 def pretrained(settings: FinetuneSettings) -> AudioModel | None:
-    """The model to start from; None where there is none: fresh weights, or a file of image weights.
+    """Return the model to start from; None for fresh weights or a file of image weights.
 
     Raises:
         ConfigError: none was named.
@@ -57,39 +58,39 @@ def pretrained(settings: FinetuneSettings) -> AudioModel | None:
             "a model as for asit.load, such as RUN/model, a file of ImageNet ViT weights, or none",
             "pass --model RUN/model, or --model none for fresh weights",
         )
-    if given == NONE or is_image_file(given):
+    if given == NONE or finetune_resolve.is_image_file(given):
         return None
     return loading.load(given)
 
 
-def is_image_file(given: str) -> bool:
-    """Whether `model` names a file of ImageNet ViT weights, by its suffix."""
-    return given.endswith(supervised.IMAGE_FILES) and not Path(given).is_dir()
-
-
 def origin(settings: FinetuneSettings, model: AudioModel | None, catalogue: Catalogue) -> Origin:
-    """Settle front end and encoder: a pretrained model's come from its card, others from the settings.
+    """Return the front end and the encoder: a pretrained model's from its card, others from the settings.
 
     Args:
-        settings: as the user gave them.
+        settings: as given.
         model: of `pretrained`.
-        catalogue: its mean and std are taken where there is no model.
+        catalogue: measured mean and std, where there is no model.
 
     Raises:
-        ConfigError: settings of front end or encoder that would be lost, for the model brings its own.
+        ConfigError: settings of front end or encoder were given that the model overrides.
         CatalogueError: mean and std are needed, and the catalogue has none.
     """
-    out = settings.model_copy(deep=True)
     given = settings.model
     if model is None:
-        out.front_end = open_data.measured(out.front_end, catalogue)
-        out.encoder = _changed(out.encoder, settings)
-        told = "fresh weights" if given == NONE else f"image weights of {given}"
+        front_end, base = open_data.measured(settings.front_end, catalogue), settings.encoder
+        text = "fresh weights" if given == NONE else f"image weights of {given}"
     else:
-        out.front_end = model.front_end.settings
-        out.encoder = _changed(model.encoder.settings, settings)
-        told = f"fresh weights, architecture of {given}" if settings.fresh else f"weights of {given}"
-    lost = _lost("encoder", settings.encoder, out.encoder) + _lost("front_end", settings.front_end, out.front_end)
+        front_end, base = model.front_end.settings, model.encoder.settings
+        text = f"fresh weights, architecture of {given}" if settings.fresh else f"weights of {given}"
+    network = settings.network
+    encoder = base.changed(
+        {
+            "drop_path": network.drop_path,
+            "patch_stride_frames": network.stride_frames or base.patch_stride_frames,
+            "patch_stride_mels": network.stride_mels or base.patch_stride_mels,
+        }
+    )
+    lost = _lost("encoder", settings.encoder, encoder) + _lost("front_end", settings.front_end, front_end)
     if lost:
         raise ConfigError(
             f"settings that the run would not have: {'; '.join(lost)}",
@@ -99,16 +100,17 @@ def origin(settings: FinetuneSettings, model: AudioModel | None, catalogue: Cata
             "leave these out (stochastic depth and strides are network.drop_path, network.stride_frames and "
             "network.stride_mels); an encoder of other settings starts from --model none",
         )
-    return Origin(out, model, told)
+    return Origin(front_end, encoder, model, text)
 
 
-def build(start: Origin, frames: int, classes: tuple[str, ...], multi: bool) -> Classifier:
-    """The network to be trained, with its weights.
+def build(start: Origin, settings: FinetuneSettings, frames: int, classes: tuple[str, ...], multi: bool) -> Classifier:
+    """Return the network to be trained, with its weights.
 
-    A head is taken over where the model has one of the same classes, pooling and kind; else it is fresh.
+    The model's head is kept where it has the same classes, pooling and kind; else the head is fresh.
 
     Args:
-        start: of `origin`; its settings are resolved by now.
+        start: of `origin`.
+        settings: with the front end and the encoder of `start`.
         frames: T of the input.
         classes: C names.
         multi: whether a clip may have several.
@@ -116,7 +118,6 @@ def build(start: Origin, frames: int, classes: tuple[str, ...], multi: bool) -> 
     Raises:
         CheckpointError: the weights do not fit.
     """
-    settings = start.settings
     generator = torch.Generator().manual_seed(settings.seed)
     mels = settings.front_end.mels
     encoder = empty_encoder(settings.encoder, frames, mels)
@@ -153,30 +154,17 @@ def build(start: Origin, frames: int, classes: tuple[str, ...], multi: bool) -> 
     return Classifier(encoder, head)
 
 
-def frames_of(settings: FinetuneSettings, seconds: float) -> int:
-    """T of an input of this many seconds: whole patch columns that hold all of it.
+def frames_of(start: Origin, seconds: float) -> int:
+    """Return T of an input of this many seconds: complete patch columns that hold all of it.
 
     Raises:
         ConfigError: it holds no window of the front end.
     """
-    front_end = FrontEnd(settings.front_end)
-    frames = front_end.frames_for(round(seconds * settings.front_end.rate))
+    front_end = start.front_end
+    frames = FrontEnd(front_end).frames_for(round(seconds * front_end.rate))
     if frames < 1:
-        raise ConfigError(
-            f"input.seconds is {seconds:g}", f"at least {settings.front_end.window_ms / 1000:g} s", "raise it"
-        )
-    return positions.round_up_frames(frames, settings.encoder)
-
-
-def _changed(encoder: EncoderSettings, settings: FinetuneSettings) -> EncoderSettings:
-    network = settings.network
-    return encoder.model_copy(
-        update={
-            "drop_path": network.drop_path,
-            "patch_stride_frames": network.stride_frames or encoder.patch_stride_frames,
-            "patch_stride_mels": network.stride_mels or encoder.patch_stride_mels,
-        }
-    )
+        raise ConfigError(f"input.seconds is {seconds:g}", f"at least {front_end.window_ms / 1000:g} s", "raise it")
+    return positions.round_up_frames(frames, start.encoder)
 
 
 def _lost(group: str, given: BaseModel, taken: BaseModel) -> list[str]:

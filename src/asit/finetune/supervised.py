@@ -7,26 +7,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from asit.config import FinetuneOptimSettings, FinetuneSettings
-from asit.errors import CheckpointError, ConfigError
+from asit.config import ResolvedFinetuneSettings
+from asit.config.finetune_settings import ResolvedFinetuneOptim
+from asit.errors import CheckpointError
 from asit.finetune.finetune_dataset import FinetuneBatch
-from asit.io import safe_load
 from asit.io.checkpoint import load_strict
 from asit.model.classifier import Classifier
 from asit.runtime import Precision, World
 from asit.training import compilation, distributed, optim
 from asit.training.distributed import Distributed
 from asit.training.loop import Now, Rates, StepOutput
-
-IMAGE_FILES = safe_load.SUFFIXES
-"""Endings of files of image weights."""
 
 
 def smooth(target: Tensor, share: float) -> Tensor:
@@ -53,11 +49,11 @@ class Supervised(Distributed):
 
     Args:
         network: encoder and head.
-        settings: resolved: no auto is left in `loss.kind` and `optim`.
+        settings: checked and resolved.
         device: where the network lives.
     """
 
-    def __init__(self, network: Classifier, settings: FinetuneSettings, device: torch.device) -> None:
+    def __init__(self, network: Classifier, settings: ResolvedFinetuneSettings, device: torch.device) -> None:
         self.settings = settings
         self.network = network.to(device)
         self.averaged: Classifier | None = None
@@ -112,9 +108,8 @@ class Supervised(Distributed):
         self.network.train()
         with precision.autocast(batch.x.device):
             logits = self._forward(batch.x, drop=batch.factors, dropout=batch.dropout)
-        kind = self.settings.loss.kind
-        assert kind != "auto", "settings must be resolved first"
-        loss = classification_loss(logits, smooth(batch.target, self.settings.loss.smoothing), kind)
+        settings = self.settings.loss
+        loss = classification_loss(logits, smooth(batch.target, settings.smoothing), settings.kind)
         parts: dict[str, Tensor] = {}
         if now.measure and self.settings.labels != "multi":
             # Of what the network was shown: mixed clips count by the heavier label.
@@ -135,7 +130,7 @@ class Supervised(Distributed):
         if settings.average == "ema":
             # Early on the mean of all so far, so that the first weights are soon forgotten.
             share = max(1.0 - settings.ema, 1.0 / (int(self.seen) + 1))
-        elif done % now.steps_per_epoch == 0 and done / now.steps_per_epoch >= _number(settings.average_from):
+        elif done % now.steps_per_epoch == 0 and done / now.steps_per_epoch >= settings.average_from:
             share = 1.0 / (int(self.seen) + 1)
         else:
             return
@@ -178,74 +173,9 @@ class Supervised(Distributed):
         return found or list(batch.ids)
 
 
-def learning_rate(settings: FinetuneOptimSettings, now: Now) -> float:
+def learning_rate(settings: ResolvedFinetuneOptim, now: Now) -> float:
     """The learning rate at a step: linear warm-up, then half a cosine or steps."""
-    warmup = round(_number(settings.warmup) * now.steps_per_epoch)
+    warmup = round(settings.warmup * now.steps_per_epoch)
     if settings.schedule == "cosine" or now.step < warmup:
         return optim.warmup_then("cosine", settings.lr, min(settings.min_lr, settings.lr), now.step, warmup, now.total)
     return optim.stepped(settings.lr, now.epoch, settings.step_from, settings.step_every, settings.step_factor)
-
-
-def resolve(settings: FinetuneSettings, *, multi: bool) -> FinetuneSettings:
-    """The settings with every auto that depends on the length of the run and the kind of labels as a value."""
-    out = settings.model_copy(deep=True)
-    if out.optim.warmup == "auto":
-        out.optim.warmup = min(10.0, 0.1 * out.epochs)
-    if out.optim.average_from == "auto":
-        out.optim.average_from = 0.5 * out.epochs
-    if out.loss.kind == "auto":
-        out.loss.kind = "bce" if multi else "ce"
-    if out.validation.metric == "auto":
-        out.validation.metric = "mAP" if multi else "accuracy"
-    if out.label_seed == "auto":
-        out.label_seed = out.seed
-    return out
-
-
-def check(settings: FinetuneSettings) -> None:
-    """Refuse settings that cannot go together.
-
-    Raises:
-        ConfigError: all of them at once.
-    """
-    o, sampling, wrong = settings.optim, settings.sampling, []
-    if o.warmup != "auto" and o.warmup >= settings.epochs:
-        wrong.append(
-            f"epochs is {settings.epochs} and optim.warmup is {o.warmup:g}: the warm-up must end before the run; "
-            "take auto, or more epochs"
-        )
-    if o.average == "epochs" and o.average_from != "auto" and o.average_from > settings.epochs:
-        wrong.append(
-            f"epochs is {settings.epochs} and optim.average_from is {o.average_from:g}: there would be no average; "
-            "take auto, or more epochs"
-        )
-    if sampling.share < 1.0 and sampling.per_class:
-        wrong.append(f"sampling.share is {sampling.share:g} and sampling.per_class {sampling.per_class}: take one")
-    if sampling.order == "shuffle" and sampling.epoch_clips:
-        wrong.append(
-            f"sampling.epoch_clips is {sampling.epoch_clips} and sampling.order shuffle, which takes every clip once; "
-            "take sampling.order balanced or inverse"
-        )
-    if settings.batch_size % settings.accumulate:
-        wrong.append(
-            f"batch_size is {settings.batch_size}, which accumulate {settings.accumulate} does not divide; take "
-            f"batch_size {-(-settings.batch_size // settings.accumulate) * settings.accumulate}"
-        )
-    if settings.fresh and settings.model == "none":
-        wrong.append("model is none and fresh is on: with none the weights are fresh already; leave out fresh")
-    elif settings.fresh and settings.model.endswith(IMAGE_FILES) and not Path(settings.model).is_dir():
-        wrong.append(f"model is {settings.model}, a file of image weights, and fresh is on: take --model none")
-    if o.average == "epochs" and o.average_from == 0:
-        wrong.append(
-            "optim.average is epochs and optim.average_from 0: the first end of an epoch is that of epoch 1; take 1"
-        )
-    if wrong:
-        raise ConfigError(
-            f"{len(wrong)} combination{'s' * (len(wrong) > 1)} of settings cannot be:\n    " + "\n    ".join(wrong),
-            remedy="change one side of each",
-        )
-
-
-def _number(value: float | str) -> float:
-    assert not isinstance(value, str), "settings must be resolved first"
-    return value

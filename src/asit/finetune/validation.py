@@ -1,17 +1,15 @@
-"""The best epoch by validation: scored as a run goes, its weights kept; the test side is never looked at here."""
+"""Validation during fine-tuning: the best epoch is chosen by the validation split, and its weights are kept."""
 
 from __future__ import annotations
 
 import functools
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 from asit.errors import CheckpointError
 from asit.evaluate.classifier_scoring import ClassifierScorer
 from asit.evaluate.result_records import label_metrics
-from asit.finetune.finetune_setup import Setup
-from asit.runtime import World
+from asit.finetune.finetune_setup import FinetuneSetup
 from asit.training import loop, run_dir
 from asit.training.metrics_log import Records, lines
 from asit.training.run import together
@@ -19,57 +17,60 @@ from asit.training.run import together
 log = logging.getLogger(__name__)
 
 
-class Chooser:
-    """Scores the validation side each `validation.every` epochs and at the end, and keeps the weights that do best.
+class Validation:
+    """Scores the validation split each `validation.every` epochs and at the end, and keeps the best weights.
 
     Attributes:
-        scorer: of the validation side; None where no epoch is chosen.
+        scorer: of the validation split; None where no epoch is chosen.
         found: whether model-best holds weights.
     """
 
-    def __init__(self, setup: Setup, out: Path, world: World) -> None:
-        self.setup, self.out, self.world = setup, out, world
+    def __init__(self, setup: FinetuneSetup) -> None:
+        self.setup, self.out, self.world = setup, setup.out, setup.world
         self.every = setup.settings.validation.every * setup.plan.steps_per_epoch
         self.scorer: ClassifierScorer | None = None
-        if self.every and len(setup.sides.validation):
-            self.scorer = setup.scorer(setup.sides.validation, world)
+        if self.every and len(setup.splits.validation):
+            self.scorer = setup.scorer(setup.splits.validation)
         self._best: float | None = None
 
     @property
     def found(self) -> bool:
         return self._best is not None
 
-    def hooks(self, records: Records, start: int | None) -> Sequence[tuple[int, loop.Hook]]:
-        """What the loop calls. Going on from step `start`, first what a stop may have come before is made up for.
+    def hooks(self, records: Records, resumed_at: int | None) -> Sequence[tuple[int, loop.Hook]]:
+        """Return the loop's hook, with a validation that an interruption prevented made up for.
+
+        Args:
+            records: of the run.
+            resumed_at: step that the run is resumed from; None: it starts.
 
         Raises:
-            CheckpointError: an epoch was chosen, and its weights have gone.
+            CheckpointError: an epoch was chosen, and its weights are missing.
         """
         if self.scorer is None:
             return ()
-        if start is not None:
-            known = self.world.gather(together(self.world, lambda: self._known(start), self.world.main))[0]
+        validate = functools.partial(self._validate, records, self.scorer)
+        if resumed_at is not None:
+            known = self.world.gather(together(self.world, lambda: self._known(resumed_at), self.world.main))[0]
             for _, value in known:
                 self._better(value)
-            if start not in dict(known):
-                self._validate(records, start)
-        return [(self.every, functools.partial(self._validate, records))]
+            if resumed_at not in dict(known):
+                validate(resumed_at)
+        return [(self.every, validate)]
 
-    def _validate(self, records: Records, step: int) -> None:
-        # The loop calls at the end of every call of it, which may be an early one (stop_after).
+    def _validate(self, records: Records, scorer: ClassifierScorer, step: int) -> None:
+        # The loop also calls at its end, which may come early (stop_after).
         if not step or not (step % self.every == 0 or step == self.setup.plan.total):
             return
         setup, metric = self.setup, self.setup.settings.validation.metric
-        assert self.scorer is not None
-        scored = self.scorer(setup.task.scored(), len(setup.labels.names))
+        scored = scorer(setup.task.scored(), len(setup.labels.names))
         found = label_metrics(scored, setup.labels, draws=0)
         values = {name: held["value"] for name, held in found["metrics"].items()}
         better = self._better(values[metric])
         if better:
-            # Before the line that tells of it: a run that dies between the two scores this step again.
-            told = {"chosen_by": metric, "validation": values[metric]}
-            save = functools.partial(setup.model(step, **told).save, self.out / run_dir.BEST, overwrite=True)
-            together(self.world, save, self.world.main)
+            # Saved before the record: a run that dies between the two scores this step again.
+            model = setup.model(step, chosen_by=metric, validation=values[metric])
+            together(self.world, lambda: model.save(self.out / run_dir.BEST, overwrite=True), self.world.main)
         records.write("validation", step, {"metrics": values, "clips": found["clips"], "best": better})
         log.info(f"step {step}: validation {metric} {values[metric]:.4f}{' (best)' * better}")
 
@@ -80,7 +81,7 @@ class Chooser:
         return True
 
     def _known(self, until: int) -> list[tuple[int, float | None]]:
-        """(step, value) of the validations that the run has had, up to a step."""
+        """Return (step, value) of the recorded validations up to a step."""
         known = []
         for _, entry in lines(self.out / "metrics.jsonl"):
             if entry["kind"] == "validation" and entry["step"] <= until and isinstance(entry.get("metrics"), dict):

@@ -13,10 +13,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from asit.config import PretrainSettings
-from asit.errors import ConfigError
+from asit.config import ResolvedPretrainSettings
 from asit.io.checkpoint import load_strict
-from asit.model.positions import patch_of, stride_of
 from asit.model.vit import Encoder, cut, empty_encoder
 from asit.pretrain import chunked_loss, losses, masking, token_selection
 from asit.pretrain.networks import Networks, Outputs
@@ -31,19 +29,15 @@ class ASiT(Distributed):
     """The method as the loop sees it (`asit.training.loop.Trainable`).
 
     Args:
-        settings: resolved: mean and std are numbers.
+        settings: checked and resolved.
         frames: T of a global view.
         generator: of the initial weights.
         device: where the networks live.
-
-    Raises:
-        ConfigError: settings that cannot go together.
     """
 
     def __init__(
-        self, settings: PretrainSettings, frames: int, generator: torch.Generator, device: torch.device
+        self, settings: ResolvedPretrainSettings, frames: int, generator: torch.Generator, device: torch.device
     ) -> None:
-        check(settings)
         self.settings = settings
         self.frames = frames
         student = Networks(settings, frames, reconstruct=True)
@@ -191,7 +185,7 @@ class ASiT(Distributed):
 
     def gradients_ready(self, now: Now) -> None:
         """Keep the projection's last layers fixed for the first epochs (DINO; in v1 this never took effect)."""
-        if self.student.projection is not None and now.epoch < _number(self.settings.optim.freeze_last_layer):
+        if self.student.projection is not None and now.epoch < self.settings.optim.freeze_last_layer:
             for parameter in self.student.projection.last_layers():
                 parameter.grad = None
 
@@ -262,14 +256,14 @@ class ASiT(Distributed):
         return out
 
 
-def schedules(settings: PretrainSettings, now: Now) -> Rates:
+def schedules(settings: ResolvedPretrainSettings, now: Now) -> Rates:
     """Every rate at a step. The learning rate is scaled by batch_size / 256 (v1, v2)."""
     o, loss = settings.optim, settings.losses
     done = now.step / now.total
     peak = o.lr * settings.batch_size / 256
-    warmup = round(_number(o.warmup) * now.steps_per_epoch)
+    warmup = round(o.warmup * now.steps_per_epoch)
     # Officially the temperature moves once an epoch; here it moves with every step.
-    warm = 1.0 if _number(loss.teacher_warmup) == 0 else now.epoch / _number(loss.teacher_warmup)
+    warm = 1.0 if loss.teacher_warmup == 0 else now.epoch / loss.teacher_warmup
     return Rates(
         lr=optim.warmup_then(o.schedule, peak, min(o.min_lr, peak), now.step, warmup, now.total),
         weight_decay=optim.cosine(o.weight_decay, o.weight_decay_end, done),
@@ -278,78 +272,6 @@ def schedules(settings: PretrainSettings, now: Now) -> Rates:
             "teacher_temperature": optim.linear(loss.teacher_temperature_start, loss.teacher_temperature, warm),
         },
     )
-
-
-def resolve(settings: PretrainSettings) -> PretrainSettings:
-    """The settings with every auto that depends on the length of the run as a number."""
-    out = settings.model_copy(deep=True)
-    epochs = out.epochs
-    if out.optim.warmup == "auto":
-        out.optim.warmup = min(10.0, 0.1 * epochs)
-    if out.optim.freeze_last_layer == "auto":
-        out.optim.freeze_last_layer = min(1.0, 0.01 * epochs)
-    if out.losses.teacher_warmup == "auto":
-        out.losses.teacher_warmup = min(30.0, 0.3 * epochs)
-    return out
-
-
-def check(settings: PretrainSettings) -> None:
-    """Refuse settings that cannot go together.
-
-    Raises:
-        ConfigError: all of them at once.
-    """
-    o, loss, m = settings.optim, settings.losses, settings.masking
-    wrong = []
-    if o.warmup != "auto" and o.warmup >= settings.epochs:
-        wrong.append(
-            f"epochs is {settings.epochs} and optim.warmup is {o.warmup:g}: the warm-up must end before the run; "
-            "take auto, or more epochs"
-        )
-    if loss.global_weight == loss.local_weight == loss.reconstruction_weight == 0:
-        wrong.append(
-            "losses.global_weight, local_weight and reconstruction_weight are all 0: nothing would be learnt; "
-            "raise one of them"
-        )
-    if (
-        loss.reconstruction_weight > 0
-        and loss.global_weight == loss.local_weight == 0
-        and m.drop == 0
-        and m.replace == 0
-    ):
-        wrong.append(
-            "masking.drop and masking.replace are 0 and reconstruction is the only loss: nothing is corrupted; "
-            "raise one of these, or losses.global_weight"
-        )
-    if settings.heads.share_prototypes and settings.heads.class_prototypes != settings.heads.patch_prototypes:
-        wrong.append(
-            f"heads.share_prototypes is on, class_prototypes is {settings.heads.class_prototypes} and "
-            f"patch_prototypes is {settings.heads.patch_prototypes}: they must be equal; give one of them alone"
-        )
-    if settings.front_end.mels % settings.encoder.patch_mels:
-        mels, step = settings.front_end.mels, settings.encoder.patch_mels
-        near = " or ".join(str(count * step) for count in (mels // step, mels // step + 1) if count)
-        fits = max(size for size in range(1, min(step, mels) + 1) if mels % size == 0)
-        wrong.append(
-            f"front_end.mels is {mels}, which encoder.patch_mels {step} does not divide; "
-            f"take front_end.mels {near}, or encoder.patch_mels {fits}"
-        )
-    if stride_of(settings.encoder) != patch_of(settings.encoder):
-        wrong.append(
-            f"encoder.patch_stride_frames, patch_stride_mels: the stride is {stride_of(settings.encoder)} (time, mel) "
-            f"and patches are {patch_of(settings.encoder)}: pretraining needs patches side by side; leave the strides "
-            "out, and set network.stride_frames and stride_mels in fine-tuning"
-        )
-    if settings.batch_size % settings.accumulate:
-        wrong.append(
-            f"batch_size is {settings.batch_size}, which accumulate {settings.accumulate} does not divide; take "
-            f"batch_size {-(-settings.batch_size // settings.accumulate) * settings.accumulate}"
-        )
-    if wrong:
-        raise ConfigError(
-            f"{len(wrong)} combination{'s' * (len(wrong) > 1)} of settings cannot be:\n    " + "\n    ".join(wrong),
-            remedy="change one side of each",
-        )
 
 
 def pairs(student: nn.Module, teacher: nn.Module) -> list[tuple[str, Tensor, Tensor]]:
@@ -368,11 +290,6 @@ def spread(x: Tensor) -> Tensor:
     """
     unit = nn.functional.normalize(x.float(), dim=-1)
     return unit.std(0, unbiased=False).mean() * math.sqrt(x.shape[1])
-
-
-def _number(value: float | str) -> float:
-    assert not isinstance(value, str), "settings must be resolved first"
-    return value
 
 
 def _aliases(module: nn.Module) -> dict[str, str]:

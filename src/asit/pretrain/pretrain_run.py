@@ -1,4 +1,4 @@
-"""Pretraining, wired: from resolved settings to a run's folder. It constructs and calls, and knows no arithmetic."""
+"""A pretraining run: from settings to a run's folder."""
 
 from __future__ import annotations
 
@@ -8,143 +8,97 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from asit.config import PretrainSettings
+from asit.config.presets import Resume
 from asit.data.loading.sampler import permutation
-from asit.errors import ConfigError
-from asit.pretrain import method
-from asit.pretrain.pretrain_setup import Setup, batch_of, feed, model, prepare
+from asit.pretrain import pretrain_resolve
+from asit.pretrain.pretrain_setup import PretrainSetup, prepare
 from asit.progress import duration
 from asit.runtime import World
-from asit.training import loop, open_data, run_dir
-from asit.training import run as lifecycle
+from asit.training import loop, run, run_dir
 from asit.training.metrics_log import Records
+from asit.training.open_data import Wanted
 
 log = logging.getLogger(__name__)
 
 FIGURE_CLIPS = 5
 
 
-@dataclass(frozen=True)
-class PretrainResult:
+@dataclass(frozen=True, kw_only=True)
+class PretrainResult(run.RunResult):
     """How a call of pretraining ended.
 
     Attributes:
-        out: the run's folder.
-        model: the model's folder, for `asit.load`.
-        step: optimiser steps done.
-        total: steps of the schedule.
-        finished: whether the schedule is at its end.
-        stopped_by: the signal that stopped it, or None.
         clips_per_second: over this call's steps.
     """
 
-    out: Path
-    model: Path
-    step: int
-    total: int
-    finished: bool
-    stopped_by: str | None
     clips_per_second: float
 
 
-def pretrain(
-    settings: PretrainSettings,
-    *,
-    resume: lifecycle.Resume = False,
-    overwrite: bool = False,
-) -> PretrainResult:
-    """Pretrain an encoder and leave a run's folder behind (docs/pretrain.md lists its files).
+def pretrain(settings: PretrainSettings, *, resume: Resume = False, overwrite: bool = False) -> PretrainResult:
+    """Pretrain an encoder and write a run's folder (docs/pretrain.md lists its files).
 
     Args:
-        settings: what to do; `data` and `out` are needed.
-        resume: go on with the run in `out`, from its last checkpoint; "auto": where there is one.
+        settings: `data` and `out` are needed.
+        resume: resume the run in `out` from its last checkpoint; "auto": where there is one.
         overwrite: delete the run in `out` first.
 
     Raises:
-        AsitError: anything that the user can mend.
+        AsitError: the settings, the data or the folder do not fit, or training failed.
     """
-    if not settings.out:
-        raise ConfigError("no folder for the run was given", "out", "pass --out RUN")
-    method.check(settings)  # before hours may go into looking at the recordings
-    out = Path(settings.out)
-    with (
-        lifecycle.processes(settings) as world,
-        lifecycle.opened(settings, out, world, resume=resume, overwrite=overwrite) as opened,
-    ):
-        wanted = open_data.Wanted.of(opened.settings)
-        catalogue = lifecycle.catalogue(wanted, out, world, going_on=opened.going_on)
-        setup = prepare(opened.settings, catalogue, world)
-        run = lifecycle.Run(
-            out,
-            setup.settings,
-            setup.catalogue,
-            setup.frames[0],
-            setup.task,
-            setup.precision,
-            setup.plan,
-            setup.settings.records,
-            lambda step: model(setup, step),
-            opened.log,
-        )
-        begun = lifecycle.start(run, opened, world)
-        with lifecycle.free_if_nothing_came(out, world, opened.going_on):
-            data = feed(setup, world, begun[0])
-            outcome = lifecycle.train(
-                run,
-                data,
-                world,
-                begun,
-                going_on=opened.going_on,
-                hooks=lambda records: _hooks(out, setup, world, records),
-            )
-    return PretrainResult(
-        out,
-        out / run_dir.MODEL,
-        outcome.step,
-        setup.plan.total,
-        outcome.finished,
-        outcome.stopped_by,
-        outcome.clips_per_second,
-    )
+
+    def set_up(settings: PretrainSettings, open_catalogue: run.OpenCatalogue, world: World) -> PretrainSetup:
+        return prepare(settings, open_catalogue(Wanted.of(settings)), world)
+
+    with run.launch(settings, pretrain_resolve.check, set_up, resume=resume, overwrite=overwrite) as launched:
+        outcome = launched.train(lambda records: _hooks(launched.setup, records))
+    return PretrainResult(**launched.result(outcome), clips_per_second=outcome.clips_per_second)
 
 
-def _hooks(out: Path, setup: Setup, world: World, records: Records) -> list[tuple[int, loop.Hook]]:
+def _hooks(setup: PretrainSetup, records: Records) -> list[tuple[int, loop.Hook]]:
     settings = setup.settings
+    # Where the weights are sharded, all processes take part in each hook.
+    if not setup.world.main and settings.parallel != "fsdp":
+        return []
     hooks: list[tuple[int, loop.Hook]] = []
-    if not world.main and settings.parallel != "fsdp":  # where the weights are in shards, all have a part in each
-        return hooks
-    # Matplotlib takes long to import: only where a figure is requested.
     if settings.records.figure_every:
-        from asit.training.figures import write_figure
-
-        count = min(FIGURE_CLIPS, len(setup.clips))
-        picked = permutation(settings.seed, 0, len(setup.clips))[:count]
-        # The same clips, cut and masked the same way, in every figure.
-        example = batch_of(setup, world, [setup.clips[0, int(i)] for i in picked])
-
-        def figure(step: int) -> None:
-            views = setup.task.picture(example, setup.precision)
-            if not world.main:
-                return
-            arrays = {name: view.numpy() for name, view in views.items()}
-            names = [Path(name).name for name in example.ids]
-            write_figure(out / run_dir.FIGURES, step, **arrays, ids=names, front_end=settings.front_end)
-
-        hooks.append((settings.records.figure_every, figure))
+        hooks.append((settings.records.figure_every, _figure_hook(setup)))
     if settings.probe.table:
-        from asit.evaluate import baseline_comparison
+        hooks.append((settings.probe.every, _probe_hook(setup, settings.probe.table, records)))
+    return hooks
 
-        clips = baseline_comparison.labelled_clips(settings.probe.table, settings.probe.clips, settings.seed)
 
-        def measure(step: int) -> None:
-            began = time.perf_counter()
-            encoder = model(setup, step)
-            if not world.main:
-                return
+def _figure_hook(setup: PretrainSetup) -> loop.Hook:
+    from asit.training.figures import write_figure  # Matplotlib takes a second to import
+
+    settings = setup.settings
+    picked = permutation(settings.seed, 0, len(setup.clips))[:FIGURE_CLIPS]
+    # The same clips, cropped and masked the same way, in every figure.
+    example = setup.batch_of([setup.clips[0, int(i)] for i in picked])
+    names = [Path(name).name for name in example.ids]
+
+    def figure(step: int) -> None:
+        views = setup.task.picture(example, setup.precision)
+        if setup.world.main:
+            arrays = {name: view.numpy() for name, view in views.items()}
+            write_figure(setup.out / run_dir.FIGURES, step, **arrays, ids=names, front_end=settings.front_end)
+
+    return figure
+
+
+def _probe_hook(setup: PretrainSetup, table: str, records: Records) -> loop.Hook:
+    from asit.evaluate import baseline_comparison
+
+    seed = setup.settings.seed
+    clips = baseline_comparison.labelled_clips(table, setup.settings.probe.clips, seed)
+
+    def probe(step: int) -> None:
+        began = time.perf_counter()
+        encoder = setup.model(step)
+        if setup.world.main:
             pooling = baseline_comparison.PRETRAINING_POOLINGS
-            results = baseline_comparison.probe_encoder(encoder, clips, seed=settings.seed, pooling=pooling)
+            results = baseline_comparison.probe_encoder(encoder, clips, seed=seed, pooling=pooling)
             records.write("probe", step, baseline_comparison.metrics_entry(results))
             accuracies = ", ".join(f"{kind} {result.accuracy:.3f}" for kind, result in results.items())
             log.info(f"step {step}: probe accuracy: {accuracies} ({duration(time.perf_counter() - began)})")
 
-        hooks.append((settings.probe.every, measure))
-    return hooks
+    return probe

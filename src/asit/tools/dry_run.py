@@ -7,8 +7,8 @@ from typing import Any
 
 from asit import runtime
 from asit.config import PretrainSettings, yaml
-from asit.pretrain import method
-from asit.pretrain.pretrain_setup import batch_of, prepare
+from asit.pretrain import pretrain_resolve
+from asit.pretrain.pretrain_setup import prepare
 from asit.tools.step_profile import extrapolate, machine, small_costs
 from asit.training import open_data
 
@@ -44,7 +44,7 @@ def dry_run(settings: PretrainSettings) -> DryRun:
     Raises:
         AsitError: whatever would refuse the run before its first step.
     """
-    method.check(settings)
+    pretrain_resolve.check(settings)
     with runtime.world(settings.device, settings.threads) as world:
         listed = open_data.catalogue(open_data.Wanted.of(settings), None)
         setup = prepare(settings, listed, world)
@@ -53,7 +53,7 @@ def dry_run(settings: PretrainSettings) -> DryRun:
         costs, loading = small_costs(setup, world, micro)
         cost = extrapolate(costs, micro)
         seconds = cost.seconds * settings.accumulate
-        first = batch_of(setup, world, [setup.clips[0, 0]])
+        first = setup.batch_of([setup.clips[0, 0]])
         encoder, local = setup.task.student.encoder, first.local
         return DryRun(
             settings=yaml.to_yaml(settings),

@@ -14,8 +14,8 @@ from pathlib import Path
 from asit import runtime
 from asit.config import PretrainSettings
 from asit.errors import ConfigError
-from asit.pretrain import method
-from asit.pretrain.pretrain_setup import Setup, prepare
+from asit.pretrain import pretrain_resolve
+from asit.pretrain.pretrain_setup import PretrainSetup, prepare
 from asit.runtime import World
 from asit.tools.step_profile import StepProfile, measure, noise
 from asit.training import open_data, resources
@@ -155,9 +155,9 @@ def _assumed(measured: StepProfile, work: Workload, request: PlanRequest, micro:
 
 
 @contextlib.contextmanager
-def prepared(settings: PretrainSettings, request: PlanRequest) -> Iterator[tuple[Setup, Workload, World]]:
+def prepared(settings: PretrainSettings, request: PlanRequest) -> Iterator[tuple[PretrainSetup, Workload, World]]:
     """Set up one of the run's processes, with its share of the batch, and the workload of all of them."""
-    method.check(settings)
+    pretrain_resolve.check(settings)
     with contextlib.ExitStack() as stack:
         world = stack.enter_context(runtime.world(settings.device, settings.threads))
         if world.size > 1:
@@ -179,10 +179,9 @@ def prepared(settings: PretrainSettings, request: PlanRequest) -> Iterator[tuple
         everyone = World(0, request.processes, world.device, world.reason)
         expected = max(1, round(len(listed) * scale))
         batch = resources.fit_batch(settings.batch_size, settings.accumulate, expected, everyone)
-        mine = settings.model_copy(deep=True)
-        mine.batch_size = batch // request.processes
-        mine.views.keep_gb = decoded + 1.0 if kept else 0.0  # all the data decide whether recordings are kept
-        setup = prepare(mine, listed, world)
+        # All the data decide whether recordings are kept.
+        mine = {"batch_size": batch // request.processes, "views": {"keep_gb": decoded + 1.0 if kept else 0.0}}
+        setup = prepare(settings.changed(mine), listed, world)
         epoch = round(len(setup.clips) * scale)
         total = settings.epochs * (epoch // batch)
         work = Workload(

@@ -26,7 +26,7 @@ from asit.data.loading.sampler import MicroBatchSampler, permutation
 from asit.io import checkpoint
 from asit.model.cpu import bf16
 from asit.pretrain.pretrain_dataset import PretrainSample
-from asit.pretrain.pretrain_setup import Setup, batch_of, collate, keys, model
+from asit.pretrain.pretrain_setup import PretrainSetup
 from asit.runtime import World
 from asit.training import loop, resources
 from asit.training.async_checkpoint import Saver
@@ -87,7 +87,7 @@ class StepProfile:
     environment: dict[str, Any]
 
 
-def measure(setup: Setup, world: World, micro: int, *, kept: bool, budget: float, began: float) -> StepProfile:
+def measure(setup: PretrainSetup, world: World, micro: int, *, kept: bool, budget: float, began: float) -> StepProfile:
     """Measure one process of a run.
 
     Args:
@@ -115,7 +115,7 @@ def measure(setup: Setup, world: World, micro: int, *, kept: bool, budget: float
         saved = _Save(setup, Path(scratch))
         opened = time.perf_counter()
         chosen = _keys(setup, world, size, kept)
-        loaded = loader(setup.clips, chosen, collate(setup), workers=setup.workers, pin=world.device.type == "cuda")
+        loaded = loader(setup.clips, chosen, setup.collate, workers=setup.workers, pin=world.device.type == "cuda")
         data = prefetched(loaded, world.device, setup.on_device)
         try:
             _train(setup, world, rounds.batches(data), 2 + ROUNDS * steps + 1, size, save=saved)
@@ -147,7 +147,7 @@ def measure(setup: Setup, world: World, micro: int, *, kept: bool, budget: float
     )
 
 
-def small_costs(setup: Setup, world: World, micro: int) -> tuple[list[StepCost], float]:
+def small_costs(setup: PretrainSetup, world: World, micro: int) -> tuple[list[StepCost], float]:
     """Measure steps of 2 and of 4 clips, at most `micro`. Return them and the seconds to load one clip."""
     began = time.perf_counter()
     samples = [setup.clips[0, i % len(setup.clips)] for i in range(min(SIZES[-1], micro))]
@@ -155,9 +155,9 @@ def small_costs(setup: Setup, world: World, micro: int) -> tuple[list[StepCost],
     return [step_cost(setup, world, samples[:size]) for size in sorted({min(size, micro) for size in SIZES})], loading
 
 
-def step_cost(setup: Setup, world: World, samples: list[PretrainSample]) -> StepCost:
+def step_cost(setup: PretrainSetup, world: World, samples: list[PretrainSample]) -> StepCost:
     """Measure three steps on these clips, the first of which warms up."""
-    batch, times = batch_of(setup, world, samples), list[float]()
+    batch, times = setup.batch_of(samples), list[float]()
 
     def batches() -> Generator[Any]:
         while True:
@@ -234,7 +234,7 @@ class _Rounds:
 class _Save:
     """Write what a run writes at a checkpoint, and keep its time and sizes."""
 
-    setup: Setup
+    setup: PretrainSetup
     folder: Path
     seconds: float = 0.0
     state_gb: float = 0.0
@@ -244,7 +244,7 @@ class _Save:
         began, background = time.perf_counter(), self.setup.settings.records.save_in_background
         if background:
             Saver(True).copy(tensors)  # the loop's own copy was made before this call
-        written = model(self.setup, step)
+        written = self.setup.model(step)
         self.seconds = time.perf_counter() - began
 
         def write() -> None:
@@ -260,7 +260,7 @@ class _Save:
         return write
 
 
-def _train(setup: Setup, world: World, batches: Iterator[Any], steps: int, clips: int, **options: Any) -> None:
+def _train(setup: PretrainSetup, world: World, batches: Iterator[Any], steps: int, clips: int, **options: Any) -> None:
     """Train `steps` steps of one forward pass of `clips` clips per process."""
     plan = dataclasses.replace(
         setup.plan,
@@ -276,11 +276,10 @@ def _train(setup: Setup, world: World, batches: Iterator[Any], steps: int, clips
         loop.fit(setup.task, batches, plan, world, setup.precision, records, **options)
 
 
-def _keys(setup: Setup, world: World, micro: int, kept: bool) -> MicroBatchSampler:
+def _keys(setup: PretrainSetup, world: World, micro: int, kept: bool) -> MicroBatchSampler:
     """Return micro-batches in a run's order; where recordings are kept, the same few again, so that most are kept."""
     if not kept:
-        settings = setup.settings.model_copy(update={"batch_size": micro, "accumulate": 1})
-        return keys(dataclasses.replace(setup, settings=settings), world, 0)
+        return dataclasses.replace(setup.sampler, batch=micro * world.size, micro=micro)
     seed, count, workers = setup.settings.seed, len(setup.clips), max(1, setup.workers)
     few = max(1, min(count // micro, 2 * workers))
     few = few // workers * workers or few  # each loader process gets its own clips again

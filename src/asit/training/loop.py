@@ -1,7 +1,7 @@
 """The one training loop: it sees a method only through `Trainable`, and data only as batches.
 
-A step is a pure function of the weights, the step's number and its batch, so a run that goes on from a checkpoint
-equals one that was never stopped: on the CPU bit for bit.
+A step is a pure function of the weights, the step's number and its batch, so a resumed run equals one that was
+never stopped: on the CPU bit for bit.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Now:
-    """Where a run stands: what schedules and gauges may depend on."""
+    """The state of a run that schedules and gauges may depend on."""
 
     step: int
     total: int
@@ -45,7 +45,7 @@ class Now:
 
 @dataclass
 class StepOutput:
-    """The one number that is minimised, and the ledger of what it is made of and what watches over it."""
+    """The loss, and by name its parts and the gauges."""
 
     loss: Tensor
     parts: dict[str, Tensor] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class StepOutput:
 
 @dataclass(frozen=True)
 class Rates:
-    """What the optimiser follows at one step; `others` are kept in the records."""
+    """The schedules at one step; `others` are kept in the records."""
 
     lr: float
     weight_decay: float
@@ -70,7 +70,7 @@ class Micro(Protocol):
 
 
 class Trainable(Protocol):
-    """A way of learning. The loop owns the optimiser; the method owns its networks and its schedules."""
+    """A training method. The loop owns the optimiser; the method owns its networks and its schedules."""
 
     def trainable(self) -> nn.Module:
         """The module whose parameters are trained."""
@@ -91,16 +91,16 @@ class Trainable(Protocol):
         """Called after the backward passes and before clipping, to freeze what must not move yet."""
 
     def after_update(self, now: Now, world: World) -> None:
-        """Called after the optimiser's step: teacher, centres."""
+        """Called after the optimiser's step: EMA of the teacher, centring, averaged weights."""
 
     def state(self) -> dict[str, Tensor]:
-        """All tensors needed to go on, weights included."""
+        """All tensors needed to resume, weights included."""
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Put `state` back, strictly."""
 
     def suspects(self, batch: Any) -> list[str]:
-        """The clips of a micro-batch that may be behind a loss that is not finite."""
+        """The clips of a micro-batch that may have caused a loss that is not finite."""
 
     def no_sync(self) -> contextlib.AbstractContextManager[Any]:
         """Context in which backward passes do not exchange gradients between processes."""
@@ -125,7 +125,7 @@ class Plan:
     most_failures: int = 1000
     """Files that may fail to read before the run stops."""
     save_in_background: bool = True
-    """Write checkpoints beside the steps, from copies that take their memory once more."""
+    """Write checkpoints in the background, from copies, which take their memory once more."""
 
 
 @dataclass(frozen=True)

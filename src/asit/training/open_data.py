@@ -1,4 +1,4 @@
-"""From `data`, whatever the user gave, to a catalogue that fits the front end."""
+"""Open `data`, whatever it is, as a catalogue that fits the front end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from asit.config import FinetuneSettings, FrontEndSettings, PretrainSettings
+from asit.config import FinetuneSettings, FrontEndSettings, RunSettings
 from asit.data.catalogue import scan
 from asit.data.catalogue.catalogue import Catalogue
 from asit.data.catalogue.listing import describe_ignored
@@ -26,7 +26,7 @@ _FRONT_END_FREE = ("mean", "std", "padding")  # what the measured mean and std d
 
 @dataclass(frozen=True)
 class Wanted:
-    """What of a run's settings decides its catalogue."""
+    """The settings that decide a run's catalogue."""
 
     data: str
     front_end: FrontEndSettings
@@ -35,8 +35,8 @@ class Wanted:
     """Whether the sub-folders of a folder of recordings are its labels."""
 
     @classmethod
-    def of(cls, settings: PretrainSettings | FinetuneSettings, front_end: FrontEndSettings | None = None) -> Wanted:
-        """That of a run, with the front end of its model where it has one; fine-tuning reads sub-folders as classes."""
+    def of(cls, settings: RunSettings, front_end: FrontEndSettings | None = None) -> Wanted:
+        """Return those of a run, with the front end of its model, if any; fine-tuning reads sub-folders as classes."""
         labels: Literal["auto", "folder"] = "folder" if isinstance(settings, FinetuneSettings) else "auto"
         return cls(settings.data, front_end or settings.front_end, settings.bad_files, labels)
 

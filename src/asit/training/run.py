@@ -1,4 +1,4 @@
-"""What every kind of training run does around its steps: begin, go on from a checkpoint, leave a model behind."""
+"""The launcher of training runs: claim the folder, start or resume, train, and leave a model behind."""
 
 from __future__ import annotations
 
@@ -6,55 +6,64 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from logging.handlers import MemoryHandler
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
 from asit import logs, runtime
-from asit.config import FinetuneSettings, PretrainSettings, RecordSettings
+from asit.config import RunSettings
+from asit.config.presets import Resume
 from asit.data.catalogue.catalogue import Catalogue
 from asit.errors import AsitError, CatalogueError, CheckpointError, ConfigError, TrainingError
 from asit.io import atomic, checkpoint, lock
-from asit.model.audio_model import AudioModel
 from asit.model.cpu import bf16
 from asit.progress import duration
-from asit.runtime import Precision, World
+from asit.runtime import World
 from asit.training import loop, open_data, rank_consistency, run_dir
 from asit.training.metrics_log import Records
+from asit.training.setup import Setup
 from asit.training.stopping import NotFiniteError
 
 log = logging.getLogger(__name__)
 
 Tensors = dict[str, torch.Tensor]
-S = TypeVar("S", bound=PretrainSettings | FinetuneSettings)
-Resume = bool | Literal["auto"]
-"""Whether to go on with the run that is in the folder; auto: where there is one."""
+S = TypeVar("S", bound=RunSettings)
+T = TypeVar("T", bound=Setup[Any])
+OpenCatalogue = Callable[[open_data.Wanted], Catalogue]
+"""Opens the run's catalogue, or makes it."""
+Prepare = Callable[[S, OpenCatalogue, World], T]
+"""Settings, checked, to all parts of a run."""
+Hooks = Callable[[Records], Sequence[tuple[int, loop.Hook]]]
+AGAIN = "give the same command again, from step 0: no checkpoint was written yet"
 
 
-@dataclass(frozen=True)
-class Run:
-    """A run, prepared: all that its steps need and its folder tells."""
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """How a call of a training run ended.
+
+    Attributes:
+        out: the run's folder.
+        model: the model's folder, for `asit.load`.
+        step: optimiser steps done.
+        total: steps of the schedule.
+        finished: whether all steps are done.
+        stopped_by: the signal that stopped it, or None.
+    """
 
     out: Path
-    settings: PretrainSettings | FinetuneSettings
-    catalogue: Catalogue
-    frames: int
-    task: loop.Trainable
-    precision: Precision
-    plan: loop.Plan
-    records: RecordSettings
-    model: Callable[[int], AudioModel]
-    """The model as it stands after a number of steps, with its card."""
-    log: MemoryHandler | None
-    """What was logged so far, for log.txt; None in all processes but the main one."""
+    model: Path
+    step: int
+    total: int
+    finished: bool
+    stopped_by: str | None
 
 
 def together(world: World, call: Callable[[], Any], mine: bool = True) -> Any:
-    """Do something in this process and fail in all processes if it fails in one, without leaving others waiting."""
+    """Call in this process, if it is `mine` to do, and raise in all processes if one fails, so that none waits."""
     error: BaseException | None = None
     result = None
     if mine:
@@ -63,20 +72,50 @@ def together(world: World, call: Callable[[], Any], mine: bool = True) -> Any:
         except BaseException as caught:
             error = caught
     if world.any(error is not None):
-        raise (
-            error if error is not None else ConfigError("another process of this run failed", remedy="see its message")
-        )
+        raise error or ConfigError("another process of this run failed", remedy="see its message")
     return result
 
 
 @contextlib.contextmanager
-def processes(settings: PretrainSettings | FinetuneSettings) -> Iterator[World]:
-    """The processes of a run; where one of them dies or hangs, the others end and say so.
+def launch(
+    settings: S, check: Callable[[S], None], prepare: Prepare[S, T], *, resume: Resume, overwrite: bool
+) -> Iterator[Launched[T]]:
+    """Set up a run in its folder, started or resumed; all processes must be given the same settings.
+
+    A worker that torchrun's agent restarted resumes what the same torchrun started, whatever `resume` and `overwrite`.
+
+    Args:
+        settings: `data` and `out` are needed.
+        check: refuses settings that cannot go together; called before anything else.
+        prepare: makes the set-up.
+        resume: resume the run in `out`; "auto": where there is one.
+        overwrite: delete the run in `out`.
 
     Raises:
-        ConfigError: the device is not there.
-        TrainingError: another process was lost.
+        ConfigError: the folder is not free to use, another process has it, it holds another kind of run or one with
+            other settings, or there is nothing to resume; the device is not there.
+        CatalogueError, CheckpointError: the data or the checkpoint do not fit.
+        TrainingError: the processes differ in settings, code, data or folder, or one was lost.
     """
+    if not settings.out:
+        raise ConfigError("no folder for the run was given", "out", "pass --out RUN")
+    check(settings)
+    out = Path(settings.out)
+    with (
+        _processes(settings) as world,
+        _claimed(settings, out, world, resume=resume, overwrite=overwrite) as (settled, before, log_lines),
+    ):
+        setup = prepare(settled, lambda wanted: _catalogue(wanted, out, world, resumed=before is not None), world)
+        step, optimiser_state = _start(setup, before, world)
+        with _unless_nothing_done(out, world, resumed=before is not None):
+            yield Launched(
+                setup=setup, resumed=before is not None, step=step, optimiser_state=optimiser_state, log=log_lines
+            )
+
+
+@contextlib.contextmanager
+def _processes(settings: RunSettings) -> Iterator[World]:
+    """Join the processes of a run; where one of them dies or hangs, the others raise."""
     try:
         with runtime.world(settings.device, settings.threads, settings.process_timeout) as world:
             yield world
@@ -93,9 +132,7 @@ def processes(settings: PretrainSettings | FinetuneSettings) -> Iterator[World]:
 
 
 def _is_of_processes(error: RuntimeError) -> bool:
-    """Whether it tells of the exchange between processes; gloo has no class of error of its own."""
-    if isinstance(error, torch.distributed.DistError):
-        return True
+    """Return whether an error is of the exchange between processes; gloo has no error class of its own."""
     signs = (
         "gloo",
         "Connection closed by peer",
@@ -104,88 +141,58 @@ def _is_of_processes(error: RuntimeError) -> bool:
         "NCCL",
         "Timed out waiting",
     )
-    return any(sign in str(error) for sign in signs)
-
-
-@dataclass(frozen=True)
-class Opened(Generic[S]):
-    """A run's folder, claimed, and what is in it.
-
-    Attributes:
-        settings: those asked for, with each auto as it was resolved when the run began.
-        before: those the run was begun with; None where it begins.
-        log: collects what is logged until log.txt is open; None in all processes but the main one.
-    """
-
-    settings: S
-    before: S | None
-    log: MemoryHandler | None
-
-    @property
-    def going_on(self) -> bool:
-        return self.before is not None
+    return isinstance(error, torch.distributed.DistError) or any(sign in str(error) for sign in signs)
 
 
 @contextlib.contextmanager
-def opened(settings: S, out: Path, world: World, *, resume: Resume, overwrite: bool) -> Iterator[Opened[S]]:
+def _claimed(
+    settings: S, out: Path, world: World, *, resume: Resume, overwrite: bool
+) -> Iterator[tuple[S, S | None, MemoryHandler | None]]:
     """Claim the folder for all processes and keep other runs out of it until the end.
 
-    Args:
-        settings: as asked for; all processes must have been asked for the same.
-        out: the run's folder.
-        world: the processes.
-        resume: go on with the run that is there; "auto": where there is one.
-        overwrite: delete the run that is there.
-
-    A worker that torchrun's agent started again goes on with what the same torchrun began, whatever the two say.
-
-    Raises:
-        ConfigError: the folder is not free to use, a live run has it, it holds another kind of run, or there is nothing
-            to go on with.
-        TrainingError: the processes were asked for different things, or see different folders.
+    Yields:
+        The settings with each auto as it was resolved when the run started, the settings that it started with (None:
+        it starts now), and the collector of log lines, None in all processes but the main one.
     """
-    asked = {"--resume": resume, "--overwrite": overwrite}
+    given = {"--resume": resume, "--overwrite": overwrite}
     rank_consistency.agree(
-        world, rank_consistency.of_code() | asked | rank_consistency.of_settings(settings) if world.size > 1 else {}
+        world, rank_consistency.of_code() | given | rank_consistency.of_settings(settings) if world.size > 1 else {}
     )
-    again = _restarted(out, world)
+    restarted = _restarted(out, world)
 
     def claim() -> bool:
-        if again:
+        if restarted:
             return run_dir.claim(out, resume=True, overwrite=False)
         if resume == "auto" and not overwrite:
             return run_dir.claim(out, resume=(out / run_dir.CONFIG).exists(), overwrite=False)
         return run_dir.claim(out, resume=bool(resume), overwrite=overwrite)
 
-    going_on = together(world, claim)
-    rank_consistency.agree(world, {f"a run in {out}": going_on})
+    rank_consistency.agree(world, {f"a run in {out}": together(world, claim)})
     with contextlib.ExitStack() as stack:
-        log_ = stack.enter_context(logs.run_log()) if world.main else None
-        if world.main:
-            held = lock.held(out, world.size)
-        together(world, lambda: stack.enter_context(held), world.main)
+        log_lines = stack.enter_context(logs.run_log()) if world.main else None
+        together(world, lambda: stack.enter_context(lock.held(out, world.size)), world.main)
         together(world, lambda: run_dir.tidy(out), world.main)
         # Another run may have ended here since.
-        going_on = together(world, claim)
-        before = together(world, lambda: run_dir.read_settings(out, type(settings)) if going_on else None)
+        resumed = together(world, claim)
+        before: S | None = together(world, lambda: run_dir.read_settings(out, type(settings)) if resumed else None)
         if before is not None:
-            _threads(settings.threads, run_dir.began_with(out), world)
-        yield Opened(settings if before is None else run_dir.settle(settings, before), before, log_)
+            _use_same_threads(settings.threads, run_dir.began_with(out), world)
+            settings = run_dir.settle(settings, before)
+        yield settings, before, log_lines
 
 
-def _threads(asked: int, began: tuple[int, int] | None, world: World) -> None:
-    """Take as many CPU threads as the run began with, unless a number was asked for: its last bits depend on them.
-
-    With another number of processes the bits are others anyway, and a core may have another share of them.
+def _use_same_threads(wanted: int, began: tuple[int, int] | None, world: World) -> None:
+    """Use as many CPU threads as the run started with, unless a number was given: its last bits depend on them.
 
     Args:
-        asked: threads; 0: none were asked for.
-        began: processes of the run's beginning, and threads of each; None: not known.
+        wanted: threads; 0: no number was given.
+        began: processes that the run started with, and threads of each; None: not known. With another number of
+            processes the bits differ anyway.
     """
     if world.device.type != "cpu" or began is None or began[0] != world.size:
         return
     now, then = torch.get_num_threads(), began[1]
-    if asked and now != then:
+    if wanted and now != then:
         log.info(f"Using {now} CPU threads as requested; only the {then} that the run began with resume it bit for bit")
     elif now != then:
         torch.set_num_threads(then)
@@ -195,199 +202,217 @@ def _threads(asked: int, began: tuple[int, int] | None, world: World) -> None:
 
 
 def _restarted(out: Path, world: World) -> bool:
-    """Whether torchrun's agent started these processes again, after they had begun the run that is in the folder."""
+    """Return whether torchrun's agent restarted these processes after they had started the run in the folder."""
     restarts = world.gather(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
     if not max(restarts):  # a machine that joined later has not been restarted itself
         return False
     began = world.gather(run_dir.begun_under(out) if world.main else None)[0]
-    mine = world.gather(_elastic() if world.main else None)[0]
+    mine = world.gather(_torchrun_id() if world.main else None)[0]
     return began is not None and began == mine
 
 
-def _elastic() -> str | None:
-    """What tells one call of torchrun from another: its id; where it was given none, its own process."""
+def _torchrun_id() -> str | None:
+    """Return what identifies a call of torchrun: its id; where it was given none, its process."""
     name = os.environ.get("TORCHELASTIC_RUN_ID")
     return f"{socket.gethostname()} {os.getppid()}" if name == "none" else name
 
 
-def catalogue(wanted: open_data.Wanted, out: Path, world: World, *, going_on: bool) -> Catalogue:
-    """The run's catalogue: made by the main process where there is none, and read by the others."""
-    made: Catalogue | None = together(world, lambda: open_data.catalogue(wanted, out, anew=not going_on), world.main)
+def _catalogue(wanted: open_data.Wanted, out: Path, world: World, *, resumed: bool) -> Catalogue:
+    """Return the run's catalogue: the main process makes it where there is none, and the others read it."""
+    made: Catalogue | None = together(world, lambda: open_data.catalogue(wanted, out, anew=not resumed), world.main)
     read = together(world, lambda: open_data.catalogue(wanted, out), made is None)
     return read if made is None else made
 
 
-def start(run: Run, opened: Opened[S], world: World) -> tuple[int, Tensors]:
-    """Begin the run, or load its last checkpoint; gives the steps done and the optimiser's state.
-
-    Raises:
-        ConfigError: the run was begun with other settings.
-        CatalogueError, CheckpointError: as `restore`; or not every process sees the recordings.
-        TrainingError: the processes do not hold the same settings, recordings or checkpoint.
-    """
-    before = opened.before
+def _start(setup: Setup[Any], before: RunSettings | None, world: World) -> tuple[int, Tensors]:
+    """Write a new run's folder, or load the last checkpoint; return the steps done and the optimiser's state."""
     if before is not None:
-        together(world, lambda: run_dir.check_same(before, run.settings))
-    step, optimiser_state = together(world, lambda: restore(run)) if before is not None else (0, {})
-    facts = {"list of recordings (SHA-256)": run.catalogue.digest, "steps done": step, "steps in all": run.plan.total}
-    rank_consistency.agree(world, facts | rank_consistency.of_settings(run.settings) if world.size > 1 else {})
-    rank_consistency.have_files(world, run.catalogue)
+        together(world, lambda: run_dir.check_same(before, setup.settings))
+    step, optimiser_state = together(world, lambda: _restore(setup)) if before is not None else (0, {})
+    digest = setup.catalogue.digest
+    facts = {"list of recordings (SHA-256)": digest, "steps done": step, "steps in all": setup.plan.total}
+    rank_consistency.agree(world, facts | rank_consistency.of_settings(setup.settings) if world.size > 1 else {})
+    rank_consistency.have_files(world, setup.catalogue)
     if before is None:
-        together(world, lambda: begin(run, world), world.main)
+        together(world, lambda: _write_folder(setup), world.main)
     return step, optimiser_state
 
 
-def begin(run: Run, world: World) -> None:
-    """Clear the folder and write what a run is told by; config.yaml comes last and makes it count as begun."""
-    run.out.mkdir(parents=True, exist_ok=True)
-    run_dir.clear(run.out)
-    run.catalogue.write(run.out / run_dir.CATALOGUE)
-    reasons = {
-        "steps": run.plan.total,
+def _write_folder(setup: Setup[Any]) -> None:
+    """Write the files that a run starts with; config.yaml comes last and makes it count as started."""
+    out, world, precision = setup.out, setup.world, setup.precision
+    out.mkdir(parents=True, exist_ok=True)
+    run_dir.clear(out)
+    setup.catalogue.write(out / run_dir.CATALOGUE)
+    facts = {
+        "steps": setup.plan.total,
         "device": str(world.device),
         "device_reason": world.reason,
         "processes": world.size,
-        "elastic": _elastic(),
+        "elastic": _torchrun_id(),
+        "precision": precision.name,
+        "precision_reason": precision.reason,
     }
-    precision = {"precision": run.precision.name, "precision_reason": run.precision.reason}
-    atomic.write_json(run.out / run_dir.ENVIRONMENT, runtime.environment() | reasons | precision)
-    run_dir.write_settings(run.out, run.settings)
+    atomic.write_json(out / run_dir.ENVIRONMENT, runtime.environment() | facts)
+    run_dir.write_settings(out, setup.settings)
 
 
-def next_start(out: Path) -> str:
-    """What to do after a run in `out` was interrupted: resume from a checkpoint, if there is one."""
-    last = checkpoint.latest_state(out / run_dir.CHECKPOINTS)
-    if last is None:
-        return AGAIN
-    return f"give the same command with --resume, which goes on from step {checkpoint.step_of(last)}"
-
-
-AGAIN = "give the same command again, from step 0: no checkpoint was written yet"
-
-
-def _ended(error: AsitError | OSError, out: Path) -> AsitError | OSError:
-    """The error that a run ends by, with what the next start resumes from in its fix."""
-    if isinstance(error, OSError):
-        if not atomic.is_disk_full(error):
-            return error
-        found = f"the disk is full: {error.filename or out} was not written"
-        error = CheckpointError(found, "room for the run's files", f"free space on the disk of {out}")
-    # After a loss that is not finite the same settings would come to the same end.
-    if isinstance(error, NotFiniteError):
-        return error
-    return type(error)(error.found, error.expected, "; then ".join([*filter(None, [error.remedy]), next_start(out)]))
-
-
-@contextlib.contextmanager
-def free_if_nothing_came(out: Path, world: World, going_on: bool) -> Iterator[None]:
-    """With no checkpoint there is nothing to go on with: after a failure the next start must find the folder free."""
-    try:
-        yield
-    except BaseException:
-        if world.main and not going_on and checkpoint.latest_state(out / run_dir.CHECKPOINTS) is None:
-            (out / run_dir.CONFIG).unlink(missing_ok=True)
-        raise
-
-
-def restore(run: Run) -> tuple[int, Tensors]:
-    """Load the last checkpoint into the task; gives its step and the optimiser's state: step 0 where there is none.
+def _restore(setup: Setup[Any]) -> tuple[int, Tensors]:
+    """Load the last checkpoint into the task; return its step and the optimiser's state, step 0 where there is none.
 
     Raises:
         CatalogueError: it was made with other recordings.
         CheckpointError: it is damaged.
     """
-    last = checkpoint.latest_state(run.out / run_dir.CHECKPOINTS)
+    last = checkpoint.latest_state(setup.out / run_dir.CHECKPOINTS)
     if last is None:
         return 0, {}
     tensors, meta = checkpoint.load_state(last)
-    if meta.get("catalogue") != run.catalogue.digest:
+    if meta.get("catalogue") != setup.catalogue.digest:
         raise CatalogueError(
-            f"{last} was made with another list of recordings ({run.out / run_dir.CATALOGUE})",
+            f"{last} was made with another list of recordings ({setup.out / run_dir.CATALOGUE})",
             "the same recordings, of the same lengths, in the same order",
             "put the data back as they were, or start another run in a new --out",
         )
     for key in ("step", "frames"):
         if not isinstance(meta.get(key), int):
             raise CheckpointError(f"{last} does not say its {key}", "a checkpoint written by asit")
-    task = {name.removeprefix("task/"): value for name, value in tensors.items() if name.startswith("task/")}
-    run.task.load_state(task)
-    prefix = "optimiser/"
-    return meta["step"], {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    parts: dict[str, Tensors] = {"task": {}, "optimiser": {}}
+    for name, value in tensors.items():
+        part, _, rest = name.partition("/")
+        parts.setdefault(part, {})[rest] = value
+    setup.task.load_state(parts["task"])
+    return meta["step"], parts["optimiser"]
 
 
-def train(
-    run: Run,
-    data: Generator[Any],
-    world: World,
-    begun: tuple[int, Tensors],
-    *,
-    going_on: bool,
-    hooks: Callable[[Records], Sequence[tuple[int, loop.Hook]]],
-    after: Callable[[Records, loop.Outcome], None] = lambda records, outcome: None,
-) -> loop.Outcome:
-    """Train to the end of the plan or until a signal, with records, checkpoints and the model's folder.
+@contextlib.contextmanager
+def _unless_nothing_done(out: Path, world: World, *, resumed: bool) -> Iterator[None]:
+    """After a failure without a checkpoint, free the folder: there is nothing to resume."""
+    try:
+        yield
+    except BaseException:
+        if world.main and not resumed and checkpoint.latest_state(out / run_dir.CHECKPOINTS) is None:
+            (out / run_dir.CONFIG).unlink(missing_ok=True)
+        raise
 
-    Args:
-        data: micro-batches from the step on that it starts from; closed at the end.
-        begun: the step it starts from, and the optimiser's state: of `start`.
-        hooks: made with the records; see `loop.fit`.
-        after: called with the records when the steps are done.
+
+def next_start(out: Path) -> str:
+    """Return how to continue an interrupted run in `out`: by resuming from a checkpoint, if there is one."""
+    last = checkpoint.latest_state(out / run_dir.CHECKPOINTS)
+    if last is None:
+        return AGAIN
+    return f"give the same command with --resume, which resumes from step {checkpoint.step_of(last)}"
+
+
+def _ended(error: AsitError | OSError, out: Path) -> AsitError | OSError:
+    """Return the error that ends a run, with the next start in its fix."""
+    if isinstance(error, OSError):
+        if not atomic.is_disk_full(error):
+            return error
+        found = f"the disk is full: {error.filename or out} was not written"
+        error = CheckpointError(found, "room for the run's files", f"free space on the disk of {out}")
+    # After a loss that is not finite the same settings would end the same way.
+    if isinstance(error, NotFiniteError):
+        return error
+    return type(error)(error.found, error.expected, "; then ".join([*filter(None, [error.remedy]), next_start(out)]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launched(Generic[T]):
+    """A run that is set up in its folder, with the weights of its last checkpoint.
+
+    Attributes:
+        setup: its parts.
+        resumed: whether the run was started before.
+        step: steps done.
+        optimiser_state: by name; empty at step 0.
+        log: lines logged so far, for log.txt; None in all processes but the main one.
     """
-    (first, optimiser_state) = begun
-    plan = replace(run.plan, save_in_background=run.records.save_in_background)
-    folder_ = run.out if world.main else None
-    records = Records(folder_, plan.total, first, tensorboard=run.records.tensorboard, log=run.log)
-    with contextlib.closing(data), records:
-        if world.device.type == "cpu":
-            log.debug(bf16.keep_freed_memory())
-        records.event(first, f"resumed from step {first}" if going_on else "started")
 
-        def save(step: int, tensors: Tensors) -> Callable[[], None] | None:
-            if not (world.main or run.settings.parallel == "fsdp"):
-                return None
-            meta = {
-                "step": step,
-                "catalogue": run.catalogue.digest,
-                "frames": run.frames,
-                "world": world.size,
-            }
-            model = run.model(step)  # a copy: what is written is that of this step, whatever the steps go on to
-            if not world.main:  # its part in gathering the shards is done
-                return None
+    setup: T
+    resumed: bool
+    step: int
+    optimiser_state: Tensors
+    log: MemoryHandler | None
 
-            def write() -> None:
-                # The model first: a run that dies between the two repeats the steps, and writes the model again.
-                model.save(run.out / run_dir.MODEL, overwrite=True)
-                checkpoint.save_state(run.out / run_dir.CHECKPOINTS, step, tensors, meta, run.records.keep)
+    def train(
+        self, hooks: Hooks, finish: Callable[[Records, loop.Outcome], None] = lambda records, outcome: None
+    ) -> loop.Outcome:
+        """Train to the end of the plan or until a signal, with records, checkpoints and the model's folder.
 
-            return write
+        Args:
+            hooks: made with the records; see `loop.fit`.
+            finish: called with the records when the steps are done.
+        """
+        setup, world = self.setup, self.setup.world
+        folder, total, tensorboard = (
+            setup.out if world.main else None,
+            setup.plan.total,
+            setup.settings.records.tensorboard,
+        )
+        data = setup.feed(self.step)
+        with (
+            contextlib.closing(data),
+            Records(folder, total, self.step, tensorboard=tensorboard, log=self.log) as records,
+        ):
+            if world.device.type == "cpu":
+                log.debug(bf16.keep_freed_memory())
+            records.event(self.step, f"resumed from step {self.step}" if self.resumed else "started")
+            try:
+                outcome = loop.fit(
+                    setup.task,
+                    data,
+                    setup.plan,
+                    world,
+                    setup.precision,
+                    records,
+                    start=self.step,
+                    optimiser_state=self.optimiser_state,
+                    save=self._save,
+                    hooks=hooks(records),
+                )
+            except (AsitError, OSError) as error:
+                ended = _ended(error, setup.out)
+                # For log.txt alone: the caller shows the error. A full disk takes no more lines.
+                with contextlib.suppress(OSError):
+                    log.debug(f"ended by an error: {ended.found if isinstance(ended, AsitError) else ended}")
+                if ended is error:
+                    raise
+                raise ended from error
+            if outcome.stopped_by:
+                text = f"stopped by {outcome.stopped_by} at step {outcome.step} of {total}"
+            elif outcome.finished:
+                text = f"finished: {outcome.step} steps in {duration(outcome.seconds)}"
+            else:
+                text = f"stopped after step {outcome.step} of {total}, as requested"
+            records.event(outcome.step, text)
+            finish(records, outcome)
+        return outcome
 
-        try:
-            outcome = loop.fit(
-                run.task,
-                data,
-                plan,
-                world,
-                run.precision,
-                records,
-                start=first,
-                optimiser_state=optimiser_state,
-                save=save,
-                hooks=hooks(records),
-            )
-        except (AsitError, OSError) as error:
-            ended = _ended(error, run.out)
-            # For log.txt alone: the caller shows the error. A full disk takes no more lines.
-            with contextlib.suppress(OSError):
-                log.debug(f"ended by an error: {ended.found if isinstance(ended, AsitError) else ended}")
-            if ended is error:
-                raise
-            raise ended from error
-        if outcome.stopped_by:
-            records.event(outcome.step, f"stopped by {outcome.stopped_by} at step {outcome.step} of {plan.total}")
-        elif outcome.finished:
-            records.event(outcome.step, f"finished: {outcome.step} steps in {duration(outcome.seconds)}")
-        else:
-            records.event(outcome.step, f"stopped after step {outcome.step} of {plan.total}, as requested")
-        after(records, outcome)
-    return outcome
+    def _save(self, step: int, tensors: Tensors) -> Callable[[], None] | None:
+        """Copy the model of this step; return what writes it and the checkpoint, in the main process."""
+        setup, world = self.setup, self.setup.world
+        if not (world.main or setup.settings.parallel == "fsdp"):
+            return None
+        meta = {"step": step, "catalogue": setup.catalogue.digest, "frames": setup.frames, "world": world.size}
+        model = setup.model(step)
+        if not world.main:  # it has taken part in gathering the shards
+            return None
+
+        def write() -> None:
+            # The model first: a run that dies between the two repeats the steps, and writes the model again.
+            model.save(setup.out / run_dir.MODEL, overwrite=True)
+            checkpoint.save_state(setup.out / run_dir.CHECKPOINTS, step, tensors, meta, setup.settings.records.keep)
+
+        return write
+
+    def result(self, outcome: loop.Outcome) -> dict[str, Any]:
+        """Return the fields of `RunResult`."""
+        return {
+            "out": self.setup.out,
+            "model": self.setup.out / run_dir.MODEL,
+            "step": outcome.step,
+            "total": self.setup.plan.total,
+            "finished": outcome.finished,
+            "stopped_by": outcome.stopped_by,
+        }
