@@ -1,4 +1,4 @@
-"""A web server of our own that drops, lies, stalls and changes its mind."""
+"""A web server on this machine that follows a script: cuts, stalls, refuses, and changes its files."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import pytest
 
 @dataclass
 class Server:
-    """What is served, how, and what was asked.
+    """What is served, how, and the requests.
 
     Attributes:
         files: by path.
         script: for each request in turn: None to serve, (code, headers) to refuse, a number of bytes after which the
-            connection is cut, or "stall" to send half and then nothing.
+            connection is cut, "stall" to send half and then nothing, or "all" to ignore the range.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
@@ -27,7 +27,7 @@ class Server:
     etag: str | None = '"v1"'
     modified: str | None = None
     ranges: bool = True
-    minds_if_range: bool = True
+    honours_if_range: bool = True
     chunked: bool = False
     kind: str = "application/octet-stream"
     asked: list[dict[str, str]] = field(default_factory=list)
@@ -38,7 +38,7 @@ class Server:
 
 def answer(server: Server, request: BaseHTTPRequestHandler) -> None:
     headers = {key.lower(): value for key, value in request.headers.items()}
-    server.asked.append({"path": request.path, **headers})
+    server.asked.append({"method": request.command, "path": request.path, **headers})
     act = server.script.pop(0) if server.script else None
     if isinstance(act, tuple):
         request.send_response(act[0])
@@ -51,27 +51,31 @@ def answer(server: Server, request: BaseHTTPRequestHandler) -> None:
     if content is None:
         request.send_error(404)
         return
-    first, mark = 0, server.etag or server.modified
-    asked = headers.get("range")
-    current = "if-range" not in headers or headers["if-range"] == mark or not server.minds_if_range
-    if asked and server.ranges and current:
-        first = int(asked.removeprefix("bytes=").removesuffix("-"))
-        if first >= len(content):
+    version = server.etag or server.modified
+    wanted = headers.get("range")
+    current = "if-range" not in headers or headers["if-range"] == version or not server.honours_if_range
+    body = content
+    if wanted and server.ranges and current and act != "all":
+        start, _, last = wanted.removeprefix("bytes=").partition("-")
+        first, end = int(start), min(int(last) + 1, len(content)) if last else len(content)
+        body = content[first:end]
+        if not last and first >= len(content):
             request.send_response(416)
             request.send_header("Content-Range", f"bytes */{len(content)}")
             request.send_header("Content-Length", "0")
             request.end_headers()
             return
         request.send_response(206)
-        request.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
+        request.send_header("Content-Range", f"bytes {first}-{end - 1}/{len(content)}")
     else:
         request.send_response(200)
     for name, value in (("ETag", server.etag), ("Last-Modified", server.modified), ("Content-Type", server.kind)):
         if value:
             request.send_header(name, value)
-    body = content[first:]
     request.send_header(*(("Transfer-Encoding", "chunked") if server.chunked else ("Content-Length", str(len(body)))))
     request.end_headers()
+    if request.command == "HEAD":
+        return
     part = body[:act] if isinstance(act, int) else body[: len(body) // 2] if act == "stall" else body
     server.sent += len(part)
     if server.chunked:
@@ -88,7 +92,7 @@ def answer(server: Server, request: BaseHTTPRequestHandler) -> None:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A server on this machine that follows its script."""
+    """The server, which serves while a test runs."""
     monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
     plan = Server()
 
@@ -96,6 +100,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
+            answer(plan, self)
+
+        def do_HEAD(self) -> None:
             answer(plan, self)
 
         def log_message(self, *_: Any) -> None:

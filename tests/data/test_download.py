@@ -1,4 +1,4 @@
-"""`asit download`: a set is whole or not there, and what it leaves and says on the way."""
+"""`asit download`: a set appears when it is complete, and what it leaves and prints on the way."""
 
 from __future__ import annotations
 
@@ -84,15 +84,15 @@ def get(server: Any, tmp_path: Path) -> Get:
     return call
 
 
-def test_a_set_comes_whole(get: Get, server: Any, tmp_path: Path) -> None:
-    told: list[tuple[str, int, int | None]] = []
+def test_a_set_is_downloaded(get: Get, server: Any, tmp_path: Path) -> None:
+    shown: list[tuple[str, int, int | None]] = []
     server.script = [200, None, 100, None]
-    got = get(progress=lambda *line: told.append(line))
+    got = get(progress=lambda *line: shown.append(line))
     assert not got.there
     assert sorted(p.name for p in (tmp_path / "data").iterdir()) == ["mini"]
     assert (got.folder / "train" / "yes" / "a.wav").read_bytes() == DATA[:5000]
     assert sorted(p.name for p in got.folder.iterdir()) == sorted(["test", "train", RECORD])
-    assert {line[0] for line in told} == {
+    assert {line[0] for line in shown} == {
         "train.tar.gz",
         "test.tar.gz",
         "unpacking train.tar.gz",
@@ -126,10 +126,10 @@ def test_force_fetches_again_and_deletes_nothing(get: Get, server: Any) -> None:
 
 def test_a_set_unpacked_by_other_means_counts(get: Get, server: Any, tmp_path: Path) -> None:
     folder = tmp_path / "data" / "mini"
-    for place, files in (("train", WORDS), ("test", TEST)):
-        for name, content in files.items():
-            (folder / place / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / place / name).write_bytes(content)
+    for name, files in (("train", WORDS), ("test", TEST)):
+        for path, content in files.items():
+            (folder / name / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name / path).write_bytes(content)
     assert get().there
     (folder / "test" / "yes" / "t.wav").unlink()
     for force in (False, True):
@@ -265,7 +265,7 @@ def test_unknown_sets_and_those_of_others(tmp_path: Path) -> None:
 
 
 def test_every_set_is_bounded_and_proved() -> None:
-    """Each archive has a published checksum, or each of its recordings stands in a digest."""
+    """Each archive has a published checksum, or each of its recordings enters a digest."""
     for name, known in registry.SOURCES.items():
         assert name == known.name
         assert known.contents
@@ -332,12 +332,12 @@ def test_the_real_digits_from_the_command_line(
     out = tmp_path / "digits"
     given = ["download", "free-spoken-digit", "--out", str(out), "--url", server.url + "/d.zip"]
     assert cli.main(given) == 0
-    told = capsys.readouterr()
-    assert f"{out}: Free Spoken Digit Dataset 1.0.10, 3,000 recordings\n" in told.out
-    assert "licence: CC BY-SA 4.0" in told.out
-    assert f"next: asit catalogue {out}/table.csv --out free-spoken-digit.jsonl" in told.out
+    printed = capsys.readouterr()
+    assert f"{out}: Free Spoken Digit Dataset 1.0.10, 3,000 recordings\n" in printed.out
+    assert "licence: CC BY-SA 4.0" in printed.out
+    assert f"next: asit catalogue {out}/table.csv --out free-spoken-digit.jsonl" in printed.out
     assert "retry 1 in 1 s" in caplog.text
-    assert "free-spoken-digit-dataset-1.0.10.zip: " in told.err
+    assert "free-spoken-digit-dataset-1.0.10.zip: " in printed.err
     with (out / "table.csv").open(newline="") as lines:
         rows = list(csv.reader(lines))
     assert rows[0] == ["path", "label", "group"]
@@ -367,8 +367,8 @@ class Terminal(io.StringIO):
 def test_the_progress_line(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    told, plain = Terminal(), io.StringIO()
-    for stream in (told, plain):
+    terminal, plain = Terminal(), io.StringIO()
+    for stream in (terminal, plain):
         monkeypatch.setattr(sys, "stderr", stream)
         now[0] = 100.0
         with logs.console():
@@ -379,7 +379,7 @@ def test_the_progress_line(monkeypatch: pytest.MonkeyPatch) -> None:
             now[0] = 200.0
             show("a.zip", 1_050_000_000, 1_050_000_000)
             show("unpacking a.zip", 7_000_000, None)
-    assert told.getvalue().split("\r\x1b[K")[1:] == [
+    assert terminal.getvalue().split("\r\x1b[K")[1:] == [
         "a.zip: 50 of 1,050 MB",
         "a.zip: 150 of 1,050 MB  10.0 MB/s  2 min left",
         "a.zip: 1,050 of 1,050 MB  10.0 MB/s  in 2 min\n",

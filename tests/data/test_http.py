@@ -1,4 +1,4 @@
-"""One file over HTTP, from a server that drops, lies, stalls and changes its mind (conftest.py)."""
+"""Downloads over HTTP from a server that cuts, stalls, refuses and changes its files (conftest.py)."""
 
 from __future__ import annotations
 
@@ -71,12 +71,12 @@ def test_a_file_is_downloaded(server: Any, calls: Calls) -> None:
     assert "range" not in server.asked[0]
 
 
-@pytest.mark.parametrize("marks", [{"etag": '"v1"'}, {"etag": None, "modified": "Sat, 01 Aug 2026 00:00:00 GMT"}])
+@pytest.mark.parametrize("version", [{"etag": '"v1"'}, {"etag": None, "modified": "Sat, 01 Aug 2026 00:00:00 GMT"}])
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_dropped_connection_is_resumed(
-    server: Any, calls: Calls, marks: dict[str, str | None], chunked: bool
+    server: Any, calls: Calls, version: dict[str, str | None], chunked: bool
 ) -> None:
-    vars(server).update(marks, chunked=chunked, script=[70_000, 50_000, 1, None])
+    vars(server).update(version, chunked=chunked, script=[70_000, 50_000, 1, None])
     assert calls.fetch(bare(server)).read_bytes() == DATA
     assert [asked.get("range") for asked in server.asked] == [
         None,
@@ -135,17 +135,17 @@ def test_a_weak_etag_does_not_join_halves(server: Any, calls: Calls) -> None:
     assert "range" not in server.asked[1]
 
 
-@pytest.mark.parametrize("minds", [True, False])
-def test_a_file_that_changes_in_between_is_fetched_again(server: Any, calls: Calls, minds: bool) -> None:
+@pytest.mark.parametrize("honours", [True, False])
+def test_a_file_that_changes_in_between_is_fetched_again(server: Any, calls: Calls, honours: bool) -> None:
     server.script = [70_000]
     with pytest.raises(DownloadError):
         calls.fetch(bare(server), policy=ONCE)
     fresh = DATA[::-1]
-    server.files["/a.bin"], server.etag, server.minds_if_range = fresh, '"v2"', minds
+    server.files["/a.bin"], server.etag, server.honours_if_range = fresh, '"v2"', honours
     assert calls.fetch(bare(server)).read_bytes() == fresh
     assert server.asked[1]["if-range"] == '"v1"'
-    assert calls.logged == ([] if minds else [calls.logged[0]])
-    assert minds or "the server's file has changed" in calls.logged[0]
+    assert calls.logged == ([] if honours else [calls.logged[0]])
+    assert honours or "the server's file has changed" in calls.logged[0]
 
 
 def test_another_address_is_not_resumed_from_this_one(server: Any, calls: Calls) -> None:

@@ -135,30 +135,30 @@ def test_a_batch_asks_once_for_neighbours(packed: Catalogue, monkeypatch: pytest
     asked: list[tuple[str, int, int]] = []
     plain = storage.read_range
 
-    def read(place: str, offset: int, size: int) -> bytes:
-        asked.append((place, offset, size))
-        return plain(place, offset, size)
+    def read(location: str, offset: int, size: int) -> bytes:
+        asked.append((location, offset, size))
+        return plain(location, offset, size)
 
     monkeypatch.setattr(storage, "read_range", read)
     mixed = labelled_of(packed)
     mixed.__getitems__([(0, index) for index in range(4)])
-    assert len({place for place, *_ in asked}) == len(asked)  # what is mixed in too
+    assert len({location for location, *_ in asked}) == len(asked)  # what is mixed in too
     asked.clear()
     samples = views_of(packed)
     samples.__getitems__([(0, index) for index in (3, 0, 7, 2, 1, 6)])
-    assert [Path(place).name for place, *_ in asked] == ["shard-000000.tar", "shard-000001.tar"]
+    assert [Path(location).name for location, *_ in asked] == ["shard-000000.tar", "shard-000001.tar"]
     places = [range_reader.span_of(packed[i]) for i in (3, 0, 7, 2, 1, 6)]
-    found = range_reader.fetch(place for place in places if place is not None)
-    for place in places:
-        assert place is not None
-        assert found[place] == plain(*place)
+    found = range_reader.fetch(location for location in places if location is not None)
+    for location in places:
+        assert location is not None
+        assert found[location] == plain(*location)
     monkeypatch.setattr(range_reader, "_GAP", 0)
     asked.clear()
     apart = [range_reader.span_of(packed[i]) for i in (0, 2, 0)]
-    range_reader.fetch(place for place in apart if place is not None)
+    range_reader.fetch(location for location in apart if location is not None)
     assert len(asked) == 2  # nothing between is read, and nothing twice
     monkeypatch.setattr(range_reader, "_AHEAD", places[0].size)  # type: ignore[index]
-    assert len(range_reader.fetch(place for place in places if place is not None)) == 1
+    assert len(range_reader.fetch(location for location in places if location is not None)) == 1
 
 
 @pytest.mark.parametrize("start", [0.0, 0.31])
@@ -170,10 +170,10 @@ def test_of_a_large_member_only_blocks_are_read(
     most = 0
     plain = storage.read_range
 
-    def read(place: str, offset: int, size: int) -> bytes:
+    def read(location: str, offset: int, size: int) -> bytes:
         nonlocal most
         most = max(most, size)
-        return plain(place, offset, size)
+        return plain(location, offset, size)
 
     monkeypatch.setattr(storage, "read_range", read)
     for i in range(len(loose)):
@@ -219,9 +219,9 @@ def test_tars_without_an_index(loose: Catalogue, packed: Catalogue, tmp_path: Pa
     tars = [str(folder / f"shard-{i:06d}.tar") for i in range(3)]
     for given in (folder, folder / "shard-*.tar", *tars[:1]):
         assert tar_index.tars_of(str(given)) == (tars if str(given) != tars[0] else tars[:1])
-    told: list[tuple[int, int, int]] = []
-    made = tar_index.build(tars, FRONT_END, progress=lambda *now: told.append(now))
-    assert told == [(1, 3, 0), (2, 3, 0), (3, 3, 0)]
+    shown: list[tuple[int, int, int]] = []
+    made = tar_index.build(tars, FRONT_END, progress=lambda *now: shown.append(now))
+    assert shown == [(1, 3, 0), (2, 3, 0), (3, 3, 0)]
     assert made.ids() == [f"shard-{i // 5:06d}.tar/{name}" for i, name in enumerate(loose.ids())]
     np.testing.assert_allclose(made.seconds, loose.seconds, rtol=1e-6)
     assert made.labels.tolist() == [None] * 12
@@ -273,22 +273,22 @@ def test_labels_of_sidecars_and_what_is_wrong_with_a_tar(loose: Catalogue, tmp_p
 
 def test_a_store_is_read_as_a_folder_is(loose: Catalogue, packed: Catalogue, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ASIT_STORE_SECONDS", "0.2")
-    for place in Path(packed.root).iterdir():
-        storage.write(f"memory://reading/{place.name}", place.read_bytes())
+    for location in Path(packed.root).iterdir():
+        storage.write(f"memory://reading/{location.name}", location.read_bytes())
     assert tar_index.index_of("memory://reading") == "memory://reading/index.jsonl"
     listed = Catalogue.read("memory://reading/index.jsonl")
     assert listed.digest == loose.digest
     for key in ((0, 3), (0, 9)):
         same(views_of(listed)[key], views_of(loose)[key])
-    heard = inputs.expand(["memory://reading"])
-    assert [item.name for item in heard] == loose.ids()
-    assert heard[4].sound() == Path(loose[4].path).read_bytes()
-    assert [item.label for item in heard] == loose.labels.tolist()
+    items = inputs.expand(["memory://reading"])
+    assert [item.name for item in items] == loose.ids()
+    assert items[4].sound() == Path(loose[4].path).read_bytes()
+    assert [item.label for item in items] == loose.labels.tolist()
     asked: list[str] = []
     plain = storage.read_range
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "read_range", lambda place, *span: asked.append(place) or plain(place, *span))
-        sounds = inputs.InputReader(heard)
+        patch.setattr(storage, "read_range", lambda location, *span: asked.append(location) or plain(location, *span))
+        sounds = inputs.InputReader(items)
         with ThreadPoolExecutor(4) as threads:
             got = [*threads.map(sounds, range(12))]
         assert got == [Path(clip.path).read_bytes() for clip in loose]
@@ -299,23 +299,23 @@ def test_a_store_is_read_as_a_folder_is(loose: Catalogue, packed: Catalogue, mon
     assert tars == [f"memory://reading/shard-{i:06d}.tar" for i in range(3)]
     assert tar_index.tars_of("memory://reading/shard-00000[01].tar") == tars[:2]
     assert tar_index.build(tars, FRONT_END).labels.tolist() == [None] * 12
-    heard = inputs.expand(["memory://reading/*.tar"])
-    assert heard[7].name == "shard-000001.tar/b/7.ogg"
-    assert heard[7].sound() == Path(loose[7].path).read_bytes()
+    items = inputs.expand(["memory://reading/*.tar"])
+    assert items[7].name == "shard-000001.tar/b/7.ogg"
+    assert items[7].sound() == Path(loose[7].path).read_bytes()
     with pytest.raises(CatalogueError, match=r"neither index\.jsonl nor a tar; 0 other names"):
         tar_index.tars_of("memory://nothing")
-    sounds = inputs.InputReader(heard)
+    sounds = inputs.InputReader(items)
     storage.remove(tars[1])
-    for place in (7, 7):
+    for location in (7, 7):
         with pytest.raises(StoreError, match="shard-000001"):
-            sounds(place)
+            sounds(location)
 
 
-def test_an_index_and_a_folder_that_holds_one_are_heard(loose: Catalogue, packed: Catalogue) -> None:
+def test_an_index_and_its_folder_are_inputs(loose: Catalogue, packed: Catalogue) -> None:
     for given in (packed.root, f"{packed.root}/index.jsonl"):
-        heard = inputs.expand([given])
-        assert [item.name for item in heard] == loose.ids()
-        assert all(item.sound() == Path(loose[i].path).read_bytes() for i, item in enumerate(heard))
+        items = inputs.expand([given])
+        assert [item.name for item in items] == loose.ids()
+        assert all(item.sound() == Path(loose[i].path).read_bytes() for i, item in enumerate(items))
 
 
 def test_blocks_are_an_order_of_neighbours() -> None:
@@ -356,7 +356,7 @@ def test_several_processes_take_one_process_blocks() -> None:
         assert next(whole) == [key for part in parts for key in next(part)]
 
 
-def test_a_worker_that_is_killed_is_told(monkeypatch: pytest.MonkeyPatch, packed: Catalogue) -> None:
+def test_a_killed_worker_is_reported(monkeypatch: pytest.MonkeyPatch, packed: Catalogue) -> None:
     class Worker:
         pid, exitcode = 77, -9
 

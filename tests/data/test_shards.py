@@ -1,4 +1,4 @@
-"""Shards: written, listed, read back where they lie or have been moved to; stopped, damaged, missing."""
+"""Shards: written, listed, read back, moved, interrupted, damaged and missing."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def sounds(tmp_path: Path) -> Catalogue:
     return Catalogue.from_clips(clips, root=tmp_path / "in", header=header)
 
 
-def wave(clip: Clip) -> files.Wave:
-    """What a clip of a shard sounds like."""
+def waveform(clip: Clip) -> files.Wave:
+    """Read a clip out of its shard."""
     assert clip.shard is not None
     return files.read(storage.read_range(clip.shard, clip.offset, clip.size), rate=RATE)
 
@@ -63,7 +63,7 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def test_originals_go_in_and_come_out(sounds: Catalogue, tmp_path: Path) -> None:
+def test_originals_are_packed_and_read(sounds: Catalogue, tmp_path: Path) -> None:
     made = pack(sounds, tmp_path / "out")
     assert sorted(bytes_of(tmp_path / "out")) == ["index.jsonl", *(f"shard-00000{i}.tar" for i in range(3))]
     index = Catalogue.read(tmp_path / "out" / "index.jsonl")
@@ -80,11 +80,11 @@ def test_originals_go_in_and_come_out(sounds: Catalogue, tmp_path: Path) -> None
         assert now.path.startswith(now.shard + "/")
         if was.path.endswith("long.wav"):
             part = files.read(was.path, start=was.start, seconds=was.seconds)
-            np.testing.assert_allclose(wave(now), part, atol=1 / 32768)
+            np.testing.assert_allclose(waveform(now), part, atol=1 / 32768)
         else:
             assert storage.read_range(now.shard, now.offset, now.size) == Path(was.path).read_bytes()
     whole = Catalogue.from_clips([*sounds][:7], root=sounds.root)
-    assert pack(whole, tmp_path / "whole").index.digest == whole.digest  # a run may go on with shards of its files
+    assert pack(whole, tmp_path / "whole").index.digest == whole.digest  # a run may be resumed with shards of its files
     assert index.digest != sounds.digest
     assert verify.check(str(tmp_path / "out")).header == index.header
     with pytest.raises(CatalogueError, match=r"index\.jsonl is the index of tar shards"):
@@ -100,18 +100,18 @@ def test_tar_readers_find_keys_and_sidecars(sounds: Catalogue, tmp_path: Path) -
         assert names[:4] == ["c0/a_0.wav", "c0/a_0.json", "c1/a_1.wav", "c1/a_1.json"]
         assert names[-2:] == ["long@0_5.flac", "long@0_5.json"]
         assert {(member.mtime, member.uid, member.uname) for member in archive} == {(0, 0, "")}
-        told = json.load(archive.extractfile("c1/a_3.json") or io.BytesIO())
-    assert told["path"] == "c1/a.3.wav"
-    assert (told["rate"], told["channels"], told["label"], told["group"]) == (22050, 2, "c1", "g3")
+        sidecar = json.load(archive.extractfile("c1/a_3.json") or io.BytesIO())
+    assert sidecar["path"] == "c1/a.3.wav"
+    assert (sidecar["rate"], sidecar["channels"], sidecar["label"], sidecar["group"]) == (22050, 2, "c1", "g3")
 
 
 @pytest.mark.parametrize("encode", ["flac", "opus"])
-def test_sound_written_anew(encode: members.Encoding, sounds: Catalogue, tmp_path: Path) -> None:
+def test_reencoded_audio(encode: members.Encoding, sounds: Catalogue, tmp_path: Path) -> None:
     index = pack(sounds, tmp_path / "out", encode=encode).index
     assert index.digest != sounds.digest
     for was, now in zip(sounds, index, strict=True):
         want = files.read(was.path, rate=RATE, start=was.start, seconds=was.seconds)
-        got = wave(now)
+        got = waveform(now)
         assert (now.rate, now.channels, len(got)) == (RATE, 1, len(want))
         if encode == "flac":
             np.testing.assert_allclose(got, want, atol=1 / 32768)
@@ -150,7 +150,7 @@ def test_moved_shards_and_shards_in_a_store(sounds: Catalogue, tmp_path: Path) -
     assert read.header == stored.header
     assert [clip.shard for clip in read][:1] == ["memory://set/a/shard-000000.tar"]
     for clip, other in zip(moved, read, strict=True):
-        np.testing.assert_array_equal(wave(clip), wave(other))
+        np.testing.assert_array_equal(waveform(clip), waveform(other))
     assert sorted(storage.list("memory://set/a")) == sorted(bytes_of(tmp_path / "moved"))
     verify.check("memory://set/a")
     read.write(tmp_path / "c.jsonl")  # elsewhere: it says where the shards are
@@ -252,7 +252,7 @@ def test_a_writer_killed_by_the_system(sounds: Catalogue, tmp_path: Path, monkey
     assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
 
 
-def test_no_place_of_this_machine_goes_into_shards(sounds: Catalogue, tmp_path: Path) -> None:
+def test_no_path_of_this_machine_goes_into_shards(sounds: Catalogue, tmp_path: Path) -> None:
     elsewhere = Catalogue.from_clips([*sounds], root=tmp_path / "lists")
     made = pack(elsewhere, tmp_path / "out")
     assert made.index.ids() == sounds.ids()
@@ -287,12 +287,12 @@ def test_clips_of_one_key_stay_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize("change", [{"size": 0}, {"offset": -1}, {"offset": None}, {"size": "many"}])
 def test_a_damaged_line_of_an_index_is_named(change: dict[str, Any], sounds: Catalogue, tmp_path: Path) -> None:
     pack(sounds, tmp_path / "out")
-    place = tmp_path / "out" / "index.jsonl"
-    lines = place.read_text().splitlines()
+    path = tmp_path / "out" / "index.jsonl"
+    lines = path.read_text().splitlines()
     lines[3] = json.dumps(json.loads(lines[3]) | change)
-    place.write_text("\n".join(lines) + "\n")
+    path.write_text("\n".join(lines) + "\n")
     with pytest.raises(CatalogueError, match=r"index.jsonl, line 4: damaged"):
-        Catalogue.read(place)
+        Catalogue.read(path)
 
 
 def test_clips_in_shards_and_files_of_their_own_in_one_list(sounds: Catalogue, tmp_path: Path) -> None:

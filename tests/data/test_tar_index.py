@@ -1,4 +1,4 @@
-"""What lies beside the recordings of a tar: which label belongs to which, and what is refused instead of guessed."""
+"""Sidecars in tars: which label belongs to which recording, and what is refused instead of guessed."""
 
 from __future__ import annotations
 

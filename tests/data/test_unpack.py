@@ -1,4 +1,4 @@
-"""Unpacking: what a data set needs comes out whole, and nothing that an archive may try gets out of the folder."""
+"""Unpacking: data sets come out complete, and no archive writes outside the folder or beyond its limits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from asit.data.download.unpack import ArchiveError, Limits, Unpacked, unpack
 
 NOISE = np.random.default_rng(0).integers(0, 256, 100_000, dtype=np.uint8).tobytes()  # does not pack
-ROOM = Limits(files=100, bytes=1_000_000)
+LIMITS = Limits(files=100, bytes=1_000_000)
 FILES = {"top/a.wav": b"one" * 100, "top/deep/b.wav": b"two", "top/empty.txt": b""}
 
 
@@ -64,8 +64,8 @@ def into(tmp_path: Path) -> Path:
     return folder
 
 
-def refused(archive: Path, into: Path, message: str, limits: Limits = ROOM) -> None:
-    """Unpacking fails with the message, and nothing lies outside the folder."""
+def refused(archive: Path, into: Path, message: str, limits: Limits = LIMITS) -> None:
+    """Unpacking fails with the message, and nothing is outside the folder."""
     box = into.parent
     with pytest.raises(ArchiveError, match=message) as caught:
         unpack(archive, into, limits)
@@ -77,26 +77,26 @@ def refused(archive: Path, into: Path, message: str, limits: Limits = ROOM) -> N
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
 def test_tars_unpack(tmp_path: Path, into: Path, mode: str) -> None:
     archive = tar(tmp_path / "a", [special("./", tarfile.DIRTYPE), *(("./" + n, b) for n, b in FILES.items())], mode)
-    told: list[int] = []
-    done = unpack(archive, into, ROOM, progress=lambda at, total: told.append(at))
+    shown: list[int] = []
+    done = unpack(archive, into, LIMITS, progress=lambda at, total: shown.append(at))
     assert done == Unpacked(3, 303)
     assert tree(into) == FILES
-    assert told == [300, 303, 303, 303]
+    assert shown == [300, 303, 303, 303]
 
 
 def test_zips_unpack_without_their_top_folder(tmp_path: Path, into: Path) -> None:
     archive = zipped(tmp_path / "a.zip", [("top/", b""), *FILES.items()])
-    told: list[int | None] = []
-    assert unpack(archive, into, ROOM, strip=1, progress=lambda at, total: told.append(total)) == Unpacked(3, 303)
+    shown: list[int | None] = []
+    assert unpack(archive, into, LIMITS, strip=1, progress=lambda at, total: shown.append(total)) == Unpacked(3, 303)
     assert tree(into) == {name.removeprefix("top/"): content for name, content in FILES.items()}
-    assert set(told) == {303}
+    assert set(shown) == {303}
 
 
 def test_permissions_of_the_archive_are_not_taken_over(tmp_path: Path, into: Path) -> None:
     info = tarfile.TarInfo("a.sh")
     info.size, info.mode = 3, 0o6777
-    unpack(tar(tmp_path / "a.tar", [info], "w"), into, ROOM)
-    unpack(zipped(tmp_path / "a.zip", [zip_special("b.sh", stat.S_IFREG | 0o6777)]), into, ROOM)
+    unpack(tar(tmp_path / "a.tar", [info], "w"), into, LIMITS)
+    unpack(zipped(tmp_path / "a.zip", [zip_special("b.sh", stat.S_IFREG | 0o6777)]), into, LIMITS)
     for name in ("a.sh", "b.sh"):
         assert (into / name).stat().st_mode & (stat.S_ISUID | stat.S_ISGID | 0o111) == 0
 
@@ -175,12 +175,12 @@ def test_bombs_are_refused_before_they_burst(tmp_path: Path, into: Path) -> None
         unpack(many, into, Limits(files=10, bytes=10))
 
 
-def test_a_zip_that_lies_about_its_sizes_gives_no_more_than_it_declares(tmp_path: Path, into: Path) -> None:
+def test_a_zip_with_false_sizes_gives_no_more_than_it_declares(tmp_path: Path, into: Path) -> None:
     archive = zipped(tmp_path / "a.zip", [("a.wav", bytes(500_000))])
     content = bytearray(archive.read_bytes())
-    for mark, at in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
-        place = content.index(mark) + at
-        content[place : place + 4] = (10).to_bytes(4, "little")
+    for signature, at in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
+        start = content.index(signature) + at
+        content[start : start + 4] = (10).to_bytes(4, "little")
     archive.write_bytes(content)
     refused(archive, into, "damaged or not an archive")
     assert sum(map(len, tree(into).values())) <= 10
@@ -201,8 +201,8 @@ def test_damaged_archives_are_reported(tmp_path: Path, into: Path, mode: str) ->
     members: list[tuple[str, bytes]] = [("a.wav", NOISE), ("b.wav", NOISE[:300])]
     archive = zipped(tmp_path / "a", list(members)) if mode == "zip" else tar(tmp_path / "a", list(members), mode)
     content = bytearray(archive.read_bytes())
-    for place in range(60, 100):
-        content[place] ^= 0x5A
+    for at in range(60, 100):
+        content[at] ^= 0x5A
     archive.write_bytes(content)
     refused(archive, into, "damaged or not an archive")
 
@@ -216,4 +216,4 @@ def test_what_is_no_archive_is_reported(tmp_path: Path, into: Path) -> None:
 
 def test_files_beside_the_top_folder_are_refused(tmp_path: Path, into: Path) -> None:
     with pytest.raises(ArchiveError, match=r"readme\.txt is beside the set's folder"):
-        unpack(zipped(tmp_path / "a.zip", [("readme.txt", b"1")]), into, ROOM, strip=1)
+        unpack(zipped(tmp_path / "a.zip", [("readme.txt", b"1")]), into, LIMITS, strip=1)

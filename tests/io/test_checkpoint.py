@@ -1,4 +1,4 @@
-"""Folders whole or not at all, run states in their order, and what a damaged file says."""
+"""Model folders and run states: exact, in order, and each damage named."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def flip(path: Path, at: int) -> None:
 # Models
 
 
-def test_a_full_disk_is_said_when_safetensors_meets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_in_safetensors_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:  # what safetensors 0.8 raised on a full tmpfs
         raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
@@ -149,7 +149,7 @@ def test_an_old_state_goes_only_after_the_new_one_is_there(tmp_path: Path, monke
     assert names(tmp_path) == {"step-00000001"}
 
 
-def test_left_overs_are_no_states_and_the_next_save_cleans_them(tmp_path: Path) -> None:
+def test_drafts_are_no_states_and_the_next_save_removes_them(tmp_path: Path) -> None:
     (tmp_path / ".step-00000009.tmp-123").mkdir()
     (tmp_path / ".step-00000009.tmp-123" / "state.safetensors").write_bytes(b"half")
     assert latest_state(tmp_path) is None

@@ -62,7 +62,7 @@ def test_a_pipe_with_a_writer_is_read_to_its_end(odd: dict[str, str], delay: flo
     writer.join()
 
 
-DOORS: dict[str, Callable[[str], object]] = {
+READERS: dict[str, Callable[[str], object]] = {
     "recording": files.probe,
     "whole recording": files.inspect,
     "table": lambda path: tables.read_table(_named(path, ".csv")),
@@ -80,12 +80,12 @@ def _named(path: str, suffix: str) -> Path:
     return made
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_every_reader_refuses_them(odd: dict[str, str], door: str) -> None:
+@pytest.mark.parametrize("reader", READERS)
+def test_every_reader_refuses_them(odd: dict[str, str], reader: str) -> None:
     for kind, path in odd.items():
         began = time.monotonic()
         with pytest.raises(AsitError, match=f"it is {kind}"):
-            DOORS[door](path)
+            READERS[reader](path)
         assert not is_catalogue(Path(path))
         assert time.monotonic() - began < 5
 

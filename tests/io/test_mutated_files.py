@@ -65,7 +65,7 @@ SHARED: dict[str, Any] = {"epochs": 1, "batch_size": 2, "device": "cpu", "precis
                           "threads": 1, "front_end": FRONT_END, "encoder": SHAPE}  # fmt: skip
 RECORDS = {"log_every": 1, "checkpoint_every": 2, "keep": 2, "tensorboard": False, "figure_every": 0}
 
-# What is put in place of a value. Texts of JSON, so that numbers stand in the file as they are here.
+# What is put in path of a value. Texts of JSON, so that numbers stand in the file as they are here.
 ODD = [
     "null", "true", "false", "0", "-1", "1", "1.5", "-0.0", "1e308", "-1e308", "1e400", "NaN", "Infinity", "-Infinity",
     "9223372036854775807", "9223372036854775808", "-9223372036854775809", "18446744073709551616", "1" + "0" * 5000,
@@ -104,16 +104,16 @@ def nodes(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
             yield from nodes(inner, (*path, key))
 
 
-MARK = "\x01odd\x01"
+TOKEN = "\x01odd\x01"
 
 
 def mutated_value(value: Any, draw: random.Random) -> tuple[Any, str]:
-    """A value of JSON with one of its nodes replaced by `MARK`, removed or renamed, and the text for the mark."""
+    """A value of JSON with one of its nodes replaced by `TOKEN`, removed or renamed, and the text for it."""
     value = json.loads(json.dumps(value))
     path = draw.choice(list(nodes(value)))
     text = draw.choice(ODD)
     if not path:
-        return MARK, text
+        return TOKEN, text
     at = value
     for key in path[:-1]:
         at = at[key]
@@ -125,7 +125,7 @@ def mutated_value(value: Any, draw: random.Random) -> tuple[Any, str]:
     elif kind == 2 and isinstance(at[path[-1]], int | float) and not isinstance(at[path[-1]], bool):
         at[path[-1]] *= draw.choice([-1, 0, 2, 1e9, 1e30, 0.5])
     else:
-        at[path[-1]] = MARK
+        at[path[-1]] = TOKEN
     return value, text
 
 
@@ -133,7 +133,7 @@ def mutated_json(data: bytes, draw: random.Random) -> bytes:
     if draw.random() < 0.3:
         return mutated_bytes(data, draw)
     value, text = mutated_value(json.loads(data), draw)
-    return json.dumps(value).replace(json.dumps(MARK), text).encode("utf-8", "surrogatepass")
+    return json.dumps(value).replace(json.dumps(TOKEN), text).encode("utf-8", "surrogatepass")
 
 
 def mutated_lines(data: bytes, draw: random.Random) -> bytes:
@@ -195,7 +195,7 @@ def mutated_header(data: bytes, draw: random.Random) -> bytes:
         header[name], header[other] = header[other], header[name]
     else:
         changed, text = mutated_value(header, draw)
-        packed = json.dumps(changed).replace(json.dumps(MARK), text).encode("utf-8", "surrogatepass")
+        packed = json.dumps(changed).replace(json.dumps(TOKEN), text).encode("utf-8", "surrogatepass")
         return struct.pack("<Q", len(packed)) + packed + rest
     packed = json.dumps(header).encode("utf-8", "surrogatepass")
     return struct.pack("<Q", len(packed)) + packed + rest
@@ -245,23 +245,8 @@ def mutated_text(data: bytes, draw: random.Random) -> bytes:
         return mutated_bytes(data, draw)
     rows = [line.split(",") for line in data.decode().split("\n")]
     row = draw.choice(rows)
-    odd = [
-        "",
-        '"',
-        '""',
-        "\0",
-        "\r",
-        "nan",
-        "1e400",
-        "-1",
-        "9" * 5000,
-        "a;b:2",
-        "x:",
-        ":",
-        "=1+1",
-        "y" * 200_000,
-        "\udcff",
-    ]
+    odd = ["", '"', '""', "\0", "\r", "nan", "1e400", "-1", "9" * 5000, "a;b:2", "x:", ":", "=1+1", "y" * 200_000]
+    odd.append("\udcff")
     row[draw.randrange(len(row))] = draw.choice(odd)
     if draw.random() < 0.2:
         row.append("more")
@@ -282,7 +267,7 @@ def classifier() -> AudioModel:
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, its folder for transformers, a run of each kind, an index, tables, caches: small and whole."""
+    """A model, its folder for transformers, a run of each kind, an index, tables, caches: all small."""
     root = tmp_path_factory.mktemp("originals")
     (root / "sounds").mkdir()
     rows = []
@@ -330,28 +315,28 @@ def with_hash(folder: Path, facts: str, weights: str) -> None:
         pass
 
 
-def load(place: Path) -> None:
-    model = asit.load(place)
+def load(path: Path) -> None:
+    model = asit.load(path)
     model.embed(np.zeros(4000, np.float32))
     model.card  # noqa: B018
-    model_info.describe(place)
+    model_info.describe(path)
 
 
-def load_weights(place: Path) -> None:
-    with_hash(place, "card.json", "model.safetensors")
-    load(place)
+def load_weights(path: Path) -> None:
+    with_hash(path, "card.json", "model.safetensors")
+    load(path)
 
 
-def read_index(place: Path) -> None:
-    card = json.loads((place / "card.json").read_bytes())
+def read_index(path: Path) -> None:
+    card = json.loads((path / "card.json").read_bytes())
     if isinstance(card, dict) and isinstance(card.get("sha256"), dict):
-        card["sha256"] = {name: hashlib.sha256((place / name).read_bytes()).hexdigest() for name in card["sha256"]}
-        (place / "card.json").write_text(json.dumps(card))
-    read_index_as_it_is(place)
+        card["sha256"] = {name: hashlib.sha256((path / name).read_bytes()).hexdigest() for name in card["sha256"]}
+        (path / "card.json").write_text(json.dumps(card))
+    read_index_as_it_is(path)
 
 
-def read_index_as_it_is(place: Path) -> None:
-    index = search.Index.read(place)
+def read_index_as_it_is(path: Path) -> None:
+    index = search.Index.read(path)
     index.nearest(np.ones(index.vectors.shape[1], np.float32), 3)
 
 
@@ -370,16 +355,16 @@ def resume(run: Path, change: bool = True) -> None:
     go(begun, resume=True)
 
 
-def read_catalogue(place: Path) -> None:
-    found = Catalogue.read(place, look=False)
+def read_catalogue(path: Path) -> None:
+    found = Catalogue.read(path, look=False)
     found.digest  # noqa: B018
     found.ids()
     b"".join(found.lines("."))
     [dataclasses.asdict(found[i]) for i in range(len(found))]
 
 
-def read_cache(place: Path) -> None:
-    shelf = feature_cache.Store(place).shelf("x")
+def read_cache(path: Path) -> None:
+    shelf = feature_cache.Store(path).shelf("x")
     for key in (bytes(20), bytes([1] * 20), bytes([2] * 20)):
         shelf.get(key)
 
@@ -389,17 +374,17 @@ def write_card(run: Path) -> None:
     huggingface.write(model, run.parent / "out", run=run, overwrite=True)
 
 
-def summarise(place: Path) -> None:
+def summarise(path: Path) -> None:
     again = "again"
-    with parsing.as_written(place, again):
+    with parsing.as_written(path, again):
         cross_validation.summarise(
-            [("1", parsing.json_object(place, AsitError)), ("2", parsing.json_object(place, AsitError))]
+            [("1", parsing.json_object(path, AsitError)), ("2", parsing.json_object(path, AsitError))]
         )
 
 
-def cut(place: Path) -> None:
-    metrics_log._cut(place, 2)
-    for line, _ in metrics_log.lines(place):
+def cut(path: Path) -> None:
+    metrics_log._cut(path, 2)
+    for line, _ in metrics_log.lines(path):
         json.loads(line)
 
 
@@ -515,21 +500,21 @@ def case(target: Target, number: int, originals: Path, at: Path) -> tuple[str, s
     if source.is_dir():
         kind = ".npz" if target.mutate is mutated_npz else ".safetensors"
         source = draw.choice(sorted(source.rglob(f"*{kind}")))
-    place = at / (source.relative_to(originals) if target.folder else source.name)
+    path = at / (source.relative_to(originals) if target.folder else source.name)
     data = source.read_bytes()
     more = (at / "scratch.npz",) if target.mutate is mutated_npz else ()
     changed = target.mutate(data, draw, *more)
     for path in more:
         path.unlink(missing_ok=True)
-    place.write_bytes(changed)
-    given = at / target.folder if target.folder else place
+    path.write_bytes(changed)
+    given = at / target.folder if target.folder else path
     try:
         with watched() as begun:
             target.read(given)
     except AsitError as error:
-        told = str(error)
-        if not re.search(r"[^\s]", told) or len(told) > 20_000:
-            return "a message that cannot be read", repr(told[:200])
+        message = str(error)
+        if not re.search(r"[^\s]", message) or len(message) > 20_000:
+            return "a message that cannot be read", repr(message[:200])
         ended = "refused"
     except HangError:
         return "took too long", traceback.format_exc()

@@ -1,4 +1,4 @@
-"""Two processes with one --out: the second is told who writes there, or the last one to end has written all of it."""
+"""Two processes with one --out: the second is refused with the name of the first, or the last one to end wins."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("verb", LONG)
-def test_a_second_writer_is_told_of_the_first(verb: str, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_writer_is_refused(verb: str, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = Path(LONG[verb].partition("--out ")[2].split()[0])
     with lock.writing(out.absolute()):
         assert cli.main(LONG[verb].split()) == 2

@@ -142,8 +142,8 @@ def test_a_heartbeat_on_another_machine_is_respected(tmp_path: Path, monkeypatch
     thread = threading.Thread(target=count)
     thread.start()
     try:
-        told = pytest.raises(ConfigError, match=re.escape("process 4711 on node7, since 1970"))
-        with told, lock.held(run, times=QUICK):
+        refused = pytest.raises(ConfigError, match=re.escape("process 4711 on node7, since 1970"))
+        with refused, lock.held(run, times=QUICK):
             pass
     finally:
         ended.set()
@@ -154,8 +154,8 @@ def test_a_lock_that_a_file_server_keeps_is_an_error(tmp_path: Path) -> None:
     file = left_by(tmp_path / "run", ELSEWHERE)
     with file.open() as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        told = pytest.raises(ConfigError, match=r"no sign of life(.|\n)*process 4711(.|\n)*remove")
-        with told as caught, lock.held(tmp_path / "run", times=QUICK):
+        refused = pytest.raises(ConfigError, match=r"no sign of life(.|\n)*process 4711(.|\n)*remove")
+        with refused as caught, lock.held(tmp_path / "run", times=QUICK):
             pass
     assert str(file) in caught.value.remedy
 
