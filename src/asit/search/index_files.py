@@ -27,7 +27,7 @@ from asit.search.recordings import Source
 
 KIND, FORMAT = "audio-index", 1
 EXACT_MOST = 100_000
-"""Rows up to which a search compares every row; times are in docs/search.md."""
+"""Rows up to which a search compares every row; times are in docs/speed.md."""
 ROW = np.dtype([("file", "<u4"), ("start", "<f8"), ("end", "<f8")])
 """A row: index of its recording in sources.jsonl, start and end in s from the beginning of the file or tar member."""
 CARD, VECTORS, ROWS = "card.json", "vectors.npy", "rows.npy"
