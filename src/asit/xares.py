@@ -72,5 +72,5 @@ class AsitEncoder(nn.Module):
         Raises:
             AudioError: audio of another shape, empty or not finite.
         """
-        waves = audio[None] if audio.ndim == 1 else audio
-        return regular_frames(self.model, waves, self.hop, self.layer, self.precision, self.batch).to(audio.device)
+        waveforms = audio[None] if audio.ndim == 1 else audio
+        return regular_frames(self.model, waveforms, self.hop, self.layer, self.precision, self.batch).to(audio.device)

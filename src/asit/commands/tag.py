@@ -179,8 +179,8 @@ def _rows(tags: Tags, options: TagOptions, multi: bool, start: float) -> list[la
 
 
 def _by_window(options: TagOptions) -> bool:
-    asked = options.windows or options.window is not None or options.hop is not None
-    return asked and not options.segments
+    windows = options.windows or options.window is not None or options.hop is not None
+    return windows and not options.segments
 
 
 @contextmanager

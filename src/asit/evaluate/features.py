@@ -296,9 +296,9 @@ class _Gathered:
                 "clips that can be read",
                 "mend these files",
             )
-        whole = len(kept) == len(self.read)
+        complete = len(kept) == len(self.read)
         vectors: dict[str, dict[str, npt.NDArray[np.float32]]] = {name: {} for name in wanted}
         for (name, kind), table in self.vectors.items():
-            vectors[name][kind] = table if whole else table[kept]
+            vectors[name][kind] = table if complete else table[kept]
         tokens = {name: [of[i] for i in kept.tolist()] for name, of in self.tokens.items()}
         return Collected(vectors, tokens, kept, self.bad, self.cached)

@@ -340,7 +340,7 @@ def _write(
         graph.save(to / files.GRAPH)
         names.append(files.GRAPH)
         method = {"search": "graph", "graph": hnsw.PARAMETERS}
-    whole = {
+    contents = {
         "kind": files.KIND,
         "format": files.FORMAT,
         "asit": importlib.metadata.version("asit-audio"),
@@ -352,4 +352,4 @@ def _write(
         **method,
         "sha256": {name: files.sha256(to / name) for name in names},
     }
-    (to / files.CARD).write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    (to / files.CARD).write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")

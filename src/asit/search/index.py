@@ -167,17 +167,17 @@ class Index:
         Raises:
             ConfigError: a vector of another width, or not finite, or a k below 1.
         """
-        asked = np.asarray(vector, np.float64)
-        length = float(np.linalg.norm(asked)) if asked.shape == (self.card["width"],) else 0.0
+        query = np.asarray(vector, np.float64)
+        length = float(np.linalg.norm(query)) if query.shape == (self.card["width"],) else 0.0
         if not 0 < length < math.inf:
             raise ConfigError(
-                f"a vector of shape {asked.shape}" + (" that is zero or not finite" if asked.ndim == 1 else ""),
+                f"a vector of shape {query.shape}" + (" that is zero or not finite" if query.ndim == 1 else ""),
                 f"({self.card['width']},) finite numbers",
                 "make it with Index.query(model.embed(sound)), by the model of the index",
             )
         if k < 1:
             raise ConfigError(f"k is {k}", "at least 1", "ask for one neighbour or more")
-        unit = (asked / length).astype(np.float32)
+        unit = (query / length).astype(np.float32)
         out = np.empty(0, np.int64) if without is None else without
         if self.graph is None:
             scores = self._matrix @ unit
@@ -243,8 +243,8 @@ class Index:
                     waiting = []
         return (total + self._sum(waiting, model)).astype(np.float32)
 
-    def _sum(self, waves: list[embed_windows.Wave], model: AudioModel) -> npt.NDArray[np.float64]:
-        found = model.embed_batch(waves, layer=self.card["layer"], precision=self.card["precision"], patches=False)
+    def _sum(self, waveforms: list[embed_windows.Wave], model: AudioModel) -> npt.NDArray[np.float64]:
+        found = model.embed_batch(waveforms, layer=self.card["layer"], precision=self.card["precision"], patches=False)
         return np.sum([self.query(one) for one in found] or [np.zeros(self.card["width"])], axis=0, dtype=np.float64)
 
     def rows_of(

@@ -120,9 +120,9 @@ class Blender:
         taken: list[_Columns] = []
         for shift, count in enumerate(counts):
             if count:
-                whole = _join(self._done[shift])
-                self._done[shift] = [tuple(one[count:] for one in whole)]
-                taken.append(tuple(one[:count] for one in whole))
+                joined = _join(self._done[shift])
+                self._done[shift] = [tuple(one[count:] for one in joined)]
+                taken.append(tuple(one[:count] for one in joined))
         # The passes' columns in turn; at the sound's end the first passes may have one more than the later ones.
         least = min(counts)
         ends = [tuple(one[least:] for one in columns) for columns in taken]

@@ -273,7 +273,7 @@ def tagger_of(
     return Tagger(encoder, front_end, head, labels.classes, labels.multi, precision, size, step)
 
 
-def training_input(front_end: FrontEnd, frames: int, longest: float, waves: Tensor) -> Tensor:
+def training_input(front_end: FrontEnd, frames: int, longest: float, waveforms: Tensor) -> Tensor:
     """Return waveforms (R, S) as the network's input of the training length: (R, 1, T, F) with T = `frames`.
 
     Args:
@@ -284,28 +284,30 @@ def training_input(front_end: FrontEnd, frames: int, longest: float, waves: Tens
     """
     rate, need = front_end.settings.rate, front_end.samples_for(frames)
     most = max(need, round(longest * rate) + 1) if longest else need
-    if not isinstance(waves, Tensor):
+    if not isinstance(waveforms, Tensor):
         raise AudioError(
-            f"waves that are a {type(waves).__name__}", "a tensor (rows, samples)", "wrap an array in torch.from_numpy"
+            f"waveforms that are a {type(waveforms).__name__}",
+            "a tensor (rows, samples)",
+            "wrap an array in torch.from_numpy",
         )
-    turned = is_transposed(waves.shape)
-    if waves.ndim != 2 or not waves.is_floating_point() or not 0 < waves.shape[1] <= most or turned:
+    transposed = is_transposed(waveforms.shape)
+    if waveforms.ndim != 2 or not waveforms.is_floating_point() or not 0 < waveforms.shape[1] <= most or transposed:
         raise AudioError(
-            f"waves of shape {tuple(waves.shape)}, {waves.dtype}",
+            f"waveforms of shape {tuple(waveforms.shape)}, {waveforms.dtype}",
             f"(rows, samples) floats of 1 to {most} samples ({most / rate:.3f} s at {rate} Hz)",
-            "turn the axes" if turned else "cut a longer clip into windows of that length",
+            "turn the axes" if transposed else "cut a longer clip into windows of that length",
         )
-    if not waves.isfinite().all():
-        bad = (~waves.isfinite().all(1)).nonzero().flatten().tolist()
+    if not waveforms.isfinite().all():
+        bad = (~waveforms.isfinite().all(1)).nonzero().flatten().tolist()
         raise AudioError(
-            f"{len(bad)} of {len(waves)} waves hold samples that are not finite (rows {bad[:3]})",
+            f"{len(bad)} of {len(waveforms)} waveforms hold samples that are not finite (rows {bad[:3]})",
             "numbers in [-1, 1]",
             "mend them or leave them out",
         )
-    if waves.shape[1] < need:
-        waves = torch.stack([front_end.pad(wave, need) for wave in waves])
+    if waveforms.shape[1] < need:
+        waveforms = torch.stack([front_end.pad(wave, need) for wave in waveforms])
     # Single precision first: not every device has double.
-    logmel = front_end.fbank(waves.float().to(front_end.hann.device))[:, :frames]
+    logmel = front_end.fbank(waveforms.float().to(front_end.hann.device))[:, :frames]
     if logmel.shape[1] < frames:
         logmel = torch.stack([front_end.pad_frames(one, frames) for one in logmel])
     return front_end.normalise(logmel).unsqueeze(1)
