@@ -10,14 +10,9 @@ from sklearn.metrics import average_precision_score
 from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
+from asit.errors import AsitError
 from asit.evaluate.probes import knn_scores, one_hot
-from asit.evaluate.ridge import (
-    FEW_CLIPS_PENALTY,
-    PENALTIES,
-    principal_components,
-    ridge_scores,
-    stratified_folds,
-)
+from asit.evaluate.ridge import FEW_CLIPS_PENALTY, PENALTIES, principal_components, ridge_scores, stratified_folds
 
 
 def multi_label_clips(n: int, seed: int, classes: int = 4, width: int = 30) -> tuple[np.ndarray, np.ndarray]:
@@ -109,3 +104,24 @@ def test_a_constant_feature_changes_no_score() -> None:
     for scores in (lambda *a: ridge_scores(*a, criterion="mAP", seed=0), knn_scores):
         np.testing.assert_allclose(scores(constant, targets, constant).scores, scores(x, targets, x).scores, atol=1e-4)
     assert np.isfinite(ridge_scores(constant, targets, moved, criterion="mAP", seed=0).scores).all()
+
+
+def test_penalty_for_new_groups_is_stronger_where_features_identify_the_group() -> None:
+    """Each speaker says one word and has its own voice: folds that split a speaker reward learning the voice."""
+    rng = np.random.default_rng(0)
+    speaker = np.repeat(np.arange(30), 20)
+    y = rng.integers(0, 2, 30)[speaker]
+    word = (2 * y[:, None] - 1) * 0.3 + rng.normal(size=(600, 5))
+    voice = rng.normal(size=(30, 60))[speaker] + 0.05 * rng.normal(size=(600, 60))
+    x = np.concatenate([word, voice], 1).astype(np.float32)
+    targets = one_hot(y, 2)
+    mixed, apart = (
+        ridge_scores(x, targets, x, criterion="accuracy", seed=0, groups=groups) for groups in (None, speaker)
+    )
+    assert mixed.regularisation is not None
+    assert apart.regularisation is not None
+    assert apart.regularisation > 10 * mixed.regularisation
+    assert apart.chosen_by == "accuracy over 5 folds of the training groups"
+    for groups, message in ((np.zeros(600), "a single group"), (speaker[1:], r"groups of shape \(599,\)")):
+        with pytest.raises(AsitError, match=message):
+            ridge_scores(x, targets, x, criterion="accuracy", seed=0, groups=groups)

@@ -8,12 +8,7 @@ from typing import Any
 from asit.config import PretrainSettings, presets
 from asit.demo.demo_dataset import build_dataset
 from asit.errors import AsitError
-from asit.evaluate.baseline_comparison import (
-    HEADLINE,
-    BaselineComparison,
-    compare_with_baselines,
-    labelled_clips,
-)
+from asit.evaluate.baseline_comparison import HEADLINE, BaselineComparison, compare_with_baselines, labelled_clips
 from asit.evaluate.feature_readers import UNTRAINED
 from asit.model.audio_model import AudioModel
 from asit.pretrain import pretrain_run

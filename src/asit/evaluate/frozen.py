@@ -65,12 +65,7 @@ def open_catalogue(data: str, model: AudioModel, world: World, *, bad_files: flo
 
 
 def evaluate_frozen(
-    model: AudioModel,
-    catalogue: Catalogue,
-    settings: FrozenSettings,
-    *,
-    world: World,
-    store: Store | None = None,
+    model: AudioModel, catalogue: Catalogue, settings: FrozenSettings, *, world: World, store: Store | None = None
 ) -> FrozenScores | None:
     """Fit and score probes; the features of each clip are computed once for all of them.
 
@@ -181,12 +176,7 @@ def _all_splits(catalogue: Catalogue, labels: Labels, settings: FrozenSettings) 
 
 def _checked_splits(catalogue: Catalogue, labels: Labels, settings: FrozenSettings, fold: str | None) -> Splits:
     splits = make_splits(
-        catalogue,
-        train=settings.train,
-        validation=settings.validation,
-        test=settings.test,
-        fold=fold,
-        labels=labels,
+        catalogue, train=settings.train, validation=settings.validation, test=settings.test, fold=fold, labels=labels
     )
     if settings.unseen == "skip":
         splits = drop_unseen_classes(labels, splits)

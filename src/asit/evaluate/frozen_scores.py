@@ -62,13 +62,7 @@ class ProbeScorer:
     """
 
     def __init__(
-        self,
-        catalogue: Catalogue,
-        labels: Labels,
-        found: Collected,
-        rows: Rows,
-        settings: FrozenSettings,
-        world: World,
+        self, catalogue: Catalogue, labels: Labels, found: Collected, rows: Rows, settings: FrozenSettings, world: World
     ) -> None:
         self.catalogue, self.labels, self.found, self.settings = catalogue, labels, found, settings
         self.device = world.device

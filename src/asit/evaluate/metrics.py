@@ -15,15 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from asit.errors import AsitError
 from asit.evaluate.bootstrap import DRAWS, Units, interval
-from asit.evaluate.ranking import (
-    Floats,
-    Targets,
-    d_prime,
-    positives,
-    ranking,
-    ranking_draws,
-    score_table,
-)
+from asit.evaluate.ranking import Floats, Targets, d_prime, positives, ranking, ranking_draws, score_table
 
 SingleMetric: TypeAlias = Literal["accuracy", "balanced_accuracy", "macro_f1", "top5_accuracy"]
 Metric: TypeAlias = Literal["accuracy", "balanced_accuracy", "macro_f1", "top5_accuracy", "mAP", "mAUC"]

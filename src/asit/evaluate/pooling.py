@@ -53,9 +53,7 @@ def pool(cls: Tensor, patches: Tensor, grid: tuple[int, int], kind: Pooling) -> 
     if kind == "mean+std":
         return torch.cat([patches.mean(1), patches.std(1, correction=0)], 1)
     raise AsitError(
-        f"pooling {kind!r}",
-        "class, mean, class+mean, time-mean, mel-mean or mean+std",
-        "choose one of these",
+        f"pooling {kind!r}", "class, mean, class+mean, time-mean, mel-mean or mean+std", "choose one of these"
     )
 
 

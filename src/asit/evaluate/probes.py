@@ -1,4 +1,4 @@
-"""Linear and nearest-neighbour probes of frozen features: scores of clips, and accuracy on a test split.
+"""Linear and nearest-neighbour (k-NN) probes of frozen features.
 
 Letters: N training clips, n scored clips, D feature width, C classes.
 """
@@ -6,7 +6,6 @@ Letters: N training clips, n scored clips, D feature width, C classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -29,28 +28,19 @@ class ProbeResult:
 
     Attributes:
         accuracy: share of correct test clips.
-        interval: its 95 % bootstrap interval over test clips, or over whole test groups where they are given.
+        interval: its 95 % bootstrap interval over test clips.
         clips: number of test clips.
-        regularisation: the ridge penalty chosen on the training split; None for k-NN.
-        per_class: class -> share of its test clips that are correct (classes without test clips are left out).
+        regularisation: the ridge penalty chosen on the training split.
     """
 
     accuracy: float
     interval: tuple[float, float]
     clips: int
     regularisation: float | None
-    per_class: dict[str, float]
 
 
 def linear_probe(
-    train_x: ArrayLike,
-    train_y: ArrayLike,
-    test_x: ArrayLike,
-    test_y: ArrayLike,
-    *,
-    seed: int,
-    groups: ArrayLike | None = None,
-    test_groups: ArrayLike | None = None,
+    train_x: ArrayLike, train_y: ArrayLike, test_x: ArrayLike, test_y: ArrayLike, *, seed: int
 ) -> ProbeResult:
     """Compute the test accuracy of ridge regression (`asit.evaluate.ridge`) on frozen features.
 
@@ -60,42 +50,19 @@ def linear_probe(
         train_x, test_x: (N, D) and (n, D) features.
         train_y, test_y: (N,) and (n,) labels, integers or strings.
         seed: of the folds and the bootstrap.
-        groups: (N,) groups, such as speakers, of the training clips, each kept within one fold: the penalty is then
-            chosen for groups that are not in the training split.
-        test_groups: (n,) groups of the test clips: the bootstrap draws whole groups, since clips of one speaker are
-            not independent.
 
     Raises:
         AsitError: features that are not finite, shapes that disagree, fewer than two classes, a class with one
             training clip, or test labels that are not in the training split.
     """
-    x, y, test, truth, classes = _checked(train_x, train_y, test_x, test_y)
-    if groups is None and np.bincount(y).min() < 2:
-        raise AsitError(
-            "a class with a single training clip",
-            "at least two, to choose the regularisation by cross-validation",
-            "add clips, or leave that class out",
-        )
+    x, y, test, truth = _checked(train_x, train_y, test_x, test_y)
     rng = np.random.default_rng(seed)
-    targets = one_hot(y, len(classes))
-    scored = ridge_scores(x, targets, test, criterion="accuracy", seed=seed, groups=groups, rng=rng)
-    return _result(scored, truth, classes, rng, test_groups)
-
-
-def knn_probe(
-    train_x: ArrayLike,
-    train_y: ArrayLike,
-    test_x: ArrayLike,
-    test_y: ArrayLike,
-    k: int = NEIGHBOURS,
-    *,
-    seed: int = 0,
-    test_groups: ArrayLike | None = None,
-) -> ProbeResult:
-    """Compute the test accuracy of the k nearest neighbours; see `knn_scores`, and `linear_probe` for the arguments."""
-    x, y, test, truth, classes = _checked(train_x, train_y, test_x, test_y)
-    scored = knn_scores(x, one_hot(y, len(classes)), test, k=k)
-    return _result(scored, truth, classes, np.random.default_rng(seed), test_groups)
+    scored = ridge_scores(x, one_hot(y, int(y.max()) + 1), test, criterion="accuracy", seed=seed, rng=rng)
+    correct = scored.scores.argmax(1) == truth
+    # Resampling the clips of a 0/1 score is a binomial draw.
+    draws = rng.binomial(len(correct), correct.mean(), DRAWS) / len(correct)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return ProbeResult(float(correct.mean()), (float(low), float(high)), len(correct), scored.regularisation)
 
 
 def knn_scores(train_x: Floats, targets: Floats, x: Floats, *, k: int = NEIGHBOURS) -> ProbeScores:
@@ -131,8 +98,8 @@ def one_hot(indices: NDArray[np.int64], classes: int) -> Floats:
 
 def _checked(
     train_x: ArrayLike, train_y: ArrayLike, test_x: ArrayLike, test_y: ArrayLike
-) -> tuple[Floats, NDArray[np.int64], Floats, NDArray[np.int64], NDArray[Any]]:
-    """Check both splits and turn labels into indices of the sorted training classes, which come last."""
+) -> tuple[Floats, NDArray[np.int64], Floats, NDArray[np.int64]]:
+    """Check both splits and turn labels into indices of the sorted training classes."""
     train, test = np.asarray(train_x, np.float32), np.asarray(test_x, np.float32)
     train_labels, test_labels = np.asarray(train_y), np.asarray(test_y)
     for split, x, labels in (("train", train, train_labels), ("test", test, test_labels)):
@@ -158,6 +125,12 @@ def _checked(
     classes, y = np.unique(train_labels, return_inverse=True)
     if len(classes) < 2:
         raise AsitError(f"one class only, {classes[0]!r}", "two or more classes", "check the label column")
+    if np.bincount(y).min() < 2:
+        raise AsitError(
+            "a class with a single training clip",
+            "at least two, to choose the regularisation by cross-validation",
+            "add clips, or leave that class out",
+        )
     unknown = sorted(set(test_labels.tolist()) - set(classes.tolist()))
     if unknown:
         raise AsitError(
@@ -165,36 +138,7 @@ def _checked(
             "test labels among those of the training split",
             "check the split, or leave these clips out",
         )
-    return train, y.astype(np.int64), test, np.searchsorted(classes, test_labels).astype(np.int64), classes
-
-
-def _result(
-    scored: ProbeScores,
-    truth: NDArray[np.int64],
-    classes: NDArray[Any],
-    rng: np.random.Generator,
-    groups: ArrayLike | None,
-) -> ProbeResult:
-    correct = scored.scores.argmax(1) == truth
-    clips = np.bincount(truth, minlength=len(classes))
-    hits = np.bincount(truth, weights=correct, minlength=len(classes))
-    if groups is None:  # resampling the clips of a 0/1 score is a binomial draw
-        draws = rng.binomial(len(correct), correct.mean(), DRAWS) / len(correct)
-    else:
-        _, member = np.unique(np.asarray(groups), return_inverse=True)
-        if member.shape != truth.shape:
-            raise AsitError(f"test groups of shape {member.shape}", f"{truth.shape}", "pass one group per test clip")
-        sizes = np.bincount(member)
-        times = rng.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), DRAWS)
-        draws = (times @ np.bincount(member, weights=correct)) / (times @ sizes)
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return ProbeResult(
-        accuracy=float(correct.mean()),
-        interval=(float(low), float(high)),
-        clips=len(correct),
-        regularisation=scored.regularisation,
-        per_class={str(classes[c]): float(hits[c] / clips[c]) for c in np.flatnonzero(clips)},
-    )
+    return train, y.astype(np.int64), test, np.searchsorted(classes, test_labels).astype(np.int64)
 
 
 def _unit(x: Floats) -> Floats:

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from asit.errors import AsitError
 from asit.evaluate.ridge import Floats, ProbeScores
@@ -219,13 +220,10 @@ def _held_out(targets: Floats, multi: bool, share: float, rng: np.random.Generat
 
 def _batch(tokens: Tokens, rows: NDArray[np.int64], device: torch.device) -> tuple[Tensor, Tensor]:
     """Return tokens of these clips (R, P, D) float32, padded with zeros, and the mask of those that are not padding."""
-    found = [tokens[row] for row in rows.tolist()]
-    counts = np.array([len(one) for one in found])
-    out = np.zeros((len(found), counts.max(), found[0].shape[1]), np.float16)
-    for row, one in zip(out, found, strict=True):
-        row[: len(one)] = one
-    valid = np.arange(counts.max()) < counts[:, None]
-    return torch.from_numpy(out).to(device).float(), torch.from_numpy(valid).to(device)
+    found = [torch.from_numpy(tokens[row]) for row in rows.tolist()]
+    batch = pad_sequence(found, batch_first=True)
+    valid = torch.arange(batch.shape[1]) < torch.tensor([len(one) for one in found])[:, None]
+    return batch.to(device).float(), valid.to(device)
 
 
 @torch.no_grad()

@@ -83,12 +83,7 @@ def result_record(
 
 
 def label_metrics(
-    scored: ClipScores,
-    labels: Labels,
-    *,
-    groups: npt.NDArray[Any] | None = None,
-    seed: int = 0,
-    draws: int = DRAWS,
+    scored: ClipScores, labels: Labels, *, groups: npt.NDArray[Any] | None = None, seed: int = 0, draws: int = DRAWS
 ) -> dict[str, Any]:
     """Compute `multi_label` or `single_label` of `asit.evaluate.metrics`; `groups` are those of the scored clips."""
     part = labels.take(scored.rows)

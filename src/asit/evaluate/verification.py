@@ -56,12 +56,7 @@ class VerificationScores:
 
 
 def verify(
-    model: AudioModel,
-    catalogue: Catalogue,
-    settings: VerificationSettings,
-    *,
-    world: World,
-    store: Store | None = None,
+    model: AudioModel, catalogue: Catalogue, settings: VerificationSettings, *, world: World, store: Store | None = None
 ) -> VerificationScores | None:
     """Compute EER and minDCF of the cosine between embeddings centred on the mean of the training split.
 
