@@ -1,4 +1,4 @@
-"""asit doctor: what it finds, and that nothing that is broken stops it."""
+"""asit doctor reports what works, whatever is broken."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_what_is_installed_here_works(findings: dict[tuple[str, str], diagnostic
         assert findings["decoders", name].state == "ok", findings["decoders", name]
     assert "libsndfile" in findings["packages", "soundfile"].text
     assert "matrix product" in findings["devices", "precision"].text
-    assert findings["places", "temporary"].state == "ok"
+    assert findings["folders", "temporary"].state == "ok"
     assert {"av", "parquet", "huggingface", "onnx", "serve", "search"} <= {
         name for part, name in findings if part == "extras"
     }
@@ -61,23 +61,23 @@ def blocked(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
     monkeypatch.setattr(importlib, "import_module", by_name)
 
 
-def test_a_broken_core_is_told_of_and_ends_with_1(
+def test_a_broken_core_is_reported_with_status_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     blocked(monkeypatch, "soundfile")
     assert cli.main(["doctor", "--json"]) == 1
-    told = json.loads(capsys.readouterr().out)
-    by_name = {(one["part"], one["name"]): one for one in told["findings"]}
-    assert told["works"] is False
+    out = json.loads(capsys.readouterr().out)
+    by_name = {(one["part"], one["name"]): one for one in out["findings"]}
+    assert out["works"] is False
     broken = by_name["packages", "soundfile"]
     assert broken["state"] == "broken"
     assert "libsoundfile.so: cannot open shared object file" in broken["text"]
     assert broken["remedy"].startswith("pip install --upgrade 'soundfile>=")
     assert by_name["decoders", "wav"]["state"] == "broken"
-    assert by_name["packages", "numpy"]["state"] == "ok", "the rest is still looked at"
+    assert by_name["packages", "numpy"]["state"] == "ok", "the rest is still checked"
 
 
-def test_pickles_are_said_to_be_read_or_refused(
+def test_reports_whether_pickles_are_read(
     findings: dict[tuple[str, str], diagnostics.Finding], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert findings["packages", "pickles"].state == "ok"
@@ -88,7 +88,7 @@ def test_pickles_are_said_to_be_read_or_refused(
     assert found.remedy == "pip install --upgrade 'torch>=2.10'"
 
 
-def test_it_starts_without_what_the_other_verbs_read_their_options_with() -> None:
+def test_starts_without_the_option_parser_of_other_verbs() -> None:
     code = """
 import sys
 
@@ -111,14 +111,14 @@ sys.exit(doctor("asit doctor", "tell what is there", []))
     assert done.stderr == ""
 
 
-def test_a_missing_extra_is_no_broken_core(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_extra_is_not_broken(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     blocked(monkeypatch, "usearch", "av")
     assert cli.main(["doctor"]) == 0
-    told = capsys.readouterr().out
-    assert "pip install 'asit-audio[search]'" in told
-    assert "pip install 'asit-audio[av]'" in told
-    assert "not there: m4a, av, search" in told
-    assert all(len(line) <= 100 or line.strip().startswith("->") for line in told.splitlines())
+    out = capsys.readouterr().out
+    assert "pip install 'asit-audio[search]'" in out
+    assert "pip install 'asit-audio[av]'" in out
+    assert "not installed: m4a, av, search" in out
+    assert all(len(line) <= 100 or line.strip().startswith("->") for line in out.splitlines())
 
 
 def test_a_check_that_fails_as_a_whole_is_one_finding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,15 +129,13 @@ def test_a_check_that_fails_as_a_whole_is_one_finding(monkeypatch: pytest.Monkey
     monkeypatch.setattr(diagnostics, "_packages", lambda: iter([]))
     monkeypatch.setattr(diagnostics, "_extras", lambda: iter([]))
     found = [one for one in diagnostics.examine() if one.part == "devices"]
-    assert [(one.state, one.text) for one in found] == [
-        ("broken", "could not be looked at: RuntimeError: no such thing")
-    ]
+    assert [(one.state, one.text) for one in found] == [("broken", "check failed: RuntimeError: no such thing")]
 
 
 def test_a_folder_that_may_not_be_written_is_a_note(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "asit").write_text("a file where the folder should be")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    found = {one.name: one for one in diagnostics._places()}
+    found = {one.name: one for one in diagnostics._folders()}
     assert found["cache"].state == "note"
     assert "XDG_CACHE_HOME" in found["cache"].remedy
 

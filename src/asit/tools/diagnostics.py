@@ -1,13 +1,13 @@
-"""What is here and what works: versions, decoders, devices, extras, places; nothing it meets may stop it.
+"""Examine the installation: versions, decoders, devices, extras, folders.
 
-Every check runs by itself and turns whatever goes wrong into a finding, so that a broken torch, soundfile or cache
-folder is told of as one line among the others. That is why this module imports nothing but the standard library until
-a check needs more.
+Each check runs by itself and turns any failure into a finding, so that a broken torch, soundfile or cache folder is one
+line among the others. So this module imports only the standard library until a check needs more.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import io
 import math
@@ -19,34 +19,26 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 State = Literal["ok", "missing", "note", "broken"]
-"""ok; missing: of an extra; note: works, and something is worth knowing; broken: of what asit cannot do without."""
+"""missing: of an extra; note: works, with a remark; broken: asit needs it."""
 
 PACKAGE = "asit-audio"
 IMPORTS = {"pyyaml": "yaml", "huggingface-hub": "huggingface_hub"}
-"""Packages whose module has another name than the package."""
+"""Modules whose name differs from their package's."""
 
-_LEFT_OUT = frozenset({"all", "dev"})  # extras that are sums of others, and of the development tools
+_COMBINED = frozenset({"all", "dev"})  # sums of other extras, and development tools
 _NEED_MB = 500
 _RATE, _SECONDS, _TONE_HZ = 16000, 0.5, 440.0
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the answer.
-
-    Attributes:
-        part: python, packages, decoders, devices, extras or places.
-        name: what was looked at, such as "torch" or "mp3".
-        state: see `State`.
-        text: what was found.
-        remedy: the command or step that mends it; empty where nothing is to be mended.
-    """
+    """Result of one check of a part (python, packages, decoders, devices, extras, folders); `remedy` may be empty."""
 
     part: str
     name: str
@@ -56,107 +48,92 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """All findings, in the order they are told in; never raises but for an interrupt."""
+    """Return all findings in the order of the report; catches every exception but interrupts."""
     parts: Sequence[tuple[str, Callable[[], Iterator[Finding]]]] = [
         ("python", _python),
         ("packages", _packages),
         ("decoders", _decoders),
         ("devices", _devices),
         ("extras", _extras),
-        ("places", _places),
+        ("folders", _folders),
     ]
     out: list[Finding] = []
-    # Warnings of old drivers, and what an extension prints when it cannot be loaded, are not this check's answer.
+    # Hide warnings of old drivers and of extensions that fail to load.
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         for part, check in parts:
             try:
                 out.extend(check())
             except Exception as error:
-                out.append(Finding(part, part, "broken", f"could not be looked at: {words(error)}"))
+                out.append(Finding(part, part, "broken", f"check failed: {first_line(error)}"))
     return out
 
 
 def works(findings: Sequence[Finding]) -> bool:
-    """Whether the core works: nothing that it needs is broken."""
+    """Whether nothing is broken."""
     return not any(finding.state == "broken" for finding in findings)
 
 
-def record(findings: Sequence[Finding]) -> dict[str, Any]:
-    """The findings as JSON."""
-    return {"works": works(findings), "findings": [asdict(finding) for finding in findings]}
-
-
-def words(error: BaseException) -> str:
-    """An error in one line: its kind and the first line of its text."""
+def first_line(error: BaseException) -> str:
+    """Return an error's type and the first line of its message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _python() -> Iterator[Finding]:
-    told = f"{platform.python_version()}, {sys.executable}"
-    wanted = _metadata_field("Requires-Python")
-    fits = all(_at_least(platform.python_version(), least) for least in re.findall(r">=\s*([\d.]+)", wanted))
-    yield Finding("python", "python", "ok" if fits else "broken", told, "" if fits else f"install Python {wanted}")
+    version = platform.python_version()
+    wanted = next(iter(_metadata("Requires-Python")), "")
+    fits = all(_at_least(version, least) for least in re.findall(r">=\s*([\d.]+)", wanted))
+    remedy = "" if fits else f"install Python {wanted}"
+    yield Finding("python", "python", "ok" if fits else "broken", f"{version}, {sys.executable}", remedy)
     yield Finding("python", "system", "ok", f"{platform.system()} {platform.release()} {platform.machine()}")
 
 
 def _packages() -> Iterator[Finding]:
     import asit
 
-    place = Path(asit.__file__).parent
-    try:
-        metadata.version(PACKAGE)
-        yield Finding("packages", "asit", "ok", f"{asit.__version__}, {place}")
-    except metadata.PackageNotFoundError:
-        yield Finding(
-            "packages",
-            "asit",
-            "note",
-            f"{asit.__version__}, {place}, run from its source: what it needs is not known",
-            "pip install -e . in the source's folder",
-        )
+    text = f"{asit.__version__}, {Path(asit.__file__).parent}"
+    if _installed():
+        yield Finding("packages", "asit", "ok", text)
+    else:
+        text += ", run from source without an installation: its requirements are unknown"
+        yield Finding("packages", "asit", "note", text, "pip install -e . in the source folder")
     for package, least in _needs(None):
         yield _imported("packages", package, least, "broken", f"pip install --upgrade '{package}>={least}'")
     try:
         yield _pickles()
-    except Exception as error:  # of a torch that cannot be imported
-        yield Finding("packages", "pickles", "broken", words(error), "see torch above")
-    yield _guarded(
-        "packages",
-        "model",
-        _tiny_model,
-        f"if all above is well: pip install --force-reinstall {PACKAGE}",
-    )
+    except Exception as error:  # torch cannot be imported
+        yield Finding("packages", "pickles", "broken", first_line(error), "see torch above")
+    remedy = f"if everything above is ok: pip install --force-reinstall {PACKAGE}"
+    yield _guarded("packages", "model", _tiny_model, remedy)
 
 
 def _pickles() -> Finding:
-    """Whether files of weights that are pickles are read with this torch."""
+    """Whether this torch may read weights from pickles."""
     from asit.io import safe_load
 
     fault = safe_load.pickle_fault()
-    told = ", ".join(safe_load.PICKLED)
+    suffixes = ", ".join(safe_load.PICKLED)
     if not fault:
-        return Finding("packages", "pickles", "ok", f"{told} files are read, tensors alone")
+        return Finding("packages", "pickles", "ok", f"{suffixes} files are read (tensors only)")
     remedy = f"pip install --upgrade 'torch>={'.'.join(map(str, safe_load.SAFE_TORCH))}'"
-    return Finding("packages", "pickles", "broken", f"{told} files are refused: {fault}", remedy)
+    return Finding("packages", "pickles", "broken", f"{suffixes} files are refused: {fault}", remedy)
 
 
 def _extras() -> Iterator[Finding]:
-    extras = [name for name in _metadata_fields("Provides-Extra") if name not in _LEFT_OUT]
-    for extra in extras:
-        found = [_imported("extras", package, least, "missing", "") for package, least in _needs(extra)]
-        lacking = [one for one in found if one.state != "ok"]
-        told = ", ".join(f"{one.name} {one.text.split(',')[0]}" for one in found if one.state == "ok")
-        if not lacking:
-            yield Finding("extras", extra, "ok", told)
+    for extra in _metadata("Provides-Extra"):
+        if extra in _COMBINED:
             continue
-        kinds = "; ".join(f"{one.name} {one.text}" for one in lacking)
-        yield Finding("extras", extra, "missing", kinds, f"pip install '{PACKAGE}[{extra}]'")
+        found = [_imported("extras", package, least, "missing", "") for package, least in _needs(extra)]
+        lacking = "; ".join(f"{one.name} {one.text}" for one in found if one.state != "ok")
+        if lacking:
+            yield Finding("extras", extra, "missing", lacking, f"pip install '{PACKAGE}[{extra}]'")
+        else:
+            yield Finding("extras", extra, "ok", ", ".join(f"{one.name} {one.text.split(',')[0]}" for one in found))
 
 
 def _imported(part: str, package: str, least: str, otherwise: State, remedy: str) -> Finding:
-    """A package: its version, and whether it can be imported and is new enough."""
+    """Check that a package can be imported and is new enough."""
     try:
         version = metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -164,7 +141,7 @@ def _imported(part: str, package: str, least: str, otherwise: State, remedy: str
     try:
         module = importlib.import_module(IMPORTS.get(package, package.replace("-", "_")))
     except Exception as error:
-        return Finding(part, package, otherwise, f"{version} cannot be imported: {words(error)}", remedy)
+        return Finding(part, package, otherwise, f"{version} cannot be imported: {first_line(error)}", remedy)
     if least and not _at_least(version, least):
         return Finding(part, package, otherwise, f"{version} is older than {least}", remedy)
     inside = getattr(module, "__libsndfile_version__", "")
@@ -172,7 +149,7 @@ def _imported(part: str, package: str, least: str, otherwise: State, remedy: str
 
 
 def _tiny_model() -> str:
-    """A small encoder hears half a second of a tone, so that front end, products and attention are seen to work."""
+    """Embed half a second of a tone with a small encoder: front end, matrix products and attention work."""
     import torch
 
     from asit.audio.fbank import FrontEnd
@@ -185,30 +162,27 @@ def _tiny_model() -> str:
     encoder.init_weights(torch.Generator().manual_seed(0))
     model = AudioModel(encoder, FrontEnd(FrontEndSettings(mels=32, mean=-6.0, std=3.0)))
     found = model.embed(_tone())
-    return f"a tone went through a small encoder: {found.grid[0]} x {found.grid[1]} patches"
+    return f"a small encoder embedded a tone: {found.grid[0]} x {found.grid[1]} patches"
 
 
 def _decoders() -> Iterator[Finding]:
-    formats: Sequence[tuple[str, str, str | None]] = [
-        ("wav", "WAV", "PCM_16"),
-        ("flac", "FLAC", "PCM_16"),
-        ("mp3", "MP3", None),
-        ("ogg", "OGG", "VORBIS"),
-        ("opus", "OGG", "OPUS"),
+    def decode(container: str, codec: str | None) -> str:
+        import soundfile
+
+        buffer = io.BytesIO()
+        soundfile.write(buffer, _tone(), _RATE, format=container, subtype=codec)
+        return _check_decoded(buffer.getvalue())
+
+    remedy = "pip install --force-reinstall soundfile (libsndfile 1.1 or newer has mp3 and opus)"
+    formats: Sequence[tuple[str, str, str | None, State]] = [
+        ("wav", "WAV", "PCM_16", "broken"),
+        ("flac", "FLAC", "PCM_16", "broken"),  # asit writes wav and flac itself
+        ("mp3", "MP3", None, "missing"),
+        ("ogg", "OGG", "VORBIS", "missing"),
+        ("opus", "OGG", "OPUS", "missing"),
     ]
-    for name, container, codec in formats:
-        # Only what asit writes and measures itself must work; a build of libsndfile may lack a compressed format.
-        state: State = "broken" if name in ("wav", "flac") else "missing"
-        remedy = "pip install --force-reinstall soundfile (libsndfile 1.1 or newer has mp3 and opus)"
-
-        def decode(container: str = container, codec: str | None = codec) -> str:
-            import soundfile
-
-            buffer = io.BytesIO()
-            soundfile.write(buffer, _tone(), _RATE, format=container, subtype=codec)
-            return _heard(buffer.getvalue())
-
-        yield _guarded("decoders", name, decode, remedy, state)
+    for name, container, codec, state in formats:
+        yield _guarded("decoders", name, functools.partial(decode, container, codec), remedy, state)
     yield _guarded("decoders", "m4a", _decode_m4a, f"pip install '{PACKAGE}[av]'", "missing")
 
 
@@ -223,7 +197,7 @@ def _decode_m4a() -> str:
         frame.sample_rate = _RATE
         for packet in [*stream.encode(frame), *stream.encode(None)]:
             container.mux(packet)
-    return _heard(buffer.getvalue())
+    return _check_decoded(buffer.getvalue())
 
 
 def _tone() -> Any:
@@ -233,27 +207,27 @@ def _tone() -> Any:
     return (0.5 * np.sin(2 * math.pi * _TONE_HZ * at)).astype(np.float32)
 
 
-def _heard(data: bytes) -> str:
-    """Decode and resample the bytes as asit reads a file, and see that it is the tone that comes out."""
+def _check_decoded(data: bytes) -> str:
+    """Decode and resample the bytes as asit reads a file, and check that the result is the tone."""
     import numpy as np
 
     from asit.audio.stream import read_sound
 
     target = _RATE // 2
-    wave = read_sound(data, None, target)
+    waveform = read_sound(data, None, target)
     expected = _SECONDS * target
-    if abs(len(wave) - expected) > 0.1 * target:
-        raise ValueError(f"{len(wave)} samples came back instead of {expected:.0f}")
-    spectrum = np.abs(np.fft.rfft(wave * np.hanning(len(wave))))
-    loudest = float(np.fft.rfftfreq(len(wave), 1 / target)[spectrum.argmax()])
+    if abs(len(waveform) - expected) > 0.1 * target:
+        raise ValueError(f"{len(waveform)} samples instead of {expected:.0f}")
+    spectrum = np.abs(np.fft.rfft(waveform * np.hanning(len(waveform))))
+    loudest = float(np.fft.rfftfreq(len(waveform), 1 / target)[spectrum.argmax()])
     if abs(loudest - _TONE_HZ) > 10:
-        raise ValueError(f"a tone of {_TONE_HZ:.0f} Hz came back with its peak at {loudest:.0f} Hz")
+        raise ValueError(f"a tone of {_TONE_HZ:.0f} Hz has its peak at {loudest:.0f} Hz")
     return "decoded and resampled"
 
 
 def _devices() -> Iterator[Finding]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    yield Finding("devices", "cpu", "ok", f"{_cpu_name()}, {cores} of {os.cpu_count()} cores may be used")
+    yield Finding("devices", "cpu", "ok", f"{_cpu_name()}, {cores} of {os.cpu_count()} cores available")
     yield _guarded("devices", "torch", _torch_cpu, "pip install --force-reinstall torch")
     yield _guarded("devices", "precision", _precision, "pip install --force-reinstall torch", "note")
     yield from _accelerators()
@@ -264,8 +238,7 @@ def _torch_cpu() -> str:
 
     flags = [name for name in ("avx512_bf16", "amx_bf16", "amx_int8") if name in _cpu_flags()]
     built = torch.backends.cpu.get_cpu_capability() if hasattr(torch.backends, "cpu") else "unknown"
-    told = f", {', '.join(flags)}" if flags else ""
-    return f"{torch.get_num_threads()} threads, kernels for {built}{told}"
+    return ", ".join([f"{torch.get_num_threads()} threads", f"kernels for {built}", *flags])
 
 
 def _precision() -> str:
@@ -273,7 +246,7 @@ def _precision() -> str:
 
     from asit import runtime
 
-    chosen = runtime.precision("auto", runtime.World(0, 1, torch.device("cpu"), "as asked"))
+    chosen = runtime.precision("auto", runtime.World(0, 1, torch.device("cpu"), ""))
     return f"{chosen.name} on the CPU: {chosen.reason}"
 
 
@@ -282,61 +255,59 @@ def _accelerators() -> Iterator[Finding]:
         import torch
 
         if torch.version.cuda is None:
-            return "none: this torch is a build without CUDA"
+            return "none: torch was built without CUDA"
         if not torch.cuda.is_available():
-            return f"none seen, by a torch built for CUDA {torch.version.cuda}"
+            return f"none; torch was built for CUDA {torch.version.cuda}"
         several = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
         return "; ".join(f"{one.name}, {one.total_memory / 2**30:.0f} GiB" for one in several)
 
     def mps() -> str:
         import torch
 
-        return "there" if torch.backends.mps.is_available() else "none"
+        return "available" if torch.backends.mps.is_available() else "none"
 
-    yield _guarded("devices", "cuda", cuda, "see the driver's version, and pytorch.org for the matching build", "note")
+    yield _guarded("devices", "cuda", cuda, "install the build for your driver, see pytorch.org", "note")
     yield _guarded("devices", "mps", mps, "", "note")
 
 
-def _places() -> Iterator[Finding]:
+def _folders() -> Iterator[Finding]:
     from asit.evaluate.feature_cache import default_folder
 
-    yield _guarded("places", "cache", lambda: _writable(default_folder()), "set XDG_CACHE_HOME to a folder", "note")
-    yield _guarded("places", "temporary", lambda: _writable(Path(tempfile.gettempdir())), "set TMPDIR", "note")
-    yield _guarded("places", "here", lambda: _writable(Path.cwd()), "work in a folder that may be written", "note")
-    for name, place in (("cache", default_folder()), ("here", Path.cwd())):
-        free = shutil.disk_usage(_existing(place)).free / 2**20
-        if free < _NEED_MB:
-            told = f"{free:.0f} MiB free on the disk of {place}"
-            yield Finding("places", f"disk of {name}", "note", told, "free some space, or work elsewhere")
-    shared = Path("/dev/shm")
-    if shared.is_dir():
-        free = shutil.disk_usage(shared).free / 2**20
-        if free < _NEED_MB:
-            remedy = "start the container with --shm-size 1g, or pass --workers 0 to training"
-            yield Finding("places", "shared memory", "note", f"{free:.0f} MiB free for loading in processes", remedy)
+    yield _guarded("folders", "cache", lambda: _writable(default_folder()), "set XDG_CACHE_HOME to a folder", "note")
+    yield _guarded("folders", "temporary", lambda: _writable(Path(tempfile.gettempdir())), "set TMPDIR", "note")
+    yield _guarded("folders", "current", lambda: _writable(Path.cwd()), "work in a writable folder", "note")
+    disks = [
+        ("disk of cache", default_folder(), "free some space, or set XDG_CACHE_HOME"),
+        ("current disk", Path.cwd(), "free some space, or work elsewhere"),
+        ("shared memory", Path("/dev/shm"), "start the container with --shm-size 1g, or train with --workers 0"),
+    ]
+    for name, folder, remedy in disks:
+        free = shutil.disk_usage(_existing(folder)).free / 2**20
+        if free < _NEED_MB and (folder.is_dir() or name != "shared memory"):
+            yield Finding("folders", name, "note", f"{free:.0f} MiB free at {folder}", remedy)
 
 
 def _writable(folder: Path) -> str:
-    """Where the folder, or the nearest one above it that is there, may be written; says so with the room left."""
-    there = _existing(folder)
-    with tempfile.TemporaryFile(dir=there) as file:
+    """Check that a folder, or its nearest existing parent, can be written to."""
+    existing = _existing(folder)
+    with tempfile.TemporaryFile(dir=existing) as file:
         file.write(b"asit")
-    return f"{folder} may be written, {shutil.disk_usage(there).free / 2**30:.1f} GiB free"
+    return f"{folder} is writable, {shutil.disk_usage(existing).free / 2**30:.1f} GiB free"
 
 
 def _existing(folder: Path) -> Path:
-    return next(place for place in (folder, *folder.parents) if place.exists())
+    return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def _guarded(part: str, name: str, check: Callable[[], str], remedy: str, otherwise: State = "broken") -> Finding:
     try:
         return Finding(part, name, "ok", check())
     except Exception as error:
-        return Finding(part, name, otherwise, words(error), remedy)
+        return Finding(part, name, otherwise, first_line(error), remedy)
 
 
 def _needs(extra: str | None) -> list[tuple[str, str]]:
-    """Packages that asit, or one of its extras, asks for, each with its least version; from the package's metadata."""
+    """Return (package, least version) of each requirement of asit or of one of its extras."""
     out = []
     for line in metadata.requires(PACKAGE) or [] if _installed() else []:
         wanted, _, condition = line.partition(";")
@@ -356,12 +327,8 @@ def _installed() -> bool:
     return True
 
 
-def _metadata_fields(name: str) -> list[str]:
-    return metadata.metadata(PACKAGE).get_all(name) or [] if _installed() else []
-
-
-def _metadata_field(name: str) -> str:
-    return next(iter(_metadata_fields(name)), "")
+def _metadata(field: str) -> list[str]:
+    return metadata.metadata(PACKAGE).get_all(field) or [] if _installed() else []
 
 
 def _at_least(version: str, least: str) -> bool:
@@ -370,20 +337,19 @@ def _at_least(version: str, least: str) -> bool:
         return [int(part) for part in found[0].split(".")] if found else []
 
     have, need = numbers(version), numbers(least)
-    length = max(len(have), len(need))
-    return have + [0] * (length - len(have)) >= need + [0] * (length - len(need))
+    return have + [0] * (len(need) - len(have)) >= need
 
 
 def _cpu_name() -> str:
-    found = re.search(r"^model name\s*:\s*(.+)$", _cpuinfo(), re.MULTILINE)
-    return found[1].strip() if found else platform.processor() or platform.machine()
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
 
 
 def _cpu_flags() -> set[str]:
-    found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", _cpuinfo(), re.MULTILINE)
-    return set(found[1].split()) if found else set()
+    return set(_cpuinfo("flags|Features").split())
 
 
-def _cpuinfo() -> str:
-    place = Path("/proc/cpuinfo")
-    return place.read_text(encoding="utf-8", errors="replace") if place.is_file() else ""
+def _cpuinfo(field: str) -> str:
+    path = Path("/proc/cpuinfo")
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    found = re.search(rf"^(?:{field})\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1].strip() if found else ""
