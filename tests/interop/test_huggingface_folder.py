@@ -18,7 +18,7 @@ from asit.audio.fbank import FrontEnd
 from asit.config import EncoderSettings, FrontEndSettings
 from asit.errors import CheckpointError, ConfigError
 from asit.interop.huggingface import read, register, write
-from asit.interop.huggingface.fields import config_of, extractor_of, parts_of
+from asit.interop.huggingface.fields import config_of, extractor_of, folder_settings
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Head, Labelling
 from asit.model.vit import Encoder
@@ -273,6 +273,6 @@ def test_a_named_size_stays_named() -> None:
     made = model()
     config, extractor = config_of(made), extractor_of(made)
     shape = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6}
-    assert parts_of(config, extractor, True).encoder == made.encoder.settings
-    assert parts_of({**config, **shape}, extractor, True).encoder.size == "small"
-    assert parts_of({**config, **shape}, extractor, True).encoder.width is None
+    assert folder_settings(config, extractor, True).encoder == made.encoder.settings
+    assert folder_settings({**config, **shape}, extractor, True).encoder.size == "small"
+    assert folder_settings({**config, **shape}, extractor, True).encoder.width is None

@@ -233,7 +233,7 @@ def test_layers_that_are_not_found_are_an_error(
     make_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(int8, "LAYERS", "blocks.1")
-    with pytest.raises(CheckpointError, match=r"6 linear layers in the exporter's graph\n.*12, those of the blocks"):
+    with pytest.raises(CheckpointError, match=r"6 linear layers in the exporter's graph\n.*12, of the blocks"):
         export(make_model(), tmp_path / "m.onnx", int8=True)
     assert not list(tmp_path.iterdir())
 
@@ -293,7 +293,7 @@ def test_an_unknown_opset_is_refused(make_model: Any, tmp_path: Path) -> None:
 def test_what_cannot_be_exported_is_refused_and_leaves_nothing(make_model: Any, tmp_path: Path) -> None:
     m, encoder = make_model(), make_model(head=False)
     for wanted in ("scores", "logits"):
-        with pytest.raises(ConfigError, match=f"{wanted} were asked for, and this model has no head and no labels"):
+        with pytest.raises(ConfigError, match=f"{wanted} were requested, and this model has no head and no labels"):
             export(encoder, tmp_path / "m.onnx", output=wanted)
     with pytest.raises(ConfigError, match=r"no output is named 'labels'.*\n.*scores, logits, embedding, frames"):
         export(m, tmp_path / "m.onnx", output="labels")
@@ -360,12 +360,13 @@ def test_int8_that_does_not_suit_the_model_is_not_left(make_model: Any, tmp_path
 
 
 def test_a_full_disk_leaves_what_was_there(make_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(to: Path, content: bytes) -> None:
-        to.write_bytes(content[:1000])
+    def full(path: Path, content: bytes) -> None:
+        with path.open("wb") as file:
+            file.write(content[:1000])
         raise OSError(errno.ENOSPC, "No space left on device")
 
     (tmp_path / "m.onnx").write_bytes(b"mine")
-    monkeypatch.setattr(file, "_write", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(CheckpointError, match=r"the disk is full: .*m\.onnx was not written"):
         export(make_model(), tmp_path / "m.onnx", overwrite=True)
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("m.onnx", b"mine")]

@@ -96,7 +96,7 @@ def test_no_weight_is_in_a_file_twice(make_model: Any) -> None:
 
 
 def test_what_cannot_be_exported_is_refused(make_model: Any, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="scores were asked for, and this model has no head"):
+    with pytest.raises(ConfigError, match="scores were requested, and this model has no head"):
         export(make_model(head=False), tmp_path / "m.pt2", output="scores")
     with pytest.raises(ConfigError, match=r"ends in \.pt2"):
         export(make_model(), tmp_path / "m.pth")

@@ -285,7 +285,7 @@ def test_from_parts_keeps_its_own_weights() -> None:
     assert torch.equal(m.embed(wave(0.5)).clip, first)
     assert encoder.training
     assert all(p.requires_grad for p in encoder.parameters())
-    with pytest.raises(CheckpointError, match=r"the encoder handed in does not fit the Encoder: .*another shape"):
+    with pytest.raises(CheckpointError, match=r"the given encoder does not fit the Encoder: .*another shape"):
         AudioModel.from_parts(encoder, settings, ENCODER, 2 * FRAMES)
 
 

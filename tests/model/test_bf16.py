@@ -182,4 +182,4 @@ def test_freed_memory_is_kept() -> None:
 def test_memory_is_left_as_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MALLOC_MMAP_MAX_", "65536")
     monkeypatch.setattr(bf16.ctypes, "CDLL", lambda _: pytest.fail("the C library is asked"))
-    assert "as MALLOC_MMAP_MAX_ sets it" in bf16.keep_freed_memory()
+    assert "set by MALLOC_MMAP_MAX_" in bf16.keep_freed_memory()

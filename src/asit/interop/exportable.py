@@ -1,9 +1,7 @@
-"""What is exported of a model: outputs, how many samples they are for, what files are checked by, and their facts.
+"""Outputs, input lengths, checks and metadata of exported models.
 
-`asit.interop.waveform_model` is the function that is traced; `reference` computes the same with the model's own parts,
-and every file is compared with that.
-
-Letters: B rows, S samples, D width, C classes.
+`asit.interop.waveform_model` is traced; `reference` computes the same with the model's own parts, and every exported
+file is compared with it. Letters: B rows, S samples, D width, C classes.
 """
 
 from __future__ import annotations
@@ -28,18 +26,18 @@ from asit.model.inference.embedding import WHOLE
 from asit.model.vit import Tokens
 
 Output = Literal["scores", "logits", "embedding", "frames"]
-"""scores (B, C): sigmoids where a clip may have several labels, else a softmax; logits (B, C) before that; embedding
-(B, D): mean of the patch tokens, as `AudioModel.embed(...).clip`; frames (B, time, D): their means over mel."""
+"""scores (B, C): sigmoids if a clip may have several labels, else a softmax; logits (B, C); embedding (B, D): mean of
+the patch tokens, as `AudioModel.embed(...).clip`; frames (B, time, D): their means over mel."""
 
 FRACTIONS = (0.05, 0.1, 0.5, 1.0, 1.3)
-"""Lengths that a file is checked at, as shares of the training input: 0.5, 1, 5, 10 and 13 s for one of 10 s."""
+"""Lengths to check a file at, as shares of the training input."""
 
 
 def output_of(model: AudioModel, wanted: str | None) -> Output:
-    """What is to come out: as asked for, or scores of a classifier and the embedding of an encoder.
+    """Return the requested output; None: scores of a classifier, the embedding of an encoder.
 
     Raises:
-        ConfigError: there is no such output, or it takes a head, and the model has none.
+        ConfigError: unknown output, or one that needs a head.
     """
     if wanted is None:
         return "scores" if model.head is not None else "embedding"
@@ -47,7 +45,7 @@ def output_of(model: AudioModel, wanted: str | None) -> Output:
         if output == wanted:
             if output in ("scores", "logits") and model.head is None:
                 raise ConfigError(
-                    f"{output} were asked for, and this model has no head and no labels: it is an encoder",
+                    f"{output} were requested, and this model has no head and no labels: it is an encoder",
                     "embedding or frames of an encoder",
                     "fine-tune it first (`asit finetune`), or pass --output embedding",
                 )
@@ -57,15 +55,15 @@ def output_of(model: AudioModel, wanted: str | None) -> Output:
 
 @dataclass(frozen=True)
 class Extent:
-    """How many patch columns a number of samples becomes; all counts are those of the model's front end and encoder.
+    """Number of patch columns for a number of samples.
 
     Attributes:
         window, shift: of the log-mel, in samples.
-        patch, step: of the patches, in frames.
+        patch, step: size and stride of the patches, in frames.
         view: columns of the training input.
-        least: columns that shorter sounds are filled up to: the view for a classifier, else one.
-        most: columns seen whole; positions are resized for more than the view.
-        slack: frames beyond the training input that a classifier does not look at.
+        least: columns that shorter inputs are padded to: the view for a classifier, else one.
+        most: largest number of columns; positions are resized for more than the view.
+        slack: frames beyond the training input that a classifier ignores.
     """
 
     window: int
@@ -78,34 +76,34 @@ class Extent:
     slack: int
 
     def columns(self, samples: int) -> int:
-        """Columns of so many samples: whole ones, and one more where at least half of what it adds is there."""
+        """Return full columns, and one more if at least half of what it adds is covered."""
         whole = self.frames(samples) - self.slack - self.patch
         return max(self.least, (2 * whole + 3 * self.step) // (2 * self.step))
 
     def frames(self, samples: int) -> int:
-        """Whole frames of so many samples."""
+        """Return full frames."""
         return 0 if samples < self.window else 1 + (samples - self.window) // self.shift
 
     @property
     def training(self) -> int:
-        """Samples of the training input: the window that a client cuts long recordings into."""
+        """Samples of the training input, the window for long recordings."""
         return self.window + self.shift * (self.step * (self.view - 1) + self.patch - 1)
 
     @property
     def longest(self) -> int:
-        """Most samples that are not more than `most` columns."""
+        """Most samples that fit `most` columns."""
         frames = math.ceil((2 * self.step * (self.most + 1) - 3 * self.step) / 2) + self.patch + self.slack
         return self.window + self.shift * (frames - 1) - 1
 
 
 def extent_of(model: AudioModel, output: Output) -> Extent:
-    """The counts of a model for this output."""
+    """Return the `Extent` of a model for an output."""
     encoder, front_end = model.encoder, model.front_end
     view, slack = encoder.grid[0], 0
     whole = output in ("scores", "logits")
     if whole and model.labelling is not None:
-        heard = front_end.frames_for(round(model.labelling.seconds * model.rate) + 1)
-        slack = max(0, heard - model.frames)
+        frames = front_end.frames_for(round(model.labelling.seconds * model.rate) + 1)
+        slack = max(0, frames - model.frames)
     return Extent(
         front_end.window,
         front_end.shift,
@@ -119,24 +117,20 @@ def extent_of(model: AudioModel, output: Output) -> Extent:
 
 
 @torch.no_grad()
-def reference(model: AudioModel, output: Output, waves: Tensor) -> Tensor:
-    """The function with the model's own front end, encoder and head, on the CPU.
-
-    Args:
-        waves: (B, S) float32, of at most `Extent.longest` samples.
-    """
+def reference(model: AudioModel, output: Output, waveforms: Tensor) -> Tensor:
+    """Return the output computed by the model's own parts, for waveforms (B, S) of at most `Extent.longest` samples."""
     extent, front_end, encoder = extent_of(model, output), model.front_end, model.encoder
-    columns = extent.columns(waves.shape[1])
+    columns = extent.columns(waveforms.shape[1])
     frames = encoder.span(columns)
-    filled = torch.stack([front_end.pad(wave, front_end.samples_for(frames)) for wave in waves])
+    filled = torch.stack([front_end.pad(waveform, front_end.samples_for(frames)) for waveform in waveforms])
     logmel = front_end.fbank(filled.to(front_end.hann.device))[:, :frames]
     x = front_end.normalise(torch.stack([front_end.pad_frames(one, frames) for one in logmel]))
     tokens = encoder(x[:, None], stretch=columns > extent.view)
-    return answer(model.head, model.multi, output, tokens).cpu()
+    return output_of_tokens(model.head, model.multi, output, tokens).cpu()
 
 
-def answer(head: nn.Module | None, multi: bool, output: Output, tokens: Tokens) -> Tensor:
-    """The output, from the encoder's tokens."""
+def output_of_tokens(head: nn.Module | None, multi: bool, output: Output, tokens: Tokens) -> Tensor:
+    """Compute the output from the encoder's tokens."""
     if output == "embedding":
         return tokens.patches.mean(1)
     if output == "frames":
@@ -149,7 +143,7 @@ def answer(head: nn.Module | None, multi: bool, output: Output, tokens: Tokens) 
 
 
 def on_cpu(model: AudioModel) -> AudioModel:
-    """The model itself where it is on the CPU, else a copy there."""
+    """Return the model, or a copy on the CPU if it is on another device."""
     if model.encoder.pos_embed.device.type == "cpu":
         return model
     return AudioModel.from_parts(
@@ -163,48 +157,50 @@ def on_cpu(model: AudioModel) -> AudioModel:
     )
 
 
-def probes(extent: Extent, rate: int) -> Iterator[npt.NDArray[np.float32]]:
-    """Waves to check a file with: gliding tones, clicks and noise of changing strength, (B, S) with B of 1 and 2."""
+def check_waveforms(extent: Extent, rate: int) -> Iterator[npt.NDArray[np.float32]]:
+    """Yield waveforms (B, S) of chirps, clicks and noise to check a file with; B is 1 or 2."""
     for i, fraction in enumerate(FRACTIONS):
         samples = max(1, min(round(fraction * extent.training), extent.longest))
-        yield np.stack([_probe(samples, rate, seed) for seed in range(1 + i % 2)])
+        yield np.stack([_check_waveform(samples, rate, seed) for seed in range(1 + i % 2)])
 
 
-def _probe(samples: int, rate: int, seed: int) -> npt.NDArray[np.float32]:
+def _check_waveform(samples: int, rate: int, seed: int) -> npt.NDArray[np.float32]:
     rng = np.random.default_rng([samples, seed])
     t = np.arange(samples) / rate
     low, high = np.sort(rng.uniform(80, rate / 3, 2))
     phase = 2 * np.pi * (low * t + (high - low) * t**2 / (2 * max(t[-1], 1 / rate)))
     strength = 0.5 + 0.5 * np.sin(2 * np.pi * rng.uniform(0.5, 4) * t)
-    wave = 0.3 * strength * np.sin(phase) + 0.02 * rng.standard_normal(samples)
-    wave[:: max(1, rate // 3)] += 0.4
-    return wave.astype(np.float32)
+    waveform = 0.3 * strength * np.sin(phase) + 0.02 * rng.standard_normal(samples)
+    waveform[:: max(1, rate // 3)] += 0.4
+    return waveform.astype(np.float32)
 
 
 def compare(
     model: AudioModel, output: Output, run: Callable[[npt.NDArray[np.float32]], Any], tolerance: float, what: str
 ) -> dict[str, Any]:
-    """Run an exported function beside the model at several lengths and numbers of rows.
+    """Compare an exported function with the model at several lengths and numbers of rows.
 
     Args:
-        run: waves (B, S) to what the exported function gives.
-        tolerance: largest difference allowed, for outputs beyond 1 in parts of the largest.
-        what: the file, for the message.
+        model: the model.
+        output: the exported output.
+        run: the exported function of waveforms (B, S).
+        tolerance: largest difference, relative to the largest output beyond 1.
+        what: the file, for messages.
 
     Returns:
-        facts for the file: the largest difference, and the seconds that were tried.
+        Metadata: the largest difference, and the lengths in seconds.
 
     Raises:
-        CheckpointError: a difference beyond the tolerance, another shape, or numbers that are not finite.
+        CheckpointError: a larger difference, another shape, or numbers that are not finite.
     """
     extent, worst, seconds = extent_of(model, output), 0.0, []
-    for waves in probes(extent, model.rate):
-        want = reference(model, output, torch.from_numpy(waves)).numpy()
-        got = np.asarray(run(waves))
-        length = waves.shape[1] / model.rate
+    for waveforms in check_waveforms(extent, model.rate):
+        want = reference(model, output, torch.from_numpy(waveforms)).numpy()
+        got = np.asarray(run(waveforms))
+        length = waveforms.shape[1] / model.rate
         if got.shape != want.shape or not np.isfinite(got).all():
             raise CheckpointError(
-                f"{what} gives {got.shape} for {len(waves)} waves of {length:.2f} s"
+                f"{what} gives {got.shape} for {len(waveforms)} waves of {length:.2f} s"
                 + ("" if np.isfinite(got).all() else ", not all finite"),
                 f"{want.shape}, finite, as the model",
                 "this is a fault of the export or of the runtime: report it with the model's card",
@@ -214,7 +210,7 @@ def compare(
         seconds.append(round(length, 3))
         if not difference <= tolerance:
             raise CheckpointError(
-                f"{what} differs from the model by {difference:.1e} for {len(waves)} waves of {length:.2f} s",
+                f"{what} differs from the model by {difference:.1e} for {len(waveforms)} waves of {length:.2f} s",
                 f"at most {tolerance:.0e}",
                 "this is a fault of the export or of the runtime: report it with the model's card",
             )
@@ -222,12 +218,12 @@ def compare(
 
 
 def facts_of(model: AudioModel, output: Output, license: str | None) -> dict[str, Any]:
-    """What a client has to know, for the file's metadata; JSON."""
+    """Return the metadata of the exported file, as JSON."""
     extent = extent_of(model, output)
     head = {} if model.head is None else {f"head.{name}": value for name, value in model.head.state_dict().items()}
     tensors = {**model.encoder.state_dict(), **head}
     weights = safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
-    said = license or model.training.get("license")
+    license = license or model.training.get("license")
     return {
         "output": output,
         "rate": model.rate,
@@ -236,14 +232,14 @@ def facts_of(model: AudioModel, output: Output, license: str | None) -> dict[str
         "classes": list(model.classes or ()) if output in ("scores", "logits") else [],
         "multi": model.multi,
         "card": model.card,
-        "license": str(said) if said else "",
+        "license": str(license) if license else "",
         "asit": asit.__version__,
         "sha256": hashlib.sha256(weights).hexdigest(),
     }
 
 
 def as_text(facts: dict[str, Any]) -> dict[str, str]:
-    """Facts as strings, everything but a string as JSON: what ONNX keeps as metadata."""
+    """Return facts as strings, with JSON for everything but strings, for ONNX metadata."""
     return {
         name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         for name, value in facts.items()

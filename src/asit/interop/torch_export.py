@@ -1,7 +1,7 @@
-"""A model as a file of `torch.export`: from waveform to output, loaded by torch alone.
+"""Export a model with `torch.export`: from waveform to output, loaded by torch alone.
 
 program = torch.export.load("model.pt2")
-scores = program.module()(waves)  # (B, S) float32 at the model's rate
+scores = program.module()(waveforms)  # (B, S) float32 at the model's rate
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import numpy.typing as npt
 import torch
 
 from asit.errors import ConfigError
-from asit.interop.exportable import compare, extent_of, facts_of, on_cpu, output_of, probes
+from asit.interop.exportable import check_waveforms, compare, extent_of, facts_of, on_cpu, output_of
 from asit.interop.waveform_model import Waveform
 from asit.io.atomic import check_free, disk_errors, write_file
 from asit.model.audio_model import AudioModel
 
 TOLERANCE = 1e-5
 FACTS = "asit.json"
-"""Name of the extra file within the archive that holds rate, classes, card and the like."""
+"""Extra file in the archive with rate, classes, card and so on."""
 
 
 def export(
@@ -35,21 +35,21 @@ def export(
     overwrite: bool = False,
     license: str | None = None,
 ) -> dict[str, Any]:
-    """Write a .pt2 file, after what it gives has been compared with the model's own answers.
+    """Write a .pt2 file, after comparing its outputs with the model's.
 
     Args:
         model: encoder or classifier.
         out: the file, ending in .pt2.
         output: scores, logits, embedding or frames; None: scores of a classifier, the embedding of an encoder.
-        overwrite: replace what is there.
-        license: of the weights, for the file; None: what the card's training says.
+        overwrite: replace an existing file.
+        license: of the weights; None: that of the card.
 
     Returns:
-        the facts that are kept in the file too (`torch.export.load(path, extra_files={"asit.json": ""})`), and "bytes".
+        The file's metadata (`torch.export.load(path, extra_files={"asit.json": ""})`), "file" and "bytes".
 
     Raises:
         ConfigError: out exists, has another ending, or there is no such output.
-        CheckpointError: the program disagrees with the model by more than 1e-5, or the disk is full.
+        CheckpointError: the program differs from the model by more than 1e-5, or the disk is full.
     """
     chosen = output_of(model, output)
     if out.suffix != ".pt2":
@@ -57,17 +57,17 @@ def export(
     check_free(out, overwrite)
     model = on_cpu(model)
     extent = extent_of(model, chosen)
-    # Two rows and an odd length: one row, or a length equal to another size, would be taken for fixed.
-    example = torch.from_numpy(np.concatenate([next(iter(probes(extent, model.rate)))] * 2))
+    # Two rows and an odd length: torch would specialise one row, or a length equal to another size.
+    example = torch.from_numpy(np.concatenate([next(iter(check_waveforms(extent, model.rate)))] * 2))
     batch, samples = torch.export.Dim("batch", min=1), torch.export.Dim("samples", min=1, max=extent.longest)
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch's own making, about its own internals
+        warnings.simplefilter("ignore")  # about torch's internals
         program = torch.export.export(
             Waveform(model, chosen).eval(), (example,), dynamic_shapes=({0: batch, 1: samples},)
         )
         for part in program.graph_module.modules():  # the graph and those within it
             if isinstance(part, torch.fx.GraphModule):
-                for node in part.graph.nodes:  # lines of code, with paths of this machine
+                for node in part.graph.nodes:  # it holds paths of this machine
                     node.meta.pop("stack_trace", None)
         buffer = io.BytesIO()
         facts = facts_of(model, chosen, license)
@@ -75,11 +75,11 @@ def export(
         buffer.seek(0)
         again = torch.export.load(buffer).module()
 
-        def run(waves: npt.NDArray[np.float32]) -> Any:
-            return again(torch.from_numpy(waves)).numpy()
+        def run(waveforms: npt.NDArray[np.float32]) -> Any:
+            return again(torch.from_numpy(waveforms)).numpy()
 
         facts["check"] = compare(model, chosen, run, TOLERANCE, f"the program for {out.name}")
-        # Written by us, for torch's own writer tells of a full disk in a RuntimeError.
+        # Written through memory, since torch's writer reports a full disk as RuntimeError.
         whole = io.BytesIO()
         torch.export.save(program, whole, extra_files={FACTS: json.dumps(facts, ensure_ascii=False)})
     check_free(out, overwrite)

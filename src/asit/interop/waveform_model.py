@@ -1,4 +1,4 @@
-"""A model as one function of the waveform, for torch's exporters.
+"""A model as one function from waveform to output, for torch's exporters.
 
 Letters: B rows, S samples, T frames, W samples a window, F mel bins, K bins of the Fourier transform, P patches,
 N tokens (prefix and patches), D width.
@@ -14,17 +14,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from asit.audio.fbank import FLOOR, mel_bank
-from asit.interop.exportable import Output, answer, extent_of
+from asit.interop.exportable import Output, extent_of, output_of_tokens
 from asit.model.audio_model import AudioModel
 from asit.model.vit import Tokens
 
 
 class Waveform(nn.Module):
-    """Waves (B, S) float32 at the model's rate to the output, as `torch.export` and torch's ONNX exporter trace it.
+    """Waveforms (B, S) float32 at the model's rate to the output, traced by `torch.export` and torch's ONNX exporter.
 
-    The function of `reference`, with free numbers of rows and samples, and quick in onnxruntime: columns are looked up,
-    the Fourier transform is a product (onnxruntime's DFT takes 9 ms for 10 s of sound where the product takes 3.5, and
-    is four times as far off), and tokens lie below each other as (B N, D), so that linear layers are one product each.
+    It equals `reference` with dynamic numbers of rows and samples, and is fast in onnxruntime: the number of columns is
+    looked up in a table, the Fourier transform is a matrix product (3.5 ms for 10 s of audio, against 9 ms and four
+    times the error of onnxruntime's DFT), and tokens have shape (B N, D), so that each linear layer is one product.
     """
 
     columns: Tensor
@@ -41,7 +41,7 @@ class Waveform(nn.Module):
         self.multi = model.multi
         self.extent = extent = extent_of(model, output)
         self.settings = model.front_end.settings
-        # Not the encoder as a whole, whose blocks' weights would be in the file twice.
+        # Only parts of the encoder, or the blocks' weights would be in the file twice.
         self.patch_embed, self.norm = encoder.patch_embed, encoder.norm
         self.blocks = nn.ModuleList(_Block(block) for block in encoder.blocks)
         self.grid, self.width = encoder.grid, encoder.width
@@ -49,7 +49,7 @@ class Waveform(nn.Module):
         prefix, patches = encoder.pos_embed.detach().split([encoder.prefix, encoder.grid[0] * encoder.grid[1]], dim=1)
         self.register_buffer("prefix", torch.cat([getattr(encoder, name).detach() for name in names], dim=1) + prefix)
         self.register_buffer("positions", patches.unflatten(1, encoder.grid).permute(0, 3, 1, 2).contiguous())
-        # Of 0 to the most frames; more are out of the table's range, which every runtime refuses.
+        # For 0 to the most frames; every runtime refuses an index beyond the table.
         longest = extent.window + extent.shift * np.arange(-1, extent.frames(extent.longest))
         self.register_buffer("columns", torch.tensor([extent.columns(samples) for samples in longest.tolist()]))
         self.register_buffer("hann", model.front_end.hann)
@@ -57,38 +57,38 @@ class Waveform(nn.Module):
         self.register_buffer("fourier", fourier)
         self.register_buffer("bank", bank)
 
-    def forward(self, waves: Tensor) -> Tensor:
-        """See the class; what is longer than `Extent.longest` is an error of the runtime."""
+    def forward(self, waveforms: Tensor) -> Tensor:
+        """Return the output; inputs longer than `Extent.longest` are an error of the runtime."""
         extent = self.extent
-        # Kept as a tensor until it is known: of the plain expression torch.export could not tell that it is even.
-        samples = torch.full((1,), waves.shape[1], dtype=torch.int64)
-        heard = (samples - extent.window).div(extent.shift, rounding_mode="floor").add(1).clamp(min=0)
-        columns: Any = self.columns.index_select(0, heard).item()
+        # A tensor, since torch.export cannot show that the plain expression is an integer.
+        samples = torch.full((1,), waveforms.shape[1], dtype=torch.int64)
+        own_frames = (samples - extent.window).div(extent.shift, rounding_mode="floor").add(1).clamp(min=0)
+        columns: Any = self.columns.index_select(0, own_frames).item()
         torch._check(columns >= extent.least)
         torch._check(columns <= extent.most)
         frames = (columns - 1) * extent.step + extent.patch
-        x = self._logmel(self._filled(waves, (frames + extent.window // extent.shift) * extent.shift), frames)
+        x = self._logmel(self._filled(waveforms, (frames + extent.window // extent.shift) * extent.shift), frames)
         if self.settings.padding == "zero":
-            own = torch.arange(frames)[:, None] < heard.clamp(min=1)
+            own = torch.arange(frames)[:, None] < own_frames.clamp(min=1)
             x = torch.where(own, x, 0.0)
         assert not isinstance(self.settings.mean, str), "AudioModel has numbers"
         assert not isinstance(self.settings.std, str), "AudioModel has numbers"
         x = (x - self.settings.mean) / (2 * self.settings.std)
-        return answer(self.head, self.multi, self.output, self._tokens(x[:, None], columns))
+        return output_of_tokens(self.head, self.multi, self.output, self._tokens(x[:, None], columns))
 
-    def _filled(self, waves: Tensor, samples: int) -> Tensor:
-        """Waves (B, S) cut or filled up to `samples`, by silence or from their beginning."""
+    def _filled(self, waveforms: Tensor, samples: int) -> Tensor:
+        """Cut or pad waveforms (B, S) to `samples`, with silence or by repetition."""
         if self.settings.padding == "repeat":
-            return waves.index_select(1, torch.arange(samples) % torch.full((), waves.shape[1]))
+            return waveforms.index_select(1, torch.arange(samples) % torch.full((), waveforms.shape[1]))
         extent = self.extent
         reach = extent.shift * (extent.step * (extent.most - 1) + extent.patch) + extent.window
-        return F.pad(waves, (0, reach))[:, :samples]
+        return F.pad(waveforms, (0, reach))[:, :samples]
 
-    def _logmel(self, waves: Tensor, frames: int) -> Tensor:
-        """Log-mel (B, T, F), not normalised, of waves that hold a little more than the frames need."""
+    def _logmel(self, waveforms: Tensor, frames: int) -> Tensor:
+        """Return the log-mel (B, T, F), not normalised, of waveforms slightly longer than the frames."""
         shift = self.extent.shift
         whole, rest = divmod(self.extent.window, shift)
-        hops = waves.reshape(waves.shape[0], frames + whole, shift)
+        hops = waveforms.reshape(waveforms.shape[0], frames + whole, shift)
         parts = [hops[:, i : i + frames] for i in range(whole)]
         if rest:
             parts.append(hops[:, whole : whole + frames, :rest])
@@ -108,7 +108,7 @@ class Waveform(nn.Module):
         return Tokens(tokens[:, :first].mean(1), tokens[:, first:], (columns, self.grid[1]))
 
     def _positions(self, columns: int) -> Tensor:
-        """Positions of the patches, (1, P, D): the first columns' as they are, or all of them resized for more."""
+        """Return the positions of the patches (1, P, D): those of the first columns, or all of them resized."""
         own, (view, mel) = self.positions, self.grid
         if self.extent.most > view:
             own = F.interpolate(own, size=(torch.sym_max(columns, view), mel), mode="bicubic", align_corners=False)
@@ -116,10 +116,10 @@ class Waveform(nn.Module):
 
 
 class _Block(nn.Module):
-    """A block of the encoder on tokens below each other: (B N, D) -> (B N, D).
+    """A block of the encoder on tokens (B N, D).
 
-    Queries, keys and values have layers of their own, for taking one layer's apart costs copies; the factor of the
-    scaled product lies in the queries' weights.
+    Queries, keys and values have separate layers, since splitting one layer's output costs copies; the scale of the
+    attention is folded into the queries' weights.
     """
 
     def __init__(self, block: Any) -> None:
@@ -135,7 +135,7 @@ class _Block(nn.Module):
         h = self.norm1(x)
         layers = (self.query, self.key, self.value)
         q, k, v = (layer(h).view(rows, -1, self.heads, self.size).transpose(1, 2) for layer in layers)
-        if torch.onnx.is_in_onnx_export():  # what the exporter makes of torch's attention turns the keys twice
+        if torch.onnx.is_in_onnx_export():  # exported, torch's attention transposes the keys twice
             mixed = (q @ k.transpose(2, 3)).softmax(-1) @ v
         else:
             mixed = F.scaled_dot_product_attention(q, k, v, scale=1.0)
@@ -145,7 +145,7 @@ class _Block(nn.Module):
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    """A layer with this weight (out, in) and bias (out,)."""
+    """Return a layer with this weight (out, in) and bias (out,)."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
     layer.weight = nn.Parameter(weight, requires_grad=False)
     layer.bias = nn.Parameter(bias, requires_grad=False)
@@ -153,12 +153,12 @@ def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
 
 
 def _tables(bank: Tensor, window: int) -> tuple[Tensor, Tensor]:
-    """The Fourier transform of a real frame of W samples as a matrix (W, 2 K), cosines and then sines, and the mel bank
-    (2 K, F) for its squares, of the K bins alone that some mel bin reads."""
+    """Return the Fourier transform of W real samples as a matrix (W, 2 K) of cosines and sines, and the mel bank
+    (2 K, F) for its squares, both for the K bins that some mel bin reads."""
     used = np.flatnonzero(bank.sum(1).numpy() > 0)
     bins = np.arange(used[0], used[-1] + 1) if len(used) else np.arange(1)
     size = 2 * (len(bank) - 1)
-    # Whole turns are taken out before the angle is made: exact in float64 at any length.
+    # Full periods are removed first, so that the angle is exact in float64 at any length.
     angle = 2 * np.pi * (np.arange(window)[:, None] * bins[None] % size) / size
     table = np.concatenate([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
     return torch.from_numpy(table), bank[bins].repeat(2, 1)

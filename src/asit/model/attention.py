@@ -1,7 +1,4 @@
-"""Where in a spectrogram the class token looks: its attention to the patches, in one block.
-
-Letters: R rows, N tokens, H heads, D width.
-"""
+"""The class token's attention to the patches in one block. Letters: R rows, N tokens, H heads, D width."""
 
 from __future__ import annotations
 
@@ -22,10 +19,9 @@ class AttentionMap:
     """The class token's attention to the patches of one window; float32, on the CPU.
 
     Attributes:
-        map: (heads, time, mel), each head's shares; with what goes to the class token itself (and to the distillation
-            token) they sum to 1.
+        map: (heads, time, mel); with the attention to the class (and distillation) token, each head sums to 1.
         grid: (time, mel).
-        times: (time,) centres of the columns, in seconds from the sound's start.
+        times: (time,) centres of the columns, in seconds from the start.
     """
 
     map: Tensor
@@ -34,33 +30,32 @@ class AttentionMap:
 
 
 def attention_of(embedder: Embedder, window: Window) -> AttentionMap:
-    """The attention of the class token in the embedder's layer; None: in the last block.
+    """Return the class token's attention in the embedder's layer (None: the last block).
 
-    Of a distilled encoder it is the mean over class and distillation token, as the class token that is given out is
-    the mean of both.
+    For a distilled encoder it is the mean over class and distillation token, as its output is the mean of both.
 
     Raises:
         ConfigError: no such layer.
     """
     encoder, (view, mel) = embedder.encoder, embedder.encoder.grid
     device, layer = encoder.pos_embed.device, -1 if embedder.layer is None else embedder.layer
-    # The block's own input is caught on its way; other threads may run the encoder meanwhile.
-    caught: list[Tensor] = []
+    # The hook captures the block's input of this thread; others may run the encoder at the same time.
+    captured: list[Tensor] = []
     this = threading.get_ident()
 
-    def catch(_: nn.Module, given: tuple[Any, ...]) -> None:
+    def capture(_: nn.Module, given: tuple[Any, ...]) -> None:
         if threading.get_ident() == this:
-            caught.append(given[0])
+            captured.append(given[0])
 
     block: Any = encoder.blocks[encoder.block_index(layer)]
-    handle = block.attn.register_forward_pre_hook(catch)
+    handle = block.attn.register_forward_pre_hook(capture)
     try:
         with torch.inference_mode(), runtime.autocast(embedder.precision, device):
             encoder(window.x[None, None].to(device), layer=layer, stretch=window.columns > view)
     finally:
         handle.remove()
     with torch.inference_mode(), runtime.autocast("float32", device):
-        rows = _rows(block.attn, caught[0].float(), encoder.prefix)[0].mean(1)
+        rows = _rows(block.attn, captured[0].float(), encoder.prefix)[0].mean(1)
     patches = rows[:, encoder.prefix :].cpu().clone().unflatten(1, (window.columns, mel))
     timing = embedder.timing
     times = timing.first + torch.arange(window.columns, dtype=torch.float64, device="cpu") * timing.hop
@@ -68,7 +63,7 @@ def attention_of(embedder: Embedder, window: Window) -> AttentionMap:
 
 
 def _rows(layer: blocks.Attention, x: Tensor, prefix: int) -> Tensor:
-    """Rows of the attention matrix of the first `prefix` tokens: (R, N, D) to (R, H, prefix, N), in float32."""
+    """Return the attention of the first `prefix` tokens: (R, N, D) to (R, H, prefix, N), float32."""
     width = x.shape[2]
     weight, bias = layer.qkv.weight.float(), layer.qkv.bias.float()
     q = x[:, :prefix] @ weight[:width].T + bias[:width]

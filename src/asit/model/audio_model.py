@@ -1,4 +1,4 @@
-"""Front end, encoder and card as one thing: saved, loaded, and asked for embeddings of sound, or for labels.
+"""AudioModel: front end, encoder, head and card, with methods to save, load, embed and tag.
 
 Letters: S samples, T frames, F mel bins, P patches, D width, R rows, C classes, W windows.
 """
@@ -32,18 +32,17 @@ __all__ = ["CLASSIFIER", "ENCODER", "AttentionMap", "AudioModel", "Embedding", "
 
 
 class AudioModel:
-    """A trained encoder with the front end it was trained on; with a head and names for its outputs, a classifier.
+    """A trained encoder with its front end; with a head and labels, a classifier.
 
     Args:
-        encoder: is put into evaluation mode and frozen.
+        encoder: set to evaluation mode and frozen.
         front_end: with numbers for mean and std.
-        training: facts of the training for the card; any JSON.
-        head: of a classifier; is put into evaluation mode and frozen too.
-        labels: what the head's outputs mean; goes with a head.
+        training: facts of the training for the card, JSON.
+        head: of a classifier; set to evaluation mode and frozen.
+        labels: meaning of the head's outputs.
 
     Raises:
-        ConfigError: mean or std is still "auto", front end and encoder have other mel bins, head and labels do not
-            go together, or the head was made for another width.
+        ConfigError: mean or std is "auto", or front end and encoder, or head and labels, do not match.
     """
 
     def __init__(
@@ -58,8 +57,8 @@ class AudioModel:
         if "auto" in (settings.mean, settings.std):
             raise ConfigError(
                 f"front_end.mean is {settings.mean}, front_end.std is {settings.std}",
-                "numbers: they travel with the weights",
-                "take them from the catalogue that the encoder was trained on",
+                "numbers, which the model card stores",
+                "use those of the catalogue that the encoder was trained on",
             )
         if settings.mels != encoder.mels:
             raise ConfigError(
@@ -85,58 +84,62 @@ class AudioModel:
         head: Head | None = None,
         labels: Labelling | None = None,
     ) -> AudioModel:
-        """A model, on the CPU, of a copy of the weights of `encoder` and `head`, so that their training can go on.
+        """Return a model on the CPU with copies of the weights, so that training can continue.
 
         Args:
+            encoder: to copy.
+            front_end_settings: with numbers for mean and std.
+            encoder_settings: of the encoder.
             frames: T of the training view.
+            training, head, labels: as for the class.
 
         Raises:
-            ConfigError: as the class.
-            CheckpointError: the encoder is not of these settings.
+            ConfigError: as for the class.
+            CheckpointError: the encoder does not have these settings.
         """
         own = empty_encoder(encoder_settings, frames, front_end_settings.mels)
-        checkpoint.load_strict(own, encoder.state_dict(), "the encoder handed in")
+        checkpoint.load_strict(own, encoder.state_dict(), "the given encoder")
         own_head = None if head is None else copy.deepcopy(head).to("cpu")
         return cls(own, FrontEnd(front_end_settings), training, own_head, labels)
 
     @property
     def frames(self) -> int:
-        """T of the training view, the longest window that the encoder is shown."""
+        """T of the training view, the longest window of the encoder."""
         return self.encoder.frames
 
     @property
     def rate(self) -> int:
-        """Sample rate in Hz that the encoder hears; everything else is resampled to it."""
+        """Sample rate in Hz; other inputs are resampled to it."""
         return self.front_end.settings.rate
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """Names of the C outputs in their order; None: the model is no classifier."""
+        """Names of the C outputs; None if the model is no classifier."""
         return None if self.labelling is None else self.labelling.classes
 
     @property
     def multi(self) -> bool:
-        """Whether a clip may have several labels; False where the model is no classifier."""
+        """Whether a clip may have several labels."""
         return self.labelling is not None and self.labelling.multi
 
     @property
     def card(self) -> dict[str, Any]:
-        """What has to be known to use the weights; JSON."""
+        """The model card: all that is needed to use the weights, as JSON."""
         return cards.write_card(self.encoder, self.front_end.settings, self.training, self.head, self.labelling)
 
     @property
     def precision(self) -> runtime.Precision:
-        """What precision "auto" is on the model's device, and why; measured once in a process."""
+        """The precision that "auto" means on the model's device, measured once per process."""
         return runtime.best_precision(self.encoder.pos_embed.device.type)
 
     def to(self, device: str | torch.device) -> AudioModel:
-        """Move the model; returns itself.
+        """Move the model to a device and return it.
 
         Raises:
-            ConfigError: torch sees no such device.
+            ConfigError: torch has no such device.
         """
         device = runtime.existing_device(device)
-        with torch.inference_mode(False):  # weights made in inference mode could not be told from those before
+        with torch.inference_mode(False):  # tensors made in inference mode count no writes
             self.encoder.to(device)
             self.front_end.to(device)
             if self.head is not None:
@@ -154,21 +157,21 @@ class AudioModel:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> AudioModel:
-        """Read what `save` wrote.
+        """Load a folder that `save` wrote.
 
         Raises:
             CheckpointError: files are missing, damaged, of a newer format, of another kind, or do not fit the card.
-            ConfigError: torch sees no such device.
+            ConfigError: torch has no such device.
         """
         encoder, front_end, training, head, labels = cards.read_folder(Path(folder))
         return cls(encoder, front_end, training, head, labels).to(device)
 
     def logits(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Spectrograms to logits of the classes, without gradients.
+        """Return the logits of spectrograms, without gradients.
 
         Args:
             x: (R, 1, T, F), normalised, on the model's device.
-            valid: (R, P) bool; other patches have no part in the answer.
+            valid: (R, P) bool; other patches are ignored.
 
         Returns:
             (R, C) float32, on the model's device.
@@ -181,33 +184,33 @@ class AudioModel:
             out: Tensor = head(self.encoder(x, valid=valid), valid=valid)
         return out
 
-    def scores(self, waves: Tensor, precision: Precision = "float32") -> Tensor:
-        """Waves to the probabilities of the classes: sigmoids where a clip may have several labels, else a softmax.
+    def scores(self, waveforms: Tensor, precision: Precision = "float32") -> Tensor:
+        """Return the probabilities of the classes: sigmoids if a clip may have several labels, else a softmax.
 
         Args:
-            waves: (R, S) float at the model's rate, at most as long as the input was in training; shorter ones are
-                filled up by the card's padding rule.
-            precision: arithmetic of the encoder; the head's is float32.
+            waveforms: (R, S) float at the model's rate, at most as long as in training; shorter ones are padded by the
+                card's rule.
+            precision: of the encoder; the head uses float32.
 
         Returns:
             (R, C) float32, on the CPU.
 
         Raises:
             ConfigError: the model is no classifier.
-            AudioError: waves of another shape, longer than in training, or with samples that are not finite.
+            AudioError: another shape, too long, or not finite.
         """
         self._classifier()
         arithmetic = runtime.autocast(self._precision(precision), self.encoder.pos_embed.device)
-        x = self.input(waves)
+        x = self.input(waveforms)
         with arithmetic:
             logits = self.logits(x)
         return (logits.sigmoid() if self.multi else logits.softmax(1)).cpu()
 
-    def input(self, waves: Tensor) -> Tensor:
-        """Waves to the encoder's input of the training length, the same for every row, on the model's device.
+    def input(self, waveforms: Tensor) -> Tensor:
+        """Return the encoder's input of the training length, on the model's device.
 
         Args:
-            waves: as for `scores`; the model need not be a classifier.
+            waveforms: as for `scores`; the model need not be a classifier.
 
         Returns:
             (R, 1, T, F) float32 with T = `frames`.
@@ -216,14 +219,14 @@ class AudioModel:
             AudioError: as for `scores`.
         """
         longest = 0.0 if self.labelling is None else self.labelling.seconds
-        return training_input(self.front_end, self.frames, longest, waves)
+        return training_input(self.front_end, self.frames, longest, waveforms)
 
     def _classifier(self) -> Head:
         if self.head is None:
             raise ConfigError(
                 "this model has no head and no labels: it is an encoder",
                 "a classifier, as fine-tuning writes it",
-                "fine-tune it first (`asit finetune`), or ask it for embeddings with embed",
+                "fine-tune it first (`asit finetune`), or call embed for embeddings",
             )
         return self.head
 
@@ -234,16 +237,16 @@ class AudioModel:
         hop: float | None = None,
         patches: bool = True,
     ) -> Embedder:
-        """The model's encoder, asked in two stages: threads prepare windows, one thread runs them; see `Embedder`.
+        """Return an `Embedder`, whose windows are prepared by threads and encoded by one thread.
 
         Args:
-            layer: block whose output is wanted (0 the first, -1 the last), through the final norm; None: the last.
-            precision: arithmetic of the encoder; auto: what the property says.
-            hop: seconds between frames; None: from column to column. Smaller ones come from passes a hop apart.
+            layer: block whose output to return, after the final norm (0 the first, -1 the last); None: the last.
+            precision: of the encoder; auto: see the property.
+            hop: seconds between frames; None: one patch column. Smaller hops take several passes.
             patches: keep the tokens of all patches.
 
         Raises:
-            ConfigError: no such layer, or a hop that does not divide the columns' step in whole frames of log-mel.
+            ConfigError: no such layer, or a hop that does not divide a column in whole log-mel frames.
         """
         if layer is not None:
             layer = self.encoder.block_index(layer)
@@ -272,23 +275,22 @@ class AudioModel:
         hop: float | None = None,
         patches: bool = True,
     ) -> list[Embedding]:
-        """Embed clips of any lengths; what one gives does not depend on its neighbours.
+        """Embed clips of any length; the result of one does not depend on the others.
 
-        A clip becomes as many patch columns as it covers, at least one; a last one whose new part is covered by half
-        or more is filled by the padding rule, one less covered is left out. Positions are those of the first columns of
-        the training view. A clip up to half as long again as the view is seen whole, with resized positions. A longer
-        one is cut into windows of the view's length, each a quarter of it over the one before, and blended there; the
-        last is moved back to end with the clip.
+        A clip has as many patch columns as it covers, at least one. A last column is padded if at least half of what it
+        adds is covered, else left out. Clips up to the training view use the positions of its first columns; those up
+        to 1.5 times as long, resized positions. A longer one is split into windows of the view's length with a quarter
+        of overlap, whose tokens are blended; the last one ends with the clip.
 
         Args:
             sounds: files of any rate, their bytes or open files; or samples (S,) or (channels, S), which are averaged.
-            rate: sample rate of the arrays in Hz; None: they are at the model's own. Files know theirs.
+            rate: sample rate of arrays in Hz; None: the model's.
             layer, precision, hop: as for `embedder`.
-            batch: windows that go through the encoder at once.
-            patches: whether patch tokens are wanted; without them an hour takes a tenth of the memory.
+            batch: windows per forward pass.
+            patches: return patch tokens; without them an hour takes a tenth of the memory.
 
         Raises:
-            AudioError: a sound that is empty, not finite, not floating point, of another shape, or unreadable.
+            AudioError: an input is empty, not finite, not floating point, of another shape, or unreadable.
             ConfigError: no such layer or hop.
         """
         return self.embedder(layer, precision, hop, patches).embed(several(sounds, "embed"), rate, batch)
@@ -305,24 +307,23 @@ class AudioModel:
         start: float = 0.0,
         seconds: float | None = None,
     ) -> Iterator[Embedding]:
-        """The embedding of a long sound, or of `seconds` of it from `start` on, in constant memory: consecutive
-        stretches of up to `batch` windows. Joined they are what `embed` gives; times count from where the part begins.
+        """Yield the embedding of a long input, or of `seconds` from `start` on, in parts of up to `batch` windows.
 
-        Args and errors are those of `embed_batch`; what is wrong in the middle of a file is raised when it is reached.
+        Memory is constant. Joined, the parts equal `embed`; times count from `start`. Arguments and errors are those of
+        `embed_batch`; an error in a file is raised when it is reached.
         """
         return self.embedder(layer, precision, hop, patches).stream(x, rate, batch, start, seconds)
 
     def tagger(self, precision: Precision = "auto", window: float | None = None, hop: float | None = None) -> Tagger:
-        """The classifier, asked in two stages: threads prepare windows, one thread runs them; see `Tagger`.
+        """Return a `Tagger`, whose windows are prepared by threads and scored by one thread.
 
         Args:
-            precision: arithmetic of the encoder.
-            window: seconds; None: the training input's length. Shorter ones are filled up to it by the card's rule.
-            hop: seconds from window to window; None: the window, so they lie end to end.
+            precision: of the encoder.
+            window: seconds; None: the training input's length, to which shorter ones are padded by the card's rule.
+            hop: seconds between windows; None: the window.
 
         Raises:
-            ConfigError: the model is no classifier; a window longer than the training input, or a hop longer than
-                the window.
+            ConfigError: the model is no classifier, or a window longer than the training input or shorter than the hop.
         """
         head, low = self._classifier(), self._precision(precision)
         assert self.labelling is not None
@@ -348,15 +349,15 @@ class AudioModel:
         hop: float | None = None,
         batch: int = 16,
     ) -> list[Tags]:
-        """Scores of the classes for clips of any lengths, of the whole clip and window by window.
+        """Score the classes of clips of any length, for the whole clip and for each window.
 
-        By default a clip's scores are those of `asit evaluate`: a clip up to the training input's length is one
-        window, filled by the card's rule; a longer one is cut into windows, the last moved back to end with the clip.
+        By default the scores equal those of `asit evaluate`: a clip up to the training input's length is one padded
+        window; a longer one is split into windows, the last of which ends with the clip.
 
         Args:
             sounds, rate: as for `embed_batch`.
             precision, window, hop: as for `tagger`.
-            batch: windows that go through the network at once.
+            batch: windows per forward pass.
 
         Raises:
             AudioError: as `embed_batch`.
@@ -375,26 +376,26 @@ class AudioModel:
         start: float = 0.0,
         seconds: float | None = None,
     ) -> Iterator[Tags]:
-        """The tags of a long sound, or of `seconds` of it from `start` on, in constant memory: pieces of up to `batch`
-        windows. `join_tags` joins them to what `tag` gives; times count from where the part begins.
+        """Yield the tags of a long input, or of `seconds` from `start` on, in parts of up to `batch` windows.
 
-        Args and errors are those of `tag_batch`; what is wrong in the middle of a file is raised when it is reached.
+        Memory is constant. `join_tags` joins the parts to the result of `tag`; times count from `start`. Arguments and
+        errors are those of `tag_batch`; an error in a file is raised when it is reached.
         """
         return self.tagger(precision, window, hop).stream(x, rate, batch, start, seconds)
 
     def attention(
         self, x: Sound, rate: int | None = None, layer: int = -1, precision: Precision = "float32"
     ) -> AttentionMap:
-        """The class token's attention to the patches of a sound; of a long one, to those of its first window.
+        """Return the class token's attention to the patches of the first window.
 
-        Args and errors are those of `embed`; `layer` is the block, -1 the last, and `precision` the arithmetic of
-        those below, for the attention itself is computed in float32.
+        Arguments and errors are those of `embed`; `precision` is that of the blocks below `layer`, the attention itself
+        is computed in float32.
         """
         embedder = self.embedder(layer, precision)
         return attention_of(embedder, next(embedder.windows(x, rate)))
 
     def _precision(self, wanted: Precision) -> Literal["float32", "bf16"]:
-        """The arithmetic that is meant."""
+        """Resolve "auto"."""
         if wanted not in ("auto", "float32", "bf16"):
             raise ConfigError(f"precision {wanted!r}", "auto, float32 or bf16")
         name = self.precision.name if wanted == "auto" else wanted

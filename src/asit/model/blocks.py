@@ -1,7 +1,6 @@
-"""Blocks of the encoder: attention and MLP, each with its norm before it and its sum after it.
+"""Pre-norm transformer blocks (ViT, arXiv 2010.11929) with stochastic depth (arXiv 1603.09382).
 
-Letters: R rows, D width, N tokens. Names of parameters are those of timm and of the official ASiT files. Sources: the
-ViT of arXiv 2010.11929; stochastic depth of arXiv 1603.09382, its factors drawn outside and handed in.
+Parameters are named as in timm and the official ASiT files. Letters: R rows, N tokens, D width.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class Attention(nn.Module):
         if mask is None and bf16_on_cpu(x):
             out = attention(qkv)
         else:
-            # Views only: the attention kernels read strided queries, keys and values as they lie.
+            # Views only: the attention kernels read strided queries, keys and values.
             q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
             out = out.transpose(1, 2).reshape(rows, tokens, width)
@@ -63,14 +62,14 @@ class Block(nn.Module):
         self.mlp = Mlp(width, hidden)
 
     def forward(self, x: Tensor, drop: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """`drop` (2, R): factors of the two branches; `mask` (R, 1, 1, N) bool: keys that may be attended to."""
+        """Apply the block; `drop` (2, R): factors of the two branches, `mask` (R, 1, 1, N) bool: keys to attend to."""
         if mask is None and self.training and x.dtype is torch.float32 and bf16_on_cpu(x):
             return self._fused(x, drop)
         x = _residual(x, lambda rows, mask: self.attn(self.norm1(rows), mask), None if drop is None else drop[0], mask)
         return _residual(x, lambda rows, _: self.mlp(self.norm2(rows)), None if drop is None else drop[1])
 
     def _fused(self, x: Tensor, drop: Tensor | None) -> Tensor:
-        """The same by functions that hold a whole branch each; hooks of what is inside are not called."""
+        """The same with one autograd function per branch; hooks of the submodules are not called."""
         attn, mlp = self.attn, self.mlp
         for i, (norm, inner, outer, heads) in enumerate(
             [(self.norm1, attn.qkv, attn.proj, attn.heads), (self.norm2, mlp.fc1, mlp.fc2, 0)]
@@ -83,7 +82,7 @@ class Block(nn.Module):
 
 @torch.no_grad()
 def init_transformer(module: nn.Module, generator: torch.Generator | None) -> None:
-    """Set every parameter anew: truncated normal (0.02) for weights and embeddings, zero biases, unit norms."""
+    """Initialise every parameter: truncated normal (0.02) for weights and embeddings, zero biases, unit norms."""
     for name, parameter in module.named_parameters():
         if name.endswith("bias"):
             parameter.zero_()
@@ -94,9 +93,9 @@ def init_transformer(module: nn.Module, generator: torch.Generator | None) -> No
 
 
 def _kept(drop: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """The rows of factors (R,) other than 0, None if all are, and their factors, None if all are 1.
+    """Return the rows whose factor (R,) is not 0 (None if all) and their factors (None if all are 1).
 
-    At least one row is kept: every parameter has a gradient in every step, if of zeros.
+    At least one row is kept, so that every parameter has a gradient in every step.
     """
     listed = drop.tolist()
     if all(factor == 1.0 for factor in listed):
@@ -110,16 +109,16 @@ def _kept(drop: Tensor) -> tuple[Tensor | None, Tensor | None]:
 def _residual(
     x: Tensor, branch: Callable[[Tensor, Tensor | None], Tensor], drop: Tensor | None, mask: Tensor | None = None
 ) -> Tensor:
-    """x + drop branch(x, mask), for `drop` (R,); rows whose factor is 0 are not computed on a CPU."""
+    """Return x + drop * branch(x, mask) for `drop` (R,); on a CPU rows with factor 0 are not computed."""
     if drop is None:
         return add(x, branch(x, mask))
-    if x.device.type != "cpu" or torch.compiler.is_compiling():  # a GPU would have to tell how many rows there are
+    if x.device.type != "cpu" or torch.compiler.is_compiling():  # counting the rows would synchronise a GPU
         out = branch(x, mask)
         return x + out * drop[:, None, None].to(out.dtype)
     kept = drop.nonzero().flatten()
     if len(kept) == len(x):
         return x + branch(x, mask).to(x.dtype) * drop[:, None, None]
-    if not len(kept):  # One row is: every parameter has a gradient in every step, if of zeros.
+    if not len(kept):  # one row is, so that every parameter has a gradient in every step
         kept = kept.new_zeros(1)
     out = branch(x.index_select(0, kept), None if mask is None else mask.index_select(0, kept))
     return x.index_add(0, kept, out.to(x.dtype) * drop[kept, None, None])

@@ -1,4 +1,4 @@
-"""A model folder's card and weights, turned into the parts of a model, and the checks that both agree."""
+"""Model card: write it, and read a model folder whose card and weights agree."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from asit.model.classifier import Head, Labelling, check_head
 from asit.model.vit import Encoder, empty_encoder, meta_encoder, shape_of
 
 ENCODER, CLASSIFIER = "audio-encoder", "audio-classifier"
-"""The kinds of models in a card."""
+"""Kinds of models in a card."""
 
 AXES = "(time, mel)"
 
 _LONGEST_WINDOW = 1 << 16
-"""Samples of the log-mel's window that a card may ask for: more than a second at 48 kHz."""
+"""Largest window of the log-mel in a card, in samples: more than a second at 48 kHz."""
 
 
 def write_card(
@@ -34,7 +34,7 @@ def write_card(
     head: Head | None,
     labels: Labelling | None,
 ) -> dict[str, Any]:
-    """What has to be known to use the weights; JSON."""
+    """Return the model card, all that is needed to use the weights, as JSON."""
     card: dict[str, Any] = {
         "kind": ENCODER,
         "front_end": front_end.model_dump(mode="json"),
@@ -54,7 +54,7 @@ def write_card(
 def read_folder(
     folder: Path,
 ) -> tuple[Encoder, FrontEnd, Mapping[str, Any] | None, Head | None, Labelling | None]:
-    """Encoder, front end, facts of the training, head and labels of a model folder.
+    """Read a model folder: encoder, front end, facts of the training, head and labels.
 
     Raises:
         CheckpointError: files are missing, damaged, of a newer format, of another kind, or do not fit the card.
@@ -78,15 +78,15 @@ def read_folder(
     of_encoder = {name: value for name, value in tensors.items() if kind == ENCODER or name not in of_head}
     try:
         settings = yaml.build(EncoderSettings, card["encoder"], "encoder")
-        heard = yaml.build(FrontEndSettings, card["front_end"], "front_end")
-        # Shapes first: a card that is wrong must not ask for memory.
+        front_end_settings = yaml.build(FrontEndSettings, card["front_end"], "front_end")
+        # Compare shapes first, so that a wrong card allocates no memory.
         if shape_of(settings)[1] > len(of_encoder):
             raise ValueError(f"an encoder of {shape_of(settings)[1]} blocks, and weights of {len(of_encoder)} tensors")
-        checkpoint.check_fit(meta_encoder(settings, card["frames"], heard.mels), of_encoder, weights)
-        check_front_end(heard)
-        encoder = empty_encoder(settings, card["frames"], heard.mels)
-        with torch.device("cpu"):  # whatever the default is
-            front_end = FrontEnd(heard)
+        checkpoint.check_fit(meta_encoder(settings, card["frames"], front_end_settings.mels), of_encoder, weights)
+        check_front_end(front_end_settings)
+        encoder = empty_encoder(settings, card["frames"], front_end_settings.mels)
+        with torch.device("cpu"):  # whatever the default device is
+            front_end = FrontEnd(front_end_settings)
         labels, norm = _read_labels(card["labels"]) if kind == CLASSIFIER else (None, False)
         training = card.get("training")
         if not isinstance(training, dict | None):
@@ -100,12 +100,12 @@ def read_folder(
     if list(encoder.grid) != card.get("grid"):
         raise CheckpointError(
             f"{where} says grid {card.get('grid')}, and {card['frames']} frames make {list(encoder.grid)}",
-            "a card that agrees with itself",
+            "a consistent card",
             "copy the model folder again from where it was saved",
         )
     head = None
     if labels is not None:
-        with torch.device("meta"):  # as the encoder: nothing is drawn
+        with torch.device("meta"):  # no random initialisation
             head = Head(encoder.width, len(labels.classes), labels.pooling, norm=norm, norm_eps=labels.norm_eps)
         head.to_empty(device="cpu")
         named = {name.removeprefix("head."): value for name, value in of_head.items()}
@@ -115,19 +115,19 @@ def read_folder(
 
 
 def _reason(error: BaseException) -> str:
-    """Why a card cannot be used; of settings that do not fit, which ones, without the advice of the command line."""
+    """Return why a card cannot be used, without the fixes for a command line."""
     if isinstance(error, ConfigError) and not error.expected:
         return error.found
     return f"it has no {error}" if isinstance(error, KeyError) else str(error) or repr(error)
 
 
 def check_labels(encoder: Encoder, head: Head | None, labels: Labelling | None) -> None:
-    """Raises ConfigError where head and labels do not go together, or the head was made for another encoder."""
+    """Raise ConfigError if head and labels do not match, or the head is for another encoder."""
     if (head is None) != (labels is None):
         raise ConfigError(
             "a head without labels" if labels is None else "labels without a head",
-            "both, for a classifier, or neither, for an encoder",
-            "hand in the missing one",
+            "both for a classifier, neither for an encoder",
+            "pass the missing one",
         )
     if head is None or labels is None:
         return
@@ -147,7 +147,7 @@ def check_labels(encoder: Encoder, head: Head | None, labels: Labelling | None) 
 
 
 def check_front_end(settings: FrontEndSettings) -> None:
-    """Raises ValueError for numbers that no front end was trained with."""
+    """Raise ValueError for implausible numbers."""
     wrong = [f"{name} {value}" for name, value in settings if isinstance(value, float) and not math.isfinite(value)]
     if not wrong and settings.rate * settings.window_ms > 1000.0 * _LONGEST_WINDOW:
         wrong = [f"rate {settings.rate} with window_ms {settings.window_ms:g}"]
@@ -156,7 +156,7 @@ def check_front_end(settings: FrontEndSettings) -> None:
 
 
 def _read_labels(field: Mapping[str, Any]) -> tuple[Labelling, bool]:
-    """The labels of a card, and whether its head has a norm."""
+    """Return the labels of a card, and whether its head has a norm."""
     classes, multi, norm = field["classes"], field["multi"], field["norm"]
     named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
     if not named or not isinstance(multi, bool) or not isinstance(norm, bool):

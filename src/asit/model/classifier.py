@@ -1,8 +1,7 @@
-"""A classifier: the encoder, a pooling of its tokens, and a linear layer onto the classes.
+"""Classifier: encoder, pooling, and AST's head of LayerNorm and Linear (arXiv 2104.01778).
 
+The pooling is the class token, the mean of the patch tokens (SSAST, arXiv 2110.09784), or both concatenated.
 Letters: R rows, T frames, F mel bins, P patches, D width, C classes.
-Source: AST's head, LayerNorm and Linear (arXiv 2104.01778), on the class token, the mean of the patch tokens
-(SSAST, arXiv 2110.09784) or both side by side.
 """
 
 from __future__ import annotations
@@ -20,22 +19,22 @@ from asit.errors import ConfigError
 from asit.model.vit import Encoder, Tokens
 
 Pooling = Literal["class", "mean", "class+mean"]
-"""What stands for a clip: the class token, the mean of its patch tokens, or both, one after the other."""
+"""Vector of a clip: the class token, the mean of its patch tokens, or both concatenated."""
 
 
 @dataclass(frozen=True)
 class Labelling:
-    """What the outputs of a classifier mean; travels in the model card.
+    """Meaning of a classifier's outputs, stored in the model card.
 
     Attributes:
-        classes: names of the C outputs, in their order.
-        multi: whether a clip may have several of them: scores are then sigmoids, else a softmax.
+        classes: names of the C outputs.
+        multi: whether a clip may have several: scores are sigmoids, else a softmax.
         pooling: what the head reads.
-        seconds: length of the input in training, in seconds.
-        norm_eps: epsilon of the head's LayerNorm; 1e-6 is asit's own, AST has 1e-5, Hugging Face's AST 1e-12.
+        seconds: length of the training input.
+        norm_eps: epsilon of the head's LayerNorm: 1e-6 in asit, 1e-5 in AST, 1e-12 in Hugging Face's AST.
 
     Raises:
-        ConfigError: no class, a class named twice, no such pooling, or a length or epsilon that is not positive.
+        ConfigError: no or duplicate classes, unknown pooling, or a length or epsilon that is not positive.
     """
 
     classes: tuple[str, ...]
@@ -58,18 +57,18 @@ class Labelling:
 
 
 class Head(nn.Module):
-    """Tokens to logits over classes: pooling, LayerNorm, dropout, Linear; float32 whatever the surrounding precision.
+    """Pooling, LayerNorm, dropout and Linear: tokens to logits, always in float32.
 
     Args:
         width: D.
         classes: C.
-        pooling: what is read; "class+mean" doubles the width of norm and linear layer.
-        dropout: probability that a feature is left out in training; its factors are drawn by `draw_dropout`.
-        norm: LayerNorm before the linear layer, as in AST.
+        pooling: "class+mean" doubles the width of norm and linear layer.
+        dropout: probability in training; the factors are drawn by `draw_dropout`.
+        norm: whether there is a LayerNorm.
         norm_eps: its epsilon.
 
     Raises:
-        ConfigError: no class, no such pooling, or a dropout outside [0, 1).
+        ConfigError: no class, unknown pooling, or a dropout outside [0, 1).
     """
 
     def __init__(
@@ -98,7 +97,7 @@ class Head(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Set every parameter anew: truncated normal (0.02) for the weight, zero biases, unit norm."""
+        """Initialise every parameter: truncated normal (0.02) for the weight, zero biases, unit norm."""
         nn.init.trunc_normal_(self.linear.weight, std=0.02, generator=generator)
         self.linear.bias.zero_()
         if self.norm is not None:
@@ -106,10 +105,7 @@ class Head(nn.Module):
             self.norm.bias.zero_()
 
     def pool(self, tokens: Tokens, valid: Tensor | None = None) -> Tensor:
-        """What stands for each row: (R, D), or (R, 2 D) for "class+mean"; float32.
-
-        `valid` (R, P) bool: patches that count in the mean; the tokens of the others are not read.
-        """
+        """Pool tokens to (R, D), or (R, 2 D) for "class+mean", float32; the mean is over `valid` (R, P) patches."""
         if self.pooling == "class":
             return tokens.cls.float()
         patches = tokens.patches.float()
@@ -120,12 +116,12 @@ class Head(nn.Module):
         return mean if self.pooling == "mean" else torch.cat([tokens.cls.float(), mean], dim=1)
 
     def forward(self, tokens: Tokens, valid: Tensor | None = None, dropout: Tensor | None = None) -> Tensor:
-        """Tokens to logits (R, C) float32.
+        """Return logits (R, C) float32.
 
         Args:
             tokens: of the encoder.
-            valid: (R, P) bool, see `pool`.
-            dropout: (R, features) factors from `draw_dropout`; wanted in training where `dropout` is not 0.
+            valid: (R, P) bool, patches in the mean.
+            dropout: (R, features) factors from `draw_dropout`; required in training if dropout is not 0.
         """
         if dropout is None and self.training and self.dropout > 0:
             raise ValueError(f"a head with dropout {self.dropout} in training needs factors from draw_dropout")
@@ -140,16 +136,16 @@ class Head(nn.Module):
 
 
 def draw_dropout(rng: np.random.Generator, head: Head) -> npt.NDArray[np.float32]:
-    """One row's dropout factors for a head: (features,) float32, 0 or 1/(1 - p)."""
+    """Draw one row's dropout factors: (features,) float32, 0 or 1/(1 - p)."""
     keep = rng.random(head.features) >= head.dropout
     return (keep / (1.0 - head.dropout)).astype(np.float32)
 
 
 class Classifier(nn.Module):
-    """Encoder and head as one network, for training; its parameters are named "encoder.*" and "head.*".
+    """Encoder and head as one network for training, with parameters "encoder.*" and "head.*".
 
     Raises:
-        ConfigError: the head was made for another width.
+        ConfigError: the head is for another width.
     """
 
     def __init__(self, encoder: Encoder, head: Head) -> None:
@@ -161,26 +157,13 @@ class Classifier(nn.Module):
     def forward(
         self, x: Tensor, drop: Tensor | None = None, valid: Tensor | None = None, dropout: Tensor | None = None
     ) -> Tensor:
-        """Spectrograms to logits.
-
-        Args:
-            x: (R, 1, T, F), normalised.
-            drop: (depth, 2, R) factors of stochastic depth, see `Encoder.forward`.
-            valid: (R, P) bool; other patches are neither read, attended to nor pooled.
-            dropout: (R, features) factors of the head's dropout, see `Head.forward`.
-
-        Returns:
-            (R, C) float32.
-
-        Raises:
-            ConfigError: T or F does not fit the patches.
-        """
+        """Return logits (R, C) float32 of spectrograms (R, 1, T, F); see `Encoder.forward` and `Head.forward`."""
         logits: Tensor = self.head(self.encoder(x, drop=drop, valid=valid), valid=valid, dropout=dropout)
         return logits
 
 
 def check_head(encoder: Encoder, head: Head) -> None:
-    """Raises ConfigError where the head was made for an encoder of another width."""
+    """Raise ConfigError if the head is for an encoder of another width."""
     expected = encoder.width * (2 if head.pooling == "class+mean" else 1)
     if head.features != expected:
         raise ConfigError(

@@ -1,13 +1,10 @@
-"""Weights of image transformers (ViT, DeiT) as a start for the encoder; the files are the user's own.
+"""Initialise the encoder from image transformers (ImageNet ViT or DeiT, with timm's names).
 
-Letters: D width, P patches. The tensors are those of timm's `vit_*_patch16_*` and `deit_*_patch16_*` models and of
-the DeiT authors' files, whose names ours are. What changes on the way from pictures:
-
-- the patch filters are summed over red, green and blue, as in v2 of the official code and in AST;
-- the position grid (14 x 14 of 224 pixels, 24 x 24 of 384) is resized bicubically to ours, its rows becoming time and
-  its columns mel bins, as in v2 (14 x 14 to 37 x 8). AST has the rows as mel bins, and cuts or resizes bilinearly;
-- the classification heads are left out, and of a distilled DeiT the distillation token and its position, unless the
-  encoder is `distilled` too: AST keeps both tokens and averages what comes out of them.
+- The patch filters are summed over red, green and blue, as in v2 of the official code and in AST.
+- The position grid (14 x 14 of 224 pixels, 24 x 24 of 384) is resized bicubically; rows become time, columns mel bins,
+  as in v2 (14 x 14 to 37 x 8). AST takes rows as mel bins, and crops or resizes bilinearly.
+- Classification heads are left out, and a distilled DeiT's distillation token unless the encoder is `distilled` too;
+  AST keeps both tokens and averages their outputs.
 """
 
 from __future__ import annotations
@@ -28,31 +25,29 @@ from asit.model.vit import empty_encoder
 
 _HEADS = ("head.", "head_dist.", "pre_logits.")
 NESTS = ("model", "state_dict")
-"""What the tensors lie under where they do not lie open."""
+"""Keys that the tensors may be nested under."""
 
 HEAD_WIDTH = 64
-"""Width of an attention head in every ViT, DeiT, AST, SSAST and ASiT: not to be seen from the tensors."""
+"""Width of an attention head in every ViT, DeiT, AST, SSAST and ASiT, which tensors do not show."""
 
 
 def load_imagenet(
     path: Path, settings: EncoderSettings, frames: int, mels: int
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """An encoder's weights from an image transformer's.
+    """Load an image transformer's weights for an encoder.
 
     Args:
-        path: a .safetensors, .pth, .pt, .bin or .ckpt file, read without running anything in it; the tensors lie in it
-            as they are, or under "model" or "state_dict".
-        settings: of the encoder to be filled; width, blocks and patch have to be the file's.
+        path: a .safetensors, .pth, .pt, .bin or .ckpt file; nothing in it is executed.
+        settings: of the encoder; width, blocks and patch must be the file's.
         frames: T of the encoder's input.
         mels: F.
 
     Returns:
-        the encoder's state, float32, and the names of what was left out, for the log.
+        The encoder's state, float32, and the names of what was left out.
 
     Raises:
-        CheckpointError: the file cannot be read, or holds something else, another size, numbers that are not finite,
-            or tensors without a place in the encoder, which are named.
-        ConfigError: settings, frames and mels do not go together.
+        CheckpointError: the file cannot be read, or has another size, unknown tensors or numbers that are not finite.
+        ConfigError: settings, frames and mels do not match.
     """
     path = Path(path)
     return convert(path, safe_load.tensors(path, safe_load.read(path), NESTS), settings, frames, mels)
@@ -61,7 +56,7 @@ def load_imagenet(
 def convert(
     path: Path, found: Mapping[str, Tensor], settings: EncoderSettings, frames: int, mels: int
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """As `load_imagenet`, of tensors that have been read from `path`."""
+    """Convert tensors that were read from `path`; see `load_imagenet`."""
     encoder = empty_encoder(settings, frames, mels)
     width, blocks = size(path, found)
     if (width, blocks) != (encoder.width, encoder.depth):
@@ -101,7 +96,7 @@ def convert(
         raise CheckpointError(
             f"{path} has {positions.shape[1]} position embeddings{' without the distillation token' if drops else ''}",
             "one for the class token and those of a square grid, such as 14 x 14",
-            "give a ViT or DeiT with a class token, trained on square pictures",
+            "give a ViT or DeiT with a class token, trained on square images",
         )
     state["pos_embed"] = resize_positions(positions, (side, side), encoder.grid, prefix)
     checkpoint.load_strict(encoder, state, str(path))
@@ -109,7 +104,7 @@ def convert(
 
 
 def size(path: Path, found: Mapping[str, Tensor]) -> tuple[int, int]:
-    """Width and blocks of an image transformer's tensors."""
+    """Return width and number of blocks of an image transformer's tensors."""
     wanted = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4}
     missing = [name for name, axes in wanted.items() if name not in found or found[name].ndim != axes]
     numbers = [int(match[1]) for name in found if (match := re.match(r"blocks\.(\d+)\.", name))]
@@ -118,6 +113,6 @@ def size(path: Path, found: Mapping[str, Tensor]) -> tuple[int, int]:
             f"{path} has {len(found)} tensors ({', '.join([*found][:3])}, ...), and no "
             f"{', no '.join(missing or ['blocks.0.*'])}",
             "the tensors of a ViT or DeiT as timm names them",
-            "give such a file; an asit model folder is given with --model instead",
+            "give such a file; pass an asit model folder with --model",
         )
     return found["cls_token"].shape[2], max(numbers) + 1

@@ -1,9 +1,7 @@
-"""Where patches lie, and how position embeddings follow to another grid.
+"""Patch grids, and position resize: position embeddings for another grid.
 
-Letters: T frames, F mel bins, P patches, D width. A grid is (time, mel), and patches are time-major.
-
-With a stride less than the patch's side, patches overlap, as in AST (arXiv 2104.01778; its code: 16 x 16 patches, every
-10 frames and every 10 mel bins).
+A grid is (time, mel), and patches are time-major. A stride below the patch size makes patches overlap, as in AST (arXiv
+2104.01778: 16 x 16 patches every 10 frames and mel bins). Letters: T frames, F mel bins, P patches, D width.
 """
 
 from __future__ import annotations
@@ -20,24 +18,24 @@ from asit.errors import ConfigError
 from asit.runtime import autocast
 
 _FREE = {"patch_stride_frames", "patch_stride_mels", "drop_path"}
-"""Settings that have no part in the shape of any weight but the position embedding."""
+"""Settings that affect the shape of no weight but the position embedding."""
 
 
 def patch_of(settings: EncoderSettings) -> tuple[int, int]:
-    """The (frames, mel bins) of a patch."""
+    """Return the (frames, mel bins) of a patch."""
     return settings.patch_frames, settings.patch_mels
 
 
 def prefix_of(settings: EncoderSettings) -> int:
-    """Tokens before the patches: the class token, and of a distilled encoder the distillation token."""
+    """Return the number of tokens before the patches: 2 with a distillation token, else 1."""
     return 2 if settings.distilled else 1
 
 
 def stride_of(settings: EncoderSettings) -> tuple[int, int]:
-    """The step from patch to patch in (frames, mel bins).
+    """Return the stride of the patches in (frames, mel bins).
 
     Raises:
-        ConfigError: a stride is larger than the patch, which would leave parts of the input unread.
+        ConfigError: a stride is larger than the patch.
     """
     patch, given = patch_of(settings), (settings.patch_stride_frames, settings.patch_stride_mels)
     for size, step, name in zip(patch, given, ("frames", "mels"), strict=True):
@@ -45,23 +43,22 @@ def stride_of(settings: EncoderSettings) -> tuple[int, int]:
             raise ConfigError(
                 f"encoder.patch_stride_{name} is {step}, patches have {size}",
                 f"at most {size}: a larger stride leaves parts of the input unread",
-                f"set encoder.patch_stride_{name} to {size} or less, or take it out",
+                f"set encoder.patch_stride_{name} to {size} or less, or omit it",
             )
     return given[0] or patch[0], given[1] or patch[1]
 
 
 def grid_of(frames: int, mels: int, patch: tuple[int, int], stride: tuple[int, int] | None = None) -> tuple[int, int]:
-    """The (time, mel) grid of a spectrogram of `frames` by `mels` cut into patches: (side - patch) // stride + 1.
+    """Return the (time, mel) grid of a spectrogram of `frames` by `mels`: (size - patch) // stride + 1 patches.
 
-    Frames have to come out even. So do mel bins where patches do not overlap; where they do, the last bins that fill
-    no further patch are not read, as in AST (stride 10 of 128 bins: the last two), for their number is the front
-    end's.
+    The patches must cover all frames, and all mel bins unless they overlap; if they do, the last bins that fill no
+    patch are not read, as in AST (with stride 10 the last two of 128).
 
     Args:
-        stride: from patch to patch; None: the patch's own size.
+        stride: of the patches; None: the patch size.
 
     Raises:
-        ConfigError: a side is shorter than a patch or does not come out even; names the nearest lengths that do.
+        ConfigError: an axis is shorter than a patch or leaves a remainder; names the nearest lengths that do not.
     """
     stride = stride or patch
     grid = []
@@ -81,22 +78,22 @@ def grid_of(frames: int, mels: int, patch: tuple[int, int], stride: tuple[int, i
 
 
 def round_up_frames(frames: int, settings: EncoderSettings) -> int:
-    """The shortest length of whole patch columns that holds this many frames, such as 112 for 98."""
+    """Return the frames of the fewest patch columns that cover `frames`, such as 112 for 98."""
     side, step = settings.patch_frames, stride_of(settings)[0]
     return side + max(0, math.ceil((frames - side) / step)) * step
 
 
 def resize_positions(embedding: Tensor, old: tuple[int, int], new: tuple[int, int], prefix: int = 1) -> Tensor:
-    """Position embeddings of another grid, bicubic without aligned corners, as in the official code.
+    """Resize position embeddings to another grid, bicubic without aligned corners, as in the official code.
 
     Args:
-        embedding: (1, prefix + P, D); those of the class and distillation tokens, which stay as they are, come first.
-        old: its grid, (time, mel) with time x mel = P.
-        new: the grid wanted.
-        prefix: tokens before the patches, see `prefix_of`.
+        embedding: (1, prefix + P, D); the first `prefix` are kept.
+        old: its (time, mel) grid of P patches.
+        new: the new grid.
+        prefix: tokens before the patches.
 
     Returns:
-        (1, prefix + P', D) float32, whatever the surrounding precision; gradients flow through it.
+        (1, prefix + P', D) float32, differentiable.
     """
     count = prefix + old[0] * old[1]
     if embedding.shape[1] != count:
@@ -117,25 +114,26 @@ def adapt_positions(
     mels: int,
     stretch: bool = False,
 ) -> dict[str, Tensor]:
-    """The weights of an encoder for inputs of another length or with another stride; all but the positions stay.
+    """Adapt an encoder's position embeddings to another input length or stride.
 
-    The positions of a longer input are all of the old ones, resized. Of a shorter one they are those of the first
-    columns, so that a column keeps its place in time (`Encoder.positions` does the same for short clips); where the
-    stride is another too, these are then resized. AST takes the middle ones instead, and interpolates bilinearly; by
-    its author the first ones should do as well (issue 45 of its repository).
+    A longer input gets all old positions, resized. A shorter one gets those of the first columns, so that a column
+    keeps its time (as in `Encoder.positions`), resized only for another stride. AST takes the middle ones and
+    interpolates bilinearly; its author expects the same of the first ones (issue 45 of its repository).
 
     Args:
-        state: of an encoder of `old` settings for inputs of `old_frames` by `mels`.
-        old_frames: T that the weights were trained for.
-        frames: T wanted.
-        mels: F of both: it belongs to the front end, which travels with the weights.
-        stretch: resize all of the old positions for a shorter input too.
+        state: of an encoder with `old` settings for inputs of `old_frames` by `mels`.
+        old: settings of the state.
+        new: settings that differ at most in strides and stochastic depth.
+        old_frames: T of the state.
+        frames: new T.
+        mels: F of both.
+        stretch: resize all old positions for a shorter input too.
 
     Returns:
-        a state for an encoder of `new` settings for inputs of `frames` by `mels`; only the positions are new tensors.
+        A state for `new` settings and `frames`; only the positions are new tensors.
 
     Raises:
-        ConfigError: the settings differ in more than strides and stochastic depth, or a length does not come out even.
+        ConfigError: other settings differ, or patches do not cover a length.
     """
     were, are = old.model_dump(), new.model_dump()
     differ = [f"{name} {were[name]} and {are[name]}" for name in were if name not in _FREE and were[name] != are[name]]

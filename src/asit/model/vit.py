@@ -1,12 +1,9 @@
-"""The encoder: a pre-norm vision transformer over log-mel patches.
+"""Encoder: a pre-norm vision transformer (arXiv 2010.11929) over log-mel patches, as in ASiT (arXiv 2211.13189).
 
-Letters: R rows, T frames, F mel bins, P patches, D width, N tokens, H heads. N is P and the class token, and where the
-settings say `distilled` the distillation token of DeiT (arXiv 2012.12877) between class token and patches. Patches are
-time-major: all mel patches of the first column of time, then the next. Names of parameters are those of timm and of the
-official ASiT files, so that their weights load key by key.
-
-Sources: the ViT of arXiv 2010.11929 with the settings of ASiT (arXiv 2211.13189); stochastic depth of
-arXiv 1603.09382, its factors drawn outside and handed in, so that a saved batch replays a step.
+Letters: R rows, T frames, F mel bins, P patches, D width, N tokens, H heads. Tokens are the class token, if `distilled`
+DeiT's distillation token (arXiv 2012.12877), then the patches, time-major: all mel patches of a time column, then the
+next column. Parameters are named as in timm and the official ASiT files. The factors of stochastic depth (arXiv
+1603.09382) are arguments, so that a saved batch replays a step.
 """
 
 from __future__ import annotations
@@ -28,16 +25,15 @@ from asit.model.cpu.weight_cache import Stamp, can_be_stamped
 from asit.model.positions import grid_of, patch_of, prefix_of, resize_positions, stride_of
 
 _GRIDS = 64
-"""Grids whose resized positions an encoder keeps: more than the lengths between one view of 10 s and one and a half."""
+"""Grids whose resized positions are cached: more than the lengths from one to one and a half views of 10 s."""
 
 
 @dataclass
 class Tokens:
-    """What the encoder gives: cls (R, D), patches (R, P, D) time-major, grid (time, mel) with time x mel = P.
+    """Output of the encoder: cls (R, D), patches (R, P, D) time-major, grid (time, mel) of the input.
 
-    Where only some patches were seen, P is their number and grid still the whole one.
-
-    cls is the class token; of a distilled encoder the mean of class and distillation token, as in AST.
+    With `keep`, P is the number of kept patches. cls is the class token, or the mean of class and distillation token in
+    a distilled encoder, as in AST.
     """
 
     cls: Tensor
@@ -46,10 +42,10 @@ class Tokens:
 
 
 def shape_of(settings: EncoderSettings) -> tuple[int, int, int]:
-    """The (width, depth, heads) of the settings.
+    """Return (width, depth, heads) of the settings.
 
     Raises:
-        ConfigError: a custom size lacks one of the three, a named size has one, or heads do not divide width.
+        ConfigError: a custom size lacks one of them, a named size sets one, or heads do not divide width.
     """
     given = {"width": settings.width, "depth": settings.depth, "heads": settings.heads}
     if settings.size == "custom":
@@ -58,7 +54,7 @@ def shape_of(settings: EncoderSettings) -> tuple[int, int, int]:
             raise ConfigError(
                 f"encoder.size is custom, without {', '.join(missing)}",
                 "a custom size has width, depth and heads",
-                "set " + ", ".join(f"encoder.{name}" for name in missing) + f", or take one of {', '.join(SIZES)}",
+                "set " + ", ".join(f"encoder.{name}" for name in missing) + f", or use one of {', '.join(SIZES)}",
             )
         width, depth, heads = (value for value in given.values() if value is not None)
     else:
@@ -67,7 +63,7 @@ def shape_of(settings: EncoderSettings) -> tuple[int, int, int]:
             raise ConfigError(
                 f"encoder.size is {settings.size}, and {', '.join(extra)} is set too",
                 "a named size fixes width, depth and heads",
-                "set encoder.size to custom, or take the others out",
+                "set encoder.size to custom, or omit the others",
             )
         width, depth, heads = SIZES[settings.size]
     if width % heads:
@@ -80,19 +76,19 @@ def shape_of(settings: EncoderSettings) -> tuple[int, int, int]:
 
 
 def drop_path_rates(settings: EncoderSettings) -> np.ndarray:
-    """Probability that a block's branches are left out, linear from 0 to `drop_path` over depth: (depth,) float64."""
+    """Return each block's probability to drop a branch, linear from 0 to `drop_path`: (depth,) float64."""
     return np.linspace(0.0, settings.drop_path, shape_of(settings)[1])
 
 
 def draw_drop_path(rng: np.random.Generator, rates: np.ndarray) -> np.ndarray:
-    """One row's stochastic-depth factors, for attention and MLP of each block: (depth, 2) float32, 0 or 1/(1 - p)."""
+    """Draw one row's stochastic-depth factors for attention and MLP of each block: (depth, 2), 0 or 1/(1 - p)."""
     keep = rng.random((len(rates), 2)) >= rates[:, None]
     factors: np.ndarray = (keep / (1.0 - rates[:, None])).astype(np.float32)
     return factors
 
 
 def cut(x: Tensor, patch: tuple[int, int]) -> Tensor:
-    """Every patch's area, side by side: (R, 1, T, F) -> (R, P, height * breadth), time-major."""
+    """Cut a spectrogram into patches: (R, 1, T, F) -> (R, P, height * breadth), time-major."""
     rows, _, frames, mels = x.shape
     height, breadth = patch
     split = x.reshape(rows, frames // height, height, mels // breadth, breadth).transpose(2, 3)
@@ -100,14 +96,14 @@ def cut(x: Tensor, patch: tuple[int, int]) -> Tensor:
 
 
 class PatchEmbed(nn.Module):
-    """Patches to tokens: (R, 1, T, F) -> (R, P, D), or of the patches `keep` (R, K) alone -> (R, K, D)."""
+    """Patch embedding: (R, 1, T, F) -> (R, P, D), or with `keep` (R, K) patches -> (R, K, D)."""
 
     def __init__(self, width: int, patch: tuple[int, int], stride: tuple[int, int]) -> None:
         super().__init__()
         self.patch = patch
         self.stride = stride
-        # The convolution holds the weights in the official shape (D, 1, time, mel) and is applied as a matrix
-        # product: faster on a CPU, and what is not `valid` is then out before it is multiplied by anything.
+        # The convolution holds weights of the official shape (D, 1, time, mel) but is applied as a matrix product:
+        # faster on a CPU, and patches that are not `valid` are masked before the product.
         self.proj = nn.Conv2d(1, width, kernel_size=patch, stride=stride)
 
     def forward(self, x: Tensor, valid: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
@@ -116,7 +112,7 @@ class PatchEmbed(nn.Module):
             areas = cut(x, self.patch)
         else:
             areas = x[:, 0].unfold(1, height, self.stride[0]).unfold(2, breadth, self.stride[1])
-            areas = areas.reshape(x.shape[0], -1, height * breadth)  # not len: that would be a constant in an export
+            areas = areas.reshape(x.shape[0], -1, height * breadth)  # len would be a constant in an export
         if valid is not None:
             areas = torch.where(valid[..., None], areas, 0.0)
         if keep is not None:
@@ -125,18 +121,18 @@ class PatchEmbed(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The transformer over patches of a spectrogram.
+    """Vision transformer over patches of a spectrogram.
 
     Args:
-        settings: size, patch, its stride, MLP ratio, second token and epsilon of the norms.
-        frames: T of the training view, as `grid_of` wants it; fixes the grid of the position embedding.
-        mels: F, likewise.
+        settings: size, patch, stride, MLP ratio, distillation token and epsilon of the norms.
+        frames: T of the training view; with F the grid of the position embedding, see `grid_of`.
+        mels: F.
 
     Attributes:
-        prefix: tokens before the patches: 1, or 2 of a distilled encoder.
+        prefix: tokens before the patches: 1, or 2 if distilled.
 
     Raises:
-        ConfigError: sizes that cannot go together.
+        ConfigError: sizes that do not match.
     """
 
     def __init__(self, settings: EncoderSettings, frames: int, mels: int) -> None:
@@ -160,18 +156,18 @@ class Encoder(nn.Module):
         self.init_weights()
 
     def span(self, columns: int) -> int:
-        """Frames that this many columns of patches cover, 1 or more."""
+        """Return the frames that `columns` patch columns cover."""
         return (columns - 1) * self.stride[0] + self.patch[0]
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Set every parameter anew: see `blocks.init_transformer`."""
+        """Initialise every parameter, see `init_transformer`."""
         init_transformer(self, generator)
 
     def positions(self, grid: tuple[int, int], stretch: bool = True) -> Tensor:
-        """The position embedding of a grid: (1, prefix + P, D) float32; those of the prefix come first.
+        """Return the position embedding of a grid, (1, prefix + P, D) float32.
 
-        `stretch`: a grid other than the encoder's own gets the whole embedding resized bicubically, as in the
-        official code; without it a shorter one gets the first columns as they are, so a column keeps its length.
+        With `stretch`, any other grid than the encoder's gets the embedding resized bicubically, as in the official
+        code; without it, a shorter one gets the first columns, so that a column keeps its length.
         """
         time, mel = grid
         if grid == self.grid:
@@ -187,17 +183,17 @@ class Encoder(nn.Module):
             stamp = Stamp(own)
             with torch.inference_mode(False), torch.no_grad():  # usable in and out of inference mode
                 kept = stamp, resize_positions(own, self.grid, grid, self.prefix)
-            # Other threads may read meanwhile: a table is replaced when full, never emptied.
+            # A full table is replaced, not cleared: other threads may be reading it.
             table = self._resized if len(self._resized) < _GRIDS else {}
             table[grid] = kept
             self._resized = table
         return kept[1]
 
     def block_index(self, layer: int) -> int:
-        """Number of a block, counted from 0, that may be counted from the end.
+        """Return the index of a block from 0; `layer` may count from the end.
 
         Raises:
-            ConfigError: there is no such block.
+            ConfigError: no such block.
         """
         if not isinstance(layer, int | np.integer) or not -self.depth <= layer < self.depth:
             raise ConfigError(
@@ -223,17 +219,16 @@ class Encoder(nn.Module):
         stretch: bool = True,
         keep: Tensor | None = None,
     ) -> Tokens:
-        """Spectrograms to tokens.
+        """Encode spectrograms.
 
         Args:
-            x: (R, 1, T, F), normalised; any size that `grid_of` takes, other grids get resized positions.
-            drop: (depth, 2, R) factors of stochastic depth (`draw_drop_path`), 0 or 1/(1 - p).
-            valid: (R, P) bool; other patches are neither read nor attended to, and come out as 0. Where patches
-                overlap, one is valid that lies within the clip as a whole.
-            layer: block whose output is wanted (0 the first, -1 the last), through the final norm; None: the last.
-            stretch: how positions follow another grid, see `positions`.
-            keep: (R, K) int64, the patches that are seen; the others are left out, and `Tokens.patches` is (R, K, D).
-                Not together with `valid`.
+            x: (R, 1, T, F), normalised, of any size that `grid_of` accepts.
+            drop: (depth, 2, R) factors of stochastic depth, see `draw_drop_path`.
+            valid: (R, P) bool; other patches are neither read nor attended to, and their tokens are 0. An overlapping
+                patch is valid if all of it is within the clip.
+            layer: block to return, after the final norm (0 the first, -1 the last); None: the last.
+            stretch: how to resize positions, see `positions`.
+            keep: (R, K) int64, the only patches to encode; not together with `valid`.
 
         Raises:
             ConfigError: T or F does not fit the patches, or there is no such layer.
@@ -258,12 +253,12 @@ class Encoder(nn.Module):
 
 
 def empty_encoder(settings: EncoderSettings, frames: int, mels: int) -> Encoder:
-    """An encoder whose weights are yet to be loaded: drawing them first would take longer than reading them."""
-    with torch.inference_mode(False):  # made in inference mode they would count no writes
+    """Return an encoder with uninitialised weights to load into; drawing them would take longer than reading."""
+    with torch.inference_mode(False):  # tensors made in inference mode count no writes
         return meta_encoder(settings, frames, mels).to_empty(device="cpu")
 
 
 def meta_encoder(settings: EncoderSettings, frames: int, mels: int) -> Encoder:
-    """An encoder on the meta device: names and shapes of weights, without the memory for them."""
+    """Return an encoder on the meta device: names and shapes of weights, without memory."""
     with torch.device("meta"):
         return Encoder(settings, frames, mels)

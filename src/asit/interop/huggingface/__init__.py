@@ -1,6 +1,6 @@
-"""Hugging Face: folders that transformers loads by itself, written from a model and read back into one.
+"""Hugging Face: write a model as a folder that transformers loads, and read one back.
 
-`register` makes transformers know ASiT where asit is installed; nothing is registered by an import alone.
+`register` registers ASiT with transformers' Auto classes; an import alone does not.
 """
 
 from __future__ import annotations

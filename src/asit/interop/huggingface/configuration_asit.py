@@ -1,6 +1,6 @@
-"""Settings of an ASiT encoder and its classifier, as Hugging Face's transformers holds them.
+"""Configuration of an ASiT encoder or classifier for Hugging Face's transformers.
 
-This file travels with exported models and stands alone: it needs transformers, and neither asit nor anything else.
+This file is copied into exported folders and depends on transformers alone.
 Letters: T frames, F mel bins, D width.
 """
 
@@ -18,31 +18,31 @@ class ASiTConfig(PretrainedConfig):
     Args:
         hidden_size: D.
         num_hidden_layers: blocks.
-        num_attention_heads: heads of each; they divide D evenly.
+        num_attention_heads: of each block; they divide D.
         mlp_ratio: hidden width of the MLP over D.
-        layer_norm_eps: epsilon of the blocks' norms and of the last one.
+        layer_norm_eps: epsilon of the norms.
         num_mel_bins: F.
         num_frames: T of the training view in frames; fixes the grid of the position embeddings.
         patch_size: (frames, mel bins) of a patch.
-        patch_stride: from patch to patch; less than the patch where patches overlap.
-        distilled: a distillation token follows the class token, as in DeiT and AST.
-        pooling: what stands for a clip: "class" (the class token; the mean of both where distilled), "mean" (of the
-            patch tokens) or "class+mean" (one after the other).
+        patch_stride: (frames, mel bins); less than the patch if patches overlap.
+        distilled: whether a distillation token follows the class token, as in DeiT and AST.
+        pooling: "class" (the class token, or the mean of both if distilled), "mean" (of the patch tokens) or
+            "class+mean" (concatenated).
         classifier_norm: a LayerNorm before the classifier's linear layer.
         classifier_norm_eps: its epsilon.
-        classifier_dropout: probability that a feature before it is left out in training.
+        classifier_dropout: dropout probability before the linear layer.
         drop_path_rate: stochastic depth in training, linear from 0 over the blocks.
-        initializer_range: standard deviation of fresh weights.
-        input_seconds: length of a classifier's input in training, in seconds; None: an encoder's.
-        training: facts of the training, as asit's model card has them.
-        kwargs: what every configuration has, such as id2label and problem_type.
+        initializer_range: standard deviation of initial weights.
+        input_seconds: length of a classifier's training input; None for an encoder.
+        training: facts of the training from asit's model card.
+        kwargs: of PretrainedConfig, such as id2label and problem_type.
 
     Raises:
-        ValueError: no such pooling.
+        ValueError: unknown pooling.
     """
 
     model_type = "asit"
-    _auto_class = "AutoConfig"  # save_pretrained then carries this file along
+    _auto_class = "AutoConfig"  # save_pretrained copies this file
 
     def __init__(
         self,

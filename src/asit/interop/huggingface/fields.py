@@ -1,7 +1,4 @@
-"""The facts of a model's card under the names that transformers' configurations have, and back.
-
-Letters: C classes.
-"""
+"""Convert between the model card and transformers' config.json and preprocessor_config.json."""
 
 from __future__ import annotations
 
@@ -18,10 +15,10 @@ from asit.model.card import check_front_end
 from asit.model.classifier import Head, Labelling
 
 MODEL_TYPE = "asit"
-"""What config.json calls our models."""
+"""`model_type` in config.json."""
 
 CODE = ("configuration_asit.py", "modeling_asit.py", "feature_extraction_asit.py")
-"""Files that travel with a model, for those who load it without asit."""
+"""Files copied into exported folders, to load them without asit."""
 
 _CONFIG, _MODEL, _CLASSIFIER, _EXTRACTOR = (
     "ASiTConfig",
@@ -36,26 +33,17 @@ _AUTO = {
     "AutoModelForAudioClassification": f"modeling_asit.{_CLASSIFIER}",
 }
 _SAME = ("window_ms", "shift_ms", "low_hz", "high_hz", "preemphasis", "mean", "std", "resampler")
-"""Settings of the front end that have the same name in preprocessor_config.json."""
+"""Front-end settings with the same name in preprocessor_config.json."""
 
 _FOLDERS = re.compile(r"(?<![\w.:/\\])(?:[A-Za-z]:)?[/\\](?:[^\s/\\]+[/\\])*(?=[^\s/\\])")
-"""The folders of an absolute path within a text."""
+"""Folders of an absolute path within a text."""
 _ABSOLUTE = re.compile(r"(?:~\w*|[A-Za-z]:)?[/\\].*[^/\\]")
-"""A text that is one, or begins with one."""
+"""A text that starts with an absolute path."""
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What the two configurations say, in our own terms.
-
-    Attributes:
-        encoder: its settings.
-        front_end: its settings.
-        frames: T of the training view.
-        labels: of a classifier; None: the weights are an encoder's.
-        norm: whether a classifier's head has a LayerNorm.
-        training: facts of the training.
-    """
+class FolderSettings:
+    """The content of both configurations as asit's settings; `norm`: whether a classifier's head has a LayerNorm."""
 
     encoder: EncoderSettings
     front_end: FrontEndSettings
@@ -64,19 +52,15 @@ class Parts:
     norm: bool
     training: dict[str, Any]
 
-    def front(self) -> FrontEnd:
-        """The front end of these settings."""
-        return FrontEnd(self.front_end)
-
     def head(self, width: int) -> Head | None:
-        """A head of these labels for an encoder of this width; None for an encoder."""
+        """Return a head for an encoder of this width; None without labels."""
         if self.labels is None:
             return None
         return Head(width, len(self.labels.classes), self.labels.pooling, norm=self.norm, norm_eps=self.labels.norm_eps)
 
 
 def config_of(model: AudioModel) -> dict[str, Any]:
-    """The content of config.json."""
+    """Return the content of config.json."""
     encoder, settings, labels = model.encoder, model.encoder.settings, model.labelling
     config: dict[str, Any] = {
         "model_type": MODEL_TYPE,
@@ -98,7 +82,7 @@ def config_of(model: AudioModel) -> dict[str, Any]:
     }
     if labels is None or model.head is None:
         return config
-    # transformers refuses the single kind with one class alone, and takes a softmax where none is named.
+    # transformers refuses single_label_classification with one class, and uses a softmax if none is given.
     kind = "single_label_classification" if len(labels.classes) > 1 else None
     return {
         **config,
@@ -112,24 +96,20 @@ def config_of(model: AudioModel) -> dict[str, Any]:
 
 
 def public(facts: Any) -> Any:
-    """Facts of a card for all to see: of absolute paths, which tell of whoever's machine it was, the last part stays.
-
-    Args:
-        facts: any JSON.
-    """
+    """Return facts of a card (JSON) with absolute paths reduced to their last part, for publication."""
     if isinstance(facts, dict):
         return {name: public(value) for name, value in facts.items()}
     if isinstance(facts, list):
         return [public(value) for value in facts]
     if not isinstance(facts, str):
         return facts
-    if _ABSOLUTE.match(facts):  # whole: its folders may have spaces in their names
+    if _ABSOLUTE.match(facts):  # folders may have spaces in their names
         return re.split(r"[/\\]", facts.rstrip("/\\"))[-1]
     return _FOLDERS.sub("", facts)
 
 
 def extractor_of(model: AudioModel) -> dict[str, Any]:
-    """The content of preprocessor_config.json."""
+    """Return the content of preprocessor_config.json."""
     settings, encoder = model.front_end.settings, model.encoder
     return {
         "feature_extractor_type": _EXTRACTOR,
@@ -148,16 +128,16 @@ def extractor_of(model: AudioModel) -> dict[str, Any]:
     }
 
 
-def parts_of(config: Mapping[str, Any], extractor: Mapping[str, Any], classifier: bool) -> Parts:
-    """What both files say of a model, whoever wrote them: asit, or transformers after more training.
+def folder_settings(config: Mapping[str, Any], extractor: Mapping[str, Any], classifier: bool) -> FolderSettings:
+    """Read the settings from both files, written by asit or by transformers.
 
     Args:
-        config: the content of config.json.
-        extractor: the content of preprocessor_config.json.
+        config: content of config.json.
+        extractor: content of preprocessor_config.json.
         classifier: whether the weights have a head.
 
     Raises:
-        KeyError, TypeError, ValueError, ConfigError: a field is missing or cannot be.
+        KeyError, TypeError, ValueError, ConfigError: a field is missing or invalid.
     """
     shape = config["hidden_size"], config["num_hidden_layers"], config["num_attention_heads"]
     size = next((name for name, known in SIZES.items() if known == shape), "custom")
@@ -179,25 +159,25 @@ def parts_of(config: Mapping[str, Any], extractor: Mapping[str, Any], classifier
         },
         "config.json",
     )
-    heard = {
+    renamed = {
         "rate": extractor["sampling_rate"],
         "mels": extractor["feature_size"],
         "padding": extractor["padding_rule"],
     }
-    front_end = build(FrontEndSettings, heard | {name: extractor[name] for name in _SAME}, "preprocessor_config.json")
+    front_end = build(FrontEndSettings, renamed | {name: extractor[name] for name in _SAME}, "preprocessor_config.json")
     check_front_end(front_end)
     _agree(config, extractor)
     labels = _labels(config, front_end, config["num_frames"]) if classifier else None
     norm = classifier and bool(config["classifier_norm"])
-    return Parts(encoder, front_end, config["num_frames"], labels, norm, dict(config.get("training") or {}))
+    return FolderSettings(encoder, front_end, config["num_frames"], labels, norm, dict(config.get("training") or {}))
 
 
 def _labels(config: Mapping[str, Any], front_end: FrontEndSettings, frames: int) -> Labelling:
     named = {int(i): name for i, name in config["id2label"].items()} if config.get("id2label") else {}
-    # transformers leaves its two standard labels out of the file.
+    # transformers omits its two default labels.
     named = named or {i: f"LABEL_{i}" for i in range(2)}
     if sorted(named) != list(range(len(named))) or not all(isinstance(name, str) for name in named.values()):
-        raise ValueError(f"id2label does not name the outputs 0 to {len(named) - 1} one by one")
+        raise ValueError(f"id2label does not name the outputs 0 to {len(named) - 1}")
     view = FrontEnd(front_end)
     return Labelling(
         tuple(named[i] for i in range(len(named))),
@@ -209,13 +189,13 @@ def _labels(config: Mapping[str, Any], front_end: FrontEndSettings, frames: int)
 
 
 def _agree(config: Mapping[str, Any], extractor: Mapping[str, Any]) -> None:
-    """Raises ValueError where the files describe two models."""
+    """Raise ValueError if the files contradict each other."""
     pairs = {
         "num_mel_bins": (config["num_mel_bins"], extractor["feature_size"]),
         "num_frames": (config["num_frames"], extractor["num_frames"]),
         "patch_size": (config["patch_size"][0], extractor["patch_frames"]),
         "patch_stride": (config["patch_stride"][0], extractor["patch_stride_frames"]),
     }
-    for name, (model, sound) in pairs.items():
-        if model != sound:
-            raise ValueError(f"{name} is {model} in config.json and {sound} in preprocessor_config.json")
+    for name, (first, second) in pairs.items():
+        if first != second:
+            raise ValueError(f"{name} is {first} in config.json and {second} in preprocessor_config.json")

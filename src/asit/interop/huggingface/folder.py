@@ -1,4 +1,4 @@
-"""Folders as Hugging Face's transformers keeps models: written from ours, and read back without running their code."""
+"""Write and read model folders of Hugging Face's transformers; code in them is never run."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from asit.audio.fbank import FrontEnd
 from asit.errors import CheckpointError, ConfigError
-from asit.interop.huggingface.fields import CODE, MODEL_TYPE, config_of, extractor_of, parts_of
+from asit.interop.huggingface.fields import CODE, MODEL_TYPE, config_of, extractor_of, folder_settings
 from asit.interop.huggingface.readme import readme
 from asit.io import atomic, checkpoint, parsing, safe_load
 from asit.model.audio_model import AudioModel
@@ -33,22 +34,22 @@ def write(
     overwrite: bool = False,
     run: Path | None = None,
 ) -> None:
-    """Write a folder that transformers loads by itself, offline, and that can be pushed to the hub as it is.
+    """Write a folder that transformers loads offline and that can be pushed to the hub.
 
-    It holds the weights (safetensors), both configurations, the three code files that transformers runs when it is
-    told to trust them, and README.md as a model card. Neither transformers nor huggingface_hub has to be installed.
+    It holds weights (safetensors), both configurations, the three code files for `trust_remote_code`, and README.md as
+    the model card. Neither transformers nor huggingface_hub is needed.
 
     Args:
         model: encoder or classifier.
-        out: the folder to make.
-        license: of the weights, as the hub names it, such as "apache-2.0"; None: what the card's training says.
+        out: the folder.
+        license: of the weights, as the hub names it, such as "apache-2.0"; None: that of the card.
         title: of the model card; None: the folder's name.
-        overwrite: replace what is there.
-        run: folder of the fine-tuning run, whose results.json gives the metrics; None: the card has none.
+        overwrite: replace an earlier export.
+        run: fine-tuning run whose results.json gives the metrics; None: no metrics.
 
     Raises:
         CheckpointError: out exists and overwrite is off, the disk is full, or results.json cannot be read.
-        ConfigError: overwrite is on and out is a folder of something else.
+        ConfigError: overwrite is on and out holds something else.
     """
     out = Path(out)
     if overwrite:
@@ -60,10 +61,10 @@ def write(
 
 
 def read(folder: Path) -> AudioModel:
-    """The model of a folder that `write` made, or that transformers' `save_pretrained` made of one; runs none of it.
+    """Read a folder that `write` or transformers' `save_pretrained` wrote, without running its code.
 
     Raises:
-        CheckpointError: a file is missing, damaged or of another model, or weights and configurations do not fit.
+        CheckpointError: a file is missing, damaged or of another model, or weights and configurations do not match.
     """
     folder = Path(folder)
     config, extractor = check(folder / CONFIG), _json(folder / EXTRACTOR)
@@ -73,14 +74,14 @@ def read(folder: Path) -> AudioModel:
     if of_head or all(name.startswith(_ENCODER) for name in rest):
         rest = {name.removeprefix(_ENCODER): value for name, value in rest.items()}
     try:
-        parts = parts_of(config, extractor, bool(of_head))
+        parts = folder_settings(config, extractor, bool(of_head))
         size = parts.encoder, parts.frames, parts.front_end.mels
-        # Shapes first: a file that is wrong must not ask for memory.
+        # Compare shapes first, so that a wrong file allocates no memory.
         if shape_of(parts.encoder)[1] > len(rest):
             raise ValueError(f"{shape_of(parts.encoder)[1]} blocks, and weights of {len(rest)} tensors")
         checkpoint.check_fit(meta_encoder(*size), rest, str(folder / WEIGHTS))
-        front_end, encoder = parts.front(), empty_encoder(*size)
-        with torch.device("meta"):  # as the encoder: nothing is drawn
+        front_end, encoder = FrontEnd(parts.front_end), empty_encoder(*size)
+        with torch.device("meta"):  # no random initialisation
             head = parts.head(encoder.width)
     except (*parsing.UNFIT, ConfigError) as error:
         what = error.found if isinstance(error, ConfigError) and not error.expected else str(error)
@@ -98,17 +99,17 @@ def read(folder: Path) -> AudioModel:
 
 
 def check(path: Path) -> Mapping[str, Any]:
-    """The content of a config.json that describes a model of ours.
+    """Return the content of a config.json of an asit model.
 
     Raises:
-        CheckpointError: it is absent, damaged, or another model's.
+        CheckpointError: it is missing, damaged, or another model's.
     """
     config = _json(path)
     if config.get("model_type") != MODEL_TYPE:
         raise CheckpointError(
             f"{path} says model_type {config.get('model_type')!r}",
             f"model_type {MODEL_TYPE!r}",
-            f"bring other models in with: asit convert {path.parent} --out DIR",
+            f"convert other models with: asit convert {path.parent} --out DIR",
         )
     return config
 
@@ -118,7 +119,7 @@ def _fill(to: Path, model: AudioModel, text: str) -> None:
     prefix = _ENCODER if head else ""
     tensors = {f"{prefix}{name}": value for name, value in encoder.items()}
     tensors |= {f"{_HEAD}{name}": value for name, value in head.items()}
-    # Older transformers want to be told that the tensors are torch's.
+    # Older transformers need the format.
     safetensors.torch.save_file({name: _own(value) for name, value in tensors.items()}, to / WEIGHTS, {"format": "pt"})
     for name, value in ((CONFIG, config_of(model)), (EXTRACTOR, extractor_of(model))):
         (to / name).write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
@@ -128,12 +129,12 @@ def _fill(to: Path, model: AudioModel, text: str) -> None:
 
 
 def _own(tensor: Tensor) -> Tensor:
-    """A copy on the CPU that shares no memory."""
+    """Return a copy on the CPU that shares no memory."""
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def _check_ours(out: Path) -> None:
-    """Raises ConfigError where `out` holds files of something else, which overwriting would delete."""
+    """Raise ConfigError if overwriting `out` would delete something else."""
     if not out.is_dir() or not any(out.iterdir()):
         return
     try:
@@ -144,14 +145,14 @@ def _check_ours(out: Path) -> None:
         names = sorted(path.name for path in out.iterdir())
         raise ConfigError(
             f"{out} holds something else: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}",
-            "a new or empty folder, or an earlier export, which alone is overwritten",
+            "a new or empty folder, or an earlier export to overwrite",
             "choose another --out",
         )
 
 
 def _json(path: Path) -> Mapping[str, Any]:
     expected = f"a folder with {CONFIG}, {EXTRACTOR} and {WEIGHTS}"
-    remedy = "get the folder again, whole; save_pretrained of the feature extractor writes preprocessor_config.json"
+    remedy = "get the complete folder again; the feature extractor's save_pretrained writes preprocessor_config.json"
     if not path.is_file():
         raise CheckpointError(f"{path.parent} has no {path.name}", expected, remedy)
     return parsing.json_object(path, CheckpointError, "a JSON object", remedy)
@@ -165,4 +166,4 @@ def _weights(path: Path) -> dict[str, Tensor]:
             "all weights in one safetensors file",
             "save it again with save_pretrained(folder, max_shard_size='100GB'), which writes safetensors",
         )
-    return checkpoint.read_tensors(path, "get the folder again, whole")
+    return checkpoint.read_tensors(path, "get the complete folder again")

@@ -1,10 +1,10 @@
-"""ASiT's encoder and classifier as models of Hugging Face's transformers.
+"""ASiT's encoder and classifier for Hugging Face's transformers.
 
-This file travels with exported models and stands alone: it needs transformers and torch, and not asit. Parameters have
-asit's names, which are timm's; a classifier's are "encoder.*" and "head.*".
+This file is copied into exported folders and depends on transformers and torch, not on asit. Parameters are named as in
+timm; a classifier's are "encoder.*" and "head.*".
 
-Letters: B clips, T frames, F mel bins, P patches, D width, N tokens (class, distillation where there is one, patches),
-H heads, C classes. Patches are time-major: all mel patches of the first column of time, then the next.
+Letters: B clips, T frames, F mel bins, P patches, D width, N tokens (class, distillation if any, patches), H heads,
+C classes. Patches are time-major: all mel patches of a time column, then the next column.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceCl
 from .configuration_asit import ASiTConfig
 
 _WINDOWS = 16
-"""Windows of long clips that go through the network at once where no gradient is wanted."""
+"""Windows of long clips per forward pass without gradients."""
 
 
 class ASiTAttention(nn.Module):
-    """Multi-head self-attention: (B, N, D) -> (B, N, D) and, where asked for, its weights (B, H, N, N)."""
+    """Multi-head self-attention: (B, N, D) -> (B, N, D) and, on request, its weights (B, H, N, N)."""
 
     def __init__(self, config: ASiTConfig) -> None:
         super().__init__()
@@ -73,18 +73,18 @@ class ASiTBlock(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None, weights: bool) -> tuple[Tensor, Tensor | None]:
         out, attended = self.attn(self.norm1(x), mask, weights)
-        x = x + self._thinned(out)
-        return x + self._thinned(self.mlp(self.norm2(x))), attended
+        x = x + self._drop_path(out)
+        return x + self._drop_path(self.mlp(self.norm2(x))), attended
 
-    def _thinned(self, branch: Tensor) -> Tensor:
-        """The branch, left out for some rows and made stronger for the others."""
+    def _drop_path(self, branch: Tensor) -> Tensor:
+        """Apply stochastic depth to a branch."""
         if not self.training or self.drop == 0.0:
             return branch
         return branch * F.dropout(branch.new_ones(len(branch), 1, 1), self.drop)
 
 
 class ASiTPatchEmbeddings(nn.Module):
-    """Patches to tokens: (B, T, F) -> (B, P, D); patches that are not valid (B, P) are not read."""
+    """Patch embedding: (B, T, F) -> (B, P, D); patches that are not `valid` (B, P) are not read."""
 
     def __init__(self, config: ASiTConfig) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class ASiTPatchEmbeddings(nn.Module):
 
 
 class ASiTPreTrainedModel(PreTrainedModel):
-    """What encoder and classifier share: where settings come from, and how fresh weights are drawn."""
+    """Configuration and initialisation shared by encoder and classifier."""
 
     config: ASiTConfig
     config_class = ASiTConfig
@@ -111,7 +111,7 @@ class ASiTPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Truncated normal for weights and embeddings, zero biases, unit norms; drawn as transformers' models are."""
+        """Initialise: truncated normal for weights and embeddings, zero biases, unit norms."""
         std = self.config.initializer_range
         drawn = [getattr(module, name, None) for name in ("cls_token", "dist_token", "pos_embed")]
         if isinstance(module, nn.Linear | nn.Conv2d):
@@ -129,11 +129,11 @@ class ASiTPreTrainedModel(PreTrainedModel):
 class ASiTModel(ASiTPreTrainedModel):
     """The encoder: normalised log-mel (B, T, F) to tokens.
 
-    `last_hidden_state` (B, N, D) is class token, distillation token where there is one, then patches, time-major;
-    patches outside the mask are 0. `pooler_output` is what `config.pooling` names: (B, D), or (B, 2 D).
+    `last_hidden_state` (B, N, D) holds the class token, the distillation token if any, then the patches; those
+    outside the mask are 0. `pooler_output` is (B, D), or (B, 2 D) for "class+mean".
     """
 
-    _auto_class = "AutoModel"  # save_pretrained then carries this file along
+    _auto_class = "AutoModel"  # save_pretrained copies this file
 
     def __init__(self, config: ASiTConfig) -> None:
         super().__init__(config)
@@ -164,19 +164,19 @@ class ASiTModel(ASiTPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> BaseModelOutputWithPooling | tuple[Tensor, ...]:
-        """Spectrograms to tokens.
+        """Encode spectrograms.
 
         Args:
-            input_values: (B, T, F) from the feature extractor. A clip shorter than the training view has the positions
+            input_values: (B, T, F) from the feature extractor. A clip shorter than the training view uses the positions
                 of the view's first columns, a longer one all of them, resized bicubically.
-            attention_mask: (B, T), 1 for frames of the clip; a patch takes part where all of its frames do.
-            output_attentions: give each block's weights (B, H, N, N).
-            output_hidden_states: give the tokens (B, N, D) before the first block and after each, without the last
+            attention_mask: (B, T), 1 for frames of the clip; a patch is valid if all of its frames are.
+            output_attentions: return each block's weights (B, H, N, N).
+            output_hidden_states: return the tokens (B, N, D) before the first and after each block, without the last
                 norm.
-            return_dict: False: a tuple instead of named fields.
+            return_dict: False: return a tuple.
 
         Raises:
-            ValueError: an input or mask of another shape, or a T that leaves part of a patch over.
+            ValueError: an input or mask of another shape, or a T that does not fit the patches.
         """
         config = self.config
         attentions = config.output_attentions if output_attentions is None else output_attentions
@@ -206,10 +206,10 @@ class ASiTModel(ASiTPreTrainedModel):
             hidden_states=tuple(states) if hidden else None,
             attentions=tuple(weights) if attentions else None,
         )
-        return out if _named(config, return_dict) else out.to_tuple()
+        return out if _as_dict(config, return_dict) else out.to_tuple()
 
     def pool(self, tokens: Tensor, valid: Tensor | None = None) -> Tensor:
-        """What stands for each clip, of the tokens (B, N, D); `valid` (B, P): patches that count in the mean."""
+        """Pool tokens (B, N, D) to one vector per clip; `valid` (B, P): patches in the mean."""
         cls, patches = tokens[:, : self.prefix].mean(1), tokens[:, self.prefix :]
         if self.config.pooling == "class":
             return cls
@@ -220,12 +220,12 @@ class ASiTModel(ASiTPreTrainedModel):
         return mean if self.config.pooling == "mean" else torch.cat([cls, mean], dim=1)
 
     def _grid_of(self, x: Tensor) -> tuple[int, int]:
-        """The (time, mel) grid of patches of an input."""
+        """Return the (time, mel) grid of patches of an input."""
         (height, _), (down, _) = self.config.patch_size, self.config.patch_stride
         if x.ndim != 3 or x.shape[2] != self.config.num_mel_bins:
             raise ValueError(
                 f"input_values has shape {tuple(x.shape)}; (clips, frames, {self.config.num_mel_bins} mel bins) is "
-                "wanted, as the feature extractor gives it"
+                "expected, as the feature extractor returns it"
             )
         if x.shape[1] < height or (x.shape[1] - height) % down:
             below = max(0, x.shape[1] - height) // down * down + height
@@ -235,21 +235,21 @@ class ASiTModel(ASiTPreTrainedModel):
         return (x.shape[1] - height) // down + 1, self.grid[1]
 
     def _valid(self, frames: Tensor | None, x: Tensor, grid: tuple[int, int]) -> Tensor | None:
-        """Which patches take part, (B, P); None: all."""
+        """Return the valid patches (B, P); None: all."""
         if frames is None:
             return None
         if frames.shape != x.shape[:2]:
-            raise ValueError(f"attention_mask has shape {tuple(frames.shape)}; {tuple(x.shape[:2])} is wanted")
+            raise ValueError(f"attention_mask has shape {tuple(frames.shape)}; {tuple(x.shape[:2])} is expected")
         if not torch.compiler.is_compiling() and bool(frames.all()):
             return None
         (height, _), (down, _) = self.config.patch_size, self.config.patch_stride
         return frames.bool().unfold(1, height, down).all(2).repeat_interleave(grid[1], dim=1)
 
     def _positions(self, grid: tuple[int, int], valid: Tensor | None) -> Tensor:
-        """The position embeddings of a batch, (1, N, D), or (B, N, D) where clips of other lengths have others."""
+        """Return the position embeddings of a batch: (1, N, D), or (B, N, D) if clips need different ones."""
         if valid is None or grid[0] <= self.grid[0] or torch.compiler.is_compiling():
             return self._positions_of(grid[0])
-        # A clip's own length decides, so that its tokens do not depend on its neighbours.
+        # They depend on each clip's own length, so that its tokens do not depend on the batch.
         columns = valid.view(-1, *grid).any(2).sum(1).clamp(min=1).tolist()
         count = self.prefix + grid[0] * grid[1]
         found = {own: self._positions_of(own) for own in set(columns)}
@@ -257,7 +257,7 @@ class ASiTModel(ASiTPreTrainedModel):
         return torch.cat([filled[own] for own in columns])
 
     def _positions_of(self, columns: int) -> Tensor:
-        """The position embeddings of a clip of this many columns, (1, prefix + patches, D)."""
+        """Return the position embeddings for `columns`, (1, prefix + patches, D)."""
         if columns <= self.grid[0]:
             return self.pos_embed[:, : self.prefix + columns * self.grid[1]]
         own = self.pos_embed[:, self.prefix :].float().unflatten(1, self.grid).permute(0, 3, 1, 2)
@@ -267,11 +267,11 @@ class ASiTModel(ASiTPreTrainedModel):
 
 
 class ASiTClassificationHead(nn.Module):
-    """Pooled tokens to logits: LayerNorm where there is one, dropout, linear."""
+    """Pooled tokens to logits: LayerNorm if configured, dropout, linear."""
 
     def __init__(self, config: ASiTConfig) -> None:
         super().__init__()
-        assert config.num_labels is not None, "transformers sets it, to 2 if nothing else"
+        assert config.num_labels is not None, "transformers sets it, to 2 by default"
         features = config.hidden_size * (2 if config.pooling == "class+mean" else 1)
         self.norm = nn.LayerNorm(features, eps=config.classifier_norm_eps) if config.classifier_norm else None
         self.linear = nn.Linear(features, config.num_labels)
@@ -284,7 +284,7 @@ class ASiTClassificationHead(nn.Module):
 
 
 class ASiTForAudioClassification(ASiTPreTrainedModel):
-    """Encoder, pooling and a linear layer onto the classes."""
+    """Encoder, pooling and classification head."""
 
     _auto_class = "AutoModelForAudioClassification"
 
@@ -304,26 +304,25 @@ class ASiTForAudioClassification(ASiTPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
-        """Spectrograms to logits (B, C).
+        """Return logits (B, C).
 
-        An input longer than the training view is cut into windows of that view, end to end, the last moved back to end
-        with the input; a window without any frame of the clip is left out. The logits are then those of the mean of
-        the windows' scores, so that softmax or sigmoid give this mean.
+        An input longer than the training view is split into consecutive windows, the last of which ends with the input;
+        windows without a frame of the clip are skipped. The logits are then those of the mean score of the windows, so
+        that softmax or sigmoid return this mean.
 
         Args:
             input_values: (B, T, F) from the feature extractor.
             attention_mask: (B, T), 1 for frames of the clip.
-            labels: classes (B,), or, where `config.problem_type` is "multi_label_classification", targets (B, C).
-            output_attentions: see `ASiTModel.forward`; not of windows.
-            output_hidden_states: likewise.
-            return_dict: False: a tuple instead of named fields.
+            labels: classes (B,), or targets (B, C) if `config.problem_type` is "multi_label_classification".
+            output_attentions, output_hidden_states: see `ASiTModel.forward`; not for longer inputs.
+            return_dict: False: return a tuple.
 
         Returns:
-            `loss` where labels are given (cross-entropy, or binary cross-entropy for several labels a clip), `logits`,
-            and what else was asked for.
+            `loss` if labels are given (cross-entropy, or binary cross-entropy for multi-label), `logits`, and the
+            requested states.
 
         Raises:
-            ValueError: as `ASiTModel.forward`, or hidden states or attentions of a longer input were asked for.
+            ValueError: as `ASiTModel.forward`, or hidden states or attentions of a longer input are requested.
         """
         config = self.config
         attentions = config.output_attentions if output_attentions is None else output_attentions
@@ -333,7 +332,7 @@ class ASiTForAudioClassification(ASiTPreTrainedModel):
             if attentions or hidden:
                 raise ValueError(
                     f"the input has {input_values.shape[1]} frames, more than the {config.num_frames} of training: its "
-                    "windows are scored one by one; give one window to see its hidden states or attentions"
+                    "windows are scored separately; pass one window to get its hidden states or attentions"
                 )
             logits = self._windows(input_values, attention_mask)
         else:
@@ -342,15 +341,15 @@ class ASiTForAudioClassification(ASiTPreTrainedModel):
             logits = self.head(found.pooler_output)
         loss = None if labels is None else self._loss(logits, labels)
         out = SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=states, attentions=weights)
-        return out if _named(config, return_dict) else out.to_tuple()
+        return out if _as_dict(config, return_dict) else out.to_tuple()
 
     def _windows(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """The logits of the mean score of an input's windows, (B, C) float32."""
+        """Return the logits of the mean score of the windows, (B, C) float32."""
         view, clips, frames = self.config.num_frames, *x.shape[:2]
         starts = [*range(0, frames - view, view), frames - view]
-        rows = _cut(x, starts, view)
-        there = torch.ones(clips, frames, device=x.device) if mask is None else mask
-        frames_of = _cut(there, starts, view)
+        rows = _split_windows(x, starts, view)
+        mask = torch.ones(clips, frames, device=x.device) if mask is None else mask
+        frames_of = _split_windows(mask, starts, view)
         picked = frames_of.bool().any(1).nonzero().flatten()
         some = picked.split(len(picked) if torch.is_grad_enabled() else _WINDOWS)
         pooled = [self.encoder(rows[part], frames_of[part], return_dict=True).pooler_output for part in some]
@@ -374,14 +373,14 @@ class ASiTForAudioClassification(ASiTPreTrainedModel):
         return F.cross_entropy(logits, labels)
 
 
-def _cut(x: Tensor, starts: list[int], size: int) -> Tensor:
-    """Windows of each clip (B, T, ...) along time, those of a clip one after the other: (B W, size, ...)."""
+def _split_windows(x: Tensor, starts: list[int], size: int) -> Tensor:
+    """Return the windows of each clip (B, T, ...) along time as (B W, size, ...)."""
     return torch.stack([x[:, start : start + size] for start in starts], dim=1).flatten(0, 1)
 
 
-def _named(config: ASiTConfig, asked: bool | None) -> bool:
-    named: bool | None = config.return_dict if asked is None else asked
-    return named is not False
+def _as_dict(config: ASiTConfig, requested: bool | None) -> bool:
+    chosen: bool | None = config.return_dict if requested is None else requested
+    return chosen is not False
 
 
 __all__ = ["ASiTForAudioClassification", "ASiTModel", "ASiTPreTrainedModel"]

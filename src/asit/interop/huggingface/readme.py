@@ -1,6 +1,6 @@
-"""README.md of an exported folder: the model card that the hub shows, from the model's own card and its run's results.
+"""Model card for the hub: README.md of an exported folder, from the model's card and its run's results.
 
-Every number in it is read from a file of the model or of its run; what is not known is left out.
+Every number is read from a file of the model or its run; unknown facts are left out.
 """
 
 from __future__ import annotations
@@ -23,13 +23,7 @@ _HUB_DATASET = re.compile(r"[A-Za-z0-9][\w.\-]*/[\w.\-]+")
 
 
 def readme(model: AudioModel, title: str, license: str | None, run: Path | None) -> str:
-    """The text of README.md, with its YAML front matter.
-
-    Args:
-        model: encoder or classifier.
-        title: of the card.
-        license: of the weights; None: what the card's training says, if anything.
-        run: folder of the fine-tuning run; None: no scores are told.
+    """Return the text of README.md with YAML front matter; see `write` for the arguments.
 
     Raises:
         CheckpointError: the run's results.json cannot be read.
@@ -55,7 +49,7 @@ def readme(model: AudioModel, title: str, license: str | None, run: Path | None)
 
 
 def _scores(model: AudioModel, run: Path) -> list[dict[str, Any]]:
-    """The run's result records of these very weights, one a split."""
+    """Return the run's results for these weights, one per split."""
     path = run / "results.json"
     if not path.is_file():
         return []
@@ -63,7 +57,7 @@ def _scores(model: AudioModel, run: Path) -> list[dict[str, Any]]:
         found = parsing.from_json(path.read_bytes())
         fits = list(found["classes"]) == list(model.classes or ())
         records = [record for record in found["results"] if fits and record["step"] == model.training.get("step")]
-        # The last weights and those that validation chose are the same where their steps are.
+        # Last and best weights are the same if their steps are.
         return list({record["split"]: record for record in records}.values())
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
@@ -74,7 +68,7 @@ def _scores(model: AudioModel, run: Path) -> list[dict[str, Any]]:
 def _front_matter(
     model: AudioModel, title: str, license: str | None, scores: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """What the hub reads: YAML fields of a model card."""
+    """Return the YAML fields of a model card that the hub reads."""
     task = "feature-extraction" if model.classes is None else "audio-classification"
     front: dict[str, Any] = {}
     if license:
@@ -95,7 +89,7 @@ def _front_matter(
     results = [
         {
             "task": {"type": task},
-            "dataset": {"name": f"{record['task']}, {record['split']} side", "type": str(record["task"])},
+            "dataset": {"name": f"{record['task']}, {record['split']} split", "type": str(record["task"])},
             "metrics": [{"type": name, "value": value} for name, value in _values(record).items()],
         }
         for record in scores
@@ -115,16 +109,15 @@ def _what(model: AudioModel) -> str:
     many = " A clip may have several of them." if model.multi else ""
     return (
         f"{kind}: a vision transformer over log-mel patches, {encoder.width} wide, {encoder.depth} blocks, "
-        f"{encoder.heads} heads, {count:,} parameters.{many} It was written by asit, a toolkit for ASiT "
+        f"{encoder.heads} heads, {count:,} parameters.{many} Written by asit, a toolkit for ASiT "
         "(arXiv:2211.13189)."
     )
 
 
 def _with_transformers(model: AudioModel) -> str:
     note = (
-        "The folder carries its own code, which transformers runs where it is told to; it needs torch and numpy. "
-        "Without `trust_remote_code` it loads where asit is installed, after "
-        "`from asit.interop.huggingface import register; register()`."
+        "The folder contains its own code, which needs torch and numpy. With asit installed, it loads without "
+        "`trust_remote_code` after `from asit.interop.huggingface import register; register()`."
     )
     rate = model.rate
     if model.classes is None:
@@ -135,7 +128,7 @@ model = AutoModel.from_pretrained("FOLDER_OR_ID", trust_remote_code=True)
 inputs = extractor(samples, sampling_rate={rate}, return_tensors="pt")  # mono floats in [-1, 1]
 clip_vector = model(**inputs).pooler_output"""
     else:
-        # transformers 4 takes a softmax unless it is told otherwise, and 5 what the configuration says.
+        # transformers 4 uses a softmax unless specified, and 5 follows the configuration.
         applied = ', function_to_apply="sigmoid"' if model.multi else ""
         code = f"""from transformers import pipeline
 
@@ -153,7 +146,7 @@ import asit
 asit.load("FOLDER_OR_ID").{call}("clip.wav")
 ```
 
-This reads files of any rate and length, and runs none of the folder's code."""
+This reads files of any rate and length without running the folder's code."""
 
 
 def _input(model: AudioModel) -> str:
@@ -165,9 +158,9 @@ def _input(model: AudioModel) -> str:
         "normalised by": f"mean {s.mean}, standard deviation {s.std}: (x - mean) / (2 std)",
         "length in training": f"{model.frames} frames ({seconds:.3f} s)",
         "shorter clips": {
-            "silence": "zeros in the wave",
-            "zero": "0.0 in the log-mel, before it is normalised",
-            "repeat": "the wave again from its start",
+            "silence": "zeros in the waveform",
+            "zero": "0.0 in the log-mel before normalisation",
+            "repeat": "the waveform repeated",
         }[s.padding],
         "patches": f"{encoder.patch[0]} frames x {encoder.patch[1]} bins, every {encoder.stride[0]} x "
         f"{encoder.stride[1]}; {encoder.grid[0]} x {encoder.grid[1]} of them",
@@ -176,14 +169,14 @@ def _input(model: AudioModel) -> str:
 
 
 def _classes(model: AudioModel) -> str:
-    """Each on one line and in a pair of backquotes, whatever is in it."""
+    """Quote each class on one line, whatever its name contains."""
     return ", ".join(f"`{' '.join(name.split()).replace('`', chr(39))}`" for name in model.classes or ())
 
 
 def _training(model: AudioModel) -> str:
     facts = public(model.training)
     if not facts:
-        return "Nothing is recorded of it."
+        return "Not recorded."
     plain = [(name, v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)) for name, v in facts.items()]
     return _table(("", "value"), plain)
 
@@ -196,7 +189,7 @@ def _evaluation(scores: Sequence[Mapping[str, Any]]) -> str:
                 low_high = held.get("interval")
                 spread = f"{low_high[0]:.4f} to {low_high[1]:.4f}" if low_high else ""
                 rows.append((record["split"], name, f"{held['value']:.4f}", spread, record["clips"], record["list"]))
-    head = ("side", "metric", "value", "95 % interval", "clips", "hash of their list")
+    head = ("split", "metric", "value", "95 % interval", "clips", "hash of their list")
     return f"Task: {scores[0]['task']}.\n\n" + _table(head, rows)
 
 

@@ -1,4 +1,4 @@
-"""Making transformers know ASiT, so that its Auto classes and pipelines load our folders without code from them."""
+"""Register ASiT with transformers, so that its Auto classes load exported folders without their code."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from asit.errors import ConfigError
 
 
 def register() -> None:
-    """Tell transformers' Auto classes of ASiT; to call it again does no harm.
+    """Register ASiT with transformers' Auto classes; may be called repeatedly.
 
     Raises:
         ConfigError: transformers is not installed.
@@ -16,7 +16,7 @@ def register() -> None:
     except ModuleNotFoundError as error:
         raise ConfigError(
             "transformers is not installed",
-            "transformers 4.50 or newer, which the extra huggingface brings",
+            "transformers 4.50 or newer",
             "pip install 'asit-audio[huggingface]'",
         ) from error
     from asit.interop.huggingface.configuration_asit import ASiTConfig

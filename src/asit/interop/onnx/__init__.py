@@ -1,7 +1,7 @@
-"""A model as one ONNX file, from waveform to output, for onnxruntime and NumPy alone; in float32 or int8.
+"""ONNX export: one file from waveform to output for onnxruntime and NumPy, in float32 or int8.
 
 session = onnxruntime.InferenceSession("model.onnx")
-scores = session.run(None, {"waveform": waves})[0]  # waves (B, S) float32 at the model's rate
+scores = session.run(None, {"waveform": waveforms})[0]  # (B, S) float32 at the model's rate
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The linear layers of a graph's blocks in int8.
+"""int8 export: quantise the linear layers of a graph's blocks.
 
-A layer's product is written as ONNX's MatMulInteger, its input quantised as the model runs, each token by its own
-largest value, so that no clip depends on the others of its batch. onnxruntime's `quantize_dynamic` has one scale for
-a whole batch, and its products by blocks (MatMulNBits) take more than twice as long as these (docs/export.md).
+Each product becomes ONNX's MatMulInteger, with the input quantised at run time by each token's largest value, so that a
+clip's result does not depend on its batch. onnxruntime's `quantize_dynamic` has one scale per batch, and its blockwise
+products (MatMulNBits) take more than twice as long (docs/export.md).
 """
 
 from __future__ import annotations
@@ -18,23 +18,19 @@ if TYPE_CHECKING:
     import onnx
 
 LEVELS = 63
-"""Largest whole number of an int8 weight. Kernels for CPUs without VNNI add pairs of products in 16 bits: 255 x 64 x 2
-is the most that fits, so with weights of 7 bits every CPU gives the same answer."""
+"""Largest int8 weight. Kernels for CPUs without VNNI add pairs of products in 16 bits, at most 255 x 64 x 2, so with
+7-bit weights all CPUs give the same result."""
 ZERO = np.array(128, np.uint8)
-"""What 0 is among the whole numbers of an input."""
+"""Zero point of the quantised input."""
 LAYERS = "blocks."
-"""What the names of the weights begin with."""
+"""Prefix of the weights' names."""
 
 
 def in_int8(model: onnx.ModelProto, count: int) -> onnx.ModelProto:
-    """A copy of a graph with the linear layers of its blocks in int8; everything else stays float32.
-
-    Args:
-        model: of `trace`.
-        count: linear layers that there are.
+    """Return a copy of a graph with the `count` linear layers of its blocks in int8 and the rest in float32.
 
     Raises:
-        CheckpointError: another number of them was found: the exporter writes them in a way that is not known here.
+        CheckpointError: another number of layers was found, so that the exporter's graph is not understood.
     """
     from onnx import ModelProto
 
@@ -53,7 +49,7 @@ def in_int8(model: onnx.ModelProto, count: int) -> onnx.ModelProto:
     if found != count:
         raise CheckpointError(
             f"{found} linear layers in the exporter's graph",
-            f"{count}, those of the blocks",
+            f"{count}, of the blocks",
             "export without --int8, and report it with the versions of `asit doctor`",
         )
     del graph.node[:], graph.initializer[:]
@@ -64,7 +60,7 @@ def in_int8(model: onnx.ModelProto, count: int) -> onnx.ModelProto:
 
 
 class _Writer:
-    """Nodes of the new graph; constants go to `held`."""
+    """Write the nodes of the new graph; constants go to `held`."""
 
     def __init__(self, held: dict[str, Any]) -> None:
         self.held = held
@@ -72,10 +68,10 @@ class _Writer:
         self._rows: dict[str, tuple[str, str]] = {}
 
     def layer(self, gemm: onnx.NodeProto) -> None:
-        """A linear layer on rows (B N, in), weight (out, in), bias (out,) or none, with a result of the same name."""
+        """Replace a linear layer on rows (B N, in) by nodes with a result of the same name."""
         from onnx import TensorProto, numpy_helper
 
-        x, weight, *bias = gemm.input  # a bias of zeros is left out by the exporter
+        x, weight, *bias = gemm.input  # the exporter omits a bias of zeros
         whole, scales = quantised(numpy_helper.to_array(self.held[weight]))
         if x not in self._rows:
             self._rows[x] = self._quantise(x)
@@ -88,7 +84,7 @@ class _Writer:
             self._node("Add", real, *bias, name=last)
 
     def _quantise(self, x: str) -> tuple[str, str]:
-        """Rows of x in uint8 around `ZERO`, from -max |x| to max |x| of each row, and their scales (B N, 1)."""
+        """Quantise rows of x from [-max |x|, max |x|] to uint8 around `ZERO`; return them and their scales (B N, 1)."""
         from onnx import numpy_helper
 
         axis = self._constant("axis", np.array([1]))
@@ -114,9 +110,10 @@ class _Writer:
 
 
 def quantised(weight: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """A weight (out, in) in int8: whole numbers (in, out) of `LEVELS` at most, and each output's scale (out,).
+    """Quantise a weight (out, in) symmetrically per output, as onnxruntime's `quantize_dynamic` does per channel.
 
-    Symmetric, one scale an output, by the largest weight: what onnxruntime's `quantize_dynamic` does per channel.
+    Returns:
+        int8 values (in, out) of at most `LEVELS`, and scales (out,).
     """
     scale = np.maximum(np.abs(weight).max(1) / LEVELS, np.float32(1e-30)).astype(np.float32)
     whole = np.rint(weight / scale[:, None]).clip(-LEVELS, LEVELS).astype(np.int8)

@@ -1,4 +1,4 @@
-"""What an int8 graph loses against the float32 one, where no labels tell.
+"""Compare the outputs of an int8 and a float32 graph.
 
 Letters: B rows, S samples, C classes, D width.
 """
@@ -12,17 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 Run = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
-"""A graph as a function: waves (B, S) at the model's rate to its output."""
+"""A graph as a function of waveforms (B, S) at the model's rate."""
 Measure = Callable[[Run, Run], dict[str, Any]]
-"""Given the float32 and the int8 graph, the facts of the loss; with "sounds" and "cosine" of `Likeness.facts`."""
+"""Measure the loss, given the float32 and the int8 graph; see `OutputAgreement.facts`."""
 
 
 class OutputAgreement:
-    """Collects what two graphs give for the same sounds.
-
-    Args:
-        classes: whether outputs are (C,) values of classes; else vectors (D,) or a vector for each frame.
-    """
+    """Agreement of two graphs' outputs: of classes (C,) if `classes`, else of vectors (D,) or a vector per frame."""
 
     def __init__(self, classes: bool) -> None:
         self.classes = classes
@@ -31,22 +27,18 @@ class OutputAgreement:
         self._largest = 0.0
 
     def add(self, exact: npt.NDArray[np.float32], coarse: npt.NDArray[np.float32]) -> None:
-        """One sound's outputs, of equal shapes: a vector, or vectors of frames, windows or both, (..., D)."""
+        """Add the two outputs (..., D) of one input."""
         a, b = exact.astype(np.float64), coarse.astype(np.float64)
         lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
         cosine = float(((a * b).sum(-1) / np.maximum(lengths, np.finfo(np.float64).tiny)).mean())
-        # What is not a number, or nothing but zeros where there was something, is no likeness at all.
+        # NaN, or zeros instead of values, count as opposite.
         self._cosines.append(cosine if np.isfinite(cosine) else -1.0)
         self._largest = max(self._largest, float(np.abs(a - b).max()))
         if self.classes:
             self._same.append(bool(a.argmax() == b.argmax()))
 
     def facts(self, of: str) -> dict[str, Any]:
-        """The loss as JSON: how many sounds, mean and smallest cosine, largest difference, agreement of the top class.
-
-        Args:
-            of: what the sounds are, in words.
-        """
+        """Return the result as JSON; `of` describes the inputs."""
         facts: dict[str, Any] = {
             "of": of,
             "sounds": len(self._cosines),

@@ -1,4 +1,4 @@
-"""Writing an ONNX file: the graph, its comparison with the model, its loss in int8, its metadata."""
+"""Write an ONNX file: graph, comparison with the model, loss in int8, metadata."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from asit.errors import CheckpointError, ConfigError
-from asit.interop.exportable import Output, as_text, compare, extent_of, facts_of, on_cpu, output_of, probes
+from asit.interop.exportable import Output, as_text, check_waveforms, compare, extent_of, facts_of, on_cpu, output_of
 from asit.interop.onnx.int8 import in_int8
 from asit.interop.onnx.int8_error import Measure, OutputAgreement, Run
 from asit.interop.onnx.trace import INPUT, OPSETS, trace
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-4
 """Largest difference between a float32 file and the model."""
 LEAST_COSINE = 0.9
-"""Mean cosine of int8 and float32 outputs below which no int8 file is left."""
+"""Mean cosine of int8 and float32 outputs below which no int8 file is written."""
 LAYERS = 6
-"""Linear layers of a block: query, key, value, what mixes the heads, and two of the MLP."""
+"""Linear layers of a block: query, key, value, projection, and two of the MLP."""
 _LARGEST = 2**31 - 2**20  # a protobuf message ends at 2 GiB
 
 
@@ -42,29 +42,26 @@ def export(
 ) -> dict[str, Any]:
     """Write a model as one ONNX file: input "waveform" (batch, samples) float32 at the model's rate, one output.
 
-    The float32 graph is compared with the model at lengths from a twentieth of the training input to 1.3 times it,
-    for one row and two, whether or not it is what is kept.
+    The float32 graph is compared with the model at lengths from 0.05 to 1.3 times the training input, even if the int8
+    one is written.
 
     Args:
         model: encoder or classifier.
         out: the file, ending in .onnx.
-        output: scores, logits, embedding or frames (see `exportable.Output`); None: scores of a classifier, the
-            embedding of an encoder.
-        int8: keep the linear layers of the transformer in int8: a quarter of the size, and faster where a CPU has
-            instructions for it (AVX-512 VNNI, AMX).
+        output: see `exportable.Output`; None: scores of a classifier, the embedding of an encoder.
+        int8: quantise the linear layers: a quarter of the size, and faster on CPUs with AVX-512 VNNI or AMX.
         opset: version of ONNX's operators.
-        overwrite: replace what is there.
-        license: of the weights, for the file; None: what the card's training says.
-        measure: finds what int8 loses; None: how alike the outputs are on synthetic sounds.
+        overwrite: replace an existing file.
+        license: of the weights; None: that of the card.
+        measure: measures the loss of int8; None: agreement of the outputs on synthetic audio.
 
     Returns:
-        the facts that are kept as the file's metadata too, and "file" and "bytes".
+        The file's metadata, "file" and "bytes".
 
     Raises:
         ConfigError: out exists or has another ending, no such output or opset, onnx or onnxruntime is not installed,
-            or the weights do not fit one file.
-        CheckpointError: the graph disagrees with the model by more than 1e-4, int8 does not suit the model, or the
-            disk is full.
+            or the weights exceed one file.
+        CheckpointError: the graph differs from the model by more than 1e-4, int8 loses too much, or the disk is full.
     """
     chosen = output_of(model, output)
     if out.suffix != ".onnx":
@@ -94,8 +91,8 @@ def export(
 
 def _need() -> Any:
     try:
-        import onnxruntime  # noqa: F401  # wanted later, and better missed before the work than after it
-        import onnxscript  # noqa: F401  # torch's exporter wants it
+        import onnxruntime  # noqa: F401  # needed later; fail before the work
+        import onnxscript  # noqa: F401  # needed by torch's exporter
         from onnx import helper
     except ImportError as error:
         raise ConfigError(
@@ -111,7 +108,7 @@ def _check_opset(opset: int) -> None:
         raise ConfigError(
             f"opset {opset}",
             f"one from {OPSETS[0]} to {OPSETS[-1]}",
-            "leave it out: opset 20 is read by onnxruntime 1.17 and newer, 18 by 1.14 and newer",
+            "omit it: opset 20 is read by onnxruntime 1.17 and newer, 18 by 1.14 and newer",
         )
 
 
@@ -125,7 +122,7 @@ def _check_size(model: AudioModel) -> None:
 
 
 def _session(graph: onnx.ModelProto, opset: int) -> Run:
-    """The graph in onnxruntime, on as many threads as torch uses."""
+    """Return the graph as a function, run by onnxruntime on torch's number of threads."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -133,15 +130,15 @@ def _session(graph: onnx.ModelProto, opset: int) -> Run:
     options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's have no class in common
+    except Exception as error:  # onnxruntime's errors share no class
         raise ConfigError(
-            f"onnxruntime {onnxruntime.__version__} does not take the graph of opset {opset}: {error}",
+            f"onnxruntime {onnxruntime.__version__} does not load the graph of opset {opset}: {error}",
             "a runtime that knows its operators",
             "pip install --upgrade onnxruntime, or pass a lower --opset",
         ) from error
 
-    def run(waves: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        found: npt.NDArray[np.float32] = session.run(None, {INPUT: waves})[0]
+    def run(waveforms: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        found: npt.NDArray[np.float32] = session.run(None, {INPUT: waveforms})[0]
         return found
 
     return run
@@ -149,8 +146,8 @@ def _session(graph: onnx.ModelProto, opset: int) -> Run:
 
 def _on_probes(model: AudioModel, output: Output, exact: Run, coarse: Run) -> dict[str, Any]:
     agreement = OutputAgreement(classes=output in ("scores", "logits"))
-    for waves in probes(extent_of(model, output), model.rate):
-        for a, b in zip(exact(waves), coarse(waves), strict=True):
+    for waveforms in check_waveforms(extent_of(model, output), model.rate):
+        for a, b in zip(exact(waveforms), coarse(waveforms), strict=True):
             agreement.add(a, b)
     return agreement.facts("synthetic sounds")
 

@@ -1,4 +1,4 @@
-"""The ONNX graph of a model, by torch's own exporter."""
+"""Trace a model to an ONNX graph with torch's exporter."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from asit.errors import ConfigError
-from asit.interop.exportable import Output, extent_of, probes
+from asit.interop.exportable import Output, check_waveforms, extent_of
 from asit.interop.waveform_model import Waveform
 from asit.model.audio_model import AudioModel
 
@@ -22,27 +22,21 @@ if TYPE_CHECKING:
 
 INPUT = "waveform"
 OPSETS = range(18, 24)
-"""Versions of the standard operators that a graph can be written in."""
+"""Supported versions of ONNX's operators."""
 
 
 def trace(model: AudioModel, output: Output, opset: int) -> onnx.ModelProto:
-    """The graph with its weights, float32: input "waveform" (batch, samples), one output, named as it is.
+    """Return the float32 graph of a model on the CPU: input "waveform" (batch, samples), output named `output`.
 
-    The free axes are called "batch", "samples" and, in frames, "columns".
-
-    Weights keep their names: those of the blocks' linear layers are "blocks.0.query.weight" and the like, (out, in).
-
-    Args:
-        model: on the CPU.
-        output: of `output_of`.
-        opset: one of `OPSETS`.
+    Dynamic axes are "batch", "samples" and, for frames, "columns". Weights keep their names, such as
+    "blocks.0.query.weight" (out, in).
 
     Raises:
         ConfigError: this version of torch cannot export the model.
     """
     extent = extent_of(model, output)
-    # Two rows: one would be taken for a fixed number.
-    example = torch.from_numpy(np.concatenate([next(iter(probes(extent, model.rate)))] * 2))
+    # Two rows: the exporter would specialise one.
+    example = torch.from_numpy(np.concatenate([next(iter(check_waveforms(extent, model.rate)))] * 2))
     try:
         with torch.no_grad(), _quiet():
             program: Any = torch.onnx.export(
@@ -65,13 +59,13 @@ def trace(model: AudioModel, output: Output, opset: int) -> onnx.ModelProto:
     _clean(graph)
     _name_axes(graph, output)
     for node in graph.graph.node:
-        if "columns" in node.input:  # the table that is looked up with the length: the runtime names the node
+        if "columns" in node.input:  # the table's lookup, whose name the runtime prints for longer inputs
             node.name = f"inputs_may_have_{extent.longest / model.rate:.2f}_seconds_at_most"
     return graph
 
 
 def _name_axes(model: onnx.ModelProto, output: Output) -> None:
-    """Give the free axis of `frames`, and what other sizes are counted from, the name "columns" instead of torch's."""
+    """Rename torch's symbol of the dynamic axis to "columns"."""
     graph = model.graph
     sizes = [size for value in (*graph.output, *graph.value_info) for size in value.type.tensor_type.shape.dim]
     symbols = {found for size in sizes for found in re.findall(r"\bu\d+\b", size.dim_param)}
@@ -85,7 +79,7 @@ def _name_axes(model: onnx.ModelProto, output: Output) -> None:
 
 
 def _clean(model: onnx.ModelProto) -> None:
-    """Take out what the exporter notes beside nodes and values: lines of code, and paths of this machine."""
+    """Remove the exporter's comments, which hold paths of this machine."""
     graph = model.graph
     for part in (model, graph, *graph.node, *graph.initializer, *graph.value_info, *graph.input, *graph.output):
         part.ClearField("metadata_props")
@@ -94,7 +88,7 @@ def _clean(model: onnx.ModelProto) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's remarks on its own parts from the user's screen."""
+    """Silence the exporter's remarks on its internals."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

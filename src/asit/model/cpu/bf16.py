@@ -1,11 +1,9 @@
-"""Linear layers and attention in bfloat16, laid out for CPUs; the arithmetic is that of torch's own.
+"""Faster bfloat16 linear layers and attention on CPUs, with the arithmetic of torch's own.
 
-Torch computes a weight's gradient as a product of a transposed and a plain matrix, for which oneDNN's bfloat16 kernels
-run at half their speed, and the backward pass of its fused attention takes three times as long as the plain products.
-Both are used only under CPU autocast to bfloat16; everywhere else the layers are torch's. `docs/` has the figures.
-
-Without a gradient, torch's fused attention is the faster one (505 tokens of the base encoder: 3.4 against 8.6 ms), and
-a frozen layer keeps its weights in bfloat16: casting them anew costs the base encoder 45 ms a call.
+Torch's gradient of a weight is a product with a transposed matrix, at half the speed of oneDNN's bfloat16 kernels, and
+its fused attention's backward pass takes three times as long as plain products. Without gradients torch's attention is
+faster (505 tokens of the base encoder: 3.4 against 8.6 ms), and frozen layers cache their weights in bfloat16, since
+casting them costs the base encoder 45 ms per call. Used only under CPU autocast to bfloat16; see docs/speed.md.
 """
 
 from __future__ import annotations
@@ -22,36 +20,35 @@ from torch.nn import functional as F
 from asit.model.cpu.weight_cache import Stamp, can_be_stamped
 
 _STEP = 16
-"""Tokens are filled up to a multiple of this: products of odd sizes are slow."""
+"""Tokens are padded to a multiple of this: products of odd sizes are slow."""
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
-"""Names of glibc's `mallopt` for what is kept at the heap's end, and for the most pieces mapped by themselves."""
+"""Parameters of glibc's `mallopt`: free memory kept at the end of the heap, and mapped allocations."""
 
 
 def keep_freed_memory() -> str:
-    """From now on this process keeps the memory that it frees, instead of giving it back to the system.
+    """Make glibc keep freed memory instead of returning it to the system; call before the first step.
 
-    A step on a CPU frees and takes some gigabytes. glibc maps large pieces anew each time, and the system fills each
-    page with zeros when it is first touched: a sixth of a fine-tuning step of the base encoder (docs/speed.md). What is
-    kept is about what the process held at its fullest. Call it before the first step.
+    A step on a CPU frees and allocates gigabytes. glibc maps large blocks each time, and the system zeroes their pages
+    on first use: a sixth of a fine-tuning step of the base encoder (docs/speed.md). The process keeps about its peak.
 
     Returns:
-        What was done, or why nothing was: another allocator or C library, or settings of the environment.
+        What was done, or why not: another allocator or C library, or environment variables.
     """
     given = [name for name in ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "LD_PRELOAD") if os.environ.get(name)]
     if given:
-        return f"memory: as {given[0]} sets it"
+        return f"memory: set by {given[0]}"
     library = ctypes.CDLL(None) if os.name == "posix" else None
     if library is None or not hasattr(library, "gnu_get_libc_version"):
-        return "memory: as the system's allocator does it, which is not glibc's"
-    # Numbers of glibc's malloc.h: no piece is mapped by itself, and the heap's end is never given back.
+        return "memory: the system's allocator is not glibc's"
+    # See glibc's malloc.h: map no block by itself, and never return the heap's end.
     if not (library.mallopt(_MMAP_MAX, 0) and library.mallopt(_TRIM_THRESHOLD, -1)):
-        return "memory: glibc refused to keep what is freed"
-    return "memory: freed pages are kept, taking them anew costs more than it saves"
+        return "memory: glibc refused to keep freed memory"
+    return "memory: freed pages are kept for reuse"
 
 
 def bf16_on_cpu(x: Tensor) -> bool:
-    """Whether `x` is about to be computed with in bfloat16 on a CPU."""
+    """Whether CPU autocast computes with `x` in bfloat16."""
     return (
         x.device.type == "cpu"
         and torch.is_autocast_enabled("cpu")
@@ -61,11 +58,10 @@ def bf16_on_cpu(x: Tensor) -> bool:
 
 
 class Linear(nn.Linear):
-    """nn.Linear, its gradient fast on CPUs: (..., in) -> (..., out).
+    """nn.Linear with a fast bfloat16 gradient on CPUs: (..., in) -> (..., out).
 
-    In evaluation mode a frozen layer keeps bfloat16 copies of its parameters, half their size, from its first use in
-    bfloat16 on. They are made anew once a parameter has been written to (a write by way of `.data` is not seen), moved
-    or replaced, and let go of when the layer is put into training or moved.
+    In evaluation mode a frozen layer caches bfloat16 copies of its parameters. They are renewed after a write to a
+    parameter (except through `.data`), and dropped when the layer is moved or set to training mode.
     """
 
     _low: tuple[Stamp, Tensor, Tensor | None] | None = None
@@ -81,10 +77,10 @@ class Linear(nn.Linear):
     def _lowered(self, given: list[Tensor]) -> tuple[Tensor, Tensor | None]:
         kept = self._low
         if kept is None or not kept[0].holds(*given):
-            stamp = Stamp(*given)  # before they are read: a write meanwhile is noticed next time
+            stamp = Stamp(*given)  # taken first, so that a concurrent write is noticed
             with torch.inference_mode(False), torch.no_grad():  # usable in and out of inference mode
                 bias = None if self.bias is None else self.bias.bfloat16()
-                # One assignment: another thread sees the old copies or the new ones.
+                # One assignment, for other threads.
                 kept = self._low = (stamp, self.weight.bfloat16(), bias)
         return kept[1], kept[2]
 
@@ -98,13 +94,13 @@ class Linear(nn.Linear):
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
-        state = dict(self.__dict__)  # a copy of the layer, or what is pickled of it, makes its own
+        state = dict(self.__dict__)  # copies and pickles make their own
         state.pop("_low", None)
         return state
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """F.linear, its gradient fast on CPUs: x (..., in), weight (out, in), bias (out,) -> (..., out)."""
+    """F.linear with a fast bfloat16 gradient on CPUs: (..., in) -> (..., out)."""
     if bf16_on_cpu(x) and torch.is_grad_enabled() and weight.requires_grad:
         out: Tensor = _Linear.apply(x, weight, bias)
         return out
@@ -112,7 +108,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def attention(qkv: Tensor) -> Tensor:
-    """Self-attention without a mask: qkv (R, N, 3, H, D / H) bfloat16 -> (R, N, D)."""
+    """Return self-attention without a mask: qkv (R, N, 3, H, D / H) bfloat16 -> (R, N, D)."""
     if torch.is_grad_enabled() and qkv.requires_grad:
         out: Tensor = _Attention.apply(qkv)
         return out
@@ -138,13 +134,13 @@ class _Linear(torch.autograd.Function):
         grad_weight: Tensor | None = None
         grad_bias: Tensor | None = None
         if need_weight:
-            # The narrower factor is transposed in memory, and both products are then of plain matrices.
+            # Transpose the narrower factor in memory, so that the product is of plain matrices.
             grad_weight = torch.empty(weight.shape, dtype=torch.float32)
             if grad.shape[1] > x.shape[1]:
-                # Rows of ones below it make the bias's gradient a row of the product: a sum of its own costs more.
-                turned = x.new_ones(x.shape[1] + _STEP, len(x))
-                turned[:-_STEP] = x.t()
-                product = turned @ grad
+                # Rows of ones make the bias's gradient a row of the product, which costs less than a sum.
+                transposed = x.new_ones(x.shape[1] + _STEP, len(x))
+                transposed[:-_STEP] = x.t()
+                product = transposed @ grad
                 grad_weight.copy_(product[:-_STEP].t())
                 grad_bias = product[-1]
             else:
@@ -170,8 +166,8 @@ class _Attention(torch.autograd.Function):
 
 
 def attend(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(R, N, 3, H, d) -> (R, N, H d), and for the gradient queries, keys, values (3, R H, N', d) and the
-    attention (R H, N', N'), N' being N filled up; keys filled in are attended to by none."""
+    """Return attention (R, N, 3, H, d) -> (R, N, H d), with q, k, v (3, R H, N', d) and weights (R H, N', N') for the
+    gradient; N' is N padded, and padded keys get no attention."""
     rows, tokens, _, heads, size = qkv.shape
     filled = -(-tokens // _STEP) * _STEP
     parts = qkv.new_empty(3, rows, heads, filled, size)
@@ -186,7 +182,7 @@ def attend(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def attend_backward(grad: Tensor, parts: Tensor, weights: Tensor, shape: Sequence[int]) -> Tensor:
-    """The gradient of `attend`: that of its output, what it gave, and the shape of qkv -> that of qkv, contiguous."""
+    """Return the gradient of qkv, contiguous, from that of `attend`'s output."""
     rows, tokens, _, heads, size = shape
     q, k, v = parts
     outer = grad.new_empty(rows, heads, q.shape[1], size)
@@ -202,12 +198,12 @@ def attend_backward(grad: Tensor, parts: Tensor, weights: Tensor, shape: Sequenc
 
 
 def _scaled(a: Tensor, b: Tensor, size: int) -> Tensor:
-    """a @ b / sqrt(size), the factor applied within the product: (n, i, j), (n, j, k) -> (n, i, k)."""
+    """Return a @ b / sqrt(size): (n, i, j), (n, j, k) -> (n, i, k)."""
     return torch.baddbmm(a.new_empty(()), a, b, beta=0, alpha=size**-0.5)
 
 
 def add(x: Tensor, branch: Tensor) -> Tensor:
-    """x + branch, of x's shape and type; on a CPU a sum of two types takes twice as long as a cast and a sum."""
+    """Return x + branch in x's type; on a CPU a cast and a sum take half the time of a mixed sum."""
     if x.device.type == "cpu" and branch.dtype is torch.bfloat16 and x.dtype is torch.float32:
         return branch.float().add_(x)
     return x + branch

@@ -1,12 +1,11 @@
-"""A block's two branches on a CPU in bfloat16, each as one function of autograd: norm, linear, inner part, linear, sum.
+"""Fused branches of a block on a CPU in bfloat16: norm, linear, attention or GELU, linear and sum in one function.
 
-The arithmetic is that of the layers one after another (`asit.model.blocks`), in bfloat16 where autocast has it so, the
-residual stream, norms and gradients of weights in float32. As one function it passes over memory less often: the norm's
-output is cast into a matrix that has a column of ones, so that the bias is a row of the product (by itself it costs a
-product of the base encoder a quarter); rows that stochastic depth leaves out are taken out once and put back once;
-and the sums of the residual stream's gradients are made in place. `docs/speed.md` has the figures.
+The arithmetic equals that of the layers in `asit.model.blocks`: products in bfloat16; residual stream, norms and
+gradients of weights in float32. It makes fewer passes over memory: a column of ones in the norm's output makes the bias
+a row of the product (alone it costs a quarter of one), rows dropped by stochastic depth are removed once, and gradients
+of the residual stream are summed in place. See docs/speed.md.
 
-Letters: R rows, r rows that are kept, N tokens, D width, H hidden or 3 D.
+Letters: R rows, r kept rows, N tokens, D width, H hidden or 3 D.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from torch.nn import functional as F
 from asit.model.cpu import bf16
 
 _FILL = 32
-"""Columns added for the bias: units for bfloat16 take 32 at a time, and what is left over costs as much."""
+"""Columns added for the bias, the block size of the bfloat16 units."""
 
 
 def branch(
@@ -32,16 +31,16 @@ def branch(
     kept: Tensor | None,
     factors: Tensor | None,
 ) -> Tensor:
-    """x + factors outer(middle(inner(norm(x)))), x (R, N, D) float32, in and out.
+    """Return x + factors * outer(middle(inner(norm(x)))).
 
     Args:
-        x: the residual stream.
-        norm: weight, bias and epsilon of the norm.
+        x: (R, N, D) float32, the residual stream.
+        norm: weight, bias and epsilon.
         inner: weight (H, D) and bias of the first linear layer.
         outer: weight (D, .) and bias of the second.
-        heads: of self-attention between the two; 0: GELU.
-        kept: (r,) the rows that the branch is computed for; None: all.
-        factors: (r,) what the branch's rows are multiplied by; None: 1.
+        heads: of self-attention between them; 0: GELU.
+        kept: (r,) rows to compute the branch for; None: all.
+        factors: (r,) of the branch's rows; None: 1.
     """
     out: Tensor = _Branch.apply(x, kept, factors, heads, norm[2], *norm[:2], *inner, *outer)
     return out
@@ -73,7 +72,7 @@ class _Branch(torch.autograd.Function):
         hidden = low @ into.t()
         if heads:
             middle, parts, weights = bf16.attend(hidden.view(*rows.shape[:2], 3, heads, -1))
-            middle, saved = middle.reshape(-1, width), [parts, weights]  # of one head it is no view of its own
+            middle, saved = middle.reshape(-1, width), [parts, weights]  # with one head it may be a view
         else:
             middle = F.gelu(hidden)
             saved = [hidden]
@@ -98,7 +97,7 @@ class _Branch(torch.autograd.Function):
         if need[10]:
             found[10] = last.sum(0).float()
         if need[9]:
-            # The narrower factor is turned in memory: a product with a turned matrix runs at half its speed.
+            # Transposed in memory: a product with a transposed matrix runs at half its speed.
             found[9] = (last.t().contiguous() @ middle).float()
         inner = last @ out_of
         if ctx.heads:
@@ -121,7 +120,7 @@ class _Branch(torch.autograd.Function):
 
 
 def _widened(x: Tensor) -> Tensor:
-    """(n, D) float32 -> (n, D + 32) bfloat16, zeros in the columns added."""
+    """Return (n, D) float32 as (n, D + 32) bfloat16, with zeros in the added columns."""
     out = x.new_empty(len(x), x.shape[1] + _FILL, dtype=torch.bfloat16)
     out[:, : x.shape[1]] = x
     out[:, x.shape[1] :] = 0.0

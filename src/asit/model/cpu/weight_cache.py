@@ -1,4 +1,4 @@
-"""What was made of parameters is kept until one of them is written to, moved or replaced."""
+"""Detect whether parameters changed since something was derived from them."""
 
 from __future__ import annotations
 
@@ -8,27 +8,26 @@ from torch import Tensor
 
 
 class Stamp:
-    """Parameters as they were when something was made of them.
+    """Identity and version of parameters, held by weak references.
 
-    Torch counts writes to a tensor in its version; a write by way of `.data`, or one that puts other values at the same
-    place in memory without counting (`Module.to` and its like), is not seen: modules that keep something let go of it
-    in `_apply`. A stamp holds no parameter alive.
+    Writes through `.data`, or in place by `Module.to` and the like, are not counted by torch and not seen here; modules
+    with a cache drop it in `_apply`.
     """
 
     __slots__ = ("_facts",)
 
     def __init__(self, *parameters: Tensor) -> None:
-        # Numbers of objects are given anew once an object is gone, so the objects themselves are compared.
+        # An id() may be reused, so the objects are compared.
         self._facts = [(weakref.ref(p), p.data_ptr(), p._version) for p in parameters]
 
     def holds(self, *parameters: Tensor) -> bool:
         """Whether these are the same parameters, unchanged."""
         return len(parameters) == len(self._facts) and all(
-            kept() is p and place == p.data_ptr() and version == p._version
-            for p, (kept, place, version) in zip(parameters, self._facts, strict=True)
+            kept() is p and address == p.data_ptr() and version == p._version
+            for p, (kept, address, version) in zip(parameters, self._facts, strict=True)
         )
 
 
 def can_be_stamped(*parameters: Tensor) -> bool:
-    """Whether writes are counted: those of tensors made in inference mode are not."""
+    """Whether writes are counted, which they are not for tensors made in inference mode."""
     return not any(p.is_inference() for p in parameters)
