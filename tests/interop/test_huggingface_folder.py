@@ -165,7 +165,7 @@ def test_scores_of_other_weights_are_not_told(tmp_path: Path) -> None:
     assert front["pipeline_tag"] == "feature-extraction"
     assert "license" not in front
     assert "AutoModel.from_pretrained" in text
-    assert "Nothing is recorded of it." in text
+    assert "Not recorded." in text
     (tmp_path / "r" / "results.json").write_text('{"classes": 3}')
     with pytest.raises(CheckpointError, match=r"results\.json is damaged"):
         write(made, tmp_path / "d", run=tmp_path / "r")
