@@ -93,7 +93,7 @@ def validation_line(step: int, name: str) -> dict[str, Any]:
 
 
 class Example:
-    """What a model scores on a made-up test side; better with a larger `skill`.
+    """What a model scores on a made-up test split; better with a larger `skill`.
 
     Args:
         classes: names.
@@ -140,8 +140,8 @@ class Example:
                 for i in np.flatnonzero(answers != self.truth)
             ]  # fmt: skip
         kind = "multi" if self.multi else "single"
-        said = {"task": "words", "kind": kind, "split": split, "weights": weights, "step": step}
-        return {**said, "list": list_hash(self.ids), **made}
+        about = {"task": "words", "kind": kind, "split": split, "weights": weights, "step": step}
+        return {**about, "list": list_hash(self.ids), **made}
 
     def write_scores(self, folder: Path, weights: str = "last", order: NDArray[np.int64] | None = None) -> None:
         """scores/test-WEIGHTS.npz, the clips in another order where one is given."""
@@ -185,19 +185,19 @@ def write_run(
     (folder / "log.txt").write_text("started\n")
     if example is None:
         return folder
-    place = root or folder / "nowhere"
-    clips = [Clip(str(place / name), 1.0, RATE, 1, group=f"speaker {i % 5}") for i, name in enumerate(example.ids)]
-    Catalogue.from_clips(clips, root=place).write(folder / "catalogue.jsonl")
+    audio = root or folder / "nowhere"
+    clips = [Clip(str(audio / name), 1.0, RATE, 1, group=f"speaker {i % 5}") for i, name in enumerate(example.ids)]
+    Catalogue.from_clips(clips, root=audio).write(folder / "catalogue.jsonl")
     if root is not None:
         tone = 0.1 * np.sin(np.arange(RATE // 2) * 0.2)
         for clip in clips:
             if not Path(clip.path).exists():
                 Path(clip.path).parent.mkdir(parents=True, exist_ok=True)
                 soundfile.write(clip.path, tone, RATE)
-    found = [example.record(root=place)]
+    found = [example.record(root=audio)]
     example.write_scores(folder)
     if best:
-        found.append(example.record("best", 150, root=place))
+        found.append(example.record("best", 150, root=audio))
         example.write_scores(folder, "best")
     kind = "multi" if example.multi else "single"
     held = {"task": "words", "kind": kind, "classes": example.classes, "model": config["model"], "results": found}
@@ -210,11 +210,11 @@ def write_folds(folder: Path, examples: Sequence[Example], finished: bool = True
     folder.mkdir(parents=True)
     sides = settings()["sides"] | {"fold": "all"}
     (folder / "config.yaml").write_text(yaml.safe_dump(settings(**changes) | {"sides": sides}))
-    told = []
+    written = []
     for number, example in enumerate(examples, 1):
         write_run(folder / f"fold-{number}", example)
-        told.append({"fold": str(number), "results": [example.record()]})
-    held = {"task": "words", "kind": "single", "classes": examples[0].classes, "folds": told, "summary": {}}
+        written.append({"fold": str(number), "results": [example.record()]})
+    held = {"task": "words", "kind": "single", "classes": examples[0].classes, "folds": written, "summary": {}}
     if finished:
         (folder / "results.json").write_text(json.dumps(held))
     return folder

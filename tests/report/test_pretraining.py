@@ -240,7 +240,7 @@ def test_composite_keeps_the_clean_values_outside_the_mask(run: Path, page_of: A
     mask = np.zeros(clean.shape, bool)
     mask[:, 32:] = True
     write_figure(run / "figures", 7, clean, np.where(mask, 0, clean), -clean, mask, ["x"], FrontEndSettings())
-    (run / "config.yaml").unlink()  # no front end: no sound, said; the pictures stay
+    (run / "config.yaml").unlink()  # no front end: no sound, but the pictures stay
     (run / "catalogue.jsonl").unlink()
     page = page_of(run)
     assert "No sound: the run's folder does not record the mean" in page.text

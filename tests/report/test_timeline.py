@@ -55,7 +55,7 @@ LABELS = ("dog", "السيارات والشاحنات والدراجات الن�
 
 
 @pytest.mark.parametrize("seconds", [0.02, 1.0, 30.0])
-def test_a_picture_is_written_whole_for_any_length(tmp_path: Path, seconds: float) -> None:
+def test_a_picture_of_any_length(tmp_path: Path, seconds: float) -> None:
     count = max(1, int(seconds))
     starts = np.linspace(0, seconds, count, endpoint=False, dtype=np.float32)
     rng = np.random.default_rng(1)
@@ -71,7 +71,7 @@ def test_a_picture_is_written_whole_for_any_length(tmp_path: Path, seconds: floa
     assert os.listdir(tmp_path) == ["timeline.png"]  # noqa: PTH208
 
 
-def test_pictures_can_be_drawn_side_by_side(tmp_path: Path) -> None:
+def test_pictures_can_be_drawn_in_threads(tmp_path: Path) -> None:
     spectrogram = Spectrogram([noise(1.0)], FrontEnd(SETTINGS))
     one = np.ones(1, np.float32)
 
@@ -86,7 +86,7 @@ def test_pictures_can_be_drawn_side_by_side(tmp_path: Path) -> None:
     assert len({(tmp_path / f"{i}.png").read_bytes() for i in range(3)}) == 1
 
 
-def test_a_text_is_shortened_to_the_room_it_has() -> None:
+def test_a_text_is_shortened_to_a_width() -> None:
     figure = Figure(dpi=100)
     canvas = FigureCanvasAgg(figure)
     for middle in (False, True):
@@ -105,5 +105,5 @@ def test_times_on_the_axis(seconds: float, step: float, text: str) -> None:
     assert timeline.clock(seconds, step) == text
 
 
-def test_other_fonts_are_looked_for_only_where_a_character_is_missing() -> None:
+def test_other_fonts_are_searched_only_for_missing_characters() -> None:
     assert timeline.fonts("dog نباح собака") == ["DejaVu Sans"]

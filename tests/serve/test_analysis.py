@@ -19,6 +19,7 @@ import soundfile
 import torch
 from starlette.testclient import TestClient
 
+from asit.audio.stream import OpenSound
 from asit.model.audio_model import AudioModel
 from asit.search import Index, build
 from asit.serve import pictures, uploads
@@ -70,23 +71,23 @@ def test_vectors_are_the_models(analyser: Analyser, wav: Wav) -> None:
     with client(analyser) as ask:
         got = ask.post("/api/embed?level=frames&layer=0", content=body).json()
         short = ask.post("/api/embed", content=body).json()
-        told = ask.post("/api/embed?layer=7", content=body)
+        refused = ask.post("/api/embed?layer=7", content=body)
     expected = analyser.model.embed(body, layer=0, precision="float32")
     np.testing.assert_allclose(got["clip"], expected.clip, atol=2e-5)
     np.testing.assert_allclose(got["frames"], expected.frames, atol=2e-5)
     np.testing.assert_allclose(got["times"], expected.times, atol=1e-4)
     assert (got["rate"], got["channels"], got["dimension"]) == (22050, 2, 32)
     assert "frames" not in short
-    assert told.status_code == 400
-    assert "layer 7" in told.json()["found"]
+    assert refused.status_code == 400
+    assert "layer 7" in refused.json()["found"]
 
 
 def test_answers_that_would_be_too_long_are_refused(analyser: Analyser, wav: Wav) -> None:
     with client(analyser, numbers=2000) as ask:
-        told = ask.post("/api/embed?level=frames&hop=0.01", content=wav(1.0))
-        assert told.status_code == 422
-        assert told.json()["found"] == "1.0 s with 32 numbers every 0.01 s: 3200"
-        assert told.json()["expected"] == "2000 numbers at most"
+        refused = ask.post("/api/embed?level=frames&hop=0.01", content=wav(1.0))
+        assert refused.status_code == 422
+        assert refused.json()["found"] == "1.0 s with 32 numbers every 0.01 s: 3200"
+        assert refused.json()["expected"] == "2000 numbers at most"
         assert ask.post("/api/embed?level=frames&hop=0.02", content=wav(1.0)).status_code == 200
 
 
@@ -129,8 +130,8 @@ def test_long_sounds_have_no_wider_pictures_and_keep_their_onsets(
     picture = pictures.spectrogram(analyser.model.front_end, wave, lambda: None)
     values = u8(picture["values"]).reshape(picture["columns"], -1)
     assert picture["columns"] <= 50
-    heard = picture["first"] + (int(values.max(1).argmax()) + 0.5) * picture["seconds"]
-    assert heard == pytest.approx(1.505, abs=2 * picture["seconds"])
+    onset = picture["first"] + (int(values.max(1).argmax()) + 0.5) * picture["seconds"]
+    assert onset == pytest.approx(1.505, abs=2 * picture["seconds"])
     logmel = analyser.model.front_end.fbank(torch.from_numpy(wave)[None])[0].numpy()
     assert picture["high"] == pytest.approx(10 * logmel.max() / np.log(10), abs=0.01)
 
@@ -178,12 +179,12 @@ def test_attention_of_a_long_sound_is_that_of_its_windows(analyser: Analyser, wa
 def test_an_encoder_has_views_but_no_labels(encoder: AudioModel, wav: Wav) -> None:
     with client(Analyser(encoder, "enc")) as ask:
         got = ask.post("/api/analyse", content=wav(0.05)).json()
-        told = ask.post("/api/tag", content=wav())
+        refused = ask.post("/api/tag", content=wav())
         assert ask.get("/api/model").json()["classes"] is None
     assert got["labels"] is None
     assert got["spectrogram"]["columns"] >= 1
-    assert told.status_code == 400
-    assert "enc has no labels" in told.json()["found"]
+    assert refused.status_code == 400
+    assert "enc has no labels" in refused.json()["found"]
 
 
 def test_without_an_index_there_are_no_clips(analyser: Analyser, wav: Wav) -> None:
@@ -197,29 +198,36 @@ def test_without_an_index_there_are_no_clips(analyser: Analyser, wav: Wav) -> No
             assert "no index" in answer.json()["found"]
 
 
-@pytest.mark.parametrize(
-    "body",
-    [b"x", b"RIFF", bytes(5000), b"<html>no audio</html>", b"\xff\xfb" * 500, b"fLaC" + bytes(3000), b"OggS" * 300],
+NO_AUDIO = (
+    b"x",
+    b"RIFF",
+    bytes(5000),
+    b"<html>no audio</html>",
+    b"\xff\xfb" * 500,
+    b"fLaC" + bytes(3000),
+    b"OggS" * 300,
 )
-def test_what_is_no_audio_is_refused(analyser: Analyser, body: bytes) -> None:
-    with client(analyser) as ask:
-        answer = ask.post("/api/analyse", content=body)
-    assert answer.status_code == 400, answer.text
-    words = answer.json()
-    assert words["found"].startswith("no audio that can be read: it ")
-    assert words["expected"].startswith("a recording: WAV, FLAC, ")
-    assert words["remedy"] == "convert it to one of these, and send all of its bytes"
 
 
-def test_errors_speak_to_whoever_sent_the_recording(
-    analyser: Analyser, wav: Wav, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bodies_that_are_no_recordings(analyser: Analyser, wav: Wav, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors address the sender."""
+    odd = io.BytesIO()
+    soundfile.write(odd, np.array([0.0, np.nan, 0.1] * 4000), 16000, format="WAV", subtype="FLOAT")
     with client(analyser) as ask:
+        for body in NO_AUDIO:
+            answer = ask.post("/api/analyse", content=body)
+            assert answer.status_code == 400, answer.text
+            words = answer.json()
+            assert words["found"].startswith("no audio that can be read: it ")
+            assert words["expected"].startswith("a recording: WAV, FLAC, ")
+            assert words["remedy"] == "convert it to one of these, and send all of its bytes"
+        for body in (wav()[:20000], wav(kind="FLAC")[:-400], odd.getvalue(), wav(0.0)):
+            assert ask.post("/api/analyse", content=body).status_code == 400
         form = ask.post("/api/tag", files={"file": wav()}).json()
         assert form["remedy"] == "send the file alone, not a form: curl --data-binary @clip.wav instead of -F"
-        cut = ask.post("/api/tag", content=wav()[:20000]).json()
-        assert cut["found"].startswith("the recording (WAV/PCM_16) is truncated: ")
-        assert cut["remedy"].startswith("send all of its bytes")
+        truncated = ask.post("/api/tag", content=wav()[:20000]).json()
+        assert truncated["found"].startswith("the recording (WAV/PCM_16) is truncated: ")
+        assert truncated["remedy"].startswith("send all of its bytes")
         monkeypatch.setitem(sys.modules, "av", None)  # as if it were not installed
         monkeypatch.setattr(uploads, "formats", lambda: ["WAV"])
         needs = ask.post("/api/tag", content=b"\x00\x00\x00\x20ftypM4A " + bytes(100)).json()
@@ -227,31 +235,15 @@ def test_errors_speak_to_whoever_sent_the_recording(
         assert "where asit serve runs, pip install 'asit-audio[av]'" in needs["remedy"]
 
 
-def test_cut_off_files_and_odd_samples_are_refused(analyser: Analyser, wav: Wav) -> None:
-    buffer = io.BytesIO()
-    soundfile.write(buffer, np.array([0.0, np.nan, 0.1] * 4000), 16000, format="WAV", subtype="FLOAT")
-    with client(analyser) as ask:
-        for body in (wav()[:20000], wav(kind="FLAC")[:-400], buffer.getvalue(), wav(0.0)):
-            answer = ask.post("/api/analyse", content=body)
-            assert answer.status_code == 400, answer.text
-
-
-def claims_a_day(wav: Wav) -> bytes:
-    """A FLAC of 20 s whose header says 24 hours: total samples are 36 bits from byte 21."""
-    body = bytearray(wav(20.0, kind="FLAC"))
-    assert body[:4] == b"fLaC"
-    (low,) = struct.unpack(">I", body[22:26])
-    assert low == 20 * 16000
-    body[22:26] = struct.pack(">I", 24 * 3600 * 16000)
-    return bytes(body)
-
-
-def test_too_long_by_the_header_or_in_truth(analyser: Analyser, wav: Wav) -> None:
+def test_too_long_by_the_header_or_when_decoded(analyser: Analyser, wav: Wav) -> None:
     silence = io.BytesIO()
     soundfile.write(silence, np.zeros(400 * 16000, np.int16), 16000, format="FLAC")
-    assert len(silence.getvalue()) < 60_000  # packed 200 times and more
+    assert len(silence.getvalue()) < 60_000  # compressed 200 times and more
+    day = bytearray(wav(20.0, kind="FLAC"))  # a header of 24 hours: total samples are 36 bits from byte 21
+    assert (day[:4], struct.unpack(">I", day[22:26])) == (b"fLaC", (20 * 16000,))
+    day[22:26] = struct.pack(">I", 24 * 3600 * 16000)
     with client(analyser, seconds=10) as ask:
-        answer = ask.post("/api/tag", content=claims_a_day(wav))
+        answer = ask.post("/api/tag", content=bytes(day))
         assert (answer.status_code, "claims 24.0 hours in" in answer.json()["found"]) == (400, True)
         for body in (silence.getvalue(), wav(10.7)):
             answer = ask.post("/api/tag", content=body)
@@ -260,13 +252,10 @@ def test_too_long_by_the_header_or_in_truth(analyser: Analyser, wav: Wav) -> Non
         assert ask.post("/api/tag", content=wav(10.2)).status_code == 200
 
 
-def test_a_header_that_does_not_tell_is_found_out_while_decoding(
+def test_an_unknown_length_is_limited_while_decoding(
     analyser: Analyser, wav: Wav, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from asit.audio.stream import OpenSound
-
     seen = []
-    blocks = OpenSound.blocks
 
     def counted(self: OpenSound) -> Any:
         self.seconds = None
@@ -274,7 +263,6 @@ def test_a_header_that_does_not_tell_is_found_out_while_decoding(
             seen.append(1)
             yield np.zeros(16000, np.float32)
 
-    assert blocks is not counted
     monkeypatch.setattr(OpenSound, "blocks", counted)
     with pytest.raises(TooLongError, match="more than 3 s of sound"):
         uploads.decode(Job(RequestLimits(seconds=3)), wav(1.0), analyser.model)
@@ -283,33 +271,30 @@ def test_a_header_that_does_not_tell_is_found_out_while_decoding(
         uploads.decode(Job(RequestLimits(decode=1e-9)), wav(1.0), analyser.model)
 
 
-def test_too_many_channels(analyser: Analyser, wav: Wav) -> None:
-    with pytest.raises(TooLongError, match="33 channels"):
-        uploads.decode(Job(RequestLimits()), wav(0.1, channels=33), analyser.model)
-
-
-def test_a_job_that_is_stopped_ends(analyser: Analyser, wav: Wav) -> None:
+def test_many_channels_and_a_stopped_job(analyser: Analyser, wav: Wav) -> None:
     job = Job(RequestLimits())
+    with pytest.raises(TooLongError, match="33 channels"):
+        uploads.decode(job, wav(0.1, channels=33), analyser.model)
     job.stop()
     with pytest.raises(GoneError):
         uploads.decode(job, wav(), analyser.model)
 
 
-class Patient(Job):
-    """Is stopped when it has been looked at so many times."""
+class StoppedJob(Job):
+    """Is stopped at its n-th check."""
 
-    def __init__(self, looks: int) -> None:
+    def __init__(self, checks: int) -> None:
         super().__init__(RequestLimits())
-        self.looks = looks
+        self.checks = checks
 
     def check(self) -> None:
-        self.looks -= 1
-        if not self.looks:
+        self.checks -= 1
+        if not self.checks:
             self.stop()
         super().check()
 
 
-def test_a_job_is_looked_at_while_the_model_computes(
+def test_a_job_is_checked_while_the_model_computes(
     tagger: AudioModel, wav: Wav, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a.wav").write_bytes(wav())
@@ -320,10 +305,10 @@ def test_a_job_is_looked_at_while_the_model_computes(
     hook = tagger.encoder.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
     monkeypatch.setattr(uploads, "decode", lambda *_: Recording(wave, 20.0, 16000, 1, "WAV"))
 
-    def windows(look: Callable[[Job], object], looks: int) -> int:
+    def windows(work: Callable[[Job], object], checks: int) -> int:
         seen.clear()
         with pytest.raises(GoneError):
-            look(Patient(looks))
+            work(StoppedJob(checks))
         return sum(seen)
 
     try:

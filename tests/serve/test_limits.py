@@ -113,7 +113,7 @@ def test_options_are_read_and_wrong_ones_refused() -> None:
             "size": 1,
             "options": {"top": 3, "threshold": 0.25, "window": None, "hop": 2.0},
         }
-        for query, told in {
+        for query, message in {
             "tpo=3": "no option 'tpo', did you mean top",
             "top=three": "top='three'",
             "top=0": "top='0'",
@@ -123,15 +123,15 @@ def test_options_are_read_and_wrong_ones_refused() -> None:
             "top=%D9%A3": "top='٣'",
             "hop=inf": "hop='inf'",
         }.items():
-            assert told in words(ask.post(f"/api/tag?{query}", content=b"x"), 400)["found"]
+            assert message in words(ask.post(f"/api/tag?{query}", content=b"x"), 400)["found"]
         assert "one of clip, frames" in words(ask.post("/api/embed?level=all", content=b"x"), 400)["expected"]
         assert ask.get("/api/neighbours/3?k=2").json() == {"number": 3, "k": 2}
 
 
 def test_every_endpoint_is_described() -> None:
     with client(app()) as ask:
-        told = ask.get("/api").json()
-        assert {f"POST /api/{name}" for name in NAMES} < set(told)
+        described = ask.get("/api").json()
+        assert {f"POST /api/{name}" for name in NAMES} < set(described)
         assert ask.get("/api/health").json() == {"status": "ok", "inside": 0}
         assert ask.get("/api/model").json()["limits"]["megabytes"] == 50.0
 
@@ -144,9 +144,9 @@ def test_refusals_have_three_parts_and_the_right_status() -> None:
         assert ask.post("/api/tag", content=bytes(1000)).json()["size"] == 1000
         for path in ("/nothing", "/api/tag/", "/api/clip/-1", "/api/clip/x", "/page/app.js", "/../app.py", "/app.py"):
             assert "the page at /" in words(ask.get(path), 404)["expected"]
-        told = ask.get("/api/tag")
-        assert told.headers["allow"] == "POST"
-        assert "POST" in words(told, 405)["expected"]
+        refused = ask.get("/api/tag")
+        assert refused.headers["allow"] == "POST"
+        assert "POST" in words(refused, 405)["expected"]
         words(ask.put("/api/tag", content=b"x"), 405)
         words(ask.request("OPTIONS", "/api/tag"), 405)
         assert "secret" not in json.dumps(words(ask.post("/api/tag", content=b"boom"), 500))
@@ -192,7 +192,7 @@ def test_a_foreign_host_is_refused(host: str, names: tuple[str, ...], asked: str
     [
         ({}, 200),
         ({"origin": "http://127.0.0.1:8000", "sec-fetch-site": "same-origin"}, 200),
-        ({"origin": "https://127.0.0.1:8000"}, 200),  # a proxy that speaks TLS stands in front
+        ({"origin": "https://127.0.0.1:8000"}, 200),  # behind a proxy with TLS
         ({"origin": "http://127.0.0.1:9000"}, 403),
         ({"origin": "http://evil.example"}, 403),
         ({"origin": "null"}, 403),
@@ -221,7 +221,7 @@ def test_a_hundred_requests_at_once_are_all_answered(served: Callable[[Guard], A
         assert httpx.get(f"{address}/api/health", trust_env=False).json() == {"status": "ok", "inside": 0}
 
 
-def test_too_many_are_told_when_to_come_back(served: Callable[[Guard], Any]) -> None:
+def test_too_many_are_refused_with_a_time_to_retry(served: Callable[[Guard], Any]) -> None:
     fake = Fake()
     fake.go = threading.Event()
     guard = app(fake, concurrency=1, waiting=3)
@@ -306,8 +306,8 @@ def test_slow_uploads_are_dropped_in_favour_of_others(served: Callable[[Guard], 
             answers = list(pool.map(lambda _: raw(address, head("Content-Length: 3"), b"abc"), range(40)))
         assert all(b'{"size": 3' in answer for answer in answers)
         assert 90 <= guard.queue.inside <= 130
-        told = [line.recv(1000) for line in select.select(lines, [], [], 0)[0]]
-        dropped = next(answer for answer in told if answer.startswith(b"HTTP/1.1 408"))
+        replies = [line.recv(1000) for line in select.select(lines, [], [], 0)[0]]
+        dropped = next(answer for answer in replies if answer.startswith(b"HTTP/1.1 408"))
         assert b"more slowly than all others" in dropped
         assert b"retry-after" in dropped
     guard = app(grace=0.1, megabytes=1.0, concurrency=1)

@@ -86,10 +86,10 @@ def test_a_recording_is_looked_at(browser: Any, address: str, folder: Path, tagg
     assert browser.run(f"{DRAWN}(document.querySelector('#spectrogram'))") > 50
     assert browser.run(f"{DRAWN}(document.querySelector('#colours'))") > 3
     # Label and score under the pointer: of a track its own, elsewhere what scores half and more.
-    told = browser.run("document.querySelector('.track canvas').ariaLabel")
+    label = browser.run("document.querySelector('.track canvas').ariaLabel")
     browser.hover(".track .plot", 0.99)
     browser.until("/^1\\.98 s · /.test(document.querySelector('#tip').textContent)")
-    assert text(browser, "#tip").startswith(f"1.98 s · {told.split(':')[0]} ")
+    assert text(browser, "#tip").startswith(f"1.98 s · {label.split(':')[0]} ")
     browser.hover("h1")
     browser.until("document.querySelector('#hair').hidden")
     # A click on the spectrogram plays from there, keys move.
@@ -105,7 +105,7 @@ def test_a_recording_is_looked_at(browser: Any, address: str, folder: Path, tagg
     browser.key("ArrowRight", 39)
     browser.until("document.querySelector('#seek').ariaValueNow === '0.10'")
     assert browser.run("document.querySelector('.playhead').style.left") == "5%"
-    # Attention lies over it, one head after the other.
+    # Attention is drawn over it, one head after the other.
     browser.click("#attend")
     browser.until("/mean of 2 heads/.test(document.querySelector('#attended').textContent)")
     assert not browser.run("document.querySelector('#overlay').hidden")
@@ -179,7 +179,7 @@ def test_the_nearest_recordings_are_played(browser: Any, address: str, folder: P
     assert not browser.problems
 
 
-def test_what_goes_wrong_is_said(browser: Any, address: str, folder: Path, tmp_path: Path) -> None:
+def test_errors_are_shown(browser: Any, address: str, folder: Path, tmp_path: Path) -> None:
     browser.open(address)
     browser.choose(folder / "short.flac")
     browser.until(SHOWN)
@@ -199,7 +199,7 @@ def test_what_goes_wrong_is_said(browser: Any, address: str, folder: Path, tmp_p
     browser.choose(folder)
     browser.until("/cannot be read/.test(document.querySelector('#found').textContent)")
     assert browser.run("document.querySelector('#again').hidden")
-    # A server that does not answer for a while is asked again, without the recording being chosen anew.
+    # A server that does not answer for a while is tried again, without choosing the recording again.
     browser.run("window.real = fetch; window.fetch = async () => { throw new TypeError('away'); }; 1")
     browser.choose(folder / "short.flac")
     browser.until("/does not answer/.test(document.querySelector('#found').textContent)")
@@ -271,7 +271,7 @@ CONTRAST = """
 """
 
 
-def test_nothing_is_asked_of_anyone_else(browser: Any, address: str) -> None:
+def test_requests_go_to_the_server_alone(browser: Any, address: str) -> None:
     asked = [url for url in browser.requests if not url.startswith(("blob:", "data:", "about:"))]
     assert len(asked) > 10
     assert {url for url in asked if not url.startswith(f"{address}/")} == set()
@@ -295,8 +295,8 @@ def test_clips_come_by_number_alone(tagger: AudioModel, index: Index, folder: Pa
             answer = ask.get(f"/api/clip/{row}")
             assert answer.headers["content-type"] == "audio/wav"
             wave, rate = soundfile.read(io.BytesIO(answer.content))
-            place = index.clip(row)
-            assert (len(wave) / rate, rate) == (pytest.approx(place.end - place.start, abs=1e-3), 16000)
+            clip = index.clip(row)
+            assert (len(wave) / rate, rate) == (pytest.approx(clip.end - clip.start, abs=1e-3), 16000)
         near = ask.get("/api/neighbours/0?k=50").json()["neighbours"]
         assert sorted(one["number"] for one in near) == list(range(1, len(index)))
         for path in (
