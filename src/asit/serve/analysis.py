@@ -36,7 +36,7 @@ class Analyser:
     """A model, optionally with an index of recordings made with it, that answers requests about recordings.
 
     The methods may be called from several threads at once. All but `facts` take the request's `Job`, the body or a
-    number of the index, and the endpoint's options (`asit.serve.options`), and return the answer's bytes.
+    number of the index, and the endpoint's options (`asit.serve.query_options`), and return the answer's bytes.
 
     Args:
         model: the model.

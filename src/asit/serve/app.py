@@ -16,7 +16,7 @@ from starlette.routing import Route
 from asit.errors import AsitError
 from asit.serve.guard import Guard
 from asit.serve.limits import GoneError, Job, RefusedError, RequestLimits, TooLongError
-from asit.serve.options import ENDPOINTS, NEIGHBOURS, QueryOption, described, read
+from asit.serve.query_options import ENDPOINTS, NEIGHBOURS, QueryOption, described, read
 from asit.serve.request_queue import RequestQueue
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
-_KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+_KINDS = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
 _JSON = "application/json"
 _SEE = "GET /api lists all paths"
 
@@ -47,13 +47,17 @@ def application(
     """
     queue = RequestQueue(limits, prepare)
     shown = {name: getattr(limits, name) for name in ("megabytes", "seconds", "concurrency", "waiting")}
-    page = resources.files("asit.serve").joinpath("page")
+    page = {  # the files of the page and no others
+        "/" if file.name == "index.html" else f"/{file.name}": _constant(
+            file.read_bytes(), _KINDS[file.name.rpartition(".")[2]], "no-cache"
+        )
+        for file in resources.files("asit.serve").joinpath("page").iterdir()
+    }
     gets: dict[str, Endpoint] = {
-        # The files of the page and no others.
-        **{"/" if file.name == "index.html" else f"/{file.name}": _file(file) for file in page.iterdir()},
-        "/api": _constant(described()),
+        **page,
+        "/api": _constant(_json(described())),
         "/api/health": _health(queue),
-        "/api/model": _constant(analyser.facts() | {"limits": shown}),
+        "/api/model": _constant(_json(analyser.facts() | {"limits": shown})),
         "/api/clip/{number:int}": _numbered(queue, "clip", {}, analyser.clip, "audio/wav"),
         "/api/neighbours/{number:int}": _numbered(queue, "neighbours", NEIGHBOURS, analyser.nearest_to, _JSON),
     }
@@ -71,27 +75,20 @@ def application(
     return Guard(app, queue, _refusal, host, names)
 
 
-def _file(file: Any) -> Endpoint:
-    content, kind = file.read_bytes(), _KINDS["." + file.name.rpartition(".")[2]]
-
+def _constant(content: bytes, kind: str = _JSON, cache: str = "no-store") -> Endpoint:
     async def answer(request: Request) -> Response:
-        return Response(content, media_type=kind, headers={"cache-control": "no-cache"})
+        return _response(content, headers={"cache-control": cache}, kind=kind)
 
     return answer
 
 
-def _constant(value: Mapping[str, Any]) -> Endpoint:
-    content = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=1).encode()
-
-    async def answer(request: Request) -> Response:
-        return _response(content)
-
-    return answer
+def _json(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=1).encode()
 
 
 def _health(queue: RequestQueue) -> Endpoint:
     async def answer(request: Request) -> Response:
-        return _response(json.dumps({"status": "ok", "inside": queue.inside}).encode())
+        return _response(_json({"status": "ok", "inside": queue.inside}))
 
     return answer
 
@@ -139,7 +136,7 @@ def _refusal(error: AsitError) -> Response:
     if isinstance(error, RefusedError):
         status, headers = error.status, error.headers
     parts = {"found": error.found, "expected": error.expected, "remedy": error.remedy}
-    return _response(json.dumps(parts, ensure_ascii=False).encode(), status, headers)
+    return _response(_json(parts), status, headers)
 
 
 async def _mistake(request: Request, error: AsitError) -> Response:
