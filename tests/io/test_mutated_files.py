@@ -65,7 +65,7 @@ SHARED: dict[str, Any] = {"epochs": 1, "batch_size": 2, "device": "cpu", "precis
                           "threads": 1, "front_end": FRONT_END, "encoder": SHAPE}  # fmt: skip
 RECORDS = {"log_every": 1, "checkpoint_every": 2, "keep": 2, "tensorboard": False, "figure_every": 0}
 
-# What is put in path of a value. Texts of JSON, so that numbers stand in the file as they are here.
+# Replacements of a value, as JSON text, so that numbers are written as they are here.
 ODD = [
     "null", "true", "false", "0", "-1", "1", "1.5", "-0.0", "1e308", "-1e308", "1e400", "NaN", "Infinity", "-Infinity",
     "9223372036854775807", "9223372036854775808", "-9223372036854775809", "18446744073709551616", "1" + "0" * 5000,
@@ -375,11 +375,8 @@ def write_card(run: Path) -> None:
 
 
 def summarise(path: Path) -> None:
-    again = "again"
-    with parsing.as_written(path, again):
-        cross_validation.summarise(
-            [("1", parsing.json_object(path, AsitError)), ("2", parsing.json_object(path, AsitError))]
-        )
+    with parsing.as_written(path, "again"):
+        cross_validation.summarise([(name, parsing.json_object(path, AsitError)) for name in "12"])
 
 
 def cut(path: Path) -> None:

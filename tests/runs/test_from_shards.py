@@ -25,7 +25,7 @@ from asit.data.shards import pack as shards
 from asit.data.shards.shard_plan import PackSettings
 from asit.errors import StoreError
 from asit.finetune.finetune_run import finetune
-from asit.infer.embed_files import embed_files
+from asit.infer.embed_files import OutputSettings, embed_files
 from asit.model.audio_model import AudioModel
 from asit.model.vit import Encoder
 from asit.pretrain.pretrain_run import pretrain
@@ -158,7 +158,7 @@ def test_embedding_of_an_index_has_the_files_rows(listed: Path, tmp_path: Path) 
     model.encoder.init_weights(torch.Generator().manual_seed(0))
     tables = []
     for given in (str(Catalogue.read(listed).root), str(folder)):
-        embed_files(model, expand([given]), tmp_path / "out.npz", overwrite=True, threads=2)
+        embed_files(model, expand([given]), tmp_path / "out.npz", output=OutputSettings(overwrite=True), threads=2)
         with np.load(tmp_path / "out.npz") as table:
             tables.append({name: table[name] for name in table.files})
     assert tables[0].keys() == tables[1].keys()

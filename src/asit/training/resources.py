@@ -10,6 +10,7 @@ import torch
 
 from asit.data.catalogue.catalogue import Catalogue
 from asit.errors import CatalogueError, ConfigError
+from asit.io.child_process import usable_cpus
 from asit.runtime import World
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ def loader_workers(wanted: int | Literal["auto"], world: World) -> int:
     if wanted != "auto":
         log.debug(f"Using {wanted} loader workers: as requested")
         return wanted
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cpus()
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if world.device.type == "cpu":
         workers, why = 1, "one reads ahead on a CPU, the other cores run the networks"

@@ -107,7 +107,9 @@ def _table_of_digits(folder: Path) -> None:
     write_csv(folder / "table.csv", [("path", "label", "group"), *rows])
 
 
-_SPEECH_COMMANDS = "https://storage.googleapis.com/download.tensorflow.org/data/"
+def _speech_commands(name: str, size: int, sha256: str) -> RemoteFile:
+    return RemoteFile("https://storage.googleapis.com/download.tensorflow.org/data/" + name, name, size, sha256)
+
 
 _ALL = (
     # GitHub packs archives when asked and promises no fixed bytes (three MD5s of this one are in public code), so
@@ -143,8 +145,7 @@ _ALL = (
         unpacked=2_300_000_000,
         archives=(
             Archive(
-                RemoteFile(
-                    _SPEECH_COMMANDS + "speech_commands_v0.01.tar.gz",
+                _speech_commands(
                     "speech_commands_v0.01.tar.gz",
                     1_489_096_277,
                     "743935421bb51cccdb6bdd152e04c5c70274e935c82119ad7faeec31780d811d",
@@ -153,8 +154,7 @@ _ALL = (
                 folder="speech_commands_v0.01",
             ),
             Archive(
-                RemoteFile(
-                    _SPEECH_COMMANDS + "speech_commands_test_set_v0.01.tar.gz",
+                _speech_commands(
                     "speech_commands_test_set_v0.01.tar.gz",
                     71_271_436,
                     "baa084f6b62c91de660ff0588ae4dfc4e4d534aa99ac0e5f406cba75836cbd00",
@@ -173,8 +173,7 @@ _ALL = (
         unpacked=3_800_000_000,
         archives=(
             Archive(
-                RemoteFile(
-                    _SPEECH_COMMANDS + "speech_commands_v0.02.tar.gz",
+                _speech_commands(
                     "speech_commands_v0.02.tar.gz",
                     2_428_923_189,
                     "af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58",
@@ -220,12 +219,12 @@ ON_REQUEST = {
         "four lists and your own copy of the clips, below one folder ROOT:\n"
         + "".join(
             f"      {_AUDIOSET_LISTS}{name}.csv\n"
-            for name in (
+            for name in [
                 "balanced_train_segments",
                 "unbalanced_train_segments",
                 "eval_segments",
                 "class_labels_indices",
-            )
+            ]
         )
         + "      ROOT/.../VIDEOID.wav (or .flac, .mp3, .m4a ...), the 10 s of each segment, in any sub-folders",
         "put the lists into ROOT beside the clips, then: asit catalogue audioset ROOT --out audioset.jsonl "
