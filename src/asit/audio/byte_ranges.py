@@ -1,4 +1,4 @@
-"""Bytes of an open file looked at here and there, and files put together of stretches of another one."""
+"""ByteReader of an open file looked at here and there, and files put together of stretches of another one."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any, BinaryIO
 _TAGS = 100  # most of ID3 that may stand at the beginning
 _FIRST, _MOST = 1 << 12, 1 << 17  # bytes read at a time, the more the longer a file is gone through
 
-Stretch = tuple[int, int] | bytes
+ByteRange = tuple[int, int] | bytes
 """Offset and length in a file, or bytes in its place."""
 
 
-class Bytes:
+class ByteReader:
     """The bytes of an open file, for reading short pieces in about ascending order.
 
     Attributes:
@@ -48,7 +48,7 @@ class Bytes:
         return out
 
 
-class Spliced(io.RawIOBase):
+class SplicedFile(io.RawIOBase):
     """A file that is read as stretches of another one, and bytes, one behind the other.
 
     Args:
@@ -56,7 +56,7 @@ class Spliced(io.RawIOBase):
         stretches: in order.
     """
 
-    def __init__(self, file: BinaryIO | Any, stretches: Sequence[Stretch]) -> None:
+    def __init__(self, file: BinaryIO | Any, stretches: Sequence[ByteRange]) -> None:
         self._file, self._stretches = file, stretches
         lengths = (len(part) if isinstance(part, bytes) else part[1] for part in stretches)
         self._starts = [0, *accumulate(lengths)]
@@ -107,7 +107,7 @@ def syncsafe(digits: bytes) -> int:
     return sum((byte & 127) << 7 * place for place, byte in enumerate(reversed(digits)))
 
 
-def after_id3(file: Bytes) -> int:
+def after_id3(file: ByteReader) -> int:
     """Where what stands behind the ID3 tags at the beginning of a file begins."""
     at = 0
     for _ in range(_TAGS):

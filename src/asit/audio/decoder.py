@@ -1,4 +1,4 @@
-"""An open recording: its header, and its samples as mono blocks, held to what the header promises.
+"""The base class of decoders: a file's header, and its samples as mono blocks, checked against the header.
 
 Letters in shapes: S samples, n samples of a block.
 """
@@ -13,9 +13,9 @@ import numpy as np
 
 from asit.audio import faults
 from asit.audio.faults import AudioFileError, Levels, Wave
-from asit.audio.sniff import Content, words
+from asit.audio.sniff import Content, error_text
 
-_AT_ONCE = 1 << 26  # samples for which room is made because a header promises them
+_ALLOCATED = 1 << 26  # most samples allocated because a header promises them
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,7 @@ class AudioInfo:
 
     Attributes:
         path: the file; None for bytes and open files.
-        frames: samples of one channel; 0 where a header says nothing, as those of streams do. Counted from the frames
-            of mp3 and raw aac that have no tag with it.
+        frames: samples of one channel; 0 if unknown, as in streams. Counted for mp3 and raw aac without a tag.
         rate: samples a second.
         channels: channels in the file; everything read is their mean.
         format: container and codec, such as "WAV/PCM_16".
@@ -43,18 +42,18 @@ class AudioInfo:
         return self.frames / self.rate
 
 
-class Source:
+class Decoder:
     """An open file.
 
     Attributes:
         content: what is decoded.
         info: its header.
         name: path and codec, for messages.
-        slack: samples by which decoding may stay behind the header; None where the header says no length.
-        levels: ranges of what has been read.
+        slack: number of samples that may be missing; None if the header has no length.
+        levels: ranges of the samples read so far.
 
     Raises:
-        AudioFileError: a rate, a number of channels or a length that no recording has.
+        AudioFileError: a rate, number of channels or length out of bounds.
     """
 
     def __init__(self, content: Content, info: AudioInfo, slack: int | None) -> None:
@@ -65,11 +64,11 @@ class Source:
         self.levels = Levels(self.name)
 
     def blocks(self, start: int, stop: int | None) -> Iterator[Wave]:
-        """Mono samples from `start` to `stop` or the end, in blocks (n,), none of them empty."""
+        """Yield mono samples from `start` to `stop` or the end, in blocks (n,), none of them empty."""
         raise NotImplementedError
 
     def stream(self, start: int, stop: int | None) -> Iterator[Wave]:
-        """As `blocks`; refuses, at the end, a file that held fewer samples than its header promises, or cancels out."""
+        """Yield `blocks`; raises at the end of a truncated file, or one whose channels cancel each other."""
         promised, held = self._promised(start, stop), 0
         for block in self.blocks(start, stop):
             held += len(block)
@@ -78,9 +77,9 @@ class Source:
         self._check_end(start, held, promised)
 
     def read(self, start: int, stop: int | None) -> Wave:
-        """Samples `start` to `stop` as one array (S,), and no second copy of them when the header's length is right."""
+        """Read samples `start` to `stop` as one array (S,), without a copy if the header's length is right."""
         promised = self._promised(start, stop)
-        out, filled = np.empty(min(promised, _AT_ONCE), np.float32), 0
+        out, filled = np.empty(min(promised, _ALLOCATED), np.float32), 0
         for block in self.stream(start, stop):
             if filled + len(block) > len(out):
                 room = max(len(block), filled)
@@ -99,7 +98,7 @@ class Source:
         if failure is not None:
             raise AudioFileError(
                 "unreadable",
-                f"{self.name} cannot be read on after {(start + held) / self.info.rate:.3f} s: {words(failure)}",
+                f"{self.name} cannot be read after {(start + held) / self.info.rate:.3f} s: {error_text(failure)}",
                 "a file that can be read to its end",
                 "open it again",
             ) from failure
@@ -111,15 +110,15 @@ class Source:
             raise cancelled
 
     def close(self) -> None:
-        """End the decoder."""
+        """Close the decoder."""
         raise NotImplementedError
 
-    def gave_up(self, after: int, error: Exception) -> AudioFileError:
-        """The error about a decoder that found what it cannot decode, after so many samples."""
+    def failed(self, after: int, error: Exception) -> AudioFileError:
+        """Make the error about a decoder that failed after so many samples."""
         where = f"after {after / self.info.rate:.3f} of {self.info.seconds:.3f} s"
         return AudioFileError(
             "truncated" if after else "unreadable",
-            f"{self.name} cannot be decoded {where}: {words(error)}",
-            "a whole recording",
+            f"{self.name} cannot be decoded {where}: {error_text(error)}",
+            "a complete recording",
             "fetch or convert it again, or leave it out",
         )

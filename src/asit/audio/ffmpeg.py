@@ -1,4 +1,4 @@
-"""Recordings that FFmpeg decodes, by PyAV (the extra ``asit-audio[av]``): MPEG-4, Matroska, AAC, WMA, AMR, more."""
+"""The decoder of FFmpeg through PyAV (the extra ``asit-audio[av]``): MPEG-4, Matroska, AAC, WMA, AMR and more."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any, cast
 import numpy as np
 
 from asit.audio import faults, mpeg
-from asit.audio.byte_ranges import Bytes
-from asit.audio.decoder import AudioInfo, Source
+from asit.audio.byte_ranges import ByteReader
+from asit.audio.decoder import AudioInfo, Decoder
 from asit.audio.faults import AudioFileError, Wave
-from asit.audio.sniff import Content, not_audio
+from asit.audio.sniff import Content, unknown_format
 
-_BOXES = 100_000  # most boxes that are gone through
-_RUN_UP = 8192  # samples decoded and thrown away after a seek; enough for every file tried
-# Demuxers that are let in: a playlist that calls itself .mp4 could make FFmpeg open other files.
+_BOXES = 100_000  # most boxes examined
+_RUN_UP = 8192  # samples decoded and discarded after a seek; enough for every file tried
+# Allowed demuxers: a playlist named .mp4 could make FFmpeg open other files.
 _OPTIONS = {"format_whitelist": "mov,matroska,aac,asf,amr,wav,mp3,ogg,wv"}
 
 
-class FFmpegSource(Source):
+class FFmpegDecoder(Decoder):
     """A file open in FFmpeg."""
 
     def __init__(self, content: Content) -> None:
@@ -47,7 +47,7 @@ class FFmpegSource(Source):
             where = content.file if content.path is None else os.fspath(content.path)
             opened = av.open(cast(Any, where), mode="r", options=_OPTIONS)
         except (self.error, UnicodeError) as error:
-            raise not_audio(content, error, "FFmpeg") from None
+            raise unknown_format(content, error, "FFmpeg") from None
         self.container: Any = opened
         try:
             self._take(content, opened, av.time_base)
@@ -57,18 +57,18 @@ class FFmpegSource(Source):
 
     def _take(self, content: Content, opened: Any, time_base: int) -> None:
         if not opened.streams.audio:
-            raise AudioFileError("unreadable", f"{content.name} has no sound in it", "an audio stream", "leave it out")
+            raise AudioFileError("unreadable", f"{content.name} has no audio", "an audio stream", "leave it out")
         self.track = stream = opened.streams.audio[0]
         context, name = stream.codec_context, opened.format.name.split(",")[0]
         if context is None or not context.sample_rate:
-            found = f"{content.name} has a sound whose codec or sample rate its header does not tell"
-            raise AudioFileError("unreadable", found, "a header that does", "fetch it again, or leave it out")
+            found = f"{content.name} has an audio stream without a codec or sample rate in its header"
+            raise AudioFileError("unreadable", found, "a header with both", "fetch it again, or leave it out")
         rate = context.sample_rate
         if stream.duration is not None and stream.time_base is not None:
             length = Fraction(stream.duration) * stream.time_base
         else:
             length = Fraction(opened.duration or 0, time_base)
-        # What a browser records has no length in its header; a length of several streams together is the longest's.
+        # Browsers record without a length in the header; the container's length is that of its longest stream.
         own = stream.duration is not None or len(opened.streams) == 1
         exact = bool(length) and own and name not in ("aac", "amr")
         frames = round(length * rate) if exact else 0
@@ -92,7 +92,7 @@ class FFmpegSource(Source):
             for frame in self.container.decode(self.track):
                 if frame.sample_rate != rate:
                     raise faults.joined(self.name, f"its rate changes from {rate} to {frame.sample_rate} Hz")
-                if sought:  # where the seek landed is known from the first frame
+                if sought:  # the first frame tells where the seek ended
                     at, sought = cast(int, frame.pts) - zero, False
                 for part in [frame] if frame.format.name == "fltp" else self.resampler.resample(frame):
                     block = cast(Wave, part.to_ndarray())
@@ -104,15 +104,11 @@ class FFmpegSource(Source):
                 if stop is not None and at >= stop:
                     return
         except self.error as error:
-            raise self.gave_up(at, error) from None
+            raise self.failed(at, error) from None
 
 
-def _check_segment(name: str, file: Bytes) -> None:
-    """Refuse a Matroska file that ends within its one segment (RFC 8794, section 6; RFC 9559, section 4.5).
-
-    Raises:
-        AudioFileError: so it is.
-    """
+def _check_segment(name: str, file: ByteReader) -> None:
+    """Raise an AudioFileError for a Matroska file that ends within its segment (RFC 8794, 6; RFC 9559, 4.5)."""
     at = 0
     for wanted in (b"\x1aE\xdf\xa3", b"\x18S\x80g"):
         head = file.at(at, 12)
@@ -127,12 +123,8 @@ def _check_segment(name: str, file: Bytes) -> None:
         raise faults.cut_off(name, f"its segment, which has {at - file.size} bytes more")
 
 
-def _check_boxes(name: str, file: Bytes) -> None:
-    """Refuse an MPEG-4 file that ends within a box, and two files joined, of which FFmpeg reads the first.
-
-    Raises:
-        AudioFileError: so it is.
-    """
+def _check_boxes(name: str, file: ByteReader) -> None:
+    """Raise an AudioFileError for an MPEG-4 file that ends within a box, and for two concatenated ones."""
     at, films = 0, 0
     for _ in range(_BOXES):
         head = file.at(at, 16)

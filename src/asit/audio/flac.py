@@ -5,7 +5,7 @@ Layout: RFC 9639, sections 8.2 (the header) and 9.1 (headers of frames, and thei
 
 from __future__ import annotations
 
-from asit.audio.byte_ranges import Bytes, Stretch
+from asit.audio.byte_ranges import ByteRange, ByteReader
 from asit.audio.faults import RECORDINGS
 
 _FIRST = b"fLaC\0\0\0\x22"  # signature, and the header of the first block of metadata, or with 0x80 of the only one
@@ -21,7 +21,7 @@ _BLOCKS = {
 }
 
 
-def recordings(file: Bytes, start: int) -> list[tuple[Stretch, ...]]:
+def recordings(file: ByteReader, start: int) -> list[tuple[ByteRange, ...]]:
     """What a decoder is to be given for each of the recordings in a file.
 
     One that says fewer samples than its last frame tells gets a header that says none: it is decoded to its end.
@@ -42,7 +42,7 @@ def recordings(file: Bytes, start: int) -> list[tuple[Stretch, ...]]:
     return [_parts(file, at, end) for at, end in zip(places, [*places[1:], file.size], strict=True)]
 
 
-def _parts(file: Bytes, start: int, end: int) -> tuple[Stretch, ...]:
+def _parts(file: ByteReader, start: int, end: int) -> tuple[ByteRange, ...]:
     if file.at(end - 128, 3) == b"TAG":  # of ID3, which stops a decoder that does not know the length
         end -= 128
     head = file.at(start, _HEADER)
@@ -53,7 +53,7 @@ def _parts(file: Bytes, start: int, end: int) -> tuple[Stretch, ...]:
     return ((start, end - start),)
 
 
-def _last_sample(file: Bytes, start: int, end: int, head: bytes, total: int) -> int:
+def _last_sample(file: ByteReader, start: int, end: int, head: bytes, total: int) -> int:
     """Where the last frame ends, in samples; `total` where it cannot be found or ends there."""
     first = max(start + _HEADER, end - _TAIL)
     tail = file.at(first, end - first)

@@ -14,7 +14,7 @@ import functools
 import struct
 from dataclasses import dataclass
 
-from asit.audio.byte_ranges import Bytes, Stretch, syncsafe
+from asit.audio.byte_ranges import ByteRange, ByteReader, syncsafe
 
 _V1 = {
     1: (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
@@ -73,7 +73,7 @@ class Stream:
     start: int
     frames: int | None
     promised: int | None
-    parts: tuple[Stretch, ...] | None
+    parts: tuple[ByteRange, ...] | None
     other: str | None = None
     uneven: bool = False
 
@@ -110,7 +110,7 @@ def header_of(head: bytes) -> Header | None:
     return Header(size, 1024 * ((head[6] & 3) + 1), rates[rate], 0, (head[1] & 8, rate))
 
 
-def begins(file: Bytes, at: int) -> Header | None:
+def begins(file: ByteReader, at: int) -> Header | None:
     """The header of the frame at this byte, if another of its kind follows it, or the end of the file."""
     found = header_of(file.at(at, 7))
     if found is None:
@@ -122,12 +122,12 @@ def begins(file: Bytes, at: int) -> Header | None:
     return found if after >= file.size or _tag(file, after) else None
 
 
-def first_frame(file: Bytes, start: int) -> tuple[int, Header] | None:
+def first_frame(file: ByteReader, start: int) -> tuple[int, Header] | None:
     """Where the first frame at or after this byte lies; None: none within 1 MB."""
     return _next(file, start, min(file.size, start + _SEARCHED), None)
 
 
-def stream(file: Bytes, start: int) -> Stream | None:
+def stream(file: ByteReader, start: int) -> Stream | None:
     """Look at a stream of layer I, II or III; None where no frame is found.
 
     Args:
@@ -148,7 +148,7 @@ def stream(file: Bytes, start: int) -> Stream | None:
     if count is not None and frames <= count + 1 and where and tag[where : where + 4] != b"VBRI":
         return Stream(first, body, frames, count, None if at == start else ((at, file.size - at),), other)
     held = sum(end - begin for begin, end in runs)
-    parts: tuple[Stretch, ...] | None = tuple((begin, end - begin) for begin, end in runs)
+    parts: tuple[ByteRange, ...] | None = tuple((begin, end - begin) for begin, end in runs)
     if first.layer == 3:
         head = _corrected(tag, where, frames, len(tag) + held) if tag[where : where + 4] in (b"Xing", b"Info") else b""
         parts = (head or _made(tag, frames, held, first.samples), *parts)  # type: ignore[misc]
@@ -157,7 +157,7 @@ def stream(file: Bytes, start: int) -> Stream | None:
     return Stream(first, body, frames, promised, parts, other, uneven)
 
 
-def _even(file: Bytes, tag: bytes, where: int, after: int, count: int | None, size: int) -> bool:
+def _even(file: ByteReader, tag: bytes, where: int, after: int, count: int | None, size: int) -> bool:
     """Whether a tag speaks of a constant bit rate, and of as many frames as its bytes have at that of the first one."""
     head = file.at(after, 7)
     first = header_of(head)
@@ -168,7 +168,7 @@ def _even(file: Bytes, tag: bytes, where: int, after: int, count: int | None, si
     return abs(count * mean - (size - len(tag))) <= 2 * mean + 2
 
 
-def count(file: Bytes, start: int) -> tuple[Header, int] | None:
+def count(file: ByteReader, start: int) -> tuple[Header, int] | None:
     """The first frame at or after this byte, and how many frames of its kind there are."""
     found = first_frame(file, start)
     if found is None:
@@ -176,7 +176,7 @@ def count(file: Bytes, start: int) -> tuple[Header, int] | None:
     return found[1], _walk(file, *found)[0]
 
 
-def _walk(file: Bytes, at: int, first: Header) -> tuple[int, list[tuple[int, int]], str | None]:
+def _walk(file: ByteReader, at: int, first: Header) -> tuple[int, list[tuple[int, int]], str | None]:
     """Frames from this byte on: how many, the runs of bytes without anything between them, and a change of kind."""
     count, runs, begin, other = 0, list[tuple[int, int]](), at, None
     kind, size = first.kind, file.size
@@ -205,7 +205,7 @@ def _walk(file: Bytes, at: int, first: Header) -> tuple[int, list[tuple[int, int
     return count, runs, other
 
 
-def _next(file: Bytes, at: int, end: int, kind: tuple[int, int] | None) -> tuple[int, Header] | None:
+def _next(file: ByteReader, at: int, end: int, kind: tuple[int, int] | None) -> tuple[int, Header] | None:
     """The first frame in these bytes that another one follows; None too where too many look like one and are none."""
     tried = 0
     while at < end and tried < _TRIED:
@@ -222,7 +222,7 @@ def _next(file: Bytes, at: int, end: int, kind: tuple[int, int] | None) -> tuple
     return None
 
 
-def _tag(file: Bytes, at: int) -> int:
+def _tag(file: ByteReader, at: int) -> int:
     """Length of the ID3, APE or Lyrics tag that begins at this byte, 0 where none does."""
     head = file.at(at, 32)
     if head[:3] == b"ID3" and len(head) >= 10:
@@ -236,8 +236,8 @@ def _tag(file: Bytes, at: int) -> int:
     return 0
 
 
-def _trailer(file: Bytes) -> int:
-    """Bytes of ID3v1 and APE tags at the end of the file."""
+def _trailer(file: ByteReader) -> int:
+    """ByteReader of ID3v1 and APE tags at the end of the file."""
     end = 128 if file.size > 128 and file.at(file.size - 128, 3) == b"TAG" else 0
     foot = file.at(file.size - end - 32, 32)
     if foot[:8] == b"APETAGEX" and len(foot) == 32:
@@ -262,7 +262,7 @@ def _length_tag(frame: bytes) -> tuple[int, int | None, int | None]:
 
 
 def _side(frame: bytes) -> int:
-    """Bytes before a Xing tag in a frame of layer III: header and side information."""
+    """ByteReader before a Xing tag in a frame of layer III: header and side information."""
     one, mono = frame[1] >> 3 & 3 == 3, frame[3] >> 6 == 3
     return 4 + ((17 if mono else 32) if one else (9 if mono else 17))
 

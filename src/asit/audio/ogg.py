@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from asit.audio.byte_ranges import Bytes, Stretch
+from asit.audio.byte_ranges import ByteRange, ByteReader
 from asit.audio.faults import RECORDINGS
 
 _POLYNOMIAL = 0x104C11DB7
@@ -87,7 +87,7 @@ class Link:
     """
 
     codec: str
-    parts: tuple[Stretch, ...]
+    parts: tuple[ByteRange, ...]
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Links:
     others: tuple[str, ...]
 
 
-def links(file: Bytes) -> Links:
+def links(file: ByteReader) -> Links:
     """Go through the pages of a file; what is no page between them is passed over.
 
     Of several sounds that lie in a file side by side the first one counts.
@@ -143,7 +143,7 @@ def links(file: Bytes) -> Links:
     return Links(tuple(Link(codec, _parts(codec, pages)) for codec, pages in found), cut, tuple(others))
 
 
-def _parts(codec: str, pages: list[tuple[int, int, int]]) -> tuple[Stretch, ...]:
+def _parts(codec: str, pages: list[tuple[int, int, int]]) -> tuple[ByteRange, ...]:
     if codec != "flac":
         return _joined([(offset, length) for offset, length, _ in pages])
     bodies = [(offset + head, length - head) for offset, length, head in pages]
@@ -155,7 +155,7 @@ def _codec(packet: bytes) -> str:
     return next((name for magic, name in _MAGIC if packet.startswith(magic)), "an unknown stream")
 
 
-def _page_after(file: Bytes, at: int) -> int:
+def _page_after(file: ByteReader, at: int) -> int:
     while at < file.size:
         block = file.at(at, 1 << 16)
         place = block.find(b"OggS")
@@ -165,7 +165,7 @@ def _page_after(file: Bytes, at: int) -> int:
     return file.size
 
 
-def _joined(stretches: list[tuple[int, int]]) -> tuple[Stretch, ...]:
+def _joined(stretches: list[tuple[int, int]]) -> tuple[ByteRange, ...]:
     """Neighbours as one."""
     out = [stretches[0]]
     for offset, length in stretches[1:]:

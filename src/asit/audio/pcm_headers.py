@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from asit.audio.byte_ranges import Bytes, Stretch
+from asit.audio.byte_ranges import ByteRange, ByteReader
 
 MP3_IN_WAV = 0x55
 """Format tag of MPEG layer III in a WAV."""
@@ -53,7 +53,7 @@ class Found:
     start: int
     size: int
     promised: int | None = None
-    parts: tuple[Stretch, ...] | None = None
+    parts: tuple[ByteRange, ...] | None = None
     tag: int = 0
     joined: int | None = None
     block: int = 1
@@ -64,7 +64,7 @@ class Found:
         return self.tag in _BY_FFMPEG
 
 
-def look(kind: str, file: Bytes) -> Found | None:
+def look(kind: str, file: ByteReader) -> Found | None:
     """Find the samples; None where the header cannot be made out, so that the decoder says what it thinks of it.
 
     Args:
@@ -77,7 +77,7 @@ def look(kind: str, file: Bytes) -> Found | None:
         return None
 
 
-def _riff(file: Bytes) -> Found | None:
+def _riff(file: ByteReader) -> Found | None:
     head = file.at(0, 12)
     order, long = (">" if head[:4] == b"RIFX" else "<"), None
     form = b""
@@ -108,7 +108,7 @@ def _wav_head(form: bytes, order: str, size: int) -> bytes:
     return b"RF64" + none + b"WAVE" + long + chunk + b"data" + none
 
 
-def _w64(file: Bytes) -> Found | None:
+def _w64(file: ByteReader) -> Found | None:
     at, form = 40, b""
     for _ in range(_CHUNKS):
         head = file.at(at, 24)
@@ -125,7 +125,7 @@ def _w64(file: Bytes) -> Found | None:
     return None
 
 
-def _aiff(file: Bytes) -> Found | None:
+def _aiff(file: ByteReader) -> Found | None:
     common = b""
     for name, size, at in _chunks(file, 12, ">I", 4, 2):
         if name == b"COMM":
@@ -151,7 +151,7 @@ def _aiff_head(form: bytes, common: bytes, block: int, size: int) -> bytes:
     return b"FORM" + struct.pack(">I", min(len(inner) + len(data) + size, 0xFFFFFFFF)) + inner + data
 
 
-def _au(file: Bytes) -> Found | None:
+def _au(file: ByteReader) -> Found | None:
     order = "<" if file.at(0, 4) == b"dns." else ">"
     start, size, encoding, _, channels = struct.unpack(order + "IIIII", file.at(4, 20))
     width = {1: 1, 2: 1, 3: 2, 4: 3, 5: 4, 6: 4, 7: 8, 27: 1}.get(encoding, 1)
@@ -164,7 +164,7 @@ def _au_head(front: bytes, order: str, size: int) -> bytes:
     return front[:8] + struct.pack(order + "I", min(size, 0xFFFFFFFF)) + front[12:]  # all ones: to the end
 
 
-def _caf(file: Bytes) -> Found | None:
+def _caf(file: ByteReader) -> Found | None:
     block = 1
     for name, size, at in _chunks(file, 8, ">Q", 8, 1):
         if name == b"desc":
@@ -181,7 +181,7 @@ def _caf_head(front: bytes, size: int) -> bytes:
     return front[:-12] + struct.pack(">Q", size + 4) + front[-4:]
 
 
-def _sphere(file: Bytes) -> Found | None:
+def _sphere(file: ByteReader) -> Found | None:
     lines = file.at(0, 1024).decode("ascii", "replace").splitlines()
     facts = {words[0]: words[2] for line in lines if len(words := line.split()) == 3}
     try:
@@ -193,7 +193,7 @@ def _sphere(file: Bytes) -> Found | None:
     return Found(start, held, block * count if held < block * count < 1 << 62 else None, block=block)
 
 
-def _chunks(file: Bytes, at: int, size: str, digits: int, even: int) -> Iterator[tuple[bytes, int, int]]:
+def _chunks(file: ByteReader, at: int, size: str, digits: int, even: int) -> Iterator[tuple[bytes, int, int]]:
     """Names, sizes and places of chunks, as their headers say."""
     for _ in range(_CHUNKS):
         head = file.at(at, 4 + digits)
@@ -205,7 +205,7 @@ def _chunks(file: Bytes, at: int, size: str, digits: int, even: int) -> Iterator
 
 
 def _weigh(
-    file: Bytes,
+    file: ByteReader,
     start: int,
     size: int,
     block: int,
@@ -240,7 +240,7 @@ def _weigh(
     return Found(start, real, None, None if real == size else (head(real), (start, real)), tag)
 
 
-def _behind(file: Bytes, end: int, layout: str, even: int) -> tuple[bool, int | None]:
+def _behind(file: ByteReader, end: int, layout: str, even: int) -> tuple[bool, int | None]:
     """Whether what stands behind the samples may be samples too, and where another file begins instead."""
     if end >= file.size:
         return False, None
@@ -269,7 +269,7 @@ def _again(first: bytes) -> bool:
     )
 
 
-def _zeros(file: Bytes, at: int) -> bool:
+def _zeros(file: ByteReader, at: int) -> bool:
     """Whether nothing but zeros follows, and not more than a disk's or recorder's padding."""
     if file.size - at > _PADDING:
         return False
@@ -280,7 +280,7 @@ def _zeros(file: Bytes, at: int) -> bool:
     return True
 
 
-def _chain(file: Bytes, at: int, layout: str, even: int, exact: bool = False) -> list[tuple[bytes, int]] | None:
+def _chain(file: ByteReader, at: int, layout: str, even: int, exact: bool = False) -> list[tuple[bytes, int]] | None:
     """Chunks from this byte to the end of the file; None where it is not reached by them.
 
     Unless `exact`, the last one of a known name may be cut off.
@@ -309,7 +309,7 @@ def _chain(file: Bytes, at: int, layout: str, even: int, exact: bool = False) ->
     return found or None
 
 
-def _end(file: Bytes, start: int, size: int, layout: str, even: int) -> int:
+def _end(file: ByteReader, start: int, size: int, layout: str, even: int) -> int:
     """Where samples end whose header does not say it: at known chunks at the end of the file, or at its end."""
     for more in range(1, 65):  # sizes of 32 bits count modulo 4 GB
         if start + size + (more << 32) >= file.size:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from asit.audio import mpeg
-from asit.audio.byte_ranges import Bytes, after_id3
+from asit.audio.byte_ranges import ByteReader, after_id3
 from asit.audio.faults import AudioFileError
 from asit.io import local_files
 
@@ -51,7 +51,7 @@ _HEAD = 64  # bytes
 _IN_MEMORY = 1 << 26  # bytes of a stream that cannot seek, above which they go to a temporary file
 
 
-class Handle(io.RawIOBase):
+class SafeReader(io.RawIOBase):
     """An open binary file, read from its beginning whatever its position was, for decoders that call back.
 
     libsndfile is called from C, where an exception of the file would only be printed: it is kept in `failure` and the
@@ -109,8 +109,8 @@ class Content:
 
     name: str
     path: Path | None
-    file: Handle | BinaryIO
-    data: Bytes
+    file: SafeReader | BinaryIO
+    data: ByteReader
     head: bytes
     kind: str
     start: int
@@ -119,7 +119,7 @@ class Content:
     @property
     def failure(self) -> Exception | None:
         """Why the bytes that were given, or the open file, did not come."""
-        return self.file.failure if isinstance(self.file, Handle) else None
+        return self.file.failure if isinstance(self.file, SafeReader) else None
 
 
 @contextmanager
@@ -151,7 +151,7 @@ def open_content(file: str | os.PathLike[str] | AudioBytes | BinaryIO, called: s
     name = name_of(file) if called is None else called
     suffix = "" if called is None else Path(called).suffix.lower()
     if isinstance(file, bytes | bytearray | memoryview):
-        yield _content(name, None, Handle(io.BytesIO(file)), suffix)
+        yield _content(name, None, SafeReader(io.BytesIO(file)), suffix)
         return
     with _rewound(file, name) as handle:
         yield _content(name, None, handle, suffix)
@@ -169,7 +169,7 @@ def name_of(file: object) -> str:
     return f"the open file {name}" if isinstance(name, str) else f"the {type(file).__name__} given"
 
 
-def kind_of(file: Bytes, suffix: str = "") -> tuple[str, int]:
+def kind_of(file: ByteReader, suffix: str = "") -> tuple[str, int]:
     """What the first bytes say a file is, as `Content.kind`, and where it begins.
 
     Args:
@@ -200,10 +200,10 @@ def kind_of(file: Bytes, suffix: str = "") -> tuple[str, int]:
 
 def by_ffmpeg(body: bytes) -> bool:
     """Whether these are the bytes of a file that FFmpeg reads here: the MPEG-4 family, Matroska, raw AAC and others."""
-    return kind_of(Bytes(io.BytesIO(body)))[0] in BY_FFMPEG
+    return kind_of(ByteReader(io.BytesIO(body)))[0] in BY_FFMPEG
 
 
-def not_audio(content: Content, error: Exception, decoder: str = "libsndfile") -> AudioFileError:
+def unknown_format(content: Content, error: Exception, decoder: str = "libsndfile") -> AudioFileError:
     """The error about a file that its decoder cannot make anything of."""
     head, suffix = content.head, content.suffix
     if not head:
@@ -216,28 +216,28 @@ def not_audio(content: Content, error: Exception, decoder: str = "libsndfile") -
         remedy = "give the whole content of an audio file; samples go in as an array with rate="
     named = content.path is not None or suffix
     known = f"audio as its name says ({suffix or 'no suffix'})" if named else "the bytes of a file"
-    return AudioFileError("unreadable", f"{content.name} {begins}; {decoder} says: {words(error)}", known, remedy)
+    return AudioFileError("unreadable", f"{content.name} {begins}; {decoder} says: {error_text(error)}", known, remedy)
 
 
-def words(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """The decoder's own words, without the path that soundfile puts in front of them."""
     return (getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)).strip()
 
 
-def _content(name: str, path: Path | None, file: Handle | BinaryIO, suffix: str) -> Content:
+def _content(name: str, path: Path | None, file: SafeReader | BinaryIO, suffix: str) -> Content:
     try:
-        data = Bytes(file)
+        data = ByteReader(file)
         head = data.at(0, _HEAD)
         kind, start = kind_of(data, suffix)
     except OSError as error:
-        raise cannot_be_read(name, error) from None
+        raise unreadable(name, error) from None
     return Content(name, path, file, data, head, kind, start, suffix)
 
 
-def cannot_be_read(name: str, error: Exception) -> AudioFileError:
+def unreadable(name: str, error: Exception) -> AudioFileError:
     """The error about a file that opens, and whose bytes do not come."""
     remedy = "see to its disk or network, and open it again"
-    return AudioFileError("unreadable", f"{name} cannot be read: {words(error)}", "a readable file", remedy)
+    return AudioFileError("unreadable", f"{name} cannot be read: {error_text(error)}", "a readable file", remedy)
 
 
 @contextmanager
@@ -259,7 +259,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _rewound(file: BinaryIO, name: str) -> Iterator[Handle]:
+def _rewound(file: BinaryIO, name: str) -> Iterator[SafeReader]:
     try:
         place = file.tell() if file.seekable() else None
         if place is not None:
@@ -270,11 +270,11 @@ def _rewound(file: BinaryIO, name: str) -> Iterator[Handle]:
         raise
     except Exception as error:  # whatever a stranger's file raises
         raise AudioFileError(
-            "unreadable", f"{name} cannot be read: {words(error)}", "an open file", "open it for reading, as bytes"
+            "unreadable", f"{name} cannot be read: {error_text(error)}", "an open file", "open it for reading, as bytes"
         ) from None
     if place is not None:
         try:
-            yield Handle(file)
+            yield SafeReader(file)
         finally:
             if not file.closed:
                 file.seek(place)
@@ -284,7 +284,10 @@ def _rewound(file: BinaryIO, name: str) -> Iterator[Handle]:
             shutil.copyfileobj(file, kept)
         except (OSError, ValueError, TypeError) as error:
             raise AudioFileError(
-                "unreadable", f"{name} cannot be read: {words(error)}", "bytes up to its end", "read it and give bytes"
+                "unreadable",
+                f"{name} cannot be read: {error_text(error)}",
+                "bytes up to its end",
+                "read it and give bytes",
             ) from None
         kept.seek(0)
-        yield Handle(kept)  # type: ignore[arg-type]
+        yield SafeReader(kept)  # type: ignore[arg-type]

@@ -1,14 +1,16 @@
-"""Sounds of every kind, as mono samples at one rate, in blocks: files, their bytes, open files, arrays and tensors.
+"""Streams of mono samples at one rate from files, their bytes, open files, arrays and tensors.
 
 Letters in shapes: S samples, n samples of a block.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import BinaryIO
 
 import numpy as np
@@ -18,21 +20,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from asit.audio import decoders, faults, files, sniff
-from asit.audio.files import Part, Resampler, Wave
+from asit.audio.decoder import AudioInfo
+from asit.audio.files import Resampler, Wave
 from asit.errors import AudioError
 
-_BLOCK = 1 << 18  # samples of an array that are taken at a time
+_BLOCK = 1 << 18  # samples of an array per block
 
 
 class OpenSound:
-    """A sound, open to be read once.
+    """An open sound, to be read once.
 
     Attributes:
         name: for messages.
-        seconds: length of what was asked for, as the header tells; None where it only guesses.
+        seconds: length of the requested part according to the header; None if it is unknown.
         rate: Hz, of the sound itself.
         target: Hz of the samples given.
-        channels: of the sound itself; their mean is what is heard.
+        channels: of the sound itself; blocks are their mean.
         format: container and codec, such as "WAV/PCM_16", or the type of an array.
         given: samples at the target rate that `blocks` has given so far.
     """
@@ -40,36 +43,32 @@ class OpenSound:
     def __init__(
         self,
         name: str,
-        frames: int | None,
-        rate: int,
-        channels: int,
-        format: str,
+        info: AudioInfo,
         stream: Callable[[int, int | None], Iterator[Wave]],
         target: int,
         resampler: Resampler,
         start: float,
         seconds: float | None,
     ) -> None:
-        self.name, self.rate, self.channels, self.format = name, rate, channels, format
+        self.name, self.rate, self.channels, self.format = name, info.rate, info.channels, info.format
         self.target = target
         self.given = 0
         self.seconds = None
-        if frames is not None:
-            left = max(0.0, frames / rate - start)
+        if info.frames:
+            left = max(0.0, info.seconds - start)
             self.seconds = left if seconds is None else min(left, seconds)
-        self._stream, self._quality = stream, files.QUALITY[resampler]
-        self._start, self._end = start, None if frames is None else frames / rate
-        self._part: Part = files.part_of(rate, target, start, seconds)
+        self._stream, self._quality = stream, files.SOXR_QUALITY[resampler]
+        self._start, self._end = start, info.seconds if info.frames else None
+        self._part = files.sample_range(info.rate, target, start, seconds)
 
     def blocks(self) -> Iterator[Wave]:
-        """Mono samples (n,) float32 at the target rate, finite, one block after the other, none of them empty.
+        """Yield finite mono samples (n,) float32 at the target rate, in blocks that are not empty.
 
-        Joined they are what `asit.audio.files.read` gives. Memory does not grow with the sound's length. A sound is
-        read once: ask for its blocks a single time.
+        Concatenated they equal `asit.audio.files.read`. Memory does not grow with the length. Call this only once.
 
         Raises:
             AudioError: no sample, or none of the part; samples that are not finite; a file that cannot be decoded to
-                its end, or is shorter than its header promises. Blocks before the fault have been given by then.
+                its end, or is shorter than its header promises; after the blocks before the fault.
         """
         skip, left = self._part.skip, self._part.count
         for block in self._resampled():
@@ -99,14 +98,14 @@ class OpenSound:
 
     def _nothing(self) -> AudioError:
         if self._start > 0 and (self._end is None or self._end > 0):
-            return files.after_the_end(self.name, self._start, self._end or 0.0)
+            return files.start_after_end(self.name, self._start, self._end or 0.0)
         found = f"{self.name} is shorter than a sample at {self.target} Hz"
         return AudioError(found, "at least one sample", "leave it out")
 
 
 Sound = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | np.ndarray | Tensor | OpenSound
-"""A file's path, the bytes of an audio file, an open binary file, samples in [-1, 1], (S,) or (channels, S), or a sound
-that is open already."""
+"""A file's path, the bytes of an audio file, an open binary file, samples in [-1, 1], (S,) or (channels, S), or an
+`OpenSound`."""
 
 
 @contextmanager
@@ -121,17 +120,17 @@ def open_sound(
     """Open a sound, or a part of one.
 
     Args:
-        sound: see `Sound`. An open file is read from its beginning and put back to where it stood. What is open already
-            is given back as it is, with the part and the rate it was opened for.
-        rate: Hz of an array or tensor; None: it is at `target` already. Files know theirs.
-        target: Hz of the samples wanted.
+        sound: see `Sound`. An open file is read from its beginning and then reset to its position. An `OpenSound` is
+            returned as it is, with its own part and rate.
+        rate: Hz of an array or tensor; None: `target`. Files know theirs.
+        target: Hz of the result.
         resampler: resampling quality.
-        start: where the part begins, s, to the nearest sample of `target`.
+        start: beginning of the part, s, to the nearest sample of `target`.
         seconds: length of the part, s; None: to the end.
 
     Raises:
-        AudioError: no sound, or not one of `Sound`; an array that is empty, of integers, of a wrong shape or not
-            finite; a file as `asit.audio.files.probe` says.
+        AudioError: not one of `Sound`; an array that is empty, of integers, of a wrong shape or not finite; a file as
+            `asit.audio.files.probe`.
     """
     if isinstance(sound, OpenSound):
         yield sound
@@ -143,39 +142,17 @@ def open_sound(
         samples = _array(sound, name)
         own = target if rate is None else files.positive_rate(rate)
         channels = 1 if samples.ndim == 1 else len(samples)
-        faults.check_bounds(name, own, channels, samples.shape[-1] / own)
-        yield OpenSound(
-            name,
-            samples.shape[-1],
-            own,
-            channels,
-            str(sound.dtype),
-            lambda begin, stop: _slices(samples, begin, stop, name),
-            target,
-            resampler,
-            start,
-            seconds,
-        )
+        info = AudioInfo(None, samples.shape[-1], own, channels, str(sound.dtype))
+        faults.check_bounds(name, own, channels, info.seconds)
+        yield OpenSound(name, info, functools.partial(_slices, samples, name), target, resampler, start, seconds)
         return
     if not isinstance(sound, str | os.PathLike | bytes | bytearray | memoryview) and not hasattr(sound, "read"):
         raise AudioError(
             f"a {type(sound).__name__}", "a path, bytes, an open file, an array or a tensor", "see AudioModel.embed"
         )
-    with decoders.open_audio(sound) as source:
-        info = source.info
-        frames = info.frames if source.slack is not None else None
-        yield OpenSound(
-            source.name,
-            frames,
-            info.rate,
-            info.channels,
-            info.format,
-            source.stream,
-            target,
-            resampler,
-            start,
-            seconds,
-        )
+    with decoders.open_audio(sound) as decoder:
+        info = decoder.info if decoder.slack is not None else replace(decoder.info, frames=0)
+        yield OpenSound(decoder.name, info, decoder.stream, target, resampler, start, seconds)
 
 
 def read_sound(
@@ -186,9 +163,9 @@ def read_sound(
     start: float = 0.0,
     seconds: float | None = None,
 ) -> Wave:
-    """All of a sound, or of a part of one: (S,) float32 mono at `target` Hz, never empty, always finite.
+    """Read a sound, or a part of one: (S,) float32 mono at `target` Hz, never empty, always finite.
 
-    Args and errors are those of `open_sound` and of `OpenSound.blocks`.
+    Arguments and errors are those of `open_sound` and `OpenSound.blocks`.
     """
     with open_sound(sound, rate, target, resampler, start, seconds) as opened:
         blocks = list(opened.blocks())
@@ -196,7 +173,7 @@ def read_sound(
 
 
 def name_of(sound: Sound) -> str:
-    """What messages call a sound: its path, or what it is, such as "the ndarray of shape (2, 100)"."""
+    """Return a name for messages: the path, or a description such as "the ndarray of shape (2, 100)"."""
     if isinstance(sound, OpenSound):
         return sound.name
     if isinstance(sound, np.ndarray | Tensor):
@@ -205,32 +182,25 @@ def name_of(sound: Sound) -> str:
 
 
 def is_transposed(shape: Sequence[int]) -> bool:
-    """Whether an array (clips, samples) of this shape is (samples, channels): as many clips of a few samples.
+    """Whether an array of this shape is (samples, clips) instead of (clips, samples): it has many very short clips.
 
-    Every door that takes several clips as one array asks this. Up to 64 clips may be shorter than their number.
+    Up to 64 clips may have fewer samples than there are clips.
     """
     return len(shape) == 2 and shape[0] > max(shape[1], 64)
 
 
 def check_sounds(audio: Tensor) -> None:
-    """Refuse what is no batch of sounds.
-
-    Args:
-        audio: (sounds, samples) of floats.
-
-    Raises:
-        AudioError: another number of axes, whole numbers, no samples, or the axes the other way round.
-    """
+    """Raise an AudioError unless `audio` is a batch (sounds, samples) of floats: integers, no samples or transposed."""
     if audio.ndim != 2 or not audio.is_floating_point() or not audio.shape[1] or is_transposed(audio.shape):
         raise AudioError(
             f"audio of shape {tuple(audio.shape)}, {audio.dtype}",
             "(n_sounds, n_samples) of floats in [-1, 1], with fewer sounds than samples",
-            "turn the axes" if is_transposed(audio.shape) else "",
+            "transpose it" if is_transposed(audio.shape) else "",
         )
 
 
 def _array(sound: np.ndarray | Tensor, name: str) -> NDArray[np.floating]:
-    """The samples as an array (S,) or (channels, S), checked, not copied where that can be."""
+    """Return the samples as an array (S,) or (channels, S), checked, without a copy where possible."""
     if isinstance(sound, Tensor):
         tensor = sound.detach().cpu()
         kind, floating = str(tensor.dtype), tensor.is_floating_point()
@@ -247,23 +217,17 @@ def _array(sound: np.ndarray | Tensor, name: str) -> NDArray[np.floating]:
             "divide by the type's largest value, such as 32768 for int16",
         )
     if samples.ndim not in (1, 2) or (samples.ndim == 2 and samples.shape[0] > max(samples.shape[1], 1)):
-        raise AudioError(f"{name} is not a clip", "(samples,) or (channels, samples)", "turn the axes")
+        raise AudioError(f"{name} is not a clip", "(samples,) or (channels, samples)", "transpose it")
     if not samples.size:
         raise AudioError(f"{name} is empty", "at least one sample", "leave it out")
-    bad = 0
-    for first in range(0, samples.shape[-1], _BLOCK):
-        bad += int((~np.isfinite(samples[..., first : first + _BLOCK])).sum())
-    if bad:
-        raise AudioError(f"{name} has {bad} samples that are not finite", "numbers in [-1, 1]", "mend or leave out")
+    starts = range(0, samples.shape[-1], _BLOCK)
+    if bad := sum(int((~np.isfinite(samples[..., first : first + _BLOCK])).sum()) for first in starts):
+        raise AudioError(f"{name} has {bad} samples that are not finite", "samples in [-1, 1]", "leave it out")
     return samples
 
 
-def _slices(samples: NDArray[np.floating], begin: int, stop: int | None, name: str) -> Iterator[Wave]:
-    """Mono float32 blocks of an array's samples `begin` to `stop`.
-
-    Raises:
-        AudioFileError: samples far outside [-1, 1]; channels that cancel each other.
-    """
+def _slices(samples: NDArray[np.floating], name: str, begin: int, stop: int | None) -> Iterator[Wave]:
+    """Yield mono float32 blocks of an array's samples `begin` to `stop`; raises for samples far outside [-1, 1]."""
     end = samples.shape[-1] if stop is None else min(stop, samples.shape[-1])
     levels = faults.Levels(name)
     for first in range(begin, end, _BLOCK):
