@@ -1,9 +1,8 @@
-"""Changes of a recording or its log-mel that keep what is heard: roll, gain, stretch, warp of the mel axis.
+"""Augmentations of a waveform or its log-mel: roll, gain, time stretch, mel warp, stripes and mixup.
 
-S samples, R rows, T frames, F mel bins. Log-mels here are those of `FrontEnd.fbank`: natural logarithms of power,
-not yet normalised. Drawing (numpy, seeded) is apart from applying (torch, any device); the neutral parameters
-give back the input bit for bit. None of this is in the ASiT paper but the roll, which is in the first version of
-the official code.
+S samples, R rows, T frames, F mel bins. Log-mels are those of `FrontEnd.fbank`: natural logarithms of power, not
+normalised. Drawing (numpy, seeded) is separate from applying (torch, any device); neutral parameters return the input
+bit for bit. Of these only the roll is in ASiT: in the first version of the official code.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ NEPERS_PER_DB = math.log(10.0) / 10.0
 
 @dataclass(frozen=True)
 class ViewDraw:
-    """What is changed in one view.
+    """The augmentation of one view.
 
     Attributes:
         gain_db: change of level in dB; 0: none.
-        stretch: length of the cut over the length of the view; 1: none. Above 1 the view runs faster.
+        stretch: length of the crop over the length of the view; 1: none. Above 1 the view is faster.
         mel_warp: factor on the mel axis; 1: none. Above 1 spectral peaks move up.
     """
 
@@ -38,10 +37,10 @@ class ViewDraw:
 
 
 def draw_view(rng: np.random.Generator, settings: ViewSettings | AugmentSettings) -> ViewDraw:
-    """Draw the changes of one view; a setting of 0 gives exactly the neutral value.
+    """Draw the augmentation of one view; a setting of 0 gives exactly the neutral value.
 
-    The generator advances by the same amount whatever the settings, so switching one change on or off leaves
-    the other draws as they were.
+    The generator advances by the same amount for all settings, so switching one on or off leaves the other draws
+    unchanged.
     """
     gain, stretch, warp = rng.uniform(-1.0, 1.0, 3).tolist()
     return ViewDraw(
@@ -52,7 +51,7 @@ def draw_view(rng: np.random.Generator, settings: ViewSettings | AugmentSettings
 
 
 def draw_roll(rng: np.random.Generator, settings: ViewSettings) -> float:
-    """Share of its length that a clip's waveform is rolled by: U(0, 1) with probability `settings.roll`, else 0."""
+    """Draw the share of its length that a waveform is rolled by: U(0, 1) with probability `settings.roll`, else 0."""
     coin, share = rng.random(2).tolist()
     return share if coin < settings.roll else 0.0
 
@@ -66,8 +65,8 @@ def roll(wave: Tensor, share: float) -> Tensor:
 def gain(logmel: Tensor, db: Tensor | float) -> Tensor:
     """Change the level of (T, F) or (R, T, F) by `db`, one number or one for each row (R,).
 
-    Exact for every bin above the front end's floor; the floor itself is moved too, as a real change of level
-    would not do. 0 dB gives the input bit for bit.
+    Exact for bins above the front end's floor; unlike a real change of level it moves the floor too. 0 dB returns the
+    input bit for bit.
     """
     if isinstance(db, Tensor):
         return logmel + (db.to(logmel) * NEPERS_PER_DB).view(-1, *(1,) * (logmel.ndim - 1))
@@ -75,12 +74,12 @@ def gain(logmel: Tensor, db: Tensor | float) -> Tensor:
 
 
 def resize_time(logmel: Tensor, frames: int, lengths: Tensor | None = None) -> Tensor:
-    """Resize in time by linear interpolation; the first and the last frame stay the first and the last.
+    """Resize in time by linear interpolation, keeping the first and the last frame.
 
     Args:
         logmel: (t, F) or (R, t, F).
-        frames: of the result. The same length gives the same frames bit for bit.
-        lengths: (R,) whole numbers, for (R, t, F) only: how many frames of each row, from its first, are resized.
+        frames: of the result; an equal length returns the frames bit for bit.
+        lengths: (R,) integers, for (R, t, F) only: the number of frames of each row to resize.
 
     Returns:
         (frames, F) or (R, frames, F).
@@ -91,45 +90,44 @@ def resize_time(logmel: Tensor, frames: int, lengths: Tensor | None = None) -> T
         return crop_time(logmel, row, torch.zeros_like(row), lengths.to(logmel.device), frames)
     if t == frames:
         return logmel
-    last = torch.full((), t - 1, device=logmel.device)
-    place = torch.arange(frames, device=logmel.device, dtype=torch.float32) * (last / max(frames - 1, 1))
-    low = torch.minimum(place.long(), last)
-    high = torch.minimum(low + 1, last)
-    weight = (place - low).to(logmel.dtype).unsqueeze(-1)
+    low, high, weight = _interpolation(torch.full((), t - 1, device=logmel.device), frames, logmel)
     return torch.lerp(logmel.index_select(-2, low), logmel.index_select(-2, high), weight)
 
 
+def _interpolation(last: Tensor, frames: int, logmel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return both neighbours of each of `frames` positions from 0 to `last`, and the weight of the second."""
+    position = torch.arange(frames, device=logmel.device, dtype=torch.float32) * (last / max(frames - 1, 1))
+    low = torch.minimum(position.long(), last)
+    return low, torch.minimum(low + 1, last), (position - low).to(logmel.dtype).unsqueeze(-1)
+
+
 def crop_time(logmel: Tensor, rows: Tensor, starts: Tensor, lengths: Tensor, frames: int) -> Tensor:
-    """Cut parts out of log-mels and resize each in time as `resize_time` does, all in one go.
+    """Crop log-mels and resize each crop in time as `resize_time` does.
 
     Args:
         logmel: (B, t, F).
-        rows: (R,) int64, the log-mel that each part is cut from.
-        starts: (R,) int64, first frame of each part.
+        rows: (R,) int64, the log-mel of each crop.
+        starts: (R,) int64, its first frame.
         lengths: (R,) int64, its frames, 1 or more; start + length is at most t.
-        frames: of the result. A part of the same length comes out bit for bit.
+        frames: of the result; a crop of equal length is returned bit for bit.
 
     Returns:
         (R, frames, F).
     """
-    last = lengths.unsqueeze(-1) - 1
-    place = torch.arange(frames, device=logmel.device, dtype=torch.float32) * (last / max(frames - 1, 1))
-    low = torch.minimum(place.long(), last)
-    high = torch.minimum(low + 1, last)
-    weight = (place - low).to(logmel.dtype).unsqueeze(-1)
+    low, high, weight = _interpolation(lengths.unsqueeze(-1) - 1, frames, logmel)
     row, start = rows.unsqueeze(-1), starts.unsqueeze(-1)
     return torch.lerp(logmel[row, start + low], logmel[row, start + high], weight)
 
 
 def warp_mel(logmel: Tensor, factor: Tensor | float) -> Tensor:
-    """Scale the mel axis: what was in bin f comes to bin factor * f, by linear interpolation.
+    """Scale the mel axis, moving bin f to bin factor * f, by linear interpolation.
 
-    Bins that the scaled axis does not reach hold the value of the last one. On the mel axis this stretches the
-    spacing of formants much as another size of vocal tract does; it is not a shift of pitch.
+    Bins beyond the scaled axis get the value of the last one. This stretches the spacing of formants as another size of
+    vocal tract does; it is not a pitch shift.
 
     Args:
         logmel: (T, F) or (R, T, F).
-        factor: above 0; one number, or one for each row (R,). A factor of 1 gives the row bit for bit.
+        factor: above 0; one number, or one for each row (R,). A factor of 1 returns the row bit for bit.
     """
     bins = logmel.shape[-1]
     if isinstance(factor, Tensor):
@@ -146,13 +144,13 @@ def warp_mel(logmel: Tensor, factor: Tensor | float) -> Tensor:
 
 
 def draw_stripe(rng: np.random.Generator, size: int, largest: int) -> tuple[int, int]:
-    """(first, width) of a stripe on an axis of `size`: a width of U{0..largest}, anywhere (SpecAugment)."""
+    """Draw (first, width) of a stripe on an axis of `size`: a width of U{0..largest}, anywhere (SpecAugment)."""
     width = min(int(rng.integers(largest + 1)), size)
     return int(rng.integers(size - width + 1)), width
 
 
 def mask_stripes(logmel: Tensor, time: Iterable[tuple[int, int]], mel: Iterable[tuple[int, int]]) -> Tensor:
-    """A normalised (T, F) log-mel with stripes of (first, width) set to 0, the mean, in place."""
+    """Set stripes (first, width) of a normalised (T, F) log-mel to 0, the mean, in place."""
     for first, width in time:
         logmel[first : first + width] = 0.0
     for first, width in mel:
@@ -161,9 +159,9 @@ def mask_stripes(logmel: Tensor, time: Iterable[tuple[int, int]], mel: Iterable[
 
 
 def mix(wave: Tensor, other: Tensor, weight: float) -> Tensor:
-    """weight x wave + (1 - weight) x other, freed of their means: mixup (arXiv 1710.09412) as AST does it.
+    """Mix weight x wave + (1 - weight) x other without their means: mixup (arXiv 1710.09412) as in AST.
 
-    (S,) and (S',) give (max(S, S'),): after its end the shorter one is silent.
+    (S,) and (S',) give (max(S, S'),): the shorter one is padded with zeros.
     """
     samples = max(len(wave), len(other))
     first, second = (torch.nn.functional.pad(x - x.mean(), (0, samples - len(x))) for x in (wave, other))

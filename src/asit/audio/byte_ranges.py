@@ -1,4 +1,4 @@
-"""ByteReader of an open file looked at here and there, and files put together of stretches of another one."""
+"""Reading short pieces of an open file, and a virtual file made of byte ranges of another one."""
 
 from __future__ import annotations
 
@@ -9,19 +9,15 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, BinaryIO
 
-_TAGS = 100  # most of ID3 that may stand at the beginning
-_FIRST, _MOST = 1 << 12, 1 << 17  # bytes read at a time, the more the longer a file is gone through
+_TAGS = 100  # most ID3 tags at the beginning
+_FIRST, _MOST = 1 << 12, 1 << 17  # fewest and most bytes read ahead; sequential reads take ever more
 
 ByteRange = tuple[int, int] | bytes
-"""Offset and length in a file, or bytes in its place."""
+"""Offset and length in a file, or the bytes themselves."""
 
 
 class ByteReader:
-    """The bytes of an open file, for reading short pieces in about ascending order.
-
-    Attributes:
-        size: of the file.
-    """
+    """Reads short pieces of an open file, about in ascending order; `size` is the file's."""
 
     def __init__(self, file: BinaryIO | Any) -> None:
         self._file = file
@@ -29,13 +25,13 @@ class ByteReader:
         self._begin, self._held, self._ahead = 0, b"", _FIRST
 
     def at(self, offset: int, length: int) -> bytes:
-        """So many bytes from there, fewer at the end of the file, none outside it."""
+        """Return `length` bytes from `offset`, fewer at the end of the file, none outside it."""
         begin = offset - self._begin
         if begin >= 0 and begin + length <= len(self._held):
             return self._held[begin : begin + length]
         if not 0 <= offset < self.size or length <= 0:
             return b""
-        if 0 <= begin <= 2 * len(self._held):  # read on from here: take more at a time
+        if 0 <= begin <= 2 * len(self._held):  # sequential: read more
             self._ahead = min(2 * self._ahead, _MOST)
         self._file.seek(offset)
         self._begin, self._held = offset, self._read(max(length, self._ahead))
@@ -49,16 +45,11 @@ class ByteReader:
 
 
 class SplicedFile(io.RawIOBase):
-    """A file that is read as stretches of another one, and bytes, one behind the other.
+    """The concatenation of byte ranges of another file, whose position moves."""
 
-    Args:
-        file: the other file, whose position is moved.
-        stretches: in order.
-    """
-
-    def __init__(self, file: BinaryIO | Any, stretches: Sequence[ByteRange]) -> None:
-        self._file, self._stretches = file, stretches
-        lengths = (len(part) if isinstance(part, bytes) else part[1] for part in stretches)
+    def __init__(self, file: BinaryIO | Any, ranges: Sequence[ByteRange]) -> None:
+        self._file, self._ranges = file, ranges
+        lengths = (len(part) if isinstance(part, bytes) else part[1] for part in ranges)
         self._starts = [0, *accumulate(lengths)]
         self._at = 0
 
@@ -75,11 +66,11 @@ class SplicedFile(io.RawIOBase):
             index = bisect.bisect_right(self._starts, self._at) - 1
             inner = self._at - self._starts[index]
             most = min(left, self._starts[index + 1] - self._at)
-            stretch = self._stretches[index]
-            if isinstance(stretch, bytes):
-                part = stretch[inner : inner + most]
+            source = self._ranges[index]
+            if isinstance(source, bytes):
+                part = source[inner : inner + most]
             else:
-                self._file.seek(stretch[0] + inner)
+                self._file.seek(source[0] + inner)
                 part = self._file.read(most)
             if not part:
                 break
@@ -103,12 +94,12 @@ class SplicedFile(io.RawIOBase):
 
 
 def syncsafe(digits: bytes) -> int:
-    """A number of ID3: seven bits in each byte."""
+    """Decode a number of ID3: seven bits in each byte."""
     return sum((byte & 127) << 7 * place for place, byte in enumerate(reversed(digits)))
 
 
 def after_id3(file: ByteReader) -> int:
-    """Where what stands behind the ID3 tags at the beginning of a file begins."""
+    """Return the offset after the ID3 tags at the beginning of a file."""
     at = 0
     for _ in range(_TAGS):
         head = file.at(at, 10)

@@ -1,15 +1,15 @@
 """Choice of the decoder for a file, and corrected headers for it where the file's own is wrong.
 
-Each format has one decoder, since decoders disagree on where a compressed recording begins: libsndfile (soundfile) reads
-WAV, FLAC, MP3, Ogg and more; the MPEG-4 family, Matroska, raw AAC, WMA and AMR go to FFmpeg (`asit.audio.ffmpeg`). The
-first bytes decide. A recording begins where its encoder says (the delay in a LAME tag, Opus' pre-skip, an edit list),
-otherwise, as in MP3 without a tag, at the first decoded sample.
+Each format has one decoder, since decoders disagree on where a compressed recording begins: libsndfile (soundfile)
+reads WAV, FLAC, MP3, Ogg and more; FFmpeg (`asit.audio.ffmpeg`) the MPEG-4 family, Matroska, raw AAC, WMA and AMR. The
+first bytes decide. A recording begins where its encoder says (the delay in a LAME tag, Opus' pre-skip, an edit
+list), otherwise, as in MP3 without a tag, at the first decoded sample.
 
 libsndfile stops at the length that a header says or that it estimates, so headers are compared with the file first
 (`asit.audio.pcm_headers`, `mpeg`, `ogg`); where they are wrong, libsndfile reads a corrected one before the same bytes.
 
-Every call opens its own decoder, so threads share nothing. libmpg123, inside libsndfile, prints warnings about MP3 files
-to the standard error without a switch; only a process that does nothing else may redirect it.
+Every call opens its own decoder, so threads share nothing. libmpg123, inside libsndfile, prints warnings about MP3
+files to the standard error without a switch; only a process that does nothing else may redirect it.
 
 Letters in shapes: S samples, C channels, n samples of a block.
 """
@@ -104,7 +104,7 @@ def _open_headed(content: Content) -> Decoder:
     file, before = content.data, content.start
     if before:  # after a tag
         file = ByteReader(SplicedFile(content.file, ((before, file.size - before),)))
-    found = pcm_headers.look(content.kind, file)
+    found = pcm_headers.find(content.kind, file)
     if found is None:
         return _SoundFileDecoder(content, ((before, file.size),) if before else None)
     if found.joined is not None:

@@ -26,16 +26,16 @@ from asit.runtime import autocast
 FLOOR = torch.finfo(torch.float32).eps
 """Smallest mel energy; its logarithm, -15.94, is what digital silence gives."""
 
-_BLOCK = 512  # frames in one go on a CPU: the temporaries then stay in its cache
-_GPU_BLOCK = 1 << 17  # frames in one go elsewhere: temporaries of about a gigabyte, whatever the batch
+_BLOCK = 512  # frames at a time on a CPU, so that the temporaries stay in its cache
+_GPU_BLOCK = 1 << 17  # frames at a time elsewhere: temporaries of about a gigabyte, whatever the batch
 
 
 def mel_bank(settings: FrontEndSettings) -> Tensor:
-    """Triangles on the mel scale, (N // 2 + 1, F) float32; the bin at Nyquist has no weight, as in Kaldi.
+    """Return triangles on the mel scale, (N // 2 + 1, F) float32; the bin at Nyquist has no weight, as in Kaldi.
 
-    The scale is mel(f) = 1127 ln(1 + f / 700), as in HTK. Built in float32 because torchaudio's is: a float64 bank
-    moves the log-mel by more than rounding does. Where the transform is coarser than the bank (16 kHz, 128 bins: bin 3)
-    a triangle can be empty; Kaldi keeps it, and so do we.
+    The scale is mel(f) = 1127 ln(1 + f / 700), as in HTK. It is computed in float32 as in torchaudio: a float64 bank
+    changes the log-mel by more than rounding does. Where the transform is coarser than the bank (16 kHz, 128 bins: bin
+    3) a triangle can be empty, as in Kaldi.
     """
     size = _transform_size(settings)
     low, high = (1127.0 * math.log(1.0 + hz / 700.0) for hz in (settings.low_hz, _upper_edge(settings)))
@@ -50,15 +50,14 @@ def mel_bank(settings: FrontEndSettings) -> Tensor:
 class FrontEnd(nn.Module):
     """Waveform (R, S) to normalised log-mel (R, 1, T, F), in float32 whatever the surrounding precision.
 
-    The module has no parameters and no saved state: its settings travel in the model card. Its tables are made anew
-    on every move, so neither ``.half()`` nor a start on the meta device can spoil them. No gradient flows through it.
+    The module has no parameters and no saved state: its settings are in the model card. Its tables are recomputed on
+    every move, so neither ``.half()`` nor a start on the meta device can spoil them. No gradient flows through it.
 
     Args:
-        settings: sample rate, window, hop, mel bank, mean and std; mean and std may still be "auto", and then only
-            `fbank` works.
+        settings: sample rate, window, hop, mel bank, mean and std; with mean or std "auto" only `fbank` works.
 
     Raises:
-        ConfigError: a window, hop or mel bank that cannot be.
+        ConfigError: an impossible window, hop or mel bank.
     """
 
     hann: Tensor
@@ -91,20 +90,20 @@ class FrontEnd(nn.Module):
         return f"rate={s.rate}, mels={s.mels}, window={self.window}, shift={self.shift}, mean={s.mean}, std={s.std}"
 
     def frames_for(self, samples: int) -> int:
-        """Frames in a wave of this many samples: 1 + (S - W) // shift, or 0 where it is shorter than a window."""
+        """Return the frames of so many samples: 1 + (S - W) // shift, or 0 below one window."""
         return 0 if samples < self.window else 1 + (samples - self.window) // self.shift
 
     def samples_for(self, frames: int) -> int:
-        """Fewest samples that give this many frames."""
+        """Return the fewest samples that give so many frames."""
         return 0 if frames < 1 else (frames - 1) * self.shift + self.window
 
     @torch.no_grad()
     def fbank(self, wave: Tensor) -> Tensor:
-        """Log-mel, natural log of power, not normalised.
+        """Compute the log-mel, natural log of power, not normalised.
 
-        Frame t of a wave depends on its samples from t * shift alone. On a CPU that holds bit for bit, however many
-        frames, rows or threads go with it: a crop that starts on the hop grid is a crop of the log-mel. On other
-        devices it holds to the rounding of a matrix product, and so it does between two kinds of processor.
+        Frame t depends on the W samples from t * shift alone: a crop that starts on the hop grid is a crop of the
+        log-mel, on a CPU bit for bit for any number of frames, rows or threads. On other devices, and between two kinds
+        of processor, this holds up to the rounding of a matrix product.
 
         Args:
             wave: (R, S), any float type, any device; samples in [-1, 1].
@@ -113,17 +112,17 @@ class FrontEnd(nn.Module):
             (R, T, F) float32.
 
         Raises:
-            AudioError: the wave is shorter than one window.
+            AudioError: the waveform is shorter than one window.
         """
         if wave.dim() != 2:
-            raise ValueError(f"fbank takes a wave of shape (rows, samples), not {tuple(wave.shape)}")
+            raise ValueError(f"fbank takes a waveform of shape (rows, samples), not {tuple(wave.shape)}")
         rows, samples = wave.shape
         if samples < self.window:
             raise AudioError(
-                f"the wave has {samples} samples ({1000 * samples / self.settings.rate:.1f} ms)",
+                f"the waveform has {samples} samples ({1000 * samples / self.settings.rate:.1f} ms)",
                 f"at least one window of {self.window} samples ({self.settings.window_ms:g} ms at "
                 f"{self.settings.rate} Hz)",
-                "pad it first, with FrontEnd.pad or your own rule, or leave it out",
+                "pad it first, for example with FrontEnd.pad, or leave it out",
             )
         with autocast("float32", wave.device):
             frames = wave.float().unfold(1, self.window, self.shift)
@@ -133,11 +132,11 @@ class FrontEnd(nn.Module):
         return out
 
     def _log_mel(self, frames: Tensor, out: Tensor) -> None:
-        """Frames (r, t, W), overlapping views of a wave, to their log-mel, written into `out` (r, t, F)."""
+        """Write the log-mel of frames (r, t, W), overlapping views of a waveform, into `out` (r, t, F)."""
         padded = frames.new_zeros(*frames.shape[:2], _transform_size(self.settings))
         x = padded[..., : self.window]
         torch.sub(frames, frames.mean(2, keepdim=True), out=x)
-        # x[j] -= c x[j - 1], with x[-1] = x[0]. Kaldi rounds the product by itself, so no fused multiply-add.
+        # x[j] -= c x[j - 1], with x[-1] = x[0]. Kaldi rounds the product, so no fused multiply-add.
         before = x[..., :-1] * self.settings.preemphasis
         x[..., 1:] -= before
         x[..., 0] -= before[..., 0]
@@ -147,22 +146,22 @@ class FrontEnd(nn.Module):
         out.copy_(energy.clamp_(min=FLOOR).log_().unflatten(0, out.shape[:2]))
 
     def _sparse_sum(self, parts: Tensor) -> Tensor:
-        """Squares (n, N // 2 + 1, 2) to mel energies (n, F), each the sum of its own triangle, bin after bin.
+        """Sum squares (n, N // 2 + 1, 2) to mel energies (n, F), each over its own triangle in order of the bins.
 
-        How a library rounds a dense matrix product depends on the product's shape, the processor and the number of
-        threads. SciPy's sparse product is a plain loop over the bins on one thread, the same for every frame.
+        The rounding of a dense matrix product depends on its shape, the processor and the number of threads. SciPy's
+        sparse product is a plain loop over the bins on one thread, the same for every frame.
         """
         power = parts.new_empty(parts.shape[1], len(parts))
         torch.add(parts[..., 0].t(), parts[..., 1].t(), out=power)
         return torch.from_numpy(self._triangles @ power.numpy()).t()
 
     def _dense_sum(self, parts: Tensor) -> Tensor:
-        """The same on other devices, where the rounding is the library's."""
+        """Compute the same on other devices, with the library's rounding."""
         product = _product_type(parts.device)
         return (parts.sum(2).to(product) @ self.bank.to(product)).float()
 
     def normalise(self, x: Tensor) -> Tensor:
-        """(x - mean) / (2 std), the input scale of AST and ASiT; any shape.
+        """Return (x - mean) / (2 std), the input scale of AST and ASiT; any shape.
 
         Raises:
             ConfigError: mean or std is still "auto".
@@ -178,26 +177,26 @@ class FrontEnd(nn.Module):
         return x.sub(mean).div_(2 * std)
 
     def forward(self, wave: Tensor) -> Tensor:
-        """Wave (R, S) to the encoder's input (R, 1, T, F): `normalise` of `fbank`."""
+        """Compute the encoder's input (R, 1, T, F) of waveforms (R, S): `normalise` of `fbank`."""
         return self.normalise(self.fbank(wave)).unsqueeze(1)
 
     def pad(self, wave: Tensor, samples: int) -> Tensor:
-        """Fill a short wave up by the padding rule; a wave that is long enough comes back as it is.
+        """Pad a short waveform by the padding rule; a longer one is returned unchanged.
 
         Args:
             wave: (S,).
-            samples: samples wanted.
+            samples: of the result.
 
         Returns:
-            (samples,): by the rule "silence" zeros follow the wave, by "repeat" the wave itself, from its start. By
-            "zero" the filling is done by `pad_frames`, and the wave grows to one window at most.
+            (samples,): by the rule "silence" zeros follow the waveform, by "repeat" the waveform itself, from its
+            start. By "zero" `pad_frames` pads, and the waveform is padded to one window at most.
 
         Raises:
-            AudioError: the wave is empty.
+            AudioError: the waveform is empty.
         """
         have = wave.shape[0]
         if have == 0:
-            raise AudioError("the wave has no samples", "at least one", "leave the clip out")
+            raise AudioError("the waveform has no samples", "at least one", "leave the clip out")
         if self.settings.padding == "repeat":
             return wave if have >= samples else wave.repeat(math.ceil(samples / have))[:samples]
         if self.settings.padding == "zero":
@@ -205,15 +204,7 @@ class FrontEnd(nn.Module):
         return wave if have >= samples else nn.functional.pad(wave, (0, samples - have))
 
     def pad_frames(self, logmel: Tensor, frames: int) -> Tensor:
-        """Fill a short log-mel, not normalised, up with 0.0 where the padding rule is "zero" (AST, v1).
-
-        Args:
-            logmel: (T, F).
-            frames: frames wanted.
-
-        Returns:
-            (max(T, frames), F); by any other rule, or when long enough, the log-mel as it is.
-        """
+        """Pad a log-mel (T, F), not normalised, to `frames` with 0.0 if the padding rule is "zero" (AST, v1)."""
         missing = frames - logmel.shape[0]
         if self.settings.padding != "zero" or missing <= 0:
             return logmel
@@ -221,9 +212,9 @@ class FrontEnd(nn.Module):
 
 
 def logmel_statistics(x: Tensor) -> tuple[float, float, int]:
-    """Sum, sum of squares and count of the values of a log-mel of any shape, summed in float64.
+    """Return sum, sum of squares and count of the values of a log-mel of any shape, in float64.
 
-    NumPy sums on one thread, so that a catalogue's figures do not depend on how many this process has.
+    NumPy sums on one thread, so that a catalogue's statistics do not depend on the number of threads.
     """
     values = x.detach().double().cpu().numpy()
     return float(values.sum()), float(np.square(values).sum()), values.size
@@ -259,7 +250,7 @@ def _check(settings: FrontEndSettings, window: int, shift: int) -> None:
 
 
 def _blocks(frames: Tensor, out: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Split (R, T, ...) pairs into parts of at most about _BLOCK frames on a CPU, _GPU_BLOCK elsewhere."""
+    """Split (R, T, ...) pairs into parts of about _BLOCK frames on a CPU, _GPU_BLOCK elsewhere."""
     count, block = frames.shape[1], _BLOCK if frames.device.type == "cpu" else _GPU_BLOCK
     rows, parts = max(1, block // count), math.ceil(count / block)
     for few, few_out in zip(frames.split(rows), out.split(rows), strict=True):
@@ -267,10 +258,9 @@ def _blocks(frames: Tensor, out: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _product_type(device: torch.device) -> torch.dtype:
-    """Type of a device's matrix product: float64 where the process lets float32 products be rounded to TF32.
+    """Return the type of a device's matrix product: float64 if the process allows TF32 for float32 products.
 
-    That would move the log-mel by up to 0.05. The switch belongs to the whole process: turning it off for a while
-    would be seen by other threads, so it is only read.
+    TF32 would change the log-mel by up to 0.05. The switch is global to the process, so it is only read.
     """
     if device.type != "cuda":
         return torch.float32

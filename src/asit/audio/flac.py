@@ -1,4 +1,4 @@
-"""FLAC files whose header does not tell their length: several joined in one, or written on after the header.
+"""FLAC files with a wrong length in the header: several concatenated, or continued after the header was written.
 
 Layout: RFC 9639, sections 8.2 (the header) and 9.1 (headers of frames, and their checksums).
 """
@@ -11,9 +11,9 @@ from asit.audio.faults import RECORDINGS
 _FIRST = b"fLaC\0\0\0\x22"  # signature, and the header of the first block of metadata, or with 0x80 of the only one
 _HEADER = 42  # bytes up to the end of that block
 _TOTAL = 21  # the number of samples: the lower 36 bits from here on
-_SEARCHED = 1 << 23  # bytes of a file in which another one is looked for
-_TAIL = 1 << 16  # bytes at the end in which the last frame is looked for
-_TRIED = 8  # places in it, of those that look like one, whose frame is computed to its end
+_SEARCHED = 1 << 23  # largest file searched for another one in it
+_TAIL = 1 << 16  # bytes at the end searched for the last frame
+_TRIED = 8  # most candidates there whose checksum is computed
 _BLOCKS = {
     1: 192,
     **{code: 576 << code - 2 for code in range(2, 6)},
@@ -22,13 +22,9 @@ _BLOCKS = {
 
 
 def recordings(file: ByteReader, start: int) -> list[tuple[ByteRange, ...]]:
-    """What a decoder is to be given for each of the recordings in a file.
+    """Return the byte ranges for the decoder of each recording in a file, the first of which begins at `start`.
 
-    One that says fewer samples than its last frame tells gets a header that says none: it is decoded to its end.
-
-    Args:
-        file: the bytes.
-        start: of the first recording.
+    A header with fewer samples than its last frame says is replaced by one without a length.
     """
     places = [start]
     if file.size - start <= _SEARCHED:
@@ -43,7 +39,7 @@ def recordings(file: ByteReader, start: int) -> list[tuple[ByteRange, ...]]:
 
 
 def _parts(file: ByteReader, start: int, end: int) -> tuple[ByteRange, ...]:
-    if file.at(end - 128, 3) == b"TAG":  # of ID3, which stops a decoder that does not know the length
+    if file.at(end - 128, 3) == b"TAG":  # ID3, which stops a decoder that does not know the length
         end -= 128
     head = file.at(start, _HEADER)
     total = int.from_bytes(head[_TOTAL : _TOTAL + 5], "big") & 0xFFFFFFFFF
@@ -54,7 +50,7 @@ def _parts(file: ByteReader, start: int, end: int) -> tuple[ByteRange, ...]:
 
 
 def _last_sample(file: ByteReader, start: int, end: int, head: bytes, total: int) -> int:
-    """Where the last frame ends, in samples; `total` where it cannot be found or ends there."""
+    """Return the end of the last frame in samples; `total` if it is not found or ends there."""
     first = max(start + _HEADER, end - _TAIL)
     tail = file.at(first, end - first)
     found, at = list[tuple[int, int]](), len(tail)
@@ -68,11 +64,9 @@ def _last_sample(file: ByteReader, start: int, end: int, head: bytes, total: int
 
 
 def _frame(head: bytes, block: int) -> int | None:
-    """The sample behind a frame that begins with these bytes; None where none does.
+    """Return the end, in samples, of the frame that begins with these 16 bytes; None if none does.
 
-    Args:
-        head: 16 bytes.
-        block: samples of a frame, where all but the last have as many.
+    `block` is the samples of a frame where all but the last have as many.
     """
     if len(head) < 6 or head[1] & 0xFE != 0xF8 or head[2] >> 4 == 0 or head[2] & 15 == 15 or head[3] & 1:
         return None
@@ -98,7 +92,7 @@ def _frame(head: bytes, block: int) -> int | None:
 
 
 def _crc(data: bytes, bits: int, polynomial: int) -> int:
-    """Checksum of bytes that end with their own: 0 where it is right."""
+    """Return the checksum of bytes that end with theirs: 0 if it is right."""
     value, top = 0, 1 << bits - 1
     for byte in data:
         value ^= byte << bits - 8

@@ -1,4 +1,4 @@
-"""Log-mel back to a waveform, for listening to reconstructions: an estimate, since phase and detail are gone."""
+"""Waveforms estimated from log-mels, to listen to reconstructions."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from asit.errors import AudioError
 
 
 def griffin_lim(logmel: Tensor, settings: FrontEndSettings, iterations: int = 32, seed: int = 0) -> NDArray[np.float32]:
-    """A waveform whose log-mel is close to the given one.
+    """Estimate a waveform with this log-mel.
 
-    The power spectrum is the non-negative least-squares solution of the mel bank, and the pre-emphasis is divided out
-    of it. The phase starts at random and is made consistent by the fast Griffin-Lim algorithm (Griffin and Lim 1984;
-    with momentum 0.99 by Perraudin, Balazs and Sondergaard 2013).
+    The power spectrum is the non-negative least-squares solution of the mel bank, divided by the pre-emphasis. The
+    phase starts at random and is made consistent by the fast Griffin-Lim algorithm (Griffin and Lim 1984; with momentum
+    0.99 by Perraudin, Balazs and Sondergaard 2013).
 
     Args:
         logmel: (T, F), natural log of power as `FrontEnd.fbank` gives it, not normalised.
@@ -51,7 +51,7 @@ def griffin_lim(logmel: Tensor, settings: FrontEndSettings, iterations: int = 32
 
 
 def _magnitude(logmel: Tensor, settings: FrontEndSettings, rounds: int = 50) -> Tensor:
-    """Log-mel (T, F) to the magnitude (T, N // 2 + 1) of the frames before pre-emphasis.
+    """Estimate the magnitude (T, N // 2 + 1) of the frames before pre-emphasis from a log-mel (T, F).
 
     Multiplicative updates (Lee and Seung 2001) keep the power non-negative, and zero where no triangle reaches.
     """
@@ -69,7 +69,7 @@ def _magnitude(logmel: Tensor, settings: FrontEndSettings, rounds: int = 50) -> 
 
 
 def _find_phase(magnitude: Tensor, front_end: FrontEnd, iterations: int, seed: int) -> Tensor:
-    """Magnitude (T, N // 2 + 1) to the wave (S,) that best has it in every frame."""
+    """Estimate the waveform (S,) with this magnitude (T, N // 2 + 1)."""
     size = 2 * (magnitude.shape[1] - 1)
     window, shift = front_end.window, front_end.shift
     samples = front_end.samples_for(len(magnitude))
@@ -79,7 +79,7 @@ def _find_phase(magnitude: Tensor, front_end: FrontEnd, iterations: int, seed: i
         columns = frames.T.unsqueeze(0)
         return functional.fold(columns, (1, samples), (1, window), stride=(1, shift)).flatten()
 
-    # The window is zero at the very ends: the floor keeps the first and last samples from being divided by nothing.
+    # The window is zero at its ends: the floor avoids a division by zero for the first and last samples.
     weight = overlap_add(hann.square().expand(len(magnitude), -1)).clamp_(min=1e-2)
 
     def to_wave(spectrum: Tensor) -> Tensor:

@@ -1,9 +1,8 @@
-"""MPEG audio streams (layers I to III, and AAC in ADTS frames): frames counted, and a length that decoders believe.
+"""MPEG audio streams (layers I to III, and AAC in ADTS frames): counted frames, and corrected length tags.
 
-A decoder takes the length of an MP3 file from the Xing, Info or VBRI tag in its first frame, and guesses it from the
-size and the first bit rates where there is none. libsndfile stops at that length, so a variable bit rate without a tag,
-or two files joined, came out short. Here the frames are counted by their headers, and where the count and the tag
-differ the decoder gets a corrected tag.
+A decoder takes the length of an MP3 file from the Xing, Info or VBRI tag in its first frame, or estimates it from the
+size and the first bit rates. libsndfile stops at that length, too early for a variable bit rate without a tag, or for
+two concatenated files. So the frames are counted here, and where the tag differs the decoder gets a corrected one.
 
 Header of a frame: ISO 11172-3, 2.4.1.3, and ISO 13818-3; ADTS: ISO 13818-7, 6.2.
 """
@@ -30,15 +29,15 @@ _V2 = {
 """The same of MPEG-2 and 2.5."""
 _RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
 """Hz, by the two bits of the version."""
-_SEARCHED = 1 << 20  # bytes before the first frame
-_TRIED = 1_000_000  # bytes of 0xFF that may be looked at between two frames
-_DELAY = 529  # samples that mpg123 leaves out at the beginning of what has a tag
-_TAG_KBIT = 64  # bit rate of a frame that holds nothing but a tag: 192 bytes and more
+_SEARCHED = 1 << 20  # most bytes before the first frame
+_TRIED = 1_000_000  # most bytes of 0xFF examined between two frames
+_DELAY = 529  # samples that mpg123 drops at the beginning of a file with a tag
+_TAG_KBIT = 64  # bit rate of a frame with only a tag: 192 bytes and more
 
 
 @dataclass(frozen=True)
 class Header:
-    """What the first three bytes of a frame say.
+    """The header of a frame.
 
     Attributes:
         size: of the frame, bytes.
@@ -60,13 +59,13 @@ class Stream:
     """The frames of a file.
 
     Attributes:
-        first: header of the first of them.
-        start: byte at which the first frame begins, the tag's left out.
-        frames: how many there are; None: not counted, the tag's number agrees with the size of the file.
-        promised: how many the tag says; None: there is no tag, or none that is believed.
-        parts: what a decoder is to be given; None: the file as it is.
-        other: rate of frames of another kind behind the first ones; None: all are alike.
-        uneven: whether, in layers I and II, the first frame does not tell the size of the others.
+        first: header of the first one.
+        start: offset of the first frame after the tag's.
+        frames: their number; None: not counted, since the tag agrees with the size of the file.
+        promised: their number according to the tag; None: there is no credible tag.
+        parts: byte ranges for the decoder; None: the file as it is.
+        other: rate of frames of another kind after the first ones; None: all are alike.
+        uneven: whether, in layers I and II, frames differ in size from the first.
     """
 
     first: Header
@@ -95,7 +94,7 @@ def _header(second: int, third: int) -> Header | None:
 
 
 def header_of(head: bytes) -> Header | None:
-    """The header of a frame that begins with these bytes; None where none begins."""
+    """Decode the header of a frame that begins with these bytes; None if none does."""
     if len(head) < 4 or head[0] != 0xFF:
         return None
     if head[1] & 0xF6 != 0xF0:
@@ -111,7 +110,7 @@ def header_of(head: bytes) -> Header | None:
 
 
 def begins(file: ByteReader, at: int) -> Header | None:
-    """The header of the frame at this byte, if another of its kind follows it, or the end of the file."""
+    """Return the header of the frame at this offset if another of its kind, or the end of the file, follows."""
     found = header_of(file.at(at, 7))
     if found is None:
         return None
@@ -123,17 +122,12 @@ def begins(file: ByteReader, at: int) -> Header | None:
 
 
 def first_frame(file: ByteReader, start: int) -> tuple[int, Header] | None:
-    """Where the first frame at or after this byte lies; None: none within 1 MB."""
+    """Return offset and header of the first frame at or after `start`; None: none within 1 MB."""
     return _next(file, start, min(file.size, start + _SEARCHED), None)
 
 
 def stream(file: ByteReader, start: int) -> Stream | None:
-    """Look at a stream of layer I, II or III; None where no frame is found.
-
-    Args:
-        file: the bytes.
-        start: where to look for the first frame.
-    """
+    """Examine a stream of layer I, II or III from `start`; None if there is no frame."""
     found = first_frame(file, start)
     if found is None:
         return None
@@ -158,7 +152,7 @@ def stream(file: ByteReader, start: int) -> Stream | None:
 
 
 def _even(file: ByteReader, tag: bytes, where: int, after: int, count: int | None, size: int) -> bool:
-    """Whether a tag speaks of a constant bit rate, and of as many frames as its bytes have at that of the first one."""
+    """Whether a tag says a constant bit rate, and as many frames as its bytes hold at that of the first one."""
     head = file.at(after, 7)
     first = header_of(head)
     if count is None or tag[where : where + 4] != b"Info" or first is None or not first.layer:
@@ -169,7 +163,7 @@ def _even(file: ByteReader, tag: bytes, where: int, after: int, count: int | Non
 
 
 def count(file: ByteReader, start: int) -> tuple[Header, int] | None:
-    """The first frame at or after this byte, and how many frames of its kind there are."""
+    """Return the first frame at or after `start`, and the number of frames of its kind."""
     found = first_frame(file, start)
     if found is None:
         return None
@@ -177,16 +171,16 @@ def count(file: ByteReader, start: int) -> tuple[Header, int] | None:
 
 
 def _walk(file: ByteReader, at: int, first: Header) -> tuple[int, list[tuple[int, int]], str | None]:
-    """Frames from this byte on: how many, the runs of bytes without anything between them, and a change of kind."""
+    """Count the frames from `at` on; returns also the byte runs they fill, and a change of kind."""
     count, runs, begin, other = 0, list[tuple[int, int]](), at, None
     kind, size = first.kind, file.size
     while at < size:
         head = file.at(at, 40)
         found = header_of(head)
         same = found is not None and found.kind == kind
-        joined = same and (b"Xing" in head or b"Info" in head)  # the beginning of another file, without sound
+        joined = same and (b"Xing" in head or b"Info" in head)  # a tag, at the beginning of another file
         if found is not None and same and not joined:
-            if at + found.size > size:  # cut off within the frame
+            if at + found.size > size:  # truncated frame
                 break
             count += 1
             at += found.size
@@ -206,7 +200,7 @@ def _walk(file: ByteReader, at: int, first: Header) -> tuple[int, list[tuple[int
 
 
 def _next(file: ByteReader, at: int, end: int, kind: tuple[int, int] | None) -> tuple[int, Header] | None:
-    """The first frame in these bytes that another one follows; None too where too many look like one and are none."""
+    """Return the first frame in these bytes that another one follows; None also after too many false headers."""
     tried = 0
     while at < end and tried < _TRIED:
         block = file.at(at, min(4096, end - at))
@@ -223,7 +217,7 @@ def _next(file: ByteReader, at: int, end: int, kind: tuple[int, int] | None) -> 
 
 
 def _tag(file: ByteReader, at: int) -> int:
-    """Length of the ID3, APE or Lyrics tag that begins at this byte, 0 where none does."""
+    """Return the length of the ID3, APE or Lyrics tag at this offset, 0 if there is none."""
     head = file.at(at, 32)
     if head[:3] == b"ID3" and len(head) >= 10:
         return 10 + syncsafe(head[6:10]) + (10 if head[5] & 16 else 0)
@@ -237,7 +231,7 @@ def _tag(file: ByteReader, at: int) -> int:
 
 
 def _trailer(file: ByteReader) -> int:
-    """ByteReader of ID3v1 and APE tags at the end of the file."""
+    """Return the bytes of ID3v1 and APE tags at the end of the file."""
     end = 128 if file.size > 128 and file.at(file.size - 128, 3) == b"TAG" else 0
     foot = file.at(file.size - end - 32, 32)
     if foot[:8] == b"APETAGEX" and len(foot) == 32:
@@ -247,7 +241,7 @@ def _trailer(file: ByteReader) -> int:
 
 
 def _length_tag(frame: bytes) -> tuple[int, int | None, int | None]:
-    """Where in a frame a tag with its file's length begins (0: there is none), frames and bytes it tells."""
+    """Return the offset of a length tag in a frame (0: there is none), and the frames and bytes it says."""
     if frame[36:40] == b"VBRI" and len(frame) >= 54:
         size, frames = struct.unpack_from(">II", frame, 46)
         return 36, frames, size
@@ -262,16 +256,13 @@ def _length_tag(frame: bytes) -> tuple[int, int | None, int | None]:
 
 
 def _side(frame: bytes) -> int:
-    """ByteReader before a Xing tag in a frame of layer III: header and side information."""
+    """Return the bytes before a Xing tag in a frame of layer III: header and side information."""
     one, mono = frame[1] >> 3 & 3 == 3, frame[3] >> 6 == 3
     return 4 + ((17 if mono else 32) if one else (9 if mono else 17))
 
 
 def _corrected(frame: bytes, where: int, frames: int, size: int) -> bytes:
-    """A frame with its tag, which now tells so many frames and bytes, and nothing to be left out at the end.
-
-    Empty where the tag has no number of frames.
-    """
+    """Return a frame whose tag says so many frames and bytes and no padding at the end; b"" if the tag has no count."""
     out = bytearray(frame)
     (flags,) = struct.unpack_from(">I", out, where + 4)
     if not flags & 1:
@@ -281,17 +272,17 @@ def _corrected(frame: bytes, where: int, frames: int, size: int) -> bytes:
     if flags & 2:
         struct.pack_into(">I", out, at, size)
     lame = at + 4 * (flags >> 1 & 1) + 100 * (flags >> 2 & 1) + 4 * (flags >> 3 & 1)
-    if len(out) >= lame + 24:  # samples too many at the beginning and at the end: 12 bits each
+    if len(out) >= lame + 24:  # delay and padding in samples: 12 bits each
         out[lame + 22] &= 0xF0
         out[lame + 23] = 0
     return bytes(out)
 
 
 def _made(frame: bytes, frames: int, size: int, samples: int) -> bytes:
-    """Two frames: one that holds a tag with the number and bytes of the frames behind it, and a silent one.
+    """Make two frames: one with a tag for the frames after it, and a silent one.
 
-    mpg123 leaves out 529 samples, a decoder's delay, wherever there is a tag. Of a stream that had none nothing must be
-    left out: the tag names a delay that makes the 529 a whole frame, the silent one.
+    mpg123 drops 529 samples, a decoder's delay, wherever there is a tag. So that it drops none of a stream that had no
+    tag, the tag has a delay that adds up to one frame with the 529: the silent one.
     """
     bits = next(i for i in range(1, 15) if (_V1 if frame[1] >> 3 & 3 == 3 else _V2)[3][i - 1] == _TAG_KBIT)
     head = bytes([0xFF, frame[1] | 1, bits << 4 | frame[2] & 0x0C, frame[3]])

@@ -1,7 +1,7 @@
-"""Ogg files: the sounds that lie in one, behind and beside each other; and pages given a serial number of our own.
+"""Ogg files: the audio streams in one, in sequence or in parallel; and new serial numbers for pages.
 
-Layout of a page and its checksum: RFC 3533, section 6. The checksum is that of the polynomial 0x04c11db7, begun at 0,
-bits not turned, so it is linear: changing four bytes changes it by what these four alone, followed by zeros, give.
+Layout of a page and its checksum: RFC 3533, section 6. The checksum has the polynomial 0x04c11db7, start 0 and
+unreflected bits, so it is linear: changing four bytes changes it by the checksum of the change, followed by zeros.
 FLAC in Ogg: https://xiph.org/flac/ogg_mapping.html.
 """
 
@@ -15,8 +15,7 @@ from asit.audio.faults import RECORDINGS
 
 _POLYNOMIAL = 0x104C11DB7
 _HEADER = 27  # bytes of a page's header before its table of segments
-_SERIAL, _CHECKSUM = 14, 22  # where these two lie in it
-
+_SERIAL, _CHECKSUM = 14, 22  # their offsets in it
 _FLAC_MAPPING = 9  # bytes before the signature of FLAC in its first packet
 _MAGIC = (
     (b"\x01vorbis", "vorbis"),
@@ -30,13 +29,13 @@ _MAGIC = (
 _SOUNDS = ("vorbis", "opus", "flac", "speex")
 
 
-def renumbered(sound: bytes, serial: int = 1) -> bytes:
-    """An Ogg file of one stream, whose serial number is `serial`; nothing else changes but the pages' checksums.
+def renumbered(file: bytes, serial: int = 1) -> bytes:
+    """Change the serial number of an Ogg file of one stream, and the pages' checksums.
 
     Raises:
         ValueError: it is no Ogg file.
     """
-    out, start = bytearray(sound), 0
+    out, start = bytearray(file), 0
     while start < len(out):
         if out[start : start + 4] != b"OggS":
             raise ValueError(f"no Ogg page at byte {start}")
@@ -45,7 +44,7 @@ def renumbered(sound: bytes, serial: int = 1) -> bytes:
         (had,) = struct.unpack_from("<I", out, start + _SERIAL)
         (checksum,) = struct.unpack_from("<I", out, start + _CHECKSUM)
         struct.pack_into("<I", out, start + _SERIAL, serial)
-        # The four bytes as the page has them, first one highest; 8 powers of x for each byte after them, and 32 more.
+        # The four bytes in the page's order, first one highest, times 8 powers of x for each byte after them, and 32.
         change = int.from_bytes(struct.pack("<I", had ^ serial), "big")
         after = length - _SERIAL - 4
         struct.pack_into("<I", out, start + _CHECKSUM, checksum ^ _times(change, _power(8 * after + 32)))
@@ -54,7 +53,7 @@ def renumbered(sound: bytes, serial: int = 1) -> bytes:
 
 
 def _times(a: int, b: int) -> int:
-    """Product of two polynomials over two elements, by the checksum's polynomial."""
+    """Multiply two polynomials over GF(2) modulo the checksum's polynomial."""
     product = 0
     while b:
         if b & 1:
@@ -67,7 +66,7 @@ def _times(a: int, b: int) -> int:
 
 
 def _power(exponent: int) -> int:
-    """x to this power, by the checksum's polynomial."""
+    """Return x to this power modulo the checksum's polynomial."""
     result, square = 1, 2
     while exponent:
         if exponent & 1:
@@ -79,11 +78,11 @@ def _power(exponent: int) -> int:
 
 @dataclass(frozen=True)
 class Link:
-    """One of the sounds that follow each other in an Ogg file.
+    """One of the audio streams that follow each other in an Ogg file.
 
     Attributes:
         codec: "vorbis", "opus", "flac", "speex".
-        parts: what a decoder is to be given: the pages, or of FLAC the stream that they hold, as a FLAC file has it.
+        parts: byte ranges for the decoder: the pages, or for FLAC the native stream in them.
     """
 
     codec: str
@@ -92,12 +91,12 @@ class Link:
 
 @dataclass(frozen=True)
 class Links:
-    """What an Ogg file holds.
+    """The content of an Ogg file.
 
     Attributes:
-        found: its sounds, in order.
+        found: its audio streams, in order.
         cut: whether it ends within a page.
-        others: names of streams that are no sound.
+        others: names of streams that are no audio.
     """
 
     found: tuple[Link, ...]
@@ -106,10 +105,7 @@ class Links:
 
 
 def links(file: ByteReader) -> Links:
-    """Go through the pages of a file; what is no page between them is passed over.
-
-    Of several sounds that lie in a file side by side the first one counts.
-    """
+    """Scan the pages of a file, skipping other bytes; of several parallel audio streams the first one counts."""
     found: list[tuple[str, list[tuple[int, int, int]]]] = []
     others: list[str] = []
     at, serial, begun, opening, cut = 0, -1, False, False, False
@@ -126,7 +122,7 @@ def links(file: ByteReader) -> Links:
             break
         (number,) = struct.unpack_from("<I", head, _SERIAL)
         if head[5] & 2:  # the first page of a stream
-            if not opening:  # other pages have come since the last such one: a new link
+            if not opening:  # other pages were between: a new link
                 begun = False
             opening = True
             codec = _codec(file.at(at + front, 16))
@@ -165,10 +161,10 @@ def _page_after(file: ByteReader, at: int) -> int:
     return file.size
 
 
-def _joined(stretches: list[tuple[int, int]]) -> tuple[ByteRange, ...]:
-    """Neighbours as one."""
-    out = [stretches[0]]
-    for offset, length in stretches[1:]:
+def _joined(ranges: list[tuple[int, int]]) -> tuple[ByteRange, ...]:
+    """Merge adjacent ranges."""
+    out = [ranges[0]]
+    for offset, length in ranges[1:]:
         if offset == out[-1][0] + out[-1][1]:
             out[-1] = out[-1][0], out[-1][1] + length
         else:

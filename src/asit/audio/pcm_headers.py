@@ -1,39 +1,37 @@
-"""Where the samples lie in WAV, RF64, W64, AIFF, AU, CAF and SPHERE files, whatever length their headers say.
+"""The samples of WAV, RF64, W64, AIFF, AU, CAF and SPHERE files whose headers may say a wrong length.
 
-Programs that write into a pipe, that were stopped, or that wrote more than the 32 bits of a size can tell, leave a
-header that says too much or too little. `look` finds the bytes that are there and, where the header is wrong, gives the
-decoder a header that is right. Nothing is guessed where the header agrees with the file.
-
-Which bytes behind the samples are not samples: chunks up to the end of the file, ID3, APE and Lyrics tags, zeros.
+Programs that write to a pipe, that were interrupted, or that exceed the 32 bits of a size leave such headers. `find`
+compares the header with the file and, where it is wrong, makes a corrected one for the decoder. Bytes after the samples
+that are no samples: chunks up to the end of the file, ID3, APE and Lyrics tags, zeros.
 """
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 from asit.audio.byte_ranges import ByteRange, ByteReader
 
 MP3_IN_WAV = 0x55
 """Format tag of MPEG layer III in a WAV."""
 _BY_FFMPEG = frozenset({0x28F, 0x65, 0xFF, 0x2000, 0x160, 0x161, 0x162, 0x706D, 0x1610, 0x22, 0x270, 0xF1AC})
-"""Format tags of codecs that FFmpeg has and libsndfile has not: G.722, AAC, AC-3, WMA, TrueSpeech, ATRAC3, FLAC."""
+"""Format tags of codecs of FFmpeg that libsndfile lacks: G.722, AAC, AC-3, WMA, TrueSpeech, ATRAC3, FLAC."""
 
 _PLACEHOLDERS = (0x7F000000, 0x7FFFF000, 0x80000000, 0xFFFFFFFF, 0x7FFFFFFFFFFFFFFF, 0xFFFFFFFFFFFFFFFF)
 """Sizes that sox, arecord, FFmpeg and others write into pipes, where they cannot know theirs."""
-_NEAR = (
-    128  # bytes by which they may lie below: a frame, as they are rounded down to whole ones, and a header of this size
-)
-_CHUNKS = 1000  # most chunks that are gone through
-_TRIED = 200  # places there where such chunks may begin
-_PADDING = 1 << 20  # most zeros behind the samples that are none
-_TAIL = 1 << 17  # bytes at the end of a file, in which chunks behind the samples are looked for
+_NEAR = 128  # bytes by which a placeholder may be lower: a header, and rounding down to complete frames
+_CHUNKS = 1000  # most chunks examined
+_TRIED = 200  # most positions tried for such chunks
+_PADDING = 1 << 20  # most zeros after the samples
+_TAIL = 1 << 17  # bytes at the end of a file that are searched for chunks after the samples
 _TRAILERS = (b"LIST", b"id3 ", b"ID3 ", b"cue ", b"bext", b"iXML", b"smpl", b"inst", b"fact", b"PEAK", b"JUNK", b"FLLR")
 _TAGS = (b"TAG", b"ID3", b"APETAGEX", b"LYRICSBEGIN")
 _AGAIN = (b"RIFF", b"RIFX", b"RF64", b"BW64", b"FORM", b"caff", b".snd", b"riff", b"data", b"SSND")
-_GUID = bytes.fromhex("f3acd3118cd100c04f8edb8a")  # ends all names of chunks in W64 but "riff"
+_GUID = bytes.fromhex("f3acd3118cd100c04f8edb8a")  # end of all chunk names in W64 except "riff"
 _W64_RIFF = bytes.fromhex("726966662e91cf11a5d628db04c10000")
 
 
@@ -42,11 +40,11 @@ class Found:
     """The samples of a file.
 
     Attributes:
-        start, size: the bytes of them.
-        promised: bytes of them by a header that means what it says, where these are more than `size`.
-        parts: what a decoder is to be given; None: the file as it is.
-        tag: WAVE format tag, 0 where there is none.
-        joined: where another file, or other samples, begin behind these.
+        start, size: their bytes.
+        promised: their bytes according to a credible header, if more than `size`.
+        parts: byte ranges for the decoder; None: the file as it is.
+        tag: WAVE format tag, 0 if none.
+        joined: where another file, or other samples, begin after these.
         block: bytes of a frame, or of a packet of frames.
     """
 
@@ -60,20 +58,15 @@ class Found:
 
     @property
     def by_ffmpeg(self) -> bool:
-        """Whether the codec is one that FFmpeg has and libsndfile has not."""
+        """Whether the codec needs FFmpeg."""
         return self.tag in _BY_FFMPEG
 
 
-def look(kind: str, file: ByteReader) -> Found | None:
-    """Find the samples; None where the header cannot be made out, so that the decoder says what it thinks of it.
-
-    Args:
-        kind: "wav", "w64", "aiff", "au", "caf" or "sphere".
-        file: its bytes.
-    """
+def find(kind: str, file: ByteReader) -> Found | None:
+    """Find the samples of a file of one of `sniff.HEADED`; None for an invalid header, which the decoder reports."""
     try:
         return {"wav": _riff, "w64": _w64, "aiff": _aiff, "au": _au, "caf": _caf, "sphere": _sphere}[kind](file)
-    except struct.error:  # cut off within the header
+    except struct.error:  # truncated within the header
         return None
 
 
@@ -91,12 +84,12 @@ def _riff(file: ByteReader) -> Found | None:
             tag, _, _, _, block = struct.unpack_from(order + "HHIIH", form)
             if tag == 0xFFFE and len(form) >= 26:  # extensible: the tag begins the GUID of the format
                 (tag,) = struct.unpack_from(order + "H", form, 24)
-            return _weigh(file, at, size, block, order + "I", 2, partial(_wav_head, form, order), tag)
+            return _compare(file, at, size, block, order + "I", 2, partial(_wav_head, form, order), tag)
     return None
 
 
 def _wav_head(form: bytes, order: str, size: int) -> bytes:
-    """A header of WAV, or of RF64 where 32 bits cannot tell the size, for so many bytes of samples."""
+    """Make a header of WAV, or of RF64 for more than 32 bits, for so many bytes of samples."""
     form += bytes(len(form) & 1)
     chunk = b"fmt " + struct.pack(order + "I", len(form)) + form
     whole = 4 + len(chunk) + 8 + size
@@ -120,7 +113,7 @@ def _w64(file: ByteReader) -> Found | None:
         elif head[:4] == b"data" and len(form) >= 16:
             tag, _, _, _, block = struct.unpack_from("<HHIIH", form)
             size = size - 24 if size >= 24 else 0
-            return _weigh(file, at + 24, size, block, "w64", 8, partial(_wav_head, form, "<"), tag)
+            return _compare(file, at + 24, size, block, "w64", 8, partial(_wav_head, form, "<"), tag)
         at += max(24, size + 7 & ~7)
     return None
 
@@ -136,13 +129,13 @@ def _aiff(file: ByteReader) -> Found | None:
             offset = min(struct.unpack(">I", file.at(at, 4))[0], 1 << 16)
             head = partial(_aiff_head, file.at(8, 4), common, block)
             said = size - 8 - offset if size >= 8 + offset else 0
-            # A header that was never finished says no samples in both places.
-            return _weigh(file, at + 8 + offset, 0 if frames == 0 and said == 0 else said, block, ">I", 2, head)
+            # An unfinished header has no samples in both fields.
+            return _compare(file, at + 8 + offset, 0 if frames == 0 and said == 0 else said, block, ">I", 2, head)
     return None
 
 
 def _aiff_head(form: bytes, common: bytes, block: int, size: int) -> bytes:
-    """A header of AIFF or AIFC for so many bytes of samples; of codecs that pack them, the number of packets stays."""
+    """Make a header of AIFF or AIFC for so many bytes of samples; packed codecs keep the number of packets."""
     if common[18:22] in (b"", b"NONE", b"sowt", b"twos", b"fl32", b"FL32"):
         common = common[:2] + struct.pack(">I", min(size // block, 0xFFFFFFFF)) + common[6:]
     version = b"FVER" + struct.pack(">II", 4, 0xA2805140) if form == b"AIFC" else b""
@@ -157,7 +150,7 @@ def _au(file: ByteReader) -> Found | None:
     width = {1: 1, 2: 1, 3: 2, 4: 3, 5: 4, 6: 4, 7: 8, 27: 1}.get(encoding, 1)
     if not 24 <= start <= 1 << 20:
         return None
-    return _weigh(file, start, size, max(1, width * channels), "", 1, partial(_au_head, file.at(0, start), order))
+    return _compare(file, start, size, max(1, width * channels), "", 1, partial(_au_head, file.at(0, start), order))
 
 
 def _au_head(front: bytes, order: str, size: int) -> bytes:
@@ -173,7 +166,7 @@ def _caf(file: ByteReader) -> Found | None:
             front = file.at(0, at + 4)
             if len(front) < at + 4 or at > 1 << 24:
                 return None
-            return _weigh(file, at + 4, size - 4 if size >= 4 else 0, block, ">Q", 1, partial(_caf_head, front))
+            return _compare(file, at + 4, size - 4 if size >= 4 else 0, block, ">Q", 1, partial(_caf_head, front))
     return None
 
 
@@ -194,7 +187,7 @@ def _sphere(file: ByteReader) -> Found | None:
 
 
 def _chunks(file: ByteReader, at: int, size: str, digits: int, even: int) -> Iterator[tuple[bytes, int, int]]:
-    """Names, sizes and places of chunks, as their headers say."""
+    """Yield names, sizes and offsets of chunks, as in their headers."""
     for _ in range(_CHUNKS):
         head = file.at(at, 4 + digits)
         if len(head) < 4 + digits:
@@ -204,7 +197,7 @@ def _chunks(file: ByteReader, at: int, size: str, digits: int, even: int) -> Ite
         at += 4 + digits + length + (length % even and even - length % even)
 
 
-def _weigh(
+def _compare(
     file: ByteReader,
     start: int,
     size: int,
@@ -214,15 +207,15 @@ def _weigh(
     head: Callable[[int], bytes],
     tag: int = 0,
 ) -> Found:
-    """Hold what a header says of its samples against the file.
+    """Compare the size in a header with the file.
 
     Args:
-        file: all of it.
-        start, size: where the samples begin, and how many bytes of them the header says.
+        file: the complete file.
+        start, size: where the samples begin, and their bytes according to the header.
         block: bytes of a frame.
-        layout: how sizes of chunks are written; "w64"; empty: there are no chunks.
-        even: what chunks begin at a multiple of.
-        head: gives a header for another number of bytes.
+        layout: struct format of chunk sizes; "w64"; empty: there are no chunks.
+        even: alignment of chunks.
+        head: makes a header for another number of bytes.
         tag: WAVE format tag.
     """
     held = max(0, file.size - start)
@@ -231,7 +224,7 @@ def _weigh(
         return Found(start, held, size, (head(held), (start, held)), tag, block=block)
     if not stream or (size == 0 and held):
         end = start + size
-        rest, joined = _behind(file, end, layout, even)
+        rest, joined = _after(file, end, layout, even)
         if joined is not None:
             return Found(start, size, None, None, tag, joined)
         if not rest or held - size < block:
@@ -240,8 +233,8 @@ def _weigh(
     return Found(start, real, None, None if real == size else (head(real), (start, real)), tag)
 
 
-def _behind(file: ByteReader, end: int, layout: str, even: int) -> tuple[bool, int | None]:
-    """Whether what stands behind the samples may be samples too, and where another file begins instead."""
+def _after(file: ByteReader, end: int, layout: str, even: int) -> tuple[bool, int | None]:
+    """Return whether the bytes after the samples may be samples too, and where another file begins instead."""
     if end >= file.size:
         return False, None
     first = file.at(end, 16)
@@ -260,7 +253,7 @@ def _behind(file: ByteReader, end: int, layout: str, even: int) -> tuple[bool, i
 
 
 def _again(first: bytes) -> bool:
-    """Whether these bytes begin a file, and not merely look like its first four."""
+    """Whether these bytes begin a file: more than its first four are compared."""
     return (
         (first[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64") and first[8:12] == b"WAVE")
         or (first[:4] == b"FORM" and first[8:11] == b"AIF")
@@ -270,7 +263,7 @@ def _again(first: bytes) -> bool:
 
 
 def _zeros(file: ByteReader, at: int) -> bool:
-    """Whether nothing but zeros follows, and not more than a disk's or recorder's padding."""
+    """Whether only zeros follow, not more than a disk's or recorder's padding."""
     if file.size - at > _PADDING:
         return False
     while at < file.size:
@@ -281,16 +274,16 @@ def _zeros(file: ByteReader, at: int) -> bool:
 
 
 def _chain(file: ByteReader, at: int, layout: str, even: int, exact: bool = False) -> list[tuple[bytes, int]] | None:
-    """Chunks from this byte to the end of the file; None where it is not reached by them.
+    """Return the chunks from this byte to the end of the file; None if they do not reach it.
 
-    Unless `exact`, the last one of a known name may be cut off.
+    Unless `exact`, the last one with a known name may be truncated.
     """
     found, digits = list[tuple[bytes, int]](), struct.calcsize(layout) if layout != "w64" else 20
     while at < file.size:
         if len(found) == _CHUNKS:
             return None
         head = file.at(at, 4 + digits)
-        if file.size - at < 8 or head.startswith(_TAGS):  # a rest that is no chunk, such as a byte of padding
+        if file.size - at < 8 or head.startswith(_TAGS):  # no chunk, such as a byte of padding
             return found or None
         name = head[:4]
         if layout == "w64":
@@ -310,25 +303,18 @@ def _chain(file: ByteReader, at: int, layout: str, even: int, exact: bool = Fals
 
 
 def _end(file: ByteReader, start: int, size: int, layout: str, even: int) -> int:
-    """Where samples end whose header does not say it: at known chunks at the end of the file, or at its end."""
-    for more in range(1, 65):  # sizes of 32 bits count modulo 4 GB
+    """Return the end of samples of unknown size: at known chunks at the end of the file, or at its end."""
+    for more in range(1, 65):  # sizes of 32 bits are modulo 4 GB
         if start + size + (more << 32) >= file.size:
             break
-        if size and not _behind(file, start + size + (more << 32), layout, even)[0]:
+        if size and not _after(file, start + size + (more << 32), layout, even)[0]:
             return start + size + (more << 32)
     if not layout:
         return file.size
     first = max(start, file.size - _TAIL)
     tail = file.at(first, file.size - first)
-    places = [place for name in _TRAILERS for place in _all(tail, name)]
-    for place in sorted(places)[:_TRIED]:
-        if (first + place) % even == 0 and _chain(file, first + place, layout, even, exact=True) is not None:
-            return first + place
+    for match in islice(re.finditer(b"(?=" + b"|".join(_TRAILERS) + b")", tail), _TRIED):
+        at = first + match.start()
+        if at % even == 0 and _chain(file, at, layout, even, exact=True) is not None:
+            return at
     return file.size
-
-
-def _all(text: bytes, name: bytes) -> Iterator[int]:
-    place = text.find(name)
-    while place >= 0:
-        yield place
-        place = text.find(name, place + 1)

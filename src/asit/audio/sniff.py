@@ -1,6 +1,6 @@
-"""What is handed to a decoder (a path, bytes, an open file), what its first bytes say it is, and why it is no audio.
+"""The input of a decoder (a path, bytes, an open file) and its format, recognised by its first bytes.
 
-The bytes decide which decoder reads a file, whatever its name; the name counts only where they are unclear.
+The suffix counts only where the bytes are unclear.
 """
 
 from __future__ import annotations
@@ -29,33 +29,32 @@ AV_SUFFIXES = frozenset(
         *(".wma", ".amr", ".spx", ".wv"),
     )
 )
-"""Names of what FFmpeg reads, in lower case."""
+"""Suffixes of files for FFmpeg, in lower case."""
 MPEG_SUFFIXES = frozenset({".mp3", ".mp2", ".mp1", ".mpga"})
 SNDFILE_SUFFIXES = MPEG_SUFFIXES | {
     *(".wav", ".wave", ".bwf", ".rf64", ".w64", ".flac", ".ogg", ".oga", ".opus"),
     *(".aiff", ".aif", ".aifc", ".au", ".snd", ".caf", ".sph"),
 }
-"""Names of what libsndfile reads; a file of any other name goes by its content."""
+"""Suffixes of files for libsndfile."""
 
 HEADED = ("wav", "w64", "aiff", "au", "caf", "sphere")
-"""Kinds of files whose headers `asit.audio.pcm_headers` reads."""
+"""Formats whose headers `asit.audio.pcm_headers` reads."""
 BY_FFMPEG = ("adts", "mp4", "matroska", "asf", "amr", "wavpack")
-"""Kinds of files that FFmpeg reads; "adts" also stands for a name of its, where the bytes are unclear."""
+"""Formats that FFmpeg reads; "adts" is also used for one of its suffixes where the bytes are unclear."""
 _MAGIC = {
     **{b"fLaC": "flac", b"OggS": "ogg", b".snd": "au", b"dns.": "au", b"caff": "caf", b"NIST": "sphere"},
     **{b"\x1aE\xdf\xa3": "matroska", b"wvpk": "wavpack"},
 }
-_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"pnot", b"styp")  # after a size, at the beginning of an MPEG-4 file
+_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"pnot", b"styp")  # after the size at the beginning of an MPEG-4 file
 _W64, _ASF = bytes.fromhex("726966662e91cf11"), bytes.fromhex("3026b2758e66cf11")
 _HEAD = 64  # bytes
-_IN_MEMORY = 1 << 26  # bytes of a stream that cannot seek, above which they go to a temporary file
+_IN_MEMORY = 1 << 26  # bytes of an unseekable stream; longer ones go to a temporary file
 
 
 class SafeReader(io.RawIOBase):
-    """An open binary file, read from its beginning whatever its position was, for decoders that call back.
+    """An open binary file for libsndfile, which would print exceptions of its callbacks instead of raising them.
 
-    libsndfile is called from C, where an exception of the file would only be printed: it is kept in `failure` and the
-    file ends there.
+    The first exception is kept in `failure`, and the file ends there.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -71,7 +70,7 @@ class SafeReader(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         try:
             return self._file.read(size) or b""
-        except Exception as error:  # whatever a stranger's file raises
+        except Exception as error:  # whatever the caller's file raises
             self.failure = self.failure or error
             return b""
 
@@ -94,17 +93,17 @@ class SafeReader(io.RawIOBase):
 
 @dataclass(frozen=True)
 class Content:
-    """What to decode.
+    """The input of a decoder.
 
     Attributes:
         name: for messages.
         path: the file; None: bytes or an open file.
-        file: open to be read.
+        file: open for reading.
         data: its bytes.
         head: the first of them.
-        kind: what they say it is: one of `HEADED` or `BY_FFMPEG`, "flac", "ogg", "mpeg", or "" where they say nothing.
-        start: where it begins, behind tags of ID3.
-        suffix: of its name, in lower case; empty where there is no name.
+        kind: the format: one of `HEADED` or `BY_FFMPEG`, "flac", "ogg", "mpeg", or "" if unknown.
+        start: where the audio begins, after ID3 tags.
+        suffix: in lower case; empty without a name.
     """
 
     name: str
@@ -118,31 +117,30 @@ class Content:
 
     @property
     def failure(self) -> Exception | None:
-        """Why the bytes that were given, or the open file, did not come."""
+        """The exception of the open file that was given, if any."""
         return self.file.failure if isinstance(self.file, SafeReader) else None
 
 
 @contextmanager
 def open_content(file: str | os.PathLike[str] | AudioBytes | BinaryIO, called: str | None = None) -> Iterator[Content]:
-    """A path, bytes or an open file, looked at so far that its decoder is known.
+    """Open a path, bytes or an open file and recognise its format.
 
-    An open file is read from its beginning, stays open and is put back to where it stood; one that cannot seek is read
-    to its end first, into memory or a temporary file.
+    An open file is read from its beginning, stays open and is reset to its position; an unseekable one is first copied
+    to memory or a temporary file.
 
     Args:
-        file: what to look at.
-        called: the name of what the bytes or the open file hold, such as a member of a tar: messages tell it, and its
-            suffix chooses the decoder as a path's does.
+        file: the input.
+        called: name of the bytes or open file, such as a member of a tar, for messages; its suffix is used too.
 
     Raises:
-        AudioFileError: missing, a folder, not readable, or without bytes.
+        AudioFileError: missing, a folder, or unreadable.
     """
     if isinstance(file, str | os.PathLike):
-        if not os.fspath(file):  # a Path of it would be the current folder
-            raise AudioFileError("missing", "a path without a character", "a recording", "correct the path")
+        if not os.fspath(file):  # Path("") is the current folder
+            raise AudioFileError("missing", "an empty path", "a recording", "correct the path")
         path = Path(local_files.locate(os.fspath(file)))
         with _opened(path) as opened:
-            if local_files.special(path) == "a pipe":  # such as /dev/stdin behind another command
+            if local_files.special(path) == "a pipe":  # such as /dev/stdin
                 with _rewound(opened, str(path)) as handle:
                     yield _content(str(path), None, handle, "")
             else:
@@ -158,24 +156,20 @@ def open_content(file: str | os.PathLike[str] | AudioBytes | BinaryIO, called: s
 
 
 def name_of(file: object) -> str:
-    """What messages call a file: its path, or what kind of thing it is."""
+    """Return a name for messages: the path, or a description."""
     if isinstance(file, str | os.PathLike):
         return os.fspath(file)
     if isinstance(file, bytes | bytearray | memoryview):
         size = memoryview(file).nbytes
-        told = f"{size} bytes" if size < 1000 else f"{size / 1000:.0f} kB" if size < 1e6 else f"{size / 1e6:.1f} MB"
-        return f"the {told} given" if size < 1000 else f"the {told} of bytes given"
+        if size < 1000:
+            return f"the {size} bytes given"
+        return f"the {f'{size / 1000:.0f} kB' if size < 1e6 else f'{size / 1e6:.1f} MB'} of bytes given"
     name = getattr(file, "name", None)
     return f"the open file {name}" if isinstance(name, str) else f"the {type(file).__name__} given"
 
 
 def kind_of(file: ByteReader, suffix: str = "") -> tuple[str, int]:
-    """What the first bytes say a file is, as `Content.kind`, and where it begins.
-
-    Args:
-        file: its bytes.
-        suffix: of its name, which decides where they say nothing clear.
-    """
+    """Return the format of a file, as `Content.kind`, and where it begins; unclear bytes leave it to the suffix."""
     start = after_id3(file)
     head = file.at(start, 16)
     kind = _MAGIC.get(head[:4], "")
@@ -199,28 +193,28 @@ def kind_of(file: ByteReader, suffix: str = "") -> tuple[str, int]:
 
 
 def by_ffmpeg(body: bytes) -> bool:
-    """Whether these are the bytes of a file that FFmpeg reads here: the MPEG-4 family, Matroska, raw AAC and others."""
+    """Whether FFmpeg reads this file: the MPEG-4 family, Matroska, raw AAC and others."""
     return kind_of(ByteReader(io.BytesIO(body)))[0] in BY_FFMPEG
 
 
 def unknown_format(content: Content, error: Exception, decoder: str = "libsndfile") -> AudioFileError:
-    """The error about a file that its decoder cannot make anything of."""
+    """Make the error about a file that its decoder does not recognise."""
     head, suffix = content.head, content.suffix
     if not head:
         return AudioFileError("empty", f"{content.name} has no bytes", "a recording", "fetch it again, or leave it out")
     begins = "begins with the bytes " + head[:8].hex(" ")
     remedy = "fetch or convert it again, or leave it out"
     if head.lstrip().startswith(b"<"):
-        begins, remedy = "is a web page or XML", "fetch it again: a server may have sent an error page"
+        begins, remedy = "is a web page or XML", "fetch it again; a server may have sent an error page"
     elif content.path is None and not suffix:
-        remedy = "give the whole content of an audio file; samples go in as an array with rate="
+        remedy = "give the complete bytes of an audio file, or samples as an array with rate="
     named = content.path is not None or suffix
-    known = f"audio as its name says ({suffix or 'no suffix'})" if named else "the bytes of a file"
+    known = f"audio, by its name ({suffix or 'no suffix'})" if named else "the bytes of a file"
     return AudioFileError("unreadable", f"{content.name} {begins}; {decoder} says: {error_text(error)}", known, remedy)
 
 
 def error_text(error: Exception) -> str:
-    """The decoder's own words, without the path that soundfile puts in front of them."""
+    """Return the decoder's message, without the path that soundfile puts before it."""
     return (getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)).strip()
 
 
@@ -235,22 +229,21 @@ def _content(name: str, path: Path | None, file: SafeReader | BinaryIO, suffix: 
 
 
 def unreadable(name: str, error: Exception) -> AudioFileError:
-    """The error about a file that opens, and whose bytes do not come."""
-    remedy = "see to its disk or network, and open it again"
+    """Make the error about a file that opens and cannot be read."""
+    remedy = "check its disk or network, and open it again"
     return AudioFileError("unreadable", f"{name} cannot be read: {error_text(error)}", "a readable file", remedy)
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
-    """The file, or a pipe that is written to, open for reading."""
+    """Open a file, or a pipe with a writer, for reading."""
     try:
         file = local_files.open_file(path, pipes=True)
     except FileNotFoundError:
-        raise AudioFileError(
-            "missing", f"{path} does not exist", "a recording", "correct the path, or make the catalogue anew"
-        ) from None
+        remedy = "correct the path, or build the catalogue again"
+        raise AudioFileError("missing", f"{path} does not exist", "a recording", remedy) from None
     except OSError as error:
-        remedy = "name a file in it" if path.is_dir() else "see to its permissions and its disk"
+        remedy = "name a file in it" if path.is_dir() else "check its permissions and its disk"
         raise AudioFileError("unreadable", f"{path}: {error.strerror}", "a readable file", remedy) from None
     except ValueError as error:  # a zero byte in the name
         raise AudioFileError("missing", f"{path!r}: {error}", "a path", "correct the path") from None
@@ -261,33 +254,28 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
 @contextmanager
 def _rewound(file: BinaryIO, name: str) -> Iterator[SafeReader]:
     try:
-        place = file.tell() if file.seekable() else None
-        if place is not None:
+        position = file.tell() if file.seekable() else None
+        if position is not None:
             file.seek(0)
             if not isinstance(file.read(0), bytes):
                 raise AudioFileError("unreadable", f"{name} gives text", "a file opened as bytes", 'open it with "rb"')
     except AudioFileError:
         raise
-    except Exception as error:  # whatever a stranger's file raises
-        raise AudioFileError(
-            "unreadable", f"{name} cannot be read: {error_text(error)}", "an open file", "open it for reading, as bytes"
-        ) from None
-    if place is not None:
+    except Exception as error:  # whatever the caller's file raises
+        found = f"{name} cannot be read: {error_text(error)}"
+        raise AudioFileError("unreadable", found, "an open file", "open it for reading, as bytes") from None
+    if position is not None:
         try:
             yield SafeReader(file)
         finally:
             if not file.closed:
-                file.seek(place)
+                file.seek(position)
         return
     with tempfile.SpooledTemporaryFile(_IN_MEMORY) as kept:
         try:
             shutil.copyfileobj(file, kept)
         except (OSError, ValueError, TypeError) as error:
-            raise AudioFileError(
-                "unreadable",
-                f"{name} cannot be read: {error_text(error)}",
-                "bytes up to its end",
-                "read it and give bytes",
-            ) from None
+            found = f"{name} cannot be read: {error_text(error)}"
+            raise AudioFileError("unreadable", found, "bytes up to its end", "read it and give bytes") from None
         kept.seek(0)
         yield SafeReader(kept)  # type: ignore[arg-type]

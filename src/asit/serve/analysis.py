@@ -13,6 +13,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
+from asit.audio.decoder import AudioInfo
 from asit.audio.files import Wave
 from asit.audio.stream import OpenSound, open_sound
 from asit.errors import AsitError, ConfigError
@@ -240,10 +241,7 @@ class Analyser:
 
         part = OpenSound(
             name="the recording",
-            frames=len(waveform),
-            rate=rate,
-            channels=1,
-            format="float32",
+            info=AudioInfo(path=None, frames=len(waveform), rate=rate, channels=1, format="float32"),
             stream=blocks,
             target=rate,
             resampler="soxr-hq",
