@@ -1,4 +1,4 @@
-"""Damaged sound files and tars through every door: a result or a message, within bounds of time and memory.
+"""Damaged sound files and tars through every entry point: a result or a message, within bounds of time and memory.
 
 The quick test takes some mutants of each kind of file; the slow one ASIT_MUTANTS of them (600 by default), and
 `python tests/watched.py FOLDER COUNT KEEP` any number, with the failing files kept.
@@ -70,8 +70,8 @@ def test_damaged_sounds(watched: ModuleType, tmp_path: Path) -> None:
     found = watched.sweep(tmp_path, count)
     print(found["counts"], f"peak {found['peak'] / 1e9:.2f} GB")
     assert not found["failures"], "\n".join(found["failures"][:40])
-    for door in ("read", "vectors", "page"):
-        assert sum(n for name, n in found["counts"].items() if name.split()[0] == door) == count
+    for entry in ("read", "vectors", "page"):
+        assert sum(n for name, n in found["counts"].items() if name.split()[0] == entry) == count
     assert found["counts"]["read read"] > count // 10
     assert found["counts"]["read refused"] > count // 10
 

@@ -1,4 +1,4 @@
-"""Files opened by every door in a process of its own, under a watch on its time and memory.
+"""Files opened by every entry point in a process of its own, under a watch on its time and memory.
 
 `python tests/watched.py FOLDER` is that process: it reads one JSON line a case and answers with one. `Watched` starts
 it, kills it beyond the limits and starts the next one. `python tests/watched.py FOLDER COUNT KEEP` sends COUNT damaged
@@ -54,8 +54,8 @@ def models(folder: Path) -> None:
     AudioModel.from_parts(encoder, front_end, settings, 48, {"step": 7}, head, labels).save(folder / "tagger")
 
 
-class Doors:
-    """Every way in, each giving a word for the outcome or raising."""
+class EntryPoints:
+    """All entry points, each returning a word for the outcome or raising."""
 
     def __init__(self, folder: Path) -> None:
         import asit
@@ -176,13 +176,13 @@ def serve_cases(folder: Path) -> None:
 
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    doors = Doors(folder)
+    entry_points = EntryPoints(folder)
     answers.write(json.dumps({"ready": True}) + "\n")
     for line in sys.stdin:
         case = json.loads(line)
         began = time.process_time()
         try:
-            found: dict[str, Any] = {"outcome": getattr(doors, case["door"])(Path(case["path"]))}
+            found: dict[str, Any] = {"outcome": getattr(entry_points, case["entry"])(Path(case["path"]))}
         except AsitError as error:
             found = {"outcome": "refused", "words": str(error)[:300]}
         except BaseException as error:
@@ -219,8 +219,8 @@ class Watched:
             self.process.communicate()
             self.process = None
 
-    def ask(self, door: str, path: Path, scale: float = 1.0) -> dict[str, Any]:
-        """What became of one file at one door: an outcome of read, refused, fault, hang, memory or crash."""
+    def ask(self, entry: str, path: Path, scale: float = 1.0) -> dict[str, Any]:
+        """What became of one file at one entry point: an outcome of read, refused, fault, hang, memory or crash."""
         if self.process is None:
             environment = os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(self.folder / "cache")}
             self.process = subprocess.Popen(
@@ -231,7 +231,7 @@ class Watched:
                 "the process does not start"
             )
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"door": door, "path": str(path)}).encode() + b"\n")
+        self.process.stdin.write(json.dumps({"entry": entry, "path": str(path)}).encode() + b"\n")
         self.process.stdin.flush()
         cpu = _cpu(self.process.pid) + self.limits[1] * scale
         found = self._answer(time.monotonic() + self.limits[2] * scale, cpu)
@@ -274,28 +274,28 @@ def _cpu(pid: int) -> float:
 def sweep(
     folder: Path, count: int, keep: Path | None = None, say: Callable[[str], None] = lambda text: None
 ) -> dict[str, Any]:
-    """Damaged sounds through every door; gives the counts and the failures.
+    """Damaged sounds through every entry point; gives the counts and the failures.
 
     Args:
         folder: to work in.
         count: mutants.
         keep: where files that fail are kept.
-        say: hears how it goes.
+        say: called with the progress.
     """
     counts: Counter[str] = Counter()
     failures: list[str] = []
     group = folder / "group"
     with Watched(folder) as watched:
 
-        def ask(door: str, path: Path, told: str, scale: float = 1.0) -> None:
-            found = watched.ask(door, path, scale)
-            counts[f"{door} {found['outcome']}"] += 1
+        def ask(entry: str, path: Path, case: str, scale: float = 1.0) -> None:
+            found = watched.ask(entry, path, scale)
+            counts[f"{entry} {found['outcome']}"] += 1
             if found["outcome"] not in ("read", "refused"):
                 lines = found.get("words", "").strip().splitlines() or [""]
-                failures.append(f"{told} {door}: {found['outcome']}: {lines[-1]}")
+                failures.append(f"{case} {entry}: {found['outcome']}: {lines[-1]}")
                 say("\n".join([failures[-1], *lines[-8:]]))
                 if keep is not None:
-                    target = keep / f"{door}-{told.replace(' ', '-')}{path.suffix}"
+                    target = keep / f"{entry}-{case.replace(' ', '-')}{path.suffix}"
                     keep.mkdir(parents=True, exist_ok=True)
                     (shutil.copytree if path.is_dir() else shutil.copyfile)(
                         path, target, **({"dirs_exist_ok": True} if path.is_dir() else {})
@@ -314,8 +314,8 @@ def sweep(
             stem, _, suffix = name.rpartition(".")
             path = group / f"{stem}-{number:05d}.{suffix}"
             path.write_bytes(data)
-            for door in ("read", "vectors", "page"):
-                ask(door, path, f"{name} {number} {what}")
+            for entry in ("read", "vectors", "page"):
+                ask(entry, path, f"{name} {number} {what}")
         peak = watched.peak
     return {"counts": dict(sorted(counts.items())), "failures": failures, "peak": peak}
 

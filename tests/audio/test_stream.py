@@ -131,13 +131,13 @@ def test_arrays_and_tensors_are_streamed_as_files_are(tmp_path: Path, native: in
     path = tmp_path / "a.wav"
     soundfile.write(path, x, native, subtype="FLOAT")
     for start, seconds in [(0.0, None), (33.3, 4.0)]:
-        told = files.read(path, rate=16000, start=start, seconds=seconds)
+        expected = files.read(path, rate=16000, start=start, seconds=seconds)
         for sound in (x.T, torch.from_numpy(x.T), x.T.astype(">f8"), np.asfortranarray(x).T):
             with open_sound(sound, native, 16000, start=start, seconds=seconds) as opened:
-                assert opened.seconds == pytest.approx(len(told) / 16000)
+                assert opened.seconds == pytest.approx(len(expected) / 16000)
                 assert (opened.rate, opened.channels) == (native, channels)
                 blocks = list(opened.blocks())
-            np.testing.assert_allclose(np.concatenate(blocks), told, atol=1e-6)
+            np.testing.assert_allclose(np.concatenate(blocks), expected, atol=1e-6)
     half = torch.from_numpy(x.T).bfloat16()
     np.testing.assert_allclose(read_sound(half, native, native), half.float().mean(0).numpy(), atol=1e-6)
     assert read_sound(x[:, 0], None, 16000).shape == (len(x),)
@@ -147,8 +147,8 @@ def test_a_stream_that_cannot_seek_is_read_to_its_end(tmp_path: Path) -> None:
     path = write(tmp_path / "a.wav", noise(1))
     with subprocess.Popen(["cat", str(path)], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        heard = read_sound(process.stdout, None, 16000)
-    np.testing.assert_array_equal(heard, read_sound(path, None, 16000))
+        piped = read_sound(process.stdout, None, 16000)
+    np.testing.assert_array_equal(piped, read_sound(path, None, 16000))
 
 
 def test_a_long_sound_is_streamed_in_bounded_memory(tmp_path: Path) -> None:
@@ -271,8 +271,8 @@ def test_a_sound_that_is_open_already_is_taken_as_it_is(tmp_path: Path) -> None:
     with open_sound(path, None, 16000, start=1.0, seconds=1.5) as opened:
         assert opened.given == 0
         assert name_of(opened) == opened.name
-        told = files.read(path, rate=16000, start=1.0, seconds=1.5)
-        np.testing.assert_array_equal(read_sound(opened, None, 16000), told)
+        expected = files.read(path, rate=16000, start=1.0, seconds=1.5)
+        np.testing.assert_array_equal(read_sound(opened, None, 16000), expected)
         assert opened.given == 24000
 
 

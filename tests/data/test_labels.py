@@ -1,4 +1,4 @@
-"""Labels, sides and small training sets: against loops, and what cannot be is named."""
+"""Labels, splits and small training sets: against loops, and what cannot be is named."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def listed(labels: Sequence[str | None], header: dict[str, Any] | None = None, *
     return Catalogue.from_clips(clips, root="/d", header=header)
 
 
-def told(call: Callable[[], Any]) -> str:
+def error_of(call: Callable[[], Any]) -> str:
     with pytest.raises(CatalogueError) as error:
         call()
     return str(error.value)
@@ -56,13 +56,15 @@ def test_classes_are_compared_as_identifiers(caplog: pytest.LogCaptureFixture) -
     given = read_labels(made, classes=["e\u0301 b", "1.0"], missing="skip")
     assert given.names == ("e\u0301 b", "1.0")
     assert given.single.tolist() == [1, 1, 0, 0, -1]
-    assert "listed twice: é, e\u0301" in told(lambda: read_labels(made, classes=["é", "e\u0301", "1"], missing="skip"))
+    assert "listed twice: é, e\u0301" in error_of(
+        lambda: read_labels(made, classes=["é", "e\u0301", "1"], missing="skip")
+    )
     assert read_labels(listed(["Dog", "dog", "cat"])).names == ("Dog", "cat", "dog")
     assert caplog.messages == ["classes that differ only in upper and lower case: 'Dog', 'dog'"]
 
 
 def test_names_that_are_read_as_weights_are_pointed_out(caplog: pytest.LogCaptureFixture) -> None:
-    text = told(lambda: read_labels(listed(["call:0", "call:1"])))
+    text = error_of(lambda: read_labels(listed(["call:0", "call:1"])))
     assert "the same label: call ('call:0', 'call:1' are names with weights)" in text
     assert "if 'call:0', 'call:1' are names of classes, replace ':' by another sign" in text
     assert read_labels(listed(["call:0", "call:1", "song:0", "song:1"])).names == ("call", "song")
@@ -111,15 +113,15 @@ def test_texts_that_no_clip_has_any_more_say_nothing() -> None:
 
 def test_clips_without_a_label() -> None:
     some = listed(["a", None, "b", ";", "a"])
-    text = told(lambda: read_labels(some))
+    text = error_of(lambda: read_labels(some))
     assert "2 of 5 clips have no label: 1.wav, 3.wav" in text
     made = read_labels(some, missing="skip")
     assert made.known.tolist() == [True, False, True, False, True]
     assert made.single.tolist() == [0, -1, 1, -1, 0]
-    assert "none of the 2 clips has a label" in told(lambda: read_labels(listed([None, None]), missing="skip"))
-    sides = make_splits(some, labels=made)
-    assert sides.train.tolist() == [0, 2, 4]
-    assert sides.notes == ["2 clips without a label are left out"]
+    assert "none of the 2 clips has a label" in error_of(lambda: read_labels(listed([None, None]), missing="skip"))
+    splits = make_splits(some, labels=made)
+    assert splits.train.tolist() == [0, 2, 4]
+    assert splits.notes == ["2 clips without a label are left out"]
 
 
 @pytest.mark.parametrize(
@@ -166,53 +168,53 @@ def test_a_list_has_the_hash_of_its_lines() -> None:
     assert list_hash(["b.wav@3", "a/1.wav"]) != list_hash(["a/1.wav", "b.wav@3"])
 
 
-# sides
+# splits
 
 
-def places(sides: Splits) -> list[list[int]]:
-    return [rows.tolist() for _, rows in sides.items()]
+def rows_of(splits: Splits) -> list[list[int]]:
+    return [rows.tolist() for _, rows in splits.items()]
 
 
 def test_splits_by_any_of_their_names() -> None:
     names = [("train", "val", "eval"), ("Training", "dev", "Testing "), ("train", "valid", "evaluation")]
     for train, validation, test in names:
         made = listed(list("ababab"), split=[train, train, validation, test, train, test])
-        assert places(make_splits(made)) == [[0, 1, 4], [2], [3, 5]]
+        assert rows_of(make_splits(made)) == [[0, 1, 4], [2], [3, 5]]
     audioset = listed(list("ababab"), split=["balanced", "unbalanced", "test", "balanced", None, "strange"])
-    sides = make_splits(audioset)
-    assert places(sides) == [[0, 1, 3], [], [2]]
-    assert sides.notes == ["1 clips of split strange are not used", "1 clips without a split are not used"]
-    sides = make_splits(audioset, train=["balanced"], validation=["strange"], test=["eval"])
-    assert places(sides) == [[0, 3], [5], [2]]
-    assert sides.notes[0] == "1 clips of split unbalanced are not used"
-    assert places(make_splits(listed(list("abab")))) == [[0, 1, 2, 3], [], []]
+    splits = make_splits(audioset)
+    assert rows_of(splits) == [[0, 1, 3], [], [2]]
+    assert splits.notes == ["1 clips of split strange are not used", "1 clips without a split are not used"]
+    splits = make_splits(audioset, train=["balanced"], validation=["strange"], test=["eval"])
+    assert rows_of(splits) == [[0, 3], [5], [2]]
+    assert splits.notes[0] == "1 clips of split unbalanced are not used"
+    assert rows_of(make_splits(listed(list("abab")))) == [[0, 1, 2, 3], [], []]
 
 
 def test_splits_that_cannot_be() -> None:
     made = listed(list("abab"), split=["train", "train", "holdout", "test"])
-    text = told(lambda: make_splits(made, validation=["holdot"]))
+    text = error_of(lambda: make_splits(made, validation=["holdot"]))
     assert "no split holdot; did you mean holdout?" in text
     assert "train (2 clips), holdout (1 clips), test (1 clips)" in text
-    assert "named for train and for test" in told(lambda: make_splits(made, test=["training"]))
-    assert "no split is one of train, balanced" in told(lambda: make_splits(made.subset([2, 3])))
-    assert "the catalogue has no splits" in told(lambda: make_splits(listed(list("ab")), test=["holdout"]))
+    assert "named for train and for test" in error_of(lambda: make_splits(made, test=["training"]))
+    assert "no split is one of train, balanced" in error_of(lambda: make_splits(made.subset([2, 3])))
+    assert "the catalogue has no splits" in error_of(lambda: make_splits(listed(list("ab")), test=["holdout"]))
     some = listed([None, None, "a", "b"], split=["train", "train", "test", "test"])
-    assert "train on has a label" in told(lambda: make_splits(some, labels=read_labels(some, missing="skip")))
+    assert "train on has a label" in error_of(lambda: make_splits(some, labels=read_labels(some, missing="skip")))
 
 
 def test_folds() -> None:
     made = listed(list("ab") * 6, fold=[str(i % 11) for i in range(12)])
     assert folds(made) == [str(i) for i in range(11)]
-    sides = make_splits(made, fold="0")
-    assert places(sides) == [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10], [], [0, 11]]
-    assert "there is no fold 12" in told(lambda: make_splits(made, fold="12"))
-    assert "no folds" in told(lambda: folds(listed(list("ab"))))
-    assert "only one fold" in told(lambda: folds(listed(list("ab"), fold=["1", "1"])))
-    text = told(lambda: folds(listed(list("abc"), fold=["1", "2", "4"])))
+    splits = make_splits(made, fold="0")
+    assert rows_of(splits) == [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10], [], [0, 11]]
+    assert "there is no fold 12" in error_of(lambda: make_splits(made, fold="12"))
+    assert "no folds" in error_of(lambda: folds(listed(list("ab"))))
+    assert "only one fold" in error_of(lambda: folds(listed(list("ab"), fold=["1", "1"])))
+    text = error_of(lambda: folds(listed(list("abc"), fold=["1", "2", "4"])))
     assert "folds without a clip: 3" in text
     assert "there are 1 (1 clips), 2 (1 clips), 4 (1 clips)" in text
     lost = listed(list("abc"), fold=["x", "y", "z"]).subset([0, 2])
-    assert "folds without a clip: y" in told(lambda: make_splits(lost, fold="x"))
+    assert "folds without a clip: y" in error_of(lambda: make_splits(lost, fold="x"))
     partly = listed(list("abc"), fold=["1", "2", None])
     assert make_splits(partly, fold="1").notes == ["1 clips without a fold are left out"]
 
@@ -220,15 +222,15 @@ def test_folds() -> None:
 def test_a_share_is_held_out_by_class() -> None:
     texts = ["a"] * 100 + ["b"] * 50 + ["c"] * 10 + ["d"]
     made = listed(texts)
-    sides = make_splits(made, share=0.2, seed=3)
-    held = Counter(texts[row] for row in sides.validation.tolist())
+    splits = make_splits(made, share=0.2, seed=3)
+    held = Counter(texts[row] for row in splits.validation.tolist())
     assert abs(held["a"] - 20) <= 1
     assert abs(held["b"] - 10) <= 1
     assert abs(held["c"] - 2) <= 1
     assert held["d"] == 0
-    assert sorted([*sides.train, *sides.validation]) == [*range(161)]
-    assert places(make_splits(made, share=0.2, seed=3)) == places(sides)
-    assert places(make_splits(made, share=0.2, seed=4)) != places(sides)
+    assert sorted([*splits.train, *splits.validation]) == [*range(161)]
+    assert rows_of(make_splits(made, share=0.2, seed=3)) == rows_of(splits)
+    assert rows_of(make_splits(made, share=0.2, seed=4)) != rows_of(splits)
     given = listed(texts, split=["train"] * 100 + ["val"] * 61)
     assert len(make_splits(given, share=0.2).validation) == 61
 
@@ -238,35 +240,35 @@ def test_a_held_out_share_keeps_groups_whole() -> None:
     groups = [f"g{i}" if i else None for i in rng.integers(0, 40, 800)]
     made = listed([NAMES[i] for i in rng.integers(0, 4, 800)], group=groups)
     labels = read_labels(made)
-    sides = make_splits(made, share=0.25, labels=labels)
-    assert 0.2 < len(sides.validation) / 800 < 0.3
-    assert check_splits(labels, sides, made.groups) == []
+    splits = make_splits(made, share=0.25, labels=labels)
+    assert 0.2 < len(splits.validation) / 800 < 0.3
+    assert check_splits(labels, splits, made.groups) == []
     # A class that one group alone has stays in training.
     one = listed(["a"] * 9 + ["b"] * 3, group=[*"111222333", "4", "4", "4"])
     for seed in range(8):
         assert {9, 10, 11} <= {*make_splits(one, share=0.3, seed=seed).train.tolist()}
     # Groups too large for the share: the smallest, and a note.
     few_groups = listed(["a", "b"] * 20, group=["x"] * 16 + ["y"] * 24)
-    sides = make_splits(few_groups, share=0.1)
-    assert sides.validation.tolist() == [*range(16)]
-    assert sides.notes == ["40% of the training clips are held out, not 10%: groups stay together"]
-    text = told(lambda: make_splits(listed(["a", "b"] * 4, group=["x"] * 8), share=0.1))
+    splits = make_splits(few_groups, share=0.1)
+    assert splits.validation.tolist() == [*range(16)]
+    assert splits.notes == ["40% of the training clips are held out, not 10%: groups stay together"]
+    text = error_of(lambda: make_splits(listed(["a", "b"] * 4, group=["x"] * 8), share=0.1))
     assert "8 training clips in 1 groups cannot be held out" in text
-    assert "share of 1.5" in told(lambda: make_splits(few_groups, share=1.5))
+    assert "share of 1.5" in error_of(lambda: make_splits(few_groups, share=1.5))
 
 
-def test_sides_that_leak_or_cannot_be_learned_from() -> None:
+def test_splits_that_leak_or_cannot_be_learned_from() -> None:
     split = ["train", "train", "val", "test", "test"]
     made = listed(["a", "b", "c", "a", "d"], split=split)
-    assert "1 of 4 classes are in validation and not in train: c (1 clips)" in told(
+    assert "1 of 4 classes are in validation and not in train: c (1 clips)" in error_of(
         lambda: check_splits(read_labels(made), make_splits(made), None)
     )
     made = listed(list("abaaa"), split=split, group=["1", "2", None, "1", None])
-    labels, sides = read_labels(made), make_splits(made)
+    labels, splits = read_labels(made), make_splits(made)
     for groups in (made.groups, made.column("group")):
-        text = told(lambda groups=groups: check_splits(labels, sides, groups))  # type: ignore[misc]
+        text = error_of(lambda groups=groups: check_splits(labels, splits, groups))  # type: ignore[misc]
         assert "1 groups are in train and in test: 1 (1 and 1 clips)" in text
-    assert check_splits(labels, sides, made.groups, allow_shared_groups=True) == [
+    assert check_splits(labels, splits, made.groups, allow_shared_groups=True) == [
         "1 of 2 classes have no test clips: b"
     ]
 
@@ -275,20 +277,20 @@ def test_sides_that_leak_or_cannot_be_learned_from() -> None:
 def test_a_group_spelt_in_two_ways_is_one(one: str, other: str) -> None:
     split = ["train", " Train", "test ", "TEST"]
     made = listed(["a", "b", "a ", "b"], split=split, group=[one, "x", other, "y"])
-    labels, sides = read_labels(made), make_splits(made)
-    assert "1 groups are in train and in test" in told(lambda: check_splits(labels, sides, made.groups))
+    labels, splits = read_labels(made), make_splits(made)
+    assert "1 groups are in train and in test" in error_of(lambda: check_splits(labels, splits, made.groups))
     kept = listed(list("abab"), fold=["1", "2.0", "1.0 ", "2"])
     assert folds(kept) == ["1", "2"]
     assert make_splits(kept, fold=" 1.0").test.tolist() == [0, 2]
 
 
-def test_sides_without_the_classes_that_are_not_trained() -> None:
+def test_splits_without_the_classes_that_are_not_trained() -> None:
     split = ["train", "train", "val", "test", "test", "test"]
     made = listed(["a", "b", "c", "a", "d", "c"], split=split)
-    labels, sides = read_labels(made), make_splits(made)
-    text = told(lambda: check_splits(labels, sides, None))
+    labels, splits = read_labels(made), make_splits(made)
+    text = error_of(lambda: check_splits(labels, splits, None))
     assert "--sides.unseen-classes skip (asit finetune), --unseen-classes skip (asit evaluate)" in text
-    found = drop_unseen_classes(labels, sides)
+    found = drop_unseen_classes(labels, splits)
     assert [rows.tolist() for _, rows in found.items()] == [[0, 1], [], [3]]
     assert found.unseen == ("c", "d")
     assert found.notes == ["2 of 4 classes have no training clip: c, d; their 3 validation and test clips are left out"]
@@ -300,14 +302,14 @@ def test_sides_without_the_classes_that_are_not_trained() -> None:
     assert drop_unseen_classes(labels.take([0, 1, 3]), found) is found
 
 
-# few
+# subsample
 
 
 def classes_in(labels: Labels, rows: Sequence[int] | np.ndarray[Any, Any]) -> set[int]:
     return {int(i) for i in labels.take(np.asarray(rows, np.int64)).indices}
 
 
-def test_few_of_single_labels_is_stratified_and_nested() -> None:
+def test_subsample_of_single_labels_is_stratified_and_nested() -> None:
     rng = np.random.default_rng(1)
     texts = [NAMES[i] for i in rng.choice(4, 1000, p=[0.6, 0.3, 0.097, 0.003])]
     labels, rows = read_labels(listed(texts)), np.arange(0, 1000, 2)
@@ -330,7 +332,7 @@ def test_few_of_single_labels_is_stratified_and_nested() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=3), min_size=3, max_size=60), st.integers(0, 9))
-def test_few_of_several_labels_keeps_every_class_and_is_nested(drawn: list[list[str]], seed: int) -> None:
+def test_subsample_of_several_labels_keeps_every_class_and_is_nested(drawn: list[list[str]], seed: int) -> None:
     texts = [";".join(names) or "a:0" for names in drawn]
     labels = read_labels(listed(texts), "multi", classes=[*"abcdefgh"])
     rows = np.arange(len(drawn))
@@ -347,14 +349,14 @@ def test_few_of_several_labels_keeps_every_class_and_is_nested(drawn: list[list[
         before = {*now.tolist()}
 
 
-def test_few_of_what_cannot_be() -> None:
+def test_subsample_of_what_cannot_be() -> None:
     labels = read_labels(listed(list("ab")))
     for how in ({}, {"share": 0.5, "per_class": 1}, {"share": 0.0}, {"share": 1.5}, {"per_class": 0}):
-        assert "share=" in told(lambda how=how: subsample(labels, [0, 1], seed=0, **how))  # type: ignore[misc]
+        assert "share=" in error_of(lambda how=how: subsample(labels, [0, 1], seed=0, **how))  # type: ignore[misc]
 
 
 @pytest.mark.usefixtures("no_global_draws")
-def test_draws_hang_on_the_seed_alone() -> None:
+def test_draws_depend_on_the_seed_alone() -> None:
     made = listed(list("abab") * 10)
     labels = read_labels(made)
     make_splits(made, share=0.2, labels=labels)

@@ -172,9 +172,9 @@ def test_silent_files_are_kept_where_they_are_wanted(sounds: Path, damaged: dict
 def test_too_many_bad_files_stop_the_scan_and_are_counted(
     sounds: Path, damaged: dict[str, str], tmp_path: Path
 ) -> None:
-    with pytest.raises(CatalogueError) as told:
+    with pytest.raises(CatalogueError) as caught:
         make(sounds)
-    text = str(told.value)
+    text = str(caught.value)
     assert "12 of the 24 files" in text
     assert "3 truncated" in text
     assert "2 silent" in text
@@ -234,7 +234,7 @@ def test_mean_and_std_are_those_of_an_outside_log_mel(tmp_path: Path) -> None:
     assert made.header["statistics_clips"] == 5
 
 
-def test_statistics_hang_on_the_seed_alone(sounds: Path, tmp_path: Path) -> None:
+def test_statistics_depend_on_the_seed_alone(sounds: Path, tmp_path: Path) -> None:
     noise(sounds / "long.wav", 25.0, 8000)
     for i in range(20):  # three processes are not started for a handful of files
         noise(sounds / f"more{i}.wav", 0.1)
@@ -314,7 +314,7 @@ def test_only_the_part_is_measured(tones: Path, tmp_path: Path) -> None:
             assert made.header["statistics_clips"] == 1
 
 
-def test_a_stopped_scan_of_parts_goes_on(tones: Path, tmp_path: Path) -> None:
+def test_a_stopped_scan_of_parts_resumes(tones: Path, tmp_path: Path) -> None:
     rows = [TableRow(str(tones), start=i / 10, end=i / 10 + 0.1) for i in range(9)]
     rows += [TableRow(str(tones), start=2.5), TableRow(str(tones), end=1.0)]
     make(tones.parent, rows=rows, out=tmp_path / "whole.jsonl")
@@ -446,7 +446,7 @@ def stopped(source: Path, out: Path, after: int, how: str, sampled: int = 0) -> 
     )
 
 
-def test_a_killed_scan_goes_on_and_ends_the_same(sounds: Path, damaged: dict[str, str], tmp_path: Path) -> None:
+def test_a_killed_scan_resumes_and_ends_the_same(sounds: Path, damaged: dict[str, str], tmp_path: Path) -> None:
     how: dict[str, Any] = {"bad_files": 0.5, "checksum": True}
     make(sounds, out=tmp_path / "whole.jsonl", **how)
     out = tmp_path / "c.jsonl"
@@ -465,7 +465,7 @@ def test_a_killed_scan_goes_on_and_ends_the_same(sounds: Path, damaged: dict[str
     assert not partial.exists()
 
 
-def test_changed_added_and_removed_files_are_noticed_on_going_on(sounds: Path, tmp_path: Path) -> None:
+def test_changed_added_and_removed_files_are_noticed_on_resume(sounds: Path, tmp_path: Path) -> None:
     out = tmp_path / "c.jsonl"
 
     def stop(done: int, total: int, bad: int) -> None:
@@ -490,7 +490,7 @@ def test_changed_added_and_removed_files_are_noticed_on_going_on(sounds: Path, t
     assert out.read_bytes() == resumed
 
 
-def test_ctrl_c_says_how_to_go_on(sounds: Path, tmp_path: Path) -> None:
+def test_ctrl_c_says_how_to_resume(sounds: Path, tmp_path: Path) -> None:
     result = stopped(sounds, tmp_path / "c.jsonl", 3, "SIGINT")
     assert "KeyboardInterrupt: stopped after" in result.stderr
     assert "c.jsonl.partial" in result.stderr
@@ -498,7 +498,7 @@ def test_ctrl_c_says_how_to_go_on(sounds: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "c.jsonl").exists()
 
 
-def test_other_settings_do_not_go_on_from_a_stopped_scan(sounds: Path, tmp_path: Path) -> None:
+def test_other_settings_do_not_resume_a_stopped_scan(sounds: Path, tmp_path: Path) -> None:
     def stop(done: int, total: int, bad: int) -> None:
         raise KeyboardInterrupt
 

@@ -134,7 +134,7 @@ def test_a_video_that_begins_with_y_is_not_cut(tmp_path: Path, lay: Lay) -> None
     assert at["Yabcdefghij_.wav"] == "Speech"
 
 
-def test_two_files_of_one_video_are_told(tmp_path: Path, lay: Lay) -> None:
+def test_two_files_of_one_video_are_reported(tmp_path: Path, lay: Lay) -> None:
     make(tmp_path, lay)
     lay(tmp_path, ["more/-0xzrMun0Rs.flac", "more/Y-0xzrMun0Rs_30.wav"])
     found = read(tmp_path)

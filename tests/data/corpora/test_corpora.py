@@ -56,7 +56,7 @@ def test_the_verb_refuses(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sounds").mkdir()
     assert cli.main(["catalogue", *arguments.split(), "--out", "c.jsonl"]) == 2
-    told = capsys.readouterr().err
-    assert said in told
-    assert "fix:" in told
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert "fix:" in printed
     assert not (tmp_path / "c.jsonl").exists()

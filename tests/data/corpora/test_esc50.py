@@ -94,9 +94,9 @@ def test_the_folds_serve_cross_validation(tmp_path: Path, lay: Lay) -> None:
     )
     assert folds(made) == ["1", "2", "3", "4", "5"]
     for fold in folds(made):
-        sides = make_splits(made, fold=fold)
-        assert [len(rows) for _, rows in sides.items()] == [8, 0, 2]
-        check_splits(read_labels(made), sides, made.groups)
+        splits = make_splits(made, fold=fold)
+        assert [len(rows) for _, rows in splits.items()] == [8, 0, 2]
+        check_splits(read_labels(made), splits, made.groups)
 
 
 def test_missing_clips_are_counted_and_named(tmp_path: Path, lay: Lay) -> None:
@@ -121,7 +121,7 @@ def test_missing_clips_are_counted_and_named(tmp_path: Path, lay: Lay) -> None:
     assert found.header()["corpus"]["missing"] == 3
 
 
-def test_nothing_there_is_refused_even_when_told(tmp_path: Path, lay: Lay) -> None:
+def test_nothing_there_is_refused_even_as_incomplete(tmp_path: Path, lay: Lay) -> None:
     root = make(tmp_path, lay)
     for path in (root / "audio").iterdir():
         path.unlink()
@@ -130,7 +130,7 @@ def test_nothing_there_is_refused_even_when_told(tmp_path: Path, lay: Lay) -> No
     assert "--incomplete" not in str(error.value)
 
 
-def test_a_shorter_list_is_told(tmp_path: Path, lay: Lay) -> None:
+def test_a_shorter_list_is_reported(tmp_path: Path, lay: Lay) -> None:
     with pytest.raises(CatalogueError, match=r"fold 5 0 of 2 clips \(2 missing\)"):
         read(make(tmp_path, lay, rows=lines()[:8]))
 
@@ -169,7 +169,7 @@ def test_a_damaged_list(tmp_path: Path, lay: Lay, change: Callable[[list[str]], 
         read(make(tmp_path, lay, rows=change(lines())))
 
 
-def test_another_folder_is_told_by_what_it_holds(tmp_path: Path) -> None:
+def test_another_folder_is_reported_by_what_it_holds(tmp_path: Path) -> None:
     (tmp_path / "ESC-50-master.zip").write_bytes(b"")
     with pytest.raises(CatalogueError) as error:
         esc50.read(tmp_path)
@@ -199,8 +199,8 @@ def test_from_the_command_line(tmp_path: Path, lay: Lay, capsys: pytest.CaptureF
     assert "fold 1 50 of 400 clips (350 missing)" in capsys.readouterr().err
     assert not out.exists()
     assert cli.main([*arguments, "--incomplete"]) == 0
-    told = capsys.readouterr().out
-    assert "fold 1         50 of       400" in told
+    printed = capsys.readouterr().out
+    assert "fold 1         50 of       400" in printed
     made = Catalogue.read(out)
     assert list(made.labels) == [f"class {target}" for target in range(50)]
     assert set(made.texts("fold")) == {"1"}

@@ -195,11 +195,13 @@ def test_version_one_not_whole(tmp_path: Path, lay: Lay) -> None:
     assert found.found == {"train": 4, "validation": 2, "test": 4}
 
 
-def test_a_list_that_the_hash_contradicts_is_told(tmp_path: Path, lay: Lay) -> None:
+def test_a_list_that_the_hash_contradicts_is_reported(tmp_path: Path, lay: Lay) -> None:
     v1(tmp_path, lay)
     (tmp_path / "speech_commands_v0.01" / "validation_list.txt").write_text("\n".join([*VALIDATION, TRAIN[0]]))
-    told = read_v1(tmp_path).notes[0]
-    assert told == f"1 clips of validation_list.txt are in another split by their hash: {TRAIN[0].removesuffix('.wav')}"
+    printed = read_v1(tmp_path).notes[0]
+    assert (
+        printed == f"1 clips of validation_list.txt are in another split by their hash: {TRAIN[0].removesuffix('.wav')}"
+    )
 
 
 def test_words_of_the_other_version(tmp_path: Path, lay: Lay) -> None:
@@ -229,10 +231,10 @@ def test_version_one_from_the_command_line(tmp_path: Path, lay: Lay, capsys: pyt
         **{("_silence_", "validation"): 1, ("yes", "test"): 1, ("no", "test"): 1},
         **{("_unknown_", "test"): 1, ("_silence_", "test"): 1},
     }
-    labels, sides = read_labels(made), make_splits(made)
+    labels, splits = read_labels(made), make_splits(made)
     assert labels.names == ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go", UNKNOWN, SILENCE)
-    check_splits(labels, sides, made.groups)  # the recordings of silence are on two sides, and have no group
-    assert [len(rows) for _, rows in sides.items()] == [5, 4, 4]
+    check_splits(labels, splits, made.groups)  # the recordings of silence are in two splits, and have no group
+    assert [len(rows) for _, rows in splits.items()] == [5, 4, 4]
     [cut] = [clip for clip in clips if clip.label == "_silence_" and clip.split == "validation"]
     assert cut.seconds == pytest.approx(1.0)
     assert cut.start > 0
