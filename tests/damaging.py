@@ -51,11 +51,8 @@ def recordings() -> dict[str, bytes]:
         except soundfile.LibsndfileError:  # an older libsndfile writes no MP3
             continue
         found[name] = buffer.getvalue()
-    for name, container, codec in (
-        ("aac.m4a", "mp4", "aac"),
-        ("opus.webm", "webm", "libopus"),
-        ("raw.aac", "adts", "aac"),
-    ):
+    others = {"aac.m4a": ("mp4", "aac"), "opus.webm": ("webm", "libopus"), "raw.aac": ("adts", "aac")}
+    for name, (container, codec) in others.items():
         if (data := _by_av(container, codec)) is not None:
             found[name] = data
     return found
@@ -82,22 +79,9 @@ def _by_av(container: str, codec: str) -> bytes | None:
 # Mutators -----------------------------------------------------------------------------------------------------------
 
 _EXTREMES = (
-    0,
-    1,
-    2,
-    0x7F,
-    0x80,
-    0xFF,
-    0x7FFF,
-    0x8000,
-    0xFFFF,
-    0x7FFFFFFF,
-    0x80000000,
-    0xFFFFFFFF,
-    1 << 62,
-    (1 << 64) - 1,
-)
-_MARKS = (
+    0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1 << 62, (1 << 64) - 1,
+)  # fmt: skip
+_NAMES = (
     b"fmt ", b"data", b"fact", b"ds64", b"LIST", b"COMM", b"SSND", b"desc", b"pakt", b"kuki", b"mdhd", b"mvhd", b"tkhd",
     b"stts", b"stsz", b"stsc", b"stco", b"stsd", b"esds", b"elst", b"moov", b"mdat", b"OpusHead", b"vorbis", b"Xing",
     b"Info", b"OggS", b"ustar",
@@ -118,7 +102,7 @@ def truncate(data: bytearray, rng: np.random.Generator) -> bytearray:
 
 
 def insert(data: bytearray, rng: np.random.Generator) -> bytearray:
-    """Noise, zeros or a part of the file itself, put in anywhere."""
+    """Noise, zeros or a part of the file itself, inserted anywhere."""
     at, size = int(rng.integers(len(data))), int(2 ** rng.uniform(0, 12))
     first = int(rng.integers(len(data)))
     what = (rng.bytes(size), bytes(size), bytes(data[first : first + size]))[int(rng.integers(3))]
@@ -126,18 +110,18 @@ def insert(data: bytearray, rng: np.random.Generator) -> bytearray:
 
 
 def delete(data: bytearray, rng: np.random.Generator) -> bytearray:
-    """A part taken out."""
+    """A part removed."""
     at = int(rng.integers(len(data)))
     return data[:at] + data[at + int(2 ** rng.uniform(0, 12)) :]
 
 
 def set_field(data: bytearray, rng: np.random.Generator) -> bytearray:
-    """One to three numbers of the header, or near a chunk's mark, set to an extreme value."""
-    places = [at for mark in _MARKS if (at := data.find(mark)) >= 0]
+    """One to three numbers of the header, or near a chunk's name, set to an extreme value."""
+    found = [at for name in _NAMES if (at := data.find(name)) >= 0]
     for _ in range(int(rng.integers(1, 4))):
         at = int(rng.integers(64))
-        if places and rng.random() < 0.6:
-            at = places[int(rng.integers(len(places)))] + 4 + int(rng.integers(32))
+        if found and rng.random() < 0.6:
+            at = found[int(rng.integers(len(found)))] + 4 + int(rng.integers(32))
         size = int(rng.choice([1, 2, 4, 8]))
         value = _EXTREMES[int(rng.integers(len(_EXTREMES)))] & ((1 << 8 * size) - 1)
         if at + size <= len(data):
@@ -146,7 +130,7 @@ def set_field(data: bytearray, rng: np.random.Generator) -> bytearray:
 
 
 def swap(data: bytearray, rng: np.random.Generator) -> bytearray:
-    """Two stretches of equal length change places."""
+    """Two parts of equal length, exchanged."""
     size = int(rng.integers(1, max(2, len(data) // 3)))
     a, b = sorted(int(x) for x in rng.integers(0, max(1, len(data) - size), 2))
     if b - a >= size:
@@ -155,7 +139,7 @@ def swap(data: bytearray, rng: np.random.Generator) -> bytearray:
 
 
 def overwrite(data: bytearray, rng: np.random.Generator) -> bytearray:
-    """A stretch of zeros, of ones or of noise."""
+    """A part overwritten with zeros, ones or noise."""
     at, size = int(rng.integers(len(data))), int(2 ** rng.uniform(2, 11))
     size = min(size, len(data) - at)
     data[at : at + size] = (bytes(size), b"\xff" * size, rng.bytes(size))[int(rng.integers(3))]
@@ -163,7 +147,7 @@ def overwrite(data: bytearray, rng: np.random.Generator) -> bytearray:
 
 
 def extreme_samples(data: bytearray, rng: np.random.Generator) -> bytearray:
-    """Floats that are huge, infinite or no number, somewhere behind the header."""
+    """Floats that are huge, infinite or no number, somewhere after the header."""
     values = (3e38, -3e38, float("inf"), float("nan"), 1e30, 1e-42, 32767.0)
     for _ in range(int(rng.integers(1, 6))):
         form = ("<f", ">f", "<d")[int(rng.integers(3))]
@@ -173,7 +157,7 @@ def extreme_samples(data: bytearray, rng: np.random.Generator) -> bytearray:
 
 
 def append(data: bytearray, rng: np.random.Generator) -> bytearray:
-    """A copy of itself, noise or zeros behind the end."""
+    """A copy of itself, noise or zeros after the end."""
     return data + (bytes(data), rng.bytes(3000), bytes(3000))[int(rng.integers(3))]
 
 
@@ -202,14 +186,10 @@ def tars() -> list[bytes]:
     made, found = recordings(), []
     for kind in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
         buffer = io.BytesIO()
-        names = {
-            "a.wav": made["pcm16.wav"],
-            "a.cls": b"dog",
-            "b.flac": made["mono.flac"],
-            "b.json": b'{"label": "cat"}',
-        }
+        members = {"a.wav": made["pcm16.wav"], "a.cls": b"dog", "b.flac": made["mono.flac"]}
+        members |= {"b.json": b'{"label": "cat"}', "c" * 150 + ".wav": made["float.wav"]}
         with tarfile.open(fileobj=buffer, mode="w", format=kind) as archive:
-            for name, data in (names | {"c" * 150 + ".wav": made["float.wav"]}).items():
+            for name, data in members.items():
                 header = tarfile.TarInfo(name)
                 header.size = len(data)
                 archive.addfile(header, io.BytesIO(data))
@@ -246,17 +226,14 @@ def tar_mutant(data: bytes, number: int) -> bytes:
     return bytes(out)
 
 
-def _crc_table() -> list[int]:
-    table = []
-    for byte in range(256):
-        value = byte << 24
-        for _ in range(8):
-            value = (value << 1) ^ (0x04C11DB7 if value & 0x80000000 else 0)
-        table.append(value & 0xFFFFFFFF)
-    return table
+def _crc(byte: int) -> int:
+    value = byte << 24
+    for _ in range(8):
+        value = (value << 1) ^ (0x104C11DB7 if value & 0x80000000 else 0)
+    return value
 
 
-_CRC = _crc_table()
+_CRC = [_crc(byte) for byte in range(256)]
 
 
 def _with_page_sums(data: bytearray) -> bytearray:

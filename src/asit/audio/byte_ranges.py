@@ -95,7 +95,7 @@ class SplicedFile(io.RawIOBase):
 
 def syncsafe(digits: bytes) -> int:
     """Decode a number of ID3: seven bits in each byte."""
-    return sum((byte & 127) << 7 * place for place, byte in enumerate(reversed(digits)))
+    return sum((byte & 127) << 7 * i for i, byte in enumerate(reversed(digits)))
 
 
 def after_id3(file: ByteReader) -> int:

@@ -26,16 +26,16 @@ def recordings(file: ByteReader, start: int) -> list[tuple[ByteRange, ...]]:
 
     A header with fewer samples than its last frame says is replaced by one without a length.
     """
-    places = [start]
+    starts = [start]
     if file.size - start <= _SEARCHED:
         body = file.at(start, file.size - start)
         for first in (_FIRST, _FIRST[:4] + b"\x80" + _FIRST[5:]):
             at = body.find(first, _HEADER)
             while at >= 0:
-                places.append(start + at)
+                starts.append(start + at)
                 at = body.find(first, at + _HEADER)
-    places = sorted(places)[: RECORDINGS + 1]
-    return [_parts(file, at, end) for at, end in zip(places, [*places[1:], file.size], strict=True)]
+    starts = sorted(starts)[: RECORDINGS + 1]
+    return [_parts(file, at, end) for at, end in zip(starts, [*starts[1:], file.size], strict=True)]
 
 
 def _parts(file: ByteReader, start: int, end: int) -> tuple[ByteRange, ...]:

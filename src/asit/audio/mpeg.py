@@ -206,12 +206,12 @@ def _next(file: ByteReader, at: int, end: int, kind: tuple[int, int] | None) -> 
         block = file.at(at, min(4096, end - at))
         if not block:
             return None
-        place = block.find(b"\xff")
-        while place >= 0:
-            found = begins(file, at + place)
+        i = block.find(b"\xff")
+        while i >= 0:
+            found = begins(file, at + i)
             if found is not None and (kind is None or found.kind == kind):
-                return at + place, found
-            place, tried = block.find(b"\xff", place + 1), tried + 1
+                return at + i, found
+            i, tried = block.find(b"\xff", i + 1), tried + 1
         at += len(block)
     return None
 

@@ -154,9 +154,9 @@ def _codec(packet: bytes) -> str:
 def _page_after(file: ByteReader, at: int) -> int:
     while at < file.size:
         block = file.at(at, 1 << 16)
-        place = block.find(b"OggS")
-        if place >= 0:
-            return at + place
+        i = block.find(b"OggS")
+        if i >= 0:
+            return at + i
         at += max(1, len(block) - 3)
     return file.size
 

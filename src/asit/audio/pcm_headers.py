@@ -128,9 +128,9 @@ def _aiff(file: ByteReader) -> Found | None:
             block = max(1, channels * ((bits + 7) // 8))
             offset = min(struct.unpack(">I", file.at(at, 4))[0], 1 << 16)
             head = partial(_aiff_head, file.at(8, 4), common, block)
-            said = size - 8 - offset if size >= 8 + offset else 0
+            stated = size - 8 - offset if size >= 8 + offset else 0
             # An unfinished header has no samples in both fields.
-            return _compare(file, at + 8 + offset, 0 if frames == 0 and said == 0 else said, block, ">I", 2, head)
+            return _compare(file, at + 8 + offset, 0 if frames == 0 and stated == 0 else stated, block, ">I", 2, head)
     return None
 
 
@@ -247,7 +247,7 @@ def _after(file: ByteReader, end: int, layout: str, even: int) -> tuple[bool, in
     for at in {end, end + (-end % even)}:
         chain = _chain(file, at, layout, even)
         if chain is not None:
-            again = next((place for name, place in chain if name in _AGAIN), None)
+            again = next((at for name, at in chain if name in _AGAIN), None)
             return False, again
     return True, None
 

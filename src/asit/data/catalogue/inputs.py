@@ -87,13 +87,13 @@ class InputReader:
 
     def __init__(self, items: Sequence[Item]) -> None:
         self.items = items
-        self.ahead = range_reader.ReadAhead(map(_place, items))
+        self.ahead = range_reader.ReadAhead(map(_span, items))
 
     def __call__(self, index: int) -> str | bytes:
         """Return `Item.sound` of an item; raises the same errors."""
         item = self.items[index]
-        place = _place(item) if index in self.ahead else None
-        return item.sound() if place is None else self.ahead.read(index, place)
+        span = _span(item) if index in self.ahead else None
+        return item.sound() if span is None else self.ahead.read(index, span)
 
     @contextmanager
     def open(self, index: int, settings: FrontEndSettings) -> Iterator[OpenSound]:
@@ -107,7 +107,7 @@ class InputReader:
             yield sound
 
 
-def _place(item: Item) -> range_reader.ByteSpan | None:
+def _span(item: Item) -> range_reader.ByteSpan | None:
     if item.fault is not None or item.offset is None or item.size is None:
         return None
     return range_reader.ByteSpan(item.path, item.offset, item.size)
@@ -234,8 +234,8 @@ def _of_pattern(pattern: str, left: Counter[str]) -> Iterator[Item]:
             others[listing.suffix_of(path)] += 1
             continue
         for item in found:  # a folder and what is in it may both match, and links may lead to either again
-            if (place := (real(item.path), item.member)) not in given:
-                given.add(place)
+            if (key := (real(item.path), item.member)) not in given:
+                given.add(key)
                 yield item
     if not given:
         raise listing.no_audio("pattern", pattern, others)
@@ -284,8 +284,8 @@ def _of_shard(path: str, name: str, left: Counter[str]) -> Iterator[Item]:
         raise listing.no_audio("tar file", path, shard.others)
     left.update({suffix: count for suffix, count in shard.others.items() if suffix not in tar_reader.SIDECARS})
     for member in shard.members:
-        place = member.name, member.offset, member.size
-        yield Item(f"{name}/{member.name}", path, *place, fault=member.fault, listed=storage.is_url(path))
+        where = member.name, member.offset, member.size
+        yield Item(f"{name}/{member.name}", path, *where, fault=member.fault, listed=storage.is_url(path))
     if shard.fault is not None:
         yield Item(name, path, fault=shard.fault)
 
