@@ -94,7 +94,7 @@ def test_a_subclass_names_its_model_as_the_documentation_says(folder: Path) -> N
 def test_what_is_not_audio_is_refused(encoder: asit.xares.AsitEncoder) -> None:
     with pytest.raises(AudioError, match="audio of shape"):
         encoder(torch.zeros(1, 2, 3))
-    with pytest.raises(AudioError, match=r"\(8000, 2\)(.|\n)*turn the axes"):
+    with pytest.raises(AudioError, match=r"\(8000, 2\)(.|\n)*transpose it"):
         encoder(torch.zeros(8000, 2))
 
 

@@ -186,7 +186,7 @@ def test_ogg_beside_other_streams_is_its_sound() -> None:
     for one in pages[1:]:
         mixed += page(8, b"picture" * 60) + one
     assert np.array_equal(read(mixed), read(content))
-    with pytest.raises(AudioFileError, match="has no sound in it, but skeleton, theora"):
+    with pytest.raises(AudioFileError, match="has no audio, but skeleton, theora"):
         probe(page(7, b"fishead\0" + bytes(56), True) + page(8, b"\x80theora" + bytes(35), True))
     assert np.array_equal(read(content + b"TAG" + bytes(125)), read(content))
 

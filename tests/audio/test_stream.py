@@ -205,7 +205,7 @@ class Gone(io.BytesIO):
         (np.float32([0, np.nan, np.inf]), "has 2 samples that are not finite"),
         (io.StringIO("text"), "the StringIO given gives text"),
         (Gone(), "the Gone given cannot be read: the server hung up"),
-        ("", "a path without a character"),
+        ("", "an empty path"),
         ([0.1, 0.2], "a list"),
         (None, "a NoneType"),
     ],
@@ -229,9 +229,7 @@ def test_a_playlist_never_opens_other_files(tmp_path: Path) -> None:
 
 
 def test_a_file_that_fails_on_the_way_is_said_not_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(
-        AudioError, match=r"the Failing given \(WAV/PCM_16\) cannot be read on after .* network is gone"
-    ):
+    with pytest.raises(AudioError, match=r"the Failing given \(WAV/PCM_16\) cannot be read after .* network is gone"):
         read_sound(Failing(write(tmp_path / "a.wav", noise(1)).read_bytes()), None, 16000)
     assert capfd.readouterr().err == ""
 
@@ -252,9 +250,9 @@ def test_truncated_and_not_finite(tmp_path: Path, make: Callable[[Path], Any]) -
 
 def test_parts_that_cannot_be(tmp_path: Path) -> None:
     path = write(tmp_path / "a.wav", noise(1))
-    with pytest.raises(AudioError, match=r"asked for sound from 2 s\n.*a start before its end at 1.000 s"):
+    with pytest.raises(AudioError, match=r"a part from 2 s\n.*a start before its end at 1.000 s"):
         read_sound(path, None, 16000, start=2.0)
-    with pytest.raises(AudioError, match=r"asked for 1\.0 s from nan s"):
+    with pytest.raises(AudioError, match=r"a part of 1\.0 s from nan s"):
         read_sound(path, None, 16000, start=float("nan"), seconds=1.0)
     with pytest.raises(AudioError, match="a sample rate of 0 Hz"):
         read_sound(noise(1)[:, 0], 0, 16000)

@@ -377,7 +377,7 @@ def test_every_verb_refuses_weights_that_are_not_finite(tmp_path: Path, capsys: 
         (np.zeros((2, 0), np.float32), "is not a clip|is empty"),
         (np.array([0.0, np.nan, np.inf], np.float32), "2 samples that are not finite"),
         (np.zeros(100, np.int16), r"holds int16(.|\n)*32768"),
-        (np.zeros((1000, 2), np.float32), r"\(1000, 2\) is not a clip(.|\n)*turn the axes"),
+        (np.zeros((1000, 2), np.float32), r"\(1000, 2\) is not a clip(.|\n)*transpose it"),
         (np.zeros((1, 2, 1000), np.float32), "is not a clip"),
         (torch.full((50,), torch.nan), "50 samples that are not finite"),
         ([0.0, 1.0], "a list"),
