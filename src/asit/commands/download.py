@@ -16,14 +16,14 @@ from asit.terminal.options import parse
 @dataclass
 class DownloadOptions:
     name: Annotated[str, tyro.conf.Positional]
-    """esc50, speech-commands-v1, speech-commands-v2 or free-spoken-digit; for audioset and voxceleb1 it says what to
+    """esc50, speech-commands-v1, speech-commands-v2 or free-spoken-digit; for audioset and voxceleb1 it prints what to
     obtain, and where."""
     out: str | None = None
-    """Folder that the set goes to, by default NAME; archives wait beside it until they are unpacked."""
+    """Folder of the data set, by default NAME; archives are beside it until they are unpacked."""
     url: str | None = None
-    """Address of a mirror's archive, or, ending in /, of the folder it lies in; checksums stay as published."""
+    """URL of a mirror's archive, or, ending in /, of its folder; the published checksums apply."""
     force: bool = False
-    """Fetch it again; a set that is there is kept as OUT.old."""
+    """Download it again; an existing data set is kept as OUT.old."""
     keep_archive: bool = False
     """Do not delete the archives at the end."""
 
@@ -44,7 +44,7 @@ def download(prog: str, summary: str, given: list[str]) -> int:
     print(f"{got.folder}: {got.source.title}, {counts} recordings" + (", already there" if got.there else ""))
     print(f"licence: {got.source.licence}")
     if got.replaced:
-        print(f"what was there before is in {got.replaced}")
+        print(f"the previous folder is now {got.replaced}")
     for path in got.kept:
         print(f"archive kept: {path}")
     source = got.source.catalogue.format(shlex.quote(str(got.folder)))

@@ -20,24 +20,23 @@ log = logging.getLogger(__name__)
 @dataclass
 class ShardOptions:
     data: Annotated[str | None, tyro.conf.Positional] = None
-    """What is packed: a catalogue, or anything else that pretraining takes as --data."""
+    """A catalogue, or anything else that pretraining takes as --data."""
     out: str | None = None
-    """Folder or URL (such as s3://bucket/set) that the shards and index.jsonl go to."""
+    """Folder or URL (such as s3://bucket/set) for the shards and index.jsonl."""
     encode: Literal["original", "flac", "opus"] = "original"
-    """original: each file's bytes as they are (a part of a file is cut out, as FLAC); flac: 16-bit mono at --rate;
-    opus: mono at --rate, with loss."""
+    """original: each file's bytes (parts of files as FLAC); flac: 16-bit mono at --rate; opus: lossy mono at --rate."""
     rate: int = 16000
     """Hz, of re-encoded audio: the rate of training."""
     shard_mb: float = 256.0
-    """Megabytes of a shard, roughly."""
+    """Approximate megabytes of a shard."""
     clips: int | None = None
     """Clips of a shard, instead of megabytes."""
     shuffle: int | None = None
-    """Lay clips into shards in an order drawn from this seed; the index keeps the catalogue's order."""
+    """Shuffle the clips in the shards with this seed; the index keeps the catalogue's order."""
     workers: int | Literal["auto"] = "auto"
-    """Processes; auto: one for each core. What is written does not depend on it."""
+    """Processes; auto: one per CPU. The output does not depend on it."""
     bad_files: float = 0.1
-    """Share of recordings that cannot be read above which this stops."""
+    """Largest share of unreadable recordings."""
     resume: bool = False
     """Keep the shards that an earlier call has written to OUT, and write the others."""
     overwrite: bool = False
@@ -102,11 +101,11 @@ def shard(prog: str, summary: str, given: list[str]) -> int:
     size = f"{len(made.index)} clips, {hours:.2f} h, {made.bytes / 1e6:,.1f} MB"
     print(f"{made.location}: {size} in {made.shards} shards")
     if made.kept:
-        print(f"{made.kept} of the shards were there already")
+        print(f"{made.kept} shards were already there")
     if made.cut:
         print(f"{made.cut} clips are parts of files: cut out and written as 16-bit mono FLAC")
     if made.skipped:
         counts = ", ".join(f"{count} {reason}" for reason, count in sorted(made.skipped.items()))
-        print(f"left out: {counts}; named in {made.location.removesuffix('.jsonl')}.skipped.jsonl")
+        print(f"left out: {counts}; listed in {made.location.removesuffix('.jsonl')}.skipped.jsonl")
     print(f"next: asit pretrain --data {shlex.quote(made.location)} --out RUN")
     return 0

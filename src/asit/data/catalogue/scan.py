@@ -28,7 +28,7 @@ from asit.data.catalogue.checks import ScanResult, ScanSettings
 from asit.data.catalogue.columns import DAMAGE, Rows, decode, json_line
 from asit.data.catalogue.listing import Listing, list_files, list_rows
 from asit.errors import CatalogueError
-from asit.io import local_files, lock, parsing
+from asit.io import child_process, local_files, lock, parsing
 
 _PARTIAL = 1  # version of the layout of the partial file
 _COMPLETE = 10_000  # a scan of fewer files never stops early, so that the list of bad ones is complete
@@ -109,7 +109,7 @@ def build(
     with lock.writing(out):
         with _Partial(Path(f"{out}.partial"), chosen.fingerprint(source), listing, restart) as partial:
             todo = np.flatnonzero(partial.offsets < 0)
-            processes = min(_cpus() if workers == "auto" else workers, max(1, len(todo) // 8))
+            processes = min(child_process.usable_cpus() if workers == "auto" else workers, max(1, len(todo) // 8))
             _gather(checks.run(listing, todo, chosen, processes), partial, len(listing), chosen.bad_files, progress)
             found = partial.collect(listing)
         if len(found.skipped) > chosen.bad_files * len(listing) or not len(found.rows):
@@ -182,10 +182,6 @@ def _refuse(source: Path, out: Path) -> None:
     if out.exists() and Catalogue.read(out).shards is not None:
         found = f"{out} is the index of tar shards, which cannot be read without it"
         raise CatalogueError(found, "a new name, or a catalogue without shards", "choose another name")
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Partial:
