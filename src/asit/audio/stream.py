@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import soxr
@@ -138,13 +138,15 @@ def open_sound(
     name = name_of(sound)
     target = files.positive_rate(target)
     files.check_part(name, start, seconds)
+    wanted: dict[str, Any] = {"target": target, "resampler": resampler, "start": start, "seconds": seconds}
     if isinstance(sound, np.ndarray | Tensor):
         samples = _array(sound, name)
         own = target if rate is None else files.positive_rate(rate)
         channels = 1 if samples.ndim == 1 else len(samples)
-        info = AudioInfo(None, samples.shape[-1], own, channels, str(sound.dtype))
+        info = AudioInfo(path=None, frames=samples.shape[-1], rate=own, channels=channels, format=str(sound.dtype))
         faults.check_bounds(name, own, channels, info.seconds)
-        yield OpenSound(name, info, functools.partial(_slices, samples, name), target, resampler, start, seconds)
+        stream = functools.partial(_slices, samples, name)
+        yield OpenSound(name=name, info=info, stream=stream, **wanted)
         return
     if not isinstance(sound, str | os.PathLike | bytes | bytearray | memoryview) and not hasattr(sound, "read"):
         raise AudioError(
@@ -152,7 +154,7 @@ def open_sound(
         )
     with decoders.open_audio(sound) as decoder:
         info = decoder.info if decoder.slack is not None else replace(decoder.info, frames=0)
-        yield OpenSound(decoder.name, info, decoder.stream, target, resampler, start, seconds)
+        yield OpenSound(name=decoder.name, info=info, stream=decoder.stream, **wanted)
 
 
 def read_sound(
