@@ -64,8 +64,15 @@ def held(out: Path, processes: int = 1, times: Times = Times()) -> contextlib.Ab
     Raises:
         ConfigError: a live run has it, on this machine or another.
     """
-    fix = "wait for it or end it (Ctrl-C, or kill, leaves a checkpoint), or choose another --out"
-    return _Lock(out / NAME, out, "in use by another run", "one run at a time in a folder", fix, times).held(processes)
+    lock = _Lock(
+        path=out / NAME,
+        out=out,
+        state="in use by another run",
+        rule="one run at a time in a folder",
+        fix="wait for it or end it (Ctrl-C, or kill, leaves a checkpoint), or choose another --out",
+        times=times,
+    )
+    return lock.held(processes)
 
 
 def writing(out: Path, times: Times = Times()) -> contextlib.AbstractContextManager[None]:
@@ -78,9 +85,15 @@ def writing(out: Path, times: Times = Times()) -> contextlib.AbstractContextMana
     Raises:
         ConfigError: a live process is writing it, on this machine or another.
     """
-    path, rule = out.with_name(f".{out.name}.lock"), "one process at a time that writes an output"
-    fix = "wait for it or end it, or choose another --out"
-    return _Lock(path, out, "being written by another asit", rule, fix, times).held(1)
+    lock = _Lock(
+        path=out.with_name(f".{out.name}.lock"),
+        out=out,
+        state="being written by another asit",
+        rule="one process at a time that writes an output",
+        fix="wait for it or end it, or choose another --out",
+        times=times,
+    )
+    return lock.held(1)
 
 
 @dataclass(frozen=True)

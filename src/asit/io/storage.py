@@ -48,19 +48,19 @@ def is_url(text: str) -> bool:
 
 
 def join(root: str, name: str) -> str:
-    """The location `name` below `root`, or `name` itself where it is absolute or a URL."""
+    """Return `name` below `root`, or `name` itself where it is absolute or a URL."""
     if is_url(name):
         return name
     return f"{root.rstrip('/')}/{name}" if is_url(root) else os.path.join(root, name)
 
 
 def parent(location: str) -> str:
-    """The folder that a location lies in, absolute or a URL."""
+    """Return the folder of a location, absolute or a URL."""
     return location.rsplit("/", 1)[0] if is_url(location) else os.path.dirname(os.path.abspath(location))
 
 
 def absolute(location: str) -> str:
-    """The location, absolute; a URL as it is."""
+    """Return the location, absolute; a URL is unchanged."""
     return location if is_url(location) else os.path.abspath(location)
 
 

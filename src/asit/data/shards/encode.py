@@ -75,12 +75,19 @@ def encode_clip(clip: Clip, encode: Encoding, rate: int) -> EncodedClip:
     info = files.probe(content, called=called)
     cut = clip.start > 0 or clip.seconds < info.seconds - _NEAR
     if encode == "original" and not cut:
-        content = content if isinstance(content, bytes) else _bytes(content)
-        return EncodedClip(content, _suffix(clip, info.format), clip.seconds, info.rate, info.channels, cut)
+        return EncodedClip(
+            data=content if isinstance(content, bytes) else _bytes(content),
+            suffix=_suffix(clip, info.format),
+            seconds=clip.seconds,
+            rate=info.rate,
+            channels=info.channels,
+            cut=cut,
+        )
     target = info.rate if encode == "original" else rate
     waveform = files.read(content, called=called, rate=target, start=clip.start, seconds=clip.seconds if cut else None)
     suffix = ".opus" if encode == "opus" else ".flac"
-    return EncodedClip(encoded(waveform, target, suffix), suffix, len(waveform) / target, target, 1, cut)
+    data, seconds = encoded(waveform, target, suffix), len(waveform) / target
+    return EncodedClip(data=data, suffix=suffix, seconds=seconds, rate=target, channels=1, cut=cut)
 
 
 def _bytes(path: str) -> bytes:

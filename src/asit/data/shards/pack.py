@@ -83,6 +83,8 @@ def pack(
         KeyboardInterrupt: after Ctrl-C, saying how to resume.
     """
     check_rate(settings.encode, settings.rate)
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite were both given", "one of the two", "choose one")
     if not len(source):
         raise CatalogueError("the catalogue lists no clips", "at least one", "give another catalogue")
     out = storage.absolute(out).rstrip("/")

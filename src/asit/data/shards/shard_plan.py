@@ -99,8 +99,6 @@ class ShardPlan:
             ConfigError: it is not free, or its shards are of another plan.
             StoreError: it cannot be made, read or written.
         """
-        if resume and overwrite:
-            raise ConfigError("--resume and --overwrite were both given", "one of the two", "choose one")
         out, found = self.out, storage.list(self.out)
         if foreign := [name for name in found if not _is_own(name)]:
             raise ConfigError(
