@@ -63,7 +63,7 @@ SMALL = ("--encoder.size", "custom", "--encoder.width", "32", "--encoder.depth",
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         ("pretrian --data x", ["no verb pretrian, did you mean pretrain?"]),
         ("quux", ["no verb quux", "one of catalogue, shard, plan, pretrain"]),
@@ -104,13 +104,13 @@ SMALL = ("--encoder.size", "custom", "--encoder.width", "32", "--encoder.depth",
         ("settings --task esc50 --preset paper", ["choose one"]),
     ],
 )
-def test_mistakes(arguments: str, told: list[str], run: Any, material: Path) -> None:
+def test_mistakes(arguments: str, expected: list[str], run: Any, material: Path) -> None:
     before = {p for p in material.rglob("*") if p.name != "r"}
     code, _, err = run(*arguments.split())
     assert code == 2, err
     assert "Traceback" not in err
     flat = " ".join(err.replace("│", " ").split())
-    for text in told:
+    for text in expected:
         assert text.strip() in flat, err
     left = {p for p in material.rglob("*") if p.name != "r"} - before
     assert {p.name for p in left} <= {"catalogue.jsonl", "catalogue.skipped.jsonl", "catalogue.jsonl.partial"}
@@ -160,28 +160,26 @@ def test_light_verbs_need_no_torch() -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_settings_are_a_file_to_start_from(run: Any, tmp_path: Path) -> None:
-    code, out, _ = run("settings", "--preset", "paper")
-    assert code == 0
+@pytest.mark.parametrize(
+    ("given", "text", "verb"),
+    [
+        (["--preset", "paper"], "# Largest share of a view's area wiped", ["pretrain"]),
+        (["--task", "esc50"], "# Label smoothing", ["finetune", "--model", "none"]),
+    ],
+)
+def test_settings_are_a_file_to_start_from(
+    given: list[str], text: str, verb: list[str], run: Any, tmp_path: Path
+) -> None:
+    code, out, _ = run("settings", *given)
+    assert (code, text in out) == (0, True)
+    assert run("settings", *given)[1] == out
     (tmp_path / "mine.yaml").write_text(out)
-    code, again, _ = run("settings", "--preset", "paper")
-    assert again == out
-    assert "# Largest share of a view's area wiped" in out
-    code, _, err = run("pretrain", "--config", "mine.yaml", "--out", "r")
-    assert (code, "no data were given" in err) == (2, True)  # read without complaint, up to what it lacks
-
-
-def test_settings_of_a_task_are_a_file_to_start_from(run: Any, tmp_path: Path) -> None:
-    code, out, _ = run("settings", "--task", "esc50")
-    assert code == 0
-    assert "# Label smoothing" in out
-    (tmp_path / "mine.yaml").write_text(out)
-    code, _, err = run("finetune", "--config", "mine.yaml", "--out", "r", "--model", "none")
-    assert (code, "no data were given" in err) == (2, True)
+    code, _, err = run(*verb, "--config", "mine.yaml", "--out", "r")
+    assert (code, "no data were given" in err) == (2, True)  # it is read without error, and lacks the data alone
 
 
 @pytest.mark.parametrize("given", [["--help"], ["finetune", "--help"], ["settings", "--task", "esc50"]])
-def test_a_reader_that_has_gone_is_no_mistake(given: list[str]) -> None:
+def test_a_broken_pipe_is_no_error(given: list[str]) -> None:
     """As in `asit --help | head -1`."""
     read, write = os.pipe()
     os.close(read)
@@ -192,7 +190,7 @@ def test_a_reader_that_has_gone_is_no_mistake(given: list[str]) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_standard_streams_that_are_closed_lead_nowhere(tmp_path: Path) -> None:
+def test_closed_standard_streams_are_replaced(tmp_path: Path) -> None:
     code = (
         "import os, sys\nfrom asit.cli import main\nstatus = main(['nothing'])\n"
         "number = os.open('file', os.O_WRONLY | os.O_CREAT)\n"
@@ -281,14 +279,14 @@ def test_flags_go_over_the_file_and_the_file_over_the_preset(run: Any, material:
 def test_a_dry_run_warns_of_more_memory_than_there_is(run: Any, monkeypatch: Any) -> None:
     from asit.tools import dry_run as dryrun
 
-    def found(room: dict[str, float]) -> dryrun.DryRun:
+    def found(memory: dict[str, float]) -> dryrun.DryRun:
         shapes = {"global views": [160, 1, 592, 128]}
-        return dryrun.DryRun("epochs: 9\n", shapes, 90.0, 0.01, 0.9, 7200.0, {"cpu": 67.0}, room, True)
+        return dryrun.DryRun("epochs: 9\n", shapes, 90.0, 0.01, 0.9, 7200.0, {"cpu": 67.0}, memory, True)
 
-    rooms: list[tuple[dict[str, float], bool]] = [({"cpu": 25.0}, True), ({"cpu": 99.0}, False), ({}, False)]
-    for room, warned in rooms:
-        told = found(room)
-        monkeypatch.setattr(dryrun, "dry_run", lambda *_, told=told, **__: told)
+    cases: list[tuple[dict[str, float], bool]] = [({"cpu": 25.0}, True), ({"cpu": 99.0}, False), ({}, False)]
+    for memory, warned in cases:
+        result = found(memory)
+        monkeypatch.setattr(dryrun, "dry_run", lambda *_, result=result, **__: result)
         code, out, _ = run("pretrain", "--data", "sounds", "--out", "r", "--dry-run")
         assert code == 0
         assert ("more than the 25.0 GB there are; raise accumulate" in out) is warned
@@ -296,7 +294,7 @@ def test_a_dry_run_warns_of_more_memory_than_there_is(run: Any, monkeypatch: Any
         assert "2 h 00 min" in out
 
 
-def test_embedding_goes_on_after_a_file_that_cannot_be_read(run: Any, material: Path) -> None:
+def test_embedding_continues_after_a_file_that_cannot_be_read(run: Any, material: Path) -> None:
     from asit.config import EncoderSettings, FrontEndSettings
     from asit.model.audio_model import AudioModel
     from asit.model.vit import Encoder

@@ -45,7 +45,7 @@ class LineHandler(logging.StreamHandler[TextIO]):
         if record.levelno >= logging.WARNING:
             text = f"warning: {text}"
         date = time.strftime("%Y-%m-%d %H:%M:%S ", time.localtime(record.created)) if self.dated else ""
-        return date + self.prefix + plain(text)
+        return date + self.prefix + "\n".join(map(printable, text.split("\n")))
 
     def emit(self, record: logging.LogRecord) -> None:
         self._write(f"{_CLEAR if self._drawn else ''}{self.format(record)}\n{self._drawn}")
@@ -55,7 +55,7 @@ class LineHandler(logging.StreamHandler[TextIO]):
         with contextlib.suppress(OSError):  # as wide as it is; a stream that is no file is cut to 80 columns
             width = 80
             width = os.get_terminal_size(self.stream.fileno()).columns
-        text = plain(text)
+        text = printable(text)
         text = text if len(text) < width else text[: width - 2] + "…"
         with self.lock or contextlib.nullcontext():
             self._drawn = "" if last else text
@@ -147,6 +147,6 @@ def attached(handler: logging.Handler) -> Iterator[None]:
         _ROOT.setLevel(level)
 
 
-def plain(text: str) -> str:
-    """The text without what would move a terminal's cursor or change its colours, which names of files may hold."""
-    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
+def printable(text: str) -> str:
+    """Escape what would move a terminal's cursor or change its colours: names of files may hold it."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)

@@ -61,7 +61,7 @@ def counter(what: str, unit: str = "files") -> Counter:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 45 s, 12 min, 3 h 05 min, 4 days 3 h."""
+    """Return seconds in readable units: 45 s, 12 min, 3 h 05 min, 4 days 3 h."""
     if not math.isfinite(seconds):
         return "unknown time"
     if seconds < 90:

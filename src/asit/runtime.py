@@ -1,4 +1,4 @@
-"""The processes of a run, their device and arithmetic; every choice comes with its reason."""
+"""The processes of a run, their device and their precision; every choice has a reason."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class World:
             dist.all_reduce(x)
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set in any process; every process must ask."""
+        """Whether the flag is set in any process; every process must call this."""
         if self.size == 1:
             return flag
         x = torch.tensor([int(flag)])
@@ -52,10 +52,10 @@ class World:
         return bool(x.item())
 
     def ask(self, flags: Sequence[bool]) -> Callable[[], list[bool]]:
-        """Begin to ask whether each flag is set in any process; every process must ask.
+        """Start to find out whether each flag is set in any process; every process must call this.
 
         Returns:
-            What waits for the answers and gives them. Meanwhile nothing else may be asked.
+            A function that waits for the answers. Until it was called, no other collective call may be made.
         """
         if self.size == 1:
             return lambda: list(flags)
@@ -69,7 +69,7 @@ class World:
         return answer
 
     def gather(self, value: Any) -> list[Any]:
-        """Every process's value, in the order of ranks."""
+        """Return every process's value, in the order of ranks."""
         if self.size == 1:
             return [value]
         out: list[Any] = [None] * self.size
@@ -79,16 +79,16 @@ class World:
 
 @contextlib.contextmanager
 def world(device: str = "auto", threads: int = 0, timeout: float = 30.0) -> Iterator[World]:
-    """Join the processes that torchrun started, or stand alone.
+    """Join the processes that torchrun started, or be the only one.
 
     Args:
         device: auto, cpu, cuda or mps.
         threads: CPU threads of this process; 0: torch's choice.
-        timeout: minutes that a process waits for the others' numbers.
+        timeout: minutes that a process waits for the others.
 
     Raises:
         ConfigError: the device is not there.
-        TrainingError: another process did not come.
+        TrainingError: another process did not join.
     """
     if threads:
         torch.set_num_threads(threads)
@@ -106,8 +106,8 @@ def world(device: str = "auto", threads: int = 0, timeout: float = 30.0) -> Iter
         how |= {"store": store, "rank": rank, "world_size": size}
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", **how)
     try:
-        # Flags and messages go over the CPU, so that asking never waits for the accelerator's queue.
-        # It waits for hours: the others stand by while the first process looks through millions of recordings.
+        # Flags and messages go over the CPU, so that they never wait for the accelerator's queue. The timeout is long,
+        # since the other processes wait while the first one checks millions of recordings.
         control = dist.new_group(backend="gloo", timeout=timedelta(days=1, minutes=timeout))
         yield World(rank, size, chosen, f"{reason}; {size} processes", control)
     finally:
@@ -115,11 +115,11 @@ def world(device: str = "auto", threads: int = 0, timeout: float = 30.0) -> Iter
 
 
 def _fresh_store(rank: int, size: int, timeout: float) -> Any:
-    """A place in the store of torchrun's agent that no earlier start of these processes has used.
+    """Return a part of the store of torchrun's agent that no earlier start of these processes has used.
 
-    The agent keeps one store over all restarts and torch (2.13) puts every start's addresses under the same names, so
-    that a process started again may read, and try for ever, the address of one that was killed. Here rank 0 makes up
-    a name; the others ask for it under a name that is new as well, until each has said that it has got it.
+    The agent keeps one store over all restarts, and torch (2.13) stores the addresses of every start under the same
+    names, so that a restarted process may read the address of one that was killed, and try it for ever. Here rank 0
+    draws a name; the other ranks request it under fresh names of their own, and confirm that they have it.
     """
     within = timedelta(minutes=timeout)
     store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), None, False, within)  # type: ignore[attr-defined]
@@ -130,7 +130,7 @@ def _fresh_store(rank: int, size: int, timeout: float) -> Any:
     while others:
         if rank == 0:
             for other in others:
-                # What an earlier start has left here is answered too, and nobody reads it.
+                # Requests left by an earlier start are answered too, and nobody reads the answers.
                 if store.check([f"asit/asks/{other}"]):
                     asked = store.get(f"asit/asks/{other}").decode()
                     if asked not in answered:
@@ -152,16 +152,16 @@ def _fresh_store(rank: int, size: int, timeout: float) -> Any:
 
 
 def _same_devices(store: Any, rank: int, size: int, device: torch.device) -> None:
-    """Compare the devices before processes of unlike ones wait for each other: they exchange in different ways.
+    """Check that all processes have the same kind of device, before they wait for each other in different ways.
 
     Raises:
-        TrainingError: in every process.
+        TrainingError: they do not; raised in every process.
     """
     store.set(f"device/{rank}", f"{device.type} on {platform.node()}")
-    told = [store.get(f"device/{other}").decode() for other in range(size)]
-    if len({one.split()[0] for one in told}) > 1:
+    devices = [store.get(f"device/{other}").decode() for other in range(size)]
+    if len({one.split()[0] for one in devices}) > 1:
         ranks: dict[str, list[int]] = {}
-        for other, one in enumerate(told):
+        for other, one in enumerate(devices):
             ranks.setdefault(one, []).append(other)
         raise TrainingError(
             f"the {size} processes of this run have different devices: "
@@ -172,7 +172,7 @@ def _same_devices(store: Any, rank: int, size: int, device: torch.device) -> Non
 
 
 def existing_device(wanted: str | torch.device) -> torch.device:
-    """A device that torch sees here.
+    """Return a device that torch sees here.
 
     Args:
         wanted: cpu, cuda, cuda:1, mps, or any other kind that torch knows.
@@ -192,7 +192,7 @@ def existing_device(wanted: str | torch.device) -> torch.device:
         raise ConfigError(
             f"device {str(wanted)!r}, and this torch ({torch.__version__}) sees none",
             "one of " + ", ".join(name for name, seen in there.items() if seen),
-            "take one of these, or install the torch build for the device",
+            "use one of these, or install the torch build for the device",
         )
     return device
 
@@ -233,24 +233,24 @@ class Precision:
     reason: str
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
-        """The context in which the networks run."""
+        """Return the context in which the networks run."""
         return autocast(self.name, device)
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """The context in which a network runs in a precision, "float32" or "bf16", whatever the surrounding one is."""
+    """Return the context in which a network runs in "float32" or "bf16", whatever the surrounding context is."""
     if precision == "float32" and not torch.amp.is_autocast_available(device.type):
         return contextlib.nullcontext()
     return torch.autocast(device.type, torch.bfloat16, enabled=precision != "float32")
 
 
 def precision(wanted: str, here: World) -> Precision:
-    """bf16 where it helps: where an accelerator has it, or where a matrix product measured here is faster with it.
+    """Resolve "auto": bf16 where an accelerator has it, or where a matrix product measured on this CPU is faster in it.
 
-    The main process' answer is every process': a measurement could come out differently in each.
+    All processes get the main process's answer, since measurements differ.
     """
-    answer: Precision = here.gather(_precision(wanted, here.device) if here.main else None)[0]
-    return answer
+    chosen: Precision = here.gather(_precision(wanted, here.device) if here.main else None)[0]
+    return chosen
 
 
 def _precision(wanted: str, device: torch.device) -> Precision:
@@ -263,13 +263,13 @@ def _precision(wanted: str, device: torch.device) -> Precision:
     if device.type != "cpu":
         return Precision("float32", f"bf16 is not tried on {device.type}")
     ratio = _product_seconds(torch.float32) / _product_seconds(torch.bfloat16)
-    told = f"bf16 is {ratio:.1f} times as fast as float32 on this CPU (measured)"
-    return Precision("bf16" if ratio > 1.3 else "float32", told)
+    reason = f"bf16 is {ratio:.1f} times as fast as float32 on this CPU (measured)"
+    return Precision("bf16" if ratio > 1.3 else "float32", reason)
 
 
 @functools.cache
 def best_precision(device: str) -> Precision:
-    """What "auto" means on a kind of device, for whoever uses a model; measured once in a process.
+    """Resolve the precision "auto" of inference on a kind of device; measured once in a process.
 
     Args:
         device: cpu, cuda or mps.
@@ -288,7 +288,7 @@ def _product_seconds(dtype: torch.dtype, size: int = 1024, repeats: int = 5) -> 
 
 
 def environment() -> dict[str, Any]:
-    """Versions and machine, as kept with a run."""
+    """Return versions and machine, for environment.json of a run."""
     packages = ("asit-audio", "torch", "numpy", "soundfile", "soxr", "safetensors", "pydantic", "scipy")
     versions = {}
     for package in packages:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from asit.errors import CheckpointError, ConfigError
+from asit.logs import printable
 from asit.terminal import stdout
-from asit.terminal.label_table import plain
 from asit.terminal.options import parse
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def _print(done: Converted, everything: bool) -> None:
     )
     if model.classes is not None:
         more = ", ..." if len(model.classes) > 3 else ""
-        print(f"{len(model.classes)} classes: {', '.join(map(plain, model.classes[:3]))}{more}")
+        print(f"{len(model.classes)} classes: {', '.join(map(printable, model.classes[:3]))}{more}")
 
 
 def _check_out(out: Path, overwrite: bool) -> None:

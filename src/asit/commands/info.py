@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import tyro
 
+from asit.logs import printable
 from asit.terminal import stdout
-from asit.terminal.label_table import plain
 from asit.terminal.options import parse
 
 _FIRST = 8
@@ -45,7 +45,7 @@ def info(prog: str, summary: str, given: list[str]) -> int:
                 "a classifier, as fine-tuning writes it",
                 "fine-tune it first (asit finetune)",
             )
-        print("\n".join(plain(name) for name in facts["labels"]["classes"]))
+        print("\n".join(printable(name) for name in facts["labels"]["classes"]))
     elif options.json:
         print(json.dumps(facts, indent=1, ensure_ascii=False))
     else:
@@ -54,7 +54,7 @@ def info(prog: str, summary: str, given: list[str]) -> int:
 
 
 def _text(facts: Mapping[str, Any], columns: int) -> str:
-    rows = [(name, "\n".join(plain(line) for line in value.splitlines())) for name, value in _rows(facts)]
+    rows = [(name, "\n".join(printable(line) for line in value.splitlines())) for name, value in _rows(facts)]
     width = max(len(name) for name, _ in rows)
     out = []
     for name, value in rows:

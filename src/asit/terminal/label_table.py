@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from asit.io.csv_lines import csv_line
+from asit.logs import printable
 
 Format = Literal["table", "json", "csv"]
 
@@ -19,7 +20,7 @@ _CSV = ("path", "start", "end", "label", "score")
 
 @dataclass(frozen=True)
 class Row:
-    """Labels of one stretch of one recording.
+    """Labels of one interval of a recording.
 
     Attributes:
         start, end: seconds from the recording's start.
@@ -32,7 +33,7 @@ class Row:
 
 
 def json_lines(path: str, rows: Sequence[Row], flat: bool) -> Iterator[str]:
-    """A JSON object for each row; `flat`: rows have one label each (segments), which then is no list."""
+    """Yield a JSON object for each row; `flat`: each row has one label (segments), which is not in a list."""
     for row in rows:
         known: dict[str, Any] = {"path": path, "start": round(row.start, 4), "end": round(row.end, 4)}
         labels = [{"label": label, "score": round(score, 6)} for label, score in row.labels]
@@ -40,12 +41,12 @@ def json_lines(path: str, rows: Sequence[Row], flat: bool) -> Iterator[str]:
 
 
 def csv_header() -> str:
-    """The first line of the CSV."""
+    """Return the first line of the CSV."""
     return ",".join(_CSV)
 
 
 def csv_lines(path: str, rows: Sequence[Row], spreadsheet: bool = False) -> Iterator[str]:
-    """A line for each label of each row; see `asit.io.csv_lines.csv_line`."""
+    """Yield a line for each label of each row; see `asit.io.csv_lines.csv_line`."""
     for row in rows:
         for label, score in row.labels:
             cells = [path, f"{row.start:.4f}", f"{row.end:.4f}", label, f"{score:.6f}"]
@@ -55,15 +56,15 @@ def csv_lines(path: str, rows: Sequence[Row], spreadsheet: bool = False) -> Iter
 def table_lines(
     path: str, seconds: float, rows: Sequence[Row], columns: int, timed: bool, blocks: bool = True
 ) -> Iterator[str]:
-    """A heading with the recording's name and length, and its rows beneath.
+    """Yield a heading with the recording's name and length, then its rows.
 
     Args:
         path: name of the recording.
         seconds: its length.
-        rows: a row's labels stand on one line where there are several rows (`timed`), else one under the other.
+        rows: each row's labels are on one line if `timed`; otherwise the one row has a line for each label.
         columns: cells that a line may have.
         timed: whether start and end are shown.
-        blocks: whether the output can show block characters; bars are made of # else.
+        blocks: whether the output can show block characters; otherwise bars are made of #.
     """
     length = f"{seconds:.2f} s" if seconds < 60 else clock(seconds)
     yield f"{fit(path, columns - len(length) - 2, middle=True)}  {length}"
@@ -72,14 +73,14 @@ def table_lines(
         return
     if not timed:
         labels = rows[0].labels
-        widest = min(max(width(plain(label)) for label, _ in labels), max(8, columns - _BAR - 12))
+        widest = min(max(width(printable(label)) for label, _ in labels), max(8, columns - _BAR - 12))
         for label, score in labels:
             yield f"  {_pad(fit(label, widest), widest)}  {score:.3f}  {bar(score, blocks)}".rstrip()
         return
     last = clock(max(row.end for row in rows))
     if all(len(row.labels) <= 1 for row in rows):
         room = max(8, columns - 2 * len(last) - _BAR - 17)
-        widest = min(max(width(plain(label)) for row in rows for label, _ in row.labels), room)
+        widest = min(max(width(printable(label)) for row in rows for label, _ in row.labels), room)
         for row in rows:
             when = f"  {clock(row.start):>{len(last)}} - {clock(row.end):>{len(last)}}"
             for label, score in row.labels:
@@ -90,7 +91,7 @@ def table_lines(
 
 
 def clock(seconds: float) -> str:
-    """A time as h:mm:ss.ss, or m:ss.ss where there are no hours."""
+    """Return a time as h:mm:ss.ss, or m:ss.ss below an hour."""
     hundredths = round(seconds * 100)
     minutes, rest = divmod(hundredths, 6000)
     text = f"{minutes % 60:02d}:{rest // 100:02d}.{rest % 100:02d}"
@@ -98,26 +99,21 @@ def clock(seconds: float) -> str:
 
 
 def bar(score: float, blocks: bool = True) -> str:
-    """A bar as long as a score from 0 to 1 says."""
+    """Return a bar whose length shows a score from 0 to 1."""
     eighths = round(min(max(score, 0.0), 1.0) * _BAR * 8)
     if not blocks:
         return "#" * round(eighths / 8)
     return ("█" * (eighths // 8) + _PARTS[eighths % 8]).rstrip()
 
 
-def plain(text: str) -> str:
-    """The text without what would move the terminal's cursor or change its colours: names of files may hold that."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
-
-
 def width(text: str) -> int:
-    """Cells of a terminal that the text takes: two for wide characters, none for combining marks."""
+    """Return the terminal cells of a text: two for wide characters, none for combining marks."""
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def fit(text: str, cells: int, middle: bool = False) -> str:
-    """The text, made plain, in at most so many cells; cut at its end, or in its middle."""
-    text = plain(text)
+    """Return the plain text in at most so many cells, cut at its end or in its middle."""
+    text = printable(text)
     if width(text) <= cells:
         return text
     tail = ""
@@ -133,11 +129,11 @@ def fit(text: str, cells: int, middle: bool = False) -> str:
 
 
 def _line(row: Row, last: str, columns: int) -> str:
-    """A window and as many of its labels as fit; the first one always."""
+    """Return a window and as many of its labels as fit, at least one."""
     line = f"  {clock(row.start):>{len(last)}} - {clock(row.end):>{len(last)}}"
     for i, (label, score) in enumerate(row.labels):
         room = columns - width(line) - 8
-        if i and width(plain(label)) > room:
+        if i and width(printable(label)) > room:
             break
         line += f"  {fit(label, max(8, room))} {score:.3f}"
     return line

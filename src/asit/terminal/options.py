@@ -14,7 +14,11 @@ S = TypeVar("S", bound=Settings)
 
 
 def parse(kind: Any, prog: str, summary: str, given: list[str], **options: Any) -> Any:
-    """The options of a verb, or its help; values that do not fit are a ConfigError."""
+    """Return the options of a verb, or print its help.
+
+    Raises:
+        ConfigError: values that do not fit.
+    """
     try:
         description = summary[0].upper() + summary[1:] + "."
         return tyro.cli(kind, prog=prog, args=given, description=description, **options)
@@ -24,13 +28,13 @@ def parse(kind: Any, prog: str, summary: str, given: list[str], **options: Any) 
 
 
 def settings_of(kind: type[S], base: S, options: S, given: list[str]) -> S:
-    """The settings of a run: `base` with those options that were given on top (`presets.overlay`).
+    """Return the settings of a run: `base`, overridden by the options that were given (`presets.overlay`).
 
     Args:
         kind: of the settings, without a verb's own options.
-        base: what the options' defaults were taken from.
+        base: defaults of the options.
         options: parsed.
-        given: the arguments that they were parsed from.
+        given: the arguments.
     """
     flags = {argument.removeprefix("--").partition("=")[0].replace("-", "_") for argument in given}
     values, before = dict(yaml.flat(options.model_dump())), dict(yaml.flat(base.model_dump()))
@@ -39,7 +43,7 @@ def settings_of(kind: type[S], base: S, options: S, given: list[str]) -> S:
 
 
 def early(given: list[str], names: tuple[str, ...]) -> dict[str, str]:
-    """Values of options that decide the defaults of all others, read before those are parsed."""
+    """Return the values of options that decide the defaults of all others, before those are parsed."""
     out = {}
     for i, argument in enumerate(given):
         name, equals, value = argument.partition("=")
