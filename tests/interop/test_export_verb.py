@@ -69,7 +69,7 @@ def test_the_loss_of_int8_on_labelled_recordings(
         assert loss["float32"] == 0.75
     assert abs(loss["int8"] - loss["float32"]) <= 0.2
     assert 0.98 < loss["smallest_cosine"] < 1.0
-    assert f"int8, on 8 clips of t.csv: {loss['metric']} {loss['int8']:.4f}, in float32" in told
+    assert f"int8 on 8 clips of t.csv: {loss['metric']} {loss['int8']:.4f} (float32" in told
 
 
 @pytest.mark.parametrize("output", ["scores", pytest.param("frames", marks=pytest.mark.slow)])
@@ -87,7 +87,7 @@ def test_the_loss_on_recordings_without_labels(
     assert "metric" not in loss
     assert loss["sounds"] == 11
     if output == "scores":
-        assert "int8, on 11 clips of sounds: the same top class in" in told
+        assert "int8 on 11 clips of sounds: same top class" in told
         assert main([*given, "--overwrite", "--check-clips", "5"]) == 0
         assert json.loads(kept(out)["loss"])["sounds"] == 5
     else:

@@ -25,23 +25,23 @@ class ExportOptions:
     out: str
     """File (.onnx, .pt2) or folder to write."""
     output: Literal["scores", "logits", "embedding", "frames"] | None = None
-    """What an onnx or torch file gives: scores or logits of the classes, the clip's embedding, or a vector for each
-    frame. By default scores of a model with labels, else the embedding."""
+    """Output of an onnx or torch file: scores or logits of the classes, the clip's embedding, or a vector per frame. By
+    default scores of a model with labels, else the embedding."""
     int8: bool = False
-    """Of onnx: linear layers in int8, smaller and faster; what this loses is measured, printed and kept in the file."""
+    """Quantise an onnx file's linear layers to int8: smaller and faster; the loss is measured."""
     check_data: str | None = None
-    """Of --int8: recordings to measure the loss on: a catalogue, a table or a folder; labelled ones give accuracy or
-    mAP. By default synthetic sounds."""
+    """Recordings to measure the loss of --int8 on: a catalogue, table or folder; labelled ones give accuracy or mAP. By
+    default synthetic audio."""
     check_clips: int = 500
-    """At most so many of them, drawn with the seed 0; of data with splits the test side."""
+    """Most of them to use, drawn with seed 0 from the test split if there is one."""
     opset: int | None = None
-    """Of onnx: version of the operators; by default 20."""
+    """Version of ONNX's operators; by default 20."""
     license: str | None = None
-    """Licence of the weights, for the file; by default what the model's card says."""
+    """Licence of the weights; by default that of the model's card."""
     title: str | None = None
-    """Of huggingface: title of the model card; by default the folder's name."""
+    """Title of the model card for huggingface; by default the folder's name."""
     overwrite: bool = False
-    """Replace what is there."""
+    """Replace existing output."""
     threads: int = 0
     """CPU threads while checking; 0: torch's choice."""
 
@@ -78,7 +78,7 @@ def export(prog: str, summary: str, given: list[str]) -> int:
                 license=options.license,
                 measure=measure,
             )
-    print(_told(facts))
+    print(_summary(facts))
     return 0
 
 
@@ -88,13 +88,13 @@ def _measure(options: ExportOptions, model: AudioModel) -> OnRecordings | None:
     from asit.evaluate.int8_accuracy import OnRecordings, recordings
 
     catalogue = recordings(options.check_data, model)
-    # The name alone: the file that it is written into may travel.
+    # Without its folder, since the exported file may be published.
     name = Path(options.check_data).name
     return OnRecordings(model, options.output, catalogue, name, options.check_clips, 0)
 
 
 def _check(options: ExportOptions) -> None:
-    """Options that mean nothing for the format are refused."""
+    """Refuse options of another format."""
     only: dict[str, tuple[object, tuple[str, ...]]] = {
         "--output": (options.output, ("onnx", "torch")),
         "--int8": (options.int8, ("onnx",)),
@@ -108,13 +108,13 @@ def _check(options: ExportOptions) -> None:
         raise ConfigError(
             f"{', '.join(wrong)} with --to {options.to}",
             f"{wrong[0]} goes with {allowed}",
-            f"leave {'it' if len(wrong) == 1 else 'them'} out, or pass {allowed}",
+            f"omit {'it' if len(wrong) == 1 else 'them'}, or pass {allowed}",
         )
     if options.check_data is not None and not options.int8:
         raise ConfigError(
             "--check-data without --int8",
-            "recordings that the loss of int8 is measured on",
-            "pass --int8 too; a float32 file is checked against the model by itself",
+            "both, to measure the loss of int8",
+            "pass --int8 too; a float32 file is always compared with the model",
         )
     if options.check_clips < 1:
         raise ConfigError(f"--check-clips {options.check_clips}", "at least 1")
@@ -128,10 +128,10 @@ def _huggingface(options: ExportOptions, model: AudioModel, out: Path) -> None:
     huggingface.write(
         model, out, license=options.license, title=options.title, overwrite=options.overwrite, run=run
     )  # fmt: skip
-    print(f"{out}: a folder for transformers; load it with trust_remote_code=True, or push it to the hub (docs)")
+    print(f"{out}: a folder for transformers; load it with trust_remote_code=True, or push it to the hub")
 
 
-def _told(facts: dict[str, Any]) -> str:
+def _summary(facts: dict[str, Any]) -> str:
     output, rate, check = facts["output"], facts["rate"], facts["check"]
     shapes = {"embedding": "(batch, width)", "frames": "(batch, columns, width)"}
     shape = shapes.get(output, f"(batch, {len(facts['classes'])})")
@@ -139,9 +139,9 @@ def _told(facts: dict[str, Any]) -> str:
     lines = [
         f"{facts['file']}: {facts['bytes'] / 1e6:.1f} MB, {facts.get('precision', 'float32')}; "
         f"waveform (batch, samples) at {rate} Hz to {output} {shape}",
-        f"in float32 within {check['largest_difference']:.1e} of the model, at {lengths} s, batches of 1 and 2",
-        f"inputs: up to {facts['window'] / rate:.2f} s as in training, at most {facts['longest'] / rate:.2f} s; "
-        "cut longer recordings into windows",
+        f"float32 within {check['largest_difference']:.1e} of the model, at {lengths} s, batches of 1 and 2",
+        f"inputs: {facts['window'] / rate:.2f} s in training, at most {facts['longest'] / rate:.2f} s; "
+        "split longer recordings into windows",
     ]
     if "loss" in facts:
         lines.append(_loss(facts["loss"]))
@@ -151,8 +151,8 @@ def _told(facts: dict[str, Any]) -> str:
 def _loss(loss: dict[str, Any]) -> str:
     parts = []
     if "metric" in loss:
-        parts.append(f"{loss['metric']} {loss['int8']:.4f}, in float32 {loss['float32']:.4f}")
+        parts.append(f"{loss['metric']} {loss['int8']:.4f} (float32 {loss['float32']:.4f})")
     if "same_top_class" in loss:
-        parts.append(f"the same top class in {100 * loss['same_top_class']:.1f} %")
-    parts.append(f"cosine {loss['cosine']:.5f} on average, {loss['smallest_cosine']:.5f} at worst")
-    return f"int8, on {loss['sounds']} {loss['of']}: {'; '.join(parts)}"
+        parts.append(f"same top class {100 * loss['same_top_class']:.1f} %")
+    parts.append(f"mean cosine {loss['cosine']:.5f}, least {loss['smallest_cosine']:.5f}")
+    return f"int8 on {loss['sounds']} {loss['of']}: {'; '.join(parts)}"

@@ -16,7 +16,7 @@ from asit.terminal import stdout
 from asit.terminal.options import parse
 
 _FIRST = 8
-"""Labels shown unless all are asked for."""
+"""Labels shown without --labels."""
 
 
 @dataclass
@@ -24,9 +24,9 @@ class InfoOptions:
     model: Annotated[str, tyro.conf.Positional]
     """Model folder, run folder, Hugging Face folder or hub id (owner/name)."""
     labels: bool = False
-    """List all labels, one a line, and nothing else."""
+    """List all labels only, one per line."""
     json: bool = False
-    """Write everything as JSON."""
+    """Print everything as JSON."""
 
 
 def info(prog: str, summary: str, given: list[str]) -> int:
@@ -66,7 +66,7 @@ def _text(facts: Mapping[str, Any], columns: int) -> str:
 
 
 def _rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    network, front_end, heard = facts["network"], facts["front_end"], facts["input"]
+    network, front_end, audio = facts["network"], facts["front_end"], facts["input"]
     size = "" if network["size"] == "custom" else f"{network['size']}: "
     total = network["encoder_parameters"] + network["head_parameters"]
     head = f", {network['head_parameters']:,} of them in the head" if network["head_parameters"] else ""
@@ -80,22 +80,22 @@ def _rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("network", f"{size}{network['depth']} blocks, width {network['width']}, {network['heads']} heads"),
         ("parameters", f"{total:,}{head}"),
         ("patches", f"{patch} frames x mel bins{overlap}; a grid of {grid} (time x mel), {network['tokens']} tokens"),
-        *([("", f"{before} tokens stand before the patches: class and distillation")] if before > 1 else []),
+        *([("", f"{before} tokens before the patches: class and distillation")] if before > 1 else []),
         (
             "input",
-            f"{heard['seconds']:g} s at {heard['rate']} Hz: {heard['frames']} frames of {heard['mels']} mel bins",
+            f"{audio['seconds']:g} s at {audio['rate']} Hz: {audio['frames']} frames of {audio['mels']} mel bins",
         ),
-        ("", f"one column of patches every {1000 * heard['column_seconds']:g} ms"),
+        ("", f"one column of patches every {1000 * audio['column_seconds']:g} ms"),
         (
             "front end",
             f"log-mel, window {front_end['window_ms']:g} ms, hop {front_end['shift_ms']:g} ms, from "
-            f"{front_end['low_hz']:g} Hz; mean {front_end['mean']:.5g}, std {front_end['std']:.5g}; shorter sounds are "
-            f"filled up by {front_end['padding']}; resampled by {front_end['resampler']}",
+            f"{front_end['low_hz']:g} Hz; mean {front_end['mean']:.5g}, std {front_end['std']:.5g}; short clips are "
+            f"padded by {front_end['padding']}; resampled by {front_end['resampler']}",
         ),
         ("labels", _labels(facts["labels"])),
-        ("license", str(facts["license"] or "not said in the card")),
-        ("data", _said(facts["data"]) if facts["data"] else "not said in the card"),
-        ("training", _said(facts["training"]) or "not said in the card"),
+        ("license", str(facts["license"] or "not in the card")),
+        ("data", _facts(facts["data"]) if facts["data"] else "not in the card"),
+        ("training", _facts(facts["training"]) or "not in the card"),
     ]
     for score in facts["scores"]:
         shown = ", ".join(f"{name} {value:.4f}" for name, value in score["metrics"].items() if value is not None)
@@ -108,15 +108,15 @@ def _rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _labels(labels: Mapping[str, Any] | None) -> str:
     if labels is None:
-        return "none: an encoder, which gives embeddings; asit finetune makes a classifier of it"
+        return "none: an encoder, for embeddings; asit finetune makes a classifier of it"
     several = "a clip may have several (sigmoid)" if labels["multi"] else "a clip has one (softmax)"
     first = ", ".join(labels["classes"][:_FIRST])
     more = f", ... (asit info --labels lists all {labels['count']})" if labels["count"] > _FIRST else ""
     return f"{labels['count']}; {several}; read from {labels['pooling']}\n{first}{more}"
 
 
-def _said(value: Any) -> str:
-    """Facts of a card as lines "name: value"; what is nested is written behind its name."""
+def _facts(value: Any) -> str:
+    """Return facts of a card as lines "name: value"."""
     if not isinstance(value, Mapping):
         return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     lines = []

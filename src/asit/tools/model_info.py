@@ -1,4 +1,4 @@
-"""What a model is, as JSON: from its card, its network and the files it lies in."""
+"""Describe a model as JSON: its card, network and files."""
 
 from __future__ import annotations
 
@@ -15,17 +15,10 @@ from asit.training.run_dir import BEST, MODEL, RESULTS
 
 
 def describe(source: str | os.PathLike[str]) -> dict[str, Any]:
-    """The facts of a model that `asit.load` takes.
-
-    The model is loaded, so what is told is what loading found to be whole and to fit: hashes, names and shapes of all
-    tensors, card.
+    """Load a model and return its facts as JSON; sizes in bytes, lengths in seconds.
 
     Args:
         source: model folder, run folder, Hugging Face folder or hub id.
-
-    Returns:
-        JSON: source, kind, network, input, front_end, labels (None for an encoder), license, data, training, scores
-        (of a run that was scored), files, format and asit; sizes in bytes, lengths in seconds.
 
     Raises:
         AsitError: as `asit.interop.loading.load`.
@@ -96,7 +89,7 @@ def _labels(model: AudioModel) -> dict[str, Any] | None:
 
 
 def _scores(folder: Path) -> list[dict[str, Any]]:
-    """How the run that the model lies in scored it: split, clips and metrics; none where there are no such scores."""
+    """Return the scores of these weights in the model's run: split, clips and metrics."""
     weights = {MODEL: "last", BEST: "best"}.get(folder.resolve().name)
     held = _json(folder.resolve().parent / RESULTS) if weights else {}
     out = []
