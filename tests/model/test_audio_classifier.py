@@ -211,12 +211,12 @@ def test_weights_without_the_cards_head(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("x", "text"),
     [
-        (torch.zeros(NEED), "waves of shape"),
-        (torch.zeros(2, 0), "waves of shape"),
-        (torch.zeros(800, 2), r"waves of shape \(800, 2\)(.|\n)*turn the axes"),
+        (torch.zeros(NEED), "waveforms of shape"),
+        (torch.zeros(2, 0), "waveforms of shape"),
+        (torch.zeros(800, 2), r"waveforms of shape \(800, 2\)(.|\n)*turn the axes"),
         (torch.zeros(2, 9000), r"1 to 8001 samples \(0\.500 s at 16000 Hz\)(.|\n)*windows"),
         (torch.zeros(2, NEED, dtype=torch.int16), "torch.int16"),
-        (torch.tensor([[0.0] * 500, [float("nan")] * 500]), r"1 of 2 waves hold .* \(rows \[1\]\)"),
+        (torch.tensor([[0.0] * 500, [float("nan")] * 500]), r"1 of 2 waveforms hold .* \(rows \[1\]\)"),
     ],
 )
 def test_waves_that_cannot_be_scored(x: Tensor, text: str) -> None:
