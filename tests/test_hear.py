@@ -48,19 +48,15 @@ def audio(seconds: float, sounds: int = 2, rate: int = 16000, seed: int = 0) -> 
     return 2.0 * torch.rand(sounds, int(seconds * rate), generator=torch.Generator().manual_seed(seed)) - 1.0
 
 
-def test_the_module_has_the_functions_with_the_arguments_of_the_specification() -> None:
+def test_functions_and_attributes_are_those_of_the_specification(model: hear.HearModel) -> None:
     load = inspect.signature(hear.load_model).parameters
     assert next(iter(load)) == "model_file_path"
     assert all(one.default is not inspect.Parameter.empty for one in load.values()), "load_model() alone is called too"
     for function in (hear.get_timestamp_embeddings, hear.get_scene_embeddings):
         assert list(inspect.signature(function).parameters)[:2] == ["audio", "model"]
-
-
-def test_the_model_is_a_module_with_the_attributes_of_the_specification(model: hear.HearModel) -> None:
     assert isinstance(model, torch.nn.Module)
     assert model.sample_rate in (16000, 22050, 32000, 44100, 48000)
-    assert type(model.scene_embedding_size) is int
-    assert type(model.timestamp_embedding_size) is int
+    assert type(model.scene_embedding_size) is type(model.timestamp_embedding_size) is int
     assert next(model.parameters()).device.type in ("cpu", "cuda")
 
 
@@ -70,11 +66,8 @@ def test_timestamps_are_regular_centred_and_cover_the_sound(model: hear.HearMode
     embeddings, timestamps = hear.get_timestamp_embeddings(sound, model)
     length = 1000.0 * sound.shape[1] / model.sample_rate
     assert embeddings.dtype == torch.float32
-    assert embeddings.ndim == 3
-    assert timestamps.ndim == 2
-    assert embeddings.shape[:2] == timestamps.shape
-    assert embeddings.shape[0] == 2
-    assert embeddings.shape[2] == model.timestamp_embedding_size
+    assert embeddings.shape == (2, timestamps.shape[1], model.timestamp_embedding_size)
+    assert timestamps.shape[0] == 2
     assert embeddings.isfinite().all()
     assert torch.equal(timestamps[0], timestamps[1])
     assert timestamps.min() >= 0.0
@@ -122,9 +115,8 @@ def test_scene_embeddings_are_the_clip_vectors(model: hear.HearModel) -> None:
     embeddings = hear.get_scene_embeddings(sound, model)
     assert embeddings.dtype == torch.float32
     assert embeddings.shape == (4, model.scene_embedding_size)
-    torch.testing.assert_close(
-        embeddings[1], model.model.embed(sound[1], precision="float32").clip, atol=1e-5, rtol=1e-5
-    )
+    expected = model.model.embed(sound[1], precision="float32").clip
+    torch.testing.assert_close(embeddings[1], expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(model(sound), embeddings)
 
 
@@ -186,21 +178,17 @@ def test_a_hop_of_ones_own(folder: Path) -> None:
         hear.get_timestamp_embeddings(audio(1.0), hear.load_model(folder, hop=0.03))
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        torch.zeros(16000),
-        torch.zeros(2, 0),
-        torch.zeros(2, 100, dtype=torch.int16),
-        torch.zeros(1, 2, 3),
-        torch.zeros(8000, 2),
-    ],
-)
-def test_audio_of_another_shape_is_refused(model: hear.HearModel, given: Tensor) -> None:
+@pytest.mark.parametrize("shape", [(16000,), (2, 0), (1, 2, 3), (8000, 2), (2, 100)])
+def test_audio_of_another_shape_or_type_is_refused(model: hear.HearModel, shape: tuple[int, ...]) -> None:
+    given = torch.zeros(shape, dtype=torch.int16 if shape == (2, 100) else torch.float32)
     for function in (hear.get_scene_embeddings, hear.get_timestamp_embeddings):
         with pytest.raises(AudioError, match=r"audio of shape .* torch\.") as caught:
             function(given, model)
         assert "n_sounds, n_samples" in caught.value.expected
+    sound = audio(0.5)
+    sound[1, 7] = float("nan")
+    with pytest.raises(AudioError, match=r"not finite|NaN or infinite"):
+        hear.get_scene_embeddings(sound, model)
 
 
 def test_no_sounds_give_no_embeddings(model: hear.HearModel) -> None:
@@ -208,13 +196,6 @@ def test_no_sounds_give_no_embeddings(model: hear.HearModel) -> None:
     embeddings, timestamps = hear.get_timestamp_embeddings(torch.zeros(0, 16000), model)
     assert embeddings.shape == (0, 25, 32)
     assert timestamps.shape == (0, 25)
-
-
-def test_samples_that_are_not_finite_are_refused(model: hear.HearModel) -> None:
-    sound = audio(0.5)
-    sound[1, 7] = float("nan")
-    with pytest.raises(AudioError, match=r"not finite|NaN or infinite"):
-        hear.get_scene_embeddings(sound, model)
 
 
 def test_the_environment_names_the_model_where_nothing_else_does(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,9 +219,5 @@ def test_on_a_gpu_results_are_on_it_and_as_on_the_cpu(folder: Path) -> None:
     expected, times = hear.get_timestamp_embeddings(sound, here)
     torch.testing.assert_close(embeddings.cpu(), expected, atol=1e-3, rtol=1e-3)
     assert torch.equal(timestamps.cpu(), times)
-    torch.testing.assert_close(
-        hear.get_scene_embeddings(sound.cuda(), there).cpu(),
-        hear.get_scene_embeddings(sound, here),
-        atol=1e-3,
-        rtol=1e-3,
-    )
+    scenes = hear.get_scene_embeddings(sound.cuda(), there).cpu()
+    torch.testing.assert_close(scenes, hear.get_scene_embeddings(sound, here), atol=1e-3, rtol=1e-3)

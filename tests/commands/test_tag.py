@@ -34,8 +34,14 @@ def lines(capsys: Captured, *arguments: str | Path, status: int = 0) -> list[dic
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
+def fails(capsys: Captured, message: str, *arguments: str | Path) -> None:
+    """The verb ends with status 2 and this message."""
+    assert cli.main(["tag", *map(str, arguments)]) == 2
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", ["single", "multi"])
-def test_scores_of_a_file_are_those_of_the_python_door(models: Path, sounds: Path, capsys: Captured, kind: str) -> None:
+def test_scores_of_a_file_are_those_of_the_python_api(models: Path, sounds: Path, capsys: Captured, kind: str) -> None:
     model = asit.load(models / kind)
     files = [sounds / name for name in ("short.wav", "two.flac", "long.wav")]
     found = lines(capsys, models / kind, *files, "--top", "4")
@@ -169,22 +175,18 @@ def test_csv_has_a_line_for_each_label(models: Path, sounds: Path, capsys: Captu
     assert set(rows[0]) == {"path", "start", "end", "label", "score"}
 
 
-def test_a_file_is_written_whole_or_not_at_all(models: Path, sounds: Path, tmp_path: Path, capsys: Captured) -> None:
+def test_a_file_is_written_atomically(models: Path, sounds: Path, tmp_path: Path, capsys: Captured) -> None:
     single, short, out = str(models / "single"), str(sounds / "short.wav"), tmp_path / "tags.csv"
     assert cli.main(["tag", single, short, "--out", str(out)]) == 0
     assert out.read_text().startswith("path,start,end,label,score\n")
     before = out.read_bytes()
-    assert cli.main(["tag", single, short, "--out", str(out), "--top", "1"]) == 2
-    assert f"{out} already exists" in capsys.readouterr().err
-    assert cli.main(["tag", single, str(sounds / "no.wav"), "--out", str(out), "--overwrite"]) == 2
-    assert "all 1 inputs failed" in capsys.readouterr().err
+    fails(capsys, f"{out} already exists", single, short, "--out", str(out), "--top", "1")
+    fails(capsys, "all 1 inputs failed", single, str(sounds / "no.wav"), "--out", str(out), "--overwrite")
     assert out.read_bytes() == before
     assert cli.main(["tag", single, short, "--out", str(out), "--top", "1", "--overwrite"]) == 0
     assert len(out.read_text().splitlines()) == 2
-    assert cli.main(["tag", single, short, "--out", str(tmp_path / "tags.xlsx")]) == 2
-    assert "says no format" in capsys.readouterr().err
-    assert cli.main(["tag", single, short, "--out", str(tmp_path / "none" / "tags.csv")]) == 2
-    assert "is no folder" in capsys.readouterr().err
+    fails(capsys, "says no format", single, short, "--out", str(tmp_path / "tags.xlsx"))
+    fails(capsys, "is no folder", single, short, "--out", str(tmp_path / "none" / "tags.csv"))
     assert [path.name for path in tmp_path.iterdir()] == ["tags.csv"]
 
 
@@ -193,12 +195,9 @@ def test_timelines_are_drawn_for_one_and_for_many(models: Path, sounds: Path, tm
     one = tmp_path / "one.png"
     assert cli.main(["tag", single, names[1], "--timeline", str(one)]) == 0
     assert imread(one).shape[1] == 1200
-    assert cli.main(["tag", single, names[1], "--timeline", str(one)]) == 2
-    assert f"{one} already exists" in capsys.readouterr().err
-    assert cli.main(["tag", single, *names, "--timeline", str(tmp_path / "two.png")]) == 2
-    assert "--timeline-dir" in capsys.readouterr().err
-    assert cli.main(["tag", single, names[0], "--timeline", str(tmp_path / "one.gif")]) == 2
-    assert "ends in .png" in capsys.readouterr().err
+    fails(capsys, f"{one} already exists", single, names[1], "--timeline", str(one))
+    fails(capsys, "--timeline-dir", single, *names, "--timeline", str(tmp_path / "two.png"))
+    fails(capsys, "ends in .png", single, names[0], "--timeline", str(tmp_path / "one.gif"))
     folder = tmp_path / "many"
     assert cli.main(["tag", single, str(sounds), "--timeline-dir", str(folder)]) == 2, "no.wav fails"
     assert sorted(path.name for path in folder.iterdir()) == ["long.wav.png", "short.wav.png", "two.flac.png"]
@@ -259,8 +258,7 @@ def test_a_pipe_is_read_once_however_long(models: Path, sounds: Path, tmp_path: 
     writer.join()
     (expected,) = lines(capsys, models / "single", sounds / "long.wav")
     assert found == {**expected, "path": str(pipe)}
-    assert cli.main(["tag", str(models / "single"), str(pipe), "--timeline", str(tmp_path / "a.png")]) == 2
-    assert f"{pipe} is a pipe" in capsys.readouterr().err
+    fails(capsys, f"{pipe} is a pipe", models / "single", str(pipe), "--timeline", str(tmp_path / "a.png"))
 
 
 def test_a_file_is_written_with_progress_and_stopped_without_a_rest(
@@ -290,13 +288,13 @@ def test_a_name_that_is_no_text_is_the_same_everywhere(
 ) -> None:
     path = os.fsdecode(bytes(tmp_path) + b"/caf\xe9.wav")
     os.symlink(sounds / "short.wav", path)  # noqa: PTH211
-    for form, told in (("json", b'caf\\\\xe9.wav"'), ("csv", b"caf\\xe9.wav,"), ("table", b"caf\\xe9.wav  0.30 s")):
+    for form, written in (("json", b'caf\\\\xe9.wav"'), ("csv", b"caf\\xe9.wav,"), ("table", b"caf\\xe9.wav  0.30 s")):
         assert cli.main(["tag", str(models / "single"), path, "--format", form]) == 0
-        assert told in capsysbinary.readouterr().out
+        assert written in capsysbinary.readouterr().out
     assert Item(path, path).text == f"{tmp_path}/caf\\xe9.wav"
 
 
-def test_every_csv_keeps_any_name_and_guards_it_when_asked(
+def test_every_csv_keeps_any_name_and_guards_it_with_spreadsheet(
     models: Path, sounds: Path, tmp_path: Path, capsys: Captured
 ) -> None:
     folder, name = tmp_path / "in", "=cmd\r,x.wav"

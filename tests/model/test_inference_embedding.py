@@ -58,7 +58,7 @@ def close(a: Embedding, b: Embedding, atol: float = 1e-6) -> None:
 
 
 @pytest.fixture(autouse=True)
-def float32_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def float32_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     """What "auto" is differs between machines."""
     monkeypatch.setattr(runtime, "best_precision", lambda _: runtime.Precision("float32", "for tests"))
 
@@ -230,7 +230,7 @@ def test_a_long_sound_is_held_in_part_only(monkeypatch: pytest.MonkeyPatch) -> N
     assert max(held) < 1100, "two blocks of the front end"
 
 
-def test_a_fault_in_the_middle_is_told_after_what_came_before(tmp_path: Path) -> None:
+def test_a_fault_in_the_middle_is_raised_after_what_came_before(tmp_path: Path) -> None:
     sound = wave(400_000)
     sound[390_000] = np.nan
     soundfile.write(tmp_path / "a.wav", sound, 16000, subtype="FLOAT")
@@ -335,7 +335,7 @@ def test_on_another_device_nothing_is_made_on_the_cpu() -> None:
 
 
 @pytest.mark.parametrize("batch", [0, -1, 2.5, None])
-def test_batches_that_cannot_be(batch: Any) -> None:
+def test_invalid_batches(batch: Any) -> None:
     m, sound = model(), wave(9000)
     for ask in (lambda: m.embed_batch([sound], batch=batch), lambda: list(m.stream(sound, batch=batch))):
         with pytest.raises(ConfigError, match=r"batch (0|-1|2\.5|None)(.|\n)*from 1 on"):

@@ -47,7 +47,7 @@ def wave(samples: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.fixture(autouse=True)
-def float32_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def float32_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     """What "auto" is differs between machines."""
     monkeypatch.setattr(runtime, "best_precision", lambda _: runtime.Precision("float32", "for tests"))
 
@@ -139,7 +139,7 @@ def test_neighbours_do_not_matter(precision: Any, tolerance: float) -> None:
     assert m.tag_batch([]) == []
 
 
-def test_what_cannot_be_asked() -> None:
+def test_invalid_settings() -> None:
     m, sound = model(), wave(9000)
     for choice, text in (
         ({"window": 0.6}, r"windows of 0\.6 s(.|\n)*0\.01 to 0\.5 s"),

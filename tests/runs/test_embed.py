@@ -79,11 +79,11 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "_product_seconds", lambda dtype: 1.0)
 
 
-def go(model: AudioModel, inputs: Any, out: Path, ask: EmbedSettings | None = None, **how: Any) -> Summary:
-    ask = ask or EmbedSettings(batch=4)
+def go(model: AudioModel, inputs: Any, out: Path, settings: EmbedSettings | None = None, **how: Any) -> Summary:
+    settings = settings or EmbedSettings(batch=4)
     items = expand([str(inputs)]) if isinstance(inputs, str | Path) else inputs
     threads = how.pop("threads", 2)
-    summary = embed_files(model, items, out, ask, OutputSettings(**how), threads=threads)
+    summary = embed_files(model, items, out, settings, OutputSettings(**how), threads=threads)
     assert summary is not None
     return summary
 
@@ -105,9 +105,9 @@ def test_a_vector_a_file_as_the_model_gives_it(
     model: AudioModel, clips: Path, tmp_path: Path, pooling: Any, suffix: str
 ) -> None:
     out = tmp_path / f"emb.{suffix}"
-    told = go(model, clips, out, EmbedSettings(pooling=pooling, layer=0, batch=4))
+    summary = go(model, clips, out, EmbedSettings(pooling=pooling, layer=0, batch=4))
     width = 64 if pooling == "class+mean" else 32
-    assert (told.files, told.rows, told.width, told.failures) == (10, 10, width, [])
+    assert (summary.files, summary.rows, summary.width, summary.failures) == (10, 10, width, [])
     expected = []
     for path in sorted(clips.iterdir()):
         found = model.embed(path, layer=0)
@@ -156,9 +156,9 @@ def test_many_rows_a_file_as_the_model_gives_them(
     for i, path in enumerate(sorted(clips.iterdir())):
         found = model.embed(path, hop=hop)
         rows = slice(file["offsets"][i], file["offsets"][i + 1])
-        told = found.frames if level == "frames" else found.patches
-        assert told is not None
-        np.testing.assert_allclose(vectors[rows], told.numpy(), atol=2e-5)
+        expected = found.frames if level == "frames" else found.patches
+        assert expected is not None
+        np.testing.assert_allclose(vectors[rows], expected.numpy(), atol=2e-5)
         np.testing.assert_allclose(file["times"][rows], np.repeat(found.times.numpy(), bands), atol=1e-5)
         assert set(names[rows]) == {path.name}
         if level == "patches":
@@ -168,24 +168,24 @@ def test_many_rows_a_file_as_the_model_gives_them(
 
 def test_parts_of_files_and_members_of_shards(model: AudioModel, clips: Path, tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text(f"path,start,end\n{clips}/05.flac,2.5,3.5\n{clips}/05.flac,,\n")
-    told = go(model, tmp_path / "list.csv", tmp_path / "a.npz", EmbedSettings(level="frames"))
+    summary = go(model, tmp_path / "list.csv", tmp_path / "a.npz", EmbedSettings(level="frames"))
     file = np.load(tmp_path / "a.npz")
     assert file["starts"].tolist() == [2.5, 0.0]
     assert file["seconds"] == pytest.approx([1.0, 9.0], abs=1e-3)
     with open_sound(str(clips / "05.flac"), None, 16000, start=2.5, seconds=1.0) as part:
         found = model.embed(part)
     count = found.grid[0]
-    assert told.rows == count + file["offsets"][2] - file["offsets"][1]
+    assert summary.rows == count + file["offsets"][2] - file["offsets"][1]
     np.testing.assert_allclose(file["vectors"][:count], found.frames.numpy(), atol=2e-5)
     np.testing.assert_allclose(file["times"][:count], found.times.numpy() + 2.5, atol=1e-5)
     with tarfile.open(tmp_path / "s.tar", "w") as archive:
         for path in sorted(clips.iterdir()):
             archive.add(path, path.name)
         archive.addfile(tarfile.TarInfo("../up.wav"))
-    told = go(model, tmp_path / "s.tar", tmp_path / "b.npz")
+    summary = go(model, tmp_path / "s.tar", tmp_path / "b.npz")
     go(model, clips, tmp_path / "c.npz")
     np.testing.assert_array_equal(vectors_of(tmp_path / "b.npz"), vectors_of(tmp_path / "c.npz"))
-    assert [name for name, _ in told.failures] == [f"{tmp_path}/s.tar/../up.wav"]
+    assert [name for name, _ in summary.failures] == [f"{tmp_path}/s.tar/../up.wav"]
 
 
 @pytest.mark.parametrize("level", ["clip", "frames"])
@@ -201,9 +201,9 @@ def test_what_cannot_be_read_is_left_out_and_listed(model: AudioModel, clips: Pa
     (folder / "03a.wav").write_text("no sound")
     (folder / "zz.mp3").symlink_to("nowhere")
     out = tmp_path / "emb.npz"
-    told = go(model, folder, out, EmbedSettings(level=level, batch=2))
+    summary = go(model, folder, out, EmbedSettings(level=level, batch=2))
     go(model, clips, tmp_path / "clean.npz", EmbedSettings(level=level, batch=2))
-    assert (told.files, [name for name, _ in told.failures]) == (10, ["03a.wav", "055.flac", "zz.mp3"])
+    assert (summary.files, [name for name, _ in summary.failures]) == (10, ["03a.wav", "055.flac", "zz.mp3"])
     found, clean = np.load(out), np.load(tmp_path / "clean.npz")
     for name in ("paths", "seconds", "starts"):
         np.testing.assert_array_equal(found[name], clean[name])
@@ -220,7 +220,7 @@ def test_what_cannot_be_read_is_left_out_and_listed(model: AudioModel, clips: Pa
     assert not failures_of(out).exists()
 
 
-def test_the_result_does_not_hang_on_threads(model: AudioModel, clips: Path, tmp_path: Path) -> None:
+def test_the_result_does_not_depend_on_threads(model: AudioModel, clips: Path, tmp_path: Path) -> None:
     for threads in (1, 4):
         for suffix in ("npz", "parquet"):
             go(model, clips, tmp_path / f"{threads}.{suffix}", EmbedSettings(level="patches", batch=2), threads=threads)
@@ -265,20 +265,20 @@ def stopping(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, BaseException], 
 
 
 @pytest.mark.parametrize("level", ["clip", "frames"])
-def test_a_stopped_call_goes_on_to_the_same_file(
+def test_a_stopped_call_resumes_to_the_same_file(
     model: AudioModel, clips: Path, tmp_path: Path, stopping: Any, level: Any
 ) -> None:
-    ask = EmbedSettings(level=level, batch=2)
-    go(model, clips, tmp_path / "whole.npz", ask)
+    settings = EmbedSettings(level=level, batch=2)
+    go(model, clips, tmp_path / "whole.npz", settings)
     sizes = stopping(-1, ValueError())
-    go(model, clips, tmp_path / "counted.npz", ask)
+    go(model, clips, tmp_path / "counted.npz", settings)
     total, before = len(sizes), threading.active_count()
     sizes = stopping(total - 1, KeyboardInterrupt())
     out = tmp_path / "emb.npz"
     with pytest.raises(
         KeyboardInterrupt, match=r"9 of 10 inputs are kept in .*emb.npz.parts; the same command resumes"
     ):
-        go(model, clips, out, ask)
+        go(model, clips, out, settings)
     assert threading.active_count() == before
     assert not out.exists()
     folder = tmp_path / "emb.npz.parts"
@@ -293,7 +293,7 @@ def test_a_stopped_call_goes_on_to_the_same_file(
     vectors.write_bytes(vectors.read_bytes()[:-4])
     (folder / ".1.npz.tmp").write_text("the beginning of a file whose writer was killed")
     sizes = stopping(-1, ValueError())
-    go(model, clips, out, ask)
+    go(model, clips, out, settings)
     assert 0 < len(sizes) < total
     assert out.read_bytes() == (tmp_path / "whole.npz").read_bytes()
     assert not folder.exists()
@@ -316,8 +316,8 @@ def test_blocks_of_another_call_are_refused(model: AudioModel, clips: Path, tmp_
     with pytest.raises(ConfigError, match="inputs: "):
         go(model, changed, out)
     assert sorted((tmp_path / "emb.npz.parts").iterdir()) == parts
-    told = go(model, clips, out, EmbedSettings(batch=4, layer=0), overwrite=True)
-    assert told.rows == 10
+    summary = go(model, clips, out, EmbedSettings(batch=4, layer=0), overwrite=True)
+    assert summary.rows == 10
     go(model, clips, tmp_path / "clean.npz", EmbedSettings(batch=4, layer=0))
     np.testing.assert_array_equal(vectors_of(out), vectors_of(tmp_path / "clean.npz"))
     foreign = tmp_path / "b.npz.parts"
@@ -332,8 +332,8 @@ def test_blocks_of_another_call_are_refused(model: AudioModel, clips: Path, tmp_
 def test_shards_follow_one_another(model: AudioModel, clips: Path, tmp_path: Path) -> None:
     go(model, clips, tmp_path / "whole.npz")
     for i in range(4):
-        told = go(model, clips, tmp_path / "emb.npz", shard=(i, 4))
-        assert told.out.name == f"emb-0000{i}-of-00004.npz"
+        summary = go(model, clips, tmp_path / "emb.npz", shard=(i, 4))
+        assert summary.out.name == f"emb-0000{i}-of-00004.npz"
     files = [np.load(tmp_path / f"emb-0000{i}-of-00004.npz") for i in range(4)]
     whole = np.load(tmp_path / "whole.npz")
     for name in ("paths", "seconds"):
@@ -344,21 +344,21 @@ def test_shards_follow_one_another(model: AudioModel, clips: Path, tmp_path: Pat
 
 
 def test_two_processes_give_the_file_of_one(model: AudioModel, clips: Path, tmp_path: Path, ranks: Any) -> None:
-    ask = EmbedSettings(level="frames", batch=2)
+    settings = EmbedSettings(level="frames", batch=2)
     torch.set_num_threads(1)
-    go(model, clips, tmp_path / "one.npz", ask, threads=1)
+    go(model, clips, tmp_path / "one.npz", settings, threads=1)
 
     def body(out: str, bad: float, source: Path) -> int:
         with runtime.world("cpu", 1) as world:
             items = expand([str(source)])
             try:
-                told = embed_files(
-                    model, items, tmp_path / out, ask, OutputSettings(bad_files=bad), threads=1, world=world
+                summary = embed_files(
+                    model, items, tmp_path / out, settings, OutputSettings(bad_files=bad), threads=1, world=world
                 )
             except AsitError as error:
                 print(error)
                 return 2
-            assert (told is None) == (not world.main)
+            assert (summary is None) == (not world.main)
         return 0
 
     ended = ranks(2, lambda: body("two.npz", 1.0, clips))
@@ -374,7 +374,7 @@ def test_two_processes_give_the_file_of_one(model: AudioModel, clips: Path, tmp_
 def test_refusals_leave_nothing(
     model: AudioModel, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, ask, text in [
+    for name, settings, text in [
         ("emb.pkl", EmbedSettings(), r"--out .*emb.pkl\n  expected: a name that ends in .parquet, .npz, .csv"),
         ("emb.csv", EmbedSettings(level="frames"), "--level frames"),
         ("there.npz", EmbedSettings(), "there.npz already exists"),
@@ -383,7 +383,7 @@ def test_refusals_leave_nothing(
     ]:
         (tmp_path / "there.npz").write_text("mine")
         with pytest.raises(ConfigError, match=text):
-            go(model, clips, tmp_path / name, ask)
+            go(model, clips, tmp_path / name, settings)
     with monkeypatch.context() as patch:
         patch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
         with pytest.raises(ConfigError, match=r"needs pyarrow[\s\S]*pip install 'asit-audio\[parquet\]'"):

@@ -132,7 +132,7 @@ def test_a_full_disk_ends_the_keeping_and_leaves_nothing_half_written(
     assert store.size() == 0
 
 
-def test_drafts_of_killed_writers_are_removed_and_fresh_ones_left(tmp_path: Path) -> None:
+def test_drafts_of_killed_writers_are_removed(tmp_path: Path) -> None:
     store = Store(tmp_path)
     shelf = store.shelf("a")
     shelf.put(KEYS[:1], [ONE])
@@ -158,7 +158,7 @@ def test_which_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (store.folder, store.limit) == (tmp_path / "mine", 2_000_000_000)
 
 
-def test_a_folder_or_a_limit_that_cannot_be(tmp_path: Path) -> None:
+def test_an_invalid_folder_or_limit(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(ConfigError, match=r"cache folder .*file cannot be written.*\n.*\n.*--cache none"):
         Store(tmp_path / "file")

@@ -22,7 +22,7 @@ FRAMES = 40  # a view of 0.4 s
 
 
 @pytest.fixture(autouse=True)
-def float32_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def float32_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     """What "auto" is differs between machines."""
     monkeypatch.setattr(runtime, "best_precision", lambda _: runtime.Precision("float32", "for tests"))
 

@@ -107,7 +107,7 @@ def test_adding_keeps_the_indexs_settings_and_refuses_others(archive: Path, mode
         search.build(make_model(1), [str(archive)], tmp_path / "index", add=True)
 
 
-def test_a_build_that_was_stopped_goes_on(
+def test_a_stopped_build_resumes(
     archive: Path, model: AudioModel, tmp_path: Path, read: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "index"
@@ -232,7 +232,7 @@ def test_above_a_number_of_rows_there_is_a_graph(made: Index, model: AudioModel,
         np.testing.assert_allclose(found, np.sort(matrix @ matrix[row])[::-1][:5], atol=2e-3)
     own = index.rows_of(str(archive / "long.wav"))
     assert not {hit.row for hit in index.nearest(index.vector(8), 5, own)} & set(own.tolist())
-    # Added rows go into the graph that is there; where rows went, it is made anew.
+    # Added rows go into the graph that is there; where rows went, it is rebuilt.
     write(archive / "new.wav", 0.5, 20)
     search.build(model, [str(archive)], tmp_path / "index", add=True)
     (archive / "0.wav").unlink()

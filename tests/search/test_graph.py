@@ -73,7 +73,7 @@ def test_the_check_knows_the_layout(saved: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("what", "told"),
+    ("what", "message"),
     [
         ("truncated", "bytes"),
         ("longer", "bytes"),
@@ -93,7 +93,7 @@ def test_the_check_knows_the_layout(saved: Path) -> None:
         ("neighbour", "point outside"),
     ],
 )
-def test_a_file_that_points_outside_is_refused(saved: Path, tmp_path: Path, what: str, told: str) -> None:
+def test_a_file_that_points_outside_is_refused(saved: Path, tmp_path: Path, what: str, message: str) -> None:
     data = bytearray(saved.read_bytes())
     levels, nodes = _layout(saved)
     head, graph = 8 + N * D * 2, 8 + N * D * 2 + 64
@@ -123,7 +123,7 @@ def test_a_file_that_points_outside_is_refused(saved: Path, tmp_path: Path, what
         data[at : at + len(value)] = value
     bad = tmp_path / "graph.usearch"
     bad.write_bytes(data)
-    with pytest.raises(CheckpointError, match=told):
+    with pytest.raises(CheckpointError, match=message):
         Graph.load(bad, N, D)
 
 

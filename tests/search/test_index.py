@@ -48,20 +48,20 @@ def test_nearest_is_the_exact_order(index: Index) -> None:
     rng = np.random.default_rng(0)
     everything = np.stack([index.vector(row) for row in range(len(index))]).astype(np.float64)
     for _ in range(10):
-        asked = rng.standard_normal(everything.shape[1])
-        cosine = everything @ asked / np.linalg.norm(asked) / np.linalg.norm(everything, axis=1)
+        query = rng.standard_normal(everything.shape[1])
+        cosine = everything @ query / np.linalg.norm(query) / np.linalg.norm(everything, axis=1)
         best = np.argsort(-cosine)
-        found = index.nearest(5 * asked, 4)
+        found = index.nearest(5 * query, 4)
         assert [hit.row for hit in found] == best[:4].tolist()
         np.testing.assert_allclose([hit.similarity for hit in found], cosine[best[:4]], atol=1e-3)
-        left = index.nearest(asked, 4, without=best[:2])
+        left = index.nearest(query, 4, without=best[:2])
         assert [hit.row for hit in left] == best[2:6].tolist()
-    assert len(index.nearest(asked, 100)) == len(index)
-    assert len(index.nearest(asked, 100, without=np.arange(10))) == len(index) - 10
-    assert index.nearest(asked, 5, without=np.arange(len(index))) == []
+    assert len(index.nearest(query, 100)) == len(index)
+    assert len(index.nearest(query, 100, without=np.arange(10))) == len(index) - 10
+    assert index.nearest(query, 5, without=np.arange(len(index))) == []
 
 
-def test_a_recording_finds_others_before_itself_only_when_asked(index: Index, model: AudioModel, sounds: Path) -> None:
+def test_a_recording_finds_others_before_itself_only_on_request(index: Index, model: AudioModel, sounds: Path) -> None:
     hits = index.similar(sounds / "3.wav", 3, model, include_self=True)
     assert (hits[0].name, hits[0].row) == ("3.wav", 3)
     assert hits[0].similarity == pytest.approx(1.0, abs=1e-3)
@@ -84,25 +84,25 @@ def test_a_part_of_a_long_recording_leaves_only_that_part_out(index: Index, mode
     assert (own[0].start, own[0].similarity) == (pytest.approx(0.8), pytest.approx(1.0, abs=1e-3))
 
 
-def test_arrays_bytes_and_files_ask_the_same(index: Index, model: AudioModel, sounds: Path) -> None:
+def test_arrays_bytes_and_files_are_the_same_query(index: Index, model: AudioModel, sounds: Path) -> None:
     path = sounds / "long.wav"
-    asked = index.vector_of(path, model)
-    np.testing.assert_allclose(index.vector_of(path.read_bytes(), model), asked, atol=1e-4)
-    np.testing.assert_allclose(index.vector_of(sound(3.0, 50), model), asked, atol=1e-4)
-    np.testing.assert_allclose(index.vector_of(np.repeat(sound(3.0, 50), 2), model, rate=2 * RATE), asked, atol=0.5)
+    query = index.vector_of(path, model)
+    np.testing.assert_allclose(index.vector_of(path.read_bytes(), model), query, atol=1e-4)
+    np.testing.assert_allclose(index.vector_of(sound(3.0, 50), model), query, atol=1e-4)
+    np.testing.assert_allclose(index.vector_of(np.repeat(sound(3.0, 50), 2), model, rate=2 * RATE), query, atol=0.5)
     # The mean of the windows' vectors.
     rows = index.rows_of(str(path))
-    np.testing.assert_allclose(asked, np.sum([index.vector(row) for row in rows], 0), atol=1e-2)
+    np.testing.assert_allclose(query, np.sum([index.vector(row) for row in rows], 0), atol=1e-2)
 
 
-def test_threads_may_ask_at_once(index: Index) -> None:
+def test_threads_may_search_at_once(index: Index) -> None:
     with ThreadPoolExecutor(8) as pool:
         found = pool.map(lambda row: index.nearest(index.vector(row % 16), 1)[0].row, range(64))
         assert list(found) == [row % 16 for row in range(64)]
 
 
 @pytest.mark.parametrize(
-    ("vector", "k", "told"),
+    ("vector", "k", "message"),
     [
         (np.ones(7), 1, r"shape \(7,\)"),
         (np.ones((2, 24)), 1, r"shape \(2, 24\)"),
@@ -111,8 +111,8 @@ def test_threads_may_ask_at_once(index: Index) -> None:
         (np.ones(24), 0, "k is 0"),
     ],
 )
-def test_questions_that_cannot_be(index: Index, vector: np.ndarray, k: int, told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_invalid_queries(index: Index, vector: np.ndarray, k: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         index.nearest(vector, k)
 
 
@@ -128,8 +128,8 @@ def test_poolings_and_layers_are_the_indexs_own(archive: Path, model: AudioModel
     ask = search.IndexSettings(pooling=pooling, layer=0, window=0.5, hop=0.25)
     search.build(model, [str(archive)], tmp_path / "index", ask)
     index = Index.read(tmp_path / "index")
-    heard = model.embed(archive / "2.wav", layer=0)
-    cls, mean = heard.class_token.numpy(), heard.clip.numpy()
+    embedded = model.embed(archive / "2.wav", layer=0)
+    cls, mean = embedded.class_token.numpy(), embedded.clip.numpy()
     alone = cls if pooling == "class" else np.concatenate([cls, mean])
     np.testing.assert_allclose(index.vector(2), alone / np.linalg.norm(alone), atol=1e-3)
     np.testing.assert_allclose(index.vector_of(archive / "2.wav", model), alone / np.linalg.norm(alone), atol=1e-3)
@@ -194,7 +194,7 @@ class _Spy:
 
 
 @pytest.mark.parametrize(
-    ("name", "write", "told"),
+    ("name", "write", "message"),
     [
         ("vectors.npy", lambda path: np.save(path, np.array([_Spy()], object), allow_pickle=True), "vectors.npy"),
         ("vectors.npy", lambda path: np.save(path, np.zeros((3, 24), "<f2")), "shape"),
@@ -216,11 +216,11 @@ class _Spy:
     ],
 )
 def test_files_that_fit_the_card_and_make_no_sense_are_refused(
-    copied: Path, name: str, write: Callable[[Path], Any], told: str
+    copied: Path, name: str, write: Callable[[Path], Any], message: str
 ) -> None:
     write(copied / name)
     _hash_again(copied)
-    with pytest.raises(CheckpointError, match=told):
+    with pytest.raises(CheckpointError, match=message):
         Index.read(copied)
 
 
@@ -244,7 +244,7 @@ def test_a_graph_that_points_outside_is_refused(made: Index) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"kind": "audio-encoder"}, "is no index"),
         ({"format": 99}, "upgrade asit"),
@@ -265,10 +265,10 @@ def test_a_graph_that_points_outside_is_refused(made: Index) -> None:
         ({"sha256": {}}, "SHA-256"),
     ],
 )
-def test_cards_that_cannot_be(copied: Path, change: dict[str, Any], told: str) -> None:
+def test_cards_that_cannot_be(copied: Path, change: dict[str, Any], message: str) -> None:
     card = json.loads((copied / "card.json").read_text())
     (copied / "card.json").write_text(json.dumps({**card, **change}))
-    with pytest.raises(CheckpointError, match=told):
+    with pytest.raises(CheckpointError, match=message):
         Index.read(copied)
 
 
@@ -283,7 +283,7 @@ def test_folders_that_are_no_index(archive: Path, tmp_path: Path) -> None:
             Index.read(archive)
 
 
-def test_the_model_is_found_again_or_asked_for(
+def test_the_model_is_found_again_or_requested(
     archive: Path, model_folder: Path, model: AudioModel, tmp_path: Path
 ) -> None:
     where = tmp_path / "model"

@@ -110,7 +110,7 @@ def test_bad_recordings_give_status_2_and_the_rest_goes_on(run: Run, archive: Pa
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ("index MODEL --out new", "no recordings were given"),
         ("index MODEL nowhere --out new", "nowhere"),
@@ -140,11 +140,11 @@ def test_bad_recordings_give_status_2_and_the_rest_goes_on(run: Run, archive: Pa
     ],
 )
 @pytest.mark.usefixtures("archive", "copied")
-def test_mistakes(run: Run, model_folder: Path, tmp_path: Path, arguments: str, told: str) -> None:
+def test_mistakes(run: Run, model_folder: Path, tmp_path: Path, arguments: str, message: str) -> None:
     before = sorted(tmp_path.iterdir())
     given = [str(model_folder) if word == "MODEL" else word for word in arguments.split()]
     code, out, err = run(*given)
     assert code == 2
-    assert told in out + err
+    assert message in out + err
     assert "Traceback" not in err
     assert sorted(tmp_path.iterdir()) == before

@@ -52,9 +52,9 @@ def test_a_long_sound_is_not_held() -> None:
     assert pieces == 2000
 
 
-@pytest.mark.parametrize(("window", "hop", "told"), [(0, 1, "window of 0"), (1, 0, "hop of 0"), (1, 2, "hop of 2")])
-def test_windows_that_cannot_be(window: float, hop: float, told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+@pytest.mark.parametrize(("window", "hop", "message"), [(0, 1, "window of 0"), (1, 0, "hop of 0"), (1, 2, "hop of 2")])
+def test_invalid_windows(window: float, hop: float, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         embed_windows.check_windows(window, hop)
 
 
@@ -62,7 +62,7 @@ def test_the_window_is_the_training_view(model: AudioModel) -> None:
     assert embed_windows.view_seconds(model) == pytest.approx(0.4)
 
 
-def test_vectors_have_length_one_and_the_pooling_asked_for() -> None:
+def test_vectors_have_length_one_and_the_given_pooling() -> None:
     ones, other = torch.ones(4), torch.tensor([3.0, 0.0, 0.0, 4.0])
     embedding = Embedding(ones, ones[None], None, (1, 1), torch.zeros(1), other)
     np.testing.assert_allclose(embed_windows.unit_vector(embedding, "mean"), [0.5] * 4)
@@ -72,7 +72,7 @@ def test_vectors_have_length_one_and_the_pooling_asked_for() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
-def test_vectors_that_say_nothing_are_refused(value: float) -> None:
+def test_zero_or_infinite_vectors_are_refused(value: float) -> None:
     bad = torch.full((4,), value)
     with pytest.raises(AudioError, match="not finite"):
         embed_windows.unit_vector(Embedding(bad, bad[None], None, (1, 1), torch.zeros(1), bad), "mean")
