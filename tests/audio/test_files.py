@@ -125,9 +125,7 @@ def test_only_the_part_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     decoded = []
     blocks = decoders._SoundFileDecoder.blocks
     monkeypatch.setattr(
-        decoders._SoundFileDecoder,
-        "blocks",
-        lambda *a: (decoded.append(len(block)) or block for block in blocks(*a)),
+        decoders._SoundFileDecoder, "blocks", lambda *a: (decoded.append(len(block)) or block for block in blocks(*a))
     )
     read(path, rate=8000, start=30.0, seconds=1.0)
     assert 16000 < sum(decoded) < 18000

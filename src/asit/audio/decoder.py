@@ -96,12 +96,9 @@ class Decoder:
     def _check_end(self, start: int, held: int, promised: int) -> None:
         failure = self.content.failure
         if failure is not None:
-            raise AudioFileError(
-                "unreadable",
-                f"{self.name} cannot be read after {(start + held) / self.info.rate:.3f} s: {error_text(failure)}",
-                "a file that can be read to its end",
-                "open it again",
-            ) from failure
+            found = f"{self.name} cannot be read after {(start + held) / self.info.rate:.3f} s: {error_text(failure)}"
+            expected = "a file that can be read to its end"
+            raise AudioFileError("unreadable", found, expected, "open it again") from failure
         if not held and not start:
             raise faults.empty(self.name)
         if self.slack is not None and held < promised - self.slack:
@@ -116,9 +113,6 @@ class Decoder:
     def failed(self, after: int, error: Exception) -> AudioFileError:
         """Make the error about a decoder that failed after so many samples."""
         where = f"after {after / self.info.rate:.3f} of {self.info.seconds:.3f} s"
-        return AudioFileError(
-            "truncated" if after else "unreadable",
-            f"{self.name} cannot be decoded {where}: {error_text(error)}",
-            "a complete recording",
-            "fetch or convert it again, or leave it out",
-        )
+        found = f"{self.name} cannot be decoded {where}: {error_text(error)}"
+        fix = "fetch or convert it again, or leave it out"
+        return AudioFileError("truncated" if after else "unreadable", found, "a complete recording", fix)

@@ -121,19 +121,13 @@ def check_length(name: str, seconds: float, size: int | None) -> None:
     A FLAC of 14 bytes may claim a minute.
     """
     if seconds > LONGEST:
-        raise AudioFileError(
-            "unreadable",
-            f"{name} is {seconds / 3600:.1f} hours long",
-            f"at most {LONGEST // 3600} hours",
-            "split it into several recordings; or fetch it again if its header is damaged",
-        )
+        problem = f"{name} is {seconds / 3600:.1f} hours long"
+        fix = "split it into several recordings; or fetch it again if its header is damaged"
+        raise AudioFileError("unreadable", problem, f"at most {LONGEST // 3600} hours", fix)
     if size is not None and seconds > SHORT and size < THINNEST * seconds:
-        raise AudioFileError(
-            "unreadable",
-            f"{name} claims {seconds / 3600:.1f} hours in {size} bytes",
-            f"{THINNEST} bytes or more per second",
-            "leave it out: it is constant, or its header is damaged",
-        )
+        found = f"{name} claims {seconds / 3600:.1f} hours in {size} bytes"
+        expected = f"{THINNEST} bytes or more per second"
+        raise AudioFileError("unreadable", found, expected, "leave it out: it is constant, or its header is damaged")
 
 
 def empty(name: str) -> AudioFileError:
@@ -143,12 +137,9 @@ def empty(name: str) -> AudioFileError:
 
 def truncated(name: str, held: int, promised: int, rate: int) -> AudioFileError:
     """Make the error about a file with fewer samples than its header promises; `rate` in Hz."""
-    return AudioFileError(
-        "truncated",
-        f"{name} is truncated: {held} samples ({held / rate:.3f} s)",
-        f"the {promised} samples ({promised / rate:.3f} s) that its header promises",
-        "fetch it again, or leave it out",
-    )
+    found = f"{name} is truncated: {held} samples ({held / rate:.3f} s)"
+    expected = f"the {promised} samples ({promised / rate:.3f} s) that its header promises"
+    return AudioFileError("truncated", found, expected, "fetch it again, or leave it out")
 
 
 def cut_off(name: str, where: str) -> AudioFileError:
@@ -159,12 +150,9 @@ def cut_off(name: str, where: str) -> AudioFileError:
 
 def joined(name: str, what: str) -> AudioFileError:
     """Make the error about a file of several recordings that cannot be read as one."""
-    return AudioFileError(
-        "unreadable",
-        f"{name} is several recordings in one file: {what}",
-        "one recording, or several of one format, rate and number of channels in MP3 or Ogg",
-        "split the file, for example with ffmpeg",
-    )
+    found = f"{name} is several recordings in one file: {what}"
+    expected = "one recording, or several of one format, rate and number of channels in MP3 or Ogg"
+    return AudioFileError("unreadable", found, expected, "split the file, for example with ffmpeg")
 
 
 def not_finite(name: str) -> AudioFileError:
@@ -176,9 +164,6 @@ def not_finite(name: str) -> AudioFileError:
 def out_of_range(name: str, peak: float) -> AudioFileError:
     """Make the error about samples that are not scaled to [-1, 1]."""
     int16 = ", as int16 values are" if peak <= 32768 else ""
-    return AudioFileError(
-        "out of range",
-        f"{name} holds samples up to {peak:.6g}, far outside [-1, 1]{int16}",
-        f"samples in [-1, 1], and never beyond {LOUDEST:g}",
-        "divide by the largest value of their type: 32768 for int16" if int16 else "scale them, or leave it out",
-    )
+    found = f"{name} holds samples up to {peak:.6g}, far outside [-1, 1]{int16}"
+    fix = "divide by the largest value of their type: 32768 for int16" if int16 else "scale them, or leave it out"
+    return AudioFileError("out of range", found, f"samples in [-1, 1], and never beyond {LOUDEST:g}", fix)

@@ -242,11 +242,9 @@ def _check(settings: FrontEndSettings, window: int, shift: int) -> None:
             "use longer ones, such as 25 and 10 ms",
         )
     if not 0 <= settings.low_hz < _upper_edge(settings) <= nyquist:
-        raise ConfigError(
-            f"front_end.low_hz {settings.low_hz:g} and high_hz {settings.high_hz:g} at {settings.rate} Hz",
-            f"0 <= low_hz < high_hz <= {nyquist:g} (half the rate; high_hz of 0 or less is counted from there)",
-            "set high_hz to 0, or raise front_end.rate",
-        )
+        found = f"front_end.low_hz {settings.low_hz:g} and high_hz {settings.high_hz:g} at {settings.rate} Hz"
+        expected = f"0 <= low_hz < high_hz <= {nyquist:g} (half the rate; high_hz of 0 or less is counted from there)"
+        raise ConfigError(found, expected, "set high_hz to 0, or raise front_end.rate")
 
 
 def _blocks(frames: Tensor, out: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

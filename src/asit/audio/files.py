@@ -67,12 +67,8 @@ class Inspection:
         if self.cancelled is not None:
             return self.cancelled
         if self.silent:
-            return AudioFileError(
-                "silent",
-                f"{name} is silent: all its samples are between {self.low:.2g} and {self.high:.2g}",
-                "a range above two steps of 16-bit audio",
-                "leave it out",
-            )
+            found = f"{name} is silent: all its samples are between {self.low:.2g} and {self.high:.2g}"
+            return AudioFileError("silent", found, "a range above two steps of 16-bit audio", "leave it out")
         return None
 
 
@@ -228,20 +224,14 @@ def sample_range(native: int, target: int, start: float, seconds: float | None) 
 def check_part(name: str, start: float, seconds: float | None) -> None:
     """Raise an AudioError for a start below 0, no length, or values that are not finite."""
     if not (math.isfinite(start) and start >= 0) or not (seconds is None or (math.isfinite(seconds) and seconds > 0)):
-        raise AudioError(
-            f"{name}: a part of {seconds} s from {start} s",
-            "start of 0 or more and seconds above 0",
-            "correct them; seconds=None reads to the end",
-        )
+        found = f"{name}: a part of {seconds} s from {start} s"
+        raise AudioError(found, "start of 0 or more and seconds above 0", "correct them; seconds=None reads to the end")
 
 
 def start_after_end(name: str, start: float, seconds: float) -> AudioError:
     """Make the error about a part that begins after the end."""
-    return AudioError(
-        f"{name}: a part from {start:g} s",
-        f"a start before its end at {seconds:.3f} s",
-        "build the catalogue again if the file has changed",
-    )
+    expected = f"a start before its end at {seconds:.3f} s"
+    return AudioError(f"{name}: a part from {start:g} s", expected, "build the catalogue again if the file has changed")
 
 
 def positive_rate(rate: int) -> int:

@@ -36,11 +36,9 @@ def griffin_lim(logmel: Tensor, settings: FrontEndSettings, iterations: int = 32
     """
     front_end = FrontEnd(settings)
     if logmel.dim() != 2 or logmel.shape[0] == 0 or logmel.shape[1] != settings.mels:
-        raise AudioError(
-            f"a log-mel of shape {tuple(logmel.shape)}",
-            f"(frames, {settings.mels}), with at least one frame",
-            "pass one clip and the settings of the front end that made it",
-        )
+        found = f"a log-mel of shape {tuple(logmel.shape)}"
+        expected = f"(frames, {settings.mels}), with at least one frame"
+        raise AudioError(found, expected, "pass one clip and the settings of the front end that made it")
     if not bool(torch.isfinite(logmel).all()):
         raise AudioError("a log-mel with values that are not finite", "finite values", "undo the normalisation first")
     with torch.no_grad():

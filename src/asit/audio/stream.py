@@ -194,11 +194,9 @@ def is_transposed(shape: Sequence[int]) -> bool:
 def check_sounds(audio: Tensor) -> None:
     """Raise an AudioError unless `audio` is a batch (sounds, samples) of floats: integers, no samples or transposed."""
     if audio.ndim != 2 or not audio.is_floating_point() or not audio.shape[1] or is_transposed(audio.shape):
-        raise AudioError(
-            f"audio of shape {tuple(audio.shape)}, {audio.dtype}",
-            "(n_sounds, n_samples) of floats in [-1, 1], with fewer sounds than samples",
-            "transpose it" if is_transposed(audio.shape) else "",
-        )
+        found = f"audio of shape {tuple(audio.shape)}, {audio.dtype}"
+        expected = "(n_sounds, n_samples) of floats in [-1, 1], with fewer sounds than samples"
+        raise AudioError(found, expected, "transpose it" if is_transposed(audio.shape) else "")
 
 
 def _array(sound: np.ndarray | Tensor, name: str) -> NDArray[np.floating]:
@@ -213,11 +211,8 @@ def _array(sound: np.ndarray | Tensor, name: str) -> NDArray[np.floating]:
         samples, kind = sound, str(sound.dtype)
         floating = np.issubdtype(sound.dtype, np.floating)
     if not floating:
-        raise AudioError(
-            f"{name} holds {kind}",
-            "floating-point samples in [-1, 1]",
-            "divide by the type's largest value, such as 32768 for int16",
-        )
+        fix = "divide by the type's largest value, such as 32768 for int16"
+        raise AudioError(f"{name} holds {kind}", "floating-point samples in [-1, 1]", fix)
     if samples.ndim not in (1, 2) or (samples.ndim == 2 and samples.shape[0] > max(samples.shape[1], 1)):
         raise AudioError(f"{name} is not a clip", "(samples,) or (channels, samples)", "transpose it")
     if not samples.size:

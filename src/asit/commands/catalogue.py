@@ -111,11 +111,8 @@ def _corpus(options: CatalogueOptions, prog: str) -> Corpus | None:
     if options.root is not None:
         corpora.check_name(source)
     elif source in corpora.NAMES and not Path(source).exists():
-        raise ConfigError(
-            f"{source} is the name of a data set, and ROOT is not given",
-            "the folder it was unpacked into",
-            f"{prog} {source} ROOT --out {options.out}",
-        )
+        found = f"{source} is the name of a data set, and ROOT is not given"
+        raise ConfigError(found, "the folder it was unpacked into", f"{prog} {source} ROOT --out {options.out}")
     own: dict[str, Any] = {}
     for name, owner in (("most_missing", "audioset"), ("test_root", "speech-commands-v1")):
         if (value := getattr(options, name)) is not None:

@@ -47,11 +47,7 @@ def test_every_reader_refuses_an_empty_folder(tmp_path: Path) -> None:
     ],
 )
 def test_the_verb_refuses(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: str,
-    said: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: str, said: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sounds").mkdir()

@@ -262,11 +262,9 @@ class Catalogue:
         catalogue = cls(header, top if storage.is_url(top) else os.path.abspath(top), columns)
         first = (catalogue[0].shard or catalogue[0].path) if look and len(catalogue) else None
         if first is not None and not (storage.is_url(first) or os.path.exists(local_files.locate(first))):
-            raise CatalogueError(
-                f"{path} lists {first}, which does not exist",
-                f"the recordings under {catalogue.root}",
-                "if they moved, give their new folder as root; otherwise build the catalogue again",
-            )
+            problem = f"{path} lists {first}, which does not exist"
+            fix = "if they moved, give their new folder as root; otherwise build the catalogue again"
+            raise CatalogueError(problem, f"the recordings under {catalogue.root}", fix)
         return catalogue
 
     def write(self, path: str | os.PathLike[str]) -> None:
@@ -326,29 +324,21 @@ def _row(path: str | os.PathLike[str], number: int, line: bytes) -> dict[str, An
         row: dict[str, Any] = json.loads(decode(line))
         Rows().extend([row])
     except DAMAGE as error:
-        raise CatalogueError(
-            f"{path}, line {number}: damaged ({type(error).__name__}: {error})",
-            "an object with path, seconds, rate and channels",
-            "build the catalogue again",
-        ) from None
+        found = f"{path}, line {number}: damaged ({type(error).__name__}: {error})"
+        expected = "an object with path, seconds, rate and channels"
+        raise CatalogueError(found, expected, "build the catalogue again") from None
     return row
 
 
 def _header(path: str | os.PathLike[str], line: bytes) -> dict[str, Any]:
     header = _parsed_header(line)
     if header is None:
-        raise CatalogueError(
-            f"{path} is not a catalogue",
-            f'a first line with "{_VERSION_KEY}"',
-            "make one with: asit catalogue FOLDER --out c.jsonl",
-        )
+        remedy = "make one with: asit catalogue FOLDER --out c.jsonl"
+        raise CatalogueError(f"{path} is not a catalogue", f'a first line with "{_VERSION_KEY}"', remedy)
     version = header[_VERSION_KEY]
     if not isinstance(version, int) or version > VERSION:
-        raise CatalogueError(
-            f"{path} is a catalogue of version {version}",
-            f"version {VERSION} or older",
-            "update asit, or build the catalogue again with this one",
-        )
+        fix = "update asit, or build the catalogue again with this one"
+        raise CatalogueError(f"{path} is a catalogue of version {version}", f"version {VERSION} or older", fix)
     if not isinstance(header.get("root"), str) or not isinstance(header.get("clips"), int):
         raise CatalogueError(f"{path}, line 1: no root or no count of clips", "a complete header", "build it again")
     return header

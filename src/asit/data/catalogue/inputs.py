@@ -307,8 +307,5 @@ def _refuse_same(items: Sequence[Item], key: Callable[[Item], object], how: str)
     counts = Counter(map(key, items))
     twice = list(dict.fromkeys(item.name for item in items if counts[key(item)] > 1))
     first = ", ".join(twice[:3]) + (", ..." if len(twice) > 3 else "")
-    raise ConfigError(
-        f"{len(twice)} {'input is' if len(twice) == 1 else 'inputs are'} {how}: {first}",
-        "each file, or part of a file, once",
-        "remove one, or give folders by themselves",
-    )
+    found = f"{len(twice)} {'input is' if len(twice) == 1 else 'inputs are'} {how}: {first}"
+    raise ConfigError(found, "each file, or part of a file, once", "remove one, or give folders by themselves")

@@ -180,11 +180,9 @@ def _parse(texts: Sequence[str]) -> _Parsed:
         if text:
             name[code] = index.setdefault(text, len(index))
     if wrong:
-        raise CatalogueError(
-            f"{len(wrong)} labels end in a colon and an invalid weight: {', '.join(map(repr, wrong[:5]))}",
-            "a name and a weight from 0 to 1, such as 'dog:0.7'",
-            "correct the weights; in a name, replace the last colon by another sign",
-        )
+        problem = f"{len(wrong)} labels end in a colon and an invalid weight: {', '.join(map(repr, wrong[:5]))}"
+        fix = "correct the weights; in a name, replace the last colon by another sign"
+        raise CatalogueError(problem, "a name and a weight from 0 to 1, such as 'dog:0.7'", fix)
     given = name[codes] >= 0
     owners, codes = np.repeat(np.arange(len(texts)), sizes)[given], codes[given]
     classes = max(1, len(index))
@@ -192,11 +190,8 @@ def _parse(texts: Sequence[str]) -> _Parsed:
     weights = weight[codes][first]
     if (differs := weight[codes] != weights[back]).any():
         twice = [texts[owner] for owner in np.unique(owners[differs])[:3].tolist()]
-        raise CatalogueError(
-            f"labels that occur twice with different weights: {', '.join(map(repr, twice))}",
-            "one weight",
-            "correct these labels",
-        )
+        found = f"labels that occur twice with different weights: {', '.join(map(repr, twice))}"
+        raise CatalogueError(found, "one weight", "correct these labels")
     counts = np.bincount(pairs // classes, minlength=len(texts) + 1)
     indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     has_weight = np.bincount(owners[soft[codes]], minlength=len(texts)) > 0
@@ -268,17 +263,11 @@ def _classes(
 def _refuse_missing(catalogue: Catalogue, known: npt.NDArray[np.bool_], missing: str) -> None:
     count = int((~known).sum())
     if count == len(catalogue):
-        raise CatalogueError(
-            f"none of the {count} clips has a label",
-            "a label for each clip",
-            "make the catalogue from a table with a label column, or from a folder per class with labels=folder",
-        )
+        fix = "make the catalogue from a table with a label column, or from a folder per class with labels=folder"
+        raise CatalogueError(f"none of the {count} clips has a label", "a label for each clip", fix)
     if count and missing == "error":
-        raise CatalogueError(
-            f"{count} of {len(catalogue)} clips have no label: {_examples(catalogue, np.flatnonzero(~known))}",
-            "a label for each clip",
-            "label them, or leave them out",
-        )
+        found = f"{count} of {len(catalogue)} clips have no label: {_examples(catalogue, np.flatnonzero(~known))}"
+        raise CatalogueError(found, "a label for each clip", "label them, or leave them out")
 
 
 def _examples(catalogue: Catalogue, rows: Rows) -> str:

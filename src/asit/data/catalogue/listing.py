@@ -87,11 +87,9 @@ class Listing:
         twice = self.order[1:][ordered[1:] == ordered[:-1]]
         if len(twice):
             first = ", ".join(self.names[index] for index in sorted(twice.tolist())[:5])
-            raise CatalogueError(
-                f"{len(twice)} clips are listed twice: {first}",
-                "each file, or part of a file, once",
-                "remove one; several labels of one clip go together, separated by ';'",
-            )
+            found = f"{len(twice)} clips are listed twice: {first}"
+            fix = "remove one; several labels of one clip go together, separated by ';'"
+            raise CatalogueError(found, "each file, or part of a file, once", fix)
 
     def find(self, name: str, span: Span | None) -> int | None:
         """Return the index of a clip, found by its key; None if it is not listed."""
@@ -174,11 +172,9 @@ def _labels_of_folders(folder: Path, names: Texts) -> dict[str, Words]:
     first = [name.partition("/")[0] if "/" in name else "" for name in names]
     second = [name.split("/", 2)[1] if name.count("/") > 1 else "" for name in names]
     if loose := [name for name, top in zip(names, first, strict=True) if not top]:
-        raise CatalogueError(
-            f"{len(loose)} of {len(names)} recordings are directly in {folder}: {', '.join(loose[:5])}",
-            "each recording in a sub-folder named after its label",
-            f"move them into their label's folder, or {table}",
-        )
+        problem = f"{len(loose)} of {len(names)} recordings are directly in {folder}: {', '.join(loose[:5])}"
+        expected = "each recording in a sub-folder named after its label"
+        raise CatalogueError(problem, expected, f"move them into their label's folder, or {table}")
     tops, inner = ({name: splits.is_usual(name) for name in level} for level in (first, second))
     fix = f"keep splits and classes apart, as SPLIT/CLASS or CLASS/SPLIT, or {table}"
     if all(tops.values()):
@@ -210,11 +206,9 @@ def _coded(folder: Path, column: str, texts: Iterable[str]) -> Words:
     codes = np.fromiter(map(coder, texts), np.int32)
     for name in coder.words if column == "label" else ():
         if ";" in name or soft_weight(name) is not None:
-            raise CatalogueError(
-                f"the sub-folder '{name}' of {folder} cannot name a label",
-                "a name without ';', which separates labels, and without the end of a soft label: 'dog:0.7'",
-                "rename it, or list recordings and labels in a table",
-            )
+            found = f"the sub-folder '{name}' of {folder} cannot name a label"
+            expected = "a name without ';', which separates labels, and without the end of a soft label: 'dog:0.7'"
+            raise CatalogueError(found, expected, "rename it, or list recordings and labels in a table")
     return Words(codes, tuple(coder.words))
 
 
@@ -308,11 +302,8 @@ def no_audio(kind: str, path: str, others: Counter[str]) -> CatalogueError:
         remedy = (
             f"unpack the {', '.join(packed)} files; a tar is read as it is once gunzip, unxz or zstd -d decompressed it"
         )
-    return CatalogueError(
-        f"the {kind} {path} holds no audio; {others.total()} files: {seen}",
-        f"files that end in {', '.join(sorted(files.SUFFIXES))}",
-        remedy,
-    )
+    found = f"the {kind} {path} holds no audio; {others.total()} files: {seen}"
+    return CatalogueError(found, f"files that end in {', '.join(sorted(files.SUFFIXES))}", remedy)
 
 
 def suffix_of(name: str) -> str:

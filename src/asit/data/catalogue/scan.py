@@ -91,11 +91,9 @@ def build(
         )
     _refuse(source, out)
     if chosen.labels != "auto" and (rows is not None or not source.is_dir()):
-        raise CatalogueError(
-            f"labels='{chosen.labels}' for {'rows' if rows is not None else source}",
-            "a folder, whose sub-folders may be labels; a table has labels of its own",
-            "leave labels at auto",
-        )
+        problem = f"labels='{chosen.labels}' for {'rows' if rows is not None else source}"
+        expected = "a folder, whose sub-folders may be labels; a table has labels of its own"
+        raise CatalogueError(problem, expected, "leave labels at auto")
     if rows is None:
         listing = list_files(source, folder_labels=chosen.labels == "folder")
     else:
@@ -246,11 +244,9 @@ class _Partial:
             had, names = {}, list(wanted)
         if names:
             changes = ", ".join(f"{name} {json.dumps(had.get(name))}, now {json.dumps(wanted[name])}" for name in names)
-            raise CatalogueError(
-                f"{self.path} is from a scan with other settings: {changes}",
-                "the same settings, to resume it",
-                "use those settings again, or start from scratch with restart=True (--restart)",
-            )
+            problem = f"{self.path} is from a scan with other settings: {changes}"
+            fix = "use those settings again, or start from scratch with restart=True (--restart)"
+            raise CatalogueError(problem, "the same settings, to resume it", fix)
 
     def append(self, results: list[ScanResult]) -> int:
         """Store results; returns how many of them are bad."""
@@ -286,11 +282,8 @@ class _Partial:
         return found
 
     def _unwritable(self, error: OSError) -> CatalogueError:
-        return CatalogueError(
-            f"{self.path} cannot be written: {error.strerror}",
-            "a writable folder with free space",
-            "free space; the same command then resumes",
-        )
+        found = f"{self.path} cannot be written: {error.strerror}"
+        return CatalogueError(found, "a writable folder with free space", "free space; the same command then resumes")
 
 
 _SKIPPED = ("path", "part", "reason", "detail")
@@ -352,8 +345,6 @@ def _too_many(source: Path, found: _Collected, bad_files: float, partial: Path) 
     remedy = f"repair or remove them; {partial} lists each with its reason"
     if bad < checked:
         remedy += f"; or allow more: bad_files={math.ceil(100 * bad / checked) / 100} (--bad-files)"
-    return CatalogueError(
-        f"{bad} of the {checked} files checked in {source} cannot be used: {reasons}{first}",
-        f"a share of at most {bad_files:g}" if bad < checked else "at least one usable file",
-        remedy,
-    )
+    problem = f"{bad} of the {checked} files checked in {source} cannot be used: {reasons}{first}"
+    expected = f"a share of at most {bad_files:g}" if bad < checked else "at least one usable file"
+    return CatalogueError(problem, expected, remedy)

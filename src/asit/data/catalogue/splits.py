@@ -160,11 +160,8 @@ def _from_names(
     for split, names in named.items():
         for name in map(canonical, names):
             if split_of.setdefault(name, split) != split:
-                raise CatalogueError(
-                    f"split {name} is named for {split_of[name]} and for {split}",
-                    "each split once",
-                    "remove it from the other",
-                )
+                found = f"split {name} is named for {split_of[name]} and for {split}"
+                raise CatalogueError(found, "each split once", "remove it from the other")
     for split, names in own.items():
         _require(column, names, f"name one of these for {split}")
     counts = _counts(column)
@@ -268,11 +265,7 @@ def drop_unseen_classes(labels: Labels, splits: Splits) -> Splits:
 
 
 def check_splits(
-    labels: Labels,
-    splits: Splits,
-    groups: npt.NDArray[np.object_] | Words | None,
-    *,
-    allow_shared_groups: bool = False,
+    labels: Labels, splits: Splits, groups: npt.NDArray[np.object_] | Words | None, *, allow_shared_groups: bool = False
 ) -> list[str]:
     """Refuse splits that cannot be learned from, or that leak from one to another.
 

@@ -118,11 +118,9 @@ def iterate_table(path: str | os.PathLike[str]) -> Iterator[TableRow]:
             f"there is no table {table}", "a CSV, TSV or JSONL file", "check the path" + near(table)
         ) from None
     except UnicodeDecodeError as error:
-        raise CatalogueError(
-            f"{table} is not {error.encoding.upper()} text: {error.reason} 0x{error.object[error.start]:02x}",
-            "UTF-8, or UTF-16 with a byte order mark",
-            "save the table as UTF-8 (in Excel: CSV UTF-8; of Latin-1: iconv -f latin1 -t utf-8)",
-        ) from None
+        problem = f"{table} is not {error.encoding.upper()} text: {error.reason} 0x{error.object[error.start]:02x}"
+        fix = "save the table as UTF-8 (in Excel: CSV UTF-8; of Latin-1: iconv -f latin1 -t utf-8)"
+        raise CatalogueError(problem, "UTF-8, or UTF-16 with a byte order mark", fix) from None
     except (OSError, csv.Error) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise CatalogueError(f"{table} cannot be read: {why}", "a readable table", "check the file") from None

@@ -29,11 +29,8 @@ def check_name(name: str) -> None:
     """Raise a CatalogueError with the nearest name unless `name` is one of :data:`NAMES`."""
     if name not in _READERS:
         close = difflib.get_close_matches(name.lower().replace("_", "-"), NAMES, 1)
-        raise CatalogueError(
-            f"{name} is not a data set that asit knows" + (f"; did you mean {close[0]}?" if close else ""),
-            "one of " + ", ".join(NAMES),
-            "give a folder or a table alone for any other set",
-        )
+        found = f"{name} is not a data set that asit knows" + (f"; did you mean {close[0]}?" if close else "")
+        raise CatalogueError(found, "one of " + ", ".join(NAMES), "give a folder or a table alone for any other set")
 
 
 def read(name: str, root: str | os.PathLike[str], *, incomplete: bool = False, **options: Any) -> Corpus:

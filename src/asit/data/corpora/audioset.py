@@ -238,11 +238,8 @@ def _label_texts(texts: Iterable[str], positions: Mapping[str, int], order: tupl
         unknown.update(dict.fromkeys(sorted(mids - positions.keys())))
         out.append(";".join(order[i] for i in sorted(positions[mid] for mid in mids if mid in positions)))
     if unknown:
-        raise CatalogueError(
-            f"the segment lists use {len(unknown):,} labels that {_INDEX} does not have: {first_names([*unknown])}",
-            f"lists and {_INDEX} of one release",
-            "download them again",
-        )
+        found = f"the segment lists use {len(unknown):,} labels that {_INDEX} does not have: {first_names([*unknown])}"
+        raise CatalogueError(found, f"lists and {_INDEX} of one release", "download them again")
     return out
 
 
@@ -326,8 +323,6 @@ def _refuse_missing(found: str, counts: Mapping[str, tuple[int, int]], most_miss
         for split, (have, listed) in counts.items()
     ]
     some = any(have for have, _ in counts.values())
-    raise CatalogueError(
-        f"{found}: {'; '.join(texts)}; no clip of {first}",
-        f"clips named by video in each split, and at most {most_missing:.0%} missing",
-        "check the folder" + (f"; or raise --most-missing, or {INCOMPLETE}" if some else ""),
-    )
+    problem = f"{found}: {'; '.join(texts)}; no clip of {first}"
+    fix = "check the folder" + (f"; or raise --most-missing, or {INCOMPLETE}" if some else "")
+    raise CatalogueError(problem, f"clips named by video in each split, and at most {most_missing:.0%} missing", fix)

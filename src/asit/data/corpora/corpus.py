@@ -111,11 +111,9 @@ def require_complete(
     text = f"{name}: {'; '.join(parts)}"
     if incomplete and any(found.values()):
         return (text,)
-    raise CatalogueError(
-        f"{root} is not the complete {text}{hints(root)}",
-        "all clips: " + ", ".join(f"{split} {count:,}" for split, count in expected.items()),
-        "download or unpack it again" + (f"; or {INCOMPLETE}" if any(found.values()) else ""),
-    )
+    wanted = "all clips: " + ", ".join(f"{split} {count:,}" for split, count in expected.items())
+    fix = "download or unpack it again" + (f"; or {INCOMPLETE}" if any(found.values()) else "")
+    raise CatalogueError(f"{root} is not the complete {text}{hints(root)}", wanted, fix)
 
 
 def _difference(found: int, expected: int) -> str:
@@ -177,11 +175,9 @@ def existing(root: str | os.PathLike[str]) -> str:
     path = os.path.abspath(root)
     if not os.path.isdir(path):
         archive = path.lower().endswith(_ARCHIVES) and os.path.isfile(path)
-        raise CatalogueError(
-            f"{path} is an archive" if archive else f"there is no folder {path}",
-            "the folder that the data set was unpacked into",
-            "unpack it and give that folder" if archive else "check the path",
-        )
+        found = f"{path} is an archive" if archive else f"there is no folder {path}"
+        expected = "the folder that the data set was unpacked into"
+        raise CatalogueError(found, expected, "unpack it and give that folder" if archive else "check the path")
     return path
 
 
@@ -273,11 +269,8 @@ def read_csv(path: str, needed: Sequence[str]) -> Iterator[tuple[int, dict[str, 
         reader = csv.reader(lines)
         header = [name.strip() for name in next(reader, [])]
         if absent := [name for name in needed if name not in header]:
-            raise CatalogueError(
-                f"{path}: no column {', '.join(absent)}; the columns are {', '.join(header) or 'none'}",
-                f"the official file, with {', '.join(needed)}",
-                "download it again",
-            )
+            found = f"{path}: no column {', '.join(absent)}; the columns are {', '.join(header) or 'none'}"
+            raise CatalogueError(found, f"the official file, with {', '.join(needed)}", "download it again")
         for cells in filter(None, reader):
             if len(cells) != len(header):
                 raise damaged(path, reader.line_num, f"{len(cells)} cells under {len(header)} columns")

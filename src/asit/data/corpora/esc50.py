@@ -119,8 +119,5 @@ def read(
 def _refuse_parted(table: str, folds: Mapping[str, set[str]]) -> None:
     parted = [f"{group} (folds {', '.join(sorted(its))})" for group, its in sorted(folds.items()) if len(its) > 1]
     if parted:
-        raise CatalogueError(
-            f"{table}: {len(parted)} source recordings are in more than one fold: {first_names(parted)}",
-            "all clips of a source recording in one fold",
-            "download the list again",
-        )
+        found = f"{table}: {len(parted)} source recordings are in more than one fold: {first_names(parted)}"
+        raise CatalogueError(found, "all clips of a source recording in one fold", "download the list again")

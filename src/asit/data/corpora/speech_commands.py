@@ -124,11 +124,9 @@ def read_v2(
         if (speaker := _speaker(key)) is not None:
             speakers[speaker].add(splits.get(key, "train"))
     if parted := [f"{who} ({', '.join(sorted(its))})" for who, its in sorted(speakers.items()) if len(its) > 1]:
-        raise CatalogueError(
-            f"{folder}: {len(parted)} speakers are in more than one split: {first_names(parted)}",
-            "each speaker in one of train, validation and test",
-            "download testing_list.txt and validation_list.txt again",
-        )
+        problem = f"{folder}: {len(parted)} speakers are in more than one split: {first_names(parted)}"
+        wanted = "each speaker in one of train, validation and test"
+        raise CatalogueError(problem, wanted, "download testing_list.txt and validation_list.txt again")
     counts = Counter(splits.get(key, "train") for key in paths)
     missing = [path for split in lists.values() for key, path in split.items() if key not in paths]
     detail = _short(paths, words)
@@ -276,11 +274,9 @@ def _test_folder(folder: str, root: str, given: str | os.PathLike[str] | None) -
 def _test_clips(folder: str) -> tuple[dict[str, str], tuple[str, ...]]:
     paths, notes = recordings(path for path in walk(folder) if path.count("/") == 1)
     if wrong := sorted({key.split("/")[0] for key in paths} - {*COMMANDS, UNKNOWN, SILENCE}):
-        raise CatalogueError(
-            f"{folder} has folders that are none of the twelve classes: {first_names(wrong)}",
-            f"{', '.join(COMMANDS)}, {UNKNOWN} and {SILENCE}",
-            "give the folder of speech_commands_test_set_v0.01",
-        )
+        found = f"{folder} has folders that are none of the twelve classes: {first_names(wrong)}"
+        expected = f"{', '.join(COMMANDS)}, {UNKNOWN} and {SILENCE}"
+        raise CatalogueError(found, expected, "give the folder of speech_commands_test_set_v0.01")
     return paths, notes
 
 
@@ -289,11 +285,9 @@ def _words(name: str, folder: str, words: Mapping[str, int]) -> tuple[dict[str, 
     paths, notes = recordings(path for path in walk(folder) if path.count("/") == 1 and not path.startswith("_"))
     if wrong := sorted({key.split("/")[0] for key in paths} - words.keys()):
         later = set(wrong) <= WORDS_V2.keys()
-        raise CatalogueError(
-            f"{folder} has folders that are no word of {name}: {first_names(wrong)}",
-            f"the {len(words)} words of {name}",
-            "this looks like version 0.02: asit catalogue speech-commands-v2" if later else "move them elsewhere",
-        )
+        found = f"{folder} has folders that are no word of {name}: {first_names(wrong)}"
+        fix = "this looks like version 0.02: asit catalogue speech-commands-v2" if later else "move them elsewhere"
+        raise CatalogueError(found, f"the {len(words)} words of {name}", fix)
     return paths, notes
 
 

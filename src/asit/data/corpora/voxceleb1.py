@@ -77,11 +77,9 @@ def read(
         if _CLIP.fullmatch(key) and paths.setdefault(key, path) != path:
             copies.append(path)
     if not lists:
-        raise CatalogueError(
-            f"{root} has no {_LIST}; it holds {len(paths):,} recordings named idXXXXX/VIDEO/NNNNN{hints(root)}",
-            "the list of the identification split, beside wav/",
-            f"put {_LIST} there; docs/tasks/voxceleb1.md says where it comes from",
-        )
+        problem = f"{root} has no {_LIST}; it holds {len(paths):,} recordings named idXXXXX/VIDEO/NNNNN{hints(root)}"
+        wanted = "the list of the identification split, beside wav/"
+        raise CatalogueError(problem, wanted, f"put {_LIST} there; docs/tasks/voxceleb1.md says where it comes from")
     table = os.path.join(root, min(lists, key=lambda path: path.count("/")))
     splits: dict[str, str] = {}
     missing = []
