@@ -1,20 +1,29 @@
 """Damaged sound files and tars, and the undamaged ones that they are made of.
 
-A mutant follows from its file and a number alone.
+A mutant follows from its file and a number alone. `python tests/damaging.py NAME COUNT` reads COUNT mutants of one file
+in bounded memory, and prints how they ended.
 """
 
 from __future__ import annotations
 
 import functools
 import io
+import json
+import resource
 import struct
+import sys
 import tarfile
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
 RATE = 16000
 BLOCK = 512
+SECONDS, MEMORY = 5.0, 2 << 30
+"""Most time and memory for one file of half a second."""
 
 Mutate = Callable[[bytearray, np.random.Generator], bytearray]
 
@@ -37,6 +46,7 @@ def recordings() -> dict[str, bytes]:
     kinds = {
         "pcm16.wav": ("WAV", "PCM_16", 1), "pcm24.wav": ("WAV", "PCM_24", 2), "float.wav": ("WAV", "FLOAT", 1),
         "double.wav": ("WAV", "DOUBLE", 1), "ulaw.wav": ("WAV", "ULAW", 1), "adpcm.wav": ("WAV", "IMA_ADPCM", 1),
+        "ms-adpcm.wav": ("WAV", "MS_ADPCM", 2),
         "extensible.wav": ("WAVEX", "PCM_16", 6), "rf64.wav": ("RF64", "PCM_16", 1), "mono.flac": ("FLAC", "PCM_16", 1),
         "stereo.flac": ("FLAC", "PCM_24", 2), "layer3.mp3": ("MP3", "MPEG_LAYER_III", 1),
         "vorbis.ogg": ("OGG", "VORBIS", 2), "opus.opus": ("OGG", "OPUS", 1), "pcm.aiff": ("AIFF", "PCM_16", 1),
@@ -52,6 +62,7 @@ def recordings() -> dict[str, bytes]:
             continue
         found[name] = buffer.getvalue()
     others = {"aac.m4a": ("mp4", "aac"), "opus.webm": ("webm", "libopus"), "raw.aac": ("adts", "aac")}
+    others |= {"pcm.mov": ("mov", "pcm_s16le"), "flac.ogg": ("ogg", "flac"), "wma.wma": ("asf", "wmav2")}
     for name, (container, codec) in others.items():
         if (data := _by_av(container, codec)) is not None:
             found[name] = data
@@ -68,9 +79,13 @@ def _by_av(container: str, codec: str) -> bytes | None:
         rate = 48000 if codec == "libopus" else RATE
         stream = file.add_stream(codec, rate=rate, layout="mono")
         frame = av.AudioFrame.from_ndarray(np.repeat(chirp().T, rate // RATE, 1), format="flt", layout="mono")
-        frame.sample_rate = rate
-        resampler = av.AudioResampler(format=stream.codec_context.format, layout="mono", rate=rate)
-        for part in resampler.resample(frame):
+        frame.sample_rate, frame.pts = rate, 0
+        stream.bit_rate = 64_000
+        if codec == "wmav2":  # its frames are known only then
+            stream.codec_context.open()
+        form, size = stream.codec_context.codec.audio_formats[0].name, stream.codec_context.frame_size or 1024
+        resampler = av.AudioResampler(format=form, layout="mono", rate=rate, frame_size=size)
+        for part in [*resampler.resample(frame), *resampler.resample(None)]:
             file.mux(stream.encode(part))
         file.mux(stream.encode(None))
     return buffer.getvalue()
@@ -258,3 +273,54 @@ def cases(count: int) -> Iterator[tuple[str, int, str, bytes]]:
     for at in range(count):
         name, number = names[at % len(names)], at // len(names)
         yield name, number, *mutant(originals[name], name, number)
+
+
+def read_mutants(name: str, count: int) -> dict[str, Any]:
+    """Read mutants of one kind of file from their bytes; gives how they ended, and what went wrong."""
+    from asit.audio.stream import read_sound
+    from asit.errors import AudioError
+
+    original, ends, wrong = recordings()[name], Counter[str](), list[str]()
+    for number in range(count):
+        damaged, begun = mutant(original, name, number)[1], time.monotonic()
+        try:
+            wave = read_sound(damaged, None, RATE)
+            ends["read"] += 1
+            if not np.isfinite(wave).all() or np.abs(wave).max() > 40:
+                wrong.append(f"{number}: {np.abs(wave).max()}")
+        except AudioError as error:
+            ends[getattr(error, "reason", "other")] += 1
+            if not (error.expected and error.remedy):
+                wrong.append(f"{number}: {error}")
+        except Exception as error:  # the point of this test
+            wrong.append(f"{number}: {type(error).__name__}: {error}")
+        if time.monotonic() - begun > SECONDS:
+            wrong.append(f"{number}: {time.monotonic() - begun:.1f} s")
+    return {"ends": ends, "wrong": wrong}
+
+
+def long_searches() -> dict[str, bytes]:
+    """Files that a careless search would take minutes for."""
+    many, made = 1_000_000, recordings()
+    wav, flac, mp3 = made["pcm16.wav"], made["mono.flac"], made.get("layer3.mp3", b"")
+    head = wav[: wav.index(b"data")]
+    page = b"OggS\0\2" + bytes(20) + b"\1\x13OpusHead" + bytes(11)
+    chunks = b"LIST\0\0\0\0" * many + b"LIST\xff\0\0\0x"
+    return {
+        "mp3": mp3 + b"\xff\xfb\x90\0" * 4 * many,
+        "wav": head + b"JUNK\0\0\0\0" * many,
+        "wav stream": head + b"data\xff\xff\xff\xff" + bytes(1000) + b"\1" * 1000 + chunks,
+        "wav half": head + b"data\x10\0\0\0" + b"\1" * 1000 + chunks,
+        "aiff": b"FORM\0\0\0\0AIFF" + b"JUNK\0\0\0\0" * many,
+        "flac": flac + b"fLaC\0\0\0\x22" * many,
+        "flac tail": flac + b"\xff\xf8\x12\x08\0\0" * 20_000,
+        "ogg": made["opus.opus"] * 4000,
+        "ogg pages": page * (many // 2),
+        "mp4": b"\0\0\0\x08ftyp" + b"\0\0\0\x08free" * many,
+        "id3": b"ID3\4\0\0\0\0\0\0" * many + mp3,
+    }
+
+
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    print(json.dumps(read_mutants(sys.argv[1], int(sys.argv[2]))))

@@ -6,18 +6,23 @@ The quick test takes some mutants of each kind of file; the slow one ASIT_MUTANT
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import json
 import os
+import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from asit.audio import files
 from asit.data.shards import tar_reader
-from asit.errors import CatalogueError
+from asit.errors import AudioError, CatalogueError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the watch reads /proc")
 
@@ -74,6 +79,27 @@ def test_damaged_sounds(watched: ModuleType, tmp_path: Path) -> None:
         assert sum(n for name, n in found["counts"].items() if name.split()[0] == entry) == count
     assert found["counts"]["read read"] > count // 10
     assert found["counts"]["read refused"] > count // 10
+
+
+@pytest.mark.slow
+def test_damaged_files_are_read_or_refused(damaging: ModuleType) -> None:
+    """From their bytes, in time and bounded memory, without NaN, and refusals have a fix."""
+    for name in damaging.recordings():
+        arguments = [sys.executable, damaging.__file__, name, "600"]
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        found = json.loads(done.stdout.splitlines()[-1])
+        assert found["wrong"] == [], name
+        assert sum(found["ends"].values()) == 600
+
+
+@pytest.mark.slow
+def test_no_search_in_a_file_is_long(damaging: ModuleType) -> None:
+    for name, content in damaging.long_searches().items():
+        begun = time.process_time()
+        with contextlib.suppress(AudioError):
+            files.probe(content)
+        assert time.process_time() - begun < damaging.SECONDS, name
 
 
 @pytest.mark.slow

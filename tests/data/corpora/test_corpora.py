@@ -42,7 +42,7 @@ def test_every_reader_refuses_an_empty_folder(tmp_path: Path) -> None:
         ("esc50 sounds --most-missing 0.5", "only for audioset"),
         ("esc50 sounds --test-root sounds", "only for speech-commands-v1"),
         ("sounds --incomplete", "--incomplete for sounds"),
-        ("esc50 sounds --labels folder", "it has labels of its own"),
+        ("esc50 sounds --labels folder", "data sets have labels"),
         ("esc50 sounds", "has no meta/esc50.csv and no audio; it holds nothing"),
     ],
 )
