@@ -17,7 +17,7 @@ from asit.audio import files
 from asit.audio.stream import OpenSound, open_sound
 from asit.config import FrontEndSettings
 from asit.data.catalogue import listing, tables
-from asit.data.catalogue.catalogue import Catalogue, is_catalogue, relative, unreadable
+from asit.data.catalogue.catalogue import Catalogue, is_catalogue, relative
 from asit.data.shards import range_reader, tar_index, tar_reader
 from asit.errors import AudioError, CatalogueError, ConfigError
 from asit.io import local_files, storage
@@ -183,33 +183,22 @@ def _of_file(path: str, left: Counter[str]) -> Iterator[Item]:
 
 def _of_folder(folder: str, prefix: str, left: Counter[str]) -> Iterator[Item]:
     """Yield audio and tar shards below a folder; names begin with `prefix`."""
-    closed: dict[str, str] = {}
-
-    def shut(name: str, error: OSError) -> None:
-        if not name:
-            raise unreadable(folder, error) from None
-        closed[name] = error.strerror or str(error)
-
     others: Counter[str] = Counter()
     count = 0
-    for inner in listing.walk(folder, shut):
-        suffix = os.path.splitext(inner)[1].lower()
+    for inner, closed in listing.walk_audio(folder, files.SUFFIXES | {tar_reader.SUFFIX}, others):
         path, name = os.path.join(folder, inner), os.path.join(prefix, inner)
-        if inner in closed:
-            yield Item(name, path, fault=f"the folder cannot be read: {closed[inner]}")
-        elif suffix in (tar_reader.SUFFIX, *files.SUFFIXES) and (kind := local_files.special(path)) is not None:
+        count += 1
+        if closed is not None:
+            yield Item(name, path, fault=f"the folder cannot be read: {closed}")
+        elif (kind := local_files.special(path)) is not None:
             yield Item(name, path, fault=f"it is {kind}, not a regular file")
-        elif suffix == tar_reader.SUFFIX:
+        elif os.path.splitext(inner)[1].lower() == tar_reader.SUFFIX:
             try:
                 yield from _of_shard(path, name, left)
             except CatalogueError as error:  # of this shard alone
                 yield Item(name, path, fault=error.found)
-        elif suffix in files.SUFFIXES:
-            yield Item(name, path)
         else:
-            others[listing.suffix_of(inner)] += 1
-            continue
-        count += 1
+            yield Item(name, path)
     if not count:
         raise listing.no_audio("folder", folder, others)
     left.update(others)

@@ -10,7 +10,7 @@ import hashlib
 import os
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -128,7 +128,7 @@ def list_files(source: Path, *, folder_labels: bool = False) -> Listing:
     """
     if not source.is_dir():
         return list_rows(os.path.abspath(source.parent), tables.iterate_table(source))
-    listing = _walk(source)
+    listing = _list_folder(source)
     if folder_labels:
         listing.words = _labels_of_folders(source, listing.names)
     return listing
@@ -313,26 +313,32 @@ def suffix_of(name: str) -> str:
     return packed or os.path.splitext(lower)[1] or "(no suffix)"
 
 
-def _walk(folder: Path) -> Listing:
-    """List the audio below a folder, sorted by name."""
-    root = os.path.abspath(folder)
-    others: Counter[str] = Counter()
-    closed: set[str] = set()
+def walk_audio(folder: str, suffixes: Container[str], others: Counter[str]) -> Iterator[tuple[str, str | None]]:
+    """Yield the files below a folder with these suffixes, and folders that cannot be read with the reason.
+
+    Other files are counted by suffix in `others`.
+
+    Raises:
+        CatalogueError: the folder itself cannot be read.
+    """
+    closed: dict[str, str] = {}
 
     def shut(name: str, error: OSError) -> None:
         if not name:
-            raise unreadable(root, error) from None
-        closed.add(name)  # stays in the list, so that it is counted and reported
+            raise unreadable(folder, error) from None
+        closed[name] = error.strerror or str(error)
 
-    def recordings() -> Iterator[bytes]:
-        for name in walk(root, shut):
-            suffix = os.path.splitext(name)[1].lower()
-            if suffix in files.SUFFIXES or name in closed:
-                yield encode(name)
-            else:
-                others[suffix_of(name)] += 1
+    for name in walk(folder, shut):
+        if name in closed or os.path.splitext(name)[1].lower() in suffixes:
+            yield name, closed.get(name)
+        else:
+            others[suffix_of(name)] += 1
 
-    names = Texts.pack(recordings())
+
+def _list_folder(folder: Path) -> Listing:
+    """List the audio below a folder, sorted by name; the scan reports folders that cannot be read."""
+    root, others = os.path.abspath(folder), Counter[str]()
+    names = Texts.pack(encode(name) for name, _ in walk_audio(root, files.SUFFIXES, others))
     if not len(names):
         raise no_audio("folder", str(folder), others)
     return Listing(root, names, {}, dict(sorted(others.items())))
