@@ -75,7 +75,7 @@ def main() -> None:
     once: dict[str, Callable[[], Any]] = {
         "the same with intervals": lambda: multi_label(scores, targets, names, draws=draws),
         "mAP of two models, paired": lambda: paired_difference(scores, other, targets, "mAP", draws=draws),
-        "accuracy and its kin, with intervals": lambda: single_label(scores, truth, names, draws=draws),
+        "accuracies and macro F1, with intervals": lambda: single_label(scores, truth, names, draws=draws),
         f"EER and minDCF of {len(trial_scores):,} trials, with intervals": lambda: verification_metrics(
             trial_scores, drawn.same, speakers=speakers, draws=draws
         ),

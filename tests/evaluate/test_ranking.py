@@ -77,12 +77,12 @@ def test_sparse_targets_are_dense_ones() -> None:
     assert (pointer.tolist(), rows.tolist()) == ([0, 1, 2], [1, 0])
 
 
-def test_half_precision_and_whole_numbers_are_taken() -> None:
+def test_half_precision_and_integers_are_accepted() -> None:
     scores, targets = _several(60, 5)
-    whole = np.round(scores * 10).astype(np.int64)
-    expected = average_precision(whole.astype(np.float64), targets)
-    np.testing.assert_array_equal(average_precision(whole, targets), expected)
-    np.testing.assert_array_equal(average_precision(whole.astype(np.float16), targets), expected)
+    integers = np.round(scores * 10).astype(np.int64)
+    expected = average_precision(integers.astype(np.float64), targets)
+    np.testing.assert_array_equal(average_precision(integers, targets), expected)
+    np.testing.assert_array_equal(average_precision(integers.astype(np.float16), targets), expected)
 
 
 def test_d_prime() -> None:

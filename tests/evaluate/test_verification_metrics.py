@@ -57,7 +57,7 @@ def test_against_a_sweep(pairs: list[tuple[int, bool]], prior: float, c_miss: fl
 def test_eer_by_hand() -> None:
     # Points (alarms, misses): (0, 1) (0, 2/3) (0, 1/3) (1/3, 1/3): met at the last.
     assert eer(roc([0.9, 0.8, 0.6, 0.4, 0.3, 0.1], np.array([1, 1, 0, 1, 0, 0], bool))) == pytest.approx((1 / 3, 0.6))
-    # (0, 1/2) at 3, (1/2, 0) at 2, where one of each lies: halfway between.
+    # (0, 1/2) at 3, (1/2, 0) at 2, the score of one of each: halfway between.
     assert eer(roc([3, 2, 2, 1], np.array([1, 1, 0, 0], bool))) == pytest.approx((0.25, 2.5))
     assert eer(roc([3, 2, 1, 0], np.array([1, 1, 0, 0], bool))) == pytest.approx((0.0, 2.0))
     assert eer(roc([0, 1, 2, 3], np.array([1, 1, 0, 0], bool)))[0] == pytest.approx(1.0)
@@ -110,7 +110,7 @@ def test_drawn_trials_are_balanced_distinct_and_seeded() -> None:
     again, other = trials_from_labels(labels, 3, most=5000), trials_from_labels(labels, 4, most=5000)
     assert (again.first == found.first).all()
     assert (other.first != found.first).any()
-    # Uniform over pairs: of 2000 clips each is in 5 trials on average; the clips of both sides cover nearly all.
+    # Uniform over pairs: of 2000 clips each is in 5 trials on average; the trials cover nearly all clips.
     assert len(np.unique(np.concatenate([found.first, found.second]))) > 1950
     # Few same-speaker pairs: all of them, and different ones fill up.
     few = trials_from_labels(np.concatenate([np.arange(300), [0, 1]]), 0, most=1000)

@@ -1,4 +1,4 @@
-"""Frozen evaluation end to end: features are the same however they were come by, and scores follow from them."""
+"""Frozen evaluation end to end: features, probes, verification, baselines."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> AudioModel:
 def tone(path: Path, hertz: float, seconds: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     t = np.arange(round(seconds * RATE)) / RATE
-    wave = 0.3 * np.sin(2 * np.pi * hertz * t) + 0.05 * rng.standard_normal(len(t))
+    waveform = 0.3 * np.sin(2 * np.pi * hertz * t) + 0.05 * rng.standard_normal(len(t))
     path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, wave.astype(np.float32), RATE, subtype="FLOAT")
+    soundfile.write(path, waveform.astype(np.float32), RATE, subtype="FLOAT")
 
 
 def table(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
@@ -117,16 +117,16 @@ def same(left: Collected, right: Collected, of: Sequence[int] | None = None) -> 
 
 
 def test_features_are_those_of_embed(model: AudioModel, listed: Callable[[str], Catalogue]) -> None:
-    """Short clips, clips longer than the view, and clips in several windows, side by side in one batch."""
+    """Short clips, clips longer than the view, and clips in several windows, in one batch."""
     clips = listed("all.csv")
     found = read(model, clips)
     lengths = set()
     for i in range(0, len(clips), 7):
-        heard = model.embed(clips[i].path, precision="float32")
-        lengths.add(heard.grid[0])
-        np.testing.assert_allclose(found.vectors["m"]["class"][i], heard.class_token, atol=1e-5)
-        np.testing.assert_allclose(found.vectors["m"]["mean"][i], heard.clip, atol=1e-5)
-        np.testing.assert_allclose(found.tokens["m"][i].astype(np.float32), heard.patches, atol=2e-3)
+        embedded = model.embed(clips[i].path, precision="float32")
+        lengths.add(embedded.grid[0])
+        np.testing.assert_allclose(found.vectors["m"]["class"][i], embedded.class_token, atol=1e-5)
+        np.testing.assert_allclose(found.vectors["m"]["mean"][i], embedded.clip, atol=1e-5)
+        np.testing.assert_allclose(found.tokens["m"][i].astype(np.float32), embedded.patches, atol=2e-3)
     assert min(lengths) < 3 < 1.5 * 3 < max(lengths)
     assert found.vectors["m"]["mean"].dtype == np.float32
 
@@ -137,20 +137,20 @@ def test_a_hit_is_a_miss_bit_for_bit(
     clips = listed("all.csv")
     without = read(model, clips)
     first = read(model, clips, store=Store(tmp_path))
-    asked: list[str] = []
+    opened: list[str] = []
     reader = features.read_clip
     monkeypatch.setattr(
-        features, "read_clip", lambda clip, *rate, **how: (asked.append(clip.path), reader(clip, *rate, **how))[1]
+        features, "read_clip", lambda clip, *rate, **how: (opened.append(clip.path), reader(clip, *rate, **how))[1]
     )
     again = read(model, clips, store=Store(tmp_path))
     assert (first.cached, again.cached) == (0, len(clips))
-    assert not asked
+    assert not opened
     same(without, first)
     same(without, again)
     # What one kind of feature lacks is computed, and each clip read once for it.
     more = read(model, clips, (*KINDS, "mean+std"), store=Store(tmp_path))
     same(read(model, clips, (*KINDS, "mean+std")), more)
-    assert sorted(asked[: len(clips)]) == sorted(clip.path for clip in (clips[i] for i in range(len(clips))))
+    assert sorted(opened[: len(clips)]) == sorted(clip.path for clip in (clips[i] for i in range(len(clips))))
 
 
 def test_features_do_not_depend_on_what_else_is_listed(
@@ -215,10 +215,10 @@ def test_what_makes_another_entry(model: AudioModel, tones: Path, tmp_path: Path
 def test_parts_of_a_file(model: AudioModel, tmp_path: Path) -> None:
     path = tmp_path / "a.wav"
     tone(path, 500, 2.0, 1)
-    wave = soundfile.read(path, dtype="float32")[0]
+    waveform = soundfile.read(path, dtype="float32")[0]
     parts = [Clip(str(path), 0.75, RATE, 1, start=start) for start in (0.0, 1.25)]
     found = read(model, parts, ("mean",)).vectors["m"]["mean"]
-    for vector, part in zip(found, (wave[: round(0.75 * RATE)], wave[round(1.25 * RATE) :]), strict=True):
+    for vector, part in zip(found, (waveform[: round(0.75 * RATE)], waveform[round(1.25 * RATE) :]), strict=True):
         np.testing.assert_allclose(vector, model.embed(part, precision="float32").clip, atol=1e-5)
 
 
@@ -273,8 +273,8 @@ def test_log_mel_statistics(model: AudioModel, tmp_path: Path) -> None:
     clips = [Clip(str(tmp_path / "a.wav"), 0.7, RATE, 1), Clip(str(tmp_path / "b.wav"), 0.01, RATE, 1)]
     found = collect(clips, wanted)
     assert found is not None
-    wave = torch.from_numpy(soundfile.read(tmp_path / "a.wav", dtype="float32")[0])[None]
-    logmel = model.front_end.fbank(wave)[0]
+    waveform = torch.from_numpy(soundfile.read(tmp_path / "a.wav", dtype="float32")[0])[None]
+    logmel = model.front_end.fbank(waveform)[0]
     expected = torch.cat([logmel.mean(0), logmel.std(0, correction=0)])
     np.testing.assert_allclose(found.vectors["m"][feature_readers.LOG_MEL][0], expected, atol=1e-5)
     assert np.isfinite(found.vectors["m"][feature_readers.LOG_MEL][1]).all()
@@ -285,10 +285,10 @@ def test_two_processes_give_the_scores_of_one_bit_for_bit(
 ) -> None:
     model.save(tmp_path / "model")
     torch.set_num_threads(1)
-    said = f"evaluate {tmp_path}/model --data {tones}/splits.csv --device cpu --threads 1 --probe linear,knn"
+    command = f"evaluate {tmp_path}/model --data {tones}/splits.csv --device cpu --threads 1 --probe linear,knn"
     for size, cache in ((1, "none"), (2, f"{tmp_path}/cache"), (1, f"{tmp_path}/cache")):
         out = tmp_path / f"{size}-{Path(cache).name}.json"
-        call = [*said.split(), "--cache", cache, "--out", str(out)]
+        call = [*command.split(), "--cache", cache, "--out", str(out)]
         ended = ranks(size, lambda call=call: cli.main(call))
         assert [e.code for e in ended] == [0] * size, ended
         assert [bool("accuracy on" in e.said) for e in ended] == [True] + [False] * (size - 1)
@@ -330,8 +330,8 @@ def test_probes_read_the_pitch(model: AudioModel, listed: Callable[[str], Catalo
         pooling=("class+mean", "mean"),
         baselines=True,
     )
-    told = {record["weights"]: record for record in found.records}
-    assert [*told] == [
+    by_name = {record["weights"]: record for record in found.records}
+    assert [*by_name] == [
         *("linear probe, class+mean", "knn probe, class+mean", "linear probe, mean", "knn probe, mean"),
         "prototype probe, patch tokens",
         *("linear probe, class+mean, untrained", "knn probe, class+mean, untrained"),
@@ -339,12 +339,12 @@ def test_probes_read_the_pitch(model: AudioModel, listed: Callable[[str], Catalo
         "linear probe, mean+std of log-mel, log-mel statistics",
         "knn probe, mean+std of log-mel, log-mel statistics",
     ]
-    first = told["linear probe, class+mean"]
+    first = by_name["linear probe, class+mean"]
     assert first["metrics"]["accuracy"]["value"] > 0.9
     assert (first["clips"], first["train_clips"], first["split"], first["kind"]) == (24, 36, "test", "single")
     assert first["chosen_by"] == "accuracy on the validation split"
     assert first["bootstrap"]["unit"] == "group"
-    assert len({record["list"] for record in told.values()}) == 1
+    assert len({record["list"] for record in by_name.values()}) == 1
     text = found.text()
     assert "accuracy on 24 test clips (list " + first["list"] + "), in brackets the 95 % interval over groups" in text
     assert [line.split("  ")[0] for line in text.splitlines()[1:-1]] == ["model", "untrained", "log-mel statistics"]
@@ -385,9 +385,9 @@ def test_several_labels_a_clip(model: AudioModel, tmp_path: Path, caplog: pytest
         low, high = i % 2, i // 2 % 2
         path = tmp_path / f"{i:02d}.wav"
         t = np.arange(RATE // 2) / RATE
-        wave = 0.3 * low * np.sin(2 * np.pi * 300 * t) + 0.3 * high * np.sin(2 * np.pi * 2100 * t)
+        waveform = 0.3 * low * np.sin(2 * np.pi * 300 * t) + 0.3 * high * np.sin(2 * np.pi * 2100 * t)
         noise = np.random.default_rng(i).standard_normal(len(t))
-        soundfile.write(path, (wave + 0.02 * noise).astype(np.float32), RATE, subtype="FLOAT")
+        soundfile.write(path, (waveform + 0.02 * noise).astype(np.float32), RATE, subtype="FLOAT")
         names = ["low"] * low + ["high"] * high + ["rare"] * (i in (8, 9)) or ["noise:0.5"]
         rows.append({"path": path.name, "labels": ";".join(names), "split": "train" if i < 36 else "test"})
     clips = scan.build(table(tmp_path / "t.csv", rows), tmp_path / "c.jsonl", front_end=FRONT_END, statistics_clips=0)
@@ -447,24 +447,24 @@ def test_splits_that_leak_or_lack_are_refused(
         out = tmp_path / "c.jsonl"
         return scan.build(table(tmp_path / "t.csv", rows), out, front_end=FRONT_END, statistics_clips=0, workers=1)
 
-    sides = ["train"] * 4 + ["test"] * 4
+    splits = ["train"] * 4 + ["test"] * 4
     with pytest.raises(CatalogueError, match="no clip to score: there is no test split"):
         evaluate(model, listed(label="ab", split=["train"]))
     with pytest.raises(CatalogueError, match="no clip to score: there are no splits and no folds"):
         evaluate(model, listed(label="ab"))
     with pytest.raises(CatalogueError, match="1 of 3 classes are in test and not in train: c"):
-        evaluate(model, listed(label="abababac", split=sides))
-    left = evaluate(model, listed(label="abababac", split=sides), unseen="skip", probes=("linear",))
+        evaluate(model, listed(label="abababac", split=splits))
+    left = evaluate(model, listed(label="abababac", split=splits), unseen="skip", probes=("linear",))
     assert [(r["unseen_classes"], r["clips"]) for r in left.records] == [(["c"], 3)]
     assert "1 of 3 classes have no training clip: c; their 1 " in caplog.text
     with pytest.raises(CatalogueError, match="fold 2: 1 of 3 classes are in test and not in train: c"):
         evaluate(model, listed(label="abababac", fold=["1"] * 4 + ["2"] * 4))
     with pytest.raises(CatalogueError, match="2 groups are in train and in test"):
-        evaluate(model, listed(label="ab", split=sides, speaker=["s1", "s2", "s1 ", "s2\u00a0"]))
-    shared = evaluate(model, listed(label="ab", split=sides, speaker=["s1", "s2"]), allow_shared_groups=True)
+        evaluate(model, listed(label="ab", split=splits, speaker=["s1", "s2", "s1 ", "s2\u00a0"]))
+    shared = evaluate(model, listed(label="ab", split=splits, speaker=["s1", "s2"]), allow_shared_groups=True)
     assert shared.records[0]["bootstrap"]["unit"] == "clip"
     with pytest.raises(CatalogueError, match="8 clips has a label"):
-        evaluate(model, listed(split=sides))
+        evaluate(model, listed(split=splits))
 
 
 # --- verification ----------------------------------------------------------------------------------------------------
@@ -550,15 +550,15 @@ def test_the_verb_prints_scores_and_writes_json(
     model: AudioModel, tones: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model.save(tmp_path / "model")
-    said = f"evaluate {tmp_path}/model --data {tones}/splits.csv --device cpu --cache {tmp_path}/cache"
-    assert cli.main([*said.split(), "--probe", "knn", "--out", str(tmp_path / "r.json")]) == 0
+    command = f"evaluate {tmp_path}/model --data {tones}/splits.csv --device cpu --cache {tmp_path}/cache"
+    assert cli.main([*command.split(), "--probe", "knn", "--out", str(tmp_path / "r.json")]) == 0
     out, log = capsys.readouterr()
     assert "features of 0 of 72 clips came from the cache" in log
     assert "knn: class+mean" in out
     kept = json.loads((tmp_path / "r.json").read_text())
     assert kept["kind"] == "single"
     assert kept["results"][0]["per_class"][0]["class"] == "high"
-    assert cli.main([*said.split(), "--verify", "--verify-by", "label"]) == 0
+    assert cli.main([*command.split(), "--verify", "--verify-by", "label"]) == 0
     assert "features of 60 of 60 clips came from the cache" in capsys.readouterr().err
     for more, message in (
         ("--trials t.txt", "--trials without --verify"),
@@ -566,5 +566,5 @@ def test_the_verb_prints_scores_and_writes_json(
         ("--shares 0.1;1", "numbers separated by commas"),
         ("--cache-limit-gb 0", "a cache limit of 0 GB"),
     ):
-        assert cli.main([*said.split(), *more.split()]) == 2
+        assert cli.main([*command.split(), *more.split()]) == 2
         assert message in capsys.readouterr().err

@@ -32,8 +32,8 @@ from asit.evaluate.result_records import (
 from asit.runtime import Precision, World
 
 FRONT_END = FrontEndSettings(rate=8000, mels=32, mean=-8.0, std=3.5)
-FLOAT = Precision("float32", "as asked")
-ALONE = World(0, 1, torch.device("cpu"), "as asked")
+FLOAT = Precision("float32", "requested")
+ALONE = World(0, 1, torch.device("cpu"), "requested")
 
 
 class Network(nn.Module):
@@ -80,12 +80,12 @@ def test_scores_are_means_over_windows(multi: bool, padding: Any, listed: Catalo
     assert found.failures == []
     samples = front_end.samples_for(32)
     for row, got in zip(found.rows, found.scores, strict=True):
-        wave = torch.from_numpy(soundfile.read(listed[int(row)].path, dtype="float32")[0])
-        last = max(0, len(wave) - samples)
+        waveform = torch.from_numpy(soundfile.read(listed[int(row)].path, dtype="float32")[0])
+        last = max(0, len(waveform) - samples)
         begins = [*range(0, last, samples // 2), last] if last else [0]
         each = []
         for begin in begins:
-            part = front_end.pad(wave[begin : begin + samples], samples)
+            part = front_end.pad(waveform[begin : begin + samples], samples)
             x = front_end.normalise(front_end.pad_frames(front_end.fbank(part[None])[0], 32))
             logits = network(x[None, None])
             each.append((logits.sigmoid() if multi else logits.softmax(1))[0].detach())
@@ -106,7 +106,7 @@ def test_several_processes_give_the_scores_of_one_bit_for_bit(size: int, listed:
         pass
 
     for rank in range(size - 1):
-        with pytest.raises(IndexError):  # the others have not answered yet
+        with pytest.raises(IndexError):  # the others have not sent theirs yet
             scorer(listed, Share(rank, size, torch.device("cpu"), ""), block=2)(network, 3)
     last = scorer(listed, Last(size - 1, size, torch.device("cpu"), ""), block=2)(network, 3)
     alone = scorer(listed, block=2)(network, 3)
@@ -131,17 +131,17 @@ def test_two_real_processes(listed: Catalogue, ranks: Any, tmp_path: Path) -> No
 
 
 def test_workers_and_kept_blocks_change_nothing(listed: Catalogue) -> None:
-    network, told = Network(), []
+    network, calls = Network(), []
     plain = scorer(listed)(network, 3)
     keeping = scorer(listed, keep=True, workers=1)
     for _ in range(2):
-        found = keeping(network, 3, lambda *numbers: told.append(numbers))
+        found = keeping(network, 3, lambda *numbers: calls.append(numbers))
         assert np.array_equal(found.scores, plain.scores)
-    assert told[-1] == (9, 9, 0)
-    assert [numbers[0] for numbers in told[: len(told) // 2]] == sorted(
-        numbers[0] for numbers in told[: len(told) // 2]
+    assert calls[-1] == (9, 9, 0)
+    assert [numbers[0] for numbers in calls[: len(calls) // 2]] == sorted(
+        numbers[0] for numbers in calls[: len(calls) // 2]
     )
-    keeping.windows.catalogue = None  # type: ignore[assignment]  # what was kept is not made again
+    keeping.windows.catalogue = None  # type: ignore[assignment]  # kept blocks are not loaded again
     assert np.array_equal(keeping(network, 3).scores, plain.scores)
 
 

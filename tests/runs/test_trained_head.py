@@ -28,7 +28,7 @@ from asit.runtime import Precision, World
 RATE = 8000
 FRONT_END = FrontEndSettings(rate=RATE, mels=32, mean=-8.0, std=3.5)
 ALONE = World(0, 1, torch.device("cpu"), "")
-EXACT = Precision("float32", "as asked")
+EXACT = Precision("float32", "requested")
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +52,8 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
         writer = csv.writer(file)
         writer.writerow(["path", "label", "split"])
         for i in range(20):
-            wave = 0.2 * np.random.default_rng(i).standard_normal(round(RATE * (0.3, 0.5, 1.7)[i % 3]))
-            soundfile.write(root / f"{i:02d}.wav", wave.astype(np.float32), RATE, subtype="FLOAT")
+            waveform = 0.2 * np.random.default_rng(i).standard_normal(round(RATE * (0.3, 0.5, 1.7)[i % 3]))
+            soundfile.write(root / f"{i:02d}.wav", waveform.astype(np.float32), RATE, subtype="FLOAT")
             writer.writerow([f"{i:02d}.wav", "abc"[i % 3], "test" if i < 14 else "validation"])
     return scan.build(root / "t.csv", root / "c.jsonl", front_end=FRONT_END, workers=1, statistics_clips=0)
 
@@ -64,10 +64,10 @@ def scored(model: AudioModel, clips: Catalogue, splits: Sequence[str] = ("test",
 
 def by_hand(model: AudioModel, path: str) -> np.ndarray:
     """Probabilities of a clip: windows end to end, the last one ending with the clip, and their mean."""
-    wave = torch.from_numpy(soundfile.read(path, dtype="float32")[0])
+    waveform = torch.from_numpy(soundfile.read(path, dtype="float32")[0])
     need = model.front_end.samples_for(48)
-    starts = [0] if len(wave) <= need + 40 else [*range(0, len(wave) - need, need), len(wave) - need]
-    parts = [model.scores(wave[None, start : start + need])[0] for start in starts]
+    starts = [0] if len(waveform) <= need + 40 else [*range(0, len(waveform) - need, need), len(waveform) - need]
+    parts = [model.scores(waveform[None, start : start + need])[0] for start in starts]
     return torch.stack(parts).mean(0).numpy()
 
 
@@ -78,9 +78,9 @@ def test_accuracy_by_hand(model: AudioModel, clips: Catalogue) -> None:
     assert (record["clips"], record["split"], record["weights"], record["step"]) == (14, "test", "model", 7)
     assert np.sum(record["confusion"]) == 14
     worst = record["mistakes"][0]
-    place = next(i for i in range(14) if clips[i].path == worst["path"])
+    index = next(i for i in range(14) if clips[i].path == worst["path"])
     assert worst["score"] == pytest.approx(by_hand(model, worst["path"]).max(), abs=1e-4)
-    assert worst["predicted"] == "abc"[by_hand(model, clips[place].path).argmax()]
+    assert worst["predicted"] == "abc"[by_hand(model, clips[index].path).argmax()]
 
 
 def test_each_split_has_a_record(model: AudioModel, clips: Catalogue) -> None:
@@ -102,9 +102,9 @@ def test_the_verb_scores_the_head_the_same_in_two_processes(
 ) -> None:
     model.save(tmp_path / "model")
     clips.write(tmp_path / "c.jsonl")
-    said = f"evaluate {tmp_path}/model --data {tmp_path}/c.jsonl --device cpu --threads 1"
+    command = f"evaluate {tmp_path}/model --data {tmp_path}/c.jsonl --device cpu --threads 1"
     for size in (1, 2):
-        call = [*said.split(), "--out", f"{tmp_path}/{size}.json"]
+        call = [*command.split(), "--out", f"{tmp_path}/{size}.json"]
         ended = ranks(size, lambda call=call: cli.main(call))
         assert [e.code for e in ended] == [0] * size, ended
         assert [e.said.count("test, model weights: accuracy") for e in ended] == [1] + [0] * (size - 1)
