@@ -42,7 +42,7 @@ probe: {every: 6, table: labels.csv}
 
 @pytest.fixture
 def say(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Run a verb that must succeed; gives what it printed."""
+    """Run a verb that must succeed and return what it prints; `say.log` is what it logs."""
     monkeypatch.chdir(tmp_path)
 
     def call(command: str) -> str:
@@ -50,6 +50,7 @@ def say(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
         out, err = capsys.readouterr()
         assert code == 0, err
         assert "Traceback" not in err
+        call.log = err  # type: ignore[attr-defined]
         return str(out)
 
     return call
@@ -86,7 +87,7 @@ def test_the_walk(say: Callable[..., str], sounds: Path, tmp_path: Path) -> None
 
     before = sorted(tmp_path.iterdir())
     told = say("pretrain --config mine.yaml --data c.jsonl --out run --dry-run")
-    assert "12 steps: 4 epochs of 3 steps of 8 clips" in told
+    assert "12 steps: 4 epochs of 3 steps of 8 clips" in say.log  # type: ignore[attr-defined]
     assert "GB" in told
     assert "nothing was written" in told
     assert sorted(tmp_path.iterdir()) == before

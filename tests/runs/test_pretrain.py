@@ -285,7 +285,7 @@ def test_recordings_shorter_than_a_view(tiny: Any, tmp_path: Path) -> None:
     assert told.endswith("padded (silence)")
     go(tiny(tmp_path / "skip", views={"seconds": 0.9, "short_files": "skip"}, stop_after=1))
     assert f"{count} recordings are shorter than a view" in log(tmp_path / "skip")
-    assert f"data: {16 - count} recordings" in log(tmp_path / "skip")
+    assert f"Data: {16 - count} recordings" in log(tmp_path / "skip")
     with pytest.raises(CatalogueError, match=r"all 16 recordings are shorter(.|\n)*--views\.short-files pad"):
         go(tiny(tmp_path / "none", views={"seconds": 3, "short_files": "skip"}))
 
