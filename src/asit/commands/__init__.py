@@ -5,31 +5,10 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_PLACES = {
-    "catalogue": "catalogue",
-    "compare": "report",
-    "convert": "convert",
-    "demo": "demo",
-    "doctor": "doctor",
-    "download": "download",
-    "embed": "embed",
-    "evaluate": "evaluate",
-    "export": "export",
-    "finetune": "finetune",
-    "index": "index",
-    "info": "info",
-    "plan": "plan",
-    "pretrain": "pretrain",
-    "probe": "evaluate",
-    "report": "report",
-    "serve": "serve",
-    "settings": "demo",
-    "shard": "shard",
-    "similar": "index",
-    "tag": "tag",
-}
+_FILES = {"probe": "evaluate", "similar": "index"}
+"""Verbs whose file has another name."""
 
 
 def verb(name: str) -> Any:
-    """The function of a verb: (prog, summary, arguments) -> exit status."""
-    return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+    """Return the function of a verb: (prog, summary, arguments) -> exit status."""
+    return getattr(importlib.import_module(f"{__name__}.{_FILES.get(name, name)}"), name)

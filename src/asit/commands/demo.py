@@ -1,35 +1,11 @@
-"""The verbs settings and demo."""
+"""The verb demo."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from asit.config import FinetuneSettings, PretrainSettings, presets
-from asit.config.yaml import annotated
-from asit.errors import ConfigError
 from asit.terminal.options import parse
-
-
-@dataclass
-class SettingsOptions:
-    preset: str | None = None
-    """Of pretraining: default, speech, paper or official-v2; default if neither is given."""
-    task: str | None = None
-    """A recipe of fine-tuning, such as any, esc50 or esc50-cpu."""
-
-
-def settings(prog: str, summary: str, given: list[str]) -> int:
-    options = parse(SettingsOptions, prog, summary, given)
-    if options.preset is not None and options.task is not None:
-        raise ConfigError(
-            f"--preset {options.preset} and --task {options.task}", "a preset of pretraining or a task", "choose one"
-        )
-    if options.task is None:
-        print(annotated(presets.build(PretrainSettings, options.preset)), end="")
-    else:
-        print(annotated(presets.build(FinetuneSettings, options.task)), end="")
-    return 0
 
 
 @dataclass

@@ -60,7 +60,7 @@ class Chart:
             return Markup()
         figure = Figure(figsize=(3.4, 2.0))
         axis = figure.add_axes((0.165, 0.2, 0.8, 0.76))  # an automatic layout doubles the time
-        said, legend = [f"{self.title}."], []
+        texts, legend = [f"{self.title}."], []
         for (colour, variable), (name, (x, y)) in zip(
             itertools.cycle(_SERIES.items()), self.series.items(), strict=False
         ):
@@ -70,7 +70,7 @@ class Chart:
             if len(x) > BINS:
                 axis.fill_between(steps, low, high, color=colour, alpha=0.22, linewidth=0)
             first, last = (self._number(float(value)) for value in (y[0], y[-1]))
-            said.append(f"{name}: from {first} at {self.axis} {x[0]:,.0f} to {last} at {self.axis} {x[-1]:,.0f}.")
+            texts.append(f"{name}: from {first} at {self.axis} {x[0]:,.0f} to {last} at {self.axis} {x[-1]:,.0f}.")
             legend.append((variable, name, last if self.lasts else ""))
         for step in self.resumes:
             axis.axvline(step, color=_INK, linewidth=0.6, linestyle=":")
@@ -85,7 +85,12 @@ class Chart:
         axis.set_xlabel(self.axis, fontsize=8, color=_INK)
         single = len(legend) == 1
         return part(
-            "chart", self.title, self.note, last if single else "", _inline(figure, said), [] if single else legend
+            "chart",
+            self.title,
+            self.note,
+            last if single else "",
+            _inline(figure, texts),
+            [] if single else legend,
         )
 
     def _number(self, value: float) -> str:
@@ -157,9 +162,9 @@ def probe_table_html(
     axis.xaxis.set_major_locator(MaxNLocator(6))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.0%}"))
     axis.grid(axis="y", visible=False)
-    said = [f"{name}: " + ", ".join(f"{c} {v:.1%}" for c, v in row.items()) + "." for name, row in results.items()]
+    texts = [f"{name}: " + ", ".join(f"{c} {v:.1%}" for c, v in row.items()) + "." for name, row in results.items()]
     rows = [(name, [cell(name, column) for column in columns]) for name in results]
-    svg = _inline(figure, ["Accuracy by features.", *said])
+    svg = _inline(figure, ["Accuracy by features.", *texts])
     return str(part("accuracies", columns, rows, svg, legend if len(columns) > 1 else []))
 
 
@@ -173,7 +178,7 @@ def _style(axis: Any, percent: bool) -> None:
     axis.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.4g} %" if percent else f"{v:.5g}"))
 
 
-def _inline(figure: Figure, alternative: Sequence[str]) -> Markup:
+def _inline(figure: Figure, texts: Sequence[str]) -> Markup:
     """Return a figure as an <svg> element with text as text, colours as variables, and no ids or namespaces."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "asit", "font.family": "sans-serif"}):
@@ -191,5 +196,5 @@ def _inline(figure: Figure, alternative: Sequence[str]) -> Markup:
     body = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", body)
     for colour, variable in {_INK: "var(--ink2)", _GRID: "var(--line)", **_SERIES}.items():
         body = body.replace(colour, variable)
-    head = Markup('<svg {} role="img" aria-label="{}">').format(Markup(view[0]), " ".join(alternative))
+    head = Markup('<svg {} role="img" aria-label="{}">').format(Markup(view[0]), " ".join(texts))
     return head + Markup(re.sub(r"\n\s*", " ", body))

@@ -109,7 +109,7 @@ def read(endpoint: str, known: Mapping[str, QueryOption], given: Sequence[tuple[
         RefusedError: 400, an unknown option, one given twice, or a value that is not allowed.
     """
     see, found = "GET /api lists the options", {name: option.default for name, option in known.items()}
-    for place, (name, text) in enumerate(given):
+    for index, (name, text) in enumerate(given):
         if name not in known:
             raise RefusedError(
                 400,
@@ -117,7 +117,7 @@ def read(endpoint: str, known: Mapping[str, QueryOption], given: Sequence[tuple[
                 "one of " + ", ".join(known) if known else "no option",
                 see,
             )
-        if name in dict(given[:place]):
+        if name in dict(given[:index]):
             raise RefusedError(400, f"the option {name} is given twice", "one value", "drop one")
         try:
             found[name] = known[name].value(text)
