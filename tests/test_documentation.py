@@ -200,8 +200,8 @@ def may_run(words: list[str]) -> bool:
 
 def walk(page: str, *, slow: bool) -> None:
     """Run a page's blocks in their order."""
-    names: dict[str, object] = {"wave": np.zeros(30000, np.float32), "samples": np.zeros(16000, np.float32)}
-    names |= {"waves": torch.zeros(2, 8000), "audio": torch.zeros(2, 16000), "torch": torch}
+    names: dict[str, object] = {"waveform": np.zeros(30000, np.float32), "samples": np.zeros(16000, np.float32)}
+    names |= {"waveforms": torch.zeros(2, 8000), "audio": torch.zeros(2, 16000), "torch": torch}
     exec("import json", names)
     for block in (block for block in BLOCKS if block.page == page):
         where = f"{page}:{block.line}"

@@ -295,7 +295,7 @@ def _peak(device: torch.device) -> dict[str, float]:
 
 
 def _free_memory(device: torch.device) -> dict[str, float]:
-    """Return the free memory of the machine and its GPU in GB; the machine's where the system tells it."""
+    """Return the free memory of the machine and its GPU in GB; the machine's only if known."""
     free, table = dict[str, float](), Path("/proc/meminfo")
     if table.exists():
         rows = dict(line.split(":") for line in table.read_text().splitlines())
