@@ -149,7 +149,15 @@ def _clip(row: TableRow | Clip) -> Clip:
             "a part of the file",
             "correct the table's start and end",
         )
-    return Clip(row.path, end - start, info.rate, info.channels, row.label, row.split, start=start)
+    return Clip(
+        path=row.path,
+        seconds=end - start,
+        rate=info.rate,
+        channels=info.channels,
+        label=row.label,
+        split=row.split,
+        start=start,
+    )
 
 
 def _probe(

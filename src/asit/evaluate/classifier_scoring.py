@@ -178,8 +178,16 @@ def score_classifier(
     records = []
     for name, rows in _scored_rows(catalogue, settings).items():
         rows = rows[labels.known[rows]]
+        windows = Windows(
+            catalogue=catalogue,
+            rows=rows,
+            settings=model.front_end.settings,
+            frames=model.frames,
+            overlap=settings.overlap,
+            block=BLOCK,
+        )
         scorer = ClassifierScorer(
-            windows=Windows(catalogue, rows, model.front_end.settings, model.frames, settings.overlap, BLOCK),
+            windows=windows,
             multi=model.multi,
             world=world,
             precision=precision,

@@ -87,7 +87,9 @@ def evaluate_frozen(
     found = collect_features(model, catalogue, used, settings, pooling=pooling, tokens=tokens, world=world, store=store)
     if found is None:
         return None
-    scorer = ProbeScorer(catalogue, labels, found, used[found.kept], settings, world)
+    scorer = ProbeScorer(
+        catalogue=catalogue, labels=labels, found=found, rows=used[found.kept], settings=settings, world=world
+    )
     return FrozenScores(
         task=str(catalogue.header.get("task") or ""),
         kind="multi" if labels.multi else "single",
