@@ -87,7 +87,8 @@ def load_model(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model = loading.load(model_named(model_file_path), device)
-    return HearModel(model, hop_of(model) if hop is None else hop, pooling, layer, precision, batch)
+    hop = hop_of(model) if hop is None else hop
+    return HearModel(model, hop=hop, pooling=pooling, layer=layer, precision=precision, batch=batch)
 
 
 def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, Tensor]:

@@ -105,7 +105,7 @@ def embed_files(
     settings, output = settings or EmbedSettings(), output or OutputSettings()
     world = world or World(0, 1, torch.device("cpu"), "")
     items, out = _shard(items, Path(out), output.shard)
-    run = _EmbedRun(model, items, out, settings, output, world)
+    run = _EmbedRun(model, items, out, settings=settings, output=output, world=world)
     try:
         run.begin()
         run.compute(threads)

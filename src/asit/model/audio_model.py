@@ -251,7 +251,8 @@ class AudioModel:
         if layer is not None:
             layer = self.encoder.block_index(layer)
         frames = hop_frames(self.encoder, self.front_end, hop)
-        return Embedder(self.encoder, self.front_end, layer, self._precision(precision), frames, patches)
+        low = self._precision(precision)
+        return Embedder(self.encoder, self.front_end, layer=layer, precision=low, hop=frames, patches=patches)
 
     def embed(
         self,

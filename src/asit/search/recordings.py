@@ -60,7 +60,16 @@ class Source:
 
     def item(self) -> Item:
         """Return the recording as an input."""
-        return Item(self.name, self.path, self.member, self.offset, self.length, self.start, self.seconds, self.label)
+        return Item(
+            name=self.name,
+            path=self.path,
+            member=self.member,
+            offset=self.offset,
+            size=self.length,
+            start=self.start,
+            seconds=self.seconds,
+            label=self.label,
+        )
 
 
 class Files:

@@ -159,7 +159,8 @@ class Embedder(BatchedModel[Window, Part, Embedding]):
         sound.fill(max(shift * hop + span(columns) for shift, columns in enumerate(lengths) if columns))
         for shift, columns in enumerate(lengths):
             if columns:
-                yield Window(sound.take(shift * hop, span(columns)), columns, shift, 0, 0, 0)
+                x = sound.take(shift * hop, span(columns))
+                yield Window(x=x, columns=columns, shift=shift, skip=0, lead=0, tail=0)
 
     def _cut(self, sound: LogMels) -> Iterator[Window]:
         span, step, view = self.encoder.span, self.encoder.stride[0], self.encoder.grid[0]
@@ -178,7 +179,8 @@ class Embedder(BatchedModel[Window, Part, Embedding]):
                 if lengths is not None:
                     at, last = min(begin, lengths[shift] - view), begin + view >= lengths[shift]
                 x = sound.take(shift * hop + at * step, span(view))
-                yield Window(x, view, shift, begin - at, overlap if begin else 0, 0 if last else overlap)
+                lead, tail = overlap if begin else 0, 0 if last else overlap
+                yield Window(x=x, columns=view, shift=shift, skip=begin - at, lead=lead, tail=tail)
                 if last:
                     passes.remove(shift)
             sound.drop(begin * step)
@@ -224,7 +226,16 @@ class Embedder(BatchedModel[Window, Part, Embedding]):
         for i, window in enumerate(windows):
             own = slice(window.skip, window.columns)
             kept = None if tokens_of is None else tokens_of[i, own]
-            out.append(Part(cls[i], means[i, own], kept, window.shift, window.lead, window.tail))
+            out.append(
+                Part(
+                    cls=cls[i],
+                    frames=means[i, own],
+                    patches=kept,
+                    shift=window.shift,
+                    lead=window.lead,
+                    tail=window.tail,
+                )
+            )
         return out
 
 

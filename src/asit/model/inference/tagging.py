@@ -8,7 +8,7 @@ Letters: S samples, T frames, F mel bins, C classes, W windows.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -103,9 +103,10 @@ class Tags:
 
 def join_tags(pieces: Sequence[Tags]) -> Tags:
     """Join the tags of consecutive stretches of one sound."""
-    windows = torch.cat([piece.windows for piece in pieces])
-    starts, ends = torch.cat([piece.starts for piece in pieces]), torch.cat([piece.ends for piece in pieces])
-    return Tags(pieces[0].classes, pieces[0].multi, _mean(windows), windows, starts, ends)
+    windows, starts, ends = (
+        torch.cat([getattr(piece, name) for piece in pieces]) for name in ("windows", "starts", "ends")
+    )
+    return replace(pieces[0], clip=_mean(windows), windows=windows, starts=starts, ends=ends)
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,9 @@ class Tagger(BatchedModel[TagWindow, WindowScores, Tags]):
         """Join the scores of a sound's windows, in order, to its tags."""
         windows = torch.stack([part.scores for part in parts])
         starts, ends = (torch.tensor(at, device="cpu") for at in zip(*((p.start, p.end) for p in parts), strict=True))
-        return Tags(self.classes, self.multi, _mean(windows), windows, starts, ends)
+        return Tags(
+            classes=self.classes, multi=self.multi, clip=_mean(windows), windows=windows, starts=starts, ends=ends
+        )
 
     def gatherer(self) -> _ScoreGatherer:
         """See `BatchedModel.gatherer`."""
@@ -270,7 +273,16 @@ def tagger_of(
             "leave the hop out for windows end to end",
         )
     step = float(size) if hop is None else min(hop * rate, float(size))
-    return Tagger(encoder, front_end, head, labels.classes, labels.multi, precision, size, step)
+    return Tagger(
+        encoder=encoder,
+        front_end=front_end,
+        head=head,
+        classes=labels.classes,
+        multi=labels.multi,
+        precision=precision,
+        window=size,
+        hop=step,
+    )
 
 
 def training_input(front_end: FrontEnd, frames: int, longest: float, waveforms: Tensor) -> Tensor:
