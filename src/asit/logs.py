@@ -11,10 +11,12 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from logging.handlers import MemoryHandler
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from asit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from logging.handlers import MemoryHandler
 
 _ROOT = logging.getLogger("asit")
 _CLEAR = "\r\x1b[K"
@@ -54,7 +56,7 @@ class LineHandler(logging.StreamHandler[TextIO]):
         """Draw or redraw the progress line, cut to the terminal's width; `last`: leave it and begin a new line."""
         with contextlib.suppress(OSError):  # as wide as it is; a stream that is no file is cut to 80 columns
             width = 80
-            width = os.get_terminal_size(self.stream.fileno()).columns
+            width = os.get_terminal_size(self.stream.fileno()).columns or width
         text = printable(text)
         text = text if len(text) < width else text[: width - 2] + "…"
         with self.lock or contextlib.nullcontext():
@@ -123,6 +125,8 @@ def console(level: str | None = None) -> Iterator[None]:
 @contextlib.contextmanager
 def run_log() -> Iterator[MemoryHandler]:
     """Collect everything that is logged for a run's log.txt; `MemoryHandler.setTarget` names the file's handler."""
+    from logging.handlers import MemoryHandler  # imports sockets, which `asit --help` does not need
+
     kept = MemoryHandler(1, flushOnClose=False)  # without a target it keeps all records
     kept.setLevel(logging.DEBUG)
     with attached(kept):
