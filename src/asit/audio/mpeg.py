@@ -132,15 +132,16 @@ def stream(file: ByteReader, start: int) -> Stream | None:
     if found is None:
         return None
     at, first = found
+    after = None if at == start else ((at, file.size - at),)
     tag = file.at(at, first.size)
     where, count, size = _length_tag(tag) if first.layer == 3 else (0, None, None)
     rest = file.size - at - _trailer(file)
     if size is not None and abs(rest - size) <= first.size and _even(file, tag, where, at + first.size, count, size):
-        return Stream(first, at, None, count, None if at == start else ((at, file.size - at),))
+        return Stream(first=first, start=at, frames=None, promised=count, parts=after)
     body = at + first.size if where else at
     frames, runs, other = _walk(file, body, first)
     if count is not None and frames <= count + 1 and where and tag[where : where + 4] != b"VBRI":
-        return Stream(first, body, frames, count, None if at == start else ((at, file.size - at),), other)
+        return Stream(first=first, start=body, frames=frames, promised=count, parts=after, other=other)
     held = sum(end - begin for begin, end in runs)
     parts: tuple[ByteRange, ...] | None = tuple((begin, end - begin) for begin, end in runs)
     if first.layer == 3:
@@ -148,7 +149,7 @@ def stream(file: ByteReader, start: int) -> Stream | None:
         parts = (head or _made(tag, frames, held, first.samples), *parts)  # type: ignore[misc]
     uneven = first.layer < 3 and abs(held - frames * first.size) > max(frames, first.size)
     promised = count if count is not None and frames < count else None
-    return Stream(first, body, frames, promised, parts, other, uneven)
+    return Stream(first=first, start=body, frames=frames, promised=promised, parts=parts, other=other, uneven=uneven)
 
 
 def _even(file: ByteReader, tag: bytes, where: int, after: int, count: int | None, size: int) -> bool:

@@ -183,7 +183,9 @@ def _sphere(file: ByteReader) -> Found | None:
     except (ValueError, KeyError, IndexError):
         return None
     held = max(0, file.size - start)  # libsndfile reads all of them
-    return Found(start, held, block * count if held < block * count < 1 << 62 else None, block=block)
+    return Found(
+        start=start, size=held, promised=block * count if held < block * count < 1 << 62 else None, block=block
+    )
 
 
 def _chunks(file: ByteReader, at: int, size: str, digits: int, even: int) -> Iterator[tuple[bytes, int, int]]:
@@ -221,16 +223,16 @@ def _compare(
     held = max(0, file.size - start)
     stream = size == 0 or any(0 <= base - size < block + _NEAR for base in _PLACEHOLDERS)
     if size > held and not stream:
-        return Found(start, held, size, (head(held), (start, held)), tag, block=block)
+        return Found(start=start, size=held, promised=size, parts=(head(held), (start, held)), tag=tag, block=block)
     if not stream or (size == 0 and held):
         end = start + size
         rest, joined = _after(file, end, layout, even)
         if joined is not None:
-            return Found(start, size, None, None, tag, joined)
+            return Found(start=start, size=size, tag=tag, joined=joined)
         if not rest or held - size < block:
-            return Found(start, size, None, None, tag)
+            return Found(start=start, size=size, tag=tag)
     real = _end(file, start, size, layout, even) - start
-    return Found(start, real, None, None if real == size else (head(real), (start, real)), tag)
+    return Found(start=start, size=real, parts=None if real == size else (head(real), (start, real)), tag=tag)
 
 
 def _after(file: ByteReader, end: int, layout: str, even: int) -> tuple[bool, int | None]:

@@ -225,7 +225,7 @@ def _content(name: str, path: Path | None, file: SafeReader | BinaryIO, suffix: 
         kind, start = kind_of(data, suffix)
     except OSError as error:
         raise unreadable(name, error) from None
-    return Content(name, path, file, data, head, kind, start, suffix)
+    return Content(name=name, path=path, file=file, data=data, head=head, kind=kind, start=start, suffix=suffix)
 
 
 def unreadable(name: str, error: Exception) -> AudioFileError:

@@ -285,7 +285,10 @@ def _check_part(path: str, settings: ScanSettings, key: int | None, span: Span) 
             wave = decoder.read(round(start * info.rate), round(last * info.rate))
             if len(wave):  # else the caller finds it too short
                 low, high = float(wave.min()), float(wave.max())
-                _refuse_faults(files.Inspection(info, info.frames, False, low, high, wave), settings.silence_db)
+                _refuse_faults(
+                    files.Inspection(info=info, promised=info.frames, truncated=False, low=low, high=high, wave=wave),
+                    settings.silence_db,
+                )
             if keep:
                 begin, length = round(keep[0] * info.rate), round(keep[1] * info.rate)
                 wave = files.resample(wave[begin : begin + length], info.rate, front_end.rate, front_end.resampler)

@@ -256,7 +256,17 @@ def _of_catalogue(path: str) -> Iterator[Item]:
             yield Item(plain, full, start=start, seconds=seconds, label=labels[i])
         else:
             offset, size = shards.spans[i].tolist()
-            yield Item(plain, shards.shards[code], plain, offset, size, start, seconds, label=labels[i], listed=True)
+            yield Item(
+                name=plain,
+                path=shards.shards[code],
+                member=plain,
+                offset=offset,
+                size=size,
+                start=start,
+                seconds=seconds,
+                label=labels[i],
+                listed=True,
+            )
 
 
 def _of_table(path: str) -> Iterator[Item]:

@@ -129,7 +129,14 @@ def read_labels(
     owners = np.repeat(np.arange(len(catalogue)), np.diff(indptr))[keep]
     order = np.lexsort((indices[keep], owners))
     ends = np.concatenate([[0], np.cumsum(np.bincount(owners, minlength=len(catalogue)))]).astype(np.int64)
-    return Labels(names, multi, ends, indices[keep][order].astype(np.int32), weights[keep][order], known)
+    return Labels(
+        names=names,
+        multi=multi,
+        indptr=ends,
+        indices=indices[keep][order].astype(np.int32),
+        weights=weights[keep][order],
+        known=known,
+    )
 
 
 def _used(column: Words | None, count: int) -> tuple[list[str], Rows]:
@@ -196,7 +203,15 @@ def _parse(texts: Sequence[str]) -> _Parsed:
     indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     has_weight = np.bincount(owners[soft[codes]], minlength=len(texts)) > 0
     doubtful = [*binary] if all(binary.values()) else []
-    return _Parsed([*index], indptr, pairs % classes, weights, counts[:-1] > 0, has_weight, doubtful)
+    return _Parsed(
+        names=[*index],
+        indptr=indptr,
+        indices=pairs % classes,
+        weights=weights,
+        filled=counts[:-1] > 0,
+        soft=has_weight,
+        binary=doubtful,
+    )
 
 
 def _weight(text: str) -> float | None:

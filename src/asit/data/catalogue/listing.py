@@ -155,8 +155,15 @@ def list_rows(root: str, rows: Iterable[tables.TableRow]) -> Listing:
     found = {name: coders[name].column(np.array(codes[name], np.int32)) for name in WORDS}
     words = {name: column for name, column in found.items() if column}
     if not any(starts) and np.isinf(ends).all():
-        return Listing(root, packed, words, {})
-    return Listing(root, packed, words, {}, np.array(starts, np.float64), np.array(ends, np.float64))
+        return Listing(root=root, names=packed, words=words, ignored={})
+    return Listing(
+        root=root,
+        names=packed,
+        words=words,
+        ignored={},
+        starts=np.array(starts, np.float64),
+        ends=np.array(ends, np.float64),
+    )
 
 
 def _labels_of_folders(folder: Path, names: Texts) -> dict[str, Words]:
@@ -341,4 +348,4 @@ def _list_folder(folder: Path) -> Listing:
     names = Texts.pack(encode(name) for name, _ in walk_audio(root, files.SUFFIXES, others))
     if not len(names):
         raise no_audio("folder", str(folder), others)
-    return Listing(root, names, {}, dict(sorted(others.items())))
+    return Listing(root=root, names=names, words={}, ignored=dict(sorted(others.items())))

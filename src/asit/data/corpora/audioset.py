@@ -145,7 +145,9 @@ def read(
     def rows() -> Iterator[TableRow]:
         for i in np.flatnonzero(clip_of >= 0).tolist():
             path = os.path.join(root, clips[int(clip_of[i])])
-            yield TableRow(path, segments.texts[int(segments.codes[i])], _SPLITS[int(segments.splits[i])])
+            yield TableRow(
+                path=path, label=segments.texts[int(segments.codes[i])], split=_SPLITS[int(segments.splits[i])]
+            )
 
     return Corpus(
         name="audioset",

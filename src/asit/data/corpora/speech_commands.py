@@ -135,7 +135,7 @@ def read_v2(
     def rows() -> Iterator[TableRow]:
         for key, path in paths.items():
             full = os.path.join(folder, path)
-            yield TableRow(full, key.split("/")[0], splits.get(key, "train"), group=_speaker(key))
+            yield TableRow(path=full, label=key.split("/")[0], split=splits.get(key, "train"), group=_speaker(key))
 
     return Corpus(
         name=name,
@@ -205,13 +205,13 @@ def read_v1(
             if (split := splits[key]) != "test":
                 word = key.split("/")[0]
                 label = word if word in COMMANDS else UNKNOWN
-                yield TableRow(os.path.join(folder, path), label, split, group=_speaker(key))
+                yield TableRow(path=os.path.join(folder, path), label=label, split=split, group=_speaker(key))
         for path in noise.values():
-            yield TableRow(os.path.join(folder, path), SILENCE, "train")
+            yield TableRow(path=os.path.join(folder, path), label=SILENCE, split="train")
         for path, start in silent:
-            yield TableRow(path, SILENCE, "validation", start=start, end=start + _SECONDS)
+            yield TableRow(path=path, label=SILENCE, split="validation", start=start, end=start + _SECONDS)
         for key, path in tested.items():
-            yield TableRow(os.path.join(tests, path), key.split("/")[0], "test", group=_speaker(key))
+            yield TableRow(path=os.path.join(tests, path), label=key.split("/")[0], split="test", group=_speaker(key))
 
     return Corpus(
         name=name,

@@ -107,7 +107,7 @@ def read(
     def rows() -> Iterator[TableRow]:
         for key, split in splits.items():
             if key in paths:
-                yield TableRow(os.path.join(root, paths[key]), key.split("/")[0], split)
+                yield TableRow(path=os.path.join(root, paths[key]), label=key.split("/")[0], split=split)
 
     return Corpus(
         name="voxceleb1",
