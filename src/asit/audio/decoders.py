@@ -27,8 +27,8 @@ from typing import Any, BinaryIO, TypeVar
 import soundfile
 
 from asit.audio import faults, flac, mpeg, ogg, pcm_headers
+from asit.audio.audio_decoder import AudioDecoder, AudioInfo
 from asit.audio.byte_ranges import ByteRange, ByteReader, SplicedFile
-from asit.audio.decoder import AudioInfo, Decoder
 from asit.audio.faults import AudioFileError, Wave
 from asit.audio.sniff import (
     AV_SUFFIXES,
@@ -43,7 +43,7 @@ from asit.audio.sniff import (
     unreadable,
 )
 
-__all__ = ["AV_SUFFIXES", "SNDFILE_SUFFIXES", "AudioFileError", "AudioInfo", "Decoder", "Wave", "open_audio"]
+__all__ = ["AV_SUFFIXES", "SNDFILE_SUFFIXES", "AudioDecoder", "AudioFileError", "AudioInfo", "Wave", "open_audio"]
 
 T = TypeVar("T")
 
@@ -55,7 +55,9 @@ _UNKNOWN = 1 << 62  # libsndfile reports at least so many samples for a FLAC str
 
 
 @contextmanager
-def open_audio(file: str | os.PathLike[str] | AudioBytes | BinaryIO, called: str | None = None) -> Iterator[Decoder]:
+def open_audio(
+    file: str | os.PathLike[str] | AudioBytes | BinaryIO, called: str | None = None
+) -> Iterator[AudioDecoder]:
     """Open a file, the bytes of one, or an open file object.
 
     Args:
@@ -80,7 +82,7 @@ def open_audio(file: str | os.PathLike[str] | AudioBytes | BinaryIO, called: str
             yield decoder
 
 
-def _open(content: Content) -> Decoder:
+def _open(content: Content) -> AudioDecoder:
     if content.kind in BY_FFMPEG:
         return _by_ffmpeg(content)
     if content.kind in HEADED:
@@ -94,13 +96,13 @@ def _open(content: Content) -> Decoder:
     return _SoundFileDecoder(content)
 
 
-def _by_ffmpeg(content: Content) -> Decoder:
+def _by_ffmpeg(content: Content) -> AudioDecoder:
     from asit.audio.ffmpeg import FFmpegDecoder
 
     return FFmpegDecoder(content)
 
 
-def _open_headed(content: Content) -> Decoder:
+def _open_headed(content: Content) -> AudioDecoder:
     file, before = content.data, content.start
     if before:  # after a tag
         file = ByteReader(SplicedFile(content.file, ((before, file.size - before),)))
@@ -132,7 +134,7 @@ def _open_headed(content: Content) -> Decoder:
 
 def _open_mpeg(
     content: Content, stream: mpeg.Stream | None, label: str | None = None, promised: int | None = None
-) -> Decoder:
+) -> AudioDecoder:
     if stream is None:
         return _SoundFileDecoder(content)
     first = stream.first
@@ -151,7 +153,7 @@ def _open_mpeg(
     return decoder
 
 
-def _open_ogg(content: Content, links: ogg.Links) -> Decoder:
+def _open_ogg(content: Content, links: ogg.Links) -> AudioDecoder:
     found = links.found
     if not found:
         if links.others:
@@ -166,11 +168,11 @@ def _open_ogg(content: Content, links: ogg.Links) -> Decoder:
     return _chained(content, [link.parts for link in found], "OGG/FLAC" if found[0].codec == "flac" else None)
 
 
-def _chained(content: Content, recordings: Sequence[Sequence[ByteRange]], label: str | None = None) -> Decoder:
+def _chained(content: Content, recordings: Sequence[Sequence[ByteRange]], label: str | None = None) -> AudioDecoder:
     """Open one recording, or several in sequence, each given as its byte ranges."""
     if len(recordings) > faults.RECORDINGS:
         raise faults.joined(content.name, f"more than {faults.RECORDINGS}")
-    decoders = list[Decoder]()
+    decoders = list[AudioDecoder]()
     try:
         for parts in recordings:
             plain = list(parts) == [(0, content.data.size)]
@@ -212,14 +214,14 @@ class _Unseekable(soundfile.SoundFile):
         return False
 
 
-class _SoundFileDecoder(Decoder):
+class _SoundFileDecoder(AudioDecoder):
     """A file open in libsndfile.
 
     Args:
         content: the file.
         parts: byte ranges to read instead; None: the file as it is.
         label: container and codec; None: as libsndfile says.
-        slack: as in `Decoder`.
+        slack: as in `AudioDecoder`.
     """
 
     def __init__(
@@ -274,14 +276,14 @@ def _opened(content: Content, parts: Sequence[ByteRange] | None) -> _Unseekable:
         raise unknown_format(content, error) from None
 
 
-class _ChainedDecoder(Decoder):
+class _ChainedDecoder(AudioDecoder):
     """Several recordings in sequence in one file.
 
     Raises:
         AudioFileError: their rates or channels differ.
     """
 
-    def __init__(self, content: Content, parts: Sequence[Decoder]) -> None:
+    def __init__(self, content: Content, parts: Sequence[AudioDecoder]) -> None:
         kinds = list(dict.fromkeys((part.info.rate, part.info.channels) for part in parts))
         if len(kinds) > 1:
             listed = ", then ".join(f"{rate} Hz with {channels} channels" for rate, channels in kinds[:4])

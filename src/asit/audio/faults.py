@@ -131,7 +131,7 @@ def check_length(name: str, seconds: float, size: int | None) -> None:
 
 
 def empty(name: str) -> AudioFileError:
-    """Make the error about a file without samples; `name` is `Decoder.name`, here and below."""
+    """Make the error about a file without samples; `name` is `AudioDecoder.name`, here and below."""
     return AudioFileError("empty", f"{name} has no samples", "at least one", "fetch it again, or leave it out")
 
 

@@ -11,8 +11,8 @@ from typing import Any, cast
 import numpy as np
 
 from asit.audio import faults, mpeg
+from asit.audio.audio_decoder import AudioDecoder, AudioInfo
 from asit.audio.byte_ranges import ByteReader
-from asit.audio.decoder import AudioInfo, Decoder
 from asit.audio.faults import AudioFileError, Wave
 from asit.audio.sniff import Content, unknown_format
 
@@ -22,7 +22,7 @@ _RUN_UP = 8192  # samples decoded and discarded after a seek; enough for every f
 _OPTIONS = {"format_whitelist": "mov,matroska,aac,asf,amr,wav,mp3,ogg,wv"}
 
 
-class FFmpegDecoder(Decoder):
+class FFmpegDecoder(AudioDecoder):
     """A file open in FFmpeg."""
 
     def __init__(self, content: Content) -> None:

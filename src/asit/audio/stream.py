@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from asit.audio import decoders, faults, files, sniff
-from asit.audio.decoder import AudioInfo
+from asit.audio.audio_decoder import AudioInfo
 from asit.audio.files import Resampler, Wave
 from asit.errors import AudioError
 

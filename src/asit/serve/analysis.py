@@ -13,7 +13,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from asit.audio.decoder import AudioInfo
+from asit.audio.audio_decoder import AudioInfo
 from asit.audio.files import Wave
 from asit.audio.stream import OpenSound, open_sound
 from asit.errors import AsitError, ConfigError

@@ -42,7 +42,7 @@ class AudioInfo:
         return self.frames / self.rate
 
 
-class Decoder:
+class AudioDecoder:
     """An open file.
 
     Attributes:
