@@ -54,10 +54,10 @@ def test_gain_of_a_waveform_shows_in_its_power_spectrum() -> None:
 def test_resize_in_time_equals_numpy_interpolation(frames: int) -> None:
     found = augment.resize_time(X, frames)
     assert found.shape == (3, frames, 40)
-    place = np.linspace(0, 49, frames)
+    position = np.linspace(0, 49, frames)
     for r in range(3):
         for f in range(0, 40, 7):
-            wanted = np.interp(place, np.arange(50), X[r, :, f].double().numpy())
+            wanted = np.interp(position, np.arange(50), X[r, :, f].double().numpy())
             np.testing.assert_allclose(found[r, :, f].numpy(), wanted, rtol=1e-4, atol=2e-4)
 
 
@@ -86,10 +86,10 @@ def test_a_spectral_peak_moves_by_the_factor(factor: float) -> None:
 
 @pytest.mark.parametrize("factor", [0.6, 0.85, 1.2, 1.7])
 def test_warp_equals_numpy_interpolation_with_held_edges(factor: float) -> None:
-    place = np.arange(40) / factor
+    position = np.arange(40) / factor
     found = augment.warp_mel(X, factor)
     for t in (0, 20, 49):
-        wanted = np.interp(place, np.arange(40), X[1, t].double().numpy())
+        wanted = np.interp(position, np.arange(40), X[1, t].double().numpy())
         np.testing.assert_allclose(found[1, t].numpy(), wanted, rtol=1e-4, atol=1e-4)
     rows = augment.warp_mel(X, torch.tensor([1.0, factor, 1.0]))
     torch.testing.assert_close(rows[1], found[1])
@@ -150,7 +150,7 @@ def test_switching_one_change_on_leaves_the_other_draws_alone() -> None:
 
 
 @pytest.mark.parametrize(("size", "largest"), [(40, 12), (10, 30), (7, 0), (1, 1)])
-def test_stripes_lie_on_the_axis(size: int, largest: int) -> None:
+def test_stripes_are_on_the_axis(size: int, largest: int) -> None:
     rng = np.random.default_rng(3)
     drawn = [augment.draw_stripe(rng, size, largest) for _ in range(4000)]
     assert all(first >= 0 and first + width <= size for first, width in drawn)
@@ -160,7 +160,7 @@ def test_stripes_lie_on_the_axis(size: int, largest: int) -> None:
         np.testing.assert_allclose(counts / 4000, 1 / (largest + 1), atol=0.03)
     else:  # what is wider than the axis wipes all of it
         assert counts[-1] / 4000 == pytest.approx((largest - size + 1) / (largest + 1), abs=0.03)
-    reached = {place for first, width in drawn for place in range(first, first + width)}
+    reached = {position for first, width in drawn for position in range(first, first + width)}
     assert reached == (set(range(size)) if largest else set())
 
 

@@ -131,11 +131,11 @@ def in_float64(wave: torch.Tensor, model: FrontEnd) -> tuple[np.ndarray, np.ndar
     low, top = (1127 * math.log(1 + hz / 700) for hz in (model.settings.low_hz, rate / 2))
     step = (top - low) / (mels + 1)
     points = 1127 * torch.log(1 + torch.arange(size // 2, dtype=torch.float64) * rate / size / 700)
-    place = (points[:, None] - low) / step - torch.arange(mels)
-    weights = torch.minimum(place, 2 - place).clamp(min=0)
+    position = (points[:, None] - low) / step - torch.arange(mels)
+    weights = torch.minimum(position, 2 - position).clamp(min=0)
     # Two roundings before the logarithm, and one of it and of each product and sum after it, in each of four terms.
     weight_error = 4 * (1127 * U * (2 + top / 1127) + 2 * top * U) / step
-    touched = ((place > -weight_error) & (place < 2 + weight_error)).double()
+    touched = ((position > -weight_error) & (position < 2 + weight_error)).double()
     error = 6.7 * U * math.log2(size) * x.norm(dim=1, keepdim=True)
     energy = amplitude**2 @ weights
     off = weight_error * (amplitude**2 @ touched) + (2 * amplitude * error + error**2) @ weights

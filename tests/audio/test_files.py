@@ -87,7 +87,7 @@ def test_every_format_in_blocks_as_in_one_piece(tmp_path: Path, kind: str, chann
 
 @pytest.mark.parametrize("kind", ENCODINGS)
 @pytest.mark.parametrize("rate", [None, 16000])
-def test_a_part_equals_that_part_of_the_whole(tmp_path: Path, kind: str, rate: int | None) -> None:
+def test_a_part_equals_that_part_of_the_recording(tmp_path: Path, kind: str, rate: int | None) -> None:
     native = 48000 if kind == "opus" else 44100
     path = write(tmp_path / f"a.{kind}", sound(12 * native, native), native)
     whole, target = read(path, rate=rate), rate or native
@@ -107,7 +107,7 @@ def test_a_part_equals_that_part_of_the_whole(tmp_path: Path, kind: str, rate: i
 @pytest.mark.parametrize(
     ("native", "rate"), [(8000, 16000), (22050, 16000), (96000, 16000), (11127, 16000), (16000, 44100)]
 )
-def test_a_resampled_part_equals_that_part_of_the_whole(
+def test_a_resampled_part_equals_that_part_of_the_recording(
     tmp_path: Path, native: int, rate: int, quality: files.Resampler
 ) -> None:
     path = write(tmp_path / "a.wav", np.random.default_rng(0).uniform(-1, 1, (6 * native, 1)), native, subtype="FLOAT")
@@ -244,7 +244,7 @@ def test_a_header_without_a_codec_or_a_rate(tmp_path: Path) -> None:
     path.write_bytes(content)
     raw = write_av(tmp_path / "a.aac", sound(8000, 16000), 16000)
     content, at = bytearray(raw.read_bytes()), 0
-    while at < len(content):  # a rate that stands for none, in each frame's header
+    while at < len(content):  # a reserved code for the rate, in each frame's header
         content[at + 2] |= 0b00111100
         at += (content[at + 3] & 3) << 11 | content[at + 4] << 3 | content[at + 5] >> 5
     raw.write_bytes(content)

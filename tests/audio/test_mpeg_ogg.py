@@ -1,4 +1,4 @@
-"""MP3, Ogg and what FFmpeg reads: the whole sound where the length is a guess, or where several lie in one file."""
+"""MP3, Ogg and formats of FFmpeg: all samples are read, whatever length is estimated or how many streams a file has."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def write_av(path: Path, x: np.ndarray, rate: int) -> Path:
 
 
 @pytest.mark.parametrize("suffix", AV)
-def test_what_ffmpeg_writes_is_read_whole(tmp_path: Path, suffix: str) -> None:
+def test_what_ffmpeg_writes_is_read_completely(tmp_path: Path, suffix: str) -> None:
     rate = 16000 if suffix == ".wav" else 44100
     x = noise(2.0, rate=rate)[:, 0]
     path = write_av(tmp_path / f"a{suffix}", x, rate)

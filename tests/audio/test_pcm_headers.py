@@ -234,8 +234,8 @@ def test_what_ffmpeg_and_sox_write_into_pipes_is_read_as_ffmpeg_reads_it(tmp_pat
     made += [(".webm", [*ffmpeg, "webm", "-"]), (".opus", [*ffmpeg, "opus", "-"]), (".mka", [*ffmpeg, "matroska", "-"])]
     codecs = ("libmp3lame", "adpcm_ima_wav", "adpcm_ms", "pcm_s24le", "pcm_f32le", "pcm_u8", "pcm_alaw", "g722")
     made += [(".wav", [*ffmpeg, "wav", "-c:a", codec, "-"]) for codec in codecs]
-    for place, (suffix, command) in enumerate(made):
-        path = tmp_path / f"{place}{suffix}"
+    for number, (suffix, command) in enumerate(made):
+        path = tmp_path / f"{number}{suffix}"
         path.write_bytes(subprocess.run(command, check=True, capture_output=True).stdout)
         rate = str(probe(path).rate)  # libsndfile decodes Opus at the rate of what was encoded
         decoded = ["ffmpeg", "-v", "error", "-i", str(path), "-f", "f32le", "-ac", "1", "-ar", rate, "-"]

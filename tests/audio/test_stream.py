@@ -53,7 +53,7 @@ def write(path: Path, x: np.ndarray, rate: int = RATE) -> Path:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_path_its_bytes_and_an_open_file_give_the_same_blocks_as_the_whole(tmp_path: Path, kind: str) -> None:
+def test_a_path_its_bytes_and_an_open_file_give_the_same_blocks(tmp_path: Path, kind: str) -> None:
     path = write(tmp_path / f"a.{kind}", noise(6))
     content = path.read_bytes()
     for start, seconds in [(0.0, None), (1.2345, 2.5)]:

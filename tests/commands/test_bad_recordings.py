@@ -1,4 +1,4 @@
-"""A recording that asks for too much, or holds what overflows, in every door: refused at once, the others as ever."""
+"""A recording that needs too much memory, or overflows, at every entry point: refused at once, others processed."""
 
 from __future__ import annotations
 

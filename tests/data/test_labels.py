@@ -235,7 +235,7 @@ def test_a_share_is_held_out_by_class() -> None:
     assert len(make_splits(given, share=0.2).validation) == 61
 
 
-def test_a_held_out_share_keeps_groups_whole() -> None:
+def test_a_held_out_share_keeps_groups_together() -> None:
     rng = np.random.default_rng(0)
     groups = [f"g{i}" if i else None for i in rng.integers(0, 40, 800)]
     made = listed([NAMES[i] for i in rng.integers(0, 4, 800)], group=groups)

@@ -48,7 +48,7 @@ def mel_bank(settings: FrontEndSettings) -> Tensor:
 
 
 class FrontEnd(nn.Module):
-    """Waveform (R, S) to normalised log-mel (R, 1, T, F), in float32 whatever the surrounding precision.
+    """Computes the normalised log-mel (R, 1, T, F) of waveforms (R, S), always in float32.
 
     The module has no parameters and no saved state: its settings are in the model card. Its tables are recomputed on
     every move, so neither ``.half()`` nor a start on the meta device can spoil them. No gradient flows through it.

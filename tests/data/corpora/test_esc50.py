@@ -44,7 +44,7 @@ def read(root: Path, **more: object) -> corpora.Corpus:
     return esc50.read(root, **{"expected": SMALL, "classes": 2, **more})
 
 
-def test_whole(tmp_path: Path, lay: Lay) -> None:
+def test_complete(tmp_path: Path, lay: Lay) -> None:
     root = make(tmp_path / "ESC-50-master", lay)
     found = read(root)
     rows = [*found.rows()]
@@ -57,7 +57,7 @@ def test_whole(tmp_path: Path, lay: Lay) -> None:
     assert (found.missing, found.notes) == (0, ())
     assert found.header()["classes"] == ["dog", "rooster"]
     assert found.header()["task"] == "esc50"
-    assert [*found.rows()] == rows, "rows can be asked for again"
+    assert [*found.rows()] == rows, "rows can be read again"
 
 
 def test_the_folder_around_it_will_do(tmp_path: Path, lay: Lay) -> None:

@@ -176,11 +176,11 @@ def test_both_archives_in_one_folder(tmp_path: Path, lay: Lay) -> None:
         read_v1(tmp_path / "all")
 
 
-def test_version_one_not_whole(tmp_path: Path, lay: Lay) -> None:
+def test_version_one_incomplete(tmp_path: Path, lay: Lay) -> None:
     v1(tmp_path, lay)
-    place = tmp_path / "speech_commands_v0.01"
+    folder = tmp_path / "speech_commands_v0.01"
     for name in ("bed/3824c00e_nohash_0.wav", "bed/b11a05d2_nohash_1.wav", "dog/3cc595de_nohash_4.wav"):
-        (place / name).unlink()
+        (folder / name).unlink()
     (tmp_path / "speech_commands_v0.01.tar.gz").write_bytes(b"")
     with pytest.raises(CatalogueError) as error:
         read_v1(tmp_path)

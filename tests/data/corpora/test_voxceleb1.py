@@ -46,7 +46,7 @@ def halves(clip: str) -> str:
 
 @pytest.mark.parametrize("where", ["wav/{}".format, halves, "{}".format, "vox1_dev_wav/wav/{}".format])
 @pytest.mark.parametrize("text", [LIST, "\ufeff" + LIST.replace("\n", "\r\n") + "\r\n"])
-def test_whole(tmp_path: Path, lay: Lay, where: Callable[[str], str], text: str) -> None:
+def test_complete(tmp_path: Path, lay: Lay, where: Callable[[str], str], text: str) -> None:
     found = read(make(tmp_path, lay, where, text))
     rows = [*found.rows()]
     assert [Path(row.path).relative_to(tmp_path).as_posix() for row in rows] == [where(clip) for clip in CLIPS]
