@@ -139,7 +139,7 @@ def test_the_centre_needs_no_logits() -> None:
     for rows in (slice(0, 10), slice(10, None)):
         one.collect(teacher.z[rows] @ teacher.weight.T)
         other.collect_projected(teacher.z[rows], teacher.weight)
-    one.update(0.9)
-    other.update(0.9)
+    losses.update_centres([one], 0.9)
+    losses.update_centres([other], 0.9)
     assert not torch.equal(one.value, start)
     torch.testing.assert_close(one.value, other.value, rtol=1e-5, atol=1e-7)

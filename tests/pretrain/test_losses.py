@@ -146,11 +146,11 @@ def test_the_centre_moves_to_the_mean_once_a_step_however_many_micro_batches() -
     for part in logits.split(5):
         centre.collect(part)
         assert torch.equal(centre.value, start), "the centre must stay while the step lasts"
-    centre.update(0.9)
+    losses.update_centres([centre], 0.9)
     wanted = 0.9 * start.double() + 0.1 * logits.double().mean(0)
     torch.testing.assert_close(centre.value.double(), wanted, rtol=1e-6, atol=1e-7)
     moved = centre.value.clone()
-    centre.update(0.9)
+    losses.update_centres([centre], 0.9)
     assert torch.equal(centre.value, moved), "what was collected is used once"
     assert list(centre.state_dict()) == ["value"]
 
@@ -163,13 +163,13 @@ def test_the_centre_averages_over_all_processes_by_their_numbers_of_tokens() -> 
 
     centre = losses.Centre(5)
     centre.collect(here.reshape(2, 4, 5))
-    centre.update(0.5, add_other)
+    losses.update_centres([centre], 0.5, add_other)
     wanted = 0.5 * torch.cat([here, there]).mean(0)
     torch.testing.assert_close(centre.value, wanted)
     idle = losses.Centre(5)
-    idle.update(0.5, add_other)
+    losses.update_centres([idle], 0.5, add_other)
     torch.testing.assert_close(idle.value, 0.5 * there.mean(0))
-    idle.update(0.5, lambda x: None)
+    losses.update_centres([idle], 0.5, lambda x: None)
     torch.testing.assert_close(idle.value, 0.5 * there.mean(0))
 
 
@@ -249,7 +249,7 @@ def test_two_steps_give_the_numbers_of_the_official_code(version: str, settings:
             assert value.item() == pytest.approx(wanted[part], rel=2e-6), part
         class_centre.collect(t_class)
         patch_centre.collect_projected(t_patch.flatten(0, 1), torch.eye(k_patch))
-        class_centre.update(settings.centre_momentum)
-        patch_centre.update(settings.centre_momentum)
+        losses.update_centres([class_centre], settings.centre_momentum)
+        losses.update_centres([patch_centre], settings.centre_momentum)
         assert class_centre.value.tolist() == pytest.approx(wanted["class_centre"], abs=1e-7)
         assert patch_centre.value.tolist() == pytest.approx(wanted["patch_centre"], abs=1e-7)

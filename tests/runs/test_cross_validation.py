@@ -91,9 +91,9 @@ def test_stopped_in_the_second_fold(
     assert (run / "fold-1" / "log.txt").read_bytes() == first
     assert held(run) == held(unstopped)
     same(state(run / "fold-2"), state(unstopped / "fold-2"))
-    with pytest.raises(ConfigError, match="--resume to go on with it, or --overwrite"):
+    with pytest.raises(ConfigError, match="--resume to resume it, or --overwrite"):
         go(tuned(run, **ALL))
-    with pytest.raises(ConfigError, match=r"epochs: 1 in the run, 2 asked for"):
+    with pytest.raises(ConfigError, match=r"epochs: 1 in the run, 2 now"):
         go(tuned(run, **{**ALL, "epochs": 2}), resume=True)
 
 
@@ -210,7 +210,7 @@ def test_one_fold_and_several_processes(tuned: Any, tmp_path: Path, monkeypatch:
     ("fold", "way"),
     [
         ("1", "give the same command again, from step 0: no checkpoint was written yet"),
-        ("2", "give the same command with --resume, which goes on with this fold"),
+        ("2", "give the same command with --resume, which resumes with this fold"),
     ],
 )
 def test_a_disk_that_fills_at_the_first_checkpoint_of_a_fold(

@@ -280,9 +280,9 @@ def test_changed_settings_are_named(half: Path, tiny: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         go(changed, resume=True)
     text = str(caught.value)
-    assert "seed: 3 in the run, 9 asked for" in text
-    assert "optim.lr: 0.05 in the run, 0.01 asked for" in text
-    assert "masking.drop: 0.7 in the run, 0.4 asked for" in text
+    assert "seed: 3 in the run, 9 now" in text
+    assert "optim.lr: 0.05 in the run, 0.01 now" in text
+    assert "masking.drop: 0.7 in the run, 0.4 now" in text
     assert "workers:" not in text
     assert "records.log_every:" not in text
 

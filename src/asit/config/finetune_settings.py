@@ -31,7 +31,7 @@ class NetworkSettings(Settings):
     """The head, and what of the encoder may differ from its pretraining."""
 
     pooling: Literal["class", "mean", "class+mean"] = "class+mean"
-    """What the head reads: the class token, the mean of the patch tokens, or both side by side."""
+    """What the head reads: the class token, the mean of the patch tokens, or both concatenated."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Dropout in front of the head's linear layer."""
     drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1

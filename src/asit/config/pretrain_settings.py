@@ -61,7 +61,7 @@ class MaskingSettings(Settings):
     align: bool = False
     """Blocks start and end on patch borders (the paper's figure); officially per pixel."""
     max_block: Annotated[float, Field(gt=0.0, le=1.0)] = 0.3
-    """Longest side of a block over the view's side (v1, v2: 0.3)."""
+    """Largest height or width of a block over that of the view (v1, v2: 0.3)."""
     donor_pool: Annotated[int, Field(ge=2, le=2**31 - 1)] = 4
     """Replacements come from the other clips in groups of this many neighbours in a step's batch. Where clips a process
     and pass are no multiple of it, donors of its neighbours are read too, so that the draw does not depend on them."""

@@ -60,7 +60,7 @@ class Supervised(Distributed):
         if settings.optim.average != "none":
             self.averaged = copy.deepcopy(self.network).requires_grad_(False)
         self.seen = torch.zeros((), dtype=torch.int64)
-        """How often the averaged weights have taken in the network's."""
+        """Updates of the averaged weights."""
         names = [name for name, _ in self.network.named_parameters()]
         self._scales = optim.layer_scales(
             names, self.network.encoder.depth, settings.optim.layer_decay, settings.optim.head_lr
@@ -72,14 +72,14 @@ class Supervised(Distributed):
             compilation.compiled(self.network.encoder.blocks, device)
 
     def scored(self) -> Classifier:
-        """The network whose weights count: the averaged one once it has weights, else the one in training.
+        """Return the network that is scored and saved: the averaged one once it has weights, else the one in training.
 
-        Where it is sharded this is a copy, and every process must ask for it.
+        Where it is sharded this is a copy, and every process must call this.
         """
         network = self.averaged if self.averaged is not None and int(self.seen) else self.network
         return distributed.unsharded(network, lambda: copy.deepcopy(self._plain))
 
-    # what the loop asks for
+    # called by the loop
 
     def trainable(self) -> nn.Module:
         """The classifier in training."""
@@ -112,7 +112,7 @@ class Supervised(Distributed):
         loss = classification_loss(logits, smooth(batch.target, settings.smoothing), settings.kind)
         parts: dict[str, Tensor] = {}
         if now.measure and self.settings.labels != "multi":
-            # Of what the network was shown: mixed clips count by the heavier label.
+            # Mixed clips count by the label of larger weight.
             parts["train_accuracy"] = (logits.argmax(1) == batch.target.argmax(1)).float().mean()
         return StepOutput(loss, parts)
 
@@ -121,14 +121,14 @@ class Supervised(Distributed):
 
     @torch.no_grad()
     def after_update(self, now: Now, world: World) -> None:
-        """The averaged weights follow."""
+        """Update the averaged weights (EMA, or the mean over the ends of epochs)."""
         if self.averaged is None:
             return
         done, settings = now.step + 1, self.settings.optim
         ours: list[Tensor] = list(self.averaged.parameters())
         theirs: list[Tensor] = list(self.network.parameters())
         if settings.average == "ema":
-            # Early on the mean of all so far, so that the first weights are soon forgotten.
+            # At first the mean of all so far, so that the initial weights soon lose their influence.
             share = max(1.0 - settings.ema, 1.0 / (int(self.seen) + 1))
         elif done % now.steps_per_epoch == 0 and done / now.steps_per_epoch >= settings.average_from:
             share = 1.0 / (int(self.seen) + 1)
@@ -162,12 +162,12 @@ class Supervised(Distributed):
                 raise CheckpointError(
                     "the checkpoint does not say over how many updates the weights are averaged",
                     f"its tensor task/seen of {self.seen.dtype}",
-                    "go on from an older checkpoint: remove this one's folder and resume again",
+                    "resume from an older checkpoint: remove this one's folder and resume again",
                 )
             self.seen = seen.clone()
 
     def suspects(self, batch: FinetuneBatch) -> list[str]:
-        """Clips whose input is not finite; all clips of the batch where every one is."""
+        """Return the clips whose input is not finite; all clips where every input is finite."""
         good = torch.isfinite(batch.x).flatten(1).all(1)
         found = [name for name, fine in zip(batch.ids, good.tolist(), strict=True) if not fine]
         return found or list(batch.ids)

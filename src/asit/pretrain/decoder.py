@@ -1,4 +1,4 @@
-"""The decoder of pretraining with left-out patches: the whole grid again from the patches that the encoder saw.
+"""The decoder of pretraining with left-out patches: fills the grid again from the patches that the encoder saw.
 
 Letters: R rows, P patches of the grid, K of them seen, D width. Source: masked autoencoders (arXiv 2111.06377), whose
 decoder also gets the class token; here it is as wide as the encoder, so that nothing has to be projected.
@@ -13,7 +13,7 @@ from asit.model.blocks import Block, init_transformer
 
 
 class Decoder(nn.Module):
-    """Seen tokens in their places, a learned mask token in the others, positions, a few blocks and a norm.
+    """Seen tokens at their positions, a learned mask token at the others, positions, blocks and a norm.
 
     Args:
         width: D.
@@ -33,17 +33,17 @@ class Decoder(nn.Module):
         self.init_weights()
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Set every parameter anew: see `blocks.init_transformer`."""
+        """Initialise all parameters: see `blocks.init_transformer`."""
         init_transformer(self, generator)
 
     def forward(self, cls: Tensor, seen: Tensor, keep: Tensor) -> Tensor:
-        """Class token (R, D), patches (R, K, D) that were seen and their places (R, K) int64 -> (R, P, D)."""
+        """Turn class token (R, D), seen patches (R, K, D) and their positions (R, K) int64 into (R, P, D)."""
         rows, _, width = seen.shape
         empty = self.mask_token.to(seen.dtype).expand(rows, self.pos_embed.shape[1], width)
         grid = empty.scatter(1, keep[..., None].expand(-1, -1, width), seen)
         tokens = torch.cat([cls[:, None], grid + self.pos_embed], dim=1)
         for block in self.blocks:
             tokens = block(tokens)
-        # The class token has been read by the patches; what it became here is of no use to anyone.
+        # The class token served the patches; its own output is not used.
         out: Tensor = self.norm(tokens[:, 1:])
         return out

@@ -34,7 +34,7 @@ class Prototypes(nn.Module):
             self.register_buffer("weight_g", torch.ones(prototypes, 1))
 
     def weight(self) -> Tensor:
-        """The normalised weight (K, bottleneck), float32."""
+        """Return the normalised weight (K, bottleneck), float32."""
         normed = F.normalize(self.weight_v, dim=1)
         return normed * self.weight_g if isinstance(self.weight_g, nn.Parameter) else normed
 
@@ -70,7 +70,7 @@ class ProjectionHead(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Set every parameter anew: truncated normal (0.02) for weights, zero biases, unit norms."""
+        """Initialise all parameters: truncated normal (0.02) for weights, zero biases, unit norms."""
         for name, parameter in self.named_parameters():
             if name.endswith("weight_g"):
                 parameter.fill_(1.0)
@@ -80,17 +80,17 @@ class ProjectionHead(nn.Module):
                 nn.init.trunc_normal_(parameter, std=0.02, generator=generator)
 
     def embed(self, x: Tensor) -> Tensor:
-        """The bottleneck of unit length: (..., D) -> (..., bottleneck)."""
+        """Project (..., D) to the L2-normalised bottleneck (..., bottleneck)."""
         return F.normalize(self.mlp(x), dim=-1)
 
     def forward(self, cls: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """(R, D) and (R, P, D) -> class logits (R, K) and patch logits (R * P, K2)."""
+        """Return class logits (R, K) and patch logits (R * P, K2) of tokens (R, D) and (R, P, D)."""
         # One pass of the MLP over all tokens: its matrices are read once.
         z = self.embed(torch.cat([cls, patches.flatten(0, 1)]))
         return self.class_layer(z[: len(cls)]), self.patch_layer(z[len(cls) :])
 
     def last_layers(self) -> list[nn.Parameter]:
-        """The parameters after the bottleneck, each once: what `freeze_last_layer` keeps fixed."""
+        """Return the parameters after the bottleneck, each once: those that `freeze_last_layer` keeps fixed."""
         return list(dict.fromkeys(itertools.chain(self.class_layer.parameters(), self.patch_layer.parameters())))
 
 
@@ -120,7 +120,7 @@ class ReconstructionHead(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Set every parameter anew: truncated normal (0.02) for weights, zero biases."""
+        """Initialise all parameters: truncated normal (0.02) for weights, zero biases."""
         for parameter in self.parameters():
             if parameter.ndim == 1:
                 parameter.zero_()

@@ -95,13 +95,13 @@ def teacher_distribution(
 
 
 class Centre(nn.Module):
-    """Moving average of the teacher's mean logits over the global batch; taking it off keeps prototypes in use.
+    """EMA of the teacher's mean logits over the global batch; centring by it keeps all prototypes in use.
 
     The official code updates its centre within the loss. Here logits are collected through all micro-batches
     of a step and the centre moves once, after the optimiser's step, so accumulation changes nothing.
 
     Attributes:
-        value: (K,) float32, what teacher logits are centred by.
+        value: (K,) float32, subtracted from teacher logits.
     """
 
     value: Tensor
@@ -121,24 +121,13 @@ class Centre(nn.Module):
 
     @torch.no_grad()
     def collect_projected(self, z: Tensor, weight: Tensor) -> None:
-        """The same for the logits z weight', (N, D) and (K, D), which need not be there: their sum is weight sum(z)."""
+        """Add the logits z weight', of (N, D) and (K, D), without computing them: their sum is weight sum(z)."""
         count = self.value.new_full((1,), len(z))
         found = torch.cat([weight.float() @ z.sum(0, dtype=torch.float32), count])
         self._pending = found if self._pending is None else self._pending + found
 
-    @torch.no_grad()
-    def update(self, momentum: float, world_reduce: Callable[[Tensor], None] | None = None) -> None:
-        """value <- momentum * value + (1 - momentum) * mean of what was collected, which is then forgotten.
-
-        Args:
-            momentum: share of the old value that stays.
-            world_reduce: sums a float32 tensor (K + 1,) over all processes in place; then every process must
-                call this. Nothing changes when no process collected anything.
-        """
-        update_centres([self], momentum, world_reduce)
-
     def taken(self) -> Tensor | None:
-        """What was collected, sums and their count (K + 1,), and forget it."""
+        """Return sums and count of the collected logits (K + 1,), and reset them."""
         pending, self._pending = self._pending, None
         return pending
 
@@ -147,7 +136,13 @@ class Centre(nn.Module):
 def update_centres(
     centres: Sequence[Centre], momentum: float, world_reduce: Callable[[Tensor], None] | None = None
 ) -> None:
-    """`Centre.update` of several centres, with one exchange between processes."""
+    """Set each centre to momentum * value + (1 - momentum) * mean of its collected logits (EMA), and reset these.
+
+    Args:
+        centres: those that have collected nothing, in any process, do not change.
+        momentum: share of the old value.
+        world_reduce: sums a float32 tensor over all processes in place; then every process must call this.
+    """
     held = [(centre, centre.taken()) for centre in centres]
     if world_reduce is None:
         found = [(centre, pending) for centre, pending in held if pending is not None]
@@ -164,7 +159,7 @@ def update_centres(
 
 @torch.no_grad()
 def entropy(probs: Tensor) -> Tensor:
-    """Entropy of each distribution in nats: (..., K) to (...) float32. 0: one prototype; log K: all alike."""
+    """Return the entropy of distributions (..., K) in nats, (...) float32. 0: one prototype; log K: uniform."""
     flat = probs.reshape(-1, probs.shape[-1])
     out = torch.empty(flat.shape[0], device=probs.device, dtype=torch.float32)
     for rows in _chunks(flat):
@@ -175,7 +170,7 @@ def entropy(probs: Tensor) -> Tensor:
 def global_loss(
     student_logits: Tensor | Sequence[Tensor], teacher_probs: Tensor, temperature: float, copies: int = 1
 ) -> Tensor:
-    """Mean of H(teacher view i, student view j) over clips and over all pairs with i != j.
+    """Return the mean of H(teacher view i, student view j) over clips and over all pairs with i != j.
 
     v1: 2 pairs (two views each); v2: 10 (2 teacher views, 6 student views). Of several masked copies of the views
     each is paired with the teacher's other views.
@@ -202,18 +197,18 @@ def global_loss(
 
 
 def masked_l1(prediction: Tensor, target: Tensor, mask: Tensor, count: Tensor) -> Tensor:
-    """Reconstruction loss: sum of |prediction - target| where the mask is set, over `count`.
+    """Return the reconstruction loss: sum of |prediction - target| where the mask is set, over `count`.
 
     Args:
         prediction: any shape, any floating type; the sum is float32.
         target: of the same shape.
         mask: bool, of the same shape; what is outside, NaN too, reaches neither loss nor gradient.
-        count: masked values, over as many processes as the caller averages over (see `fused.local_loss`). 0: loss 0.
+        count: masked values of all processes, as in `chunked_loss.local_loss`; 0: the loss is 0.
     """
     # Filled, not multiplied by the mask: NaN times 0 is NaN.
     return _over((prediction.float() - target.float()).masked_fill(~mask, 0.0).abs().sum(), count)
 
 
 def _over(total: Tensor, count: Tensor) -> Tensor:
-    """total / count, 0 where nothing was counted; without asking the device for the count."""
+    """Return total / count, 0 where nothing was counted, without reading the count from the device."""
     return torch.where(count > 0, total / torch.where(count > 0, count, 1), total * 0.0)

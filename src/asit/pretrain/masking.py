@@ -6,9 +6,9 @@ replays a step.
 
 Departures from the official code, each for a reason:
 
-* A block's first row is uniform over every place where the block still touches the view, so blocks are cut
-  at both borders and every row and every column is masked equally often. Officially blocks start inside the
-  view and are cut at its end only, so that the first rows and columns are hardly ever masked.
+* A block's first row is uniform over every position where the block still overlaps the view, so blocks are
+  clipped at both borders and every row and every column is masked equally often. Officially blocks start inside the
+  view and are clipped at its end only, so that the first rows and columns are hardly ever masked.
   `MaskingSettings.official_bounds` brings that back.
 * Draws are seeded, and a clip is never its own donor.
 * Noise is drawn at the scale of the normalised input.
@@ -33,12 +33,12 @@ IntArray = npt.NDArray[np.int64]
 MASKED = 0.5
 """A patch counts as masked when more than this share of its area is corrupted."""
 NOISE_STD = 0.5
-"""Standard deviation of the input after (x - mean) / (2 std), hence of the noise that stands in for it."""
+"""Standard deviation of the input after (x - mean) / (2 std), hence of the noise that replaces it."""
 
 
 @dataclass(frozen=True)
 class ViewMask:
-    """What is done to one view.
+    """The mask of one view.
 
     Attributes:
         drop: (T, F) bool, what is wiped.
@@ -50,7 +50,7 @@ class ViewMask:
 
     @property
     def any(self) -> BoolArray:
-        """(T, F) bool: everything that the student does not see as it is."""
+        """(T, F) bool: all that is changed in what the student sees."""
         return self.drop | self.replace
 
 
@@ -99,14 +99,14 @@ def _blocks(
     patch: tuple[int, int],
     fill: str,
 ) -> BoolArray:
-    """(T, F) mask, blocks added one by one until `share` of the view is covered."""
+    """Return a (T, F) mask, with blocks added one by one until `share` of the view is covered."""
     steps = patch if settings.align else (1, 1)
     rows = _Axis(frames, steps[0], settings.max_block, settings.official_bounds, whole=fill == "freq")
     cols = _Axis(mels, steps[1], settings.max_block, settings.official_bounds, whole=fill == "time")
     mask = np.zeros((frames, mels), dtype=bool)
     wanted = share * frames * mels
-    # All that can be reached is wanted: random blocks would end at the same mask, only later, and with
-    # official bounds, which may leave out the last rows and columns, they would never end.
+    # Everything that blocks can reach is to be masked: random blocks would end at the same mask, only later, and
+    # with official bounds, which may leave out the last rows and columns, they would never end.
     if wanted >= rows.reach * cols.reach:
         mask[: rows.reach, : cols.reach] = True
         return mask
@@ -132,9 +132,9 @@ def _blocks(
 
 @dataclass(frozen=True)
 class _Axis:
-    """Where blocks lie along one side of a view, in multiples of `step`."""
+    """Positions of blocks along one axis of a view, in multiples of `step`."""
 
-    side: int
+    size: int
     step: int
     max_block: float
     official: bool
@@ -143,42 +143,42 @@ class _Axis:
     @property
     def longest(self) -> int:
         """Longest block, a multiple of `step` and at least one step."""
-        return max(self.step, int(self.max_block * self.side) // self.step * self.step)
+        return max(self.step, int(self.max_block * self.size) // self.step * self.step)
 
     @property
     def mean_size(self) -> float:
-        return float(self.side) if self.whole else (self.step + self.longest) / 2
+        return float(self.size) if self.whole else (self.step + self.longest) / 2
 
     @property
     def reach(self) -> int:
         """Rows (columns) from the first that any block can cover."""
         if self.whole or not self.official:
-            return self.side
-        _, ends = self.spans(np.full(self.side, 1 - 1e-9), np.arange(self.side) / self.side)
+            return self.size
+        _, ends = self.spans(np.full(self.size, 1 - 1e-9), np.arange(self.size) / self.size)
         return int(ends.max())
 
-    def spans(self, size: npt.NDArray[np.float64], place: npt.NDArray[np.float64]) -> tuple[IntArray, IntArray]:
+    def spans(self, length: npt.NDArray[np.float64], position: npt.NDArray[np.float64]) -> tuple[IntArray, IntArray]:
         """First and last-plus-one row of blocks from uniform draws in [0, 1)."""
         if self.whole:
-            return np.zeros(len(size), dtype=np.int64), np.full(len(size), self.side, dtype=np.int64)
+            return np.zeros(len(length), dtype=np.int64), np.full(len(length), self.size, dtype=np.int64)
         if self.official:
             # Sizes and starts are whole numbers of frames or bins below exclusive bounds, the size is cut at
             # the end of the view, and then both are brought to multiples of the step.
-            sizes = self.step + (size * max(1, int(self.max_block * self.side) - self.step)).astype(np.int64)
-            starts = (place * max(1, self.side - self.step)).astype(np.int64) // self.step * self.step
-            sizes = np.minimum(sizes, self.side - starts)
+            sizes = self.step + (length * max(1, int(self.max_block * self.size) - self.step)).astype(np.int64)
+            starts = (position * max(1, self.size - self.step)).astype(np.int64) // self.step * self.step
+            sizes = np.minimum(sizes, self.size - starts)
             if self.step > 1:
                 sizes = np.rint(sizes / self.step).astype(np.int64) * self.step
-            return starts, np.minimum(starts + sizes, self.side)
-        units = math.ceil(self.side / self.step)
-        sizes = 1 + (size * (self.longest // self.step)).astype(np.int64)
-        starts = (place * (units + sizes - 1)).astype(np.int64) - sizes + 1
-        ends = np.minimum((starts + sizes) * self.step, self.side)
+            return starts, np.minimum(starts + sizes, self.size)
+        units = math.ceil(self.size / self.step)
+        sizes = 1 + (length * (self.longest // self.step)).astype(np.int64)
+        starts = (position * (units + sizes - 1)).astype(np.int64) - sizes + 1
+        ends = np.minimum((starts + sizes) * self.step, self.size)
         return np.maximum(starts, 0) * self.step, ends
 
 
 def has_donor(clips: int) -> bool:
-    """Whether a step of this many clips holds another clip to take replacements from."""
+    """Return whether a step of this many clips has another clip to take replacements from."""
     return clips >= 2
 
 
@@ -191,12 +191,12 @@ def donor_clips(draws: npt.NDArray[np.float64], first: int, clips: int, *, pool:
 
     Args:
         draws: (B, V) uniform in [0, 1), for clips `first` to `first + B` of `clips`.
-        first: place of the first of them, counted from the beginning of a block.
+        first: position of the first of them, counted from the beginning of a block.
         clips: clips from there to the end of a block, at least 2.
         pool: clips in a block, at least 2.
 
     Returns:
-        (B, V) int64, places of clips.
+        (B, V) int64, positions of clips.
     """
     clip = first + np.arange(len(draws))
     blocks = max(1, clips // pool + (clips % pool >= 2))
@@ -216,7 +216,7 @@ def donor_rows(draws: npt.NDArray[np.float64], pool: int) -> IntArray:
 
     Returns:
         (V * B,) int64, indices of rows in view-major order. With a single clip there is no donor and each
-        row names itself: ask `has_donor` and draw no replacement then.
+        row names itself: check `has_donor` and draw no replacement then.
     """
     clips, views = draws.shape
     donor = donor_clips(draws, 0, clips, pool=pool)
@@ -232,7 +232,7 @@ def corrupt(
     noise: Tensor | None,
     others: Tensor | None = None,
 ) -> Tensor:
-    """Apply drawn masks: what the student sees.
+    """Apply drawn masks to the views: return what the student sees.
 
     Args:
         clean: (R, 1, T, F), normalised.
@@ -257,7 +257,7 @@ def corrupt(
 
 
 def token_mask(mask: Tensor, patch: tuple[int, int] = (16, 16)) -> Tensor:
-    """Tokens that count as masked, by `MASKED`.
+    """Return the tokens that count as masked, by `MASKED`.
 
     Args:
         mask: (R, 1, T, F) bool.

@@ -1,7 +1,7 @@
-"""ASiT as one thing to train: a student that sees corrupted views, a teacher that sees clean ones, three losses.
+"""ASiT as a `Trainable`: a student that sees corrupted views, an EMA teacher that sees clean ones, three losses.
 
 Source: arXiv 2211.13189 and, for settings that the paper leaves open, the two versions of the official code; every
-departure from them is a setting (`asit.config`) or is named where it stands. Letters: B clips, V global views,
+departure from them is a setting (`asit.config`) or is noted in the code. Letters: B clips, V global views,
 L local views, R = V * B rows, P patches, K prototypes, T frames, F mel bins.
 """
 
@@ -67,7 +67,7 @@ class ASiT(Distributed):
             blocks += self.student.decoder.blocks if self.student.decoder is not None else []
             compilation.compiled(blocks, device)
 
-    # what the loop asks for
+    # called by the loop
 
     def trainable(self) -> nn.Module:
         """The student."""
@@ -80,7 +80,7 @@ class ASiT(Distributed):
     def distribute(self, world: World) -> None:
         """Share the work between the processes of the world."""
         super().distribute(world)
-        # Sharding puts other tensors in the places of the parameters.
+        # Sharding replaces the parameters.
         self._pairs = pairs(self.student, self.teacher) if self.teacher is not None else []
 
     def rates(self, now: Now) -> Rates:
@@ -92,7 +92,7 @@ class ASiT(Distributed):
         return 1.0
 
     def step(self, batch: PretrainBatch, now: Now, precision: Precision, world: World) -> StepOutput:
-        """The three losses of a micro-batch, and the gauges when they are wanted."""
+        """Return the three losses of a micro-batch, and the gauges when they are measured."""
         weights, rates = self.settings.losses, self.rates(now)
         device = batch.clean.device
         corrupted = masking.corrupt(
@@ -103,7 +103,7 @@ class ASiT(Distributed):
         asked = None if chosen is None else chosen.repeat(copies, 1)
         covered, over = self._counted(corrupted_mask, asked, world)
         rebuilt: Tensor | None = None
-        # How many there are the host has to know, which a GPU would keep it waiting for.
+        # Their number must be known to the host, which on a GPU would wait for it.
         if weights.reconstruction_tokens == "masked" and device.type == "cpu":
             rebuilt = token_selection.touched(corrupted_mask, self.student.encoder.patch).flatten().nonzero().flatten()
         taught: Outputs | None = None
@@ -191,7 +191,7 @@ class ASiT(Distributed):
 
     @torch.no_grad()
     def after_update(self, now: Now, world: World) -> None:
-        """The teacher follows the student, the centres follow the teacher's logits."""
+        """Update the teacher by EMA of the student, and the centres by EMA of the teacher's logits (centring)."""
         if self.teacher is None:
             return
         momentum = self.rates(now).others["teacher_momentum"]
@@ -219,14 +219,14 @@ class ASiT(Distributed):
             load_strict(module, own | {alias: own[name] for alias, name in shared.items() if name in own}, part)
 
     def suspects(self, batch: PretrainBatch) -> list[str]:
-        """Clips whose views are not finite; all clips of the batch where every view is."""
+        """Return the clips whose views are not finite; all clips where every view is finite."""
         rows = torch.isfinite(batch.clean).flatten(1).all(1).view(GLOBAL_VIEWS, -1).all(0)
         found = [name for name, good in zip(batch.ids, rows.tolist(), strict=True) if not good]
         return found or list(batch.ids)
 
     @torch.no_grad()
     def picture(self, batch: PretrainBatch, precision: Precision) -> dict[str, Tensor]:
-        """Clean, corrupted, reconstructed (n, T, F) float32 and mask (n, T, F) bool of the first views."""
+        """Return clean, corrupted, reconstructed (n, T, F) float32 and mask (n, T, F) bool of the first views."""
         corrupted = masking.corrupt(
             batch.clean, batch.drop, batch.replace, batch.donor, self.settings.masking.fill, batch.noise, batch.others
         )
@@ -241,9 +241,9 @@ class ASiT(Distributed):
         return {name: x.squeeze(1).cpu() for name, x in four.items()}
 
     def encoder(self) -> Encoder:
-        """The encoder that a run leaves behind: the teacher's, or the student's where there is no teacher.
+        """Return the encoder that a run saves: the teacher's, or the student's where there is no teacher.
 
-        Where it is sharded this is a copy on the CPU, and every process must ask for it.
+        Where it is sharded this is a copy on the CPU, and every process must call this.
         """
         encoder = (self.teacher or self.student).encoder
         mels = self.settings.front_end.mels
@@ -257,7 +257,7 @@ class ASiT(Distributed):
 
 
 def schedules(settings: ResolvedPretrainSettings, now: Now) -> Rates:
-    """Every rate at a step. The learning rate is scaled by batch_size / 256 (v1, v2)."""
+    """Return every rate at a step. The learning rate is scaled by batch_size / 256 (v1, v2)."""
     o, loss = settings.optim, settings.losses
     done = now.step / now.total
     peak = o.lr * settings.batch_size / 256
@@ -275,7 +275,7 @@ def schedules(settings: ResolvedPretrainSettings, now: Now) -> Rates:
 
 
 def pairs(student: nn.Module, teacher: nn.Module) -> list[tuple[str, Tensor, Tensor]]:
-    """(name, teacher's, student's) parameters: every one of the teacher's, each matched by name and shape."""
+    """Return (name, teacher's, student's) of every parameter of the teacher, matched by name."""
     ours, theirs = dict(student.named_parameters()), dict(teacher.named_parameters())
     missing = sorted(theirs.keys() - ours.keys())
     assert not missing, f"the teacher has parameters that the student has not: {missing}"
@@ -283,7 +283,7 @@ def pairs(student: nn.Module, teacher: nn.Module) -> list[tuple[str, Tensor, Ten
 
 
 def spread(x: Tensor) -> Tensor:
-    """How widely unit vectors of (R, D) lie: 1 where directions are even, 0 where all rows are the same.
+    """Return the spread of the directions of (R, D): 1 where they are uniform, 0 where all rows are the same.
 
     sqrt(D) times the mean over dimensions of the standard deviation over rows of x / |x|, after SimSiam
     (arXiv 2011.10566), where 1 / sqrt(D) is the value of no collapse.

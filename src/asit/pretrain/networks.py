@@ -20,16 +20,16 @@ from asit.pretrain.heads import ProjectionHead, ReconstructionHead
 
 
 class Outputs(NamedTuple):
-    """What the networks give; a part that no loss asks for is None."""
+    """Outputs of the networks; a part that no loss needs is None."""
 
     class_logits: Tensor | None
     """(R, K)."""
     patches: Projected | None
-    """Patch tokens before the last layer, (R * P, bottleneck) or (R * S, bottleneck) of those asked for, and the layer:
-    the loss makes their logits bit by bit. The weight leaves with the outputs, so that whatever wraps the networks
-    sees its gradient."""
+    """Patch tokens before the last layer, (R * P, bottleneck) or (R * S, bottleneck) of the chosen ones, and the layer:
+    the loss computes their logits in chunks. The weight is an output so that wrappers of the networks (DDP) see its
+    gradient."""
     reconstruction: Tensor | None
-    """(R, 1, T, F), or the area of each patch asked for, (n, height * breadth)."""
+    """(R, 1, T, F), or the area of each chosen patch, (n, height * breadth)."""
     local_class_logits: Tensor | None
     """(L * B, K)."""
     class_token: Tensor
@@ -39,7 +39,7 @@ class Outputs(NamedTuple):
 class Networks(nn.Module):
     """Encoder and the heads that the losses need: the student, and, without reconstruction, the teacher.
 
-    Heads of a loss whose weight is 0 are not built, so nothing is computed or averaged for them.
+    Heads of a loss whose weight is 0 are not built.
     """
 
     def __init__(self, settings: PretrainSettings, frames: int, *, reconstruct: bool) -> None:
@@ -74,7 +74,7 @@ class Networks(nn.Module):
         chosen: Tensor | None = None,
         rebuilt: Tensor | None = None,
     ) -> Outputs:
-        """Views to what the losses need.
+        """Return what the losses need of the views.
 
         Args:
             x: (R, 1, T, F), global views.

@@ -1,7 +1,7 @@
 """Networks over several processes: gradients averaged (DDP), or weights, gradients and optimiser sharded (FSDP2).
 
-A sharded tensor (DTensor) lies in rows over the processes. What leaves the engine is whole: a checkpoint is the same
-file whatever the number of processes and however they share the work.
+A sharded tensor (DTensor) is split in rows over the processes. Checkpoints hold unsharded tensors: the same file
+whatever the number of processes and however they share the work.
 
 Sources: `torch.nn.parallel.DistributedDataParallel`, `torch.distributed.fsdp.fully_shard` (FSDP2) and non-reentrant
 `torch.utils.checkpoint`, by their documentation.
@@ -32,14 +32,14 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class Distributed:
-    """A base of methods: the network in training, over the processes of the world."""
+    """Base of methods: distributes the network in training over the processes."""
 
     _forward: nn.Module
     """What is called in a step; wrapped by `distribute`."""
     parallel: Parallel = "ddp"
     """How several processes share the work."""
     checkpoint_activations: bool = False
-    """Keep the input of each block alone for the backward pass, and compute the rest again."""
+    """Keep only the input of each block for the backward pass, and recompute the rest."""
 
     def trainable(self) -> nn.Module:
         """The module whose parameters are trained."""
@@ -94,7 +94,7 @@ def blocks(module: nn.Module) -> list[nn.Module]:
 
 
 def recompute(module: nn.Module) -> None:
-    """Let each block keep its input alone for the backward pass, and compute the rest again.
+    """Let each block keep only its input for the backward pass, and recompute the rest.
 
     Nothing in a block is drawn (the factors of stochastic depth are an input), so the second pass gives what the
     first gave, and the gradients are the same.
@@ -116,12 +116,12 @@ def shard(module: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def own(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """This process' rows of sharded tensors, which share their memory; others as they are."""
+    """Return this process's rows of sharded tensors, sharing their memory; others as they are."""
     return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
 
 
 def whole(tensors: Mapping[str, Tensor], wanted: bool) -> dict[str, Tensor]:
-    """Sharded tensors gathered, on the CPU; others as they are. Every process must call this with the same names.
+    """Gather sharded tensors on the CPU; return others as they are. Every process must call this with the same names.
 
     Args:
         wanted: whether this process keeps what was gathered; the others get an empty dict.
@@ -137,7 +137,7 @@ def whole(tensors: Mapping[str, Tensor], wanted: bool) -> dict[str, Tensor]:
 
 
 def like(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An optimiser's whole tensors ("NAME/exp_avg"), sharded as the parameters NAME of the module are."""
+    """Shard an optimiser's tensors ("NAME/exp_avg") as the parameters NAME of the module are."""
     parameters = dict(module.named_parameters())
     out = {}
     for key, tensor in tensors.items():
@@ -168,7 +168,7 @@ def clip(gradients: Sequence[Tensor], limit: float, per_parameter: bool) -> Tens
 
 
 def unsharded(module: M, fresh: Callable[[], M]) -> M:
-    """The module where it is not sharded; else a copy with its weights whole, for which every process must call this.
+    """Return the module where it is not sharded, else an unsharded copy; every process must call this.
 
     Args:
         module: a network, or a part of one.

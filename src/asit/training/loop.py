@@ -168,8 +168,8 @@ def fit(
         start: steps done already; `task` holds their weights.
         optimiser_state: what `save` was given under the prefix "optimiser/", when going on.
         save: called with the steps done and all tensors; in processes other than the main one there are none. What
-            it returns writes them, whole or not at all, and is run beside the next steps: the tensors stay as they
-            are until it has ended.
+            it returns writes them atomically, and runs in the background of the next steps: the tensors do not
+            change until it has ended.
         hooks: (every, call) pairs; called with the steps done, in each process that has them.
 
     Raises:

@@ -41,7 +41,7 @@ class Wanted:
         return cls(settings.data, front_end or settings.front_end, settings.bad_files, labels)
 
 
-def catalogue(settings: Wanted, out: Path | None, *, anew: bool = False) -> Catalogue:
+def catalogue(settings: Wanted, out: Path | None, *, rescan: bool = False) -> Catalogue:
     """The catalogue that `data` is, or one made of the folder, table or tar shards that it is.
 
     `data` may be a catalogue or an index of shards, a folder or store that holds one under the name index.jsonl, tar
@@ -49,9 +49,8 @@ def catalogue(settings: Wanted, out: Path | None, *, anew: bool = False) -> Cata
 
     Args:
         settings: data, front end, the budget of bad files, and what labels are.
-        out: the run's folder, where a catalogue that is made here stays; None: it is made for this look only, from
-            the files' headers.
-        anew: look at the recordings even if the run's folder has a catalogue, which may be of another run's.
+        out: the run's folder, where a new catalogue is kept; None: a temporary one is made of the files' headers.
+        rescan: scan the recordings even if the run's folder has a catalogue, which may be of another run.
 
     Raises:
         CatalogueError: nothing usable there.
@@ -62,10 +61,10 @@ def catalogue(settings: Wanted, out: Path | None, *, anew: bool = False) -> Cata
     listed = tar_index.index_of(settings.data)
     if listed is not None:
         found = Catalogue.read(listed)
-        verify.verify_sizes(found)  # a request a shard: rather now than after a day
+        verify.verify_sizes(found)  # one request for each shard
         return found
     if tars := tar_index.tars_of(settings.data):
-        return _of_tars(settings, tars, out, anew)
+        return _of_tars(settings, tars, out, rescan)
     given = Path(local_files.locate(settings.data))
     if out is None:
         with tempfile.TemporaryDirectory() as scratch:
@@ -80,7 +79,7 @@ def catalogue(settings: Wanted, out: Path | None, *, anew: bool = False) -> Cata
                 progress=counter("looking at headers"),
             )
     place = out / run_dir.CATALOGUE
-    if not anew and place.exists():
+    if not rescan and place.exists():
         return Catalogue.read(place)
     made = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
@@ -103,10 +102,10 @@ def catalogue(settings: Wanted, out: Path | None, *, anew: bool = False) -> Cata
         raise
 
 
-def _of_tars(settings: Wanted, tars: Sequence[str], out: Path | None, anew: bool) -> Catalogue:
+def _of_tars(settings: Wanted, tars: Sequence[str], out: Path | None, rescan: bool) -> Catalogue:
     """The catalogue of tar shards without an index; in a run's folder it is kept."""
     place = None if out is None else out / run_dir.CATALOGUE
-    if place is not None and not anew and place.exists():
+    if place is not None and not rescan and place.exists():
         return Catalogue.read(place)
     made = tar_index.build(
         tars,

@@ -1,4 +1,4 @@
-"""Schedules as pure functions of the step, parameter groups that are a partition, clipping without host syncs."""
+"""Schedules as pure functions of the step, AdamW and its parameter groups, gradient clipping, optimiser state."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from asit.errors import CheckpointError
 
 
 def cosine(start: float, end: float, at: float) -> float:
-    """Half a cosine from `start` (at = 0) to `end` (at = 1); held outside."""
+    """Return half a cosine from `start` (at = 0) to `end` (at = 1), constant outside."""
     return end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * min(max(at, 0.0), 1.0)))
 
 
 def linear(start: float, end: float, at: float) -> float:
-    """A straight line from `start` (at = 0) to `end` (at = 1); held outside."""
+    """Return a straight line from `start` (at = 0) to `end` (at = 1), constant outside."""
     return start + (end - start) * min(max(at, 0.0), 1.0)
 
 
@@ -64,7 +64,7 @@ def adamw(
     betas: tuple[float, float],
     scale: Callable[[str], float] = lambda name: 1.0,
 ) -> torch.optim.AdamW:
-    """AdamW over groups of one learning-rate factor each, with and without weight decay.
+    """Return AdamW over groups of one learning-rate factor each, with and without weight decay.
 
     Together the groups hold each trainable parameter once.
 
@@ -80,7 +80,7 @@ def adamw(
             group = groups.setdefault(key, {"params": [], "names": [], "scale": key[0], "decays": key[1]})
             group["params"].append(parameter)
             group["names"].append(name)
-    # Largest factor first, decayed before not: the order of groups does not hang on that of parameters.
+    # Sorted, so that the order of groups does not depend on that of parameters.
     ordered = [groups[key] for key in sorted(groups, reverse=True)]
     fused = ordered[0]["params"][0].device.type in ("cpu", "cuda")
     return torch.optim.AdamW(ordered, lr=0.0, betas=betas, weight_decay=0.0, fused=fused)
@@ -124,7 +124,7 @@ def layer_scales(names: Iterable[str], depth: int, decay: float, head: float = 1
 
 def stepped(start: float, at: float, first: float, every: float, factor: float) -> float:
     """`start` until `first`; from there on multiplied by `factor`, and once more each `every` (AST's schedules)."""
-    # Epochs are fractions of steps: what is a whole step of the schedule must not be missed by rounding.
+    # Epochs are fractions: rounding must not miss a step of the schedule.
     steps = math.floor((at - first) / every + 1e-9) + 1
     return start * factor ** max(0, steps)
 
@@ -165,10 +165,10 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimiser_tensors(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put back what `optimiser_tensors` gave; a parameter without state keeps none, as before its first step.
+    """Load what `optimiser_tensors` returned; a parameter without state keeps none, as before its first step.
 
     Raises:
-        CheckpointError: state of parameters that are not here, or tensors of a parameter that are missing, unknown, of
+        CheckpointError: state of parameters that do not exist, or tensors of a parameter that are missing, unknown, of
             another shape or type, or not finite.
     """
     by_name: dict[str, dict[str, Any]] = {}
@@ -189,7 +189,7 @@ def load_optimiser_tensors(optimiser: torch.optim.Optimizer, tensors: dict[str, 
         raise CheckpointError(
             f"the checkpoint has an optimiser's state for parameters that are not here: {names}",
             "state of the parameters that are trained",
-            "go on from an older checkpoint: remove this one's folder and resume again",
+            "resume from an older checkpoint: remove this one's folder and resume again",
         )
 
 
@@ -206,5 +206,5 @@ def _check_moments(name: str, parameter: Tensor, held: Mapping[str, Tensor]) -> 
         raise CheckpointError(
             f"the checkpoint has for {name} of the optimiser {', '.join(sorted(wrong))}",
             f"step, exp_avg and exp_avg_sq in float32, the last two of shape {tuple(parameter.shape)}",
-            "go on from an older checkpoint: remove this one's folder and resume again",
+            "resume from an older checkpoint: remove this one's folder and resume again",
         )

@@ -1,4 +1,4 @@
-"""Processes that train together agree on what they do before anything is written, or all of them stop and say why."""
+"""Checks that all processes of a run have the same settings, code, data and checkpoint, before anything is written."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ import numpy as np
 import torch
 
 import asit
-from asit.config import Settings
+from asit.config import Settings, yaml
 from asit.data.catalogue.catalogue import Catalogue
 from asit.errors import CatalogueError, TrainingError
 from asit.runtime import World
 
 MAY_DIFFER = ("data", "workers", "threads", "views.keep_gb", "input.keep_gb")
-"""Settings that each machine may have for itself: where the recordings lie, processes, threads, memory."""
+"""Settings that may differ between machines: location of the recordings, processes, threads, memory."""
 _SHOWN = 8
 
 
 def agree(world: World, facts: Mapping[str, Any]) -> None:
-    """Compare what each process holds; one exchange, and nothing at all where there is one process.
+    """Compare the facts of all processes, in one exchange; do nothing where there is one process.
 
     Args:
-        world: the processes; each must call this at the same place.
+        world: the processes; each must call this.
         facts: name -> value, of plain comparable values.
 
     Raises:
@@ -38,18 +38,18 @@ def agree(world: World, facts: Mapping[str, Any]) -> None:
         return
     everyone = world.gather((socket.gethostname(), dict(facts)))
     hosts = [host for host, _ in everyone]
-    told = []
+    found = []
     for name in dict.fromkeys(name for _, held in everyone for name in held):
         ranks: dict[str, list[int]] = defaultdict(list)
         for rank, (_, held) in enumerate(everyone):
             ranks[repr(held[name]) if name in held else "not there"].append(rank)
         if len(ranks) > 1:
-            told.append(f"{name}: " + "; ".join(f"{value} on {_name(which, hosts)}" for value, which in ranks.items()))
-    if told:
-        more = f"\n    and {len(told) - _SHOWN} more" if len(told) > _SHOWN else ""
+            found.append(f"{name}: " + "; ".join(f"{value} on {_name(which, hosts)}" for value, which in ranks.items()))
+    if found:
+        more = f"\n    and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         raise TrainingError(
-            f"the {world.size} processes of this run disagree about {len(told)} thing{'s' if len(told) > 1 else ''}:"
-            "\n    " + "\n    ".join(told[:_SHOWN]) + more,
+            f"the {world.size} processes of this run disagree about {len(found)} thing{'s' if len(found) > 1 else ''}:"
+            "\n    " + "\n    ".join(found[:_SHOWN]) + more,
             "the same settings, data, code and versions everywhere; nothing was written",
             "start all of them by the same command, with the same installation of asit and the same --out, on storage "
             "that all machines see",
@@ -57,23 +57,14 @@ def agree(world: World, facts: Mapping[str, Any]) -> None:
 
 
 def of_settings(settings: Settings) -> dict[str, Any]:
-    """Settings as facts, by their dotted names, but for those that each machine may have for itself."""
-    flat: dict[str, Any] = {}
-
-    def walk(values: Mapping[str, Any], prefix: str) -> None:
-        for name, value in values.items():
-            if isinstance(value, Mapping):
-                walk(value, f"{prefix}{name}.")
-            elif prefix + name not in MAY_DIFFER:
-                flat[prefix + name] = value
-
-    walk(settings.model_dump(mode="json"), "")
-    return flat
+    """Return the settings by dotted name, without those that may differ between machines."""
+    flat = yaml.flat(settings.model_dump(mode="json"))
+    return {name: value for name, value in flat if name not in MAY_DIFFER}
 
 
 @functools.cache
 def of_code() -> dict[str, str]:
-    """Versions of what decides a step's numbers, and the SHA-256 of asit's own source."""
+    """Return the versions that a step's numbers depend on, and the SHA-256 of asit's source."""
     root = Path(asit.__file__).parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
@@ -88,10 +79,10 @@ def of_code() -> dict[str, str]:
 
 
 def have_files(world: World, catalogue: Catalogue, count: int = 16) -> None:
-    """Look, in each process, whether recordings of the list are there: `count` of them, spread over it evenly.
+    """Check in each process that `count` recordings, spread evenly over the list, exist.
 
-    A machine that lacks its copy of the data would otherwise leave out clip after clip. What lies in an object store
-    is not looked for. Nothing is done where there is one process: reading tells of its own files.
+    A machine without its copy of the data would otherwise leave out clip after clip. Object stores are not checked, and
+    nothing is where there is one process.
 
     Raises:
         CatalogueError: in every process, with the ranks that lack some.
@@ -103,22 +94,22 @@ def have_files(world: World, catalogue: Catalogue, count: int = 16) -> None:
     local = [path for path in wanted if "://" not in path]
     lacking = [path for path in local if not Path(path).exists()]
     everyone = world.gather((socket.gethostname(), len(local), len(lacking), lacking[:1]))
-    told = [
+    lacks = [
         f"rank {rank} ({host}): {lost} of {looked} looked for are not there, the first: {first[0]}"
         for rank, (host, looked, lost, first) in enumerate(everyone)
         if lost
     ]
     # What is gone everywhere is no matter of machines: reading counts it, and stops by the setting bad_files.
-    if told and len({lost for _, _, lost, _ in everyone}) > 1:
+    if lacks and len({lost for _, _, lost, _ in everyone}) > 1:
         raise CatalogueError(
-            "not every process sees the recordings:\n    " + "\n    ".join(told[:_SHOWN]),
+            "not every process sees the recordings:\n    " + "\n    ".join(lacks[:_SHOWN]),
             "the same files for all processes; nothing was written",
             "put the data on storage that all machines see, or copy them to each and give each its own --data",
         )
 
 
 def _place(catalogue: Catalogue, row: int) -> str:
-    """The file that a clip is read from: its shard, where it lies in one."""
+    """Return the file that a clip is read from: its shard, if any."""
     clip = catalogue[row]
     shard = getattr(clip, "shard", None)
     return str(shard or clip.path)

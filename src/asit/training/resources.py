@@ -1,4 +1,4 @@
-"""What a run takes of the machine: batches that fit the processes, loader workers, recordings kept in memory."""
+"""Resources of the machine: batch sizes that fit the processes, loader workers, recordings kept in memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def fit_batch(batch_size: int, accumulate: int, count: int, world: World) -> int:
-    """The batch size, shrunk where an epoch of `count` clips does not hold it.
+    """Return the batch size, reduced where the `count` clips of an epoch are fewer.
 
     Raises:
         ConfigError: processes and accumulation steps do not divide it.
@@ -79,7 +79,7 @@ def memory_limit(wanted: float | Literal["auto"]) -> float:
 
 
 def machine_memory() -> int:
-    """Bytes of the machine's memory; 0 where that cannot be told."""
+    """Return the bytes of the machine's memory; 0 where they are unknown."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
 
 

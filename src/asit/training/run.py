@@ -219,7 +219,7 @@ def _torchrun_id() -> str | None:
 
 def _catalogue(wanted: open_data.Wanted, out: Path, world: World, *, resumed: bool) -> Catalogue:
     """Return the run's catalogue: the main process makes it where there is none, and the others read it."""
-    made: Catalogue | None = together(world, lambda: open_data.catalogue(wanted, out, anew=not resumed), world.main)
+    made: Catalogue | None = together(world, lambda: open_data.catalogue(wanted, out, rescan=not resumed), world.main)
     read = together(world, lambda: open_data.catalogue(wanted, out), made is None)
     return read if made is None else made
 

@@ -1,7 +1,7 @@
-"""The run's folder: what is in it, who may use it, and how it is gone on with.
+"""The folder of a run: its files, and the rules for starting, resuming and overwriting one.
 
-A run counts as begun once config.yaml is there; that is written just before the first step, so a start that fails
-leaves at most a catalogue, and the files of a scan that was stopped, from which the next start goes on.
+A run counts as started once config.yaml exists, which is written just before the first step: a start that fails leaves
+at most a catalogue, and the files of an interrupted scan, which the next start continues.
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ MAY_CHANGE = (
     "parallel",
     "checkpoint_activations",
 )
-"""Settings that a run may go on with changed: they do not enter its steps."""
+"""Settings that may change on resume: they do not affect the steps."""
 
 
 def claim(folder: Path, *, resume: bool, overwrite: bool) -> bool:
-    """Whether there is a run to go on with; refuses a folder that is not free to use.
+    """Return whether there is a run to resume; refuse a folder that is not free to use.
 
     Raises:
-        ConfigError: the folder holds a run and neither way on was chosen, or files that are not a run's.
+        ConfigError: the folder holds a run and neither resume nor overwrite was chosen, or files that are not a run's.
     """
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite were both given", "one of the two", "choose one")
@@ -98,7 +98,7 @@ def claim(folder: Path, *, resume: bool, overwrite: bool) -> bool:
         raise ConfigError(
             f"{folder} holds a run already",
             "a new or empty folder, or a choice",
-            "pass --resume to go on with it, or --overwrite to delete it and start again",
+            "pass --resume to resume it, or --overwrite to delete it and start from scratch",
         )
     return False
 
@@ -117,15 +117,15 @@ def clear(folder: Path) -> None:
 
 
 def write_settings(folder: Path, settings: Settings) -> None:
-    """Keep the settings that a run begins with; the folder counts as a run's from then on.
+    """Write the settings that a run starts with; the folder counts as a run's from then on.
 
-    Where to stop was said of this call: the next one goes on to the end unless it says so too.
+    `stop_after` is of one call: a resumed run continues to the end unless it is given again.
     """
     atomic.write_text(folder / CONFIG, yaml.to_yaml(settings.model_copy(update={"stop_after": 0})))
 
 
 def read_settings(folder: Path, kind: type[S]) -> S:
-    """The settings that a run was begun with.
+    """Return the settings that a run was started with.
 
     Raises:
         ConfigError: they are those of another kind of run.
@@ -140,7 +140,7 @@ def read_settings(folder: Path, kind: type[S]) -> S:
 
 
 def begun_under(folder: Path) -> str | None:
-    """Which call of torchrun began the run, as `begin` wrote it down; None: none did, or there is no run."""
+    """Return the id of the torchrun call that started the run; None: none did, or there is no run."""
     try:
         if not (folder / CONFIG).exists():
             return None
@@ -151,7 +151,7 @@ def begun_under(folder: Path) -> str | None:
 
 
 def began_with(folder: Path) -> tuple[int, int] | None:
-    """Processes that the run began with, and CPU threads of each; None: they were not written down."""
+    """Return the processes that the run started with, and the CPU threads of each; None: they are not recorded."""
     try:
         found = parsing.json_object(folder / ENVIRONMENT, ConfigError)
     except ConfigError:
@@ -163,7 +163,7 @@ def began_with(folder: Path) -> tuple[int, int] | None:
 
 
 def settle(settings: S, begun: S) -> S:
-    """The settings with each auto as it was resolved when the run began, for it may follow from what has changed."""
+    """Return the settings with each auto as it was resolved when the run started: its source may have changed."""
     autos = [
         (name, was)
         for name, (was, now) in yaml.differences(begun, settings).items()
@@ -173,21 +173,21 @@ def settle(settings: S, begun: S) -> S:
 
 
 def check_same(old: Settings, new: Settings) -> None:
-    """Refuse to go on with settings under which the steps would be others.
+    """Refuse to resume with settings that would change the steps.
 
     Raises:
         ConfigError: lists each.
     """
     changed = {name: values for name, values in yaml.differences(old, new).items() if not _may_change(name)}
-    # Of a version that had no such setting, or did not keep what it stood for.
+    # Written by a version that had no such setting, or did not resolve it.
     if changed.get("front_end_on", ("",))[0] == "auto":
         del changed["front_end_on"]
     if changed:
-        lines = "\n    ".join(f"{name}: {was} in the run, {now} asked for" for name, (was, now) in changed.items())
+        lines = "\n    ".join(f"{name}: {was} in the run, {now} now" for name, (was, now) in changed.items())
         raise ConfigError(
-            f"the run was begun with other settings:\n    {lines}",
+            f"the run was started with other settings:\n    {lines}",
             "the same settings, but for " + ", ".join(name.rstrip(".") for name in MAY_CHANGE[2:]),
-            "leave these out to go on, or start another run in a new --out",
+            "leave these out to resume, or start another run in a new --out",
         )
 
 
@@ -196,7 +196,7 @@ def _may_change(name: str) -> bool:
 
 
 def tidy(folder: Path) -> None:
-    """Remove what killed writers left in a run's folder, by the process that holds its lock.
+    """Remove what killed writers left in a run's folder; only for the process that holds its lock.
 
     Drafts of the report stay: `asit report` writes it without the lock, and removes its own.
     """
@@ -206,13 +206,13 @@ def tidy(folder: Path) -> None:
 
 
 def _is_leftover(name: str) -> bool:
-    """Whether a killed writer left this, a draft or a lock of one of a run's names."""
+    """Return whether this is a draft or a lock of one of a run's files, left by a killed writer."""
     draft = atomic.parse_draft(name)
     return (draft is not None and draft.target in OWN) or name in (f".{own}.lock" for own in OWN)
 
 
 def _is_fold(path: Path) -> bool:
-    """Whether this is one fold's run in the folder of a cross-validation, or what a killed one left of it."""
+    """Return whether this is a fold's run in the folder of a cross-validation, or what a killed one left of it."""
     return path.name.startswith("fold-") and path.is_dir() and all(map(_is_own, path.iterdir()))
 
 
