@@ -12,7 +12,7 @@ from asit.evaluate.result_records import label_metrics
 from asit.finetune.finetune_setup import FinetuneSetup
 from asit.training import loop, run_dir
 from asit.training.metrics_log import Records, lines
-from asit.training.run import together
+from asit.training.run_claim import together
 
 log = logging.getLogger(__name__)
 

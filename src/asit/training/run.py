@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from logging.handlers import MemoryHandler
@@ -14,17 +13,18 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from asit import logs, runtime
+from asit import runtime
 from asit.config import RunSettings
 from asit.config.presets import Resume
 from asit.data.catalogue.catalogue import Catalogue
 from asit.errors import AsitError, CatalogueError, CheckpointError, ConfigError, TrainingError
-from asit.io import atomic, checkpoint, lock
+from asit.io import atomic, checkpoint
 from asit.model.cpu import bf16
 from asit.progress import duration
 from asit.runtime import World
 from asit.training import loop, open_data, rank_consistency, run_dir
 from asit.training.metrics_log import Records
+from asit.training.run_claim import claimed, together, torchrun_id
 from asit.training.setup import Setup
 from asit.training.stopping import NotFiniteError
 
@@ -62,20 +62,6 @@ class RunResult:
     stopped_by: str | None
 
 
-def together(world: World, call: Callable[[], Any], mine: bool = True) -> Any:
-    """Call in this process, if it is `mine` to do, and raise in all processes if one fails, so that none waits."""
-    error: BaseException | None = None
-    result = None
-    if mine:
-        try:
-            result = call()
-        except BaseException as caught:
-            error = caught
-    if world.any(error is not None):
-        raise error or ConfigError("another process of this run failed", remedy="see its message")
-    return result
-
-
 @contextlib.contextmanager
 def launch(
     settings: S, check: Callable[[S], None], prepare: Prepare[S, T], *, resume: Resume, overwrite: bool
@@ -103,7 +89,7 @@ def launch(
     out = Path(settings.out)
     with (
         _processes(settings) as world,
-        _claimed(settings, out, world, resume=resume, overwrite=overwrite) as (settled, before, log_lines),
+        claimed(settings, out, world, resume=resume, overwrite=overwrite) as (settled, before, log_lines),
     ):
         setup = prepare(settled, lambda wanted: _catalogue(wanted, out, world, resumed=before is not None), world)
         step, optimiser_state = _start(setup, before, world)
@@ -144,79 +130,6 @@ def _is_of_processes(error: RuntimeError) -> bool:
     return isinstance(error, torch.distributed.DistError) or any(sign in str(error) for sign in signs)
 
 
-@contextlib.contextmanager
-def _claimed(
-    settings: S, out: Path, world: World, *, resume: Resume, overwrite: bool
-) -> Iterator[tuple[S, S | None, MemoryHandler | None]]:
-    """Claim the folder for all processes and keep other runs out of it until the end.
-
-    Yields:
-        The settings with each auto as it was resolved when the run started, the settings that it started with (None:
-        it starts now), and the collector of log lines, None in all processes but the main one.
-    """
-    given = {"--resume": resume, "--overwrite": overwrite}
-    rank_consistency.agree(
-        world, rank_consistency.of_code() | given | rank_consistency.of_settings(settings) if world.size > 1 else {}
-    )
-    restarted = _restarted(out, world)
-
-    def claim() -> bool:
-        if restarted:
-            return run_dir.claim(out, resume=True, overwrite=False)
-        if resume == "auto" and not overwrite:
-            return run_dir.claim(out, resume=(out / run_dir.CONFIG).exists(), overwrite=False)
-        return run_dir.claim(out, resume=bool(resume), overwrite=overwrite)
-
-    rank_consistency.agree(world, {f"a run in {out}": together(world, claim)})
-    with contextlib.ExitStack() as stack:
-        log_lines = stack.enter_context(logs.run_log()) if world.main else None
-        together(world, lambda: stack.enter_context(lock.held(out, world.size)), world.main)
-        together(world, lambda: run_dir.tidy(out), world.main)
-        # Another run may have ended here since.
-        resumed = together(world, claim)
-        before: S | None = together(world, lambda: run_dir.read_settings(out, type(settings)) if resumed else None)
-        if before is not None:
-            _use_same_threads(settings.threads, run_dir.began_with(out), world)
-            settings = run_dir.settle(settings, before)
-        yield settings, before, log_lines
-
-
-def _use_same_threads(wanted: int, began: tuple[int, int] | None, world: World) -> None:
-    """Use as many CPU threads as the run started with, unless a number was given: its last bits depend on them.
-
-    Args:
-        wanted: threads; 0: no number was given.
-        began: processes that the run started with, and threads of each; None: not known. With another number of
-            processes the bits differ anyway.
-    """
-    if world.device.type != "cpu" or began is None or began[0] != world.size:
-        return
-    now, then = torch.get_num_threads(), began[1]
-    if wanted and now != then:
-        log.info(f"Using {now} CPU threads as requested; only the {then} that the run began with resume it bit for bit")
-    elif now != then:
-        torch.set_num_threads(then)
-        log.info(
-            f"Using {then} CPU threads, as when the run began, for bit-identical results (--threads {now} for more)"
-        )
-
-
-def _restarted(out: Path, world: World) -> bool:
-    """Return whether torchrun's agent restarted these processes after they had started the run in the folder."""
-    restarts = world.gather(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
-    if not max(restarts):  # a machine that joined later has not been restarted itself
-        return False
-    began = world.gather(run_dir.begun_under(out) if world.main else None)[0]
-    mine = world.gather(_torchrun_id() if world.main else None)[0]
-    return began is not None and began == mine
-
-
-def _torchrun_id() -> str | None:
-    """Return what identifies a call of torchrun: its id; where it was given none, its process."""
-    name = os.environ.get("TORCHELASTIC_RUN_ID")
-    return f"{socket.gethostname()} {os.getppid()}" if name == "none" else name
-
-
 def _catalogue(wanted: open_data.Wanted, out: Path, world: World, *, resumed: bool) -> Catalogue:
     """Return the run's catalogue: the main process makes it where there is none, and the others read it."""
     made: Catalogue | None = together(world, lambda: open_data.catalogue(wanted, out, rescan=not resumed), world.main)
@@ -249,7 +162,7 @@ def _write_folder(setup: Setup[Any]) -> None:
         "device": str(world.device),
         "device_reason": world.reason,
         "processes": world.size,
-        "elastic": _torchrun_id(),
+        "elastic": torchrun_id(),
         "precision": precision.name,
         "precision_reason": precision.reason,
     }
