@@ -239,7 +239,15 @@ def test_how_pretraining_ends(
     def pretrain(settings: Any, **how: Any) -> runs.PretrainResult:
         seen.update(settings=settings, **how)
         out = Path(settings.out)
-        return runs.PretrainResult(out, out / "model", 5, 9, stopped is None, stopped, 12.3)
+        return runs.PretrainResult(
+            out=out,
+            model=out / "model",
+            step=5,
+            total=9,
+            finished=stopped is None,
+            stopped_by=stopped,
+            clips_per_second=12.3,
+        )
 
     monkeypatch.setattr(runs, "pretrain", pretrain)
     monkeypatch.setenv("RANK", str(rank))

@@ -26,7 +26,7 @@ from asit.data.download import fetch as downloads
 from asit.data.download import registry
 from asit.data.download.fetch import RECORD, download
 from asit.data.download.http import DownloadError, RemoteFile
-from asit.data.download.registry import Archive, Contents, Source
+from asit.data.download.registry import Archive, DownloadSource, ExpectedContents
 from asit.data.download.unpack import ArchiveError, Limits
 from asit.errors import ConfigError
 from asit.io import atomic
@@ -57,7 +57,7 @@ WORDS = {"./yes/a.wav": DATA[:5000], "./yes/b.wav": DATA[5000:9000], "./yes/._b.
 TEST = {"./yes/t.wav": DATA[9000:9900]}
 
 
-def source(server: Any) -> Source:
+def source(server: Any) -> DownloadSource:
     """A miniature of Speech Commands V1: two archives, each to a folder of its own."""
     archives = []
     for name, files in (("train", WORDS), ("test", TEST)):
@@ -65,8 +65,14 @@ def source(server: Any) -> Source:
         sha = hashlib.sha256(content).hexdigest()
         file = RemoteFile(f"{server.url}/{name}.tar.gz", f"{name}.tar.gz", len(content), sha)
         archives.append(Archive(file, Limits(20, 20_000), folder=name))
-    return Source(
-        "mini", "Mini", "CC0", 10_000, tuple(archives), (Contents("train", 2), Contents("test", 1)), "mini {}"
+    return DownloadSource(
+        "mini",
+        "Mini",
+        "CC0",
+        10_000,
+        tuple(archives),
+        (ExpectedContents("train", 2), ExpectedContents("test", 1)),
+        "mini {}",
     )
 
 
@@ -227,9 +233,13 @@ def test_room_is_asked_for_first(get: Get, server: Any, monkeypatch: pytest.Monk
 
 def test_an_archive_that_is_not_the_set(server: Any, tmp_path: Path) -> None:
     mini = source(server)
-    cases: list[tuple[Source, type[Exception], str]] = [
-        (replace(mini, contents=(Contents("train", 3),)), DownloadError, r"2 recordings \(\.wav\)\n.*3, as in Mini"),
-        (replace(mini, contents=(Contents("train", 2, "0" * 64),)), DownloadError, "not those of Mini"),
+    cases: list[tuple[DownloadSource, type[Exception], str]] = [
+        (
+            replace(mini, contents=(ExpectedContents("train", 3),)),
+            DownloadError,
+            r"2 recordings \(\.wav\)\n.*3, as in Mini",
+        ),
+        (replace(mini, contents=(ExpectedContents("train", 2, "0" * 64),)), DownloadError, "not those of Mini"),
         (
             replace(mini, archives=(replace(mini.archives[0], limits=Limits(2, 10**6)), mini.archives[1])),
             ArchiveError,

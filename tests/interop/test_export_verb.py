@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from asit.cli import main
-from asit.evaluate import int8_accuracy
+from asit.tools import int8_accuracy
 
 pytestmark = pytest.mark.usefixtures("one_trace_a_model")
 

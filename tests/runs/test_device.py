@@ -11,7 +11,7 @@ import torch
 from asit.pretrain import pretrain_setup
 from asit.pretrain.pretrain_run import pretrain
 from asit.runtime import World
-from asit.training.open_data import Wanted, catalogue
+from asit.training.open_data import CatalogueRequest, catalogue
 
 
 def losses(metrics: Any, out: Path) -> list[float]:
@@ -40,7 +40,7 @@ def test_auto_is_the_loader_on_a_cpu(tiny: Any, tmp_path: Path) -> None:
     settings = tiny(tmp_path)
     assert settings.front_end_on == "auto"
     world = World(0, 1, torch.device("cpu"), "a test")
-    made = pretrain_setup.prepare(settings, catalogue(Wanted.of(settings), None), world)
+    made = pretrain_setup.prepare(settings, catalogue(CatalogueRequest.of(settings), None), world)
     assert made.on_device is None
     assert not made.clips.on_device
 

@@ -12,8 +12,8 @@ from asit.errors import ConfigError
 from asit.terminal.options import parse
 
 if TYPE_CHECKING:
-    from asit.evaluate.int8_accuracy import OnRecordings
     from asit.model.audio_model import AudioModel
+    from asit.tools.int8_accuracy import OnRecordings
 
 
 @dataclass
@@ -85,7 +85,7 @@ def export(prog: str, summary: str, given: list[str]) -> int:
 def _measure(options: ExportOptions, model: AudioModel) -> OnRecordings | None:
     if options.check_data is None:
         return None
-    from asit.evaluate.int8_accuracy import OnRecordings, recordings
+    from asit.tools.int8_accuracy import OnRecordings, recordings
 
     catalogue = recordings(options.check_data, model)
     # Without its folder, since the exported file may be published.

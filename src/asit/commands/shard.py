@@ -75,7 +75,7 @@ def shard(prog: str, summary: str, given: list[str]) -> int:
             f"--bad-files {options.bad_files:g}, --workers {workers}", "0 to 1, and 1 worker or more", "change them"
         )
     with tempfile.TemporaryDirectory() as scratch:
-        wanted = open_data.Wanted(options.data, FrontEndSettings(rate=options.rate), options.bad_files)
+        wanted = open_data.CatalogueRequest(options.data, FrontEndSettings(rate=options.rate), options.bad_files)
         listed = open_data.catalogue(wanted, Path(scratch) / "run")
     parts = int(np.count_nonzero(listed.starts))
     if options.encode == "original" and parts:

@@ -48,7 +48,7 @@ class Reader(Protocol):
 
 
 @dataclass(frozen=True)
-class Wanted:
+class FeatureRequest:
     """A reader, and the kinds of features to read."""
 
     reader: Reader
@@ -131,7 +131,7 @@ def encoders(
     seed: int = 0,
     precision: Literal["float32", "bf16"] = "float32",
     seconds: float | None = None,
-) -> dict[str, Wanted]:
+) -> dict[str, FeatureRequest]:
     """Return what to read for a comparison: the model, and with `baselines` the same untrained and log-mel statistics.
 
     Args:
@@ -143,11 +143,11 @@ def encoders(
     halves = {"class+mean": ("class", "mean")}
     kinds: list[str] = list(dict.fromkeys(kind for name in pooling for kind in halves.get(name, (name,))))
     every = tuple(kinds + [TOKENS] * tokens)
-    wanted = {MODEL: Wanted(EncoderReader(model, precision, seconds), every)}
+    wanted = {MODEL: FeatureRequest(EncoderReader(model, precision, seconds), every)}
     if baselines:
-        wanted[UNTRAINED] = Wanted(EncoderReader(untrained(model, seed), precision, seconds), every)
+        wanted[UNTRAINED] = FeatureRequest(EncoderReader(untrained(model, seed), precision, seconds), every)
         if pooling:
-            wanted[LOG_MEL_STATISTICS] = Wanted(LogMelReader(model.front_end, seconds), (LOG_MEL,))
+            wanted[LOG_MEL_STATISTICS] = FeatureRequest(LogMelReader(model.front_end, seconds), (LOG_MEL,))
     return wanted
 
 

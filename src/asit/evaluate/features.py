@@ -25,7 +25,7 @@ from asit.data.loading.waveforms import read_clip
 from asit.data.shards import range_reader
 from asit.errors import AsitError, AudioError, CatalogueError
 from asit.evaluate.feature_cache import Shelf, Store, key_of
-from asit.evaluate.feature_readers import TOKENS, Wanted
+from asit.evaluate.feature_readers import TOKENS, FeatureRequest
 from asit.io import storage
 from asit.progress import Counter
 from asit.runtime import World
@@ -78,7 +78,7 @@ class _BlockFeatures:
 
 def collect(
     clips: Clips,
-    wanted: Mapping[str, Wanted],
+    wanted: Mapping[str, FeatureRequest],
     *,
     store: Store | None = None,
     world: World | None = None,
@@ -145,7 +145,7 @@ def _threads(world: World) -> Iterator[ThreadPoolExecutor]:
 class _Reading:
     """Features of blocks of clips: what the cache has, and the rest computed and added to it."""
 
-    def __init__(self, wanted: Mapping[str, Wanted], store: Store | None, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, wanted: Mapping[str, FeatureRequest], store: Store | None, pool: ThreadPoolExecutor) -> None:
         self.wanted, self.pool = wanted, pool
         self.every: list[Of] = [(name, kind) for name, want in wanted.items() for kind in want.kinds]
         self.shelves: dict[Of, Shelf] = {}
@@ -288,7 +288,7 @@ class _Gathered:
             )
         table[indices] = np.stack(arrays)
 
-    def result(self, wanted: Mapping[str, Wanted]) -> Collected:
+    def result(self, wanted: Mapping[str, FeatureRequest]) -> Collected:
         kept = np.flatnonzero(self.read)
         if not len(kept):
             raise CatalogueError(

@@ -53,7 +53,7 @@ def open_catalogue(data: str, model: AudioModel, world: World, *, bad_files: flo
     found: Catalogue | AsitError | None = None
     if world.main:
         try:
-            wanted = open_data.Wanted(data, model.front_end.settings, bad_files, "folder")
+            wanted = open_data.CatalogueRequest(data, model.front_end.settings, bad_files, "folder")
             found = open_data.catalogue(wanted, None)
         except AsitError as error:
             found = error

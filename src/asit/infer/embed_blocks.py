@@ -70,7 +70,7 @@ class Entry:
 
 
 @dataclass
-class Block:
+class EmbeddedBlock:
     """The recordings of a finished block: those that were read, in order, and (index, reason) of the others."""
 
     entries: list[Entry] = field(default_factory=list)
@@ -123,18 +123,20 @@ class BlockFolder:
         """Write the plan, when all facts are resolved."""
         write_json(self.folder / PLAN, {"facts": facts, "ends": list(ends)})
 
-    def finished(self, number: int) -> Block | None:
+    def finished(self, number: int) -> EmbeddedBlock | None:
         """Return a finished block; None where there is none."""
         try:
             found = parsing.from_json((self.folder / f"{number:06d}.json").read_bytes())
-            block = Block([Entry(*entry) for entry in found["entries"]], [(at, why) for at, why in found["faults"]])
+            block = EmbeddedBlock(
+                [Entry(*entry) for entry in found["entries"]], [(at, why) for at, why in found["faults"]]
+            )
             sizes = {kind: self.file(number, kind).stat().st_size for kind in self.bytes_per_column()}
         except (OSError, ValueError, KeyError, TypeError):
             return None
         fits = sizes == {kind: block.columns * size for kind, size in self.bytes_per_column().items()}
         return block if fits else None
 
-    def read(self, number: int, block: Block, most: int) -> Iterator[tuple[list[Entry], Vectors, Times]]:
+    def read(self, number: int, block: EmbeddedBlock, most: int) -> Iterator[tuple[list[Entry], Vectors, Times]]:
         """Yield a finished block in pieces of about `most` bytes of vectors: entries, vectors and times of each.
 
         `columns` of an entry are those in the piece, which may be part of a recording.
@@ -182,7 +184,7 @@ class BlockWriter:
     """Writes one block, recording after recording; a context manager."""
 
     def __init__(self, folder: BlockFolder, number: int) -> None:
-        self.folder, self.number, self.block = folder, number, Block()
+        self.folder, self.number, self.block = folder, number, EmbeddedBlock()
         self._columns = 0
         self._files: dict[str, BinaryIO] = {}
         self._stack = ExitStack()

@@ -22,7 +22,7 @@ from asit.data.catalogue.inputs import Item
 from asit.errors import AsitError, CatalogueError, CheckpointError, ConfigError
 from asit.evaluate.feature_readers import weights_digest
 from asit.infer import embed_writers
-from asit.infer.embed_blocks import Block, BlockFolder, BlockWriter, item_blocks
+from asit.infer.embed_blocks import BlockFolder, BlockWriter, EmbeddedBlock, item_blocks
 from asit.infer.embed_rows import EmbedSettings, Level, embed_items, layout_of, rows_of
 from asit.io import lock
 from asit.io.atomic import write_text
@@ -222,7 +222,7 @@ class _EmbedRun:
 
     def _blocks(
         self, numbers: Sequence[int], threads: int, tick: Callable[[int, int], None] | None
-    ) -> Generator[Block]:
+    ) -> Generator[EmbeddedBlock]:
         """Compute blocks, one after the other; calls `tick` after each recording with counts of the current block."""
         indices = [index for number in numbers for index in range(self.starts[number], self.ends[number])]
         items = [self.items[index] for index in indices]
@@ -255,7 +255,7 @@ class _EmbedRun:
 
     def merge(self) -> Summary:
         """Write the file and the list of failures, and remove the blocks."""
-        blocks: list[Block] = []
+        blocks: list[EmbeddedBlock] = []
         for number in range(len(self.ends)):
             block = self.folder.finished(number)
             if block is None:
@@ -278,7 +278,7 @@ class _EmbedRun:
         else:
             failures_of(self.out).unlink(missing_ok=True)
         about = {name: value for name, value in self.facts.items() if name != "format"}
-        contents = embed_writers.Contents(self.folder, blocks, self.items, about, self.output.spreadsheet)
+        contents = embed_writers.TableContents(self.folder, blocks, self.items, about, self.output.spreadsheet)
         embed_writers.write(self.out, contents)
         self.folder.remove()
         rows = sum(block.columns for block in blocks) * self.folder.layout.rows

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from asit.data.catalogue.inputs import Item
 from asit.errors import ConfigError
-from asit.infer.embed_blocks import Block, BlockFolder, Times, Vectors
+from asit.infer.embed_blocks import BlockFolder, EmbeddedBlock, Times, Vectors
 from asit.io import atomic
 from asit.io.csv_lines import csv_line
 
@@ -23,7 +23,7 @@ _PIECE = 1 << 26  # bytes of vectors in memory at a time, and in a row group
 
 
 @dataclass(frozen=True)
-class Contents:
+class TableContents:
     """The contents of the file.
 
     Attributes:
@@ -35,7 +35,7 @@ class Contents:
     """
 
     folder: BlockFolder
-    blocks: Sequence[Block]
+    blocks: Sequence[EmbeddedBlock]
     items: Sequence[Item]
     about: Mapping[str, Any]
     spreadsheet: bool = False
@@ -67,14 +67,14 @@ def check_out(out: Path, level: str) -> None:
             ) from None
 
 
-def write(out: Path, contents: Contents) -> None:
+def write(out: Path, contents: TableContents) -> None:
     """Write the file atomically; an older one is replaced."""
-    kinds: dict[str, Callable[[Path, Contents], None]] = {".parquet": _parquet, ".npz": _npz, ".csv": _csv}
+    kinds: dict[str, Callable[[Path, TableContents], None]] = {".parquet": _parquet, ".npz": _npz, ".csv": _csv}
     with atomic.write_file(out) as draft:
         kinds[out.suffix.lower()](draft, contents)
 
 
-def _parquet(path: Path, contents: Contents) -> None:
+def _parquet(path: Path, contents: TableContents) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -106,7 +106,7 @@ def _parquet(path: Path, contents: Contents) -> None:
             writer.write_table(pa.table(found, schema=schema), row_group_size=len(vectors))
 
 
-def _npz(path: Path, contents: Contents) -> None:
+def _npz(path: Path, contents: TableContents) -> None:
     layout = contents.folder.layout
     entries = [entry for block in contents.blocks for entry in block.entries]
     columns = np.array([entry.columns for entry in entries], np.int64)
@@ -153,7 +153,7 @@ def _entry(name: str) -> zipfile.ZipInfo:
     return zipfile.ZipInfo(f"{name}.npy")  # without the time of day, so that equal files are equal byte for byte
 
 
-def _csv(path: Path, contents: Contents) -> None:
+def _csv(path: Path, contents: TableContents) -> None:
     width = contents.folder.layout.width
     line = ",".join(["%.9g"] * width)  # nine digits restore a float32
     with path.open("w", encoding="utf-8", newline="") as file:

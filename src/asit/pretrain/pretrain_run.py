@@ -16,7 +16,7 @@ from asit.progress import duration
 from asit.runtime import World
 from asit.training import loop, run, run_dir
 from asit.training.metrics_log import Records
-from asit.training.open_data import Wanted
+from asit.training.open_data import CatalogueRequest
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def pretrain(settings: PretrainSettings, *, resume: Resume = False, overwrite: b
     """
 
     def set_up(settings: PretrainSettings, open_catalogue: run.OpenCatalogue, world: World) -> PretrainSetup:
-        return prepare(settings, open_catalogue(Wanted.of(settings)), world)
+        return prepare(settings, open_catalogue(CatalogueRequest.of(settings)), world)
 
     with run.launch(settings, pretrain_resolve.check, set_up, resume=resume, overwrite=overwrite) as launched:
         outcome = launched.train(lambda records: _hooks(launched.setup, records))

@@ -168,7 +168,7 @@ def prepared(settings: PretrainSettings, request: PlanRequest) -> Iterator[tuple
             )
         scale, rate = 1.0, settings.front_end.rate
         if request.clips is None:
-            listed = open_data.catalogue(open_data.Wanted.of(settings), None)
+            listed = open_data.catalogue(open_data.CatalogueRequest.of(settings), None)
         else:
             count = min(max(256, 2 * settings.batch_size), request.clips)
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="asit-plan-")))

@@ -25,7 +25,7 @@ _FRONT_END_FREE = ("mean", "std", "padding")  # what the measured mean and std d
 
 
 @dataclass(frozen=True)
-class Wanted:
+class CatalogueRequest:
     """The settings that decide a run's catalogue."""
 
     data: str
@@ -35,13 +35,13 @@ class Wanted:
     """Whether the sub-folders of a folder of recordings are its labels."""
 
     @classmethod
-    def of(cls, settings: RunSettings, front_end: FrontEndSettings | None = None) -> Wanted:
+    def of(cls, settings: RunSettings, front_end: FrontEndSettings | None = None) -> CatalogueRequest:
         """Return those of a run, with the front end of its model, if any; fine-tuning reads sub-folders as classes."""
         labels: Literal["auto", "folder"] = "folder" if isinstance(settings, FinetuneSettings) else "auto"
         return cls(settings.data, front_end or settings.front_end, settings.bad_files, labels)
 
 
-def catalogue(settings: Wanted, out: Path | None, *, rescan: bool = False) -> Catalogue:
+def catalogue(settings: CatalogueRequest, out: Path | None, *, rescan: bool = False) -> Catalogue:
     """The catalogue that `data` is, or one made of the folder, table or tar shards that it is.
 
     `data` may be a catalogue or an index of shards, a folder or store that holds one under the name index.jsonl, tar
@@ -102,7 +102,7 @@ def catalogue(settings: Wanted, out: Path | None, *, rescan: bool = False) -> Ca
         raise
 
 
-def _of_tars(settings: Wanted, tars: Sequence[str], out: Path | None, rescan: bool) -> Catalogue:
+def _of_tars(settings: CatalogueRequest, tars: Sequence[str], out: Path | None, rescan: bool) -> Catalogue:
     """The catalogue of tar shards without an index; in a run's folder it is kept."""
     place = None if out is None else out / run_dir.CATALOGUE
     if place is not None and not rescan and place.exists():

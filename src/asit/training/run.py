@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 Tensors = dict[str, torch.Tensor]
 S = TypeVar("S", bound=RunSettings)
 T = TypeVar("T", bound=Setup[Any])
-OpenCatalogue = Callable[[open_data.Wanted], Catalogue]
+OpenCatalogue = Callable[[open_data.CatalogueRequest], Catalogue]
 """Opens the run's catalogue, or makes it."""
 Prepare = Callable[[S, OpenCatalogue, World], T]
 """Settings, checked, to all parts of a run."""
@@ -130,7 +130,7 @@ def _is_of_processes(error: RuntimeError) -> bool:
     return isinstance(error, torch.distributed.DistError) or any(sign in str(error) for sign in signs)
 
 
-def _catalogue(wanted: open_data.Wanted, out: Path, world: World, *, resumed: bool) -> Catalogue:
+def _catalogue(wanted: open_data.CatalogueRequest, out: Path, world: World, *, resumed: bool) -> Catalogue:
     """Return the run's catalogue: the main process makes it where there is none, and the others read it."""
     made: Catalogue | None = together(world, lambda: open_data.catalogue(wanted, out, rescan=not resumed), world.main)
     read = together(world, lambda: open_data.catalogue(wanted, out), made is None)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from asit.data.download import http
 from asit.data.download.http import POLICY, DownloadError
-from asit.data.download.registry import ON_REQUEST, SOURCES, Archive, Source
+from asit.data.download.registry import ON_REQUEST, SOURCES, Archive, DownloadSource
 from asit.data.download.unpack import unpack
 from asit.errors import CheckpointError, ConfigError
 from asit.io import atomic, lock, parsing
@@ -40,7 +40,7 @@ class Downloaded:
         replaced: where the folder that was there before is now.
     """
 
-    source: Source
+    source: DownloadSource
     folder: Path
     there: bool = False
     kept: tuple[Path, ...] = ()
@@ -56,7 +56,7 @@ def download(
     keep_archive: bool = False,
     progress: Progress = lambda what, done, total: None,
     policy: RetryPolicy = POLICY,
-    sources: Mapping[str, Source] = SOURCES,
+    sources: Mapping[str, DownloadSource] = SOURCES,
 ) -> Downloaded:
     """Fetch a set, check it, and unpack it into the folder `out`, which appears when it is complete.
 
@@ -93,7 +93,7 @@ def download(
 
 
 def _download(
-    source: Source, folder: Path, force: bool, keep_archive: bool, progress: Progress, policy: RetryPolicy
+    source: DownloadSource, folder: Path, force: bool, keep_archive: bool, progress: Progress, policy: RetryPolicy
 ) -> Downloaded:
     there = _is_there(source, folder, force)
     if there and not force:
@@ -124,7 +124,7 @@ def _download(
     return Downloaded(source, folder, kept=kept, replaced=old)
 
 
-def _unpack(source: Source, paths: list[Path], folder: Path, old: Path | None, progress: Progress) -> None:
+def _unpack(source: DownloadSource, paths: list[Path], folder: Path, old: Path | None, progress: Progress) -> None:
     """Unpack beside the folder, check, and rename; a set that is there is renamed to `old`."""
     atomic.sweep(folder.parent, {folder.name}, locked=True)
     try:
@@ -164,7 +164,7 @@ def _unpack(source: Source, paths: list[Path], folder: Path, old: Path | None, p
         raise KeyboardInterrupt("the archives are there; the same command unpacks them") from None
 
 
-def check(source: Source, folder: Path) -> None:
+def check(source: DownloadSource, folder: Path) -> None:
     """Count a set's recordings, and compare their digest where the archive has no published checksum.
 
     Raises:
@@ -198,7 +198,7 @@ def digest(folder: Path, files: list[Path]) -> str:
     return hashlib.sha256("".join(f"{md5}  {name}\n" for name, md5 in sorted(lines)).encode()).hexdigest()
 
 
-def _is_there(source: Source, folder: Path, force: bool) -> bool:
+def _is_there(source: DownloadSource, folder: Path, force: bool) -> bool:
     """Whether the folder holds this set, completely unless `force`; False where there is nothing."""
     if not folder.exists():
         return False
@@ -241,7 +241,7 @@ def _tally(folder: Path) -> dict[str, list[int]]:
     return dict(sorted(out.items()))
 
 
-def _check_room(source: Source, parent: Path) -> None:
+def _check_room(source: DownloadSource, parent: Path) -> None:
     needed = source.unpacked + sum(http.remaining(archive.file, parent, archive.about) for archive in source.archives)
     free = shutil.disk_usage(parent).free
     if free < needed:
@@ -252,7 +252,7 @@ def _check_room(source: Source, parent: Path) -> None:
         )
 
 
-def _find(name: str, sources: Mapping[str, Source]) -> Source:
+def _find(name: str, sources: Mapping[str, DownloadSource]) -> DownloadSource:
     if name in sources:
         return sources[name]
     if name in ON_REQUEST:
@@ -265,7 +265,7 @@ def _find(name: str, sources: Mapping[str, Source]) -> Source:
     )
 
 
-def _mirrored(source: Source, url: str) -> tuple[Archive, ...]:
+def _mirrored(source: DownloadSource, url: str) -> tuple[Archive, ...]:
     """Return the archives with addresses at a mirror."""
     if not url.endswith("/") and len(source.archives) > 1:
         names = ", ".join(archive.file.name for archive in source.archives)

@@ -33,7 +33,7 @@ class Archive:
 
 
 @dataclass(frozen=True)
-class Contents:
+class ExpectedContents:
     """What a folder of the set holds.
 
     Attributes:
@@ -49,7 +49,7 @@ class Contents:
 
 
 @dataclass(frozen=True)
-class Source:
+class DownloadSource:
     """A data set that may be fetched.
 
     Attributes:
@@ -66,7 +66,7 @@ class Source:
     licence: str
     unpacked: int
     archives: tuple[Archive, ...]
-    contents: tuple[Contents, ...]
+    contents: tuple[ExpectedContents, ...]
     catalogue: str
     finish: Callable[[Path], None] | None = None
 
@@ -115,7 +115,7 @@ _ALL = (
     # GitHub packs archives when asked and promises no fixed bytes (three MD5s of this one are in public code), so
     # commits are fixed and the recordings' own digest is compared. That of ESC-50 is made of the MD5s in the index of
     # the package soundata 0.1.3; that of the digits of the files of the commit itself.
-    Source(
+    DownloadSource(
         name="esc50",
         title="ESC-50",
         licence="CC BY-NC 3.0, each recording with a licence of its own (LICENSE)",
@@ -131,14 +131,16 @@ _ALL = (
                 strip=1,
             ),
         ),
-        contents=(Contents("audio", 2_000, "7dac98ebb302b554321c1ceacd9ab75bb0769516f66d19b4f3a6a6874355c2f2"),),
+        contents=(
+            ExpectedContents("audio", 2_000, "7dac98ebb302b554321c1ceacd9ab75bb0769516f66d19b4f3a6a6874355c2f2"),
+        ),
         catalogue="esc50 {}",
         finish=_check_esc50,
     ),
     # Sizes and SHA-256: dataset_infos.json of `superb` in Hugging Face datasets (V1 and its test set) and
     # url_checksums/speech_commands.txt of TensorFlow Datasets (V2); torchaudio has the same SHA-256 of V1 and V2.
     # Counts: 64,721 and 105,829 words (the data set's paper, arXiv:1804.03209), 6 background recordings each.
-    Source(
+    DownloadSource(
         name="speech-commands-v1",
         title="Speech Commands V1 with its test set",
         licence="CC BY 4.0",
@@ -163,10 +165,13 @@ _ALL = (
                 folder="speech_commands_test_set_v0.01",
             ),
         ),
-        contents=(Contents("speech_commands_v0.01", 64_727), Contents("speech_commands_test_set_v0.01", 3_081)),
+        contents=(
+            ExpectedContents("speech_commands_v0.01", 64_727),
+            ExpectedContents("speech_commands_test_set_v0.01", 3_081),
+        ),
         catalogue="speech-commands-v1 {}",
     ),
-    Source(
+    DownloadSource(
         name="speech-commands-v2",
         title="Speech Commands V2",
         licence="CC BY 4.0",
@@ -181,10 +186,10 @@ _ALL = (
                 Limits(files=108_000, bytes=4_500_000_000),
             ),
         ),
-        contents=(Contents("", 105_835),),
+        contents=(ExpectedContents("", 105_835),),
         catalogue="speech-commands-v2 {}",
     ),
-    Source(
+    DownloadSource(
         name="free-spoken-digit",
         title="Free Spoken Digit Dataset 1.0.10",
         licence="CC BY-SA 4.0",
@@ -201,7 +206,9 @@ _ALL = (
                 strip=1,
             ),
         ),
-        contents=(Contents("recordings", 3_000, "8dd4cec632507842ba5923cf478bf1c132e7fea112a3b9bb34fcfd6a4da80b4d"),),
+        contents=(
+            ExpectedContents("recordings", 3_000, "8dd4cec632507842ba5923cf478bf1c132e7fea112a3b9bb34fcfd6a4da80b4d"),
+        ),
         catalogue="{}/table.csv",
         finish=_table_of_digits,
     ),

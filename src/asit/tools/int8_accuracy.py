@@ -118,7 +118,7 @@ def recordings(data: str, model: AudioModel) -> Catalogue:
     """
     path, classes = Path(data), set(model.classes or ())
     named = path.is_dir() and any(part.is_dir() and part.name in classes for part in path.iterdir())
-    wanted = open_data.Wanted(data, model.front_end.settings, BAD_FILES, "folder" if named else "auto")
+    wanted = open_data.CatalogueRequest(data, model.front_end.settings, BAD_FILES, "folder" if named else "auto")
     return open_data.catalogue(wanted, None)
 
 
