@@ -21,6 +21,7 @@ from asit.interop.waveform_model import Waveform
 NEED = 47 * 160 + 400  # samples of 48 frames
 
 
+@pytest.mark.slow
 def test_a_program_gives_the_models_scores_without_asit(make_model: Any, make_waves: Any, tmp_path: Path) -> None:
     m = make_model(depth=1, pooling="class+mean", multi=True, distilled=True, patch_stride_frames=5, norm_eps=1e-12)
     told = export(m, tmp_path / "m.pt2")

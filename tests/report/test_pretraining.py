@@ -286,6 +286,7 @@ def test_a_failed_write_leaves_the_old_page(run: Path, monkeypatch: pytest.Monke
     assert not list(run.glob(".*"))
 
 
+@pytest.mark.slow
 def test_size_of_a_page_with_six_second_views(run: Path) -> None:
     pytest.importorskip("asit.audio.griffin_lim")
     small = report(run).stat().st_size

@@ -446,7 +446,8 @@ print(torch.get_num_threads())
 """
 
 
-@pytest.mark.parametrize("asked", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", [0, 2])
 def test_a_run_goes_on_with_the_threads_that_it_began_with(asked: int, tiny: Any, tmp_path: Path) -> None:
     """Other threads, other last bits: on another machine the run takes its own number, unless one is asked for."""
 

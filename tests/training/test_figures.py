@@ -52,6 +52,7 @@ def test_low_band_at_the_bottom_and_time_from_left_to_right(tmp_path: Path) -> N
     assert bright_x.mean() < image.shape[1] * 0.5
 
 
+@pytest.mark.slow
 def test_five_columns_at_most_and_all_examples_kept(tmp_path: Path) -> None:
     def width(n: int) -> int:
         path = write_figure(tmp_path / str(n), 3, **_arrays(n), ids=range(n), front_end=FrontEndSettings())

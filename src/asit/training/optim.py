@@ -94,7 +94,7 @@ def set_rates(optimiser: torch.optim.Optimizer, lr: float, weight_decay: float) 
 
 
 def layer_scales(names: Iterable[str], depth: int, decay: float, head: float = 1.0) -> dict[str, float]:
-    """Layer-wise learning-rate factors of a classifier's parameters, by name.
+    """Return the learning-rate factor of each parameter of a classifier (layer decay), by name.
 
     The head has `head`, the final norm and the last block 1, each block below `decay` times the one above it, and
     the patch, position and class embeddings `decay` times the first block (BEiT, arXiv 2106.08254; AudioMAE).
