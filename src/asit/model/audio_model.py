@@ -179,7 +179,7 @@ class AudioModel:
         Raises:
             ConfigError: the model is no classifier, or T or F does not fit the patches.
         """
-        head = self._classifier()
+        head, _ = self._classifier()
         with torch.no_grad():
             out: Tensor = head(self.encoder(x, valid=valid), valid=valid)
         return out
@@ -221,14 +221,14 @@ class AudioModel:
         longest = 0.0 if self.labelling is None else self.labelling.seconds
         return training_input(self.front_end, self.frames, longest, waveforms)
 
-    def _classifier(self) -> Head:
-        if self.head is None:
+    def _classifier(self) -> tuple[Head, Labelling]:
+        if self.head is None or self.labelling is None:
             raise ConfigError(
                 "this model has no head and no labels: it is an encoder",
                 "a classifier, as fine-tuning writes it",
                 "fine-tune it first (`asit finetune`), or call embed for embeddings",
             )
-        return self.head
+        return self.head, self.labelling
 
     def embedder(
         self,
@@ -248,10 +248,8 @@ class AudioModel:
         Raises:
             ConfigError: no such layer, or a hop that does not divide a column in whole log-mel frames.
         """
-        if layer is not None:
-            layer = self.encoder.block_index(layer)
-        frames = hop_frames(self.encoder, self.front_end, hop)
-        low = self._precision(precision)
+        layer = None if layer is None else self.encoder.block_index(layer)
+        frames, low = hop_frames(self.encoder, self.front_end, hop), self._precision(precision)
         return Embedder(self.encoder, self.front_end, layer=layer, precision=low, hop=frames, patches=patches)
 
     def embed(
@@ -326,9 +324,8 @@ class AudioModel:
         Raises:
             ConfigError: the model is no classifier, or a window longer than the training input or shorter than the hop.
         """
-        head, low = self._classifier(), self._precision(precision)
-        assert self.labelling is not None
-        return tagger_of(self.encoder, self.front_end, head, self.labelling, low, window, hop)
+        head, labels = self._classifier()
+        return tagger_of(self.encoder, self.front_end, head, labels, self._precision(precision), window, hop)
 
     def tag(
         self,

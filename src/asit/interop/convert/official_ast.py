@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,6 +43,24 @@ _OBJECTIVES = [
     (r"p_input_fdim|p_input_tdim", "size of the input, now in the card"),
 ]
 
+
+class _Tensors(NamedTuple):
+    """Tensors of a file in asit's names; `found`: all tensors of the file, in its own names."""
+
+    state: dict[str, Tensor]
+    head: dict[str, Tensor]
+    left_out: dict[str, str]
+    found: dict[str, Tensor]
+
+
+class _Patches(NamedTuple):
+    """Where the patches of positions are."""
+
+    mels: int
+    stride: Pair
+    grid: Pair
+
+
 STRIDES = (10, 12, 14, 16)
 """Strides of the published ASTs; over 1,024 frames each gives another number of patches."""
 _FRAMES = 1024
@@ -54,7 +72,8 @@ def original(path: Path, content: Mapping[str, Any], options: SourceOptions) -> 
     Raises:
         CheckpointError: unknown tensors, no distillation token, or positions that fit no grid.
     """
-    state, head, left_out, _ = _read(path, content, _RULES, options)
+    tensors = _read(path, content, _RULES, options)
+    state = tensors.state
     if "dist_token" not in state:
         raise CheckpointError(
             f"{path} has no v.dist_token",
@@ -77,7 +96,7 @@ def original(path: Path, content: Mapping[str, Any], options: SourceOptions) -> 
     else:
         stride, grid = fit_grid(path, count, patch, mels, [options.stride])
     pooling: Pooling = "mean" if options.pooling == "mean" else "class"
-    return _taken(path, options, "ast", state, head, left_out, notes, mels, stride, grid, pooling)
+    return _source_model(path, options, "ast", tensors, _Patches(mels, stride, grid), pooling, notes)
 
 
 def ssast(path: Path, content: Mapping[str, Any], options: SourceOptions) -> SourceModel:
@@ -86,7 +105,8 @@ def ssast(path: Path, content: Mapping[str, Any], options: SourceOptions) -> Sou
     Raises:
         CheckpointError: unknown tensors, or positions that fit no grid.
     """
-    state, head, left_out, found = _read(path, content, _RULES + _OBJECTIVES, options)
+    tensors = _read(path, content, _RULES + _OBJECTIVES, options)
+    state, head, found = tensors.state, tensors.head, tensors.found
     patch, prefix = _patch(path, state), 2 if "dist_token" in state else 1
     count = tensor_shape(path, state, "pos_embed", 3)[1] - prefix
     sizes = [found[name] for name in ("p_input_fdim", "p_input_tdim") if name in found]
@@ -124,12 +144,10 @@ def ssast(path: Path, content: Mapping[str, Any], options: SourceOptions) -> Sou
     pooling: Pooling = "class" if options.pooling == "class" else "mean"
     if head and options.pooling == "auto":
         notes.append("the head reads the mean of the patch tokens, as in SSAST's recipes; else pass --pooling class")
-    return _taken(path, options, "ssast", state, head, left_out, notes, mels, stride, grid, pooling)
+    return _source_model(path, options, "ssast", tensors, _Patches(mels, stride, grid), pooling, notes)
 
 
-def _read(
-    path: Path, content: Mapping[str, Any], rules: list[tuple[str, str]], options: SourceOptions
-) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str], dict[str, Tensor]]:
+def _read(path: Path, content: Mapping[str, Any], rules: list[tuple[str, str]], options: SourceOptions) -> _Tensors:
     found = safe_load.tensors(path, content, ("model", "state_dict"))
     found = {name.removeprefix("module."): value for name, value in found.items()}
     state, head, left_out = assign_tensors(path, found, rules, "v.", HEAD, options.no_head)
@@ -137,7 +155,7 @@ def _read(
         raise CheckpointError(
             f"{path} has of a head only {', '.join(sorted(head))}", ", ".join(HEAD), "get the file again"
         )
-    return state, head, left_out, found
+    return _Tensors(state, head, left_out, found)
 
 
 def _patch(path: Path, state: Mapping[str, Tensor]) -> Pair:
@@ -146,19 +164,16 @@ def _patch(path: Path, state: Mapping[str, Tensor]) -> Pair:
     return filters[3], filters[2]
 
 
-def _taken(
+def _source_model(
     path: Path,
     options: SourceOptions,
     kind: str,
-    state: dict[str, Tensor],
-    head: dict[str, Tensor],
-    left_out: dict[str, str],
-    notes: list[str],
-    mels: int,
-    stride: Pair,
-    grid: Pair,
+    tensors: _Tensors,
+    patches: _Patches,
     pooling: Pooling,
+    notes: list[str],
 ) -> SourceModel:
+    state, head, (mels, stride, grid) = tensors.state, tensors.head, patches
     state["patch_embed.proj.weight"] = transpose_filters(state["patch_embed.proj.weight"])
     settings = encoder_settings(path, state, stride)
     prefix = 2 if settings.distilled else 1
@@ -173,4 +188,6 @@ def _taken(
     }
     source_head = SourceHead({own: head[name] for name, own in HEAD.items()}, pooling) if head else None
     frames = frames_of(grid, patch_of(settings), stride)
-    return SourceModel(settings, frames, settled, state, len(state) + len(head), left_out, source_head, facts, notes)
+    return SourceModel(
+        settings, frames, settled, state, len(state) + len(head), tensors.left_out, source_head, facts, notes
+    )
