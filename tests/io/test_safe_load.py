@@ -327,7 +327,10 @@ def test_archives_that_two_readers_would_take_for_two(tmp_path: Path) -> None:
         "z": one.read_bytes()[:-2] + b"\x04\x00abcd",
     }.items():
         (tmp_path / f"{name}.pth").write_bytes(content)
-        with pytest.raises(CheckpointError, match="something before or after it, or with two tables of contents"):
+        with pytest.raises(
+            CheckpointError,
+            match=r"before or after it, or with two tables of|Corrupt zip",
+        ):
             safe_load.read(tmp_path / f"{name}.pth")
     moved = bytearray(one.read_bytes())
     moved[-34:-26] = struct.pack("<Q", 64)  # the 64-bit record is said to be elsewhere

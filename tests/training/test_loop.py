@@ -75,7 +75,7 @@ class Line:
             parts["spoilt"] = error * float("nan")
             error = error + parts["spoilt"]
         if self.spoil.get(now.step) == "gradient":
-            error = error + (self.module.weight * 0).clamp(min=0).sqrt().sum()  # its slope at 0 is not finite
+            error = error + (self.module.weight * 0).sqrt().sum()  # its slope at 0 is not finite
         return StepOutput(error, parts)
 
     def gradients_ready(self, now: Now) -> None:
