@@ -17,9 +17,9 @@ import torch
 
 REPOSITORY = Path(__file__).parents[1]
 
-# At the first backward pass torch starts a thread for each kind of device that is registered by then, and a process with
-# such threads cannot be forked. Builds for CUDA register more of them as further modules are imported, so the first pass
-# is made here, before any test.
+# At the first backward pass torch starts a thread for each kind of device that is registered by then, and a process
+# with such threads cannot be forked. Builds for CUDA register more of them as further modules are imported, so the
+# first pass is made here, before any test.
 torch.ones(1, requires_grad=True).sum().backward()
 
 # A shell that starts the tests in the background has them, and all that they start, ignore Ctrl-C.
