@@ -23,14 +23,7 @@ from asit.evaluate.bootstrap import Units
 from asit.evaluate.metrics import fold_summary, multi_label, paired_difference, single_label
 from asit.evaluate.ranking import average_precision, d_prime, roc_auc
 
-
-def _several(clips: int, classes: int, seed: int = 0, *, ties: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """Scores with many ties, and targets with an empty class (the last), a full one and one of a single clip."""
-    rng = np.random.default_rng([seed, clips, classes])
-    targets = rng.random((clips, classes)) < np.geomspace(0.02, 0.4, classes)
-    targets[:, -1], targets[:, -2], targets[:, 0] = False, True, np.arange(clips) == 3
-    scores = rng.normal(size=targets.shape) + targets
-    return (np.round(scores, 1) if ties else scores).astype(np.float32), targets
+from .conftest import several  # type: ignore[import-not-found]
 
 
 def _one(clips: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -48,7 +41,7 @@ def _sparse(targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_multi_label_record() -> None:
-    scores, targets = _several(300, 6)
+    scores, targets = several(300, 6)
     names = ["one", "two", "three", "four", "full", "none"]
     record = multi_label(scores, targets, names, seed=1, draws=200)
     assert json.loads(json.dumps(record, allow_nan=False)) == record
@@ -94,7 +87,7 @@ def test_whole_groups_widen_the_interval() -> None:
 
 
 def test_a_single_group_has_no_interval() -> None:
-    scores, targets = _several(30, 4)
+    scores, targets = several(30, 4)
     record = multi_label(scores, targets, list("abcd"), draws=20, groups=["s1"] * 30)
     assert record["metrics"]["mAP"]["interval"] is None
     assert record["bootstrap"]["units"] == 1
@@ -216,7 +209,7 @@ def test_paired_difference_of_single_labels(metric: Any) -> None:
 
 @pytest.mark.parametrize("metric", ["mAP", "mAUC"])
 def test_paired_difference_of_several_labels(metric: Any) -> None:
-    a, targets = _several(300, 8)
+    a, targets = several(300, 8)
     b = a + np.random.default_rng(5).normal(size=a.shape) * 0.5
     found = paired_difference(a, b, _sparse(targets), metric, draws=200)
     expected = [np.nanmean((average_precision if metric == "mAP" else roc_auc)(scores, targets)) for scores in (a, b)]
@@ -242,7 +235,7 @@ def test_paired_difference_refuses() -> None:
 
 
 def test_nan_scores_are_refused_everywhere() -> None:
-    scores, targets = _several(20, 4)
+    scores, targets = several(20, 4)
     truth, names = np.zeros(20, int), list("abcd")
     scores[[7, 12], 1] = np.nan
     for call in (

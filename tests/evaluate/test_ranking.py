@@ -15,19 +15,12 @@ from asit.errors import AsitError
 from asit.evaluate.bootstrap import Units, interval
 from asit.evaluate.ranking import average_precision, d_prime, positives, ranking_draws, roc_auc, score_table
 
-
-def _several(clips: int, classes: int, seed: int = 0, *, ties: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """Scores with many ties, and targets with an empty class (the last), a full one and one of a single clip."""
-    rng = np.random.default_rng([seed, clips, classes])
-    targets = rng.random((clips, classes)) < np.geomspace(0.02, 0.4, classes)
-    targets[:, -1], targets[:, -2], targets[:, 0] = False, True, np.arange(clips) == 3
-    scores = rng.normal(size=targets.shape) + targets
-    return (np.round(scores, 1) if ties else scores).astype(np.float32), targets
+from .conftest import several  # type: ignore[import-not-found]
 
 
 @pytest.mark.parametrize("ties", [True, False])
 def test_average_precision_and_auc_are_scikit_learns(ties: bool) -> None:
-    scores, targets = _several(400, 70, ties=ties)  # more classes than a block of columns
+    scores, targets = several(400, 70, ties=ties)  # more classes than a block of columns
     ap, auc = average_precision(scores, targets), roc_auc(scores, targets)
     assert np.isnan(ap[-1])
     assert np.isnan(auc[[-1, -2]]).all()
@@ -65,7 +58,7 @@ def test_average_precision_and_auc_by_hand() -> None:
 
 
 def test_sparse_targets_are_dense_ones() -> None:
-    scores, targets = _several(100, 9)
+    scores, targets = several(100, 9)
     indptr, indices = np.concatenate([[0], np.cumsum(targets.sum(1))]), np.nonzero(targets)[1]
     expected = average_precision(scores, targets)
     np.testing.assert_array_equal(average_precision(scores, (indptr, indices)), expected)
@@ -78,7 +71,7 @@ def test_sparse_targets_are_dense_ones() -> None:
 
 
 def test_half_precision_and_integers_are_accepted() -> None:
-    scores, targets = _several(60, 5)
+    scores, targets = several(60, 5)
     integers = np.round(scores * 10).astype(np.int64)
     expected = average_precision(integers.astype(np.float64), targets)
     np.testing.assert_array_equal(average_precision(integers, targets), expected)
@@ -96,7 +89,7 @@ def test_d_prime() -> None:
 def test_a_draw_is_the_metric_of_the_clips_drawn(groups: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weighted sums against scikit-learn on the drawn clips themselves, each repeated as often as it was drawn."""
     monkeypatch.setattr("asit.evaluate.ranking.WEIGHT_BLOCK", 80 * 17)  # 17 draws a block: a last one that is not full
-    scores, targets = _several(80, 8)
+    scores, targets = several(80, 8)
     units = Units.of(80, np.arange(80) // 4 if groups else None)
     ap, auc = ranking_draws(score_table(scores), *positives(targets, 80, 8), units, 40, 3)
     assert ap.shape == auc.shape == (40,)

@@ -6,7 +6,6 @@ A model folder holds `model.safetensors` and `card.json`; a run state `step-0000
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import re
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from asit.errors import CheckpointError
 from asit.io import atomic, parsing
+from asit.io.local_files import sha256
 
 FORMAT = 1
 """Version of the layout of model folders and run states; readers refuse newer ones."""
@@ -178,7 +178,7 @@ def check_numbers(what: str, tensors: Mapping[str, Tensor]) -> None:
 
 def _write_pair(folder: Path, weights: str, facts: str, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
     safetensors.torch.save_file(_unshared(tensors), folder / weights)
-    full = {**card, "format": FORMAT, "asit": _version(), "sha256": _sha256(folder / weights)}
+    full = {**card, "format": FORMAT, "asit": _version(), "sha256": sha256(folder / weights)}
     (folder / facts).write_text(json.dumps(full, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
@@ -204,7 +204,7 @@ def _read_pair(folder: Path, weights: str, facts: str, remedy: str) -> tuple[dic
             f"format {FORMAT} or older, which asit {_version()} reads",
             "upgrade asit: pip install --upgrade asit-audio",
         )
-    if _sha256(folder / weights) != digest:
+    if sha256(folder / weights) != digest:
         raise CheckpointError(
             f"{folder / weights} is damaged: its SHA-256 is not the one in {facts}",
             f"SHA-256 {str(digest)[:64]}",
@@ -238,11 +238,6 @@ def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         seen.add(tensor.untyped_storage().data_ptr())
         out[name] = tensor
     return out
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _version() -> str:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import os
 import select
@@ -13,6 +14,7 @@ import stat
 import threading
 import unicodedata
 from collections import OrderedDict
+from pathlib import Path
 from typing import BinaryIO, TextIO
 
 _GRACE = 1000  # ms within which a pipe must have a writer
@@ -169,3 +171,9 @@ def _spelt(path: str, folder: str) -> str | None:
             return None
         at = found
     return at
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

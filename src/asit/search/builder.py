@@ -20,6 +20,7 @@ import numpy as np
 from asit.data.catalogue.inputs import Item, expand
 from asit.errors import AsitError, AudioError, CheckpointError, ConfigError
 from asit.io import atomic, lock
+from asit.io.local_files import sha256
 from asit.io.remote_files import MissingError
 from asit.model.audio_model import AudioModel
 from asit.model.inference.embedding import Precision
@@ -350,6 +351,6 @@ def _write(
         "recordings": len(sources),
         "failures": len(plan.failures),
         **method,
-        "sha256": {name: files.sha256(to / name) for name in names},
+        "sha256": {name: sha256(to / name) for name in names},
     }
     (to / files.CARD).write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")

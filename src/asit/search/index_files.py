@@ -9,7 +9,6 @@ Letters: N rows, D width.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import numpy.typing as npt
 from asit.errors import CheckpointError
 from asit.evaluate.feature_readers import weights_digest
 from asit.io import parsing
+from asit.io.local_files import sha256
 from asit.model.audio_model import AudioModel
 from asit.search import recordings
 from asit.search.embed_windows import POOLINGS
@@ -81,12 +81,6 @@ def read_card(folder: Path) -> dict[str, Any]:
     if not fits:
         raise damaged(path, "its fields are not those of an index")
     return card
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_files(folder: Path, card: dict[str, Any]) -> tuple[list[Source], npt.NDArray[Any], npt.NDArray[np.float16]]:

@@ -226,8 +226,9 @@ def _check_decoded(data: bytes) -> str:
 
 
 def _devices() -> Iterator[Finding]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    yield Finding("devices", "cpu", "ok", f"{_cpu_name()}, {cores} of {os.cpu_count()} cores available")
+    from asit.io.child_process import usable_cpus
+
+    yield Finding("devices", "cpu", "ok", f"{_cpu_name()}, {usable_cpus()} of {os.cpu_count()} cores available")
     yield _guarded("devices", "torch", _torch_cpu, "pip install --force-reinstall torch")
     yield _guarded("devices", "precision", _precision, "pip install --force-reinstall torch", "note")
     yield from _accelerators()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from asit.errors import CheckpointError
 from asit.interop import loading
 from asit.io import parsing
+from asit.io.local_files import sha256
 from asit.model.audio_model import AudioModel
 from asit.training.run_dir import BEST, MODEL, RESULTS
 
@@ -101,12 +101,8 @@ def _scores(folder: Path) -> list[dict[str, Any]]:
 
 
 def _files(folder: Path) -> list[dict[str, Any]]:
-    found = []
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        found.append({"name": path.name, "bytes": path.stat().st_size, "sha256": digest})
-    return found
+    paths = sorted(path for path in folder.iterdir() if path.is_file())
+    return [{"name": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)} for path in paths]
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import json
 import math
@@ -23,6 +22,7 @@ from typing import Any, NoReturn
 from asit import __version__
 from asit.errors import AsitError
 from asit.io import atomic, parsing
+from asit.io.local_files import sha256
 from asit.io.retry import ExhaustedError, RetryPolicy, TransientError, is_transient_status, retry
 
 Progress = Callable[[int, int | None], None]
@@ -297,8 +297,7 @@ def _check(remote: RemoteFile, path: Path) -> None:
         raise DownloadError(f"{path} has {size:,} bytes", f"{remote.size:,} bytes, as published", again)
     if remote.sha256 is None:
         return
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = sha256(path)
     if found != remote.sha256:
         raise DownloadError(
             f"{path}: SHA-256 {found[:16]}...",

@@ -6,7 +6,6 @@ asit's names and axes. The model's card records the origin under `training.sourc
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from asit.interop.convert.source_model import (
 from asit.interop.loading import load
 from asit.io import safe_load
 from asit.io.checkpoint import check_fit, check_numbers, load_strict
+from asit.io.local_files import sha256
 from asit.model import positions
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Head, Labelling
@@ -103,7 +103,7 @@ def convert(path: Path, options: SourceOptions) -> Converted:
     facts: dict[str, Any] = {
         **source.facts,
         "file": file.name,
-        "sha256": _sha256(file),
+        "sha256": sha256(file),
         "tensors": source.mapped,
         "left_out": source.left_out,
     }
@@ -265,8 +265,3 @@ def _head(
     seconds = front_end.samples_for(source.frames) / front_end.settings.rate
     eps = source.head.eps if norm else 1e-6
     return head, Labelling(names, multi, pooling, seconds, eps), origin, notes
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
