@@ -344,11 +344,11 @@ def test_tasks_are_what_their_sources_say(task: str) -> None:
     settings = presets.build(FinetuneSettings, task)
     for dotted, want in PROTOCOLS[task].items():
         assert at(settings, dotted) == want, dotted
-    twin = presets.build(FinetuneSettings, f"{task}-cpu")
-    assert twin.task == f"{task}-cpu"
+    small = presets.build(FinetuneSettings, f"{task}-cpu")
+    assert small.task == f"{task}-cpu"
     for dotted in ("labels", "loss.kind", "sides", "sampling.order", "network.pooling", "validation.every"):
-        assert at(twin, dotted) == at(settings, dotted), dotted
-    assert twin.epochs < settings.epochs
+        assert at(small, dotted) == at(settings, dotted), dotted
+    assert small.epochs < settings.epochs
     assert "base" not in presets.read_recipe(FinetuneSettings, f"{task}-cpu")
 
 

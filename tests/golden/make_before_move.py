@@ -253,16 +253,16 @@ def _answers(place: Path) -> dict[str, Any]:
     """What the models and the catalogue say."""
     import asit
 
-    heard = asit.load("encoder").embed(f"clips/{QUERY}", precision="float32")
+    embedding = asit.load("encoder").embed(f"clips/{QUERY}", precision="float32")
     tags = asit.load("classifier").tag(f"clips/{QUERY}", precision="float32")
     catalogue = asit.Catalogue.read("catalogue.jsonl")
     clips = [catalogue[i] for i in range(len(catalogue))]
     return {
         "embedding": {
-            "clip": heard.clip.tolist(),
-            "class_token": heard.class_token.tolist(),
-            "frames": heard.frames.tolist(),
-            "times": heard.times.tolist(),
+            "clip": embedding.clip.tolist(),
+            "class_token": embedding.class_token.tolist(),
+            "frames": embedding.frames.tolist(),
+            "times": embedding.times.tolist(),
         },
         "tags": {"classes": tags.classes, "clip": tags.clip.tolist()},
         "catalogue": {

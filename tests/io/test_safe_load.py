@@ -8,6 +8,7 @@ import itertools
 import os
 import pickle
 import struct
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -321,16 +322,16 @@ def test_names_that_steer_a_terminal(tmp_path: Path, name: str) -> None:
 
 def test_archives_that_two_readers_would_take_for_two(tmp_path: Path) -> None:
     one, two = saved(tmp_path / "1.pth", {"a": torch.zeros(3)}), saved(tmp_path / "2.pth", {"a": torch.ones(3)})
+    refusal = "something before or after it, or with two tables of contents"
+    if sys.version_info >= (3, 14):  # zipfile refuses some of them itself
+        refusal += "|Corrupt zip64 end of central directory record"
     for name, content in {
         "x": one.read_bytes() + two.read_bytes(),
         "y": one.read_bytes()[:64] + two.read_bytes(),
         "z": one.read_bytes()[:-2] + b"\x04\x00abcd",
     }.items():
         (tmp_path / f"{name}.pth").write_bytes(content)
-        with pytest.raises(
-            CheckpointError,
-            match=r"before or after it, or with two tables of|Corrupt zip",
-        ):
+        with pytest.raises(CheckpointError, match=refusal):
             safe_load.read(tmp_path / f"{name}.pth")
     moved = bytearray(one.read_bytes())
     moved[-34:-26] = struct.pack("<Q", 64)  # the 64-bit record is said to be elsewhere

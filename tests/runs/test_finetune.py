@@ -525,9 +525,9 @@ def test_recipes_build(task: str) -> None:
     assert resolved.validation.metric in finetune_setup.METRICS["multi" if settings.labels == "multi" else "single"]
     if task != "any":
         other = f"{task}-cpu" if not task.endswith("-cpu") else task.removesuffix("-cpu")
-        twin = presets.build(FinetuneSettings, other)
+        small = presets.build(FinetuneSettings, other)
         shared = ("labels", "sides", "loss")
-        assert [getattr(twin, name) for name in shared] == [getattr(settings, name) for name in shared]
+        assert [getattr(small, name) for name in shared] == [getattr(settings, name) for name in shared]
 
 
 def test_a_run_of_another_verb(unstopped: Path, tiny: Any) -> None:

@@ -5,6 +5,7 @@ No code is executed: weights are safetensors, everything else is JSON.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -46,6 +47,8 @@ def locate(source: str | os.PathLike[str]) -> Path:
     name = os.fsdecode(source)
     try:
         path = Path(name).expanduser()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()  # from Python 3.14 on `exists` hides all other errors too
         exists, is_folder = path.exists(), path.is_dir()
     except (OSError, RuntimeError, ValueError) as error:  # too long a name, or an unknown user
         raise CheckpointError(

@@ -79,7 +79,7 @@ def _check_end(file: IO[bytes], length: int) -> None:
     """
     file.seek(max(0, length - 98))
     tail = file.read().rjust(98, b"\0")
-    # Records of APPNOTE 6.3: end of the table (22 bytes) after, in large files, its 64-bit twin (56) and the
+    # Records of APPNOTE 6.3: end of the table (22 bytes) after, in large files, its 64-bit form (56) and the
     # position of that (20).
     signature, (size, start), comment = tail[-22:-18], struct.unpack("<2L", tail[-10:-2]), tail[-2:]
     records, placed = 22, True
