@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import statistics
 import tempfile
 import time
@@ -32,6 +33,17 @@ class Row:
     compile: bool = False
     logmels: str = "loader"
     found: dict[str, Any] = field(default_factory=dict)
+
+
+class Notes(logging.Handler):
+    """Keeps what is logged at level INFO or above."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.lines = list[str]()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
 
 
 class Turns:
@@ -119,9 +131,10 @@ def ours(row: Row, device: Any, toy: bool, steps: int, wait: Callable[[], None])
 
     settings, frames = settings_of(row, toy)
     task = method.ASiT(settings, frames, torch.Generator().manual_seed(0), device)
-    said = list[str]()
-    task.say.tell(said.append)
-    said.append(compilation.attention_backends(device))
+    notes = Notes()
+    logging.getLogger("asit").addHandler(notes)
+    logging.getLogger("asit").setLevel(logging.INFO)
+    notes.lines.append(compilation.attention_backends(device))
     batch = batch_of(row, settings, frames)
     batch = batch.pin_memory() if device.type == "cuda" else batch
     marks = list[float]()
@@ -148,7 +161,7 @@ def ours(row: Row, device: Any, toy: bool, steps: int, wait: Callable[[], None])
         loop.fit(task, batches, plan, world, runtime.Precision(row.precision, ""), records, start=5000)
     if len(marks) < 2:
         raise MemoryError("the steps did not come to their end")
-    return {"seconds": (marks[1] - marks[0]) / steps, "notes": said}
+    return {"seconds": (marks[1] - marks[0]) / steps, "notes": notes.lines}
 
 
 @contextlib.contextmanager
@@ -156,7 +169,7 @@ def plain_losses(wanted: bool) -> Iterator[None]:
     """The local loss with the logits of all tokens whole, as the official code has it."""
     from torch.nn import functional as F
 
-    from asit.pretrain import losses, method
+    from asit.pretrain import chunked_loss, losses
 
     def whole(student: Any, teacher: Any, centre: Any, temperatures: Any, *, dtype: Any, **_: Any) -> tuple[Any, Any]:
         cold, warm = temperatures
@@ -164,13 +177,13 @@ def plain_losses(wanted: bool) -> Iterator[None]:
         logits = F.linear(*(x.to(dtype) for x in student))
         return losses.cross_entropy(logits, probs, cold).mean(), probs.new_zeros(())
 
-    before = method.fused.local_loss
+    before = chunked_loss.local_loss
     if wanted:
-        method.fused.local_loss = whole
+        chunked_loss.local_loss = whole
     try:
         yield
     finally:
-        method.fused.local_loss = before
+        chunked_loss.local_loss = before
 
 
 def numerics(row: Row, device: Any, toy: bool, steps: int, wait: Callable[[], None]) -> dict[str, Any]:
