@@ -379,6 +379,7 @@ def test_refusals_leave_nothing(
         ("emb.csv", EmbedSettings(level="frames"), "--level frames"),
         ("there.npz", EmbedSettings(), "there.npz already exists"),
         ("emb.npz", EmbedSettings(hop=0.03), "a hop of 0.03 s"),
+        ("emb.npz", EmbedSettings(hop=0.0), "a hop of 0 s"),
         ("emb.npz", EmbedSettings(layer=7), "layer 7 of an encoder of 2 blocks"),
     ]:
         (tmp_path / "there.npz").write_text("mine")
@@ -390,8 +391,7 @@ def test_refusals_leave_nothing(
             go(model, clips, tmp_path / "emb.parquet")
     for make, text in [
         (lambda: EmbedSettings(level="frames", pooling="class"), "--pooling class with --level frames"),
-        (lambda: EmbedSettings(batch=0), "--batch 0"),
-        (lambda: EmbedSettings(hop=0.0), "--hop 0"),
+        (lambda: EmbedSettings(batch=0), "batch 0"),
     ]:
         with pytest.raises(ConfigError, match=text):
             make()

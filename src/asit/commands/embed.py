@@ -130,11 +130,11 @@ def _print(model: AudioModel, items: Sequence[Item], settings: EmbedSettings) ->
                 log.warning(named(name, one.fault))
                 failed += 1
             continue
-        rows, times = rows_of(one, settings)
-        vectors = [[round(value, 6) for value in vector] for vector in rows.tolist()]
+        vectors = [[round(value, 6) for value in vector] for vector in rows_of(one.found, settings).tolist()]
         if settings.level == "clip":
             print(json.dumps({"path": name, "patches": list(one.found.grid), "clip": vectors[0]}))
             continue
+        times = one.found.times.double() + one.start
         bands = len(vectors) // len(times)
         for i, vector in enumerate(vectors):
             time = round(float(times[i // bands]), 4)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import itertools
 import json
 import os
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -22,13 +20,12 @@ from asit.data.catalogue.inputs import Item
 from asit.errors import AsitError, CatalogueError, CheckpointError, ConfigError
 from asit.evaluate.feature_readers import weights_digest
 from asit.infer import embed_writers
-from asit.infer.embed_blocks import BlockFolder, BlockWriter, EmbeddedBlock, item_blocks
+from asit.infer.embed_blocks import BlockFolder, EmbeddedBlock, item_blocks
 from asit.infer.embed_rows import EmbedSettings, Level, embed_items, layout_of, rows_of
 from asit.io import lock
-from asit.io.atomic import write_text
+from asit.io.atomic import disk_errors, write_text
 from asit.model.audio_model import AudioModel
-from asit.model.inference.batching import Done, Result
-from asit.model.inference.overlap import Embedding
+from asit.model.inference.batching import Result
 from asit.progress import counter
 from asit.runtime import World
 from asit.training.block_rounds import BlockRounds
@@ -106,16 +103,13 @@ def embed_files(
     world = world or World(0, 1, torch.device("cpu"), "")
     items, out = _shard(items, Path(out), output.shard)
     run = _EmbedRun(model, items, out, settings=settings, output=output, world=world)
-    try:
-        run.begin()
-        run.compute(threads)
-        return run.merge() if world.main else None
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"{run.kept()}; the same command resumes") from None
-    except OSError as error:
-        raise _unwritable(error, out, run.kept()) from error
-    finally:
-        run.lock.close()
+    with run.lock, disk_errors(out, run.kept):
+        try:
+            run.begin()
+            run.compute(threads)
+            return run.merge() if world.main else None
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"{run.kept()}; the same command resumes") from None
 
 
 def numbered(out: Path, shard: tuple[int, int] | None) -> Path:
@@ -149,7 +143,6 @@ class _EmbedRun:
     ) -> None:
         self.model, self.items, self.out, self.world = model, items, out, world
         self.settings, self.output = settings, output
-        model.embedder(settings.layer, "float32", settings.hop)  # raises for a hop or a layer that it does not have
         self.folder = BlockFolder(out.with_name(f"{out.name}.parts"), layout_of(model, settings))
         self.ends, fingerprints = item_blocks(items)
         self.starts = [0, *self.ends[:-1]]
@@ -210,9 +203,8 @@ class _EmbedRun:
 
         with closing(self._blocks(rounds.own, threads, tick if self.world.size == 1 else None)) as computed:
             for parts in rounds.run(lambda share: [next(computed) for _ in share]):
-                blocks_now = list(itertools.chain.from_iterable(parts))
-                done += sum(len(block.entries) + len(block.faults) for block in blocks_now)
-                faults = [fault for block in blocks_now for fault in block.faults]
+                faults = [fault for blocks in parts for block in blocks for fault in block.faults]
+                done += len(faults) + sum(len(block.entries) for blocks in parts for block in blocks)
                 bad += len(faults)
                 tick(0, 0)
                 self._check_bad(faults, bad)
@@ -229,29 +221,22 @@ class _EmbedRun:
         ends = set(np.cumsum([self._size(number) for number in numbers]).tolist())
         with closing(embed_items(self.model, items, self.settings, threads=threads, ends=ends)) as results:
             for number in numbers:
-                with BlockWriter(self.folder, number) as writer:
-                    for done in range(1, self._size(number) + 1):
-                        self._write_next(writer, results, indices)
+                with self.folder.writing(number) as writer:
+                    done, seconds = 0, 0.0
+                    while done < self._size(number):
+                        result = next(results)
+                        if isinstance(result, Result):
+                            writer.add(rows_of(result.found, self.settings))
+                            seconds = result.seconds or 0.0
+                            continue
+                        if result.fault is None:
+                            writer.finish(indices[result.index], seconds)
+                        else:
+                            writer.fail(indices[result.index], result.fault)
+                        done += 1
                         if tick is not None:
                             tick(done, len(writer.block.faults))
                 yield writer.block
-
-    def _write_next(
-        self, writer: BlockWriter, results: Iterator[Result[Embedding] | Done], indices: Sequence[int]
-    ) -> None:
-        """Write the next recording."""
-        seconds = 0.0
-        for result in results:
-            if isinstance(result, Result):
-                writer.add(*rows_of(result, self.settings))
-                seconds = result.seconds or 0.0
-                continue
-            index = indices[result.index]
-            if result.fault is None:
-                writer.finish(index, seconds)
-            else:
-                writer.fail(index, result.fault)
-            return
 
     def merge(self) -> Summary:
         """Write the file and the list of failures, and remove the blocks."""
@@ -272,14 +257,15 @@ class _EmbedRun:
             )
         self._check_bad(faults, len(faults))
         failures = [(self.items[index].text, reason) for index, reason in faults]
-        lines = (json.dumps({"path": name, "reason": reason}, ensure_ascii=False) for name, reason in failures)
+        lines = (json.dumps({"path": name, "reason": reason}, ensure_ascii=False) + "\n" for name, reason in failures)
         if failures:
-            write_text(failures_of(self.out), "".join(line + "\n" for line in lines))
+            write_text(failures_of(self.out), "".join(lines))
         else:
             failures_of(self.out).unlink(missing_ok=True)
         about = {name: value for name, value in self.facts.items() if name != "format"}
-        contents = embed_writers.TableContents(self.folder, blocks, self.items, about, self.output.spreadsheet)
-        embed_writers.write(self.out, contents)
+        embed_writers.write(
+            self.out, embed_writers.TableContents(self.folder, blocks, self.items, about, self.output.spreadsheet)
+        )
         self.folder.remove()
         rows = sum(block.columns for block in blocks) * self.folder.layout.rows
         return Summary(self.out, files, rows, self.folder.layout.width, failures)
@@ -313,20 +299,8 @@ def _shard(items: Sequence[Item], out: Path, shard: tuple[int, int] | None) -> t
 def _digest(items: Sequence[Item], fingerprints: Sequence[tuple[int, int]]) -> str:
     """Return the SHA-256 of the recordings: names, locations, parts, and their files' fingerprints."""
     digest = hashlib.sha256()
-    names = [name for name in Item.__slots__ if name not in ("label", "listed")]
+    names = sorted(set(Item.__slots__) - {"label", "listed"})
     for item, fingerprint in zip(items, fingerprints, strict=True):
-        facts: Mapping[str, Any] = {name: getattr(item, name) for name in names}
-        digest.update(repr((sorted(facts.items()), fingerprint)).encode("utf-8", "surrogateescape"))
+        facts = [(name, getattr(item, name)) for name in names]
+        digest.update(repr((facts, fingerprint)).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
-
-
-def _unwritable(error: OSError, out: Path, kept: str) -> AsitError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return CheckpointError(
-            f"the disk is full: {out} was not written; {kept}",
-            "room for the vectors twice, as blocks and as the file",
-            "free some and give the same command again",
-        )
-    return CheckpointError(
-        f"{error.filename or out}: {error.strerror or error}", "a file that may be written", "give another --out"
-    )

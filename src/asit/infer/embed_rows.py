@@ -1,25 +1,21 @@
-"""Vectors of recordings as they become known: one for each recording, frame or patch.
-
-Letters: D width, t columns of time.
-"""
+"""Vectors of recordings as they become known: one for each recording, frame or patch."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from asit.audio.stream import OpenSound
 from asit.data.catalogue.inputs import InputReader, Item
 from asit.errors import ConfigError
-from asit.infer.embed_blocks import Layout, Times, Vectors
+from asit.infer.embed_blocks import Layout, Vectors
 from asit.model.audio_model import AudioModel
-from asit.model.inference.batching import Done, Result, run_recordings
+from asit.model.inference.batching import Done, Result, check_batch, run_recordings
 from asit.model.inference.embedding import Precision
 from asit.model.inference.overlap import ClipPooling, Embedding
 
@@ -48,31 +44,27 @@ class EmbedSettings:
     batch: int = 16
 
     def __post_init__(self) -> None:
+        check_batch(self.batch)
         if self.level != "clip" and self.pooling != "mean":
             raise ConfigError(
                 f"--pooling {self.pooling} with --level {self.level}", "pooling is of --level clip", "leave it out"
             )
-        if self.batch < 1:
-            raise ConfigError(f"--batch {self.batch}", "1 or more", "leave it out")
-        if self.hop is not None and not (math.isfinite(self.hop) and self.hop > 0):
-            raise ConfigError(f"--hop {self.hop:g}", "seconds above 0", "leave it out, or say such as 0.04")
 
 
 def layout_of(model: AudioModel, settings: EmbedSettings) -> Layout:
-    """Return the shape of the rows."""
+    """Return the shape of the rows; raises ConfigError for a hop or a layer that the model does not have."""
+    timing = model.embedder(settings.layer, "float32", settings.hop).timing
     width = model.encoder.width * (2 if settings.pooling == "class+mean" else 1)
-    return Layout(width, {"clip": 0, "frames": 1, "patches": model.encoder.grid[1]}[settings.level])
+    return Layout(width, {"clip": 0, "frames": 1, "patches": timing.mel}[settings.level], timing.first, timing.hop)
 
 
-def rows_of(result: Result[Embedding], settings: EmbedSettings) -> tuple[Vectors, Times]:
-    """Return the vectors (rows, width) of a result, and the times (t,) of its columns in s from the file's start; at
-    level clip there are no times."""
-    found = result.found
+def rows_of(found: Embedding, settings: EmbedSettings) -> Vectors:
+    """Return the vectors (rows, width) of a recording, or of a stretch of it."""
     if settings.level == "clip":
-        return found.pooled(settings.pooling).numpy()[None], np.empty(0)
+        return found.pooled(settings.pooling).numpy()[None]
     vectors = found.frames if settings.level == "frames" else found.patches
     assert vectors is not None
-    return vectors.numpy(), found.times.double().numpy() + result.start
+    return vectors.numpy()
 
 
 def embed_items(
@@ -93,7 +85,7 @@ def embed_items(
         with sounds.open(index, model.front_end.settings) as sound:
             yield items[index].start, sound
 
-    mean, fault = _ClipMean(), None
+    stretches, fault = list[Embedding](), None
     results = run_recordings(
         embedder, len(items), pieces, batch=settings.batch, partial=True, threads=threads, ends=ends
     )
@@ -101,38 +93,30 @@ def embed_items(
         for result in results:
             if isinstance(result, Done):
                 yield Done(result.index, result.fault or fault)
-                mean, fault = _ClipMean(), None
+                stretches, fault = [], None
             elif fault is not None or not bool(result.found.frames.isfinite().all()):
                 fault = "the model's vectors are not finite"
             elif settings.level != "clip":
                 yield result
             else:
-                mean.add(result.found)
+                none = torch.empty(0)
+                stretches.append(replace(result.found, frames=none, times=none))
                 if result.seconds is not None:
-                    yield replace(result, found=mean.embedding(result.found))
+                    yield replace(result, found=_mean_of(stretches))
 
 
-class _ClipMean:
-    """Averages the stretches of one recording, in double precision; one stretch is kept bit for bit."""
+def _mean_of(stretches: Sequence[Embedding]) -> Embedding:
+    """Return the embedding of a recording, averaged in double precision over its stretches; one is kept bit for bit."""
 
-    def __init__(self) -> None:
-        self.mean, self.token = torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-        self.columns, self.weight = 0, 0
+    def mean(vectors: list[Tensor], weights: list[int]) -> Tensor:
+        shares = torch.tensor(weights, dtype=torch.float64) / sum(weights)
+        return (torch.stack(vectors).double() * shares[:, None]).sum(0).float()
 
-    def add(self, stretch: Embedding) -> None:
-        """Add the next stretch."""
-        self.columns, self.weight = self.columns + stretch.grid[0], self.weight + stretch.weight
-        self.mean = self.mean + (stretch.clip.double() - self.mean) * (stretch.grid[0] / self.columns)
-        self.token = self.token + (stretch.class_token.double() - self.token) * (stretch.weight / self.weight)
-
-    def embedding(self, last: Embedding) -> Embedding:
-        """Return the embedding of all stretches, without frames; `last` is the last of them."""
-        return Embedding(
-            clip=self.mean.float(),
-            frames=last.frames[:0],
-            patches=None,
-            grid=(self.columns, last.grid[1]),
-            times=last.times[:0],
-            class_token=self.token.float(),
-            weight=self.weight,
-        )
+    columns, weights = [one.grid[0] for one in stretches], [one.weight for one in stretches]
+    return replace(
+        stretches[-1],
+        clip=mean([one.clip for one in stretches], columns),
+        class_token=mean([one.class_token for one in stretches], weights),
+        grid=(sum(columns), stretches[-1].grid[1]),
+        weight=sum(weights),
+    )

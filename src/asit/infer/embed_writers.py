@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from asit.data.catalogue.inputs import Item
 from asit.errors import ConfigError
-from asit.infer.embed_blocks import BlockFolder, EmbeddedBlock, Times, Vectors
+from asit.infer.embed_blocks import BlockFolder, EmbeddedBlock, Layout, Times, Vectors
 from asit.io import atomic
 from asit.io.csv_lines import csv_line
 
@@ -41,10 +41,13 @@ class TableContents:
     spreadsheet: bool = False
 
     def pieces(self) -> Iterator[tuple[list[tuple[Item, int, float]], Vectors, Times]]:
-        """Yield (recording, its columns here, its seconds), vectors (rows, width) and times of the columns."""
+        """Yield (recording, its columns here, its seconds), vectors (rows, width) and times of the rows."""
+        layout = self.folder.layout
         for number, block in enumerate(self.blocks):
-            for entries, vectors, times in self.folder.read(number, block, _PIECE):
-                yield [(self.items[e.index], e.columns, e.seconds) for e in entries], vectors, times
+            for entries, vectors in self.folder.read(number, block, _PIECE):
+                recordings = [(self.items[entry.item], entry.columns, entry.seconds) for entry, _ in entries]
+                times = [layout.times(first, entry.columns) + self.items[entry.item].start for entry, first in entries]
+                yield recordings, vectors, np.repeat(np.concatenate(times), layout.rows)
 
 
 def check_out(out: Path, level: str) -> None:
@@ -99,9 +102,9 @@ def _parquet(path: Path, contents: TableContents) -> None:
                 found["start"] = pa.array([item.start for item, _, _ in recordings], pa.float64())
                 found["seconds"] = pa.array([seconds for _, _, seconds in recordings], pa.float64())
             else:
-                found["time"] = pa.array(np.repeat(times, layout.rows))
+                found["time"] = pa.array(times)
                 if layout.bands > 1:
-                    found["band"] = pa.array(np.tile(np.arange(layout.bands, dtype=np.int16), len(times)))
+                    found["band"] = pa.array(_bands(layout, len(vectors)))
             found["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), layout.width)
             writer.write_table(pa.table(found, schema=schema), row_group_size=len(vectors))
 
@@ -109,48 +112,42 @@ def _parquet(path: Path, contents: TableContents) -> None:
 def _npz(path: Path, contents: TableContents) -> None:
     layout = contents.folder.layout
     entries = [entry for block in contents.blocks for entry in block.entries]
-    columns = np.array([entry.columns for entry in entries], np.int64)
+    ends = np.cumsum([0] + [entry.columns * layout.rows for entry in entries])
     small: dict[str, npt.NDArray[Any]] = {
-        "paths": np.array([contents.items[entry.index].text for entry in entries]),
-        "starts": np.array([contents.items[entry.index].start for entry in entries], np.float64),
+        "paths": np.array([contents.items[entry.item].text for entry in entries]),
+        "starts": np.array([contents.items[entry.item].start for entry in entries], np.float64),
         "seconds": np.array([entry.seconds for entry in entries], np.float64),
         "about": np.array(json.dumps(dict(contents.about))),
     }
     if layout.bands:
-        small["offsets"] = np.concatenate([[0], np.cumsum(columns * layout.rows)])
-    total = int(columns.sum())
+        small["offsets"] = ends
+    rows = int(ends[-1])
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, array in small.items():
-            with archive.open(_entry(name), "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, array, allow_pickle=False)
-        _stream(
-            archive, "vectors", (total * layout.rows, layout.width), np.float32, (v for _, v, _ in contents.pieces())
-        )
+            _stream(archive, name, array.shape, array.dtype, [array])
+        _stream(archive, "vectors", (rows, layout.width), np.float32, (found for _, found, _ in contents.pieces()))
         if layout.bands:
-            rows = (np.repeat(times, layout.rows) for _, _, times in contents.pieces())
-            _stream(archive, "times", (total * layout.rows,), np.float64, rows)
+            _stream(archive, "times", (rows,), np.float64, (found for *_, found in contents.pieces()))
         if layout.bands > 1:
-            bands = (np.tile(np.arange(layout.bands, dtype=np.int16), len(times)) for _, _, times in contents.pieces())
-            _stream(archive, "bands", (total * layout.rows,), np.int16, bands)
+            _stream(
+                archive, "bands", (rows,), np.int16, (_bands(layout, len(found)) for _, found, _ in contents.pieces())
+            )
+
+
+def _bands(layout: Layout, rows: int) -> npt.NDArray[np.int16]:
+    return np.tile(np.arange(layout.bands, dtype=np.int16), rows // layout.bands)
 
 
 def _stream(
-    archive: zipfile.ZipFile,
-    name: str,
-    shape: tuple[int, ...],
-    kind: type[np.generic],
-    pieces: Iterator[npt.NDArray[Any]],
+    archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], kind: npt.DTypeLike, pieces: Iterable[npt.NDArray[Any]]
 ) -> None:
     """Write an array of this shape, given in pieces, into the archive."""
-    with archive.open(_entry(name), "w", force_zip64=True) as file:
+    entry = zipfile.ZipInfo(f"{name}.npy")  # without the time of day, so that equal files are equal byte for byte
+    with archive.open(entry, "w", force_zip64=True) as file:
         facts = {"descr": np.lib.format.dtype_to_descr(np.dtype(kind)), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, facts)
         for piece in pieces:
             file.write(np.ascontiguousarray(piece, kind).data)
-
-
-def _entry(name: str) -> zipfile.ZipInfo:
-    return zipfile.ZipInfo(f"{name}.npy")  # without the time of day, so that equal files are equal byte for byte
 
 
 def _csv(path: Path, contents: TableContents) -> None:

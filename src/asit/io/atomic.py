@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -140,11 +140,18 @@ def check_free(target: Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def disk_errors(target: Path) -> Iterator[None]:
-    """Raise a CheckpointError that names `target` where the disk is full or the location is not writable."""
+def disk_errors(target: Path, kept: Callable[[], str] | None = None) -> Iterator[None]:
+    """Raise a CheckpointError that names `target` where the disk is full or the location is not writable; `kept` says
+    what a repeated command resumes from."""
     try:
         yield
     except Exception as error:
+        if is_disk_full(error) and kept is not None:
+            raise CheckpointError(
+                f"the disk is full: {target} was not written; {kept()}",
+                "room for the results twice: there, and in the file",
+                "free some and give the same command again",
+            ) from error
         if is_disk_full(error):
             raise CheckpointError(
                 f"the disk is full: {target} was not written",
