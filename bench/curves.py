@@ -55,7 +55,7 @@ def step(encoder: str, batch: int, seconds: float, threads: int) -> dict[str, fl
     from asit import runtime
     from asit.model.cpu import bf16
     from asit.pretrain.pretrain_setup import prepare
-    from asit.tools.step_profile import noise
+    from asit.tools.run_estimate import noise
     from asit.training import loop
     from asit.training.metrics_log import Records
 

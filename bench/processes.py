@@ -60,7 +60,7 @@ def process(pipe: Connection | None, options: dict[str, Any], threads: int, env:
     from asit.data.loading.sampler import permutation
     from asit.model.cpu import bf16
     from asit.pretrain.pretrain_setup import prepare
-    from asit.tools.step_profile import noise
+    from asit.tools.run_estimate import noise
     from asit.training import loop
     from asit.training.metrics_log import Records
 

@@ -17,6 +17,7 @@ from asit.config import PretrainSettings
 from asit.errors import ConfigError
 from asit.runtime import World
 from asit.tools import run_estimate, step_profile
+from asit.tools.run_estimate import Estimate
 from asit.tools.step_profile import StepCost, StepProfile, extrapolate
 
 MACHINE = StepProfile(
@@ -36,7 +37,6 @@ MACHINE = StepProfile(
     device="cuda:0",
     threads=4,
     precision="bf16",
-    environment={},
 )
 WORK = run_estimate.Workload(
     recordings=2_000_000,
@@ -47,15 +47,19 @@ WORK = run_estimate.Workload(
     steps=250_000,
     batch=8,
     accumulate=1,
-    processes=1,
     kept_gb=0.0,
     checkpoint_every=1000,
     keep=3,
 )
 
 
+def expected(profile: dict[str, Any] | None = None, work: dict[str, Any] | None = None, **request: Any) -> Estimate:
+    measured, run = dataclasses.replace(MACHINE, **(profile or {})), dataclasses.replace(WORK, **(work or {}))
+    return run_estimate.estimate(measured, run, run_estimate.PlanRequest(**request))
+
+
 def test_time_is_steps_checkpoints_and_the_start() -> None:
-    found = run_estimate.estimate(MACHINE, WORK, run_estimate.PlanRequest(price_per_hour=2.0))
+    found = expected(price_per_hour=2.0)
     assert found.hours == pytest.approx((250_000 * 1.0 + 250 * 2.0 + 20.0) / 3600)
     assert found.hours_low == pytest.approx((250_000 * 0.9 * 0.95 + 520) / 3600)
     assert found.hours_high == pytest.approx((250_000 * 1.1 * 1.05 + 520) / 3600)
@@ -65,36 +69,33 @@ def test_time_is_steps_checkpoints_and_the_start() -> None:
 
 
 def test_a_larger_batch_follows_the_line_and_says_so() -> None:
-    work = dataclasses.replace(WORK, batch=64, accumulate=2, steps=31_250, epoch_steps=31_250)
-    found = run_estimate.estimate(MACHINE, work, run_estimate.PlanRequest())
-    assert found.micro == 32
-    assert found.cost is None
+    found = expected(work={"batch": 64, "accumulate": 2, "steps": 31_250, "epoch_steps": 31_250})
+    assert (found.micro, found.cost) == (32, None)
     assert found.step_seconds == pytest.approx(1.0 + 56 * 0.1)
     assert found.memory_gb["gpu"] == pytest.approx(10.0 + 24 * 1.0)
     assert any("32 clips follows the line through smaller ones, up to 8" in sentence for sentence in found.assumed)
 
 
 def test_processes_share_the_batch_at_an_efficiency() -> None:
-    work = dataclasses.replace(WORK, batch=32, processes=4)
-    given = run_estimate.estimate(MACHINE, work, run_estimate.PlanRequest(processes=4, efficiency=0.8))
+    given = expected(work={"batch": 32}, processes=4, efficiency=0.8)
     assert given.step_seconds == pytest.approx(1.0 / 0.8)
     assert given.clips_per_second == pytest.approx(32 * 0.8)
-    assumed = run_estimate.estimate(MACHINE, work, run_estimate.PlanRequest(processes=4))
+    assumed = expected(work={"batch": 32}, processes=4)
     assert assumed.hours_high / assumed.hours_low > given.hours_high / given.hours_low
     assert any("not measured" in sentence for sentence in assumed.assumed)
 
 
 def test_a_slow_loader_limits_the_rate_whatever_the_efficiency() -> None:
-    slow = dataclasses.replace(MACHINE, step_seconds=[2.5, 2.5], wait_seconds=[1.5, 1.5])
-    found = run_estimate.estimate(slow, dataclasses.replace(WORK, batch=16, processes=2), run_estimate.PlanRequest())
+    slow = {"step_seconds": [2.5, 2.5], "wait_seconds": [1.5, 1.5]}
+    found = expected(slow, {"batch": 16}, processes=2)
     assert found.step_seconds == pytest.approx(2.5)
     assert found.wait_seconds == pytest.approx(2.5 - 1.0 / 0.9)
 
 
 def test_kept_recordings_cost_memory_in_each_loader() -> None:
-    found = run_estimate.estimate(MACHINE, dataclasses.replace(WORK, kept_gb=1.5), run_estimate.PlanRequest())
+    found = expected(work={"kept_gb": 1.5})
     assert found.memory_gb["cpu"] == pytest.approx(3.0 + 2 * 0.5 + 2 * 1.5)
-    assert any("the first epoch" in sentence for sentence in found.assumed)
+    assert any("decoded in each epoch" in sentence for sentence in found.assumed)
 
 
 def test_extrapolates_along_the_last_two_costs() -> None:
@@ -121,7 +122,7 @@ def test_measures_a_run_and_leaves_nothing(tmp_path: Path, tiny: Callable[..., P
 def test_a_forward_pass_that_does_not_fit_is_extrapolated(
     tmp_path: Path, tiny: Callable[..., PretrainSettings], monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(step_profile, "_fits", lambda costs, clips, *_: clips <= 4)
+    monkeypatch.setattr(step_profile, "_fits", lambda cost, *_: cost.clips <= 4)
     measured, found = run_estimate.plan(tiny(tmp_path / "run", batch_size=16), run_estimate.PlanRequest(budget=1.0))
     assert (measured.micro, found.micro) == (4, 16)
     assert any("16 clips follows the line" in sentence for sentence in found.assumed)

@@ -13,7 +13,6 @@ from asit.terminal.options import parse
 
 if TYPE_CHECKING:
     from asit.model.audio_model import AudioModel
-    from asit.tools.int8_accuracy import OnRecordings
 
 
 @dataclass
@@ -67,7 +66,11 @@ def export(prog: str, summary: str, given: list[str]) -> int:
         else:
             from asit.interop import onnx
 
-            measure = _measure(options, model)
+            measure = None
+            if options.check_data is not None:
+                from asit.tools.int8_accuracy import on_recordings
+
+                measure = on_recordings(model, options.output, options.check_data, options.check_clips)
             facts = onnx.export(
                 model,
                 out,
@@ -80,17 +83,6 @@ def export(prog: str, summary: str, given: list[str]) -> int:
             )
     print(_summary(facts))
     return 0
-
-
-def _measure(options: ExportOptions, model: AudioModel) -> OnRecordings | None:
-    if options.check_data is None:
-        return None
-    from asit.tools.int8_accuracy import OnRecordings, recordings
-
-    catalogue = recordings(options.check_data, model)
-    # Without its folder, since the exported file may be published.
-    name = Path(options.check_data).name
-    return OnRecordings(model, options.output, catalogue, name, options.check_clips, 0)
 
 
 def _check(options: ExportOptions) -> None:

@@ -61,7 +61,7 @@ def plan(prog: str, summary: str, given: list[str]) -> int:
         return 0
     stdout.for_people()
     _print_measured(measured)
-    _print_estimate(found)
+    _print_estimate(found, options.processes)
     return 0
 
 
@@ -89,7 +89,7 @@ def _print_measured(found: StepProfile) -> None:
     )
 
 
-def _print_estimate(found: Estimate) -> None:
+def _print_estimate(found: Estimate, processes: int) -> None:
     from asit.progress import duration
 
     work = found.work
@@ -99,7 +99,7 @@ def _print_estimate(found: Estimate) -> None:
         print(f"  cost: {found.cost:.2f}, between {found.cost_low:.2f} and {found.cost_high:.2f}")
     print(f"  data: {work.recordings} recordings, {work.hours:.1f} h, {work.epoch_clips} clips per epoch")
     print(f"  {work.steps} steps: {work.epochs} epochs of {work.epoch_steps} steps of {work.batch} clips")
-    print(f"  {work.processes} processes, {found.micro} clips per forward pass")
+    print(f"  {processes} processes, {found.micro} clips per forward pass")
     print(
         f"  step: {found.step_seconds:.3f} s ({found.wait_seconds:.3f} s waiting), {found.clips_per_second:.1f} clips/s"
     )

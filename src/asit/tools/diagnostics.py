@@ -49,23 +49,17 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Return all findings in the order of the report; catches every exception but interrupts."""
-    parts: Sequence[tuple[str, Callable[[], Iterator[Finding]]]] = [
-        ("python", _python),
-        ("packages", _packages),
-        ("decoders", _decoders),
-        ("devices", _devices),
-        ("extras", _extras),
-        ("folders", _folders),
-    ]
+    checks = {"python": _python, "packages": _packages, "decoders": _decoders}
+    checks |= {"devices": _devices, "extras": _extras, "folders": _folders}
     out: list[Finding] = []
     # Hide warnings of old drivers and of extensions that fail to load.
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
-        for part, check in parts:
+        for part, check in checks.items():
             try:
                 out.extend(check())
             except Exception as error:
-                out.append(Finding(part, part, "broken", f"check failed: {first_line(error)}"))
+                out.append(Finding(part, part, "broken", f"check failed: {_first_line(error)}"))
     return out
 
 
@@ -74,7 +68,7 @@ def works(findings: Sequence[Finding]) -> bool:
     return not any(finding.state == "broken" for finding in findings)
 
 
-def first_line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     """Return an error's type and the first line of its message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
@@ -103,7 +97,7 @@ def _packages() -> Iterator[Finding]:
     try:
         yield _pickles()
     except Exception as error:  # torch cannot be imported
-        yield Finding("packages", "pickles", "broken", first_line(error), "see torch above")
+        yield Finding("packages", "pickles", "broken", _first_line(error), "see torch above")
     remedy = f"if everything above is ok: pip install --force-reinstall {PACKAGE}"
     yield _guarded("packages", "model", _tiny_model, remedy)
 
@@ -141,7 +135,7 @@ def _imported(part: str, package: str, least: str, otherwise: State, remedy: str
     try:
         module = importlib.import_module(IMPORTS.get(package, package.replace("-", "_")))
     except Exception as error:
-        return Finding(part, package, otherwise, f"{version} cannot be imported: {first_line(error)}", remedy)
+        return Finding(part, package, otherwise, f"{version} cannot be imported: {_first_line(error)}", remedy)
     if least and not _at_least(version, least):
         return Finding(part, package, otherwise, f"{version} is older than {least}", remedy)
     inside = getattr(module, "__libsndfile_version__", "")
@@ -166,13 +160,6 @@ def _tiny_model() -> str:
 
 
 def _decoders() -> Iterator[Finding]:
-    def decode(container: str, codec: str | None) -> str:
-        import soundfile
-
-        buffer = io.BytesIO()
-        soundfile.write(buffer, _tone(), _RATE, format=container, subtype=codec)
-        return _check_decoded(buffer.getvalue())
-
     remedy = "pip install --force-reinstall soundfile (libsndfile 1.1 or newer has mp3 and opus)"
     formats: Sequence[tuple[str, str, str | None, State]] = [
         ("wav", "WAV", "PCM_16", "broken"),
@@ -182,8 +169,16 @@ def _decoders() -> Iterator[Finding]:
         ("opus", "OGG", "OPUS", "missing"),
     ]
     for name, container, codec, state in formats:
-        yield _guarded("decoders", name, functools.partial(decode, container, codec), remedy, state)
+        yield _guarded("decoders", name, functools.partial(_decode, container, codec), remedy, state)
     yield _guarded("decoders", "m4a", _decode_m4a, f"pip install '{PACKAGE}[av]'", "missing")
+
+
+def _decode(container: str, codec: str | None) -> str:
+    import soundfile
+
+    buffer = io.BytesIO()
+    soundfile.write(buffer, _tone(), _RATE, format=container, subtype=codec)
+    return _check_decoded(buffer.getvalue())
 
 
 def _decode_m4a() -> str:
@@ -228,18 +223,25 @@ def _check_decoded(data: bytes) -> str:
 def _devices() -> Iterator[Finding]:
     from asit.io.child_process import usable_cpus
 
+    reinstall = "pip install --force-reinstall torch"
     yield Finding("devices", "cpu", "ok", f"{_cpu_name()}, {usable_cpus()} of {os.cpu_count()} cores available")
-    yield _guarded("devices", "torch", _torch_cpu, "pip install --force-reinstall torch")
-    yield _guarded("devices", "precision", _precision, "pip install --force-reinstall torch", "note")
-    yield from _accelerators()
+    yield _guarded("devices", "torch", _torch_cpu, reinstall)
+    yield _guarded("devices", "precision", _precision, reinstall, "note")
+    yield _guarded("devices", "cuda", _cuda, "install the build for your driver, see pytorch.org", "note")
+    yield _guarded("devices", "mps", _mps, "", "note")
+
+
+def _cpu_name() -> str:
+    path = Path("/proc/cpuinfo")
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def _torch_cpu() -> str:
     import torch
 
-    flags = [name for name in ("avx512_bf16", "amx_bf16", "amx_int8") if name in _cpu_flags()]
-    built = torch.backends.cpu.get_cpu_capability() if hasattr(torch.backends, "cpu") else "unknown"
-    return ", ".join([f"{torch.get_num_threads()} threads", f"kernels for {built}", *flags])
+    return f"{torch.get_num_threads()} threads, kernels for {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _precision() -> str:
@@ -251,60 +253,53 @@ def _precision() -> str:
     return f"{chosen.name} on the CPU: {chosen.reason}"
 
 
-def _accelerators() -> Iterator[Finding]:
-    def cuda() -> str:
-        import torch
+def _cuda() -> str:
+    import torch
 
-        if torch.version.cuda is None:
-            return "none: torch was built without CUDA"
-        if not torch.cuda.is_available():
-            return f"none; torch was built for CUDA {torch.version.cuda}"
-        several = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-        return "; ".join(f"{one.name}, {one.total_memory / 2**30:.0f} GiB" for one in several)
+    if torch.version.cuda is None:
+        return "none: torch was built without CUDA"
+    if not torch.cuda.is_available():
+        return f"none; torch was built for CUDA {torch.version.cuda}"
+    several = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return "; ".join(f"{one.name}, {one.total_memory / 2**30:.0f} GiB" for one in several)
 
-    def mps() -> str:
-        import torch
 
-        return "available" if torch.backends.mps.is_available() else "none"
+def _mps() -> str:
+    import torch
 
-    yield _guarded("devices", "cuda", cuda, "install the build for your driver, see pytorch.org", "note")
-    yield _guarded("devices", "mps", mps, "", "note")
+    return "available" if torch.backends.mps.is_available() else "none"
 
 
 def _folders() -> Iterator[Finding]:
     from asit.evaluate.feature_cache import default_folder
 
-    yield _guarded("folders", "cache", lambda: _writable(default_folder()), "set XDG_CACHE_HOME to a folder", "note")
-    yield _guarded("folders", "temporary", lambda: _writable(Path(tempfile.gettempdir())), "set TMPDIR", "note")
-    yield _guarded("folders", "current", lambda: _writable(Path.cwd()), "work in a writable folder", "note")
-    disks = [
-        ("disk of cache", default_folder(), "free some space, or set XDG_CACHE_HOME"),
-        ("current disk", Path.cwd(), "free some space, or work elsewhere"),
-        ("shared memory", Path("/dev/shm"), "start the container with --shm-size 1g, or train with --workers 0"),
+    folders = [
+        ("cache", default_folder(), "set XDG_CACHE_HOME to a folder with space"),
+        ("temporary", Path(tempfile.gettempdir()), "set TMPDIR to a folder with space"),
+        ("current", Path.cwd(), "work in a writable folder with space"),
     ]
-    for name, folder, remedy in disks:
-        free = shutil.disk_usage(_existing(folder)).free / 2**20
-        if free < _NEED_MB and (folder.is_dir() or name != "shared memory"):
-            yield Finding("folders", name, "note", f"{free:.0f} MiB free at {folder}", remedy)
+    if (shared := Path("/dev/shm")).is_dir():
+        folders.append(("shared memory", shared, "start the container with --shm-size 1g, or train with --workers 0"))
+    for name, folder, remedy in folders:
+        yield _guarded("folders", name, functools.partial(_writable, folder), remedy, "note")
 
 
 def _writable(folder: Path) -> str:
-    """Check that a folder, or its nearest existing parent, can be written to."""
-    existing = _existing(folder)
+    """Check that a folder, or its nearest existing parent, can be written to and has space."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
     with tempfile.TemporaryFile(dir=existing) as file:
         file.write(b"asit")
-    return f"{folder} is writable, {shutil.disk_usage(existing).free / 2**30:.1f} GiB free"
-
-
-def _existing(folder: Path) -> Path:
-    return next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(existing).free / 2**20
+    if free < _NEED_MB:
+        raise OSError(f"{free:.0f} MiB free at {folder}")
+    return f"{folder} is writable, {free / 2**10:.1f} GiB free"
 
 
 def _guarded(part: str, name: str, check: Callable[[], str], remedy: str, otherwise: State = "broken") -> Finding:
     try:
         return Finding(part, name, "ok", check())
     except Exception as error:
-        return Finding(part, name, otherwise, first_line(error), remedy)
+        return Finding(part, name, otherwise, _first_line(error), remedy)
 
 
 def _needs(extra: str | None) -> list[tuple[str, str]]:
@@ -339,18 +334,3 @@ def _at_least(version: str, least: str) -> bool:
 
     have, need = numbers(version), numbers(least)
     return have + [0] * (len(need) - len(have)) >= need
-
-
-def _cpu_name() -> str:
-    return _cpuinfo("model name") or platform.processor() or platform.machine()
-
-
-def _cpu_flags() -> set[str]:
-    return set(_cpuinfo("flags|Features").split())
-
-
-def _cpuinfo(field: str) -> str:
-    path = Path("/proc/cpuinfo")
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    found = re.search(rf"^(?:{field})\s*:\s*(.+)$", text, re.MULTILINE)
-    return found[1].strip() if found else ""

@@ -53,14 +53,13 @@ def dry_run(settings: PretrainSettings) -> DryRun:
         costs, loading = small_costs(setup, world, micro)
         cost = extrapolate(costs, micro)
         seconds = cost.seconds * settings.accumulate
-        first = setup.batch_of([setup.clips[0, 0]])
-        encoder, local = setup.task.student.encoder, first.local
+        first, encoder = setup.batch_of([setup.clips[0, 0]]), setup.task.student.encoder
+        views = {"global views": first.clean, "local views": first.local}
         return DryRun(
             settings=yaml.to_yaml(settings),
             shapes={
                 "a forward pass": f"{micro} clips",
-                "global views": [len(first.clean) * micro, *first.clean.shape[1:]],
-                **({} if local is None else {"local views": [len(local) * micro, *local.shape[1:]]}),
+                **{name: [len(x) * micro, *x.shape[1:]] for name, x in views.items() if x is not None},
                 "tokens a global view": encoder.pos_embed.shape[1],
                 "patch grid (time, mel)": list(encoder.grid),
             },

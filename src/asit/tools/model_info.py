@@ -6,11 +6,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from asit.errors import CheckpointError
 from asit.interop import loading
 from asit.io import parsing
 from asit.io.local_files import sha256
-from asit.model.audio_model import AudioModel
 from asit.training.run_dir import BEST, MODEL, RESULTS
 
 
@@ -25,67 +26,60 @@ def describe(source: str | os.PathLike[str]) -> dict[str, Any]:
     """
     folder = loading.locate(source)
     model = loading.load(folder)
+    encoder, front_end, labels = model.encoder, model.front_end, model.labelling
     training = dict(model.training)
     written = _json(folder / "card.json") or _json(folder / "config.json")
+    covered = front_end.samples_for(model.frames) / model.rate
     return {
         "source": str(source),
         "folder": str(folder),
         "kind": model.card["kind"],
-        "network": _network(model),
-        "input": _input(model),
-        "front_end": model.front_end.settings.model_dump(mode="json"),
-        "labels": _labels(model),
+        "network": {
+            "size": encoder.settings.size,
+            "width": encoder.width,
+            "depth": encoder.depth,
+            "heads": encoder.heads,
+            "patch": list(encoder.patch),
+            "stride": list(encoder.stride),
+            "grid": list(encoder.grid),
+            "axes": "(time, mel)",
+            "tokens": encoder.pos_embed.shape[1],
+            "tokens_before_patches": encoder.prefix,
+            "encoder_parameters": _size(encoder),
+            "head_parameters": _size(model.head) if model.head else 0,
+        },
+        "input": {
+            "rate": model.rate,
+            "frames": model.frames,
+            "mels": encoder.mels,
+            "seconds": round(covered if labels is None else labels.seconds, 6),
+            "column_seconds": round(encoder.stride[0] * front_end.shift / model.rate, 6),
+            "padding": front_end.settings.padding,
+        },
+        "front_end": front_end.settings.model_dump(mode="json"),
+        "labels": labels
+        and {
+            "count": len(labels.classes),
+            "multi": labels.multi,
+            "pooling": labels.pooling,
+            "classes": list(labels.classes),
+        },
         "license": training.pop("license", None),
         "data": training.pop("data", None),
         "training": training,
         "scores": _scores(folder),
-        "files": _files(folder),
+        "files": [
+            {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
+            for path in sorted(folder.iterdir())
+            if path.is_file()
+        ],
         "format": written.get("format"),
         "asit": written.get("asit"),
     }
 
 
-def _network(model: AudioModel) -> dict[str, Any]:
-    encoder = model.encoder
-    return {
-        "size": encoder.settings.size,
-        "width": encoder.width,
-        "depth": encoder.depth,
-        "heads": encoder.heads,
-        "patch": list(encoder.patch),
-        "stride": list(encoder.stride),
-        "grid": list(encoder.grid),
-        "axes": "(time, mel)",
-        "tokens": encoder.pos_embed.shape[1],
-        "tokens_before_patches": encoder.prefix,
-        "encoder_parameters": sum(parameter.numel() for parameter in encoder.parameters()),
-        "head_parameters": sum(parameter.numel() for parameter in model.head.parameters()) if model.head else 0,
-    }
-
-
-def _input(model: AudioModel) -> dict[str, Any]:
-    front_end, encoder = model.front_end, model.encoder
-    step = encoder.stride[0] * front_end.shift / model.rate
-    covered = front_end.samples_for(model.frames) / model.rate
-    return {
-        "rate": model.rate,
-        "frames": model.frames,
-        "mels": encoder.mels,
-        "seconds": round(covered if model.labelling is None else model.labelling.seconds, 6),
-        "column_seconds": round(step, 6),
-        "padding": front_end.settings.padding,
-    }
-
-
-def _labels(model: AudioModel) -> dict[str, Any] | None:
-    if model.labelling is None:
-        return None
-    return {
-        "count": len(model.labelling.classes),
-        "multi": model.labelling.multi,
-        "pooling": model.labelling.pooling,
-        "classes": list(model.labelling.classes),
-    }
+def _size(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def _scores(folder: Path) -> list[dict[str, Any]]:
@@ -98,11 +92,6 @@ def _scores(folder: Path) -> list[dict[str, Any]]:
             metrics = {name: value.get("value") for name, value in one.get("metrics", {}).items()}
             out.append({name: one.get(name) for name in ("split", "clips", "list")} | {"metrics": metrics})
     return out
-
-
-def _files(folder: Path) -> list[dict[str, Any]]:
-    paths = sorted(path for path in folder.iterdir() if path.is_file())
-    return [{"name": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)} for path in paths]
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -11,17 +11,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import soundfile
+
 from asit import runtime
 from asit.config import PretrainSettings
+from asit.data.catalogue.catalogue import Catalogue, Clip
 from asit.errors import ConfigError
 from asit.pretrain import pretrain_resolve
 from asit.pretrain.pretrain_setup import PretrainSetup, prepare
 from asit.runtime import World
-from asit.tools.step_profile import StepProfile, measure, noise
+from asit.tools.step_profile import StepProfile, measure
 from asit.training import open_data, resources
 
 EFFICIENCY = (0.9, 0.8, 1.0)
 """Of several processes where none is given: expected, least, most. `bench/processes.py` measures it."""
+FILES = 32
+"""Files of noise that stand in for recordings that are not here."""
 DRIFT, EXTRAPOLATED = 0.05, 0.10
 """Added to the interval besides the spread of the rounds: always, and where the batch was not measured."""
 
@@ -50,7 +56,6 @@ class Workload:
     steps: int
     batch: int
     accumulate: int
-    processes: int
     kept_gb: float
     checkpoint_every: int
     keep: int
@@ -93,19 +98,19 @@ def plan(settings: PretrainSettings, request: PlanRequest, began: float | None =
     began = time.perf_counter() if began is None else began
     with prepared(settings, request) as (setup, work, world):
         micro = setup.settings.batch_size // setup.settings.accumulate
-        measured = measure(setup, world, micro, kept=work.kept_gb > 0, budget=request.budget, began=began)
+        measured = measure(setup, world, micro, budget=request.budget, began=began)
         return measured, estimate(measured, work, request)
 
 
 def estimate(measured: StepProfile, work: Workload, request: PlanRequest) -> Estimate:
     """Return time, memory, disk and cost of a run."""
-    micro = work.batch // (work.processes * work.accumulate)
+    micro = work.batch // (request.processes * work.accumulate)
     clips = micro * work.accumulate
     fed, waited = statistics.median(measured.step_seconds), statistics.median(measured.wait_seconds)
     compute = fed - waited + measured.clip_seconds * (clips - measured.micro)
     loading = compute + waited / measured.micro * clips
     expected, least, most = EFFICIENCY if request.efficiency is None else (request.efficiency,) * 3
-    if work.processes == 1:
+    if request.processes == 1:
         expected = least = most = 1.0
     step = max(compute / expected, loading)
     training = work.steps * step
@@ -143,14 +148,14 @@ def _assumed(measured: StepProfile, work: Workload, request: PlanRequest, micro:
     assumed = ["the machine stays as busy as during the measurement"]
     if micro != measured.micro:
         assumed.append(f"a forward pass of {micro} clips follows the line through smaller ones, up to {measured.micro}")
-    if work.processes > 1:
+    if request.processes > 1:
         assumed_range = "{:g}, between {:g} and {:g} (not measured)".format(*EFFICIENCY)
         how = assumed_range if request.efficiency is None else f"{request.efficiency:g}, as given"
-        assumed.append(f"{work.processes} processes like the measured one, with an efficiency of {how}")
+        assumed.append(f"{request.processes} processes like the measured one, with an efficiency of {how}")
     if request.clips is not None:
         assumed.append(f"recordings of {request.clip_seconds:g} s load like FLAC files of noise")
     if work.kept_gb:
-        assumed.append("recordings are in memory; the first epoch, which decodes them, may be slower")
+        assumed.append("recordings are decoded in each epoch; from memory later ones may be faster")
     return [*assumed, "figures and probes are not counted"]
 
 
@@ -193,9 +198,19 @@ def prepared(settings: PretrainSettings, request: PlanRequest) -> Iterator[tuple
             steps=min(total, settings.stop_after) if settings.stop_after else total,
             batch=batch,
             accumulate=settings.accumulate,
-            processes=request.processes,
             kept_gb=decoded if kept else 0.0,
             checkpoint_every=settings.records.checkpoint_every,
             keep=settings.records.keep,
         )
         yield setup, work, world
+
+
+def noise(scratch: Path, rate: int, seconds: float, count: int) -> Catalogue:
+    """Return a catalogue of `count` recordings: some FLAC files of coloured noise, which compress about as speech."""
+    rng = np.random.default_rng(0)
+    names = [str(scratch / f"{i:02d}.flac") for i in range(min(FILES, count))]
+    for name in names:
+        noise = np.convolve(rng.normal(0.0, 0.02, round(seconds * rate) + 7), np.ones(8) / 2, "valid")
+        soundfile.write(name, noise.astype(np.float32), rate)
+    clips = [Clip(names[i % len(names)], seconds, rate, 1) for i in range(count)]
+    return Catalogue.from_clips(clips, root=scratch, header={"mean": -8.0, "std": 4.0})  # any values cost the same

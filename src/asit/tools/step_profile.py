@@ -10,22 +10,16 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import soundfile
 import torch
 
-from asit import runtime
-from asit.data.catalogue.catalogue import Catalogue, Clip
 from asit.data.loading.loader import loader
-from asit.data.loading.sampler import MicroBatchSampler, permutation
 from asit.io import checkpoint
 from asit.model.cpu import bf16
-from asit.pretrain.pretrain_dataset import PretrainSample
 from asit.pretrain.pretrain_setup import PretrainSetup
 from asit.runtime import World
 from asit.training import loop, resources
@@ -36,14 +30,14 @@ from asit.training.prefetch import prefetched
 log = logging.getLogger(__name__)
 
 ROUNDS = 3
-FILES = 32
-"""Files of noise that stand in for recordings that are not here."""
+WARM_UP = 2
+"""Steps before the rounds."""
 SIZES = (2, 4)
 """Clips of the small forward passes that larger ones are extrapolated from."""
 LEAST_GROWTH = 0.5
 """Least share of a step that grows with its clips, where noise makes the measured line flatter."""
 MEMORY_SHARE = 0.8
-"""Share of the free memory that a larger forward pass may be expected to take."""
+"""Share of the machine's memory that a larger forward pass may be expected to take."""
 
 
 @dataclass(frozen=True)
@@ -84,66 +78,71 @@ class StepProfile:
     device: str
     threads: int
     precision: str
-    environment: dict[str, Any]
 
 
-def measure(setup: PretrainSetup, world: World, micro: int, *, kept: bool, budget: float, began: float) -> StepProfile:
+def measure(setup: PretrainSetup, world: World, micro: int, *, budget: float, began: float) -> StepProfile:
     """Measure one process of a run.
 
     Args:
         setup: the run of one process.
         world: this process.
         micro: clips in a forward pass of the run; fewer are measured where time or memory are short.
-        kept: whether loaders keep decoded recordings in memory.
         budget: seconds to measure, about.
         began: `time.perf_counter()` when the command began.
     """
-    prepared = time.perf_counter()
-    if world.device.type == "cpu":
+    prepared, device = time.perf_counter(), world.device
+    if device.type == "cpu":
         bf16.keep_freed_memory()
-    free = _free_memory(world.device)
     costs, _ = small_costs(setup, world, micro)
     left = max(0.0, budget * 0.9 - (time.perf_counter() - prepared))
     size = micro
-    while size > costs[-1].clips and not _fits(costs, size, left, free):
+    while size > costs[-1].clips and not _fits(extrapolate(costs, size), left, machine(device)):
         size = max(costs[-1].clips, size // 2)
-    expected = extrapolate(costs, size)
-    steps = max(1, min(20, int(left * 0.8 / (ROUNDS * expected.seconds))))
+    steps = max(1, min(20, int(left * 0.8 / (ROUNDS * extrapolate(costs, size).seconds))))
     log.info("%d rounds of %d steps of %d clips%s", ROUNDS, steps, size, " (budget is short)" * (steps == 1))
-    rounds = _Rounds(steps, world.device)
-    with tempfile.TemporaryDirectory(prefix="asit-plan-") as scratch:
-        saved = _Save(setup, Path(scratch))
-        opened = time.perf_counter()
-        chosen = _keys(setup, world, size, kept)
-        loaded = loader(setup.clips, chosen, setup.collate, workers=setup.workers, pin=world.device.type == "cuda")
-        data = prefetched(loaded, world.device, setup.on_device)
-        try:
-            _train(setup, world, rounds.batches(data), 2 + ROUNDS * steps + 1, size, save=saved)
-        finally:
-            data.close()
-    memory = _peak(world.device)
-    alone = statistics.median(rounds.seconds) - statistics.median(rounds.waits)
-    costs = [*(cost for cost in costs if cost.clips < size), StepCost(size, alone, memory)]
-    more = extrapolate(costs, size + 1)
-    name = f" ({torch.cuda.get_device_name(world.device)})" if world.device.type == "cuda" else ""
+    keys = dataclasses.replace(setup.sampler, batch=size * world.size, micro=size)
+    loaded = loader(setup.clips, keys, setup.collate, workers=setup.workers, pin=device.type == "cuda")
+    data = prefetched(loaded, device, setup.on_device)
+    requests, waits, saved = list[float](), list[float](), dict[str, float]()
+
+    def fed() -> Generator[Any]:
+        while True:
+            if (len(waits) - WARM_UP) % steps == 0:  # waits for a GPU between rounds alone
+                requests.append(_now(device))
+            asked = time.perf_counter()
+            batch = next(data)
+            waits.append(time.perf_counter() - asked)
+            yield batch
+
+    def save(step: int, tensors: dict[str, torch.Tensor]) -> None:
+        saved.update(_checkpoint(setup, step, tensors))
+
+    try:  # the loop logs and saves after its last step, which is not measured
+        _train(setup, world, fed(), WARM_UP + ROUNDS * steps + 1, size, save=save)
+    finally:
+        data.close()
+    rounds = [(b - a) / steps for a, b in itertools.pairwise(requests[-ROUNDS - 1 :])]
+    waited = [statistics.mean(waits[WARM_UP + i * steps :][:steps]) for i in range(ROUNDS)]
+    memory, alone = _peak(device), statistics.median(rounds) - statistics.median(waited)
+    more = extrapolate([*(cost for cost in costs if cost.clips < size), StepCost(size, alone, memory)], size + 1)
+    name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
     return StepProfile(
         micro=size,
-        step_seconds=rounds.seconds,
-        wait_seconds=rounds.waits,
+        step_seconds=rounds,
+        wait_seconds=waited,
         clip_seconds=max(LEAST_GROWTH * alone / size, more.seconds - alone),
         workers=setup.workers,
         memory_gb=memory,
         clip_gb={name: more.memory_gb[name] - memory[name] for name in memory},
         worker_gb=_resident(resource.RUSAGE_CHILDREN) if setup.workers else 0.0,
-        machine_gb=machine(world.device),
-        checkpoint_seconds=saved.seconds,
-        checkpoint_gb=saved.state_gb,
-        model_gb=saved.model_gb,
-        start_seconds=prepared - began + rounds.first - opened,
-        device=f"{world.device}{name}",
+        machine_gb=machine(device),
+        checkpoint_seconds=saved["seconds"],
+        checkpoint_gb=saved["checkpoints"],
+        model_gb=saved["model"],
+        start_seconds=prepared - began + waits[0],
+        device=f"{device}{name}",
         threads=torch.get_num_threads(),
         precision=setup.precision.name,
-        environment=runtime.environment(),
     )
 
 
@@ -151,22 +150,20 @@ def small_costs(setup: PretrainSetup, world: World, micro: int) -> tuple[list[St
     """Measure steps of 2 and of 4 clips, at most `micro`. Return them and the seconds to load one clip."""
     began = time.perf_counter()
     samples = [setup.clips[0, i % len(setup.clips)] for i in range(min(SIZES[-1], micro))]
-    loading = (time.perf_counter() - began) / len(samples)
-    return [step_cost(setup, world, samples[:size]) for size in sorted({min(size, micro) for size in SIZES})], loading
+    loading, costs = (time.perf_counter() - began) / len(samples), []
+    for size in sorted({min(size, micro) for size in SIZES}):
+        batch, times = setup.batch_of(samples[:size]), list[float]()
 
+        def batches(batch: Any = batch, times: list[float] = times) -> Generator[Any]:
+            while True:
+                times.append(_now(world.device))
+                yield batch
 
-def step_cost(setup: PretrainSetup, world: World, samples: list[PretrainSample]) -> StepCost:
-    """Measure three steps on these clips, the first of which warms up."""
-    batch, times = setup.batch_of(samples), list[float]()
-
-    def batches() -> Generator[Any]:
-        while True:
-            times.append(_now(world.device))
-            yield batch
-
-    _train(setup, world, batches(), 3, len(samples))
-    times.append(_now(world.device))
-    return StepCost(len(samples), min(b - a for a, b in itertools.pairwise(times[1:])), _peak(world.device))
+        _train(setup, world, batches(), 3, size)  # the first step warms up
+        times.append(_now(world.device))
+        fastest = min(b - a for a, b in itertools.pairwise(times[1:]))
+        costs.append(StepCost(size, fastest, _peak(world.device)))
+    return costs, loading
 
 
 def extrapolate(costs: Sequence[StepCost], clips: int) -> StepCost:
@@ -190,74 +187,22 @@ def machine(device: torch.device) -> dict[str, float]:
     return {name: size for name, size in found.items() if size}
 
 
-def noise(scratch: Path, rate: int, seconds: float, count: int) -> Catalogue:
-    """Return a catalogue of `count` recordings: some FLAC files of coloured noise, which compress about as speech."""
-    rng = np.random.default_rng(0)
-    names = []
-    for i in range(min(FILES, count)):
-        x = rng.normal(0.0, 0.02, round(seconds * rate) + 7)
-        wave = np.convolve(x, np.ones(8) / 2, "valid").astype(np.float32)
-        names.append(str(scratch / f"{i:02d}.flac"))
-        soundfile.write(names[-1], wave, rate)
-    clips = [Clip(names[i % len(names)], seconds, rate, 1) for i in range(count)]
-    return Catalogue.from_clips(clips, root=scratch, header={"mean": -8.0, "std": 4.0})  # any values cost the same
-
-
-@dataclass
-class _Rounds:
-    """Times of the rounds, taken where the training loop requests its next batch."""
-
-    steps: int
-    device: torch.device
-    seconds: list[float] = field(default_factory=list)
-    waits: list[float] = field(default_factory=list)
-    first: float = 0.0
-
-    def batches(self, data: Iterator[Any]) -> Generator[Any]:
-        batch = next(data)
-        self.first = time.perf_counter()
-        yield batch
-        yield next(data)
-        for _ in range(ROUNDS):
-            start, waited = _now(self.device), list[float]()
-            for _ in range(self.steps):
-                requested = time.perf_counter()
-                batch = next(data)
-                waited.append(time.perf_counter() - requested)
-                yield batch
-            self.seconds.append((_now(self.device) - start) / self.steps)
-            self.waits.append(statistics.mean(waited))
-        yield batch  # the loop logs and saves after its last step, which is not measured
-
-
-@dataclass
-class _Save:
-    """Write what a run writes at a checkpoint, and keep its time and sizes."""
-
-    setup: PretrainSetup
-    folder: Path
-    seconds: float = 0.0
-    state_gb: float = 0.0
-    model_gb: float = 0.0
-
-    def __call__(self, step: int, tensors: dict[str, torch.Tensor]) -> Callable[[], None]:
-        began, background = time.perf_counter(), self.setup.settings.records.save_in_background
-        if background:
-            Saver(True).copy(tensors)  # the loop's own copy was made before this call
-        written = self.setup.model(step)
-        self.seconds = time.perf_counter() - began
-
-        def write() -> None:
-            began = time.perf_counter()
-            written.save(self.folder / "model", overwrite=True)
-            checkpoint.save_state(self.folder / "checkpoints", step, tensors, {"step": step}, keep=1)
-            self.seconds += 0.0 if background else time.perf_counter() - began
-            self.model_gb, self.state_gb = (
-                sum(path.stat().st_size for path in (self.folder / name).rglob("*") if path.is_file()) / 1e9
-                for name in ("model", "checkpoints")
-            )
-
-        return write
+def _checkpoint(setup: PretrainSetup, step: int, tensors: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Write what a run writes at a checkpoint; return the seconds without a step and the sizes in GB."""
+    began, background = time.perf_counter(), setup.settings.records.save_in_background
+    if background:
+        Saver().copy(tensors)
+    written = setup.model(step)
+    copied = time.perf_counter() - began
+    with tempfile.TemporaryDirectory(prefix="asit-plan-") as scratch:
+        folders = Path(scratch, "model"), Path(scratch, "checkpoints")
+        written.save(folders[0])
+        checkpoint.save_state(folders[1], step, tensors, {"step": step}, keep=1)
+        seconds = copied if background else time.perf_counter() - began
+        size = {
+            one.name: sum(path.stat().st_size for path in one.rglob("*") if path.is_file()) / 1e9 for one in folders
+        }
+    return {"seconds": seconds, **size}
 
 
 def _train(setup: PretrainSetup, world: World, batches: Iterator[Any], steps: int, clips: int, **options: Any) -> None:
@@ -270,21 +215,10 @@ def _train(setup: PretrainSetup, world: World, batches: Iterator[Any], steps: in
         stop_after=0,
         checkpoint_every=steps,
         log_every=steps,
-        save_in_background=setup.settings.records.save_in_background,
+        save_in_background=False,
     )
     with Records(None, steps, 0, tensorboard=False) as records:
         loop.fit(setup.task, batches, plan, world, setup.precision, records, **options)
-
-
-def _keys(setup: PretrainSetup, world: World, micro: int, kept: bool) -> MicroBatchSampler:
-    """Return micro-batches in a run's order; where recordings are kept, the same few again, so that most are kept."""
-    if not kept:
-        return dataclasses.replace(setup.sampler, batch=micro * world.size, micro=micro)
-    seed, count, workers = setup.settings.seed, len(setup.clips), max(1, setup.workers)
-    few = max(1, min(count // micro, 2 * workers))
-    few = few // workers * workers or few  # each loader process gets its own clips again
-    first = permutation(seed, 0, count)[: few * micro]
-    return MicroBatchSampler(order=lambda epoch: first, count=few * micro, batch=micro, micro=micro)
 
 
 def _peak(device: torch.device) -> dict[str, float]:
@@ -294,22 +228,10 @@ def _peak(device: torch.device) -> dict[str, float]:
     return found
 
 
-def _free_memory(device: torch.device) -> dict[str, float]:
-    """Return the free memory of the machine and its GPU in GB; the machine's only if known."""
-    free, table = dict[str, float](), Path("/proc/meminfo")
-    if table.exists():
-        rows = dict(line.split(":") for line in table.read_text().splitlines())
-        free["cpu"] = int(rows["MemAvailable"].split()[0]) * 1024 / 1e9
-    if device.type == "cuda":
-        free["gpu"] = torch.cuda.mem_get_info(device)[0] / 1e9
-    return free
-
-
-def _fits(costs: Sequence[StepCost], clips: int, seconds: float, free: dict[str, float]) -> bool:
-    """Whether two steps per round fit in `seconds`, and a step in the share of the memory that was free at first."""
-    cost = extrapolate(costs, clips)
-    grown = {name: cost.memory_gb[name] - costs[0].memory_gb[name] for name in free}
-    return 2 * ROUNDS * cost.seconds < seconds and all(grown[name] < MEMORY_SHARE * free[name] for name in free)
+def _fits(cost: StepCost, seconds: float, machine_gb: dict[str, float]) -> bool:
+    """Whether two steps per round fit in `seconds`, and a step in the share of the memory."""
+    fits = all(cost.memory_gb[name] < MEMORY_SHARE * size for name, size in machine_gb.items())
+    return fits and 2 * ROUNDS * cost.seconds < seconds
 
 
 def _resident(who: int) -> float:
