@@ -2,7 +2,7 @@
 
     python bench/checkpoint.py [--toy] [--threads 1] [--every 4] [--seconds 1.5]
 
-The loop is the real one (`asit.training.loop.fit`) over the real state of pretraining, base encoder with the heads of
+The loop is the real one (`asit.training.loop.Loop`) over the real state of pretraining, base encoder with the heads of
 preset official-v2; a step is a stand-in that keeps the cores busy for `--seconds` and gives every parameter a
 gradient. Each way runs in a process of its own, three checkpoints of student, teacher, centres and optimiser, and the
 model beside them.
@@ -35,7 +35,7 @@ def work(pipe: Connection, toy: bool, threads: int, every: int, seconds: float, 
     from asit.io import checkpoint
     from asit.model.audio_model import AudioModel
     from asit.pretrain import method
-    from asit.training import loop, throughput
+    from asit.training import loop, throughput, trainable
     from asit.training.metrics_log import Records
 
     torch.set_num_threads(threads)
@@ -51,11 +51,11 @@ def work(pipe: Connection, toy: bool, threads: int, every: int, seconds: float, 
     held: list[float] = []
     busy = torch.ones(512, 512)
 
-    def step(*_: Any) -> loop.StepOutput:
+    def step(*_: Any) -> trainable.StepOutput:
         began = time.perf_counter()
         while time.perf_counter() < began + seconds:
             busy @ busy
-        return loop.StepOutput(sum(p.square().mean() for p in task.student.parameters() if p.requires_grad))
+        return trainable.StepOutput(sum(p.square().mean() for p in task.student.parameters() if p.requires_grad))
 
     def after(*_: Any) -> None:
         taken.append(time.perf_counter())
@@ -97,7 +97,15 @@ def work(pipe: Connection, toy: bool, threads: int, every: int, seconds: float, 
 
         total = CHECKPOINTS * every
         plan = loop.Plan(total, total, 4, 1, (0.9, 0.999), 3.0, True, total + 1, every, save_in_background=background)
-        loop.fit(task, batches(), plan, world, runtime.Precision("float32", ""), records, save=save)
+        loop.Loop(
+            task=task,
+            batches=batches(),
+            plan=plan,
+            world=world,
+            precision=runtime.Precision("float32", ""),
+            records=records,
+            save=save,
+        ).run()
         size = sum(f.stat().st_size for f in (root / "checkpoints").rglob("*.safetensors"))
     between = [b - a for a, b in itertools.pairwise(taken)]
     at = [i for i in range(len(between)) if (i + 1) % every]  # not those with a checkpoint within

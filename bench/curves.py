@@ -2,11 +2,11 @@
 
     python bench/curves.py [--toy] [--threads 1] [--rounds 3] [--only batch length size loader] [--json FILE]
 
-The step is the real one, `asit.training.loop.fit` over the pretraining method, preset default, on a batch that is there
-already; each point is a process of its own, started anew in each round, so that slow times of the machine are shared by
-all. The least of a few steps in a process, the median over rounds. Fits: batch, a + b x (a: clipping, optimiser,
-teacher); length, a + b T + c T^2 over T tokens of a view (c: attention); size, seconds a GFLOP. The loader reads clips
-made here: FLAC of 10 s and Opus of 1 s, by 0 (this process), 1 and 2 processes.
+The step is the real one, `asit.training.loop.Loop` over the pretraining method, preset default, on a batch that is
+there already; each point is a process of its own, started anew in each round, so that slow times of the machine are
+shared by all. The least of a few steps in a process, the median over rounds. Fits: batch, a + b x (a: clipping,
+optimiser, teacher); length, a + b T + c T^2 over T tokens of a view (c: attention); size, seconds a GFLOP. The loader
+reads clips made here: FLAC of 10 s and Opus of 1 s, by 0 (this process), 1 and 2 processes.
 """
 
 from __future__ import annotations
@@ -76,15 +76,15 @@ def step(encoder: str, batch: int, seconds: float, threads: int) -> dict[str, fl
         many = 1 << 30
         plan = loop.Plan(many, 1000, batch, 1, (0.9, 0.999), 3.0, True, log_every=many, checkpoint_every=many)
         try:
-            loop.fit(
-                setup.task,
-                batches(),
-                plan,
-                world,
-                setup.precision,
-                Records(None, many, 0, tensorboard=False),
-                start=5000,
-            )
+            loop.Loop(
+                task=setup.task,
+                batches=batches(),
+                plan=plan,
+                world=world,
+                precision=setup.precision,
+                records=Records(None, many, 0, tensorboard=False),
+                step=5000,
+            ).run()
         except (StopIteration, RuntimeError):
             marks.append((time.perf_counter(), time.process_time()))
         spans = [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(marks[1:])]

@@ -3,7 +3,7 @@
     python bench/finetune.py [--toy] [--threads 2] [--rounds 7] [--batch 8] [--plain 2] [--only step sizes]
                               [--precision float32]
 
-The step is the real one: `asit.training.loop.fit` over `asit.finetune.supervised`, the base encoder and a head of 527
+The step is the real one: `asit.training.loop.Loop` over `asit.finetune.supervised`, the base encoder and a head of 527
 classes, settings of the recipe audioset-20k on 10 s clips. Beside it stand, each in a process of its own and taken
 in turn, round by round: bf16 matrix products of several shapes; the step with freed memory given back to the system;
 the step fed by the loader from 10 s FLAC files; and torch's own transformer layers in float32 and under bf16
@@ -161,7 +161,8 @@ def ours(
     records = Records(None, 0, 0, tensorboard=False)
     world = runtime.World(0, 1, torch.device("cpu"), "the bench")
     try:
-        loop.fit(watched, batches(), plan, world, runtime.Precision(precision, ""), records, start=5000)
+        what = {"plan": plan, "world": world, "precision": runtime.Precision(precision, ""), "records": records}
+        loop.Loop(task=watched, batches=batches(), step=5000, **what).run()
     except (StopIteration, RuntimeError):
         return
     finally:

@@ -158,7 +158,8 @@ def ours(row: Row, device: Any, toy: bool, steps: int, wait: Callable[[], None])
     records = Records(None, 0, 0, tensorboard=False)
     with attention, plain_losses(row.losses == "plain"), contextlib.suppress(StopIteration):
         batches = prefetched(given(), device, prepare)  # type: ignore[type-var]
-        loop.fit(task, batches, plan, world, runtime.Precision(row.precision, ""), records, start=5000)
+        what = {"plan": plan, "world": world, "precision": runtime.Precision(row.precision, ""), "records": records}
+        loop.Loop(task=task, batches=batches, step=5000, **what).run()
     if len(marks) < 2:
         raise MemoryError("the steps did not come to their end")
     return {"seconds": (marks[1] - marks[0]) / steps, "notes": notes.lines}
@@ -192,7 +193,7 @@ def numerics(row: Row, device: Any, toy: bool, steps: int, wait: Callable[[], No
 
     from asit import runtime
     from asit.pretrain import method
-    from asit.training.loop import Now
+    from asit.training.trainable import Now
 
     settings, frames = settings_of(row, toy)
     batch = batch_of(row, settings, frames)

@@ -2,7 +2,7 @@
 
     python bench/processes.py [--toy] [--rounds 5] [--encoder small] [--batch 16] [--seconds 10]
 
-The step is the real one, `asit.training.loop.fit` over the pretraining method with `asit.runtime.world`, on batches
+The step is the real one, `asit.training.loop.Loop` over the pretraining method with `asit.runtime.world`, on batches
 that are there already: the same clips a step whatever the processes. 1 x 2 threads stands beside 2 x 1, and 1 x 4
 beside 4 x 1, which on fewer than four cores is more threads than cores. Groups of processes stay up and take turns, a
 group that waits uses no core; ratios are of the same round, medians over rounds. By the clock, and by CPU time of all
@@ -91,7 +91,8 @@ def process(pipe: Connection | None, options: dict[str, Any], threads: int, env:
         )
         records = Records(None, many, 0, tensorboard=False)
         try:
-            loop.fit(setup.task, batches(), plan, world, setup.precision, records, start=5000)
+            what = {"plan": plan, "world": world, "precision": setup.precision, "records": records}
+            loop.Loop(task=setup.task, batches=batches(), step=5000, **what).run()
         except (StopIteration, RuntimeError):
             return
 

@@ -3,7 +3,7 @@
     python bench/step.py [--toy] [--network base|speech] [--threads 2] [--rounds 7] [--official 2] [--allocator]
                          [--against SRC] [--profile]
 
-The step is the real one: `asit.training.loop.fit` over one synthetic batch of 4 clips, two views of 592 frames, the
+The step is the real one: `asit.training.loop.Loop` over one synthetic batch of 4 clips, two views of 592 frames, the
 base encoder with the losses of preset official-v2 without local views; or, as `speech`, that preset's encoder 192 wide
 over 64 clips of 0.8 s with two local views. Freed memory is kept, as `asit` does. Beside it stand, each in a process
 of its own and taken in turn, round by round: bf16 matrix products of several shapes; the official settings in float32,
@@ -125,7 +125,8 @@ def ours(pipe: Connection, toy: bool, threads: int, source: str | None, profile:
     # Far enough into the schedule that nothing is frozen and every rate is above 0.
     world = runtime.World(0, 1, device, "the bench")
     try:
-        loop.fit(watched, batches(), plan, world, runtime.Precision("bf16", ""), records, start=5000)
+        what = {"plan": plan, "world": world, "precision": runtime.Precision("bf16", ""), "records": records}
+        loop.Loop(task=watched, batches=batches(), step=5000, **what).run()
     except (StopIteration, RuntimeError):
         return
 

@@ -21,7 +21,7 @@ from asit.model.classifier import Classifier, Head
 from asit.model.vit import Encoder
 from asit.runtime import Precision, World
 from asit.training import optim
-from asit.training.loop import Now
+from asit.training.trainable import Now
 
 CPU = torch.device("cpu")
 ALONE = World(0, 1, CPU, "as asked")

@@ -20,7 +20,7 @@ from asit.pretrain.pretrain_dataset import PretrainBatch
 from asit.pretrain.pretrain_resolve import check, resolve
 from asit.runtime import Precision, World
 from asit.training import optim
-from asit.training.loop import Now
+from asit.training.trainable import Now
 
 CPU = torch.device("cpu")
 WORLD = World(0, 1, CPU, "")
@@ -77,7 +77,7 @@ def batch(
 def move_apart(task: ASiT) -> None:
     """Student, teacher and centres differ, as after many steps."""
     with torch.no_grad():
-        for i, parameter in enumerate(itertools.chain(*(module.parameters() for _, module in task._modules()))):
+        for i, parameter in enumerate(itertools.chain(*(module.parameters() for _, module in task.modules()))):
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)))
         for i, centre in enumerate((task.class_centre, task.patch_centre)):
             centre.value.copy_(0.3 * torch.randn(centre.value.shape, generator=torch.Generator().manual_seed(i)))

@@ -21,7 +21,7 @@ from asit.pretrain.pretrain_dataset import DeviceViews, PretrainBatch
 from asit.pretrain.pretrain_resolve import resolve
 from asit.runtime import Precision, World
 from asit.training import optim
-from asit.training.loop import Now
+from asit.training.trainable import Now
 
 META = torch.device("meta")
 FRAMES, SHORT, CLIPS = 64, 32, 4

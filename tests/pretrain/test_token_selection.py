@@ -19,7 +19,7 @@ from asit.pretrain.method import ASiT
 from asit.pretrain.pretrain_dataset import GLOBAL_VIEWS, PretrainBatch
 from asit.pretrain.pretrain_resolve import resolve
 from asit.runtime import Precision, World
-from asit.training.loop import Now
+from asit.training.trainable import Now
 
 CPU = torch.device("cpu")
 WORLD, FLOAT32 = World(0, 1, CPU, ""), Precision("float32", "")
@@ -71,7 +71,7 @@ def build(chosen: ResolvedPretrainSettings) -> ASiT:
     """Networks and centres that differ, as after many steps."""
     task = ASiT(chosen, FRAMES, torch.Generator().manual_seed(0), CPU)
     with torch.no_grad():
-        for i, parameter in enumerate(itertools.chain(*(module.parameters() for _, module in task._modules()))):
+        for i, parameter in enumerate(itertools.chain(*(module.parameters() for _, module in task.modules()))):
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)))
         task.patch_centre.value.copy_(torch.linspace(-0.3, 0.3, 40))
     return task

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 import asit
 from asit import runtime
 from asit.errors import StoreError
-from asit.finetune import finetune_run
+from asit.finetune import finetune_run, supervised
 from asit.pretrain import pretrain_run
 from asit.pretrain.pretrain_setup import PretrainSetup
-from asit.training import distributed, stopping
+from asit.training import stopping
 
 pytestmark = pytest.mark.slow
 
@@ -123,13 +123,8 @@ def test_gradients_are_exchanged_while_the_backward_pass_goes_on(ranks: Any) -> 
         with runtime.world("cpu", 1) as world:
             layers = nn.Sequential(*[nn.Linear(1024, 1024) for _ in range(12)])
 
-            class Task(distributed.Distributed):
-                _forward = layers
-
-                def trainable(self) -> nn.Module:
-                    return layers
-
-            task, x = Task(), torch.ones(64, 1024)
+            task, x = supervised.Supervised.__new__(supervised.Supervised), torch.ones(64, 1024)
+            task.network = task._forward = layers  # type: ignore[assignment]
             task.distribute(world)
             for _ in range(2):  # the first backward pass settles the buckets
                 task._forward(x).square().mean().backward()

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from asit.errors import CheckpointError, StoreError, TrainingError
 from asit.runtime import Precision, World
 from asit.training import loop, stopping
-from asit.training.loop import Now, Plan, Rates, StepOutput
+from asit.training.loop import Plan
 from asit.training.metrics_log import Records
+from asit.training.trainable import Now, Rates, StepOutput, Trainable
 
 WORLD = World(0, 1, torch.device("cpu"), "")
 FLOAT32 = Precision("float32", "")
@@ -40,7 +41,7 @@ class Pair:
 
 
 @dataclass
-class Line:
+class Line(Trainable):
     """Fits y = 3 x by least squares, and records the calls."""
 
     module: nn.Linear = field(default_factory=lambda: nn.Linear(3, 2))
@@ -62,9 +63,6 @@ class Line:
     def rates(self, now: Now) -> Rates:
         return Rates(0.1 / (1 + now.step), 0.01 * now.step, {"other": now.epoch})
 
-    def lr_scale(self, name: str) -> float:
-        return 1.0
-
     def step(self, batch: Pair, now: Now, precision: Precision, world: World) -> StepOutput:
         self.calls.append(("step", now.step, now.measure, tuple(batch.ids)))
         if now.step in self.at:
@@ -84,11 +82,8 @@ class Line:
     def after_update(self, now: Now, world: World) -> None:
         self.calls.append(("after", now.step))
 
-    def state(self) -> dict[str, Tensor]:
-        return dict(self.module.state_dict())
-
-    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        self.module.load_state_dict(dict(tensors))
+    def modules(self) -> list[tuple[str, nn.Module]]:
+        return [("line", self.module)]
 
     def suspects(self, batch: Pair) -> list[str]:
         return [name for name, x in zip(batch.ids, batch.x, strict=True) if x.abs().max() > 100] or list(batch.ids)
@@ -121,7 +116,8 @@ def fit(
 ) -> loop.Outcome:
     with Records(out, chosen.total, start, tensorboard=False) as records:
         batches = data if data is not None else stream(start * chosen.accumulate)
-        return loop.fit(task, batches, chosen, WORLD, FLOAT32, records, start=start, **how)
+        how |= {"plan": chosen, "world": WORLD, "precision": FLOAT32, "records": records}
+        return loop.Loop(task=task, batches=batches, step=start, **how).run()
 
 
 def by_hand(steps: int, passes: int = 1) -> nn.Linear:
@@ -177,7 +173,7 @@ def test_six_steps_equal_three_and_three_resumed() -> None:
     outcome = fit(first, plan(stop_after=3), save=save)
     assert (outcome.step, outcome.finished) == (3, False)
     assert set(saved[3]) == {
-        *("task/weight", "task/bias"),
+        *("task/line.weight", "task/line.bias"),
         *(f"optimiser/{name}/{kind}" for name in ("weight", "bias") for kind in ("step", "exp_avg", "exp_avg_sq")),
     }
     second.load_state({name.removeprefix("task/"): v for name, v in saved[3].items() if name.startswith("task/")})
@@ -321,7 +317,7 @@ def test_data_that_ends_saves_the_last_complete_step(tmp_path: Path) -> None:
     gone = StoreError("shard-3.tar is not there", "a shard", "bring it back")
 
     def save(step: int, tensors: dict[str, Tensor]) -> None:
-        saves[step] = tensors["task/weight"].clone()
+        saves[step] = tensors["task/line.weight"].clone()
 
     with pytest.raises(StoreError) as caught:
         fit(Line(), plan(accumulate=2), tmp_path, data=ending(7, gone), save=save)
@@ -348,7 +344,7 @@ def test_a_checkpoint_is_of_its_step_and_its_failure_is_raised(background: bool)
             if step == 4:
                 raise CheckpointError("the disk is full")
             time.sleep(0.05 if background else 0)
-            written.append((step, tensors["task/weight"].clone()))
+            written.append((step, tensors["task/line.weight"].clone()))
 
         return write
 

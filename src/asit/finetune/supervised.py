@@ -17,12 +17,10 @@ from asit.config import ResolvedFinetuneSettings
 from asit.config.finetune_settings import ResolvedFinetuneOptim
 from asit.errors import CheckpointError
 from asit.finetune.finetune_dataset import FinetuneBatch
-from asit.io.checkpoint import load_strict
 from asit.model.classifier import Classifier
 from asit.runtime import Precision, World
 from asit.training import compilation, distributed, optim
-from asit.training.distributed import Distributed
-from asit.training.loop import Now, Rates, StepOutput
+from asit.training.trainable import Now, Rates, StepOutput, Trainable, not_finite
 
 
 def smooth(target: Tensor, share: float) -> Tensor:
@@ -44,8 +42,8 @@ def classification_loss(logits: Tensor, target: Tensor, kind: Literal["ce", "bce
     return F.binary_cross_entropy_with_logits(logits.float(), target)
 
 
-class Supervised(Distributed):
-    """A classifier and its training as the loop sees it (`asit.training.loop.Trainable`).
+class Supervised(Trainable):
+    """A classifier and its training as the loop sees it.
 
     Args:
         network: encoder and head.
@@ -69,7 +67,7 @@ class Supervised(Distributed):
         self._plain = self.network
         self.parallel, self.checkpoint_activations = settings.parallel, settings.checkpoint_activations
         if compilation.wanted(settings.compile, device):
-            compilation.compiled(self.network.encoder.blocks, device)
+            compilation.compiled(list(self.network.encoder.blocks))
 
     def scored(self) -> Classifier:
         """Return the network that is scored and saved: the averaged one once it has weights, else the one in training.
@@ -116,9 +114,6 @@ class Supervised(Distributed):
             parts["train_accuracy"] = (logits.argmax(1) == batch.target.argmax(1)).float().mean()
         return StepOutput(loss, parts)
 
-    def gradients_ready(self, now: Now) -> None:
-        """Nothing is held back."""
-
     @torch.no_grad()
     def after_update(self, now: Now, world: World) -> None:
         """Update the averaged weights (EMA, or the mean over the ends of epochs)."""
@@ -137,13 +132,13 @@ class Supervised(Distributed):
         torch._foreach_lerp_(distributed.own(ours), distributed.own(theirs), share)
         self.seen += 1
 
-    def state(self) -> dict[str, Tensor]:
+    def modules(self) -> list[tuple[str, nn.Module]]:
         """The network, and the averaged one."""
-        out = {f"network.{name}": value for name, value in self.network.state_dict().items()}
-        if self.averaged is not None:
-            out |= {f"averaged.{name}": value for name, value in self.averaged.state_dict().items()}
-            out["seen"] = self.seen
-        return out
+        return [("network", self.network), *([("averaged", self.averaged)] if self.averaged is not None else [])]
+
+    def state(self) -> dict[str, Tensor]:
+        """The modules, and the number of averaged updates."""
+        return super().state() | ({} if self.averaged is None else {"seen": self.seen})
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Put `state` back.
@@ -151,11 +146,7 @@ class Supervised(Distributed):
         Raises:
             CheckpointError: anything is missing, unknown or of another shape.
         """
-        for part, module in (("network", self.network), ("averaged", self.averaged)):
-            if module is not None:
-                prefix = part + "."
-                own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-                load_strict(module, own, part)
+        super().load_state(tensors)
         if self.averaged is not None:
             seen = tensors.get("seen")
             if seen is None or seen.shape != self.seen.shape or seen.dtype != self.seen.dtype:
@@ -168,9 +159,7 @@ class Supervised(Distributed):
 
     def suspects(self, batch: FinetuneBatch) -> list[str]:
         """Return the clips whose input is not finite; all clips where every input is finite."""
-        good = torch.isfinite(batch.x).flatten(1).all(1)
-        found = [name for name, fine in zip(batch.ids, good.tolist(), strict=True) if not fine]
-        return found or list(batch.ids)
+        return not_finite(batch.x, batch.ids)
 
 
 def learning_rate(settings: ResolvedFinetuneOptim, now: Now) -> float:

@@ -8,7 +8,6 @@ L local views, R = V * B rows, P patches, K prototypes, T frames, F mel bins.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +20,11 @@ from asit.pretrain.networks import Networks, Outputs
 from asit.pretrain.pretrain_dataset import GLOBAL_VIEWS, PretrainBatch
 from asit.runtime import Precision, World
 from asit.training import compilation, distributed, optim
-from asit.training.distributed import Distributed
-from asit.training.loop import Now, Rates, StepOutput
+from asit.training.trainable import Now, Rates, StepOutput, Trainable, not_finite
 
 
-class ASiT(Distributed):
-    """The method as the loop sees it (`asit.training.loop.Trainable`).
+class ASiT(Trainable):
+    """The method as the loop sees it.
 
     Args:
         settings: checked and resolved.
@@ -65,7 +63,7 @@ class ASiT(Distributed):
         if compilation.wanted(settings.compile, device):
             blocks = [block for network in (self.student, self.teacher) if network for block in network.encoder.blocks]
             blocks += self.student.decoder.blocks if self.student.decoder is not None else []
-            compilation.compiled(blocks, device)
+            compilation.compiled(blocks)
 
     # called by the loop
 
@@ -86,10 +84,6 @@ class ASiT(Distributed):
     def rates(self, now: Now) -> Rates:
         """Learning rate and weight decay, and the teacher's momentum and temperature."""
         return schedules(self.settings, now)
-
-    def lr_scale(self, name: str) -> float:
-        """All parameters have one learning rate."""
-        return 1.0
 
     def step(self, batch: PretrainBatch, now: Now, precision: Precision, world: World) -> StepOutput:
         """Return the three losses of a micro-batch, and the gauges when they are measured."""
@@ -202,27 +196,16 @@ class ASiT(Distributed):
         centres = [centre for centre, has_loss in wanted if has_loss]
         losses.update_centres(centres, self.settings.losses.centre_momentum, reduce)
 
-    def state(self) -> dict[str, Tensor]:
+    def modules(self) -> list[tuple[str, nn.Module]]:
         """Student, teacher and centres."""
-        return {f"{part}.{name}": value for part, module in self._modules() for name, value in _tensors(module).items()}
-
-    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put `state` back.
-
-        Raises:
-            CheckpointError: anything is missing, unknown or of another shape.
-        """
-        for part, module in self._modules():
-            prefix = part + "."
-            own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-            shared = _aliases(module)
-            load_strict(module, own | {alias: own[name] for alias, name in shared.items() if name in own}, part)
+        out: list[tuple[str, nn.Module]] = [("student", self.student)]
+        if self.teacher is not None:
+            out += [("teacher", self.teacher), ("class_centre", self.class_centre), ("patch_centre", self.patch_centre)]
+        return out
 
     def suspects(self, batch: PretrainBatch) -> list[str]:
         """Return the clips whose views are not finite; all clips where every view is finite."""
-        rows = torch.isfinite(batch.clean).flatten(1).all(1).view(GLOBAL_VIEWS, -1).all(0)
-        found = [name for name, good in zip(batch.ids, rows.tolist(), strict=True) if not good]
-        return found or list(batch.ids)
+        return not_finite(batch.clean, batch.ids)
 
     @torch.no_grad()
     def picture(self, batch: PretrainBatch, precision: Precision) -> dict[str, Tensor]:
@@ -248,12 +231,6 @@ class ASiT(Distributed):
         encoder = (self.teacher or self.student).encoder
         mels = self.settings.front_end.mels
         return distributed.unsharded(encoder, lambda: empty_encoder(self.settings.encoder, self.frames, mels))
-
-    def _modules(self) -> list[tuple[str, nn.Module]]:
-        out: list[tuple[str, nn.Module]] = [("student", self.student)]
-        if self.teacher is not None:
-            out += [("teacher", self.teacher), ("class_centre", self.class_centre), ("patch_centre", self.patch_centre)]
-        return out
 
 
 def schedules(settings: ResolvedPretrainSettings, now: Now) -> Rates:
@@ -290,19 +267,3 @@ def spread(x: Tensor) -> Tensor:
     """
     unit = nn.functional.normalize(x.float(), dim=-1)
     return unit.std(0, unbiased=False).mean() * math.sqrt(x.shape[1])
-
-
-def _aliases(module: nn.Module) -> dict[str, str]:
-    """Names in the state that stand for a tensor that has another name already (a shared last layer)."""
-    seen: dict[int, str] = {}
-    out = {}
-    for name, value in module.state_dict(keep_vars=True).items():
-        first = seen.setdefault(id(value), name)
-        if first != name:
-            out[name] = first
-    return out
-
-
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    aliases = _aliases(module)
-    return {name: value for name, value in module.state_dict().items() if name not in aliases}

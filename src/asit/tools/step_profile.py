@@ -218,7 +218,8 @@ def _train(setup: PretrainSetup, world: World, batches: Iterator[Any], steps: in
         save_in_background=False,
     )
     with Records(None, steps, 0, tensorboard=False) as records:
-        loop.fit(setup.task, batches, plan, world, setup.precision, records, **options)
+        what: dict[str, Any] = {"task": setup.task, "batches": batches, "plan": plan, "world": world}
+        loop.Loop(**what, precision=setup.precision, records=records, **options).run()
 
 
 def _peak(device: torch.device) -> dict[str, float]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Mapping
-from types import TracebackType
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -26,28 +25,28 @@ class Saver:
     """
 
     def __init__(self, background: bool = True) -> None:
-        self.background = background
+        # Not a daemon thread: a process that ends still finishes the file.
+        self._writer = ThreadPoolExecutor(1, "checkpoint") if background else None
         self._spare: dict[str, Tensor] = {}
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._written: Future[None] | None = None
         self._copied: list[torch.cuda.Event] = []
 
     def __enter__(self) -> Saver:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._thread is not None:
-            self._thread.join()
+    def __exit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.shutdown()
 
     @property
     def busy(self) -> bool:
         """Whether a checkpoint is being written."""
-        return self._thread is not None and self._thread.is_alive()
+        return self._written is not None and not self._written.done()
 
     @property
     def failed(self) -> bool:
         """Whether the writer has failed; `settle` raises its error."""
-        return self._error is not None
+        return self._written is not None and self._written.done() and self._written.exception() is not None
 
     def settle(self) -> None:
         """Wait until nothing is being written.
@@ -55,12 +54,9 @@ class Saver:
         Raises:
             BaseException: what the writer raised.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
+        written, self._written = self._written, None
+        if written is not None:
+            written.result()
 
     def copy(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the tensors as they are now, on the CPU; the copies of the last call must have been written.
@@ -68,7 +64,7 @@ class Saver:
         Copies from a CUDA device are queued behind its work, and are complete when `start` runs its function.
         """
         assert not self.busy, "the copies are still being written"
-        if not self.background:
+        if self._writer is None:
             return dict(tensors)
         devices = {tensor.device for tensor in tensors.values() if tensor.device.type == "cuda"}
         out = {}
@@ -84,19 +80,13 @@ class Saver:
 
     def start(self, write: Write) -> None:
         """Run `write`, which may read what `copy` returned."""
-        if not self.background:
+        if self._writer is None:
             write()
-            return
-        copied = self._copied
+        else:
+            self._written = self._writer.submit(_write_copies, self._copied, write)
 
-        def run() -> None:
-            try:
-                for event in copied:
-                    event.synchronize()
-                write()
-            except BaseException as error:
-                self._error = error
 
-        # Not a daemon thread: a process that ends still finishes the file.
-        self._thread = threading.Thread(target=run, name="checkpoint")
-        self._thread.start()
+def _write_copies(copied: Sequence[torch.cuda.Event], write: Write) -> None:
+    for event in copied:
+        event.synchronize()
+    write()

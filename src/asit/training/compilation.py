@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -20,7 +20,6 @@ log = logging.getLogger(__name__)
 _LIMIT = 64
 """Shapes that a block is compiled for. Torch's own limit is 8, which views, local views, teacher and the sizes that
 `asit plan` measures soon exceed; later shapes would run plain without notice."""
-_TRIED: dict[str, str | None] = {}
 
 
 def wanted(setting: bool | str, device: torch.device) -> bool:
@@ -28,14 +27,7 @@ def wanted(setting: bool | str, device: torch.device) -> bool:
     return device.type == "cuda" if setting == "auto" else bool(setting)
 
 
-def failure(device: torch.device) -> str | None:
-    """Return why torch.compile does not work on a device, or None; compiles a small function once per device type."""
-    if device.type not in _TRIED:
-        _TRIED[device.type] = _try(device)
-    return _TRIED[device.type]
-
-
-def compiled(modules: Iterable[nn.Module], device: torch.device) -> bool:
+def compiled(modules: Collection[nn.Module]) -> None:
     """Compile modules in place, for training only: in evaluation, with its many shapes, they run plain.
 
     Each is compiled for up to 64 shapes and runs plain for others. If the compiler fails at the first call, all modules
@@ -43,23 +35,12 @@ def compiled(modules: Iterable[nn.Module], device: torch.device) -> bool:
 
     Args:
         modules: such as the blocks of an encoder, before they are wrapped for several processes.
-        device: where they run.
-
-    Returns:
-        Whether anything was compiled.
     """
-    reason = failure(device)
-    if reason is not None:
-        log.warning(f"compile: off, torch.compile does not work here: {reason}")
-        return False
     shared = _Shared()
-    count = 0
     for module in modules:
         module.compile(dynamic=False)
         module._compiled_call_impl = _Guarded(module, module._compiled_call_impl, shared)  # type: ignore[assignment]
-        count += 1
-    log.info(f"compile: {count} modules, one by one (torch.compile, inductor)")
-    return count > 0
+    log.info(f"compile: {len(modules)} modules, one by one (torch.compile, inductor)")
 
 
 class _Shared:
@@ -88,7 +69,7 @@ class _Guarded:
             if not _of_the_compiler(error):
                 raise
             self.shared.failed = True
-            log.warning(f"compile: off from here on, torch.compile failed: {_line(error)}")
+            log.warning(f"compile: off, torch.compile does not work here: {_line(error)}")
             return self.module._call_impl(*args, **kwargs)
 
 
@@ -107,26 +88,11 @@ def _with_gradient() -> Iterator[None]:
     import torch._dynamo.config as dynamo
     import torch._functorch.config as functorch
 
-    with contextlib.ExitStack() as stack:
-        limit = "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit"
-        stack.enter_context(dynamo.patch({"optimize_ddp": False, limit: _LIMIT}))  # type: ignore[attr-defined]
-        if hasattr(functorch, "force_non_lazy_backward_lowering"):  # torch 2.8 or so and later
-            stack.enter_context(functorch.patch(force_non_lazy_backward_lowering=True))  # type: ignore[attr-defined]
+    with (
+        dynamo.patch({"optimize_ddp": False, "recompile_limit": _LIMIT}),  # type: ignore[attr-defined]
+        functorch.patch(force_non_lazy_backward_lowering=True),  # type: ignore[attr-defined]
+    ):
         yield
-
-
-def _try(device: torch.device) -> str | None:
-    def small(x: Tensor, weight: Tensor) -> Tensor:
-        return nn.functional.gelu(nn.functional.linear(x, weight)).square().sum()
-
-    x = torch.ones(4, 8, device=device)
-    weight = torch.full((8, 8), 0.01, device=device, requires_grad=True)
-    try:
-        with torch.enable_grad():
-            torch.compile(small, dynamic=False)(x, weight).backward()
-    except Exception as error:  # of any kind: torch does not say which ones its compilers raise
-        return _line(error)
-    return None
 
 
 def _of_the_compiler(error: BaseException) -> bool:
@@ -150,18 +116,13 @@ def _line(error: BaseException) -> str:
 
 
 def attention_backends(device: torch.device) -> str:
-    """Return a sentence on the fused attention kernels that torch may choose from on a device."""
-    if device.type != "cuda":
-        return f"attention: torch's fused kernel of {device.type}"
+    """Return a sentence on the fused attention kernels that torch may choose from on a CUDA device."""
     backends = torch.backends.cuda
     flags = {
-        "flash": backends.flash_sdp_enabled() and torch.backends.cuda.is_flash_attention_available(),
+        "flash": backends.flash_sdp_enabled() and backends.is_flash_attention_available(),
         "cuDNN": backends.cudnn_sdp_enabled(),
         "memory-efficient": backends.mem_efficient_sdp_enabled(),
     }
     allowed = ", ".join(name for name, on in flags.items() if on) or "none: plain products"
     major, minor = torch.cuda.get_device_capability(device)
-    return (
-        f"attention: fused kernels allowed: {allowed} (compute capability {major}.{minor}; flash needs 8.0 and bf16 or "
-        "half precision, float32 and masks take the memory-efficient one)"
-    )
+    return f"attention: fused kernels allowed: {allowed} (compute capability {major}.{minor})"

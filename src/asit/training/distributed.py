@@ -9,78 +9,17 @@ Sources: `torch.nn.parallel.DistributedDataParallel`, `torch.distributed.fsdp.fu
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
-import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from asit.runtime import World
-from asit.training import optim
-
-Parallel = Literal["ddp", "fsdp"]
 M = TypeVar("M", bound=nn.Module)
-
-
-class Distributed:
-    """Base of methods: distributes the network in training over the processes."""
-
-    _forward: nn.Module
-    """What is called in a step; wrapped by `distribute`."""
-    parallel: Parallel = "ddp"
-    """How several processes share the work."""
-    checkpoint_activations: bool = False
-    """Keep only the input of each block for the backward pass, and recompute the rest."""
-
-    def trainable(self) -> nn.Module:
-        """The module whose parameters are trained."""
-        raise NotImplementedError
-
-    def followers(self) -> Sequence[nn.Module]:
-        """Networks without gradients that run in each step, as large as the trained one."""
-        return ()
-
-    def distribute(self, world: World) -> None:
-        """Share the work between the processes of the world."""
-        if self.checkpoint_activations:
-            recompute(self.trainable())
-        if world.size == 1:
-            return
-        if self.parallel == "fsdp":
-            mesh = init_device_mesh(world.device.type, (world.size,))
-            for module in (self.trainable(), *self.followers()):
-                shard(module, mesh)
-        elif not isinstance(self._forward, DistributedDataParallel):
-            # Buckets are the gradients' own memory: no copy in and out. They are exchanged while the backward pass
-            # goes on, the last layers' first. Buffers are constants here, and the name of that option has changed.
-            options = inspect.signature(DistributedDataParallel).parameters
-            name = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
-            constant: dict[str, Any] = {name: False}
-            self._forward = DistributedDataParallel(self._forward, gradient_as_bucket_view=True, **constant)
-
-    @contextlib.contextmanager
-    def no_sync(self) -> Iterator[None]:
-        """No exchange of gradients within this context."""
-        if isinstance(self._forward, DistributedDataParallel):
-            with self._forward.no_sync():
-                yield
-        elif isinstance(module := self.trainable(), FSDPModule):
-            module.set_requires_gradient_sync(False)
-            try:
-                yield
-            finally:
-                module.set_requires_gradient_sync(True)
-        else:
-            yield
 
 
 def blocks(module: nn.Module) -> list[nn.Module]:
@@ -149,22 +88,6 @@ def like(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             )
         out[key] = tensor
     return out
-
-
-def clip(gradients: Sequence[Tensor], limit: float, per_parameter: bool) -> Tensor:
-    """`optim.clip` for gradients that may be sharded: their norms are those of the whole tensors."""
-    if not any(isinstance(gradient, DTensor) for gradient in gradients):
-        return optim.clip(gradients, limit, per_parameter)
-    local = own(gradients)
-    # A process may have no row of a small tensor: its norm is 0.
-    squares = torch.stack(torch._foreach_norm(local)).float().square()
-    dist.all_reduce(squares)
-    norms = squares.sqrt()
-    total = torch.linalg.vector_norm(norms)
-    if limit > 0:
-        factors = (limit / ((norms if per_parameter else total.expand(len(norms))) + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_(local, list(factors.unbind()))
-    return total
 
 
 def unsharded(module: M, fresh: Callable[[], M]) -> M:

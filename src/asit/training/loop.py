@@ -1,4 +1,4 @@
-"""The one training loop: it sees a method only through `Trainable`, and data only as batches.
+"""The one training loop: it sees a method only as a `Trainable`, and data only as batches.
 
 A step is a pure function of the weights, the step's number and its batch, so a resumed run equals one that was
 never stopped: on the CPU bit for bit.
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from asit.errors import AsitError, TrainingError
 from asit.runtime import Precision, World
@@ -22,42 +23,10 @@ from asit.training import distributed, optim, stopping
 from asit.training.async_checkpoint import Saver
 from asit.training.metrics_log import Records
 from asit.training.read_failures import Failures
-from asit.training.throughput import Clock, log_step
+from asit.training.throughput import Clock
+from asit.training.trainable import Now, Rates, Trainable
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Now:
-    """The state of a run that schedules and gauges may depend on."""
-
-    step: int
-    total: int
-    steps_per_epoch: int
-    measure: bool = False
-    """Whether gauges are wanted at this step."""
-
-    @property
-    def epoch(self) -> float:
-        """Epochs done, with the fraction of the present one."""
-        return self.step / self.steps_per_epoch
-
-
-@dataclass
-class StepOutput:
-    """The loss, and by name its parts and the gauges."""
-
-    loss: Tensor
-    parts: dict[str, Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Rates:
-    """The schedules at one step; `others` are kept in the records."""
-
-    lr: float
-    weight_decay: float
-    others: Mapping[str, float] = field(default_factory=dict)
 
 
 class Micro(Protocol):
@@ -67,43 +36,6 @@ class Micro(Protocol):
     failures: Sequence[str]
 
     def to(self, device: torch.device) -> Micro: ...
-
-
-class Trainable(Protocol):
-    """A training method. The loop owns the optimiser; the method owns its networks and its schedules."""
-
-    def trainable(self) -> nn.Module:
-        """The module whose parameters are trained."""
-
-    def distribute(self, world: World) -> None:
-        """Get ready for several processes."""
-
-    def rates(self, now: Now) -> Rates:
-        """The schedules at this step: pure functions of it."""
-
-    def lr_scale(self, name: str) -> float:
-        """The learning rate of a parameter of `trainable`, by its name, over the step's."""
-
-    def step(self, batch: Any, now: Now, precision: Precision, world: World) -> StepOutput:
-        """Forward pass of one micro-batch."""
-
-    def gradients_ready(self, now: Now) -> None:
-        """Called after the backward passes and before clipping, to freeze what must not move yet."""
-
-    def after_update(self, now: Now, world: World) -> None:
-        """Called after the optimiser's step: EMA of the teacher, centring, averaged weights."""
-
-    def state(self) -> dict[str, Tensor]:
-        """All tensors needed to resume, weights included."""
-
-    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put `state` back, strictly."""
-
-    def suspects(self, batch: Any) -> list[str]:
-        """The clips of a micro-batch that may have caused a loss that is not finite."""
-
-    def no_sync(self) -> contextlib.AbstractContextManager[Any]:
-        """Context in which backward passes do not exchange gradients between processes."""
 
 
 @dataclass(frozen=True)
@@ -143,47 +75,6 @@ Hook = Callable[[int], None]
 Save = Callable[[int, dict[str, Tensor]], Callable[[], None] | None]
 
 
-def fit(
-    task: Trainable,
-    batches: Iterator[Micro],
-    plan: Plan,
-    world: World,
-    precision: Precision,
-    records: Records,
-    *,
-    start: int = 0,
-    optimiser_state: Mapping[str, Tensor] | None = None,
-    save: Save = lambda step, tensors: None,
-    hooks: Sequence[tuple[int, Hook]] = (),
-) -> Outcome:
-    """Train from step `start` to the end of the plan, or until a signal asks to stop.
-
-    Args:
-        task: the method.
-        batches: micro-batches on the CPU, `accumulate` for each step, from step `start` on.
-        plan: how long and how often.
-        world: processes and device.
-        precision: arithmetic of the networks.
-        records: metrics, log and progress.
-        start: steps done already; `task` holds their weights.
-        optimiser_state: what `save` was given under the prefix "optimiser/", when going on.
-        save: called with the steps done and all tensors; in processes other than the main one there are none. What
-            it returns writes them atomically, and runs in the background of the next steps: the tensors do not
-            change until it has ended.
-        hooks: (every, call) pairs; called with the steps done, in each process that has them.
-
-    Raises:
-        TrainingError: a loss or gradient is not finite; raised before the weights change. On a CUDA device it is
-            raised up to one step later, and the trained weights have not changed.
-        AsitError: what `batches` raised, in any process, after a checkpoint of the last whole step; or what the
-            writer of a checkpoint raised, up to one step later.
-    """
-    with stopping.Signals() as signals, Saver(plan.save_in_background) as saver:
-        fitting = _Fit(task, batches, plan, world, precision, records, signals, saver, start, save)
-        fitting.begin(optimiser_state)
-        return fitting.go(hooks)
-
-
 @dataclass
 class _Passes:
     """What the forward and backward passes of a step gave."""
@@ -196,28 +87,55 @@ class _Passes:
     """What the processes agree on, where they were asked before the last pass."""
 
 
-@dataclass
-class _Fit:
-    """One call of `fit`."""
+@dataclass(kw_only=True)
+class Loop:
+    """One call of a run: `run` trains from step `step` to the end of the plan, or until a signal asks to stop.
+
+    Attributes:
+        task: the method.
+        batches: micro-batches on the CPU, `accumulate` for each step, from step `step` on.
+        plan: how long and how often.
+        world: processes and device.
+        precision: arithmetic of the networks.
+        records: metrics, log and progress.
+        step: steps done; `task` holds their weights.
+        optimiser_state: what `save` was given under the prefix "optimiser/", when resuming.
+        save: called with the steps done and all tensors; in processes other than the main one there are none. What
+            it returns writes them atomically, and runs in the background of the next steps: the tensors do not
+            change until it has ended.
+        hooks: (every, call) pairs; called with the steps done, in each process that has them.
+    """
 
     task: Trainable
-    batches: Iterator[Micro]
+    batches: Iterator[Any]
     plan: Plan
     world: World
     precision: Precision
     records: Records
-    signals: stopping.Signals
-    saver: Saver
-    step: int
-    save: Save
+    step: int = 0
+    optimiser_state: Mapping[str, Tensor] = field(default_factory=dict)
+    save: Save = lambda step, tensors: None
+    hooks: Sequence[tuple[int, Hook]] = ()
 
-    def begin(self, optimiser_state: Mapping[str, Tensor] | None) -> None:
+    def run(self) -> Outcome:
+        """Train.
+
+        Raises:
+            TrainingError: a loss or gradient is not finite; raised before the weights change. On a CUDA device it is
+                raised up to one step later, and the trained weights have not changed.
+            AsitError: what `batches` raised, in any process, after a checkpoint of the last whole step; or what the
+                writer of a checkpoint raised, up to one step later.
+        """
+        with stopping.Signals() as self.signals, Saver(self.plan.save_in_background) as self.saver:
+            self._begin()
+            return self._train()
+
+    def _begin(self) -> None:
         """Get the method ready for the processes, and the optimiser for its first step."""
         self.task.distribute(self.world)
         module = self.task.trainable()
         self.optimiser = optim.adamw(module.named_parameters(), self.plan.betas, self.task.lr_scale)
-        if optimiser_state:
-            optim.load_optimiser_tensors(self.optimiser, distributed.like(module, optimiser_state))
+        optim.load_optimiser_tensors(self.optimiser, distributed.like(module, self.optimiser_state))
         self.parameters = [p for g in self.optimiser.param_groups for p in g["params"]]
         self.saved = self.step
         self.clock = Clock(self.plan.batch)
@@ -226,14 +144,13 @@ class _Fit:
         self.late = stopping.LateCheck(self.task.suspects, self.world) if late else None
         self.last: Micro | None = None
 
-    def go(self, hooks: Sequence[tuple[int, Hook]]) -> Outcome:
+    def _train(self) -> Outcome:
         plan, clock = self.plan, self.clock
         end = min(plan.total, plan.stop_after) if plan.stop_after else plan.total
         stop = False
         while self.step < end and not stop:
-            step = self.step
-            measure = (step + 1) % plan.log_every == 0 or step + 1 == end
-            now = Now(step, plan.total, plan.steps_per_epoch, measure)
+            measure = (self.step + 1) % plan.log_every == 0 or self.step + 1 == end
+            now = Now(self.step, plan.total, plan.steps_per_epoch, measure)
             rates = self.task.rates(now)
             optim.set_rates(self.optimiser, rates.lr, rates.weight_decay)
             self.optimiser.zero_grad(set_to_none=True)
@@ -241,13 +158,12 @@ class _Fit:
             asked = self._agree(passes, now)
             self.optimiser.step()
             self.task.after_update(now, self.world)
-            self.step = step = step + 1
+            self.step = step = self.step + 1
             clock.step()
-            due = [hook for every, hook in hooks if every and (step % every == 0 or step == end)]
+            due = [hook for every, hook in self.hooks if every and (step % every == 0 or step == end)]
             if measure:
                 self._settled()
-                learning = {"lr": rates.lr, "weight_decay": rates.weight_decay, **rates.others}
-                log_step(step, now.steps_per_epoch, passes.parts, learning, clock, end, self.records, self.world)
+                self._log(passes.parts, rates, end)
             # Alone, what came during the line above counts for this step.
             stop = asked if self.world.size > 1 else self.signals.caught is not None
             began = time.perf_counter()
@@ -262,6 +178,22 @@ class _Fit:
         # Which process the signal met does not matter: all of them stop, and all say why.
         caught: str | None = next((found for found in self.world.gather(self.signals.caught) if found), None)
         return Outcome(self.step, self.step == plan.total, caught, clock.seconds, clock.rate())
+
+    def _log(self, parts: Mapping[str, Tensor], rates: Rates, end: int) -> None:
+        """Write the step to metrics.jsonl and show progress, with the means over all processes."""
+        stacked = torch.stack([value.reshape(()) for value in parts.values()])
+        self.world.sum_(stacked)
+        values = dict(zip(parts, (stacked / self.world.size).tolist(), strict=True))  # waits for the device
+        clips, wait = self.clock.read()
+        loss = values.pop("loss")
+        record = {"epoch": self.step / self.plan.steps_per_epoch, "loss": loss, "parts": values}
+        record |= {"lr": rates.lr, "weight_decay": rates.weight_decay, **rates.others}
+        record |= {"clips_per_second": clips, "data_wait": wait, "seconds": self.clock.seconds}
+        self.records.write("train", self.step, record)
+        shown = [f"{name} {values[name]:.3f}" for name in ("global", "local", "reconstruction") if name in values]
+        left = (end - self.step) * self.clock.batch / clips if clips > 0 else math.inf
+        details = f"{clips:.1f} clips/s  waits for data {wait:.0%}  {'  '.join(shown)}"
+        self.records.progress(self.step, f"loss {loss:.3f}", left, details)
 
     def _passes(self, now: Now) -> _Passes:
         """Forward and backward passes of a step."""
@@ -308,7 +240,7 @@ class _Fit:
         if passes.parts:
             self.task.gradients_ready(now)
             gradients = [p.grad for p in self.parameters if p.grad is not None]
-            parts["gradient_norm"] = distributed.clip(gradients, self.plan.clip, self.plan.clip_per_parameter)
+            parts["gradient_norm"] = optim.clip(gradients, self.plan.clip, self.plan.clip_per_parameter)
         if self.late is None and passes.ended is None:
             spoilt = stopping.broken(parts)
             bad = bool(spoilt) or not bool(torch.isfinite(parts["gradient_norm"]))
@@ -328,14 +260,8 @@ class _Fit:
         return stop
 
     def _ask(self, passes: _Passes, bad: bool = False) -> Callable[[], list[bool]]:
-        mine = [
-            passes.ended is not None,
-            self.signals.caught is not None,
-            self.saver.failed,
-            bad,
-            self.failures.unshared,
-        ]
-        return self.world.ask(mine)
+        signalled = self.signals.caught is not None
+        return self.world.ask([passes.ended is not None, signalled, self.saver.failed, bad, self.failures.unshared])
 
     def _out_of_data(self, error: AsitError | None) -> NoReturn:
         """Keep the last whole step and raise, in all processes, what came instead of a batch in one of them."""
@@ -344,10 +270,7 @@ class _Fit:
             self._checkpoint()
         self._written()
         self.records.event(self.step, f"stopped: {found}; step {self.saved} is kept")
-        raise error or TrainingError(
-            f"another process of this run got no more data: {found}",
-            remedy="see its message",
-        )
+        raise error or TrainingError(f"another process of this run got no more data: {found}", remedy="see its message")
 
     def _settled(self) -> None:
         """Make sure that the last step was no spoilt one, where that is not known yet."""
@@ -380,6 +303,5 @@ class _Fit:
         except Exception as caught:
             error = caught
         if self.world.any(error is not None):
-            raise error or TrainingError(
-                "the main process of this run could not write a checkpoint", remedy="see its message"
-            )
+            found = "the main process of this run could not write a checkpoint"
+            raise error or TrainingError(found, remedy="see its message")

@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from asit.errors import CheckpointError
+from asit.training import distributed
 
 
 def cosine(start: float, end: float, at: float) -> float:
@@ -133,24 +136,30 @@ def clip(gradients: Sequence[Tensor], limit: float, per_parameter: bool) -> Tens
     """Scale gradients in place so that their norm is at most `limit`; gives the norm of them all before.
 
     Args:
-        gradients: any number of tensors.
+        gradients: any number of tensors; where they are sharded, their norms are those of the whole tensors.
         limit: largest norm; 0: nothing is changed.
         per_parameter: limit each tensor's norm by itself (v1, v2) instead of the norm of all together.
 
     Returns:
         () float32, on the gradients' device; not finite if any gradient is not.
     """
-    norms = torch.stack(torch._foreach_norm(list(gradients)))
+    local = distributed.own(gradients)
+    norms = torch.stack(torch._foreach_norm(local))
+    if any(isinstance(gradient, DTensor) for gradient in gradients):
+        # A process may have no row of a small tensor: its norm is 0.
+        squares = norms.float().square()
+        dist.all_reduce(squares)
+        norms = squares.sqrt()
     total = torch.linalg.vector_norm(norms)
     if limit > 0:
         factors = (limit / ((norms if per_parameter else total.expand(len(norms))) + 1e-6)).clamp(max=1.0)
         # Multiplying by one is exact, so only what is over the limit changes; on a CPU that is known for free.
-        if gradients[0].device.type == "cpu":
-            over = [(g, f) for g, f in zip(gradients, factors.tolist(), strict=True) if f < 1.0]
-            for gradient, factor in over:
-                gradient.mul_(factor)
+        if local[0].device.type == "cpu":
+            for gradient, factor in zip(local, factors.tolist(), strict=True):
+                if factor < 1.0:
+                    gradient.mul_(factor)
         else:
-            torch._foreach_mul_(list(gradients), list(factors.unbind()))
+            torch._foreach_mul_(local, list(factors.unbind()))
     return total
 
 

@@ -119,14 +119,8 @@ def _processes(settings: RunSettings) -> Iterator[World]:
 
 def _is_of_processes(error: RuntimeError) -> bool:
     """Return whether an error is of the exchange between processes; gloo has no error class of its own."""
-    signs = (
-        "gloo",
-        "Connection closed by peer",
-        "Connection reset by peer",
-        "Broken pipe",
-        "NCCL",
-        "Timed out waiting",
-    )
+    closed = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+    signs = ("gloo", "NCCL", "Timed out waiting", *closed)
     return isinstance(error, torch.distributed.DistError) or any(sign in str(error) for sign in signs)
 
 
@@ -254,16 +248,12 @@ class Launched(Generic[T]):
         """Train to the end of the plan or until a signal, with records, checkpoints and the model's folder.
 
         Args:
-            hooks: made with the records; see `loop.fit`.
+            hooks: made with the records; see `loop.Loop`.
             finish: called with the records when the steps are done.
         """
         setup, world = self.setup, self.setup.world
-        folder, total, tensorboard = (
-            setup.out if world.main else None,
-            setup.plan.total,
-            setup.settings.records.tensorboard,
-        )
-        data = setup.feed(self.step)
+        folder, total = setup.out if world.main else None, setup.plan.total
+        data, tensorboard = setup.feed(self.step), setup.settings.records.tensorboard
         with (
             contextlib.closing(data),
             Records(folder, total, self.step, tensorboard=tensorboard, log=self.log) as records,
@@ -272,18 +262,18 @@ class Launched(Generic[T]):
                 log.debug(bf16.keep_freed_memory())
             records.event(self.step, f"resumed from step {self.step}" if self.resumed else "started")
             try:
-                outcome = loop.fit(
-                    setup.task,
-                    data,
-                    setup.plan,
-                    world,
-                    setup.precision,
-                    records,
-                    start=self.step,
+                outcome = loop.Loop(
+                    task=setup.task,
+                    batches=data,
+                    plan=setup.plan,
+                    world=world,
+                    precision=setup.precision,
+                    records=records,
+                    step=self.step,
                     optimiser_state=self.optimiser_state,
                     save=self._save,
                     hooks=hooks(records),
-                )
+                ).run()
             except (AsitError, OSError) as error:
                 ended = _ended(error, setup.out)
                 # For log.txt alone: the caller shows the error. A full disk takes no more lines.

@@ -19,6 +19,7 @@ from asit.runtime import Precision, World
 from asit.training import loop, resources
 from asit.training.compilation import attention_backends
 from asit.training.prefetch import prefetched
+from asit.training.trainable import Trainable
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class Setup(ABC, Generic[B]):
     collate: Callable[[Any], B]
     on_device: Callable[[B], B] | None
     frames: int
-    task: loop.Trainable
+    task: Trainable
     precision: Precision
     workers: int
     plan: loop.Plan

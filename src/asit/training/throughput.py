@@ -1,16 +1,8 @@
-"""Clips per second of a run, and its line of training metrics."""
+"""Clips per second of a run."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Mapping
-
-import torch
-from torch import Tensor
-
-from asit.runtime import World
-from asit.training.metrics_log import Records
 
 
 class Clock:
@@ -52,37 +44,3 @@ class Clock:
         out = self.steps * self.batch / elapsed, min(1.0, self.waited / elapsed)
         self.last_read, self.steps, self.waited = time.perf_counter(), 0, 0.0
         return out
-
-
-def log_step(
-    step: int,
-    steps_per_epoch: int,
-    parts: Mapping[str, Tensor],
-    rates: Mapping[str, float],
-    clock: Clock,
-    end: int,
-    records: Records,
-    world: World,
-) -> None:
-    """Write a step to metrics.jsonl and show progress, with the means over all processes.
-
-    Args:
-        step: steps done.
-        steps_per_epoch: for the fraction of the epoch.
-        parts: () tensors, the loss among them; reading them waits for the device.
-        rates: learning rate and others of the step.
-        clock: of this process.
-        end: step at which this call of the run ends.
-        records: of this process.
-        world: the processes.
-    """
-    stacked = torch.stack([value.reshape(()) for value in parts.values()])
-    world.sum_(stacked)
-    values = dict(zip(parts, (stacked / world.size).tolist(), strict=True))
-    clips, wait = clock.read()
-    loss = values.pop("loss")
-    speed = {"clips_per_second": clips, "data_wait": wait, "seconds": clock.seconds}
-    records.write("train", step, {"epoch": step / steps_per_epoch, "loss": loss, "parts": values, **rates, **speed})
-    main = "  ".join(f"{name} {values[name]:.3f}" for name in ("global", "local", "reconstruction") if name in values)
-    left = (end - step) * clock.batch / clips if clips > 0 else math.inf
-    records.progress(step, f"loss {loss:.3f}", left, f"{clips:.1f} clips/s  waits for data {wait:.0%}  {main}")
