@@ -37,6 +37,12 @@ def error_of(call: Callable[[], Any]) -> str:
     return str(error.value)
 
 
+@pytest.fixture
+def notes(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level("INFO")
+    return caplog
+
+
 # labels
 
 
@@ -65,8 +71,8 @@ def test_classes_are_compared_as_identifiers(caplog: pytest.LogCaptureFixture) -
 
 def test_names_that_are_read_as_weights_are_pointed_out(caplog: pytest.LogCaptureFixture) -> None:
     text = error_of(lambda: read_labels(listed(["call:0", "call:1"])))
-    assert "the same label: call ('call:0', 'call:1' are names with weights)" in text
-    assert "if 'call:0', 'call:1' are names of classes, replace ':' by another sign" in text
+    assert "the same label: call" in text
+    assert "such as 'call:0', 'call:1' are read as weights of 1 classes; if they are names, replace ':' by '_'" in text
     assert read_labels(listed(["call:0", "call:1", "song:0", "song:1"])).names == ("call", "song")
     (message,) = caplog.messages
     assert message.startswith("labels such as 'call:0', 'call:1', 'song:0', 'song:1' are read as weights of 2 classes")
@@ -111,17 +117,15 @@ def test_texts_that_no_clip_has_any_more_say_nothing() -> None:
     assert not read_labels(whole.subset([0, 1])).multi
 
 
-def test_clips_without_a_label() -> None:
+def test_clips_without_a_label(notes: pytest.LogCaptureFixture) -> None:
     some = listed(["a", None, "b", ";", "a"])
-    text = error_of(lambda: read_labels(some))
-    assert "2 of 5 clips have no label: 1.wav, 3.wav" in text
+    assert "2 of 5 clips have no label: 1.wav, 3.wav" in error_of(lambda: read_labels(some))
     made = read_labels(some, missing="skip")
     assert made.known.tolist() == [True, False, True, False, True]
     assert made.single.tolist() == [0, -1, 1, -1, 0]
     assert "none of the 2 clips has a label" in error_of(lambda: read_labels(listed([None, None]), missing="skip"))
-    splits = make_splits(some, labels=made)
-    assert splits.train.tolist() == [0, 2, 4]
-    assert splits.notes == ["2 clips without a label are left out"]
+    assert make_splits(some, labels=made).train.tolist() == [0, 2, 4]
+    assert notes.messages == ["2 clips without a label are not used"]
 
 
 @pytest.mark.parametrize(
@@ -135,7 +139,7 @@ def test_clips_without_a_label() -> None:
         (
             ["dog", "cta", "cta"],
             {"classes": ["cat", "dog"]},
-            r"1 labels, on 2 clips, .* 'cta' \(did you mean 'cat'\?\)",
+            r"1 labels are not .* 'cta' \(did you mean 'cat'\?\)",
         ),
         (["a", "b"], {"classes": ["a", "b", "a"]}, "listed twice: a"),
     ],
@@ -175,48 +179,52 @@ def rows_of(splits: Splits) -> list[list[int]]:
     return [rows.tolist() for _, rows in splits.items()]
 
 
-def test_splits_by_any_of_their_names() -> None:
+def test_splits_by_any_of_their_names(notes: pytest.LogCaptureFixture) -> None:
     names = [("train", "val", "eval"), ("Training", "dev", "Testing "), ("train", "valid", "evaluation")]
     for train, validation, test in names:
         made = listed(list("ababab"), split=[train, train, validation, test, train, test])
         assert rows_of(make_splits(made)) == [[0, 1, 4], [2], [3, 5]]
+    assert notes.messages == []
     audioset = listed(list("ababab"), split=["balanced", "unbalanced", "test", "balanced", None, "strange"])
-    splits = make_splits(audioset)
-    assert rows_of(splits) == [[0, 1, 3], [], [2]]
-    assert splits.notes == ["1 clips of split strange are not used", "1 clips without a split are not used"]
+    assert rows_of(make_splits(audioset)) == [[0, 1, 3], [], [2]]
+    assert notes.messages == ["1 clips of split strange are not used", "1 clips without a split are not used"]
     splits = make_splits(audioset, train=["balanced"], validation=["strange"], test=["eval"])
     assert rows_of(splits) == [[0, 3], [5], [2]]
-    assert splits.notes[0] == "1 clips of split unbalanced are not used"
+    assert notes.messages[2] == "1 clips of split unbalanced are not used"
     assert rows_of(make_splits(listed(list("abab")))) == [[0, 1, 2, 3], [], []]
 
 
-def test_splits_that_cannot_be() -> None:
+def test_splits_and_folds_that_cannot_be() -> None:
     made = listed(list("abab"), split=["train", "train", "holdout", "test"])
-    text = error_of(lambda: make_splits(made, validation=["holdot"]))
-    assert "no split holdot; did you mean holdout?" in text
-    assert "train (2 clips), holdout (1 clips), test (1 clips)" in text
-    assert "named for train and for test" in error_of(lambda: make_splits(made, test=["training"]))
-    assert "no split is one of train, balanced" in error_of(lambda: make_splits(made.subset([2, 3])))
-    assert "the catalogue has no splits" in error_of(lambda: make_splits(listed(list("ab")), test=["holdout"]))
     some = listed([None, None, "a", "b"], split=["train", "train", "test", "test"])
-    assert "train on has a label" in error_of(lambda: make_splits(some, labels=read_labels(some, missing="skip")))
+    gap = listed(list("abc"), fold=["1", "2", "4"])
+    for call, text in [
+        (lambda: make_splits(made, validation=["holdot"]), "no split holdot; did you mean holdout?"),
+        (lambda: make_splits(made, validation=["holdot"]), "train (2 clips), holdout (1 clips), test (1 clips)"),
+        (lambda: make_splits(made, test=["training"]), "split train is named for train and for test"),
+        (lambda: make_splits(made.subset([2, 3])), "no labelled clip is in one of the splits train, balanced"),
+        (lambda: make_splits(listed(list("ab")), test=["holdout"]), "the catalogue has no splits"),
+        (lambda: make_splits(some, labels=read_labels(some, missing="skip")), "no labelled clip is in one of"),
+        (lambda: make_splits(made, share=1.5), "share of 1.5"),
+        (lambda: make_splits(listed(list("ab"), fold=["1", "2"]), fold="12"), "there is no fold 12"),
+        (lambda: folds(listed(list("ab"))), "no folds"),
+        (lambda: folds(listed(list("ab"), fold=["1", "1"])), "only one fold"),
+        (lambda: folds(gap), "folds without a clip: 3"),
+        (lambda: folds(gap), "there are 1 (1 clips), 2 (1 clips), 4 (1 clips)"),
+        (
+            lambda: make_splits(listed(list("abc"), fold=["x", "y", "z"]).subset([0, 2]), fold="x"),
+            "folds without a clip: y",
+        ),
+    ]:
+        assert text in error_of(call)
 
 
-def test_folds() -> None:
+def test_folds(notes: pytest.LogCaptureFixture) -> None:
     made = listed(list("ab") * 6, fold=[str(i % 11) for i in range(12)])
     assert folds(made) == [str(i) for i in range(11)]
-    splits = make_splits(made, fold="0")
-    assert rows_of(splits) == [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10], [], [0, 11]]
-    assert "there is no fold 12" in error_of(lambda: make_splits(made, fold="12"))
-    assert "no folds" in error_of(lambda: folds(listed(list("ab"))))
-    assert "only one fold" in error_of(lambda: folds(listed(list("ab"), fold=["1", "1"])))
-    text = error_of(lambda: folds(listed(list("abc"), fold=["1", "2", "4"])))
-    assert "folds without a clip: 3" in text
-    assert "there are 1 (1 clips), 2 (1 clips), 4 (1 clips)" in text
-    lost = listed(list("abc"), fold=["x", "y", "z"]).subset([0, 2])
-    assert "folds without a clip: y" in error_of(lambda: make_splits(lost, fold="x"))
-    partly = listed(list("abc"), fold=["1", "2", None])
-    assert make_splits(partly, fold="1").notes == ["1 clips without a fold are left out"]
+    assert rows_of(make_splits(made, fold="0")) == [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10], [], [0, 11]]
+    make_splits(listed(list("abc"), fold=["1", "2", None]), fold="1")
+    assert notes.messages == ["1 clips without a fold are not used"]
 
 
 def test_a_share_is_held_out_by_class() -> None:
@@ -235,42 +243,39 @@ def test_a_share_is_held_out_by_class() -> None:
     assert len(make_splits(given, share=0.2).validation) == 61
 
 
-def test_a_held_out_share_keeps_groups_together() -> None:
+def test_a_held_out_share_keeps_groups_together(notes: pytest.LogCaptureFixture) -> None:
     rng = np.random.default_rng(0)
     groups = [f"g{i}" if i else None for i in rng.integers(0, 40, 800)]
     made = listed([NAMES[i] for i in rng.integers(0, 4, 800)], group=groups)
     labels = read_labels(made)
     splits = make_splits(made, share=0.25, labels=labels)
     assert 0.2 < len(splits.validation) / 800 < 0.3
-    assert check_splits(labels, splits, made.groups) == []
+    check_splits(labels, splits, made.column("group"))
     # A class that one group alone has stays in training.
     one = listed(["a"] * 9 + ["b"] * 3, group=[*"111222333", "4", "4", "4"])
     for seed in range(8):
         assert {9, 10, 11} <= {*make_splits(one, share=0.3, seed=seed).train.tolist()}
     # Groups too large for the share: the smallest, and a note.
+    notes.clear()
     few_groups = listed(["a", "b"] * 20, group=["x"] * 16 + ["y"] * 24)
-    splits = make_splits(few_groups, share=0.1)
-    assert splits.validation.tolist() == [*range(16)]
-    assert splits.notes == ["40% of the training clips are held out, not 10%: groups stay together"]
+    assert make_splits(few_groups, share=0.1).validation.tolist() == [*range(16)]
+    assert notes.messages == ["40% of the training clips are held out, not 10%: groups stay together"]
     text = error_of(lambda: make_splits(listed(["a", "b"] * 4, group=["x"] * 8), share=0.1))
     assert "8 training clips in 1 groups cannot be held out" in text
-    assert "share of 1.5" in error_of(lambda: make_splits(few_groups, share=1.5))
 
 
-def test_splits_that_leak_or_cannot_be_learned_from() -> None:
+def test_splits_that_leak_or_cannot_be_learned_from(notes: pytest.LogCaptureFixture) -> None:
     split = ["train", "train", "val", "test", "test"]
     made = listed(["a", "b", "c", "a", "d"], split=split)
-    assert "1 of 4 classes are in validation and not in train: c (1 clips)" in error_of(
-        lambda: check_splits(read_labels(made), make_splits(made), None)
-    )
+    text = error_of(lambda: check_splits(read_labels(made), make_splits(made), None))
+    assert "1 of 4 classes are in validation and not in train: c (1 clips)" in text
+    assert "--sides.unseen-classes skip (asit finetune), --unseen-classes skip (asit evaluate)" in text
     made = listed(list("abaaa"), split=split, group=["1", "2", None, "1", None])
-    labels, splits = read_labels(made), make_splits(made)
-    for groups in (made.groups, made.column("group")):
-        text = error_of(lambda groups=groups: check_splits(labels, splits, groups))  # type: ignore[misc]
-        assert "1 groups are in train and in test: 1 (1 and 1 clips)" in text
-    assert check_splits(labels, splits, made.groups, allow_shared_groups=True) == [
-        "1 of 2 classes have no test clips: b"
-    ]
+    labels, splits, groups = read_labels(made), make_splits(made), made.column("group")
+    text = error_of(lambda: check_splits(labels, splits, groups))
+    assert "1 groups are in train and in test: 1 (1 and 1 clips)" in text
+    check_splits(labels, splits, groups, allow_shared_groups=True)
+    assert notes.messages == ["1 of 2 classes have no test clips: b"]
 
 
 @pytest.mark.parametrize(("one", "other"), [("ann", "ann "), ("1", "1.0"), ("é", "e\u0301"), ("a b", "a\u00a0 b")])
@@ -278,22 +283,21 @@ def test_a_group_spelt_in_two_ways_is_one(one: str, other: str) -> None:
     split = ["train", " Train", "test ", "TEST"]
     made = listed(["a", "b", "a ", "b"], split=split, group=[one, "x", other, "y"])
     labels, splits = read_labels(made), make_splits(made)
-    assert "1 groups are in train and in test" in error_of(lambda: check_splits(labels, splits, made.groups))
+    text = error_of(lambda: check_splits(labels, splits, made.column("group")))
+    assert "1 groups are in train and in test" in text
     kept = listed(list("abab"), fold=["1", "2.0", "1.0 ", "2"])
     assert folds(kept) == ["1", "2"]
     assert make_splits(kept, fold=" 1.0").test.tolist() == [0, 2]
 
 
-def test_splits_without_the_classes_that_are_not_trained() -> None:
+def test_splits_without_the_classes_that_are_not_trained(notes: pytest.LogCaptureFixture) -> None:
     split = ["train", "train", "val", "test", "test", "test"]
     made = listed(["a", "b", "c", "a", "d", "c"], split=split)
-    labels, splits = read_labels(made), make_splits(made)
-    text = error_of(lambda: check_splits(labels, splits, None))
-    assert "--sides.unseen-classes skip (asit finetune), --unseen-classes skip (asit evaluate)" in text
-    found = drop_unseen_classes(labels, splits)
-    assert [rows.tolist() for _, rows in found.items()] == [[0, 1], [], [3]]
-    assert found.unseen == ("c", "d")
-    assert found.notes == ["2 of 4 classes have no training clip: c, d; their 3 validation and test clips are left out"]
+    labels = read_labels(made)
+    found = drop_unseen_classes(labels, make_splits(made))
+    assert (rows_of(found), found.unseen) == ([[0, 1], [], [3]], ("c", "d"))
+    (note,) = notes.messages
+    assert note == "2 of 4 classes have no training clip: c, d; their 3 validation and test clips are left out"
     check_splits(labels, found, None)
     several = listed(["a;b", "a", "a;c", "b", "c:0.5;b"], split=["train", "train", "test", "test", "test"])
     found = drop_unseen_classes(read_labels(several), make_splits(several))

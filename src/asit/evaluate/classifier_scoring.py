@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from asit.data.catalogue.catalogue import Catalogue
 from asit.data.catalogue.labels import read_labels
-from asit.data.catalogue.splits import make_splits, may_share_groups
+from asit.data.catalogue.splits import make_splits, may_share_groups, rows_of_splits
 from asit.data.loading.loader import loader
 from asit.data.loading.windows import WindowBlock, Windows
 from asit.errors import CatalogueError
@@ -209,4 +209,4 @@ def _scored_rows(catalogue: Catalogue, settings: ClassifierSettings) -> dict[str
         return {f"fold {settings.fold}": make_splits(catalogue, fold=settings.fold).test}
     if catalogue.column("split") is None:
         return {"all": np.arange(len(catalogue))}
-    return {name: make_splits(catalogue, train=(name,), validation=(), test=()).train for name in settings.splits}
+    return {name: rows_of_splits(catalogue, (name,)) for name in settings.splits}

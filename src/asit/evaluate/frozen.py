@@ -167,12 +167,11 @@ def _all_splits(catalogue: Catalogue, labels: Labels, settings: FrozenSettings) 
     """Yield the checked splits, or (fold, splits) of each fold."""
     over_folds = settings.fold == ALL or (settings.fold is None and by_folds(catalogue))
     for fold in folds(catalogue) if over_folds else [settings.fold]:
+        log.debug("fold %s", fold)
         try:
             splits = _checked_splits(catalogue, labels, settings, fold)
         except AsitError as error:
             raise (error if fold is None else error_in_fold(fold, error)) from None
-        for note in splits.notes:
-            log.info("%s", note if fold is None else f"fold {fold}: {note}")
         yield fold, splits
 
 
@@ -197,7 +196,7 @@ def _checked_splits(catalogue: Catalogue, labels: Labels, settings: FrozenSettin
     train, validation, test = (_draw(labels, rows, settings) for _, rows in splits.items())
     splits = replace(splits, train=train, validation=validation, test=test)
     shared = may_share_groups(catalogue, settings.allow_shared_groups)
-    splits.notes.extend(check_splits(labels, splits, catalogue.column("group"), allow_shared_groups=shared))
+    check_splits(labels, splits, catalogue.column("group"), allow_shared_groups=shared)
     return splits
 
 

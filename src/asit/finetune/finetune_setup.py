@@ -132,8 +132,6 @@ def prepare(settings: FinetuneSettings, model: AudioModel | None, catalogue: Cat
         reasons = ", ".join(f"{count} {why}" for why, count in skipped.items())
         log.warning(f"the catalogue lacks {sum(skipped.values())} clips that could not be used: {reasons}")
     splits = choose_splits(settings, catalogue, labels)
-    for note in splits.notes:
-        log.info(note)
     if not len(splits.validation):
         log.info("No validation split: the last weights alone are scored")
     elif not settings.validation.every:
@@ -230,7 +228,7 @@ def choose_splits(settings: FinetuneSettings, catalogue: Catalogue, labels: Labe
     if wanted.unseen_classes == "skip":
         splits = drop_unseen_classes(labels, splits)
     shared = may_share_groups(catalogue, wanted.shared_groups)
-    notes = check_splits(labels, splits, catalogue.column("group"), allow_shared_groups=shared)
+    check_splits(labels, splits, catalogue.column("group"), allow_shared_groups=shared)
     if not len(splits.validation) and not len(splits.test):
         raise CatalogueError(
             f"all {len(splits.train)} clips train: none is left to score on",
@@ -246,9 +244,9 @@ def choose_splits(settings: FinetuneSettings, catalogue: Catalogue, labels: Labe
             per_class=sampling.per_class or None,
             seed=settings.seed if settings.label_seed == "auto" else settings.label_seed,
         )
-        notes.append(f"labels of {len(kept)} of {len(splits.train)} training clips are used")
+        log.info(f"labels of {len(kept)} of {len(splits.train)} training clips are used")
         splits = dataclasses.replace(splits, train=kept)
-    return dataclasses.replace(splits, notes=[*splits.notes, *notes])
+    return splits
 
 
 def _input(

@@ -6,8 +6,10 @@ Letters in shapes: N clips, W distinct texts, C classes.
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from asit.data.catalogue.catalogue import Catalogue
-from asit.data.catalogue.columns import Words, encode, identifier, soft_weight
+from asit.data.catalogue.columns import encode, identifier, soft_weight
 from asit.errors import CatalogueError
 
 log = logging.getLogger(__name__)
@@ -106,120 +108,91 @@ def read_labels(
         CatalogueError: clips without a label, fewer than two classes, an invalid weight, several labels where "single"
             is requested, or a name that is not among the classes.
     """
-    used, codes = _used(catalogue.column("label"), len(catalogue))
-    texts = _parse(used)
-    known = np.append(texts.filled, False)[codes]
+    column = catalogue.column("label")
+    words, codes = ((), np.full(len(catalogue), -1, np.int32)) if column is None else (column.words, column.codes)
+    used, codes = np.unique(codes, return_inverse=True)  # words that no clip has do not count
+    texts = _parse([(*words, "")[code] for code in used.tolist()])
+    sizes = np.diff(texts.indptr)
+    known = (sizes > 0)[codes]
     _refuse_missing(catalogue, known, missing)
-    many = texts.soft | (np.diff(texts.indptr)[:-1] > 1)
+    many = texts.soft | (sizes > 1)
     if kind == "single" and many.any():
-        wrong = np.flatnonzero(np.append(many, False)[codes])
+        wrong = np.flatnonzero(many[codes])
         raise CatalogueError(
             f"{len(wrong)} of {len(catalogue)} clips have several labels, or soft ones: {_examples(catalogue, wrong)}",
             "one label a clip",
             "request multi, or correct these labels",
         )
-    multi = kind == "multi" or (kind == "auto" and bool(many.any()))
-    entries, indptr = _entries(texts.indptr, np.where(codes < 0, len(used), codes))
-    found, weights = texts.indices[entries], texts.weights[entries]
-    if classes is None:
-        classes = catalogue.header.get("classes")
-    names, index = _classes(texts, np.bincount(found, minlength=len(texts.names)), classes)
-    indices = index[found]
-    keep = weights > 0
-    owners = np.repeat(np.arange(len(catalogue)), np.diff(indptr))[keep]
-    order = np.lexsort((indices[keep], owners))
-    ends = np.concatenate([[0], np.cumsum(np.bincount(owners, minlength=len(catalogue)))]).astype(np.int64)
+    names, index = _classes(texts, catalogue.header.get("classes") if classes is None else classes)
+    owners, indices = np.repeat(np.arange(len(sizes)), sizes), index[texts.indices]
+    order = np.lexsort((indices, owners))
+    order = order[texts.weights[order] > 0]
     return Labels(
         names=names,
-        multi=multi,
-        indptr=ends,
-        indices=indices[keep][order].astype(np.int32),
-        weights=weights[keep][order],
-        known=known,
-    )
-
-
-def _used(column: Words | None, count: int) -> tuple[list[str], Rows]:
-    """Return the texts in use, and each clip's index among them, -1 for none."""
-    if column is None:
-        return [], np.full(count, -1, np.int64)
-    used = np.bincount(column.codes + 1, minlength=len(column.words) + 1)[1:] > 0
-    index = np.append(np.cumsum(used) - 1, -1)
-    return [column.words[code] for code in np.flatnonzero(used).tolist()], index[column.codes]
+        multi=kind == "multi" or (kind == "auto" and bool(many.any())),
+        indptr=np.append(0, np.cumsum(np.bincount(owners[order], minlength=len(sizes)))),
+        indices=indices[order].astype(np.int32),
+        weights=texts.weights[order],
+        known=sizes > 0,
+    ).take(codes)
 
 
 @dataclass(frozen=True)
 class _Parsed:
-    """W texts, and an empty one after them, as a CSR matrix over the names in them."""
+    """W texts as a CSR matrix over the names in them, in order of first occurrence."""
 
     names: list[str]
-    indptr: npt.NDArray[np.int64]  # (W + 2,)
+    indptr: npt.NDArray[np.int64]
     indices: npt.NDArray[np.int64]
     weights: npt.NDArray[np.float32]
-    filled: npt.NDArray[np.bool_]  # (W,) whether the text names anything
-    soft: npt.NDArray[np.bool_]  # (W,) whether it has weights
+    soft: npt.NDArray[np.bool_]  # (W,) whether the text has weights
     binary: list[str]  # labels with a weight, if all weights are written "0" or "1"
 
 
 def _parse(texts: Sequence[str]) -> _Parsed:
-    """Parse each distinct text once, and each distinct label in them once."""
-    pieces = ";".join(texts).split(";") if texts else []
-    sizes = np.fromiter((text.count(";") + 1 for text in texts), np.int64, len(texts))
-    coded: dict[str, int] = {}
-    codes = np.fromiter((coded.setdefault(piece, len(coded)) for piece in pieces), np.int64, len(pieces))
-    index: dict[str, int] = {}
-    name = np.full(len(coded), -1, np.int64)
-    weight, soft = np.ones(len(coded), np.float32), np.zeros(len(coded), np.bool_)
-    wrong: list[str] = []
+    names: dict[str, int] = {}
     binary: dict[str, bool] = {}
-    for piece, code in coded.items():
-        text = piece.strip()
-        number = soft_weight(text)
+    wrong: list[str] = []
+
+    @functools.cache
+    def label(piece: str) -> tuple[int, float, bool]:
+        """Return index (-1: no name), weight, and whether the weight was given."""
+        name, weight, number = piece.strip(), 1.0, soft_weight(piece.strip())
         if number is not None:
-            text = text[: -len(number) - 1].strip()
-            soft[code] = True
-            binary[piece.strip()] = number in ("0", "1")
-            value = _weight(number)
-            if value is None or not text:
-                wrong.append(piece.strip())
-                continue
-            weight[code] = value
-        if text:
-            name[code] = index.setdefault(text, len(index))
+            binary[name] = number in ("0", "1")
+            try:
+                weight, part = float(number), name[: -len(number) - 1].strip()
+            except ValueError:
+                weight, part = math.nan, ""
+            if not (0 <= weight <= 1 and part):
+                wrong.append(name)
+            name = part
+        return names.setdefault(name, len(names)) if name else -1, weight, number is not None
+
+    rows, soft, differing = [], [], []
+    for text in texts:
+        found = [label(piece) for piece in text.split(";")]
+        row: dict[int, float] = {}
+        for index, weight, _ in found:
+            if index >= 0 and row.setdefault(index, weight) != weight:
+                differing.append(text)
+        rows.append(row)
+        soft.append(any(weighted for index, _, weighted in found if index >= 0))
     if wrong:
         problem = f"{len(wrong)} labels end in a colon and an invalid weight: {', '.join(map(repr, wrong[:5]))}"
         fix = "correct the weights; in a name, replace the last colon by another sign"
         raise CatalogueError(problem, "a name and a weight from 0 to 1, such as 'dog:0.7'", fix)
-    given = name[codes] >= 0
-    owners, codes = np.repeat(np.arange(len(texts)), sizes)[given], codes[given]
-    classes = max(1, len(index))
-    pairs, first, back = np.unique(owners * classes + name[codes], return_index=True, return_inverse=True)
-    weights = weight[codes][first]
-    if (differs := weight[codes] != weights[back]).any():
-        twice = [texts[owner] for owner in np.unique(owners[differs])[:3].tolist()]
-        found = f"labels that occur twice with different weights: {', '.join(map(repr, twice))}"
-        raise CatalogueError(found, "one weight", "correct these labels")
-    counts = np.bincount(pairs // classes, minlength=len(texts) + 1)
-    indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    has_weight = np.bincount(owners[soft[codes]], minlength=len(texts)) > 0
-    doubtful = [*binary] if all(binary.values()) else []
+    if differing:
+        problem = f"labels that occur twice with different weights: {', '.join(map(repr, differing[:3]))}"
+        raise CatalogueError(problem, "one weight", "correct these labels")
     return _Parsed(
-        names=[*index],
-        indptr=indptr,
-        indices=pairs % classes,
-        weights=weights,
-        filled=counts[:-1] > 0,
-        soft=has_weight,
-        binary=doubtful,
+        names=[*names],
+        indptr=np.cumsum([0, *map(len, rows)]),
+        indices=np.array([index for row in rows for index in row], np.int64),
+        weights=np.array([weight for row in rows for weight in row.values()], np.float32),
+        soft=np.array(soft, np.bool_),
+        binary=[*binary] if all(binary.values()) else [],
     )
-
-
-def _weight(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if 0 <= value <= 1 else None
 
 
 def _entries(indptr: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> tuple[Rows, Rows]:
@@ -229,50 +202,33 @@ def _entries(indptr: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> tupl
     return np.arange(ends[-1]) + np.repeat(indptr[rows] - ends[:-1], counts), ends
 
 
-def _classes(
-    texts: _Parsed, counts: npt.NDArray[np.int64], known: Sequence[str] | None
-) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
+def _classes(texts: _Parsed, known: Sequence[str] | None) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
     """Return the classes in their order, and the index of each found name among them."""
-    found = texts.names
-    occur = [name for name, count in zip(found, counts.tolist(), strict=True) if count]
-    names = tuple(sorted(occur) if known is None else known)
+    names = tuple(sorted(texts.names) if known is None else known)
     forms = [identifier(name) or "" for name in names]
     index = {form: i for i, form in enumerate(forms)}
     if len(index) < len(names):
         twice = [name for name, form in zip(names, forms, strict=True) if forms.count(form) > 1]
         raise CatalogueError(f"classes that are listed twice: {', '.join(twice[:5])}", "each class once", "remove one")
-    other = [name for name in occur if name not in index]
-    if other:
-        clips = sum(count for name, count in zip(found, counts.tolist(), strict=True) if name not in index)
+    if other := [name for name in texts.names if name not in index]:
         near = difflib.get_close_matches(other[0], names, 1)
         hint = f" (did you mean '{near[0]}'?)" if near else ""
         raise CatalogueError(
-            f"{len(other)} labels, on {clips} clips, are not among the {len(names)} classes: "
-            f"{', '.join(map(repr, other[:5]))}{hint}",
+            f"{len(other)} labels are not among the {len(names)} classes: {', '.join(map(repr, other[:5]))}{hint}",
             f"labels of the classes {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}",
             "correct the labels, or add these classes",
         )
     first = ", ".join(map(repr, texts.binary[:4]))
+    doubt = f"labels such as {first} are read as weights of {len(names)} classes; if they are names, replace ':' by '_'"
     if len(names) < 2:
-        raise CatalogueError(
-            f"all clips have the same label: {', '.join(names) or 'none'}"
-            + (f" ({first} are names with weights)" if first else ""),
-            "at least two classes",
-            f"if {first} are names of classes, replace ':' by another sign, such as '_'"
-            if first
-            else "label the clips with the classes to distinguish",
-        )
+        found = f"all clips have the same label: {', '.join(names) or 'none'}"
+        raise CatalogueError(found, "at least two classes", doubt if first else "label the clips with their classes")
     if first:
-        log.warning(
-            "labels such as %s are read as weights of %d classes (%s); if they are names, replace ':' by '_'",
-            first,
-            len(names),
-            ", ".join(names[:4]),
-        )
+        log.warning(doubt)
     folded = Counter(name.casefold() for name in names)
     if alike := [name for name in names if folded[name.casefold()] > 1]:
         log.warning("classes that differ only in upper and lower case: %s", ", ".join(map(repr, alike[:6])))
-    return names, np.array([index.get(name, -1) for name in found], np.int64)
+    return names, np.array([index[name] for name in texts.names], np.int64)
 
 
 def _refuse_missing(catalogue: Catalogue, known: npt.NDArray[np.bool_], missing: str) -> None:

@@ -182,7 +182,7 @@ def _labels_of_folders(folder: Path, names: Texts) -> dict[str, Words]:
         problem = f"{len(loose)} of {len(names)} recordings are directly in {folder}: {', '.join(loose[:5])}"
         expected = "each recording in a sub-folder named after its label"
         raise CatalogueError(problem, expected, f"move them into their label's folder, or {table}")
-    tops, inner = ({name: splits.is_usual(name) for name in level} for level in (first, second))
+    tops, inner = ({name: splits.canonical(name) in splits.USUAL for name in level} for level in (first, second))
     fix = f"keep splits and classes apart, as SPLIT/CLASS or CLASS/SPLIT, or {table}"
     if all(tops.values()):
         if loose := [name for name, part in zip(names, second, strict=True) if not part]:

@@ -6,15 +6,17 @@ Letters in shapes: N clips, C classes, n chosen clips.
 from __future__ import annotations
 
 import difflib
+import itertools
+import logging
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from asit.data.catalogue.catalogue import Catalogue
-from asit.data.catalogue.columns import Coder, Words, identifier
+from asit.data.catalogue.columns import Words, identifier
 from asit.data.catalogue.labels import Labels, Rows, read_labels
 from asit.data.catalogue.stratified import hold_out
 from asit.errors import AsitError, AudioError, CatalogueError
@@ -24,12 +26,14 @@ TRAIN = ("train", "balanced", "unbalanced")
 VALIDATION = ("validation",)
 TEST = ("test",)
 
-_DEFAULTS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
+USUAL = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
 _SYNONYMS = {
     **dict.fromkeys(("training",), "train"),
     **dict.fromkeys(("val", "valid", "dev"), "validation"),
     **dict.fromkeys(("testing", "eval", "evaluation"), "test"),
 }
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,14 +42,12 @@ class Splits:
 
     Attributes:
         train, validation, test: the rows.
-        notes: what the user should know, a sentence each.
         unseen: classes whose clips :func:`drop_unseen_classes` removed.
     """
 
     train: Rows
     validation: Rows
     test: Rows
-    notes: list[str] = field(default_factory=list)
     unseen: tuple[str, ...] = ()
 
     def items(self) -> list[tuple[str, Rows]]:
@@ -58,11 +60,6 @@ def canonical(name: str) -> str:
     return _SYNONYMS.get(name, name)
 
 
-def is_usual(name: str) -> bool:
-    """Whether this names a train, validation or test split."""
-    return canonical(name) in _DEFAULTS
-
-
 def rows_of_splits(catalogue: Catalogue, names: Sequence[str]) -> Rows:
     """Return the rows of the clips of these splits, ascending; synonyms are one name.
 
@@ -70,13 +67,8 @@ def rows_of_splits(catalogue: Catalogue, names: Sequence[str]) -> Rows:
         CatalogueError: a split that no clip has.
     """
     column = catalogue.column("split")
-    if column is None:
-        raise CatalogueError(
-            f"there is no split {', '.join(names)}", "a split column in the catalogue's table", "name no splits"
-        )
     _require(column, names, "name one of these, or none")
-    wanted = set(map(canonical, names))
-    return np.flatnonzero(np.array([canonical(word) in wanted for word in column.words] + [False])[column.codes])
+    return np.flatnonzero(_in_splits(column, names, len(catalogue)))
 
 
 def make_splits(
@@ -108,95 +100,97 @@ def make_splits(
         CatalogueError: no clip to train on, an unknown split or fold, a name given for two splits, or a share that
             leaves nothing.
     """
-    notes: list[str] = []
     if not 0 <= share < 1:
         raise CatalogueError(f"a validation share of {share}", "0 or more and below 1", "change it")
     known = np.ones(len(catalogue), np.bool_) if labels is None else labels.known
-    if count := int((~known).sum()):
-        notes.append(f"{count} clips without a label are left out")
+    _log_unused(~known, "without a label")
     if fold is not None:
-        splits = _from_fold(catalogue, fold, known, notes)
+        splits = _from_fold(catalogue, fold, known)
     else:
-        splits = _from_names(catalogue, {"train": train, "validation": validation, "test": test}, known, notes)
+        splits = _from_names(catalogue, {"train": train, "validation": validation, "test": test}, known)
     if not share or len(splits.validation):
         return splits
     labels = read_labels(catalogue) if labels is None else labels
-    held = hold_out(labels, splits.train, catalogue.column("group"), share, seed, notes)
+    held = hold_out(labels, splits.train, catalogue.column("group"), share, seed)
     return replace(splits, train=splits.train[~held], validation=splits.train[held])
 
 
-def _from_fold(catalogue: Catalogue, fold: str, known: npt.NDArray[np.bool_], notes: list[str]) -> Splits:
+def _log_unused(clips: npt.NDArray[np.bool_], which: str) -> None:
+    if count := int(clips.sum()):
+        log.info("%d clips %s are not used", count, which)
+
+
+def _from_fold(catalogue: Catalogue, fold: str, known: npt.NDArray[np.bool_]) -> Splits:
     names, fold = folds(catalogue), identifier(fold) or fold
     if fold not in names:
         raise CatalogueError(f"there is no fold {fold}", f"one of {', '.join(names)}", "choose one of these")
     column = catalogue.column("fold")
     assert column is not None, "folds() has found some"
+    _log_unused(column.codes < 0, "without a fold")
     inside = column.codes == column.words.index(fold)
-    if count := int((column.codes < 0).sum()):
-        notes.append(f"{count} clips without a fold are left out")
     train, test = np.flatnonzero(known & ~inside & (column.codes >= 0)), np.flatnonzero(known & inside)
     if not len(train) or not len(test):
         use = "test" if len(train) else "train"
         raise CatalogueError(f"fold {fold} leaves no labelled clip to {use} on", "labelled clips", "label more clips")
-    return Splits(train, np.empty(0, np.int64), test, notes)
+    return Splits(train, np.empty(0, np.int64), test)
 
 
-def _from_names(
-    catalogue: Catalogue, named: dict[str, Sequence[str]], known: npt.NDArray[np.bool_], notes: list[str]
-) -> Splits:
+def _from_names(catalogue: Catalogue, named: dict[str, Sequence[str]], known: npt.NDArray[np.bool_]) -> Splits:
     column = catalogue.column("split")
-    own = {split: names for split, names in named.items() if tuple(names) != _DEFAULTS[split]}
-    if column is None:
-        if own:
-            raise CatalogueError(
-                f"the catalogue has no splits, and {', '.join(name for names in own.values() for name in names)} is "
-                "requested",
-                "a split column in the table that it was made from",
-                "add it, or name no splits",
-            )
-        empty = np.empty(0, np.int64)
-        return Splits(np.flatnonzero(known), empty, empty, notes)
-    split_of: dict[str, str] = {}
     for split, names in named.items():
-        for name in map(canonical, names):
-            if split_of.setdefault(name, split) != split:
-                found = f"split {name} is named for {split_of[name]} and for {split}"
-                raise CatalogueError(found, "each split once", "remove it from the other")
-    for split, names in own.items():
-        _require(column, names, f"name one of these for {split}")
-    counts = _counts(column)
-    index = {name: i for i, name in enumerate(named)}
-    which = np.array([index.get(split_of.get(canonical(name), ""), -1) for name in column.words] + [-1])[column.codes]
-    train, validation, test = (np.flatnonzero(known & (which == i)) for i in index.values())
-    unused = {f"of split {name}": count for name, count in counts.items() if canonical(name) not in split_of}
-    unused["without a split"] = int((column.codes < 0).sum())
-    notes += [f"{count} clips {which_ones} are not used" for which_ones, count in unused.items() if count]
-    if not len(train):
+        if tuple(names) != USUAL[split]:
+            _require(column, names, f"name one of these for {split}")
+    if column is None:
+        empty = np.empty(0, np.int64)
+        return Splits(np.flatnonzero(known), empty, empty)
+    for (one, first), (other, second) in itertools.combinations(named.items(), 2):
+        if both := set(map(canonical, first)) & set(map(canonical, second)):
+            found = f"split {', '.join(both)} is named for {one} and for {other}"
+            raise CatalogueError(found, "each split once", "remove it from the other")
+    chosen = {split: known & _in_splits(column, names, len(catalogue)) for split, names in named.items()}
+    used = [name for names in named.values() for name in map(canonical, names)]
+    for code, name in enumerate(column.words):
+        if canonical(name) not in used:
+            _log_unused(column.codes == code, f"of split {name}")
+    _log_unused(column.codes < 0, "without a split")
+    if not chosen["train"].any():
+        found = f"no clip to train on: no labelled clip is in one of the splits {', '.join(named['train'])}"
+        raise CatalogueError(found, _listed(column), "name the training splits, or rename them in the table")
+    return Splits(**{split: np.flatnonzero(mask) for split, mask in chosen.items()})
+
+
+def _in_splits(column: Words | None, names: Sequence[str], count: int) -> npt.NDArray[np.bool_]:
+    """Return a mask of the clips in these splits."""
+    if column is None:
+        return np.zeros(count, np.bool_)
+    wanted = set(map(canonical, names))
+    return np.array([*(canonical(word) in wanted for word in column.words), False])[column.codes]
+
+
+def _require(column: Words | None, names: Sequence[str], fix: str) -> None:
+    """Refuse names of splits that no clip has."""
+    if not names:
+        return
+    if column is None:
         raise CatalogueError(
-            f"no clip to train on: no split is one of {', '.join(named['train'])}"
-            if not (which == 0).any()
-            else "no clip to train on has a label",
-            _listed(counts),
-            "name the training splits, or rename them in the table",
+            f"there is no split {', '.join(names)}: the catalogue has no splits",
+            "a split column in the table that it was made from",
+            "add it, or name no splits",
         )
-    return Splits(train, validation, test, notes)
-
-
-def _require(column: Words, names: Sequence[str], fix: str) -> None:
     counts = _counts(column)
     present = set(map(canonical, counts))
     if missing := [name for name in names if canonical(name) not in present]:
         near = difflib.get_close_matches(missing[0], counts, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise CatalogueError(f"there is no split {', '.join(missing)}{hint}", _listed(counts), fix)
+        raise CatalogueError(f"there is no split {', '.join(missing)}{hint}", _listed(column), fix)
 
 
 def _counts(column: Words) -> dict[str, int]:
     return {name: count for name, count in column.counts().items() if count}
 
 
-def _listed(counts: Mapping[str, int]) -> str:
-    return "the splits are " + ", ".join(f"{name} ({count} clips)" for name, count in counts.items())
+def _listed(column: Words) -> str:
+    return "the splits are " + ", ".join(f"{name} ({count} clips)" for name, count in _counts(column).items())
 
 
 def by_folds(catalogue: Catalogue) -> bool:
@@ -214,18 +208,19 @@ def folds(catalogue: Catalogue) -> list[str]:
     if column is None:
         raise CatalogueError("the catalogue has no folds", "a fold column in its table", "add it, or use splits")
     counts = column.counts()
-    empty = [name for name, count in counts.items() if not count]
     if all(name.isdecimal() for name in counts):  # a fold that lost all its clips to a scan leaves a gap
         numbers = set(map(int, counts))
-        empty += [str(number) for number in range(min(numbers), max(numbers)) if number not in numbers]
-    if empty or len(counts) < 2:
-        found = ", ".join(f"{name} ({counts[name]} clips)" for name in sorted(counts, key=_natural) if counts[name])
+        counts |= {str(number): 0 for number in range(min(numbers), max(numbers)) if number not in numbers}
+    names = sorted(counts, key=_natural)
+    empty = [name for name in names if not counts[name]]
+    if empty or len(names) < 2:
+        found = ", ".join(f"{name} ({counts[name]} clips)" for name in names if counts[name])
         raise CatalogueError(
-            f"folds without a clip: {', '.join(sorted(empty, key=_natural))}" if empty else "there is only one fold",
+            f"folds without a clip: {', '.join(empty)}" if empty else "there is only one fold",
             f"at least two folds, and clips in each; there are {found}",
             "see the catalogue's .skipped.jsonl for clips left out, or renumber the folds",
         )
-    return sorted(counts, key=_natural)
+    return names
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -254,29 +249,24 @@ def drop_unseen_classes(labels: Labels, splits: Splits) -> Splits:
     kept = {}
     for split, rows in splits.items()[1:]:
         part = labels.take(rows)
-        mask = np.ones(len(rows), np.bool_)
-        mask[part.owners[~trained[part.indices]]] = False
-        kept[split] = rows[mask]
+        kept[split] = np.delete(rows, part.owners[~trained[part.indices]])
     names = tuple(labels.names[i] for i in unseen.tolist())
-    count = len(splits.validation) + len(splits.test) - sum(map(len, kept.values()))
-    note = f"{len(names)} of {len(labels.names)} classes have no training clip: {', '.join(names[:5])}"
-    note += f"{', ...' * (len(names) > 5)}; their {count} validation and test clips are left out"
-    return replace(splits, **kept, notes=[*splits.notes, note], unseen=names)
+    log.info(
+        "%d of %d classes have no training clip: %s%s; their %d validation and test clips are left out",
+        *(len(names), len(labels.names), ", ".join(names[:5]), ", ..." * (len(names) > 5)),
+        len(splits.validation) + len(splits.test) - sum(map(len, kept.values())),
+    )
+    return replace(splits, **kept, unseen=names)
 
 
-def check_splits(
-    labels: Labels, splits: Splits, groups: npt.NDArray[np.object_] | Words | None, *, allow_shared_groups: bool = False
-) -> list[str]:
-    """Refuse splits that cannot be learned from, or that leak from one to another.
+def check_splits(labels: Labels, splits: Splits, groups: Words | None, *, allow_shared_groups: bool = False) -> None:
+    """Refuse splits that cannot be learned from, or that leak from one to another; log classes without test clips.
 
     Args:
         labels: of the catalogue's clips.
         splits: rows of it.
-        groups: each clip's group or None (``Catalogue.groups``, or its column); None: there are no groups.
+        groups: the catalogue's column of groups; None: there are no groups.
         allow_shared_groups: a group may be in several splits, as speakers are in speaker identification.
-
-    Returns:
-        Notes: training classes without test clips.
 
     Raises:
         CatalogueError: a label of a test or validation clip that no training clip has, or a group in two splits.
@@ -295,10 +285,9 @@ def check_splits(
     if groups is not None and not allow_shared_groups:
         _refuse_shared(groups, splits)
     untested = np.flatnonzero((counts["train"] > 0) & (counts["test"] == 0))
-    if not len(splits.test) or not len(untested):
-        return []
-    first = ", ".join(labels.names[i] for i in untested[:5].tolist())
-    return [f"{len(untested)} of {len(labels.names)} classes have no test clips: {first}"]
+    if len(splits.test) and len(untested):
+        first = ", ".join(labels.names[i] for i in untested[:5].tolist())
+        log.info("%d of %d classes have no test clips: %s", len(untested), len(labels.names), first)
 
 
 def may_share_groups(catalogue: Catalogue, requested: bool) -> bool:
@@ -306,20 +295,11 @@ def may_share_groups(catalogue: Catalogue, requested: bool) -> bool:
     return requested or bool(catalogue.header.get("shared_groups"))
 
 
-def _refuse_shared(groups: npt.NDArray[np.object_] | Words, splits: Splits) -> None:
-    if not isinstance(groups, Words):
-        coder = Coder("group")
-        groups = Words(np.fromiter(map(coder, groups), np.int32, len(groups)), tuple(coder.words))
-    counts = {}
-    for split, rows in splits.items():
-        codes = groups.codes[rows]
-        counts[split] = np.bincount(codes[codes >= 0], minlength=len(groups.words))
+def _refuse_shared(groups: Words, splits: Splits) -> None:
+    counts = {split: groups.take(rows).counts() for split, rows in splits.items()}
     for one, other in (("train", "test"), ("train", "validation"), ("validation", "test")):
-        shared = np.flatnonzero((counts[one] > 0) & (counts[other] > 0))
-        if len(shared):
-            first = ", ".join(
-                f"{groups.words[i]} ({counts[one][i]} and {counts[other][i]} clips)" for i in shared[:5].tolist()
-            )
+        if shared := [name for name in groups.words if counts[one][name] and counts[other][name]]:
+            first = ", ".join(f"{name} ({counts[one][name]} and {counts[other][name]} clips)" for name in shared[:5])
             raise CatalogueError(
                 f"{len(shared)} groups are in {one} and in {other}: {first}",
                 "each group (speaker, recording) in one split; otherwise the score is too good",

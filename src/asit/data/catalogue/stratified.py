@@ -5,6 +5,8 @@ Letters in shapes: N clips, C classes, n chosen clips.
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import numpy.typing as npt
 
@@ -12,14 +14,14 @@ from asit.data.catalogue.columns import Words
 from asit.data.catalogue.labels import Labels, Rows
 from asit.errors import CatalogueError
 
+log = logging.getLogger(__name__)
 
-def hold_out(
-    labels: Labels, rows: Rows, groups: Words | None, share: float, seed: int, notes: list[str]
-) -> npt.NDArray[np.bool_]:
+
+def hold_out(labels: Labels, rows: Rows, groups: Words | None, share: float, seed: int) -> npt.NDArray[np.bool_]:
     """Choose validation clips among training clips; returns a mask (n,) of ``rows``.
 
     Classes keep their shares as nearly as possible (a clip of several counts for its rarest), clips of one group stay
-    together, and each class keeps a training clip.
+    together, and each class keeps a training clip. A share that groups make inexact is logged.
 
     Args:
         labels: of the catalogue's clips.
@@ -27,7 +29,6 @@ def hold_out(
         groups: of the catalogue's clips; None: there are none.
         share: of the training clips, above 0 and below 1.
         seed: of the draw.
-        notes: gets a note where groups make the share inexact.
 
     Raises:
         CatalogueError: nothing can be held out.
@@ -69,7 +70,7 @@ def hold_out(
             "give a validation split, or set the share to 0",
         )
     if groups is not None and abs(held.mean() - share) > 0.02:
-        notes.append(f"{held.mean():.0%} of the training clips are held out, not {share:.0%}: groups stay together")
+        log.info(f"{held.mean():.0%} of the training clips are held out, not {share:.0%}: groups stay together")
     return held
 
 
