@@ -110,14 +110,14 @@ def read_labels(
     """
     column = catalogue.column("label")
     words, codes = ((), np.full(len(catalogue), -1, np.int32)) if column is None else (column.words, column.codes)
-    used, codes = np.unique(codes, return_inverse=True)  # words that no clip has do not count
+    used, rows = np.unique(codes, return_inverse=True)  # words that no clip has do not count
     texts = _parse([(*words, "")[code] for code in used.tolist()])
     sizes = np.diff(texts.indptr)
-    known = (sizes > 0)[codes]
+    known = (sizes > 0)[rows]
     _refuse_missing(catalogue, known, missing)
     many = texts.soft | (sizes > 1)
     if kind == "single" and many.any():
-        wrong = np.flatnonzero(many[codes])
+        wrong = np.flatnonzero(many[rows])
         raise CatalogueError(
             f"{len(wrong)} of {len(catalogue)} clips have several labels, or soft ones: {_examples(catalogue, wrong)}",
             "one label a clip",
@@ -134,7 +134,7 @@ def read_labels(
         indices=indices[order].astype(np.int32),
         weights=texts.weights[order],
         known=sizes > 0,
-    ).take(codes)
+    ).take(rows)
 
 
 @dataclass(frozen=True)

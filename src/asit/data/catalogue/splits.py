@@ -156,7 +156,8 @@ def _from_names(catalogue: Catalogue, named: dict[str, Sequence[str]], known: np
     if not chosen["train"].any():
         found = f"no clip to train on: no labelled clip is in one of the splits {', '.join(named['train'])}"
         raise CatalogueError(found, _listed(column), "name the training splits, or rename them in the table")
-    return Splits(**{split: np.flatnonzero(mask) for split, mask in chosen.items()})
+    train, validation, test = map(np.flatnonzero, chosen.values())
+    return Splits(train, validation, test)
 
 
 def _in_splits(column: Words | None, names: Sequence[str], count: int) -> npt.NDArray[np.bool_]:
