@@ -96,7 +96,7 @@ def test_the_folds_serve_cross_validation(tmp_path: Path, lay: Lay) -> None:
     for fold in folds(made):
         splits = make_splits(made, fold=fold)
         assert [len(rows) for _, rows in splits.items()] == [8, 0, 2]
-        check_splits(read_labels(made), splits, made.groups)
+        check_splits(read_labels(made), splits, made.column("group"))
 
 
 def test_missing_clips_are_counted_and_named(tmp_path: Path, lay: Lay) -> None:

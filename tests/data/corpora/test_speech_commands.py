@@ -233,7 +233,7 @@ def test_version_one_from_the_command_line(tmp_path: Path, lay: Lay, capsys: pyt
     }
     labels, splits = read_labels(made), make_splits(made)
     assert labels.names == ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go", UNKNOWN, SILENCE)
-    check_splits(labels, splits, made.groups)  # the recordings of silence are in two splits, and have no group
+    check_splits(labels, splits, made.column("group"))  # the recordings of silence are in two splits, and have no group
     assert [len(rows) for _, rows in splits.items()] == [5, 4, 4]
     [cut] = [clip for clip in clips if clip.label == "_silence_" and clip.split == "validation"]
     assert cut.seconds == pytest.approx(1.0)

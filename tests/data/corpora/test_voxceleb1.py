@@ -128,6 +128,6 @@ def test_from_the_command_line(tmp_path: Path, lay: Lay, capsys: pytest.CaptureF
     assert made.header["shared_groups"] is True
     assert made.header["classes"] == ["id10001", "id10002", "id10003"]
     splits = make_splits(made)
-    check_splits(read_labels(made), splits, made.groups, allow_shared_groups=made.header["shared_groups"])
+    check_splits(read_labels(made), splits, made.column("group"), allow_shared_groups=made.header["shared_groups"])
     assert [len(rows) for _, rows in splits.items()] == [3, 1, 2]
     assert list(made.splits) == ["test", "train", "train", "validation", "test", "train"]
