@@ -74,7 +74,7 @@ def from_json(
     except (ValueError, RecursionError) as error:
         raise _malformed(error, f"it is not JSON: {error}") from None
     if decoded.count("[") + decoded.count("{") > DEEPEST:
-        _check(value, len(decoded))
+        check_size(value, len(decoded))
     if "\\u" in decoded or not isinstance(text, bytes):
         _check_letters(value, _OTHERS if surrogates else _HALVES)
     return value
@@ -91,7 +91,7 @@ def from_yaml(text: bytes) -> Any:
         raise Malformed(f"it has {len(text)} bytes: no file of settings has more than {_LONGEST}")
     try:
         value = yaml.load(text.decode("utf-8-sig"), _Loader)  # a SafeLoader
-        _check(value, _MOST)
+        check_size(value, _MOST)
     except Malformed:
         raise
     except (yaml.YAMLError, *UNFIT) as error:  # PyYAML's constructors take any tag's text as of its type
@@ -189,7 +189,7 @@ def _integer(digits: str) -> int:
     return value
 
 
-def _check(value: Any, most: int) -> None:
+def check_size(value: Any, most: int) -> None:
     """Raise Malformed for containers nested too deeply, that hold too much with aliases followed, or wide integers."""
     level, seen = [[value]], 0
     for _ in range(DEEPEST + 2):

@@ -66,7 +66,7 @@ def claimed(
     rank_consistency.agree(world, {f"a run in {out}": together(world, claim)})
     with contextlib.ExitStack() as stack:
         log_lines = stack.enter_context(logs.run_log()) if world.main else None
-        together(world, lambda: stack.enter_context(lock.held(out, world.size)), world.main)
+        together(world, lambda: stack.enter_context(lock.held(out)), world.main)
         together(world, lambda: run_dir.tidy(out), world.main)
         # Another run may have ended here since.
         resumed = together(world, claim)

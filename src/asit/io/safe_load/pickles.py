@@ -1,19 +1,20 @@
 """Check a pickle before torch reads it: the names, calls and memory in it, without creating anything.
 
-A pickle is a program. `_measure` checks its operations: only those that `torch.save` writes, and no structure that is
-small in the file and endless once it is followed. `_CheckingUnpickler` runs it with every name replaced by a class that
-only checks how it is used. Then torch's own reader, which knows the same names (torch/_weights_only_unpickler.py), may
-run it.
+A pickle is a program. `_CheckingUnpickler` runs it with every name replaced by a class that only checks how it is used,
+and with no other operations than `torch.save` writes. Then torch's own reader, which knows the same names
+(torch/_weights_only_unpickler.py), may run it.
 """
 
 from __future__ import annotations
 
 import pickle
 import pickletools
-from typing import IO, Any
+from collections.abc import Callable
+from typing import IO, Any, NoReturn
 
 import torch
 
+from asit.io import parsing
 from asit.io.safe_load.refusal import Refused, shown
 
 _ITEM = {
@@ -28,20 +29,15 @@ _WEIGHTS = {"collections.OrderedDict", "torch.Size", "torch._utils._rebuild_para
 _HOLDERS = {"argparse.Namespace", "numpy.dtype"}
 _STATE = {"_codecs.encode", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", *_HOLDERS}
 
-_PUT, _GET = {"BINPUT", "LONG_BINPUT"}, {"BINGET", "LONG_BINGET"}
-_FILL = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD"}
 _KNOWN = {
-    *{"PROTO", "STOP", "MARK", "GLOBAL", "REDUCE", "NEWOBJ", "BINPERSID", *_FILL, *_PUT, *_GET},
-    *{"NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"},
-    *{"BINUNICODE", "SHORT_BINSTRING", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"},
-    *{"EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"},
+    *{"PROTO", "STOP", "MARK", "GLOBAL", "REDUCE", "NEWOBJ", "BINPERSID", "APPEND", "APPENDS", "SETITEM", "SETITEMS"},
+    *{"BUILD", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1"},
+    *{"BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_TUPLE"},
+    *{"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"},
 }
 """Operations of pickles of protocol 2, which are all that torch's reader knows."""
-
-_DEEPEST, _MOST = 100, 10**7
-"""Nested containers, and values with all references followed: beyond what any training saves."""
-_WIDE = 100
-"""Integers of over 64 bits: a hundred thousand with one hash fill a dict for hours."""
+_MOST = 3 * 10**6
+"""Values with all references followed: beyond what any training saves."""
 
 
 def walk(data: IO[bytes], training_state: bool, sizes: dict[str, int]) -> None:
@@ -56,98 +52,42 @@ def walk(data: IO[bytes], training_state: bool, sizes: dict[str, int]) -> None:
         Refused: it holds or does what no file of weights does.
         Exception: it is damaged.
     """
-    at = data.tell()
-    _measure(data)
-    data.seek(at)
-    _CheckingUnpickler(data, _WEIGHTS | _STATE if training_state else _WEIGHTS, sizes).load()
+    found = _CheckingUnpickler(data, _WEIGHTS | _STATE if training_state else _WEIGHTS, sizes).load()
+    try:
+        parsing.check_size(found, _MOST)
+    except parsing.Malformed as error:
+        raise Refused(f"has a pickle that is endless: {error}") from None
 
 
-def _measure(data: IO[bytes]) -> None:
-    """Raise Refused for other operations than torch.save's, and for structures that take forever to follow.
+class _Dict(dict[Any, Any]):
+    """Replaces dict: a tuple of two tuples of two tuples, and so on, would take forever to hash."""
 
-    A tuple that holds a tuple twice, which holds one twice, and so on, takes 60 bytes and 2^30 steps to hash; a million
-    nested tuples overflow the stack. So the values below each value are counted, and their depth.
-    """
-    stack: list[tuple[int, int] | None] = []  # (values, depth); None for the operation MARK
-    memo: dict[int, tuple[int, int]] = {}
-    followed = wide = 0
-    for count, (operation, value, _) in enumerate(pickletools.genops(data), 1):
-        name = operation.name
-        if name not in _KNOWN:
-            raise Refused(f"has a pickle of another kind than torch.save writes ({name})")
-        wide += name == "LONG1" and int(value or 0).bit_length() > 64
-        if wide > _WIDE:
-            raise Refused(f"has more than {_WIDE} numbers of over 64 bits")
-        if name == "MARK":
-            stack.append(None)
-        elif name in _PUT:
-            # References are numbered one by one, and Python makes a list as long as the largest number.
-            if int(value or 0) > count:
-                raise Refused(f"has a pickle that asks for a list of {value} entries and has {count}")
-            memo[int(value or 0)] = _top(stack, 1)[0]
-        elif name in _GET:
-            if value not in memo:
-                raise pickle.UnpicklingError("its pickle takes what it never put")
-            stack.append(memo[value])
-            followed += memo[value][0]
-        else:
-            taken = _take(stack, operation)
-            if operation.stack_after:
-                within, deepest = sum(one[0] for one in taken), max((one[1] for one in taken[:-1]), default=0)
-                last = taken[-1][1] if taken else 0  # what is filled, or the deepest in the stack
-                depth = max(last, deepest + 1) if name in _FILL else max(last, deepest) + 1
-                if depth > _DEEPEST:
-                    raise Refused(f"has a pickle with containers more than {_DEEPEST} deep in one another")
-                stack.append((within + 1, depth if taken else 0))
-        if followed > _MOST:
-            raise Refused(f"has a pickle of {count} operations that leads to more than {_MOST} values")
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if not (isinstance(key, str) or (isinstance(key, int) and -(2**63) <= key < 2**63)):
+            raise Refused("has a key that is neither text nor a number of 64 bits")
+        super().__setitem__(key, value)
 
 
-def _take(stack: list[tuple[int, int] | None], operation: pickletools.OpcodeInfo) -> list[tuple[int, int]]:
-    """Pop what an operation takes off the stack, the topmost first."""
-    before = operation.stack_before
-    if pickletools.markobject not in before:
-        taken = _top(stack, len(before))
-        del stack[len(stack) - len(before) :]
-        return taken
-    if None not in stack:
-        raise pickle.UnpicklingError("its pickle ends what it never began")
-    found: list[tuple[int, int]] = []
-    while (one := stack.pop()) is not None:
-        found.append(one)
-    below = before.index(pickletools.markobject)
-    found += _top(stack, below)
-    del stack[len(stack) - below :]
-    return found
-
-
-def _top(stack: list[tuple[int, int] | None], count: int) -> list[tuple[int, int]]:
-    top = [one for one in stack[len(stack) - count :][::-1] if one is not None] if count <= len(stack) else []
-    if len(top) < count:
-        raise pickle.UnpicklingError("its pickle takes what is not there")
-    return top
-
-
-class _Placeholder(dict[Any, Any]):
+class _Placeholder(_Dict):
     """Replaces whatever a pickle would create: it does nothing, and refuses misuse."""
 
     path = ""
 
     def __new__(cls, *given: Any, **_: Any) -> _Placeholder:
         _check_call(cls.path, given)
-        return super().__new__(cls)
+        found = super().__new__(cls)
+        dict.__setitem__(found, None, [*given])  # for the check of its size; content has no such key
+        return found
 
     def __init__(self, *_: Any, **__: Any) -> None:
         super().__init__()
 
     def __setstate__(self, state: Any) -> None:
         # The attributes of an OrderedDict go before its methods: "items" among them would answer for it.
-        plain = self.path == "collections.OrderedDict" and type(state) is dict and set(state) <= {"_metadata"}
+        plain = self.path == "collections.OrderedDict" and isinstance(state, _Dict) and set(state) <= {"_metadata"}
         if not plain and self.path not in _HOLDERS:
             raise Refused(f"sets attributes of {self.path or 'a storage'}, which files of weights do not")
-
-    def __hash__(self) -> int:  # type: ignore[override]
-        return id(self)
+        self[None].append(state)
 
 
 class _Storage(_Placeholder):
@@ -160,6 +100,8 @@ def _check_call(path: str, given: tuple[Any, ...]) -> None:
     """Raise Refused for a call that allocates memory, or for a tensor outside its storage."""
     if path in _STORAGES:
         raise Refused(f"asks for memory with {path}")
+    if path == "collections.OrderedDict" and given:
+        raise Refused("fills an OrderedDict in another way than torch.save does")
     if path == "_codecs.encode" and (len(given) != 2 or not isinstance(given[0], str) or given[1] != "latin1"):
         raise Refused("turns text into bytes in another way than numpy's scalars need")
     if path in _TENSORS:
@@ -172,7 +114,26 @@ def _check_call(path: str, given: tuple[Any, ...]) -> None:
             raise Refused(f"has a tensor that reaches outside its numbers, of which there are {storage.count}")
 
 
-class _CheckingUnpickler(pickle.Unpickler):
+def _empty_dict(reader: Any) -> None:
+    reader.append(_Dict())
+
+
+def _unknown(name: str) -> Callable[[Any], NoReturn]:
+    def refuse(_: Any) -> NoReturn:
+        raise Refused(f"has a pickle of another kind than torch.save writes ({name})")
+
+    return refuse
+
+
+class _CheckingUnpickler(pickle._Unpickler):
+    """Python's own, since the one in C allocates a list as long as the largest number of a reference."""
+
+    dispatch = {  # noqa: RUF012
+        **pickle._Unpickler.dispatch,
+        **{ord(code.code): _unknown(code.name) for code in pickletools.opcodes if code.name not in _KNOWN},
+        pickle.EMPTY_DICT[0]: _empty_dict,
+    }
+
     def __init__(self, file: IO[bytes], allowed: set[str], sizes: dict[str, int]) -> None:
         super().__init__(file)
         self.allowed = allowed
