@@ -24,10 +24,7 @@ class Server:
 
     files: dict[str, bytes] = field(default_factory=dict)
     script: list[Any] = field(default_factory=list)
-    etag: str | None = '"v1"'
-    modified: str | None = None
     ranges: bool = True
-    honours_if_range: bool = True
     chunked: bool = False
     kind: str = "application/octet-stream"
     asked: list[dict[str, str]] = field(default_factory=list)
@@ -51,11 +48,8 @@ def answer(server: Server, request: BaseHTTPRequestHandler) -> None:
     if content is None:
         request.send_error(404)
         return
-    version = server.etag or server.modified
-    wanted = headers.get("range")
-    current = "if-range" not in headers or headers["if-range"] == version or not server.honours_if_range
-    body = content
-    if wanted and server.ranges and current and act != "all":
+    wanted, body = headers.get("range"), content
+    if wanted and server.ranges and act != "all":
         start, _, last = wanted.removeprefix("bytes=").partition("-")
         first, end = int(start), min(int(last) + 1, len(content)) if last else len(content)
         body = content[first:end]
@@ -69,9 +63,7 @@ def answer(server: Server, request: BaseHTTPRequestHandler) -> None:
         request.send_header("Content-Range", f"bytes {first}-{end - 1}/{len(content)}")
     else:
         request.send_response(200)
-    for name, value in (("ETag", server.etag), ("Last-Modified", server.modified), ("Content-Type", server.kind)):
-        if value:
-            request.send_header(name, value)
+    request.send_header("Content-Type", server.kind)
     request.send_header(*(("Transfer-Encoding", "chunked") if server.chunked else ("Content-Length", str(len(body)))))
     request.end_headers()
     if request.command == "HEAD":

@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from asit.data.download.unpack import ArchiveError, Limits, Unpacked, unpack
+from asit.data.download.http import DownloadError
+from asit.data.download.unpack import unpack
 
 NOISE = np.random.default_rng(0).integers(0, 256, 100_000, dtype=np.uint8).tobytes()  # does not pack
-LIMITS = Limits(files=100, bytes=1_000_000)
+MOST = 1_000_000
+SPECIAL = "'evil' is a link, a device or a pipe"
 FILES = {"top/a.wav": b"one" * 100, "top/deep/b.wav": b"two", "top/empty.txt": b""}
 
 
@@ -41,6 +43,9 @@ def zipped(path: Path, members: list[zipfile.ZipInfo | tuple[str, bytes]]) -> Pa
     return path
 
 
+Make = Callable[[Path, list[tuple[str, bytes]]], Path]
+
+
 def tree(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
@@ -64,11 +69,11 @@ def into(tmp_path: Path) -> Path:
     return folder
 
 
-def refused(archive: Path, into: Path, message: str, limits: Limits = LIMITS) -> None:
+def refused(archive: Path, into: Path, message: str, most: int = MOST) -> None:
     """Unpacking fails with the message, and nothing is outside the folder."""
     box = into.parent
-    with pytest.raises(ArchiveError, match=message) as caught:
-        unpack(archive, into, limits)
+    with pytest.raises(DownloadError, match=message) as caught:
+        unpack(archive, into, most)
     assert str(archive) in str(caught.value)
     assert [p.name for p in box.iterdir()] == ["into"]
     assert not [p for p in into.rglob("*") if p.is_symlink()]
@@ -78,25 +83,22 @@ def refused(archive: Path, into: Path, message: str, limits: Limits = LIMITS) ->
 def test_tars_unpack(tmp_path: Path, into: Path, mode: str) -> None:
     archive = tar(tmp_path / "a", [special("./", tarfile.DIRTYPE), *(("./" + n, b) for n, b in FILES.items())], mode)
     shown: list[int] = []
-    done = unpack(archive, into, LIMITS, progress=lambda at, total: shown.append(at))
-    assert done == Unpacked(3, 303)
+    unpack(archive, into, MOST, progress=lambda at, total: shown.append(at))
     assert tree(into) == FILES
     assert shown == [300, 303, 303, 303]
 
 
 def test_zips_unpack_without_their_top_folder(tmp_path: Path, into: Path) -> None:
     archive = zipped(tmp_path / "a.zip", [("top/", b""), *FILES.items()])
-    shown: list[int | None] = []
-    assert unpack(archive, into, LIMITS, strip=1, progress=lambda at, total: shown.append(total)) == Unpacked(3, 303)
+    unpack(archive, into, MOST, strip=1)
     assert tree(into) == {name.removeprefix("top/"): content for name, content in FILES.items()}
-    assert set(shown) == {303}
 
 
 def test_permissions_of_the_archive_are_not_taken_over(tmp_path: Path, into: Path) -> None:
     info = tarfile.TarInfo("a.sh")
     info.size, info.mode = 3, 0o6777
-    unpack(tar(tmp_path / "a.tar", [info], "w"), into, LIMITS)
-    unpack(zipped(tmp_path / "a.zip", [zip_special("b.sh", stat.S_IFREG | 0o6777)]), into, LIMITS)
+    unpack(tar(tmp_path / "a.tar", [info], "w"), into, MOST)
+    unpack(zipped(tmp_path / "a.zip", [zip_special("b.sh", stat.S_IFREG | 0o6777)]), into, MOST)
     for name in ("a.sh", "b.sh"):
         assert (into / name).stat().st_mode & (stat.S_ISUID | stat.S_ISGID | 0o111) == 0
 
@@ -105,37 +107,30 @@ def test_permissions_of_the_archive_are_not_taken_over(tmp_path: Path, into: Pat
     "name", ["../out.wav", "/tmp/out.wav", "a/../../out.wav", "..\\out.wav", "C:/out.wav", "C:out"]
 )
 @pytest.mark.parametrize("make", [tar, zipped])
-def test_names_that_lead_out_are_refused(
-    tmp_path: Path, into: Path, make: Callable[[Path, list[tuple[str, bytes]]], Path], name: str
-) -> None:
+def test_names_that_lead_out_are_refused(tmp_path: Path, into: Path, make: Make, name: str) -> None:
     refused(make(tmp_path / "a", [("good.wav", b"1"), (name, b"2")]), into, "leads out of the folder")
 
 
 @pytest.mark.parametrize(
-    ("kind", "link", "message"),
+    ("kind", "link"),
     [
-        (tarfile.SYMTYPE, "/etc/passwd", "'evil' is a link to '/etc/passwd'"),
-        (tarfile.SYMTYPE, "good.wav", "'evil' is a link to 'good.wav'"),
-        (tarfile.LNKTYPE, "../../secret", "'evil' is a link to '../../secret'"),
-        (tarfile.CHRTYPE, "", "'evil' is a device or pipe"),
-        (tarfile.BLKTYPE, "", "'evil' is a device or pipe"),
-        (tarfile.FIFOTYPE, "", "'evil' is a device or pipe"),
+        (tarfile.SYMTYPE, "/etc/passwd"),
+        (tarfile.SYMTYPE, "good.wav"),
+        (tarfile.LNKTYPE, "../../secret"),
+        (tarfile.CHRTYPE, ""),
+        (tarfile.BLKTYPE, ""),
+        (tarfile.FIFOTYPE, ""),
     ],
 )
-def test_tars_with_links_and_devices_are_refused(
-    tmp_path: Path, into: Path, kind: bytes, link: str, message: str
-) -> None:
-    refused(tar(tmp_path / "a.tgz", [("good.wav", b"1"), special("evil", kind, link)]), into, message)
+def test_tars_with_links_and_devices_are_refused(tmp_path: Path, into: Path, kind: bytes, link: str) -> None:
+    # A folder that is a link is not written through.
+    members = [("good.wav", b"1"), special("evil", kind, link), ("evil/out.wav", b"1")]
+    refused(tar(tmp_path / "a.tgz", members), into, SPECIAL)
 
 
-def test_a_folder_that_is_a_link_is_not_written_through(tmp_path: Path, into: Path) -> None:
-    members = [special("d", tarfile.SYMTYPE, "../.."), ("d/out.wav", b"1")]
-    refused(tar(tmp_path / "a.tgz", members), into, "'d' is a link")
-
-
-@pytest.mark.parametrize(("mode", "message"), [(stat.S_IFLNK, "is a link"), (stat.S_IFIFO, "is a device or pipe")])
-def test_zips_with_links_and_pipes_are_refused(tmp_path: Path, into: Path, mode: int, message: str) -> None:
-    refused(zipped(tmp_path / "a.zip", [zip_special("evil", mode | 0o777)]), into, "'evil' " + message)
+@pytest.mark.parametrize("mode", [stat.S_IFLNK, stat.S_IFIFO])
+def test_zips_with_links_and_pipes_are_refused(tmp_path: Path, into: Path, mode: int) -> None:
+    refused(zipped(tmp_path / "a.zip", [zip_special("evil", mode | 0o777)]), into, SPECIAL)
 
 
 def test_encrypted_zips_are_refused(tmp_path: Path, into: Path) -> None:
@@ -144,7 +139,7 @@ def test_encrypted_zips_are_refused(tmp_path: Path, into: Path) -> None:
     content[content.index(b"PK\x03\x04") + 6] |= 1
     content[content.index(b"PK\x01\x02") + 8] |= 1
     archive.write_bytes(content)
-    refused(archive, into, "'a.wav' is a encrypted file")
+    refused(archive, into, "'a.wav'.* is encrypted")
 
 
 @pytest.mark.parametrize(
@@ -158,21 +153,14 @@ def test_encrypted_zips_are_refused(tmp_path: Path, into: Path) -> None:
     ],
 )
 def test_a_name_that_occurs_twice_is_refused(tmp_path: Path, into: Path, members: list[tuple[str, bytes]]) -> None:
-    refused(tar(tmp_path / "a.tgz", list(members)), into, "occurs twice")
+    refused(tar(tmp_path / "a.tgz", list(members)), into, "has the path of another member")
 
 
-def test_bombs_are_refused_before_they_burst(tmp_path: Path, into: Path) -> None:
-    bomb = zipped(tmp_path / "bomb.zip", [("a.wav", bytes(5_000_000))])
-    refused(bomb, into, r"declares 5,000,000 bytes\n.*at most 1,000,000 bytes", Limits(10, 1_000_000, ratio=1e9))
-    # Within the limit of bytes, but a thousand to one.
-    refused(bomb, into, "declares 5,000,000 bytes", Limits(10, 10**9))
-    assert not tree(into)
-    packed = tar(tmp_path / "bomb.tgz", [("a.wav", bytes(900_000)), ("b.wav", bytes(900_000))])
-    refused(packed, into, r"at b\.wav more has come out", Limits(files=10, bytes=1_000_000, ratio=1e9))
-    assert sum(map(len, tree(into).values())) <= 2_000_000
-    many = tar(tmp_path / "many.tgz", [(f"{i}.wav", b"") for i in range(11)])
-    with pytest.raises(ArchiveError, match="more than 10 files and folders"):
-        unpack(many, into, Limits(files=10, bytes=10))
+@pytest.mark.parametrize("make", [tar, zipped])
+def test_bombs_are_refused_before_they_burst(tmp_path: Path, into: Path, make: Make) -> None:
+    bomb = make(tmp_path / "bomb", [("a.wav", bytes(900_000)), ("b.wav", bytes(900_000))])
+    refused(bomb, into, r"at b\.wav more has come out\n.*at most 1,000,000 bytes")
+    assert sum(map(len, tree(into).values())) <= MOST
 
 
 def test_a_zip_with_false_sizes_gives_no_more_than_it_declares(tmp_path: Path, into: Path) -> None:
@@ -215,5 +203,5 @@ def test_what_is_no_archive_is_reported(tmp_path: Path, into: Path) -> None:
 
 
 def test_files_beside_the_top_folder_are_refused(tmp_path: Path, into: Path) -> None:
-    with pytest.raises(ArchiveError, match=r"readme\.txt is beside the set's folder"):
-        unpack(zipped(tmp_path / "a.zip", [("readme.txt", b"1")]), into, LIMITS, strip=1)
+    with pytest.raises(DownloadError, match=r"readme\.txt has the path of .* the folder itself"):
+        unpack(zipped(tmp_path / "a.zip", [("readme.txt", b"1")]), into, MOST, strip=1)

@@ -40,7 +40,7 @@ def download(prog: str, summary: str, given: list[str]) -> int:
         keep_archive=options.keep_archive,
         progress=_progress(),
     )
-    counts = " + ".join(f"{part.recordings:,}" for part in got.source.contents)
+    counts = " + ".join(f"{part.recordings:,}" for part in got.source.archives)
     print(f"{got.folder}: {got.source.title}, {counts} recordings" + (", already there" if got.there else ""))
     print(f"licence: {got.source.licence}")
     if got.replaced:

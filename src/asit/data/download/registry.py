@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from asit.data.download.http import DownloadError, RemoteFile
-from asit.data.download.unpack import Limits
 from asit.io.csv_lines import write_csv
 
 
@@ -18,34 +14,34 @@ class Archive:
     """One archive of a set.
 
     Attributes:
-        file: its address and what was published of it.
-        about: bytes, roughly, where the size is not published.
-        limits: the most that it may unpack to.
+        url: http or https.
+        name: of the file on this machine.
+        size: bytes; roughly, where no checksum is published.
+        unpacked: bytes that it unpacks to, roughly.
+        recordings: number of files that `sounds` matches, hidden ones left out.
+        sha256: hexadecimal; None where nothing is published.
         folder: where it goes, below the set's folder; "": the folder itself.
         strip: leading folders inside it that are left out.
+        sounds: pattern of the recordings below `folder`.
+        digest: SHA-256 of the lines "MD5  name" of the recordings in the order of their names; for archives without a
+            published checksum. It finds damage and other versions; it does not protect against forgery.
     """
 
-    file: RemoteFile
-    limits: Limits
-    about: int = 0
+    url: str
+    name: str
+    size: int
+    unpacked: int
+    recordings: int
+    sha256: str | None = None
     folder: str = ""
     strip: int = 0
-
-
-@dataclass(frozen=True)
-class ExpectedContents:
-    """What a folder of the set holds.
-
-    Attributes:
-        folder: below the set's folder.
-        recordings: number of .wav files in it and below, hidden ones left out.
-        digest: SHA-256 of the lines "MD5  name" of these files in the order of their names; for archives without a
-            published checksum. It finds damage and other versions; it is no seal against forgery.
-    """
-
-    folder: str
-    recordings: int
+    sounds: str = "**/*.wav"
     digest: str | None = None
+
+    @property
+    def most(self) -> int:
+        """Bytes that it may unpack to at most."""
+        return self.unpacked * 5 // 4
 
 
 @dataclass(frozen=True)
@@ -55,61 +51,29 @@ class DownloadSource:
     Attributes:
         name: as `asit download` takes it.
         title, licence: for people.
-        unpacked: bytes on the disk, roughly.
-        archives, contents: see these.
-        finish: last step on the unpacked folder: checks of its own, or a file that is derived.
+        archives: see these.
         catalogue: source of the next command, `asit catalogue ...`, with {} for the folder.
+        finish: last step on the unpacked folder: a file that is derived.
     """
 
     name: str
     title: str
     licence: str
-    unpacked: int
     archives: tuple[Archive, ...]
-    contents: tuple[ExpectedContents, ...]
     catalogue: str
     finish: Callable[[Path], None] | None = None
 
 
-def _check_esc50(folder: Path) -> None:
-    """meta/esc50.csv against the names of the files, which hold fold, source, take and class: 1-100032-A-0.wav."""
-    table = folder / "meta" / "esc50.csv"
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as lines:
-            rows = list(csv.DictReader(lines))
-        cells_of = {row["filename"]: [str(row[key]) for key in ("fold", "src_file", "take", "target")] for row in rows}
-    except (FileNotFoundError, KeyError, UnicodeDecodeError, csv.Error) as error:
-        raise DownloadError(
-            f"{table}: {type(error).__name__}: {error}", "the table of ESC-50", "this is another archive: delete it"
-        ) from None
-    audio = {path.name for path in (folder / "audio").iterdir()}
-    wrong = sorted(audio ^ cells_of.keys())
-    wrong += [name for name, cells in cells_of.items() if Path(name).stem != "-".join(cells)]
-    if wrong or len(rows) != len(cells_of):
-        raise DownloadError(
-            f"{table}: {len(rows):,} lines, and {len(wrong):,} names that do not fit the files, such as "
-            + ", ".join(wrong[:3]),
-            "one line a recording, with the fold, source, take and class of its name",
-            "this is another archive: delete it",
-        )
-
-
 def _table_of_digits(folder: Path) -> None:
-    """table.csv: path, label (the digit) and group (the speaker) from the names, such as 7_jackson_32.wav."""
-    rows = []
-    for path in sorted((folder / "recordings").glob("*.wav")):
-        parts = re.fullmatch(r"(\d)_(.+)_\d+", path.stem)
-        if parts is None:
-            raise DownloadError(
-                f"{path}: not a name of this set", "DIGIT_SPEAKER_NUMBER.wav", "this is another archive: delete it"
-            )
-        rows.append((f"recordings/{path.name}", parts[1], parts[2]))
+    """Write table.csv: path, label (the digit) and group (the speaker) from the names, such as 7_jackson_32.wav."""
+    rows = [
+        (f"recordings/{path.name}", *path.stem.split("_")[:2]) for path in sorted((folder / "recordings").glob("*.wav"))
+    ]
     write_csv(folder / "table.csv", [("path", "label", "group"), *rows])
 
 
-def _speech_commands(name: str, size: int, sha256: str) -> RemoteFile:
-    return RemoteFile("https://storage.googleapis.com/download.tensorflow.org/data/" + name, name, size, sha256)
-
+_GITHUB = "https://github.com/"
+_GOOGLE = "https://storage.googleapis.com/download.tensorflow.org/data/"
 
 _ALL = (
     # GitHub packs archives when asked and promises no fixed bytes (three MD5s of this one are in public code), so
@@ -119,23 +83,19 @@ _ALL = (
         name="esc50",
         title="ESC-50",
         licence="CC BY-NC 3.0, each recording with a licence of its own (LICENSE)",
-        unpacked=890_000_000,
         archives=(
             Archive(
-                RemoteFile(
-                    "https://github.com/karolpiczak/ESC-50/archive/33c8ce9eb2cf0b1c2f8bcf322eb349b6be34dbb6.zip",
-                    "ESC-50.zip",
-                ),
-                Limits(files=2_200, bytes=1_000_000_000),
-                about=650_000_000,
+                url=_GITHUB + "karolpiczak/ESC-50/archive/33c8ce9eb2cf0b1c2f8bcf322eb349b6be34dbb6.zip",
+                name="ESC-50.zip",
+                size=650_000_000,
+                unpacked=890_000_000,
+                recordings=2_000,
                 strip=1,
+                sounds="audio/*.wav",
+                digest="7dac98ebb302b554321c1ceacd9ab75bb0769516f66d19b4f3a6a6874355c2f2",
             ),
         ),
-        contents=(
-            ExpectedContents("audio", 2_000, "7dac98ebb302b554321c1ceacd9ab75bb0769516f66d19b4f3a6a6874355c2f2"),
-        ),
         catalogue="esc50 {}",
-        finish=_check_esc50,
     ),
     # Sizes and SHA-256: dataset_infos.json of `superb` in Hugging Face datasets (V1 and its test set) and
     # url_checksums/speech_commands.txt of TensorFlow Datasets (V2); torchaudio has the same SHA-256 of V1 and V2.
@@ -144,30 +104,25 @@ _ALL = (
         name="speech-commands-v1",
         title="Speech Commands V1 with its test set",
         licence="CC BY 4.0",
-        unpacked=2_300_000_000,
         archives=(
             Archive(
-                _speech_commands(
-                    "speech_commands_v0.01.tar.gz",
-                    1_489_096_277,
-                    "743935421bb51cccdb6bdd152e04c5c70274e935c82119ad7faeec31780d811d",
-                ),
-                Limits(files=66_000, bytes=2_600_000_000),
+                url=_GOOGLE + "speech_commands_v0.01.tar.gz",
+                name="speech_commands_v0.01.tar.gz",
+                size=1_489_096_277,
+                unpacked=2_200_000_000,
+                recordings=64_727,
+                sha256="743935421bb51cccdb6bdd152e04c5c70274e935c82119ad7faeec31780d811d",
                 folder="speech_commands_v0.01",
             ),
             Archive(
-                _speech_commands(
-                    "speech_commands_test_set_v0.01.tar.gz",
-                    71_271_436,
-                    "baa084f6b62c91de660ff0588ae4dfc4e4d534aa99ac0e5f406cba75836cbd00",
-                ),
-                Limits(files=3_500, bytes=200_000_000),
+                url=_GOOGLE + "speech_commands_test_set_v0.01.tar.gz",
+                name="speech_commands_test_set_v0.01.tar.gz",
+                size=71_271_436,
+                unpacked=120_000_000,
+                recordings=3_081,
+                sha256="baa084f6b62c91de660ff0588ae4dfc4e4d534aa99ac0e5f406cba75836cbd00",
                 folder="speech_commands_test_set_v0.01",
             ),
-        ),
-        contents=(
-            ExpectedContents("speech_commands_v0.01", 64_727),
-            ExpectedContents("speech_commands_test_set_v0.01", 3_081),
         ),
         catalogue="speech-commands-v1 {}",
     ),
@@ -175,39 +130,34 @@ _ALL = (
         name="speech-commands-v2",
         title="Speech Commands V2",
         licence="CC BY 4.0",
-        unpacked=3_800_000_000,
         archives=(
             Archive(
-                _speech_commands(
-                    "speech_commands_v0.02.tar.gz",
-                    2_428_923_189,
-                    "af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58",
-                ),
-                Limits(files=108_000, bytes=4_500_000_000),
+                url=_GOOGLE + "speech_commands_v0.02.tar.gz",
+                name="speech_commands_v0.02.tar.gz",
+                size=2_428_923_189,
+                unpacked=3_800_000_000,
+                recordings=105_835,
+                sha256="af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58",
             ),
         ),
-        contents=(ExpectedContents("", 105_835),),
         catalogue="speech-commands-v2 {}",
     ),
     DownloadSource(
         name="free-spoken-digit",
         title="Free Spoken Digit Dataset 1.0.10",
         licence="CC BY-SA 4.0",
-        unpacked=40_000_000,
         archives=(
             Archive(
-                RemoteFile(
-                    "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/"
-                    "d6938f9bf1545aa66d8489fc9f1385a7abd64282.zip",
-                    "free-spoken-digit-dataset-1.0.10.zip",
-                ),
-                Limits(files=3_200, bytes=40_000_000),
-                about=17_000_000,
+                url=_GITHUB
+                + "Jakobovski/free-spoken-digit-dataset/archive/d6938f9bf1545aa66d8489fc9f1385a7abd64282.zip",
+                name="free-spoken-digit-dataset-1.0.10.zip",
+                size=17_000_000,
+                unpacked=40_000_000,
+                recordings=3_000,
                 strip=1,
+                sounds="recordings/*.wav",
+                digest="8dd4cec632507842ba5923cf478bf1c132e7fea112a3b9bb34fcfd6a4da80b4d",
             ),
-        ),
-        contents=(
-            ExpectedContents("recordings", 3_000, "8dd4cec632507842ba5923cf478bf1c132e7fea112a3b9bb34fcfd6a4da80b4d"),
         ),
         catalogue="{}/table.csv",
         finish=_table_of_digits,
