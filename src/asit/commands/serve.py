@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -86,11 +85,12 @@ def _application(options: ServeOptions, limits: RequestLimits) -> Guard:
     import torch
 
     import asit
+    from asit.io.child_process import usable_cpus
     from asit.runtime import world
     from asit.serve.analysis import Analyser
     from asit.serve.app import application
 
-    threads = options.threads or max(1, (os.cpu_count() or 1) // options.concurrency)
+    threads = options.threads or max(1, usable_cpus() // options.concurrency)
     with world(options.device) as here:
         model = asit.load(options.model, device=here.device)
     index = None

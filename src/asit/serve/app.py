@@ -14,8 +14,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from asit.errors import AsitError
-from asit.serve.guard import Guard
-from asit.serve.limits import GoneError, Job, RefusedError, RequestLimits, TooLongError
+from asit.serve.guard import Guard, refusal
+from asit.serve.limits import GoneError, Job, RefusedError, RequestLimits
 from asit.serve.query_options import ENDPOINTS, NEIGHBOURS, QueryOption, described, read
 from asit.serve.request_queue import RequestQueue
 
@@ -26,7 +26,6 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 _KINDS = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
 _JSON = "application/json"
-_SEE = "GET /api lists all paths"
 
 
 def application(
@@ -53,31 +52,31 @@ def application(
         )
         for file in resources.files("asit.serve").joinpath("page").iterdir()
     }
+
+    async def health(request: Request) -> Response:
+        return _response(_json({"status": "ok", "inside": queue.inside}))
+
     gets: dict[str, Endpoint] = {
         **page,
         "/api": _constant(_json(described())),
-        "/api/health": _health(queue),
+        "/api/health": health,
         "/api/model": _constant(_json(analyser.facts() | {"limits": shown})),
-        "/api/clip/{number:int}": _numbered(queue, "clip", {}, analyser.clip, "audio/wav"),
-        "/api/neighbours/{number:int}": _numbered(queue, "neighbours", NEIGHBOURS, analyser.nearest_to, _JSON),
+        "/api/clip/{number:int}": _endpoint(queue, "clip", {}, analyser.clip, "audio/wav"),
+        "/api/neighbours/{number:int}": _endpoint(queue, "neighbours", NEIGHBOURS, analyser.nearest_to),
     }
     routes = [Route(path, endpoint, methods=["GET"]) for path, endpoint in gets.items()]
-    for name in ENDPOINTS:
-        routes.append(Route(f"/api/{name}", _recording(queue, name, getattr(analyser, name)), methods=["POST"]))
-    handlers: dict[Any, Any] = {
-        HTTPException: _unrouted,
-        AsitError: _mistake,
-        GoneError: _gone,
-        Exception: _failed,  # uvicorn then logs it
-    }
-    app = Starlette(routes=routes, exception_handlers=handlers)
+    for name, (_, options) in ENDPOINTS.items():
+        endpoint = _endpoint(queue, name, options, getattr(analyser, name))
+        routes.append(Route(f"/api/{name}", endpoint, methods=["POST"]))
+    errors = (HTTPException, AsitError, GoneError, Exception)  # the last one is logged by uvicorn too
+    app = Starlette(routes=routes, exception_handlers=dict.fromkeys(errors, _refuse))
     app.router.redirect_slashes = False
-    return Guard(app, queue, _refusal, host, names)
+    return Guard(app, queue, host, names)
 
 
 def _constant(content: bytes, kind: str = _JSON, cache: str = "no-store") -> Endpoint:
     async def answer(request: Request) -> Response:
-        return _response(content, headers={"cache-control": cache}, kind=kind)
+        return _response(content, kind, cache)
 
     return answer
 
@@ -86,75 +85,38 @@ def _json(value: Mapping[str, Any]) -> bytes:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=1).encode()
 
 
-def _health(queue: RequestQueue) -> Endpoint:
-    async def answer(request: Request) -> Response:
-        return _response(_json({"status": "ok", "inside": queue.inside}))
-
-    return answer
-
-
-def _recording(queue: RequestQueue, name: str, work: Callable[..., bytes]) -> Endpoint:
-    """An endpoint that takes a recording as the body."""
-
-    async def answer(request: Request) -> Response:
-        options = read(name, ENDPOINTS[name][1], request.query_params.multi_items())
-        length = request.headers.get("content-length", "")
-        with queue.admit() as admitted:
-            body = await admitted.body(request.receive, int(length) if length.isdecimal() else None)
-            return _response(await admitted.run(lambda job: work(job, body, **options), request.receive))
-
-    return answer
-
-
-def _numbered(
-    queue: RequestQueue, name: str, known: Mapping[str, QueryOption], work: Callable[..., bytes], kind: str
+def _endpoint(
+    queue: RequestQueue, name: str, known: Mapping[str, QueryOption], work: Callable[..., bytes], kind: str = _JSON
 ) -> Endpoint:
-    """An endpoint that takes the number of a clip of the index."""
+    """An endpoint that takes a recording as the body or, by GET, the number of a clip of the index."""
 
     async def answer(request: Request) -> Response:
         options = read(name, known, request.query_params.multi_items())
-        number = int(request.path_params["number"])
+        length, number = request.headers.get("content-length", ""), request.path_params.get("number")
 
-        def compute(job: Job) -> bytes:
-            return work(job, number, **options)
+        def compute(job: Job, body: bytes) -> bytes:
+            return work(job, body if number is None else number, **options)
 
-        with queue.admit() as admitted:
-            return _response(await admitted.run(compute, request.receive), kind=kind)
+        size = int(length) if length.isdecimal() else None
+        return _response(await queue.answer(compute, request.receive, size, upload=number is None), kind)
 
     return answer
 
 
-def _response(
-    content: bytes, status: int = 200, headers: Mapping[str, str] | None = None, kind: str = _JSON
-) -> Response:
-    return Response(content, status, media_type=kind, headers={"cache-control": "no-store", **(headers or {})})
+def _response(content: bytes, kind: str = _JSON, cache: str = "no-store") -> Response:
+    return Response(content, media_type=kind, headers={"cache-control": cache})
 
 
-def _refusal(error: AsitError) -> Response:
-    """The three parts of an error, with its status."""
-    status, headers = 422 if isinstance(error, TooLongError) else 400, {}
-    if isinstance(error, RefusedError):
-        status, headers = error.status, error.headers
-    parts = {"found": error.found, "expected": error.expected, "remedy": error.remedy}
-    return _response(_json(parts), status, headers)
-
-
-async def _mistake(request: Request, error: AsitError) -> Response:
-    return _refusal(error)
-
-
-async def _unrouted(request: Request, error: HTTPException) -> Response:
-    what = f"{request.method} {request.url.path[:200]}"
-    if error.status_code == 405:
+async def _refuse(request: Request, error: Exception) -> Response:
+    what, see = f"{request.method} {request.url.path[:200]}", "GET /api lists all paths"
+    if isinstance(error, HTTPException) and error.status_code == 405:
         allow = (error.headers or {}).get("Allow", "")
-        return _refusal(RefusedError(405, what, f"one of {allow}", _SEE, {"allow": allow}))
-    expected = "the page at /, or a path of the API"
-    return _refusal(RefusedError(error.status_code, f"{what}: {error.detail}", expected, _SEE))
-
-
-async def _gone(request: Request, error: GoneError) -> Response:
-    return _refusal(RefusedError(499, "the client has closed the connection"))  # which nobody reads
-
-
-async def _failed(request: Request, error: Exception) -> Response:
-    return _refusal(RefusedError(500, f"{type(error).__name__} in asit serve", "an answer", "see the server's output"))
+        error = RefusedError(405, what, f"one of {allow}", see, {"allow": allow})
+    elif isinstance(error, HTTPException):
+        expected = "the page at /, or a path of the API"
+        error = RefusedError(error.status_code, f"{what}: {error.detail}", expected, see)
+    elif isinstance(error, GoneError):
+        error = RefusedError(499, "the client has closed the connection")  # which nobody reads
+    elif not isinstance(error, AsitError):
+        error = RefusedError(500, f"{type(error).__name__} in asit serve", "an answer", "see the server's output")
+    return refusal(error)

@@ -8,16 +8,18 @@ a frame, image or player around an answer (the headers forbid it).
 from __future__ import annotations
 
 import ipaddress
+import json
 import socket
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
-from asit.serve.limits import RefusedError
-from asit.serve.request_queue import Receive, RequestQueue
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Scope = MutableMapping[str, Any]
-Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+from asit.errors import AsitError
+from asit.serve.limits import RefusedError, TooLongError
+from asit.serve.request_queue import RequestQueue
 
 HEADERS = {
     "content-security-policy": (
@@ -34,73 +36,55 @@ HEADERS = {
 """Of every answer: only the page's own files are loaded, and no other page may frame it."""
 
 
-def is_loopback(host: str) -> bool:
-    """Return whether an address to listen on can be reached from this machine alone."""
-    address = _address(host)
-    return address.is_loopback if address else host.lower() == "localhost"
-
-
 class Guard:
     """An ASGI application around another one: refuses other sites' requests and adds the headers.
 
     Args:
         app: the application.
         queue: of the application, for the server to close.
-        refuse: makes an ASGI application of a refusal.
         host: the address that is listened on. For a loopback address only names of loopback are answered, for another
             one also any IP address and the machine's names.
         names: further host names to answer.
     """
 
-    def __init__(
-        self,
-        app: Application,
-        queue: RequestQueue,
-        refuse: Callable[[RefusedError], Application],
-        host: str,
-        names: Sequence[str] = (),
-    ) -> None:
-        self.app, self.queue, self.refuse = app, queue, refuse
-        self.local = is_loopback(host)
+    def __init__(self, app: ASGIApp, queue: RequestQueue, host: str, names: Sequence[str] = ()) -> None:
+        self.app, self.queue = app, queue
         self.names = {"localhost", host.lower(), *(name.lower() for name in names)}
+        address = _address(host)
+        self.local = address.is_loopback if address else host.lower() == "localhost"
         if not self.local:
             self.names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":  # the lifespan; there are no routes of websockets
-            await self.app(scope, receive, send)
-            return
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-
         async def with_headers(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
-                own = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
-                message = {**message, "headers": [*message.get("headers", []), *own]}
+                MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
         app = self.app
-        try:
-            self._check(scope["method"], scope["path"], headers)
-        except RefusedError as refusal:
-            app = self.refuse(refusal)
+        if scope["type"] == "http":  # else the lifespan; there are no routes of websockets
+            try:
+                self._check(scope["method"], scope["path"], Headers(scope=scope))
+            except RefusedError as error:
+                app = refusal(error)
         await app(scope, receive, with_headers)
 
     def _check(self, method: str, path: str, headers: Mapping[str, str]) -> None:
         """Raise 421 for a Host that is not this machine, 403 for an Origin that is not the Host."""
-        host = headers.get("host", "")
-        if not self._is_here(_hostname(host)):
+        host = headers.get("host", "").lower()
+        name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+        address = _address(name)
+        if name not in self.names and not (address and (address.is_loopback or not self.local)):
             raise RefusedError(
                 421,
                 f"the Host {host[:100]!r}",
                 "localhost or this machine's address" if self.local else "an address or a name of this machine",
                 "open the address that asit serve printed, or allow the name with --allow-host",
             )
-        if not path.startswith("/api"):
-            return
         origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
         # The scheme may differ: behind a proxy with TLS the page is https, and this server is not.
-        foreign = origin is not None and origin.lower().partition("://")[2] != host.lower()
-        if foreign or site in ("cross-site", "same-site"):
+        foreign = origin is not None and origin.lower().partition("://")[2] != host
+        if path.startswith("/api") and (foreign or site in ("cross-site", "same-site")):
             raise RefusedError(
                 403,
                 f"a {method} from the site {(origin or site)[:100]!r}",
@@ -108,9 +92,15 @@ class Guard:
                 "open the server's page itself",
             )
 
-    def _is_here(self, name: str) -> bool:
-        address = _address(name)
-        return name in self.names or (address is not None and (address.is_loopback or not self.local))
+
+def refusal(error: AsitError) -> Response:
+    """Return the three parts of an error as JSON, with its status."""
+    status, headers = 422 if isinstance(error, TooLongError) else 400, {}
+    if isinstance(error, RefusedError):
+        status, headers = error.status, error.headers
+    parts = {"found": error.found, "expected": error.expected, "remedy": error.remedy}
+    content = json.dumps(parts, ensure_ascii=False, indent=1)
+    return Response(content, status, {"cache-control": "no-store", **headers}, "application/json")
 
 
 def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
@@ -118,10 +108,3 @@ def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         return ipaddress.ip_address(name)
     except ValueError:
         return None
-
-
-def _hostname(host: str) -> str:
-    """The name or address in a Host header, without port and brackets."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0].lower()
-    return host.rpartition(":")[0].lower() if ":" in host else host.lower()

@@ -23,9 +23,7 @@ class RequestLimits:
         channels: most channels of a recording; decoding holds a block of all of them.
         pause: longest time between two pieces of a body, in seconds.
         upload: longest time for a whole body, in seconds.
-        grace: seconds after which an upload may be dropped in favour of another request.
-        decode: longest time for decoding a recording, in seconds.
-        compute: longest time for all that is done with a recording, in seconds.
+        compute: longest time for decoding a recording and all that is done with it, in seconds.
         numbers: most numbers in the frames of an answer; ten bytes of JSON each.
     """
 
@@ -36,27 +34,18 @@ class RequestLimits:
     channels: int = 32
     pause: float = 10.0
     upload: float = 120.0
-    grace: float = 1.0
-    decode: float = 60.0
     compute: float = 600.0
     numbers: int = 5_000_000
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if name != "waiting" and not 0 < value < math.inf:
-                raise ConfigError(f"a limit of {value} {name}", "a number above 0", "raise it")
-        if self.waiting < 0:
-            raise ConfigError(f"{self.waiting} waiting requests", "0 or more", "raise it")
+            if not 0 <= value < math.inf or (value == 0 and name != "waiting"):
+                raise ConfigError(f"a limit of {value} {name}", "a number above 0, or no waiting requests", "raise it")
 
     @property
     def bytes(self) -> int:
         """Largest body in bytes."""
         return round(self.megabytes * 1e6)
-
-    @property
-    def held(self) -> int:
-        """Most bytes of the bodies of all requests together."""
-        return self.bytes * (self.concurrency + 4)
 
 
 class RefusedError(AsitError):
@@ -76,7 +65,7 @@ class RefusedError(AsitError):
 
 
 class TooLongError(AudioError):
-    """A recording beyond the limits: of length, channels, time to decode or compute, or size of the answer."""
+    """A recording beyond the limits: of length, channels, computing time, or size of the answer."""
 
 
 class GoneError(Exception):
@@ -103,12 +92,7 @@ class Job:
         self._stop.set()
 
     def check(self) -> None:
-        """Raise if the computation should end.
-
-        Raises:
-            GoneError: `stop` was called.
-            TooLongError: the computing time is over.
-        """
+        """Raise GoneError after `stop`, and TooLongError when the computing time is over."""
         if self._stop.is_set():
             raise GoneError
         if time.monotonic() > self._end:

@@ -39,19 +39,12 @@ class QueryOption:
         return f"{'a whole number' if self.kind is int else 'a number'} from {self.low:g} to {self.high:g}"
 
     def value(self, text: str) -> Any:
-        """Return the value of a query's text.
-
-        Raises:
-            ValueError: it is none that is allowed.
-        """
-        if self.kind is str:
-            if text not in self.choices:
-                raise ValueError(text)
-            return text
-        if not _NUMBER.fullmatch(text):  # Python would also read 1_0, spaces and the digits of other scripts
+        """Return the value of a query's text; raises ValueError if it is not allowed."""
+        # Python would also read 1_0, spaces and the digits of other scripts as numbers.
+        if text not in self.choices and (self.kind is str or not _NUMBER.fullmatch(text)):
             raise ValueError(text)
         value = self.kind(text)
-        if not self.low <= value <= self.high:  # false for NaN too
+        if self.kind is not str and not self.low <= value <= self.high:  # NaN too
             raise ValueError(text)
         return value
 
@@ -108,21 +101,20 @@ def read(endpoint: str, known: Mapping[str, QueryOption], given: Sequence[tuple[
     Raises:
         RefusedError: 400, an unknown option, one given twice, or a value that is not allowed.
     """
-    see, found = "GET /api lists the options", {name: option.default for name, option in known.items()}
-    for index, (name, text) in enumerate(given):
+    found = {name: option.default for name, option in known.items()}
+    names = [name for name, _ in given]
+    for name, text in given:
         if name not in known:
-            raise RefusedError(
-                400,
-                f"/api/{endpoint} has no option {name[:50]!r}{nearest(name, known)}",
-                "one of " + ", ".join(known) if known else "no option",
-                see,
-            )
-        if name in dict(given[:index]):
-            raise RefusedError(400, f"the option {name} is given twice", "one value", "drop one")
-        try:
-            found[name] = known[name].value(text)
-        except ValueError:
-            raise RefusedError(400, f"{name}={text[:50]!r}", known[name].expected, see) from None
+            what, expected = f"/api/{endpoint} has no option {name[:50]!r}{nearest(name, known)}", ", ".join(known)
+        elif names.count(name) > 1:
+            what, expected = f"the option {name} is given twice", "one value"
+        else:
+            try:
+                found[name] = known[name].value(text)
+                continue
+            except ValueError:
+                what, expected = f"{name}={text[:50]!r}", known[name].expected
+        raise RefusedError(400, what, expected, "GET /api lists the options")
     return found
 
 

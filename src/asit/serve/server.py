@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
-import os
 import socket
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asit.errors import ConfigError
-from asit.serve.guard import Guard
+
+if TYPE_CHECKING:
+    from asit.serve.guard import Guard
 
 CONNECTIONS = 512
 """Most connections at once; further ones are answered with 503."""
@@ -23,34 +24,16 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         ConfigError: this machine has no such address, or the port is taken or not allowed.
     """
-    if not 0 <= port <= 65535:
-        raise ConfigError(f"--port {port}", "0 to 65535; 0 is any free one", "leave it out for 8000")
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except (OSError, UnicodeError) as error:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server((str(address[0]), port), family=family, backlog=128)
+    except (OSError, OverflowError, UnicodeError) as error:
+        taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
         raise ConfigError(
-            f"--host {host!r}: {error}", "an address or a name of this machine", "127.0.0.1 is always there"
+            f"--host {host} --port {port}: {'this port is taken' if taken else error}",
+            "an address of this machine, and a free port from 0 to 65535 that you may use",
+            "leave out --host for 127.0.0.1; pass --port 0 for any free port",
         ) from None
-    listening = socket.socket(family, kind, protocol)
-    try:
-        if os.name == "posix":  # a server that was just stopped may be started again; elsewhere it would allow two
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-        listening.listen(128)
-    except OSError as error:
-        listening.close()
-        if error.errno == errno.EADDRINUSE:
-            raise ConfigError(
-                f"port {port} of {host} is taken", "a free one", "pass --port, such as 8001, or 0 for any free one"
-            ) from None
-        raise ConfigError(
-            f"--host {host} --port {port}: {error.strerror}",
-            "an address of this machine, and a port that you may use",
-            "ports below 1024 need rights; 127.0.0.1 is always there",
-        ) from None
-    return listening
 
 
 def address(listening: socket.socket) -> str:
@@ -77,35 +60,16 @@ def need_extra() -> None:
 def server(app: Guard) -> Any:
     """Return a uvicorn.Server; its `run(sockets=[...])` serves until it is stopped."""
     import uvicorn
+    from uvicorn.protocols.http.h11_impl import H11Protocol
 
     class Server(uvicorn.Server):
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             app.queue.close()  # uvicorn would wait for the computations, and then print their tracebacks
             await super().shutdown(sockets)
 
-    return Server(
-        uvicorn.Config(
-            app,
-            http=_protocol(),
-            ws="none",
-            lifespan="off",
-            proxy_headers=False,
-            server_header=False,
-            access_log=False,
-            log_level="error",
-            limit_concurrency=CONNECTIONS,
-            timeout_keep_alive=round(QUIET),
-            timeout_graceful_shutdown=3,
-        )
-    )
-
-
-def _protocol() -> Any:
-    """uvicorn's HTTP/1.1 protocol with a timeout for a request's head, without which slow clients hold connections
-    for ever."""
-    from uvicorn.protocols.http.h11_impl import H11Protocol
-
     class Protocol(H11Protocol):
+        """With a timeout for a request's head, without which slow clients hold connections for ever."""
+
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             self._timer = self.loop.call_later(QUIET, self._look, None)
@@ -122,14 +86,26 @@ def _protocol() -> Any:
                 return
             self._timer = self.loop.call_later(QUIET, self._look, self.cycle if over else self)
 
-    return Protocol
+    config = uvicorn.Config(
+        app,
+        http=Protocol,
+        ws="none",
+        lifespan="off",
+        proxy_headers=False,
+        server_header=False,
+        access_log=False,
+        log_level="error",
+        limit_concurrency=CONNECTIONS,
+        timeout_keep_alive=round(QUIET),
+        timeout_graceful_shutdown=3,
+    )
+    return Server(config)
 
 
 def run(app: Guard, listening: socket.socket) -> None:
     """Serve until Ctrl-C or a signal, which is raised again after all is closed."""
-    running = server(app)
     try:
-        running.run(sockets=[listening])
+        server(app).run(sockets=[listening])
     finally:
         app.queue.close()
         listening.close()

@@ -6,7 +6,6 @@ The errors of `asit.audio` name a file or an array; over HTTP there are only byt
 from __future__ import annotations
 
 import importlib.util
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -54,43 +53,25 @@ def decode(job: Job, body: bytes, model: AudioModel) -> Recording:
         TooLongError: it is beyond the limits.
     """
     job.check()
+    limits, parts, count = job.limits, list[Wave](), 0
     try:
-        return _decoded(job, body, model)
+        with open_sound(body, None, model.rate, model.front_end.settings.resampler) as sound:
+            if sound.channels > limits.channels:
+                raise TooLongError(f"{sound.channels} channels", f"{limits.channels} at most", "mix them down first")
+            # Decoding finds out a header that understates the length; one that overstates it is refused at once.
+            if sound.seconds is not None and sound.seconds > limits.seconds + 0.5:
+                raise _too_long(f"{sound.seconds:.1f} s of sound", limits)
+            for block in sound.blocks():
+                job.check()
+                parts.append(block)
+                count += len(block)
+                if count > round(limits.seconds * model.rate) + model.rate // 2:
+                    raise _too_long(f"more than {limits.seconds:g} s of sound", limits)
+            return Recording(np.concatenate(parts), count / model.rate, sound.rate, sound.channels, sound.format)
     except TooLongError:
         raise
     except AudioError as error:
         raise _for_sender(error, body) from error
-
-
-def _decoded(job: Job, body: bytes, model: AudioModel) -> Recording:
-    limits, start = job.limits, time.monotonic()
-    parts: list[Wave] = []
-    count, most = 0, round(limits.seconds * model.rate)
-    with open_sound(body, None, model.rate, model.front_end.settings.resampler) as sound:
-        if sound.channels > limits.channels:
-            raise TooLongError(f"{sound.channels} channels", f"{limits.channels} at most", "mix them down first")
-        # Decoding finds out a header that understates the length; one that overstates it is refused at once.
-        if sound.seconds is not None and sound.seconds > limits.seconds + 0.5:
-            raise _too_long(f"{sound.seconds:.1f} s of sound", limits)
-        for block in sound.blocks():
-            job.check()
-            parts.append(block)
-            count += len(block)
-            if count > most + model.rate // 2:
-                raise _too_long(f"more than {limits.seconds:g} s of sound", limits)
-            if time.monotonic() - start > limits.decode:
-                raise TooLongError(
-                    f"{count / model.rate:.1f} s of sound took {limits.decode:g} s to decode",
-                    "a recording that is decoded faster than that",
-                    "send it at a lower sample rate, or cut it",
-                )
-        return Recording(
-            waveform=np.concatenate(parts),
-            seconds=count / model.rate,
-            rate=sound.rate,
-            channels=sound.channels,
-            format=sound.format,
-        )
 
 
 def _too_long(found: str, limits: RequestLimits) -> TooLongError:
