@@ -100,7 +100,7 @@ def test_list_names_every_tensor_and_writes_nothing(tmp_path: Path, capsys: pyte
         ([], "no output folder was given"),
         (["--out", "m", "--list"], "--list and --out are both given"),
         (["--out", "m", "--stride", "ten"], "--stride ten"),
-        (["--out", "m", "--frames", "0"], "0 was given for frames"),
+        (["--out", "m", "--frames", "0"], "--frames 0"),
         (["--out", "m", "--kind", "bert"], "there is no kind 'bert'"),
         (["--out", "m", "--which", "student"], "holds the teacher and no student"),
         (["--out", "m", "--kind", "vit"], "looks like ASiT's own pretraining"),

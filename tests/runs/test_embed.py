@@ -459,8 +459,8 @@ def test_the_command_line(
         (["--shard", "1/4"], "--shard or --overwrite without --out"),
         (["--shard", "4/4", "--out", "a.npz"], "--shard 4/4"),
         (["--out", "a.txt"], "--out a.txt"),
-        (["--out", "a.npz", "--threads", "-1"], "--threads -1\n  expected: 0"),
-        (["--out", "a.npz", "--bad-files", "-3"], "--bad-files -3\n  expected: a share from 0 to 1"),
+        (["--out", "a.npz", "--threads", "-1"], "--threads -1\n  expected: greater than or equal to 0"),
+        (["--out", "a.npz", "--bad-files", "-3"], "--bad-files -3.0\n  expected: greater than or equal to 0"),
     ]:
         code, _, err = say(capsys, saved, str(clips), *more)
         assert (code, text in err) == (2, True)

@@ -8,8 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from asit.errors import ConfigError
-from asit.terminal.options import parse
+from asit.terminal.options import Spreadsheet, check_spreadsheet, parse
 
 
 @dataclass
@@ -18,9 +17,7 @@ class CompareOptions:
     """Folders of fine-tuning runs and cross-validations, JSON files of asit evaluate; differences are to the first."""
     out: str | None = None
     """Also write the tables: a name that ends in .md, .csv or .json."""
-    spreadsheet: bool = False
-    """Of CSV: write "'" before names that a spreadsheet program would run as a formula (those that begin with =, +, -,
-    @, a tab or a carriage return)."""
+    spreadsheet: Spreadsheet = False
     split: str = "auto"
     """Split whose scores are compared; auto: test, or all that a run has where it has no test."""
     seed: int = 0
@@ -34,8 +31,7 @@ def compare(prog: str, summary: str, given: list[str]) -> int:
 
     if options.out:
         comparison_table.check_name(Path(options.out))
-    if options.spreadsheet and Path(options.out or "").suffix.lower() != ".csv":
-        raise ConfigError(f"--spreadsheet with --out {options.out}", "a name that ends in .csv", "drop it")
+    check_spreadsheet(options.spreadsheet, options.out)
     found = compare_runs(options.runs, split=options.split, seed=options.seed)
     print(comparison_table.markdown(found), end="")
     if options.out:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from asit.errors import CheckpointError, ConfigError
 from asit.logs import printable
 from asit.terminal import stdout
-from asit.terminal.options import parse
+from asit.terminal.options import Count, Seconds, parse, pick
 
 if TYPE_CHECKING:
     from asit.interop.convert import Converted
@@ -30,15 +29,15 @@ class ConvertOptions:
     """asit, asit-sed, ast, hf-ast, ssast or vit; auto: by the names of its tensors."""
     which: Literal["teacher", "student"] = "teacher"
     """Network of an ASiT pretraining to convert."""
-    frames: int | None = None
+    frames: Count | None = None
     """Resize the positions to this many input frames."""
-    seconds: float | None = None
+    seconds: Seconds | None = None
     """The same in seconds."""
     stride: str | None = None
     """Stride of the patches in training, such as 10, or 10x16 (frames x mel bins)."""
-    mels: int | None = None
+    mels: Count | None = None
     """Mel bins in training; by default those of the file, or 128."""
-    rate: int | None = None
+    rate: Count | None = None
     """Sample rate in training, in Hz."""
     mean: float | None = None
     """Mean of the log-mel in training; by default that of the file, or AudioSet's."""
@@ -73,10 +72,8 @@ def convert(prog: str, summary: str, given: list[str]) -> int:
         _check_out(out, options.overwrite)
     from asit.interop.convert import SourceOptions, convert
 
-    fields: dict[str, Any] = {field.name: getattr(options, field.name) for field in dataclasses.fields(SourceOptions)}
-    fields |= {"stride": _stride(options.stride), "labels": None if options.labels is None else Path(options.labels)}
-    _check_numbers(options.frames, options.seconds, options.mels, options.rate)
-    done = convert(Path(options.source), SourceOptions(**fields))
+    labels = None if options.labels is None else Path(options.labels)
+    done = convert(Path(options.source), pick(SourceOptions, options, stride=_stride(options.stride), labels=labels))
     stdout.for_people()
     if out is not None:
         done.model.save(out, overwrite=options.overwrite)
@@ -131,13 +128,3 @@ def _stride(text: str | None) -> tuple[int, int] | None:
     if found is None:
         raise ConfigError(f"--stride {text}", "a number, or two with an x between them", "such as 10 or 10x16")
     return int(found[1]), int(found[2] or found[1])
-
-
-def _check_numbers(*given: float | None) -> None:
-    bad = [value for value in given if value is not None and not 0 < value < 1e9]
-    if bad:
-        raise ConfigError(
-            f"{bad[0]} was given for frames, seconds, mels or rate",
-            "a number above 0 and below a billion",
-            "see asit convert --help",
-        )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from asit.errors import ConfigError
-from asit.terminal.options import parse
+from asit.terminal.options import Batch, Device, Precision, Share, Spreadsheet, Threads, check_spreadsheet, parse, pick
 
 if TYPE_CHECKING:
     from asit.data.catalogue.inputs import Item
@@ -39,47 +39,29 @@ class EmbedOptions:
     """Block whose output is taken, 0 the first, -1 the last, through the final norm; by default the last."""
     hop: float | None = None
     """Seconds between frames, a whole part of the patch columns' own step, which is the default."""
-    precision: Literal["auto", "float32", "bf16"] = "auto"
-    """Arithmetic of the encoder; auto: bf16 where it is faster."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where the encoder runs."""
-    threads: int = 0
-    """CPU threads of a process; 0: torch's choice."""
-    batch: int = 16
-    """Windows in a batch; on a CPU fewer where they are long."""
+    precision: Precision = "auto"
+    device: Device = "auto"
+    threads: Threads = 0
+    batch: Batch = 16
     shard: str | None = None
     """i/n, i from 0: only the i-th of n parts of the inputs, into NAME-0000i-of-0000n."""
-    spreadsheet: bool = False
-    """Of CSV: write "'" before names that a spreadsheet program would run as a formula (those that begin with =, +, -,
-    @, a tab or a carriage return)."""
+    spreadsheet: Spreadsheet = False
     overwrite: bool = False
     """Replace --out if it exists, and the blocks of a different call beside it."""
-    bad_files: float = 1.0
+    bad_files: Share = 1.0
     """Share of unreadable inputs above which this fails; up to there they are listed in OUT.failures.jsonl."""
 
 
 def embed(prog: str, summary: str, given: list[str]) -> int:
     options = parse(EmbedOptions, prog, summary, given)
-    if options.threads < 0:
-        raise ConfigError(f"--threads {options.threads}", "0 (torch's choice) or more", "leave it out")
-    if not 0.0 <= options.bad_files <= 1.0:
-        raise ConfigError(f"--bad-files {options.bad_files:g}", "a share from 0 to 1", "say 0.01 for one in a hundred")
     shard = _shard(options.shard)
     from asit.infer import embed_files as run
     from asit.infer.embed_rows import EmbedSettings
 
-    settings = EmbedSettings(
-        level=options.level,
-        pooling=options.pooling,
-        layer=options.layer,
-        hop=options.hop,
-        precision=options.precision,
-        batch=options.batch,
-    )
+    settings = pick(EmbedSettings, options)
     if options.out is not None:
         run.check_free(run.numbered(Path(options.out), shard), settings.level, options.overwrite)
-    if options.spreadsheet and Path(options.out or "").suffix.lower() != ".csv":
-        raise ConfigError(f"--spreadsheet with --out {options.out}", "a name that ends in .csv", "drop it")
+    check_spreadsheet(options.spreadsheet, options.out)
     if options.out is None and (shard is not None or options.overwrite):
         raise ConfigError("--shard or --overwrite without --out", "a file to write", "add --out emb.parquet")
     from asit import runtime
@@ -96,14 +78,8 @@ def embed(prog: str, summary: str, given: list[str]) -> int:
             log.info(describe_ignored(others))
         if options.out is None:
             return _print(model, items, settings)
-        written = run.embed_files(
-            model,
-            items,
-            options.out,
-            settings,
-            run.OutputSettings(shard, options.overwrite, options.spreadsheet, options.bad_files),
-            world=world,
-        )
+        output = pick(run.OutputSettings, options, shard=shard)
+        written = run.embed_files(model, items, options.out, settings, output, world=world)
     if written is None:
         return 0
     print(f"{written.out}: {written.rows} vectors of {written.width} values from {written.files} files")

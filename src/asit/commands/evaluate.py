@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import tyro
 
 from asit.errors import ConfigError
-from asit.terminal.options import parse
+from asit.terminal.options import Device, Threads, parse, pick
 
 if TYPE_CHECKING:
     from asit.data.catalogue.catalogue import Catalogue
@@ -108,10 +108,8 @@ class EvaluateOptions:
     """For a model with a head: overlap of the windows of a long clip, as a share."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """Arithmetic of the encoder; auto: for a model with a head the one it was trained with, else float32."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where the encoder runs."""
-    threads: int = 0
-    """CPU threads per process; 0: torch's choice."""
+    device: Device = "auto"
+    threads: Threads = 0
     bad_files: float = 0.1
     """Share of unreadable clips above which this fails."""
     cache: str | None = None
@@ -149,14 +147,13 @@ def _score_classifier(options: EvaluateOptions, model: AudioModel, catalogue: Ca
     from asit.evaluate.result_records import summary_line
 
     trained_in = str(model.training.get("precision", "float32"))
-    settings = ClassifierSettings(
+    settings = pick(
+        ClassifierSettings,
+        options,
         splits=_split_words(options.test) or ("test",),
-        fold=options.fold,
         overlap=options.window_overlap,
-        bad_files=options.bad_files,
         missing=options.missing_labels,
         shared_groups=options.allow_shared_groups,
-        seed=options.seed,
     )
     precision = runtime.precision(trained_in if options.precision == "auto" else options.precision, world)
     records = score_classifier(model, catalogue, settings, world=world, precision=precision)
@@ -171,17 +168,15 @@ def _probe(options: EvaluateOptions, model: AudioModel, catalogue: Catalogue, wo
     from asit.evaluate.frozen import evaluate_frozen
     from asit.evaluate.frozen_settings import FrozenSettings
 
-    settings = FrozenSettings(
-        probes=_split_words(options.probe or "linear,knn"),  # type: ignore[arg-type]  # checked there
+    settings = pick(
+        FrozenSettings,
+        options,
+        probes=_split_words(options.probe or "linear,knn"),  # checked there
         shares=_numbers(options.shares, float, "--shares", "0.01,0.1,1"),
         per_class=_numbers(options.per_class, int, "--per-class", "1,5,20"),
-        seeds=options.seeds,
-        fold=options.fold,
         kind=options.labels,
         missing=options.missing_labels,
         unseen=options.unseen_classes,
-        allow_shared_groups=options.allow_shared_groups,
-        clips=options.clips,
         **_feature_settings(options),
     )
     found = evaluate_frozen(model, catalogue, settings, world=world, store=store)
@@ -198,8 +193,9 @@ def _verify(
     from asit.evaluate.frozen_settings import VerificationSettings
     from asit.evaluate.verification import verify
 
-    settings = VerificationSettings(
-        trials=options.trials,
+    settings = pick(
+        VerificationSettings,
+        options,
         root=options.trials_root,
         most=options.most_trials,
         by=options.verify_by,
@@ -214,16 +210,15 @@ def _verify(
 
 
 def _feature_settings(options: EvaluateOptions) -> dict[str, Any]:
-    """Return the options that are fields of `FeatureSettings`; the names of splits are left out where not given."""
-    names = {name: _split_words(getattr(options, name)) for name in ("train", "validation", "test")}
+    """Return the fields of `FeatureSettings` whose options are written differently; splits only where given."""
+    from asit.data.catalogue.splits import TEST, TRAIN, VALIDATION
+
     return {
         "pooling": _split_words(options.pooling),
-        "baselines": options.baselines,
-        "seed": options.seed,
-        "seconds": options.seconds,
         "precision": "bf16" if options.precision == "bf16" else "float32",
-        "bad_files": options.bad_files,
-        **{name: value for name, value in names.items() if value},
+        "train": _split_words(options.train) or TRAIN,
+        "validation": _split_words(options.validation) or VALIDATION,
+        "test": _split_words(options.test) or TEST,
     }
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from asit.errors import ConfigError
-from asit.terminal.options import parse
+from asit.terminal.options import Count, Threads, parse
 
 if TYPE_CHECKING:
     from asit.model.audio_model import AudioModel
@@ -31,7 +31,7 @@ class ExportOptions:
     check_data: str | None = None
     """Recordings to measure the loss of --int8 on: a catalogue, table or folder; labelled ones give accuracy or mAP. By
     default synthetic audio."""
-    check_clips: int = 500
+    check_clips: Count = 500
     """Most of them to use, drawn with seed 0 from the test split if there is one."""
     opset: int | None = None
     """Version of ONNX's operators; by default 20."""
@@ -41,8 +41,7 @@ class ExportOptions:
     """Title of the model card for huggingface; by default the folder's name."""
     overwrite: bool = False
     """Replace existing output."""
-    threads: int = 0
-    """CPU threads while checking; 0: torch's choice."""
+    threads: Threads = 0
 
 
 def export(prog: str, summary: str, given: list[str]) -> int:
@@ -108,8 +107,6 @@ def _check(options: ExportOptions) -> None:
             "both, to measure the loss of int8",
             "pass --int8 too; a float32 file is always compared with the model",
         )
-    if options.check_clips < 1:
-        raise ConfigError(f"--check-clips {options.check_clips}", "at least 1")
 
 
 def _huggingface(options: ExportOptions, model: AudioModel, out: Path) -> None:
@@ -117,9 +114,7 @@ def _huggingface(options: ExportOptions, model: AudioModel, out: Path) -> None:
 
     source = Path(options.model)
     run = next((folder for folder in (source, source.parent) if (folder / "results.json").is_file()), None)
-    huggingface.write(
-        model, out, license=options.license, title=options.title, overwrite=options.overwrite, run=run
-    )  # fmt: skip
+    huggingface.write(model, out, license=options.license, title=options.title, overwrite=options.overwrite, run=run)
     print(f"{out}: a folder for transformers; load it with trust_remote_code=True, or push it to the hub")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import math
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
+from pydantic import Field
 
 from asit.errors import AsitError, ConfigError
 from asit.io.csv_lines import csv_line
 from asit.terminal.label_table import clock, fit, width
-from asit.terminal.options import parse
+from asit.terminal.options import Batch, Device, Seconds, Spreadsheet, Threads, check_spreadsheet, parse, pick
 from asit.terminal.stdout import for_data, for_people
 
 if TYPE_CHECKING:
@@ -32,13 +32,13 @@ _WIDEST = 48  # terminal columns of a name
 log = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class IndexOptions:
     model: Annotated[str, tyro.conf.Positional]
     """Model folder, such as RUN/model."""
     inputs: Annotated[list[str], tyro.conf.Positional] = field(default_factory=list)
     """Recordings, folders, globs, catalogues, tables or tar shards; with --add there may be none."""
-    out: str = tyro.MISSING
+    out: str
     """Folder of the index."""
     add: bool = False
     """Update an index: new and changed files are read, missing ones dropped."""
@@ -54,21 +54,15 @@ class IndexOptions:
     """Block whose output is compared, 0 the first, -1 the last; by default the last."""
     precision: Literal["auto", "float32", "bf16"] | None = None
     """Arithmetic of the encoder; by default what is faster here, and with --add the index's."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where the encoder runs."""
-    threads: int = 0
-    """CPU threads; 0: torch's choice."""
-    batch: int = 16
-    """Windows in a batch."""
+    device: Device = "auto"
+    threads: Threads = 0
+    batch: Batch = 16
 
 
 def index(prog: str, summary: str, given: list[str]) -> int:
     options = parse(IndexOptions, prog, summary, given)
     if not options.inputs and not options.add:
         raise ConfigError("no recordings were given", "files or folders after the model", f"see {prog} --help")
-    if options.batch < 1:
-        raise ConfigError(f"--batch {options.batch}", "at least 1", "leave it out for 16")
-    _check_threads(options.threads)
     import torch
 
     from asit import runtime, search
@@ -79,24 +73,10 @@ def index(prog: str, summary: str, given: list[str]) -> int:
     search.check_free(out, options.add, options.overwrite)  # before a model is loaded for nothing
     with runtime.world(options.device, options.threads) as world:
         model = load(options.model, world.device)
-        settings = search.IndexSettings(
-            window=options.window,
-            hop=options.hop,
-            pooling=options.pooling,
-            layer=options.layer,
-            precision=options.precision,
-            batch=options.batch,
-            threads=torch.get_num_threads(),
-        )
+        settings = pick(search.IndexSettings, options, threads=torch.get_num_threads())
         path = str(Path(options.model).resolve()) if Path(options.model).exists() else options.model
         built = search.build(
-            model,
-            options.inputs,
-            out,
-            settings,
-            add=options.add,
-            overwrite=options.overwrite,
-            model_path=path,
+            model, options.inputs, out, settings, add=options.add, overwrite=options.overwrite, model_path=path
         )
     if built.others:
         log.info(describe_ignored(built.others))
@@ -119,36 +99,31 @@ def _summary(built: Built) -> str:
     )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class SimilarOptions:
     index: Annotated[str, tyro.conf.Positional]
     """Folder of the index."""
     files: Annotated[list[str], tyro.conf.Positional]
     """Recordings to search by; also folders, globs, catalogues and tar shards."""
-    k: Annotated[int, tyro.conf.arg(aliases=("-k",))] = 10
+    k: Annotated[int, tyro.conf.arg(aliases=("-k",)), Field(ge=1)] = 10
     """Neighbours of each."""
-    at: float | None = None
+    at: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     """Search by the part that begins here, in seconds."""
-    seconds: float | None = None
+    seconds: Seconds | None = None
     """Length of that part; by default the index's window."""
     include_self: bool = False
     """Also show the recording itself where it is in the index."""
     format: Literal["auto", "table", "json", "csv"] = "auto"
     """auto: a table on a terminal, else JSON lines, one for each recording."""
-    spreadsheet: bool = False
-    """Of CSV: write "'" before names that a spreadsheet program would run as a formula (those that begin with =, +, -,
-    @, a tab or a carriage return)."""
+    spreadsheet: Spreadsheet = False
     model: str | None = None
     """Model folder, if it has moved since the index was made."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where the encoder runs."""
-    threads: int = 0
-    """CPU threads; 0: torch's choice."""
+    device: Device = "auto"
+    threads: Threads = 0
 
 
 def similar(prog: str, summary: str, given: list[str]) -> int:
     options = parse(SimilarOptions, prog, summary, given)
-    _check(options)
     from asit import runtime
     from asit.data.catalogue.listing import describe_ignored
     from asit.interop.loading import load
@@ -157,8 +132,7 @@ def similar(prog: str, summary: str, given: list[str]) -> int:
     kind = options.format
     if kind == "auto":
         kind = "table" if sys.stdout is not None and sys.stdout.isatty() else "json"
-    if options.spreadsheet and kind != "csv":
-        raise ConfigError(f"--spreadsheet and {kind}", "CSV", "drop it, or pass --format csv")
+    check_spreadsheet(options.spreadsheet, kind)
     (for_people if kind == "table" else for_data)()
     with runtime.world(options.device, options.threads) as world:
         found = Index.read(options.index)
@@ -204,21 +178,6 @@ def _queries(options: SimilarOptions, window: float, others: Counter[str]) -> It
         if item.seconds is not None:
             seconds = max(0.0, min(seconds, item.seconds - at))
         yield dataclasses.replace(item, start=item.start + at, seconds=seconds)
-
-
-def _check_threads(threads: int) -> None:
-    if threads < 0:
-        raise ConfigError(f"--threads {threads}", "0 or more", "leave it out for torch's choice")
-
-
-def _check(options: SimilarOptions) -> None:
-    _check_threads(options.threads)
-    if options.k < 1:
-        raise ConfigError(f"-k {options.k}", "at least 1", "ask for one neighbour or more")
-    if options.at is not None and not 0 <= options.at < math.inf:
-        raise ConfigError(f"--at {options.at:g}", "0 s or more", "count from the beginning of the recording")
-    if options.seconds is not None and not 0 < options.seconds < math.inf:
-        raise ConfigError(f"--seconds {options.seconds:g}", "more than 0", "give the length of the part")
 
 
 def _fields(hit: Neighbour) -> dict[str, Any]:

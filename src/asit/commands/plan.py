@@ -14,7 +14,7 @@ from pydantic import Field
 from asit.config import PretrainSettings, presets
 from asit.errors import ConfigError
 from asit.terminal import stdout
-from asit.terminal.options import early, parse, settings_of
+from asit.terminal.options import early, parse, pick, settings_of
 
 if TYPE_CHECKING:
     from asit.tools.run_estimate import Estimate
@@ -51,9 +51,7 @@ def plan(prog: str, summary: str, given: list[str]) -> int:
     _check(options)
     from asit.tools import run_estimate
 
-    fields = dataclasses.fields(run_estimate.PlanRequest)
-    request = run_estimate.PlanRequest(**{field.name: getattr(options, field.name) for field in fields})
-    measured, found = run_estimate.plan(settings, request, began)
+    measured, found = run_estimate.plan(settings, pick(run_estimate.PlanRequest, options), began)
     if options.as_json:
         stdout.for_data()
         result = {"measured": dataclasses.asdict(measured), "prediction": dataclasses.asdict(found)}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
+from pydantic import Field
 
-from asit.errors import ConfigError
-from asit.terminal.options import parse
+from asit.terminal.options import Device, Precision, parse
 
 if TYPE_CHECKING:
     from asit.serve.guard import Guard
@@ -39,11 +39,10 @@ class ServeOptions:
     """Recordings computed at once."""
     waiting: int = 128
     """Further requests that may wait; more are refused with 503."""
-    threads: int = 0
+    threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads of each computation; 0: the cores divided by the concurrency."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    precision: Literal["auto", "float32", "bf16"] = "auto"
-    """Arithmetic; auto: bf16 where it is faster here."""
+    device: Device = "auto"
+    precision: Precision = "auto"
     open: bool = False
     """Open the page in the browser."""
 
@@ -61,8 +60,6 @@ def serve(prog: str, summary: str, given: list[str]) -> int:
         waiting=options.waiting,
         compute=max(RequestLimits.compute, options.max_seconds),  # longer recordings take longer
     )
-    if options.threads < 0:
-        raise ConfigError(f"--threads {options.threads}", "0 or more", "leave it out: 0 divides the cores")
     listening = server.listen(options.host, options.port)
     with listening:
         app = _application(options, limits)

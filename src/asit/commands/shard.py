@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import tyro
 
 from asit.errors import ConfigError
-from asit.terminal.options import parse
+from asit.terminal.options import Count, Share, parse, pick
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +33,9 @@ class ShardOptions:
     """Clips of a shard, instead of megabytes."""
     shuffle: int | None = None
     """Shuffle the clips in the shards with this seed; the index keeps the catalogue's order."""
-    workers: int | Literal["auto"] = "auto"
+    workers: Count | Literal["auto"] = "auto"
     """Processes; auto: one per CPU. The output does not depend on it."""
-    bad_files: float = 0.1
+    bad_files: Share = 0.1
     """Largest share of unreadable recordings."""
     resume: bool = False
     """Keep the shards that an earlier call has written to OUT, and write the others."""
@@ -70,33 +70,15 @@ def shard(prog: str, summary: str, given: list[str]) -> int:
     from asit.training import open_data
 
     workers = child_process.usable_cpus() if options.workers == "auto" else options.workers
-    if not 0 <= options.bad_files <= 1 or workers < 1:
-        raise ConfigError(
-            f"--bad-files {options.bad_files:g}, --workers {workers}", "0 to 1, and 1 worker or more", "change them"
-        )
     with tempfile.TemporaryDirectory() as scratch:
         wanted = open_data.CatalogueRequest(options.data, FrontEndSettings(rate=options.rate), options.bad_files)
         listed = open_data.catalogue(wanted, Path(scratch) / "run")
     parts = int(np.count_nonzero(listed.starts))
     if options.encode == "original" and parts:
         log.info("%d clips are parts of files: these are cut out and written as 16-bit mono FLAC", parts)
-    settings = PackSettings(
-        encode=options.encode,
-        rate=options.rate,
-        shard_mb=options.shard_mb,
-        clips=options.clips,
-        shuffle=options.shuffle,
-        workers=workers,
-        bad_files=options.bad_files,
-    )
-    made = pack(
-        listed,
-        options.out,
-        settings,
-        resume=options.resume,
-        overwrite=options.overwrite,
-        progress=counter("packing", "clips"),
-    )
+    settings = pick(PackSettings, options, workers=workers)
+    show = counter("packing", "clips")
+    made = pack(listed, options.out, settings, resume=options.resume, overwrite=options.overwrite, progress=show)
     hours = made.index.header["seconds"] / 3600
     size = f"{len(made.index)} clips, {hours:.2f} h, {made.bytes / 1e6:,.1f} MB"
     print(f"{made.location}: {size} in {made.shards} shards")

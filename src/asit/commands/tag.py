@@ -17,7 +17,18 @@ import tyro
 from asit.errors import ConfigError
 from asit.io import atomic
 from asit.terminal import label_table, stdout
-from asit.terminal.options import parse
+from asit.terminal.options import (
+    Batch,
+    Count,
+    Device,
+    Precision,
+    Seconds,
+    Share,
+    Spreadsheet,
+    Threads,
+    check_spreadsheet,
+    parse,
+)
 
 if TYPE_CHECKING:
     from asit.data.catalogue.inputs import Item
@@ -37,13 +48,13 @@ class TagOptions:
     """Model with labels: model folder, run folder, Hugging Face folder or hub id."""
     inputs: Annotated[list[str], tyro.conf.Positional]
     """Recordings: files, folders, globs, catalogues, tables, tar shards."""
-    top: int = 5
+    top: Count = 5
     """Most labels a row."""
-    threshold: float | None = None
+    threshold: Share | None = None
     """Leave out labels that score less."""
-    window: float | None = None
+    window: Seconds | None = None
     """Length of a window in seconds, at most that of the training input; a row for each window."""
-    hop: float | None = None
+    hop: Seconds | None = None
     """Seconds from window to window; by default they lie end to end."""
     windows: bool = False
     """A row for each window, of the training input's length unless --window says another."""
@@ -58,24 +69,21 @@ class TagOptions:
     """Draw the tracks of the highest labels under the spectrogram: a PNG, for one recording."""
     timeline_dir: str | None = None
     """The same for each recording, into this folder."""
-    spreadsheet: bool = False
-    """Of CSV: write "'" before names that a spreadsheet program would run as a formula (those that begin with =, +, -,
-    @, a tab or a carriage return)."""
+    spreadsheet: Spreadsheet = False
     overwrite: bool = False
     """Replace --out and timelines that exist."""
-    precision: Literal["auto", "float32", "bf16"] = "auto"
-    """Arithmetic of the encoder; auto: bf16 where it is faster."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where the encoder runs."""
-    threads: int = 0
-    """CPU threads; 0: torch's choice."""
-    batch: int = 16
-    """Windows in a batch; on a CPU fewer where they are long."""
+    precision: Precision = "auto"
+    device: Device = "auto"
+    threads: Threads = 0
+    batch: Batch = 16
 
 
 def tag(prog: str, summary: str, given: list[str]) -> int:
     options = parse(TagOptions, prog, summary, given)
-    _check(options)
+    if options.segments and options.windows:
+        raise ConfigError("--segments and --windows", "one of them", "segments are windows, merged")
+    if options.timeline and options.timeline_dir:
+        raise ConfigError("--timeline and --timeline-dir", "one of them", "--timeline-dir draws each recording")
     import asit
     from asit import runtime
     from asit.data.catalogue.inputs import expand
@@ -104,8 +112,7 @@ def tag(prog: str, summary: str, given: list[str]) -> int:
         show = counter("tag") if options.out else None
         tagged = tag_items(tagger, items, options.batch)
         with _output(options) as (out, form), closing(tagged):
-            if options.spreadsheet and form != "csv":
-                raise ConfigError(f"--spreadsheet and {form}", "CSV", "drop it, or pass --format csv")
+            check_spreadsheet(options.spreadsheet, form)
             if form == "csv":
                 out.write(label_table.csv_header() + "\n")
             for one, picture in zip(tagged, pictures, strict=True):
@@ -125,21 +132,6 @@ def tag(prog: str, summary: str, given: list[str]) -> int:
         if failed and done > 1:
             log.warning(f"{failed} of {done} inputs failed")
     return 2 if failed else 0
-
-
-def _check(options: TagOptions) -> None:
-    for name, count, least in (("top", options.top, 1), ("batch", options.batch, 1), ("threads", options.threads, 0)):
-        if count < least:
-            raise ConfigError(f"--{name} {count}", f"{least} or more", "leave it out")
-    if options.threshold is not None and not 0.0 <= options.threshold <= 1.0:
-        raise ConfigError(f"--threshold {options.threshold:g}", "a score from 0 to 1", "such as --threshold 0.3")
-    if options.segments and options.windows:
-        raise ConfigError("--segments and --windows", "one of them", "segments are windows, merged")
-    if options.timeline and options.timeline_dir:
-        raise ConfigError("--timeline and --timeline-dir", "one of them", "--timeline-dir draws each recording")
-    for name, value in (("--window", options.window), ("--hop", options.hop)):
-        if value is not None and not 0.0 < value < float("inf"):
-            raise ConfigError(f"{name} {value:g}", "a positive number of seconds", f"such as {name} 1")
 
 
 def _write(out: TextIO, form: label_table.Format, item: Item, tags: Tags, options: TagOptions, multi: bool) -> None:
@@ -251,8 +243,7 @@ def _file_name(name: str) -> str:
 def _free(path: Path, overwrite: bool) -> None:
     if not path.parent.is_dir():
         raise ConfigError(f"{path.parent} is no folder", "a folder that exists", "make it, or write elsewhere")
-    if path.is_dir() or (path.exists() and not overwrite):
-        raise ConfigError(f"{path} already exists", "a name that is free", "give another, or pass --overwrite")
+    atomic.check_free(path, overwrite)
 
 
 def _draw(path: Path, item: Item, tags: Tags, model: AudioModel, top: int) -> str | None:

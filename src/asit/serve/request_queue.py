@@ -130,7 +130,8 @@ class RequestQueue:
         answer = asyncio.get_running_loop().run_in_executor(self._pool, timed)
         gone = asyncio.ensure_future(_disconnected(receive))
         try:
-            await asyncio.wait([answer, gone], return_when=asyncio.FIRST_COMPLETED)
+            waited: list[asyncio.Future[Any]] = [answer, gone]
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
             if not answer.done():
                 raise GoneError
             return answer.result()

@@ -2,29 +2,66 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+import dataclasses
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
-from pydantic import ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from asit.config import Settings, presets, yaml
 from asit.errors import ConfigError
 
 S = TypeVar("S", bound=Settings)
+V = TypeVar("V")
+
+Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], tyro.conf.arg(help="Where the encoder runs.")]
+Threads = Annotated[int, Field(ge=0), tyro.conf.arg(help="CPU threads of a process; 0: torch's choice.")]
+Precision = Annotated[
+    Literal["auto", "float32", "bf16"],
+    tyro.conf.arg(help="Arithmetic of the encoder; auto: bf16 where it is faster."),
+]
+Batch = Annotated[int, Field(ge=1), tyro.conf.arg(help="Windows in a batch; on a CPU fewer where they are long.")]
+Count = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Spreadsheet = Annotated[
+    bool,
+    tyro.conf.arg(
+        help='Of CSV: write "\'" before names that a spreadsheet program would run as a formula (those that begin with '
+        "=, +, -, @, a tab or a carriage return)."
+    ),
+]
 
 
 def parse(kind: Any, prog: str, summary: str, given: list[str], **options: Any) -> Any:
-    """Return the options of a verb, or print its help.
+    """Return the options of a verb, checked against the bounds in their annotations, or print its help.
 
     Raises:
         ConfigError: values that do not fit.
     """
     try:
         description = summary[0].upper() + summary[1:] + "."
-        return tyro.cli(kind, prog=prog, args=given, description=description, **options)
+        found = tyro.cli(kind, prog=prog, args=given, description=description, **options)
+        if dataclasses.is_dataclass(kind):
+            TypeAdapter(kind).validate_python(vars(found))
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg'].lower()}, found {e['input']!r}" for e in error.errors()]
-        raise ConfigError("options do not fit:\n    " + "\n    ".join(lines), remedy=f"see {prog} --help") from None
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"])).replace("_", "-")
+        expected = first["msg"].removeprefix("Input should be ")
+        raise ConfigError(f"--{name} {first['input']}", expected, f"see {prog} --help") from None
+    return found
+
+
+def pick(kind: type[V], options: Any, /, **own: Any) -> V:
+    """Return a `kind` of which each field is in `own`, or has the value of the option of its name."""
+    names = {field.name for field in dataclasses.fields(kind)} - set(own)  # type: ignore[arg-type]
+    return kind(**{name: getattr(options, name) for name in names}, **own)
+
+
+def check_spreadsheet(spreadsheet: bool, form: str | None) -> None:
+    """Raise a ConfigError for --spreadsheet with a format or a file other than CSV."""
+    if spreadsheet and (form or "").rpartition(".")[2].lower() != "csv":
+        raise ConfigError(f"--spreadsheet with {form or 'standard output'}", "CSV", "leave --spreadsheet out")
 
 
 def settings_of(kind: type[S], base: S, options: S, given: list[str]) -> S:
