@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import time
+import unicodedata
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO
 
@@ -55,10 +56,9 @@ class LineHandler(logging.StreamHandler[TextIO]):
     def draw(self, text: str, *, last: bool = False) -> None:
         """Draw or redraw the progress line, cut to the terminal's width; `last`: leave it and begin a new line."""
         with contextlib.suppress(OSError):  # as wide as it is; a stream that is no file is cut to 80 columns
-            width = 80
-            width = os.get_terminal_size(self.stream.fileno()).columns or width
-        text = printable(text)
-        text = text if len(text) < width else text[: width - 2] + "…"
+            columns = 80
+            columns = os.get_terminal_size(self.stream.fileno()).columns or columns
+        text = fit(text, columns - 1)
         with self.lock or contextlib.nullcontext():
             self._drawn = "" if last else text
             self._write(_CLEAR + text + "\n" * last)
@@ -154,3 +154,25 @@ def attached(handler: logging.Handler) -> Iterator[None]:
 def printable(text: str) -> str:
     """Escape what would move a terminal's cursor or change its colours: names of files may hold it."""
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+def width(text: str) -> int:
+    """Return the terminal cells of a text: two for wide characters, none for combining marks."""
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def fit(text: str, cells: int, middle: bool = False) -> str:
+    """Return the plain text in at most so many cells, cut at its end or in its middle."""
+    text = printable(text)
+    if width(text) <= cells:
+        return text
+    tail = ""
+    if middle:
+        while width(tail) < (cells - 1) // 2:
+            tail = text[len(text) - len(tail) - 1 :]
+    head = ""
+    for c in text:
+        if width(head + c) > cells - 1 - width(tail):
+            break
+        head += c
+    return head + "…" + tail

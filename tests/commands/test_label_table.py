@@ -8,6 +8,7 @@ import json
 
 import pytest
 
+from asit import logs
 from asit.terminal import label_table
 from asit.terminal.label_table import Row
 
@@ -31,7 +32,7 @@ def test_no_line_is_wider_than_the_terminal(columns: int) -> None:
     for given, timed in ((rows, True), ([Row(0.0, 1.0, labels + wide)], False), (rows[:1], True)):
         lines = list(label_table.table_lines(path, 7300.0, given, columns, timed))
         assert len(lines) > 1
-        assert max(map(label_table.width, lines)) <= columns
+        assert max(map(logs.width, lines)) <= columns
     assert ".wav" in lines[0]
     assert "…" in lines[0]
 

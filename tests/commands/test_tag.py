@@ -19,11 +19,10 @@ import torch
 from matplotlib.image import imread
 
 import asit
-from asit import cli
+from asit import cli, logs
 from asit.data.catalogue.inputs import Item
 from asit.infer import tag_files as tagging
 from asit.model.inference.tagging import Tagger
-from asit.terminal import label_table
 
 Captured = pytest.CaptureFixture[str]
 
@@ -147,7 +146,7 @@ def test_a_terminal_gets_a_table_of_its_width(
         assert cli.main(["tag", str(models / "multi"), *names, *more]) == 0
         table = capsys.readouterr().out.splitlines()
         assert table[0].endswith("short.wav  0.30 s")
-        assert max(map(label_table.width, table)) <= 80
+        assert max(map(logs.width, table)) <= 80
         assert any("█" in line for line in table) is (more != ["--windows"])
 
 

@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from asit.audio.fbank import FrontEnd
@@ -84,17 +82,6 @@ def test_pictures_can_be_drawn_in_threads(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert len({(tmp_path / f"{i}.png").read_bytes() for i in range(3)}) == 1
-
-
-def test_a_text_is_shortened_to_a_width() -> None:
-    figure = Figure(dpi=100)
-    canvas = FigureCanvasAgg(figure)
-    for middle in (False, True):
-        text = figure.text(0, 0, "abcdefghij" * 10)
-        timeline.shorten(text, 120, canvas, middle)
-        assert text.get_window_extent(canvas.get_renderer()).width <= 120
-        assert text.get_text().startswith("abc")
-        assert text.get_text().endswith("hij" if middle else "…")
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 
-from asit import cli
+from asit import cli, logs
 from asit.commands import index
 from asit.search import Index, Neighbour
-from asit.terminal import label_table
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -87,8 +86,8 @@ def test_names_of_every_kind_fit_a_line() -> None:
 
     table = index._table("question", [hit("a" * 200 + ".wav"), hit("كلمة.wav", 4000, "كلمة"), hit("日本語.wav")])
     lines = table.splitlines()[1:]
-    assert all(label_table.width(line) < 110 for line in lines)
-    assert len({label_table.width(ended[0]) for line in lines if (ended := re.match(r".* - [\d:.]+", line))}) == 1
+    assert all(logs.width(line) < 110 for line in lines)
+    assert len({logs.width(ended[0]) for line in lines if (ended := re.match(r".* - [\d:.]+", line))}) == 1
     assert "1:06:40.00 - 1:06:41.00  كلمة" in lines[1]
     assert "\x1b" not in index._table("q\x1b[2J", [hit("red\x1b[31m\r\nname.wav", label="\x07bell")])
     odd = os.fsdecode(b"caf\xe9.wav")

@@ -17,7 +17,8 @@ from pydantic import Field
 
 from asit.errors import AsitError, ConfigError
 from asit.io.csv_lines import csv_line
-from asit.terminal.label_table import clock, fit, width
+from asit.logs import fit, width
+from asit.terminal.label_table import clock
 from asit.terminal.options import Batch, Device, Seconds, Spreadsheet, Threads, check_spreadsheet, parse, pick
 from asit.terminal.stdout import for_data, for_people
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +16,13 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
-from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter
 from numpy.typing import NDArray
 
 from asit.audio.fbank import FrontEnd
 from asit.config import FrontEndSettings
 from asit.io import atomic
+from asit.logs import fit
 
 Array = NDArray[np.float32]
 
@@ -31,8 +30,8 @@ COLUMNS = 1600
 """Most columns of a spectrogram's picture."""
 
 _WIDTH, _DPI = 10.0, 120  # inches; dots an inch
-_TOP, _SPECTROGRAM, _TRACK, _BOTTOM = 0.45, 2.3, 0.3, 0.5  # inches
-_LABELS, _RIGHT, _MOST_LABELS = 0.75, 0.6, 2.6  # inches: least and most width of the names at the left
+_SPECTROGRAM, _TRACK, _REST = 2.3, 0.3, 1.1  # inches
+_MOST_LABEL, _MOST_TITLE = 32, 100  # columns of a text of one width
 _INK, _SCORE, _GROUND = "#30343b", "#2f6fb3", "#eef1f5"
 _HZ = (50, 100, 200, 500, 1000, 2000, 4000, 8000, 16000)
 _STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 21600, 86400)
@@ -101,33 +100,20 @@ def draw(
     Raises:
         OSError: the file cannot be written.
     """
-    texts = [_one_line(name) for name, _ in tracks]
-    height = _TOP + _SPECTROGRAM + 0.15 + _TRACK * len(tracks) + _BOTTOM
-    figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, facecolor="white")
-    canvas = FigureCanvasAgg(figure)
-    families = fonts("".join([*texts, title]))
-    names = [Text(0, 0, text, fontsize=9.5, fontfamily=families, color=_INK, parse_math=False) for text in texts]
-    for name in names:
-        name.set_figure(figure)
-        shorten(name, _MOST_LABELS * _DPI, canvas)
-    widest = max((name.get_window_extent(canvas.get_renderer()).width for name in names), default=0.0) / _DPI
-    left = max(_LABELS, widest + 0.2)
-    across = (left / _WIDTH, (_WIDTH - left - _RIGHT) / _WIDTH)
-    upper = figure.add_axes((across[0], (height - _TOP - _SPECTROGRAM) / height, across[1], _SPECTROGRAM / height))
-    _picture(upper, spectrogram, settings)
-    style: dict[str, Any] = {"fontsize": 10, "fontfamily": families, "color": _INK, "parse_math": False}
-    head = figure.text(0.1 / _WIDTH, 1.0 - 0.3 / height, _one_line(title), **style)
-    shorten(head, (_WIDTH - 0.2) * _DPI, canvas, middle=True)
-    times = upper
+    names = [_one_line(name, _MOST_LABEL) for name, _ in tracks]
+    title = _one_line(title, _MOST_TITLE, middle=True)
+    families = fonts("".join([*names, title]))
+    height = _SPECTROGRAM + _TRACK * len(tracks) + _REST
+    figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, facecolor="white", layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontfamily=families, color=_INK, parse_math=False)
+    ratios = [_SPECTROGRAM, *([_TRACK * len(tracks)] if tracks else [])]
+    axes = figure.subplots(len(ratios), sharex=True, height_ratios=ratios, squeeze=False)[:, 0]
+    _picture(axes[0], spectrogram, settings)
     if tracks:
-        upper.tick_params(labelbottom=False)
-        times = figure.add_axes(
-            (across[0], _BOTTOM / height, across[1], _TRACK * len(tracks) / height), sharex=upper, facecolor="white"
-        )
-        _tracks(times, [name.get_text() for name in names], [scores for _, scores in tracks], starts, ends, families)
-    _time_axis(times, spectrogram.seconds)
+        _tracks(axes[-1], names, [scores for _, scores in tracks], starts, ends, families)
+    _time_axis(axes[-1], spectrogram.seconds)
     with atomic.write_file(path) as draft:
-        canvas.print_png(draft)
+        FigureCanvasAgg(figure).print_png(draft)
 
 
 def clock(seconds: float, step: float = 1.0) -> str:
@@ -157,15 +143,6 @@ def fonts(text: str) -> list[str]:
         if not missing:
             break
     return families
-
-
-def shorten(text: Text, pixels: float, canvas: FigureCanvasAgg, middle: bool = False) -> None:
-    """Drop characters from the end of a text, or from its middle, until it is no wider than `pixels`."""
-    full, kept = text.get_text(), len(text.get_text())
-    while (width := text.get_window_extent(canvas.get_renderer()).width) > pixels and kept > 1:
-        kept = max(1, min(kept - 1, round(kept * pixels / width)))
-        tail = kept // 2 if middle else 0
-        text.set_text(full[: kept - tail].rstrip() + "…" + full[len(full) - tail :])
 
 
 def _picture(axis: Axes, spectrogram: Spectrogram, settings: FrontEndSettings) -> None:
@@ -240,8 +217,8 @@ def _mel(hz: float) -> float:
     return 1127.0 * math.log(1.0 + hz / 700.0)  # as in the front end's bank
 
 
-def _one_line(text: str) -> str:
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+def _one_line(text: str, cells: int, middle: bool = False) -> str:
+    return fit(" ".join("".join(c if c.isprintable() else " " for c in text).split()), cells, middle)
 
 
 def _characters(path: str) -> set[int]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from asit.io.csv_lines import csv_line
-from asit.logs import printable
+from asit.logs import fit, printable, width
 
 Format = Literal["table", "json", "csv"]
 
@@ -104,28 +103,6 @@ def bar(score: float, blocks: bool = True) -> str:
     if not blocks:
         return "#" * round(eighths / 8)
     return ("█" * (eighths // 8) + _PARTS[eighths % 8]).rstrip()
-
-
-def width(text: str) -> int:
-    """Return the terminal cells of a text: two for wide characters, none for combining marks."""
-    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
-
-
-def fit(text: str, cells: int, middle: bool = False) -> str:
-    """Return the plain text in at most so many cells, cut at its end or in its middle."""
-    text = printable(text)
-    if width(text) <= cells:
-        return text
-    tail = ""
-    if middle:
-        while width(tail) < (cells - 1) // 2:
-            tail = text[len(text) - len(tail) - 1 :]
-    head = ""
-    for c in text:
-        if width(head + c) > cells - 1 - width(tail):
-            break
-        head += c
-    return head + "…" + tail
 
 
 def _line(row: Row, last: str, columns: int) -> str:
