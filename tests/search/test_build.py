@@ -18,7 +18,7 @@ from asit.errors import AudioError, CheckpointError, ConfigError
 from asit.model.audio_model import AudioModel
 from asit.model.inference.overlap import ClipPooling as Pooling
 from asit.search import Index, IndexSettings, builder
-from asit.search.partial_build import PartialBuild, path_of
+from asit.search.partial_build import PartialBuild
 
 from .conftest import RATE, make_model, write  # type: ignore[import-not-found]
 
@@ -35,6 +35,11 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(builder, "embed_sources", embed_sources)
     return names
+
+
+def left_of(out: Path) -> Path:
+    """The file from which a build resumes."""
+    return out.with_name(f"{out.name}.partial")
 
 
 def names(index: Index) -> set[str]:
@@ -124,14 +129,14 @@ def test_a_stopped_build_resumes(
         with pytest.raises(KeyboardInterrupt, match=r"5 of 9 recordings are kept in .*index\.partial"):
             search.build(model, [str(archive)], out)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index.partial", "sounds"]
-    with path_of(out).open("ab") as file:
+    with left_of(out).open("ab") as file:
         file.write(b'{"source": {"name": "to')  # torn by a kill
     write(archive / "1.wav", 0.5, 40)  # changed since
     read.clear()
     built = search.build(model, [str(archive)], out)
     assert read == ["1.wav", "5.wav", "6.wav", "7.wav", "long.wav"]
     assert built.read == 9
-    assert not path_of(out).exists()
+    assert not left_of(out).exists()
     search.build(model, [str(archive)], tmp_path / "once")
     one, two = Index.read(out), Index.read(tmp_path / "once")
     assert one.sources == two.sources
@@ -142,15 +147,15 @@ def test_a_stopped_build_resumes(
 def test_what_another_build_left_is_not_taken(archive: Path, model: AudioModel, tmp_path: Path) -> None:
     out = tmp_path / "index"
     for left in ('{"model": 1}\n', "no JSON at all\n"):
-        path_of(out).write_text(left)
+        left_of(out).write_text(left)
         with pytest.raises(ConfigError, match="left of a build with another model or other settings"):
             search.build(model, [str(archive)], out)
-        assert path_of(out).read_text() == left
-    path_of(out).write_text("{torn")
+        assert left_of(out).read_text() == left
+    left_of(out).write_text("{torn")
     assert search.build(model, [str(archive)], out).recordings == 9
-    path_of(out).write_text('{"model": 1}\n')
+    left_of(out).write_text('{"model": 1}\n')
     assert search.build(model, [str(archive)], out, overwrite=True).recordings == 9
-    assert not path_of(out).exists()
+    assert not left_of(out).exists()
 
 
 def test_bad_recordings_are_listed_and_the_rest_goes_on(archive: Path, model: AudioModel, tmp_path: Path) -> None:
@@ -176,31 +181,25 @@ def test_nothing_is_written_where_nothing_could_be_read(model: AudioModel, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["sounds"]
 
 
+@pytest.mark.parametrize(
+    ("owner", "name", "kept", "left"),
+    [
+        (np, "save", "", ["index.partial", "sounds"]),
+        (PartialBuild, "add", "; 0 of 9 recordings are kept in", ["sounds"]),
+    ],
+)
 def test_a_full_disk_leaves_no_index(
-    archive: Path, model: AudioModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    archive: Path, model: AudioModel, tmp_path: Path, owner: Any, name: str, kept: str, left: list[str]
 ) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with monkeypatch.context() as patch:
-        patch.setattr(np, "save", full)
-        with pytest.raises(CheckpointError, match="the disk is full"):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, full)
+        with pytest.raises(CheckpointError, match=f"the disk is full: .*{kept}"):
             search.build(model, [str(archive)], tmp_path / "index")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.partial", "sounds"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
     assert search.build(model, [str(archive)], tmp_path / "index").recordings == 9
-
-
-def test_a_disk_that_fills_while_recordings_are_read(
-    archive: Path, model: AudioModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(PartialBuild, "add", full)
-        with pytest.raises(CheckpointError, match=r"the disk is full.*0 of 9 recordings are kept in"):
-            search.build(model, [str(archive)], tmp_path / "index")
-    assert not (tmp_path / "index").exists()
 
 
 def test_only_an_index_is_replaced(made: Index, model: AudioModel, archive: Path, tmp_path: Path) -> None:

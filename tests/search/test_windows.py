@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from asit.errors import AudioError, ConfigError
-from asit.model.audio_model import AudioModel, Embedding
+from asit.model.audio_model import Embedding
 from asit.search import embed_windows
 
 RATE = 100
@@ -56,10 +56,6 @@ def test_a_long_sound_is_not_held() -> None:
 def test_invalid_windows(window: float, hop: float, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         embed_windows.check_windows(window, hop)
-
-
-def test_the_window_is_the_training_view(model: AudioModel) -> None:
-    assert embed_windows.view_seconds(model) == pytest.approx(0.4)
 
 
 def test_vectors_have_length_one_and_the_given_pooling() -> None:

@@ -67,6 +67,7 @@ def index(prog: str, summary: str, given: list[str]) -> int:
     import torch
 
     from asit import runtime, search
+    from asit.data.catalogue.inputs import named
     from asit.data.catalogue.listing import describe_ignored
     from asit.interop.loading import load
 
@@ -82,7 +83,7 @@ def index(prog: str, summary: str, given: list[str]) -> int:
     if built.others:
         log.info(describe_ignored(built.others))
     for name, reason in built.failures[:_NAMED]:
-        log.warning(search.failure_line(name, reason))
+        log.warning(named(name, reason))
     if len(built.failures) > _NAMED:
         log.warning(f"and {len(built.failures) - _NAMED} more, in {out / 'failures.jsonl'}")
     print(_summary(built))

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from asit.data.catalogue.inputs import Item, expand
-from asit.errors import AsitError, AudioError, CheckpointError, ConfigError
+from asit.data.catalogue.inputs import Item, expand, named
+from asit.errors import AudioError, ConfigError
 from asit.io import atomic, lock
 from asit.io.local_files import sha256
 from asit.io.remote_files import MissingError
@@ -28,7 +28,7 @@ from asit.model.inference.overlap import ClipPooling
 from asit.progress import counter
 from asit.search import hnsw, recordings
 from asit.search import index_files as files
-from asit.search.embed_windows import POOLINGS, check_windows, embed_sources, view_seconds
+from asit.search.embed_windows import POOLINGS, check_windows, embed_sources
 from asit.search.index import Index
 from asit.search.partial_build import EmbeddedRecording, PartialBuild
 from asit.search.recordings import Files, RecordingKey, Source
@@ -140,24 +140,26 @@ def build(
         if old is not None:
             old.check(model)
         card = _card_settings(model, settings, old)
+        width = model.encoder.width * (2 if card["pooling"] == "class+mean" else 1)
         others = Counter[str]()
         plan = _plan(expand(inputs, others) if inputs or not add else [], old)
-        with PartialBuild(folder, card, _width(model, card), restart=overwrite) as partial:
-            read = _read(model, plan, card, partial, settings)
-            card = {**card, "model": {**card["model"], "path": model_path}}
+        partial = PartialBuild(folder, card, width, restart=overwrite)
+        with atomic.disk_errors(folder, lambda: partial.kept(plan.need)):
+            with partial:
+                read = _read(model, plan, card, partial, settings)
+            card = {**card, "width": width, "model": {**card["model"], "path": model_path}}
             with atomic.write_folder(folder, overwrite=add or overwrite) as draft:
-                _write(draft, card, old, plan, read, settings.threads)
-            partial.remove()
-    written = files.read_card(folder)
+                card = _write(draft, card, old, plan, read, settings.threads)
+        partial.path.unlink(missing_ok=True)
     return Built(
         folder=folder,
-        rows=written["rows"],
-        recordings=written["recordings"],
+        rows=card["rows"],
+        recordings=card["recordings"],
         read=len(read),
         kept=len(plan.kept),
         dropped=plan.dropped,
         failures=plan.failures,
-        exact=files.GRAPH not in written["sha256"],
+        exact=card["search"] == "exact",
         others=others,
     )
 
@@ -176,22 +178,12 @@ def check_free(folder: Path, add: bool, overwrite: bool) -> None:
         raise ConfigError(f"{folder} does not exist", "an index to add to", "leave --add out to make one")
     if not exists or add:
         return
-    if not (folder.is_dir() and (folder / files.CARD).is_file()):
-        raise ConfigError(
-            f"{folder} already exists, and is no index", "a free path for the index", "choose another --out"
-        )
+    if not (folder / files.CARD).is_file():
+        raise ConfigError(f"{folder} already exists, and is no index", "a free path", "choose another --out")
     files.read_card(folder)  # a model folder has a card too, and is never replaced
     if not overwrite:
-        raise ConfigError(
-            f"{folder} already holds an index",
-            "a free path, or a choice",
-            "pass --add to update it, or --overwrite to rebuild it",
-        )
-
-
-def failure_line(name: str, reason: str) -> str:
-    """Return a failure as one line, which names the recording once."""
-    return reason if name in reason else f"{name}: {reason}"
+        fix = "pass --add to update it, or --overwrite to rebuild it"
+        raise ConfigError(f"{folder} already holds an index", "a free path, or a choice", fix)
 
 
 def _card_settings(model: AudioModel, settings: IndexSettings, old: Index | None) -> dict[str, Any]:
@@ -214,21 +206,11 @@ def _card_settings(model: AudioModel, settings: IndexSettings, old: Index | None
                 "leave these out, or rebuild the index with --overwrite",
             )
         return {**facts, **{name: old.card[name] for name in given}}
-    window = view_seconds(model) if settings.window is None else settings.window
+    window = model.frames * model.front_end.shift / model.rate if settings.window is None else settings.window
     hop = window if settings.hop is None else settings.hop
     check_windows(window, hop)
-    return {
-        **facts,
-        "window": window,
-        "hop": hop,
-        "pooling": settings.pooling or "mean",
-        "layer": settings.layer,
-        "precision": precision or model.embedder().precision,
-    }
-
-
-def _width(model: AudioModel, card: Mapping[str, Any]) -> int:
-    return model.encoder.width * (2 if card["pooling"] == "class+mean" else 1)
+    own = {"pooling": settings.pooling or "mean", "precision": precision or model.embedder().precision}
+    return {**facts, "window": window, "hop": hop, "layer": settings.layer, **own}
 
 
 def _plan(items: Sequence[Item], old: Index | None) -> _Plan:
@@ -280,47 +262,34 @@ def _read(
                 tick(done, len(todo), bad)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"{partial.kept(plan.need)}; the same command resumes") from None
-    except OSError as error:
-        if not atomic.is_disk_full(error):
-            raise
-        raise CheckpointError(
-            f"the disk is full: {partial.out} was not written; {partial.kept(plan.need)}",
-            "room for the vectors twice: there, and in the index",
-            "free some and give the same command again",
-        ) from error
     read = [partial.done[key] for key in plan.need if key in partial.done]
+    if not read and not plan.kept and not plan.failures:
+        raise ConfigError("nothing is left in the index", "a recording or more", "give a folder of recordings")
     if not read and not plan.kept:
-        raise _nothing(plan)
+        first = "\n    ".join(named(name, reason) for name, reason in plan.failures[:_NAMED])
+        raise AudioError(
+            f"none of {len(plan.failures)} recordings could be read, such as\n    {first}",
+            "a recording or more",
+            "see `asit doctor` for the formats that are read here",
+        )
     return read
-
-
-def _nothing(plan: _Plan) -> AsitError:
-    if not plan.failures:
-        return ConfigError("nothing is left in the index", "a recording or more", "give a folder of recordings")
-    first = "\n    ".join(failure_line(name, reason) for name, reason in plan.failures[:_NAMED])
-    return AudioError(
-        f"none of {len(plan.failures)} recordings could be read, such as\n    {first}",
-        "a recording or more",
-        "see `asit doctor` for the formats that are read here",
-    )
 
 
 def _write(
     to: Path, card: Mapping[str, Any], old: Index | None, plan: _Plan, read: Sequence[EmbeddedRecording], threads: int
-) -> None:
-    """Write the index's files: the recordings that are kept first, in their order, then those that were read."""
+) -> dict[str, Any]:
+    """Write the index's files, the recordings that are kept first, then those that were read; returns the card."""
     sources = [] if old is None else [old.sources[i] for i in plan.kept]
     sources += [one.source for one in read]
     kept = np.empty(0, np.int64) if old is None else old.rows_at(plan.kept)
-    width = read[0].vectors.shape[1] if read else old.card["width"] if old is not None else 0
-    total = len(kept) + sum(len(one.times) for one in read)
-    rows = np.empty(total, files.ROW)
-    vectors = np.lib.format.open_memmap(to / files.VECTORS, "w+", np.dtype("<f2"), (total, width))
-    if old is not None:
-        vectors[: len(kept)] = old.vectors[kept]
-        rows[: len(kept)] = old.rows[kept]
-        rows["file"][: len(kept)] = np.searchsorted(np.asarray(plan.kept), rows["file"][: len(kept)])
     at = len(kept)
+    total = at + sum(len(one.times) for one in read)
+    rows = np.empty(total, files.ROW)
+    vectors = np.lib.format.open_memmap(to / files.VECTORS, "w+", np.dtype("<f2"), (total, card["width"]))
+    if old is not None:
+        vectors[:at] = old.vectors[kept]
+        rows[:at] = old.rows[kept]
+        rows["file"][:at] = np.searchsorted(np.asarray(plan.kept), rows["file"][:at])
     for i, one in enumerate(read, len(plan.kept)):
         part = slice(at, at + len(one.times))
         vectors[part], rows["file"][part] = one.vectors, i
@@ -328,15 +297,17 @@ def _write(
         at = part.stop
     vectors.flush()
     np.save(to / files.ROWS, rows, allow_pickle=False)
-    with (to / files.SOURCES).open("w", encoding="utf-8") as file:
-        file.writelines(recordings.lines(sources))
-    with (to / files.FAILURES).open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps({"path": name, "reason": reason}) + "\n" for name, reason in plan.failures)
-    names = [files.VECTORS, files.ROWS, files.SOURCES, files.FAILURES]
+    lines: dict[str, list[dict[str, Any]]] = {
+        files.SOURCES: [recordings.to_json(source) for source in sources],
+        files.FAILURES: [{"path": name, "reason": reason} for name, reason in plan.failures],
+    }
+    for name, values in lines.items():  # names that are no valid Unicode are escaped, and read back as they were
+        (to / name).write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
+    names = [files.VECTORS, files.ROWS, *lines]
     method: dict[str, Any] = {"search": "exact"}
     if total > files.EXACT_MOST:
         graph = old.graph if old is not None and len(kept) == len(old) else None
-        graph = graph or hnsw.Graph(width)
+        graph = graph or hnsw.Graph(card["width"])
         graph.add(vectors[len(graph) :], threads, counter("graph", "rows"))
         graph.save(to / files.GRAPH)
         names.append(files.GRAPH)
@@ -346,7 +317,6 @@ def _write(
         "format": files.FORMAT,
         "asit": importlib.metadata.version("asit-audio"),
         **card,
-        "width": width,
         "rows": total,
         "recordings": len(sources),
         "failures": len(plan.failures),
@@ -354,3 +324,4 @@ def _write(
         "sha256": {name: sha256(to / name) for name in names},
     }
     (to / files.CARD).write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
+    return contents

@@ -62,11 +62,6 @@ def embed_sources(
                 fault = error.found
 
 
-def view_seconds(model: AudioModel) -> float:
-    """Return the length of the training view, the default window."""
-    return model.frames * model.front_end.shift / model.rate
-
-
 def check_windows(window: float, hop: float) -> None:
     """Raise ConfigError for windows that leave gaps, or have no length."""
     if not 0 < window < float("inf"):

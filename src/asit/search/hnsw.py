@@ -26,35 +26,30 @@ EXPANSION_ADD = 128
 """Candidates when a vector is added."""
 EXPANSION_SEARCH = 128
 """Candidates when a vector is searched; bench/search.py measures the recall."""
-PARAMETERS = {
-    "connectivity": CONNECTIVITY,
-    "expansion_add": EXPANSION_ADD,
-    "expansion_search": EXPANSION_SEARCH,
-}
+PARAMETERS = {"connectivity": CONNECTIVITY, "expansion_add": EXPANSION_ADD, "expansion_search": EXPANSION_SEARCH}
 
 _BASE = 2 * CONNECTIVITY
 _HEAD = np.dtype(
     [
         ("magic", "S7"),
-        ("version", "<u2", 3),
-        ("metric", "u1"),
-        ("scalar", "u1"),
-        ("key", "u1"),
-        ("slot", "u1"),
-        ("present", "<u8"),
-        ("deleted", "<u8"),
-        ("width", "<u8"),
+        ("format", "<u2"),
+        ("minor", "V4"),
+        *((name, "u1") for name in ("metric", "scalar", "key", "slot")),
+        *((name, "<u8") for name in ("present", "deleted", "width")),
         ("multi", "u1"),
         ("rest", "V22"),
+        *((name, "<u8") for name in ("size", "connectivity", "base", "max_level", "entry")),
     ]
 )
-_GRAPH = np.dtype([(name, "<u8") for name in ("size", "connectivity", "base", "max_level", "entry")])
-_COSINE, _FLOAT16, _UINT64, _UINT32 = ord("c"), 12, 14, 15
+"""Both heads. Cosine of float16, keys uint64, slots uint32, one vector for each key are the kinds that are written."""
+_KINDS = {"magic": b"usearch", "format": 2, "metric": ord("c"), "scalar": 12, "key": 14, "slot": 15, "multi": 0}
 _NODE = 10  # bytes of a node's key and level
+_LIST_BASE, _LIST = 4 * (1 + _BASE), 4 * (1 + CONNECTIVITY)  # bytes of a list on level 0, and on the others
 _CHUNK = 1 << 15  # nodes that are checked together
 _MOST_LEVELS = 64  # each level has 1 / CONNECTIVITY of the nodes of the one below, so 64 never occur
 
-Vectors = npt.NDArray[np.float16]
+Bytes = npt.NDArray[np.uint8]
+Integers = npt.NDArray[np.int64]
 
 
 class Graph:
@@ -90,7 +85,7 @@ class Graph:
             if tick is not None:
                 tick(at + len(part), len(vectors), 0)
 
-    def nearest(self, vector: npt.NDArray[np.float32], k: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    def nearest(self, vector: npt.NDArray[np.float32], k: int) -> tuple[Integers, npt.NDArray[np.float32]]:
         """Return rows and cosine similarities of about the k nearest to a vector (D,), best first; thread-safe."""
         with self._lock:
             found = self._index.search(vector, min(k, len(self)), threads=1)
@@ -122,8 +117,6 @@ class Graph:
             graph._index.load(path)
         except RuntimeError as error:
             raise _damaged(path, str(error)) from error
-        if len(graph) != rows or graph._index.ndim != width:
-            raise _damaged(path, f"{len(graph)} vectors of {graph._index.ndim} were read")
         return graph
 
 
@@ -134,76 +127,49 @@ def check(path: Path, rows: int, width: int) -> None:
         rows: N that the file must hold.
         width: D.
     """
-    size = path.stat().st_size
-    head = 8 + rows * width * 2
-    start = head + _HEAD.itemsize + _GRAPH.itemsize
-    if rows < 1 or size < start + 2 * rows:
+    size, head = path.stat().st_size, 8 + rows * width * 2
+    start = head + _HEAD.itemsize
+    nodes = start + 2 * rows
+    if rows < 1 or size < nodes:
         raise _damaged(path, f"it has {size} bytes, too few for {rows} vectors of {width}")
-    data = np.memmap(path, np.uint8, "r")
+    data: Bytes = np.memmap(path, np.uint8, "r")
     matrix = data[:8].view("<u4").tolist()
-    facts, graph = data[head:][: _HEAD.itemsize].view(_HEAD)[0], data[start - _GRAPH.itemsize : start].view(_GRAPH)[0]
-    found = {
-        "matrix": tuple(matrix),
-        "magic": bytes(facts["magic"]),
-        "format": int(facts["version"][0]),
-        "kinds": tuple(int(facts[name]) for name in ("metric", "scalar", "key", "slot", "multi")),
-        "counts": tuple(int(facts[name]) for name in ("present", "deleted", "width")),
-        "graph": tuple(int(graph[name]) for name in ("size", "connectivity", "base")),
-    }
-    expected = {
-        "matrix": (rows, 2 * width),
-        "magic": b"usearch",
-        "format": 2,
-        "kinds": (_COSINE, _FLOAT16, _UINT64, _UINT32, 0),
-        "counts": (rows, 0, width),
-        "graph": (rows, CONNECTIVITY, _BASE),
-    }
-    for name, value in expected.items():
-        if found[name] != value:
-            raise _damaged(path, f"its {name} is {found[name]}, not {value}")
-    levels = data[start : start + 2 * rows].view("<i2").astype(np.int64)
-    top, entry = int(graph["max_level"]), int(graph["entry"])
+    if matrix != [rows, 2 * width]:
+        raise _damaged(path, f"its matrix is {matrix}, not {[rows, 2 * width]}")
+    facts = data[head:start].view(_HEAD)[0]
+    counts = {"present": rows, "deleted": 0, "width": width, "size": rows, "connectivity": CONNECTIVITY, "base": _BASE}
+    for name, value in {**_KINDS, **counts}.items():
+        if facts[name] != value:
+            raise _damaged(path, f"its {name} is {facts[name]}, not {value}")
+    levels: Integers = data[start:nodes].view("<i2").astype(np.int64)
+    top, entry = int(facts["max_level"]), int(facts["entry"])
     if top > _MOST_LEVELS or levels.min() < 0 or entry >= rows or levels.max() != top or levels[entry] != top:
         raise _damaged(path, "its levels do not fit together")
-    lengths = _NODE + 4 * (1 + _BASE) + levels * 4 * (1 + CONNECTIVITY)
-    nodes = start + 2 * rows
+    lengths = _NODE + _LIST_BASE + levels * _LIST
     if nodes + int(lengths.sum()) != size:
         raise _damaged(path, f"it has {size} bytes, and its levels make {nodes + int(lengths.sum())}")
     offsets = nodes + np.cumsum(lengths) - lengths
     _check_heads(path, data, offsets, levels)
     for level in range(top + 1):
-        slots, shift = (
-            (_BASE, 0) if level == 0 else (CONNECTIVITY, 4 * (1 + _BASE) + (level - 1) * 4 * (1 + CONNECTIVITY))
-        )
-        _check_level(path, data, offsets[levels >= level] + _NODE + shift, slots, levels, level)
+        at = _NODE + (_LIST_BASE + (level - 1) * _LIST if level else 0)
+        _check_level(path, data, offsets[levels >= level] + at, levels, level)
 
 
-def _check_heads(
-    path: Path, data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64], levels: npt.NDArray[np.int64]
-) -> None:
+def _check_heads(path: Path, data: Bytes, offsets: Integers, levels: Integers) -> None:
     """Check that keys are the rows, each once, and that each node has the level that is listed."""
-    rows = len(levels)
-    seen = np.zeros(rows, bool)
-    for at in range(0, rows, _CHUNK):
-        part = data[offsets[at : at + _CHUNK, None] + np.arange(_NODE)]
-        keys = np.ascontiguousarray(part[:, :8]).view("<u8")[:, 0]
-        level = np.ascontiguousarray(part[:, 8:]).view("<i2")[:, 0]
-        if keys.max() >= rows or (level != levels[at : at + _CHUNK]).any():
+    seen = np.zeros(len(levels), bool)
+    for at in range(0, len(levels), _CHUNK):
+        part = data[offsets[at : at + _CHUNK, None] + np.arange(_NODE)].view([("key", "<u8"), ("level", "<i2")])[:, 0]
+        if part["key"].max() >= len(levels) or (part["level"] != levels[at : at + _CHUNK]).any():
             raise _damaged(path, "its nodes are not those of its rows")
-        seen[keys] = True
+        seen[part["key"]] = True
     if not seen.all():
         raise _damaged(path, "its nodes are not those of its rows")
 
 
-def _check_level(
-    path: Path,
-    data: npt.NDArray[np.uint8],
-    offsets: npt.NDArray[np.int64],
-    slots: int,
-    levels: npt.NDArray[np.int64],
-    level: int,
-) -> None:
+def _check_level(path: Path, data: Bytes, offsets: Integers, levels: Integers, level: int) -> None:
     """Check that each list on a level fits its slots, and has nodes only that reach that level themselves."""
+    slots = CONNECTIVITY if level else _BASE
     for at in range(0, len(offsets), _CHUNK):
         part = data[offsets[at : at + _CHUNK, None] + np.arange(4 * (1 + slots))].view("<u4")
         counts, neighbours = part[:, 0], part[:, 1:]

@@ -8,8 +8,10 @@ Letters: N rows, D width.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import os
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,34 +122,27 @@ class Index:
 
     @functools.cached_property
     def _by_path(self) -> dict[tuple[str, str | None], list[int]]:
-        indices: dict[tuple[str, str | None], list[int]] = {}
+        indices = defaultdict[tuple[str, str | None], list[int]](list)
         for i, source in enumerate(self.sources):
-            indices.setdefault((source.path, source.member), []).append(i)
+            indices[source.path, source.member].append(i)
         return indices
 
-    def clip(self, row: int) -> IndexRow:
-        """Return a row; raises ConfigError where there is no such row."""
-        self._check_row(row)
-        file, start, end = self.rows[row].tolist()
-        source = self.sources[file]
-        return IndexRow(
-            row=row,
-            path=source.path,
-            name=source.name,
-            start=start,
-            end=end,
-            label=source.label,
-            member=source.member,
-        )
-
     def source(self, row: int) -> Source:
-        """Return the recording of a row, whose `item().sound()` is its file or bytes; errors are those of `clip`."""
-        self._check_row(row)
+        """Return the recording of a row, whose `item().sound()` is its file or bytes; raises ConfigError where there is
+        no such row."""
+        if not 0 <= row < len(self):
+            raise ConfigError(f"row {row}", f"0 to {len(self) - 1}", "take the rows of neighbours")
         return self.sources[int(self.rows["file"][row])]
 
+    def clip(self, row: int) -> IndexRow:
+        """Return a row; errors are those of `source`."""
+        source = self.source(row)
+        shared = {name: getattr(source, name) for name in ("path", "name", "label", "member")}
+        return IndexRow(row=row, start=float(self.rows["start"][row]), end=float(self.rows["end"][row]), **shared)
+
     def vector(self, row: int) -> Vector:
-        """Return the vector (D,) of a row; errors are those of `clip`."""
-        self._check_row(row)
+        """Return the vector (D,) of a row; errors are those of `source`."""
+        self.source(row)
         return self.vectors[row].astype(np.float32)
 
     def query(self, embedding: Embedding) -> Vector:
@@ -184,8 +179,8 @@ class Index:
             scores[out] = -np.inf
             keep = min(k, len(scores) - len(np.unique(out)))
             best = np.argpartition(-scores, keep - 1)[:keep] if 0 < keep < len(scores) else np.arange(len(scores))
-            best = best[np.lexsort((best, -scores[best]))][:keep]
-            found, values = best, scores[best]
+            found = best[np.lexsort((best, -scores[best]))][:keep]
+            values = scores[found]
         else:
             found, values = self.graph.nearest(unit, k + len(out))
             kept = ~np.isin(found, out)
@@ -221,11 +216,9 @@ class Index:
             ConfigError: another model than the index's, or k below 1.
             CheckpointError: the model cannot be loaded.
         """
-        if model is None:
-            model = self.model()
-        else:
+        if model is not None:
             self.check(model)
-        own = None
+        model, own = model or self.model(), None
         if not include_self and isinstance(sound, str | os.PathLike):
             own = self.rows_of(os.fspath(sound), start=start, seconds=seconds)
         return self.nearest(self.vector_of(sound, model, rate, start, seconds), k, own)
@@ -234,18 +227,14 @@ class Index:
         self, sound: Sound, model: AudioModel, rate: int | None = None, start: float = 0.0, seconds: float | None = None
     ) -> Vector:
         """Return the vector (D,) of a sound of any length; see `similar`, which also checks the model."""
-        total, waiting = np.zeros(self.card["width"]), list[embed_windows.Wave]()
+        total = np.zeros(self.card["width"])
+        settings = {name: self.card[name] for name in ("layer", "precision")}
         with open_sound(sound, rate, model.rate, model.front_end.settings.resampler, start, seconds) as source:
-            for _, _, wave in embed_windows.cut(source.blocks(), model.rate, self.card["window"], self.card["hop"]):
-                waiting.append(wave)
-                if len(waiting) == _TOGETHER:
-                    total += self._sum(waiting, model)
-                    waiting = []
-        return (total + self._sum(waiting, model)).astype(np.float32)
-
-    def _sum(self, waveforms: list[embed_windows.Wave], model: AudioModel) -> npt.NDArray[np.float64]:
-        found = model.embed_batch(waveforms, layer=self.card["layer"], precision=self.card["precision"], patches=False)
-        return np.sum([self.query(one) for one in found] or [np.zeros(self.card["width"])], axis=0, dtype=np.float64)
+            windows = embed_windows.cut(source.blocks(), model.rate, self.card["window"], self.card["hop"])
+            while waveforms := [wave for _, _, wave in itertools.islice(windows, _TOGETHER)]:
+                found = model.embed_batch(waveforms, **settings, patches=False)
+                total += np.sum([self.query(one) for one in found], axis=0, dtype=np.float64)
+        return total.astype(np.float32)
 
     def rows_of(
         self, path: str, member: str | None = None, start: float = 0.0, seconds: float | None = None
@@ -299,7 +288,3 @@ class Index:
             self.check(model)
             self._model = model
         return self._model
-
-    def _check_row(self, row: int) -> None:
-        if not 0 <= row < len(self):
-            raise ConfigError(f"row {row}", f"0 to {len(self) - 1}", "take the rows of neighbours")

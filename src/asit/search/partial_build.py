@@ -34,11 +34,6 @@ class EmbeddedRecording(NamedTuple):
     vectors: npt.NDArray[np.float16]
 
 
-def path_of(out: Path) -> Path:
-    """Return the file in which the build of an index keeps its recordings."""
-    return out.with_name(f"{out.name}.partial")
-
-
 class PartialBuild:
     """The file of a build; a context manager.
 
@@ -56,7 +51,7 @@ class PartialBuild:
     """
 
     def __init__(self, out: Path, settings: Mapping[str, Any], width: int, restart: bool) -> None:
-        self.out, self.path, self.width = out, path_of(out), width
+        self.path, self.width = out.with_name(f"{out.name}.partial"), width
         self.done: dict[RecordingKey, EmbeddedRecording] = {}
         self._file: TextIO | None = None
         self._flushed = time.monotonic()
@@ -85,20 +80,14 @@ class PartialBuild:
         """Say how many of the recordings that are needed are in the file."""
         return f"{sum(key in self.done for key in need)} of {len(need)} recordings are kept in {self.path}"
 
-    def remove(self) -> None:
-        """Delete the file, when the index is written."""
-        self.__exit__(None, None, None)
-        self.path.unlink(missing_ok=True)
-
     def __enter__(self) -> PartialBuild:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._file is not None:
-            file, self._file = self._file, None
             # A full disk tears the last line; the error that is being raised says more.
             with contextlib.suppress(OSError) if error is not None else contextlib.nullcontext():
-                file.close()
+                self._file.close()
 
     def _open(self) -> TextIO:
         self.path.parent.mkdir(parents=True, exist_ok=True)

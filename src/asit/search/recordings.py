@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -60,16 +58,7 @@ class Source:
 
     def item(self) -> Item:
         """Return the recording as an input."""
-        return Item(
-            name=self.name,
-            path=self.path,
-            member=self.member,
-            offset=self.offset,
-            size=self.length,
-            start=self.start,
-            seconds=self.seconds,
-            label=self.label,
-        )
+        return Item(path=self.path, size=self.length, **{name: getattr(self, name) for name in _SHARED})
 
 
 class Files:
@@ -77,7 +66,7 @@ class Files:
 
     def __init__(self) -> None:
         self._folder = cache(os.path.realpath)
-        self._fingerprint = cache(storage.fingerprint)
+        self.fingerprint = cache(storage.fingerprint)
 
     def path(self, path: str) -> str:
         """Return the absolute path, its folder without symbolic links; a URL as it is."""
@@ -86,33 +75,16 @@ class Files:
         folder, name = os.path.split(os.path.abspath(path))  # noqa: PTH100
         return os.path.join(self._folder(folder), name)  # noqa: PTH118
 
-    def fingerprint(self, path: str) -> tuple[int, int]:
-        """Return size and time of change; of an object in a store, a number for its ETag.
-
-        Raises:
-            OSError: there is no such file, or it cannot be looked at.
-            StoreError: the same of an object in a store.
-        """
-        return self._fingerprint(path)
-
     def source(self, item: Item) -> Source:
-        """Return the recording with its file's fingerprint; errors are those of `fingerprint`."""
+        """Return the recording with its file's fingerprint; errors are those of `storage.fingerprint`."""
         path = self.path(item.path)
         size, modified = self.fingerprint(path)
-        return Source(
-            name=item.name,
-            path=path,
-            size=size,
-            modified=modified,
-            member=item.member,
-            offset=item.offset,
-            length=item.size,
-            start=item.start,
-            seconds=item.seconds,
-            label=item.label,
-        )
+        shared = {name: getattr(item, name) for name in _SHARED}
+        return Source(path=path, size=size, modified=modified, length=item.size, **shared)
 
 
+_SHARED = ("name", "member", "offset", "start", "seconds", "label")
+"""Fields that a `Source` and its `Item` both have."""
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Source)}
 _TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("name", "path", "member", "label"), str),
@@ -137,9 +109,3 @@ def from_json(value: Any) -> Source:
         return Source(**value)
     except TypeError:
         raise ValueError(f"a line has only {', '.join(value)}"[:200]) from None
-
-
-def lines(sources: Iterable[Source]) -> Iterator[str]:
-    """Yield the lines of sources.jsonl; names that are no valid Unicode are escaped, and read back as they were."""
-    for source in sources:
-        yield json.dumps(to_json(source)) + "\n"
