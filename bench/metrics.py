@@ -23,7 +23,7 @@ from sklearn import __version__ as sklearn_version
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from asit.evaluate.metrics import multi_label, paired_difference, single_label
-from asit.evaluate.ranking import average_precision, roc_auc
+from asit.evaluate.ranking import average_precision, positives, ranking, score_table
 from asit.evaluate.trials import cosine_scores, trials_from_labels
 from asit.evaluate.verification_metrics import verification_metrics
 
@@ -68,7 +68,7 @@ def main() -> None:
     often: dict[str, Callable[[], Any]] = {
         "average precision": lambda: average_precision(scores, targets),
         "average precision, scikit-learn": lambda: by_class(average_precision_score, scores, targets),
-        "AUC": lambda: roc_auc(scores, targets),
+        "AUC": lambda: ranking(score_table(scores), *positives(targets))[1],
         "AUC, scikit-learn": lambda: by_class(roc_auc_score, scores, targets),
         "mAP, mAUC, d' and rows, no intervals": lambda: multi_label(scores, targets, names, draws=0),
     }

@@ -49,7 +49,7 @@ def material(tmp_path: Path) -> Path:
     (tmp_path / "words" / "note.txt").write_text("no sound")
     (tmp_path / "broken.yaml").write_text("optim: [")
     (tmp_path / "wrong.yaml").write_text("epoch: 3\noptim: {lrr: 1}\nmasking: {drop: 1.5}\nencodr: {size: tiny}\n")
-    (tmp_path / "bare.csv").write_text("path\nsounds/a.wav\n")
+    (tmp_path / "bare.csv").write_text("path,split\nsounds/a.wav,train\nsounds/b.wav,test\n")
     (tmp_path / "split.csv").write_text("path,label,split\nsounds/a.wav,x,train\n")
     (tmp_path / "note.txt").write_text("no sound")
     (tmp_path / "foreign").mkdir()
@@ -317,6 +317,6 @@ def test_embedding_continues_after_a_file_that_cannot_be_read(run: Any, material
     lines = [json.loads(line) for line in out.splitlines()]
     assert [line["path"] for line in lines] == ["sounds/a.wav", "sounds/b.wav"]
     assert all(len(line["clip"]) == 32 for line in lines)
-    for table, text in (("bare.csv", "have no label"), ("split.csv", "no clip of the split 'test'")):
+    for table, text in (("bare.csv", "none of the 2 clips has a label"), ("split.csv", "no clip of the split 'test'")):
         code, _, err = run("probe", "model", table)
         assert (code, text in err) == (2, True), err

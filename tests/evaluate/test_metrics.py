@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,11 +18,10 @@ from sklearn.metrics import (
 )
 
 from asit.errors import AsitError
-from asit.evaluate.bootstrap import Units
 from asit.evaluate.metrics import fold_summary, multi_label, paired_difference, single_label
-from asit.evaluate.ranking import average_precision, d_prime, roc_auc
+from asit.evaluate.ranking import average_precision, d_prime
 
-from .conftest import several  # type: ignore[import-not-found]
+from .conftest import roc_auc, several  # type: ignore[import-not-found]
 
 
 def _one(clips: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -31,10 +29,6 @@ def _one(clips: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarra
     rng = np.random.default_rng([seed, clips, classes])
     truth = rng.integers(0, classes - 1, clips)
     return rng.normal(size=(clips, classes)) + np.eye(classes)[truth], truth, [f"class {c}" for c in range(classes)]
-
-
-def _sparse(targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return np.concatenate([[0], np.cumsum(targets.sum(1))]), np.nonzero(targets)[1]
 
 
 # --- several labels a clip -------------------------------------------------------------------------------------------
@@ -182,20 +176,13 @@ def test_fold_summary() -> None:
         "mean": pytest.approx(0.7), "std": pytest.approx(0.2), "values": [0.5, 0.7, 0.9], "pooled": pytest.approx(0.75)
     }  # fmt: skip
     assert fold_summary([0.5]) == {"mean": 0.5, "std": None, "values": [0.5]}
-    with pytest.raises(AsitError, match=r"scores of folds: \[0\.5, nan\]"):
-        fold_summary([0.5, math.nan])
-    with pytest.raises(AsitError, match="scores of folds: \\[\\]"):
-        fold_summary([])
-    with pytest.raises(AsitError, match="2 counts of clips for 1 folds"):
-        fold_summary([0.5], clips=[1, 2])
 
 
-@pytest.mark.parametrize("metric", ["accuracy", "balanced_accuracy", "macro_f1", "top5_accuracy"])
-def test_paired_difference_of_single_labels(metric: Any) -> None:
+def test_paired_difference_of_single_labels() -> None:
     a, truth, names = _one(300, 12)
     b = a + np.random.default_rng(5).normal(size=a.shape) * 0.3 - 0.3 * np.eye(12)[truth]
-    found = paired_difference(a, b, truth, metric, draws=300)
-    first, second = (single_label(scores, truth, names, draws=300)["metrics"][metric] for scores in (a, b))
+    found = paired_difference(a, b, truth, "accuracy", draws=300)
+    first, second = (single_label(scores, truth, names, draws=300)["metrics"]["accuracy"] for scores in (a, b))
     assert (found["a"], found["b"]) == (first["value"], second["value"])
     assert found["difference"] == pytest.approx(first["value"] - second["value"])
     low, high = found["interval"]
@@ -203,32 +190,20 @@ def test_paired_difference_of_single_labels(metric: Any) -> None:
     # Narrower than that of two independent runs.
     apart = math.hypot(*(scores["interval"][1] - scores["interval"][0] for scores in (first, second)))
     assert high - low < 0.9 * apart
-    turned = paired_difference(b, a, truth, metric, draws=300)
+    turned = paired_difference(b, a, truth, "accuracy", draws=300)
     assert turned["interval"] == pytest.approx([-high, -low])
 
 
-@pytest.mark.parametrize("metric", ["mAP", "mAUC"])
-def test_paired_difference_of_several_labels(metric: Any) -> None:
+def test_paired_difference_of_several_labels() -> None:
     a, targets = several(300, 8)
     b = a + np.random.default_rng(5).normal(size=a.shape) * 0.5
-    found = paired_difference(a, b, _sparse(targets), metric, draws=200)
-    expected = [np.nanmean((average_precision if metric == "mAP" else roc_auc)(scores, targets)) for scores in (a, b)]
+    found = paired_difference(a, b, targets, "mAP", draws=200)
+    expected = [np.nanmean(average_precision(scores, targets)) for scores in (a, b)]
     assert found["difference"] == pytest.approx(expected[0] - expected[1])
     assert found["interval"][0] < found["difference"] < found["interval"][1]
-    same = paired_difference(a, a, targets, metric, draws=20, groups=np.arange(300) // 10)
+    same = paired_difference(a, a, targets, "mAP", draws=20, groups=np.arange(300) // 10)
     assert (same["difference"], same["interval"]) == (0.0, [0.0, 0.0])
     assert same["bootstrap"]["units"] == 30
-    truth = np.arange(300) % 8  # class indices serve for mAP too
-    indices, table = (paired_difference(a, b, t, metric, draws=20) for t in (truth, np.eye(8)[truth]))
-    assert indices == table
-
-
-def test_paired_difference_refuses() -> None:
-    scores, truth, _ = _one(10, 3)
-    with pytest.raises(AsitError, match="scores of shape \\(10, 3\\) and \\(9, 3\\)"):
-        paired_difference(scores, scores[:9], truth, "accuracy")
-    with pytest.raises(AsitError, match="metric 'loss'"):
-        paired_difference(scores, scores, truth, "loss")  # type: ignore[arg-type]
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
@@ -240,7 +215,6 @@ def test_nan_scores_are_refused_everywhere() -> None:
     scores[[7, 12], 1] = np.nan
     for call in (
         lambda: average_precision(scores, targets),
-        lambda: roc_auc(scores, targets),
         lambda: multi_label(scores, targets, names),
         lambda: single_label(scores, truth, names),
         lambda: paired_difference(scores, np.zeros_like(scores), truth, "accuracy"),
@@ -255,21 +229,9 @@ def test_no_label_at_all_is_refused() -> None:
         multi_label(np.zeros((3, 2)), np.zeros((3, 2), bool), ["a", "b"])
 
 
-def test_wrong_shapes_and_classes_are_refused() -> None:
-    scores = np.zeros((3, 2))
+def test_no_clip_and_clips_without_a_group_are_refused() -> None:
+    scores, truth = np.zeros((3, 2)), np.zeros(3, int)
     with pytest.raises(AsitError, match="scores of shape \\(0, 2\\)"):
-        single_label(scores[:0], np.zeros(0, int), ["a", "b"])
-    with pytest.raises(AsitError, match="scores of shape \\(3,\\)"):
-        average_precision(scores[:, 0], np.zeros(3))
-    with pytest.raises(AsitError, match="3 class names for 2 columns"):
-        single_label(scores, np.zeros(3, int), ["a", "b", "c"])
-    with pytest.raises(AsitError, match="2 of 3 clips are no class, the first is -1 of clip 0"):
-        single_label(scores, np.array([-1, 0, 2]), ["a", "b"])
-    with pytest.raises(AsitError, match="targets of shape \\(3,\\) and type float64"):
-        single_label(scores, np.zeros(3), ["a", "b"])
-    with pytest.raises(AsitError, match="groups of shape \\(2,\\)"):
-        single_label(scores, np.zeros(3, int), ["a", "b"], groups=["s", "t"])
+        single_label(scores[:0], truth[:0], ["a", "b"])
     with pytest.raises(AsitError, match="1 of 3 clips have no group, the first is clip 1"):
-        single_label(scores, np.zeros(3, int), ["a", "b"], groups=np.array(["s", None, "t"], object))
-    with pytest.raises(AsitError, match="no clip to score"):
-        Units.of(0)
+        single_label(scores, truth, ["a", "b"], groups=np.array(["s", None, "t"], object))

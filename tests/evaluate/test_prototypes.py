@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from asit.errors import AsitError
-from asit.evaluate.probes import one_hot
 from asit.evaluate.prototypes import LabelledRows, PrototypeHead, PrototypeSettings, prototype_probe
 from asit.evaluate.ranking import average_precision
 from asit.evaluate.ridge import ridge_scores
+
+from .conftest import one_hot  # type: ignore[import-not-found]
 
 SHORT = PrototypeSettings(per_class=3, epochs=10, steps=150, most_epochs=40, batch=32)
 

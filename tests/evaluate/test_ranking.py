@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from asit.errors import AsitError
 from asit.evaluate.bootstrap import Units, interval
-from asit.evaluate.ranking import average_precision, d_prime, positives, ranking_draws, roc_auc, score_table
+from asit.evaluate.ranking import average_precision, d_prime, positives, ranking_draws, score_table
 
-from .conftest import several  # type: ignore[import-not-found]
+from .conftest import roc_auc, several  # type: ignore[import-not-found]
 
 
 @pytest.mark.parametrize("ties", [True, False])
@@ -57,19 +56,6 @@ def test_average_precision_and_auc_by_hand() -> None:
     np.testing.assert_allclose(roc_auc(scores, targets), [3 / 4, np.nan, 0.5], rtol=1e-15)
 
 
-def test_sparse_targets_are_dense_ones() -> None:
-    scores, targets = several(100, 9)
-    indptr, indices = np.concatenate([[0], np.cumsum(targets.sum(1))]), np.nonzero(targets)[1]
-    expected = average_precision(scores, targets)
-    np.testing.assert_array_equal(average_precision(scores, (indptr, indices)), expected)
-    np.testing.assert_array_equal(average_precision(scores, (indptr, indices, np.ones(len(indices)))), expected)
-    np.testing.assert_array_equal(average_precision(scores, targets.astype(np.float32)), expected)
-    # A label of weight 0 is none; one given twice is one.
-    twice = (np.array([0, 3, 4]), np.array([1, 0, 1, 0]), np.array([1.0, 0.0, 1.0, 1.0]))
-    pointer, rows = positives(twice, 2, 2)
-    assert (pointer.tolist(), rows.tolist()) == ([0, 1, 2], [1, 0])
-
-
 def test_half_precision_and_integers_are_accepted() -> None:
     scores, targets = several(60, 5)
     integers = np.round(scores * 10).astype(np.int64)
@@ -91,7 +77,7 @@ def test_a_draw_is_the_metric_of_the_clips_drawn(groups: bool, monkeypatch: pyte
     monkeypatch.setattr("asit.evaluate.ranking.WEIGHT_BLOCK", 80 * 17)  # 17 draws a block: a last one that is not full
     scores, targets = several(80, 8)
     units = Units.of(80, np.arange(80) // 4 if groups else None)
-    ap, auc = ranking_draws(score_table(scores), *positives(targets, 80, 8), units, 40, 3)
+    ap, auc = ranking_draws(score_table(scores), *positives(targets), units, 40, 3)
     assert ap.shape == auc.shape == (40,)
     for draw, times in enumerate(units.draws(40, 3)):
         assert not groups or (times.reshape(-1, 4) == times[::4, None]).all()
@@ -109,7 +95,7 @@ def test_draws_lie_above_average_precision_and_are_centred() -> None:
     targets = rng.random((1000, 100)) < 0.02
     scores = rng.normal(size=targets.shape) + targets
     value = float(np.nanmean(average_precision(scores, targets)))
-    drawn, _ = ranking_draws(score_table(scores), *positives(targets, 1000, 100), Units.of(1000), 100, 0)
+    drawn, _ = ranking_draws(score_table(scores), *positives(targets), Units.of(1000), 100, 0)
     plain = interval(drawn, units=1000)
     centred = interval(drawn, units=1000, centre=value)
     assert plain is not None
@@ -117,19 +103,3 @@ def test_draws_lie_above_average_precision_and_are_centred() -> None:
     assert plain[0] > value  # why it is centred
     assert centred[0] < value < centred[1]
     assert centred[1] - centred[0] == pytest.approx(plain[1] - plain[0])
-
-
-def test_soft_and_odd_targets_are_refused() -> None:
-    scores = np.zeros((3, 2))
-    with pytest.raises(AsitError, match=r"2 of 6 target weights are neither 0 nor 1, the first is 0\.7 of clip 1"):
-        average_precision(scores, np.array([[0, 1], [0.7, 0], [1, 0.2]]))
-    with pytest.raises(AsitError, match="1 of 2 target weights are neither 0 nor 1, the first is nan of clip 2"):
-        average_precision(scores, (np.array([0, 1, 1, 2]), np.array([0, 1]), np.array([1.0, np.nan])))
-    with pytest.raises(AsitError, match="1 labels are no class, the first is 2 of clip 1"):
-        average_precision(scores, (np.array([0, 1, 2, 2]), np.array([0, 2])))
-    with pytest.raises(AsitError, match="CSR targets with 2 clips and 2 labels"):
-        average_precision(scores, (np.array([0, 1, 2]), np.array([0, 1])))
-    with pytest.raises(AsitError, match="CSR targets with 3 clips"):
-        average_precision(scores, (np.array([0, 2, 1, 2]), np.array([0, 1])))
-    with pytest.raises(AsitError, match="targets of shape \\(3, 3\\)"):
-        average_precision(scores, np.zeros((3, 3), bool))

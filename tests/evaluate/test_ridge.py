@@ -1,18 +1,20 @@
-"""Ridge regression against scikit-learn: penalties, folds, principal components, few clips."""
+"""Ridge regression and k-NN against scikit-learn and brute force: penalties, folds, principal components, few clips."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 from sklearn.decomposition import PCA
-from sklearn.linear_model import Ridge
+from sklearn.linear_model import Ridge, RidgeClassifier
 from sklearn.metrics import average_precision_score
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from asit.errors import AsitError
-from asit.evaluate.probes import knn_scores, one_hot
+from asit.evaluate.probes import knn_scores
 from asit.evaluate.ridge import FEW_CLIPS_PENALTY, PENALTIES, principal_components, ridge_scores, stratified_folds
+
+from .conftest import one_hot  # type: ignore[import-not-found]
 
 
 def multi_label_clips(n: int, seed: int, classes: int = 4, width: int = 30) -> tuple[np.ndarray, np.ndarray]:
@@ -122,6 +124,75 @@ def test_penalty_for_new_groups_is_stronger_where_features_identify_the_group() 
     assert apart.regularisation is not None
     assert apart.regularisation > 10 * mixed.regularisation
     assert apart.chosen_by == "accuracy over 5 folds of the training groups"
-    for groups, message in ((np.zeros(600), "a single group"), (speaker[1:], r"groups of shape \(599,\)")):
-        with pytest.raises(AsitError, match=message):
-            ridge_scores(x, targets, x, criterion="accuracy", seed=0, groups=groups)
+
+
+def single_label_clips(n: int, classes: int = 5, width: int = 24, seed: int = 0, apart: float = 0.8) -> tuple:
+    """Features around a centre for each class; without standardising the small ones would be lost."""
+    centres = np.random.default_rng(99).normal(size=(classes, width)) * apart
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, classes, n)
+    scale = np.logspace(-1, 2, width)
+    return ((centres[y] + rng.normal(size=(n, width))) * scale + 50).astype(np.float32), y
+
+
+def test_the_penalty_is_that_of_scikit_learns_grid_search() -> None:
+    x, y = single_label_clips(150)
+    test, truth = single_label_clips(400, seed=1)
+    scored = ridge_scores(x, one_hot(y, 5), test, criterion="accuracy", seed=3)
+    state = int(np.random.default_rng(3).integers(2**31))
+    search = GridSearchCV(
+        make_pipeline(StandardScaler(), RidgeClassifier()),
+        {"ridgeclassifier__alpha": PENALTIES},
+        cv=StratifiedKFold(5, shuffle=True, random_state=state),
+    ).fit(x.astype(np.float64), y)
+    found = search.cv_results_["mean_test_score"]
+    assert found[np.flatnonzero(scored.regularisation == PENALTIES)[0]] == pytest.approx(found.max(), abs=1e-9)
+    oracle = make_pipeline(StandardScaler(), RidgeClassifier(alpha=scored.regularisation)).fit(x, y).predict(test)
+    assert (scored.scores.argmax(1) == oracle).mean() > 0.995  # float32 may turn a near tie
+    assert 0.5 < (oracle == truth).mean() < 1
+
+
+def test_more_features_than_clips_and_constant_features() -> None:
+    x, y = single_label_clips(40, width=300, apart=0.5)
+    test, truth = single_label_clips(200, width=300, seed=1, apart=0.5)
+    x[:, 7] = test[:, 7] = 3.0
+    scored = ridge_scores(x, one_hot(y, 5), test, criterion="accuracy", seed=0)
+    assert (scored.scores.argmax(1) == truth).mean() > 0.6
+
+
+def test_features_wider_than_the_limit_are_reduced_and_still_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    labels = np.arange(240) % 4
+    x = (rng.standard_normal((4, 300))[labels] + 2.0 * rng.standard_normal((240, 300))).astype(np.float32)
+
+    def fitted() -> np.ndarray:
+        return ridge_scores(x[:160], one_hot(labels[:160], 4), x[160:], criterion="accuracy", seed=0).scores
+
+    whole = (fitted().argmax(1) == labels[160:]).mean()
+    monkeypatch.setattr("asit.evaluate.ridge.WIDEST", 100)
+    reduced = fitted()
+    np.testing.assert_array_equal(reduced, fitted())
+    assert whole > 0.9
+    assert abs(whole - (reduced.argmax(1) == labels[160:]).mean()) < 0.05
+
+
+def test_knn_with_fewer_clips_than_neighbours() -> None:
+    x, y = single_label_clips(12, classes=2, apart=8)
+    test, truth = single_label_clips(30, classes=2, seed=1, apart=8)
+    found = knn_scores(x, one_hot(y, 2), test, k=50)
+    assert (found.scores.argmax(1) == truth).mean() > 0.9
+    assert (found.regularisation, found.chosen_by) == (None, "12 neighbours, nothing chosen")
+
+
+def test_knn_scores_of_several_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, targets = multi_label_clips(90, 4)
+    test, _ = multi_label_clips(25, 5)
+    scored = knn_scores(x, targets, test, k=7)
+    mean, std = x.astype(np.float64).mean(0), x.astype(np.float64).std(0)
+    for row, found in zip((test - mean) / std, scored.scores, strict=True):
+        cosines = np.array([row @ o / np.linalg.norm(row) / np.linalg.norm(o) for o in (x - mean) / std])
+        near = np.argsort(-cosines)[:7]
+        votes = np.exp(cosines[near] / 0.07)
+        np.testing.assert_allclose(found, votes @ targets[near] / votes.sum(), atol=1e-4)
+    monkeypatch.setattr("asit.evaluate.probes._COSINES", 200)  # a few rows at a time
+    np.testing.assert_allclose(knn_scores(x, targets, test, k=7).scores, scored.scores, atol=1e-6)

@@ -43,13 +43,13 @@ trials = st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=2, max_
 
 
 @settings(max_examples=100, deadline=None)
-@given(pairs=trials, prior=st.sampled_from([0.01, 0.5, 0.9]), c_miss=st.sampled_from([1.0, 10.0]))
-def test_against_a_sweep(pairs: list[tuple[int, bool]], prior: float, c_miss: float) -> None:
+@given(pairs=trials, prior=st.sampled_from([0.01, 0.5, 0.9]))
+def test_against_a_sweep(pairs: list[tuple[int, bool]], prior: float) -> None:
     scores, same = np.array([s for s, _ in pairs], float), np.array([truth for _, truth in pairs])
     assert eer(roc(scores, same))[0] == pytest.approx(_eer_by_sweep(scores, same), abs=1e-9)
-    cost = {t: c_miss * prior * miss + (1 - prior) * alarm for t, alarm, miss in _rates(scores, same)}
-    value, threshold = min_dcf(roc(scores, same), prior, c_miss)
-    assert value == pytest.approx(min(cost.values()) / min(c_miss * prior, 1 - prior), abs=1e-12)
+    cost = {t: prior * miss + (1 - prior) * alarm for t, alarm, miss in _rates(scores, same)}
+    value, threshold = min_dcf(roc(scores, same), prior)
+    assert value == pytest.approx(min(cost.values()) / min(prior, 1 - prior), abs=1e-12)
     assert cost[threshold] == pytest.approx(min(cost.values()), abs=1e-12)
     assert value <= 1 + 1e-12
 
@@ -70,8 +70,6 @@ def test_min_dcf_by_hand() -> None:
     # At prior 0.01 a false alarm in three costs 33 times a sure miss: best without any, missing one of three.
     assert min_dcf(roc(scores, same)) == pytest.approx((1 / 3, 0.8))
     assert min_dcf(roc(scores, same), p_target=0.5)[0] == pytest.approx(1 / 3)
-    # Misses dear: accept down to the last same-speaker trial, one alarm of three at 0.99 over a blind 0.99.
-    assert min_dcf(roc(scores, same), c_miss=1000) == pytest.approx((1 / 3, 0.4))
     assert min_dcf(roc([1, 2], np.array([True, False]))) == (1.0, math.inf)  # a false alarm first: accept nothing
 
 
@@ -84,10 +82,6 @@ def test_cosine_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     x[[3, 5]] = 0
     with pytest.raises(AsitError, match="2 of 9 embeddings are zero or not finite, the first is that of clip 3"):
         cosine_scores(x, a, b)
-    with pytest.raises(AsitError, match="trials of clips 0 to 9"):
-        cosine_scores(x, [0], [9])
-    with pytest.raises(AsitError, match="trials of shape"):
-        cosine_scores(x, [0], [1, 2])
 
 
 def test_all_pairs_where_they_are_few() -> None:
@@ -178,19 +172,11 @@ def test_a_draw_of_speakers_weighs_their_trials(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_refusals() -> None:
-    same = np.array([True, False, True])
     for call in (roc, verification_metrics):
-        with pytest.raises(AsitError, match="1 of 3 trials have NaN or infinite scores, the first is trial 2"):
-            call([0.1, 0.2, np.nan], same)
         with pytest.raises(AsitError, match="3 same-speaker and 0 different-speaker trials"):
             call([0.1, 0.2, 0.3], np.ones(3, bool))
-        with pytest.raises(AsitError, match="same of shape \\(3,\\) and type int64"):
-            call([0.1, 0.2, 0.3], np.array([1, 0, 1]))
-    with pytest.raises(AsitError, match="p_target 1, c_miss 1, c_fa 1"):
-        min_dcf(roc([0.1, 0.2, 0.3], same), p_target=1)
+    same = np.array([True, False, True])
     with pytest.raises(
         AsitError, match="1 of 3 trials disagree with their speakers, the first is trial 1: a and a, marked"
     ):
         verification_metrics([0.1, 0.2, 0.3], same, speakers=(["a", "a", "b"], ["a", "a", "b"]))
-    with pytest.raises(AsitError, match="speakers of shape \\(2,\\)"):
-        verification_metrics([0.1, 0.2, 0.3], same, speakers=(["a", "a"], ["a", "a", "b"]))

@@ -129,7 +129,9 @@ class Example:
         """The result record; root: where the recordings lie."""
         made: dict[str, Any]
         if self.multi:
-            made = metrics.multi_label(self.scores, (self.indptr, self.indices), self.classes, draws=50)
+            targets = np.zeros(self.scores.shape, bool)
+            targets[np.repeat(np.arange(len(targets)), np.diff(self.indptr)), self.indices] = True
+            made = metrics.multi_label(self.scores, targets, self.classes, draws=50)
         else:
             made = metrics.single_label(self.scores, self.truth, self.classes, draws=50)
             answers = self.scores.argmax(1)

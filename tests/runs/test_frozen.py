@@ -539,17 +539,21 @@ def test_the_comparison_with_baselines_reads_the_same_features(
     model: AudioModel, listed: Callable[[str], Catalogue], tones: Path, tmp_path: Path
 ) -> None:
     clips = comparison.labelled_clips(tones / "splits.csv", 1000, 0)
-    assert (len(clips.train), len(clips.test)) == (36, 24)
+    assert clips.splits.tolist() == ["train"] * 36 + ["test"] * 24
     listed("splits.csv").write(tmp_path / "c.jsonl")
     same = comparison.labelled_clips(tmp_path / "c.jsonl", 1000, 0)
-    assert [(clip.path, clip.label) for clip in same.test] == [(clip.path, clip.label) for clip in clips.test]
-    compared = comparison.compare_with_baselines(model, clips, seed=0, store=Store(tmp_path))
-    again = comparison.compare_with_baselines(model, clips, seed=0, store=Store(tmp_path))
+    assert [(clip.path, clip.label) for clip in same] == [(clip.path, clip.label) for clip in clips]
+    compared, again = (
+        comparison.accuracies(comparison.linear_probes(model, clips, seed=0, baselines=True, store=Store(tmp_path)))
+        for _ in range(2)
+    )
     assert compared == again
-    assert [*compared.table] == ["pretrained", "untrained", "log-mel statistics"]
-    assert compared.table["pretrained"]["class+mean"].accuracy > 0.9
-    quick = comparison.probe_encoder(model, clips, seed=0, pooling=comparison.PRETRAINING_POOLINGS)
-    assert quick["class+mean"] == compared.table["pretrained"]["class+mean"]
+    assert [*compared] == ["pretrained", "untrained", "log-mel statistics"]
+    assert compared["pretrained"]["class+mean"]["accuracy"] > 0.9
+    quick = comparison.linear_probes(model, clips, seed=0, pooling=comparison.PRETRAINING_POOLINGS)
+    assert comparison.accuracies(quick)["pretrained"]["class+mean"] == compared["pretrained"]["class+mean"]
+    entry = comparison.metrics_entry(quick)
+    assert (entry["accuracy"], entry["clips"]) == (compared["pretrained"]["class+mean"]["accuracy"], 24)
 
 
 def test_the_verb_prints_scores_and_writes_json(

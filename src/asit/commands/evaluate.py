@@ -40,14 +40,14 @@ class ProbeOptions:
 def probe(prog: str, summary: str, given: list[str]) -> int:
     options = parse(ProbeOptions, prog, summary, given)
     import asit
-    from asit.evaluate.baseline_comparison import compare_with_baselines, labelled_clips
+    from asit.evaluate.baseline_comparison import accuracies, labelled_clips, linear_probes
     from asit.evaluate.feature_cache import open_store
 
     clips = labelled_clips(options.table, options.clips, options.seed)
     store = open_store(options.cache)
-    found = compare_with_baselines(asit.load(options.model), clips, seed=options.seed, store=store)
+    found = linear_probes(asit.load(options.model), clips, seed=options.seed, baselines=True, store=store)
     print(found.text())
-    _write(options.out, found.record())
+    _write(options.out, accuracies(found))
     return 0
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from asit.config import PretrainSettings, presets
 from asit.demo.demo_dataset import build_dataset
 from asit.errors import AsitError
-from asit.evaluate.baseline_comparison import HEADLINE, BaselineComparison, compare_with_baselines, labelled_clips
+from asit.evaluate.baseline_comparison import HEADLINE, PRETRAINED, accuracies, labelled_clips, linear_probes
 from asit.evaluate.feature_readers import UNTRAINED
 from asit.model.audio_model import AudioModel
 from asit.pretrain import pretrain_run
@@ -51,8 +51,8 @@ def run_demo(out: Path, *, seed: int = 0, toy: bool = False) -> str:
         progress=lambda done, total: progress(done, total, 0),
     )
     run = out / "run"
-    values = {**(TOY if toy else RECIPE), "data": str(data.train.with_suffix("")), "out": str(run), "seed": seed}
-    settings = presets.build(PretrainSettings, PRESET, None, values)
+    own = {**(TOY if toy else RECIPE), "data": str(data.train.with_suffix("")), "out": str(run), "seed": seed}
+    settings = presets.build(PretrainSettings, PRESET, None, own)
     result = pretrain_run.pretrain(settings, resume=(run / run_dir.CONFIG).exists())
     if not result.finished:
         raise AsitError(
@@ -60,11 +60,13 @@ def run_demo(out: Path, *, seed: int = 0, toy: bool = False) -> str:
             remedy="run the same command again: it resumes from there",
         )
     clips = labelled_clips(data.labelled, 1_000_000, seed)
-    comparison = compare_with_baselines(AudioModel.load(result.model), clips, seed=seed)
-    table = probe_table_html(
-        {encoder: {kind: r.accuracy for kind, r in results.items()} for encoder, results in comparison.table.items()},
-        {encoder: {kind: r.interval for kind, r in results.items()} for encoder, results in comparison.table.items()},
+    scores = linear_probes(AudioModel.load(result.model), clips, seed=seed, baselines=True)
+    compared = accuracies(scores)
+    values, intervals = (
+        {encoder: {kind: found[name] for kind, found in results.items()} for encoder, results in compared.items()}
+        for name in ("accuracy", "interval")
     )
+    table = probe_table_html(values, intervals)
     items = "".join(f"<li>{fact}</li>" for fact in data.facts)
     section = (
         "<p>Linear probes on frozen features: which instrument plays? The pretrained encoder never saw a label; the "
@@ -74,8 +76,8 @@ def run_demo(out: Path, *, seed: int = 0, toy: bool = False) -> str:
     facts = "\n".join(data.facts)
     return f"""{facts}
 
-{comparison.text()}
-{"toy size: the comparison is not meaningful" if toy else _verdict(comparison)}
+{scores.text()}
+{"toy size: the comparison is not meaningful" if toy else _verdict(compared)}
 
 page:    {page}
 data:    {out / "data"}
@@ -89,10 +91,10 @@ Next, on your own recordings:
   .venv/bin/asit probe RUN/model TABLE.csv                    if some clips have labels"""
 
 
-def _verdict(comparison: BaselineComparison) -> str:
-    pretrained, untrained = (comparison.table[name][HEADLINE] for name in ("pretrained", UNTRAINED))
-    won = pretrained.interval[0] > untrained.interval[1]
+def _verdict(compared: dict[str, dict[str, dict[str, Any]]]) -> str:
+    pretrained, untrained = (compared[name][HEADLINE] for name in (PRETRAINED, UNTRAINED))
+    won = pretrained["interval"][0] > untrained["interval"][1]
     return (
-        f"the pretrained encoder {'wins' if won else 'does NOT win'}: {pretrained.accuracy:.1%} against "
-        f"{untrained.accuracy:.1%} ({HEADLINE} features, {pretrained.clips} test clips)"
+        f"the pretrained encoder {'wins' if won else 'does NOT win'}: {pretrained['accuracy']:.1%} against "
+        f"{untrained['accuracy']:.1%} ({HEADLINE} features, {pretrained['clips']} test clips)"
     )

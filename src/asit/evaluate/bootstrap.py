@@ -38,15 +38,11 @@ class Units:
         """Make units of `clips` clips; `groups` (N,) are their group names.
 
         Raises:
-            AsitError: no clip, groups of another length, or clips without a group (None).
+            AsitError: clips without a group (None).
         """
-        if clips < 1:
-            raise AsitError("no clip to score", "at least one", "check the split that was chosen")
         if groups is None:
             return cls(clips)
         names = np.asarray(groups)
-        if names.shape != (clips,):
-            raise AsitError(f"groups of shape {names.shape}", f"({clips},), one per clip", "pass one group per clip")
         if names.dtype == object:
             without = np.flatnonzero([name is None for name in names])
             if len(without):

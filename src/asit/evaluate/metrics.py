@@ -8,20 +8,15 @@ dictionary returned here can be written as JSON, with None for an undefined valu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from asit.errors import AsitError
 from asit.evaluate.bootstrap import DRAWS, Units, interval
-from asit.evaluate.ranking import Floats, Targets, d_prime, positives, ranking, ranking_draws, score_table
+from asit.evaluate.ranking import Floats, Indices, d_prime, positives, ranking, ranking_draws, score_table
 
-SingleMetric: TypeAlias = Literal["accuracy", "balanced_accuracy", "macro_f1", "top5_accuracy"]
-Metric: TypeAlias = Literal["accuracy", "balanced_accuracy", "macro_f1", "top5_accuracy", "mAP", "mAUC"]
-Indices: TypeAlias = NDArray[np.int64]
-
-SINGLE: tuple[SingleMetric, ...] = ("accuracy", "balanced_accuracy", "macro_f1", "top5_accuracy")
 TOP_5_ABOVE = 10
 """Top-5 accuracy is given for more classes than this."""
 LARGEST_CONFUSION = 200
@@ -30,7 +25,7 @@ LARGEST_CONFUSION = 200
 
 def multi_label(
     scores: ArrayLike,
-    targets: Targets,
+    targets: NDArray[np.bool_],
     classes: Sequence[str],
     *,
     seed: int = 0,
@@ -53,11 +48,10 @@ def multi_label(
         positives), "AP", "AUC"}], "skipped_classes": names without positives, "bootstrap"}.
 
     Raises:
-        AsitError: as in `average_precision`; no class with positives; groups of another length.
+        AsitError: no clip, NaN scores, no class with positives, or clips without a group.
     """
     table = score_table(scores)
-    _names(classes, table.shape[1])
-    pointer, rows = positives(targets, *table.shape)
+    pointer, rows = positives(targets)
     ap, auc = ranking(table, pointer, rows)
     if np.isnan(ap).all():
         raise AsitError(
@@ -92,7 +86,7 @@ def multi_label(
 
 def single_label(
     scores: ArrayLike,
-    targets: ArrayLike,
+    truth: Indices,
     classes: Sequence[str],
     *,
     seed: int = 0,
@@ -107,7 +101,7 @@ def single_label(
 
     Args:
         scores: (N, C) logits or probabilities.
-        targets: (N,) class indices.
+        truth: (N,) class indices.
         classes: C names.
         seed, draws, groups: as in `multi_label`.
 
@@ -118,20 +112,18 @@ def single_label(
         "bootstrap"}.
 
     Raises:
-        AsitError: NaN scores, targets outside 0 to C - 1, shapes that disagree.
+        AsitError: no clip, NaN scores, or clips without a group.
     """
     table = score_table(scores)
     C = table.shape[1]
-    _names(classes, C)
-    truth = _truth(targets, table)
-    named = [name for name in SINGLE if name != "top5_accuracy" or C > TOP_5_ABOVE]
     predicted, inside = _predicted(table, truth)
     units = Units.of(len(table), groups)
     values = _single_values(truth, predicted, inside, C)
     drawn = [_single_values(truth, predicted, inside, C, times) for times in units.draws(draws, seed)]
     metrics = {
         name: {"value": values[name], "interval": interval([draw[name] for draw in drawn], units=units.count)}
-        for name in named
+        for name in values
+        if name != "top5_accuracy" or C > TOP_5_ABOVE
     }
     record: dict[str, Any] = {"clips": len(table), "metrics": metrics, "per_class": _classes(truth, predicted, classes)}
     if C <= LARGEST_CONFUSION:
@@ -147,29 +139,16 @@ def fold_summary(values: Sequence[float], clips: Sequence[int] | None = None) ->
     clips (the mean weighted by clips), meant for accuracies only.
     """
     found = np.asarray(values, np.float64)
-    if not len(found) or not np.isfinite(found).all():
-        raise AsitError(
-            f"scores of folds: {list(values)}",
-            "one number for each fold",
-            "look at the run of the fold without a score",
-        )
-    summary = {
-        "mean": float(found.mean()),
-        "std": float(found.std(ddof=1)) if len(found) > 1 else None,
-        "values": found.tolist(),
-    }
-    if clips is not None:
-        if len(clips) != len(found):
-            raise AsitError(f"{len(clips)} counts of clips for {len(found)} folds", "one per fold", "pass one per fold")
-        summary["pooled"] = float(np.average(found, weights=clips))
-    return summary
+    std = float(found.std(ddof=1)) if len(found) > 1 else None
+    summary = {"mean": float(found.mean()), "std": std, "values": found.tolist()}
+    return summary if clips is None else summary | {"pooled": float(np.average(found, weights=clips))}
 
 
 def paired_difference(
     scores_a: ArrayLike,
     scores_b: ArrayLike,
-    targets: Targets,
-    metric: Metric,
+    targets: NDArray[Any],
+    metric: Literal["accuracy", "mAP"],
     *,
     seed: int = 0,
     draws: int = DRAWS,
@@ -182,39 +161,29 @@ def paired_difference(
 
     Args:
         scores_a, scores_b: (N, C), rows in the same order of clips.
-        targets: (N,) class indices; for mAP and mAUC also `Targets`.
-        metric: "accuracy", "balanced_accuracy", "macro_f1", "top5_accuracy", "mAP" or "mAUC".
+        targets: as in `single_label` for the accuracy, as in `multi_label` for the mAP.
+        metric: what is compared.
         seed, draws, groups: as in `multi_label`.
 
     Returns:
         {"metric", "a", "b", "difference" (a - b), "interval", "clips", "bootstrap"}.
 
     Raises:
-        AsitError: an unknown metric, tables of different shapes, and as in `single_label` and `multi_label`.
+        AsitError: as in `single_label` and `multi_label`.
     """
-    a, b = score_table(scores_a), score_table(scores_b)
-    if a.shape != b.shape:
-        raise AsitError(
-            f"scores of shape {a.shape} and {b.shape}", "the same clips and classes", "compare runs on the same list"
-        )
-    units = Units.of(len(a), groups)
-    values, drawn = [], []
-    if metric in ("mAP", "mAUC"):
-        which = ("mAP", "mAUC").index(metric)
-        single = not isinstance(targets, tuple) and np.ndim(targets) == 1
-        several = (np.arange(len(a) + 1), _truth(cast(ArrayLike, targets), a)) if single else targets
-        for table in (a, b):
-            parts = (table, *positives(several, *table.shape))
-            values.append(_mean(ranking(*parts)[which]))
-            drawn.append(ranking_draws(*parts, units, draws, seed)[which])
-    elif metric in SINGLE:
-        truth = _truth(cast(ArrayLike, targets), a)
-        for table in (a, b):
-            named = (truth, *_predicted(table, truth), table.shape[1])
-            values.append(_single_values(*named)[metric])
-            drawn.append(np.array([_single_values(*named, times)[metric] for times in units.draws(draws, seed)]))
-    else:
-        raise AsitError(f"metric {metric!r}", ", ".join((*SINGLE, "mAP", "mAUC")), "choose one of these")
+    tables = score_table(scores_a), score_table(scores_b)
+    units = Units.of(len(targets), groups)
+    values: list[float] = []
+    drawn: list[NDArray[np.float64]] = []
+    for table in tables:
+        if metric == "mAP":
+            parts = (table, *positives(targets))
+            values.append(_mean(ranking(*parts)[0]))
+            drawn.append(ranking_draws(*parts, units, draws, seed)[0])
+        else:
+            right = table.argmax(1) == targets
+            values.append(float(right.mean()))
+            drawn.append(np.array([times[right].sum() / times.sum() for times in units.draws(draws, seed)]))
     centre = values[0] - values[1]
     return {
         "metric": metric,
@@ -222,30 +191,9 @@ def paired_difference(
         "b": _number(values[1]),
         "difference": _number(centre),
         "interval": interval(drawn[0] - drawn[1], units=units.count, centre=centre, bounds=(-1.0, 1.0)),
-        "clips": len(a),
+        "clips": len(targets),
         "bootstrap": units.describe(draws, seed),
     }
-
-
-def _truth(targets: ArrayLike, table: NDArray[Any]) -> Indices:
-    """Check targets and return them as (N,) int64 class indices."""
-    truth = np.asarray(targets)
-    N, C = table.shape
-    if truth.shape != (N,) or truth.dtype.kind not in "iu":
-        raise AsitError(
-            f"targets of shape {truth.shape} and type {truth.dtype} for {N} clips",
-            f"({N},) integer class indices",
-            "pass one class index per clip; multi_label scores several labels per clip",
-        )
-    outside = np.flatnonzero((truth < 0) | (truth >= C))
-    if len(outside):
-        first = outside[0]
-        raise AsitError(
-            f"targets of {len(outside)} of {N} clips are no class, the first is {truth[first]} of clip {first}",
-            f"0 to {C - 1}, for {C} columns of scores",
-            "score with the classes that the model was trained on",
-        )
-    return truth.astype(np.int64)
 
 
 def _predicted(table: NDArray[Any], truth: Indices) -> tuple[Indices, NDArray[np.bool_]]:
@@ -261,8 +209,8 @@ def _predicted(table: NDArray[Any], truth: Indices) -> tuple[Indices, NDArray[np
 
 def _single_values(
     truth: Indices, predicted: Indices, inside: NDArray[np.bool_], classes: int, times: Indices | None = None
-) -> dict[SingleMetric, float]:
-    """Compute the metrics of `SINGLE`, with weights `times` (N,) of the clips."""
+) -> dict[str, float]:
+    """Compute all metrics, with weights `times` (N,) of the clips."""
     weights = np.ones(len(truth)) if times is None else times.astype(np.float64)
     right = weights * (truth == predicted)
     clips = np.bincount(truth, weights, classes)
@@ -285,10 +233,8 @@ def _classes(truth: Indices, predicted: Indices, classes: Sequence[str]) -> list
     hits = np.bincount(truth[~wrong], minlength=C)
     pairs, counts = np.unique(truth[wrong] * C + predicted[wrong], return_counts=True)
     worst: dict[int, tuple[str, int]] = {}
-    for pair, count in zip(
-        pairs.tolist(), counts.tolist(), strict=True
-    ):  # ascending, so that of equal counts the lowest index stays
-        true, other = divmod(pair, C)
+    # Ascending pairs, so that of equal counts the lowest index is kept.
+    for (true, other), count in zip(np.stack(np.divmod(pairs, C), 1).tolist(), counts.tolist(), strict=True):
         if count > worst.get(true, ("", 0))[1]:
             worst[true] = str(classes[other]), count
     rows = []
@@ -306,15 +252,6 @@ def _classes(truth: Indices, predicted: Indices, classes: Sequence[str]) -> list
             }
         )
     return rows
-
-
-def _names(classes: Sequence[str], columns: int) -> None:
-    if len(classes) != columns:
-        raise AsitError(
-            f"{len(classes)} class names for {columns} columns of scores",
-            "one name for each column",
-            "pass the classes that the model was trained on, in its order",
-        )
 
 
 def _mean(values: Floats) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from statistics import NormalDist
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -22,16 +22,13 @@ from asit.evaluate.bootstrap import Units
 
 Floats: TypeAlias = NDArray[np.float64]
 Indices: TypeAlias = NDArray[np.int64]
-Targets: TypeAlias = ArrayLike | tuple[ArrayLike, ArrayLike] | tuple[ArrayLike, ArrayLike, ArrayLike]
-"""Labels of clips: (N, C) of 0 and 1, or CSR over clips as (indptr, indices) or (indptr, indices, weights)."""
-
 CLASS_BLOCK = 64
 """Classes transposed at a time; a copy of the whole table would double the memory."""
 WEIGHT_BLOCK = 2**22
 """Bootstrap weights held at a time, clips x draws: 16 MB fit in a processor's cache."""
 
 
-def average_precision(scores: ArrayLike, targets: Targets) -> Floats:
+def average_precision(scores: ArrayLike, targets: NDArray[np.bool_]) -> Floats:
     """Compute the average precision of each class: the sum over thresholds of (recall gained) x (precision there).
 
     Clips of equal score share one threshold. Over the positives p of a class this is the mean of
@@ -39,23 +36,15 @@ def average_precision(scores: ArrayLike, targets: Targets) -> Floats:
 
     Args:
         scores: (N, C) logits or probabilities; only their order within a class counts.
-        targets: see `Targets`.
+        targets: (N, C), which clips have which classes.
 
     Returns:
         (C,) float64; NaN for a class without positives.
 
     Raises:
-        AsitError: NaN scores, soft targets, or shapes that disagree.
+        AsitError: no clip, or NaN scores.
     """
-    return ranking(*_checked(scores, targets))[0]
-
-
-def roc_auc(scores: ArrayLike, targets: Targets) -> Floats:
-    """Compute the area under the ROC curve of each class: how often a positive beats a negative, ties counting half.
-
-    Arguments and errors as in `average_precision`; (C,) float64, NaN for a class without positives or negatives.
-    """
-    return ranking(*_checked(scores, targets))[1]
+    return ranking(score_table(scores), *positives(targets))[0]
 
 
 def d_prime(auc: float) -> float:
@@ -175,60 +164,7 @@ def score_table(scores: ArrayLike) -> NDArray[Any]:
     return table
 
 
-def positives(targets: Targets, clips: int, classes: int) -> tuple[Indices, Indices]:
-    """Return the positives of each class: (C + 1,) pointers into (positives,) clip indices, ascending within a class.
-
-    A label given twice for a clip counts once; one of weight 0 is ignored.
-
-    Raises:
-        AsitError: shapes that disagree, a label outside 0 to C - 1, or weights other than 0 and 1.
-    """
-    if isinstance(targets, tuple):
-        indptr, indices = np.asarray(targets[0], np.int64), np.asarray(targets[1], np.int64)
-        fits = indptr.shape == (clips + 1,) and indptr[0] == 0 and indptr[-1] == len(indices)
-        if not fits or (np.diff(indptr) < 0).any():
-            raise AsitError(
-                f"CSR targets with {len(indptr) - 1} clips and {len(indices)} labels",
-                f"{clips} clips, and pointers that rise from 0 to the number of labels",
-                "pass the labels of the clips that were scored, in their order",
-            )
-        row, column = np.repeat(np.arange(clips), np.diff(indptr)), indices
-        if len(targets) == 3:
-            weights = np.asarray(cast(tuple[Any, Any, Any], targets)[2])
-            _binary(weights, row)
-            row, column = row[weights == 1], column[weights == 1]
-        outside = np.flatnonzero((column < 0) | (column >= classes))
-        if len(outside):
-            first = outside[0]
-            raise AsitError(
-                f"{len(outside)} labels are no class, the first is {column[first]} of clip {row[first]}",
-                f"0 to {classes - 1}, for {classes} columns of scores",
-                "score with the classes that the model was trained on",
-            )
-    else:
-        dense = np.asarray(targets)
-        if dense.shape != (clips, classes):
-            raise AsitError(
-                f"targets of shape {dense.shape}", f"{(clips, classes)}, as the scores", "pass one row per clip"
-            )
-        if dense.dtype != bool:
-            _binary(dense.reshape(-1), np.repeat(np.arange(clips), classes))
-        row, column = np.nonzero(dense)
-    keys = np.unique(column * clips + row)
-    return np.searchsorted(keys, np.arange(classes + 1) * clips), keys % clips
-
-
-def _binary(weights: NDArray[Any], clip: Indices) -> None:
-    soft = np.flatnonzero((weights != 0) & (weights != 1))
-    if len(soft):
-        raise AsitError(
-            f"{len(soft)} of {len(weights)} target weights are neither 0 nor 1, "
-            f"the first is {weights[soft[0]]:g} of clip {clip[soft[0]]}",
-            "0 or 1: to ranking metrics a label is present or absent",
-            "choose a threshold first, for instance weight >= 0.5",
-        )
-
-
-def _checked(scores: ArrayLike, targets: Targets) -> tuple[NDArray[Any], Indices, Indices]:
-    table = score_table(scores)
-    return table, *positives(targets, *table.shape)
+def positives(targets: NDArray[np.bool_]) -> tuple[Indices, Indices]:
+    """Return the positives of each class: (C + 1,) pointers into (positives,) ascending clip indices."""
+    column, rows = np.nonzero(targets.T)
+    return np.searchsorted(column, np.arange(targets.shape[1] + 1)), rows

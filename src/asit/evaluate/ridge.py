@@ -7,17 +7,14 @@ split; nothing of the scored clips enters a fit.
 
 from __future__ import annotations
 
-import functools
-import operator
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy import linalg
 
-from asit.errors import AsitError
 from asit.evaluate.ranking import average_precision
 
 Floats = NDArray[np.float32]
@@ -31,6 +28,8 @@ FEW_CLIPS_PENALTY = 10.0
 FOLDS = 5
 WIDEST = 1024
 """Features wider than this are reduced to as many principal components: the cost is cubic in the width."""
+_Sums = Sequence[NDArray[np.float64]]
+"""Sums over clips that a fit needs: their number, x, y, x'x and x'y; those of folds are added and subtracted."""
 _ROWS = 16384  # clips converted at a time
 _PCA_CLIPS = 50_000  # training clips that principal components are computed on
 
@@ -57,9 +56,8 @@ def ridge_scores(
     *,
     criterion: Criterion,
     seed: int,
-    groups: ArrayLike | None = None,
+    groups: NDArray[np.int64] | None = None,
     validation: tuple[Floats, Floats] | None = None,
-    rng: np.random.Generator | None = None,
 ) -> ProbeScores:
     """Fit ridge regression on standardised features, one target 2 t - 1 per class, and score other clips.
 
@@ -73,36 +71,32 @@ def ridge_scores(
         x: (n, D) features to score.
         criterion: what the penalty is chosen by; mAP is over the classes with positives.
         seed: of the folds and the principal components.
-        groups: (N,) groups, such as speakers, each kept within one fold.
+        groups: (N,) two or more groups, such as speakers, each kept within one fold.
         validation: features and targets to choose the penalty on, instead of cross-validation.
-        rng: generator of the folds; None: one of the seed.
-
-    Raises:
-        AsitError: groups of another length, or a single group.
     """
-    rng = np.random.default_rng(seed) if rng is None else rng
+    rng = np.random.default_rng(seed)
     wide = train_x.shape[1] > WIDEST
     if wide:
-        reduce = _Reduction(train_x, WIDEST, seed)
+        reduce = _reduction(train_x, WIDEST, seed)
         train_x, x = reduce(train_x), reduce(x)
         if validation is not None:
             validation = (reduce(validation[0]), validation[1])
     # Principal components keep their variances: scaled to one, the weakest would count as much as the strongest.
     scale = not wide
     if validation is not None:
-        penalty = _best_penalty([_RidgeFit(_products(train_x, targets), scale)], [validation], criterion)
+        penalty = _best_penalty([_RidgeFit(_sums(train_x, targets), scale)], [validation], criterion)
         chosen_by = f"{criterion} on the validation split"
     elif (fold_of := _folds(targets, criterion, groups, rng)) is None:
         penalty, chosen_by = FEW_CLIPS_PENALTY, "fixed: no clip can be held out"
     else:
         parts = [np.flatnonzero(fold_of == fold) for fold in range(int(fold_of.max()) + 1)]
-        products = [_products(train_x[part], targets[part]) for part in parts]
-        total = functools.reduce(operator.add, products)
-        fits = (_RidgeFit(total - held_out, scale) for held_out in products)
+        sums = [_sums(train_x[part], targets[part]) for part in parts]
+        total = [sum(of_folds) for of_folds in zip(*sums, strict=True)]
+        fits = (_RidgeFit([a - b for a, b in zip(total, held_out, strict=True)], scale) for held_out in sums)
         penalty = _best_penalty(fits, ((train_x[part], targets[part]) for part in parts), criterion)
         unit = "groups" if groups is not None else "clips"
         chosen_by = f"{criterion} over {len(parts)} folds of the training {unit}"
-    fit = _RidgeFit(_products(train_x, targets), scale)
+    fit = _RidgeFit(_sums(train_x, targets), scale)
     return ProbeScores(fit.predict(fit.rotate(x), penalty), penalty, chosen_by)
 
 
@@ -151,45 +145,23 @@ def moments(x: Floats) -> tuple[Floats, Floats]:
     return mean.astype(np.float32), np.where(constant, 1.0, np.sqrt(variance)).astype(np.float32)
 
 
-@dataclass(frozen=True)
-class _Products:
-    """Sums over clips that a fit needs; those of folds are added and subtracted."""
-
-    count: int
-    x: NDArray[np.float64]
-    y: NDArray[np.float64]
-    xx: NDArray[np.float64]
-    xy: NDArray[np.float64]
-
-    def __add__(self, other: _Products) -> _Products:
-        return self._combine(other, operator.add)
-
-    def __sub__(self, other: _Products) -> _Products:
-        return self._combine(other, operator.sub)
-
-    def _combine(self, other: _Products, operation: Callable[..., Any]) -> _Products:
-        return _Products(*(operation(getattr(self, field.name), getattr(other, field.name)) for field in fields(self)))
-
-
-def _products(x: Floats, targets: Floats) -> _Products:
+def _sums(x: Floats, targets: Floats) -> _Sums:
     D, C = x.shape[1], targets.shape[1]
-    out = _Products(len(x), np.zeros(D), np.zeros(C), np.zeros((D, D)), np.zeros((D, C)))
+    out = np.array(float(len(x))), np.zeros(D), np.zeros(C), np.zeros((D, D)), np.zeros((D, C))
     for rows, wanted in zip(_blocks(x), _blocks(targets), strict=True):
         rows, wanted = rows.astype(np.float64), 2.0 * wanted - 1.0
-        out.x[:] += rows.sum(0)
-        out.y[:] += wanted.sum(0)
-        out.xx[:] += rows.T @ rows
-        out.xy[:] += rows.T @ wanted
+        for total, part in zip(out[1:], (rows.sum(0), wanted.sum(0), rows.T @ rows, rows.T @ wanted), strict=True):
+            total += part
     return out
 
 
 class _RidgeFit:
     """Ridge regression for every penalty a: W(a) = V (L + a)^-1 V' X'Y with X'X = V L V', X standardised."""
 
-    def __init__(self, products: _Products, scale: bool) -> None:
-        n = products.count
-        self.mean, self.offset = products.x / n, products.y / n
-        covariance = products.xx - n * np.outer(self.mean, self.mean)
+    def __init__(self, sums: _Sums, scale: bool) -> None:
+        n, x, y, xx, xy = sums
+        self.mean, self.offset = x / n, y / n
+        covariance = xx - n * np.outer(self.mean, self.mean)
         variance = covariance.diagonal() / n
         # A constant feature has a variance of rounding errors; dividing by it would make them count.
         constant = variance <= 1e-12 * np.maximum(self.mean**2, 1e-30)
@@ -198,7 +170,7 @@ class _RidgeFit:
         covariance[constant], covariance[:, constant] = 0, 0
         eigenvalues, self.vectors = np.linalg.eigh(covariance)
         self.eigenvalues = np.maximum(eigenvalues, 0.0)  # rounding can make a zero eigenvalue negative
-        correlation = (products.xy - n * np.outer(self.mean, self.offset)) / self.scale[:, None]
+        correlation = (xy - n * np.outer(self.mean, self.offset)) / self.scale[:, None]
         correlation[constant] = 0
         self.projected = self.vectors.T @ correlation
 
@@ -231,21 +203,12 @@ def _value(scores: Floats, targets: Floats, criterion: Criterion) -> float:
 
 
 def _folds(
-    targets: Floats, criterion: Criterion, groups: ArrayLike | None, rng: np.random.Generator
+    targets: Floats, criterion: Criterion, groups: NDArray[np.int64] | None, rng: np.random.Generator
 ) -> NDArray[np.int64] | None:
     """Draw the fold of each training clip, (N,); None where two folds cannot be made."""
     N = len(targets)
     if groups is not None:
-        names = np.asarray(groups)
-        if names.shape != (N,):
-            raise AsitError(f"groups of shape {names.shape}", f"({N},), one per training clip", "pass one per clip")
-        unique, member = np.unique(names, return_inverse=True)
-        if len(unique) < 2:
-            raise AsitError(
-                "a single group of training clips",
-                "at least two, to choose the regularisation by cross-validation",
-                "pass no groups",
-            )
+        unique, member = np.unique(groups, return_inverse=True)
         return np.asarray((rng.permutation(len(unique)) % min(FOLDS, len(unique)))[member], np.int64)
     fold_of = np.empty(N, np.int64)
     if criterion == "mAP":
@@ -267,20 +230,15 @@ def _folds(
     return fold_of
 
 
-class _Reduction:
-    """Standardised features projected on their principal components, both computed on the training split."""
-
-    def __init__(self, x: Floats, count: int, seed: int) -> None:
-        self.mean, self.deviation = moments(x)
-        rows = x
-        if len(x) > _PCA_CLIPS:
-            rows = x[np.sort(np.random.default_rng([seed, 1]).permutation(len(x))[:_PCA_CLIPS])]
-        rows = (rows - self.mean) / self.deviation
-        self.centre, self.components = principal_components(rows, min(count, *rows.shape), seed)
-
-    def __call__(self, x: Floats) -> Floats:
-        parts = [((part - self.mean) / self.deviation - self.centre) @ self.components.T for part in _blocks(x)]
-        return np.concatenate(parts)
+def _reduction(x: Floats, count: int, seed: int) -> Callable[[Floats], Floats]:
+    """Return the projection on the principal components of the standardised training features."""
+    mean, deviation = moments(x)
+    rows = x
+    if len(x) > _PCA_CLIPS:
+        rows = x[np.sort(np.random.default_rng([seed, 1]).permutation(len(x))[:_PCA_CLIPS])]
+    rows = (rows - mean) / deviation
+    centre, components = principal_components(rows, min(count, *rows.shape), seed)
+    return lambda x: np.concatenate([((part - mean) / deviation - centre) @ components.T for part in _blocks(x)])
 
 
 def _blocks(x: Floats) -> Iterator[Floats]:

@@ -21,6 +21,7 @@ MAX_TRIALS = 100_000
 TRIAL_BLOCK = 2**16
 """Trials scored at a time, so that two gathered blocks of embeddings fit in memory."""
 
+Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
 
 
@@ -50,7 +51,7 @@ def trials_from_labels(labels: ArrayLike, seed: int, most: int = MAX_TRIALS) -> 
     names = np.asarray(labels)
     speakers, code = np.unique(names.astype(str) if names.dtype == object else names, return_inverse=True)
     sizes = np.bincount(code, minlength=len(speakers))
-    if names.ndim != 1 or len(speakers) < 2 or sizes.max() < 2 or most < 2:
+    if len(speakers) < 2 or sizes.max() < 2 or most < 2:
         raise AsitError(
             f"{names.size} clips of {len(speakers)} speakers, {int((sizes > 1).sum())} of them with two clips or more; "
             f"{most} trials at most",
@@ -86,26 +87,12 @@ def _pairs(partners: Indices, wanted: int, rng: np.random.Generator) -> tuple[In
     return position, picked - (ends[position] - partners[position])
 
 
-def cosine_scores(embeddings: ArrayLike, first: ArrayLike, second: ArrayLike) -> NDArray[np.float32]:
-    """Compute the cosine of the embeddings (N, D) of each trial's two clips: (n,) float32.
+def cosine_scores(table: Floats, a: Indices, b: Indices) -> Floats:
+    """Compute the cosine (n,) of the embeddings, of a table (N, D), of each trial's two clips.
 
     Raises:
-        AsitError: embeddings that are zero or not finite, or trials of clips outside 0 to N - 1.
+        AsitError: embeddings that are zero or not finite.
     """
-    table = np.asarray(embeddings, np.float32)
-    a, b = np.asarray(first, np.int64), np.asarray(second, np.int64)
-    if table.ndim != 2 or a.shape != b.shape or a.ndim != 1:
-        raise AsitError(
-            f"embeddings of shape {table.shape}, trials of shape {a.shape} and {b.shape}",
-            "(clips, width), and two equally long lists of clip indices",
-            "pass one pooled vector a clip",
-        )
-    if len(a) and (min(a.min(), b.min()) < 0 or max(a.max(), b.max()) >= len(table)):
-        raise AsitError(
-            f"trials of clips {min(a.min(), b.min())} to {max(a.max(), b.max())}",
-            f"0 to {len(table) - 1}, the clips with embeddings",
-            "draw the trials from the clips that were embedded",
-        )
     length = np.sqrt(np.einsum("nd,nd->n", table, table, dtype=np.float64))
     bad = np.flatnonzero(~np.isfinite(length) | (length == 0))
     if len(bad):

@@ -27,15 +27,15 @@ class Roc(NamedTuple):
     misses: Floats
 
 
-def roc(scores: ArrayLike, same: ArrayLike) -> Roc:
+def roc(scores: ArrayLike, same: NDArray[np.bool_]) -> Roc:
     """Compute the ROC curve of trials, one point for each distinct score.
 
     Args:
-        scores: (n,), higher for the same speaker.
-        same: (n,) bool.
+        scores: (n,) finite, higher for the same speaker.
+        same: (n,).
 
     Raises:
-        AsitError: scores that are not finite, or trials of one kind only.
+        AsitError: trials of one kind only.
     """
     ordered, kind, _ = _sorted_trials(scores, same)
     return _roc(ordered, kind)
@@ -59,30 +59,21 @@ def eer(curve: Roc) -> tuple[float, float]:
     return float(value), float(thresholds[before] + share * (thresholds[after] - thresholds[before]))
 
 
-def min_dcf(curve: Roc, p_target: float = 0.01, c_miss: float = 1.0, c_fa: float = 1.0) -> tuple[float, float]:
+def min_dcf(curve: Roc, p_target: float = 0.01) -> tuple[float, float]:
     """Compute the normalised minimum detection cost and its threshold (inf where accepting nothing is cheapest).
 
-    A threshold costs c_miss * p_target * miss rate + c_fa * (1 - p_target) * false alarm rate. The minimum is divided
-    by the cost of the better constant decision, min(c_miss * p_target, c_fa * (1 - p_target)), so it is at most 1.
-    NIST 2016 Speaker Recognition Evaluation Plan, section 3.
-
-    Raises:
-        AsitError: a prior outside (0, 1) or a cost that is not positive.
+    A threshold costs p_target * miss rate + (1 - p_target) * false alarm rate. The minimum is divided by the cost of
+    the better constant decision, min(p_target, 1 - p_target), so it is at most 1. NIST 2016 Speaker Recognition
+    Evaluation Plan, section 3, with costs of 1.
     """
-    if not 0 < p_target < 1 or not min(c_miss, c_fa) > 0:
-        raise AsitError(
-            f"p_target {p_target:g}, c_miss {c_miss:g}, c_fa {c_fa:g}",
-            "a prior between 0 and 1 and positive costs",
-            "NIST's usual setting is 0.01, 1, 1",
-        )
-    cost = c_miss * p_target * curve.misses + c_fa * (1 - p_target) * curve.false_alarms
+    cost = p_target * curve.misses + (1 - p_target) * curve.false_alarms
     best = int(np.argmin(cost))
-    return float(cost[best] / min(c_miss * p_target, c_fa * (1 - p_target))), float(curve.thresholds[best])
+    return float(cost[best] / min(p_target, 1 - p_target)), float(curve.thresholds[best])
 
 
 def verification_metrics(
     scores: ArrayLike,
-    same: ArrayLike,
+    same: NDArray[np.bool_],
     *,
     speakers: tuple[ArrayLike, ArrayLike] | None = None,
     seed: int = 0,
@@ -115,7 +106,7 @@ def verification_metrics(
         units = Units.of(len(ordered))
         weights: Iterable[NDArray[np.int64]] = (times[order] for times in units.draws(draws, seed))
     else:
-        count, a, b = _speakers(speakers, np.asarray(same))
+        count, a, b = _speakers(speakers, same)
         a, b = a[order], b[order]
         units = Units.of(count)
         weights = (np.where(kind, times[a], times[a] * times[b]) for times in units.draws(draws, seed))
@@ -139,14 +130,7 @@ def verification_metrics(
 
 def _speakers(speakers: tuple[ArrayLike, ArrayLike], same: NDArray[np.bool_]) -> tuple[int, Indices, Indices]:
     """Return the number of speakers, and the index of each trial's first and second speaker."""
-    pair = [np.asarray(names) for names in speakers]
-    if any(names.shape != same.shape for names in pair):
-        raise AsitError(
-            f"speakers of shape {pair[0].shape} and {pair[1].shape} for {len(same)} trials",
-            f"({len(same)},) twice",
-            "pass the speaker of the first and of the second clip of each trial",
-        )
-    names, code = np.unique(np.concatenate([names.astype(str) for names in pair]), return_inverse=True)
+    names, code = np.unique(np.concatenate([np.asarray(of).astype(str) for of in speakers]), return_inverse=True)
     a, b = np.split(code.astype(np.int64), 2)
     wrong = np.flatnonzero((a == b) != same)
     if len(wrong):
@@ -160,30 +144,17 @@ def _speakers(speakers: tuple[ArrayLike, ArrayLike], same: NDArray[np.bool_]) ->
     return len(names), a, b
 
 
-def _sorted_trials(scores: ArrayLike, same: ArrayLike) -> tuple[Floats, NDArray[np.bool_], Indices]:
-    """Check the trials; return scores (n,) from high to low, `same` in that order, and the order."""
-    values, truth = np.asarray(scores, np.float64), np.asarray(same)
-    if values.ndim != 1 or truth.shape != values.shape or truth.dtype != bool:
+def _sorted_trials(scores: ArrayLike, same: NDArray[np.bool_]) -> tuple[Floats, NDArray[np.bool_], Indices]:
+    """Return scores (n,) from high to low, `same` in that order, and the order; refuse trials of one kind."""
+    values = np.asarray(scores, np.float64)
+    if same.all() or not same.any():
         raise AsitError(
-            f"scores of shape {values.shape}, same of shape {truth.shape} and type {truth.dtype}",
-            "(trials,) numbers and (trials,) true or false",
-            "pass one score and one truth for each trial",
-        )
-    bad = np.flatnonzero(~np.isfinite(values))
-    if len(bad):
-        raise AsitError(
-            f"{len(bad)} of {len(values)} trials have NaN or infinite scores, the first is trial {bad[0]}",
-            "a number for each trial",
-            "look at its two clips and at the weights",
-        )
-    if truth.all() or not truth.any():
-        raise AsitError(
-            f"{int(truth.sum())} same-speaker and {int((~truth).sum())} different-speaker trials",
+            f"{int(same.sum())} same-speaker and {int((~same).sum())} different-speaker trials",
             "at least one of each",
             "add trials of the other kind",
         )
     order = np.argsort(-values, kind="stable")
-    return values[order], truth[order], order
+    return values[order], same[order], order
 
 
 def _roc(ordered: Floats, same: NDArray[np.bool_], times: NDArray[np.int64] | None = None) -> Roc:

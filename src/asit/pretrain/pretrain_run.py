@@ -96,9 +96,10 @@ def _probe_hook(setup: PretrainSetup, table: str, records: Records) -> loop.Hook
         encoder = setup.model(step)
         if setup.world.main:
             pooling = baseline_comparison.PRETRAINING_POOLINGS
-            results = baseline_comparison.probe_encoder(encoder, clips, seed=seed, pooling=pooling)
-            records.write("probe", step, baseline_comparison.metrics_entry(results))
-            accuracies = ", ".join(f"{kind} {result.accuracy:.3f}" for kind, result in results.items())
+            found = baseline_comparison.linear_probes(encoder, clips, seed=seed, pooling=pooling)
+            entry = baseline_comparison.metrics_entry(found)
+            records.write("probe", step, entry)
+            accuracies = ", ".join(f"{kind} {accuracy:.3f}" for kind, accuracy in entry["features"].items())
             log.info(f"step {step}: probe accuracy: {accuracies} ({duration(time.perf_counter() - began)})")
 
     return probe

@@ -123,7 +123,7 @@ def probe_table_html(
     Args:
         results: row (a model, a kind of features) -> column (a probe, a pooling) -> accuracy, 0 to 1. A row may lack
             a column. Names are escaped; the best of each column is bold.
-        intervals: row -> column -> (low, high), such as the 95 % intervals of `ProbeResult`.
+        intervals: row -> column -> (low, high), such as 95 % intervals.
     """
     columns = list(dict.fromkeys(column for row in results.values() for column in row))
     if not columns:
