@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from asit.audio import ogg
+
 RATE = 16000
 BLOCK = 512
 SECONDS, MEMORY = 5.0, 2 << 30
@@ -241,16 +243,6 @@ def tar_mutant(data: bytes, number: int) -> bytes:
     return bytes(out)
 
 
-def _crc(byte: int) -> int:
-    value = byte << 24
-    for _ in range(8):
-        value = (value << 1) ^ (0x104C11DB7 if value & 0x80000000 else 0)
-    return value
-
-
-_CRC = [_crc(byte) for byte in range(256)]
-
-
 def _with_page_sums(data: bytearray) -> bytearray:
     """Ogg pages with the checksums of what is in them now (RFC 3533)."""
     at = 0
@@ -258,10 +250,7 @@ def _with_page_sums(data: bytearray) -> bytearray:
         count = data[at + 26]
         end = at + 27 + count + sum(data[at + 27 : at + 27 + count])
         data[at + 22 : at + 26] = bytes(4)
-        value = 0
-        for byte in data[at:end]:
-            value = ((value << 8) & 0xFFFFFFFF) ^ _CRC[(value >> 24) ^ byte]
-        data[at + 22 : at + 26] = value.to_bytes(4, "little")
+        data[at + 22 : at + 26] = ogg.checksum(data[at:end]).to_bytes(4, "little")
         at = max(at + 1, min(end, len(data)))
     return data
 

@@ -1,21 +1,21 @@
 """Ogg files: the audio streams in one, in sequence or in parallel; and new serial numbers for pages.
 
-Layout of a page and its checksum: RFC 3533, section 6. The checksum has the polynomial 0x04c11db7, start 0 and
-unreflected bits, so it is linear: changing four bytes changes it by the checksum of the change, followed by zeros.
+Layout of a page and its checksum: RFC 3533, section 6.
 FLAC in Ogg: https://xiph.org/flac/ogg_mapping.html.
 """
 
 from __future__ import annotations
 
 import struct
+import zlib
 from dataclasses import dataclass
 
 from asit.audio.byte_ranges import ByteRange, ByteReader
 from asit.audio.faults import RECORDINGS
 
-_POLYNOMIAL = 0x104C11DB7
 _HEADER = 27  # bytes of a page's header before its table of segments
 _SERIAL, _CHECKSUM = 14, 22  # their offsets in it
+_REFLECTED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _FLAC_MAPPING = 9  # bytes before the signature of FLAC in its first packet
 _MAGIC = (
     (b"\x01vorbis", "vorbis"),
@@ -41,39 +41,17 @@ def renumbered(file: bytes, serial: int = 1) -> bytes:
             raise ValueError(f"no Ogg page at byte {start}")
         segments = out[start + 26]
         length = _HEADER + segments + sum(out[start + _HEADER : start + _HEADER + segments])
-        (had,) = struct.unpack_from("<I", out, start + _SERIAL)
-        (checksum,) = struct.unpack_from("<I", out, start + _CHECKSUM)
         struct.pack_into("<I", out, start + _SERIAL, serial)
-        # The four bytes in the page's order, first one highest, times 8 powers of x for each byte after them, and 32.
-        change = int.from_bytes(struct.pack("<I", had ^ serial), "big")
-        after = length - _SERIAL - 4
-        struct.pack_into("<I", out, start + _CHECKSUM, checksum ^ _times(change, _power(8 * after + 32)))
+        struct.pack_into("<I", out, start + _CHECKSUM, 0)
+        struct.pack_into("<I", out, start + _CHECKSUM, checksum(out[start : start + length]))
         start += length
     return bytes(out)
 
 
-def _times(a: int, b: int) -> int:
-    """Multiply two polynomials over GF(2) modulo the checksum's polynomial."""
-    product = 0
-    while b:
-        if b & 1:
-            product ^= a
-        a <<= 1
-        if a >> 32:
-            a ^= _POLYNOMIAL
-        b >>= 1
-    return product
-
-
-def _power(exponent: int) -> int:
-    """Return x to this power modulo the checksum's polynomial."""
-    result, square = 1, 2
-    while exponent:
-        if exponent & 1:
-            result = _times(result, square)
-        square = _times(square, square)
-        exponent >>= 1
-    return result
+def checksum(page: bytes | bytearray) -> int:
+    """Return the checksum of a page whose own is 0: CRC-32 with unreflected bits, started and ended without ones."""
+    reflected = zlib.crc32(page.translate(_REFLECTED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int(f"{reflected:032b}"[::-1], 2)
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 
 from asit.audio.byte_ranges import ByteRange, ByteReader
@@ -29,7 +28,7 @@ _TRIED = 200  # most positions tried for such chunks
 _PADDING = 1 << 20  # most zeros after the samples
 _TAIL = 1 << 17  # bytes at the end of a file that are searched for chunks after the samples
 _TRAILERS = (b"LIST", b"id3 ", b"ID3 ", b"cue ", b"bext", b"iXML", b"smpl", b"inst", b"fact", b"PEAK", b"JUNK", b"FLLR")
-_TAGS = (b"TAG", b"ID3", b"APETAGEX", b"LYRICSBEGIN")
+_TAGS = (b"TAG", b"ID3", b"APET", b"LYRI")
 _AGAIN = (b"RIFF", b"RIFX", b"RF64", b"BW64", b"FORM", b"caff", b".snd", b"riff", b"data", b"SSND")
 _GUID = bytes.fromhex("f3acd3118cd100c04f8edb8a")  # end of all chunk names in W64 except "riff"
 _W64_RIFF = bytes.fromhex("726966662e91cf11a5d628db04c10000")
@@ -65,83 +64,45 @@ class Found:
 def find(kind: str, file: ByteReader) -> Found | None:
     """Find the samples of a file of one of `sniff.HEADED`; None for an invalid header, which the decoder reports."""
     try:
-        return {"wav": _riff, "w64": _w64, "aiff": _aiff, "au": _au, "caf": _caf, "sphere": _sphere}[kind](file)
+        return {"wav": _wave, "w64": _wave, "aiff": _aiff, "au": _au, "caf": _caf, "sphere": _sphere}[kind](file)
     except struct.error:  # truncated within the header
         return None
 
 
-def _riff(file: ByteReader) -> Found | None:
-    head = file.at(0, 12)
-    order, long = (">" if head[:4] == b"RIFX" else "<"), None
-    form = b""
-    for name, size, at in _chunks(file, 12, order + "I", 4, 2):
+def _wave(file: ByteReader) -> Found | None:
+    w64, order = file.at(0, 16) == _W64_RIFF, ">" if file.at(0, 4) == b"RIFX" else "<"
+    layout, first, even = ("w64", 40, 8) if w64 else (order + "I", 12, 2)
+    long, form = 0, b""
+    for name, size, at in _chunks(file, first, layout, even):
         if name == b"ds64":
-            (long,) = struct.unpack("<Q", file.at(at + 8, 8))
+            long = at + 8
         elif name == b"fmt ":
             form = file.at(at, min(size, 1 << 16))
         elif name == b"data" and len(form) >= 16:
-            size = long if long is not None and size == 0xFFFFFFFF else size
+            field = (at - 8, "<Q", 24) if w64 else (at - 4, layout, 0)
+            if long and size == 0xFFFFFFFF:
+                field, (size,) = (long, "<Q", 0), struct.unpack("<Q", file.at(long, 8))
             tag, _, _, _, block = struct.unpack_from(order + "HHIIH", form)
             if tag == 0xFFFE and len(form) >= 26:  # extensible: the tag begins the GUID of the format
                 (tag,) = struct.unpack_from(order + "H", form, 24)
-            return _compare(file, at, size, block, order + "I", 2, partial(_wav_head, form, order), tag)
-    return None
-
-
-def _wav_head(form: bytes, order: str, size: int) -> bytes:
-    """Make a header of WAV, or of RF64 for more than 32 bits, for so many bytes of samples."""
-    form += bytes(len(form) & 1)
-    chunk = b"fmt " + struct.pack(order + "I", len(form)) + form
-    whole = 4 + len(chunk) + 8 + size
-    if whole < 0xFFFFFFF0:
-        name = b"RIFF" if order == "<" else b"RIFX"
-        return name + struct.pack(order + "I", whole) + b"WAVE" + chunk + b"data" + struct.pack(order + "I", size)
-    long = b"ds64" + struct.pack("<IQQQI", 28, whole + 36, size, 0, 0)
-    none = struct.pack("<I", 0xFFFFFFFF)
-    return b"RF64" + none + b"WAVE" + long + chunk + b"data" + none
-
-
-def _w64(file: ByteReader) -> Found | None:
-    at, form = 40, b""
-    for _ in range(_CHUNKS):
-        head = file.at(at, 24)
-        if len(head) < 24 or head[4:16] != _GUID:
-            return None
-        (size,) = struct.unpack_from("<Q", head, 16)
-        if head[:4] == b"fmt ":
-            form = file.at(at + 24, min(size - 24, 1 << 16) if size > 24 else 0)
-        elif head[:4] == b"data" and len(form) >= 16:
-            tag, _, _, _, block = struct.unpack_from("<HHIIH", form)
-            size = size - 24 if size >= 24 else 0
-            return _compare(file, at + 24, size, block, "w64", 8, partial(_wav_head, form, "<"), tag)
-        at += max(24, size + 7 & ~7)
+            return _compare(file, at, size, block, field, layout, even, tag)
     return None
 
 
 def _aiff(file: ByteReader) -> Found | None:
     common = b""
-    for name, size, at in _chunks(file, 12, ">I", 4, 2):
+    for name, size, at in _chunks(file, 12, ">I", 2):
         if name == b"COMM":
             common = file.at(at, min(size, 1 << 12))
         elif name == b"SSND" and len(common) >= 18:
             channels, frames, bits = struct.unpack_from(">hIh", common)
-            block = max(1, channels * ((bits + 7) // 8))
-            offset = min(struct.unpack(">I", file.at(at, 4))[0], 1 << 16)
-            head = partial(_aiff_head, file.at(8, 4), common, block)
-            stated = size - 8 - offset if size >= 8 + offset else 0
+            offset = 8 + min(struct.unpack(">I", file.at(at, 4))[0], 1 << 16)
+            stated = max(0, size - offset)
             # An unfinished header has no samples in both fields.
-            return _compare(file, at + 8 + offset, 0 if frames == 0 and stated == 0 else stated, block, ">I", 2, head)
+            size = 0 if frames == 0 and stated == 0 else stated
+            block = max(1, channels * ((bits + 7) // 8))
+            return _compare(file, at + offset, size, block, (at - 4, ">I", offset), ">I", 2)
     return None
-
-
-def _aiff_head(form: bytes, common: bytes, block: int, size: int) -> bytes:
-    """Make a header of AIFF or AIFC for so many bytes of samples; packed codecs keep the number of packets."""
-    if common[18:22] in (b"", b"NONE", b"sowt", b"twos", b"fl32", b"FL32"):
-        common = common[:2] + struct.pack(">I", min(size // block, 0xFFFFFFFF)) + common[6:]
-    version = b"FVER" + struct.pack(">II", 4, 0xA2805140) if form == b"AIFC" else b""
-    inner = form + version + b"COMM" + struct.pack(">I", len(common)) + common + bytes(len(common) & 1)
-    data = b"SSND" + struct.pack(">III", min(size + 8, 0xFFFFFFFF), 0, 0)
-    return b"FORM" + struct.pack(">I", min(len(inner) + len(data) + size, 0xFFFFFFFF)) + inner + data
 
 
 def _au(file: ByteReader) -> Found | None:
@@ -150,28 +111,17 @@ def _au(file: ByteReader) -> Found | None:
     width = {1: 1, 2: 1, 3: 2, 4: 3, 5: 4, 6: 4, 7: 8, 27: 1}.get(encoding, 1)
     if not 24 <= start <= 1 << 20:
         return None
-    return _compare(file, start, size, max(1, width * channels), "", 1, partial(_au_head, file.at(0, start), order))
-
-
-def _au_head(front: bytes, order: str, size: int) -> bytes:
-    return front[:8] + struct.pack(order + "I", min(size, 0xFFFFFFFF)) + front[12:]  # all ones: to the end
+    return _compare(file, start, size, max(1, width * channels), (8, order + "I", 0))
 
 
 def _caf(file: ByteReader) -> Found | None:
     block = 1
-    for name, size, at in _chunks(file, 8, ">Q", 8, 1):
+    for name, size, at in _chunks(file, 8, ">Q", 1):
         if name == b"desc":
             block = struct.unpack(">I", file.at(at + 16, 4))[0] or 1
         elif name == b"data":
-            front = file.at(0, at + 4)
-            if len(front) < at + 4 or at > 1 << 24:
-                return None
-            return _compare(file, at + 4, size - 4 if size >= 4 else 0, block, ">Q", 1, partial(_caf_head, front))
+            return _compare(file, at + 4, max(0, size - 4), block, (at - 8, ">Q", 4), ">Q")
     return None
-
-
-def _caf_head(front: bytes, size: int) -> bytes:
-    return front[:-12] + struct.pack(">Q", size + 4) + front[-4:]
 
 
 def _sphere(file: ByteReader) -> Found | None:
@@ -188,15 +138,20 @@ def _sphere(file: ByteReader) -> Found | None:
     )
 
 
-def _chunks(file: ByteReader, at: int, size: str, digits: int, even: int) -> Iterator[tuple[bytes, int, int]]:
-    """Yield names, sizes and offsets of chunks, as in their headers."""
+def _chunks(file: ByteReader, at: int, layout: str, even: int) -> Iterator[tuple[bytes, int, int]]:
+    """Yield names, sizes and offsets of the content of chunks, as in their headers."""
+    w64 = layout == "w64"  # names are GUIDs, and sizes those of the complete chunk
+    form, front = ("<Q", 24) if w64 else (layout, 4 + struct.calcsize(layout))
     for _ in range(_CHUNKS):
-        head = file.at(at, 4 + digits)
-        if len(head) < 4 + digits:
+        head = file.at(at, front)
+        if len(head) < front or (w64 and head[4:16] != _GUID):
             return
-        (length,) = struct.unpack_from(size, head, 4)
-        yield head[:4], length, at + 4 + digits
-        at += 4 + digits + length + (length % even and even - length % even)
+        (size,) = struct.unpack_from(form, head, front - struct.calcsize(form))
+        size = max(0, size - 24) if w64 else size
+        at += front
+        yield head[:4], size, at
+        at += size
+        at += -at % even
 
 
 def _compare(
@@ -204,9 +159,9 @@ def _compare(
     start: int,
     size: int,
     block: int,
-    layout: str,
-    even: int,
-    head: Callable[[int], bytes],
+    field: tuple[int, str, int],
+    layout: str = "",
+    even: int = 1,
     tag: int = 0,
 ) -> Found:
     """Compare the size in a header with the file.
@@ -215,24 +170,32 @@ def _compare(
         file: the complete file.
         start, size: where the samples begin, and their bytes according to the header.
         block: bytes of a frame.
+        field: offset and struct format of the size in the header, and the bytes that it counts beside the samples.
         layout: struct format of chunk sizes; "w64"; empty: there are no chunks.
         even: alignment of chunks.
-        head: makes a header for another number of bytes.
         tag: WAVE format tag.
     """
     held = max(0, file.size - start)
     stream = size == 0 or any(0 <= base - size < block + _NEAR for base in _PLACEHOLDERS)
     if size > held and not stream:
-        return Found(start=start, size=held, promised=size, parts=(head(held), (start, held)), tag=tag, block=block)
+        parts = _corrected(start, held, *field)
+        return Found(start=start, size=held, promised=size, parts=parts, tag=tag, block=block)
     if not stream or (size == 0 and held):
-        end = start + size
-        rest, joined = _after(file, end, layout, even)
-        if joined is not None:
+        rest, joined = _after(file, start + size, layout, even)
+        if joined is not None or not rest or held - size < block:
             return Found(start=start, size=size, tag=tag, joined=joined)
-        if not rest or held - size < block:
-            return Found(start=start, size=size, tag=tag)
     real = _end(file, start, size, layout, even) - start
-    return Found(start=start, size=real, parts=None if real == size else (head(real), (start, real)), tag=tag)
+    return Found(start=start, size=real, parts=None if real == size else _corrected(start, real, *field), tag=tag)
+
+
+def _corrected(start: int, size: int, at: int, form: str, extra: int) -> tuple[ByteRange, ...]:
+    """Return the byte ranges of a file whose header says so many bytes of samples; arguments as in `_compare`."""
+    ones, width = b"\xff" * 4, struct.calcsize(form)
+    if form == "<I" and at == start - 4 and start + size > 0xFFFFFFF0:  # RF64 instead of WAV
+        head = b"RF64" + ones + b"WAVEds64" + struct.pack("<IQQQI", 28, start + size + 28, size, 0, 0)
+        return head, (12, at - 12), ones, (start, size)
+    said = struct.pack(form, min(size + extra, (1 << 8 * width) - 1))  # all ones: to the end
+    return (0, at), said, (at + width, start + size - at - width)
 
 
 def _after(file: ByteReader, end: int, layout: str, even: int) -> tuple[bool, int | None]:
@@ -242,7 +205,7 @@ def _after(file: ByteReader, end: int, layout: str, even: int) -> tuple[bool, in
     first = file.at(end, 16)
     if first[:4] in _AGAIN[:-2] and _again(first):
         return False, end
-    if first.startswith(_TAGS) or (not first.strip(b"\0") and _zeros(file, end)):
+    if first.startswith(_TAGS) or (file.size - end <= _PADDING and not file.at(end, _PADDING).strip(b"\0")):
         return False, None
     if not layout:
         return True, None
@@ -264,44 +227,23 @@ def _again(first: bytes) -> bool:
     )
 
 
-def _zeros(file: ByteReader, at: int) -> bool:
-    """Whether only zeros follow, not more than a disk's or recorder's padding."""
-    if file.size - at > _PADDING:
-        return False
-    while at < file.size:
-        if file.at(at, 1 << 16).strip(b"\0"):
-            return False
-        at += 1 << 16
-    return True
-
-
 def _chain(file: ByteReader, at: int, layout: str, even: int, exact: bool = False) -> list[tuple[bytes, int]] | None:
     """Return the chunks from this byte to the end of the file; None if they do not reach it.
 
     Unless `exact`, the last one with a known name may be truncated.
     """
-    found, digits = list[tuple[bytes, int]](), struct.calcsize(layout) if layout != "w64" else 20
-    while at < file.size:
-        if len(found) == _CHUNKS:
-            return None
-        head = file.at(at, 4 + digits)
-        if file.size - at < 8 or head.startswith(_TAGS):  # no chunk, such as a byte of padding
+    found = list[tuple[bytes, int]]()
+    for name, size, body in _chunks(file, at, layout, even):
+        if name.startswith(_TAGS):
             return found or None
-        name = head[:4]
-        if layout == "w64":
-            if head[4:16] != _GUID or len(head) < 24:
-                return None
-            size = max(4, struct.unpack_from("<Q", head, 16)[0] - 20)
-        elif len(head) < 4 + digits or not all(32 <= byte < 127 for byte in name):
+        end = body + size
+        if not name.isascii() or not name.decode("ascii").isprintable():
             return None
-        else:
-            (size,) = struct.unpack_from(layout, head, 4)
+        if end > file.size and (exact or name not in _TRAILERS + _AGAIN):
+            return None
         found.append((name, at))
-        at += 4 + digits + size
-        if at > file.size and (exact or name not in _TRAILERS + _AGAIN):
-            return None
-        at += -at % even if even > 1 else 0
-    return found or None
+        at = end + -end % even
+    return (found or None) if file.size - at < 8 else None  # no chunk, such as a byte of padding
 
 
 def _end(file: ByteReader, start: int, size: int, layout: str, even: int) -> int:
