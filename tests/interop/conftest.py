@@ -22,6 +22,11 @@ MakeModel = Callable[..., AudioModel]
 MakeWaves = Callable[..., np.ndarray]
 
 
+@pytest.fixture(autouse=True)
+def _notes(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "asit")
+
+
 @pytest.fixture
 def make_model() -> MakeModel:
     """(head=True, multi, pooling, norm, front={...}, **encoder settings) -> a model of about half a second."""

@@ -98,8 +98,6 @@ def _print(done: Converted, everything: bool) -> None:
         own = {**model.encoder.state_dict(), **{f"head.{name}": value for name, value in head.items()}}
         for name, value in own.items():
             print(f"  {name} {tuple(value.shape)}")
-    for note in done.notes:
-        print(f"  note: {note}")
     front = model.front_end.settings
     print(
         f"{settings.size} encoder, width {model.encoder.width}, {model.encoder.depth} blocks, {time} x {mel} patches "

@@ -6,6 +6,7 @@ asit's names and axes. The model's card records the origin under `training.sourc
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,8 @@ from asit.model.audio_model import AudioModel
 from asit.model.classifier import Head, Labelling
 from asit.model.vit import Encoder, empty_encoder, meta_encoder
 
+log = logging.getLogger(__name__)
+
 __all__ = ["KINDS", "Converted", "SourceOptions", "convert"]
 
 
@@ -46,13 +49,11 @@ class Converted:
         model: the model.
         mapped: number of tensors of the file that it uses.
         left_out: the file's other entries, with the reason.
-        notes: what was assumed or changed.
     """
 
     model: AudioModel
     mapped: int
     left_out: dict[str, str]
-    notes: list[str]
 
     def reasons(self) -> list[tuple[str, list[str]]]:
         """Return what was left out as (reason, names)."""
@@ -84,22 +85,21 @@ def convert(path: Path, options: SourceOptions) -> Converted:
         if (known := families.family(safe_load.texts(file))) is not None:
             families.refuse(file, known, KINDS)
         raise
-    content, notes, training_state = _unwrap(file, content)
-    kind, kind_notes = choose(file, content, options.kind)
-    notes += kind_notes
+    content, training_state = _unwrap(file, content)
+    kind = choose(file, content, options.kind)
     if options.which == "student" and kind != "asit":
         raise ConfigError(
             f"{file} is of kind {kind}, and --which student is given", "an ASiT pretraining", "omit --which"
         )
     source = KINDS[kind][1](file, content, options)
     source.left_out |= training_state
-    notes += _assumed(source)
+    _log_statistics(source)
     of_head = {} if source.head is None else {f"head.{name}": value for name, value in source.head.state.items()}
     check_numbers(str(file), {**source.state, **of_head})
     if kind != "vit":
-        notes += _resize(source, options)
+        _resize(source, options)
     encoder = _encoder(file, source)
-    head, labelling, origin, head_notes = _head(file, source, options)
+    head, labelling, origin = _head(file, source, options)
     facts: dict[str, Any] = {
         **source.facts,
         "file": file.name,
@@ -113,18 +113,17 @@ def convert(path: Path, options: SourceOptions) -> Converted:
     if options.license:
         training["license"] = options.license
     model = AudioModel(encoder, FrontEnd(source.front_end), training, head, labelling)
-    return Converted(model, source.mapped, source.left_out, [*notes, *source.notes, *head_notes])
+    return Converted(model, source.mapped, source.left_out)
 
 
-def _unwrap(path: Path, content: dict[str, Any]) -> tuple[dict[str, Any], list[str], dict[str, str]]:
+def _unwrap(path: Path, content: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """Take the network out of a Lightning checkpoint: its tensors, without the prefix of the module that held it.
 
-    Returns:
-        Content, notes, and the other entries with the reason to leave them out; other files are returned unchanged.
+    Also return its other entries with the reason to leave them out. Other files are returned unchanged.
     """
     nest = content.get("state_dict")
     if not isinstance(nest, dict) or not (path.suffix == ".ckpt" or "pytorch-lightning_version" in content):
-        return content, [], {}
+        return content, {}
     tokens = [str(name) for name in nest if str(name).endswith("cls_token")]
     prefix = ""
     if len(tokens) == 1:
@@ -135,21 +134,22 @@ def _unwrap(path: Path, content: dict[str, Any]) -> tuple[dict[str, Any], list[s
     left_out = dict.fromkeys(others, "training state")
     held = {str(name).removeprefix(prefix): value for name, value in nest.items()}
     args = {"args": content["args"]} if "args" in content else {}
-    notes = [f"Lightning checkpoint: used the tensors named {prefix}*"] if prefix else []
-    return {"state_dict": held, **args}, notes, left_out
+    if prefix:
+        log.info(f"Lightning checkpoint: used the tensors named {prefix}*")
+    return {"state_dict": held, **args}, left_out
 
 
-def _assumed(source: SourceModel) -> list[str]:
-    """Return a note if AudioSet's mean and std are assumed, with those published for this number of classes."""
+def _log_statistics(source: SourceModel) -> None:
+    """Log that AudioSet's mean and std are assumed, and those published for this number of classes."""
     if PUBLISHED not in source.facts.get("statistics", ""):
-        return []
-    classes = None if source.head is None else source.head.state["linear.bias"].numel()
-    note = f"mean {MEAN} and std {STD} are assumed, AudioSet's as published with the code: the file has none"
-    if classes in (None, label_names.AUDIOSET):
-        return [note]
-    other = FINE_TUNED.get(classes)
-    example = f", such as --mean {other[1]} --std {other[2]} for {other[0]}" if other else ""
-    return [f"{note}; its {classes} classes are not AudioSet's: pass the --mean and --std of its recipe{example}"]
+        return
+    classes = label_names.AUDIOSET if source.head is None else source.head.state["linear.bias"].numel()
+    note = f"Mean {MEAN} and std {STD} are assumed, AudioSet's as published with the code: the file has none"
+    if classes != label_names.AUDIOSET:
+        note += f"; its {classes} classes are not AudioSet's: pass the --mean and --std of its recipe"
+    if classes in FINE_TUNED:
+        note += ", such as --mean {1} --std {2} for {0}".format(*FINE_TUNED[classes])
+    log.info(note)
 
 
 def _file(path: Path) -> Path | None:
@@ -192,15 +192,15 @@ def _own(path: Path, options: SourceOptions) -> Converted:
         model.training["license"] = options.license
     head = 0 if model.head is None else len(model.head.state_dict())
     mapped = len(model.encoder.state_dict()) + head
-    return Converted(model, mapped, {}, ["an asit model exported for Hugging Face, unchanged"])
+    log.info("An asit model exported for Hugging Face, unchanged")
+    return Converted(model, mapped, {})
 
 
-def _resize(source: SourceModel, options: SourceOptions) -> list[str]:
-    """Resize the positions to the requested length; return notes."""
-    frames = requested_frames(options, source.settings, source.front_end)
-    if frames is None or frames == source.frames:
-        return []
-    before = source.frames
+def _resize(source: SourceModel, options: SourceOptions) -> None:
+    """Resize the positions to the requested length."""
+    frames, before = requested_frames(options, source.settings, source.front_end), source.frames
+    if frames is None or frames == before:
+        return
     mels = source.front_end.mels
     source.state = positions.adapt_positions(
         source.state, source.settings, source.settings, old_frames=before, frames=frames, mels=mels
@@ -208,7 +208,7 @@ def _resize(source: SourceModel, options: SourceOptions) -> list[str]:
     source.frames = frames
     how = "those of the first columns" if frames < before else "stretched, bicubic"
     source.facts["positions"] = f"resized from {before} to {frames} frames: {how}"
-    return [f"positions resized from {before} to {frames} frames: {how}"]
+    log.info(f"Positions {source.facts['positions']}")
 
 
 def _encoder(path: Path, source: SourceModel) -> Encoder:
@@ -219,10 +219,8 @@ def _encoder(path: Path, source: SourceModel) -> Encoder:
     return encoder
 
 
-def _head(
-    path: Path, source: SourceModel, options: SourceOptions
-) -> tuple[Head | None, Labelling | None, str, list[str]]:
-    """Return the head, its labelling, the origin of the class names, and notes."""
+def _head(path: Path, source: SourceModel, options: SourceOptions) -> tuple[Head | None, Labelling | None, str]:
+    """Return the head, its labelling, and the origin of the class names."""
     if source.head is None:
         given = [
             f"--{name}" for name in ("labels", "answer", "pooling") if getattr(options, name) not in (None, "auto")
@@ -233,7 +231,7 @@ def _head(
                 "a fine-tuned network, with a head",
                 "omit it, or give a fine-tuned file",
             )
-        return None, None, "", []
+        return None, None, ""
     state = {name: value.float() for name, value in source.head.state.items()}
     if state["linear.weight"].ndim != 2 or state["linear.bias"].shape != state["linear.weight"].shape[:1]:
         raise CheckpointError(
@@ -248,14 +246,14 @@ def _head(
             "omit --pooling",
         )
     names, origin = label_names.names_for(source.head, options.labels)
-    notes = [f"{len(names)} classes, named by {origin}"]
+    log.info(f"{len(names)} classes, named by {origin}")
     multi = source.head.multi
     if options.answer != "auto":
         multi = options.answer == "multi"
     elif multi is None:
         multi = len(names) == label_names.AUDIOSET
         scores = "several classes per clip (sigmoid)" if multi else "one class per clip (softmax)"
-        notes.append(f"assumed {scores} of {len(names)} classes: else pass --answer {'single' if multi else 'multi'}")
+        log.info(f"Assumed {scores} of {len(names)} classes: else pass --answer {'single' if multi else 'multi'}")
     width, pooling, norm = state["linear.weight"].shape[1], source.head.pooling, "norm.weight" in state
     with torch.device("meta"):
         head = Head(width, len(names), pooling, norm=norm, norm_eps=source.head.eps)
@@ -264,4 +262,4 @@ def _head(
     front_end = FrontEnd(source.front_end)
     seconds = front_end.samples_for(source.frames) / front_end.settings.rate
     eps = source.head.eps if norm else 1e-6
-    return head, Labelling(names, multi, pooling, seconds, eps), origin, notes
+    return head, Labelling(names, multi, pooling, seconds, eps), origin

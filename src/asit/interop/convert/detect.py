@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from torch import Tensor
 from asit.errors import CheckpointError, ConfigError
 from asit.interop.convert import families, hf_ast, image_vit, official_asit, official_ast
 from asit.interop.convert.source_model import SourceModel, SourceOptions
+
+log = logging.getLogger(__name__)
 
 KINDS: dict[str, tuple[str, Callable[[Path, Mapping[str, Any], SourceOptions], SourceModel]]] = {
     "asit": ("ASiT's own pretraining (v1, v2), or fine-tuned from it", official_asit.official),
@@ -24,16 +26,12 @@ KINDS: dict[str, tuple[str, Callable[[Path, Mapping[str, Any], SourceOptions], S
 """Supported kinds: a description and the function that converts it."""
 
 
-@dataclass(frozen=True)
-class Candidates:
-    """Kinds that a file can be, the likeliest first, and whether its names alone decide."""
-
-    kinds: tuple[str, ...]
-    sure: bool = True
+AMBIGUOUS = ("asit", "ssast")
+"""Kinds between which names cannot decide."""
 
 
-def choose(path: Path, content: Mapping[str, Any], requested: str) -> tuple[str, list[str]]:
-    """Return the kind of a file, and notes on the choice.
+def choose(path: Path, content: Mapping[str, Any], requested: str) -> str:
+    """Return the kind of a file; an assumption is logged.
 
     Raises:
         ConfigError: unknown `requested` kind.
@@ -41,60 +39,56 @@ def choose(path: Path, content: Mapping[str, Any], requested: str) -> tuple[str,
     """
     if requested != "auto" and requested not in KINDS:
         raise ConfigError(f"there is no kind {requested!r}", "auto, " + ", ".join(KINDS), "see asit convert --help")
-    found = candidates(content)
     known = families.family(families.names_in(content), families.channels_of(content))
     if known is not None:
         families.refuse(path, known, KINDS)
-    if found is None:
-        names = ", ".join(list(_flat(content))[:4]) or "nothing"
+    found = candidates(content)
+    if not found:
         raise CheckpointError(
-            f"{path} is of no known kind ({names})",
+            f"{path} is of no known kind ({', '.join(list(_flat(content))[:4]) or 'nothing'})",
             "; ".join(f"{kind}: {text}" for kind, (text, _) in KINDS.items()),
             "asit cannot read any other",
         )
-    like = " or ".join(KINDS[kind][0] for kind in found.kinds)
+    like = " or ".join(KINDS[kind][0] for kind in found)
     if requested != "auto":
-        if requested not in found.kinds:
-            raise CheckpointError(f"{path} looks like {like}", KINDS[requested][0], f"pass --kind {found.kinds[0]}")
-        return requested, []
-    if not found.sure:
+        if requested not in found:
+            raise CheckpointError(f"{path} looks like {like}", KINDS[requested][0], f"pass --kind {found[0]}")
+        return requested
+    if found == AMBIGUOUS:
         raise CheckpointError(
             f"{path} is {like}: its names are ambiguous",
-            "one of " + ", ".join(found.kinds),
-            " or ".join(f"--kind {kind}" for kind in found.kinds),
+            "one of " + ", ".join(found),
+            " or ".join(f"--kind {kind}" for kind in found),
         )
-    others = " or ".join(f"--kind {kind}" for kind in found.kinds[1:])
-    notes = [f"assumed to be {KINDS[found.kinds[0]][0]}; else pass {others}"] if others else []
-    return found.kinds[0], notes
+    if len(found) > 1:
+        log.info(f"Assumed to be {KINDS[found[0]][0]}; else pass --kind {found[1]}")
+    return found[0]
 
 
-def candidates(content: Mapping[str, Any]) -> Candidates | None:
-    """Return the kinds that a file's names allow; None if there is none."""
+def candidates(content: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the kinds that a file's names allow, the likeliest first."""
     if any(isinstance(content.get(name), Mapping) for name in ("teacher", "student")):
-        return Candidates(("asit",))
+        return ("asit",)
     found = {name.removeprefix("module."): value for name, value in _flat(content).items()}
-    bare = {name.removeprefix(hf_ast.PREFIX) for name in found}
-    if "embeddings.distillation_token" in bare:
-        return Candidates(("hf-ast",))
+    if any(name.removeprefix(hf_ast.PREFIX) == "embeddings.distillation_token" for name in found):
+        return ("hf-ast",)
     if "model.asit.cls_token" in found or "model.cls_token" in found:
-        return Candidates(("asit-sed",))
+        return ("asit-sed",)
     if "backbone.cls_token" in found:
-        return Candidates(("asit",))
+        return ("asit",)
     if "v.cls_token" in found:
         filters = found.get("v.patch_embed.proj.weight")
         square = filters is not None and filters.ndim == 4 and filters.shape[2] == filters.shape[3]
         if "p_input_fdim" in found or not square:
-            return Candidates(("ssast",))
-        if "v.dist_token" in found:
-            # A fine-tuned SSAST of patches has AST's very names; without a head nobody would save one.
-            return Candidates(("ast", "ssast"))
-        return Candidates(("asit", "ssast"), sure=False)
+            return ("ssast",)
+        # A fine-tuned SSAST of patches has AST's very names; without a head nobody would save one.
+        return ("ast", "ssast") if "v.dist_token" in found else AMBIGUOUS
     if "cls_token" in found:
         filters = found.get("patch_embed.proj.weight")
         coloured = filters is not None and filters.ndim == 4 and filters.shape[1] == 3
         # An ASiT that was built for three channels has an image transformer's very names.
-        return Candidates(("vit", "asit") if coloured else ("asit",))
-    return None
+        return ("vit", "asit") if coloured else ("asit",)
+    return ()
 
 
 def _flat(content: Mapping[str, Any]) -> dict[str, Tensor]:

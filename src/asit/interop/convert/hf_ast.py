@@ -7,6 +7,7 @@ are AST's. Source: transformers 5.23, models/audio_spectrogram_transformer.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,16 +19,17 @@ from torch import Tensor
 from asit.errors import CheckpointError
 from asit.interop.convert.source_model import (
     MEAN,
-    NO_HEAD,
     STD,
     SourceHead,
     SourceModel,
     SourceOptions,
-    encoder_settings,
+    assign_tensors,
     front_end,
+    source_model,
 )
-from asit.interop.convert.transposed import frames_of, transpose_filters, transpose_positions
 from asit.io import parsing, safe_load
+
+log = logging.getLogger(__name__)
 
 MODEL_TYPE = "audio-spectrogram-transformer"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -44,9 +46,9 @@ _PLAIN = {
 }
 _LAYER = re.compile(r"(?:encoder\.layer|layers)\.(\d+)\.(.+)\.(weight|bias)")
 _INNER = {
-    **dict.fromkeys(("attention.attention.query", "attention.q_proj"), "q"),
-    **dict.fromkeys(("attention.attention.key", "attention.k_proj"), "k"),
-    **dict.fromkeys(("attention.attention.value", "attention.v_proj"), "v"),
+    **dict.fromkeys(("attention.attention.query", "attention.q_proj"), "query"),
+    **dict.fromkeys(("attention.attention.key", "attention.k_proj"), "key"),
+    **dict.fromkeys(("attention.attention.value", "attention.v_proj"), "value"),
     **dict.fromkeys(("attention.output.dense", "attention.o_proj"), "attn.proj"),
     **dict.fromkeys(("intermediate.dense", "mlp.fc1"), "mlp.fc1"),
     **dict.fromkeys(("output.dense", "mlp.fc2"), "mlp.fc2"),
@@ -99,7 +101,8 @@ def hugging_face(path: Path, content: Mapping[str, Any], options: SourceOptions)
         CheckpointError: the config is missing, not supported or does not fit the weights; or unknown tensors.
     """
     config = read_json(path.parent / "config.json")
-    state, head, left_out, notes = _sort(path, safe_load.tensors(path, content), config, options.no_head)
+    found = _renamed(path, safe_load.tensors(path, content), config.get("qkv_bias") is not False)
+    tensors = assign_tensors(path, found, {}, "", [_HEAD], options.no_head)
     patch = _number(path, config, "patch_size", 16)
     strides = _number(path, config, "time_stride", 10), _number(path, config, "frequency_stride", 10)
     mels, most = _number(path, config, "num_mel_bins", 128), _number(path, config, "max_length", 1024)
@@ -110,8 +113,7 @@ def hugging_face(path: Path, content: Mapping[str, Any], options: SourceOptions)
             "omit --mels and --stride",
         )
     grid = (most - patch) // strides[0] + 1, (mels - patch) // strides[1] + 1
-    positions = state.get("pos_embed")
-    count = 2 + grid[0] * grid[1]
+    positions, count = tensors.state.get("pos_embed"), 2 + grid[0] * grid[1]
     if positions is None or positions.ndim != 3 or positions.shape[1] != count or min(grid) < 1:
         has = "none" if positions is None else tuple(positions.shape)
         raise CheckpointError(
@@ -119,85 +121,50 @@ def hugging_face(path: Path, content: Mapping[str, Any], options: SourceOptions)
             f"(1, {count}, width)",
             "give the config.json that belongs to these weights",
         )
-    if "patch_embed.proj.weight" in state and state["patch_embed.proj.weight"].ndim == 4:
-        state["patch_embed.proj.weight"] = transpose_filters(state["patch_embed.proj.weight"])
     eps = config.get("layer_norm_eps", 1e-12)
     if not isinstance(eps, float) or not 0 < eps < 1:
         raise CheckpointError(f"{path.parent / 'config.json'} says layer_norm_eps {eps!r}", "such as 1e-12")
-    heads = _number(path, config, "num_attention_heads", 12)
-    settings = encoder_settings(path, state, strides, heads=heads, norm_eps=eps)
-    state["pos_embed"] = transpose_positions(positions, grid, 2)
-    mapped = len(content) - len(left_out)
-    settled, origin = _front_end(path.parent, options, mels, most, notes)
-    source_head = None
-    if head:
+    if (act := config.get("hidden_act", "gelu")) != "gelu":
+        raise CheckpointError(f"{path.parent / 'config.json'} says hidden_act {act!r}", "gelu", "")
+    head = None
+    if tensors.head:
         kind = config.get("problem_type")
         multi = None if kind is None else kind == "multi_label_classification"
-        source_head = SourceHead(head, "class", eps, _names(config, head), multi)
-    facts = {
-        "kind": "hf-ast",
-        "axes": "(mel, time), transposed to (time, mel)",
-        "grid": list(grid),
-        "stride": list(strides),
-        "statistics": origin,
-    }
-    frames = frames_of(grid, (patch, patch), strides)
-    return SourceModel(settings, frames, settled, state, mapped, left_out, source_head, facts, notes)
+        head = SourceHead(tensors.head, "class", eps, _names(config, tensors.head), multi)
+    front = _front_end(path.parent, options, mels, most)
+    over = {"heads": _number(path, config, "num_attention_heads", 12), "norm_eps": eps}
+    model = source_model(path, "hf-ast", tensors, (strides, grid), front, head, transposed=True, over=over)
+    model.mapped = len(content) - len(model.left_out)  # query, key and value are three
+    return model
 
 
-def _sort(
-    path: Path, found: Mapping[str, Tensor], config: Mapping[str, Any], no_head: bool
-) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str], list[str]]:
-    """Return the encoder's tensors (query, key and value joined), the head's, what was left out, and notes."""
-    state: dict[str, Tensor] = {}
-    head: dict[str, Tensor] = {}
+def _renamed(path: Path, found: Mapping[str, Tensor], biases: bool) -> dict[str, Tensor]:
+    """Return the tensors with timm's names of the encoder's, query, key and value joined."""
+    out: dict[str, Tensor] = {}
     parts: dict[tuple[str, str], dict[str, Tensor]] = {}
-    unknown = []
-    left_out: dict[str, str] = {}
     for name, value in found.items():
         own = name.removeprefix(PREFIX)
         layer = _LAYER.fullmatch(own)
         inner = _INNER.get(layer[2]) if layer else None
-        if own in _PLAIN:
-            state[_PLAIN[own]] = value
-        elif name in _HEAD and not no_head:
-            head[_HEAD[name]] = value
-        elif layer and inner in ("q", "k", "v"):
+        if layer and inner in ("query", "key", "value"):
             parts.setdefault((layer[1], layer[3]), {})[inner] = value
-        elif layer and inner:
-            state[f"blocks.{layer[1]}.{inner}.{layer[3]}"] = value
-        elif no_head and not re.match(r"(embeddings|encoder|layers|layernorm)\.", own):
-            left_out[name] = NO_HEAD
         else:
-            unknown.append(name)
-    odd = [f"{kind} of layer {number}" for (number, kind), three in parts.items() if set(three) != set("qkv")]
-    if unknown or odd or not parts or (head and set(head) != set(_HEAD.values())):
-        what = [f"{len(unknown)} unknown tensors ({', '.join(unknown[:3])})"] if unknown else []
-        what += [f"query, key and value apart in {', '.join(odd[:3])}"] if odd else []
-        what += ["no layers"] if not parts else []
-        raise CheckpointError(
-            f"{path} has {'; '.join(what) or 'a part of a head'}",
-            "the tensors of ASTModel or ASTForAudioClassification",
-            "give an unchanged folder of Hugging Face's AST",
-        )
+            out[f"blocks.{layer[1]}.{inner}.{layer[3]}" if layer and inner else _PLAIN.get(own, own)] = value
     for (number, kind), three in parts.items():
-        shapes = {tuple(value.shape) for value in three.values()}
-        if len(shapes) != 1 or () in shapes:
+        shapes = {name: tuple(value.shape) for name, value in three.items()}
+        if len(shapes) != 3 or len(set(shapes.values())) != 1 or () in shapes.values():
             raise CheckpointError(
-                f"{path} has query, key and value {kind} of layer {number} of {' and '.join(map(str, sorted(shapes)))}",
-                "one shape for the three",
-                "get the file again",
+                f"{path} has of the three {kind} tensors of layer {number} {shapes}",
+                "query, key and value of one shape",
+                "give an unchanged folder of Hugging Face's AST",
             )
-        state[f"blocks.{number}.attn.qkv.{kind}"] = torch.cat([three["q"], three["k"], three["v"]])
-    notes = []
-    if config.get("qkv_bias") is False:
-        for number in {number for number, kind in parts if kind == "weight"}:
-            weight = state[f"blocks.{number}.attn.qkv.weight"]
-            state.setdefault(f"blocks.{number}.attn.qkv.bias", torch.zeros(len(weight)))
-        notes.append("query, key and value have no biases: set to zeros")
-    if (act := config.get("hidden_act", "gelu")) != "gelu":
-        raise CheckpointError(f"{path.parent / 'config.json'} says hidden_act {act!r}", "gelu", "")
-    return state, head, left_out, notes
+        joined = torch.cat([three["query"], three["key"], three["value"]])
+        out[f"blocks.{number}.attn.qkv.{kind}"] = joined
+        if kind == "weight" and not biases:
+            out[f"blocks.{number}.attn.qkv.bias"] = torch.zeros(len(joined))
+    if not biases:
+        log.info("Query, key and value have no biases: set to zeros")
+    return out
 
 
 def _number(path: Path, config: Mapping[str, Any], name: str, default: int) -> int:
@@ -207,16 +174,16 @@ def _number(path: Path, config: Mapping[str, Any], name: str, default: int) -> i
     return value
 
 
-def _front_end(folder: Path, options: SourceOptions, mels: int, most: int, notes: list[str]) -> tuple[Any, str]:
+def _front_end(folder: Path, options: SourceOptions, mels: int, most: int) -> tuple[Any, str]:
     path = folder / "preprocessor_config.json"
     if not path.exists():
-        notes.append("no preprocessor_config.json: rate 16000 Hz is assumed")
-        return front_end(options, mels, rate=16000, padding="zero")
+        log.info("No preprocessor_config.json: rate 16000 Hz is assumed")
+        return front_end(options, mels, padding="zero")
     facts = read_json(path)
     if facts.get("num_mel_bins", mels) != mels:
         raise CheckpointError(f"{path} says {facts['num_mel_bins']} mel bins, config.json {mels}", "the same number")
     if facts.get("max_length", most) != most:
-        notes.append(f"{path.name} pads clips to {facts['max_length']} frames, the network reads {most}: used {most}")
+        log.info(f"{path.name} pads clips to {facts['max_length']} frames, the network reads {most}: used {most}")
     if (maker := facts.get("feature_extractor_type", "ASTFeatureExtractor")) != "ASTFeatureExtractor":
         raise CheckpointError(
             f"{path} is of a {maker}",

@@ -5,6 +5,7 @@ A distilled DeiT keeps its second token, as in AST. An image has no length in ti
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,8 @@ from asit.io import safe_load
 from asit.model import imagenet
 from asit.model.positions import grid_of, patch_of, stride_of
 
+log = logging.getLogger(__name__)
+
 PATCH = 16
 """Side of a patch in pixels."""
 
@@ -35,7 +38,6 @@ def image(path: Path, content: Mapping[str, Any], options: SourceOptions) -> Sou
         CheckpointError: see `load_imagenet`.
         ConfigError: neither frames nor seconds are given.
     """
-    outside: list[str] = []
     found = safe_load.tensors(path, content, imagenet.NESTS)
     found = {name.removeprefix("module."): value for name, value in found.items()}
     imagenet.size(path, found)
@@ -48,13 +50,12 @@ def image(path: Path, content: Mapping[str, Any], options: SourceOptions) -> Sou
             f"{PATCH}x{PATCH}, as in ViT-*/16 and DeiT: of 8x8 a spectrogram has four times as many",
             f"give a network with patches of {PATCH}",
         )
-    if options.no_head:
-        outside = [name for name in found if not OURS.fullmatch(name)]
-        found = {name: value for name, value in found.items() if name not in outside}
+    outside = [name for name in found if options.no_head and not OURS.fullmatch(name)]
+    found = {name: value for name, value in found.items() if name not in outside}
     grey = {**found, "patch_embed.proj.weight": found["patch_embed.proj.weight"][:, :1]}
     settings = encoder_settings(path, grey, options.stride)
     mels = options.mels or 128
-    settled, origin = front_end(options, mels, rate=16000)
+    settled, origin = front_end(options, mels)
     frames = requested_frames(options, settings, settled)
     if frames is None:
         side = math.isqrt(found["pos_embed"].shape[1])
@@ -75,5 +76,5 @@ def image(path: Path, content: Mapping[str, Any], options: SourceOptions) -> Sou
         "statistics": origin,
         "colours": "filters summed over red, green and blue",
     }
-    notes = [f"positions resized to {grid[0]} x {grid[1]} (time x mel); filters summed over colours"]
-    return SourceModel(settings, frames, settled, state, len(found) - len(names), left_out, None, facts, notes)
+    log.info(f"Positions resized to {grid[0]} x {grid[1]} (time x mel); filters summed over colours")
+    return SourceModel(settings, frames, settled, state, len(found) - len(names), left_out, None, facts)

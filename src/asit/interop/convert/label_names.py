@@ -32,18 +32,13 @@ def names_for(head: SourceHead, given: Path | None) -> tuple[tuple[str, ...], st
         if head.classes is not None:
             return head.classes, "the source"
         return tuple(f"class {i}" for i in range(count)), "number, since the file has no names (pass --labels)"
-    given = Path(given)
     names = _read(given)
-    broken = [name for name in names if any("\ud800" <= letter <= "\udfff" for letter in name)]
-    if broken:
-        raise ConfigError(f"{given} has the name {broken[0]!a}, half a letter", "text", "write the file in UTF-8")
     if len(names) != count:
+        audioset = "; of AudioSet that is class_labels_indices.csv" if count == AUDIOSET else ""
         raise ConfigError(
             f"{given} has {len(names)} names ({', '.join(map(shown, names[:3]))}), the head has {count} outputs",
             "a name for each output, in their order",
-            "give the list that the network was trained with; of AudioSet that is class_labels_indices.csv"
-            if count == AUDIOSET
-            else "give the list that the network was trained with",
+            "give the list that the network was trained with" + audioset,
         )
     return names, given.name
 

@@ -1,16 +1,18 @@
 """The options of a conversion, and a source's tensors in asit's names and axes.
 
-Letters: T frames, F mel bins, P patches, D width, C classes.
+AST and SSAST have filters (D, 1, mel, time) and mel-major positions. Letters: T frames, F mel bins, P patches, D width,
+C classes.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from asit.audio.fbank import FrontEnd
@@ -20,7 +22,7 @@ from asit.errors import CheckpointError, ConfigError
 from asit.model.card import check_front_end
 from asit.model.classifier import Pooling
 from asit.model.imagenet import HEAD_WIDTH
-from asit.model.positions import round_up_frames
+from asit.model.positions import patch_of, prefix_of, round_up_frames
 
 MEAN, STD = -4.2677393, 4.5689974
 """Of AudioSet, as AST, SSAST and ASiT were trained (YuanGongND/ast, egs/audioset; Sara-Ahmed/ASiT)."""
@@ -29,7 +31,11 @@ FINE_TUNED = {35: ("Speech Commands", -6.845978, 5.5654526), 50: ("ESC-50", -6.6
 """Data set, mean and std of AST's recipes (egs/speechcommands, egs/esc50), by number of classes."""
 
 PUBLISHED = "AudioSet's, as published with the code"
-SAID = "as given"
+NORM_AND_LINEAR = {"mlp_head.0.weight": "norm.weight", "mlp_head.0.bias": "norm.bias"}
+NORM_AND_LINEAR |= {"mlp_head.1.weight": "linear.weight", "mlp_head.1.bias": "linear.bias"}
+"""Head of AST, by asit's names."""
+Pair = tuple[int, int]
+"""(time, mel) or (frames, mel bins)."""
 
 LONGEST = 100_000
 """Most frames that positions are resized to, a quarter of an hour; attention over more exhausts memory."""
@@ -90,7 +96,6 @@ class SourceModel:
         left_out: the file's other entries, with the reason.
         head: the head, if any.
         facts: `training.source` of the card.
-        notes: what was assumed or changed.
     """
 
     settings: EncoderSettings
@@ -99,9 +104,16 @@ class SourceModel:
     state: dict[str, Tensor]
     mapped: int
     left_out: dict[str, str]
-    head: SourceHead | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    head: SourceHead | None
+    facts: dict[str, Any]
+
+
+class Tensors(NamedTuple):
+    """Tensors of a file in asit's names: of the encoder, of the head, and the reasons to leave out the others."""
+
+    state: dict[str, Tensor]
+    head: dict[str, Tensor]
+    left_out: dict[str, str]
 
 
 OURS = re.compile(
@@ -109,12 +121,9 @@ OURS = re.compile(
     r"|blocks\.\d+\.(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2))\.(weight|bias))"
 )
 """Names of an encoder's tensors in timm, the official ASiT and asit."""
-
-Rule = tuple[str, str]
-"""A regular expression for full names, and why these tensors are left out."""
-
-
-_INNER = re.compile(r"(blocks|layers|patch_embed|embeddings|norm|cls_token|dist_token|pos_embed|rel_pos|reg_token)")
+_INNER = re.compile(
+    r"(blocks|layers|encoder\.layer|patch_embed|embeddings|norm|layernorm|cls_token|dist_token|pos_embed|rel_pos|reg_token)"
+)
 """Beginnings of the names of an encoder's parts; none of them may be left out."""
 NO_HEAD = "outside the encoder (--no-head)"
 
@@ -122,27 +131,25 @@ NO_HEAD = "outside the encoder (--no-head)"
 def assign_tensors(
     path: Path,
     found: Mapping[str, Tensor],
-    rules: Iterable[Rule],
+    rules: Mapping[str, str],
     prefix: str = "",
-    heads: Iterable[str] = (),
+    heads: Iterable[Mapping[str, str]] = (),
     no_head: bool = False,
-) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str]]:
+) -> Tensors:
     """Assign every tensor of a file to the encoder, to a head, or to a reason to leave it out.
 
     Args:
         found: tensors by name.
-        rules: what is left out.
+        rules: patterns of full names, with the reason why these tensors are left out.
         prefix: of the names of the encoder's tensors.
-        heads: names of a head's tensors.
+        heads: names of each head that the file may have, with asit's names.
         no_head: leave out everything outside the encoder.
 
-    Returns:
-        The encoder's tensors without the prefix, the head's, and the reasons for the others.
-
     Raises:
-        CheckpointError: unknown names.
+        CheckpointError: unknown names, or a part of a head.
     """
-    rules, heads = list(rules), set(heads)
+    heads = list(heads)
+    of_head = set().union(*heads)
     state: dict[str, Tensor] = {}
     head: dict[str, Tensor] = {}
     left_out: dict[str, str] = {}
@@ -151,9 +158,9 @@ def assign_tensors(
         own = name.removeprefix(prefix)
         if name.startswith(prefix) and OURS.fullmatch(own):
             state[own] = value
-        elif name in heads and not no_head:
+        elif name in of_head and not no_head:
             head[name] = value
-        elif reason := next((why for pattern, why in rules if re.fullmatch(pattern, name)), None):
+        elif reason := next((why for pattern, why in rules.items() if re.fullmatch(pattern, name)), None):
             left_out[name] = reason
         elif no_head and not _within(name, prefix):
             left_out[name] = NO_HEAD
@@ -170,7 +177,11 @@ def assign_tensors(
         )
     if not state:
         raise CheckpointError(f"{path} has no tensors of an encoder", "such as cls_token and blocks.0.norm1.weight")
-    return state, head, left_out
+    names = next((names for names in heads if set(names) == set(head)), {})
+    if head and not names:
+        known = ", or ".join(", ".join(names) for names in heads)
+        raise CheckpointError(f"{path} has of a head only {', '.join(sorted(head))}", known, "get the file again")
+    return Tensors(state, {own: head[name] for name, own in names.items()}, left_out)
 
 
 def _within(name: str, prefix: str) -> bool:
@@ -190,10 +201,8 @@ def encoder_settings(
     Raises:
         CheckpointError: tensors of every encoder are missing or of another shape.
     """
-    filters, fc1 = (
-        tensor_shape(path, state, "patch_embed.proj.weight", 4),
-        tensor_shape(path, state, "blocks.0.mlp.fc1.weight", 2),
-    )
+    filters = tensor_shape(path, state, "patch_embed.proj.weight", 4)
+    fc1 = tensor_shape(path, state, "blocks.0.mlp.fc1.weight", 2)
     width, channels, *patch = filters
     numbers = {int(match[1]) for name in state if (match := re.match(r"blocks\.(\d+)\.", name))}
     depth, heads = len(numbers), int(over.pop("heads", width // HEAD_WIDTH))
@@ -264,19 +273,83 @@ def front_end(options: SourceOptions, mels: int, **known: Any) -> tuple[FrontEnd
         ConfigError: impossible numbers.
     """
     given = {name: value for name in ("rate", "mean", "std") if (value := getattr(options, name)) is not None}
-    origin = SAID if {"mean", "std"} <= set(given) else str(known.pop("origin", PUBLISHED))
-    if len({"mean", "std"} & set(given)) == 1:
-        origin = f"{SAID} in part, else {origin}"
-    known.pop("origin", None)
-    facts = {"mean": MEAN, "std": STD} | known | given | {"mels": mels}
+    origin = str(known.pop("origin", PUBLISHED))
+    if own := {"mean", "std"} & set(given):
+        origin = "as given" if len(own) == 2 else f"as given in part, else {origin}"
+    facts = {"mean": MEAN, "std": STD, "rate": 16000} | known | given | {"mels": mels}
     try:
         settings = FrontEndSettings(**facts)
         check_front_end(settings)
     except ValueError as error:  # pydantic's errors are ValueErrors too
-        said = ", ".join(f"{name} {value}" for name, value in facts.items())
         raise ConfigError(
-            f"a front end of {said}",
+            f"a front end of {', '.join(f'{name} {value}' for name, value in facts.items())}",
             "plausible rate and mel bins, a mean, and a std above 0",
             "give what the network was trained with: --rate, --mels, --mean, --std",
         ) from error
     return settings, origin
+
+
+def fit_grid(path: Path, count: int, patch: Pair, mels: int, strides: Sequence[Pair]) -> tuple[Pair, Pair]:
+    """Return the first stride for which P = `count` positions fill a grid over `mels` bins, and that (time, mel) grid.
+
+    `patch` and `strides` are (frames, mel bins).
+
+    Raises:
+        CheckpointError: no stride fits.
+    """
+    tried = []
+    for stride in strides:
+        rows = (mels - patch[1]) // stride[1] + 1 if mels >= patch[1] else 0
+        if rows > 0 and count >= rows and count % rows == 0:
+            return stride, (count // rows, rows)
+        tried.append(f"{stride[0]}x{stride[1]} makes {rows} rows")
+    raise CheckpointError(
+        f"{path} has positions of {count} patches of {patch[0]}x{patch[1]} (frames x mel bins); over {mels} mel bins "
+        f"stride {', '.join(tried)}",
+        "rows of patches that divide their number",
+        "pass the --stride and --mels that the network was trained with, such as --stride 10",
+    )
+
+
+def frames_of(grid: Pair, patch: Pair, stride: Pair) -> int:
+    """Return the frames that these columns cover."""
+    return (grid[0] - 1) * stride[0] + patch[0]
+
+
+def source_model(
+    path: Path,
+    kind: str,
+    tensors: Tensors,
+    patches: tuple[Pair, Pair],
+    front: tuple[FrontEndSettings, str],
+    head: SourceHead | None = None,
+    *,
+    transposed: bool = False,
+    over: Mapping[str, Any] | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> SourceModel:
+    """Return the model of a file's tensors.
+
+    Args:
+        path: the file.
+        kind: of `detect.KINDS`.
+        tensors: in asit's names.
+        patches: stride and (time, mel) grid.
+        front: what `front_end` returned.
+        head: the head, if any.
+        transposed: whether the file's axes are (mel, time), to be transposed.
+        over: settings of the encoder that its tensors do not show.
+        facts: more of `training.source`.
+    """
+    state, (stride, grid) = tensors.state, patches
+    if transposed and tensor_shape(path, state, "patch_embed.proj.weight", 4):
+        state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"].transpose(2, 3).contiguous()
+    settings = encoder_settings(path, state, stride, **(over or {}))
+    if transposed:
+        parts = state["pos_embed"].split([prefix_of(settings), grid[0] * grid[1]], dim=1)
+        state["pos_embed"] = torch.cat([parts[0], parts[1].unflatten(1, grid[::-1]).transpose(1, 2).flatten(1, 2)], 1)
+    axes = "(mel, time), transposed to (time, mel)" if transposed else "(time, mel)"
+    known = {"kind": kind, "axes": axes, "grid": list(grid), "stride": list(stride), "statistics": front[1]}
+    mapped = len(state) + len(tensors.head)
+    frames = frames_of(grid, patch_of(settings), stride)
+    return SourceModel(settings, frames, front[0], state, mapped, tensors.left_out, head, {**known, **(facts or {})})
