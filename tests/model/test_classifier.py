@@ -137,19 +137,6 @@ def test_a_row_without_any_valid_patch_has_finite_logits() -> None:
     assert out.isfinite().all()
 
 
-@pytest.mark.parametrize(
-    ("given", "text"),
-    [
-        ({"classes": 0}, "a head of 0 classes"),
-        ({"pooling": "max"}, "pooling 'max'"),
-        ({"dropout": 1.0}, "dropout of 1.0"),
-    ],
-)
-def test_heads_that_cannot_be(given: dict[str, Any], text: str) -> None:
-    with pytest.raises(ConfigError, match=text):
-        Head(**{"width": 32, "classes": 5, **given})
-
-
 def test_a_head_of_another_width() -> None:
     with pytest.raises(ConfigError, match="a head of 48 features, an encoder of width 32"):
         Classifier(Encoder(TINY, 24, 16), Head(24, 5, "class+mean"))

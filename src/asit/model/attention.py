@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from asit import runtime
 from asit.model import blocks
@@ -38,24 +37,14 @@ def attention_of(embedder: Embedder, window: Window) -> AttentionMap:
         ConfigError: no such layer.
     """
     encoder, (view, mel) = embedder.encoder, embedder.encoder.grid
-    device, layer = encoder.pos_embed.device, -1 if embedder.layer is None else embedder.layer
-    # The hook captures the block's input of this thread; others may run the encoder at the same time.
-    captured: list[Tensor] = []
-    this = threading.get_ident()
-
-    def capture(_: nn.Module, given: tuple[Any, ...]) -> None:
-        if threading.get_ident() == this:
-            captured.append(given[0])
-
-    block: Any = encoder.blocks[encoder.block_index(layer)]
-    handle = block.attn.register_forward_pre_hook(capture)
-    try:
-        with torch.inference_mode(), runtime.autocast(embedder.precision, device):
-            encoder(window.x[None, None].to(device), layer=layer, stretch=window.columns > view)
-    finally:
-        handle.remove()
+    device = encoder.pos_embed.device
+    layer = encoder.block_index(-1 if embedder.layer is None else embedder.layer)
+    block: Any = encoder.blocks[layer]
+    with torch.inference_mode(), runtime.autocast(embedder.precision, device):
+        tokens, _ = encoder.hidden(window.x[None, None].to(device), layer, stretch=window.columns > view)
+        normed = block.norm1(tokens)
     with torch.inference_mode(), runtime.autocast("float32", device):
-        rows = _rows(block.attn, captured[0].float(), encoder.prefix)[0].mean(1)
+        rows = _rows(block.attn, normed.float(), encoder.prefix)[0].mean(1)
     patches = rows[:, encoder.prefix :].cpu().clone().unflatten(1, (window.columns, mel))
     timing = embedder.timing
     times = timing.first + torch.arange(window.columns, dtype=torch.float64, device="cpu") * timing.hop

@@ -9,7 +9,7 @@ import copy
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -29,6 +29,23 @@ from asit.model.inference.tagging import Tag, Tagger, Tags, tagger_of, training_
 from asit.model.vit import Encoder, empty_encoder
 
 __all__ = ["CLASSIFIER", "ENCODER", "AttentionMap", "AudioModel", "Embedding", "Sound", "Tag", "Tags"]
+
+
+class EmbedOptions(TypedDict, total=False):
+    """Keyword arguments of `AudioModel.embedder`, which documents them."""
+
+    layer: int | None
+    precision: Precision
+    hop: float | None
+    patches: bool
+
+
+class TagOptions(TypedDict, total=False):
+    """Keyword arguments of `AudioModel.tagger`, which documents them."""
+
+    precision: Precision
+    window: float | None
+    hop: float | None
 
 
 class AudioModel:
@@ -252,27 +269,12 @@ class AudioModel:
         frames, low = hop_frames(self.encoder, self.front_end, hop), self._precision(precision)
         return Embedder(self.encoder, self.front_end, layer=layer, precision=low, hop=frames, patches=patches)
 
-    def embed(
-        self,
-        x: Sound,
-        rate: int | None = None,
-        layer: int | None = None,
-        precision: Precision = "auto",
-        hop: float | None = None,
-        patches: bool = True,
-    ) -> Embedding:
+    def embed(self, x: Sound, rate: int | None = None, **options: Unpack[EmbedOptions]) -> Embedding:
         """Embed one clip; see `embed_batch`."""
-        return self.embed_batch([x], rate, layer, precision, hop=hop, patches=patches)[0]
+        return self.embed_batch([x], rate, **options)[0]
 
     def embed_batch(
-        self,
-        sounds: Iterable[Sound],
-        rate: int | None = None,
-        layer: int | None = None,
-        precision: Precision = "auto",
-        batch: int = 16,
-        hop: float | None = None,
-        patches: bool = True,
+        self, sounds: Iterable[Sound], rate: int | None = None, *, batch: int = 16, **options: Unpack[EmbedOptions]
     ) -> list[Embedding]:
         """Embed clips of any length; the result of one does not depend on the others.
 
@@ -284,34 +286,33 @@ class AudioModel:
         Args:
             sounds: files of any rate, their bytes or open files; or samples (S,) or (channels, S), which are averaged.
             rate: sample rate of arrays in Hz; None: the model's.
-            layer, precision, hop: as for `embedder`.
             batch: windows per forward pass.
-            patches: return patch tokens; without them an hour takes a tenth of the memory.
+            options: layer, precision, hop and patches, as for `embedder`. Without patches an hour takes a tenth of the
+                memory.
 
         Raises:
             AudioError: an input is empty, not finite, not floating point, of another shape, or unreadable.
             ConfigError: no such layer or hop.
         """
-        return self.embedder(layer, precision, hop, patches).embed(several(sounds, "embed"), rate, batch)
+        return self.embedder(**options).embed(several(sounds, "embed"), rate, batch)
 
     def stream(
         self,
         x: Sound,
         rate: int | None = None,
-        layer: int | None = None,
-        precision: Precision = "auto",
-        hop: float | None = None,
-        patches: bool = False,
+        *,
         batch: int = 8,
         start: float = 0.0,
         seconds: float | None = None,
+        **options: Unpack[EmbedOptions],
     ) -> Iterator[Embedding]:
         """Yield the embedding of a long input, or of `seconds` from `start` on, in parts of up to `batch` windows.
 
         Memory is constant. Joined, the parts equal `embed`; times count from `start`. Arguments and errors are those of
-        `embed_batch`; an error in a file is raised when it is reached.
+        `embed_batch`, but patches are off by default; an error in a file is raised when it is reached.
         """
-        return self.embedder(layer, precision, hop, patches).stream(x, rate, batch, start, seconds)
+        options.setdefault("patches", False)
+        return self.embedder(**options).stream(x, rate, batch, start, seconds)
 
     def tagger(self, precision: Precision = "auto", window: float | None = None, hop: float | None = None) -> Tagger:
         """Return a `Tagger`, whose windows are prepared by threads and scored by one thread.
@@ -327,25 +328,12 @@ class AudioModel:
         head, labels = self._classifier()
         return tagger_of(self.encoder, self.front_end, head, labels, self._precision(precision), window, hop)
 
-    def tag(
-        self,
-        x: Sound,
-        rate: int | None = None,
-        precision: Precision = "auto",
-        window: float | None = None,
-        hop: float | None = None,
-    ) -> Tags:
+    def tag(self, x: Sound, rate: int | None = None, **options: Unpack[TagOptions]) -> Tags:
         """Tag one clip; see `tag_batch`."""
-        return self.tag_batch([x], rate, precision, window, hop)[0]
+        return self.tag_batch([x], rate, **options)[0]
 
     def tag_batch(
-        self,
-        sounds: Iterable[Sound],
-        rate: int | None = None,
-        precision: Precision = "auto",
-        window: float | None = None,
-        hop: float | None = None,
-        batch: int = 16,
+        self, sounds: Iterable[Sound], rate: int | None = None, *, batch: int = 16, **options: Unpack[TagOptions]
     ) -> list[Tags]:
         """Score the classes of clips of any length, for the whole clip and for each window.
 
@@ -354,32 +342,31 @@ class AudioModel:
 
         Args:
             sounds, rate: as for `embed_batch`.
-            precision, window, hop: as for `tagger`.
             batch: windows per forward pass.
+            options: precision, window and hop, as for `tagger`.
 
         Raises:
             AudioError: as `embed_batch`.
             ConfigError: as `tagger`.
         """
-        return self.tagger(precision, window, hop).tag(several(sounds, "tag"), rate, batch)
+        return self.tagger(**options).tag(several(sounds, "tag"), rate, batch)
 
     def stream_tags(
         self,
         x: Sound,
         rate: int | None = None,
-        precision: Precision = "auto",
-        window: float | None = None,
-        hop: float | None = None,
+        *,
         batch: int = 8,
         start: float = 0.0,
         seconds: float | None = None,
+        **options: Unpack[TagOptions],
     ) -> Iterator[Tags]:
         """Yield the tags of a long input, or of `seconds` from `start` on, in parts of up to `batch` windows.
 
         Memory is constant. `join_tags` joins the parts to the result of `tag`; times count from `start`. Arguments and
         errors are those of `tag_batch`; an error in a file is raised when it is reached.
         """
-        return self.tagger(precision, window, hop).stream(x, rate, batch, start, seconds)
+        return self.tagger(**options).stream(x, rate, batch, start, seconds)
 
     def attention(
         self, x: Sound, rate: int | None = None, layer: int = -1, precision: Precision = "float32"

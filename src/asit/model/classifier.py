@@ -66,9 +66,6 @@ class Head(nn.Module):
         dropout: probability in training; the factors are drawn by `draw_dropout`.
         norm: whether there is a LayerNorm.
         norm_eps: its epsilon.
-
-    Raises:
-        ConfigError: no class, unknown pooling, or a dropout outside [0, 1).
     """
 
     def __init__(
@@ -81,12 +78,6 @@ class Head(nn.Module):
         norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        if classes < 1:
-            raise ConfigError(f"a head of {classes} classes", "at least one")
-        if pooling not in get_args(Pooling):
-            raise ConfigError(f"pooling {pooling!r}", f"one of {', '.join(get_args(Pooling))}")
-        if not 0.0 <= dropout < 1.0:
-            raise ConfigError(f"a head's dropout of {dropout}", "at least 0 and less than 1")
         self.pooling: Pooling = pooling
         self.classes = classes
         self.dropout = dropout

@@ -48,24 +48,22 @@ def shape_of(settings: EncoderSettings) -> tuple[int, int, int]:
         ConfigError: a custom size lacks one of them, a named size sets one, or heads do not divide width.
     """
     given = {"width": settings.width, "depth": settings.depth, "heads": settings.heads}
-    if settings.size == "custom":
-        missing = [name for name, value in given.items() if value is None]
-        if missing:
-            raise ConfigError(
-                f"encoder.size is custom, without {', '.join(missing)}",
-                "a custom size has width, depth and heads",
-                "set " + ", ".join(f"encoder.{name}" for name in missing) + f", or use one of {', '.join(SIZES)}",
-            )
-        width, depth, heads = (value for value in given.values() if value is not None)
-    else:
+    custom = settings.size == "custom"
+    missing = [name for name, value in given.items() if value is None]
+    if custom and missing:
+        raise ConfigError(
+            f"encoder.size is custom, without {', '.join(missing)}",
+            "a custom size has width, depth and heads",
+            "set " + ", ".join(f"encoder.{name}" for name in missing) + f", or use one of {', '.join(SIZES)}",
+        )
+    if not custom and len(missing) < len(given):
         extra = [f"{name} {value}" for name, value in given.items() if value is not None]
-        if extra:
-            raise ConfigError(
-                f"encoder.size is {settings.size}, and {', '.join(extra)} is set too",
-                "a named size fixes width, depth and heads",
-                "set encoder.size to custom, or omit the others",
-            )
-        width, depth, heads = SIZES[settings.size]
+        raise ConfigError(
+            f"encoder.size is {settings.size}, and {', '.join(extra)} is set too",
+            "a named size fixes width, depth and heads",
+            "set encoder.size to custom, or omit the others",
+        )
+    width, depth, heads = (value or 0 for value in given.values()) if custom else SIZES[settings.size]
     if width % heads:
         raise ConfigError(
             f"encoder.width is {width} and encoder.heads is {heads}",
@@ -233,9 +231,26 @@ class Encoder(nn.Module):
         Raises:
             ConfigError: T or F does not fit the patches, or there is no such layer.
         """
-        grid = grid_of(x.shape[2], x.shape[3], self.patch, self.stride)
         last = self.depth if layer is None else self.block_index(layer) + 1
-        positions, prefix = self.positions(grid, stretch), self.prefix
+        tokens, grid = self.hidden(x, last, drop, valid, stretch, keep)
+        tokens, prefix = self.norm(tokens), self.prefix
+        patches = tokens[:, prefix:]
+        if valid is not None:
+            patches = torch.where(valid[..., None], patches, 0.0)
+        return Tokens(tokens[:, 0] if prefix == 1 else tokens[:, :prefix].mean(1), patches, grid)
+
+    def hidden(
+        self,
+        x: Tensor,
+        blocks: int,
+        drop: Tensor | None = None,
+        valid: Tensor | None = None,
+        stretch: bool = True,
+        keep: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[int, int]]:
+        """Return the tokens (R, N, D) after the first blocks, before the final norm, and the grid; see `forward`."""
+        grid, prefix = grid_of(x.shape[2], x.shape[3], self.patch, self.stride), self.prefix
+        positions = self.positions(grid, stretch)
         if keep is None:
             patches = self.patch_embed(x, valid) + positions[:, prefix:]
         else:
@@ -243,13 +258,9 @@ class Encoder(nn.Module):
         first = torch.cat([self.cls_token, self.dist_token], dim=1) if prefix == 2 else self.cls_token
         tokens = torch.cat([(first + positions[:, :prefix]).expand(len(x), -1, -1), patches], dim=1)
         mask = None if valid is None else F.pad(valid, (prefix, 0), value=True)[:, None, None, :]
-        for i in range(last):
+        for i in range(blocks):
             tokens = self.blocks[i](tokens, None if drop is None else drop[i], mask)
-        tokens = self.norm(tokens)
-        patches = tokens[:, prefix:]
-        if valid is not None:
-            patches = torch.where(valid[..., None], patches, 0.0)
-        return Tokens(tokens[:, 0] if prefix == 1 else tokens[:, :prefix].mean(1), patches, grid)
+        return tokens, grid
 
 
 def empty_encoder(settings: EncoderSettings, frames: int, mels: int) -> Encoder:

@@ -42,7 +42,7 @@ def branch(
         kept: (r,) rows to compute the branch for; None: all.
         factors: (r,) of the branch's rows; None: 1.
     """
-    out: Tensor = _Branch.apply(x, kept, factors, heads, norm[2], *norm[:2], *inner, *outer)
+    out: Tensor = _Branch.apply(x, kept, factors, (heads, norm[2]), *norm[:2], *inner, *outer)
     return out
 
 
@@ -53,15 +53,12 @@ class _Branch(torch.autograd.Function):
         x: Tensor,
         kept: Tensor | None,
         factors: Tensor | None,
-        heads: int,
-        eps: float,
-        scale: Tensor,
-        shift: Tensor,
-        weight_in: Tensor,
-        bias_in: Tensor,
-        weight_out: Tensor,
-        bias_out: Tensor,
+        options: tuple[int, float],
+        *parameters: Tensor,
     ) -> Tensor:
+        """Parameters are scale and shift of the norm, then weight and bias of the inner and of the outer layer."""
+        heads, eps = options
+        scale, shift, weight_in, bias_in, weight_out, bias_out = parameters
         width = x.shape[-1]
         rows = x if kept is None else x.index_select(0, kept)
         normed, mean, deviation = torch.native_layer_norm(rows, (width,), scale, shift, eps)
@@ -94,25 +91,25 @@ class _Branch(torch.autograd.Function):
             part = part * factors[:, None, None]
         last = part.bfloat16().reshape(-1, width)
         found: list[Tensor | None] = [None] * len(need)
-        if need[10]:
-            found[10] = last.sum(0).float()
         if need[9]:
+            found[9] = last.sum(0).float()
+        if need[8]:
             # Transposed in memory: a product with a transposed matrix runs at half its speed.
-            found[9] = (last.t().contiguous() @ middle).float()
+            found[8] = (last.t().contiguous() @ middle).float()
         inner = last @ out_of
         if ctx.heads:
             shape = (*rows.shape[:2], 3, ctx.heads, width // ctx.heads)
             inner = bf16.attend_backward(inner, saved[0], saved[1], shape).view(len(low), -1)
         else:
             inner = torch.ops.aten.gelu_backward(inner, saved[0])
-        if need[7] or need[8]:
+        if need[6] or need[7]:
             product = low.t().contiguous() @ inner
-            found[7] = torch.empty(into.shape[0], width).copy_(product[:width].t())
-            found[8] = product[width].float()
-        if need[0] or need[5] or need[6]:
+            found[6] = torch.empty(into.shape[0], width).copy_(product[:width].t())
+            found[7] = product[width].float()
+        if need[0] or need[4] or need[5]:
             normed = (inner @ into[:, :width]).float().view(rows.shape)
-            back, found[5], found[6] = torch.ops.aten.native_layer_norm_backward(
-                normed, rows, [width], mean, deviation, scale, shift, [need[0], need[5], need[6]]
+            back, found[4], found[5] = torch.ops.aten.native_layer_norm_backward(
+                normed, rows, [width], mean, deviation, scale, shift, [need[0], need[4], need[5]]
             )
             if need[0]:
                 found[0] = back.add_(grad) if kept is None else grad.index_add(0, kept, back)

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -83,15 +83,7 @@ class Done:
     fault: str | None = None
 
 
-class _PieceStart(NamedTuple):
-    start: float
-
-
-class _PieceEnd(NamedTuple):
-    seconds: float
-
-
-_Event = Any  # a window, _PieceStart, _PieceEnd, Done, or an exception to raise
+_Event = Any  # a window, a _Piece that begins, the seconds of the piece that ends, Done, or an exception to raise
 
 
 class BatchedModel(ABC, Generic[W, P, A]):
@@ -152,9 +144,8 @@ class BatchedModel(ABC, Generic[W, P, A]):
     def run_sounds(self, sounds: Iterable[Sound], rate: int | None, batch: int, pooled: int) -> list[A]:
         """Return the answers for sounds, in their order; arguments are those of `windows` and `run_recordings`."""
         check_batch(batch)
-        batcher = _Batcher(self, batch, pooled)
         events = (event for i, sound in enumerate(sounds) for event in _events(self, i, [(0.0, sound)], rate))
-        return [self.checked(result.found) for result in batcher.through(events)]
+        return [self.checked(result.found) for result in _Batcher(self, batch, pooled).through(events)]
 
 
 def run_recordings(
@@ -193,7 +184,7 @@ def run_recordings(
             if index in ends:
                 yield from batcher.flush()
             for event in queue.of(index):
-                yield from batcher.take(index, event)
+                yield from batcher.take(event)
         yield from batcher.flush()
     finally:
         queue.close()
@@ -214,9 +205,9 @@ def _events(
     settings = model.front_end.settings
     for start, sound in pieces:
         with open_sound(sound, rate, settings.rate, settings.resampler) as source:
-            yield _PieceStart(start)
+            yield _Piece(index, start, model.gatherer())
             yield from model.windows_of(source.blocks())
-            yield _PieceEnd(source.given / source.target)
+            yield source.given / source.target
 
 
 class _Piece(Generic[P, A]):
@@ -241,29 +232,27 @@ class _Batcher(Generic[W, P, A]):
             self.most = _PATCHES * max(2, torch.get_num_threads()) // model.encoder.grid[1]
 
     def through(self, events: Iterable[_Event]) -> Iterator[Result[A]]:
-        """Yield all results of one stream of events without `Done`, in which each piece is a recording."""
-        index = -1
+        """Yield all results of one stream of events without `Done`."""
         for event in events:
-            index += isinstance(event, _PieceStart)
-            yield from self.take(index, event)  # type: ignore[misc]
+            yield from self.take(event)  # type: ignore[misc]
         yield from self.flush()  # type: ignore[misc]
 
-    def take(self, index: int, event: _Event) -> Iterator[Result[A] | Done]:
-        """Take the next event of recording `index`; yields results where the pool was full."""
+    def take(self, event: _Event) -> Iterator[Result[A] | Done]:
+        """Take the next event; yields results where the pool was full."""
         if isinstance(event, BaseException):
             raise event
-        if isinstance(event, _PieceStart):
-            self.pending.append(_Piece(index, event.start, self.model.gatherer()))
+        if isinstance(event, _Piece):
+            self.pending.append(event)
         elif isinstance(event, Done):
             if event.fault is not None:  # its open piece will never end
-                self.windows = [(piece, window) for piece, window in self.windows if piece.index != index]
-                self.pending = [one for one in self.pending if one.index != index]
+                self.windows = [owned for owned in self.windows if owned[0].index != event.index]
+                self.pending = [one for one in self.pending if one.index != event.index]
             self.pending.append(event)
         else:
             piece = self.pending[-1]
             assert isinstance(piece, _Piece)
-            if isinstance(event, _PieceEnd):
-                piece.seconds = event.seconds
+            if isinstance(event, float):
+                piece.seconds = event
                 return
             if len(self.windows) >= self.capacity:
                 yield from self.flush()  # only now: this window shows that its piece has not ended

@@ -8,7 +8,7 @@ Letters: S samples, T frames, F mel bins, C classes, W windows.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -26,7 +26,7 @@ from asit.model.inference.batching import BatchedModel
 from asit.model.inference.embedding import Precision, check_finite
 from asit.model.vit import Encoder
 
-__all__ = ["Precision", "Tag", "Tagger", "Tags", "WindowScores", "join_tags"]
+__all__ = ["Precision", "Tag", "Tagger", "Tags", "join_tags"]
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def join_tags(pieces: Sequence[Tags]) -> Tags:
     windows, starts, ends = (
         torch.cat([getattr(piece, name) for piece in pieces]) for name in ("windows", "starts", "ends")
     )
-    return replace(pieces[0], clip=_mean(windows), windows=windows, starts=starts, ends=ends)
+    return Tags(pieces[0].classes, pieces[0].multi, windows.double().mean(0).float(), windows, starts, ends)
 
 
 @dataclass(frozen=True)
@@ -126,16 +126,7 @@ class TagWindow:
 
 
 @dataclass(frozen=True)
-class WindowScores:
-    """The scores (C,) of a window, its start and its end in seconds."""
-
-    scores: Tensor
-    start: float
-    end: float
-
-
-@dataclass(frozen=True)
-class Tagger(BatchedModel[TagWindow, WindowScores, Tags]):
+class Tagger(BatchedModel[TagWindow, Tags, Tags]):
     """A classifier with its front end: any thread may make `windows`, one thread calls `run`.
 
     Args:
@@ -164,27 +155,27 @@ class Tagger(BatchedModel[TagWindow, WindowScores, Tags]):
             x = training_input(self.front_end, self.encoder.frames, 0.0, wave[None])[0, 0]
             yield TagWindow(x, first / rate, (first + len(wave)) / rate, self.encoder.grid[0])
 
-    def run(self, windows: Sequence[TagWindow]) -> list[WindowScores]:
-        """See `BatchedModel.run`."""
+    def run(self, windows: Sequence[TagWindow]) -> list[Tags]:
+        """See `BatchedModel.run`; the tags of each window."""
         device = self.encoder.pos_embed.device
         with torch.inference_mode(), runtime.autocast(self.precision, device):
             x = torch.stack([window.x for window in windows]).unsqueeze(1).to(device)
             logits = self.head(self.encoder(x)).float()
             scores = (logits.sigmoid() if self.multi else logits.softmax(1)).cpu()
         scores = scores.clone()  # outside inference mode
-        return [WindowScores(scores[i], window.start, window.end) for i, window in enumerate(windows)]
+        times = torch.tensor([(window.start, window.end) for window in windows], device="cpu")
+        return [
+            Tags(self.classes, self.multi, clip, one, start, end)
+            for clip, one, start, end in zip(scores, scores.split(1), *times.T.unsqueeze(2), strict=True)
+        ]
 
-    def join(self, parts: Sequence[WindowScores]) -> Tags:
-        """Join the scores of a sound's windows, in order, to its tags."""
-        windows = torch.stack([part.scores for part in parts])
-        starts, ends = (torch.tensor(at, device="cpu") for at in zip(*((p.start, p.end) for p in parts), strict=True))
-        return Tags(
-            classes=self.classes, multi=self.multi, clip=_mean(windows), windows=windows, starts=starts, ends=ends
-        )
+    def join(self, parts: Sequence[Tags]) -> Tags:
+        """Join the tags of a sound's windows, in order."""
+        return join_tags(parts)
 
-    def gatherer(self) -> _ScoreGatherer:
+    def gatherer(self) -> _TagGatherer:
         """See `BatchedModel.gatherer`."""
-        return _ScoreGatherer(self)
+        return _TagGatherer()
 
     def tag(self, sounds: Iterable[Sound], rate: int | None = None, batch: int = 16) -> list[Tags]:
         """Tag clips of any lengths, in their order."""
@@ -224,14 +215,13 @@ class Tagger(BatchedModel[TagWindow, WindowScores, Tags]):
             index += 1
 
 
-class _ScoreGatherer:
-    """Collects the scores of the windows of one sound."""
+class _TagGatherer:
+    """Collects the tags of the windows of one sound."""
 
-    def __init__(self, tagger: Tagger) -> None:
-        self.tagger = tagger
-        self.parts: list[WindowScores] = []
+    def __init__(self) -> None:
+        self.parts: list[Tags] = []
 
-    def add(self, part: WindowScores) -> None:
+    def add(self, part: Tags) -> None:
         self.parts.append(part)
 
     def ready(self) -> Tags | None:
@@ -239,7 +229,7 @@ class _ScoreGatherer:
 
     def rest(self) -> Tags:
         parts, self.parts = self.parts, []
-        return self.tagger.join(parts)
+        return join_tags(parts)
 
 
 def tagger_of(
@@ -251,12 +241,7 @@ def tagger_of(
     window: float | None,
     hop: float | None,
 ) -> Tagger:
-    """Return a tagger for a window and a hop in seconds; None: the training input's length, and the window.
-
-    Raises:
-        ConfigError: a window longer than the training input, or a hop longer than the window; either shorter than the
-            front end's hop.
-    """
+    """Return a tagger; see `AudioModel.tagger`. The front end's hop is the least for window and hop."""
     rate, samples = front_end.settings.rate, front_end.samples_for(encoder.frames)
     longest, least = max(samples / rate, labels.seconds), front_end.shift / rate
     if window is not None and not least <= window <= longest + 1e-9:
@@ -274,14 +259,7 @@ def tagger_of(
         )
     step = float(size) if hop is None else min(hop * rate, float(size))
     return Tagger(
-        encoder=encoder,
-        front_end=front_end,
-        head=head,
-        classes=labels.classes,
-        multi=labels.multi,
-        precision=precision,
-        window=size,
-        hop=step,
+        encoder, front_end, head, classes=labels.classes, multi=labels.multi, precision=precision, window=size, hop=step
     )
 
 
@@ -323,7 +301,3 @@ def training_input(front_end: FrontEnd, frames: int, longest: float, waveforms: 
     if logmel.shape[1] < frames:
         logmel = torch.stack([front_end.pad_frames(one, frames) for one in logmel])
     return front_end.normalise(logmel).unsqueeze(1)
-
-
-def _mean(windows: Tensor) -> Tensor:
-    return windows.double().mean(0).float()
