@@ -9,23 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from asit.config import EncoderSettings, FrontEndSettings
+from asit.config import EncoderSettings
 from asit.errors import ConfigError
 from asit.model.audio_model import AudioModel
-from asit.model.vit import Encoder
 
-FRAMES = 48
+from .conftest import FRAMES, filled, make_model  # type: ignore[import-not-found]
+
+TINY = EncoderSettings(size="custom", width=32, depth=3, heads=4, patch_frames=8, patch_mels=8)
 
 
 def model(distilled: bool = False) -> AudioModel:
-    settings = EncoderSettings(
-        size="custom", width=32, depth=3, heads=4, patch_frames=8, patch_mels=8, distilled=distilled
-    )
-    encoder = Encoder(settings, FRAMES, 32)
-    with torch.no_grad():
-        for i, parameter in enumerate(encoder.parameters()):
-            parameter.normal_(0.0, 0.4, generator=torch.Generator().manual_seed(i))
-    return AudioModel.from_parts(encoder, FrontEndSettings(mels=32, mean=-6.0, std=3.0), settings, FRAMES)
+    made: AudioModel = make_model(TINY.model_copy(update={"distilled": distilled}))
+    filled(made.encoder, 0.4)
+    return made
 
 
 def wave(samples: int, seed: int = 0) -> np.ndarray:

@@ -12,34 +12,27 @@ import torch
 from torch import Tensor
 
 from asit.audio.fbank import FrontEnd
-from asit.config import EncoderSettings, FrontEndSettings
+from asit.config import FrontEndSettings
 from asit.errors import AudioError, CheckpointError, ConfigError
 from asit.io import checkpoint
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Classifier, Head, Labelling, Pooling
 from asit.model.vit import Encoder
 
-TINY = EncoderSettings(size="custom", width=32, depth=2, heads=2, patch_frames=8, patch_mels=8)
-FRAMES = 48
-NEED = 47 * 160 + 400  # samples of 48 frames
-CLASSES = ("dog", "rain", "door")
+from .conftest import CLASSES, FRAMES, NEED, TINY, filled, make_model  # type: ignore[import-not-found]
 
 
 def parts(pooling: Pooling = "mean", norm: bool = True) -> tuple[Encoder, Head]:
-    encoder, head = Encoder(TINY, FRAMES, 32), Head(32, 3, pooling, dropout=0.1, norm=norm)
-    with torch.no_grad():
-        for i, parameter in enumerate([*encoder.parameters(), *head.parameters()]):
-            parameter.normal_(0.0, 0.2, generator=torch.Generator().manual_seed(i))
-    return encoder, head
+    encoder = filled(Encoder(TINY, FRAMES, 32))
+    return encoder, filled(Head(32, 3, pooling, dropout=0.1, norm=norm), first=len(list(encoder.parameters())))
 
 
 def model(
     multi: bool = False, pooling: Pooling = "mean", norm: bool = True, padding: str = "silence", seconds: float = 0.5
 ) -> AudioModel:
-    settings = FrontEndSettings.model_validate({"mels": 32, "mean": -6.0, "std": 3.0, "padding": padding})
-    encoder, head = parts(pooling, norm)
     labels = Labelling(CLASSES, multi, pooling, seconds)
-    return AudioModel.from_parts(encoder, settings, TINY, FRAMES, {"steps": 7}, head, labels)
+    made: AudioModel = make_model(head=parts(pooling, norm)[1], labels=labels, padding=padding)
+    return made
 
 
 def waves(samples: int = NEED, rows: int = 4) -> Tensor:
@@ -159,19 +152,27 @@ def test_an_encoder_is_asked_for_scores() -> None:
             ask()
 
 
-def test_head_and_labels_that_do_not_go_together() -> None:
-    encoder, head = parts()
-    front_end = FrontEnd(FrontEndSettings(mels=32, mean=0.0, std=1.0))
-    with pytest.raises(ConfigError, match="a head without labels"):
-        AudioModel(encoder, front_end, head=head)
-    with pytest.raises(ConfigError, match="labels without a head"):
-        AudioModel(encoder, front_end, labels=Labelling(CLASSES, True, "mean", 0.5))
-    with pytest.raises(ConfigError, match="a head of 3 classes on mean, labels of 2 on mean"):
-        AudioModel(encoder, front_end, head=head, labels=Labelling(("a", "b"), True, "mean", 0.5))
-    with pytest.raises(ConfigError, match="labels of 3 on class"):
-        AudioModel(encoder, front_end, head=head, labels=Labelling(CLASSES, True, "class", 0.5))
-    with pytest.raises(ConfigError, match="a head of 24 features"):
-        AudioModel(encoder, front_end, head=Head(24, 3, "mean"), labels=Labelling(CLASSES, True, "mean", 0.5))
+THREE = Labelling(CLASSES, True, "mean", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("head", "labels", "text"),
+    [
+        (Head(32, 3, "mean"), None, "a head without labels"),
+        (None, THREE, "labels without a head"),
+        (
+            Head(32, 3, "mean"),
+            Labelling(("a", "b"), True, "mean", 0.5),
+            "3 classes on mean, labels of 2 on mean",
+        ),
+        (Head(32, 3, "mean"), Labelling(CLASSES, True, "class", 0.5), "labels of 3 on class"),
+        (Head(24, 3, "mean"), THREE, "a head of 24 features"),
+        (Head(32, 3, "mean", norm_eps=0.5), THREE, r"epsilon 0\.5, labels that say 1e-06"),
+    ],
+)
+def test_head_and_labels_that_do_not_go_together(head: Head | None, labels: Labelling | None, text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        AudioModel(parts()[0], FrontEnd(FrontEndSettings(mels=32, mean=0.0, std=1.0)), head=head, labels=labels)
 
 
 @pytest.mark.parametrize(

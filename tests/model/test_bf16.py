@@ -16,9 +16,7 @@ from torch.nn import functional as F
 
 from asit.model.cpu import bf16
 
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+from .conftest import noise  # type: ignore[import-not-found]
 
 
 def error(got: Tensor, want: Tensor) -> float:

@@ -14,15 +14,14 @@ from asit.errors import ConfigError
 from asit.model.classifier import Classifier, Head, Labelling, Pooling, draw_dropout
 from asit.model.vit import Encoder, Tokens
 
+from .conftest import filled  # type: ignore[import-not-found]
+
 TINY = EncoderSettings(size="custom", width=32, depth=2, heads=2, patch_frames=4, patch_mels=8)
 POOLINGS: tuple[Pooling, ...] = ("class", "mean", "class+mean")
 
 
-def classifier(pooling: Pooling = "class", norm: bool = True, dropout: float = 0.0, classes: int = 5) -> Classifier:
-    model = Classifier(Encoder(TINY, 24, 16), Head(32, classes, pooling, dropout, norm))
-    with torch.no_grad():
-        for i, parameter in enumerate(model.parameters()):
-            parameter.normal_(0.0, 0.3, generator=torch.Generator().manual_seed(i))
+def classifier(pooling: Pooling = "class", norm: bool = True, dropout: float = 0.0) -> Classifier:
+    model: Classifier = filled(Classifier(Encoder(TINY, 24, 16), Head(32, 5, pooling, dropout, norm)), 0.3)
     return model.eval()
 
 

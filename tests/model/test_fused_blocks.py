@@ -11,6 +11,8 @@ from torch import Tensor
 from asit.model import blocks
 from asit.model.blocks import Block
 
+from .conftest import noise  # type: ignore[import-not-found]
+
 DROPS = {
     "none": None,
     "ones": [[1.0] * 4, [1.0] * 4],
@@ -18,10 +20,6 @@ DROPS = {
     "some": [[0.0, 1.25, 1.25, 0.0], [2.0, 0.0, 1.25, 1.25]],
     "no row": [[0.0] * 4, [0.0] * 4],
 }
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def block() -> Block:

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import soxr
 import torch
 from torch import Tensor
 
 from asit import runtime
 from asit.audio.fbank import FrontEnd
-from asit.config import EncoderSettings, FrontEndSettings
+from asit.config import FrontEndSettings
 from asit.errors import AudioError, ConfigError
 from asit.model.audio_model import AudioModel, Embedding
 from asit.model.inference import batching, embedding
@@ -26,41 +27,12 @@ from asit.model.inference.embedding import Embedder, Window
 from asit.model.inference.logmel_stream import LogMels
 from asit.model.vit import Encoder
 
-FRAMES = 48  # 6 columns of 80 ms
-COLUMN = 8 * 160  # samples
-TINY = EncoderSettings(size="custom", width=32, depth=2, heads=2, patch_frames=8, patch_mels=8)
+from .conftest import COLUMN, FRAMES, TINY, close, make_model, wave  # type: ignore[import-not-found]
 
 
-def model(padding: str = "silence", distilled: bool = False, **settings: Any) -> AudioModel:
-    of_encoder = TINY.model_copy(update={"distilled": distilled, **settings})
-    encoder = Encoder(of_encoder, FRAMES, 32)
-    with torch.no_grad():
-        for i, parameter in enumerate(encoder.parameters()):
-            parameter.normal_(0.0, 0.2, generator=torch.Generator().manual_seed(i))
-    front_end = FrontEndSettings.model_validate({"mels": 32, "mean": -6.0, "std": 3.0, "padding": padding})
-    return AudioModel.from_parts(encoder, front_end, of_encoder, FRAMES)
-
-
-def wave(samples: int, seed: int = 0) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    t = np.arange(samples) / 16000
-    tone = sum(0.1 * np.sin(2 * np.pi * f * t * (1 + 0.1 * t)) for f in rng.uniform(100, 3000, 5))
-    return (tone + 0.01 * rng.standard_normal(samples)).astype(np.float32)
-
-
-def close(a: Embedding, b: Embedding, atol: float = 1e-6) -> None:
-    assert a.grid == b.grid
-    for name in ("clip", "frames", "patches", "times", "class_token"):
-        one, other = getattr(a, name), getattr(b, name)
-        assert (one is None) == (other is None)
-        if one is not None:
-            torch.testing.assert_close(one, other, atol=atol, rtol=atol, msg=lambda m, n=name: n + m)
-
-
-@pytest.fixture(autouse=True)
-def float32_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What "auto" is differs between machines."""
-    monkeypatch.setattr(runtime, "best_precision", lambda _: runtime.Precision("float32", "for tests"))
+def model(padding: str = "silence", distilled: bool = False) -> AudioModel:
+    made: AudioModel = make_model(TINY.model_copy(update={"distilled": distilled}), padding=padding)
+    return made
 
 
 @pytest.mark.parametrize("padding", ["silence", "zero", "repeat"])
@@ -102,13 +74,17 @@ def test_streamed_it_is_as_in_memory(columns: float, batch: int) -> None:
         close(m.embed(sound, hop=hop, patches=False), Embedding(**{**vars(whole), "patches": None}))
 
 
-def test_a_path_its_bytes_an_open_file_and_its_samples_are_one_sound(tmp_path: Path) -> None:
+def test_files_bytes_arrays_and_tensors_are_one_sound(tmp_path: Path) -> None:
     m, path = model(), tmp_path / "a.wav"
-    stereo = np.stack([wave(100_000, 1), wave(100_000, 2)], 1)
-    soundfile.write(path, stereo, 44100, subtype="FLOAT")
-    want, content = m.embed(stereo.T, rate=44100), path.read_bytes()
+    both = np.stack([wave(100_000, 1), wave(100_000, 2)])
+    soundfile.write(path, both.T, 44100, subtype="FLOAT")
+    content, want = path.read_bytes(), m.embed(soxr.resample(both.mean(0), 44100, 16000, "HQ"))
+    for sound in (both, torch.from_numpy(both), both.astype(np.float64)):
+        close(m.embed(sound, rate=44100), want, 1e-4)
+    assert m.embed(both[0]).grid != want.grid, "without a rate an array is taken at the model's"
+    want = m.embed(both, rate=44100)
     for sound in (path, str(path), content, bytearray(content), io.BytesIO(content)):
-        close(m.embed(sound), want)
+        close(m.embed(sound), want, 1e-6)
         sound = io.BytesIO(content) if isinstance(sound, io.BytesIO) else sound
         frames = torch.cat([piece.frames for piece in m.stream(sound, batch=2)])
         torch.testing.assert_close(frames, want.frames, atol=1e-6, rtol=1e-6)
@@ -167,9 +143,11 @@ def test_neighbours_do_not_matter_even_poisoned(
         return zeros(*shape, **kind).fill_(float("nan")) if len(shape) == 4 else zeros(*shape, **kind)
 
     monkeypatch.setattr(torch, "zeros", poison)
-    for batch in (2, 64):
+    for batch in (1, 2, 3, 64):
         for one, together in zip(alone, m.embed_batch(sounds, precision=precision, batch=batch), strict=True):
             close(one, together, tolerance)
+    for one, together in zip(alone[::-1], m.embed_batch(sounds[::-1], precision=precision), strict=True):
+        close(one, together, tolerance)
 
 
 def test_parts_are_those_of_any_threads_and_batches() -> None:

@@ -13,7 +13,7 @@ import torch
 
 from asit import runtime
 from asit.audio.fbank import FrontEnd
-from asit.config import EncoderSettings, FrontEndSettings
+from asit.config import FrontEndSettings
 from asit.data.catalogue.catalogue import Catalogue, Clip
 from asit.data.loading.windows import Windows
 from asit.errors import AudioError, ConfigError
@@ -23,33 +23,13 @@ from asit.model.classifier import Classifier, Head, Labelling
 from asit.model.inference.tagging import Tag, Tags, join_tags
 from asit.model.vit import Encoder
 
-TINY = EncoderSettings(size="custom", width=32, depth=2, heads=2, patch_frames=8, patch_mels=8)
-FRAMES = 48
-NEED = 47 * 160 + 400  # samples of 48 frames: 0.495 s
-CLASSES = ("dog", "rain", "door")
+from .conftest import CLASSES, FRAMES, NEED, TINY, make_model, wave  # type: ignore[import-not-found]
 
 
 def model(multi: bool = True, padding: str = "silence", eps: float = 1e-6) -> AudioModel:
-    encoder, head = Encoder(TINY, FRAMES, 32), Head(32, 3, "class+mean", norm_eps=eps)
-    with torch.no_grad():
-        for i, parameter in enumerate([*encoder.parameters(), *head.parameters()]):
-            parameter.normal_(0.0, 0.2, generator=torch.Generator().manual_seed(i))
-    front_end = FrontEndSettings.model_validate({"mels": 32, "mean": -6.0, "std": 3.0, "padding": padding})
-    labels = Labelling(CLASSES, multi, "class+mean", 0.5, eps)
-    return AudioModel.from_parts(encoder, front_end, TINY, FRAMES, None, head, labels)
-
-
-def wave(samples: int, seed: int = 0) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    t = np.arange(samples) / 16000
-    tone = sum(0.1 * np.sin(2 * np.pi * f * t * (1 + 0.3 * t)) for f in rng.uniform(100, 3000, 5))
-    return (tone + 0.01 * rng.standard_normal(samples)).astype(np.float32)
-
-
-@pytest.fixture(autouse=True)
-def float32_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What "auto" is differs between machines."""
-    monkeypatch.setattr(runtime, "best_precision", lambda _: runtime.Precision("float32", "for tests"))
+    head, labels = Head(32, 3, "class+mean", norm_eps=eps), Labelling(CLASSES, multi, "class+mean", 0.5, eps)
+    made: AudioModel = make_model(head=head, labels=labels, padding=padding)
+    return made
 
 
 @pytest.mark.parametrize("multi", [True, False])
@@ -214,5 +194,3 @@ def test_the_heads_epsilon_travels_with_the_card(tmp_path: Path) -> None:
     assert loaded.labelling == m.labelling
     assert torch.equal(loaded.tag(wave(9000)).windows, m.tag(wave(9000)).windows)
     assert not torch.allclose(model().tag(wave(9000)).windows, m.tag(wave(9000)).windows, atol=1e-4)
-    with pytest.raises(ConfigError, match=r"epsilon 1e-06, labels that say 0\.5"):
-        AudioModel(m.encoder, m.front_end, head=Head(32, 3, "class+mean"), labels=m.labelling)

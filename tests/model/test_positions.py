@@ -66,6 +66,16 @@ def test_time_and_mel_stay_apart_at_every_tasks_length(frames: int, settings: En
     check_straight(got, cubic(37, time) @ IN_TIME, cubic(8, mel) @ IN_MEL)
 
 
+@pytest.mark.parametrize("grid", [(6, 2), (9, 2), (3, 2), (6, 5), (4, 3), (1, 1)])
+def test_positions_are_resized_bicubically(grid: tuple[int, int]) -> None:
+    own = np.random.default_rng(1).standard_normal((6, 2, 3))
+    old = torch.from_numpy(np.concatenate([np.full((1, 3), 7.0), own.reshape(12, 3)])).float()[None]
+    got = resize_positions(old, (6, 2), grid)
+    assert torch.equal(got[:, 0], old[:, 0])
+    want = np.einsum("ti,mj,ijd->tmd", cubic(6, grid[0]), cubic(2, grid[1]), own)
+    np.testing.assert_allclose(got[0, 1:].numpy().reshape(*grid, 3), want, atol=1e-5)
+
+
 @pytest.mark.parametrize("stretch", [True, False])
 @pytest.mark.parametrize("frames", TASKS)
 def test_an_encoder_and_an_adapted_one_have_the_same_positions(frames: int, stretch: bool) -> None:

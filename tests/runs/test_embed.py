@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import json
 import tarfile
 import threading
@@ -508,10 +507,3 @@ def test_one_long_file_among_short_ones_holds_nobody_up(model: AudioModel) -> No
     assert len(stretches) > 3
     frames = torch.cat(stretches)
     torch.testing.assert_close(frames, model.embed(wave).frames, atol=2e-5, rtol=1e-5)
-
-
-def test_bytes_of_a_wave_in_memory(model: AudioModel) -> None:
-    out = io.BytesIO()
-    wave = np.random.default_rng(0).uniform(-0.1, 0.1, 8000).astype(np.float32)
-    soundfile.write(out, wave, 16000, format="WAV", subtype="FLOAT")
-    torch.testing.assert_close(model.embed(out.getvalue()).clip, model.embed(wave).clip)
