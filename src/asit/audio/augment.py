@@ -73,21 +73,17 @@ def gain(logmel: Tensor, db: Tensor | float) -> Tensor:
     return logmel + db * NEPERS_PER_DB if db else logmel
 
 
-def resize_time(logmel: Tensor, frames: int, lengths: Tensor | None = None) -> Tensor:
+def resize_time(logmel: Tensor, frames: int) -> Tensor:
     """Resize in time by linear interpolation, keeping the first and the last frame.
 
     Args:
         logmel: (t, F) or (R, t, F).
         frames: of the result; an equal length returns the frames bit for bit.
-        lengths: (R,) integers, for (R, t, F) only: the number of frames of each row to resize.
 
     Returns:
         (frames, F) or (R, frames, F).
     """
     t = logmel.shape[-2]
-    if lengths is not None:
-        row = torch.arange(len(logmel), device=logmel.device)
-        return crop_time(logmel, row, torch.zeros_like(row), lengths.to(logmel.device), frames)
     if t == frames:
         return logmel
     low, high, weight = _interpolation(torch.full((), t - 1, device=logmel.device), frames, logmel)

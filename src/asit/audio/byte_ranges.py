@@ -44,7 +44,25 @@ class ByteReader:
         return out
 
 
-class SplicedFile(io.RawIOBase):
+class VirtualFile(io.RawIOBase):
+    """A file for a decoder, of which a subclass defines `read` and `seek`."""
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        found = self.read(len(buffer)) or b""
+        buffer[: len(found)] = found
+        return len(found)
+
+    def tell(self) -> int:
+        return self.seek(0, os.SEEK_CUR)
+
+
+class SplicedFile(VirtualFile):
     """The concatenation of byte ranges of another file, whose position moves."""
 
     def __init__(self, file: BinaryIO | Any, ranges: Sequence[ByteRange]) -> None:
@@ -52,12 +70,6 @@ class SplicedFile(io.RawIOBase):
         lengths = (len(part) if isinstance(part, bytes) else part[1] for part in ranges)
         self._starts = [0, *accumulate(lengths)]
         self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
 
     def read(self, size: int | None = -1) -> bytes:
         left = self._starts[-1] - self._at if size is None or size < 0 else size
@@ -79,17 +91,9 @@ class SplicedFile(io.RawIOBase):
             left -= len(part)
         return out[0] if len(out) == 1 else b"".join(out)
 
-    def readinto(self, buffer: Any) -> int:
-        found = self.read(len(buffer))
-        buffer[: len(found)] = found
-        return len(found)
-
     def seek(self, offset: int, whence: int = 0) -> int:
         base = (0, self._at, self._starts[-1])[whence]
         self._at = max(0, base + offset)
-        return self._at
-
-    def tell(self) -> int:
         return self._at
 
 

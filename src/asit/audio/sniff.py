@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from asit.audio import mpeg
-from asit.audio.byte_ranges import ByteReader, after_id3
+from asit.audio.byte_ranges import ByteReader, VirtualFile, after_id3
 from asit.audio.faults import AudioFileError
 from asit.io import local_files
 
@@ -51,7 +51,7 @@ _HEAD = 64  # bytes
 _IN_MEMORY = 1 << 26  # bytes of an unseekable stream; longer ones go to a temporary file
 
 
-class SafeReader(io.RawIOBase):
+class SafeReader(VirtualFile):
     """An open binary file for libsndfile, which would print exceptions of its callbacks instead of raising them.
 
     The first exception is kept in `failure`, and the file ends there.
@@ -61,23 +61,12 @@ class SafeReader(io.RawIOBase):
         self._file = file
         self.failure: Exception | None = None
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
     def read(self, size: int = -1) -> bytes:
         try:
             return self._file.read(size) or b""
         except Exception as error:  # whatever the caller's file raises
             self.failure = self.failure or error
             return b""
-
-    def readinto(self, buffer: Any) -> int:
-        found = self.read(len(buffer))
-        buffer[: len(found)] = found
-        return len(found)
 
     def seek(self, offset: int, whence: int = 0) -> int:
         try:
@@ -86,9 +75,6 @@ class SafeReader(io.RawIOBase):
         except Exception as error:
             self.failure = self.failure or error
             return -1
-
-    def tell(self) -> int:
-        return self.seek(0, os.SEEK_CUR)
 
 
 @dataclass(frozen=True)

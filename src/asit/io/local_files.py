@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import io
 import os
 import select
 import stat
-import threading
 import unicodedata
-from collections import OrderedDict
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
@@ -76,22 +75,13 @@ class _OpenFile:
     def __init__(self, path: str) -> None:
         with open_file(path) as file:
             self.number = os.dup(file.fileno())
-        self.seeking = threading.Lock()
 
     def __del__(self) -> None:
         if hasattr(self, "number"):
             os.close(self.number)
 
-    def read(self, offset: int, size: int) -> bytes:
-        if hasattr(os, "pread"):
-            return os.pread(self.number, size, offset)
-        with self.seeking:
-            os.lseek(self.number, offset, os.SEEK_SET)
-            return os.read(self.number, size)
 
-
-_open_files: OrderedDict[str, _OpenFile] = OrderedDict()
-_opening = threading.Lock()
+_open_files = functools.lru_cache(_MOST_OPEN)(_OpenFile)
 
 
 def read_at(path: str, offset: int, size: int) -> bytes:
@@ -100,32 +90,19 @@ def read_at(path: str, offset: int, size: int) -> bytes:
     Raises:
         OSError: it cannot be opened or read.
     """
-    with _opening:
-        file = _open_files.pop(path, None) or _OpenFile(path)
-        _open_files[path] = file
-        if len(_open_files) > _MOST_OPEN:
-            _open_files.popitem(last=False)
-    parts = []
+    if not hasattr(os, "pread"):
+        with open_file(path) as whole:
+            whole.seek(offset)
+            return whole.read(size)
+    file, parts = _open_files(path), []
     try:
-        while size > 0 and (part := file.read(offset, size)):
+        while size > 0 and (part := os.pread(file.number, size, offset)):
             parts.append(part)
             offset, size = offset + len(part), size - len(part)
     except OSError:
-        with _opening:
-            if _open_files.get(path) is file:
-                del _open_files[path]
+        _open_files.cache_clear()
         raise
     return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _reset_after_fork() -> None:
-    # A lock that another thread held at the fork would stay held in the child.
-    global _opening, _open_files
-    _opening, _open_files = threading.Lock(), OrderedDict()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_after_fork)
 
 
 def _await_writer(number: int, path: str | os.PathLike[str]) -> None:
