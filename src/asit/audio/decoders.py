@@ -31,10 +31,8 @@ from asit.audio.audio_decoder import AudioDecoder, AudioInfo
 from asit.audio.byte_ranges import ByteRange, ByteReader, SplicedFile
 from asit.audio.faults import AudioFileError, Wave
 from asit.audio.sniff import (
-    AV_SUFFIXES,
     BY_FFMPEG,
     HEADED,
-    SNDFILE_SUFFIXES,
     AudioBytes,
     Content,
     SafeReader,
@@ -42,8 +40,6 @@ from asit.audio.sniff import (
     unknown_format,
     unreadable,
 )
-
-__all__ = ["AV_SUFFIXES", "SNDFILE_SUFFIXES", "AudioDecoder", "AudioFileError", "AudioInfo", "Wave", "open_audio"]
 
 T = TypeVar("T")
 

@@ -65,7 +65,11 @@ class Levels:
         if not (low >= -LOUDEST and high <= LOUDEST):
             if not (math.isfinite(low) and math.isfinite(high)):
                 raise not_finite(self.name)
-            raise out_of_range(self.name, max(-low, high))
+            peak = max(-low, high)
+            int16 = ", as int16 values are" if peak <= 32768 else ""
+            found = f"{self.name} holds samples up to {peak:.6g}, far outside [-1, 1]{int16}"
+            fix = "divide by the largest value of their type: 32768 for int16" if int16 else "scale them"
+            raise AudioFileError("out of range", found, f"samples in [-1, 1], and never beyond {LOUDEST:g}", fix)
         mono = _mean(block)
         self.count += len(mono)
         least, most = (low, high) if len(block) == 1 else (float(mono.min()), float(mono.max()))
@@ -161,9 +165,9 @@ def not_finite(name: str) -> AudioFileError:
     return AudioFileError("non-finite", found, "finite samples", "convert it again, or leave it out")
 
 
-def out_of_range(name: str, peak: float) -> AudioFileError:
-    """Make the error about samples that are not scaled to [-1, 1]."""
-    int16 = ", as int16 values are" if peak <= 32768 else ""
-    found = f"{name} holds samples up to {peak:.6g}, far outside [-1, 1]{int16}"
-    fix = "divide by the largest value of their type: 32768 for int16" if int16 else "scale them, or leave it out"
-    return AudioFileError("out of range", found, f"samples in [-1, 1], and never beyond {LOUDEST:g}", fix)
+def silent(name: str, low: float, high: float) -> AudioFileError | None:
+    """Make the error about a signal that spans at most two steps of 16-bit audio; a constant offset is silence."""
+    if high - low > SILENCE:
+        return None
+    found = f"{name} is silent: all its samples are between {low:.2g} and {high:.2g}"
+    return AudioFileError("silent", found, "a range above two steps of 16-bit audio", "leave it out")

@@ -15,15 +15,15 @@ import numpy as np
 import soxr
 
 from asit.audio import decoders, faults, sniff
-from asit.audio.decoders import AudioFileError, AudioInfo, Wave
+from asit.audio.audio_decoder import AudioInfo as AudioInfo
+from asit.audio.faults import AudioFileError as AudioFileError
+from asit.audio.faults import Wave as Wave
 from asit.audio.sniff import AudioBytes
 from asit.errors import AudioError
 
-__all__ = ["SUFFIXES", "AudioFileError", "AudioInfo", "Inspection", "Wave", "inspect", "probe", "read", "resample"]
-
 Resampler = Literal["soxr-hq", "soxr-vhq", "soxr-mq"]
 
-SUFFIXES = decoders.SNDFILE_SUFFIXES | decoders.AV_SUFFIXES
+SUFFIXES = sniff.SNDFILE_SUFFIXES | sniff.AV_SUFFIXES
 """Suffixes of audio files, in lower case. Those of FFmpeg need the extra `av`."""
 
 SOXR_QUALITY = {"soxr-hq": "HQ", "soxr-vhq": "VHQ", "soxr-mq": "MQ"}
@@ -38,38 +38,16 @@ class Inspection:
 
     Attributes:
         info: the header, with the number of samples that were decoded.
-        promised: number of samples according to the header.
-        truncated: fewer samples were decoded, by more than the format's tolerance.
         low, high: smallest and largest sample of the mono signal.
         wave: the requested region, (S,) mono at the file's rate; empty if none.
-        cancelled: the error about channels that cancel each other, or None.
+        fault: the error that makes the file unusable (truncated, channels that cancel each other, silent), or None.
     """
 
     info: AudioInfo
-    promised: int
-    truncated: bool
     low: float
     high: float
     wave: Wave
-    cancelled: AudioFileError | None = None
-
-    @property
-    def silent(self) -> bool:
-        """Whether the signal spans at most two steps of 16-bit audio; a constant offset is silence."""
-        return self.high - self.low <= faults.SILENCE
-
-    @property
-    def fault(self) -> AudioFileError | None:
-        """The error that makes the file unusable, or None."""
-        name = f"{self.info.path} ({self.info.format})"
-        if self.truncated:
-            return faults.truncated(name, self.info.frames, self.promised, self.info.rate)
-        if self.cancelled is not None:
-            return self.cancelled
-        if self.silent:
-            found = f"{name} is silent: all its samples are between {self.low:.2g} and {self.high:.2g}"
-            return AudioFileError("silent", found, "a range above two steps of 16-bit audio", "leave it out")
-        return None
+    fault: AudioFileError | None = None
 
 
 def probe(file: str | os.PathLike[str] | AudioBytes | BinaryIO, *, called: str | None = None) -> AudioInfo:
@@ -162,7 +140,7 @@ def inspect(path: str | os.PathLike[str], *, keep: tuple[float, float] | None = 
         keep: (start, seconds) of a region to return as well, which saves a second decoding.
 
     Returns:
-        The verdict; its `fault` says why the file is unusable. A region after the end is empty, one across it short.
+        The verdict. A region after the end is empty, one across it short.
 
     Raises:
         AudioFileError: nothing can be decoded, the decoder fails, or samples are not finite or out of range.
@@ -180,14 +158,16 @@ def inspect(path: str | os.PathLike[str], *, keep: tuple[float, float] | None = 
             faults.check_length(decoder.name, frames / info.rate, decoder.content.data.size)
         if not frames:
             raise faults.empty(decoder.name)
+        low, high = float(decoder.levels.low), float(decoder.levels.high)
+        fault = decoder.levels.cancelled or faults.silent(decoder.name, low, high)
+        if decoder.slack is not None and frames < info.frames - decoder.slack:
+            fault = faults.truncated(decoder.name, frames, info.frames, info.rate)
         return Inspection(
             info=replace(info, frames=frames),
-            promised=info.frames,
-            truncated=decoder.slack is not None and frames < info.frames - decoder.slack,
-            low=float(decoder.levels.low),
-            high=float(decoder.levels.high),
+            low=low,
+            high=high,
             wave=np.concatenate(kept) if kept else np.zeros(0, np.float32),
-            cancelled=decoder.levels.cancelled,
+            fault=fault,
         )
 
 

@@ -239,17 +239,16 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _rewound(file: BinaryIO, name: str) -> Iterator[SafeReader]:
+    text = False
     try:
         position = file.tell() if file.seekable() else None
         if position is not None:
             file.seek(0)
-            if not isinstance(file.read(0), bytes):
-                raise AudioFileError("unreadable", f"{name} gives text", "a file opened as bytes", 'open it with "rb"')
-    except AudioFileError:
-        raise
+            text = not isinstance(file.read(0), bytes)
     except Exception as error:  # whatever the caller's file raises
-        found = f"{name} cannot be read: {error_text(error)}"
-        raise AudioFileError("unreadable", found, "an open file", "open it for reading, as bytes") from None
+        raise unreadable(name, error) from None
+    if text:
+        raise AudioFileError("unreadable", f"{name} gives text", "a file opened as bytes", 'open it with "rb"')
     if position is not None:
         try:
             yield SafeReader(file)
@@ -261,7 +260,6 @@ def _rewound(file: BinaryIO, name: str) -> Iterator[SafeReader]:
         try:
             shutil.copyfileobj(file, kept)
         except (OSError, ValueError, TypeError) as error:
-            found = f"{name} cannot be read: {error_text(error)}"
-            raise AudioFileError("unreadable", found, "bytes up to its end", "read it and give bytes") from None
+            raise unreadable(name, error) from None
         kept.seek(0)
         yield SafeReader(kept)  # type: ignore[arg-type]

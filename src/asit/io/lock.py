@@ -1,8 +1,8 @@
 """Lock files: one run at a time in a folder (RUN/run.lock), one writer at a time of an output (.OUT.lock).
 
 The system releases its lock on the file (flock) when the holder dies, so a killed process never blocks the next one on
-the same machine. Machines do not always share flocks, so the holder also writes a heartbeat into the file, and one
-of another machine watches it before it takes the lock over. No clocks are compared.
+the same machine. Machines do not always share flocks, so the holder also touches the file every few seconds, and one
+of another machine watches this heartbeat before it takes the lock over. No clocks are compared.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NAME = "run.lock"
 """Of the lock in a run's folder."""
 _BEAT, _WATCH = 5.0, 30.0
 """Seconds between heartbeats, and of watching another machine's lock: several heartbeats, and a file server's cache."""
-_SIZE = 512  # bytes of a lock file
+_MOST = 4096  # bytes of a lock file
 _open: set[int] = set()
 """Descriptors of the lock files that this process holds."""
 
@@ -62,25 +62,23 @@ def writing(out: Path) -> contextlib.AbstractContextManager[None]:
 def _locked(path: Path, out: Path, state: str) -> Iterator[None]:
     """Hold the lock file `path`; `state` is the message's word for an output that another process has."""
     made = not path.parent.exists()
-    facts = {
-        "host": socket.gethostname(),
-        "boot": _boot(),
-        "pid": os.getpid(),
-        "began": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
+    began = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    facts = {"host": socket.gethostname(), "boot": _boot(), "pid": os.getpid(), "began": began}
     ended, number = threading.Event(), None
     try:
         try:
             number = _acquire(path, f"{out} is {state}")
             _open.add(number)
-            _write(number, facts, 0)  # an empty file would not say whose it is
+            os.lseek(number, 0, os.SEEK_SET)
+            os.ftruncate(number, 0)
+            os.write(number, json.dumps(facts).encode())
         except OSError as error:
             raise ConfigError(
                 f"{out} may not be written: {error.strerror}",
                 "a folder that this user may write, on a disk with room",
                 "choose another --out, change the folder's permissions, or free space",
             ) from error
-        beats = threading.Thread(target=_beat, args=(number, facts, ended), name=path.name, daemon=True)
+        beats = threading.Thread(target=_beat, args=(path, ended), name=path.name, daemon=True)
         beats.start()
         try:
             yield
@@ -102,7 +100,7 @@ def _locked(path: Path, out: Path, state: str) -> Iterator[None]:
 
 def _acquire(path: Path, taken: str) -> int:
     """Return the descriptor of the lock file, once it is ours; `taken` begins the message where another has it."""
-    began, first = time.monotonic(), b""
+    began, first = time.monotonic(), 0
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)  # a holder that made the folder may have removed it
         with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as closing:
@@ -111,9 +109,11 @@ def _acquire(path: Path, taken: str) -> int:
             locked = _flock(number)
             if not _is_at(number, path):  # released by its holder in this moment
                 continue
-            content = os.read(number, _SIZE)
-            holder, late = _parse(content), time.monotonic() - began >= _WATCH
-            if (locked is False and (holder or late)) or (holder and first and content != first):
+            content, beat, holder = os.read(number, _MOST), os.fstat(number).st_mtime_ns, dict[str, Any]()
+            with contextlib.suppress(ValueError, TypeError):  # empty, or killed in mid-write
+                holder = dict(parsing.from_json(content))
+            late = time.monotonic() - began >= _WATCH
+            if (locked is False and (holder or late)) or (holder and first and beat != first):
                 who = f"process {holder.get('pid', 'unknown')} on {holder.get('host', 'this machine')}"
                 since = f", since {holder['began']}" if "began" in holder else ""
                 raise ConfigError(
@@ -126,7 +126,7 @@ def _acquire(path: Path, taken: str) -> int:
                 closing.pop_all()
                 return number
             if holder and not first:
-                first = content
+                first = beat
                 log.info("%s is of a process on %s: checking whether it is alive", path, holder.get("host"))
         time.sleep(min(0.5 if first else 0.05, _BEAT))
 
@@ -144,27 +144,10 @@ def _flock(number: int) -> bool | None:
     return True
 
 
-def _beat(number: int, facts: dict[str, Any], ended: threading.Event) -> None:
-    beat = 0
+def _beat(path: Path, ended: threading.Event) -> None:
     while not ended.wait(_BEAT):
-        beat += 1
         with contextlib.suppress(OSError):  # a full disk stops the run by its checkpoints, not by this
-            _write(number, facts, beat)
-
-
-def _write(number: int, facts: dict[str, Any], beat: int) -> None:
-    # One write of one size in place: the lock is on this very file, so it cannot be replaced by a new one.
-    os.lseek(number, 0, os.SEEK_SET)
-    os.write(number, json.dumps({"beat": beat, **facts}).encode()[:_SIZE].ljust(_SIZE))
-    os.fsync(number)
-
-
-def _parse(content: bytes) -> dict[str, Any]:
-    try:
-        found = parsing.from_json(content)
-    except ValueError:  # empty, or killed in mid-write
-        return {}
-    return found if isinstance(found, dict) else {}
+            os.utime(path)
 
 
 @functools.cache

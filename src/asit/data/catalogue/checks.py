@@ -286,7 +286,7 @@ def _check_part(path: str, settings: ScanSettings, key: int | None, span: Span) 
             if len(wave):  # else the caller finds it too short
                 low, high = float(wave.min()), float(wave.max())
                 _refuse_faults(
-                    files.Inspection(info=info, promised=info.frames, truncated=False, low=low, high=high, wave=wave),
+                    files.Inspection(info=info, low=low, high=high, wave=wave),
                     settings.silence_db,
                 )
             if keep:

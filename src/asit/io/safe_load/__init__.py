@@ -13,13 +13,13 @@ import io
 import pickle
 import pickletools
 import re
-import struct
 import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -65,21 +65,10 @@ class _Dtype:
 
 def _scalar(dtype: Any, data: Any) -> int | float | bool:
     """Replaces numpy's function that rebuilds a scalar."""
-    formats = {
-        "f8": "<d",
-        "f4": "<f",
-        "f2": "<e",
-        "i8": "<q",
-        "i4": "<i",
-        "i2": "<h",
-        "i1": "<b",
-        "u1": "<B",
-        "b1": "<?",
-    }
-    code = formats.get(str(getattr(dtype, "code", "")))
-    if code is None or not isinstance(data, bytes) or len(data) != struct.calcsize(code):
+    code = str(getattr(dtype, "code", ""))
+    if code not in ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u1", "b1") or not isinstance(data, bytes):
         raise pickle.UnpicklingError("a numpy scalar of another kind than a number")
-    number: int | float | bool = struct.unpack(code, data)[0]
+    number: int | float | bool = np.frombuffer(data, f"<{code}").item()
     return number
 
 

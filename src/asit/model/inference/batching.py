@@ -19,7 +19,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 import torch
 
-from asit.audio.decoders import Wave
+from asit.audio.faults import Wave
 from asit.audio.fbank import FrontEnd
 from asit.audio.stream import Sound, open_sound
 from asit.errors import AsitError, ConfigError, StoreError

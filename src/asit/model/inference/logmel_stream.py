@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from asit.audio.decoders import Wave
+from asit.audio.faults import Wave
 from asit.audio.fbank import FrontEnd
 
 _BLOCK = 512  # frames that go through the front end at once

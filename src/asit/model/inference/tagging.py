@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from asit import runtime
-from asit.audio.decoders import Wave
+from asit.audio.faults import Wave
 from asit.audio.fbank import FrontEnd
 from asit.audio.stream import Sound, is_transposed
 from asit.audio.windowing import window_counts, window_start
