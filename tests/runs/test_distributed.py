@@ -27,6 +27,8 @@ from asit.errors import ConfigError
 from asit.pretrain import pretrain_run as runs
 from asit.training import resources
 
+TINY_LR = 0.05  # of the fixture `tiny`
+
 WHOLE: dict[str, Any] = {"batch_size": 16, "epochs": 3, "masking": {"donor_pool": 4}}
 """16 clips a step, one step an epoch: two processes get two whole blocks of donors each, and so one process' donors."""
 
@@ -53,6 +55,17 @@ def close(left: Mapping[str, Tensor], right: Mapping[str, Tensor], prefix: str, 
         torch.testing.assert_close(a, b, rtol=rtol, atol=atol, msg=lambda text, name=name: f"{name}: {text}")
 
 
+def weights_close(left: Mapping[str, Tensor], right: Mapping[str, Tensor], prefix: str) -> None:
+    """Adam divides a gradient by its own size: of one that is 0 but for rounding, it makes a step of the size of the
+    learning rate. So a few weights may differ by that, 3 steps of 2 * lr * 16 / 256, and all others by rounding."""
+    names = [name for name in left if name.startswith(prefix)]
+    pairs = [(keys_bias(name, left[name]).float(), keys_bias(name, right[name]).float()) for name in names]
+    apart = torch.cat([(a - b).abs().flatten() for a, b in pairs])
+    allowed = torch.cat([5e-5 + 1e-3 * b.abs().flatten() for _, b in pairs])
+    assert apart.max() <= 3 * 2 * TINY_LR * 16 / 256
+    assert (apart > allowed).float().mean() <= 1e-4, f"{int((apart > allowed).sum())} of {len(apart)} weights differ"
+
+
 def told(lines: list[dict[str, Any]], part: str) -> list[float]:
     return [line["loss"] if part == "loss" else line["parts"][part] for line in lines]
 
@@ -63,7 +76,7 @@ def equal_to_rounding(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) 
         close(ours, theirs, centre, rtol=1e-4, atol=2e-5)
         assert all(value.abs().max() > 0.05 for name, value in theirs.items() if name.startswith(centre))
     for weights in ("task/student.", "task/teacher."):
-        close(ours, theirs, weights, rtol=1e-3, atol=5e-5)
+        weights_close(ours, theirs, weights)
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +202,7 @@ def test_each_term_alone_with_two_processes(term: str, tiny: Any, tmp_path: Path
     assert [e.code for e in ended] == [0, 0], ended
     ours, theirs = state(tmp_path / "two"), state(tmp_path / "one")
     assert ours.keys() == theirs.keys()
-    close(ours, theirs, "task/student.", rtol=1e-3, atol=5e-5)
+    weights_close(ours, theirs, "task/student.")
 
 
 def test_a_run_goes_on_with_another_number_of_processes(
