@@ -301,7 +301,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "labels.csv").write_text("index,display_name\n0,a\n1,b\n2,c\n")
     (root / "labels.json").write_text(json.dumps({"id2label": {"0": "a", "1": "b", "2": "c"}}))
     store = feature_cache.Store(root / "cache")
-    store.shelf("x").put([bytes(20), bytes([1] * 20)], [np.zeros((1, 3), np.float32), np.ones((2, 3), np.float32)])
+    store.shelf("x").put({bytes(20): np.zeros((1, 3), np.float32), bytes([1] * 20): np.ones((2, 3), np.float32)})
     return root
 
 
@@ -364,9 +364,7 @@ def read_catalogue(path: Path) -> None:
 
 
 def read_cache(path: Path) -> None:
-    shelf = feature_cache.Store(path).shelf("x")
-    for key in (bytes(20), bytes([1] * 20), bytes([2] * 20)):
-        shelf.get(key)
+    feature_cache.Store(path).shelf("x").get([bytes([i] * 20) for i in range(3)])
 
 
 def write_card(run: Path) -> None:

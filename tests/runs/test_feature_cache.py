@@ -25,47 +25,43 @@ def only(shelf: Shelf) -> Path:
     return path
 
 
+def held(shelf: Shelf, key: bytes) -> Any:
+    """The array of one key, or None."""
+    return shelf.get([key]).get(key)
+
+
 def test_what_is_kept_comes_back(tmp_path: Path) -> None:
     store = Store(tmp_path / "deep" / "cache")
     shelf = store.shelf("model", "mean")
-    assert shelf.get(KEYS[0]) is None
+    shelf.put({})
+    assert not shelf.folder.exists()  # no file for nothing
+    assert shelf.get(KEYS) == {}
     arrays = [np.float32([[1e-30, np.pi]]), np.arange(6, dtype=np.float32).reshape(3, 2), np.float32([[1, 2]])]
-    shelf.put(KEYS[:3], arrays)
-    shelf.put(KEYS[3:4], [np.full((2, 2), 7, np.float32)])
+    first = dict(zip(KEYS, arrays, strict=False))
+    shelf.put(first)
+    shelf.put({KEYS[3]: np.full((2, 2), 7, np.float32)})
     for again in (shelf, Store(store.folder).shelf("model", "mean")):
-        for key, array in zip(KEYS, arrays, strict=False):
-            found = again.get(key)
-            assert found is not None
-            assert found.dtype == np.float32
-            np.testing.assert_array_equal(found, array)
-        assert again.get(KEYS[3]) is not None
-        assert again.get(KEYS[4]) is None
-    assert store.shelf("model", "class").get(KEYS[0]) is None
-    assert store.shelf("modelmean", "").get(KEYS[0]) is None
+        found = again.get(KEYS)
+        assert found.keys() == set(KEYS[:4])
+        for key, array in first.items():
+            assert found[key].dtype == np.float32
+            np.testing.assert_array_equal(found[key], array)
+    assert store.shelf("model", "class").get(KEYS) == {}
+    assert store.shelf("modelmean", "").get(KEYS) == {}
     assert store.size() == sum(path.stat().st_size for path in shelf.folder.iterdir())
     assert len(list(shelf.folder.iterdir())) == 2
+    tokens = store.shelf("tokens")
+    tokens.put({KEYS[0]: np.ones((4, 2), np.float16)})
+    assert held(tokens, KEYS[0]).dtype == np.float16
 
 
-def test_tokens_keep_their_type_and_no_file_is_written_for_nothing(tmp_path: Path) -> None:
-    shelf = Store(tmp_path).shelf("tokens")
-    shelf.put([], [])
-    assert not shelf.folder.exists()
-    shelf.put(KEYS[:1], [np.ones((4, 2), np.float16)])
-    found = shelf.get(KEYS[0])
-    assert found is not None
-    assert found.dtype == np.float16
-
-
-def test_more_files_than_are_held_open(tmp_path: Path) -> None:
+def test_arrays_of_many_files(tmp_path: Path) -> None:
     store = Store(tmp_path)
     keys = [key_of(str(i)) for i in range(30)]
     for i, key in enumerate(keys):
-        store.shelf("a").put([key], [np.full((1, 2), i, np.float32)])
-    shelf = store.shelf("a")
-    for i in np.random.default_rng(0).permutation(30):
-        found = shelf.get(keys[i])
-        assert found is not None
-        assert found[0, 0] == i
+        store.shelf("a").put({key: np.full((1, 2), i, np.float32)})
+    found = store.shelf("a").get(keys[::-1])
+    assert [found[key][0, 0] for key in keys] == list(range(30))
 
 
 def test_names_depend_on_every_fact_and_on_where_one_ends() -> None:
@@ -80,38 +76,37 @@ def test_names_depend_on_every_fact_and_on_where_one_ends() -> None:
 def test_a_damaged_file_is_none_and_is_removed(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     store = Store(tmp_path)
     shelf = store.shelf("a")
-    shelf.put(KEYS[:2], [ONE, ONE])
+    shelf.put({KEYS[0]: ONE, KEYS[1]: ONE})
     before = store.shelf("a")  # has read the keys while the file was whole
     path = only(shelf)
     path.write_bytes(damage(path.read_bytes()))
-    assert before.get(KEYS[0]) is None
-    assert before.get(KEYS[1]) is None
+    assert before.get(KEYS[:2]) == {}
     assert not path.exists()
-    assert store.shelf("a").get(KEYS[0]) is None
+    assert store.shelf("a").get(KEYS[:2]) == {}
 
 
 def test_what_was_not_used_for_longest_makes_room(tmp_path: Path) -> None:
     store = Store(tmp_path, limit_gb=35e-6)
     for age, key in enumerate(KEYS[:3]):
         shelf = store.shelf(key.hex())
-        shelf.put([key], [ONE])
+        shelf.put({key: ONE})
         os.utime(only(shelf), (age, age))
-    assert store.shelf(KEYS[0].hex()).get(KEYS[0]) is not None  # used now
-    store.shelf(KEYS[3].hex()).put([KEYS[3]], [ONE])
-    assert [store.shelf(key.hex()).get(key) is not None for key in KEYS] == [True, False, True, True, False]
+    assert held(store.shelf(KEYS[0].hex()), KEYS[0]) is not None  # used now
+    store.shelf(KEYS[3].hex()).put({KEYS[3]: ONE})
+    assert [held(store.shelf(key.hex()), key) is not None for key in KEYS] == [True, False, True, True, False]
     assert store.size() < store.limit
     again = Store(tmp_path, limit_gb=35e-6)  # knows what is there
     for key in (KEYS[4], KEYS[1]):
-        again.shelf(key.hex()).put([key], [ONE])
+        again.shelf(key.hex()).put({key: ONE})
     assert again.size() < again.limit
-    assert again.shelf(KEYS[1].hex()).get(KEYS[1]) is not None
+    assert held(again.shelf(KEYS[1].hex()), KEYS[1]) is not None
 
 
 def test_what_is_larger_than_the_limit_is_not_kept(tmp_path: Path) -> None:
     store = Store(tmp_path, limit_gb=1e-6)
     shelf = store.shelf("a")
-    shelf.put(KEYS[:1], [ONE])
-    assert shelf.get(KEYS[0]) is None
+    shelf.put({KEYS[0]: ONE})
+    assert shelf.get(KEYS) == {}
     assert not store.trouble
 
 
@@ -125,17 +120,17 @@ def test_a_full_disk_ends_the_keeping_and_leaves_nothing_half_written(
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "replace", full)
-        store.shelf("a").put(KEYS[:1], [ONE])
+        store.shelf("a").put({KEYS[0]: ONE})
     assert store.trouble == os.strerror(errno.ENOSPC)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
-    store.shelf("a").put(KEYS[1:2], [ONE])
+    store.shelf("a").put({KEYS[1]: ONE})
     assert store.size() == 0
 
 
 def test_drafts_of_killed_writers_are_removed(tmp_path: Path) -> None:
     store = Store(tmp_path)
     shelf = store.shelf("a")
-    shelf.put(KEYS[:1], [ONE])
+    shelf.put({KEYS[0]: ONE})
     whole = only(shelf).stat().st_size
     fresh = atomic.draft_of(shelf.folder / "x.safetensors")
     old = fresh.with_name(fresh.name.replace(f".{os.getpid()}-", ".999999999-"))
@@ -144,7 +139,7 @@ def test_drafts_of_killed_writers_are_removed(tmp_path: Path) -> None:
     assert store.size() == whole
     assert not old.exists()
     assert fresh.exists()
-    assert store.shelf("a").get(KEYS[0]) is not None
+    assert held(store.shelf("a"), KEYS[0]) is not None
 
 
 def test_which_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,7 +98,7 @@ def listed(tones: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
 
 
 def read(model: AudioModel, clips: Any, kinds: tuple[str, ...] = KINDS, **how: Any) -> Collected:
-    found = collect(clips, {"m": feature_readers.FeatureRequest(feature_readers.EncoderReader(model), kinds)}, **how)
+    found = collect(clips, {"m": feature_readers.EncoderReader(model, kinds)}, **how)
     assert found is not None
     return found
 
@@ -193,8 +193,7 @@ def test_what_makes_another_entry(model: AudioModel, tones: Path, tmp_path: Path
     store = Store(tmp_path / "cache")
 
     def cached(model: AudioModel = model, clip: Clip = clip, **how: Any) -> int:
-        wanted = {"m": feature_readers.FeatureRequest(feature_readers.EncoderReader(model, **how), ("mean",))}
-        found = collect([clip], wanted, store=store)
+        found = collect([clip], {"m": feature_readers.EncoderReader(model, ("mean",), **how)}, store=store)
         assert found is not None
         return found.cached
 
@@ -258,12 +257,8 @@ def test_features_that_are_not_finite_name_the_clip(model: AudioModel, tmp_path:
 def test_order_in_time_needs_one_length(model: AudioModel, listed: Callable[[str], Catalogue]) -> None:
     with pytest.raises(AsitError, match=r"mel-mean features of .* the clips have different lengths"):
         read(model, listed("all.csv"), ("mel-mean",))
-    wanted = {
-        "m": feature_readers.FeatureRequest(
-            feature_readers.EncoderReader(model, seconds=0.5), ("mel-mean", "time-mean")
-        )
-    }
-    found = collect(listed("all.csv"), wanted)
+    reader = feature_readers.EncoderReader(model, ("mel-mean", "time-mean"), seconds=0.5)
+    found = collect(listed("all.csv"), {"m": reader})
     assert found is not None
     columns = model.front_end.frames_for(round(0.5 * RATE)) // 16
     assert found.vectors["m"]["mel-mean"].shape == (72, columns * 32)
@@ -273,11 +268,8 @@ def test_order_in_time_needs_one_length(model: AudioModel, listed: Callable[[str
 def test_log_mel_statistics(model: AudioModel, tmp_path: Path) -> None:
     for name, seconds in (("a", 0.7), ("b", 0.01)):
         tone(tmp_path / f"{name}.wav", 400, seconds, 0)
-    wanted = {
-        "m": feature_readers.FeatureRequest(feature_readers.LogMelReader(model.front_end), (feature_readers.LOG_MEL,))
-    }
     clips = [Clip(str(tmp_path / "a.wav"), 0.7, RATE, 1), Clip(str(tmp_path / "b.wav"), 0.01, RATE, 1)]
-    found = collect(clips, wanted)
+    found = collect(clips, {"m": feature_readers.LogMelReader(model.front_end)})
     assert found is not None
     waveform = torch.from_numpy(soundfile.read(tmp_path / "a.wav", dtype="float32")[0])[None]
     logmel = model.front_end.fbank(waveform)[0]

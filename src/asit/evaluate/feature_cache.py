@@ -12,8 +12,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,6 @@ SUFFIX = ".safetensors"
 LIMIT_GB = 20.0
 """Default limit of the folder's size."""
 _LOW = 0.9  # share of the limit that remains after deleting, so that this is rare
-
-_OPEN = 8  # files of a shelf that are kept in memory
 
 Array = npt.NDArray[Any]
 
@@ -139,7 +136,6 @@ class Shelf:
     def __init__(self, store: Store, folder: Path) -> None:
         self.store, self.folder = store, folder
         self._entries: dict[bytes, tuple[Path, int]] = {}
-        self._open: OrderedDict[Path, list[Array]] = OrderedDict()
         for path in sorted(folder.glob(f"*{SUFFIX}")):
             try:
                 with safetensors.safe_open(path, "numpy") as file:
@@ -148,32 +144,36 @@ class Shelf:
             except (OSError, safetensors.SafetensorError, *UNFIT):
                 self._remove(path)
 
-    def get(self, key: bytes) -> Array | None:
-        """Return the array of a key; None where there is none, or where its file is missing or damaged."""
-        entry = self._entries.get(key)
-        if entry is None:
-            return None
-        path, index = entry
-        if path not in self._open and not self._load(path):
-            self._entries = {key: (at, i) for key, (at, i) in self._entries.items() if at != path}
-            return None
-        self._open.move_to_end(path)
-        return self._open[path][index]
+    def get(self, keys: Iterable[bytes]) -> dict[bytes, Array]:
+        """Return the arrays of these keys; those whose file is missing or damaged are left out."""
+        by_file: dict[Path, list[tuple[bytes, int]]] = {}
+        for key in keys:
+            if key in self._entries:
+                path, index = self._entries[key]
+                by_file.setdefault(path, []).append((key, index))
+        out: dict[bytes, Array] = {}
+        for path, wanted in by_file.items():
+            arrays = self._load(path)
+            if arrays is None:
+                self._entries = {key: entry for key, entry in self._entries.items() if entry[0] != path}
+            else:
+                out.update({key: arrays[index] for key, index in wanted})
+        return out
 
-    def put(self, keys: Sequence[bytes], arrays: Sequence[Array]) -> None:
-        """Write arrays of one width, one for each key, into one file."""
-        if not keys:
+    def put(self, arrays: Mapping[bytes, Array]) -> None:
+        """Write arrays of one width by their keys, into one file."""
+        if not arrays:
             return
-        path = self.folder / f"{key_of(*(key.hex() for key in keys)).hex()}{SUFFIX}"
+        path = self.folder / f"{key_of(*(key.hex() for key in arrays)).hex()}{SUFFIX}"
         held = {
-            "keys": np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), -1),
-            "values": np.concatenate(arrays),
-            "counts": np.array([len(array) for array in arrays], np.int64),
+            "keys": np.frombuffer(b"".join(arrays), np.uint8).reshape(len(arrays), -1),
+            "values": np.concatenate(list(arrays.values())),
+            "counts": np.array([len(array) for array in arrays.values()], np.int64),
         }
         if self.store.write(path, held):
-            self._entries.update({key: (path, i) for i, key in enumerate(keys)})
+            self._entries.update({key: (path, i) for i, key in enumerate(arrays)})
 
-    def _load(self, path: Path) -> bool:
+    def _load(self, path: Path) -> list[Array] | None:
         try:
             held: dict[str, Array] = safetensors.numpy.load_file(path)
             found = np.split(held["values"], np.cumsum(held["counts"])[:-1])
@@ -182,13 +182,10 @@ class Shelf:
             fits = False
         if not fits:
             self._remove(path)
-            return False
+            return None
         with contextlib.suppress(OSError):
             os.utime(path)  # used now
-        self._open[path] = found
-        if len(self._open) > _OPEN:
-            self._open.popitem(last=False)
-        return True
+        return found
 
     @staticmethod
     def _remove(path: Path) -> None:

@@ -8,15 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from asit.audio.fbank import FrontEnd
-from asit.config import FrontEndSettings
 from asit.evaluate.pooling import Pooling, log_mel_statistics, pool
 from asit.model.audio_model import AudioModel
 from asit.model.vit import Encoder
@@ -35,42 +33,30 @@ Wave = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
 
 
-class Reader(Protocol):
-    """Turns a waveform (S,) at the front end's rate into one array (rows, width) for each kind; thread-safe.
-
-    `digest` names all that the numbers depend on except the waveform.
-    """
-
-    front_end: FrontEndSettings
-    digest: str
-
-    def __call__(self, wave: Wave, kinds: tuple[str, ...]) -> dict[str, Array]: ...
-
-
-@dataclass(frozen=True)
-class FeatureRequest:
-    """A reader, and the kinds of features to read."""
-
-    reader: Reader
-    kinds: tuple[str, ...]
-
-
 class EncoderReader:
-    """Reads the tokens of a frozen encoder, as `AudioModel.embed` returns them.
+    """Turns a waveform (S,) into one array (rows, width) for each kind of feature of a frozen encoder; thread-safe.
 
     Kinds are those of `asit.evaluate.pooling.pool`, which come with one row (time-mean: one for each band of mel
     patches, mel-mean: one for each column of time), and `TOKENS`, (P, D) float16, time-major.
 
     Args:
         model: on the device to run on.
+        kinds: to read.
         precision: arithmetic of the encoder.
         seconds: length that every clip is cut or padded to, in whole columns of patches; None: clips as they are.
+
+    Attributes:
+        digest: names all that the features depend on except the waveform.
     """
 
     def __init__(
-        self, model: AudioModel, precision: Literal["float32", "bf16"] = "float32", seconds: float | None = None
+        self,
+        model: AudioModel,
+        kinds: tuple[str, ...] = (),
+        precision: Literal["float32", "bf16"] = "float32",
+        seconds: float | None = None,
     ) -> None:
-        self.model, self.precision = model, precision
+        self.model, self.kinds, self.precision = model, kinds, precision
         self.front_end = model.front_end.settings
         self.samples = None if seconds is None else column_samples(model, seconds)
         facts = {
@@ -110,6 +96,8 @@ class LogMelReader:
         seconds: as `EncoderReader`, to the nearest sample.
     """
 
+    kinds: tuple[str, ...] = (LOG_MEL,)
+
     def __init__(self, front_end: FrontEnd, seconds: float | None = None) -> None:
         self.fbank, self.front_end = front_end, front_end.settings
         self.samples = None if seconds is None else round(seconds * front_end.settings.rate)
@@ -122,6 +110,9 @@ class LogMelReader:
         return dict.fromkeys(kinds, log_mel_statistics(self.fbank, sound).cpu().numpy())
 
 
+Reader = EncoderReader | LogMelReader
+
+
 def encoders(
     model: AudioModel,
     *,
@@ -131,7 +122,7 @@ def encoders(
     seed: int = 0,
     precision: Literal["float32", "bf16"] = "float32",
     seconds: float | None = None,
-) -> dict[str, FeatureRequest]:
+) -> dict[str, Reader]:
     """Return what to read for a comparison: the model, and with `baselines` the same untrained and log-mel statistics.
 
     Args:
@@ -143,12 +134,12 @@ def encoders(
     halves = {"class+mean": ("class", "mean")}
     kinds: list[str] = list(dict.fromkeys(kind for name in pooling for kind in halves.get(name, (name,))))
     every = tuple(kinds + [TOKENS] * tokens)
-    wanted = {MODEL: FeatureRequest(EncoderReader(model, precision, seconds), every)}
+    readers: dict[str, Reader] = {MODEL: EncoderReader(model, every, precision, seconds)}
     if baselines:
-        wanted[UNTRAINED] = FeatureRequest(EncoderReader(untrained(model, seed), precision, seconds), every)
+        readers[UNTRAINED] = EncoderReader(untrained(model, seed), every, precision, seconds)
         if pooling:
-            wanted[LOG_MEL_STATISTICS] = FeatureRequest(LogMelReader(model.front_end, seconds), (LOG_MEL,))
-    return wanted
+            readers[LOG_MEL_STATISTICS] = LogMelReader(model.front_end, seconds)
+    return readers
 
 
 def pooled(vectors: Mapping[str, npt.NDArray[np.float32]], kind: str) -> npt.NDArray[np.float32]:

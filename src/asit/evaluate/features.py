@@ -10,10 +10,11 @@ the cache. On one core clips of 10 s are as fast as in larger batches, clips of 
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from asit.data.loading.waveforms import read_clip
 from asit.data.shards import range_reader
 from asit.errors import AsitError, AudioError, CatalogueError
 from asit.evaluate.feature_cache import Shelf, Store, key_of
-from asit.evaluate.feature_readers import TOKENS, FeatureRequest
+from asit.evaluate.feature_readers import TOKENS, Reader
 from asit.io import storage
 from asit.progress import Counter
 from asit.runtime import World
@@ -65,20 +66,13 @@ Of = tuple[str, str]
 """A reader's name, and a kind of feature."""
 
 
-@dataclass
-class _BlockFeatures:
-    """Features of one block: one array for each clip that could be read, reader and kind."""
-
-    block: int
-    rows: list[int] = field(default_factory=list)  # numbers of the clips within the block
-    faults: dict[int, str] = field(default_factory=dict)
-    arrays: dict[Of, list[Array]] = field(default_factory=dict)
-    cached: int = 0
+_ClipFeatures = dict[Of, Array] | str
+"""Features of one clip, or why it cannot be read."""
 
 
 def collect(
     clips: Clips,
-    wanted: Mapping[str, FeatureRequest],
+    wanted: Mapping[str, Reader],
     *,
     store: Store | None = None,
     world: World | None = None,
@@ -89,7 +83,7 @@ def collect(
 
     Args:
         clips: N of them, in any order.
-        wanted: name -> reader and kinds; all readers take audio of one rate.
+        wanted: name -> reader of some kinds; all take audio of one rate.
         store: the cache; None: everything is computed.
         world: the processes that share the work; None: this one alone.
         bad_files: share of clips that may be unreadable; they are left out and listed.
@@ -104,16 +98,17 @@ def collect(
     world = world or World(0, 1, torch.device("cpu"), "")
     order, ends = blocks(clips)
     starts = [0, *ends[:-1]]
-    gathered = _Gathered(len(clips), clips, bad_files)
+    gathered = _Gathered(clips, bad_files)
     with _threads(world) as pool:
         reading = _Reading(wanted, store, pool)
 
-        def read(share: Sequence[int]) -> list[_BlockFeatures]:
-            return [reading.block(b, [clips[int(i)] for i in order[starts[b] : ends[b]]]) for b in share]
+        def read(share: Sequence[int]) -> list[tuple[int, list[_ClipFeatures], int]]:
+            return [(b, *reading.block([clips[int(i)] for i in order[starts[b] : ends[b]]])) for b in share]
 
         for parts in BlockRounds(world, range(len(ends))).run(read):
-            for found in sorted(itertools.chain.from_iterable(parts), key=lambda found: found.block):
-                gathered.take(found, order[starts[found.block] : ends[found.block]], world.main)
+            for b, found, cached in sorted(itertools.chain.from_iterable(parts), key=operator.itemgetter(0)):
+                gathered.cached += cached
+                gathered.take(order[starts[b] : ends[b]].tolist(), found, world.main)
             if progress is not None:
                 progress(gathered.done, len(clips), len(gathered.bad))
     return gathered.result(wanted) if world.main else None
@@ -145,53 +140,39 @@ def _threads(world: World) -> Iterator[ThreadPoolExecutor]:
 class _Reading:
     """Features of blocks of clips: what the cache has, and the rest computed and added to it."""
 
-    def __init__(self, wanted: Mapping[str, FeatureRequest], store: Store | None, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, wanted: Mapping[str, Reader], store: Store | None, pool: ThreadPoolExecutor) -> None:
         self.wanted, self.pool = wanted, pool
-        self.every: list[Of] = [(name, kind) for name, want in wanted.items() for kind in want.kinds]
+        self.every: list[Of] = [(name, kind) for name, reader in wanted.items() for kind in reader.kinds]
         self.shelves: dict[Of, Shelf] = {}
         self.stamps: dict[str, tuple[int, int]] = {}
         if store is not None:
-            self.shelves = {of: store.shelf(FORMAT, wanted[of[0]].reader.digest, of[1]) for of in self.every}
+            self.shelves = {of: store.shelf(FORMAT, wanted[of[0]].digest, of[1]) for of in self.every}
 
-    def block(self, number: int, clips: Sequence[Clip]) -> _BlockFeatures:
-        """Return the features of one block.
-
-        Raises:
-            AsitError: as `collect`.
-        """
-        out = _BlockFeatures(number, arrays={of: [] for of in self.every})
+    def block(self, clips: Sequence[Clip]) -> tuple[list[_ClipFeatures], int]:
+        """Return the features of each clip of a block, and how many were all in the cache."""
         keys = [_key(clip, self.stamps) for clip in clips] if self.shelves else []
         kept: list[dict[Of, Array]] = [{} for _ in clips]
         for of, shelf in self.shelves.items():
+            held = shelf.get(keys)
             for have, key in zip(kept, keys, strict=True):
-                if (array := shelf.get(key)) is not None:
-                    have[of] = array
+                if key in held:
+                    have[of] = held[key]
         missing = [[of for of in self.every if of not in have] for have in kept]
         lacking = (clip for clip, lack in zip(clips, missing, strict=True) if lack)
         stored = range_reader.fetch(place for clip in lacking if (place := _far(clip)) is not None)
-        fresh: dict[Of, dict[int, Array]] = {of: {} for of in self.every}
-        made = self.pool.map(self._clip, clips, missing, itertools.repeat(stored))
-        for row, (have, found) in enumerate(zip(kept, list(made), strict=True)):
-            if isinstance(found, str):
-                out.faults[row] = found
-                continue
-            out.cached += not found
-            out.rows.append(row)
-            for of in self.every:
-                if of in found:
-                    fresh[of][row] = found[of]
-                out.arrays[of].append(found[of] if of in found else have[of])
+        made = list(self.pool.map(self._clip, clips, missing, itertools.repeat(stored)))
         for of, shelf in self.shelves.items():
-            shelf.put([keys[row] for row in fresh[of]], list(fresh[of].values()))
-        return out
+            shelf.put(
+                {key: new[of] for key, new in zip(keys, made, strict=True) if isinstance(new, dict) and of in new}
+            )
+        found = [new if isinstance(new, str) else have | new for have, new in zip(kept, made, strict=True)]
+        return found, made.count({})
 
-    def _clip(
-        self, clip: Clip, missing: Sequence[Of], stored: Mapping[range_reader.ByteSpan, bytes]
-    ) -> dict[Of, Array] | str:
+    def _clip(self, clip: Clip, missing: Sequence[Of], stored: Mapping[range_reader.ByteSpan, bytes]) -> _ClipFeatures:
         """Return the missing features of one clip, which is read once; or why it cannot be read."""
         if not missing:
             return {}
-        settings = next(iter(self.wanted.values())).reader.front_end
+        settings = next(iter(self.wanted.values())).front_end
         try:
             wave = read_clip(clip, settings.rate, resampler=settings.resampler, found=stored)
         except AudioError as error:
@@ -200,7 +181,7 @@ class _Reading:
         for name in dict.fromkeys(name for name, _ in missing):
             kinds = tuple(kind for of, kind in missing if of == name)
             try:
-                read = self.wanted[name].reader(wave, kinds)
+                read = self.wanted[name](wave, kinds)
             except AudioError as error:  # of the model: the sound has been read
                 raise AsitError(f"{clip.path}: {error.found}", error.expected, error.remedy) from None
             for kind, array in read.items():
@@ -241,23 +222,28 @@ def _key(clip: Clip, stamps: dict[str, tuple[int, int]]) -> bytes:
 class _Gathered:
     """Tables of features, filled block by block."""
 
-    def __init__(self, count: int, clips: Clips, bad_files: float) -> None:
-        self.clips, self.allowed, self.share = clips, int(bad_files * count), bad_files
+    def __init__(self, clips: Clips, bad_files: float) -> None:
+        self.clips, self.allowed, self.share = clips, int(bad_files * len(clips)), bad_files
         self.done, self.cached = 0, 0
         self.bad: list[tuple[str, str]] = []
-        self.read = np.zeros(count, bool)
-        self.vectors: dict[tuple[str, str], npt.NDArray[np.float32]] = {}
+        self.read = np.zeros(len(clips), bool)
+        self.vectors: dict[Of, npt.NDArray[np.float32]] = {}
         self.tokens: dict[str, dict[int, npt.NDArray[np.float16]]] = {}
 
-    def take(self, found: _BlockFeatures, rows: npt.NDArray[np.int64], keep: bool) -> None:
-        """Add a block; `keep`: also its features, which only the main process needs.
+    def take(self, rows: Sequence[int], found: Sequence[_ClipFeatures], keep: bool) -> None:
+        """Add the clips of a block; `keep`: also their features, which only the main process needs.
 
         Raises:
             CatalogueError: too many clips that cannot be read.
         """
         self.done += len(rows)
-        self.cached += found.cached
-        self.bad += [(self.clips[int(rows[row])].path, reason) for row, reason in sorted(found.faults.items())]
+        for row, features in zip(rows, found, strict=True):
+            if isinstance(features, str):
+                self.bad.append((self.clips[row].path, features))
+            elif keep:
+                self.read[row] = True
+                for of, array in features.items():
+                    self._put(of, row, array)
         if len(self.bad) > self.allowed:
             reasons = "\n    ".join(reason for _, reason in self.bad[:3])
             raise CatalogueError(
@@ -265,30 +251,24 @@ class _Gathered:
                 f"at most {self.allowed} of {len(self.read)} (bad_files {self.share:g})",
                 "mend these files, leave them out, or raise --bad-files",
             )
-        if not keep:
-            return
-        indices = rows[found.rows] if found.rows else np.empty(0, np.int64)
-        self.read[indices] = True
-        for (name, kind), arrays in found.arrays.items():
-            if kind == TOKENS:
-                self.tokens.setdefault(name, {}).update(zip(indices.tolist(), arrays, strict=True))
-            elif arrays:
-                self._put(name, kind, indices, [array.reshape(-1) for array in arrays])
 
-    def _put(self, name: str, kind: str, indices: npt.NDArray[np.int64], arrays: Sequence[Array]) -> None:
-        if (name, kind) not in self.vectors:
-            self.vectors[name, kind] = np.empty((len(self.read), arrays[0].size), np.float32)
-        table = self.vectors[name, kind]
-        sizes = {array.size for array in arrays} | {table.shape[1]}
-        if len(sizes) > 1:
+    def _put(self, of: Of, row: int, array: Array) -> None:
+        name, kind = of
+        if kind == TOKENS:
+            self.tokens.setdefault(name, {})[row] = array
+            return
+        if of not in self.vectors:
+            self.vectors[of] = np.empty((len(self.read), array.size), np.float32)
+        table = self.vectors[of]
+        if array.size != table.shape[1]:
             raise AsitError(
-                f"{kind} features of {min(sizes)} to {max(sizes)} values: the clips have different lengths",
+                f"{kind} features of {table.shape[1]} and of {array.size} values: the clips have different lengths",
                 "clips of one length for features that keep the order in time",
                 "give a length that all clips are cut or padded to with --seconds, or choose another pooling",
             )
-        table[indices] = np.stack(arrays)
+        table[row] = array.reshape(-1)
 
-    def result(self, wanted: Mapping[str, FeatureRequest]) -> Collected:
+    def result(self, wanted: Mapping[str, Reader]) -> Collected:
         kept = np.flatnonzero(self.read)
         if not len(kept):
             raise CatalogueError(

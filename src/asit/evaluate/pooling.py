@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from asit.audio.fbank import FrontEnd
-from asit.errors import AsitError
 
 Pooling = Literal["class", "mean", "class+mean", "time-mean", "mel-mean", "mean+std"]
 
@@ -29,32 +28,15 @@ def pool(cls: Tensor, patches: Tensor, grid: tuple[int, int], kind: Pooling) -> 
             "time-mean": the mean over time for each mel patch, lowest band first, (R, mel * D);
             "mel-mean": the mean over mel for each time patch, earliest first, (R, time * D);
             "mean+std": mean and population standard deviation over all patches, (R, 2 D).
-
-    Raises:
-        AsitError: an unknown kind, or a grid whose product is not P.
     """
-    time, mel = grid
-    if patches.ndim != 3 or time * mel != patches.shape[1]:
-        raise AsitError(
-            f"patch tokens of shape {tuple(patches.shape)} with a grid of {time} x {mel}",
-            f"(rows, {time * mel}, width)",
-            "pass the grid that the encoder returned with these tokens",
-        )
     if kind == "class":
         return cls
+    if kind in ("time-mean", "mel-mean"):
+        return patches.unflatten(1, grid).mean(1 if kind == "time-mean" else 2).flatten(1)
+    mean = patches.mean(1)
     if kind == "mean":
-        return patches.mean(1)
-    if kind == "class+mean":
-        return torch.cat([cls, patches.mean(1)], 1)
-    if kind == "time-mean":
-        return patches.reshape(-1, time, mel, patches.shape[2]).mean(1).flatten(1)
-    if kind == "mel-mean":
-        return patches.reshape(-1, time, mel, patches.shape[2]).mean(2).flatten(1)
-    if kind == "mean+std":
-        return torch.cat([patches.mean(1), patches.std(1, correction=0)], 1)
-    raise AsitError(
-        f"pooling {kind!r}", "class, mean, class+mean, time-mean, mel-mean or mean+std", "choose one of these"
-    )
+        return mean
+    return torch.cat([cls, mean] if kind == "class+mean" else [mean, patches.std(1, correction=0)], 1)
 
 
 @torch.inference_mode()
