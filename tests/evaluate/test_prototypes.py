@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 
-from asit.errors import AsitError
-from asit.evaluate.prototypes import LabelledRows, PrototypeHead, PrototypeSettings, prototype_probe
+from asit.evaluate import prototypes
+from asit.evaluate.prototypes import LabelledRows, PrototypeHead, prototype_probe
 from asit.evaluate.ranking import average_precision
 from asit.evaluate.ridge import ridge_scores
 
 from .conftest import one_hot  # type: ignore[import-not-found]
 
-SHORT = PrototypeSettings(per_class=3, epochs=10, steps=150, most_epochs=40, batch=32)
+
+@pytest.fixture(autouse=True)
+def training(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """A short training; call it to change its constants."""
+
+    def change(**values: float) -> None:
+        for name, value in values.items():
+            monkeypatch.setattr(prototypes, name, value)
+
+    change(PER_CLASS=3, EPOCHS=10, STEPS=150, MOST_EPOCHS=40, BATCH=32)
+    return change
 
 
 def needles(n: int, seed: int, classes: int = 3, width: int = 12) -> tuple[list[np.ndarray], np.ndarray]:
@@ -57,9 +69,7 @@ def test_head_against_a_loop() -> None:
 def test_it_finds_what_the_mean_of_the_tokens_has_lost() -> None:
     clips, y = needles(400, 0)
     train, test = np.arange(300), np.arange(300, 400)
-    scored = prototype_probe(
-        clips, LabelledRows(train, one_hot(y[train], 3)), test, multi=False, seed=0, settings=SHORT
-    )
+    scored = prototype_probe(clips, LabelledRows(train, one_hot(y[train], 3)), test, multi=False, seed=0)
     means = np.stack([tokens.astype(np.float32).mean(0) for tokens in clips])
     linear = ridge_scores(means[train], one_hot(y[train], 3), means[test], criterion="accuracy", seed=0)
     accuracy = (scored.scores.argmax(1) == y[test]).mean()
@@ -72,16 +82,17 @@ def test_it_finds_what_the_mean_of_the_tokens_has_lost() -> None:
 def test_seeded_and_blind_to_the_test_side(no_global_draws: None) -> None:
     clips, y = needles(120, 1)
     train = LabelledRows(np.arange(80), one_hot(y[:80], 3))
-    one = prototype_probe(clips, train, np.arange(80, 120), multi=False, seed=4, settings=SHORT)
-    again = prototype_probe(clips, train, np.arange(80, 120), multi=False, seed=4, settings=SHORT)
-    fewer = prototype_probe(clips, train, np.arange(80, 90), multi=False, seed=4, settings=SHORT)
-    other = prototype_probe(clips, train, np.arange(80, 120), multi=False, seed=5, settings=SHORT)
+    one = prototype_probe(clips, train, np.arange(80, 120), multi=False, seed=4)
+    again = prototype_probe(clips, train, np.arange(80, 120), multi=False, seed=4)
+    fewer = prototype_probe(clips, train, np.arange(80, 90), multi=False, seed=4)
+    other = prototype_probe(clips, train, np.arange(80, 120), multi=False, seed=5)
     np.testing.assert_array_equal(one.scores, again.scores)
     np.testing.assert_allclose(one.scores[:10], fewer.scores, atol=1e-5)
     assert np.abs(one.scores - other.scores).max() > 1e-3
 
 
-def test_several_labels_by_binary_cross_entropy() -> None:
+def test_several_labels_by_binary_cross_entropy(training: Callable[..., None]) -> None:
+    training(PER_CLASS=4, STEPS=400, EPOCHS=20, MOST_EPOCHS=100, EARLY_STOPPING=0.5)
     first, a = needles(280, 2)
     second, b = needles(280, 3)
     clips = [np.concatenate(pair) for pair in zip(first, second, strict=True)]
@@ -94,7 +105,6 @@ def test_several_labels_by_binary_cross_entropy() -> None:
         multi=True,
         seed=0,
         validation=LabelledRows(np.arange(240, 280), targets[240:]),
-        settings=PrototypeSettings(per_class=4, steps=400, batch=32, early_stopping=0.5),
     )
     assert average_precision(scored.scores, targets[test]).mean() > 0.9
     assert scored.chosen_by == "loss on the validation split"
@@ -104,25 +114,18 @@ def test_few_clips_hold_none_out() -> None:
     clips, y = needles(30, 4)
     train = np.array([np.flatnonzero(y == c)[0] for c in range(3)])
     scored = prototype_probe(
-        clips, LabelledRows(train, np.eye(3, dtype=np.float32)), np.arange(30), multi=False, seed=0, settings=SHORT
+        clips, LabelledRows(train, np.eye(3, dtype=np.float32)), np.arange(30), multi=False, seed=0
     )
     assert scored.chosen_by == "all 40 epochs: too few clips to hold some out"
     assert scored.scores[train].argmax(1).tolist() == [0, 1, 2]
 
 
-def test_a_held_out_part_stops_what_cannot_be_learned() -> None:
+def test_a_held_out_part_stops_what_cannot_be_learned(training: Callable[..., None]) -> None:
+    training(EPOCHS=100, MOST_EPOCHS=100, EARLY_STOPPING=0.05)
     clips, y = needles(200, 5)
     noise = np.random.default_rng(0).permutation(y)
-    long = PrototypeSettings(per_class=3, epochs=100, most_epochs=100, batch=32, early_stopping=0.05)
     scored = prototype_probe(
-        clips, LabelledRows(np.arange(160), one_hot(noise[:160], 3)), np.arange(5), multi=False, seed=0, settings=long
+        clips, LabelledRows(np.arange(160), one_hot(noise[:160], 3)), np.arange(5), multi=False, seed=0
     )
     assert scored.regularisation is not None
     assert scored.regularisation < 50
-
-
-def test_no_clip_is_refused() -> None:
-    clips, _ = needles(3, 6)
-    empty = np.empty(0, np.int64)
-    with pytest.raises(AsitError, match="no clip to train"):
-        prototype_probe(clips, LabelledRows(empty, np.empty((0, 3), np.float32)), np.arange(3), multi=False, seed=0)

@@ -6,8 +6,6 @@ under the GPL-2: it is read from the installed wheel and never copied into this 
 
 from __future__ import annotations
 
-import csv
-import json
 import wave
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -56,33 +54,11 @@ _HEADER = ("path", "label", "split")
 
 
 @dataclass(frozen=True)
-class DemoDataset:
-    """A complete data set.
-
-    `train` and `test` are tables (path, label, split) of all clips of a split, `labelled` one of the labelled clips of
-    both; paths are relative to `root`. Clips of several instruments are in `train` alone, with an empty label. `facts`
-    are sentences about the split for the reader.
-    """
-
-    root: Path
-    train: Path
-    test: Path
-    labelled: Path
-    labels: tuple[str, ...]
-    facts: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Voice:
     """The zones of an instrument that one split uses; for drums each key is a sound of its own, without a pitch."""
 
-    zones: tuple[Zone, ...]
+    zones: list[Zone]
     drums: bool
-
-    @classmethod
-    def of(cls, zones: Sequence[Zone], program: tuple[int, int]) -> Voice | None:
-        """Make the voice of some zones of a program; None if there are none."""
-        return cls(tuple(zones), program[0] == DRUMS) if zones else None
 
     @property
     def recordings(self) -> set[int]:
@@ -105,41 +81,26 @@ class Voice:
         return nearest if distance(nearest) <= 4 else None
 
 
-class TrainTest(NamedTuple):
-    """An instrument's recordings for training, and its others for the test."""
-
-    train: Voice
-    test: Voice
-
-
-def split_recordings(
-    font: SoundFont, instruments: dict[str, tuple[int, int]] = INSTRUMENTS
-) -> tuple[dict[str, TrainTest], list[Voice], tuple[str, ...]]:
+def split_recordings(font: SoundFont) -> tuple[dict[str, tuple[Voice, Voice]], list[Voice], list[str]]:
     """Assign every recording of the bank to one split.
 
     Of each instrument's recordings, in the order of pitch, every third is for the test; a recording that an earlier
     instrument uses keeps its split. All other recordings of the bank may be used in unlabelled training mixtures.
 
     Returns:
-        label -> voices; the voices of mixtures; facts in sentences.
+        label -> voices for training and test; the voices of mixtures; facts in sentences.
     """
     usable = {program: _usable(font, font.zones(*program)) for program in sorted(font.programs)}
     is_test: dict[int, bool] = {}  # by recording
-    voices: dict[str, TrainTest] = {}
-    single = []
-    for label, program in instruments.items():
-        zones = usable.get(program, [])
-        recordings = sorted({z.sample: z for z in zones}.values(), key=lambda z: (z.low, z.sample))
-        for i, zone in enumerate(recordings):
+    voices: dict[str, tuple[Voice, Voice]] = {}
+    for label, program in INSTRUMENTS.items():
+        zones, drums = usable[program], program[0] == DRUMS
+        for i, zone in enumerate(sorted({z.sample: z for z in zones}.values(), key=lambda z: (z.low, z.sample))):
             is_test.setdefault(zone.sample, i % 3 == 1)
-        train = Voice.of([z for z in zones if not is_test[z.sample]], program)
-        test = Voice.of([z for z in zones if is_test[z.sample]], program)
-        if train and test:
-            voices[label] = TrainTest(train, test)
-        else:
-            single.append(label)
-    all_train = [Voice.of([z for z in zones if not is_test.get(z.sample)], p) for p, zones in usable.items()]
-    mixed = [voice for voice in all_train if voice]
+        train = Voice([zone for zone in zones if not is_test[zone.sample]], drums)
+        voices[label] = train, Voice([zone for zone in zones if is_test[zone.sample]], drums)
+    rest = {program: [z for z in zones if not is_test.get(z.sample)] for program, zones in usable.items()}
+    mixed = [Voice(zones, bank == DRUMS) for (bank, _), zones in rest.items() if zones]
     train_count, test_count = (len(set().union(*(pair[i].recordings for pair in voices.values()))) for i in range(2))
     alone = sum(len(voice.recordings) == 1 for voice in mixed)
     facts = [
@@ -148,9 +109,7 @@ def split_recordings(
         f"Unlabelled training mixtures use {len(mixed)} programs and drum kits of the bank, without the test's "
         f"recordings. {alone} of these have one recording, which cannot be split: they are in training only.",
     ]
-    if single:
-        facts.append(f"Without a label, since their recordings cannot be split: {', '.join(single)}.")
-    return voices, mixed, tuple(facts)
+    return voices, mixed, facts
 
 
 def _usable(font: SoundFont, zones: list[Zone]) -> list[Zone]:
@@ -171,53 +130,37 @@ def build_dataset(
     train_clips: int = 2000,
     test_clips: int = 480,
     mixed: float = 0.2,
-    progress: Callable[[int, int], None] | None = None,
-) -> DemoDataset:
-    """Build the data set, or return the complete one at `out` that was built with the same arguments.
+    progress: Callable[[int, int, int], None] | None = None,
+) -> list[str]:
+    """Build the data set, unless a complete one that was built with the same arguments is at `out`.
 
     Every clip has one instrument playing notes, a chord or a phrase (a pattern, for drums), with random start, level,
     spectral tilt and coloured noise; a share of the training clips has two or three instruments at once and no label.
     A clip is a function of (seed, split, index) and the arguments alone.
 
     Args:
-        out: the folder, written atomically: train/*.wav and test/*.wav (16 bit, mono), train.csv, test.csv,
-            labelled.csv and dataset.json.
+        out: the folder, written atomically: train/*.wav and test/*.wav (16 bit, mono), tables of all clips (train.csv,
+            test.csv) and of the labelled ones (labelled.csv) with path, label and split, and dataset.json.
         seed: of every draw.
         train_clips: training clips, mixtures included.
         test_clips: test clips, all labelled.
         mixed: share of the training clips that are mixtures.
-        progress: called with (clips rendered, clips in all).
+        progress: called with (clips rendered, clips in all, 0).
+
+    Returns:
+        Sentences about the split for the reader.
 
     Raises:
-        ConfigError: the bank is not installed; `out` holds something else, or another process is writing it; numbers
-            out of range.
+        ConfigError: the bank is not installed; `out` holds something else, or another process is writing it.
         AudioError: the bank is damaged.
     """
-    out = Path(out)
-    if min(train_clips, test_clips) < 1 or not 0 <= mixed < 1:
-        raise ConfigError(
-            f"train_clips={train_clips}, test_clips={test_clips}, mixed={mixed}",
-            "at least one clip in each split, mixed from 0 to below 1",
-            "change this value",
-        )
     font = SoundFont(bank_path())
-    recipe = {
-        "version": VERSION,
-        "bank": font.digest,
-        "seed": seed,
-        "train_clips": train_clips,
-        "test_clips": test_clips,
-        "mixed": mixed,
-        "seconds": SECONDS,
-        "rate": RATE,
-        "snr_db": list(SNR_DB),
-        "level_db": list(LEVEL_DB),
-        "tilt_db": TILT_DB,
-    }
+    sizes = {"train_clips": train_clips, "test_clips": test_clips, "mixed": mixed}
+    recipe = {"version": VERSION, "bank": font.digest, "seed": seed, **sizes}
     with lock.writing(out):
-        if (found := _existing(out, recipe)) is not None:
-            return found
         instruments, mixtures, facts = split_recordings(font)
+        if _is_complete(out, recipe):
+            return facts
         labels = tuple(instruments)
         first_mixture = train_clips - round(mixed * train_clips)
         with atomic.write_folder(out, overwrite=True, sync=False) as draft:
@@ -236,13 +179,12 @@ def build_dataset(
                     rows.append((f"{split}/{label or 'mixture'}_{i:05d}.wav", label, split))
                     _write_wav(draft / rows[-1][0], _render(font, voices, rng))
                     if progress:
-                        progress(len(rows), train_clips + test_clips)
+                        progress(len(rows), train_clips + test_clips, 0)
             write_csv(draft / "train.csv", [_HEADER, *rows[:train_clips]])
             write_csv(draft / "test.csv", [_HEADER, *rows[train_clips:]])
             write_csv(draft / "labelled.csv", [_HEADER, *[row for row in rows if row[1]]])
-            about = {"recipe": recipe, "labels": labels, "facts": facts}
-            (draft / "dataset.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
-        return _dataset(out, about)
+            atomic.write_json(draft / "dataset.json", {"recipe": recipe, "facts": facts})
+        return facts
 
 
 def _render(font: SoundFont, voices: Sequence[Voice], rng: np.random.Generator) -> npt.NDArray[np.int16]:
@@ -343,35 +285,22 @@ def _write_wav(path: Path, clip: npt.NDArray[np.int16]) -> None:
         file.writeframes(clip.astype("<i2").tobytes())
 
 
-def _dataset(out: Path, about: dict[str, Any]) -> DemoDataset:
-    tables = (out / "train.csv", out / "test.csv", out / "labelled.csv")
-    return DemoDataset(out, *tables, labels=tuple(about["labels"]), facts=tuple(about["facts"]))
-
-
-def _existing(out: Path, recipe: dict[str, Any]) -> DemoDataset | None:
-    """Return the data set at `out` if it is complete and of this recipe; None if one may be built there.
+def _is_complete(out: Path, recipe: dict[str, Any]) -> bool:
+    """Whether the data set at `out` is complete and of this recipe; False if one may be built there.
 
     Raises:
         ConfigError: something else is there; it is left alone.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return None
+        return False
     try:
-        about = parsing.from_json((out / "dataset.json").read_bytes())
-        same = about["recipe"] == recipe
-        found = _dataset(out, about)
+        same = parsing.from_json((out / "dataset.json").read_bytes())["recipe"] == recipe
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{out} exists and is no demo data set (dataset.json is missing or cannot be read)",
             "a new folder, an empty one, or a demo data set",
             "name another folder, or remove this one",
         ) from error
-    if not same or not all(table.is_file() for table in (found.train, found.test, found.labelled)):
-        return None
-    size = 2 * round(SECONDS * RATE)
-    for table in (found.train, found.test):
-        with table.open(newline="", encoding="utf-8") as file:
-            clips = [out / row["path"] for row in csv.DictReader(file)]
-        if any(not clip.is_file() or clip.stat().st_size < size for clip in clips):
-            return None
-    return found
+    clips = list(out.glob("t*/*.wav"))
+    complete = len(clips) == recipe["train_clips"] + recipe["test_clips"] and (out / "labelled.csv").is_file()
+    return same and complete and all(clip.stat().st_size >= 2 * round(SECONDS * RATE) for clip in clips)

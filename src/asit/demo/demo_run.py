@@ -42,16 +42,9 @@ def run_demo(out: Path, *, seed: int = 0, toy: bool = False) -> str:
         AsitError: the SoundFont is not installed, or pretraining was stopped.
     """
     train_clips, test_clips = (128, 64) if toy else (2000, 480)
-    progress = counter("rendering clips")
-    data = build_dataset(
-        out / "data",
-        seed=seed,
-        train_clips=train_clips,
-        test_clips=test_clips,
-        progress=lambda done, total: progress(done, total, 0),
-    )
-    run = out / "run"
-    own = {**(TOY if toy else RECIPE), "data": str(data.train.with_suffix("")), "out": str(run), "seed": seed}
+    data, run, show = out / "data", out / "run", counter("rendering clips")
+    facts = build_dataset(data, seed=seed, train_clips=train_clips, test_clips=test_clips, progress=show)
+    own = {**(TOY if toy else RECIPE), "data": str(data / "train"), "out": str(run), "seed": seed}
     settings = presets.build(PretrainSettings, PRESET, None, own)
     result = pretrain_run.pretrain(settings, resume=(run / run_dir.CONFIG).exists())
     if not result.finished:
@@ -59,7 +52,7 @@ def run_demo(out: Path, *, seed: int = 0, toy: bool = False) -> str:
             f"the demo was stopped at step {result.step} of {result.total}",
             remedy="run the same command again: it resumes from there",
         )
-    clips = labelled_clips(data.labelled, 1_000_000, seed)
+    clips = labelled_clips(data / "labelled.csv", 1_000_000, seed)
     scores = linear_probes(AudioModel.load(result.model), clips, seed=seed, baselines=True)
     compared = accuracies(scores)
     values, intervals = (
@@ -67,20 +60,20 @@ def run_demo(out: Path, *, seed: int = 0, toy: bool = False) -> str:
         for name in ("accuracy", "interval")
     )
     table = probe_table_html(values, intervals)
-    items = "".join(f"<li>{fact}</li>" for fact in data.facts)
+    items = "".join(f"<li>{fact}</li>" for fact in facts)
     section = (
         "<p>Linear probes on frozen features: which instrument plays? The pretrained encoder never saw a label; the "
         f"untrained one has the same architecture.</p>{table}<ul>{items}</ul>"
     )
     page = report(run, out / "report.html", sections=[("Pretrained against untrained", section)])
-    facts = "\n".join(data.facts)
-    return f"""{facts}
+    sentences = "\n".join(facts)
+    return f"""{sentences}
 
 {scores.text()}
 {"toy size: the comparison is not meaningful" if toy else _verdict(compared)}
 
 page:    {page}
-data:    {out / "data"}
+data:    {data}
 run:     {result.out}
 model:   {result.model}
 

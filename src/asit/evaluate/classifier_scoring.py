@@ -169,35 +169,24 @@ def score_classifier(
         CatalogueError: an unknown split or fold, labels that are no class of the model, too many unreadable clips.
     """
     assert model.head is not None
-    kind: Literal["single", "multi"] = "multi" if model.multi else "single"
-    labels = read_labels(catalogue, kind, model.classes, missing=settings.missing)
+    labels = read_labels(catalogue, "multi" if model.multi else "single", model.classes, missing=settings.missing)
     network = Classifier(model.encoder, model.head)
-    workers = loader_workers("auto", world)
-    step = model.training.get("step")
+    step, task = model.training.get("step"), str(catalogue.header.get("task") or "")
     groups = None if may_share_groups(catalogue, settings.shared_groups) else group_codes(catalogue)
     records = []
     for name, rows in _scored_rows(catalogue, settings).items():
         rows = rows[labels.known[rows]]
-        windows = Windows(
-            catalogue=catalogue,
-            rows=rows,
-            settings=model.front_end.settings,
-            frames=model.frames,
-            overlap=settings.overlap,
-            block=BLOCK,
-        )
         scorer = ClassifierScorer(
-            windows=windows,
+            windows=Windows(catalogue, rows, model.front_end.settings, model.frames, settings.overlap, BLOCK),
             multi=model.multi,
             world=world,
             precision=precision,
-            workers=workers,
+            workers=loader_workers("auto", world),
             keep=False,
             bad_files=settings.bad_files,
         )
         scored = scorer(network, len(labels.names), counter(f"scoring {name}", "clips"))
         if world.main:
-            task = str(catalogue.header.get("task") or "")
             header = RecordHeader(task, name, "model", step if isinstance(step, int) else None)
             records.append(result_record(scored, labels, catalogue, header, seed=settings.seed, groups=groups))
     return records

@@ -16,6 +16,7 @@ from asit.data.catalogue.catalogue import Catalogue
 from asit.data.catalogue.labels import Labels
 from asit.data.catalogue.splits import Splits, may_share_groups
 from asit.data.catalogue.stratified import subsample
+from asit.errors import CatalogueError
 from asit.evaluate.feature_readers import LOG_MEL, LOG_MEL_STATISTICS, MODEL, pooled
 from asit.evaluate.features import Collected
 from asit.evaluate.frozen_settings import FrozenSettings, Probe
@@ -27,18 +28,6 @@ from asit.evaluate.ridge import ProbeScores, ridge_scores
 from asit.runtime import World
 
 Rows = npt.NDArray[np.int64]
-
-
-class LabelAmount(NamedTuple):
-    """A part of the training labels: a share, or clips per class; neither: all."""
-
-    share: float | None = None
-    per_class: int | None = None
-
-    def text(self) -> str:
-        if self.per_class is not None:
-            return f"{self.per_class} a class"
-        return "all" if self.share is None else f"{100 * self.share:g} %"
 
 
 class ScoredProbe(NamedTuple):
@@ -77,31 +66,48 @@ class ProbeScorer:
         Args:
             fold: name of the fold that the test split is; None: of the catalogue's splits.
             splits: rows of the catalogue.
+
+        Raises:
+            CatalogueError: no training clip could be read.
         """
         settings = self.settings
         train, validation, test = (rows[self.index[rows] >= 0] for _, rows in splits.items())
-        amounts = [
-            *(LabelAmount(share=x) for x in settings.shares),
-            *(LabelAmount(None, x) for x in settings.per_class),
-        ]
-        for amount in amounts or [LabelAmount()]:
-            for seed in range(settings.seed, settings.seed + settings.seeds):
-                part = train
-                if amount != LabelAmount():
-                    part = subsample(self.labels, train, share=amount.share, per_class=amount.per_class, seed=seed)
-                for which in self._probes():
-                    scored = self._score(which, part, validation, test, seed)
-                    yield {
-                        **self._record(which, scored, test, len(splits.test) - len(test), fold),
-                        **which._asdict(),
-                        "fold": fold,
-                        "labels": amount.text(),
-                        "train_clips": len(part),
-                        "seed": seed,
-                        "regularisation": scored.regularisation,
-                        "chosen_by": scored.chosen_by,
-                        "unseen_classes": list(splits.unseen),
-                    }
+        if not len(train):
+            raise CatalogueError("no training clip can be read", "at least one", "mend these files")
+        unreadable = [""] * (len(splits.test) - len(test))
+        task, split = str(self.catalogue.header.get("task") or ""), "test" if fold is None else f"fold {fold}"
+        for labels, part, seed in self._parts(train):
+            for which in self._probes():
+                scored = self._score(which, part, validation, test, seed)
+                weights = f"{which.probe} probe, {which.features}" + f", {which.encoder}" * (which.encoder != MODEL)
+                header = RecordHeader(task, split, weights, None)
+                scores = ClipScores(test, scored.scores, unreadable)
+                yield {
+                    **result_record(
+                        scores, self.labels, self.catalogue, header, seed=settings.seed, groups=self.groups
+                    ),
+                    **which._asdict(),
+                    "fold": fold,
+                    "labels": labels,
+                    "train_clips": len(part),
+                    "seed": seed,
+                    "regularisation": scored.regularisation,
+                    "chosen_by": scored.chosen_by,
+                    "unseen_classes": list(splits.unseen),
+                }
+
+    def _parts(self, train: Rows) -> Iterator[tuple[str, Rows, int]]:
+        """Yield the name and the rows of each part of the training labels, for each seed."""
+        settings = self.settings
+        seeds = range(settings.seed, settings.seed + settings.seeds)
+        if not settings.shares and not settings.per_class:
+            yield from (("all", train, seed) for seed in seeds)
+        for share in settings.shares:
+            for seed in seeds:
+                yield f"{100 * share:g} %", subsample(self.labels, train, share=share, seed=seed), seed
+        for count in settings.per_class:
+            for seed in seeds:
+                yield f"{count} a class", subsample(self.labels, train, per_class=count, seed=seed), seed
 
     def _probes(self) -> Iterator[ScoredProbe]:
         for encoder in self.found.vectors:
@@ -113,30 +119,32 @@ class ProbeScorer:
                 yield ScoredProbe(encoder, "patch tokens", "prototype")
 
     def _score(self, which: ScoredProbe, train: Rows, validation: Rows, test: Rows, seed: int) -> ProbeScores:
-        targets, multi = self.labels.matrix(train), self.labels.multi
-        validation_targets = self.labels.matrix(validation) if len(validation) else None
+        multi, index = self.labels.multi, self.index
+        targets, held_targets = self.labels.matrix(train), self.labels.matrix(validation)
         if which.probe == "prototype":
-            tokens, index = self.found.tokens[which.encoder], self.index
-            chooser = None if validation_targets is None else LabelledRows(index[validation], validation_targets)
-            labelled = LabelledRows(index[train], targets)
             return prototype_probe(
-                tokens, labelled, index[test], multi=multi, seed=seed, validation=chooser, device=self.device
+                self.found.tokens[which.encoder],
+                LabelledRows(index[train], targets),
+                index[test],
+                multi=multi,
+                seed=seed,
+                validation=LabelledRows(index[validation], held_targets) if len(validation) else None,
+                device=self.device,
             )
         key = which.encoder, which.features
         if self._table is None or self._table[0] != key:
             self._table = key, pooled(self.found.vectors[which.encoder], which.features)
         table = self._table[1]
-        x, test_x = table[self.index[train]], table[self.index[test]]
         if which.probe == "knn":
-            return knn_scores(x, targets, test_x)
+            return knn_scores(table[index[train]], targets, table[index[test]])
         return ridge_scores(
-            x,
+            table[index[train]],
             targets,
-            test_x,
+            table[index[test]],
             criterion="mAP" if multi else "accuracy",
             seed=seed,
             groups=self._fold_groups(train, targets),
-            validation=None if validation_targets is None else (table[self.index[validation]], validation_targets),
+            validation=(table[index[validation]], held_targets) if len(validation) else None,
         )
 
     def _fold_groups(self, train: Rows, targets: npt.NDArray[np.float32]) -> Rows | None:
@@ -146,18 +154,6 @@ class ProbeScorer:
         groups = np.unique(self.groups[train], return_inverse=True)[1]
         counts = [np.unique(groups[targets[:, c] > 0]).size for c in range(targets.shape[1])]
         return groups if min((count for count in counts if count), default=0) > 1 else None
-
-    def _record(
-        self, which: ScoredProbe, scored: ProbeScores, test: Rows, unreadable: int, fold: str | None
-    ) -> dict[str, Any]:
-        header = RecordHeader(
-            task=str(self.catalogue.header.get("task") or ""),
-            split="test" if fold is None else f"fold {fold}",
-            weights=f"{which.probe} probe, {which.features}" + ("" if which.encoder == MODEL else f", {which.encoder}"),
-            step=None,
-        )
-        scores = ClipScores(test, scored.scores, [""] * unreadable)
-        return result_record(scores, self.labels, self.catalogue, header, seed=self.settings.seed, groups=self.groups)
 
 
 @dataclass(frozen=True)
@@ -212,8 +208,8 @@ class FrozenScores:
         seeds: dict[int, list[float]] = {}
         for record in group:
             seeds.setdefault(record["seed"], []).append(record["metrics"][self.metric]["value"])
-        values = [float(np.mean(of)) for of in seeds.values()] if len(seeds) > 1 else next(iter(seeds.values()))
-        return fold_summary(values)
+        first, *others = seeds.values()
+        return fold_summary([float(np.mean(of)) for of in (first, *others)] if others else first)
 
     def _cell(self, group: list[dict[str, Any]]) -> str:
         over = self._mean(group)

@@ -80,22 +80,15 @@ class FrozenSettings(FeatureSettings):
             raise ConfigError(
                 "shares and per-class were both given", "one of the two", "run it twice: features come from the cache"
             )
-        wrong = [share for share in self.shares if not 0 < share <= 1] + [
-            count for count in self.per_class if count < 1
-        ]
+        wrong = [f"{share:g}" for share in self.shares if not 0 < share <= 1]
+        wrong += [str(count) for count in self.per_class if count < 1]
         if wrong:
-            raise ConfigError(
-                f"parts of the labels: {', '.join(f'{value:g}' for value in wrong)}",
-                "shares above 0 up to 1, or clips of each class from 1",
-                "change these",
-            )
+            expected = "shares above 0 up to 1, or clips of each class from 1"
+            raise ConfigError(f"parts of the labels: {', '.join(wrong)}", expected, "change these")
         few_clips = self.clips is not None and self.clips < 2
         if self.seeds < 1 or few_clips or (self.seconds is not None and self.seconds <= 0):
-            raise ConfigError(
-                f"seeds {self.seeds}, clips {self.clips}, seconds {self.seconds}",
-                "at least one seed, two clips in a split, a length above 0",
-                "change these",
-            )
+            found = f"seeds {self.seeds}, clips {self.clips}, seconds {self.seconds}"
+            raise ConfigError(found, "at least one seed, two clips in a split, a length above 0", "change these")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -32,41 +31,21 @@ Tokens = Sequence[NDArray[np.float16]]
 _MOMENT_TOKENS = 200_000  # tokens that mean and deviation are computed on
 
 
-@dataclass(frozen=True)
-class PrototypeSettings:
-    """Training of the probe.
-
-    The defaults were chosen on 40 Arabic words at 5, 13 and 130 clips per class, scored on speakers held out of the
-    training split: 5 prototypes per class did as well as 20, and a strong weight decay better than a weak one.
-
-    Attributes:
-        per_class: prototypes per class: K = per_class x C ...
-        most: ... up to this maximum.
-        lr: of Adam, falling to 0 along a cosine over all epochs.
-        weight_decay: of the linear layer, decoupled.
-        batch: clips per step.
-        epochs: minimum number of epochs; few labels are trained for more, ...
-        steps: ... up to this number of steps ...
-        most_epochs: ... or this number of epochs.
-        early_stopping: share of the epochs without a lower held-out loss after which training stops.
-        held_out: share of each class's training clips that choose the epoch where there is no validation split.
-    """
-
-    per_class: int = 5
-    most: int = 1024
-    lr: float = 0.003
-    weight_decay: float = 3.0
-    batch: int = 64
-    epochs: int = 20
-    steps: int = 1000
-    most_epochs: int = 100
-    early_stopping: float = 0.2
-    held_out: float = 0.2
-
-    def length(self, clips: int) -> int:
-        """Return the number of epochs for this many training clips."""
-        by_steps = -(-self.steps // -(-clips // self.batch))
-        return max(self.epochs, min(self.most_epochs, by_steps))
+# The training, chosen on 40 Arabic words at 5, 13 and 130 clips per class, scored on speakers held out of the training
+# split: 5 prototypes per class did as well as 20, and a strong weight decay better than a weak one.
+PER_CLASS, MOST = 5, 1024
+"""Prototypes: K = 5 x C, up to 1,024."""
+LR = 0.003
+"""Of Adam, falling to 0 along a cosine over all epochs."""
+WEIGHT_DECAY = 3.0
+"""Of the linear layer, decoupled."""
+BATCH = 64
+EPOCHS, STEPS, MOST_EPOCHS = 20, 1000, 100
+"""Minimum of epochs; few labels are trained for more, up to this number of steps or of epochs."""
+EARLY_STOPPING = 0.2
+"""Share of the epochs without a lower held-out loss after which training stops."""
+HELD_OUT = 0.2
+"""Share of each class's training clips that choose the epoch where there is no validation split."""
 
 
 class LabelledRows(NamedTuple):
@@ -112,7 +91,6 @@ def prototype_probe(
     multi: bool,
     seed: int,
     validation: LabelledRows | None = None,
-    settings: PrototypeSettings | None = None,
     device: torch.device | None = None,
 ) -> ProbeScores:
     """Train the probe on some clips and score others.
@@ -128,41 +106,37 @@ def prototype_probe(
         multi: whether clips have several labels.
         seed: of the held-out part, the first prototypes and the order of the clips.
         validation: clips to choose the epoch by.
-        settings: of the training.
         device: where to train; None: the CPU.
 
     Returns:
         Probabilities (m, C); the regularisation is the number of epochs.
 
     Raises:
-        AsitError: no training clip, or a loss that is not finite.
+        AsitError: a loss that is not finite.
     """
-    settings, device = settings or PrototypeSettings(), device or torch.device("cpu")
+    device = device or torch.device("cpu")
     rng = np.random.default_rng([seed, 2])
-    if not len(train.rows):
-        raise AsitError("no clip to train the prototype probe on", "at least one", "check the split")
     how = "the validation split"
     if validation is None:
-        mask = _held_out(train.targets, multi, settings.held_out, rng)
+        mask = _held_out(train.targets, multi, HELD_OUT, rng)
         train, validation, how = train.select(~mask), train.select(mask), "a part held out of the training split"
     classes = train.targets.shape[1]
-    count = min(settings.most, settings.per_class * classes)
-    head = _initial_head(tokens, train.rows, count, classes, rng).to(device)
-    epochs = settings.length(len(train.rows))
-    steps = -(-len(train.rows) // settings.batch) * epochs
+    head = _initial_head(tokens, train.rows, min(MOST, PER_CLASS * classes), classes, rng).to(device)
+    batches = -(-len(train.rows) // BATCH)
+    epochs = max(EPOCHS, min(MOST_EPOCHS, -(-STEPS // batches)))
     optimiser = torch.optim.AdamW(
         [
             {"params": [head.prototypes, head.bias], "weight_decay": 0.0},
-            {"params": [head.weight], "weight_decay": settings.weight_decay},
+            {"params": [head.weight], "weight_decay": WEIGHT_DECAY},
         ],
-        lr=settings.lr,
+        lr=LR,
     )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, batches * epochs)
     best, best_epoch, kept = np.inf, epochs, None
     for epoch in range(1, epochs + 1):
         head.train()
         order = rng.permutation(len(train.rows))
-        for rows in np.array_split(order, -(-len(order) // settings.batch)):
+        for rows in np.array_split(order, batches):
             loss = _loss(head(*_batch(tokens, train.rows[rows], device)), train.targets[rows], multi)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
@@ -172,15 +146,15 @@ def prototype_probe(
             raise AsitError(f"the prototype probe's loss is {float(loss)}", "a number", "look at the features")
         if not len(validation.rows):
             continue
-        logits = _logits(head, tokens, validation.rows, settings.batch, device)
+        logits = _logits(head, tokens, validation.rows, device)
         value = float(_loss(logits, validation.targets, multi))
         if value < best:
             best, best_epoch, kept = value, epoch, copy.deepcopy(head.state_dict())
-        elif epoch - best_epoch >= settings.early_stopping * epochs:
+        elif epoch - best_epoch >= EARLY_STOPPING * epochs:
             break
     if kept is not None:
         head.load_state_dict(kept)
-    logits = _logits(head, tokens, test, settings.batch, device)
+    logits = _logits(head, tokens, test, device)
     scores = (logits.sigmoid() if multi else logits.softmax(1)).cpu().numpy()
     chosen = f"loss on {how}" if len(validation.rows) else f"all {epochs} epochs: too few clips to hold some out"
     return ProbeScores(scores, float(best_epoch), chosen)
@@ -227,9 +201,9 @@ def _batch(tokens: Tokens, rows: NDArray[np.int64], device: torch.device) -> tup
 
 
 @torch.no_grad()
-def _logits(head: PrototypeHead, tokens: Tokens, rows: NDArray[np.int64], batch: int, device: torch.device) -> Tensor:
+def _logits(head: PrototypeHead, tokens: Tokens, rows: NDArray[np.int64], device: torch.device) -> Tensor:
     head.eval()
-    parts = [head(*_batch(tokens, rows[first : first + batch], device)) for first in range(0, len(rows), batch)]
+    parts = [head(*_batch(tokens, rows[first : first + BATCH], device)) for first in range(0, len(rows), BATCH)]
     return torch.cat(parts) if parts else torch.empty(0, len(head.bias), device=device)
 
 

@@ -114,20 +114,18 @@ def _mistakes(scored: ClipScores, labels: Labels, catalogue: Catalogue) -> list[
     score = scored.scores.max(1)
     wrong = np.flatnonzero(predicted != truth)
     worst = wrong[np.argsort(-score[wrong], kind="stable")[:MISTAKES]]
-    out = []
-    for i in worst.tolist():
-        clip = catalogue[int(scored.rows[i])]
-        out.append(
-            {
-                "path": clip.path,
-                "start": clip.start,
-                "seconds": clip.seconds,
-                "truth": labels.names[truth[i]],
-                "predicted": labels.names[predicted[i]],
-                "score": float(score[i]),
-            }
-        )
-    return out
+    clips = ((i, catalogue[int(scored.rows[i])]) for i in worst.tolist())
+    return [
+        {
+            "path": clip.path,
+            "start": clip.start,
+            "seconds": clip.seconds,
+            "truth": labels.names[truth[i]],
+            "predicted": labels.names[predicted[i]],
+            "score": float(score[i]),
+        }
+        for i, clip in clips
+    ]
 
 
 def save_scores(out: Path, name: str, scored: ClipScores, labels: Labels, catalogue: Catalogue) -> None:

@@ -48,12 +48,11 @@ def trials_from_labels(labels: ArrayLike, seed: int, most: int = MAX_TRIALS) -> 
     Raises:
         AsitError: one speaker only, no speaker with two clips, or `most` under 2.
     """
-    names = np.asarray(labels)
-    speakers, code = np.unique(names.astype(str) if names.dtype == object else names, return_inverse=True)
+    speakers, code = np.unique(np.asarray(labels), return_inverse=True)
     sizes = np.bincount(code, minlength=len(speakers))
     if len(speakers) < 2 or sizes.max() < 2 or most < 2:
         raise AsitError(
-            f"{names.size} clips of {len(speakers)} speakers, {int((sizes > 1).sum())} of them with two clips or more; "
+            f"{len(code)} clips of {len(speakers)} speakers, {int((sizes > 1).sum())} of them with two clips or more; "
             f"{most} trials at most",
             "two speakers, one of them with two clips, and room for a pair of the same and one of different speakers",
             "check the column that names the speaker",
@@ -129,17 +128,18 @@ def read_trials(path: Path, catalogue: Catalogue, root: str | None = None) -> Tr
     same: list[bool] = []
     names: list[str] = []
     for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        cells = line.split()
-        if len(cells) != 3 or cells[0] not in ("0", "1"):
-            raise CatalogueError(
-                f"{path}, line {number}: {line.strip()[:60]!r}",
-                "1 or 0 and two paths without white space",
-                "correct this line",
-            )
-        same.append(cells[0] == "1")
-        names += [os.path.normpath(local_files.locate(name, top)) for name in cells[1:]]
+        match line.split():
+            case []:
+                continue
+            case ["0" | "1" as kind, *paths] if len(paths) == 2:
+                same.append(kind == "1")
+                names += [os.path.normpath(local_files.locate(name, top)) for name in paths]
+            case _:
+                found, wanted = (
+                    f"{path}, line {number}: {line.strip()[:60]!r}",
+                    "1 or 0 and two paths without white space",
+                )
+                raise CatalogueError(found, wanted, "correct this line")
     if not same:
         raise CatalogueError(f"{path} holds no trials", "lines such as: 1 a.wav b.wav", "check the file")
     rows = {clip.path: i for i in range(len(catalogue)) if not (clip := catalogue[i]).start}

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from asit.data.catalogue.catalogue import Catalogue
 from asit.data.catalogue.labels import list_hash
-from asit.data.catalogue.splits import TRAIN, make_splits, rows_of_splits
+from asit.data.catalogue.splits import TRAIN, make_splits
 from asit.errors import CatalogueError
 from asit.evaluate.feature_cache import Store
 from asit.evaluate.feature_readers import LOG_MEL, LOG_MEL_STATISTICS, MODEL, POOLINGS, pooled
@@ -46,13 +46,11 @@ class VerificationScores:
             cells = [f"{m['value']:.4f}{bracketed(m['interval'])}" for m in record["metrics"].values()]
             lines.append([record["encoder"], record["features"], *cells])
         first = self.records[0]
-        return "\n".join(
-            [
-                *text_table(lines),
-                f"{first['trials']} trials, {first['same_trials']} of them of one {first['by']}, over {first['clips']} "
-                f"clips (list {first['list']}); in brackets the 95 % interval over {first['bootstrap']['unit']}s",
-            ]
+        legend = (
+            f"{first['trials']} trials, {first['same_trials']} of them of one {first['by']}, over {first['clips']} "
+            f"clips (list {first['list']}); in brackets the 95 % interval over {first['bootstrap']['unit']}s"
         )
+        return "\n".join([*text_table(lines), legend])
 
 
 def verify(
@@ -71,14 +69,10 @@ def verify(
     """
     choose("pooling", settings.pooling, POOLINGS)
     train, test = _splits(catalogue, settings)
-    speaker_of, by = _speakers(catalogue, settings)
-    listed: Trials | None = None
-    if settings.trials is not None:
-        listed = read_trials(Path(settings.trials), catalogue, settings.root)
-        scored = np.unique(np.concatenate([listed.first, listed.second]))
-    else:
-        assert speaker_of is not None
-        scored = test[_known(speaker_of, test)]
+    speakers, by = _speakers(catalogue, settings)
+    known = np.array([name is not None for name in speakers], bool)
+    listed = None if settings.trials is None else read_trials(Path(settings.trials), catalogue, settings.root)
+    scored = test[known[test]] if listed is None else np.unique(np.concatenate([listed.first, listed.second]))
     train = np.setdiff1d(train, scored)
     if len(train) > CENTRING_CLIPS:
         train = np.sort(np.random.default_rng([settings.seed, 4]).permutation(train)[:CENTRING_CLIPS])
@@ -91,14 +85,16 @@ def verify(
     unreadable = int((index[scored] < 0).sum())
     scored, train = scored[index[scored] >= 0], train[index[train] >= 0]
     if listed is not None:
-        trials = _readable(listed, index)
+        both = (index[listed.first] >= 0) & (index[listed.second] >= 0)
+        if not both.all():
+            log.warning("%d of %d trials have a clip that cannot be read and are left out", (~both).sum(), len(both))
+        trials = Trials(listed.first[both], listed.second[both], listed.same[both])
     else:
-        assert speaker_of is not None
-        drawn = trials_from_labels(speaker_of[scored], settings.seed, settings.most)
+        drawn = trials_from_labels(speakers[scored].astype(str), settings.seed, settings.most)
         trials = Trials(scored[drawn.first], scored[drawn.second], drawn.same)
-    speakers = None
-    if speaker_of is not None and _known(speaker_of, trials.first).all() and _known(speaker_of, trials.second).all():
-        speakers = (speaker_of[trials.first].astype(str), speaker_of[trials.second].astype(str))
+    pairs = None
+    if known[trials.first].all() and known[trials.second].all():
+        pairs = speakers[trials.first].astype(str), speakers[trials.second].astype(str)
     if not len(train):
         log.info("no training split: embeddings are compared without centring")
     records = []
@@ -122,17 +118,10 @@ def verify(
                     "features": kind,
                     "by": by,
                     "centred": bool(len(train)),
-                    **verification_metrics(cosines, trials.same, speakers=speakers, seed=settings.seed),
+                    **verification_metrics(cosines, trials.same, speakers=pairs, seed=settings.seed),
                 }
             )
     return VerificationScores(records)
-
-
-def _readable(trials: Trials, index: npt.NDArray[np.int64]) -> Trials:
-    both = (index[trials.first] >= 0) & (index[trials.second] >= 0)
-    if not both.all():
-        log.warning("%d of %d trials have a clip that cannot be read and are left out", (~both).sum(), len(both))
-    return Trials(trials.first[both], trials.second[both], trials.same[both])
 
 
 def _splits(
@@ -144,31 +133,28 @@ def _splits(
         return empty, np.arange(len(catalogue))
     test = empty
     if settings.trials is None:
-        test = rows_of_splits(catalogue, settings.test)
+        test = make_splits(catalogue, train=settings.test, validation=(), test=()).train
     try:
-        splits = make_splits(catalogue, train=settings.train, validation=settings.validation, test=settings.test)
-        return splits.train, test
+        train = make_splits(catalogue, train=settings.train, validation=settings.validation, test=settings.test).train
     except CatalogueError:
         if settings.train != TRAIN:  # named by the user
             raise
-        return empty, test
+        train = empty
+    return train, test
 
 
-def _speakers(catalogue: Catalogue, settings: VerificationSettings) -> tuple[npt.NDArray[np.object_] | None, str]:
-    """Return each clip's speaker (N,) and the column used; None where a list of trials needs none."""
-    column = (
-        "label" if settings.by == "label" or (settings.by == "auto" and catalogue.column("group") is None) else "group"
-    )
+def _speakers(catalogue: Catalogue, settings: VerificationSettings) -> tuple[npt.NDArray[np.object_], str]:
+    """Return each clip's speaker or None (N,), and the column used."""
+    column = settings.by
+    if column == "auto":
+        column = "label" if catalogue.column("group") is None else "group"
     if catalogue.column(column) is None:
         if settings.trials is not None and settings.by == "auto":
-            return None, "speaker"
-        raise CatalogueError(
-            f"the catalogue has no {column}s to verify by",
-            "a column group (or speaker), or label",
-            "add it, or give a list of trials with --trials",
-        )
-    return (catalogue.groups if column == "group" else catalogue.labels), column
-
-
-def _known(speaker_of: npt.NDArray[np.object_], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    return np.array([name is not None for name in speaker_of[rows]], bool)
+            column = "speaker"  # a list of trials needs no column
+        else:
+            raise CatalogueError(
+                f"the catalogue has no {column}s to verify by",
+                "a column group (or speaker), or label",
+                "add it, or give a list of trials with --trials",
+            )
+    return catalogue.texts(column), column
