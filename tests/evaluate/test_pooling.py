@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from asit.evaluate.pooling import log_mel_statistics, pool
+from asit.evaluate.feature_readers import log_mel_statistics, pool
 
 
 def test_pool_against_loops() -> None:

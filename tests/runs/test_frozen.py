@@ -98,7 +98,8 @@ def listed(tones: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
 
 
 def read(model: AudioModel, clips: Any, kinds: tuple[str, ...] = KINDS, **how: Any) -> Collected:
-    found = collect(clips, {"m": feature_readers.EncoderReader(model, kinds)}, **how)
+    listed = clips if isinstance(clips, Catalogue) else Catalogue.from_clips(clips)
+    found = collect(listed, {"m": feature_readers.EncoderReader(model, kinds)}, **how)
     assert found is not None
     return found
 
@@ -193,7 +194,9 @@ def test_what_makes_another_entry(model: AudioModel, tones: Path, tmp_path: Path
     store = Store(tmp_path / "cache")
 
     def cached(model: AudioModel = model, clip: Clip = clip, **how: Any) -> int:
-        found = collect([clip], {"m": feature_readers.EncoderReader(model, ("mean",), **how)}, store=store)
+        found = collect(
+            Catalogue.from_clips([clip]), {"m": feature_readers.EncoderReader(model, ("mean",), **how)}, store=store
+        )
         assert found is not None
         return found.cached
 
@@ -269,7 +272,7 @@ def test_log_mel_statistics(model: AudioModel, tmp_path: Path) -> None:
     for name, seconds in (("a", 0.7), ("b", 0.01)):
         tone(tmp_path / f"{name}.wav", 400, seconds, 0)
     clips = [Clip(str(tmp_path / "a.wav"), 0.7, RATE, 1), Clip(str(tmp_path / "b.wav"), 0.01, RATE, 1)]
-    found = collect(clips, {"m": feature_readers.LogMelReader(model.front_end)})
+    found = collect(Catalogue.from_clips(clips), {"m": feature_readers.LogMelReader(model.front_end)})
     assert found is not None
     waveform = torch.from_numpy(soundfile.read(tmp_path / "a.wav", dtype="float32")[0])[None]
     logmel = model.front_end.fbank(waveform)[0]

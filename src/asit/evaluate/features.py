@@ -40,9 +40,6 @@ FORMAT = "4"
 """Version of the cached features; 4: files with more audio than their headers promise are read to the end."""
 
 
-Clips = Catalogue | Sequence[Clip]
-
-
 @dataclass(frozen=True)
 class Collected:
     """Features of the clips that could be read.
@@ -71,7 +68,7 @@ _ClipFeatures = dict[Of, Array] | str
 
 
 def collect(
-    clips: Clips,
+    clips: Catalogue,
     wanted: Mapping[str, Reader],
     *,
     store: Store | None = None,
@@ -114,15 +111,10 @@ def collect(
     return gathered.result(wanted) if world.main else None
 
 
-def blocks(clips: Clips) -> tuple[npt.NDArray[np.int64], list[int]]:
+def blocks(clips: Catalogue) -> tuple[npt.NDArray[np.int64], list[int]]:
     """Return the order of the clips by path and start, and where blocks end in it."""
-    names, seconds = [], np.empty(len(clips))
-    for i in range(len(clips)):
-        clip = clips[i]
-        names.append((clip.path, clip.start))
-        seconds[i] = clip.seconds
-    order = np.array(sorted(range(len(names)), key=names.__getitem__), np.int64)
-    return order, block_ends(seconds[order].tolist(), MOST, LONGEST)
+    order = np.array(sorted(range(len(clips)), key=clips.ids().__getitem__), np.int64)
+    return order, block_ends(clips.seconds[order].tolist(), MOST, LONGEST)
 
 
 @contextmanager
@@ -184,14 +176,7 @@ class _Reading:
                 read = self.wanted[name](wave, kinds)
             except AudioError as error:  # of the model: the sound has been read
                 raise AsitError(f"{clip.path}: {error.found}", error.expected, error.remedy) from None
-            for kind, array in read.items():
-                if not np.isfinite(array).all():
-                    raise AsitError(
-                        f"{clip.path}: the {kind} features of {name} are NaN or infinite",
-                        "finite features",
-                        "look at that clip and at the weights; a diverged checkpoint gives NaN for every clip",
-                    )
-                out[name, kind] = array
+            out |= {(name, kind): array for kind, array in read.items()}
         return out
 
 
@@ -206,23 +191,23 @@ def _key(clip: Clip, stamps: dict[str, tuple[int, int]]) -> bytes:
     Args:
         stamps: fingerprints of the shards in object stores, each of which is requested once.
     """
-    if clip.shard is not None and storage.is_url(clip.shard):
+    if _far(clip) is not None:
+        assert clip.shard is not None
         if clip.shard not in stamps:
             stamps[clip.shard] = storage.fingerprint(clip.shard)
         file = f"{stamps[clip.shard]} {clip.offset} {clip.size}"
-        return key_of(clip.path, file, repr(clip.start), repr(clip.seconds))
-    try:
-        size, changed = storage.fingerprint(clip.shard or clip.path)
-        file = f"{size} {changed}"
-    except OSError:
-        file = "missing"
+    else:
+        try:
+            file = " ".join(map(str, storage.fingerprint(clip.shard or clip.path)))
+        except OSError:
+            file = "missing"
     return key_of(clip.path, file, repr(clip.start), repr(clip.seconds))
 
 
 class _Gathered:
     """Tables of features, filled block by block."""
 
-    def __init__(self, clips: Clips, bad_files: float) -> None:
+    def __init__(self, clips: Catalogue, bad_files: float) -> None:
         self.clips, self.allowed, self.share = clips, int(bad_files * len(clips)), bad_files
         self.done, self.cached = 0, 0
         self.bad: list[tuple[str, str]] = []

@@ -24,15 +24,15 @@ from asit.data.catalogue.stratified import subsample
 from asit.data.shards import tar_index
 from asit.errors import AsitError, CatalogueError, ConfigError
 from asit.evaluate.feature_cache import Store
-from asit.evaluate.feature_readers import encoders
+from asit.evaluate.feature_readers import Pooling, encoders
 from asit.evaluate.features import Collected, collect
 from asit.evaluate.frozen_scores import FrozenScores, ProbeScorer, Rows
 from asit.evaluate.frozen_settings import FeatureSettings, FrozenSettings
-from asit.evaluate.pooling import Pooling
 from asit.model.audio_model import AudioModel
 from asit.progress import counter
 from asit.runtime import World
 from asit.training import open_data, resources
+from asit.training.block_rounds import BlockRounds
 
 log = logging.getLogger(__name__)
 
@@ -50,18 +50,10 @@ def open_catalogue(data: str, model: AudioModel, world: World, *, bad_files: flo
     path = tar_index.index_of(data)
     if path is not None:
         return Catalogue.read(path)
-    found: Catalogue | AsitError | None = None
-    if world.main:
-        try:
-            wanted = open_data.CatalogueRequest(data, model.front_end.settings, bad_files, "folder")
-            found = open_data.catalogue(wanted, None)
-        except AsitError as error:
-            found = error
-    result = world.gather(found)[0]
-    if isinstance(result, AsitError):
-        raise result
-    assert isinstance(result, Catalogue)
-    return result
+    wanted = open_data.CatalogueRequest(data, model.front_end.settings, bad_files, "folder")
+    (found,) = BlockRounds(world, range(1)).run(lambda own: open_data.catalogue(wanted, None) if own else None)
+    assert found[0] is not None
+    return found[0]
 
 
 def evaluate_frozen(
@@ -182,12 +174,9 @@ def _checked_splits(catalogue: Catalogue, labels: Labels, settings: FrozenSettin
     if settings.unseen == "skip":
         splits = drop_unseen_classes(labels, splits)
     if not len(splits.test):
+        reason = "there are no splits and no folds" if catalogue.column("split") is None else "there is no test split"
         if splits.unseen:
             reason = f"no test clip is of a class with training clips ({', '.join(splits.unseen[:5])})"
-        elif catalogue.column("split") is None:
-            reason = "there are no splits and no folds"
-        else:
-            reason = "there is no test split"
         raise CatalogueError(
             f"no clip to score: {reason}",
             "clips of a split named test, or folds",

@@ -9,8 +9,7 @@ from typing import Literal, get_args
 
 from asit.data.catalogue.splits import TEST, TRAIN, VALIDATION
 from asit.errors import ConfigError
-from asit.evaluate.feature_readers import POOLINGS
-from asit.evaluate.pooling import Pooling
+from asit.evaluate.feature_readers import POOLINGS, Pooling
 from asit.evaluate.trials import MAX_TRIALS
 
 Probe = Literal["linear", "knn", "prototype"]
