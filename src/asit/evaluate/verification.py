@@ -145,7 +145,7 @@ def _splits(
 
 def _speakers(catalogue: Catalogue, settings: VerificationSettings) -> tuple[npt.NDArray[np.object_], str]:
     """Return each clip's speaker or None (N,), and the column used."""
-    column = settings.by
+    column: str = settings.by
     if column == "auto":
         column = "label" if catalogue.column("group") is None else "group"
     if catalogue.column(column) is None:
