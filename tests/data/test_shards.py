@@ -21,7 +21,7 @@ from asit.data.catalogue import scan
 from asit.data.catalogue.catalogue import Catalogue, Clip
 from asit.data.shards import encode as members
 from asit.data.shards import pack as shards
-from asit.data.shards import tar_writer, verify
+from asit.data.shards import verify
 from asit.data.shards.shard_plan import PackSettings
 from asit.errors import CatalogueError, ConfigError, StoreError, TrainingError
 from asit.io import storage
@@ -224,18 +224,6 @@ def test_missing_short_and_damaged_shards_are_named(sounds: Catalogue, tmp_path:
     first.unlink()
     with pytest.raises(CatalogueError, match=r"lists .*shard-000000.tar, which does not exist"):
         Catalogue.read(tmp_path / "out" / "index.jsonl")
-
-
-def test_a_full_disk_leaves_no_shard(sounds: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    way = tar_writer.ShardFormat(str(tmp_path / "out"), "original", RATE)
-    (tmp_path / "out").mkdir()
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(StoreError, match=r"shard-000000.tar cannot be written: the disk is full"):
-        tar_writer.write_shard("shard-000000.tar", [(0, "a.wav", sounds[0])], way, lambda: False)
-    assert not [*(tmp_path / "out").iterdir()]
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -68,7 +69,8 @@ def make(root: Path, lay: Lay, leave: tuple[str, ...] = (), end: str = "\n", mar
 
 
 def read(root: Path, **more: Any) -> corpora.Corpus:
-    return audioset.read(root, **{"expected": SMALL, "classes": 4, **more})
+    with mock.patch.multiple(audioset, EXPECTED=SMALL, CLASSES=4):
+        return audioset.read(root, **more)
 
 
 def paths(found: corpora.Corpus) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -40,8 +42,9 @@ def make(root: Path, lay: Lay, rows: list[str] | None = None, end: str = "\n", m
     return root
 
 
-def read(root: Path, **more: object) -> corpora.Corpus:
-    return esc50.read(root, **{"expected": SMALL, "classes": 2, **more})
+def read(root: Path, **more: Any) -> corpora.Corpus:
+    with mock.patch.multiple(esc50, EXPECTED=SMALL, CLASSES=2):
+        return esc50.read(root, **more)
 
 
 def test_complete(tmp_path: Path, lay: Lay) -> None:

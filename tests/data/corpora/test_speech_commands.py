@@ -9,6 +9,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -93,8 +94,9 @@ def v1(root: Path, lay: Lay, train: str = TOP, test: str = TOP_OF_TESTS) -> Path
     return root
 
 
-def read_v1(root: Path, **more: Any) -> corpora.Corpus:
-    return speech_commands.read_v1(root, **{"expected": V1, "words": WORDS, **more})
+def read_v1(root: Path, expected: dict[str, int] = V1, words: dict[str, int] = WORDS, **more: Any) -> corpora.Corpus:
+    with mock.patch.multiple(speech_commands, EXPECTED_V1=expected, WORDS_V1=words):
+        return speech_commands.read_v1(root, **more)
 
 
 def test_twelve_classes(tmp_path: Path, lay: Lay) -> None:
@@ -134,10 +136,9 @@ def test_silence_of_validation_is_fixed_and_inside_its_file(tmp_path: Path, lay:
     v1(tmp_path, lay)
     more = [f"up/3bdf05d3_nohash_{take}.wav" for take in range(398)]
     lay(tmp_path / "speech_commands_v0.01", more)
-    options = {"expected": {**V1, "validation": 401}, "words": {**WORDS, "up": 398}}
 
     def cuts(seed: int = 0) -> list[tuple[str, float, float]]:
-        rows = read_v1(tmp_path, seed=seed, **options).rows()
+        rows = read_v1(tmp_path, {**V1, "validation": 401}, {**WORDS, "up": 398}, seed=seed).rows()
         return [
             (row.path, row.start, row.end) for row in rows if row.label == "_silence_" and row.split == "validation"
         ]
@@ -207,12 +208,12 @@ def test_a_list_that_the_hash_contradicts_is_reported(tmp_path: Path, lay: Lay) 
 def test_words_of_the_other_version(tmp_path: Path, lay: Lay) -> None:
     v1(tmp_path, lay)
     lay(tmp_path / "speech_commands_v0.01", ["visual/59fe87e6_nohash_0.wav"])
-    with pytest.raises(CatalogueError, match="no word of speech-commands-v1: visual") as error:
+    with pytest.raises(CatalogueError, match="no class of speech-commands-v1: visual") as error:
         read_v1(tmp_path, incomplete=True)
     assert "asit catalogue speech-commands-v2" in str(error.value)
     lay(tmp_path / "speech_commands_test_set_v0.01", ["bed/59fe87e6_nohash_0.wav"])
     (tmp_path / "speech_commands_v0.01" / "visual" / "59fe87e6_nohash_0.wav").unlink()
-    with pytest.raises(CatalogueError, match="none of the twelve classes: bed"):
+    with pytest.raises(CatalogueError, match="no class of the test archive of speech-commands-v1: bed"):
         read_v1(tmp_path)
 
 
@@ -253,7 +254,8 @@ def v2(root: Path, lay: Lay) -> Path:
 
 
 def read_v2(root: Path, **more: Any) -> corpora.Corpus:
-    return speech_commands.read_v2(root, **{"expected": V2, "words": WORDS, **more})
+    with mock.patch.multiple(speech_commands, EXPECTED_V2=V2, WORDS_V2=WORDS):
+        return speech_commands.read_v2(root, **more)
 
 
 def test_version_two(tmp_path: Path, lay: Lay) -> None:

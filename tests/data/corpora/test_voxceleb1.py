@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -37,7 +38,8 @@ def make(root: Path, lay: Lay, where: Callable[[str], str] = "wav/{}".format, te
 
 
 def read(root: Path, **more: Any) -> corpora.Corpus:
-    return voxceleb1.read(root, **{"expected": SMALL, "speakers": 3, **more})
+    with mock.patch.multiple(voxceleb1, EXPECTED=SMALL, SPEAKERS=3):
+        return voxceleb1.read(root, **more)
 
 
 def halves(clip: str) -> str:

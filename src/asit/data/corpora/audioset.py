@@ -10,15 +10,12 @@ and the headers of its three lists (num_segs). No copy is complete, since videos
 from __future__ import annotations
 
 import csv
-import math
 import os
 import re
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-
-import numpy as np
-import numpy.typing as npt
+from dataclasses import dataclass, field
 
 from asit.data.catalogue.columns import Texts, encode
 from asit.data.catalogue.tables import TableRow
@@ -51,7 +48,6 @@ LISTS = {
 """The list of each split."""
 
 _INDEX = "class_labels_indices.csv"
-_BATCH = 1 << 16  # files matched together
 _ID = re.compile(r"[A-Za-z0-9_-]{11}")
 # After the video: nothing, a start, or a start and an end, in seconds or milliseconds.
 _TAIL = re.compile(r"(?:_(\d+(?:\.\d+)?)(?:[_-]\d+(?:\.\d+)?)?)?")
@@ -59,26 +55,29 @@ _HEADS = ("", "Y", "id_")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _NUM_SEGS = re.compile(r"num_segs=(\d+)")
 _SOFT = re.compile(r":\s*[\d.]+\s*$")
-_SPLITS = tuple(LISTS)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Segments:
-    """The lines of all lists, in order.
+    """The lines of all lists, in order; compact, since there are two million.
 
     Attributes:
-        ids: (N,) S11, the videos.
-        starts: (N,) float32, s.
-        splits: (N,) int8, index into _SPLITS.
-        codes: (N,) int32, index into texts.
+        ids: the videos, 11 bytes each.
+        first: video -> its first segment.
+        starts: s.
+        splits: codes of splits, by their order in LISTS.
+        codes: indices into texts.
         texts: label texts, names separated by ";".
+        clips: the index of each segment's clip, -1 if there is none.
     """
 
-    ids: npt.NDArray[np.bytes_]
-    starts: npt.NDArray[np.float32]
-    splits: npt.NDArray[np.int8]
-    codes: npt.NDArray[np.int32]
-    texts: list[str]
+    ids: bytearray = field(default_factory=bytearray)
+    first: dict[str, int] = field(default_factory=dict)
+    starts: array[float] = field(default_factory=lambda: array("f"))
+    splits: bytearray = field(default_factory=bytearray)
+    codes: array[int] = field(default_factory=lambda: array("i"))
+    texts: list[str] = field(default_factory=list)
+    clips: array[int] = field(default_factory=lambda: array("i"))
 
 
 def read(
@@ -86,8 +85,6 @@ def read(
     *,
     incomplete: bool = False,
     most_missing: float = 0.3,
-    expected: Mapping[str, int] = EXPECTED,
-    classes: int = CLASSES,
 ) -> Corpus:
     """Read the segments of the lists whose clips are anywhere below root, named by video.
 
@@ -100,8 +97,6 @@ def read(
         root: the folder that holds clips and lists.
         incomplete: accept a missing list, shorter lists, and more missing clips than `most_missing`.
         most_missing: largest share of a split's segments without a clip.
-        expected: segments of each list.
-        classes: number of classes.
 
     Raises:
         CatalogueError: a list or the class index is missing or damaged, or too many clips are missing.
@@ -112,7 +107,7 @@ def read(
     lists: dict[str, list[str]] = {name: [] for name in (*LISTS.values(), _INDEX)}
     clips = Texts.pack(encode(path) for path in _clips_of(walk(root), lists))
     index = _one(root, _INDEX, lists[_INDEX])
-    tables = {split: _one(root, LISTS[split], lists[LISTS[split]]) for split in expected}
+    tables = {split: _one(root, LISTS[split], lists[LISTS[split]]) for split in EXPECTED}
     absent = [LISTS[split] for split, table in tables.items() if table is None]
     if index is None or len(absent) == len(tables) or (absent and not incomplete):
         missing = absent if index else [*absent, _INDEX]
@@ -122,40 +117,39 @@ def read(
             "put them there (docs/tasks/audioset.md says where they come from)"
             + (f"; or {INCOMPLETE}" if index else ""),
         )
-    order, positions = _read_index(index, classes)
+    order, positions = _read_index(index)
     present = {split: table for split, table in tables.items() if table}
-    segments, short = _read_lists(present, positions, order, expected)
+    segments, short = _read_lists(present, positions, order)
     if short and not incomplete:
         raise CatalogueError(
             f"{root}: {'; '.join(short)}", "the complete lists", f"download them again; or {INCOMPLETE}"
         )
-    clip_of, notes = _match(clips, segments)
-    counts = np.bincount(segments.splits[clip_of >= 0], minlength=len(_SPLITS))
-    found = {split: int(counts[_SPLITS.index(split)]) for split in expected}
-    without = np.flatnonzero(clip_of < 0)
-    first = first_names([segments.ids[i].decode() for i in without[:FIRST].tolist()], len(without))
-    listed = np.bincount(segments.splits, minlength=len(_SPLITS))
-    shares = {split: (found[split], int(listed[_SPLITS.index(split)])) for split in present}
-    if not incomplete or not any(found.values()):
+    notes = _match(clips, segments)
+    listed = Counter(segments.splits)
+    had = Counter(code for code, clip in zip(segments.splits, segments.clips, strict=True) if clip >= 0)
+    counts = {split: (had[code], listed[code]) for code, split in enumerate(LISTS)}
+    without = [i for i, clip in enumerate(segments.clips) if clip < 0]
+    first = first_names([segments.ids[11 * i : 11 * i + 11].decode() for i in without[:FIRST]], len(without))
+    if not incomplete or not any(had.values()):
+        shares = {split: counts[split] for split in present}
         _refuse_missing(f"{root}, {len(clips):,} recordings", shares, most_missing, f"{first}{hints(root)}")
     notes = [f"there is no {name}: its split is left out" for name in absent] + short + notes
-    if len(without):
-        notes.append(f"{len(without):,} of {len(clip_of):,} segments have no clip: {first}")
+    if without:
+        notes.append(f"{len(without):,} of {len(segments.clips):,} segments have no clip: {first}")
+    splits = tuple(LISTS)
 
     def rows() -> Iterator[TableRow]:
-        for i in np.flatnonzero(clip_of >= 0).tolist():
-            path = os.path.join(root, clips[int(clip_of[i])])
-            yield TableRow(
-                path=path, label=segments.texts[int(segments.codes[i])], split=_SPLITS[int(segments.splits[i])]
-            )
+        for clip, code, split in zip(segments.clips, segments.codes, segments.splits, strict=True):
+            if clip >= 0:
+                yield TableRow(os.path.join(root, clips[clip]), label=segments.texts[code], split=splits[split])
 
     return Corpus(
         name="audioset",
         root=root,
         rows=rows,
         classes=order,
-        expected=expected,
-        found=found,
+        expected=EXPECTED,
+        found={split: found for split, (found, _) in counts.items()},
         missing=len(without),
         notes=tuple(notes),
     )
@@ -179,7 +173,7 @@ def _one(root: str, name: str, copies: list[str]) -> str | None:
     return full[0] if full else None
 
 
-def _read_index(path: str, count: int) -> tuple[tuple[str, ...], dict[str, int]]:
+def _read_index(path: str) -> tuple[tuple[str, ...], dict[str, int]]:
     """Return the display names in the official order, and the position of each label code among them."""
     order: list[str] = []
     positions: dict[str, int] = {}
@@ -193,44 +187,40 @@ def _read_index(path: str, count: int) -> tuple[tuple[str, ...], dict[str, int]]
             raise damaged(path, number, f"'{name}' cannot be a label: ';' separates labels, ':' a weight")
         positions[row["mid"]] = len(order)
         order.append(name)
-    if len(order) != count:
-        raise CatalogueError(f"{path} has {len(order):,} classes", f"{count:,}", "download it again")
+    if len(order) != CLASSES:
+        raise CatalogueError(f"{path} has {len(order):,} classes", f"{CLASSES:,}", "download it again")
     return tuple(order), positions
 
 
 def _read_lists(
-    tables: Mapping[str, str], positions: Mapping[str, int], order: tuple[str, ...], expected: Mapping[str, int]
+    tables: Mapping[str, str], positions: Mapping[str, int], order: tuple[str, ...]
 ) -> tuple[_Segments, list[str]]:
     """Return all segments, and notes on lists that are too short."""
-    ids, starts, splits, codes = bytearray(), array("f"), bytearray(), array("i")
+    found, short = _Segments(), []
     texts: dict[str, int] = {}  # label codes as listed -> code
-    short = []
-    for split, path in tables.items():
-        before, promised = len(codes), None
-        with open_list(path, "") as lines:
+    for code, split in enumerate(LISTS):
+        if split not in tables:
+            continue
+        before, promised = len(found.codes), None
+        with open_list(tables[split], "") as lines:
             for cells in csv.reader(lines, skipinitialspace=True):
                 if not cells or cells[0].startswith("#"):
                     promised = promised or _NUM_SEGS.search(",".join(cells))
                     continue
                 if len(cells) != 4 or not _ID.fullmatch(cells[0]) or not _NUMBER.fullmatch(cells[1]):
                     what = f"'{','.join(cells)[:60]}' is not VIDEO, start, end, \"labels\""
-                    raise damaged(path, f"segment {len(codes) - before + 1}", what)
-                ids += cells[0].encode()
-                starts.append(float(cells[1]))
-                codes.append(texts.setdefault(cells[3], len(texts)))
-        count = len(codes) - before
-        splits += bytes([_SPLITS.index(split)]) * count
-        if count != expected[split]:
+                    raise damaged(tables[split], f"segment {len(found.codes) - before + 1}", what)
+                found.first.setdefault(cells[0], len(found.codes))
+                found.ids += cells[0].encode()
+                found.starts.append(float(cells[1]))
+                found.splits.append(code)
+                found.codes.append(texts.setdefault(cells[3], len(texts)))
+        if (count := len(found.codes) - before) != EXPECTED[split]:
             header = f", and its header says {int(promised[1]):,}" if promised else ""
-            short.append(f"{LISTS[split]} holds {count:,} of {expected[split]:,} segments{header}")
-    segments = _Segments(
-        np.frombuffer(bytes(ids), "S11"),
-        np.array(starts, np.float32),
-        np.frombuffer(bytes(splits), np.int8),
-        np.array(codes, np.int32),
-        _label_texts(texts, positions, order),
-    )
-    return segments, short
+            short.append(f"{LISTS[split]} holds {count:,} of {EXPECTED[split]:,} segments{header}")
+    found.texts = _label_texts(texts, positions, order)
+    found.clips = array("i", [-1]) * len(found.codes)
+    return found, short
 
 
 def _label_texts(texts: Iterable[str], positions: Mapping[str, int], order: tuple[str, ...]) -> list[str]:
@@ -245,75 +235,44 @@ def _label_texts(texts: Iterable[str], positions: Mapping[str, int], order: tupl
     return out
 
 
-def _match(clips: Texts, segments: _Segments) -> tuple[npt.NDArray[np.int64], list[str]]:
-    """Return the index of each segment's clip, -1 if there is none, and notes on the other files."""
-    clip_of = np.full(len(segments.ids), -1, np.int64)
-    by_id = np.argsort(segments.ids, kind="stable")
-    ids = segments.ids[by_id]
-    copies, elsewhere = _Few(clips), _Few(clips)
-    batch: list[tuple[bytes, float, int]] = []
-
-    def match_batch() -> None:
-        if not batch or not len(ids):
-            return
-        named = np.array([name for name, _, _ in batch], "S11")
-        starts = np.array([start for _, start, _ in batch])
-        files = np.array([file for _, _, file in batch])
-        at = np.minimum(np.searchsorted(ids, named), len(ids) - 1)
-        known = np.flatnonzero(ids[at] == named)
-        # Some names can be read in two ways ("id_" may begin a video): take the first that is listed.
-        known = known[np.unique(files[known], return_index=True)[1]]
-        segment = by_id[at[known]]
-        start, due = starts[known], segments.starts[segment]
-        right = np.isnan(start) | (np.abs(start - due) < 1) | (np.abs(start / 1000 - due) < 1)
-        for file in files[known[~right]].tolist():
-            elsewhere.add(file)
-        for one, file in zip(segment[right].tolist(), files[known[right]].tolist(), strict=True):
-            if clip_of[one] < 0:
-                clip_of[one] = file
-            else:
-                copies.add(file)
-        batch.clear()
-
+def _match(clips: Texts, segments: _Segments) -> list[str]:
+    """Assign clips to segments; return notes on the other files."""
+    copies: list[str] = []
+    elsewhere: list[str] = []
+    unlisted = 0
     for file, path in enumerate(clips):
-        batch.extend((name, start, file) for name, start in _readings(os.path.basename(os.path.splitext(path)[0])))
-        if len(batch) >= _BATCH:
-            match_batch()
-    match_batch()
-    notes = list(copies_note(copies.first, copies.count))
-    if elsewhere.count:
+        found = _reading(os.path.basename(os.path.splitext(path)[0]), segments.first)
+        if found is None:
+            unlisted += 1
+            continue
+        at, start = found
+        due = segments.starts[at]
+        if start is not None and abs(start - due) >= 1 and abs(start / 1000 - due) >= 1:
+            elsewhere.append(path)
+        elif segments.clips[at] >= 0:
+            copies.append(path)
+        else:
+            segments.clips[at] = file
+    notes = list(copies_note(copies))
+    if elsewhere:
         notes.append(
-            f"{elsewhere.count:,} files have another start in their name than in the lists and were left out: "
-            f"{first_names(elsewhere.first, elsewhere.count)}"
+            f"{len(elsewhere):,} files have another start in their name than in the lists and were left out: "
+            f"{first_names(elsewhere)}"
         )
-    if unlisted := len(clips) - int((clip_of >= 0).sum()) - copies.count - elsewhere.count:
+    if unlisted:
         notes.append(f"{unlisted:,} recordings are in none of the lists and were left out")
-    if twice := int((ids[1:] == ids[:-1]).sum()):
+    if twice := len(segments.codes) - len(segments.first):
         notes.append(f"{twice:,} segments are of a video that is listed before; they get no clip")
-    return clip_of, notes
+    return notes
 
 
-class _Few:
-    """Counts files and keeps the first names."""
-
-    def __init__(self, clips: Texts) -> None:
-        self.clips = clips
-        self.count = 0
-        self.first: list[str] = []
-
-    def add(self, file: int) -> None:
-        self.count += 1
-        if len(self.first) < FIRST:
-            self.first.append(self.clips[file])
-
-
-def _readings(name: str) -> Iterator[tuple[bytes, float]]:
-    """Yield video and start (NaN: none) for each way to read a file's name."""
+def _reading(name: str, first: Mapping[str, int]) -> tuple[int, float | None] | None:
+    """Return a file's segment and the start in its name; of two ways to read a name the first that is listed."""
     for head in _HEADS:
-        if name.startswith(head):
-            video, rest = name[len(head) : len(head) + 11], name[len(head) + 11 :]
-            if _ID.fullmatch(video) and (tail := _TAIL.fullmatch(rest)):
-                yield video.encode(), float(tail[1]) if tail[1] else math.nan
+        video, rest = name[len(head) : len(head) + 11], name[len(head) + 11 :]
+        if name.startswith(head) and video in first and (tail := _TAIL.fullmatch(rest)):
+            return first[video], float(tail[1]) if tail[1] else None
+    return None
 
 
 def _refuse_missing(found: str, counts: Mapping[str, tuple[int, int]], most_missing: float, first: str) -> None:

@@ -128,30 +128,22 @@ def first_names(found: Sequence[str], total: int | None = None) -> str:
 
 def hints(root: str) -> str:
     """Describe, after "; ", traces of an interrupted download: unfinished files, archives, empty folders."""
-    unfinished, archives, empty = [], [], []
     parent, own = os.path.split(root)
-    for folder in (root, *_folders(root)):
-        entries = _entries(folder)
-        unfinished += [os.path.relpath(entry.path, root) for entry in entries if _ends(entry, _UNFINISHED)]
-        if folder == root:
-            archives += [entry.name for entry in entries if _ends(entry, _ARCHIVES)]
-        elif not entries:
-            empty.append(os.path.relpath(folder, root))
-    for entry in _entries(parent):
-        if entry.name.startswith(own) and entry.name != own:
-            beside = os.path.join(os.pardir, entry.name)
-            archives += [beside] if _ends(entry, _ARCHIVES) else []
-            unfinished += [beside] if _ends(entry, _UNFINISHED) else []
+    beside = [entry for entry in _entries(parent) if entry.name.startswith(own) and entry.name != own]
+    inside = [(folder, _entries(folder)) for folder in _folders(root)]
+    near = [*_entries(root), *beside]
+    anywhere = [*near, *(entry for _, entries in inside for entry in entries)]
+    empty = [os.path.relpath(folder, root) for folder, entries in inside if not entries]
     texts = {
-        "an unfinished download": unfinished,
-        "an archive, perhaps not completely unpacked": archives,
+        "an unfinished download": _ending(anywhere, _UNFINISHED, root),
+        "an archive, perhaps not completely unpacked": _ending(near, _ARCHIVES, root),
         f"{len(empty)} empty folders": empty,
     }
     return "".join(f"; {text}: {first_names(sorted(paths))}" for text, paths in texts.items() if paths)
 
 
-def _ends(entry: os.DirEntry[str], suffixes: tuple[str, ...]) -> bool:
-    return entry.name.lower().endswith(suffixes)
+def _ending(entries: list[os.DirEntry[str]], suffixes: tuple[str, ...], root: str) -> list[str]:
+    return [os.path.relpath(entry.path, root) for entry in entries if entry.name.lower().endswith(suffixes)]
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
@@ -236,11 +228,10 @@ def recordings(paths: Iterable[str]) -> tuple[dict[str, str], tuple[str, ...]]:
     return found, copies_note(copies)
 
 
-def copies_note(copies: Sequence[str], total: int | None = None) -> tuple[str, ...]:
-    """Return the note on files that are a second copy of a clip; `total` where `copies` are only the first."""
-    count = len(copies) if total is None else total
-    text = f"{count:,} files are a second copy of a clip and were left out: {first_names(copies, count)}"
-    return (text,) if count else ()
+def copies_note(copies: Sequence[str]) -> tuple[str, ...]:
+    """Return the note on files that are a second copy of a clip."""
+    text = f"{len(copies):,} files are a second copy of a clip and were left out: {first_names(copies)}"
+    return (text,) if copies else ()
 
 
 @contextmanager

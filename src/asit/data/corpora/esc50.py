@@ -40,13 +40,7 @@ All other 1,520 are in one fold, as the documentation says of all. Counted in me
 _COLUMNS = ("filename", "fold", "target", "category", "src_file")
 
 
-def read(
-    root: str | os.PathLike[str],
-    *,
-    incomplete: bool = False,
-    expected: Mapping[str, int] = EXPECTED,
-    classes: int = CLASSES,
-) -> Corpus:
+def read(root: str | os.PathLike[str], *, incomplete: bool = False) -> Corpus:
     """Read the clips of meta/esc50.csv in audio/; label is the category, group the source recording.
 
     The classes are in the order of `target`. A recording of :data:`SHARED` is a group for each of its classes, since
@@ -55,8 +49,6 @@ def read(
     Args:
         root: the folder with audio/ and meta/, or its parent.
         incomplete: accept missing clips.
-        expected: clips of each fold, "fold 1" to "fold 5".
-        classes: number of classes.
 
     Raises:
         CatalogueError: no such layout, a damaged list, clips missing, or a source recording in two folds.
@@ -70,7 +62,7 @@ def read(
     found: Counter[str] = Counter()
     listed: set[str] = set()
     for number, row in read_csv(table, _COLUMNS):
-        if not row["target"].isdigit() or f"fold {row['fold']}" not in expected:
+        if not row["target"].isdigit() or f"fold {row['fold']}" not in EXPECTED:
             raise damaged(table, number, f"target '{row['target']}', fold '{row['fold']}'")
         if targets.setdefault(row["category"], int(row["target"])) != int(row["target"]):
             raise damaged(table, number, f"{row['category']} has two targets")
@@ -89,14 +81,14 @@ def read(
         rows.append(TableRow(os.path.join(folder, path), label=row["category"], fold=row["fold"], group=group))
     _refuse_parted(table, folds)
     order = tuple(sorted(targets, key=targets.__getitem__))
-    if [targets[name] for name in order] != [*range(classes)]:
+    if [targets[name] for name in order] != [*range(CLASSES)]:
         raise CatalogueError(
             f"{table} has {len(order)} classes, and none with target "
-            + first_names([str(target) for target in sorted(set(range(classes)) - {*targets.values()})]),
-            f"{classes} classes, with the targets 0 to {classes - 1}",
+            + first_names([str(target) for target in sorted(set(range(CLASSES)) - {*targets.values()})]),
+            f"{CLASSES} classes, with the targets 0 to {CLASSES - 1}",
             "download the list again",
         )
-    notes += require_complete("esc50", folder, (found, expected), missing, incomplete=incomplete)
+    notes += require_complete("esc50", folder, (found, EXPECTED), missing, incomplete=incomplete)
     shared = sorted(SHARED & {source.split(" ")[0] for source in folds})
     if shared:
         notes += (
@@ -109,7 +101,7 @@ def read(
         root=folder,
         rows=lambda: iter(rows),
         classes=order,
-        expected=expected,
+        expected=EXPECTED,
         found=dict(found),
         missing=len(missing),
         notes=notes,

@@ -12,7 +12,7 @@ import hashlib
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import chain
 
 import numpy as np
@@ -90,13 +90,7 @@ def _speaker(name: str) -> str | None:
     return head if separator else None
 
 
-def read_v2(
-    root: str | os.PathLike[str],
-    *,
-    incomplete: bool = False,
-    expected: Mapping[str, int] = EXPECTED_V2,
-    words: Mapping[str, int] = WORDS_V2,
-) -> Corpus:
+def read_v2(root: str | os.PathLike[str], *, incomplete: bool = False) -> Corpus:
     """Read version 0.02: a folder a word, testing_list.txt and validation_list.txt; what is on no list is train.
 
     The label is the word, the classes are the words by alphabet, the group is the speaker.
@@ -104,8 +98,6 @@ def read_v2(
     Args:
         root: the folder of the words, or its parent.
         incomplete: accept missing clips.
-        expected: clips of each split.
-        words: clips of each word.
 
     Raises:
         CatalogueError: no such layout, clips missing, a folder that is no word, or a speaker in two splits.
@@ -114,7 +106,7 @@ def read_v2(
     list_of = {"test": "testing_list.txt", "validation": "validation_list.txt"}
     folder = find_folder(name, existing(root), *list_of.values())
     lists = {split: _listed(os.path.join(folder, file)) for split, file in list_of.items()}
-    paths, notes = _words(name, folder, words)
+    paths, notes = _clips(name, folder, WORDS_V2)
     splits = {key: split for split, keys in lists.items() for key in keys}
     if twice := sorted(lists["test"].keys() & lists["validation"].keys()):
         found = f"{folder}: {len(twice)} clips are on both lists: {first_names(twice)}"
@@ -129,8 +121,8 @@ def read_v2(
         raise CatalogueError(problem, wanted, "download testing_list.txt and validation_list.txt again")
     counts = Counter(splits.get(key, "train") for key in paths)
     missing = [path for split in lists.values() for key, path in split.items() if key not in paths]
-    detail = _short(paths, words)
-    notes += require_complete(name, folder, (counts, expected), missing, incomplete=incomplete, detail=detail)
+    detail = _short(paths, WORDS_V2)
+    notes += require_complete(name, folder, (counts, EXPECTED_V2), missing, incomplete=incomplete, detail=detail)
 
     def rows() -> Iterator[TableRow]:
         for key, path in paths.items():
@@ -141,10 +133,10 @@ def read_v2(
         name=name,
         root=folder,
         rows=rows,
-        classes=tuple(sorted(words)),
-        expected=expected,
+        classes=tuple(sorted(WORDS_V2)),
+        expected=EXPECTED_V2,
         found=dict(counts),
-        missing=_absent(expected, counts),
+        missing=_absent(EXPECTED_V2, counts),
         notes=notes,
     )
 
@@ -155,8 +147,6 @@ def read_v1(
     test_root: str | os.PathLike[str] | None = None,
     incomplete: bool = False,
     seed: int = 0,
-    expected: Mapping[str, int] = EXPECTED_V1,
-    words: Mapping[str, int] = WORDS_V1,
 ) -> Corpus:
     """Read version 0.01 as SUPERB's keyword spotting: ten words, ``_unknown_`` and ``_silence_``.
 
@@ -173,8 +163,6 @@ def read_v1(
         test_root: the test archive's folder, if it is neither in root nor beside it.
         incomplete: accept missing clips.
         seed: of the silent validation clips.
-        expected: clips of each split; train includes the background recordings.
-        words: clips of each word in the train archive.
 
     Raises:
         CatalogueError: no such layout, clips missing, or a folder that is no word.
@@ -182,16 +170,16 @@ def read_v1(
     name = "speech-commands-v1"
     folder = find_folder(name, existing(root), NOISE)
     tests = _test_folder(folder, existing(root), test_root)
-    paths, notes = _words(name, folder, words)
+    paths, notes = _clips(name, folder, WORDS_V1)
     splits = {key: split_of(key) for key in paths}
     noise, more = recordings(f"{NOISE}/{path}" for path in walk(os.path.join(folder, NOISE)))
-    tested, others = _test_clips(tests)
+    tested, others = _clips(f"the test archive of {name}", tests, (*COMMANDS, UNKNOWN, SILENCE))
     found = Counter(split for split in splits.values() if split != "test")
     found.update(train=len(noise), test=len(tested))
     missing, astray = _compare_lists(folder, paths)
     notes += more + others + astray
-    detail = _short(paths, words)
-    notes += require_complete(name, folder, (found, expected), missing, incomplete=incomplete, detail=detail)
+    detail = _short(paths, WORDS_V1)
+    notes += require_complete(name, folder, (found, EXPECTED_V1), missing, incomplete=incomplete, detail=detail)
     wanted = sum(key.split("/")[0] in COMMANDS for key, split in splits.items() if split == "validation")
     silent = _draw_silence([os.path.join(folder, path) for path in noise.values()], wanted, seed)
     if silent:
@@ -218,9 +206,9 @@ def read_v1(
         root=os.path.commonpath([folder, tests]),  # both archives may be side by side
         rows=rows,
         classes=(*COMMANDS, UNKNOWN, SILENCE),
-        expected=expected,
+        expected=EXPECTED_V1,
         found=dict(found),
-        missing=_absent(expected, found),
+        missing=_absent(EXPECTED_V1, found),
         notes=notes,
         facts={"silence_seed": seed, "silence_cuts": len(silent)},
     )
@@ -271,23 +259,15 @@ def _test_folder(folder: str, root: str, given: str | os.PathLike[str] | None) -
     )
 
 
-def _test_clips(folder: str) -> tuple[dict[str, str], tuple[str, ...]]:
-    paths, notes = recordings(path for path in walk(folder) if path.count("/") == 1)
-    if wrong := sorted({key.split("/")[0] for key in paths} - {*COMMANDS, UNKNOWN, SILENCE}):
-        found = f"{folder} has folders that are none of the twelve classes: {first_names(wrong)}"
-        expected = f"{', '.join(COMMANDS)}, {UNKNOWN} and {SILENCE}"
-        raise CatalogueError(found, expected, "give the folder of speech_commands_test_set_v0.01")
-    return paths, notes
-
-
-def _words(name: str, folder: str, words: Mapping[str, int]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Return the clips in the folders of words, and notes; a folder of recordings that is no word is refused."""
-    paths, notes = recordings(path for path in walk(folder) if path.count("/") == 1 and not path.startswith("_"))
-    if wrong := sorted({key.split("/")[0] for key in paths} - words.keys()):
+def _clips(name: str, folder: str, classes: Collection[str]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Return the clips in the folders of classes, and notes; another folder of recordings is refused."""
+    found = (path for path in walk(folder) if path.count("/") == 1 and not path.startswith(NOISE))
+    paths, notes = recordings(found)
+    if wrong := sorted({key.split("/")[0] for key in paths}.difference(classes)):
         later = set(wrong) <= WORDS_V2.keys()
-        found = f"{folder} has folders that are no word of {name}: {first_names(wrong)}"
+        problem = f"{folder} has folders that are no class of {name}: {first_names(wrong)}"
         fix = "this looks like version 0.02: asit catalogue speech-commands-v2" if later else "move them elsewhere"
-        raise CatalogueError(found, f"the {len(words)} words of {name}", fix)
+        raise CatalogueError(problem, f"the {len(classes)} classes of {name}", fix)
     return paths, notes
 
 

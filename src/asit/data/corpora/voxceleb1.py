@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from asit.data.catalogue.tables import TableRow
 from asit.data.corpora.corpus import (
@@ -39,13 +39,7 @@ _CLIP = re.compile(r"id\d{5}/[^/]+/\d+")
 _TRIALS = re.compile(r"(veri_test|list_test_).*\.txt")
 
 
-def read(
-    root: str | os.PathLike[str],
-    *,
-    incomplete: bool = False,
-    expected: Mapping[str, int] = EXPECTED,
-    speakers: int = SPEAKERS,
-) -> Corpus:
+def read(root: str | os.PathLike[str], *, incomplete: bool = False) -> Corpus:
     """Read the utterances of iden_split.txt, idXXXXX/VIDEO/NNNNN.wav in any folder below root.
 
     The label is the speaker; the classes are the speakers by number. There is no group: the task has each speaker in
@@ -55,8 +49,6 @@ def read(
     Args:
         root: the folder that holds the recordings and the list.
         incomplete: accept missing utterances and speakers.
-        expected: utterances of each split.
-        speakers: number of speakers.
 
     Raises:
         CatalogueError: no list, a damaged one, or utterances missing.
@@ -97,10 +89,10 @@ def read(
     classes = tuple(sorted({key.split("/")[0] for key in splits}))
     absent = sorted(set(classes) - {key.split("/")[0] for key in splits if key in paths})
     detail = f"{len(absent):,} of {len(classes):,} speakers have no recording: {first_names(absent)}" if absent else ""
-    if len(classes) != speakers:
-        detail = f"the list names {len(classes):,} speakers of {speakers:,}" + (f"; {detail}" if detail else "")
+    if len(classes) != SPEAKERS:
+        detail = f"the list names {len(classes):,} speakers of {SPEAKERS:,}" + (f"; {detail}" if detail else "")
     notes = copies_note(copies)
-    notes += require_complete("voxceleb1", root, (found, expected), missing, incomplete=incomplete, detail=detail)
+    notes += require_complete("voxceleb1", root, (found, EXPECTED), missing, incomplete=incomplete, detail=detail)
     if unlisted := len(paths.keys() - splits.keys()):
         notes += (f"{unlisted:,} recordings are not in {_LIST} and were left out",)
 
@@ -114,7 +106,7 @@ def read(
         root=root,
         rows=rows,
         classes=classes,
-        expected=expected,
+        expected=EXPECTED,
         found=dict(found),
         missing=len(missing),
         notes=notes,

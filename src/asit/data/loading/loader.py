@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing.connection
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, Generic, Self, TypeVar
 
 import torch
@@ -79,7 +80,7 @@ def loader(
         samples,
         batch_sampler=keys,  # type: ignore[arg-type]
         num_workers=workers,
-        collate_fn=_Collate(collate),
+        collate_fn=functools.partial(_collated, collate),
         pin_memory=pin,
         worker_init_fn=quiet_worker,
         # A worker's base seed would be drawn from the global generator otherwise.
@@ -170,12 +171,8 @@ def _worker_died(workers: Sequence[Any], error: Exception) -> TrainingError:
     )
 
 
-@dataclass(frozen=True)
-class _Collate(Generic[S, B]):
-    collate: Callable[[list[S]], B]
-
-    def __call__(self, samples: list[S] | AsitError) -> B | AsitError:
-        return samples if isinstance(samples, AsitError) else self.collate(samples)
+def _collated(collate: Callable[[list[S]], B], samples: list[S] | AsitError) -> B | AsitError:
+    return samples if isinstance(samples, AsitError) else collate(samples)
 
 
 def quiet_worker(_: int) -> None:

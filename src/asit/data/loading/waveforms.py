@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -56,18 +56,12 @@ def read_clip(
         return files.read(file, called=clip.path, rate=rate, start=start, seconds=seconds, resampler=resampler)
 
 
-class _Span(NamedTuple):
-    path: str
-    start: float
-    seconds: float
-
-
 class WaveformReader:
     """Reads the waveforms of clips; after `keep`, each clip at most once in this process."""
 
     def __init__(self, settings: FrontEndSettings) -> None:
         self.settings = settings
-        self._kept: dict[_Span, npt.NDArray[np.float32]] | None = None
+        self._kept: dict[tuple[str, float, float], npt.NDArray[np.float32]] | None = None
         self._found: Mapping[ByteSpan, bytes] = {}
 
     def fetch(self, clips: Iterable[Clip]) -> None:
@@ -91,23 +85,21 @@ class WaveformReader:
             AudioError: the recording cannot be read.
             StoreError: its shard is missing, or the store cannot be reached.
         """
+        settings = self.settings
         if self._kept is None:
-            return self._read(clip, start, seconds)
+            return read_clip(clip, settings.rate, start, seconds, settings.resampler, self._found)
         key = _span(clip)
         if key not in self._kept:
             # The whole clip, so that a part does not depend on earlier reads; and a little more, because the
             # catalogue's lengths are single precision.
-            self._kept[key] = self._read(clip, 0.0, clip.seconds + 0.02)
-        first = round(start * self.settings.rate)
-        return self._kept[key][first : first + round(seconds * self.settings.rate)]
-
-    def _read(self, clip: Clip, start: float, seconds: float) -> npt.NDArray[np.float32]:
-        settings = self.settings
-        return read_clip(clip, settings.rate, start, seconds, settings.resampler, self._found)
+            length = clip.seconds + 0.02
+            self._kept[key] = read_clip(clip, settings.rate, 0.0, length, settings.resampler, self._found)
+        first = round(start * settings.rate)
+        return self._kept[key][first : first + round(seconds * settings.rate)]
 
 
-def _span(clip: Clip) -> _Span:
-    return _Span(clip.path, clip.start, clip.seconds)
+def _span(clip: Clip) -> tuple[str, float, float]:
+    return clip.path, clip.start, clip.seconds
 
 
 def readable(make: Callable[[np.random.Generator, int], T], seed: int, key: Key, count: int) -> tuple[T, list[str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -128,9 +127,9 @@ def key_of(name: str) -> str:
     return "/".join([*folders, stem.replace(".", "_") or "_"])
 
 
-def sidecar(clip: Clip, name: str, made: EncodedClip) -> bytes:
-    """Return what is known of a clip, as JSON: for readers that have no index."""
-    facts: dict[str, Any] = {
+def facts(clip: Clip, name: str, made: EncodedClip) -> dict[str, Any]:
+    """Return what is known of a clip that was encoded."""
+    return {
         "path": name,
         "seconds": round(made.seconds, 6),
         "rate": made.rate,
@@ -142,8 +141,6 @@ def sidecar(clip: Clip, name: str, made: EncodedClip) -> bytes:
         "group": clip.group,
         "sha256": clip.sha256,
     }
-    kept = {key: value for key, value in facts.items() if value is not None}
-    return json.dumps(kept, separators=(",", ":")).encode()
 
 
 def _suffix(clip: Clip, form: str) -> str:

@@ -26,7 +26,7 @@ from asit.data.shards import tar_writer
 from asit.data.shards.encode import check_rate
 from asit.data.shards.shard_plan import SKIPPED, PackSettings, ShardPlan, relative_names
 from asit.errors import CatalogueError, ConfigError, TrainingError
-from asit.io import child_process, lock, storage
+from asit.io import atomic, child_process, lock, storage
 
 Progress = Callable[[int, int, int], None]
 """Called with (clips done, clips in all, clips left out)."""
@@ -79,6 +79,7 @@ def pack(
         ConfigError: settings that cannot be, or a location that is not free or that another process is writing.
         CatalogueError: more clips than `bad_files` cannot be read, or none can.
         StoreError: a location that cannot be written or read.
+        CheckpointError: a folder that cannot be made.
         TrainingError: a process was killed by the system.
         KeyboardInterrupt: after Ctrl-C, saying how to resume.
     """
@@ -95,7 +96,9 @@ def pack(
     plan = ShardPlan.make(source, out, settings)
     # A store has no locks; there two processes with one plan write the same bytes under the same names.
     with nullcontext() if storage.is_url(out) else lock.writing(Path(out)):
-        tar_writer.make_folder(out)
+        if not storage.is_url(out):
+            with atomic.disk_errors(Path(out)):
+                Path(out).mkdir(parents=True, exist_ok=True)
         done = plan.claim(resume=resume, overwrite=overwrite)
         return _pack(source, plan, settings, done, progress)
 
@@ -117,8 +120,7 @@ def _pack(
     def started(count: int) -> None:
         progress(min(before + count, total - 1), total, bad)
 
-    form = tar_writer.ShardFormat(out, settings.encode, settings.rate)
-    with closing(_run(map(task, todo), min(settings.workers, len(todo)), form, started)) as results:
+    with closing(_run(map(task, todo), min(settings.workers, len(todo)), out, settings, started)) as results:
         try:
             progress(done, total, bad)
             for shard in results:
@@ -206,15 +208,15 @@ def _is_stopped() -> bool:
     return bool(_stopped.value)
 
 
-def _write(task: _Task, form: tar_writer.ShardFormat) -> dict[str, Any] | None:
+def _write(task: _Task, out: str, settings: PackSettings) -> dict[str, Any] | None:
     try:
-        return tar_writer.write_shard(*task, form, _is_stopped)
+        return tar_writer.write_shard(*task, out, settings, _is_stopped)
     except tar_writer.StoppedError:
         return None
 
 
 def _run(
-    tasks: Iterator[_Task], workers: int, form: tar_writer.ShardFormat, started: Callable[[int], None]
+    tasks: Iterator[_Task], workers: int, out: str, settings: PackSettings, started: Callable[[int], None]
 ) -> Generator[dict[str, Any]]:
     """Write shards and yield what is in each as it is finished; `started` is called with the clips begun so far."""
     if workers <= 1:
@@ -225,7 +227,7 @@ def _run(
             return False
 
         for task in tasks:
-            yield tar_writer.write_shard(*task, form, count)
+            yield tar_writer.write_shard(*task, out, settings, count)
         return
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
     stopped = context.RawValue(ctypes.c_bool, False)
@@ -235,7 +237,7 @@ def _run(
     try:
         while True:
             fresh = itertools.islice(tasks, workers + 1 - len(waiting))
-            waiting |= {executor.submit(_write, task, form) for task in fresh}
+            waiting |= {executor.submit(_write, task, out, settings) for task in fresh}
             if not waiting:
                 return
             done, waiting = wait(waiting, timeout=1.0, return_when=FIRST_COMPLETED)

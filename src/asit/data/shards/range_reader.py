@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple
 
 from asit.data.catalogue.catalogue import Clip
 from asit.errors import AsitError, StoreError
@@ -35,21 +35,13 @@ class ByteSpan(NamedTuple):
     size: int
 
 
-class SpanFile(io.RawIOBase):
-    """A member of a shard as an open file, of which only the blocks that are read are fetched.
-
-    An error of the store is raised and kept in `failure`, because some decoders swallow it.
-    """
+class _SpanFile(io.RawIOBase):
+    """A member of a shard as a file; an error of the store is kept in `failure`, because some decoders swallow it."""
 
     def __init__(self, span: ByteSpan) -> None:
-        self.span = span
+        self.span, self.name = span, span.shard
         self.failure: StoreError | None = None
-        self._at, self._first, self._block = 0, 0, b""
-
-    @property
-    def name(self) -> str:
-        """For messages."""
-        return self.span.shard
+        self._at = 0
 
     def readable(self) -> bool:
         return True
@@ -64,46 +56,29 @@ class SpanFile(io.RawIOBase):
         self._at = start + offset
         return self._at
 
-    def tell(self) -> int:
-        return self._at
-
     def readinto(self, buffer: Any) -> int:
-        """Fill the buffer up to the member's end: to a decoder, less is the end."""
-        target, done = memoryview(buffer).cast("B"), 0
-        while done < len(target) and (found := self._next(len(target) - done)):
-            target[done : done + len(found)] = found
-            done += len(found)
-        return done
-
-    def _next(self, count: int) -> bytes:
-        """Return up to `count` bytes from the position on, out of one block."""
-        count = min(count, self.span.size - self._at)
+        count = min(len(buffer), self.span.size - self._at)
         if count <= 0:
-            return b""
-        if not self._first <= self._at < self._first + len(self._block):
-            size = min(max(count, _BLOCK), self.span.size - self._at)
-            try:
-                self._block = storage.read_range(self.span.shard, self.span.offset + self._at, size)
-            except StoreError as error:
-                self.failure = error
-                raise
-            self._first = self._at
-        begin = self._at - self._first
-        found = self._block[begin : begin + count]
-        self._at += len(found)
-        return found
+            return 0
+        try:
+            buffer[:count] = storage.read_range(self.span.shard, self.span.offset + self._at, count)
+        except StoreError as error:
+            self.failure = error
+            raise
+        self._at += count
+        return count
 
 
 @contextmanager
 def open_span(span: ByteSpan) -> Iterator[BinaryIO]:
-    """Yield a member as an open file.
+    """Yield a member as an open file, of which only the blocks that are read are fetched.
 
     Raises:
         StoreError: the shard is missing, or its store cannot be reached, whatever a decoder made of it.
     """
-    file = SpanFile(span)
+    file = _SpanFile(span)
     try:
-        yield cast(BinaryIO, file)
+        yield io.BufferedReader(file, _BLOCK)
     except AsitError:
         if file.failure is not None:
             raise file.failure from None

@@ -137,11 +137,7 @@ class ShardPlan:
 
     def recorded(self, name: str) -> dict[str, Any]:
         """Return what is in a finished shard; empty where its record is damaged."""
-        try:
-            found = parsing.from_json(decode(storage.read(self._record(name))), surrogates=True)
-        except ValueError:
-            return {}
-        return found if isinstance(found, dict) else {}
+        return _read_json(self._record(name))
 
     def finish(self) -> None:
         """Delete the records and the plan."""
@@ -152,12 +148,8 @@ class ShardPlan:
         return storage.join(self.out, _record_name(name))
 
     def _check_same(self) -> None:
-        try:
-            before = parsing.from_json(decode(storage.read(storage.join(self.out, PLAN))), surrogates=True)
-            differ = [name for name in self.facts if before.get(name) != self.facts[name]]
-        except (ValueError, AttributeError):
-            before, differ = {}, [*self.facts]
-        if differ:
+        before = _read_json(storage.join(self.out, PLAN))
+        if differ := [name for name in self.facts if before.get(name, ...) != self.facts[name]]:
             text = ", ".join(
                 "other clips" if name == "source" else f"{name} {before.get(name)}, now {self.facts[name]}"
                 for name in differ
@@ -182,6 +174,15 @@ class ShardPlan:
                 if shard and shard["bytes"] == length:
                     done[name] = len(shard["skipped"])
         return done
+
+
+def _read_json(location: str) -> dict[str, Any]:
+    """Return the object in a file; empty where it is damaged."""
+    try:
+        found = parsing.from_json(decode(storage.read(location)), surrogates=True)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _record_name(shard: str) -> str:

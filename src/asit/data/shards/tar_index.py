@@ -15,7 +15,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -94,15 +93,6 @@ def tars_of(given: str) -> list[str]:
     return tars
 
 
-@dataclass
-class _TarContent:
-    """Rows of one tar for the catalogue, and what was left out."""
-
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    skipped: list[dict[str, Any]] = field(default_factory=list)
-    ignored: Counter[str] = field(default_factory=Counter)
-
-
 def build(
     tars: Sequence[str],
     front_end: FrontEndSettings,
@@ -131,11 +121,11 @@ def build(
     root = storage.parent(tars[0])
     rows, skipped, ignored = Rows(), list[dict[str, Any]](), Counter[str]()
     for done, tar in enumerate(tars):
-        content = _look(tar, root, len(tars) == 1, labelled)
-        for first in range(0, len(content.rows), LINES):
-            rows.extend(content.rows[first : first + LINES])
-        skipped += content.skipped
-        ignored += content.ignored
+        found = _look(tar, root, len(tars) == 1, labelled, ignored)
+        skipped += [row for row in found if "reason" in row]
+        good = [row for row in found if "reason" not in row]
+        for first in range(0, len(good), LINES):
+            rows.extend(good[first : first + LINES])
         if progress:
             progress(done + 1, len(tars), len(skipped))
     if not len(rows) or len(skipped) > bad_files * (len(rows) + len(skipped)):
@@ -152,18 +142,16 @@ def build(
     return Catalogue({"mean": mean, "std": std, "statistics_clips": clips, **header}, root, rows.columns())
 
 
-def _look(tar: str, root: str, alone: bool, labelled: bool) -> _TarContent:
-    """Return the recordings of one tar: its headers in sequence, then each member's own header, several at once."""
-    content, sidecars = _TarContent(), tar_reader.Sidecars(tar)
-    shard = relative(storage.absolute(tar), root)
+def _look(tar: str, root: str, alone: bool, labelled: bool, ignored: Counter[str]) -> list[dict[str, Any]]:
+    """Return a row for each recording of one tar, or the reason why it is left out; count other files in `ignored`."""
+    sidecars, shard = tar_reader.Sidecars(tar), relative(storage.absolute(tar), root)
     try:
         found = tar_reader.read_shard(tar, sidecars)
     except CatalogueError as error:
         if alone:
             raise
         log.warning("%s is left out with all its recordings: %s", tar, error.found)
-        content.skipped.append({"path": shard, "reason": "unreadable", "detail": error.found})
-        return content
+        return [{"path": shard, "reason": "unreadable", "detail": error.found}]
     known: dict[str, dict[str, str]] = {}
     try:
         known = sidecars.of(found.members)
@@ -171,16 +159,15 @@ def _look(tar: str, root: str, alone: bool, labelled: bool) -> _TarContent:
         if labelled:
             raise
         log.warning("labels, splits, folds and groups are not taken over: %s", error.found)
-    content.ignored.update(
-        {suffix: count for suffix, count in found.others.items() if suffix not in tar_reader.SIDECARS}
-    )
+    ignored.update({suffix: count for suffix, count in found.others.items() if suffix not in tar_reader.SIDECARS})
+    rows: list[dict[str, Any]] = []
     for member in found.members:
         if member.fault is not None:
             reason = "truncated" if member.offset + member.size > found.size else "unreadable"
             name = f"{shard}/{member.name}"
-            content.skipped.append({"path": name, "reason": reason, "detail": f"{name}: {member.fault}"})
-    if found.fault is not None and not any(row["reason"] == "truncated" for row in content.skipped):
-        content.skipped.append({"path": shard, "reason": "truncated", "detail": f"{shard}: {found.fault}"})
+            rows.append({"path": name, "reason": reason, "detail": f"{name}: {member.fault}"})
+    if found.fault is not None and not any(row["reason"] == "truncated" for row in rows):
+        rows.append({"path": shard, "reason": "truncated", "detail": f"{shard}: {found.fault}"})
 
     def probe(member: tar_reader.Member) -> dict[str, Any]:
         name = f"{shard}/{member.name}"
@@ -198,9 +185,8 @@ def _look(tar: str, root: str, alone: bool, labelled: bool) -> _TarContent:
         return row | known.get(member.name, {})
 
     with ThreadPoolExecutor(_THREADS, "probe") as threads:
-        for row in threads.map(probe, (member for member in found.members if member.fault is None)):
-            (content.skipped if "reason" in row else content.rows).append(row)
-    return content
+        rows += threads.map(probe, (member for member in found.members if member.fault is None))
+    return rows
 
 
 def _measure(

@@ -6,14 +6,15 @@ that are not audio by their names are counted; folders, links and devices are sk
 
 from __future__ import annotations
 
+import itertools
 import logging
+import operator
 import os
 import tarfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from asit.audio import files
@@ -111,7 +112,8 @@ def read_shard(location: str, sidecars: Sidecars | None = None) -> Shard:
     except OSError as error:
         raise CatalogueError(f"{location} cannot be read: {error.strerror}", "a tar file", "check its rights") from None
     except Exception as error:  # as in `_headers`, for the first one
-        raise _no_tar(location, error) from None
+        fix = "uncompress it if it is compressed; or check the path, or fetch the file again"
+        raise CatalogueError(f"{location} is no tar file: {error}", "an uncompressed tar file", fix) from None
     return shard
 
 
@@ -155,14 +157,13 @@ class Sidecars:
 
     def __init__(self, shard: str) -> None:
         self.shard = shard
-        self._values: dict[str, dict[str, dict[str, str]]] = {}  # stem -> sidecar -> column -> text
-        self._stems: dict[str, set[str]] = {}  # key -> stems of sidecars
+        self._values: dict[str, dict[str, str]] = {}  # sidecar -> column -> text
         self._twice: list[str] = []
         self._damaged: list[str] = []
 
     def take(self, archive: tarfile.TarFile, header: tarfile.TarInfo) -> None:
         """Read a member if it is a sidecar; a damaged one is counted."""
-        stem, dot, suffix = header.name.rpartition(".")
+        _, dot, suffix = header.name.rpartition(".")
         if dot + suffix.lower() not in SIDECARS or not header.isreg() or header.size > 1 << 20:
             return
         if header.name.rpartition("/")[2].startswith("."):  # macOS's resource forks, as in `_take`
@@ -174,11 +175,8 @@ class Sidecars:
             self._damaged.append(f"{header.name}: cut off")
             return
         values = self._read(header.name, content)
-        of_stem = self._values.setdefault(stem, {})
-        if of_stem.setdefault(header.name, values) != values:
+        if self._values.setdefault(header.name, values) != values:
             self._twice.append(header.name)
-        if values:
-            self._stems.setdefault(key_of(header.name), set()).add(stem)
 
     def _read(self, name: str, content: bytes) -> dict[str, str]:
         values = {}
@@ -211,35 +209,30 @@ class Sidecars:
             )
         if self._damaged:
             log.warning("%s: %d sidecars are damaged, the first %s", self.shard, len(self._damaged), self._damaged[0])
-        of_key: dict[str, set[str]] = {}  # key -> stems of recordings
+        of_key: defaultdict[str, list[str]] = defaultdict(list)
+        of_stem: defaultdict[str, list[str]] = defaultdict(list)
         for member in members:
-            of_key.setdefault(key_of(member.name), set()).add(member.name.rpartition(".")[0])
-        found = {}
-        for member in members:
-            stem, key = member.name.rpartition(".")[0], key_of(member.name)
-            own = self._values.get(stem, {})
-            shared = sorted(self._stems.get(key, set()) - of_key[key])
-            if shared and len(of_key[key]) > 1:
-                names = sorted(one.name for one in members if key_of(one.name) == key)
+            of_key[key_of(member.name)].append(member.name)
+            of_stem[member.name.rpartition(".")[0]].append(member.name)
+        found: dict[str, dict[str, str]] = {member.name: {} for member in members}
+        for sidecar, values in filter(operator.itemgetter(1), self._values.items()):
+            owners, key = of_stem.get(sidecar.rpartition(".")[0], []), key_of(sidecar)
+            if not owners and len(owners := of_key.get(key, [])) > 1:
+                names = sorted(owners)
                 raise CatalogueError(
                     f"{self.shard}: {len(names)} recordings have the key '{key}', which ends at the first dot: "
-                    f"{', '.join(names[:3])}; and {', '.join(next(iter(self._values[one])) for one in shared[:3])} "
-                    "belongs to none of them by its name",
+                    f"{', '.join(names[:3])}; and {sidecar} belongs to none of them by its name",
                     "a sidecar for each recording, or one recording a key",
                     f"name sidecars as recordings are, such as {names[0].rpartition('.')[0]}.cls; or give recordings "
                     "names without further dots",
                 )
-            known: dict[str, str] = {}
-            for sidecar, values in (*own.items(), *(pair for one in shared for pair in self._values[one].items())):
-                for column, text in values.items():
-                    if known.setdefault(column, text) != text:
-                        raise CatalogueError(
-                            f"{self.shard}: {sidecar} says the {column} of {member.name} is '{text}', another sidecar "
-                            f"'{known[column]}'",
-                            f"one {column} for each recording",
-                            "mend one of the two, or take it out",
-                        )
-            found[member.name] = known
+            for owner, (column, text) in itertools.product(owners, values.items()):
+                if (known := found[owner].setdefault(column, text)) != text:
+                    raise CatalogueError(
+                        f"{self.shard}: {sidecar} says the {column} of {owner} is '{text}', another sidecar '{known}'",
+                        f"one {column} for each recording",
+                        "mend one of the two, or take it out",
+                    )
         return found
 
 
@@ -285,16 +278,3 @@ def _take(shard: Shard, header: tarfile.TarInfo) -> None:
     elif header.offset_data + header.size > shard.size:
         fault = f"the tar ends before its {header.size} bytes do"
     shard.members.append(Member(header.name, header.offset_data, header.size, fault))
-
-
-def _no_tar(path: str, error: Exception) -> CatalogueError:
-    head = b""
-    if not storage.is_url(path) and Path(path).is_file():
-        with local_files.open_file(path) as file:
-            head = file.read(6)
-    packed = head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))
-    return CatalogueError(
-        f"{path} is {'compressed' if packed else 'no tar file'}: {error}",
-        "an uncompressed tar file",
-        "uncompress it first" if packed else "check the path, or fetch the file again",
-    )

@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 import tarfile
 import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from asit.data.catalogue.catalogue import Clip
 from asit.data.catalogue.columns import SHARD
 from asit.data.shards import encode as members
-from asit.errors import AudioError, StoreError
-from asit.io import storage
-
-
-@dataclass(frozen=True)
-class ShardFormat:
-    """How shards are written.
-
-    Attributes:
-        out: their folder or URL.
-        encode: see `encode.encode_clip`.
-        rate: Hz, of re-encoded audio.
-    """
-
-    out: str
-    encode: members.Encoding
-    rate: int
+from asit.data.shards.shard_plan import PackSettings
+from asit.errors import AudioError
+from asit.io import local_files, storage
 
 
 class StoppedError(Exception):
@@ -38,14 +22,19 @@ class StoppedError(Exception):
 
 
 def write_shard(
-    name: str, clips: Sequence[tuple[int, str, Clip]], form: ShardFormat, stopped: Callable[[], bool]
+    name: str,
+    clips: Sequence[tuple[int, str, Clip]],
+    out: str,
+    settings: PackSettings,
+    stopped: Callable[[], bool],
 ) -> dict[str, Any]:
     """Write one shard.
 
     Args:
         name: of the tar file.
         clips: row in the catalogue, name for the index, and the clip.
-        form: where and how.
+        out: their folder or URL.
+        settings: how they are encoded.
         stopped: called before each clip; True ends the work.
 
     Returns:
@@ -56,69 +45,39 @@ def write_shard(
         StoppedError: `stopped` returned True.
         StoreError: the shard cannot be written, or a source's shard cannot be read.
     """
-    with storage.create(storage.join(form.out, name)) as draft, draft.open("wb") as file:
-        return _fill(_Hashed(file), name, clips, form, stopped)
-
-
-class _Hashed:
-    """A file that is written front to back, with the SHA-256 and number of its bytes."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file, self.sum, self.bytes = file, hashlib.sha256(), 0
-
-    def write(self, data: bytes) -> int:
-        self.sum.update(data)
-        self.bytes += len(data)
-        return self.file.write(data)
-
-
-def _fill(
-    out: _Hashed, name: str, clips: Sequence[tuple[int, str, Clip]], form: ShardFormat, stopped: Callable[[], bool]
-) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     skipped: list[dict[str, Any]] = []
     keys: set[str] = set()
     cut = 0
-    sink: Any = out
-    with tarfile.open(fileobj=sink, mode="w|", format=tarfile.PAX_FORMAT) as archive:
-        for row, known, clip in clips:
-            if stopped():
-                raise StoppedError
-            try:
-                made = members.encode_clip(clip, form.encode, form.rate)
-            except AudioError as error:
-                skipped.append({"path": known, "reason": getattr(error, "reason", "unreadable"), "detail": error.found})
-                continue
-            except (OSError, RuntimeError, ValueError, MemoryError) as error:
-                # Any error of a decoder or the disk: one recording must not end the work on millions.
-                detail = f"{clip.path}: {type(error).__name__}: {error}"
-                skipped.append({"path": known, "reason": "unreadable", "detail": detail})
-                continue
-            key = _free(members.key_of(known), keys)
-            offset = _add(archive, key + made.suffix, made.data)
-            _add(archive, key + ".json", members.sidecar(clip, known, made))
-            cut += made.cut
-            rows.append(
-                {
-                    "row": row,
-                    "path": known,
-                    "seconds": made.seconds,
-                    "rate": made.rate,
-                    "channels": made.channels,
-                    "label": clip.label,
-                    "split": clip.split,
-                    "fold": clip.fold,
-                    "group": clip.group,
-                    "sha256": clip.sha256 if form.encode == "original" and not made.cut else None,
-                    SHARD: name,
-                    "offset": offset,
-                    "size": len(made.data),
-                }
-            )
+    with storage.create(storage.join(out, name)) as draft:
+        with tarfile.open(draft, "w", format=tarfile.PAX_FORMAT) as archive:
+            for row, known, clip in clips:
+                if stopped():
+                    raise StoppedError
+                try:
+                    made = members.encode_clip(clip, settings.encode, settings.rate)
+                except (AudioError, OSError, RuntimeError, ValueError, MemoryError) as error:
+                    # Any error of a decoder or the disk: one recording must not end the work on millions.
+                    text = f"{clip.path}: {type(error).__name__}: {error}"
+                    reason = getattr(error, "reason", "unreadable") if isinstance(error, AudioError) else "unreadable"
+                    skipped.append({"path": known, "reason": reason, "detail": getattr(error, "found", text)})
+                    continue
+                key = _free(members.key_of(known), keys)
+                offset = _add(archive, key + made.suffix, made.data)
+                facts = members.facts(clip, known, made)
+                sidecar = {column: value for column, value in facts.items() if value is not None}
+                _add(archive, key + ".json", json.dumps(sidecar, separators=(",", ":")).encode())
+                cut += made.cut
+                changed = {"row": row, "start": None, "seconds": made.seconds}
+                if settings.encode != "original" or made.cut:
+                    changed["sha256"] = None
+                place = {SHARD: name, "offset": offset, "size": len(made.data)}
+                rows.append({**facts, **changed, **place})
+        size, digest = draft.stat().st_size, local_files.sha256(draft)
     return {
         "name": name,
-        "bytes": out.bytes,
-        "sha256": out.sum.hexdigest(),
+        "bytes": size,
+        "sha256": digest,
         "cut": cut,
         "rows": [{key: value for key, value in row.items() if value is not None} for row in rows],
         "skipped": skipped,
@@ -144,19 +103,3 @@ def _add(archive: tarfile.TarFile, name: str, data: bytes) -> int:
     archive.members.clear()  # type: ignore[attr-defined]  # or they would all be kept
     blocks = -(-len(data) // tarfile.BLOCKSIZE)
     return int(archive.offset) - blocks * tarfile.BLOCKSIZE
-
-
-def make_folder(out: str) -> None:
-    """Make the folder that shards go to.
-
-    Raises:
-        StoreError: it cannot be made, or is a file.
-    """
-    if storage.is_url(out):
-        return
-    try:
-        Path(out).mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise StoreError(f"{out} is a file", "a folder for the shards", "choose another --out") from None
-    except OSError as error:
-        raise storage.unwritable(out, error) from None
