@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from asit import cli
+from asit.data.catalogue.catalogue import Catalogue
+
 Lay = Callable[..., None]
 
 
@@ -27,3 +30,19 @@ def lay() -> Lay:
             (root / path).write_bytes(content.getvalue())
 
     return write
+
+
+@pytest.fixture
+def catalogue(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[str, str, Catalogue]]:
+    """Catalogue a miniature by the verb: why it is refused, and with --incomplete what is printed and made."""
+
+    def make(name: str, root: Path, *more: str) -> tuple[str, str, Catalogue]:
+        out = tmp_path / "c.jsonl"
+        run = ["catalogue", name, str(root), "--out", str(out), "--workers", "1", "--front-end.mels", "32", *more]
+        assert cli.main(run) == 2
+        refused = capsys.readouterr().err
+        assert not out.exists()
+        assert cli.main([*run, "--incomplete"]) == 0
+        return refused, capsys.readouterr().out, Catalogue.read(out)
+
+    return make

@@ -9,10 +9,8 @@ from unittest import mock
 
 import pytest
 
-from asit import cli
 from asit.config import FrontEndSettings
 from asit.data import corpora
-from asit.data.catalogue.catalogue import Catalogue
 from asit.data.catalogue.labels import read_labels
 from asit.data.catalogue.scan import build
 from asit.data.catalogue.splits import check_splits, folds, make_splits
@@ -47,9 +45,13 @@ def read(root: Path, **more: Any) -> corpora.Corpus:
         return esc50.read(root, **more)
 
 
-def test_complete(tmp_path: Path, lay: Lay) -> None:
-    root = make(tmp_path / "ESC-50-master", lay)
-    found = read(root)
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("given", ["ESC-50-master", "."])
+def test_complete(tmp_path: Path, lay: Lay, end: str, mark: str, given: str) -> None:
+    root = make(tmp_path / "ESC-50-master", lay, end=end, mark=mark)
+    found = read(tmp_path / given)
+    assert found.root == str(root)
     rows = [*found.rows()]
     assert [(Path(r.path).name, r.label, r.fold, r.group, r.split) for r in rows] == [
         (name, label, fold, source, None) for name, fold, _, label, _, source, _ in (row.split(",") for row in lines())
@@ -61,16 +63,6 @@ def test_complete(tmp_path: Path, lay: Lay) -> None:
     assert found.header()["classes"] == ["dog", "rooster"]
     assert found.header()["task"] == "esc50"
     assert [*found.rows()] == rows, "rows can be read again"
-
-
-def test_the_folder_around_it_will_do(tmp_path: Path, lay: Lay) -> None:
-    root = make(tmp_path / "ESC-50-master", lay)
-    assert read(tmp_path).root == str(root)
-
-
-@pytest.mark.parametrize(("end", "mark"), [("\r\n", ""), ("\n", "\ufeff"), ("\r\n", "\ufeff")])
-def test_line_ends_and_byte_order_mark(tmp_path: Path, lay: Lay, end: str, mark: str) -> None:
-    assert read(make(tmp_path, lay, end=end, mark=mark)).found == SMALL
 
 
 def test_a_copy_in_flac_is_the_same_clip(tmp_path: Path, lay: Lay) -> None:
@@ -133,17 +125,6 @@ def test_nothing_there_is_refused_even_as_incomplete(tmp_path: Path, lay: Lay) -
     assert "--incomplete" not in str(error.value)
 
 
-def test_a_shorter_list_is_reported(tmp_path: Path, lay: Lay) -> None:
-    with pytest.raises(CatalogueError, match=r"fold 5 0 of 2 clips \(2 missing\)"):
-        read(make(tmp_path, lay, rows=lines()[:8]))
-
-
-def test_a_source_in_two_folds_is_refused(tmp_path: Path, lay: Lay) -> None:
-    rows = [row.replace(",2001,", ",1001,") for row in lines()]
-    with pytest.raises(CatalogueError, match=r"1 source recordings are in more than one fold: 1001 \(folds 1, 2\)"):
-        read(make(tmp_path, lay, rows=rows), incomplete=True)
-
-
 def test_the_four_official_exceptions_are_groups_by_class(tmp_path: Path, lay: Lay) -> None:
     # Officially 3-134049-A-1.wav is a rooster and 2-134049-A-6.wav, of the same source, a hen.
     rows = [row.replace("2000,", "134049,").replace("3001,", "134049,") for row in lines()]
@@ -160,6 +141,11 @@ def test_the_four_official_exceptions_are_groups_by_class(tmp_path: Path, lay: L
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        (lambda rows: rows[:8], r"fold 5 0 of 2 clips \(2 missing\)"),
+        (
+            lambda rows: [row.replace(",2001,", ",1001,") for row in rows],
+            r"1 source recordings are in more than one fold: 1001 \(folds 1, 2\)",
+        ),
         (lambda rows: [*rows, rows[0]], "line 12: 1-1001-A-1.wav is listed twice"),
         (lambda rows: ["x.wav,6,0,dog,True,9,A", *rows], "line 2: target '0', fold '6'"),
         (lambda rows: ["x.wav,1,7,dog,True,9,A", *rows], "line 4: dog has two targets"),
@@ -184,8 +170,8 @@ def test_another_folder_is_reported_by_what_it_holds(tmp_path: Path) -> None:
         esc50.read(tmp_path / "nowhere")
 
 
-def test_from_the_command_line(tmp_path: Path, lay: Lay, capsys: pytest.CaptureFixture[str]) -> None:
-    root, out = tmp_path / "ESC-50-master", tmp_path / "c.jsonl"
+def test_from_the_command_line(tmp_path: Path, lay: Lay, catalogue: Any) -> None:
+    root = tmp_path / "ESC-50-master"
     full = [
         f"{fold}-{100 * target + 10 * fold + take}-A-{target}.wav,{fold},{target},class {target},False,"
         f"{100 * target + 10 * fold + take},A"
@@ -195,16 +181,10 @@ def test_from_the_command_line(tmp_path: Path, lay: Lay, capsys: pytest.CaptureF
     ]
     make(root, lay, rows=full[:0])
     (root / "meta" / "esc50.csv").write_text("\n".join([HEADER, *full]))
-    some = full[::40]
-    lay(root, [f"audio/{row.split(',')[0]}" for row in some])
-    arguments = ["catalogue", "esc50", str(root), "--out", str(out), "--workers", "1", "--front-end.mels", "32"]
-    assert cli.main(arguments) == 2
-    assert "fold 1 50 of 400 clips (350 missing)" in capsys.readouterr().err
-    assert not out.exists()
-    assert cli.main([*arguments, "--incomplete"]) == 0
-    printed = capsys.readouterr().out
+    lay(root, [f"audio/{row.split(',')[0]}" for row in full[::40]])
+    refused, printed, made = catalogue("esc50", root)
+    assert "fold 1 50 of 400 clips (350 missing)" in refused
     assert "fold 1         50 of       400" in printed
-    made = Catalogue.read(out)
     assert list(made.labels) == [f"class {target}" for target in range(50)]
     assert set(made.texts("fold")) == {"1"}
     assert made.groups[3] == "310"

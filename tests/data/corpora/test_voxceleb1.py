@@ -9,9 +9,7 @@ from unittest import mock
 
 import pytest
 
-from asit import cli
 from asit.data import corpora
-from asit.data.catalogue.catalogue import Catalogue
 from asit.data.catalogue.labels import read_labels
 from asit.data.catalogue.splits import check_splits, make_splits
 from asit.data.corpora import voxceleb1
@@ -120,13 +118,9 @@ def test_without_the_list(tmp_path: Path, lay: Lay) -> None:
         read(tmp_path)
 
 
-def test_from_the_command_line(tmp_path: Path, lay: Lay, capsys: pytest.CaptureFixture[str]) -> None:
-    root, out = make(tmp_path / "vox", lay), tmp_path / "c.jsonl"
-    run = ["catalogue", "voxceleb1", str(root), "--out", str(out), "--workers", "1", "--front-end.mels", "32"]
-    assert cli.main(run) == 2
-    assert "train 3 of 138,361 clips (138,358 missing)" in capsys.readouterr().err
-    assert cli.main([*run, "--incomplete"]) == 0
-    made = Catalogue.read(out)
+def test_from_the_command_line(tmp_path: Path, lay: Lay, catalogue: Any) -> None:
+    refused, _, made = catalogue("voxceleb1", make(tmp_path / "vox", lay))
+    assert "train 3 of 138,361 clips (138,358 missing)" in refused
     assert made.header["shared_groups"] is True
     assert made.header["classes"] == ["id10001", "id10002", "id10003"]
     splits = make_splits(made)

@@ -264,7 +264,7 @@ def _clips(name: str, folder: str, classes: Collection[str]) -> tuple[dict[str, 
     found = (path for path in walk(folder) if path.count("/") == 1 and not path.startswith(NOISE))
     paths, notes = recordings(found)
     if wrong := sorted({key.split("/")[0] for key in paths}.difference(classes)):
-        later = set(wrong) <= WORDS_V2.keys()
+        later = SILENCE not in classes and set(wrong) <= WORDS_V2.keys()
         problem = f"{folder} has folders that are no class of {name}: {first_names(wrong)}"
         fix = "this looks like version 0.02: asit catalogue speech-commands-v2" if later else "move them elsewhere"
         raise CatalogueError(problem, f"the {len(classes)} classes of {name}", fix)
