@@ -5,20 +5,22 @@ Letters: N rows, D width.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from asit.data.catalogue.inputs import Item, expand, named
-from asit.errors import AudioError, ConfigError
+from asit.errors import AudioError, CheckpointError, ConfigError
 from asit.io import atomic, lock
 from asit.io.local_files import sha256
 from asit.io.remote_files import MissingError
@@ -28,12 +30,12 @@ from asit.model.inference.overlap import ClipPooling
 from asit.progress import counter
 from asit.search import hnsw, recordings
 from asit.search import index_files as files
-from asit.search.embed_windows import POOLINGS, check_windows, embed_sources
+from asit.search.embed_windows import POOLINGS, EmbeddedRecording, check_windows, embed_sources
 from asit.search.index import Index
-from asit.search.partial_build import EmbeddedRecording, PartialBuild
 from asit.search.recordings import Files, RecordingKey, Source
 
 _NAMED = 3  # failures in an error message
+_SAVE = 60.0  # s of work that a killed build may lose
 
 
 @dataclass(frozen=True)
@@ -84,23 +86,6 @@ class Built:
     others: Counter[str]
 
 
-@dataclass
-class _Plan:
-    """What a build has to do.
-
-    Attributes:
-        kept: indices of the old index's recordings that stay.
-        need: recordings to read, in their order.
-        dropped: how many of the old index's recordings are gone.
-        failures: name and reason of recordings whose files are missing.
-    """
-
-    kept: list[int] = field(default_factory=list)
-    need: dict[RecordingKey, Source] = field(default_factory=dict)
-    dropped: int = 0
-    failures: list[tuple[str, str]] = field(default_factory=list)
-
-
 def build(
     model: AudioModel,
     inputs: Sequence[str],
@@ -113,8 +98,8 @@ def build(
 ) -> Built:
     """Build an index of recordings, or update one.
 
-    A build that is stopped leaves `OUT.partial`, from which the same call resumes. With `add`, recordings whose files
-    have the same size and time of change are kept; missing ones are dropped, and changed ones read again.
+    A build that is stopped leaves `OUT.partial`, an index from which the same call resumes. With `add`, recordings
+    whose files have the same size and time of change are kept; missing ones are dropped, and changed ones read again.
 
     Args:
         inputs: files, folders, globs, catalogues, tables and tar shards; see `asit.data.catalogue.inputs.expand`. With
@@ -140,25 +125,29 @@ def build(
         if old is not None:
             old.check(model)
         card = _card_settings(model, settings, old)
-        width = model.encoder.width * (2 if card["pooling"] == "class+mean" else 1)
+        work = _Build(folder, card, model.encoder.width, _resumed(folder, card, overwrite) or old)
         others = Counter[str]()
-        plan = _plan(expand(inputs, others) if inputs or not add else [], old)
-        partial = PartialBuild(folder, card, width, restart=overwrite)
-        with atomic.disk_errors(folder, lambda: partial.kept(plan.need)):
-            with partial:
-                read = _read(model, plan, card, partial, settings)
-            card = {**card, "width": width, "model": {**card["model"], "path": model_path}}
-            with atomic.write_folder(folder, overwrite=add or overwrite) as draft:
-                card = _write(draft, card, old, plan, read, settings.threads)
-        partial.path.unlink(missing_ok=True)
+        work.plan(expand(inputs, others) if inputs or not add else [], keep_others=add)
+        with atomic.disk_errors(folder, work.progress):
+            try:
+                work.read(model, settings)
+                card = work.write(folder, add or overwrite, threads=settings.threads, model_path=model_path)
+            except KeyboardInterrupt:
+                work.save()
+                raise KeyboardInterrupt(f"{work.progress()}; the same command resumes") from None
+        atomic.delete_folder(work.partial)
+    sources = work.sources()
+    now = {source.key: source.fingerprint for source in sources}
+    before = [] if old is None else old.sources
+    kept = sum(now.get(source.key) == source.fingerprint for source in before)
     return Built(
         folder=folder,
         rows=card["rows"],
-        recordings=card["recordings"],
-        read=len(read),
-        kept=len(plan.kept),
-        dropped=plan.dropped,
-        failures=plan.failures,
+        recordings=len(sources),
+        read=len(sources) - kept,
+        kept=kept,
+        dropped=sum(source.key not in now and source.key not in work.need for source in before),
+        failures=work.failures,
         exact=card["search"] == "exact",
         others=others,
     )
@@ -213,115 +202,165 @@ def _card_settings(model: AudioModel, settings: IndexSettings, old: Index | None
     return {**facts, "window": window, "hop": hop, "layer": settings.layer, **own}
 
 
-def _plan(items: Sequence[Item], old: Index | None) -> _Plan:
-    plan, known, wanted = _Plan(), Files(), dict[RecordingKey, Source]()
-    for item in items:
-        if item.fault is not None:
-            plan.failures.append((item.name, item.fault))
-            continue
-        try:
-            source = known.source(item)
-        except OSError as error:
-            plan.failures.append((item.name, error.strerror or str(error)))
-            continue
-        wanted[source.key] = source
-    for i, source in enumerate([] if old is None else old.sources):
-        try:
-            fingerprint = known.fingerprint(source.path)
-        except (OSError, MissingError):
-            fingerprint = None
-        now = wanted.get(source.key)
-        if fingerprint == source.fingerprint and (now is None or now.offset == source.offset):
-            plan.kept.append(i)
-            wanted.pop(source.key, None)
-        elif now is None and fingerprint is not None and source.member is None:
-            wanted[source.key] = known.source(source.item())
-        elif now is None:
-            plan.dropped += 1
-    plan.need = wanted
-    return plan
+def _resumed(folder: Path, card: Mapping[str, Any], overwrite: bool) -> Index | None:
+    """Return what a stopped build has read; ConfigError where it is of another build, unless that is overwritten."""
+    partial = _partial(folder)
+    with contextlib.suppress(CheckpointError):
+        found = Index.read(partial)
+        mine = {**found.card, "model": {name: found.card["model"].get(name) for name in card["model"]}}
+        if all(mine.get(name) == value for name, value in card.items()):
+            return found
+    if partial.exists() and not overwrite:
+        raise ConfigError(
+            f"{partial} is left of a build with another model or other settings, or is damaged",
+            "the same as then, to resume it",
+            "repeat that command, or pass --overwrite to start from scratch",
+        )
+    return None
 
 
-def _read(
-    model: AudioModel, plan: _Plan, card: Mapping[str, Any], partial: PartialBuild, settings: IndexSettings
-) -> list[EmbeddedRecording]:
-    """Embed the recordings that are needed and not in `partial`; those that fail are added to the plan's failures."""
-    for key, source in plan.need.items():
-        if key in partial.done and partial.done[key].source.fingerprint != source.fingerprint:
-            del partial.done[key]
-    todo = [source for key, source in plan.need.items() if key not in partial.done]
-    tick, bad = counter("indexing"), 0
-    try:
-        with closing(embed_sources(model, todo, card, settings.batch, settings.threads)) as results:
+def _partial(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.partial")
+
+
+class _Build:
+    """A build, from what an index has already to one that is written.
+
+    Attributes:
+        base: the index to update, or what a stopped build has read.
+        kept: indices of its recordings that stay.
+        need: recordings to read, in their order.
+        done: those that were read.
+        failures: name and reason of recordings that cannot be read.
+    """
+
+    def __init__(self, folder: Path, card: Mapping[str, Any], width: int, base: Index | None) -> None:
+        self.partial, self.card, self.base = _partial(folder), card, base
+        self.width = width * (2 if card["pooling"] == "class+mean" else 1)
+        self.kept: list[int] = []
+        self.need: dict[RecordingKey, Source] = {}
+        self.done: list[EmbeddedRecording] = []
+        self.failures: list[tuple[str, str]] = []
+        self._saved = 0  # recordings in `partial`
+
+    def plan(self, items: Sequence[Item], keep_others: bool) -> None:
+        """Decide what is kept and what is read; with `keep_others` also recordings that are not among the items."""
+        known, wanted = Files(), self.need
+        for item in items:
+            if item.fault is not None:
+                self.failures.append((item.name, item.fault))
+                continue
+            try:
+                source = known.source(item)
+            except OSError as error:
+                self.failures.append((item.name, error.strerror or str(error)))
+                continue
+            wanted[source.key] = source
+        for i, source in enumerate([] if self.base is None else self.base.sources):
+            try:
+                fingerprint = known.fingerprint(source.path)
+            except (OSError, MissingError):
+                continue
+            now = wanted.get(source.key)
+            if fingerprint == source.fingerprint and (keep_others if now is None else now.offset == source.offset):
+                self.kept.append(i)
+                wanted.pop(source.key, None)
+            elif now is None and keep_others and source.member is None:
+                wanted[source.key] = known.source(source.item())
+
+    def read(self, model: AudioModel, settings: IndexSettings) -> None:
+        """Embed the recordings that are needed; what was read is saved from time to time."""
+        todo, tick, bad = list(self.need.values()), counter("indexing"), 0
+        due = time.monotonic() + _SAVE
+        with closing(embed_sources(model, todo, self.card, settings.batch, settings.threads)) as results:
             for done, (source, result) in enumerate(results, 1):
                 if isinstance(result, str):
-                    plan.failures.append((source.name, result.replace(source.path, source.name)))
+                    self.failures.append((source.name, result.replace(source.path, source.name)))
                     bad += 1
                 else:
-                    partial.add(result)
+                    self.done.append(result)
                 tick(done, len(todo), bad)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"{partial.kept(plan.need)}; the same command resumes") from None
-    read = [partial.done[key] for key in plan.need if key in partial.done]
-    if not read and not plan.kept and not plan.failures:
-        raise ConfigError("nothing is left in the index", "a recording or more", "give a folder of recordings")
-    if not read and not plan.kept:
-        first = "\n    ".join(named(name, reason) for name, reason in plan.failures[:_NAMED])
+                if (begun := time.monotonic()) >= due:
+                    self.save()
+                    now = time.monotonic()
+                    due = now + max(_SAVE, 50 * (now - begun))  # at most 2 % of the time
+        if self.kept or self.done:
+            return
+        if not self.failures:
+            raise ConfigError("nothing is left in the index", "a recording or more", "give a folder of recordings")
+        first = "\n    ".join(named(name, reason) for name, reason in self.failures[:_NAMED])
         raise AudioError(
-            f"none of {len(plan.failures)} recordings could be read, such as\n    {first}",
+            f"none of {len(self.failures)} recordings could be read, such as\n    {first}",
             "a recording or more",
             "see `asit doctor` for the formats that are read here",
         )
-    return read
 
+    def sources(self) -> list[Source]:
+        """Return the recordings of the index: those that are kept first, then those that were read."""
+        return [
+            *([] if self.base is None else [self.base.sources[i] for i in self.kept]),
+            *(d.source for d in self.done),
+        ]
 
-def _write(
-    to: Path, card: Mapping[str, Any], old: Index | None, plan: _Plan, read: Sequence[EmbeddedRecording], threads: int
-) -> dict[str, Any]:
-    """Write the index's files, the recordings that are kept first, then those that were read; returns the card."""
-    sources = [] if old is None else [old.sources[i] for i in plan.kept]
-    sources += [one.source for one in read]
-    kept = np.empty(0, np.int64) if old is None else old.rows_at(plan.kept)
-    at = len(kept)
-    total = at + sum(len(one.times) for one in read)
-    rows = np.empty(total, files.ROW)
-    vectors = np.lib.format.open_memmap(to / files.VECTORS, "w+", np.dtype("<f2"), (total, card["width"]))
-    if old is not None:
-        vectors[:at] = old.vectors[kept]
-        rows[:at] = old.rows[kept]
-        rows["file"][:at] = np.searchsorted(np.asarray(plan.kept), rows["file"][:at])
-    for i, one in enumerate(read, len(plan.kept)):
-        part = slice(at, at + len(one.times))
-        vectors[part], rows["file"][part] = one.vectors, i
-        rows["start"][part], rows["end"][part] = np.asarray(one.times).T
-        at = part.stop
-    vectors.flush()
-    np.save(to / files.ROWS, rows, allow_pickle=False)
-    lines: dict[str, list[dict[str, Any]]] = {
-        files.SOURCES: [recordings.to_json(source) for source in sources],
-        files.FAILURES: [{"path": name, "reason": reason} for name, reason in plan.failures],
-    }
-    for name, values in lines.items():  # names that are no valid Unicode are escaped, and read back as they were
-        (to / name).write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
-    names = [files.VECTORS, files.ROWS, *lines]
-    method: dict[str, Any] = {"search": "exact"}
-    if total > files.EXACT_MOST:
-        graph = old.graph if old is not None and len(kept) == len(old) else None
-        graph = graph or hnsw.Graph(card["width"])
-        graph.add(vectors[len(graph) :], threads, counter("graph", "rows"))
-        graph.save(to / files.GRAPH)
-        names.append(files.GRAPH)
-        method = {"search": "graph", "graph": hnsw.PARAMETERS}
-    contents = {
-        "kind": files.KIND,
-        "format": files.FORMAT,
-        "asit": importlib.metadata.version("asit-audio"),
-        **card,
-        "rows": total,
-        "recordings": len(sources),
-        "failures": len(plan.failures),
-        **method,
-        "sha256": {name: sha256(to / name) for name in names},
-    }
-    (to / files.CARD).write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
-    return contents
+    def save(self) -> None:
+        """Write what was read into the folder from which the build resumes."""
+        if self.done:
+            self.write(self.partial, overwrite=True)
+            self._saved = len(self.kept) + len(self.done)
+
+    def progress(self) -> str:
+        """Say how many recordings are saved."""
+        return f"{self._saved} of {len(self.kept) + len(self.need)} recordings are kept in {self.partial}"
+
+    def write(
+        self, folder: Path, overwrite: bool, threads: int | None = None, model_path: str | None = None
+    ) -> dict[str, Any]:
+        """Write the index and return its card; without `threads` there is no graph."""
+        base, sources = self.base, self.sources()
+        kept = np.empty(0, np.int64) if base is None else base.rows_at(self.kept)
+        at = len(kept)
+        total = at + sum(len(one.times) for one in self.done)
+        rows = np.empty(total, files.ROW)
+        with atomic.write_folder(folder, overwrite=overwrite) as to:
+            vectors = np.lib.format.open_memmap(to / files.VECTORS, "w+", np.dtype("<f2"), (total, self.width))
+            if base is not None:
+                vectors[:at] = base.vectors[kept]
+                rows[:at] = base.rows[kept]
+                rows["file"][:at] = np.searchsorted(np.asarray(self.kept), rows["file"][:at])
+            for i, one in enumerate(self.done, len(self.kept)):
+                part = slice(at, at + len(one.times))
+                vectors[part], rows["file"][part] = one.vectors, i
+                rows["start"][part], rows["end"][part] = np.asarray(one.times).T
+                at = part.stop
+            vectors.flush()
+            np.save(to / files.ROWS, rows, allow_pickle=False)
+            lines: dict[str, list[dict[str, Any]]] = {
+                files.SOURCES: [recordings.to_json(source) for source in sources],
+                files.FAILURES: [{"path": name, "reason": reason} for name, reason in self.failures],
+            }
+            for name, values in lines.items():  # names that are no valid Unicode are escaped, and read back the same
+                (to / name).write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
+            names = [files.VECTORS, files.ROWS, *lines]
+            method: dict[str, Any] = {"search": "exact"}
+            if total > files.EXACT_MOST and threads is not None:
+                graph = base.graph if base is not None and len(kept) == len(base) else None
+                graph = graph or hnsw.Graph(self.width)
+                graph.add(vectors[len(graph) :], threads, counter("graph", "rows"))
+                graph.save(to / files.GRAPH)
+                names.append(files.GRAPH)
+                method = {"search": "graph", "graph": hnsw.PARAMETERS}
+            contents = {
+                "kind": files.KIND,
+                "format": files.FORMAT,
+                "asit": importlib.metadata.version("asit-audio"),
+                **self.card,
+                "model": {**self.card["model"], "path": model_path},
+                "width": self.width,
+                "rows": total,
+                "recordings": len(sources),
+                "failures": len(self.failures),
+                **method,
+                "sha256": {name: sha256(to / name) for name in names},
+            }
+            (to / files.CARD).write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
+        return contents

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +17,19 @@ from asit.errors import AsitError, AudioError, ConfigError
 from asit.model.audio_model import AudioModel, Embedding
 from asit.model.inference.batching import Done, run_recordings
 from asit.model.inference.overlap import ClipPooling
-from asit.search.partial_build import EmbeddedRecording
 from asit.search.recordings import Source
 
 Wave = npt.NDArray[np.float32]
 POOLINGS: tuple[ClipPooling, ...] = get_args(ClipPooling)
+
+
+class EmbeddedRecording(NamedTuple):
+    """A recording, start and end of its rows in s from the beginning of the file, and their vectors (n, D)."""
+
+    source: Source
+    times: list[tuple[float, float]]
+    vectors: npt.NDArray[np.float16]
+
 
 WHOLE = 1.5
 """A recording up to this many times as long as the window is one row."""
