@@ -9,7 +9,6 @@ import contextlib
 import os
 import re
 from pathlib import Path
-from typing import Any, NoReturn
 
 import torch
 
@@ -117,95 +116,64 @@ def _fetched(repository: str, revision: str | None) -> Path:
             "a model's folder, or the extra huggingface",
             "check the path, or: pip install 'asit-audio[huggingface]'",
         ) from error
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    def fetched(name: str, revision: str | None) -> Path:
+        # After one failure to reach the hub only the cache is asked: huggingface_hub takes long to give up.
+        return Path(huggingface_hub.hf_hub_download(repository, name, revision=revision, local_files_only=offline))
 
     named = repository if revision is None else f"{repository}@{revision}"
-    missing: list[EntryNotFoundError] = []
-    # Try cached files first: without a network huggingface_hub takes long to give up.
+    offline, missing, wanted = False, list[EntryNotFoundError](), f"{THEIRS[0]} or {OWN[0]}"
     try:
         known = huggingface_hub.try_to_load_from_cache(repository, OWN[0], revision=revision)
-    except HFValidationError as error:
-        raise CheckpointError(
-            f"there is no folder {repository}, and it is no valid name on the hub: {_first_line(error)}",
-            "a model's folder, or the hub's owner/name",
-            "check the path",
-        ) from error
-    for names in (OWN, THEIRS) if isinstance(known, str) else (THEIRS, OWN):
-        offline = any(isinstance(error, LocalEntryNotFoundError) for error in missing)
-        try:
-            first = Path(_file(huggingface_hub, repository, names[0], revision, local_files_only=offline))
-        except EntryNotFoundError as error:
-            missing.append(error)
-            continue
-        if names is THEIRS:
-            huggingface.check(first)
-        # Fetch the other files from the same commit.
-        for name in names[1:]:
+        for names in (OWN, THEIRS) if isinstance(known, str) else (THEIRS, OWN):
             try:
-                _file(huggingface_hub, repository, name, first.parent.name)
+                first = fetched(names[0], revision)
             except EntryNotFoundError as error:
-                _raise_missing(named, name, error)
-        return first.parent
-    _raise_missing(named, f"{THEIRS[0]} or {OWN[0]}", *missing)
+                missing.append(error)
+                offline = offline or isinstance(error, LocalEntryNotFoundError)
+                continue
+            if names is THEIRS:
+                huggingface.check(first)
+            for wanted in names[1:]:  # from the same commit
+                fetched(wanted, first.parent.name)
+            return first.parent
+        raise next((error for error in missing if isinstance(error, LocalEntryNotFoundError)), missing[0])
+    except CheckpointError:
+        raise
+    except Exception as error:  # of huggingface_hub or its HTTP library, which varies
+        raise CheckpointError(*_explained(error, repository, named, wanted)) from error
 
 
-def _file(hub: Any, repository: str, name: str, revision: str | None, local_files_only: bool = False) -> str:
-    """Fetch one file; return its path in the cache.
-
-    Raises:
-        EntryNotFoundError: of huggingface_hub: no such file, or it is not cached and the hub cannot be reached.
-        CheckpointError: any other failure.
-    """
+def _explained(error: Exception, repository: str, named: str, wanted: str) -> tuple[str, str, str]:
+    """Return what was found, what is expected and the fix for a failure to fetch the file `wanted`."""
     from huggingface_hub import errors
 
-    named = repository if revision is None else f"{repository}@{revision}"
-    try:
-        path: str = hub.hf_hub_download(repository, name, revision=revision, local_files_only=local_files_only)
-        return path
-    except errors.EntryNotFoundError:
-        raise
-    except errors.GatedRepoError as error:
-        raise CheckpointError(
-            f"{named} is gated: its owner decides who may read it",
-            "access to it",
-            f"request access on its hub page, then log in (hf auth login): {_first_line(error)}",
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise CheckpointError(
-            f"there is no folder {repository}, and the hub has no such repository, or it is private",
-            "a model's folder, or the hub's owner/name",
-            "check the name; log in for a private one (hf auth login)",
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise CheckpointError(
-            f"{repository} has no revision {revision}", "a branch, tag or commit of it", "omit @ for the newest"
-        ) from error
-    except Exception as error:  # of huggingface_hub's HTTP library, which varies
-        raise CheckpointError(
-            f"{name} of {named} could not be fetched: {type(error).__name__}: {_first_line(error)}",
-            "access to the hub, and space in the cache",
-            "try again, or download the folder yourself and give its path",
-        ) from error
-
-
-def _raise_missing(named: str, wanted: str, *errors: Exception) -> NoReturn:
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    offline = next((error for error in errors if isinstance(error, LocalEntryNotFoundError)), None)
-    if offline is not None:
-        reason = offline.__cause__ or offline
-        raise CheckpointError(
-            f"there is no folder {named.partition('@')[0]}, the hub cannot be reached, and its cache does not have "
-            f"{wanted} of {named} ({type(reason).__name__}: {_first_line(reason)})",
-            "a network, or a repository that was fetched before",
-            "check the name and the network (HF_HUB_OFFLINE keeps huggingface_hub from using it)",
-        ) from offline
-    raise CheckpointError(
-        f"{named} on the hub has no {wanted}",
-        f"{', '.join(THEIRS)}, or {' and '.join(OWN)}",
-        "give a repository with an asit model; download others and use asit convert",
-    ) from errors[0]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    either, reason = "a model's folder, or the hub's owner/name", error.__cause__ or error
+    first_line = (str(reason).strip() or type(reason).__name__).splitlines()[0]
+    match error:
+        case errors.HFValidationError():
+            found = f"there is no folder {repository}, and it is no valid name on the hub: {first_line}"
+            return found, either, "check the path"
+        case errors.GatedRepoError():
+            fix = f"request access on its hub page, then log in (hf auth login): {first_line}"
+            return f"{named} is gated: its owner decides who may read it", "access to it", fix
+        case errors.RepositoryNotFoundError():
+            found = f"there is no folder {repository}, and the hub has no such repository, or it is private"
+            return found, either, "check the name; log in for a private one (hf auth login)"
+        case errors.RevisionNotFoundError():
+            found = f"{repository} has no revision {named.partition('@')[2] or 'main'}"
+            return found, "a branch, tag or commit of it", "omit @ for the newest"
+        case errors.LocalEntryNotFoundError():
+            found = f"there is no folder {repository}, the hub cannot be reached, and its cache does not have"
+            return (
+                f"{found} {wanted} of {named} ({type(reason).__name__}: {first_line})",
+                "a network, or a repository that was fetched before",
+                "check the name and the network (HF_HUB_OFFLINE keeps huggingface_hub from using it)",
+            )
+        case errors.EntryNotFoundError():
+            files = f"{', '.join(THEIRS)}, or {' and '.join(OWN)}"
+            fix = "give a repository with an asit model; download others and use asit convert"
+            return f"{named} on the hub has no {wanted}", files, fix
+    found = f"{wanted} of {named} could not be fetched: {type(reason).__name__}: {first_line}"
+    return found, "access to the hub, and space in the cache", "try again, or download the folder and give its path"

@@ -13,67 +13,51 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from torch import Tensor
 
 from asit.errors import CheckpointError
 
-
-class Family(NamedTuple):
-    """A family of networks.
-
-    Attributes:
-        name: as published.
-        signs: alternative tuples of patterns; a file matches one if each of its patterns is found in some name.
-    """
-
-    name: str
-    signs: tuple[tuple[str, ...], ...]
-
-
-FAMILIES = (
-    Family("EAT", ((r"modality_encoders\.IMAGE\.",), (r"(^|\.)local_encoder\.proj\.", r"(^|\.)extra_tokens$"))),
-    Family("data2vec 2.0", ((r"modality_encoders\.",),)),
-    Family("PaSST", ((r"(freq|time)_new_pos_embed$",),)),
-    Family("CAV-MAE", ((r"(^|\.)patch_embed_a\.",), (r"(^|\.)blocks_a\.\d+\.",))),
-    Family("Dasheng or CED", ((r"(^|\.)time_pos_embed$", r"(^|\.)freq_pos_embed$"),)),
-    Family("ATST", ((r"(^|\.)norm_frame\.",), (r"patch_embed\.patch_embed\.",))),
-    Family(
-        "CLAP", ((r"(^|\.)audio_branch\.",), (r"(^|\.)audio_model\.audio_encoder\.",), (r"(^|\.)caption_encoder\.",))
-    ),
-    Family("CLAP", ((r"(^|\.)(audio_branch|audio_projection|caption_encoder)\.",), (r"audio_model\.audio_encoder\.",))),
-    Family("CLAP", ((r"(^|\.)audio_encoder\.layers\.\d+\.blocks\.",),)),
-    Family("HTS-AT", ((r"(^|\.)tscam_conv\.",),)),
-    Family("PANNs", ((r"(^|\.)conv_block1\.conv1\.",),)),
-    Family(
-        "Whisper",
-        (
-            (r"(^|\.)conv1\.weight$", r"encoder\.(layers|blocks)\.\d+\.(self_attn|attn|attn_ln)"),
-            (r"(^|\.)conv1\.weight$", r"(^|\.)embed_positions\.weight$"),
-        ),
-    ),
-    Family("WavLM", ((r"feature_extractor\.conv_layers\.", r"gru_rel_pos|grep_linear|rel_attn_embed"),)),
-    Family("HuBERT", ((r"label_embs_concat$",), (r"(^|\.)hubert\.",))),
-    Family("data2vec", ((r"(^|\.)data2vec_audio\.",), (r"pos_conv_embed\.layers\.",))),
-    Family("wav2vec2", ((r"(^|\.)(w2v_model|wav2vec2|quantizer)\.", r"feature_extractor\.conv_layers\."),)),
-    Family("wav2vec2 or HuBERT", ((r"feature_extractor\.conv_layers\.",),)),
-    Family("BEATs", ((r"grep_(linear|a)\b",), (r"(^|\.)patch_embedding\.weight$", r"(^|\.)post_extract_proj\."))),
-    Family("M2D", ((r"(^|\.)norm_stats$",), (r"ar\.runtime\.backbone\.",))),
-)
 MASKED = "AudioMAE, or another masked autoencoder such as M2D or MSM-MAE"
-_MASKED = (r"(^|\.)decoder_(embed|blocks|pred|pos_embed)\b", r"(^|\.)mask_token$", r"(^|\.)fc_norm\.")
-_IMAGE = Family(
-    "an image transformer of another build than ViT or DeiT (DINOv2, BEiT, Swin, CLIP)",
-    (
+FAMILIES: dict[str, tuple[tuple[str, ...], ...]] = {
+    "EAT": ((r"modality_encoders\.IMAGE\.",), (r"(^|\.)local_encoder\.proj\.", r"(^|\.)extra_tokens$")),
+    "data2vec 2.0": ((r"modality_encoders\.",),),
+    "PaSST": ((r"(freq|time)_new_pos_embed$",),),
+    "CAV-MAE": ((r"(^|\.)patch_embed_a\.",), (r"(^|\.)blocks_a\.\d+\.",)),
+    "Dasheng or CED": ((r"(^|\.)time_pos_embed$", r"(^|\.)freq_pos_embed$"),),
+    "ATST": ((r"(^|\.)norm_frame\.",), (r"patch_embed\.patch_embed\.",)),
+    "CLAP": (
+        (r"(^|\.)audio_branch\.",),
+        (r"(^|\.)audio_model\.audio_encoder\.",),
+        (r"(^|\.)caption_encoder\.",),
+        (r"(^|\.)audio_encoder\.layers\.\d+\.blocks\.",),
+    ),
+    "HTS-AT": ((r"(^|\.)tscam_conv\.",),),
+    "PANNs": ((r"(^|\.)conv_block1\.conv1\.",),),
+    "Whisper": (
+        (r"(^|\.)conv1\.weight$", r"encoder\.(layers|blocks)\.\d+\.(self_attn|attn|attn_ln)"),
+        (r"(^|\.)conv1\.weight$", r"(^|\.)embed_positions\.weight$"),
+    ),
+    "WavLM": ((r"feature_extractor\.conv_layers\.", r"gru_rel_pos|grep_linear|rel_attn_embed"),),
+    "HuBERT": ((r"label_embs_concat$",), (r"(^|\.)hubert\.",)),
+    "data2vec": ((r"(^|\.)data2vec_audio\.",), (r"pos_conv_embed\.layers\.",)),
+    "wav2vec2": ((r"(^|\.)(w2v_model|wav2vec2|quantizer)\.", r"feature_extractor\.conv_layers\."),),
+    "wav2vec2 or HuBERT": ((r"feature_extractor\.conv_layers\.",),),
+    "BEATs": ((r"grep_(linear|a)\b",), (r"(^|\.)patch_embedding\.weight$", r"(^|\.)post_extract_proj\.")),
+    "M2D": ((r"(^|\.)norm_stats$",), (r"ar\.runtime\.backbone\.",)),
+    "an image transformer of another build than ViT or DeiT (DINOv2, BEiT, Swin, CLIP)": (
         (r"blocks\.\d+\.(ls1|ls2)\.",),
         (r"(^|\.)register_tokens$",),
         (r"relative_position_bias_table$",),
         (r"blocks\.\d+\.gamma_[12]$",),
         (r"(^|\.)visual\.transformer\.",),
     ),
-)
-_HF_VIT = Family("ViT of Hugging Face", ((r"embeddings\.cls_token$", r"patch_embeddings\.projection\."),))
+    MASKED: ((r"(^|\.)decoder_(embed|blocks|pred|pos_embed)\b",), (r"(^|\.)mask_token$",), (r"(^|\.)fc_norm\.",)),
+    "ViT of Hugging Face": ((r"embeddings\.cls_token$", r"patch_embeddings\.projection\."),),
+}
+"""Names of families, with alternative tuples of patterns; a file matches one if each of its patterns is found in some
+name. The first family that matches counts."""
 
 
 def channels_of(content: Mapping[str, Any], depth: int = 3) -> int:
@@ -103,13 +87,11 @@ def family(names: Iterable[str], channels: int = 1) -> str | None:
     def shows(sign: tuple[str, ...]) -> bool:
         return all(any(re.search(pattern, name) for name in given) for pattern in sign)
 
-    found = next((one.name for one in FAMILIES if any(map(shows, one.signs))), None)
-    if found is None and any(map(shows, _IMAGE.signs)):
-        found = _IMAGE.name
-    if found is None and any(shows((sign,)) for sign in _MASKED):
-        found = MASKED if channels == 1 else "a masked autoencoder of images (MAE), or fine-tuned from one"
-    if found is None and any(map(shows, _HF_VIT.signs)) and not shows((r"distillation_token$",)):
-        found = _HF_VIT.name
+    found = next((name for name, signs in FAMILIES.items() if any(map(shows, signs))), None)
+    if found == MASKED and channels != 1:
+        return "a masked autoencoder of images (MAE), or fine-tuned from one"
+    if found == "ViT of Hugging Face" and shows((r"distillation_token$",)):
+        return None  # AST's names
     return found
 
 

@@ -22,6 +22,54 @@ _HUB_LICENSE = re.compile(r"[a-z0-9][a-z0-9.\-]*")
 _HUB_DATASET = re.compile(r"[A-Za-z0-9][\w.\-]*/[\w.\-]+")
 
 
+_PIPELINE = """from transformers import pipeline
+
+name = "FOLDER_OR_ID"
+classify = pipeline("audio-classification", name, feature_extractor=name, trust_remote_code=True)
+classify({{"raw": samples, "sampling_rate": {rate}}}{applied})  # mono floats in [-1, 1]"""
+_ENCODER = """from transformers import AutoFeatureExtractor, AutoModel
+
+extractor = AutoFeatureExtractor.from_pretrained("FOLDER_OR_ID", trust_remote_code=True)
+model = AutoModel.from_pretrained("FOLDER_OR_ID", trust_remote_code=True)
+inputs = extractor(samples, sampling_rate={rate}, return_tensors="pt")  # mono floats in [-1, 1]
+clip_vector = model(**inputs).pooler_output"""
+_README = """---
+{matter}---
+
+# {title}
+
+{kind}: a vision transformer over log-mel patches, {encoder.width} wide, {encoder.depth} blocks, \
+{encoder.heads} heads, {parameters:,} parameters.{many} Written by asit, a toolkit for ASiT (arXiv:2211.13189).
+
+## Use with transformers
+
+```python
+{code}
+```
+
+The folder contains its own code, which needs torch and numpy. With asit installed, it loads without \
+`trust_remote_code` after `from asit.interop.huggingface import register; register()`.
+
+## Use with asit
+
+```python
+import asit
+
+asit.load("FOLDER_OR_ID").{call}("clip.wav")
+```
+
+This reads files of any rate and length without running the folder's code.
+
+## Input
+
+{input}
+
+{classes}## Training
+
+{training}
+{evaluation}"""
+
+
 def readme(model: AudioModel, title: str, license: str | None, run: Path | None) -> str:
     """Return the text of README.md with YAML front matter; see `write` for the arguments.
 
@@ -30,22 +78,26 @@ def readme(model: AudioModel, title: str, license: str | None, run: Path | None)
     """
     scores = [] if run is None else _scores(model, Path(run))
     front = _front_matter(model, title, license or model.training.get("license"), scores)
-    matter = yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=120)
-    parts = [
-        f"# {title}",
-        _what(model),
-        "## Use with transformers",
-        _with_transformers(model),
-        "## Use with asit",
-        _with_asit(model),
-        "## Input",
-        _input(model),
-        *(["## Classes", _classes(model)] if model.classes else []),
-        "## Training",
-        _training(model),
-        *(["## Evaluation", _evaluation(scores)] if scores else []),
-    ]
-    return f"---\n{matter}---\n\n" + "\n\n".join(parts) + "\n"
+    facts, names = public(model.training), model.classes
+    rows = [(name, v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)) for name, v in facts.items()]
+    # transformers 4 uses a softmax unless specified, and 5 follows the configuration.
+    applied = ', function_to_apply="sigmoid"' if model.multi else ""
+    # Each class is quoted on one line, whatever its name contains.
+    quoted = ", ".join(f"`{' '.join(name.split()).replace('`', chr(39))}`" for name in names or ())
+    return _README.format(
+        matter=yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=120),
+        title=title,
+        kind="An audio encoder" if names is None else f"An audio classifier of {len(names)} classes",
+        encoder=model.encoder,
+        parameters=sum(p.numel() for part in (model.encoder, model.head) if part for p in part.parameters()),
+        many=" A clip may have several of them." if model.multi else "",
+        code=(_ENCODER if names is None else _PIPELINE).format(rate=model.rate, applied=applied),
+        call="embed" if names is None else "tag",
+        input=_input(model),
+        classes=f"## Classes\n\n{quoted}\n\n" if names else "",
+        training=_table(("", "value"), rows) if facts else "Not recorded.",
+        evaluation=f"\n## Evaluation\n\n{_evaluation(scores)}\n" if scores else "",
+    )
 
 
 def _scores(model: AudioModel, run: Path) -> list[dict[str, Any]]:
@@ -102,53 +154,6 @@ def _values(record: Mapping[str, Any]) -> dict[str, float]:
     return {name: held["value"] for name, held in record["metrics"].items() if held["value"] is not None}
 
 
-def _what(model: AudioModel) -> str:
-    encoder = model.encoder
-    count = sum(p.numel() for p in (*encoder.parameters(), *(model.head.parameters() if model.head else ())))
-    kind = "An audio encoder" if model.classes is None else f"An audio classifier of {len(model.classes)} classes"
-    many = " A clip may have several of them." if model.multi else ""
-    return (
-        f"{kind}: a vision transformer over log-mel patches, {encoder.width} wide, {encoder.depth} blocks, "
-        f"{encoder.heads} heads, {count:,} parameters.{many} Written by asit, a toolkit for ASiT "
-        "(arXiv:2211.13189)."
-    )
-
-
-def _with_transformers(model: AudioModel) -> str:
-    note = (
-        "The folder contains its own code, which needs torch and numpy. With asit installed, it loads without "
-        "`trust_remote_code` after `from asit.interop.huggingface import register; register()`."
-    )
-    rate = model.rate
-    if model.classes is None:
-        code = f"""from transformers import AutoFeatureExtractor, AutoModel
-
-extractor = AutoFeatureExtractor.from_pretrained("FOLDER_OR_ID", trust_remote_code=True)
-model = AutoModel.from_pretrained("FOLDER_OR_ID", trust_remote_code=True)
-inputs = extractor(samples, sampling_rate={rate}, return_tensors="pt")  # mono floats in [-1, 1]
-clip_vector = model(**inputs).pooler_output"""
-    else:
-        # transformers 4 uses a softmax unless specified, and 5 follows the configuration.
-        applied = ', function_to_apply="sigmoid"' if model.multi else ""
-        code = f"""from transformers import pipeline
-
-name = "FOLDER_OR_ID"
-classify = pipeline("audio-classification", name, feature_extractor=name, trust_remote_code=True)
-classify({{"raw": samples, "sampling_rate": {rate}}}{applied})  # mono floats in [-1, 1]"""
-    return f"```python\n{code}\n```\n\n{note}"
-
-
-def _with_asit(model: AudioModel) -> str:
-    call = "embed" if model.classes is None else "tag"
-    return f"""```python
-import asit
-
-asit.load("FOLDER_OR_ID").{call}("clip.wav")
-```
-
-This reads files of any rate and length without running the folder's code."""
-
-
 def _input(model: AudioModel) -> str:
     s, encoder = model.front_end.settings, model.encoder
     seconds = model.front_end.samples_for(model.frames) / model.rate
@@ -166,19 +171,6 @@ def _input(model: AudioModel) -> str:
         f"{encoder.stride[1]}; {encoder.grid[0]} x {encoder.grid[1]} of them",
     }
     return _table(("", "value"), rows.items())
-
-
-def _classes(model: AudioModel) -> str:
-    """Quote each class on one line, whatever its name contains."""
-    return ", ".join(f"`{' '.join(name.split()).replace('`', chr(39))}`" for name in model.classes or ())
-
-
-def _training(model: AudioModel) -> str:
-    facts = public(model.training)
-    if not facts:
-        return "Not recorded."
-    plain = [(name, v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)) for name, v in facts.items()]
-    return _table(("", "value"), plain)
 
 
 def _evaluation(scores: Sequence[Mapping[str, Any]]) -> str:
