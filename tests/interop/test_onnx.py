@@ -58,12 +58,9 @@ def test_every_output_is_the_models_own(make_model: Any, make_waves: Any, tmp_pa
         for rows in (1, 3):
             waves = make_waves(samples, rows)
             embedded = m.embed_batch(list(waves), precision="float32")
-            np.testing.assert_allclose(
-                runs["embedding"](waves), np.stack([one.clip.numpy() for one in embedded]), atol=1e-4, rtol=1e-4
-            )
-            np.testing.assert_allclose(
-                runs["frames"](waves), np.stack([one.frames.numpy() for one in embedded]), atol=1e-4, rtol=1e-4
-            )
+            for name, kind in (("embedding", "clip"), ("frames", "frames")):
+                want = np.stack([getattr(one, kind).numpy() for one in embedded])
+                np.testing.assert_allclose(runs[name](waves), want, atol=1e-4, rtol=1e-4)
             if samples <= NEED:
                 want = m.scores(torch.from_numpy(waves), "float32").numpy()
                 np.testing.assert_allclose(runs["scores"](waves), want, atol=1e-4)
@@ -101,17 +98,6 @@ def test_axes_have_their_documented_names(make_model: Any, tmp_path: Path, outpu
             continue  # older exporters leave names of their own inside the graph
         named = {size.dim_param for value in graph.value_info for size in value.type.tensor_type.shape.dim}
         assert not any(re.search(r"\bu\d", name) for name in named)
-
-
-@pytest.mark.slow
-def test_frames_are_the_models_own(make_model: Any, make_waves: Any, tmp_path: Path) -> None:
-    m = make_model()
-    run = exported(m, tmp_path, output="frames")
-    for samples in (*LENGTHS, NEED + 3210):
-        for rows in (1, 3):
-            waves = make_waves(samples, rows)
-            want = np.stack([one.frames.numpy() for one in m.embed_batch(list(waves), precision="float32")])
-            np.testing.assert_allclose(run(waves), want, atol=1e-4, rtol=1e-4)
 
 
 def test_a_classifier_hears_longer_clips_with_stretched_positions(
@@ -232,15 +218,6 @@ def test_int8_is_as_near_as_onnxruntimes_own(make_model: Any, make_waves: Any, t
     assert ours_off < 0.1 * np.abs(exact).mean()
 
 
-def test_layers_that_are_not_found_are_an_error(
-    make_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(int8, "LAYERS", "blocks.1")
-    with pytest.raises(CheckpointError, match=r"6 linear layers in the exporter's graph\n.*12, of the blocks"):
-        export(make_model(), tmp_path / "m.onnx", int8=True)
-    assert not list(tmp_path.iterdir())
-
-
 def test_whole_numbers_of_a_weight_are_the_nearest() -> None:
     scales = np.array([[1e-3], [1], [9], [0], [2]], np.float32)
     weight = np.random.default_rng(0).standard_normal((5, 40), np.float32) * scales
@@ -288,11 +265,6 @@ def test_other_opsets_give_the_same(make_model: Any, make_waves: Any, tmp_path: 
         np.testing.assert_allclose(run(waves), exported(m, tmp_path, int8=coarse)(waves), atol=tolerance)
 
 
-def test_an_unknown_opset_is_refused(make_model: Any, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"opset 17.*\n.*from 18 to 23"):
-        export(make_model(), tmp_path / "x.onnx", opset=17)
-
-
 def test_what_cannot_be_exported_is_refused_and_leaves_nothing(make_model: Any, tmp_path: Path) -> None:
     m, encoder = make_model(), make_model(head=False)
     for wanted in ("scores", "logits"):
@@ -302,6 +274,8 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(make_model: Any, 
         export(m, tmp_path / "m.onnx", output="labels")
     with pytest.raises(ConfigError, match=r"ends in \.onnx"):
         export(m, tmp_path / "m.pb")
+    with pytest.raises(ConfigError, match=r"opset 17.*\n.*from 18 to 23"):
+        export(m, tmp_path / "x.onnx", opset=17)
     (tmp_path / "d.onnx").mkdir()
     with pytest.raises(ConfigError, match="is a folder"):
         export(m, tmp_path / "d.onnx")
@@ -312,53 +286,48 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(make_model: Any, 
     assert (tmp_path / "e.onnx").read_bytes() == b"mine"
 
 
-def test_a_graph_that_disagrees_with_the_model_is_not_left(
-    make_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    traced = file.trace
-
-    def other(*given: Any) -> onnx.ModelProto:
+def louder(traced: Callable[..., onnx.ModelProto]) -> Callable[..., onnx.ModelProto]:
+    def trace(*given: Any) -> onnx.ModelProto:
         graph = traced(*given)
         for one in graph.graph.initializer:
             if one.name == "fourier":
                 one.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(one) * np.float32(1.1), one.name))
         return graph
 
-    monkeypatch.setattr(file, "trace", other)
-    with pytest.raises(CheckpointError, match=r"the graph for m\.onnx differs from the model by .* for 1 waves"):
-        export(make_model(), tmp_path / "m.onnx")
-    assert not list(tmp_path.iterdir())
+    return trace
 
 
-def test_a_torch_that_cannot_export_is_told_of(
-    make_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
-        raise torch.onnx.OnnxExporterError("no such thing\nand a long report")
-
-    monkeypatch.setattr(torch.onnx, "export", refuse)
-    with pytest.raises(ConfigError, match=r"could not write the model as ONNX: no such thing\n.*\n.*--to torch"):
-        export(make_model(width=16), tmp_path / "m.onnx")
-    assert not list(tmp_path.iterdir())
+def refuse(*_: Any, **__: Any) -> None:
+    raise torch.onnx.OnnxExporterError("no such thing\nand a long report")
 
 
-def test_a_graph_that_gives_no_numbers_is_not_left(
-    make_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(file, "_session", lambda *_: lambda waves: np.full((len(waves), 3), np.nan, np.float32))
-    with pytest.raises(CheckpointError, match="not all finite"):
-        export(make_model(), tmp_path / "m.onnx")
-    assert not list(tmp_path.iterdir())
+def unsuited(exact: Run, coarse: Run) -> dict[str, Any]:
+    silence = np.zeros((1, NEED), np.float32)
+    assert not np.array_equal(exact(silence), coarse(silence))
+    return {"of": "clips of mine", "sounds": 3, "cosine": 0.5}
 
 
-def test_int8_that_does_not_suit_the_model_is_not_left(make_model: Any, tmp_path: Path) -> None:
-    def measure(exact: Run, coarse: Run) -> dict[str, Any]:
-        silence = np.zeros((1, NEED), np.float32)
-        assert not np.array_equal(exact(silence), coarse(silence))
-        return {"of": "clips of mine", "sounds": 3, "cosine": 0.5}
+NANS: Any = lambda *_: lambda waves: np.full((len(waves), 3), np.nan, np.float32)  # noqa: E731
 
-    with pytest.raises(CheckpointError, match=r"for 3 clips of mine have a mean cosine of 0\.500"):
-        export(make_model(), tmp_path / "m.onnx", int8=True, measure=measure)
+
+@pytest.mark.parametrize(
+    ("changed", "name", "value", "options", "error", "text"),
+    [
+        (file, "trace", louder, {}, CheckpointError, r"graph for m\.onnx differs from the model by .* for 1 waves"),
+        (file, "_session", NANS, {}, CheckpointError, "not all finite"),
+        (int8, "LAYERS", "blocks.1", {"int8": True}, CheckpointError, r"6 linear layers in .*\n.*12, of the blocks"),
+        (torch.onnx, "export", refuse, {}, ConfigError, r"write the model as ONNX: no such thing\n.*\n.*--to torch"),
+        (file, "LEAST_COSINE", 0.9, {"int8": True, "measure": unsuited}, CheckpointError,
+         r"for 3 clips of mine have a mean cosine of 0\.500"),
+    ],
+)  # fmt: skip
+def test_a_faulty_graph_is_not_left(
+    make_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    changed: Any, name: str, value: Any, options: dict[str, Any], error: type[Exception], text: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(changed, name, value(file.trace) if value is louder else value)
+    with pytest.raises(error, match=text):
+        export(make_model(width=16 if value is refuse else 32), tmp_path / "m.onnx", **options)
     assert not list(tmp_path.iterdir())
 
 

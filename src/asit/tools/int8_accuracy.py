@@ -17,7 +17,7 @@ from asit.data.catalogue.splits import TEST
 from asit.data.loading.waveforms import WaveformReader
 from asit.errors import AudioError, CatalogueError
 from asit.evaluate.result_records import ClipScores, label_metrics
-from asit.interop.onnx import Measure, OutputAgreement, Run
+from asit.interop.onnx import Measure, Run, agreement
 from asit.model.audio_model import AudioModel
 from asit.progress import counter
 from asit.training import open_data
@@ -29,7 +29,7 @@ BAD_FILES = 0.1
 def on_recordings(model: AudioModel, output: str | None, data: str, clips: int) -> Measure:
     """Return a function that compares float32 and int8 outputs on recordings, for `asit.interop.onnx.export`.
 
-    It returns `OutputAgreement.facts`, with "metric", "float32" and "int8" where clips are labelled.
+    It returns `agreement`, with "metric", "float32" and "int8" where clips are labelled.
 
     Args:
         model: what is exported.
@@ -63,29 +63,32 @@ def _compare(
     if classes and catalogue.column("label") is not None:
         labels = read_labels(catalogue, "multi" if model.multi else "single", model.classes, missing="skip")
         rows = rows[labels.known[rows]]
-    agreement, scores, read, failures = OutputAgreement(classes), [], [], []
+    scores, read, failures = [], [], []
     show = counter("comparing int8", "clips")
-    for done, row in enumerate(rows.tolist(), 1):
-        try:
-            windows = list(_windows(model, catalogue[row]))
-        except AudioError as error:
-            failures.append(error.found)
-            continue
-        finally:
-            show(done, len(rows), len(failures))
-        outputs = [np.stack([graph(window[None])[0] for window in windows]) for graph in graphs]
-        if classes:
-            outputs = [part.mean(0) for part in outputs]
-            scores.append(outputs)
-        agreement.add(*outputs)
-        read.append(row)
-    if not read or len(failures) > BAD_FILES * len(rows):
-        raise CatalogueError(
-            f"{len(failures)} of {len(rows)} clips of {name} could not be read: {'; '.join(failures[:3])}",
-            f"a share of at most {BAD_FILES:g}",
-            "repair the storage, or give other recordings with --check-data",
-        )
-    facts = agreement.facts(f"clips of {name}")
+
+    def outputs() -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
+        for done, row in enumerate(rows.tolist(), 1):
+            try:
+                windows = list(_windows(model, catalogue[row]))
+            except AudioError as error:
+                failures.append(error.found)
+                continue
+            finally:
+                show(done, len(rows), len(failures))
+            exact, coarse = (np.stack([graph(window[None])[0] for window in windows]) for graph in graphs)
+            if classes:
+                exact, coarse = exact.mean(0), coarse.mean(0)
+                scores.append((exact, coarse))
+            read.append(row)
+            yield exact, coarse
+        if not read or len(failures) > BAD_FILES * len(rows):
+            raise CatalogueError(
+                f"{len(failures)} of {len(rows)} clips of {name} could not be read: {'; '.join(failures[:3])}",
+                f"a share of at most {BAD_FILES:g}",
+                "repair the storage, or give other recordings with --check-data",
+            )
+
+    facts = agreement(outputs(), classes, f"clips of {name}")
     if labels is not None:
         facts["metric"] = metric = "mAP" if labels.multi else "accuracy"
         for kind, table in zip(("float32", "int8"), np.stack(scores, 1), strict=True):

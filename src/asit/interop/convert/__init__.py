@@ -34,7 +34,7 @@ from asit.io.local_files import sha256
 from asit.model import positions
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Head, Labelling
-from asit.model.vit import Encoder, empty_encoder, meta_encoder
+from asit.model.vit import empty_encoder, meta_encoder
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,10 @@ def convert(path: Path, options: SourceOptions) -> Converted:
     check_numbers(str(file), {**source.state, **of_head})
     if kind != "vit":
         _resize(source, options)
-    encoder = _encoder(file, source)
+    size = source.settings, source.frames, source.front_end.mels
+    check_fit(meta_encoder(*size), source.state, str(file))  # before memory is allocated
+    encoder = empty_encoder(*size)
+    load_strict(encoder, source.state, str(file))
     head, labelling, origin = _head(file, source, options)
     facts: dict[str, Any] = {
         **source.facts,
@@ -209,14 +212,6 @@ def _resize(source: SourceModel, options: SourceOptions) -> None:
     how = "those of the first columns" if frames < before else "stretched, bicubic"
     source.facts["positions"] = f"resized from {before} to {frames} frames: {how}"
     log.info(f"Positions {source.facts['positions']}")
-
-
-def _encoder(path: Path, source: SourceModel) -> Encoder:
-    size = source.settings, source.frames, source.front_end.mels
-    check_fit(meta_encoder(*size), source.state, str(path))  # before memory is allocated
-    encoder = empty_encoder(*size)
-    load_strict(encoder, source.state, str(path))
-    return encoder
 
 
 def _head(path: Path, source: SourceModel, options: SourceOptions) -> tuple[Head | None, Labelling | None, str]:

@@ -5,8 +5,32 @@
 
 from __future__ import annotations
 
+from asit.errors import ConfigError
 from asit.interop.huggingface.fields import MODEL_TYPE
 from asit.interop.huggingface.folder import check, read, write
-from asit.interop.huggingface.registration import register
 
 __all__ = ["MODEL_TYPE", "check", "read", "register", "write"]
+
+
+def register() -> None:
+    """Register ASiT with transformers' Auto classes; may be called repeatedly.
+
+    Raises:
+        ConfigError: transformers is not installed.
+    """
+    try:
+        import transformers
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "transformers is not installed",
+            "transformers 4.50 or newer",
+            "pip install 'asit-audio[huggingface]'",
+        ) from error
+    from asit.interop.huggingface.configuration_asit import ASiTConfig
+    from asit.interop.huggingface.feature_extraction_asit import ASiTFeatureExtractor
+    from asit.interop.huggingface.modeling_asit import ASiTForAudioClassification, ASiTModel
+
+    transformers.AutoConfig.register(ASiTConfig.model_type, ASiTConfig, exist_ok=True)
+    transformers.AutoModel.register(ASiTConfig, ASiTModel, exist_ok=True)
+    transformers.AutoModelForAudioClassification.register(ASiTConfig, ASiTForAudioClassification, exist_ok=True)
+    transformers.AutoFeatureExtractor.register(ASiTConfig, ASiTFeatureExtractor, exist_ok=True)

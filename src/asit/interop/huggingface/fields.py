@@ -20,17 +20,11 @@ MODEL_TYPE = "asit"
 CODE = ("configuration_asit.py", "modeling_asit.py", "feature_extraction_asit.py")
 """Files copied into exported folders, to load them without asit."""
 
-_CONFIG, _MODEL, _CLASSIFIER, _EXTRACTOR = (
-    "ASiTConfig",
-    "ASiTModel",
-    "ASiTForAudioClassification",
-    "ASiTFeatureExtractor",
-)
 _AUTO = {
-    "AutoConfig": f"configuration_asit.{_CONFIG}",
-    "AutoFeatureExtractor": f"feature_extraction_asit.{_EXTRACTOR}",
-    "AutoModel": f"modeling_asit.{_MODEL}",
-    "AutoModelForAudioClassification": f"modeling_asit.{_CLASSIFIER}",
+    "AutoConfig": "configuration_asit.ASiTConfig",
+    "AutoFeatureExtractor": "feature_extraction_asit.ASiTFeatureExtractor",
+    "AutoModel": "modeling_asit.ASiTModel",
+    "AutoModelForAudioClassification": "modeling_asit.ASiTForAudioClassification",
 }
 _SAME = ("window_ms", "shift_ms", "low_hz", "high_hz", "preemphasis", "mean", "std", "resampler")
 """Front-end settings with the same name in preprocessor_config.json."""
@@ -64,7 +58,7 @@ def config_of(model: AudioModel) -> dict[str, Any]:
     encoder, settings, labels = model.encoder, model.encoder.settings, model.labelling
     config: dict[str, Any] = {
         "model_type": MODEL_TYPE,
-        "architectures": [_MODEL if labels is None else _CLASSIFIER],
+        "architectures": ["ASiTModel" if labels is None else "ASiTForAudioClassification"],
         "auto_map": _AUTO,
         "hidden_size": encoder.width,
         "num_hidden_layers": encoder.depth,
@@ -112,7 +106,7 @@ def extractor_of(model: AudioModel) -> dict[str, Any]:
     """Return the content of preprocessor_config.json."""
     settings, encoder = model.front_end.settings, model.encoder
     return {
-        "feature_extractor_type": _EXTRACTOR,
+        "feature_extractor_type": "ASiTFeatureExtractor",
         "auto_map": {"AutoFeatureExtractor": _AUTO["AutoFeatureExtractor"]},
         "feature_size": settings.mels,
         "sampling_rate": settings.rate,

@@ -6,8 +6,7 @@ scores = session.run(None, {"waveform": waveforms})[0]  # (B, S) float32 at the 
 
 from __future__ import annotations
 
-from asit.interop.onnx.int8_error import Measure, OutputAgreement, Run
-from asit.interop.onnx.onnx_file import TOLERANCE, export
+from asit.interop.onnx.onnx_file import TOLERANCE, Measure, Run, agreement, export
 from asit.interop.onnx.trace import INPUT, OPSETS
 
-__all__ = ["INPUT", "OPSETS", "TOLERANCE", "Measure", "OutputAgreement", "Run", "export"]
+__all__ = ["INPUT", "OPSETS", "TOLERANCE", "Measure", "Run", "agreement", "export"]

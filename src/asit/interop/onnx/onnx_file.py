@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from asit.errors import CheckpointError, ConfigError
-from asit.interop.exportable import Output, as_text, check_waveforms, compare, extent_of, facts_of, on_cpu, output_of
+from asit.interop.exportable import check_waveforms, compare, extent_of, facts_of, on_cpu, output_of
 from asit.interop.onnx.int8 import in_int8
-from asit.interop.onnx.int8_error import Measure, OutputAgreement, Run
 from asit.interop.onnx.trace import INPUT, OPSETS, trace
 from asit.io.atomic import check_free, disk_errors, write_file
 from asit.model.audio_model import AudioModel
@@ -20,6 +21,11 @@ from asit.model.audio_model import AudioModel
 if TYPE_CHECKING:
     import onnx
 
+Array = npt.NDArray[np.float32]
+Run = Callable[[Array], Array]
+"""A graph as a function of waveforms (B, S) at the model's rate."""
+Measure = Callable[[Run, Run], dict[str, Any]]
+"""Measure the loss, given the float32 and the int8 graph; see `agreement`."""
 TOLERANCE = 1e-4
 """Largest difference between a float32 file and the model."""
 LEAST_COSINE = 0.9
@@ -79,14 +85,24 @@ def export(
     if int8:
         kept = in_int8(exact, LAYERS * model.encoder.depth)
         coarse = _session(kept, opset)
-        facts["loss"] = measure(run, coarse) if measure else _on_probes(model, chosen, run, coarse)
+        if measure is None:
+            waves = [row[None] for rows in check_waveforms(extent_of(model, chosen), model.rate) for row in rows]
+            pairs = ((run(wave)[0], coarse(wave)[0]) for wave in waves)
+            facts["loss"] = agreement(pairs, chosen in ("scores", "logits"), "synthetic sounds")
+        else:
+            facts["loss"] = measure(run, coarse)
         _check_loss(facts["loss"], out)
-    helper.set_model_props(kept, as_text(facts))
+    texts = {name: value if isinstance(value, str) else _json(value) for name, value in facts.items()}
+    helper.set_model_props(kept, texts)
     content = kept.SerializeToString()
     check_free(out, overwrite)
     with disk_errors(out), write_file(out) as draft:
         draft.write_bytes(content)
     return {**facts, "file": str(out), "bytes": len(content)}
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _need() -> Any:
@@ -137,19 +153,33 @@ def _session(graph: onnx.ModelProto, opset: int) -> Run:
             "pip install --upgrade onnxruntime, or pass a lower --opset",
         ) from error
 
-    def run(waveforms: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        found: npt.NDArray[np.float32] = session.run(None, {INPUT: waveforms})[0]
-        return found
-
-    return run
+    return lambda waveforms: cast(Array, session.run(None, {INPUT: waveforms})[0])
 
 
-def _on_probes(model: AudioModel, output: Output, exact: Run, coarse: Run) -> dict[str, Any]:
-    agreement = OutputAgreement(classes=output in ("scores", "logits"))
-    for waveforms in check_waveforms(extent_of(model, output), model.rate):
-        for a, b in zip(exact(waveforms), coarse(waveforms), strict=True):
-            agreement.add(a, b)
-    return agreement.facts("synthetic sounds")
+def agreement(outputs: Iterable[tuple[Array, Array]], classes: bool, of: str) -> dict[str, Any]:
+    """Return how far the float32 and the int8 outputs (..., D) of inputs agree, as JSON.
+
+    Args:
+        outputs: of each input; consumed once.
+        classes: whether they are of classes, so that the largest counts.
+        of: description of the inputs.
+    """
+    found = []
+    for exact, coarse in outputs:
+        a, b = exact.astype(np.float64), coarse.astype(np.float64)
+        lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+        cosine = float(((a * b).sum(-1) / np.maximum(lengths, np.finfo(np.float64).tiny)).mean())
+        # NaN, or zeros instead of values, count as opposite.
+        found.append((cosine if np.isfinite(cosine) else -1.0, np.abs(a - b).max(), a.argmax() == b.argmax()))
+    cosines, differences, same = np.array(found, np.float64).T
+    return {
+        "of": of,
+        "sounds": len(found),
+        "cosine": float(cosines.mean()),
+        "smallest_cosine": float(cosines.min()),
+        "largest_difference": float(differences.max()),
+        **({"same_top_class": float(same.mean())} if classes else {}),
+    }
 
 
 def _check_loss(loss: dict[str, Any], out: Path) -> None:
