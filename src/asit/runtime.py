@@ -45,11 +45,7 @@ class World:
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process; every process must call this."""
-        if self.size == 1:
-            return flag
-        x = torch.tensor([int(flag)])
-        dist.all_reduce(x, op=dist.ReduceOp.MAX, group=self.control)
-        return bool(x.item())
+        return self.ask([flag])()[0]
 
     def ask(self, flags: Sequence[bool]) -> Callable[[], list[bool]]:
         """Start to find out whether each flag is set in any process; every process must call this.
@@ -202,17 +198,10 @@ def _seen() -> dict[str, bool]:
 
 
 def _device(wanted: str, local_rank: int) -> tuple[torch.device, str]:
-    there = _seen()
     if wanted != "auto":
-        if not there[wanted]:
-            raise ConfigError(
-                f"device {wanted} was requested, and this torch ({torch.__version__}) sees none",
-                "one of " + ", ".join(name for name, seen in there.items() if seen),
-                "pass --device auto, or install the torch build for the device",
-            )
-        name, reason = wanted, "as requested"
+        name, reason = existing_device(wanted).type, "as requested"
     else:
-        name = next(name for name, seen in there.items() if seen)
+        name = next(name for name, seen in _seen().items() if seen)
         reason = f"torch sees {name}" if name != "cpu" else "torch sees no accelerator"
     if name == "cuda":
         if local_rank >= (count := torch.cuda.device_count()):

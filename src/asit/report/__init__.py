@@ -11,7 +11,7 @@ from markupsafe import Markup
 from asit.errors import ConfigError
 from asit.io import atomic, parsing
 from asit.report import finetune_page, folds_page, pretrain_page, templates
-from asit.report.charts import probe_table_html
+from asit.report.class_results import probe_table_html
 from asit.report.run_reader import RunFolder
 from asit.report.templates import Section
 

@@ -114,60 +114,6 @@ def thin(x: Sequence[float], y: Sequence[float]) -> tuple[Floats, Floats, Floats
     )
 
 
-def probe_table_html(
-    results: Mapping[str, Mapping[str, float]],
-    intervals: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
-) -> str:
-    """Return the HTML of a table and a bar chart of accuracies, to pass to `report` as a section.
-
-    Args:
-        results: row (a model, a kind of features) -> column (a probe, a pooling) -> accuracy, 0 to 1. A row may lack
-            a column. Names are escaped; the best of each column is bold.
-        intervals: row -> column -> (low, high), such as 95 % intervals.
-    """
-    columns = list(dict.fromkeys(column for row in results.values() for column in row))
-    if not columns:
-        return str(part("missing", "No probe results."))
-    spans = intervals or {}
-    best = {c: max(row[c] for row in results.values() if c in row) for c in columns}
-
-    def cell(row: str, column: str) -> Markup | str:
-        value, span = results[row].get(column), spans.get(row, {}).get(column)
-        if value is None:
-            return "not measured"
-        interval = f"{span[0]:.1%} to {span[1]:.1%}" if span else ""
-        return part("value", f"{value:.1%}", interval, bold=value == best[column])
-
-    count = len(results) * len(columns)
-    figure = Figure(figsize=(5.4, 0.5 + 0.22 * count + 0.18 * len(results)), layout="constrained")
-    axis = figure.subplots()
-    height = 0.8 / len(columns)
-    legend = []
-    for index, ((colour, variable), column) in enumerate(zip(itertools.cycle(_SERIES.items()), columns, strict=False)):
-        legend.append((variable, column, ""))
-        for position, (name, row) in enumerate(results.items()):
-            if (value := row.get(column)) is None:
-                continue
-            y = position - 0.4 + height * (index + 0.5)
-            axis.barh(y, value, height * 0.86, color=colour)
-            low, high = spans.get(name, {}).get(column, (value, value))
-            if high > low:
-                axis.plot([low, high], [y, y], color=_INK, linewidth=1.2)
-            axis.annotate(f"{value:.1%}", (max(value, high) + 0.01, y), va="center", fontsize=8, color=_INK)
-    axis.set_ylim(len(results) - 0.5, -0.5)
-    axis.set_xlim(0, min(1.12, max(best.values()) * 1.2 + 0.05))
-    _style(axis, percent=False)
-    short = [name if len(name) <= 44 else name[:43] + "…" for name in results]
-    axis.set_yticks(range(len(results)), short, parse_math=False)
-    axis.xaxis.set_major_locator(MaxNLocator(6))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.0%}"))
-    axis.grid(axis="y", visible=False)
-    texts = [f"{name}: " + ", ".join(f"{c} {v:.1%}" for c, v in row.items()) + "." for name, row in results.items()]
-    rows = [(name, [cell(name, column) for column in columns]) for name in results]
-    svg = _inline(figure, ["Accuracy by features.", *texts])
-    return str(part("accuracies", columns, rows, svg, legend if len(columns) > 1 else []))
-
-
 def _style(axis: Any, percent: bool) -> None:
     axis.tick_params(labelsize=9.5, colors=_INK, labelcolor=_INK, length=0)
     axis.spines[:].set_visible(False)

@@ -55,6 +55,33 @@ def class_table(rows: Sequence[Mapping[str, Any]]) -> Markup:
     return part("sort_table", [plain(c) for c in columns], cells, plain(lead), "ascending")
 
 
+def probe_table_html(
+    results: Mapping[str, Mapping[str, float]],
+    intervals: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
+) -> str:
+    """Return the HTML of a table of accuracies with a bar in each cell, to pass to `report` as a section.
+
+    Args:
+        results: row (a model, a kind of features) -> column (a probe, a pooling) -> accuracy, 0 to 1. A row may lack
+            a column. Names are escaped; the best of each column is bold.
+        intervals: row -> column -> (low, high), such as the 95 % intervals of `ProbeResult`.
+    """
+    columns = list(dict.fromkeys(column for row in results.values() for column in row))
+    if not columns:
+        return str(part("missing", "No probe results."))
+    best = {c: max(row[c] for row in results.values() if c in row) for c in columns}
+
+    def cell(row: str, column: str) -> Cell:
+        if (value := results[row].get(column)) is None:
+            return Cell("not measured")
+        span = (intervals or {}).get(row, {}).get(column)
+        interval = f"{span[0]:.1%} to {span[1]:.1%}" if span else ""
+        return Cell(part("value", f"{value:.1%}", interval, bold=value == best[column]), f"{value:.6g}", value)
+
+    rows = [[Cell(row, row), *(cell(row, column) for column in columns)] for row in results]
+    return str(part("sort_table", ["features", *columns], rows, "", ""))
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 

@@ -84,20 +84,12 @@ class ScoreRow:
 
 @dataclass(frozen=True)
 class SeedGroup:
-    """Runs that differ by their seed alone: the first one's row, and the scores of all."""
+    """Runs that differ by their seed alone: the first one's row, the scores of all, and their mean and deviation."""
 
     row: ScoreRow
     values: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        """Mean over seeds."""
-        return spread(self.values)[0]
-
-    @property
-    def deviation(self) -> float:
-        """Standard deviation (n - 1) over seeds."""
-        return spread(self.values)[1]
+    mean: float
+    deviation: float
 
 
 @dataclass(frozen=True)
@@ -258,11 +250,9 @@ def _seeds(rows: Sequence[ScoreRow]) -> list[SeedGroup]:
     for row in rows:
         if row.group and row.seed is not None:
             groups.setdefault(row.group, []).append(row)
-    return [
-        SeedGroup(group[0], tuple(row.value.value for row in group))
-        for group in groups.values()
-        if len({row.seed for row in group}) == len(group) > 1
-    ]
+    chosen = [group for group in groups.values() if len({row.seed for row in group}) == len(group) > 1]
+    scores = [tuple(row.value.value for row in group) for group in chosen]
+    return [SeedGroup(group[0], values, *spread(values)) for group, values in zip(chosen, scores, strict=True)]
 
 
 def _lists(rows: Sequence[ScoreRow]) -> list[str]:

@@ -13,8 +13,7 @@ from markupsafe import Markup
 
 from asit.config import FinetuneSettings
 from asit.errors import AsitError
-from asit.report.charts import probe_table_html
-from asit.report.class_results import class_table, confusion
+from asit.report.class_results import class_table, confusion, probe_table_html
 from asit.report.finetune_page import confusion_matrix, task_facts, which_weights
 from asit.report.run_reader import RunFolder
 from asit.report.run_sections import settings

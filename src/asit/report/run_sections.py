@@ -9,6 +9,7 @@ from markupsafe import Markup
 from pydantic import BaseModel
 
 from asit.config.yaml import flat
+from asit.progress import duration
 from asit.report.run_reader import Line, RunFolder
 from asit.report.score_records import number
 from asit.report.templates import Section, part
@@ -122,14 +123,6 @@ def events(run: RunFolder) -> Section:
     rows = [(f"{event['step']:,}", event.get("text", "")) for event in run.events]
     listed = part("table", ["step", "event"], rows, "") if rows else Markup()
     return Section("Events and log", listed + (part("log", run.log) if run.log else ""))
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as hours and minutes, or minutes and seconds."""
-    hours, minutes = int(seconds // 3600), int(seconds % 3600 // 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {int(seconds % 60):02d} s" if minutes else f"{seconds:.0f} s"
 
 
 def _descriptions(model: type[BaseModel], prefix: str = "") -> dict[str, str]:

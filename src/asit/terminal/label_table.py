@@ -70,20 +70,16 @@ def table_lines(
     if not any(row.labels for row in rows):
         yield "  no label above the threshold"
         return
-    if not timed:
-        labels = rows[0].labels
-        widest = min(max(width(printable(label)) for label, _ in labels), max(8, columns - _BAR - 12))
-        for label, score in labels:
-            yield f"  {_pad(fit(label, widest), widest)}  {score:.3f}  {bar(score, blocks)}".rstrip()
-        return
-    last = clock(max(row.end for row in rows))
-    if all(len(row.labels) <= 1 for row in rows):
-        room = max(8, columns - 2 * len(last) - _BAR - 17)
+    last = clock(max(row.end for row in rows)) if timed else ""
+    if all(len(row.labels) <= 1 for row in rows) or not timed:
+        room = max(8, columns - (2 * len(last) + 5 if timed else 0) - _BAR - 12)
         widest = min(max(width(printable(label)) for row in rows for label, _ in row.labels), room)
         for row in rows:
-            when = f"  {clock(row.start):>{len(last)}} - {clock(row.end):>{len(last)}}"
+            when = f"  {clock(row.start):>{len(last)}} - {clock(row.end):>{len(last)}}" if timed else ""
             for label, score in row.labels:
-                yield f"{when}  {_pad(fit(label, widest), widest)}  {score:.3f}  {bar(score, blocks)}".rstrip()
+                padded = fit(label, widest)
+                padded += " " * (widest - width(padded))
+                yield f"{when}  {padded}  {score:.3f}  {bar(score, blocks)}".rstrip()
         return
     for row in rows:
         yield _line(row, last, columns)
@@ -114,7 +110,3 @@ def _line(row: Row, last: str, columns: int) -> str:
             break
         line += f"  {fit(label, max(8, room))} {score:.3f}"
     return line
-
-
-def _pad(text: str, cells: int) -> str:
-    return text + " " * (cells - width(text))
