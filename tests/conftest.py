@@ -6,7 +6,7 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -14,6 +14,11 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 import torch
+
+from asit.config import EncoderSettings, FrontEndSettings
+from asit.model.audio_model import AudioModel
+from asit.model.classifier import Head, Labelling
+from asit.model.vit import Encoder
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -48,6 +53,23 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def small_model() -> Callable[..., AudioModel]:
+    """`small_model(labels)`: an encoder of windows of half a second with drawn weights, and a head for labels."""
+
+    def make(labels: Labelling | None = None, training: Mapping[str, Any] | None = None) -> AudioModel:
+        settings = EncoderSettings(size="custom", width=32, depth=2, heads=2, patch_frames=8, patch_mels=8)
+        encoder = Encoder(settings, 48, 32)
+        head = None if labels is None else Head(32, len(labels.classes), labels.pooling)
+        with torch.no_grad():
+            for i, parameter in enumerate([*encoder.parameters(), *(head.parameters() if head else ())]):
+                parameter.normal_(0.0, 0.3, generator=torch.Generator().manual_seed(i))
+        front_end = FrontEndSettings(mels=32, mean=-6.0, std=3.0)
+        return AudioModel.from_parts(encoder, front_end, settings, 48, training or {"step": 7}, head, labels)
+
+    return make
 
 
 @pytest.fixture

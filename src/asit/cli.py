@@ -87,10 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _open_streams() -> None:
-    """Open /dev/null for standard streams that were closed (`>&-`, `2>&-`).
-
-    Otherwise the next files that are opened would get their numbers, and a decoder's warnings would be written there.
-    """
+    """Open /dev/null for closed standard streams, whose numbers the next opened files would get, and their output."""
     for number in range(3):
         try:
             os.fstat(number)

@@ -111,12 +111,10 @@ def world(device: str = "auto", threads: int = 0, timeout: float = 30.0) -> Iter
 
 
 def _fresh_store(rank: int, size: int, timeout: float) -> Any:
-    """Return a part of the store of torchrun's agent that no earlier start of these processes has used.
-
-    The agent keeps one store over all restarts, and torch (2.13) stores the addresses of every start under the same
-    names, so that a restarted process may read the address of one that was killed, and try it for ever. Here rank 0
-    draws a name; the other ranks request it under fresh names of their own, and confirm that they have it.
-    """
+    """Return a part of the store of torchrun's agent that no earlier start of these processes has used."""
+    # The agent keeps one store over all restarts, and torch (2.13) stores the addresses of every start under the same
+    # names, so that a restarted process may read the address of one that was killed, and try it for ever. Here rank 0
+    # draws a name; the other ranks request it under fresh names of their own, and confirm that they have it.
     within = timedelta(minutes=timeout)
     store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), None, False, within)  # type: ignore[attr-defined]
     end, mine = time.monotonic() + within.total_seconds(), uuid.uuid4().hex
@@ -148,11 +146,7 @@ def _fresh_store(rank: int, size: int, timeout: float) -> Any:
 
 
 def _same_devices(store: Any, rank: int, size: int, device: torch.device) -> None:
-    """Check that all processes have the same kind of device, before they wait for each other in different ways.
-
-    Raises:
-        TrainingError: they do not; raised in every process.
-    """
+    """Raise a TrainingError in every process if they have different kinds of devices, before they wait in vain."""
     store.set(f"device/{rank}", f"{device.type} on {platform.node()}")
     devices = [store.get(f"device/{other}").decode() for other in range(size)]
     if len({one.split()[0] for one in devices}) > 1:

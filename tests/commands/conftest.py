@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,41 +10,28 @@ import pytest
 import soundfile
 import torch
 
-from asit.audio.fbank import FrontEnd
-from asit.config import EncoderSettings, FrontEndSettings
 from asit.model.audio_model import AudioModel
-from asit.model.classifier import Head, Labelling
-from asit.model.vit import Encoder
+from asit.model.classifier import Labelling
 
 CLASSES = ("dog", "rain", "نباح كلب", "a label that is rather long, as some of AudioSet's are")
 SECONDS = 0.495  # of 48 frames
 LOUDNESS = (0.0005, 0.005, 0.05, 0.25)
 
 
-def build(multi: bool = False, head: bool = True) -> AudioModel:
-    settings = EncoderSettings(size="custom", width=32, depth=2, heads=2, patch_frames=8, patch_mels=8)
-    encoder, own_head = Encoder(settings, 48, 32), Head(32, len(CLASSES), "mean")
-    with torch.no_grad():
-        for i, parameter in enumerate([*encoder.parameters(), *own_head.parameters()]):
-            parameter.normal_(0.0, 0.3, generator=torch.Generator().manual_seed(i))
-    front_end = FrontEnd(FrontEndSettings(mels=32, mean=-6.0, std=3.0))
-    training = {"method": "drawn", "license": "CC0-1.0", "data": "noise", "steps": 7}
-    if not head:
-        return AudioModel(encoder, front_end, training)
-    model = AudioModel(encoder, front_end, training, own_head, Labelling(CLASSES, multi, "mean", SECONDS))
-    # No class is ahead of the others for every sound, so that labels come and go with loudness.
-    waves = torch.randn(4, 7920, generator=torch.Generator().manual_seed(0)) * torch.tensor(LOUDNESS)[:, None]
-    own_head.linear.bias -= model.logits(model.input(waves)).mean(0)
-    return model
-
-
 @pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def models(tmp_path_factory: pytest.TempPathFactory, small_model: Callable[..., AudioModel]) -> Path:
     """A folder with the models single and multi (classifiers) and encoder."""
     folder = tmp_path_factory.mktemp("models")
-    build().save(folder / "single")
-    build(multi=True).save(folder / "multi")
-    build(head=False).save(folder / "encoder")
+    training = {"method": "drawn", "license": "CC0-1.0", "data": "noise", "steps": 7}
+    # No class is ahead of the others for every sound, so that labels come and go with loudness.
+    waves = torch.randn(4, 7920, generator=torch.Generator().manual_seed(0)) * torch.tensor(LOUDNESS)[:, None]
+    for name, multi in (("single", False), ("multi", True)):
+        model = small_model(Labelling(CLASSES, multi, "mean", SECONDS), training)
+        assert model.head is not None
+        with torch.no_grad():
+            model.head.linear.bias -= model.logits(model.input(waves)).mean(0)
+        model.save(folder / name)
+    small_model(training=training).save(folder / "encoder")
     return folder
 
 

@@ -72,32 +72,38 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("verb", ["tag", "embed", "index", "catalogue"])
+@pytest.mark.parametrize(
+    ("verb", "model", "more", "status", "listed"),
+    [
+        ("tag", "single", "", 2, None),
+        ("embed", "encoder", "--out e.npz --bad-files 1", 2, "e.npz.failures.jsonl"),
+        ("index", "encoder", "--out i", 2, "i/failures.jsonl"),
+        ("catalogue", None, "--out c.jsonl --front-end.mels 32 --bad-files 1 --workers 1", 0, "c.skipped.jsonl"),
+    ],
+)
 def test_bad_recordings_are_named_and_the_others_are_as_ever(
-    models: Path, folder: Path, tmp_path: Path, capsys: Captured, verb: str
+    models: Path,
+    folder: Path,
+    tmp_path: Path,
+    capsys: Captured,
+    monkeypatch: pytest.MonkeyPatch,
+    verb: str,
+    model: str | None,
+    more: str,
+    status: int,
+    listed: str | None,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     begun = time.monotonic()
-    if verb == "tag":
-        assert main(["tag", str(models / "single"), str(folder)]) == 2
-    elif verb == "embed":
-        out = ["--out", str(tmp_path / "e.npz"), "--bad-files", "1"]
-        assert main(["embed", str(models / "encoder"), str(folder), *out]) == 2
-    elif verb == "index":
-        assert main(["index", str(models / "encoder"), str(folder), "--out", str(tmp_path / "i")]) == 2
-    else:
-        front_end = ["--front-end.mels", "32", "--bad-files", "1", "--workers", "1"]
-        assert main(["catalogue", str(folder), "--out", str(tmp_path / "c.jsonl"), *front_end]) == 0
+    assert main([verb, *([str(models / model)] if model else []), str(folder), *more.split()]) == status
     assert time.monotonic() - begun < 20
     said = capsys.readouterr()
     passed = said.out if verb == "catalogue" else said.err
     assert "not opened, as these are no audio suffixes: 1 .csv, 1 .txt" in passed
-    listed = {"embed": "e.npz.failures.jsonl", "index": "i/failures.jsonl", "catalogue": "c.skipped.jsonl"}
+    failures = said.err if listed is None else (tmp_path / listed).read_text()
     if verb == "tag":
         rows = [json.loads(line) for line in said.out.splitlines()]
         assert sorted(row["path"] for row in rows) == [f"good{i}.wav" for i in range(10)]
-        failures = said.err
-    else:
-        failures = (tmp_path / listed[verb]).read_text()
     for name, (_, text) in BAD.items():
         assert name in failures
         assert text in failures

@@ -15,12 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-import torch
 
-from asit.config import EncoderSettings, FrontEndSettings
 from asit.model.audio_model import AudioModel
-from asit.model.classifier import Head, Labelling
-from asit.model.vit import Encoder
+from asit.model.classifier import Labelling
 from asit.serve import server
 from asit.serve.guard import Guard
 
@@ -77,28 +74,16 @@ def wav() -> Callable[..., bytes]:
     return make
 
 
-def _model(labels: Labelling | None) -> AudioModel:
-    settings = EncoderSettings(size="custom", width=32, depth=2, heads=2, patch_frames=8, patch_mels=8)
-    front_end = FrontEndSettings(mels=32, mean=-6.0, std=3.0)
-    encoder = Encoder(settings, 48, 32)
-    head = None if labels is None else Head(32, len(labels.classes), labels.pooling)
-    with torch.no_grad():
-        parts = [*encoder.parameters(), *([] if head is None else head.parameters())]
-        for i, parameter in enumerate(parts):
-            parameter.normal_(0.0, 0.3, generator=torch.Generator().manual_seed(i))
-    return AudioModel.from_parts(encoder, front_end, settings, 48, {"step": 7}, head, labels)
-
-
 @pytest.fixture(scope="session")
-def encoder() -> AudioModel:
-    """A tiny encoder of windows of half a second."""
-    return _model(None)
+def encoder(small_model: Callable[..., AudioModel]) -> AudioModel:
+    """A small encoder."""
+    return small_model()
 
 
 NAMES = ("صفر", "نعم", "<img src=x onerror='window.hit=1'>", "a label that is so long that it hardly fits " * 3, "dog")
 
 
 @pytest.fixture(scope="session")
-def tagger() -> AudioModel:
+def tagger(small_model: Callable[..., AudioModel]) -> AudioModel:
     """The same with a head, and labels that are right to left, long, or would be HTML."""
-    return _model(Labelling(NAMES, False, "class+mean", 0.495))
+    return small_model(Labelling(NAMES, False, "class+mean", 0.495))

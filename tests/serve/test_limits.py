@@ -205,20 +205,6 @@ def test_another_site_is_refused(headers: dict[str, str], status: int) -> None:
         assert ask.get("/", headers=headers).status_code == 200
 
 
-def test_a_hundred_requests_at_once_are_all_answered(served: Callable[[Guard], Any]) -> None:
-    fake = Fake()
-    with served(app(fake)) as address:
-
-        async def all_of_them() -> list[httpx.Response]:
-            limits = httpx.Limits(max_connections=None)
-            async with httpx.AsyncClient(base_url=address, timeout=30, limits=limits, trust_env=False) as ask:
-                return await asyncio.gather(*(ask.post("/api/tag", content=bytes(i + 1)) for i in range(100)))
-
-        answers = asyncio.run(all_of_them())
-        assert [answer.json()["size"] for answer in answers] == list(range(1, 101))
-        assert httpx.get(f"{address}/api/health", trust_env=False).json() == {"status": "ok", "inside": 0}
-
-
 def test_too_many_are_refused_with_a_time_to_retry(served: Callable[[Guard], Any]) -> None:
     fake = Fake()
     fake.go = threading.Event()

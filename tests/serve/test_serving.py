@@ -16,18 +16,23 @@ import pytest
 
 from asit.cli import main
 from asit.model.audio_model import AudioModel
+from asit.search import build
 from asit.serve import server
 
 
 @pytest.fixture(scope="module")
-def model_folder(tagger: AudioModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model_folder(tagger: AudioModel, wav: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model's folder, with an index of one clip beside it."""
     folder = tmp_path_factory.mktemp("run") / "model"
     tagger.save(folder)
+    (folder.parent / "a.wav").write_bytes(wav(0.3))
+    build(tagger, [str(folder.parent / "a.wav")], folder.parent / "index")
     return folder
 
 
 def test_it_serves_until_it_is_stopped(model_folder: Path, wav: Any) -> None:
-    command = [sys.executable, "-m", "asit", "serve", str(model_folder), "--port", "0", "--max-seconds", "5"]
+    given = [str(model_folder), "--index", str(model_folder.parent / "index"), "--port", "0", "--max-seconds", "5"]
+    command = [sys.executable, "-m", "asit", "serve", *given]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -37,6 +42,7 @@ def test_it_serves_until_it_is_stopped(model_folder: Path, wav: Any) -> None:
             assert "</html>" in ask.get("/").text
             assert ask.get("/api/model").json()["name"] == model_folder.parent.name
             assert len(ask.post("/api/tag?top=2", content=wav(1.0)).json()["tags"]) == 2
+            assert len(ask.post("/api/analyse", content=wav(1.0)).json()["neighbours"]) == 1
             assert ask.post("/api/tag", content=wav(6.0)).status_code == 422
         process.send_signal(signal.SIGINT)
         out, error = process.communicate(timeout=20)

@@ -99,31 +99,23 @@ def _next(made: Catalogue) -> str:
 
 
 def _corpus(options: CatalogueOptions, prog: str) -> Corpus | None:
-    """Read the requested data set, if any.
-
-    Raises:
-        ConfigError: options of data sets for something else, or a data set without its folder.
-        CatalogueError: as :func:`asit.data.corpora.read`.
-    """
+    """Read the requested data set, if any; refuse options of data sets for anything else."""
     from asit.data import corpora
 
-    source = options.source
-    if options.root is not None:
+    source, known = options.source, options.root is not None
+    if known:
         corpora.check_name(source)
     elif source in corpora.NAMES and not Path(source).exists():
         found = f"{source} is the name of a data set, and ROOT is not given"
         raise ConfigError(found, "the folder it was unpacked into", f"{prog} {source} ROOT --out {options.out}")
     own: dict[str, Any] = {}
-    for name, owner in (("most_missing", "audioset"), ("test_root", "speech-commands-v1")):
-        if (value := getattr(options, name)) is not None:
+    owners = {"most_missing": ("audioset",), "test_root": ("speech-commands-v1",), "incomplete": corpora.NAMES}
+    for name, sets in owners.items():
+        if (value := getattr(options, name)) not in (None, False):
             own[name] = value
-            if options.root is None or source != owner:
-                raise ConfigError(f"--{name.replace('_', '-')} for {source}", f"only for {owner}", "remove it")
-    if options.root is None:
-        if options.incomplete:
-            expected = f"one of {', '.join(corpora.NAMES)} and its ROOT"
-            raise ConfigError(f"--incomplete for {source}", expected, "remove --incomplete")
-        return None
-    if options.labels != "auto":
+            if not known or source not in sets:
+                expected = f"only for {', '.join(sets)} and its ROOT"
+                raise ConfigError(f"--{name.replace('_', '-')} for {source}", expected, "remove it")
+    if known and options.labels != "auto":
         raise ConfigError(f"--labels {options.labels} for {source}", "a folder", "remove it; data sets have labels")
-    return corpora.read(source, options.root, incomplete=options.incomplete, **own)
+    return corpora.read(source, options.root, **own) if options.root is not None else None

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -26,12 +24,8 @@ def doctor(prog: str, summary: str, given: list[str]) -> int:
     from asit.tools.diagnostics import examine, works
 
     findings = examine()
-    stdout.for_data() if options.json else stdout.for_people()
-    if options.json:
-        result = {"works": works(findings), "findings": [asdict(finding) for finding in findings]}
-        print(json.dumps(result, indent=1, ensure_ascii=False))
-    else:
-        print(_text(findings, min(100, shutil.get_terminal_size().columns)))
+    result = {"works": works(findings), "findings": [asdict(finding) for finding in findings]}
+    print(stdout.rendered(options.json, result, lambda columns: _text(findings, columns)))
     return 0 if works(findings) else 1
 
 

@@ -8,12 +8,22 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
-
-import tyro
+from typing import TYPE_CHECKING, Literal
 
 from asit.errors import ConfigError
-from asit.terminal.options import Batch, Device, Precision, Share, Spreadsheet, Threads, check_spreadsheet, parse, pick
+from asit.terminal.options import (
+    Batch,
+    Device,
+    Inputs,
+    Model,
+    Precision,
+    Share,
+    Spreadsheet,
+    Threads,
+    check_spreadsheet,
+    parse,
+    pick,
+)
 
 if TYPE_CHECKING:
     from asit.data.catalogue.inputs import Item
@@ -25,10 +35,8 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class EmbedOptions:
-    model: Annotated[str, tyro.conf.Positional]
-    """Model folder, such as RUN/model, or the hub's owner/name."""
-    inputs: Annotated[list[str], tyro.conf.Positional]
-    """Recordings, folders, patterns in quotes, catalogues, tables (CSV, TSV, JSONL), uncompressed tar shards."""
+    model: Model
+    inputs: Inputs
     out: str | None = None
     """File to write: .parquet, .npz, or .csv for one vector a file. Without it JSON lines go to standard output."""
     level: Literal["clip", "frames", "patches"] = "clip"

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-import tyro
+from typing import TYPE_CHECKING, Any, Literal
 
 from asit.errors import ConfigError
-from asit.terminal.options import Count, Threads, parse
+from asit.terminal.options import Count, Model, Threads, parse
 
 if TYPE_CHECKING:
     from asit.model.audio_model import AudioModel
@@ -17,8 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class ExportOptions:
-    model: Annotated[str, tyro.conf.Positional]
-    """Model folder, run folder, Hugging Face folder or hub id."""
+    model: Model
     to: Literal["onnx", "torch", "huggingface"]
     """onnx: one file for onnxruntime; torch: one file of torch.export; huggingface: a folder for transformers."""
     out: str

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,9 +17,9 @@ from pydantic import Field
 from asit.errors import AsitError, ConfigError
 from asit.io.csv_lines import csv_line
 from asit.logs import fit, width
+from asit.terminal import stdout
 from asit.terminal.label_table import clock
 from asit.terminal.options import Batch, Device, Seconds, Spreadsheet, Threads, check_spreadsheet, parse, pick
-from asit.terminal.stdout import for_data, for_people
 
 if TYPE_CHECKING:
     from asit.data.catalogue.inputs import Item
@@ -131,11 +130,8 @@ def similar(prog: str, summary: str, given: list[str]) -> int:
     from asit.interop.loading import load
     from asit.search import Index
 
-    kind = options.format
-    if kind == "auto":
-        kind = "table" if sys.stdout is not None and sys.stdout.isatty() else "json"
+    kind = stdout.choose(options.format)
     check_spreadsheet(options.spreadsheet, kind)
-    (for_people if kind == "table" else for_data)()
     with runtime.world(options.device, options.threads) as world:
         found = Index.read(options.index)
         others = Counter[str]()

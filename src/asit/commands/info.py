@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 from asit.logs import printable
 from asit.terminal import stdout
-from asit.terminal.options import parse
+from asit.terminal.options import Model, parse
 
 _FIRST = 8
 """Labels shown without --labels."""
@@ -21,8 +17,7 @@ _FIRST = 8
 
 @dataclass
 class InfoOptions:
-    model: Annotated[str, tyro.conf.Positional]
-    """Model folder, run folder, Hugging Face folder or hub id (owner/name)."""
+    model: Model
     labels: bool = False
     """List all labels only, one per line."""
     json: bool = False
@@ -37,19 +32,14 @@ def info(prog: str, summary: str, given: list[str]) -> int:
     if options.labels and options.json:
         raise ConfigError("--labels and --json", "one of them", "--json holds all labels")
     facts = describe(options.model)
-    stdout.for_data() if options.json else stdout.for_people()
-    if options.labels:
-        if facts["labels"] is None:
-            raise ConfigError(
-                f"{options.model} has no labels: it is an encoder",
-                "a classifier, as fine-tuning writes it",
-                "fine-tune it first (asit finetune)",
-            )
-        print("\n".join(printable(name) for name in facts["labels"]["classes"]))
-    elif options.json:
-        print(json.dumps(facts, indent=1, ensure_ascii=False))
-    else:
-        print(_text(facts, min(100, shutil.get_terminal_size().columns)))
+    if options.labels and facts["labels"] is None:
+        raise ConfigError(
+            f"{options.model} has no labels: it is an encoder",
+            "a classifier, as fine-tuning writes it",
+            "fine-tune it first (asit finetune)",
+        )
+    names = map(printable, facts["labels"]["classes"] if options.labels else ())
+    print(stdout.rendered(options.json, facts, lambda n: "\n".join(names) if options.labels else _text(facts, n)))
     return 0
 
 
@@ -118,21 +108,20 @@ def _labels(labels: Mapping[str, Any] | None) -> str:
 def _facts(value: Any) -> str:
     """Return facts of a card as lines "name: value"."""
     if not isinstance(value, Mapping):
-        return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        return _short(value, len(value) if isinstance(value, list) else 0)
     lines = []
     for name, held in value.items():
-        if isinstance(held, Mapping):
-            held = "; ".join(f"{inner} {_short(inside)}" for inner, inside in held.items())
-        lines.append(f"{name}: {_short(held)}")
+        inner = [f"{n} {_short(v)}" for n, v in held.items()] if isinstance(held, Mapping) else [_short(held)]
+        lines.append(f"{name}: {'; '.join(inner)}")
     return "\n".join(lines)
 
 
 def _short(value: Any, most: int = 5) -> str:
-    if isinstance(value, list) and len(value) > most:
-        return ", ".join(map(str, value[:most])) + f", ... ({len(value)} in all)"
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {held}" for name, held in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if not isinstance(value, list):
+        return str(value)
+    return ", ".join(map(str, value[:most])) + (f", ... ({len(value)} in all)" if len(value) > most else "")
 
 
 def _bytes(count: int) -> str:

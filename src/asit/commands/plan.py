@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from pydantic import Field
 
-from asit.config import PretrainSettings, presets
+from asit.config import PretrainSettings
 from asit.errors import ConfigError
 from asit.terminal import stdout
-from asit.terminal.options import early, parse, pick, settings_of
+from asit.terminal.options import pick
+from asit.terminal.run_options import parse_run
 
 if TYPE_CHECKING:
     from asit.tools.run_estimate import Estimate
@@ -44,70 +45,53 @@ class PlanOptions(PretrainSettings):
 
 def plan(prog: str, summary: str, given: list[str]) -> int:
     began = time.perf_counter()
-    chosen = early(given, ("--preset", "--config"))
-    base = presets.build_for(PretrainSettings, "", chosen.get("--preset"), chosen.get("--config"), {}, resume=False)
-    options = parse(PlanOptions, prog, summary, given, default=PlanOptions(**base.model_dump()))
-    settings = settings_of(PretrainSettings, base, options, given)
-    _check(options)
-    from asit.tools import run_estimate
-
-    measured, found = run_estimate.plan(settings, pick(run_estimate.PlanRequest, options), began)
-    if options.as_json:
-        stdout.for_data()
-        result = {"measured": dataclasses.asdict(measured), "prediction": dataclasses.asdict(found)}
-        print(json.dumps(result, indent=1, ensure_ascii=False))
-        return 0
-    stdout.for_people()
-    _print_measured(measured)
-    _print_estimate(found, options.processes)
-    return 0
-
-
-def _check(options: PlanOptions) -> None:
+    settings, options = parse_run(PretrainSettings, PlanOptions, prog, summary, given)
     if options.data and options.clips is not None:
         raise ConfigError("--data and --clips were both given", "one of the two", "omit --clips to plan for the data")
     if not options.data and options.clips is None:
         raise ConfigError("no data were given", "a catalogue or a number of recordings", "pass --data or --clips N")
+    from asit.tools import run_estimate
+
+    measured, found = run_estimate.plan(settings, pick(run_estimate.PlanRequest, options), began)
+    result = {"measured": dataclasses.asdict(measured), "prediction": dataclasses.asdict(found)}
+    lines = [*_measured(measured), *_estimate(found, options.processes)]
+    print(stdout.rendered(options.as_json, result, lambda _: "\n".join(lines)))
+    return 0
 
 
-def _print_measured(found: StepProfile) -> None:
+def _measured(found: StepProfile) -> Iterator[str]:
     fed, waited = statistics.median(found.step_seconds), statistics.median(found.wait_seconds)
     rounds = ", ".join(f"{seconds:.3f}" for seconds in found.step_seconds)
-    print(f"Measured on {found.device}, {found.threads} threads, {found.precision}")
-    print(f"  step of {found.micro} clips: {fed:.3f} s, of it {waited:.3f} s waiting for the loader (rounds: {rounds})")
-    print(f"  a further clip: {found.clip_seconds:.4f} s")
+    yield f"Measured on {found.device}, {found.threads} threads, {found.precision}"
+    yield f"  step of {found.micro} clips: {fed:.3f} s, of it {waited:.3f} s waiting for the loader (rounds: {rounds})"
+    yield f"  a further clip: {found.clip_seconds:.4f} s"
     for name, size in found.memory_gb.items():
-        print(
-            f"  memory of the process, {name}: {size:.2f} GB, and {found.clip_gb[name] * 1e3:.0f} MB per further clip"
-        )
+        yield f"  memory of the process, {name}: {size:.2f} GB, and {found.clip_gb[name] * 1e3:.0f} MB per further clip"
     if found.workers:
-        print(f"  memory of each of {found.workers} loader processes: {found.worker_gb:.2f} GB, shared pages included")
-    print(
-        f"  checkpoint: {found.checkpoint_gb:.3f} GB, {found.checkpoint_seconds:.1f} s; model: {found.model_gb:.3f} GB"
-    )
+        yield f"  memory of each of {found.workers} loader processes: {found.worker_gb:.2f} GB, shared pages included"
+    yield f"  checkpoint: {found.checkpoint_gb:.3f} GB, {found.checkpoint_seconds:.1f} s"
+    yield f"  model: {found.model_gb:.3f} GB"
 
 
-def _print_estimate(found: Estimate, processes: int) -> None:
+def _estimate(found: Estimate, processes: int) -> Iterator[str]:
     from asit.progress import duration
 
     work = found.work
     low, high = duration(found.hours_low * 3600), duration(found.hours_high * 3600)
-    print(f"Estimated time: {duration(found.hours * 3600)}, between {low} and {high}")
+    yield f"Estimated time: {duration(found.hours * 3600)}, between {low} and {high}"
     if found.cost is not None:
-        print(f"  cost: {found.cost:.2f}, between {found.cost_low:.2f} and {found.cost_high:.2f}")
-    print(f"  data: {work.recordings} recordings, {work.hours:.1f} h, {work.epoch_clips} clips per epoch")
-    print(f"  {work.steps} steps: {work.epochs} epochs of {work.epoch_steps} steps of {work.batch} clips")
-    print(f"  {processes} processes, {found.micro} clips per forward pass")
-    print(
-        f"  step: {found.step_seconds:.3f} s ({found.wait_seconds:.3f} s waiting), {found.clips_per_second:.1f} clips/s"
-    )
-    print(f"  start: {duration(found.start_seconds)}; all checkpoints: {duration(found.checkpoint_seconds)}")
+        yield f"  cost: {found.cost:.2f}, between {found.cost_low:.2f} and {found.cost_high:.2f}"
+    yield f"  data: {work.recordings} recordings, {work.hours:.1f} h, {work.epoch_clips} clips per epoch"
+    yield f"  {work.steps} steps: {work.epochs} epochs of {work.epoch_steps} steps of {work.batch} clips"
+    yield f"  {processes} processes, {found.micro} clips per forward pass"
+    rate = f"{found.clips_per_second:.1f} clips/s"
+    yield f"  step: {found.step_seconds:.3f} s ({found.wait_seconds:.3f} s waiting), {rate}"
+    yield f"  start: {duration(found.start_seconds)}; all checkpoints: {duration(found.checkpoint_seconds)}"
     for name, size in found.memory_gb.items():
         available = found.machine_gb.get(name)
-        print(f"  memory of each process, {name}: {size:.1f} GB" + (f" of {available:.1f} GB" if available else ""))
+        yield f"  memory of each process, {name}: {size:.1f} GB" + (f" of {available:.1f} GB" if available else "")
         if available and size > available:
-            print("  warning: more than the machine has; raise accumulate, or lower batch_size or workers")
-    print(f"  disk: {found.disk_gb:.2f} GB")
-    print("Assumed")
-    for sentence in found.assumed:
-        print(f"  {sentence}")
+            yield "  warning: more than the machine has; raise accumulate, or lower batch_size or workers"
+    yield f"  disk: {found.disk_gb:.2f} GB"
+    yield "Assumed"
+    yield from (f"  {sentence}" for sentence in found.assumed)

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import tyro
 from pydantic import Field
 
-from asit.terminal.options import Device, Precision, parse
+from asit.terminal.options import Device, Model, Precision, parse
 
 if TYPE_CHECKING:
     from asit.serve.guard import Guard
@@ -21,8 +20,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class ServeOptions:
-    model: Annotated[str, tyro.conf.Positional]
-    """Model folder, such as RUN/model, or OWNER/NAME on the Hugging Face hub."""
+    model: Model
     index: str | None = None
     """Folder that asit index wrote with this model: the page then shows the nearest of its recordings."""
     host: str = "127.0.0.1"
@@ -84,17 +82,14 @@ def _application(options: ServeOptions, limits: RequestLimits) -> Guard:
     import asit
     from asit.io.child_process import usable_cpus
     from asit.runtime import world
+    from asit.search import Index
     from asit.serve.analysis import Analyser
     from asit.serve.app import application
 
     threads = options.threads or max(1, usable_cpus() // options.concurrency)
     with world(options.device) as here:
         model = asit.load(options.model, device=here.device)
-    index = None
-    if options.index is not None:
-        from asit.search import Index
-
-        index = Index.read(options.index)
+    index = None if options.index is None else Index.read(options.index)
     name = Path(options.model).name
     if name == "model" and Path(options.model).is_dir():
         name = Path(options.model).resolve().parent.name  # RUN/model is known by its run

@@ -10,9 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TextIO
-
-import tyro
+from typing import TYPE_CHECKING, Literal, TextIO
 
 from asit.errors import ConfigError
 from asit.io import atomic
@@ -21,6 +19,8 @@ from asit.terminal.options import (
     Batch,
     Count,
     Device,
+    Inputs,
+    Model,
     Precision,
     Seconds,
     Share,
@@ -44,10 +44,8 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class TagOptions:
-    model: Annotated[str, tyro.conf.Positional]
-    """Model with labels: model folder, run folder, Hugging Face folder or hub id."""
-    inputs: Annotated[list[str], tyro.conf.Positional]
-    """Recordings: files, folders, globs, catalogues, tables, tar shards."""
+    model: Model
+    inputs: Inputs
     top: Count = 5
     """Most labels a row."""
     threshold: Share | None = None
@@ -178,11 +176,8 @@ def _by_window(options: TagOptions) -> bool:
 @contextmanager
 def _output(options: TagOptions) -> Iterator[tuple[TextIO, label_table.Format]]:
     """Open the output and choose its format; a file is written atomically."""
-    form: label_table.Format
     if options.out is None:
-        form = options.format if options.format != "auto" else "table" if sys.stdout.isatty() else "json"
-        stdout.for_people() if form == "table" else stdout.for_data()
-        yield sys.stdout, form
+        yield sys.stdout, stdout.choose(options.format)
         return
     path = Path(options.out)
     endings: dict[str, label_table.Format] = {".csv": "csv", ".json": "json", ".jsonl": "json", ".txt": "table"}

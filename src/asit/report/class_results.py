@@ -64,7 +64,7 @@ def probe_table_html(
     Args:
         results: row (a model, a kind of features) -> column (a probe, a pooling) -> accuracy, 0 to 1. A row may lack
             a column. Names are escaped; the best of each column is bold.
-        intervals: row -> column -> (low, high), such as the 95 % intervals of `ProbeResult`.
+        intervals: row -> column -> (low, high), such as 95 % intervals.
     """
     columns = list(dict.fromkeys(column for row in results.values() for column in row))
     if not columns:
@@ -175,13 +175,7 @@ def confidence(held: Scores, single: bool) -> Markup:
         for name, chosen in zip(names, (right, ~right), strict=True)
         if chosen.any()
     }
-    charts = (
-        (
-            "Calibration",
-            f"answers with a score of 80 % should be right 8 times in 10; calibration error {error:.1%} ({BINS} bins)",
-            {"share right": (list(100 * mean), list(share)), "ideal": ([0.0, 100.0], [0.0, 1.0])},
-        ),
-        ("Scores", "share of each kind by score, in bins of 5 %", shares),
-    )
-    drawn = [Chart(*chart, percent=True, axis="score, %", lasts=False).html() for chart in charts]
-    return part("charts", drawn)
+    note = f"answers with a score of 80 % should be right 8 times in 10; calibration error {error:.1%} ({BINS} bins)"
+    lines = {"share right": (list(100 * mean), list(share)), "ideal": ([0.0, 100.0], [0.0, 1.0])}
+    charts = (("Calibration", note, lines), ("Scores", "share of each kind by score, in bins of 5 %", shares))
+    return part("charts", [Chart(*chart, percent=True, axis="score, %", lasts=False).html() for chart in charts])

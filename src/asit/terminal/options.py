@@ -14,6 +14,18 @@ from asit.errors import ConfigError
 S = TypeVar("S", bound=Settings)
 V = TypeVar("V")
 
+Model = Annotated[
+    str,
+    tyro.conf.Positional,
+    tyro.conf.arg(help="Model folder, run folder, Hugging Face folder or hub id (owner/name)."),
+]
+Inputs = Annotated[
+    list[str],
+    tyro.conf.Positional,
+    tyro.conf.arg(
+        help="Recordings, folders, patterns in quotes, catalogues, tables (CSV, TSV, JSONL), uncompressed tar shards."
+    ),
+]
 Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], tyro.conf.arg(help="Where the encoder runs.")]
 Threads = Annotated[int, Field(ge=0), tyro.conf.arg(help="CPU threads of a process; 0: torch's choice.")]
 Precision = Annotated[
