@@ -81,6 +81,7 @@ def assert_same(there: PretrainBatch, made: PretrainBatch) -> None:
             assert found == expected
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("padding", ["silence", "zero", "repeat"])
 @pytest.mark.parametrize(
     "given",
@@ -95,10 +96,10 @@ def assert_same(there: PretrainBatch, made: PretrainBatch) -> None:
     ids=["plain", "local", "roll", "stretch", "warp and gain", "all"],
 )
 def test_views_made_on_the_device_are_those_of_the_loader(
-    padding: str, given: dict[str, Any], both: Callable[..., Both]
+    device: str, padding: str, given: dict[str, Any], both: Callable[..., Both]
 ) -> None:
     """Short clips, which are padded, and long ones, in one batch; every other part of it too."""
-    assert_same(*both(padding, **given))
+    assert_same(*both(padding, device=torch.device(device), **given))
 
 
 @pytest.mark.parametrize("padding", ["silence", "zero", "repeat"])
@@ -128,11 +129,3 @@ def test_bits_come_back_as_masks(size: int) -> None:
     bits = device_frontend.pack(mask)
     assert bits.shape[-1] == -(-size // 8)
     assert torch.equal(device_frontend.unpack(bits, size), mask)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("padding", ["silence", "zero", "repeat"])
-def test_on_a_gpu_without_a_wait_of_the_host(padding: str, both: Callable[..., Both]) -> None:
-    given = {"stretch": 0.3, "mel_warp": 0.2, "gain_db": 3.0, "local_views": 2}
-    there, made = both(padding, device=torch.device("cuda"), **given)
-    assert_same(there, made)

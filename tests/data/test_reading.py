@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-import io
 import operator
 import shutil
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -236,41 +235,6 @@ def test_tars_without_an_index(loose: Catalogue, packed: Catalogue, tmp_path: Pa
         tar_index.tars_of(str(folder))
 
 
-def write_tar(path: Path, members: Sequence[tuple[str, bytes]]) -> Path:
-    with tarfile.open(path, "w") as archive:
-        for name, data in members:
-            header = tarfile.TarInfo(name)
-            header.size = len(data)
-            archive.addfile(header, io.BytesIO(data))
-    return path
-
-
-def test_labels_of_sidecars_and_what_is_wrong_with_a_tar(loose: Catalogue, tmp_path: Path) -> None:
-    sound = Path(loose[0].path).read_bytes()
-    members = [("x/1.wav", sound), ("x/1.cls", b"dog\n"), ("2.wav", sound), ("2.json", b'{"label": "cat"}')]
-    members += [("3.wav", sound), ("3.json", b"no json"), ("3.png", b"1"), ("._4.wav", b"1"), ("5.wav", b"no sound")]
-    tar = write_tar(tmp_path / "a.tar", members)
-    made = tar_index.build([str(tar)], FRONT_END, bad_files=0.5, statistics_clips=2)
-    assert made.labels.tolist() == ["dog", "cat", None]
-    assert made.header["skipped"] == {"unreadable": 1}
-    assert made.header["ignored"] == {".png": 1}
-    assert made.header["statistics_clips"] == 2
-    with pytest.raises(CatalogueError, match=r"1 of 4 recordings in 1 tars cannot be used\n    unreadable: a\.tar/5"):
-        tar_index.build([str(tar)], FRONT_END, bad_files=0.1)
-    cut = tmp_path / "cut.tar"
-    cut.write_bytes(tar.read_bytes()[: len(sound) + 4000])
-    made = tar_index.build([str(cut)], FRONT_END, bad_files=0.5)
-    assert (len(made), made.header["skipped"]) == (1, {"truncated": 1})
-    (tmp_path / "no.tar").write_bytes(b"no tar" * 200)
-    with pytest.raises(CatalogueError, match=r"no\.tar is no tar file"):
-        tar_index.build([str(tmp_path / "no.tar")], FRONT_END)
-    with pytest.raises(CatalogueError, match=r"other files: 1 \.txt"):
-        tar_index.build([str(write_tar(tmp_path / "b.tar", [("a.txt", b"1")]))], FRONT_END)
-    with pytest.raises(CatalogueError, match="matches 0 names, and no tar"):
-        tar_index.tars_of(str(tmp_path / "z*.tar"))
-    assert tar_index.tars_of(str(tmp_path / "none.tar")) == []
-
-
 def test_a_store_is_read_as_a_folder_is(loose: Catalogue, packed: Catalogue, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ASIT_STORE_SECONDS", "0.2")
     for location in Path(packed.root).iterdir():
@@ -343,17 +307,6 @@ def test_blocks_are_an_order_of_neighbours() -> None:
     # Shards whose clips lie in another order than the catalogue's: neighbours are those that lie together.
     moved = np.random.default_rng(0).permutation(256)
     assert np.array_equal(moved[sampler.in_blocks(3, places_of[moved], 8)(0)], first)
-
-
-def test_several_processes_take_one_process_blocks() -> None:
-    draw = sampler.in_blocks(1, np.stack([np.repeat([0, 1], [30, 20]), np.arange(50)], axis=1), 4)
-    whole = iter(sampler.MicroBatchSampler(order=draw, count=50, batch=16, micro=16, start=2))
-    parts = [
-        iter(sampler.MicroBatchSampler(order=draw, count=50, batch=16, micro=4, rank=rank, size=4, start=2))
-        for rank in range(4)
-    ]
-    for _ in range(7):
-        assert next(whole) == [key for part in parts for key in next(part)]
 
 
 def test_a_killed_worker_is_reported(monkeypatch: pytest.MonkeyPatch, packed: Catalogue) -> None:

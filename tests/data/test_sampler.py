@@ -48,9 +48,11 @@ def test_shuffled_takes_each_once() -> None:
     assert draw(2).tolist() != draw(3).tolist()
 
 
-@pytest.mark.parametrize("places", [False, True])
-def test_several_processes_take_one_process_steps(places: bool, no_global_draws: None) -> None:
+@pytest.mark.parametrize(("places", "blocks"), [(False, False), (True, False), (False, True)])
+def test_several_processes_take_one_process_steps(places: bool, blocks: bool, no_global_draws: None) -> None:
     draw = sampler.weighted(1, np.array([1.0, 1.0, 8.0]), 20)
+    if blocks:
+        draw = sampler.in_blocks(1, np.stack([np.repeat([0, 1], [12, 8]), np.arange(20)], axis=1), 4)
     whole = sampler.MicroBatchSampler(order=draw, count=20, batch=8, micro=8, positions=places)
     parts = [
         sampler.MicroBatchSampler(order=draw, count=20, batch=8, micro=2, rank=rank, size=2, start=0, positions=places)

@@ -118,3 +118,31 @@ def test_one_bad_tar_does_not_take_the_others_along(tmp_path: Path, caplog: pyte
     assert "b.tar is left out with all its recordings" in caplog.text
     with pytest.raises(CatalogueError, match="no tar file"):
         tar_index.build([str(tmp_path / "b.tar")], FrontEndSettings(), statistics_clips=0)
+
+
+def test_labels_of_sidecars_and_what_is_wrong_with_a_tar(tmp_path: Path) -> None:
+    members: list[tuple[str, Any]] = [
+        ("x/1.wav", None),
+        ("x/1.cls", "dog\n"),
+        ("2.wav", None),
+        ("2.json", {"label": "cat"}),
+        ("3.wav", None),
+    ]
+    members += [("3.json", "no json"), ("3.png", "1"), ("._4.wav", "1"), ("5.wav", "no sound")]
+    tar = write(tmp_path / "a.tar", members)
+    made = tar_index.build([str(tar)], FrontEndSettings(), bad_files=0.5, statistics_clips=2)
+    assert made.labels.tolist() == ["dog", "cat", None]
+    assert made.header["skipped"] == {"unreadable": 1}
+    assert made.header["ignored"] == {".png": 1}
+    assert made.header["statistics_clips"] == 2
+    with pytest.raises(CatalogueError, match=r"1 of 4 recordings in 1 tars cannot be used\n    unreadable: a\.tar/5"):
+        tar_index.build([str(tar)], FrontEndSettings(), bad_files=0.1)
+    cut = tmp_path / "cut.tar"
+    cut.write_bytes(tar.read_bytes()[:5600])
+    made = tar_index.build([str(cut)], FrontEndSettings(), bad_files=0.5)
+    assert (len(made), made.header["skipped"]) == (1, {"truncated": 1})
+    with pytest.raises(CatalogueError, match=r"other files: 1 \.txt"):
+        tar_index.build([str(write(tmp_path / "b.tar", [("a.txt", "1")]))], FrontEndSettings())
+    with pytest.raises(CatalogueError, match="matches 0 names, and no tar"):
+        tar_index.tars_of(str(tmp_path / "z*.tar"))
+    assert tar_index.tars_of(str(tmp_path / "none.tar")) == []

@@ -115,7 +115,7 @@ def _download(source: DownloadSource, folder: Path, force: bool, keep_archive: b
             into = draft / archive.folder
             into.mkdir(exist_ok=True)
             step = partial(progress, f"unpacking {path.name}")
-            unpack(path, into, archive.most, strip=archive.strip, progress=step)
+            unpack(path, into, archive.unpacked * 5 // 4, strip=archive.strip, progress=step)
         if different := difference(source, draft):
             fix = "this is another or a damaged version: delete the archive and run the same command"
             raise DownloadError(f"{' and '.join(map(str, targets))}: {different}", f"the complete {source.title}", fix)

@@ -38,11 +38,6 @@ class Archive:
     sounds: str = "**/*.wav"
     digest: str | None = None
 
-    @property
-    def most(self) -> int:
-        """Bytes that it may unpack to at most."""
-        return self.unpacked * 5 // 4
-
 
 @dataclass(frozen=True)
 class DownloadSource:

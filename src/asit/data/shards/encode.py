@@ -12,8 +12,7 @@ import soundfile
 
 from asit.audio import files, ogg
 from asit.data.catalogue.catalogue import Clip
-from asit.errors import AudioError, ConfigError
-from asit.io import local_files, storage
+from asit.io import storage
 
 Encoding = Literal["original", "flac", "opus"]
 
@@ -42,20 +41,6 @@ class EncodedClip:
     cut: bool
 
 
-def check_rate(encode: Encoding, rate: int) -> None:
-    """Refuse a rate that the encoding does not have.
-
-    Raises:
-        ConfigError: it is not one of Opus'.
-    """
-    if encode == "opus" and rate not in OPUS_RATES:
-        raise ConfigError(
-            f"--encode opus at {rate} Hz",
-            "one of " + ", ".join(map(str, OPUS_RATES)) + " Hz, which Opus has",
-            "pass --rate 16000, or --encode flac",
-        )
-
-
 def encode_clip(clip: Clip, encode: Encoding, rate: int) -> EncodedClip:
     """Return a clip as its file's bytes, or as 16-bit mono FLAC or Opus at `rate` Hz.
 
@@ -75,7 +60,7 @@ def encode_clip(clip: Clip, encode: Encoding, rate: int) -> EncodedClip:
     cut = clip.start > 0 or clip.seconds < info.seconds - _NEAR
     if encode == "original" and not cut:
         return EncodedClip(
-            data=content if isinstance(content, bytes) else _bytes(content),
+            data=content if isinstance(content, bytes) else Path(content).read_bytes(),
             suffix=_suffix(clip, info.format),
             seconds=clip.seconds,
             rate=info.rate,
@@ -87,14 +72,6 @@ def encode_clip(clip: Clip, encode: Encoding, rate: int) -> EncodedClip:
     suffix = ".opus" if encode == "opus" else ".flac"
     data, seconds = encoded(waveform, target, suffix), len(waveform) / target
     return EncodedClip(data=data, suffix=suffix, seconds=seconds, rate=target, channels=1, cut=cut)
-
-
-def _bytes(path: str) -> bytes:
-    try:
-        with local_files.open_file(path) as file:
-            return file.read()
-    except OSError as error:
-        raise AudioError(f"{path} cannot be read: {error.strerror}", "a readable file", "check its rights") from None
 
 
 def encoded(waveform: files.Wave, rate: int, suffix: str) -> bytes:

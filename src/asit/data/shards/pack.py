@@ -23,7 +23,7 @@ import numpy as np
 from asit.data.catalogue.catalogue import INDEX, INDEX_ROOT, Catalogue, Clip
 from asit.data.catalogue.columns import SHARD, Rows, json_line
 from asit.data.shards import tar_writer
-from asit.data.shards.encode import check_rate
+from asit.data.shards.encode import OPUS_RATES
 from asit.data.shards.shard_plan import SKIPPED, PackSettings, ShardPlan, relative_names
 from asit.errors import CatalogueError, ConfigError, TrainingError
 from asit.io import atomic, child_process, lock, storage
@@ -83,7 +83,10 @@ def pack(
         TrainingError: a process was killed by the system.
         KeyboardInterrupt: after Ctrl-C, saying how to resume.
     """
-    check_rate(settings.encode, settings.rate)
+    if settings.encode == "opus" and settings.rate not in OPUS_RATES:
+        rates = ", ".join(map(str, OPUS_RATES))
+        fix = "pass --rate 16000, or --encode flac"
+        raise ConfigError(f"--encode opus at {settings.rate} Hz", f"one of {rates} Hz, which Opus has", fix)
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite were both given", "one of the two", "choose one")
     if not len(source):

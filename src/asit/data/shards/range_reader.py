@@ -140,23 +140,21 @@ class _SharedRun:
     def __init__(self, spans: list[ByteSpan]) -> None:
         self.spans, self._left = spans, len(spans)
         self._lock = threading.Lock()
-        self._found: dict[ByteSpan, bytes] | None = None
-        self._failure: StoreError | None = None
+        self._found: dict[ByteSpan, bytes] | StoreError | None = None
 
     def read(self, span: ByteSpan) -> bytes:
         with self._lock:
-            if self._failure is not None:  # so that threads do not wait one after the other for what is not there
-                raise self._failure
             if self._found is None:
                 try:
                     self._found = _read_run(self.spans)
-                except StoreError as error:
-                    self._failure = error
-                    raise
+                except StoreError as error:  # kept, so that threads do not wait one after the other for the same
+                    self._found = error
+            if isinstance(self._found, StoreError):
+                raise self._found
             data = self._found[span]
             self._left -= 1
             if self._left <= 0:
-                self._found = None
+                self._found = {}
             return data
 
 
