@@ -6,12 +6,14 @@ A mutant follows from its file and a number alone.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import io
 import struct
 import tarfile
 from collections.abc import Iterator
 
 import numpy as np
+import sounds
 
 from asit.audio import ogg
 
@@ -54,32 +56,11 @@ def recordings() -> dict[str, bytes]:
         found[name] = buffer.getvalue()
     others = {"aac.m4a": ("mp4", "aac"), "opus.webm": ("webm", "libopus"), "raw.aac": ("adts", "aac")}
     others |= {"pcm.mov": ("mov", "pcm_s16le"), "flac.ogg": ("ogg", "flac"), "wma.wma": ("asf", "wmav2")}
-    for name, (container, codec) in others.items():
-        if (data := _by_av(container, codec)) is not None:
-            found[name] = data
+    for name, (container, codec) in others.items() if importlib.util.find_spec("av") else ():
+        buffer, times = io.BytesIO(), 3 if codec == "libopus" else 1
+        sounds.write_av(buffer, np.repeat(chirp(), times, 0), RATE * times, container, codec)
+        found[name] = buffer.getvalue()
     return found
-
-
-def _by_av(container: str, codec: str) -> bytes | None:
-    try:
-        import av
-    except ImportError:
-        return None
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format=container) as file:
-        rate = 48000 if codec == "libopus" else RATE
-        stream = file.add_stream(codec, rate=rate, layout="mono")
-        frame = av.AudioFrame.from_ndarray(np.repeat(chirp().T, rate // RATE, 1), format="flt", layout="mono")
-        frame.sample_rate, frame.pts = rate, 0
-        stream.bit_rate = 64_000
-        if codec == "wmav2":  # its frames are known only then
-            stream.codec_context.open()
-        form, size = stream.codec_context.codec.audio_formats[0].name, stream.codec_context.frame_size or 1024
-        resampler = av.AudioResampler(format=form, layout="mono", rate=rate, frame_size=size)
-        for part in [*resampler.resample(frame), *resampler.resample(None)]:
-            file.mux(stream.encode(part))
-        file.mux(stream.encode(None))
-    return buffer.getvalue()
 
 
 # Mutators -----------------------------------------------------------------------------------------------------------

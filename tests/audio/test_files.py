@@ -17,53 +17,13 @@ import numpy as np
 import pytest
 import scipy.signal
 import soundfile
+from sounds import ENCODINGS, sound, write
 
 from asit.audio import decoders, files
 from asit.audio.files import AudioFileError, inspect, probe, read, resample
 from asit.errors import AudioError
 
 SHARED = Path(os.environ.get("ASIT_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
-ENCODINGS: dict[str, dict[str, Any]] = {
-    "wav": {},
-    "flac": {},
-    "mp3": {"bitrate_mode": "VARIABLE", "compression_level": 0.6},
-    "ogg": {},
-    "opus": {"format": "OGG", "subtype": "OPUS"},
-}
-
-
-def sound(samples: int, rate: int, channels: int = 1, seed: int = 0) -> np.ndarray:
-    """Coloured noise with pauses: band-limited to 0.4 of the rate, so that lossy coders have bits to borrow."""
-    rng = np.random.default_rng(seed)
-    noise = rng.standard_normal((samples, channels))
-    noise = scipy.signal.sosfilt(scipy.signal.butter(4, 0.4, output="sos"), noise, axis=0)
-    gate = 0.02 + (np.sin(2 * np.pi * 3 * np.arange(samples) / rate) > 0)
-    return (0.15 * noise * gate[:, None]).clip(-0.9, 0.9).astype(np.float32)
-
-
-def write(path: Path, x: np.ndarray, rate: int, **encoding: Any) -> Path:
-    encoding = encoding or ENCODINGS[path.suffix[1:]]
-    with soundfile.SoundFile(path, "w", rate, x.shape[1], **encoding) as file:
-        for first in range(0, len(x), 8192):  # libvorbis keeps what it is given on the stack
-            file.write(x[first : first + 8192])
-    return path
-
-
-def write_av(path: Path, x: np.ndarray, rate: int, codec: str = "aac") -> Path:
-    av = pytest.importorskip("av", reason="PyAV is not installed (the extra asit-audio[av])")
-    container = {"m4a": "ipod", "mp4": "mp4", "aac": "adts", "webm": "webm"}[path.suffix[1:]]
-    with av.open(str(path), "w", format=container) as out:
-        # Noise that the decoder makes up would differ from one decoding to the next.
-        stream = out.add_stream(codec, rate=rate, options={"aac_pns": "0"} if codec == "aac" else {})
-        stream.layout = "mono" if x.shape[1] == 1 else "stereo"
-        size = stream.codec_context.frame_size or 1024
-        for first in range(0, len(x), size):
-            planes = np.ascontiguousarray(x[first : first + size].T)
-            frame = av.AudioFrame.from_ndarray(planes, format="fltp", layout=stream.layout.name)
-            frame.sample_rate, frame.pts = rate, first
-            out.mux(stream.encode(frame))
-        out.mux(stream.encode(None))
-    return path
 
 
 @pytest.mark.parametrize("kind", ENCODINGS)
@@ -205,7 +165,7 @@ def test_a_name_that_is_not_utf8(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["m4a", "mp4", "aac"])
 def test_aac(tmp_path: Path, kind: str) -> None:
     x = sound(6 * 44100, 44100, 2)
-    path = write_av(tmp_path / f"a.{kind}", x, 44100)
+    path = write(tmp_path / f"a.{kind}", x, 44100)
     whole, got = read(path), inspect(path, keep=(2.0, 1.0))
     assert (got.fault, got.info.channels, got.info.rate) == (None, 2, 44100)
     assert got.info.format.endswith("/aac")
@@ -224,25 +184,25 @@ def test_aac(tmp_path: Path, kind: str) -> None:
 
 
 def test_webm(tmp_path: Path) -> None:
-    path = write_av(tmp_path / "a.webm", sound(3 * 48000, 48000), 48000, "libopus")
+    path = write(tmp_path / "a.webm", sound(3 * 48000, 48000), 48000)
     whole = read(path)
     assert abs(len(whole) / 48000 - 3) < 0.05
     assert np.array_equal(read(path, start=1.5, seconds=1.0), whole[72000:120_000])
 
 
 def test_m4a_cut_short(tmp_path: Path) -> None:
-    path = write_av(tmp_path / "a.m4a", sound(6 * 16000, 16000), 16000)
+    path = write(tmp_path / "a.m4a", sound(6 * 16000, 16000), 16000)
     path.write_bytes(path.read_bytes()[:20_000])
     with pytest.raises(AudioFileError, match=r"a.m4a ends within its box 'mdat', which has \d+ bytes more"):
         read(path)
 
 
 def test_a_header_without_a_codec_or_a_rate(tmp_path: Path) -> None:
-    path = write_av(tmp_path / "a.m4a", sound(8000, 16000), 16000)
+    path = write(tmp_path / "a.m4a", sound(8000, 16000), 16000)
     content = bytearray(path.read_bytes())
     content[content.index(b"hdlr") - 3] = 0xFF  # the length of what says which sound it is
     path.write_bytes(content)
-    raw = write_av(tmp_path / "a.aac", sound(8000, 16000), 16000)
+    raw = write(tmp_path / "a.aac", sound(8000, 16000), 16000)
     content, at = bytearray(raw.read_bytes()), 0
     while at < len(content):  # a reserved code for the rate, in each frame's header
         content[at + 2] |= 0b00111100

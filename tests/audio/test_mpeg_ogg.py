@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import scipy.signal
 import soundfile
+import sounds
 
 from asit.audio.files import AudioFileError, inspect, probe, read
 
@@ -22,18 +23,16 @@ def noise(seconds: float, level: float = 0.2, rate: int = RATE, channels: int = 
     return level * scipy.signal.sosfilt(scipy.signal.butter(4, 0.4, output="sos"), x, axis=0).clip(-3, 3)
 
 
+KINDS = {
+    "vbr": {"format": "MP3", "bitrate_mode": "VARIABLE", "compression_level": 0.5},
+    "cbr": {"format": "MP3", "bitrate_mode": "CONSTANT", "compression_level": 0.5},
+    "vorbis": {"format": "OGG", "subtype": "VORBIS"},
+    "opus": {"format": "OGG", "subtype": "OPUS"},
+}
+
+
 def encoded(x: np.ndarray, kind: str, rate: int = RATE) -> bytes:
-    how = {
-        "vbr": {"format": "MP3", "bitrate_mode": "VARIABLE", "compression_level": 0.5},
-        "cbr": {"format": "MP3", "bitrate_mode": "CONSTANT", "compression_level": 0.5},
-        "vorbis": {"format": "OGG", "subtype": "VORBIS"},
-        "opus": {"format": "OGG", "subtype": "OPUS"},
-    }[kind]
-    out = io.BytesIO()
-    with soundfile.SoundFile(out, "w", rate, x.shape[1], **how) as file:
-        for first in range(0, len(x), 8192):  # libvorbis keeps what it is given on the stack
-            file.write(x[first : first + 8192])
-    return out.getvalue()
+    return sounds.encoded(x, rate, **KINDS[kind])
 
 
 def untagged(mp3: bytes) -> bytes:
@@ -191,34 +190,15 @@ def test_ogg_beside_other_streams_is_its_sound() -> None:
     assert np.array_equal(read(content + b"TAG" + bytes(125)), read(content))
 
 
-AV = {
-    ".oga": ("ogg", "flac"), ".mka": ("matroska", "flac"), ".mov": ("mov", "pcm_s16le"), ".3gp": ("3gp", "aac"),
-    ".wma": ("asf", "wmav2"), ".wv": ("wv", "wavpack"), ".m4a": ("ipod", "alac"),
-    ".mp2": ("mp2", "mp2"), ".aac": ("adts", "aac"), ".wav": ("wav", "adpcm_g722"), ".caf": ("caf", "pcm_s16be"),
-}  # fmt: skip
+OTHERS = {"m4a": ("ipod", "alac"), "wav": ("wav", "adpcm_g722")}
+KEPT = ("oga", "mka", "mov", "3gp", "wma", "wv", "mp2", "aac", "caf", *OTHERS)
 
 
-def write_av(path: Path, x: np.ndarray, rate: int) -> Path:
-    av = pytest.importorskip("av", reason="PyAV is not installed (the extra asit-audio[av])")
-    form, codec = AV[path.suffix]
-    with av.open(str(path), "w", format=form) as out:
-        stream = out.add_stream(codec, rate=rate)
-        stream.layout, stream.bit_rate = "mono", 128_000
-        wanted = stream.codec_context.codec.audio_formats[0].name
-        resampler = av.AudioResampler(format=wanted, layout="mono", rate=rate, frame_size=stream.frame_size or 1024)
-        frame = av.AudioFrame.from_ndarray(x[None].astype(np.float32), format="fltp", layout="mono")
-        frame.sample_rate, frame.pts = rate, 0
-        for part in [*resampler.resample(frame), *resampler.resample(None)]:
-            out.mux(stream.encode(part))
-        out.mux(stream.encode(None))
-    return path
-
-
-@pytest.mark.parametrize("suffix", AV)
+@pytest.mark.parametrize("suffix", KEPT)
 def test_what_ffmpeg_writes_is_read_completely(tmp_path: Path, suffix: str) -> None:
-    rate = 16000 if suffix == ".wav" else 44100
-    x = noise(2.0, rate=rate)[:, 0]
-    path = write_av(tmp_path / f"a{suffix}", x, rate)
+    rate = 16000 if suffix == "wav" else 44100
+    x, path = noise(2.0, rate=rate)[:, 0], tmp_path / f"a.{suffix}"
+    sounds.write_av(str(path), x[:, None], rate, *(sounds.AV | OTHERS)[suffix])
     got, info = read(path), probe(path)
     assert info.rate == rate
     assert -1024 <= len(got) - len(x) <= 3 * 2048
@@ -227,12 +207,12 @@ def test_what_ffmpeg_writes_is_read_completely(tmp_path: Path, suffix: str) -> N
     assert np.corrcoef(got[max(0, lag) :][:60_000], x[max(0, -lag) :][: len(got[max(0, lag) :][:60_000])])[0, 1] > 0.9
     assert inspect(path).fault is None
     half = path.read_bytes()[: path.stat().st_size // 2]
-    if suffix in (".oga", ".m4a", ".mov", ".3gp", ".caf", ".mka", ".wv"):  # the others may end anywhere
+    if suffix in ("oga", "m4a", "mov", "3gp", "caf", "mka", "wv"):  # the others may end anywhere
         with pytest.raises(AudioFileError):
             read(half)
 
 
 def test_two_mpeg4_files_joined_are_refused(tmp_path: Path) -> None:
-    content = write_av(tmp_path / "a.m4a", noise(1.0)[:, 0], RATE).read_bytes()
+    content = sounds.write(tmp_path / "a.m4a", noise(1.0), RATE).read_bytes()
     with pytest.raises(AudioFileError, match="several recordings in one file: a second one begins before byte"):
         read(content + content)

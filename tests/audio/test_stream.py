@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from sounds import write, write_av
 
 from asit.audio import files
 from asit.audio.stream import name_of, open_sound, read_sound
@@ -29,32 +30,13 @@ def noise(seconds: float, rate: int = RATE, channels: int = 2) -> np.ndarray:
     return (0.3 * np.sin(x / 5)).astype(np.float32)
 
 
-def write(path: Path, x: np.ndarray, rate: int = RATE) -> Path:
-    """A file of the kind that its suffix says."""
-    kind = path.suffix[1:]
-    if kind in ("wav", "flac", "mp3", "ogg", "opus"):
-        rate, encoding = (48000, {"format": "OGG", "subtype": "OPUS"}) if kind == "opus" else (rate, {})
-        with soundfile.SoundFile(path, "w", rate, x.shape[1], **encoding) as file:
-            for first in range(0, len(x), 8192):  # libvorbis keeps what it is given on the stack
-                file.write(x[first : first + 8192])
-        return path
-    av = pytest.importorskip("av", reason="PyAV is not installed (the extra asit-audio[av])")
-    container, codec = {"m4a": ("ipod", "aac"), "aac": ("adts", "aac"), "webm": ("webm", "libopus")}[kind]
-    with av.open(str(path), "w", format=container) as out:
-        stream = out.add_stream(codec, rate=48000, options={"aac_pns": "0"} if codec == "aac" else {})
-        stream.layout = "stereo"
-        size = stream.codec_context.frame_size or 960
-        for first in range(0, len(x), size):
-            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(x[first : first + size].T), "fltp", "stereo")
-            frame.sample_rate, frame.pts = 48000, first
-            out.mux(stream.encode(frame))
-        out.mux(stream.encode(None))
-    return path
+def rate(kind: str) -> int:
+    return 48000 if kind in ("opus", "m4a", "aac", "webm") else RATE
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_path_its_bytes_and_an_open_file_give_the_same_blocks(tmp_path: Path, kind: str) -> None:
-    path = write(tmp_path / f"a.{kind}", noise(6))
+    path = write(tmp_path / f"a.{kind}", noise(6, rate(kind)), rate(kind))
     content = path.read_bytes()
     for start, seconds in [(0.0, None), (1.2345, 2.5)]:
         whole = files.read(path, rate=16000, start=start, seconds=seconds)
@@ -72,15 +54,13 @@ def test_a_path_its_bytes_and_an_open_file_give_the_same_blocks(tmp_path: Path, 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_file_without_a_suffix_goes_by_its_content(tmp_path: Path, kind: str) -> None:
-    path = write(tmp_path / f"a.{kind}", noise(0.5))
+    path = write(tmp_path / f"a.{kind}", noise(0.5, rate(kind)), rate(kind))
     plain = tmp_path / "upload-1"
     plain.write_bytes(path.read_bytes())
     np.testing.assert_array_equal(read_sound(plain, None, 16000), read_sound(path, None, 16000))
 
 
 def test_what_a_browser_records_has_no_length_and_is_read(tmp_path: Path) -> None:
-    av = pytest.importorskip("av", reason="PyAV is not installed (the extra asit-audio[av])")
-
     class Pipe(io.RawIOBase):
         """Cannot seek, so the length never comes into the header."""
 
@@ -94,22 +74,15 @@ def test_what_a_browser_records_has_no_length_and_is_read(tmp_path: Path) -> Non
             self.content += bytes(part)
             return len(part)
 
-    pipe, x = Pipe(), noise(1.0, 48000)
-    with av.open(pipe, "w", format="webm", options={"live": "1"}) as out:
-        stream = out.add_stream("libopus", rate=48000)
-        stream.layout = "stereo"
-        for first in range(0, len(x), 960):
-            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(x[first : first + 960].T), "fltp", "stereo")
-            frame.sample_rate, frame.pts = 48000, first
-            out.mux(stream.encode(frame))
-        out.mux(stream.encode(None))
+    pipe = Pipe()
+    write_av(pipe, noise(1.0, 48000), 48000, "webm", "libopus", live="1")  # type: ignore[arg-type]
     with open_sound(bytes(pipe.content), None, 16000) as opened:
         assert opened.seconds is None
         assert sum(map(len, opened.blocks())) == 16000
 
 
 def test_a_flac_from_a_stream_has_no_length_and_is_read(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.flac", noise(3))
+    path = write(tmp_path / "a.flac", noise(3), RATE)
     whole = read_sound(path, None, 16000)
     content = bytearray(path.read_bytes())
     content[21] &= 0xF0  # the number of samples: the lower 36 bits of bytes 18 to 25
@@ -144,7 +117,7 @@ def test_arrays_and_tensors_are_streamed_as_files_are(tmp_path: Path, native: in
 
 
 def test_a_stream_that_cannot_seek_is_read_to_its_end(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.wav", noise(1))
+    path = write(tmp_path / "a.wav", noise(1), RATE)
     with subprocess.Popen(["cat", str(path)], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         piped = read_sound(process.stdout, None, 16000)
@@ -220,7 +193,7 @@ def test_what_is_no_sound_is_refused(sound: Any, text: str) -> None:
 
 def test_a_playlist_never_opens_other_files(tmp_path: Path) -> None:
     pytest.importorskip("av", reason="PyAV is not installed (the extra asit-audio[av])")
-    inner = write(tmp_path / "inner.m4a", noise(0.5))
+    inner = write(tmp_path / "inner.m4a", noise(0.5), RATE)
     for text in (f"ffconcat version 1.0\nfile {inner.name}\n", f"#EXTM3U\n#EXTINF:1,\n{inner.name}\n#EXT-X-ENDLIST\n"):
         playlist = tmp_path / "clip.mp4"
         playlist.write_text(text)
@@ -230,13 +203,13 @@ def test_a_playlist_never_opens_other_files(tmp_path: Path) -> None:
 
 def test_a_file_that_fails_on_the_way_is_said_not_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(AudioError, match=r"the Failing given \(WAV/PCM_16\) cannot be read after .* network is gone"):
-        read_sound(Failing(write(tmp_path / "a.wav", noise(1)).read_bytes()), None, 16000)
+        read_sound(Failing(write(tmp_path / "a.wav", noise(1), RATE).read_bytes()), None, 16000)
     assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("make", [lambda path: path, lambda path: path.read_bytes()])
 def test_truncated_and_not_finite(tmp_path: Path, make: Callable[[Path], Any]) -> None:
-    path = write(tmp_path / "a.ogg", noise(10))
+    path = write(tmp_path / "a.ogg", noise(10), RATE)
     path.write_bytes(path.read_bytes()[:60_000])
     with pytest.raises(AudioError, match="ends within a page"):
         read_sound(make(path), None, 16000)
@@ -249,7 +222,7 @@ def test_truncated_and_not_finite(tmp_path: Path, make: Callable[[Path], Any]) -
 
 
 def test_parts_that_cannot_be(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.wav", noise(1))
+    path = write(tmp_path / "a.wav", noise(1), RATE)
     with pytest.raises(AudioError, match=r"a part from 2 s\n.*a start before its end at 1.000 s"):
         read_sound(path, None, 16000, start=2.0)
     with pytest.raises(AudioError, match=r"a part of 1\.0 s from nan s"):
@@ -265,7 +238,7 @@ def test_parts_that_cannot_be(tmp_path: Path) -> None:
 
 
 def test_a_sound_that_is_open_already_is_taken_as_it_is(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.wav", noise(3))
+    path = write(tmp_path / "a.wav", noise(3), RATE)
     with open_sound(path, None, 16000, start=1.0, seconds=1.5) as opened:
         assert opened.given == 0
         assert name_of(opened) == opened.name
