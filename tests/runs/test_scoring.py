@@ -1,8 +1,10 @@
-"""Scores: means over windows, the same for any number of processes, unreadable clips counted; and their records."""
+"""Scores of a classifier: means over windows, the same for any number of processes, unreadable clips; records."""
 
 from __future__ import annotations
 
+import json
 import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,14 @@ import soundfile
 import torch
 from torch import Tensor, nn
 
-from asit import runtime
+from asit import cli, runtime
 from asit.audio.fbank import FrontEnd
-from asit.config import FrontEndSettings
+from asit.config import EncoderSettings, FrontEndSettings
 from asit.data.catalogue.catalogue import Catalogue, Clip
 from asit.data.catalogue.labels import read_labels
 from asit.data.loading.windows import Windows
 from asit.errors import CatalogueError
-from asit.evaluate.classifier_scoring import ClassifierScorer
+from asit.evaluate.classifier_scoring import ClassifierScorer, ClassifierSettings, score_classifier
 from asit.evaluate.result_records import (
     ClipScores,
     RecordHeader,
@@ -29,6 +31,9 @@ from asit.evaluate.result_records import (
     save_scores,
     summary_line,
 )
+from asit.model.audio_model import AudioModel
+from asit.model.classifier import Head, Labelling
+from asit.model.vit import Encoder
 from asit.runtime import Precision, World
 
 FRONT_END = FrontEndSettings(rate=8000, mels=32, mean=-8.0, std=3.5)
@@ -102,13 +107,10 @@ def test_several_processes_give_the_scores_of_one_bit_for_bit(size: int, listed:
             parts.append(value)
             return [parts[r] if r < len(parts) else [] for r in range(self.size)]
 
-    class Last(Share):
-        pass
-
     for rank in range(size - 1):
         with pytest.raises(IndexError):  # the others have not sent theirs yet
             scorer(listed, Share(rank, size, torch.device("cpu"), ""), block=2)(network, 3)
-    last = scorer(listed, Last(size - 1, size, torch.device("cpu"), ""), block=2)(network, 3)
+    last = scorer(listed, Share(size - 1, size, torch.device("cpu"), ""), block=2)(network, 3)
     alone = scorer(listed, block=2)(network, 3)
     assert np.array_equal(last.scores, alone.scores)
 
@@ -138,9 +140,8 @@ def test_workers_and_kept_blocks_change_nothing(listed: Catalogue) -> None:
         found = keeping(network, 3, lambda *numbers: calls.append(numbers))
         assert np.array_equal(found.scores, plain.scores)
     assert calls[-1] == (9, 9, 0)
-    assert [numbers[0] for numbers in calls[: len(calls) // 2]] == sorted(
-        numbers[0] for numbers in calls[: len(calls) // 2]
-    )
+    done = [numbers[0] for numbers in calls[: len(calls) // 2]]
+    assert done == sorted(done)
     keeping.windows.catalogue = None  # type: ignore[assignment]  # kept blocks are not loaded again
     assert np.array_equal(keeping(network, 3).scores, plain.scores)
 
@@ -200,18 +201,11 @@ def test_records(listed: Catalogue) -> None:
     labels = read_labels(listed)
     scores = np.full((9, 3), 0.1, np.float32)
     scores[np.arange(9), [0, 1, 2, 0, 1, 0, 1, 1, 2]] = [0.8, 0.7, 0.6, 0.9, 0.5, 0.4, 0.85, 0.3, 0.2]
-    found = result_record(
-        ClipScores(np.arange(9), scores, []),
-        labels,
-        listed,
-        RecordHeader("t", "test", "last", 7),
-        groups=group_codes(listed),
-    )
+    header = RecordHeader("t", "test", "last", 7)
+    found = result_record(ClipScores(np.arange(9), scores, []), labels, listed, header, groups=group_codes(listed))
     assert found["metrics"]["accuracy"]["value"] == pytest.approx(7 / 9)
-    assert [(Path(m["path"]).name, m["truth"], m["predicted"]) for m in found["mistakes"]] == [
-        ("6.wav", "a", "b"),
-        ("5.wav", "c", "a"),
-    ]
+    mistakes = [(Path(m["path"]).name, m["truth"], m["predicted"]) for m in found["mistakes"]]
+    assert mistakes == [("6.wav", "a", "b"), ("5.wav", "c", "a")]
     assert [m["score"] for m in found["mistakes"]] == pytest.approx([0.85, 0.4])
     assert (found["bootstrap"]["unit"], found["bootstrap"]["units"]) == ("group", 2)
     assert resampling_units(group_codes(listed), np.array([0, 2, 4])) is None  # one group: clips are drawn
@@ -219,7 +213,7 @@ def test_records(listed: Catalogue) -> None:
     soft = Catalogue.from_clips([Clip(f"/{i}", 1.0, 8000, 1, text) for i, text in enumerate(["a:0.6;b:0.4", "b", "a"])])
     several = read_labels(soft)
     rows = np.array([[0.9, 0.2, 0.1], [0.1, 0.8, 0.1], [0.7, 0.3, 0.1]], np.float32)[:, :2]
-    found = result_record(ClipScores(np.arange(3), rows, []), several, soft, RecordHeader("t", "test", "last", None))
+    found = result_record(ClipScores(np.arange(3), rows, []), several, soft, header)
     assert found["kind"] == "multi"
     assert [row["clips"] for row in found["per_class"]] == [2, 1]  # 0.4 is not yet a label
     assert "mistakes" not in found
@@ -234,3 +228,88 @@ def test_saved_scores(listed: Catalogue, tmp_path: Path) -> None:
         assert found["ids"].tolist() == list(listed.ids([4, 2]))
         assert (found["indptr"].tolist(), found["indices"].tolist()) == ([0, 1, 2], [1, 2])
         assert np.array_equal(found["scores"], scored.scores)
+
+
+# --- a model with a head ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model() -> AudioModel:
+    """A tiny classifier of three classes with random weights; its input is half a second."""
+    settings = EncoderSettings(size="custom", width=32, depth=2, heads=2, patch_frames=16, patch_mels=16)
+    encoder = Encoder(settings, 48, 32)
+    encoder.init_weights(torch.Generator().manual_seed(0))
+    head = Head(32, 3, "mean")
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.normal_(generator=generator)
+    return AudioModel(encoder, FrontEnd(FRONT_END), {"step": 7}, head, Labelling(("a", "b", "c"), False, "mean", 0.5))
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
+    """14 test and 6 validation clips of 0.3, 0.5 and 1.7 s."""
+    root, found = tmp_path_factory.mktemp("clips"), []
+    for i in range(20):
+        path, seconds = root / f"{i:02d}.wav", (0.3, 0.5, 1.7)[i % 3]
+        waveform = 0.2 * np.random.default_rng(i).standard_normal(round(8000 * seconds))
+        soundfile.write(path, waveform.astype(np.float32), 8000, subtype="FLOAT")
+        found.append(Clip(str(path), seconds, 8000, 1, "abc"[i % 3], "test" if i < 14 else "validation"))
+    return Catalogue.from_clips(found)
+
+
+def scored(model: AudioModel, clips: Catalogue, splits: Sequence[str] = ("test",)) -> list[dict[str, Any]]:
+    return score_classifier(model, clips, ClassifierSettings(splits=splits), world=ALONE, precision=FLOAT)
+
+
+def by_hand(model: AudioModel, path: str) -> np.ndarray:
+    """Probabilities of a clip: windows end to end, the last one ending with the clip, and their mean."""
+    waveform = torch.from_numpy(soundfile.read(path, dtype="float32")[0])
+    need = model.front_end.samples_for(48)
+    starts = [0] if len(waveform) <= need + 40 else [*range(0, len(waveform) - need, need), len(waveform) - need]
+    parts = [model.scores(waveform[None, start : start + need])[0] for start in starts]
+    return torch.stack(parts).mean(0).numpy()
+
+
+def test_accuracy_by_hand(model: AudioModel, clips: Catalogue) -> None:
+    (record,) = scored(model, clips)
+    right = [by_hand(model, clips[i].path).argmax() == i % 3 for i in range(14)]
+    assert record["metrics"]["accuracy"]["value"] == pytest.approx(np.mean(right))
+    assert (record["clips"], record["split"], record["weights"], record["step"]) == (14, "test", "model", 7)
+    assert np.sum(record["confusion"]) == 14
+    worst = record["mistakes"][0]
+    index = next(i for i in range(14) if clips[i].path == worst["path"])
+    assert worst["score"] == pytest.approx(by_hand(model, worst["path"]).max(), abs=1e-4)
+    assert worst["predicted"] == "abc"[by_hand(model, clips[index].path).argmax()]
+
+
+def test_each_split_has_a_record(model: AudioModel, clips: Catalogue) -> None:
+    records = scored(model, clips, ("validation", "test"))
+    assert [(record["split"], record["clips"]) for record in records] == [("validation", 6), ("test", 14)]
+    assert records[0]["list"] != records[1]["list"]
+    with pytest.raises(CatalogueError, match="there is no split dev2"):
+        scored(model, clips, ("dev2",))
+
+
+def test_labels_that_the_model_does_not_know(model: AudioModel, clips: Catalogue, tmp_path: Path) -> None:
+    other = AudioModel(model.encoder, model.front_end, {}, model.head, Labelling(("a", "b", "d"), False, "mean", 0.5))
+    with pytest.raises(CatalogueError, match="1 labels are not among the 3 classes: 'c'"):
+        scored(other, clips)
+
+
+def test_the_verb_scores_the_head_the_same_in_two_processes(
+    model: AudioModel, clips: Catalogue, tmp_path: Path, ranks: Any
+) -> None:
+    model.save(tmp_path / "model")
+    clips.write(tmp_path / "c.jsonl")
+    command = f"evaluate {tmp_path}/model --data {tmp_path}/c.jsonl --device cpu --threads 1"
+    for size in (1, 2):
+        call = [*command.split(), "--out", f"{tmp_path}/{size}.json"]
+        ended = ranks(size, lambda call=call: cli.main(call))
+        assert [e.code for e in ended] == [0] * size, ended
+        assert [e.said.count("test, model weights: accuracy") for e in ended] == [1] + [0] * (size - 1)
+    one, two = (json.loads((tmp_path / f"{size}.json").read_text()) for size in (1, 2))
+    assert one == two
+    assert one["classes"] == ["a", "b", "c"]
+    assert one["results"] == json.loads(json.dumps(scored(model, clips)))
