@@ -60,7 +60,7 @@ NOT_RUN = {
     "hf upload": "needs an account of the hub",
     "hear-validator": "a program of HEAR: tests/test_hear.py has its calls",
     "python -m heareval": "a program of HEAR: tests/test_hear.py has its calls",
-    "python -m xares": "a program of X-ARES: tests/test_xares.py has its calls",
+    "python -m xares": "a program of X-ARES: tests/test_hear.py has its calls",
     "sbatch": "needs Slurm: tests/runs/test_cluster.py runs the script without",
     "cat vox1_dev_wav_parta*": "joins the archives of VoxCeleb1",
 }

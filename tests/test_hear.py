@@ -1,8 +1,11 @@
-"""HEAR's common API, as its specification says it (https://hearbenchmark.com/hear-api.html): `asit.hear`."""
+"""The APIs of two benchmarks, as these say them: HEAR's (https://hearbenchmark.com/hear-api.html), `asit.hear`; and
+X-ARES' encoder, its README and checker (https://github.com/jimbozhang/xares), `asit.xares`.
+"""
 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import asit.xares
 from asit import hear
 from asit.audio.fbank import FrontEnd
 from asit.config import EncoderSettings, FrontEndSettings
@@ -45,7 +49,7 @@ def model(folder: Path) -> hear.HearModel:
 
 def audio(seconds: float, sounds: int = 2, rate: int = 16000, seed: int = 0) -> Tensor:
     """White noise in [-1, 1]."""
-    return 2.0 * torch.rand(sounds, int(seconds * rate), generator=torch.Generator().manual_seed(seed)) - 1.0
+    return 2.0 * torch.rand(sounds, round(seconds * rate), generator=torch.Generator().manual_seed(seed)) - 1.0
 
 
 def test_functions_and_attributes_are_those_of_the_specification(model: hear.HearModel) -> None:
@@ -74,9 +78,9 @@ def test_timestamps_are_regular_centred_and_cover_the_sound(model: hear.HearMode
     assert timestamps.max() <= length
     if timestamps.shape[1] > 1:
         steps = timestamps.double().diff(dim=1)
-        assert (steps > 0).all()
-        assert (steps - steps.mean()).abs().max() < 1.0
+        assert steps.min() > 0
         assert steps.max() <= 50.0
+        assert (steps - steps.mean()).abs().max() < 1.0
         assert timestamps.min() <= steps.mean(), "there is one at the beginning"
         assert timestamps.max() >= length - 50.0, "and at the end"
 
@@ -110,23 +114,17 @@ def test_frames_are_those_of_embed_on_the_sound_set_in_silence() -> None:
     torch.testing.assert_close(expected.times - 0.0075, 0.08 + 0.16 * torch.arange(6))
 
 
-def test_scene_embeddings_are_the_clip_vectors(model: hear.HearModel) -> None:
+def test_scene_embeddings_are_the_clip_vectors_as_pooled(model: hear.HearModel, folder: Path) -> None:
     sound = audio(2.74, sounds=4)
     embeddings = hear.get_scene_embeddings(sound, model)
-    assert embeddings.dtype == torch.float32
-    assert embeddings.shape == (4, model.scene_embedding_size)
+    assert (embeddings.dtype, embeddings.shape) == (torch.float32, (4, model.scene_embedding_size))
     expected = model.model.embed(sound[1], precision="float32").clip
     torch.testing.assert_close(embeddings[1], expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(model(sound), embeddings)
-
-
-def test_pooling_decides_what_a_scene_embedding_is(folder: Path) -> None:
-    sound = audio(1.0)
-    mean = hear.get_scene_embeddings(sound, hear.load_model(folder))
     token = hear.get_scene_embeddings(sound, hear.load_model(folder, pooling="class"))
     both = hear.load_model(folder, pooling="class+mean")
     assert both.scene_embedding_size == 64
-    torch.testing.assert_close(hear.get_scene_embeddings(sound, both), torch.cat([token, mean], 1))
+    torch.testing.assert_close(hear.get_scene_embeddings(sound, both), torch.cat([token, embeddings], 1))
 
 
 @pytest.mark.parametrize("function", [hear.get_scene_embeddings, lambda *two: hear.get_timestamp_embeddings(*two)[0]])
@@ -221,3 +219,77 @@ def test_on_a_gpu_results_are_on_it_and_as_on_the_cpu(folder: Path) -> None:
     assert torch.equal(timestamps.cpu(), times)
     scenes = hear.get_scene_embeddings(sound.cuda(), there).cpu()
     torch.testing.assert_close(scenes, hear.get_scene_embeddings(sound, here), atol=1e-3, rtol=1e-3)
+
+
+# --- X-ARES -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def encoder(folder: Path) -> asit.xares.AsitEncoder:
+    return asit.xares.AsitEncoder(folder)
+
+
+def test_one_name_of_the_module_ends_in_encoder() -> None:
+    """X-ARES takes the one name of the file that does, and refuses a file with several."""
+    assert [name for name in dir(asit.xares) if name.endswith("Encoder")] == ["AsitEncoder"]
+
+
+def test_the_checker_of_xares_would_be_content(encoder: asit.xares.AsitEncoder) -> None:
+    assert isinstance(encoder, torch.nn.Module)
+    assert (encoder.sampling_rate, encoder.output_dim, encoder.hop_size_in_ms) == (16000, 32, 40)
+    found = encoder(audio(3.125))
+    assert isinstance(found, Tensor)
+    assert found.dtype == torch.float32
+    assert found.shape == (2, 78, 32)
+
+
+@pytest.mark.parametrize("samples", [1, 300, 640, 8000, 16000, 16001, 12345, 160000])
+def test_frames_follow_the_hop_at_any_length(encoder: asit.xares.AsitEncoder, samples: int) -> None:
+    with torch.inference_mode():
+        found = encoder(audio(samples / 16000)).to("cpu").detach()
+    hops = samples / 16000 / (encoder.hop_size_in_ms / 1000)
+    assert found.shape[1] in (max(1, math.floor(hops)), math.ceil(hops))
+    assert found.isfinite().all()
+
+
+def test_one_sound_without_a_batch_and_ten_minutes(encoder: asit.xares.AsitEncoder) -> None:
+    wave = audio(0.5)[0]
+    torch.testing.assert_close(encoder(wave), encoder(wave[None]))
+    found = encoder(audio(600, sounds=1))
+    assert found.shape == (1, 15000, 32)
+    assert found.isfinite().all()
+
+
+def test_it_is_made_without_arguments_where_the_environment_names_the_model(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(MODEL, raising=False)
+    with pytest.raises(ConfigError, match="ASIT_MODEL is not set"):
+        asit.xares.AsitEncoder()
+    monkeypatch.setenv(MODEL, str(folder))
+    assert asit.xares.AsitEncoder().output_dim == 32
+
+
+def test_a_subclass_names_its_model_as_the_documentation_says(folder: Path) -> None:
+    class BirdsEncoder(asit.xares.AsitEncoder):
+        def __init__(self) -> None:
+            super().__init__(str(folder), hop=0.16)
+
+    encoder = BirdsEncoder()
+    assert encoder.hop_size_in_ms == 160
+    assert encoder(audio(1.0)).shape == (2, 6, 32)
+
+
+def test_what_is_not_audio_is_refused(encoder: asit.xares.AsitEncoder) -> None:
+    with pytest.raises(AudioError, match="audio of shape"):
+        encoder(torch.zeros(1, 2, 3))
+    with pytest.raises(AudioError, match=r"\(8000, 2\)(.|\n)*transpose it"):
+        encoder(torch.zeros(8000, 2))
+
+
+@pytest.mark.gpu
+def test_it_moves_to_a_gpu_and_answers_there(folder: Path) -> None:
+    encoder = asit.xares.AsitEncoder(folder).to("cuda")
+    found = encoder(audio(1.0).cuda())
+    assert found.device.type == "cuda"
+    torch.testing.assert_close(found.cpu(), asit.xares.AsitEncoder(folder)(audio(1.0)), atol=1e-3, rtol=1e-3)
