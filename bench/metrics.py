@@ -24,7 +24,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from asit.evaluate.metrics import multi_label, paired_difference, single_label
 from asit.evaluate.ranking import average_precision, positives, ranking, score_table
-from asit.evaluate.trials import cosine_scores, trials_from_labels
+from asit.evaluate.verification import cosine_scores, trials_from_labels
 from asit.evaluate.verification_metrics import verification_metrics
 
 

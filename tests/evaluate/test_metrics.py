@@ -175,7 +175,6 @@ def test_paired_difference_of_single_labels() -> None:
     b = a + np.random.default_rng(5).normal(size=a.shape) * 0.3 - 0.3 * np.eye(12)[truth]
     found = paired_difference(a, b, truth, "accuracy", draws=300)
     first, second = (single_label(scores, truth, names, draws=300)["metrics"]["accuracy"] for scores in (a, b))
-    assert (found["a"], found["b"]) == (first["value"], second["value"])
     assert found["difference"] == pytest.approx(first["value"] - second["value"])
     low, high = found["interval"]
     assert low < found["difference"] < high
@@ -194,8 +193,7 @@ def test_paired_difference_of_several_labels() -> None:
     assert found["difference"] == pytest.approx(expected[0] - expected[1])
     assert found["interval"][0] < found["difference"] < found["interval"][1]
     same = paired_difference(a, a, targets, "mAP", draws=20, groups=np.arange(300) // 10)
-    assert (same["difference"], same["interval"]) == (0.0, [0.0, 0.0])
-    assert same["bootstrap"]["units"] == 30
+    assert same == {"difference": 0.0, "interval": [0.0, 0.0]}
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from asit.evaluate import prototypes
+from asit.evaluate.probes import ridge_scores
 from asit.evaluate.prototypes import LabelledRows, PrototypeHead, prototype_probe
 from asit.evaluate.ranking import average_precision
-from asit.evaluate.ridge import ridge_scores
 
 from .conftest import one_hot  # type: ignore[import-not-found]
 

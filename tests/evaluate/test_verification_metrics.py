@@ -9,11 +9,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 
 from asit.errors import AsitError
-from asit.evaluate.trials import cosine_scores, trials_from_labels
-from asit.evaluate.verification_metrics import eer, min_dcf, roc, verification_metrics
+from asit.evaluate.verification import cosine_scores, trials_from_labels
+from asit.evaluate.verification_metrics import Roc, eer, min_dcf, sorted_trials, verification_metrics
+from asit.evaluate.verification_metrics import roc as sorted_roc
+
+
+def roc(scores: ArrayLike, same: np.ndarray) -> Roc:
+    return sorted_roc(*sorted_trials(scores, same)[:2])
 
 
 def _rates(scores: np.ndarray, same: np.ndarray) -> list[tuple[float, float, float]]:
@@ -74,7 +80,7 @@ def test_min_dcf_by_hand() -> None:
 
 
 def test_cosine_scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asit.evaluate.trials.TRIAL_BLOCK", 7)
+    monkeypatch.setattr("asit.evaluate.verification.TRIAL_BLOCK", 7)
     rng = np.random.default_rng(0)
     x, a, b = rng.normal(size=(9, 5)) * 40, rng.integers(0, 9, 30), rng.integers(0, 9, 30)
     expected = [x[i] @ x[j] / np.linalg.norm(x[i]) / np.linalg.norm(x[j]) for i, j in zip(a, b, strict=True)]
@@ -172,9 +178,8 @@ def test_a_draw_of_speakers_weighs_their_trials(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_refusals() -> None:
-    for call in (roc, verification_metrics):
-        with pytest.raises(AsitError, match="3 same-speaker and 0 different-speaker trials"):
-            call([0.1, 0.2, 0.3], np.ones(3, bool))
+    with pytest.raises(AsitError, match="3 same-speaker and 0 different-speaker trials"):
+        verification_metrics([0.1, 0.2, 0.3], np.ones(3, bool))
     same = np.array([True, False, True])
     with pytest.raises(
         AsitError, match="1 of 3 trials disagree with their speakers, the first is trial 1: a and a, marked"

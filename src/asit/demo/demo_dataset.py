@@ -220,7 +220,7 @@ def _line(font: SoundFont, voice: Voice, rng: np.random.Generator, samples: int)
         if _rms(line) > 1e-5:
             return line
     raise AudioError(
-        f"the recordings {sorted(font.name(sample) for sample in voice.recordings)} are silent",
+        "recordings of the SoundFont are silent",
         "recordings with sound",
         'install the bank again: pip install --force-reinstall "asit-audio[demo]"',
     )

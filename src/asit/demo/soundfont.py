@@ -101,10 +101,6 @@ class SoundFont:
         presets = tables[b"phdr"]
         self.programs = {(int(row["bank"]), int(row["program"])): i for i, row in enumerate(presets[:-1])}
 
-    def name(self, sample: int) -> str:
-        """Return the bank's name of a recording."""
-        return str(self.samples[sample]["name"].split(b"\0")[0].decode("ascii", "replace"))
-
     def seconds(self, sample: int) -> float:
         """Return the length of a recording in seconds."""
         row = self.samples[sample]

@@ -16,10 +16,10 @@ from asit.data.catalogue.tables import TableRow, read_table
 from asit.data.shards import tar_index
 from asit.errors import CatalogueError
 from asit.evaluate.feature_cache import Store
-from asit.evaluate.feature_readers import MODEL, Pooling
+from asit.evaluate.feature_readers import MODEL
 from asit.evaluate.frozen import evaluate_frozen
 from asit.evaluate.frozen_scores import FrozenScores
-from asit.evaluate.frozen_settings import FrozenSettings
+from asit.evaluate.frozen_settings import FrozenSettings, Pooling
 from asit.model.audio_model import AudioModel
 from asit.runtime import World
 

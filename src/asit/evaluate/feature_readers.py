@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,17 +16,16 @@ import torch
 from torch import Tensor
 
 from asit.audio.fbank import FrontEnd
+from asit.evaluate.frozen_settings import FeatureSettings, Pooling
 from asit.model.audio_model import AudioModel
 from asit.model.vit import Encoder
 
-Pooling = Literal["class", "mean", "class+mean", "time-mean", "mel-mean", "mean+std"]
 TOKENS = "tokens"
 """The kind of all patch tokens, as float16."""
 LOG_MEL = "mean+std of log-mel"
 """The kind of `LogMelReader`."""
 WINDOWS = 16
 """Windows of one clip in a batch; features depend on it in the last bits."""
-POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 MODEL, UNTRAINED, LOG_MEL_STATISTICS = "model", "untrained", "log-mel statistics"
 """Names of the encoders that are compared, in records."""
 
@@ -142,36 +141,26 @@ class LogMelReader:
         return dict.fromkeys(kinds, log_mel_statistics(self.fbank, sound).cpu().numpy())
 
 
-Reader = EncoderReader | LogMelReader
-
-
-def encoders(
-    model: AudioModel,
-    *,
-    pooling: Sequence[Pooling] = (),
-    tokens: bool = False,
-    baselines: bool = False,
-    seed: int = 0,
-    precision: Literal["float32", "bf16"] = "float32",
-    seconds: float | None = None,
-) -> dict[str, Reader]:
-    """Return what to read for a comparison: the model, and with `baselines` the same untrained and log-mel statistics.
+def readers(
+    model: AudioModel, settings: FeatureSettings, pooling: Sequence[Pooling], tokens: bool = False
+) -> dict[str, EncoderReader | LogMelReader]:
+    """Return what to read: the model, and for `settings.baselines` the same untrained and log-mel statistics.
 
     Args:
+        model: to evaluate.
+        settings: length, precision, seed of the untrained weights.
         pooling: kinds of pooling; "class+mean" is read as its two halves, see `pooled`.
         tokens: also all patch tokens.
-        seed: of the untrained weights.
-        precision, seconds: as `EncoderReader`.
     """
     halves = {"class+mean": ("class", "mean")}
     kinds: list[str] = list(dict.fromkeys(kind for name in pooling for kind in halves.get(name, (name,))))
-    every = tuple(kinds + [TOKENS] * tokens)
-    readers: dict[str, Reader] = {MODEL: EncoderReader(model, every, precision, seconds)}
-    if baselines:
-        readers[UNTRAINED] = EncoderReader(untrained(model, seed), every, precision, seconds)
+    every, precision, seconds = tuple(kinds + [TOKENS] * tokens), settings.precision, settings.seconds
+    found: dict[str, EncoderReader | LogMelReader] = {MODEL: EncoderReader(model, every, precision, seconds)}
+    if settings.baselines:
+        found[UNTRAINED] = EncoderReader(untrained(model, settings.seed), every, precision, seconds)
         if pooling:
-            readers[LOG_MEL_STATISTICS] = LogMelReader(model.front_end, seconds)
-    return readers
+            found[LOG_MEL_STATISTICS] = LogMelReader(model.front_end, seconds)
+    return found
 
 
 def pooled(vectors: Mapping[str, npt.NDArray[np.float32]], kind: str) -> npt.NDArray[np.float32]:

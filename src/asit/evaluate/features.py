@@ -9,6 +9,7 @@ the cache. On one core clips of 10 s are as fast as in larger batches, clips of 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import operator
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ from asit.data.loading.waveforms import read_clip
 from asit.data.shards import range_reader
 from asit.errors import AsitError, AudioError, CatalogueError
 from asit.evaluate.feature_cache import Shelf, Store, key_of
-from asit.evaluate.feature_readers import TOKENS, Reader
+from asit.evaluate.feature_readers import TOKENS, EncoderReader, LogMelReader
 from asit.io import storage
 from asit.progress import Counter
 from asit.runtime import World
@@ -59,6 +60,7 @@ class Collected:
     cached: int
 
 
+Readers = Mapping[str, EncoderReader | LogMelReader]
 Of = tuple[str, str]
 """A reader's name, and a kind of feature."""
 
@@ -69,7 +71,7 @@ _ClipFeatures = dict[Of, Array] | str
 
 def collect(
     clips: Catalogue,
-    wanted: Mapping[str, Reader],
+    wanted: Readers,
     *,
     store: Store | None = None,
     world: World | None = None,
@@ -93,7 +95,8 @@ def collect(
     if not len(clips):
         raise CatalogueError("no clip to take features of", "at least one", "check the split that was chosen")
     world = world or World(0, 1, torch.device("cpu"), "")
-    order, ends = blocks(clips)
+    order = np.array(sorted(range(len(clips)), key=clips.ids().__getitem__), np.int64)
+    ends = block_ends(clips.seconds[order].tolist(), MOST, LONGEST)
     starts = [0, *ends[:-1]]
     gathered = _Gathered(clips, bad_files)
     with _threads(world) as pool:
@@ -111,12 +114,6 @@ def collect(
     return gathered.result(wanted) if world.main else None
 
 
-def blocks(clips: Catalogue) -> tuple[npt.NDArray[np.int64], list[int]]:
-    """Return the order of the clips by path and start, and where blocks end in it."""
-    order = np.array(sorted(range(len(clips)), key=clips.ids().__getitem__), np.int64)
-    return order, block_ends(clips.seconds[order].tolist(), MOST, LONGEST)
-
-
 @contextmanager
 def _threads(world: World) -> Iterator[ThreadPoolExecutor]:
     """A pool of as many threads as torch has, each of which computes on one; one thread for an accelerator."""
@@ -132,17 +129,17 @@ def _threads(world: World) -> Iterator[ThreadPoolExecutor]:
 class _Reading:
     """Features of blocks of clips: what the cache has, and the rest computed and added to it."""
 
-    def __init__(self, wanted: Mapping[str, Reader], store: Store | None, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, wanted: Readers, store: Store | None, pool: ThreadPoolExecutor) -> None:
         self.wanted, self.pool = wanted, pool
         self.every: list[Of] = [(name, kind) for name, reader in wanted.items() for kind in reader.kinds]
         self.shelves: dict[Of, Shelf] = {}
-        self.stamps: dict[str, tuple[int, int]] = {}
+        self.fingerprint = functools.cache(storage.fingerprint)  # each shard in a store is requested once
         if store is not None:
             self.shelves = {of: store.shelf(FORMAT, wanted[of[0]].digest, of[1]) for of in self.every}
 
     def block(self, clips: Sequence[Clip]) -> tuple[list[_ClipFeatures], int]:
         """Return the features of each clip of a block, and how many were all in the cache."""
-        keys = [_key(clip, self.stamps) for clip in clips] if self.shelves else []
+        keys = [self._key(clip) for clip in clips] if self.shelves else []
         kept: list[dict[Of, Array]] = [{} for _ in clips]
         for of, shelf in self.shelves.items():
             held = shelf.get(keys)
@@ -179,29 +176,22 @@ class _Reading:
             out |= {(name, kind): array for kind, array in read.items()}
         return out
 
+    def _key(self, clip: Clip) -> bytes:
+        """Return the key of a clip: its path and part, and the fingerprint of its file or shard."""
+        file = clip.shard or clip.path
+        if _far(clip) is not None:
+            stamp = f"{self.fingerprint(file)} {clip.offset} {clip.size}"
+        else:
+            try:
+                stamp = " ".join(map(str, storage.fingerprint(file)))
+            except OSError:
+                stamp = "missing"
+        return key_of(clip.path, stamp, repr(clip.start), repr(clip.seconds))
+
 
 def _far(clip: Clip) -> range_reader.ByteSpan | None:
     """Return the range of a clip in an object store, from which the clips of a block are fetched together."""
     return range_reader.span_of(clip) if clip.shard is not None and storage.is_url(clip.shard) else None
-
-
-def _key(clip: Clip, stamps: dict[str, tuple[int, int]]) -> bytes:
-    """Return the key of a clip: its path and part, and the fingerprint of its file or shard.
-
-    Args:
-        stamps: fingerprints of the shards in object stores, each of which is requested once.
-    """
-    if _far(clip) is not None:
-        assert clip.shard is not None
-        if clip.shard not in stamps:
-            stamps[clip.shard] = storage.fingerprint(clip.shard)
-        file = f"{stamps[clip.shard]} {clip.offset} {clip.size}"
-    else:
-        try:
-            file = " ".join(map(str, storage.fingerprint(clip.shard or clip.path)))
-        except OSError:
-            file = "missing"
-    return key_of(clip.path, file, repr(clip.start), repr(clip.seconds))
 
 
 class _Gathered:
@@ -253,7 +243,7 @@ class _Gathered:
             )
         table[row] = array.reshape(-1)
 
-    def result(self, wanted: Mapping[str, Reader]) -> Collected:
+    def result(self, wanted: Readers) -> Collected:
         kept = np.flatnonzero(self.read)
         if not len(kept):
             raise CatalogueError(

@@ -24,10 +24,10 @@ from asit.data.catalogue.stratified import subsample
 from asit.data.shards import tar_index
 from asit.errors import AsitError, CatalogueError, ConfigError
 from asit.evaluate.feature_cache import Store
-from asit.evaluate.feature_readers import Pooling, encoders
+from asit.evaluate.feature_readers import readers
 from asit.evaluate.features import Collected, collect
 from asit.evaluate.frozen_scores import FrozenScores, ProbeScorer, Rows
-from asit.evaluate.frozen_settings import FeatureSettings, FrozenSettings
+from asit.evaluate.frozen_settings import FeatureSettings, FrozenSettings, Pooling
 from asit.model.audio_model import AudioModel
 from asit.progress import counter
 from asit.runtime import World
@@ -104,15 +104,7 @@ def collect_features(
     """Collect features of the clips at `rows` (None in all processes but the main one); log cache hits and failures."""
     found = collect(
         catalogue.subset(rows) if len(rows) < len(catalogue) else catalogue,
-        encoders(
-            model,
-            pooling=pooling,
-            tokens=tokens,
-            baselines=settings.baselines,
-            seed=settings.seed,
-            precision=settings.precision,
-            seconds=settings.seconds,
-        ),
+        readers(model, settings, pooling, tokens),
         store=store,
         world=world,
         bad_files=settings.bad_files,

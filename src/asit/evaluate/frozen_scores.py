@@ -21,10 +21,9 @@ from asit.evaluate.feature_readers import LOG_MEL, LOG_MEL_STATISTICS, MODEL, po
 from asit.evaluate.features import Collected
 from asit.evaluate.frozen_settings import FrozenSettings, Probe
 from asit.evaluate.metrics import fold_summary
-from asit.evaluate.probes import knn_scores
+from asit.evaluate.probes import ProbeScores, knn_scores, ridge_scores
 from asit.evaluate.prototypes import LabelledRows, prototype_probe
 from asit.evaluate.result_records import ClipScores, RecordHeader, bracketed, group_codes, result_record, text_table
-from asit.evaluate.ridge import ProbeScores, ridge_scores
 from asit.runtime import World
 
 Rows = npt.NDArray[np.int64]

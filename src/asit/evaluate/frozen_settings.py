@@ -9,10 +9,10 @@ from typing import Literal, get_args
 
 from asit.data.catalogue.splits import TEST, TRAIN, VALIDATION
 from asit.errors import ConfigError
-from asit.evaluate.feature_readers import POOLINGS, Pooling
-from asit.evaluate.trials import MAX_TRIALS
 
 Probe = Literal["linear", "knn", "prototype"]
+Pooling = Literal["class", "mean", "class+mean", "time-mean", "mel-mean", "mean+std"]
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +75,6 @@ class FrozenSettings(FeatureSettings):
         """
         choose("probe", self.probes, get_args(Probe))
         choose("pooling", self.pooling, POOLINGS)
-        if self.shares and self.per_class:
-            raise ConfigError(
-                "shares and per-class were both given", "one of the two", "run it twice: features come from the cache"
-            )
         wrong = [f"{share:g}" for share in self.shares if not 0 < share <= 1]
         wrong += [str(count) for count in self.per_class if count < 1]
         if wrong:
@@ -103,7 +99,7 @@ class VerificationSettings(FeatureSettings):
 
     trials: str | None = None
     root: str | None = None
-    most: int = MAX_TRIALS
+    most: int = 100_000
     by: Literal["auto", "group", "label"] = "auto"
 
 

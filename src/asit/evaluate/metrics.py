@@ -166,7 +166,7 @@ def paired_difference(
         seed, draws, groups: as in `multi_label`.
 
     Returns:
-        {"metric", "a", "b", "difference" (a - b), "interval", "clips", "bootstrap"}.
+        {"difference" (a - b), "interval"}.
 
     Raises:
         AsitError: as in `single_label` and `multi_label`.
@@ -185,15 +185,8 @@ def paired_difference(
             values.append(float(right.mean()))
             drawn.append(np.array([times[right].sum() / times.sum() for times in units.draws(draws, seed)]))
     centre = values[0] - values[1]
-    return {
-        "metric": metric,
-        "a": _number(values[0]),
-        "b": _number(values[1]),
-        "difference": _number(centre),
-        "interval": interval(drawn[0] - drawn[1], units=units.count, centre=centre, bounds=(-1.0, 1.0)),
-        "clips": len(targets),
-        "bootstrap": units.describe(draws, seed),
-    }
+    low_high = interval(drawn[0] - drawn[1], units=units.count, centre=centre, bounds=(-1.0, 1.0))
+    return {"difference": centre, "interval": low_high}
 
 
 def _predicted(table: NDArray[Any], truth: Indices) -> tuple[Indices, NDArray[np.bool_]]:

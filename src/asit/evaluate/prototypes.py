@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from asit.errors import AsitError
-from asit.evaluate.ridge import Floats, ProbeScores
+from asit.evaluate.probes import Floats, ProbeScores
 
 Tokens = Sequence[NDArray[np.float16]]
 """N arrays (P, D)."""

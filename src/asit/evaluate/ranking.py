@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from statistics import NormalDist
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import ndtri
 from torch.nn.functional import embedding_bag
 
 from asit.errors import AsitError
@@ -53,11 +53,7 @@ def d_prime(auc: float) -> float:
     AudioSet's d' is that of the mean AUC over classes, not the mean of the classes' d' (AST, src/traintest.py).
     An AUC of 1 gives inf, 0 gives -inf, NaN gives NaN.
     """
-    if math.isnan(auc):
-        return math.nan
-    if auc in (0.0, 1.0):
-        return math.copysign(math.inf, auc - 0.5)
-    return math.sqrt(2.0) * NormalDist().inv_cdf(auc)
+    return math.sqrt(2.0) * float(ndtri(auc))
 
 
 def ranking(table: NDArray[Any], pointer: Indices, rows: Indices) -> tuple[Floats, Floats]:

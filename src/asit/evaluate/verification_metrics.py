@@ -27,18 +27,17 @@ class Roc(NamedTuple):
     misses: Floats
 
 
-def roc(scores: ArrayLike, same: NDArray[np.bool_]) -> Roc:
-    """Compute the ROC curve of trials, one point for each distinct score.
-
-    Args:
-        scores: (n,) finite, higher for the same speaker.
-        same: (n,).
-
-    Raises:
-        AsitError: trials of one kind only.
-    """
-    ordered, kind, _ = _sorted_trials(scores, same)
-    return _roc(ordered, kind)
+def roc(ordered: Floats, same: NDArray[np.bool_], times: NDArray[np.int64] | None = None) -> Roc:
+    """Compute the ROC curve of `sorted_trials`, one point for each distinct score, with weights `times` (n,)."""
+    last = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))  # equal scores are accepted together
+    weight = np.ones(len(ordered)) if times is None else times.astype(np.float64)
+    accepted = np.cumsum(weight * same)
+    alarms = np.cumsum(weight * ~same)
+    return Roc(
+        np.concatenate([[np.inf], ordered[last]]),
+        np.concatenate([[0.0], alarms[last] / alarms[-1]]),
+        1.0 - np.concatenate([[0.0], accepted[last] / accepted[-1]]),
+    )
 
 
 def eer(curve: Roc) -> tuple[float, float]:
@@ -86,7 +85,8 @@ def verification_metrics(
     are left out. Intervals are centred on the value, since the minimum cost over thresholds is lower in draws.
 
     Args:
-        scores, same: as in `roc`.
+        scores: (n,) finite, higher for the same speaker.
+        same: (n,).
         speakers: (n,) speaker of each trial's first clip, and of its second. Without them single trials are drawn,
             which makes the interval too narrow.
         seed, draws: of the bootstrap; 0 draws give no intervals.
@@ -96,10 +96,10 @@ def verification_metrics(
         JSON: a threshold that is not finite is None.
 
     Raises:
-        AsitError: as in `roc`; speakers that disagree with `same`.
+        AsitError: trials of one kind only; speakers that disagree with `same`.
     """
-    ordered, kind, order = _sorted_trials(scores, same)
-    curve = _roc(ordered, kind)
+    ordered, kind, order = sorted_trials(scores, same)
+    curve = roc(ordered, kind)
     found = {"EER": eer(curve), "minDCF": min_dcf(curve)}
     drawn: dict[str, list[float]] = {name: [] for name in found}
     if speakers is None:
@@ -113,7 +113,7 @@ def verification_metrics(
     for times in weights:
         targets = times[kind].sum()
         if targets and targets < times.sum():
-            curve = _roc(ordered, kind, times)
+            curve = roc(ordered, kind, times)
             drawn["EER"].append(eer(curve)[0])
             drawn["minDCF"].append(min_dcf(curve)[0])
     metrics = {
@@ -144,7 +144,7 @@ def _speakers(speakers: tuple[ArrayLike, ArrayLike], same: NDArray[np.bool_]) ->
     return len(names), a, b
 
 
-def _sorted_trials(scores: ArrayLike, same: NDArray[np.bool_]) -> tuple[Floats, NDArray[np.bool_], Indices]:
+def sorted_trials(scores: ArrayLike, same: NDArray[np.bool_]) -> tuple[Floats, NDArray[np.bool_], Indices]:
     """Return scores (n,) from high to low, `same` in that order, and the order; refuse trials of one kind."""
     values = np.asarray(scores, np.float64)
     if same.all() or not same.any():
@@ -155,16 +155,3 @@ def _sorted_trials(scores: ArrayLike, same: NDArray[np.bool_]) -> tuple[Floats, 
         )
     order = np.argsort(-values, kind="stable")
     return values[order], same[order], order
-
-
-def _roc(ordered: Floats, same: NDArray[np.bool_], times: NDArray[np.int64] | None = None) -> Roc:
-    """Compute the ROC of scores (n,) sorted from high to low, `same` in that order, with weights `times` (n,)."""
-    last = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))  # equal scores are accepted together
-    weight = np.ones(len(ordered)) if times is None else times.astype(np.float64)
-    accepted = np.cumsum(weight * same)
-    alarms = np.cumsum(weight * ~same)
-    return Roc(
-        np.concatenate([[np.inf], ordered[last]]),
-        np.concatenate([[0.0], alarms[last] / alarms[-1]]),
-        1.0 - np.concatenate([[0.0], accepted[last] / accepted[-1]]),
-    )

@@ -11,8 +11,14 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from asit.evaluate.probes import knn_scores
-from asit.evaluate.ridge import FEW_CLIPS_PENALTY, PENALTIES, principal_components, ridge_scores, stratified_folds
+from asit.evaluate.probes import (
+    FEW_CLIPS_PENALTY,
+    PENALTIES,
+    knn_scores,
+    principal_components,
+    ridge_scores,
+    stratified_folds,
+)
 
 from .conftest import one_hot  # type: ignore[import-not-found]
 
@@ -169,7 +175,7 @@ def test_features_wider_than_the_limit_are_reduced_and_still_read(monkeypatch: p
         return ridge_scores(x[:160], one_hot(labels[:160], 4), x[160:], criterion="accuracy", seed=0).scores
 
     whole = (fitted().argmax(1) == labels[160:]).mean()
-    monkeypatch.setattr("asit.evaluate.ridge.WIDEST", 100)
+    monkeypatch.setattr("asit.evaluate.probes.WIDEST", 100)
     reduced = fitted()
     np.testing.assert_array_equal(reduced, fitted())
     assert whole > 0.9
