@@ -10,7 +10,7 @@ import wave
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -226,13 +226,8 @@ def _line(font: SoundFont, voice: Voice, rng: np.random.Generator, samples: int)
     )
 
 
-class Note(NamedTuple):
-    """A note: start in seconds, zone, MIDI key, length in seconds."""
-
-    start: float
-    zone: Zone
-    key: float
-    seconds: float
+Note = tuple[float, Zone, float, float]
+"""Start in seconds, zone, MIDI key, length in seconds."""
 
 
 def _pattern(voice: Voice, rng: np.random.Generator, length: float) -> list[Note]:
@@ -245,7 +240,7 @@ def _pattern(voice: Voice, rng: np.random.Generator, length: float) -> list[Note
         key = (zone.low + zone.high) // 2 + rng.uniform(-1, 1)
         hits = rng.random(len(grid)) < rng.uniform(0.2, 0.6)
         hits[rng.integers(min(4, len(grid)))] = True
-        score += [Note(float(start), zone, key, step) for start in grid[hits]]
+        score += [(float(start), zone, key, step) for start in grid[hits]]
     return score
 
 
@@ -259,11 +254,11 @@ def _melody(voice: Voice, rng: np.random.Generator, length: float) -> list[Note]
         triad = ((0, 4, 7), (0, 3, 7), (0, 5, 9), (0, 7))[rng.integers(4)]
         seconds = float(rng.uniform(0.4, 1.0) * (length - start))
         notes = [(key + interval, voice.nearest(key + interval)) for interval in triad]
-        return [Note(start, served, at, seconds) for at, served in notes if served]
+        return [(start, served, at, seconds) for at, served in notes if served]
     count = int(rng.integers(1, 4) if style == "notes" else rng.integers(4, 9))
     score: list[Note] = []
     for seconds in (length - start) * rng.dirichlet(np.full(count, 8.0)):
-        score.append(Note(start, zone, key, float(seconds * rng.uniform(0.6, 1.0))))
+        score.append((start, zone, key, float(seconds * rng.uniform(0.6, 1.0))))
         start += float(seconds)
         key += float(rng.integers(-5, 6))
         served = voice.nearest(key)

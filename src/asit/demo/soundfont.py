@@ -87,7 +87,7 @@ class SoundFont:
         try:
             if data[:4] != b"RIFF" or data[8:12] != b"sfbk":
                 raise ValueError("no RIFF header of the kind sfbk")
-            chunks = dict(_chunks(data))
+            chunks = dict(_chunks(memoryview(data)[12:]))
             self._pcm = np.frombuffer(chunks[b"smpl"], "<i2")
             tables = {name: np.frombuffer(chunks[name], dtype) for name, dtype in _RECORDS.items()}
         except (KeyError, ValueError) as error:
@@ -201,16 +201,14 @@ def bank_path() -> Path:
     )
 
 
-def _chunks(data: bytes, start: int = 12, stop: int | None = None) -> Iterator[tuple[bytes, memoryview]]:
+def _chunks(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
     """Yield name and content of every chunk, those inside lists included."""
-    stop = len(data) if stop is None else stop
-    view = memoryview(data)
-    while start + 8 <= stop:
-        name, size = data[start : start + 4], int.from_bytes(data[start + 4 : start + 8], "little")
-        if start + 8 + size > stop:
+    while len(data) >= 8:
+        name, end = bytes(data[:4]), 8 + int.from_bytes(data[4:8], "little")
+        if end > len(data):
             raise ValueError(f"chunk {name!r} is truncated")
         if name == b"LIST":
-            yield from _chunks(data, start + 12, start + 8 + size)
+            yield from _chunks(data[12:end])
         else:
-            yield name, view[start + 8 : start + 8 + size]
-        start += 8 + size + size % 2
+            yield name, data[8:end]
+        data = data[end + end % 2 :]

@@ -89,7 +89,11 @@ class EncoderReader:
     ) -> None:
         self.model, self.kinds, self.precision = model, kinds, precision
         self.front_end = model.front_end.settings
-        self.samples = None if seconds is None else column_samples(model, seconds)
+        self.samples = None
+        if seconds is not None:  # full columns: at least one, at most four views
+            encoder, frames = model.encoder, model.front_end.frames_for(round(seconds * model.rate))
+            columns = max(1, (frames - encoder.patch[0]) // encoder.stride[0] + 1)
+            self.samples = model.front_end.samples_for(encoder.span(min(columns, 4 * encoder.grid[0])))
         facts = {
             "front_end": self.front_end.model_dump(mode="json"),
             "encoder": model.encoder.settings.model_dump(mode="json"),
@@ -168,13 +172,6 @@ def pooled(vectors: Mapping[str, npt.NDArray[np.float32]], kind: str) -> npt.NDA
     if kind == "class+mean":
         return np.concatenate([vectors["class"], vectors["mean"]], 1)
     return vectors[kind]
-
-
-def column_samples(model: AudioModel, seconds: float) -> int:
-    """Return the samples of the full columns of patches in `seconds`: at least one column, at most four views."""
-    encoder, frames = model.encoder, model.front_end.frames_for(round(seconds * model.rate))
-    columns = max(1, (frames - encoder.patch[0]) // encoder.stride[0] + 1)
-    return model.front_end.samples_for(encoder.span(min(columns, 4 * encoder.grid[0])))
 
 
 def weights_digest(encoder: Encoder) -> str:

@@ -113,14 +113,8 @@ def collect_features(
     if found is None:
         return None
     if store is not None:
-        log.info(
-            "features of %d of %d clips came from the cache (%s, %.2f GB of at most %g)",
-            found.cached,
-            len(rows),
-            store.folder,
-            store.size() / 1e9,
-            store.limit / 1e9,
-        )
+        text = "features of %d of %d clips came from the cache (%s, %.2f GB of at most %g)"
+        log.info(text, found.cached, len(rows), store.folder, store.size() / 1e9, store.limit / 1e9)
         if store.trouble:
             log.warning("the cache could not be written: %s", store.trouble)
     if found.bad:

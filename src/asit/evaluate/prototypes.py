@@ -54,9 +54,6 @@ class LabelledRows(NamedTuple):
     rows: NDArray[np.int64]
     targets: Floats
 
-    def select(self, mask: NDArray[np.bool_]) -> LabelledRows:
-        return LabelledRows(self.rows[mask], self.targets[mask])
-
 
 class PrototypeHead(nn.Module):
     """Compute logits (R, C) from tokens (R, P, D) and a mask (R, P) that is False for padding."""
@@ -119,7 +116,8 @@ def prototype_probe(
     how = "the validation split"
     if validation is None:
         mask = _held_out(train.targets, multi, HELD_OUT, rng)
-        train, validation, how = train.select(~mask), train.select(mask), "a part held out of the training split"
+        train, validation = (LabelledRows(train.rows[of], train.targets[of]) for of in (~mask, mask))
+        how = "a part held out of the training split"
     classes = train.targets.shape[1]
     head = _initial_head(tokens, train.rows, min(MOST, PER_CLASS * classes), classes, rng).to(device)
     batches = -(-len(train.rows) // BATCH)
