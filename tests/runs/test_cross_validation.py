@@ -21,27 +21,20 @@ from asit.finetune import finetune_run as runs
 from asit.io import checkpoint
 
 
-def go(settings: Any, **how: Any) -> Any:
-    return cross_validation.run(settings, **how)
-
-
 def held(run: Path) -> dict[str, Any]:
     return dict(json.loads((run / "results.json").read_text("utf-8")))
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("whole") / "run"
 
 
 ALL: dict[str, Any] = {"epochs": 1, "sides": {"fold": "all", "hold_out": 0.3}}
 
 
 @pytest.fixture
-def unstopped(whole: Path, tuned: Any) -> Path:
-    if not whole.exists():
-        assert go(tuned(whole, **ALL)).finished
-    return whole
+def unstopped(tmp_path_factory: pytest.TempPathFactory, tuned: Any) -> Path:
+    """A run over both folds, made once."""
+    run = tmp_path_factory.getbasetemp() / "unstopped"
+    if not run.exists():
+        assert cross_validation.run(tuned(run, **ALL)).finished
+    return run
 
 
 def test_each_fold_mean_and_spread(unstopped: Path, labelled: Path) -> None:
@@ -92,9 +85,9 @@ def test_stopped_in_the_second_fold(
     assert held(run) == held(unstopped)
     same(state(run / "fold-2"), state(unstopped / "fold-2"))
     with pytest.raises(ConfigError, match="--resume to resume it, or --overwrite"):
-        go(tuned(run, **ALL))
+        cross_validation.run(tuned(run, **ALL))
     with pytest.raises(ConfigError, match=r"epochs: 1 in the run, 2 now"):
-        go(tuned(run, **{**ALL, "epochs": 2}), resume=True)
+        cross_validation.run(tuned(run, **{**ALL, "epochs": 2}), resume=True)
 
 
 def test_a_signal_at_the_end_of_a_fold_stops_there(tuned: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,23 +97,23 @@ def test_a_signal_at_the_end_of_a_fold_stops_there(tuned: Any, tmp_path: Path, m
         return dataclasses.replace(real(*given, **how), stopped_by="SIGINT")
 
     monkeypatch.setattr(cross_validation, "finetune", late)
-    found = go(tuned(tmp_path / "run", **ALL))
+    found = cross_validation.run(tuned(tmp_path / "run", **ALL))
     assert (found.finished, found.stopped_by) == (False, "SIGINT")
     assert sorted(path.name for path in (tmp_path / "run").glob("fold-*")) == ["fold-1"]
-    assert go(tuned(tmp_path / "run", **ALL), resume=True).finished
+    assert cross_validation.run(tuned(tmp_path / "run", **ALL), resume=True).finished
 
 
 def test_overwrite_takes_all_folds_away(tuned: Any, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    go(tuned(run, **ALL, stop_after=1))
+    cross_validation.run(tuned(run, **ALL, stop_after=1))
     (run / "fold-9").mkdir()  # a fold that was killed as it began
-    assert not go(tuned(run, **ALL, stop_after=1, seed=4), overwrite=True).finished
+    assert not cross_validation.run(tuned(run, **ALL, stop_after=1, seed=4), overwrite=True).finished
     assert {path.name for path in run.iterdir()} == {"catalogue.jsonl", "config.yaml", "fold-1"}
     other = tmp_path / "other"
     (other / "fold-1").mkdir(parents=True)
     (other / "fold-1" / "mine.txt").touch()
     with pytest.raises(ConfigError, match="files that are not a run's: fold-1"):
-        go(tuned(other, **ALL), overwrite=True)
+        cross_validation.run(tuned(other, **ALL), overwrite=True)
     assert (other / "fold-1" / "mine.txt").exists()
 
 
@@ -141,24 +134,24 @@ def test_folds_are_looked_at_before_the_first_is_trained_on(
     monkeypatch.setattr(cross_validation, "finetune", refuse)
     gap = table("gap.csv", [[*row[:2], "4" if row[2] == "2" else row[2]] for row in made])
     with pytest.raises(CatalogueError, match=r"folds without a clip: 2, 3\n.*1 \(13 clips\), 4 \(12 clips\)"):
-        go(tuned(tmp_path / "run", data=gap, **ALL))
+        cross_validation.run(tuned(tmp_path / "run", data=gap, **ALL))
     unseen = table("unseen.csv", [[row[0], "squeak" if i == 0 else row[1], row[2]] for i, row in enumerate(made)])
     with pytest.raises(
         CatalogueError, match=r"fold 1: 1 of 4 classes are in test and not in train: squeak \(1 clips\)"
     ):
-        go(tuned(tmp_path / "run", data=unseen, **ALL))
+        cross_validation.run(tuned(tmp_path / "run", data=unseen, **ALL))
     one = table("one.csv", [[*row[:2], "1"] for row in made])
     with pytest.raises(CatalogueError, match="there is only one fold"):
-        go(tuned(tmp_path / "run", data=one, **ALL))
+        cross_validation.run(tuned(tmp_path / "run", data=one, **ALL))
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
 def test_a_first_fold_that_cannot_begin_leaves_the_folder_free(tuned: Any, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with pytest.raises(ConfigError, match=r"fold 1: settings that the run would not have: encoder.drop_path is 0.3"):
-        go(tuned(run, **ALL, encoder={"drop_path": 0.3}))
+        cross_validation.run(tuned(run, **ALL, encoder={"drop_path": 0.3}))
     assert {path.name for path in run.iterdir()} == {"catalogue.jsonl"}
-    assert not go(tuned(run, **ALL, stop_after=1)).finished
+    assert not cross_validation.run(tuned(run, **ALL, stop_after=1)).finished
     # Where to stop was said of that call: going on with the run's own settings does not stop there again.
     assert yaml.read_yaml(run / "config.yaml")["stop_after"] == 0
 
@@ -184,7 +177,7 @@ def test_folds_without_splits_and_a_class_that_one_fold_alone_has(
     assert sum(fold["results"][0]["clips"] for fold in found) == len(rows) - 1
     log = (run / f"fold-{lost}" / "log.txt").read_text()
     assert "1 of 4 classes have no training clip: squeak; their 1 validation and test clips are left out" in log
-    assert go(asked, resume=True) == ended
+    assert cross_validation.run(asked, resume=True) == ended
     assert cross_validation._over_folds(tuned(run, data=run / "catalogue.jsonl"), False)
     for other in ({"hold_out": 0.3}, {"fold": "1"}):
         assert not cross_validation._over_folds(tuned(run, data=data, sides=other), False)
@@ -198,12 +191,12 @@ def test_a_fold_may_have_any_name() -> None:
 
 
 def test_one_fold_and_several_processes(tuned: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    result = go(tuned(tmp_path / "run", epochs=1, sides={"fold": "2"}))
+    result = cross_validation.run(tuned(tmp_path / "run", epochs=1, sides={"fold": "2"}))
     assert isinstance(result, runs.FinetuneResult)
     assert [(r["split"], r["weights"], r["clips"]) for r in result.results] == [("test", "last", 12)]
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match=r"--sides\.fold NAME"):
-        go(tuned(tmp_path / "all", **ALL))
+        cross_validation.run(tuned(tmp_path / "all", **ALL))
 
 
 @pytest.mark.parametrize(
@@ -226,6 +219,6 @@ def test_a_disk_that_fills_at_the_first_checkpoint_of_a_fold(
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_state", full)
         with pytest.raises(CheckpointError, match=f"fold {fold}: the disk is full") as caught:
-            go(tuned(tmp_path / "run", **ALL))
+            cross_validation.run(tuned(tmp_path / "run", **ALL))
     assert way in caught.value.remedy
-    assert go(tuned(tmp_path / "run", **ALL), resume=fold == "2").finished
+    assert cross_validation.run(tuned(tmp_path / "run", **ALL), resume=fold == "2").finished
