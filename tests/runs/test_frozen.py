@@ -27,7 +27,7 @@ from asit.evaluate.feature_cache import Store
 from asit.evaluate.features import Collected, collect
 from asit.evaluate.frozen_scores import FrozenScores
 from asit.evaluate.frozen_settings import FrozenSettings, VerificationSettings
-from asit.evaluate.verification import read_trials, verify
+from asit.evaluate.verification import VerificationScores, read_trials, verify
 from asit.model.audio_model import AudioModel
 from asit.model.vit import Encoder
 from asit.runtime import World
@@ -95,9 +95,9 @@ def listed(tones: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
     return read
 
 
-def read(model: AudioModel, clips: Any, kinds: tuple[str, ...] = KINDS, **how: Any) -> Collected:
+def read(model: AudioModel, clips: Any, kinds: tuple[str, ...] = KINDS, reader: Any = None, **how: Any) -> Collected:
     listed = clips if isinstance(clips, Catalogue) else Catalogue.from_clips(clips)
-    found = collect(listed, {"m": feature_readers.EncoderReader(model, kinds)}, **how)
+    found = collect(listed, {"m": reader or feature_readers.EncoderReader(model, kinds)}, **how)
     assert found is not None
     return found
 
@@ -184,11 +184,7 @@ def test_what_makes_another_entry(model: AudioModel, tones: Path, tmp_path: Path
     store = Store(tmp_path / "cache")
 
     def cached(model: AudioModel = model, clip: Clip = clip, **how: Any) -> int:
-        found = collect(
-            Catalogue.from_clips([clip]), {"m": feature_readers.EncoderReader(model, ("mean",), **how)}, store=store
-        )
-        assert found is not None
-        return found.cached
+        return read(model, [clip], reader=feature_readers.EncoderReader(model, ("mean",), **how), store=store).cached
 
     assert cached() == 0
     assert cached() == 1
@@ -251,8 +247,7 @@ def test_order_in_time_needs_one_length(model: AudioModel, listed: Callable[[str
     with pytest.raises(AsitError, match=r"mel-mean features of .* the clips have different lengths"):
         read(model, listed("all.csv"), ("mel-mean",))
     reader = feature_readers.EncoderReader(model, ("mel-mean", "time-mean"), seconds=0.5)
-    found = collect(listed("all.csv"), {"m": reader})
-    assert found is not None
+    found = read(model, listed("all.csv"), reader=reader)
     columns = model.front_end.frames_for(round(0.5 * RATE)) // 16
     assert found.vectors["m"]["mel-mean"].shape == (72, columns * 32)
     assert found.vectors["m"]["time-mean"].shape == (72, 2 * 32)
@@ -262,8 +257,7 @@ def test_log_mel_statistics(model: AudioModel, tmp_path: Path) -> None:
     for name, seconds in (("a", 0.7), ("b", 0.01)):
         tone(tmp_path / f"{name}.wav", 400, seconds, 0)
     clips = [Clip(str(tmp_path / "a.wav"), 0.7, RATE, 1), Clip(str(tmp_path / "b.wav"), 0.01, RATE, 1)]
-    found = collect(Catalogue.from_clips(clips), {"m": feature_readers.LogMelReader(model.front_end)})
-    assert found is not None
+    found = read(model, clips, reader=feature_readers.LogMelReader(model.front_end))
     waveform = torch.from_numpy(soundfile.read(tmp_path / "a.wav", dtype="float32")[0])[None]
     logmel = model.front_end.fbank(waveform)[0]
     expected = torch.cat([logmel.mean(0), logmel.std(0, correction=0)])
@@ -453,12 +447,17 @@ def test_splits_that_leak_or_lack_are_refused(
 # --- verification ----------------------------------------------------------------------------------------------------
 
 
+def verified(model: AudioModel, catalogue: Catalogue, **how: Any) -> VerificationScores:
+    found = verify(model, catalogue, VerificationSettings(**how), world=ALONE)
+    assert found is not None
+    return found
+
+
 def test_verification_by_drawn_trials_and_by_a_list(
     model: AudioModel, tones: Path, listed: Callable[[str], Catalogue], tmp_path: Path
 ) -> None:
     catalogue = listed("splits.csv")
-    drawn = verify(model, catalogue, VerificationSettings(by="label", baselines=True), world=ALONE)
-    assert drawn is not None
+    drawn = verified(model, catalogue, by="label", baselines=True)
     assert [record["encoder"] for record in drawn.records] == ["model", "untrained", "log-mel statistics"]
     first = drawn.records[0]
     assert (first["clips"], first["trials"], first["same_trials"]) == (24, 276, 84)
@@ -471,9 +470,7 @@ def test_verification_by_drawn_trials_and_by_a_list(
     pairs = itertools.combinations(range(len(test)), 2)
     lines = [f"{int(labels[i] == labels[j])} {names[i]} {names[j]}" for i, j in pairs]
     (tmp_path / "trials.txt").write_text("\n".join(lines) + "\n")
-    ask = VerificationSettings(by="label", trials=str(tmp_path / "trials.txt"), train=("train",))
-    by_list = verify(model, catalogue, ask, world=ALONE)
-    assert by_list is not None
+    by_list = verified(model, catalogue, by="label", trials=str(tmp_path / "trials.txt"), train=("train",))
     assert by_list.records[0]["metrics"] == first["metrics"]
     assert by_list.records[0]["split"] == "trials.txt"
 
@@ -498,11 +495,10 @@ def test_a_list_of_trials_that_does_not_fit(
 
 
 def test_verification_without_splits_or_speakers(model: AudioModel, listed: Callable[[str], Catalogue]) -> None:
-    found = verify(model, listed("folds.csv"), VerificationSettings(most=50), world=ALONE)
-    assert found is not None
+    found = verified(model, listed("folds.csv"), most=50)
     assert (found.records[0]["by"], found.records[0]["centred"], found.records[0]["trials"]) == ("label", False, 50)
     with pytest.raises(CatalogueError, match="the catalogue has no groups to verify by"):
-        verify(model, listed("folds.csv"), VerificationSettings(by="group"), world=ALONE)
+        verified(model, listed("folds.csv"), by="group")
 
 
 # --- the short form --------------------------------------------------------------------------------------------------

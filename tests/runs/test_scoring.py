@@ -14,7 +14,7 @@ import soundfile
 import torch
 from torch import Tensor, nn
 
-from asit import cli, runtime
+from asit import cli
 from asit.audio.fbank import FrontEnd
 from asit.config import EncoderSettings, FrontEndSettings
 from asit.data.catalogue.catalogue import Catalogue, Clip
@@ -115,23 +115,6 @@ def test_several_processes_give_the_scores_of_one_bit_for_bit(size: int, listed:
     assert np.array_equal(last.scores, alone.scores)
 
 
-def test_two_real_processes(listed: Catalogue, ranks: Any, tmp_path: Path) -> None:
-    network = Network()
-
-    def call() -> int:
-        with runtime.world("cpu", 1) as world:
-            found = scorer(listed, world)(network, 3)
-            np.savez(tmp_path / f"{world.rank}.npz", scores=found.scores, rows=found.rows)
-        return 0
-
-    assert [e.code for e in ranks(2, call)] == [0, 0]
-    alone = scorer(listed)(network, 3)
-    for rank in range(2):
-        with np.load(tmp_path / f"{rank}.npz") as found:
-            assert np.array_equal(found["scores"], alone.scores)
-            assert np.array_equal(found["rows"], alone.rows)
-
-
 def test_workers_and_kept_blocks_change_nothing(listed: Catalogue) -> None:
     network, calls = Network(), []
     plain = scorer(listed)(network, 3)
@@ -164,12 +147,11 @@ def test_unreadable_clips_are_left_out_and_named(listed: Catalogue, tmp_path: Pa
     record = result_record(found, read_labels(lost), lost, RecordHeader("t", "test", "last", 1))
     assert (record["clips"], record["unreadable"]) == (8, 1)
     assert "8 clips, 1 unreadable, list " in summary_line(record)
-    with pytest.raises(
-        CatalogueError, match=r"2 of 9 clips could not be read: .*bad\.wav.*gone-4\.wav(.|\n)*at most 0\.2"
-    ):
-        scorer(broken(listed, [3, 4], tmp_path))(network, 3)
+    two = broken(listed, [3, 4], tmp_path)
+    with pytest.raises(CatalogueError, match=r"2 of 9 clips could not be read: .*bad.*gone-4\.wav(.|\n)*at most 0\.2"):
+        scorer(two)(network, 3)
     with pytest.raises(CatalogueError, match="2 of 2 clips could not be read"):
-        scorer(broken(listed, [3, 4], tmp_path), rows=[3, 4], bad_files=1.0)(network, 3)
+        scorer(two, rows=[3, 4], bad_files=1.0)(network, 3)
 
 
 def test_an_hour_is_read_in_windows(tmp_path: Path) -> None:

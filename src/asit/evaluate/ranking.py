@@ -148,8 +148,8 @@ def score_table(scores: ArrayLike) -> NDArray[Any]:
     table = np.asarray(scores)
     if table.ndim != 2 or not table.size:
         raise AsitError(f"scores of shape {table.shape}", "(clips, classes), at least one of each", "check the split")
-    if table.dtype not in (np.float32, np.float64):
-        table = table.astype(np.float32 if table.dtype == np.float16 else np.float64)
+    if table.dtype != np.float32:
+        table = table.astype(np.float64)
     bad = np.flatnonzero(np.isnan(table).any(1))
     if len(bad):
         raise AsitError(
