@@ -23,7 +23,7 @@ from sklearn import __version__ as sklearn_version
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from asit.evaluate.metrics import multi_label, paired_difference, single_label
-from asit.evaluate.ranking import average_precision, positives, ranking, score_table
+from asit.evaluate.ranking import positives, ranking, score_table
 from asit.evaluate.verification import cosine_scores, trials_from_labels
 from asit.evaluate.verification_metrics import verification_metrics
 
@@ -66,7 +66,7 @@ def main() -> None:
     speakers = truth[drawn.first], truth[drawn.second]
 
     often: dict[str, Callable[[], Any]] = {
-        "average precision": lambda: average_precision(scores, targets),
+        "average precision": lambda: ranking(score_table(scores), *positives(targets))[0],
         "average precision, scikit-learn": lambda: by_class(average_precision_score, scores, targets),
         "AUC": lambda: ranking(score_table(scores), *positives(targets))[1],
         "AUC, scikit-learn": lambda: by_class(roc_auc_score, scores, targets),

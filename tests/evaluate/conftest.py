@@ -16,6 +16,11 @@ def several(clips: int, classes: int, seed: int = 0, *, ties: bool = True) -> tu
     return (np.round(scores, 1) if ties else scores).astype(np.float32), targets
 
 
+def average_precision(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """The average precision of each class."""
+    return ranking(score_table(scores), *positives(targets))[0]
+
+
 def roc_auc(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """The area under the ROC curve of each class."""
     return ranking(score_table(scores), *positives(targets))[1]

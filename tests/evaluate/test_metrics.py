@@ -19,9 +19,9 @@ from sklearn.metrics import (
 
 from asit.errors import AsitError
 from asit.evaluate.metrics import fold_summary, multi_label, paired_difference, single_label
-from asit.evaluate.ranking import average_precision, d_prime
+from asit.evaluate.ranking import d_prime
 
-from .conftest import roc_auc, several  # type: ignore[import-not-found]
+from .conftest import average_precision, roc_auc, several  # type: ignore[import-not-found]
 
 
 def _one(clips: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, list[str]]:

@@ -11,9 +11,8 @@ import torch
 from asit.evaluate import prototypes
 from asit.evaluate.probes import ridge_scores
 from asit.evaluate.prototypes import LabelledRows, PrototypeHead, prototype_probe
-from asit.evaluate.ranking import average_precision
 
-from .conftest import one_hot  # type: ignore[import-not-found]
+from .conftest import average_precision, one_hot  # type: ignore[import-not-found]
 
 
 @pytest.fixture(autouse=True)

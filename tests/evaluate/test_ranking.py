@@ -12,9 +12,9 @@ from scipy.stats import norm
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from asit.evaluate.bootstrap import Units, interval
-from asit.evaluate.ranking import average_precision, d_prime, positives, ranking_draws, score_table
+from asit.evaluate.ranking import d_prime, positives, ranking_draws, score_table
 
-from .conftest import roc_auc, several  # type: ignore[import-not-found]
+from .conftest import average_precision, roc_auc, several  # type: ignore[import-not-found]
 
 
 @pytest.mark.parametrize("ties", [True, False])

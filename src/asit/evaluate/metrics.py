@@ -38,7 +38,8 @@ def multi_label(
     `asit.evaluate.bootstrap.interval`); their draws are float32.
 
     Args:
-        scores, targets: as in `average_precision`.
+        scores: (N, C) logits or probabilities.
+        targets: (N, C), which clips have which classes.
         classes: C names.
         seed, draws: of the bootstrap; 0 draws give no intervals.
         groups: (N,) group of each clip, such as its video or speaker: whole groups are drawn.

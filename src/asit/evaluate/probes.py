@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
 
-from asit.evaluate.ranking import average_precision
+from asit.evaluate.ranking import positives, ranking
 
 Floats = NDArray[np.float32]
 Criterion = Literal["accuracy", "mAP"]
@@ -226,7 +226,7 @@ def _value(scores: Floats, targets: Floats, criterion: Criterion) -> float:
     """Count correct clips, or compute mAP (0 where no class has a positive)."""
     if criterion == "accuracy":
         return float((scores.argmax(1) == targets.argmax(1)).sum())
-    precision = average_precision(scores, targets > 0.5)
+    precision, _ = ranking(scores, *positives(targets > 0.5))
     precision = precision[~np.isnan(precision)]
     return float(precision.mean()) if len(precision) else 0.0
 

@@ -28,25 +28,6 @@ WEIGHT_BLOCK = 2**22
 """Bootstrap weights held at a time, clips x draws: 16 MB fit in a processor's cache."""
 
 
-def average_precision(scores: ArrayLike, targets: NDArray[np.bool_]) -> Floats:
-    """Compute the average precision of each class: the sum over thresholds of (recall gained) x (precision there).
-
-    Clips of equal score share one threshold. Over the positives p of a class this is the mean of
-    (positives scored at least as high as p) / (clips scored at least as high as p).
-
-    Args:
-        scores: (N, C) logits or probabilities; only their order within a class counts.
-        targets: (N, C), which clips have which classes.
-
-    Returns:
-        (C,) float64; NaN for a class without positives.
-
-    Raises:
-        AsitError: no clip, or NaN scores.
-    """
-    return ranking(score_table(scores), *positives(targets))[0]
-
-
 def d_prime(auc: float) -> float:
     """Compute d', the distance of two unit normal score distributions with this AUC: sqrt(2) x probit(AUC).
 
@@ -57,7 +38,19 @@ def d_prime(auc: float) -> float:
 
 
 def ranking(table: NDArray[Any], pointer: Indices, rows: Indices) -> tuple[Floats, Floats]:
-    """Compute average precision and AUC of each class, (C,) each, from checked scores (N, C) and their `positives`."""
+    """Compute the average precision and the area under the ROC curve of each class.
+
+    The average precision is the sum over thresholds of (recall gained) x (precision there); clips of equal score share
+    one threshold. Over the positives p of a class this is the mean of (positives scored at least as high as p) / (clips
+    scored at least as high as p). The AUC is how often a positive beats a negative, ties counting half.
+
+    Args:
+        table: (N, C) scores of `score_table`; only their order within a class counts.
+        pointer, rows: the `positives`.
+
+    Returns:
+        (C,) float64 each; NaN for a class without positives, the AUC also for one without negatives.
+    """
     N, C = table.shape
     ap, auc = np.full(C, np.nan), np.full(C, np.nan)
     for c, column in _columns(table, pointer):
