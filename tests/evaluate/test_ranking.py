@@ -56,14 +56,6 @@ def test_average_precision_and_auc_by_hand() -> None:
     np.testing.assert_allclose(roc_auc(scores, targets), [3 / 4, np.nan, 0.5], rtol=1e-15)
 
 
-def test_half_precision_and_integers_are_accepted() -> None:
-    scores, targets = several(60, 5)
-    integers = np.round(scores * 10).astype(np.int64)
-    expected = average_precision(integers.astype(np.float64), targets)
-    np.testing.assert_array_equal(average_precision(integers, targets), expected)
-    np.testing.assert_array_equal(average_precision(integers.astype(np.float16), targets), expected)
-
-
 def test_d_prime() -> None:
     for auc in (0.5, 0.6, 0.975, 1e-4):
         assert d_prime(auc) == pytest.approx(math.sqrt(2) * norm.ppf(auc), abs=1e-12)

@@ -35,6 +35,8 @@ from asit.runtime import World
 RATE = 8000
 FRONT_END = FrontEndSettings(rate=RATE, mels=32, mean=-8.0, std=3.5)
 ALONE = World(0, 1, torch.device("cpu"), "")
+Listed = Callable[[str], Catalogue]
+"""The catalogue of one of the tables of `tones`."""
 KINDS = ("class", "mean", feature_readers.TOKENS)
 
 
@@ -82,7 +84,7 @@ def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def listed(tones: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Catalogue]:
+def listed(tones: Path, tmp_path_factory: pytest.TempPathFactory) -> Listed:
     """The catalogue of one of the tables."""
     made: dict[str, Catalogue] = {}
 
@@ -115,7 +117,7 @@ def same(left: Collected, right: Collected, of: Sequence[int] | None = None) -> 
 # --- features --------------------------------------------------------------------------------------------------------
 
 
-def test_features_are_those_of_embed(model: AudioModel, listed: Callable[[str], Catalogue]) -> None:
+def test_features_are_those_of_embed(model: AudioModel, listed: Listed) -> None:
     """Short clips, clips longer than the view, and clips in several windows, in one batch."""
     clips = listed("all.csv")
     found = read(model, clips)
@@ -131,7 +133,7 @@ def test_features_are_those_of_embed(model: AudioModel, listed: Callable[[str], 
 
 
 def test_a_hit_is_a_miss_bit_for_bit(
-    model: AudioModel, listed: Callable[[str], Catalogue], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: AudioModel, listed: Listed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clips = listed("all.csv")
     without = read(model, clips)
@@ -153,7 +155,7 @@ def test_a_hit_is_a_miss_bit_for_bit(
 
 
 def test_features_do_not_depend_on_what_else_is_listed(
-    model: AudioModel, listed: Callable[[str], Catalogue], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: AudioModel, listed: Listed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In any order, in any part, in blocks of any size, on any number of threads, and where the cache has some."""
     clips = listed("all.csv")
@@ -243,7 +245,7 @@ def test_features_that_are_not_finite_name_the_clip(model: AudioModel, tmp_path:
         read(broken, [Clip(str(tmp_path / "a.wav"), 0.5, RATE, 1)], ("mean",))
 
 
-def test_order_in_time_needs_one_length(model: AudioModel, listed: Callable[[str], Catalogue]) -> None:
+def test_order_in_time_needs_one_length(model: AudioModel, listed: Listed) -> None:
     with pytest.raises(AsitError, match=r"mel-mean features of .* the clips have different lengths"):
         read(model, listed("all.csv"), ("mel-mean",))
     reader = feature_readers.EncoderReader(model, ("mel-mean", "time-mean"), seconds=0.5)
@@ -266,7 +268,7 @@ def test_log_mel_statistics(model: AudioModel, tmp_path: Path) -> None:
 
 
 def test_two_processes_give_the_scores_of_one_bit_for_bit(
-    model: AudioModel, tones: Path, listed: Callable[[str], Catalogue], tmp_path: Path, ranks: Any
+    model: AudioModel, tones: Path, listed: Listed, tmp_path: Path, ranks: Any
 ) -> None:
     model.save(tmp_path / "model")
     torch.set_num_threads(1)
@@ -307,7 +309,7 @@ def evaluate(model: AudioModel, catalogue: Catalogue, **how: Any) -> FrozenScore
     return found
 
 
-def test_probes_read_the_pitch(model: AudioModel, listed: Callable[[str], Catalogue]) -> None:
+def test_probes_read_the_pitch(model: AudioModel, listed: Listed) -> None:
     every: dict[str, Any] = {"probes": ("linear", "knn", "prototype"), "pooling": ("class+mean", "mean")}
     found = evaluate(model, listed("splits.csv"), baselines=True, **every)
     by_name = {record["weights"]: record for record in found.records}
@@ -330,9 +332,7 @@ def test_probes_read_the_pitch(model: AudioModel, listed: Callable[[str], Catalo
     assert [line.split("  ")[0] for line in text.splitlines()[1:-1]] == ["model", "untrained", "log-mel statistics"]
 
 
-def test_few_labels_are_nested_draws_of_the_training_split(
-    model: AudioModel, listed: Callable[[str], Catalogue]
-) -> None:
+def test_few_labels_are_nested_draws_of_the_training_split(model: AudioModel, listed: Listed) -> None:
     found = evaluate(model, listed("splits.csv"), per_class=(1, 4), seeds=2, probes=("linear", "prototype"))
     clips = [(r["labels"], r["seed"], r["probe"], r["train_clips"]) for r in found.records]
     assert clips == [
@@ -347,7 +347,7 @@ def test_few_labels_are_nested_draws_of_the_training_split(
     assert [(r["labels"], r["train_clips"]) for r in shares.records] == [("50 %", 18), ("100 %", 36), ("2 a class", 6)]
 
 
-def test_folds_in_turn(model: AudioModel, listed: Callable[[str], Catalogue]) -> None:
+def test_folds_in_turn(model: AudioModel, listed: Listed) -> None:
     found = evaluate(model, listed("folds.csv"), probes=("linear",))
     assert [(r["fold"], r["clips"], r["split"]) for r in found.records] == [(f, 24, f"fold {f}") for f in "123"]
     assert "mean accuracy over 3 folds, 72 clips; ± is the standard deviation over folds" in found.text()
@@ -395,14 +395,14 @@ def test_several_labels_a_clip(model: AudioModel, tmp_path: Path, caplog: pytest
     ],
 )
 def test_settings_that_are_refused(
-    model: AudioModel, listed: Callable[[str], Catalogue], how: dict[str, Any], error: Any, message: str
+    model: AudioModel, listed: Listed, how: dict[str, Any], error: Any, message: str
 ) -> None:
     with pytest.raises(error, match=message):
         evaluate(model, listed("splits.csv"), **{"probes": ("knn",), **how})
 
 
 def test_tokens_that_memory_does_not_hold_are_refused_before_anything_is_read(
-    model: AudioModel, listed: Callable[[str], Catalogue], monkeypatch: pytest.MonkeyPatch
+    model: AudioModel, listed: Listed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(frozen, "TOKENS_SHARE", 1e-9)
     with pytest.raises(ConfigError, match=r"patch tokens of 0\.0 h of audio take .* GB, the machine has"):
@@ -454,7 +454,7 @@ def verified(model: AudioModel, catalogue: Catalogue, **how: Any) -> Verificatio
 
 
 def test_verification_by_drawn_trials_and_by_a_list(
-    model: AudioModel, tones: Path, listed: Callable[[str], Catalogue], tmp_path: Path
+    model: AudioModel, tones: Path, listed: Listed, tmp_path: Path
 ) -> None:
     catalogue = listed("splits.csv")
     drawn = verified(model, catalogue, by="label", baselines=True)
@@ -484,9 +484,7 @@ def test_verification_by_drawn_trials_and_by_a_list(
         ("0 a.wav b.wav", "2 of 4 clips of the trials are not in the catalogue: .*a.wav"),
     ],
 )
-def test_a_list_of_trials_that_does_not_fit(
-    listed: Callable[[str], Catalogue], tmp_path: Path, line: str, message: str
-) -> None:
+def test_a_list_of_trials_that_does_not_fit(listed: Listed, tmp_path: Path, line: str, message: str) -> None:
     catalogue = listed("splits.csv")
     first = "1 " + " ".join(catalogue.ids([0, 1]))
     (tmp_path / "t.txt").write_text(f"{first}\n{line}\n" if line else "\n")
@@ -494,7 +492,7 @@ def test_a_list_of_trials_that_does_not_fit(
         read_trials(tmp_path / "t.txt", catalogue)
 
 
-def test_verification_without_splits_or_speakers(model: AudioModel, listed: Callable[[str], Catalogue]) -> None:
+def test_verification_without_splits_or_speakers(model: AudioModel, listed: Listed) -> None:
     found = verified(model, listed("folds.csv"), most=50)
     assert (found.records[0]["by"], found.records[0]["centred"], found.records[0]["trials"]) == ("label", False, 50)
     with pytest.raises(CatalogueError, match="the catalogue has no groups to verify by"):
@@ -505,7 +503,7 @@ def test_verification_without_splits_or_speakers(model: AudioModel, listed: Call
 
 
 def test_the_comparison_with_baselines_reads_the_same_features(
-    model: AudioModel, listed: Callable[[str], Catalogue], tones: Path, tmp_path: Path
+    model: AudioModel, listed: Listed, tones: Path, tmp_path: Path
 ) -> None:
     clips = comparison.labelled_clips(tones / "splits.csv", 1000, 0)
     assert clips.splits.tolist() == ["train"] * 36 + ["test"] * 24
