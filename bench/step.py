@@ -62,12 +62,13 @@ def batch_of(settings: Any, frames: int) -> Any:
     rates = vit.drop_path_rates(settings.encoder)
     factors = np.stack([vit.draw_drop_path(rng, rates) for _ in range(rows + others * clips)])
     local = rng.normal(0, 0.5, (others * clips, 1, frames // 2, MELS)).astype(np.float32)
+    donor = masking.donor_clips(rng.random((clips, 2)), 0, clips, pool=4)
     return PretrainBatch(
         clean=torch.from_numpy(rng.normal(0, 0.5, (rows, 1, frames, MELS)).astype(np.float32)),
         local=torch.from_numpy(local) if others else None,
         drop=torch.from_numpy(np.stack([m.drop for m in masks]))[:, None],
         replace=torch.from_numpy(np.stack([m.replace for m in masks]))[:, None],
-        donor=torch.from_numpy(masking.donor_rows(rng.random((clips, 2)), 4)),
+        donor=torch.from_numpy((donor + np.array([0, clips])).T.flatten()),
         factors=torch.from_numpy(factors).permute(1, 2, 0).contiguous(),
         ids=[f"clip {i}" for i in range(clips)],
     )

@@ -1,8 +1,8 @@
 """Files that asit wrote before its modules moved are read, resumed and searched by the code as it is now.
 
-tests/golden/make_before_move.py made them by commit 11ab9cc. Numbers are compared within a bound that follows from
-float32 (see `close`) on any processor, and to the last bit where the environment is the one they were made in. Only
-the command line and public names of `asit` are used, so these tests hold wherever a module lies.
+They were made by commit 11ab9cc (see tests/golden/before_move_facts.py). Numbers are compared within a bound that
+follows from float32 (see `close`) on any processor, and to the last bit where the environment is the one they were made
+in. Only the command line and public names of `asit` are used, so these tests hold wherever a module lies.
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ def same_but_for_rounding(found: Any, expected: Any, steps: int = 1, where: str 
 
 @pytest.fixture(scope="module")
 def making() -> Iterator[ModuleType]:
-    """The script that made the fixtures, for its digests and command lines."""
+    """Facts of the fixtures, and the digests and command lines that go with them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(GOLDEN)
-        yield importlib.import_module("make_before_move")
+        yield importlib.import_module("before_move_facts")
 
 
 def lay(making: ModuleType, place: Path) -> Path:

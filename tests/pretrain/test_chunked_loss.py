@@ -138,7 +138,7 @@ def test_the_centre_needs_no_logits() -> None:
         centre.value.copy_(start)
     for rows in (slice(0, 10), slice(10, None)):
         one.collect(teacher.z[rows] @ teacher.weight.T)
-        other.collect_projected(teacher.z[rows], teacher.weight)
+        other.collect(teacher.z[rows], teacher.weight)
     losses.update_centres([one], 0.9)
     losses.update_centres([other], 0.9)
     assert not torch.equal(one.value, start)

@@ -22,15 +22,6 @@ V1 = LossSettings()
 V2 = LossSettings(global_weight=0.5, local_weight=0.5, reconstruction_weight=1.0)
 
 
-@pytest.fixture(params=["whole", "chunked"], autouse=True)
-def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test twice: rows at once, and two or three rows at a time with a shorter last chunk."""
-    if request.param == "chunked":
-        monkeypatch.setattr(losses, "_CPU_CHUNK", 40)
-        monkeypatch.setattr(chunked_loss, "_CPU_CHUNK", 70)
-        monkeypatch.setattr(chunked_loss, "_CPU_CACHE", 20)
-
-
 def rows(n: int, k: int, seed: int, scale: float = 1.0) -> tuple[Tensor, Tensor]:
     """Student logits and teacher probabilities."""
     g = torch.Generator().manual_seed(seed)
@@ -125,9 +116,6 @@ def test_teacher_distribution_equals_scipy() -> None:
     found = losses.teacher_distribution(logits, centre, 0.05)
     assert found.shape == (3, 7, 13)
     np.testing.assert_allclose(found.numpy(), wanted, rtol=2e-5, atol=1e-12)
-    low = losses.teacher_distribution(logits, centre, 0.05, torch.bfloat16)
-    assert low.dtype == torch.bfloat16
-    np.testing.assert_allclose(low.double().numpy(), wanted, rtol=2**-8, atol=1e-12)
 
 
 def test_entropy_equals_scipy_and_knows_its_ends() -> None:
@@ -186,16 +174,10 @@ def test_masked_l1_equals_a_loop_and_ignores_what_is_outside() -> None:
     assert p.grad is not None
     assert torch.equal(p.grad[~mask], torch.zeros_like(p.grad[~mask]))
     assert torch.equal(p.grad[mask], (p.detach() - t).sign()[mask] / mask.sum())
-
-
-def test_an_empty_mask_costs_nothing() -> None:
-    p = torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(13)).requires_grad_()
-    none = torch.zeros(1, 1, 4, 4, dtype=torch.bool)
-    found = losses.masked_l1(p, torch.zeros(1, 1, 4, 4), none, none.sum())
-    found.backward()
+    none = torch.zeros_like(mask)
+    found = losses.masked_l1(p, t, none, none.sum())
     assert found.item() == 0.0
-    assert p.grad is not None
-    assert torch.equal(p.grad, torch.zeros_like(p))
+    assert not torch.autograd.grad(found, p)[0].any()
 
 
 @pytest.mark.parametrize(("teachers", "students", "pairs"), [(2, 2, 2), (2, 6, 10), (1, 3, 2), (3, 2, 4)])
@@ -248,7 +230,7 @@ def test_two_steps_give_the_numbers_of_the_official_code(version: str, settings:
         for part, value in found.items():
             assert value.item() == pytest.approx(wanted[part], rel=2e-6), part
         class_centre.collect(t_class)
-        patch_centre.collect_projected(t_patch.flatten(0, 1), torch.eye(k_patch))
+        patch_centre.collect(t_patch.flatten(0, 1), torch.eye(k_patch))
         losses.update_centres([class_centre], settings.centre_momentum)
         losses.update_centres([patch_centre], settings.centre_momentum)
         assert class_centre.value.tolist() == pytest.approx(wanted["class_centre"], abs=1e-7)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +11,11 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from asit.config import MaskingSettings
+from asit.config import LossSettings, MaskingSettings
 from asit.data.loading.sampler import DonorGroups, MicroBatchSampler
-from asit.pretrain import masking
+from asit.model import vit
+from asit.pretrain import masking, token_selection
+from asit.pretrain.masking import ViewMask
 
 T, F = 592, 128
 BLOCK = 0.3 * 0.3
@@ -28,26 +32,20 @@ def profile(settings: MaskingSettings, n: int, size: tuple[int, int], patch: tup
 
 
 @pytest.mark.parametrize("align", [False, True])
-@pytest.mark.parametrize(("drop", "low"), [(0.7, 0.5), (0.5, 0.5), (0.3, 0.3)])
-def test_wiped_share_over_1000_draws(drop: float, low: float, align: bool) -> None:
-    share = covers(MaskingSettings(drop=drop, align=align), replace=False)
-    middle = (low + drop) / 2
+@pytest.mark.parametrize(("drop", "low"), [(0.7, 0.5), (0.5, 0.5), (0.3, 0.3), (None, 0.3)])
+def test_covered_share_over_1000_draws(drop: float | None, low: float, align: bool) -> None:
+    """Of what is wiped, a share drawn anew each time, and, without a drop, of what is replaced."""
+    high = drop or 0.3
+    share = covers(MaskingSettings(drop=high, align=align), replace=drop is None)
+    middle = (low + high) / 2
     assert share.min() >= low
-    assert share.max() < drop + BLOCK
+    assert share.max() < high + BLOCK
     assert middle < share.mean() < middle + BLOCK / 2
-    if drop > low:
+    if high > low:
         # The wanted share is uniform, so its ends are met: a fixed share would fail here.
         assert share.min() < low + 0.03
-        assert share.max() > drop
+        assert share.max() > high
         assert 0.05 < share.std() < 0.07
-
-
-@pytest.mark.parametrize("align", [False, True])
-def test_replaced_share_over_1000_draws(align: bool) -> None:
-    share = covers(MaskingSettings(align=align), replace=True)
-    assert share.min() >= 0.3
-    assert share.max() < 0.3 + BLOCK
-    assert share.mean() < 0.33
 
 
 @pytest.mark.parametrize(("fill", "axis", "block"), [("time", 1, 0.3), ("freq", 0, 0.3)])
@@ -62,15 +60,11 @@ def test_stripes_cover_whole_frames_or_bins(fill: str, axis: int, block: float) 
     assert not np.array_equal(replaced.all(axis), replaced.any(axis)), "replaced areas are blocks whatever the fill"
 
 
-def test_every_row_and_column_is_masked_equally_often() -> None:
-    cover = profile(MaskingSettings(), 3000, (60, 40))
-    for axis in (0, 1):
-        line = cover.mean(axis)
-        assert np.abs(line / line.mean() - 1).max() < 0.1
-
-
-def test_aligned_patches_are_masked_equally_often() -> None:
-    cover = profile(MaskingSettings(align=True, max_block=0.5), 3000, (64, 48), (8, 8))
+@pytest.mark.parametrize(
+    ("settings", "size"), [(MaskingSettings(), (60, 40)), (MaskingSettings(align=True, max_block=0.5), (64, 48))]
+)
+def test_every_row_and_column_is_masked_equally_often(settings: MaskingSettings, size: tuple[int, int]) -> None:
+    cover = profile(settings, 3000, size, (8, 8))
     for axis in (0, 1):
         line = cover.mean(axis)
         assert np.abs(line / line.mean() - 1).max() < 0.1
@@ -247,24 +241,23 @@ def test_empty_masks_leave_the_input_as_it_is() -> None:
 @hypothesis_settings(max_examples=200, deadline=None, derandomize=True)
 def test_a_donor_is_another_clip_of_the_block_in_the_same_view(clips: int, views: int, pool: int, seed: int) -> None:
     draws = np.random.default_rng(seed).random((clips, views))
-    rows = masking.donor_rows(draws, pool)
-    assert rows.shape == (views * clips,)
+    donors = masking.donor_clips(draws, 0, clips, pool=pool)
+    assert donors.shape == (clips, views)
     blocks = [list(range(i, min(i + pool, clips))) for i in range(0, clips, pool)]
     if len(blocks) > 1 and len(blocks[-1]) < 2:
         blocks[-2:] = [blocks[-2] + blocks[-1]]
     block_of = {clip: block for block in blocks for clip in block}
-    for row, donor in enumerate(rows.tolist()):
-        assert donor // clips == row // clips
-        assert donor != row
-        assert donor % clips in block_of[row % clips]
+    for (clip, _), donor in np.ndenumerate(donors):
+        assert donor != clip
+        assert donor in block_of[clip]
 
 
 def test_all_others_of_a_block_are_drawn_equally_often() -> None:
     n = 4000
     draws = np.random.default_rng(9).random((4, n))
-    donors = masking.donor_rows(draws, 4).reshape(n, 4) % 4
+    donors = masking.donor_clips(draws, 0, 4, pool=4)
     for clip in range(4):
-        counts = np.bincount(donors[:, clip], minlength=4)
+        counts = np.bincount(donors[clip], minlength=4)
         assert counts[clip] == 0
         assert np.abs(np.delete(counts, clip) / n - 1 / 3).max() < 0.03
 
@@ -301,9 +294,7 @@ def test_donors_do_not_depend_on_how_a_step_is_divided(batch: int, pool: int) ->
 
 
 def test_a_single_clip_has_no_donor() -> None:
-    assert not masking.has_donor(1)
-    assert masking.has_donor(2)
-    assert masking.donor_rows(np.array([[0.3, 0.9]]), 4).tolist() == [0, 1]
+    assert masking.donor_clips(np.array([[0.3, 0.9]]), 0, 1, pool=4).tolist() == [[0, 0]]
 
 
 def test_a_token_is_masked_when_more_than_half_of_its_patch_is() -> None:
@@ -317,3 +308,86 @@ def test_a_token_is_masked_when_more_than_half_of_its_patch_is() -> None:
     for r in range(3):
         wanted = [mask[r, 0, t : t + 4, f : f + 8].sum() > 16 for t in range(0, 36, 4) for f in range(0, 16, 8)]
         assert found[r].tolist() == wanted
+
+
+# which tokens are computed with
+
+PATCH, GRID = (16, 8), 16
+"""Of views of 64 frames and 32 mel bins."""
+
+
+def test_what_is_wiped_most_is_left_out_first_and_exactly_so_many() -> None:
+    settings = MaskingSettings(drop=0.6)
+    for seed in range(20):
+        mask = masking.draw(np.random.default_rng(seed), 64, 32, settings, PATCH, replace=False)
+        wiped = mask.drop.reshape(4, 16, 4, 8).mean((1, 3)).reshape(-1)
+        made, keep = token_selection.leave_out(np.random.default_rng(seed), mask, 7, PATCH)
+        out = np.setdiff1d(np.arange(GRID), keep)
+        assert len(np.unique(keep)) == 7
+        assert keep.tolist() == sorted(keep.tolist())
+        assert wiped[out].min() >= wiped[keep].max()
+        after = made.drop.reshape(4, 16, 4, 8).mean((1, 3)).reshape(-1)
+        assert (after[out] == 1).all()
+        assert (after[keep] == wiped[keep]).all()
+        assert made.replace is mask.replace
+    assert not np.shares_memory(made.drop, mask.drop)
+
+
+def test_equals_are_left_out_evenly_and_by_the_generator_alone() -> None:
+    empty = ViewMask(np.zeros((64, 32), bool), np.zeros((64, 32), bool))
+    kept = [token_selection.leave_out(np.random.default_rng(i), empty, 4, PATCH)[1] for i in range(2000)]
+    share = np.bincount(np.concatenate(kept), minlength=GRID) / 2000
+    assert np.abs(share - 0.25).max() < 5 * (0.25 * 0.75 / 2000) ** 0.5
+    assert np.array_equal(kept[7], token_selection.leave_out(np.random.default_rng(7), empty, 4, PATCH)[1])
+
+
+def test_with_aligned_blocks_what_is_left_out_was_wiped_whole() -> None:
+    chosen = MaskingSettings(align=True, replace_probability=0.0, keep=0.5)
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        masks = [masking.draw(rng, 64, 32, chosen, PATCH) for _ in range(2)]
+        found = token_selection.choose(rng, masks, chosen, LossSettings(), PATCH)
+        for before, after in zip(masks, found.masks, strict=True):
+            assert np.array_equal(before.drop, after.drop)  # at least half of the view is wiped: nothing more is
+
+
+def test_where_all_tokens_are_wanted_nothing_is_drawn() -> None:
+    rng = np.random.default_rng(0)
+    masks = [masking.draw(rng, 64, 32, MaskingSettings(), PATCH) for _ in range(2)]
+    before = rng.bit_generator.state
+    found = token_selection.choose(rng, masks, MaskingSettings(), LossSettings(), PATCH)
+    assert rng.bit_generator.state == before
+    assert all(a is b for a, b in zip(found.masks, masks, strict=True))
+    assert (found.keep, found.local) == (None, None)
+
+
+@pytest.mark.parametrize("kind", ["all", "masked"])
+def test_tokens_of_the_local_loss(kind: str) -> None:
+    mask = MaskingSettings(copies=2, align=True)
+    losses = LossSettings(local_share=0.25, local_tokens=kind)  # type: ignore[arg-type]
+    seen = np.zeros(GRID)
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        masks = [masking.draw(rng, 64, 32, mask, PATCH, replace=False) for _ in range(4)]
+        found = token_selection.choose(rng, masks, mask, losses, PATCH).local
+        assert found.shape == (2, 4)
+        for view in range(2):
+            assert len(set(found[view])) == 4
+            seen[found[view]] += 1
+            times = sum((token_selection.areas(m.any, PATCH) > 0.5).astype(int) for m in masks[view::2])
+            if kind == "masked":
+                others = np.setdiff1d(np.arange(GRID), found[view])
+                assert np.min(times[found[view]]) >= np.max(times[others])
+    assert seen.min() > 100  # of 200 expected: every place has its turn
+
+
+def test_touched_cut_and_copied_by_loops() -> None:
+    g = torch.Generator().manual_seed(1)
+    mask, x = torch.rand(2, 1, 64, 32, generator=g) < 0.01, torch.randn(2, 1, 64, 32, generator=g)
+    found, areas = token_selection.touched(mask, PATCH), vit.cut(x, PATCH).flatten(0, 1)
+    for r, t, m in itertools.product(range(2), range(4), range(4)):
+        at = (r, 0, slice(16 * t, 16 * t + 16), slice(8 * m, 8 * m + 8))
+        assert found[r, 4 * t + m] == mask[at].any()
+        assert torch.equal(areas[r * GRID + 4 * t + m], x[at].flatten())
+    assert 0 < found.float().mean() < 1
+    assert torch.equal(token_selection.copied(x, 3), torch.cat([x, x, x]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from asit.data.loading.loader import loader
 from asit.data.loading.sampler import Key, MicroBatchSampler, permutation, shuffled, weighted
 from asit.errors import CatalogueError, ConfigError
 from asit.pretrain import pretrain_dataset
-from asit.pretrain.pretrain_dataset import PretrainBatch, PretrainDataset, PretrainSample, collate, view_frames
+from asit.pretrain.pretrain_dataset import PretrainDataset, PretrainSample, collate, view_frames
 
 RATE, MEAN, STD = 8000, -8.0, 3.5
 SHIFT = RATE // 100
@@ -129,21 +129,14 @@ def test_views_are_crops_of_the_whole_files_log_mel(suffix: str, rate: int, atol
     assert len(set(starts)) > 20
 
 
-def test_both_ends_of_a_clip_are_reached(clips: Make) -> None:
+def test_views_are_independent_and_reach_both_ends_of_a_clip(clips: Make) -> None:
     """Every place is drawn, the first and the last, with the same probability."""
     made = clips(0.7)
     mel = whole(made, 0)
-    starts = [places(view, mel)[0] for epoch in range(150) for view in made[epoch, 0].clean]
-    last = len(mel) - FRAMES
-    assert set(starts) == set(range(last + 1))
-    counts = np.bincount(starts)
-    assert counts.min() > 0.3 * counts.mean()
-
-
-def test_the_two_views_are_independent(clips: Make) -> None:
-    made = clips(1.4)
-    mel = whole(made, 0)
     starts = np.array([[places(view, mel)[0] for view in made[epoch, 0].clean] for epoch in range(150)])
+    assert set(starts.flat) == set(range(len(mel) - FRAMES + 1))
+    counts = np.bincount(starts.flatten())
+    assert counts.min() > 0.3 * counts.mean()
     assert abs(np.corrcoef(starts.T)[0, 1]) < 0.25
     assert (starts[:, 0] != starts[:, 1]).mean() > 0.9
 
@@ -366,6 +359,7 @@ def test_rows_are_view_major(clips: Make) -> None:
             assert torch.equal(batch.factors[:, :, 6 + row], samples[b].factors[2 + v])
             assert row // 3 == int(batch.donor[row]) // 3
     assert batch.ids == [sample.name for sample in samples]
+    assert batch.to(torch.device("cpu")) is batch
     assert gather([clips(1.3, local_views=0)[0, 0]]).local is None
 
 
@@ -386,46 +380,30 @@ def test_weighted_draws_follow_the_weights_and_the_seed() -> None:
     assert not np.array_equal(drawn, weighted(4, weights, 20_000)(0))
 
 
-def take(keys: MicroBatchSampler, count: int) -> list[list[Key]]:
-    made: Iterator[list[Key]] = iter(keys)
-    return [next(made) for _ in range(count)]
+@pytest.mark.parametrize("places", [False, True])
+def test_samples_do_not_depend_on_processes(places: bool, no_global_draws: None) -> None:
+    """Ranks together take in order what one takes, wherever a run was stopped in between."""
+    draw, count, batch = shuffled(11, 103), 103, 24
 
+    def steps(size: int, start: int = 0) -> list[list[Key]]:
+        micro = batch // size // (2 if size < 4 else 1)
+        ranks = [
+            iter(
+                MicroBatchSampler(
+                    order=draw, count=count, batch=batch, micro=micro, rank=r, size=size, start=start, positions=places
+                )
+            )
+            for r in range(size)
+        ]
+        passes = batch // size // micro
+        return [[key for _ in range(passes) for r in ranks for key in next(r)] for _ in range(9)]
 
-@pytest.mark.parametrize("ranks", [1, 2, 4])
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_ranks_together_take_what_one_takes(ranks: int, accumulate: int) -> None:
-    count, batch, steps = 37, 8, 11  # 4 steps an epoch, 5 clips of each left out
-    alone = take(MicroBatchSampler(order=shuffled(5, count), count=count, batch=batch, micro=batch), steps)
-    micro = batch // ranks // accumulate
-    mine = [
-        take(
-            MicroBatchSampler(
-                order=shuffled(5, count), count=count, batch=batch, micro=micro, rank=r, size=ranks, start=0
-            ),
-            steps * accumulate,
-        )
-        for r in range(ranks)
-    ]
-    for step in range(steps):
-        passes = range(step * accumulate, (step + 1) * accumulate)
-        together = [key for m in passes for r in range(ranks) for key in mine[r][m]]
-        assert together == alone[step]
-        assert all(len(mine[r][m]) == micro for m in passes for r in range(ranks))
-    for epoch in (0, 1):
-        taken = [i for keys in alone for e, i in keys if e == epoch]
-        assert len(taken) == len(set(taken)) == 32
-
-
-@pytest.mark.parametrize("start", [1, 3, 4, 9])
-def test_going_on_skips_what_was_taken(start: int) -> None:
-    whole = take(MicroBatchSampler(order=shuffled(5, 37), count=37, batch=8, micro=2, rank=1, size=2, start=0), 24)
-    assert (
-        take(
-            MicroBatchSampler(order=shuffled(5, 37), count=37, batch=8, micro=2, rank=1, size=2, start=start),
-            24 - 2 * start,
-        )
-        == whole[2 * start :]
-    )
+    alone = steps(1)
+    assert all(len(set(step)) == batch for step in alone)
+    assert len({key for step in alone[:4] for key in step}) == 96  # an epoch's four whole batches
+    for size in (2, 3, 4, 8):
+        assert steps(size) == alone
+        assert steps(size, start=5)[:4] == alone[5:]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -436,11 +414,6 @@ def test_workers_change_nothing(workers: int, clips: Make) -> None:
     with contextlib.closing(loader(made, keys, gather, workers=workers, pin=False)) as ours:
         for _ in range(5):
             assert equal(next(ours), next(theirs))
-
-
-def test_a_batch_stays_where_it_is() -> None:
-    made = PretrainBatch(**dict.fromkeys(("clean", "drop", "replace", "donor", "factors"), torch.zeros(1)), ids=["a"])
-    assert made.to(torch.device("cpu")) is made
 
 
 def test_samples_cost_little(clips: Make) -> None:
@@ -472,30 +445,22 @@ def test_the_published_lengths(rate: int, caplog: pytest.LogCaptureFixture) -> N
 
 
 @pytest.mark.parametrize(
-    ("typical", "seconds"), [(600.0, 6.0), (10.0, 6.0), (9.0, 6.0), (5.0, 3.0), (2.0, 1.5), (1.0, 0.85), (0.3, 0.255)]
-)
-def test_auto_follows_the_typical_clip(typical: float, seconds: float) -> None:
-    frames, short = view_frames(ViewSettings(local_views=1), front_end(), 8, typical)
-    whole = functools.partial(lambda s: int((s - 0.025) / 0.01 + 1 + 1e-6) // 8 * 8)
-    assert frames == whole(seconds)
-    assert short == whole(seconds / 3 if seconds >= 3 else 0.6 * seconds)
-    assert frames * 0.01 < typical
-
-
-@pytest.mark.parametrize(
     ("segment", "seconds", "typical", "fits", "short"),
     [
+        *((10.0, "auto", typical, 6.0, 2.0) for typical in (600.0, 12.0, 10.0, 9.0)),
+        *((10.0, "auto", typical, fits, fits / 3) for typical, fits in ((8.0, 4.8), (5.0, 3.0))),
+        *((10.0, "auto", typical, fits, 0.6 * fits) for typical, fits in ((2.0, 1.5), (1.0, 0.85), (0.6, 0.51))),
         (3.0, "auto", 12.0, 1.8, 1.08),  # 0.6 of a segment, as of a clip of 3 s
         (1.0, "auto", 12.0, 0.85, 0.51),
-        (10.0, "auto", 12.0, 6.0, 2.0),
         (60.0, "auto", 600.0, 6.0, 2.0),
         (10.0, 0.2, 1.0, 0.2, 0.175),  # a third would hold no patch of 16 frames
     ],
 )
-def test_auto_follows_what_is_given(segment: float, seconds: Any, typical: float, fits: float, short: float) -> None:
+def test_auto_follows_the_typical_clip(segment: float, seconds: Any, typical: float, fits: float, short: float) -> None:
     settings = ViewSettings(segment_seconds=segment, seconds=seconds, local_views=1)
     found = view_frames(settings, front_end(), 16, typical)
     assert found == tuple(int((s - 0.025) / 0.01 + 1 + 1e-6) // 16 * 16 for s in (fits, short))
+    assert found[0] * 0.01 < typical
 
 
 def test_views_that_cannot_be() -> None:

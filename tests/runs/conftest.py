@@ -233,8 +233,14 @@ def start_ranks(fork: Callable[..., Child]) -> Callable[..., list[Child]]:
 
 @pytest.fixture
 def ranks(start_ranks: Callable[..., list[Child]]) -> Callable[..., list[Ended]]:
-    """Run a call in several processes that train together, to their ends."""
-    return lambda size, call: [child.end() for child in start_ranks(size, call)]
+    """Run a call in several processes that train together, to their ends, with this exit status, if any."""
+
+    def run(size: int, call: Callable[[], Any], code: int | None = None) -> list[Ended]:
+        ended = [child.end() for child in start_ranks(size, call)]
+        assert code is None or [one.code for one in ended] == [code] * size, ended
+        return ended
+
+    return run
 
 
 @pytest.fixture
@@ -287,4 +293,48 @@ def same() -> Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], None]:
     return compare
 
 
-__all__: Sequence[str] = ()
+@pytest.fixture
+def equal_runs(state: Any, same: Any, metrics: Any) -> Callable[..., None]:
+    """Two runs have the same last checkpoint, bit for bit, and, where `lines`, the same lines of training."""
+
+    def compare(left: Path, right: Path, lines: bool = False) -> None:
+        same(state(left), state(right))
+        assert not lines or metrics(left) == metrics(right)
+
+    return compare
+
+
+@pytest.fixture
+def close() -> Callable[..., None]:
+    """Tensors of two states are equal but for rounding."""
+
+    def without_keys(name: str, value: Tensor) -> Tensor:
+        """The bias of the keys, which softmax cancels, set to 0: its gradient is 0 but for rounding."""
+        if not name.endswith("attn.qkv.bias"):
+            return value
+        third = len(value) // 3
+        return torch.cat([value[:third], value[2 * third :]])
+
+    def compare(
+        left: Mapping[str, Tensor],
+        right: Mapping[str, Tensor],
+        prefix: str = "task/",
+        rtol: float = 1e-3,
+        atol: float = 5e-5,
+        steps: float = 0.0,
+    ) -> None:
+        """One value in 10,000 may differ by `steps`."""
+        assert left.keys() == right.keys()
+        names = [name for name in left if name.startswith(prefix)]
+        assert names
+        pairs = [(without_keys(name, left[name]).float(), without_keys(name, right[name]).float()) for name in names]
+        if steps:
+            apart = torch.cat([(a - b).abs().flatten() for a, b in pairs])
+            allowed = torch.cat([atol + rtol * b.abs().flatten() for _, b in pairs])
+            assert apart.max() <= steps
+            assert (apart > allowed).float().mean() <= 1e-4, f"{int((apart > allowed).sum())} of {len(apart)} differ"
+            return
+        for name, (a, b) in zip(names, pairs, strict=True):
+            torch.testing.assert_close(a, b, rtol=rtol, atol=atol, msg=lambda text, name=name: f"{name}: {text}")
+
+    return compare

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from asit import cli, runtime
 from asit.config import FrontEndSettings, PretrainSettings, yaml
 from asit.data.catalogue import scan
 from asit.data.catalogue.catalogue import Catalogue
-from asit.data.loading import loader, sampler
 from asit.errors import CatalogueError, CheckpointError, ConfigError, TrainingError
 from asit.finetune import cross_validation, finetune_run
 from asit.io import checkpoint
@@ -49,57 +47,6 @@ class Ranks:
 
     def gather(self, value: Any) -> list[Any]:
         return self.values
-
-
-# order
-
-
-@pytest.mark.parametrize("places", [False, True])
-def test_samples_do_not_depend_on_processes(places: bool, no_global_draws: None) -> None:
-    """The samples of each step are the same set, whoever takes them, and wherever a run was stopped in between."""
-    draw, count, batch = sampler.shuffled(11, 103), 103, 24
-
-    def steps(size: int, start: int = 0) -> list[list[sampler.Key]]:
-        micro = batch // size // (2 if size < 4 else 1)
-        ranks = [
-            iter(
-                sampler.MicroBatchSampler(
-                    order=draw, count=count, batch=batch, micro=micro, rank=r, size=size, start=start, positions=places
-                )
-            )
-            for r in range(size)
-        ]
-        passes = batch // size // micro
-        return [sorted(key for r in ranks for part in islice(r, passes) for key in part) for _ in range(9)]
-
-    alone = steps(1)
-    assert all(len(set(step)) == batch for step in alone)
-    assert len({key for step in alone[:4] for key in step}) == 96  # an epoch's four whole batches
-    for size in (2, 3, 4, 8):
-        assert steps(size) == alone
-        assert steps(size, start=5)[:4] == alone[5:]
-
-
-class _Keys(loader.KeyedDataset[sampler.Key]):
-    def __getitem__(self, key: sampler.Key) -> sampler.Key:
-        return key
-
-
-def test_samples_do_not_depend_on_loader_processes() -> None:
-    def brought(size: int, workers: int) -> list[list[sampler.Key]]:
-        keys = [
-            sampler.MicroBatchSampler(
-                order=sampler.shuffled(3, 20), count=20, batch=8, micro=8 // size, rank=r, size=size, start=1
-            )
-            for r in range(size)
-        ]
-        loaders = [loader.loader(_Keys(), k, list, workers=workers, pin=False) for k in keys]
-        steps = [[key for one in loaders for key in next(one)] for _ in range(4)]
-        for one in loaders:
-            one.close()
-        return steps
-
-    assert brought(1, 0) == brought(1, 2) == brought(2, 0) == brought(2, 1)
 
 
 # agreement
@@ -174,7 +121,7 @@ def test_processes_that_differ_all_stop(kind: str, request: pytest.FixtureReques
 # going on without being told
 
 
-def test_auto_resume_begins_and_goes_on(tiny: Any, tmp_path: Path, state: Any, same: Any) -> None:
+def test_auto_resume_begins_and_goes_on(tiny: Any, tmp_path: Path, equal_runs: Any) -> None:
     run, file = tmp_path / "run", tmp_path / "s.yaml"
     file.write_text(yaml.to_yaml(tiny(run, epochs=1, stop_after=1)))
     call = ["pretrain", "--config", str(file), "--auto-resume"]
@@ -182,7 +129,7 @@ def test_auto_resume_begins_and_goes_on(tiny: Any, tmp_path: Path, state: Any, s
     assert cli.main([*call, "--stop-after", "0"]) == 0
     assert cli.main([*call, "--stop-after", "0"]) == 0  # finished: nothing is left to do, and nothing is wrong
     go(tiny(tmp_path / "whole", epochs=1))
-    same(state(run), state(tmp_path / "whole"))
+    equal_runs(run, tmp_path / "whole")
 
 
 def test_auto_resume_goes_with_neither_of_the_others(
@@ -233,8 +180,7 @@ def test_what_any_process_could_not_read_is_told_and_counted(
     for number in range(6):
         (data / f"{number:02d}.wav").write_bytes(b"no sound")
     settings = {"data": listed, "epochs": 1, "bad_files": 1.0, "views": {"keep_gb": 0.0}}
-    ended = ranks(2, lambda: go(tiny(tmp_path / "run", **settings)))
-    assert [e.code for e in ended] == [0, 0], ended
+    ranks(2, lambda: go(tiny(tmp_path / "run", **settings)), code=0)
     told = [line for line in (tmp_path / "run" / "log.txt").read_text().splitlines() if "left out: " in line]
     assert sorted(re.findall(r"(\d\d)\.wav", " ".join(told))) == [f"{number:02d}" for number in range(6)]
 
@@ -374,15 +320,7 @@ def _has(path: Path) -> Callable[[], bool]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("verb", "victim"), [("pretrain", 0), ("pretrain", 1), ("finetune", 1)])
 def test_a_killed_worker_is_started_again_and_nothing_is_seen_of_it(
-    verb: str,
-    victim: int,
-    request: pytest.FixtureRequest,
-    torchrun: Any,
-    tmp_path: Path,
-    ranks: Any,
-    state: Any,
-    metrics: Any,
-    same: Any,
+    verb: str, victim: int, request: pytest.FixtureRequest, torchrun: Any, tmp_path: Path, ranks: Any, equal_runs: Any
 ) -> None:
     make: Any = request.getfixturevalue("tiny" if verb == "pretrain" else "tuned")
     call: Any = pretrain_run.pretrain if verb == "pretrain" else finetune_run.finetune
@@ -394,9 +332,8 @@ def test_a_killed_worker_is_started_again_and_nothing_is_seen_of_it(
         os.kill(job.pids()[victim], signal.SIGKILL)
         until(lambda kill=kill: (run / "log.txt").read_text().count("resumed from step") == kill + 1, job)
     assert job.end() == 0, job.said
-    assert [e.code for e in ranks(2, lambda: int(not call(whole).finished))] == [0, 0]
-    same(state(run), state(tmp_path / "whole"))
-    assert metrics(run) == metrics(tmp_path / "whole")
+    ranks(2, lambda: int(not call(whole).finished), code=0)
+    equal_runs(run, tmp_path / "whole", lines=True)
     if verb == "finetune":
         ours, theirs = (json.loads((at / "results.json").read_text()) for at in (run, tmp_path / "whole"))
         assert ours["results"] == theirs["results"]
@@ -427,8 +364,8 @@ def test_four_processes_then_two_then_one(tiny: Any, tmp_path: Path, ranks: Any,
     """The same samples and, to rounding, the same losses, although the sums are taken in another order."""
     whole = {"batch_size": 16, "epochs": 6, "masking": {"donor_pool": 4}}
     run = tmp_path / "run"
-    assert [e.code for e in ranks(4, lambda: go(tiny(run, **whole, stop_after=2)))] == [1] * 4
-    assert [e.code for e in ranks(2, lambda: go(tiny(run, **whole, stop_after=4), resume=True))] == [1] * 2
+    ranks(4, lambda: go(tiny(run, **whole, stop_after=2)), code=1)
+    ranks(2, lambda: go(tiny(run, **whole, stop_after=4), resume=True), code=1)
     assert go(tiny(run, **whole), resume=True) == 0
     assert go(tiny(tmp_path / "one", **whole)) == 0
     ours, theirs = ([line["loss"] for line in metrics(at)] for at in (run, tmp_path / "one"))

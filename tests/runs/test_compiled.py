@@ -5,13 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
 
 from asit.config import yaml
 from asit.finetune import finetune_run
@@ -26,13 +23,6 @@ def go(settings: Any) -> int:
     return 0 if pretrain_run.pretrain(settings).finished else 1
 
 
-def close(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> None:
-    assert left.keys() == right.keys()
-    for name in left:
-        if name.startswith("task/") and not name.endswith("attn.qkv.bias"):  # whose middle third is rounding alone
-            torch.testing.assert_close(left[name], right[name], rtol=1e-3, atol=5e-5, msg=lambda t, n=name: f"{n}: {t}")
-
-
 def compiled(run: Path) -> None:
     log = (run / "log.txt").read_text()
     assert "one by one (torch.compile, inductor)" in log
@@ -40,7 +30,7 @@ def compiled(run: Path) -> None:
         pytest.skip("torch.compile does not work here")
 
 
-def test_alone_and_computed_again(tiny: Any, tmp_path: Path, state: Any) -> None:
+def test_alone_and_computed_again(tiny: Any, tmp_path: Path, state: Any, close: Any) -> None:
     """Left-out patches bring a decoder and shapes of their own."""
     chosen = {**SHORT, "masking": {"align": True, "keep": 0.5}, "losses": {"local_share": 0.5}}
     runs = [tmp_path / name for name in ("plain", "compiled", "again")]
@@ -54,7 +44,7 @@ def test_alone_and_computed_again(tiny: Any, tmp_path: Path, state: Any) -> None
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_in_two_processes(parallel: str, tiny: Any, tmp_path: Path, state: Any) -> None:
+def test_in_two_processes(parallel: str, tiny: Any, tmp_path: Path, state: Any, close: Any) -> None:
     """Gradients averaged or weights in shards, two micro-batches a step, blocks computed again."""
     plain, made = tmp_path / "plain", tmp_path / "made"
     assert go(tiny(plain, accumulate=2, **SHORT)) == 0
@@ -72,7 +62,7 @@ def test_in_two_processes(parallel: str, tiny: Any, tmp_path: Path, state: Any) 
     close(state(made), state(plain))
 
 
-def test_fine_tuning(tuned: Any, tmp_path: Path, state: Any) -> None:
+def test_fine_tuning(tuned: Any, tmp_path: Path, state: Any, close: Any) -> None:
     runs = tmp_path / "plain", tmp_path / "made"
     for run, compile_ in zip(runs, (False, True), strict=True):
         assert finetune_run.finetune(tuned(run, compile=compile_)).finished

@@ -11,7 +11,7 @@ import torch
 from asit.pretrain import pretrain_setup
 from asit.pretrain.pretrain_run import pretrain
 from asit.runtime import World
-from asit.training.open_data import CatalogueRequest, catalogue
+from asit.training import open_data
 
 
 def losses(metrics: Any, out: Path) -> list[float]:
@@ -29,18 +29,18 @@ def test_a_run_with_log_mels_on_the_device_learns_the_same(tiny: Any, tmp_path: 
     assert "log-mels: on" not in (tmp_path / "loader" / "log.txt").read_text()
 
 
-def test_it_goes_on_bit_for_bit(tiny: Any, tmp_path: Path, state: Any, same: Any) -> None:
+def test_it_goes_on_bit_for_bit(tiny: Any, tmp_path: Path, equal_runs: Any) -> None:
     pretrain(tiny(tmp_path / "whole", front_end_on="device", stop_after=4))
     pretrain(tiny(tmp_path / "parts", front_end_on="device", stop_after=2))
     pretrain(tiny(tmp_path / "parts", front_end_on="device", stop_after=4), resume=True)
-    same(state(tmp_path / "whole"), state(tmp_path / "parts"))
+    equal_runs(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_auto_is_the_loader_on_a_cpu(tiny: Any, tmp_path: Path) -> None:
     settings = tiny(tmp_path)
     assert settings.front_end_on == "auto"
     world = World(0, 1, torch.device("cpu"), "a test")
-    made = pretrain_setup.prepare(settings, catalogue(CatalogueRequest.of(settings), None), world)
+    made = pretrain_setup.prepare(settings, open_data.of_run(settings, None), world)
     assert made.on_device is None
     assert not made.clips.on_device
 

@@ -11,9 +11,7 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,9 @@ from asit.errors import ConfigError
 from asit.pretrain import pretrain_run as runs
 from asit.training import resources
 
-TINY_LR = 0.05  # of the fixture `tiny`
+ADAM = 3 * 2 * 0.05 * 16 / 256
+"""Adam divides a gradient by its own size: of one that is 0 but for rounding, it makes a step of the size of the
+learning rate. So a few weights may differ by that: 3 steps of 2 * lr * 16 / 256, lr of the fixture `tiny`."""
 
 WHOLE: dict[str, Any] = {"batch_size": 16, "epochs": 3, "masking": {"donor_pool": 4}}
 """16 clips a step, one step an epoch: two processes get two whole blocks of donors each, and so one process' donors."""
@@ -37,46 +37,20 @@ def go(settings: PretrainSettings, **how: Any) -> int:
     return 0 if runs.pretrain(settings, **how).finished else 1
 
 
-def keys_bias(name: str, value: Tensor) -> Tensor:
-    """The middle third of a qkv bias set to 0: its gradient is 0 but for rounding."""
-    if not name.endswith("attn.qkv.bias") and "attn.qkv.bias/" not in name:
-        return value
-    out = value.clone()
-    third = len(out) // 3
-    out[third : 2 * third] = 0
-    return out
-
-
-def close(left: Mapping[str, Tensor], right: Mapping[str, Tensor], prefix: str, rtol: float, atol: float) -> None:
-    names = [name for name in left if name.startswith(prefix)]
-    assert names
-    for name in names:
-        a, b = keys_bias(name, left[name]), keys_bias(name, right[name])
-        torch.testing.assert_close(a, b, rtol=rtol, atol=atol, msg=lambda text, name=name: f"{name}: {text}")
-
-
-def weights_close(left: Mapping[str, Tensor], right: Mapping[str, Tensor], prefix: str) -> None:
-    """Adam divides a gradient by its own size: of one that is 0 but for rounding, it makes a step of the size of the
-    learning rate. So a few weights may differ by that, 3 steps of 2 * lr * 16 / 256, and all others by rounding."""
-    names = [name for name in left if name.startswith(prefix)]
-    pairs = [(keys_bias(name, left[name]).float(), keys_bias(name, right[name]).float()) for name in names]
-    apart = torch.cat([(a - b).abs().flatten() for a, b in pairs])
-    allowed = torch.cat([5e-5 + 1e-3 * b.abs().flatten() for _, b in pairs])
-    assert apart.max() <= 3 * 2 * TINY_LR * 16 / 256
-    assert (apart > allowed).float().mean() <= 1e-4, f"{int((apart > allowed).sum())} of {len(apart)} weights differ"
-
-
 def told(lines: list[dict[str, Any]], part: str) -> list[float]:
     return [line["loss"] if part == "loss" else line["parts"][part] for line in lines]
 
 
-def equal_to_rounding(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
-    assert ours.keys() == theirs.keys()
-    for centre in ("task/class_centre.", "task/patch_centre."):
-        close(ours, theirs, centre, rtol=1e-4, atol=2e-5)
-        assert all(value.abs().max() > 0.05 for name, value in theirs.items() if name.startswith(centre))
-    for weights in ("task/student.", "task/teacher."):
-        weights_close(ours, theirs, weights)
+@pytest.fixture
+def equal_to_rounding(close: Any) -> Callable[..., None]:
+    def compare(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+        for centre in ("task/class_centre.", "task/patch_centre."):
+            close(ours, theirs, centre, rtol=1e-4, atol=2e-5)
+            assert all(value.abs().max() > 0.05 for name, value in theirs.items() if name.startswith(centre))
+        for weights in ("task/student.", "task/teacher."):
+            close(ours, theirs, weights, steps=ADAM)
+
+    return compare
 
 
 @pytest.fixture(scope="module")
@@ -92,10 +66,11 @@ def one(alone: Path, tiny: Any) -> Path:
     return alone
 
 
-def test_two_processes_equal_one(one: Path, tiny: Any, tmp_path: Path, ranks: Any, state: Any, metrics: Any) -> None:
+def test_two_processes_equal_one(
+    one: Path, tiny: Any, tmp_path: Path, ranks: Any, state: Any, metrics: Any, equal_to_rounding: Any
+) -> None:
     run = tmp_path / "run"
-    ended = ranks(2, lambda: go(tiny(run, **WHOLE)))
-    assert [e.code for e in ended] == [0, 0], ended
+    ranks(2, lambda: go(tiny(run, **WHOLE)), code=0)
     equal_to_rounding(state(run), state(one))
     for part in ("loss", "global", "local", "reconstruction", "gradient_norm", "mask_share", "teacher_entropy_patch"):
         assert told(metrics(run), part) == pytest.approx(told(metrics(one), part), rel=2e-4)
@@ -107,7 +82,7 @@ def test_gradients_of_two_processes(tiny: Any, tmp_path: Path, ranks: Any, state
     settings = {**WHOLE, "stop_after": 1, "optim": {"freeze_last_layer": 0, "clip": 0}}
     settings["losses"] = {"local_tokens": "masked"}
     assert go(tiny(tmp_path / "one", **settings)) == 1
-    assert [e.code for e in ranks(2, lambda: go(tiny(tmp_path / "two", **settings)))] == [1, 1]
+    ranks(2, lambda: go(tiny(tmp_path / "two", **settings)), code=1)
     ours, theirs = state(tmp_path / "two"), state(tmp_path / "one")
     moments = [name for name in theirs if name.endswith("/exp_avg")]
     students = [name for name in theirs if name.startswith("task/student.") and not name.endswith("weight_g")]
@@ -119,12 +94,13 @@ def test_gradients_of_two_processes(tiny: Any, tmp_path: Path, ranks: Any, state
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=2e-5 * scale, msg=name)
 
 
-def test_four_processes_and_accumulation(one: Path, tiny: Any, tmp_path: Path, ranks: Any, state: Any) -> None:
+def test_four_processes_and_accumulation(
+    one: Path, tiny: Any, tmp_path: Path, ranks: Any, state: Any, equal_to_rounding: Any
+) -> None:
     """Two processes of two passes of four clips see the donors of one process too; the reconstruction loss is apart."""
     over = {**WHOLE, "losses": {"reconstruction_weight": 0}}
     go(tiny(tmp_path / "one", **over))
-    ended = ranks(2, lambda: go(tiny(tmp_path / "two", **over, accumulate=2)))
-    assert [e.code for e in ended] == [0, 0], ended
+    ranks(2, lambda: go(tiny(tmp_path / "two", **over, accumulate=2)), code=0)
     equal_to_rounding(state(tmp_path / "two"), state(tmp_path / "one"))
 
 
@@ -146,6 +122,7 @@ def test_groups_of_donors_that_borders_divide(
     tmp_path: Path,
     ranks: Any,
     state: Any,
+    equal_to_rounding: Any,
 ) -> None:
     """Processes and passes whose clips are no multiple of the pool read the donors that others have."""
     over: dict[str, Any] = {"batch_size": batch, "epochs": 3, "stop_after": 3, "masking": {"donor_pool": pool}}
@@ -158,13 +135,14 @@ def test_groups_of_donors_that_borders_divide(
         if processes == 1:
             go(tiny(run, **settings))
         else:
-            ended = ranks(processes, lambda run=run, settings=settings: min(go(tiny(run, **settings)), 0))
-            assert [e.code for e in ended] == [0] * processes, ended
+            ranks(processes, lambda run=run, settings=settings: min(go(tiny(run, **settings)), 0), code=0)
         equal_to_rounding(state(run), state(tmp_path / "one"))
 
 
 @pytest.mark.parametrize("accumulate", [2, 4])
-def test_accumulation_equals_one_pass(accumulate: int, tiny: Any, tmp_path: Path, state: Any, metrics: Any) -> None:
+def test_accumulation_equals_one_pass(
+    accumulate: int, tiny: Any, tmp_path: Path, state: Any, metrics: Any, equal_to_rounding: Any
+) -> None:
     """Global and local loss and both centres: to rounding."""
     over = {**WHOLE, "losses": {"reconstruction_weight": 0}}
     go(tiny(tmp_path / "one", **over))
@@ -194,22 +172,22 @@ TERMS = {
 
 
 @pytest.mark.parametrize("term", TERMS)
-def test_each_term_alone_with_two_processes(term: str, tiny: Any, tmp_path: Path, ranks: Any, state: Any) -> None:
+def test_each_term_alone_with_two_processes(
+    term: str, tiny: Any, tmp_path: Path, ranks: Any, state: Any, close: Any
+) -> None:
     """Processes average gradients of every parameter: one without a gradient would leave them waiting for ever."""
     over = {**WHOLE, "losses": TERMS[term], "views": {"local_views": int(term != "local")}}
     go(tiny(tmp_path / "one", **over))
-    ended = ranks(2, lambda: go(tiny(tmp_path / "two", **over)))
-    assert [e.code for e in ended] == [0, 0], ended
+    ranks(2, lambda: go(tiny(tmp_path / "two", **over)), code=0)
     ours, theirs = state(tmp_path / "two"), state(tmp_path / "one")
-    assert ours.keys() == theirs.keys()
-    weights_close(ours, theirs, "task/student.")
+    close(ours, theirs, "task/student.", steps=ADAM)
 
 
 def test_a_run_goes_on_with_another_number_of_processes(
-    one: Path, tiny: Any, tmp_path: Path, ranks: Any, state: Any
+    one: Path, tiny: Any, tmp_path: Path, ranks: Any, state: Any, equal_to_rounding: Any
 ) -> None:
     run = tmp_path / "run"
-    assert [e.code for e in ranks(2, lambda: go(tiny(run, **WHOLE, stop_after=1)))] == [1, 1]
+    ranks(2, lambda: go(tiny(run, **WHOLE, stop_after=1)), code=1)
     assert go(tiny(run, **WHOLE), resume=True) == 0
     equal_to_rounding(state(run), state(one))
 
@@ -231,7 +209,7 @@ def test_a_folder_is_looked_at_by_one_process(tiny: Any, recordings: Path, tmp_p
         scan.build = build
         return go(tiny(run, data=recordings, epochs=1))
 
-    assert [e.code for e in ranks(2, body)] == [0, 0]
+    ranks(2, body, code=0)
     assert seen.read_text() == "0\n"
 
 
@@ -263,14 +241,3 @@ def test_a_signal_to_any_process_ends_all(tiny: Any, tmp_path: Path, start_ranks
     assert stopped
     assert (run / "checkpoints" / f"step-{int(stopped[1]):08d}").is_dir()
     assert not any("Traceback" in e.said for e in ended)
-
-
-@pytest.mark.slow
-def test_under_torchrun(one: Path, tiny: Any, tmp_path: Path, state: Any) -> None:
-    run = tmp_path / "run"
-    file = tmp_path / "settings.yaml"
-    file.write_text(yaml.to_yaml(tiny(run, **WHOLE)))
-    call = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "asit"]
-    done = subprocess.run([*call, "pretrain", "--config", str(file)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    equal_to_rounding(state(run), state(one))

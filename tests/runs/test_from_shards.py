@@ -101,11 +101,10 @@ READ = {"views": {"keep_gb": 0.0}}
 def test_a_store_that_dies_and_comes_back(
     tiny: Callable[..., Any],
     store: Store,
-    state: Callable[..., Any],
-    same: Callable[..., None],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    equal_runs: Any,
 ) -> None:
     """What was done is kept, and the run that goes on equals one that read files and was never stopped."""
     monkeypatch.setenv("ASIT_STORE_SECONDS", "1")
@@ -119,18 +118,18 @@ def test_a_store_that_dies_and_comes_back(
     store.left = 1 << 30
     result = pretrain(given.model_copy(deep=True), resume=True)
     assert result.finished
-    same(state(tmp_path / "files"), state(tmp_path / "shards-run"))
+    equal_runs(tmp_path / "files", tmp_path / "shards-run")
 
 
 @pytest.mark.slow
 def test_fine_tuning_reads_shards_and_their_labels(
-    tuned: Callable[..., Any], labelled: Path, state: Callable[..., Any], same: Callable[..., None], tmp_path: Path
+    tuned: Callable[..., Any], labelled: Path, tmp_path: Path, equal_runs: Any
 ) -> None:
     pack(Catalogue.read(labelled), tmp_path / "packed")
     over = {"epochs": 1, "input": {"keep_gb": 0.0}}
     finetune(tuned(tmp_path / "files", **over))
     result = finetune(tuned(tmp_path / "shards", tmp_path / "packed", **over))
-    same(state(tmp_path / "files"), state(tmp_path / "shards"))
+    equal_runs(tmp_path / "files", tmp_path / "shards")
     assert result.results
 
 
@@ -174,12 +173,7 @@ def test_embedding_of_an_index_has_the_files_rows(listed: Path, tmp_path: Path) 
 
 @pytest.mark.slow
 def test_a_worker_that_the_system_kills(
-    tiny: Callable[..., Any],
-    fork: Callable[..., Any],
-    reaches: Callable[..., None],
-    state: Callable[..., Any],
-    same: Callable[..., None],
-    tmp_path: Path,
+    tiny: Callable[..., Any], fork: Callable[..., Any], reaches: Callable[..., None], tmp_path: Path, equal_runs: Any
 ) -> None:
     """The run says so and keeps what was done; going on equals a run that was not struck."""
     more = {"epochs": 60, "workers": 2, "records": {"checkpoint_every": 1000}}
@@ -197,4 +191,4 @@ def test_a_worker_that_the_system_kills(
     assert "--resume" in ended.said
     result = pretrain(tiny(tmp_path / "struck", **more), resume=True)
     assert result.finished
-    same(state(tmp_path / "whole"), state(tmp_path / "struck"))
+    equal_runs(tmp_path / "whole", tmp_path / "struck")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +26,9 @@ def go(settings: Any, **how: Any) -> int:
     return 0 if pretrain_run.pretrain(settings, **how).finished else 1
 
 
-def close(left: Mapping[str, Tensor], right: Mapping[str, Tensor], prefix: str = "task/") -> None:
-    assert left.keys() == right.keys()
-    for name in left:
-        if name.startswith(prefix) and not name.endswith("attn.qkv.bias"):  # see test_distributed: rounding alone
-            torch.testing.assert_close(left[name], right[name], rtol=1e-3, atol=5e-5, msg=lambda t, n=name: f"{n}: {t}")
-
-
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_shards_equal_ddp_and_one_process(
-    accumulate: int, tiny: Any, tmp_path: Path, ranks: Any, state: Any, metrics: Any
+    accumulate: int, tiny: Any, tmp_path: Path, ranks: Any, state: Any, metrics: Any, close: Any
 ) -> None:
     runs = {name: tmp_path / name for name in ("one", "ddp", "fsdp")}
     assert go(tiny(runs["one"], accumulate=accumulate, **WHOLE)) == 0
@@ -52,16 +44,15 @@ def test_shards_equal_ddp_and_one_process(
     norms = [[line["parts"]["gradient_norm"] for line in metrics(runs[name])] for name in ("one", "fsdp")]
     assert norms[0] == pytest.approx(norms[1], rel=1e-3)
     theirs, ours = (asit.load(runs[n] / "model").encoder.state_dict() for n in ("one", "fsdp"))
-    close({f"task/{name}": value for name, value in ours.items()}, {f"task/{n}": v for n, v in theirs.items()})
+    close(ours, theirs, "")
     assert len(list((runs["fsdp"] / "figures").glob("*.png"))) == 2
 
 
-def test_a_run_goes_on_with_and_without_shards(tiny: Any, tmp_path: Path, ranks: Any, state: Any) -> None:
+def test_a_run_goes_on_with_and_without_shards(tiny: Any, tmp_path: Path, ranks: Any, state: Any, close: Any) -> None:
     """Two processes with ddp, two with fsdp, one alone: as one process all the way."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert go(tiny(whole, **WHOLE)) == 0
-    for ended in ranks(2, lambda: go(tiny(parts, stop_after=1, **WHOLE))):
-        assert ended.code == 1, ended.said
+    ranks(2, lambda: go(tiny(parts, stop_after=1, **WHOLE)), code=1)
     sharded = tiny(parts, stop_after=2, parallel="fsdp", **WHOLE)
     for ended in ranks(2, lambda: go(sharded, resume=True)):
         assert ended.code == 1, ended.said
@@ -75,30 +66,27 @@ def test_a_spoilt_step_of_shards_is_refused_a_step_late(
     """The check of accelerators, driven here on CPUs."""
     monkeypatch.setattr(stopping, "checks_late", lambda device: True)
     settings = tiny(tmp_path / "run", optim={"lr": 1e30, "warmup": 0, "clip": 0.0}, parallel="fsdp", **WHOLE)
-    for ended in ranks(2, lambda: go(settings)):
-        assert ended.code == 2, ended.said
+    for ended in ranks(2, lambda: go(settings), code=2):
         assert "not finite" in ended.said
 
 
-def test_fine_tuning_in_shards(tuned: Any, tmp_path: Path, ranks: Any, state: Any) -> None:
+def test_fine_tuning_in_shards(tuned: Any, tmp_path: Path, ranks: Any, state: Any, close: Any) -> None:
     runs = {"one": tmp_path / "one", "fsdp": tmp_path / "fsdp"}
     assert finetune_run.finetune(tuned(runs["one"])).finished
     settings = tuned(runs["fsdp"], parallel="fsdp", checkpoint_activations=True)
-    for ended in ranks(2, lambda: 0 if finetune_run.finetune(settings).finished else 1):
-        assert ended.code == 0, ended.said
+    ranks(2, lambda: 0 if finetune_run.finetune(settings).finished else 1, code=0)
     close(state(runs["fsdp"]), state(runs["one"]))
     assert (runs["fsdp"] / "results.json").exists()
 
 
 def test_data_that_ends_in_one_process_ends_both_with_a_checkpoint(
-    tiny: Any, tmp_path: Path, ranks: Any, state: Any, same: Any, monkeypatch: pytest.MonkeyPatch
+    tiny: Any, tmp_path: Path, ranks: Any, monkeypatch: pytest.MonkeyPatch, equal_runs: Any
 ) -> None:
     """The other process is in the middle of the step; going on gives the bits of a run that met nothing."""
     fed = PretrainSetup.feed
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     often = {**WHOLE, "records": {"checkpoint_every": 100}}
-    for ended in ranks(2, lambda: go(tiny(whole, **often))):
-        assert ended.code == 0, ended.said
+    ranks(2, lambda: go(tiny(whole, **often)), code=0)
 
     def ending(setup: Any, start: int) -> Any:
         for number, batch in enumerate(fed(setup, start)):
@@ -113,9 +101,8 @@ def test_data_that_ends_in_one_process_ends_both_with_a_checkpoint(
     assert [p.name for p in (broken / "checkpoints").iterdir()] == ["step-00000002"]
     assert "stopped: shard-3.tar is not there; step 2 is kept" in (broken / "log.txt").read_text()
     monkeypatch.setattr(PretrainSetup, "feed", fed)
-    for ended in ranks(2, lambda: go(tiny(broken, **often), resume=True)):
-        assert ended.code == 0, ended.said
-    same(state(broken), state(whole))
+    ranks(2, lambda: go(tiny(broken, **often), resume=True), code=0)
+    equal_runs(broken, whole)
 
 
 def test_gradients_are_exchanged_while_the_backward_pass_goes_on(ranks: Any) -> None:
@@ -138,5 +125,4 @@ def test_gradients_are_exchanged_while_the_backward_pass_goes_on(ranks: Any) -> 
             assert sum(e.start < middle for e in exchanged) >= 1
         return 0
 
-    for ended in ranks(2, body):
-        assert ended.code == 0, ended.said
+    ranks(2, body, code=0)

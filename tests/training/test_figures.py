@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 import sys
 from pathlib import Path
 
@@ -23,7 +22,8 @@ def _arrays(n: int = 2, frames: int = 48, mels: int = 32) -> dict[str, np.ndarra
     return {"clean": clean, "corrupted": np.where(mask, 0, clean), "reconstructed": clean * 0.5, "mask": mask}
 
 
-def test_writes_both_files_and_nothing_else(tmp_path: Path) -> None:
+def test_writes_both_files_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # an import of it raises from here on
     arrays = _arrays()
     path = write_figure(tmp_path / "figures", 500, **arrays, ids=["a.wav", 7], front_end=FrontEndSettings())
     assert path == tmp_path / "figures" / "step-00000500.png"
@@ -71,15 +71,6 @@ def test_values_not_finite_and_huge_are_drawn(tmp_path: Path) -> None:
     assert np.load(path.with_suffix(".npz"))["reconstructed"][1].max() == np.float16(65504)
 
 
-@pytest.mark.parametrize("change", [{"mask": np.zeros((2, 4, 4), bool)}, {"ids": ["one"]}])
-def test_shapes_that_differ_are_refused_before_anything_is_written(tmp_path: Path, change: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=re.escape("(n, T, F)")):
-        write_figure(
-            tmp_path / "figures", 1, **{**_arrays(), "ids": ["a", "b"], "front_end": FrontEndSettings(), **change}
-        )  # type: ignore[arg-type]
-    assert not (tmp_path / "figures").exists()
-
-
 def test_a_failed_write_leaves_the_old_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_figure(tmp_path, 1, **_arrays(), ids=["a", "b"], front_end=FrontEndSettings())
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
@@ -93,8 +84,3 @@ def test_a_failed_write_leaves_the_old_figure(tmp_path: Path, monkeypatch: pytes
         write_figure(tmp_path, 1, **_arrays(), ids=["a", "b"], front_end=FrontEndSettings())
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
     assert path.exists()
-
-
-def test_pyplot_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # an import of it raises from here on
-    write_figure(tmp_path, 1, **_arrays(), ids=["a", "b"], front_end=FrontEndSettings())

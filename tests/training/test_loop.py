@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import threading
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from asit.errors import CheckpointError, StoreError, TrainingError
 from asit.runtime import Precision, World
-from asit.training import loop, stopping
+from asit.training import loop, stopping, throughput
 from asit.training.loop import Plan
 from asit.training.metrics_log import Records
 from asit.training.trainable import Now, Rates, StepOutput, Trainable
@@ -401,3 +402,18 @@ def test_setting_the_system_time_changes_only_time_stamps(tmp_path: Path, monkey
     assert [line["step"] for line in lines] == list(range(1, 7))
     assert all(line["clips_per_second"] > 0 and 0 <= line["data_wait"] <= 1 for line in lines)
     assert [line["seconds"] for line in lines] == sorted(line["seconds"] for line in lines)
+
+
+def test_the_clock_leaves_out_pauses() -> None:
+    clock = throughput.Clock(batch=8)
+    clock.began -= 10
+    clock.last_read -= 10
+    for _ in range(5):
+        clock.step()
+    clock.waited = 2.5
+    clock.paused(5.0)
+    rate, waited = clock.read()
+    assert rate == pytest.approx(5 * 8 / 5, rel=0.05)
+    assert waited == pytest.approx(0.5, rel=0.05)
+    assert clock.rate() == pytest.approx(8.0, rel=0.05)
+    assert math.isfinite(clock.read()[0])

@@ -71,8 +71,8 @@ def shard(prog: str, summary: str, given: list[str]) -> int:
 
     workers = child_process.usable_cpus() if options.workers == "auto" else options.workers
     with tempfile.TemporaryDirectory() as scratch:
-        wanted = open_data.CatalogueRequest(options.data, FrontEndSettings(rate=options.rate), options.bad_files)
-        listed = open_data.catalogue(wanted, Path(scratch) / "run")
+        front_end = FrontEndSettings(rate=options.rate)
+        listed = open_data.catalogue(options.data, front_end, Path(scratch) / "run", bad_files=options.bad_files)
     parts = int(np.count_nonzero(listed.starts))
     if options.encode == "original" and parts:
         log.info("%d clips are parts of files: these are cut out and written as 16-bit mono FLAC", parts)

@@ -68,14 +68,8 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Nested:
 
 
 def fill_auto(values: Mapping[str, Any], found: Mapping[str, Any]) -> Nested:
-    """Return nested `values` with each "auto" that `found` names replaced by its value there."""
-    out = dict(values)
-    for key, value in found.items():
-        if isinstance(value, Mapping):
-            out[key] = fill_auto(out[key], value)
-        elif out[key] == "auto":
-            out[key] = value
-    return out
+    """Return nested `values` with each "auto" that `found`, of dotted names, names replaced by its value there."""
+    return nested((name, found.get(name, value) if value == "auto" else value) for name, value in flat(values))
 
 
 def nested(pairs: Iterable[tuple[str, Any]]) -> Nested:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
@@ -50,8 +51,8 @@ def open_catalogue(data: str, model: AudioModel, world: World, *, bad_files: flo
     path = tar_index.index_of(data)
     if path is not None:
         return Catalogue.read(path)
-    wanted = open_data.CatalogueRequest(data, model.front_end.settings, bad_files, "folder")
-    (found,) = BlockRounds(world, range(1)).run(lambda own: open_data.catalogue(wanted, None) if own else None)
+    read = functools.partial(open_data.catalogue, data, model.front_end.settings, None, bad_files=bad_files)
+    (found,) = BlockRounds(world, range(1)).run(lambda own: read(labels="folder") if own else None)
     assert found[0] is not None
     return found[0]
 

@@ -163,8 +163,8 @@ def _begin(settings: FinetuneSettings, out: Path, resume: bool, overwrite: bool)
         before = run_dir.read_settings(out, FinetuneSettings)
         run_dir.check_same(before, run_dir.settle(settings, before))
     model = init_model.pretrained(settings)
-    wanted = open_data.CatalogueRequest.of(settings, None if model is None else model.front_end.settings)
-    catalogue = open_data.catalogue(wanted, out, rescan=not resumed)
+    front_end = None if model is None else model.front_end.settings
+    catalogue = open_data.of_run(settings, out, front_end, rescan=not resumed)
     names = folds(catalogue)
     if not resumed:
         labels = labels_of(catalogue, settings)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,24 +31,9 @@ from asit.model.classifier import Head, draw_dropout
 Stripes = list[tuple[int, int]]
 
 
-@dataclass(frozen=True)
-class PreparedClip:
-    """What a clip's input is made from.
-
-    Attributes:
-        crops: one crop of the waveform, mixed.
-        noise: (T, F), added to the normalised log-mel; None: none.
-        stripes: M (first, width) on the axis of time, then M on that of mel bins, wiped at the end.
-    """
-
-    crops: cropping.Crops
-    noise: Tensor | None
-    stripes: tuple[Stripes, Stripes]
-
-
 @dataclass(frozen=True, kw_only=True)
 class FinetuneSample:
-    """One clip's part of a batch; shapes as in `FinetuneBatch` without B."""
+    """One clip's part of a batch; shapes as in `FinetuneBatch` without B, of whose input `crops` is made."""
 
     name: str
     x: Tensor
@@ -55,23 +41,9 @@ class FinetuneSample:
     factors: npt.NDArray[np.float32]
     dropout: npt.NDArray[np.float32] | None
     failures: list[str]
-    prepared: PreparedClip | None = None
-    """What the device makes `x` from, which has 0 frames until then."""
-
-
-@dataclass(frozen=True)
-class PreparedBatch(TensorBatch):
-    """What the inputs of a batch are made from; attributes as in `PreparedClip`.
-
-    Attributes:
-        crops: stacked.
-        noise: (B, 1, T, F); None: none.
-        stripes: (B, 2, M, 2) int64, first and width, in time and in mel bins.
-    """
-
-    crops: cropping.StackedCrops
+    crops: cropping.Crops
     noise: Tensor | None
-    stripes: Tensor
+    stripes: tuple[Stripes, Stripes]
 
 
 @dataclass(kw_only=True)
@@ -79,13 +51,15 @@ class FinetuneBatch(TensorBatch):
     """The clips of one forward pass, with every draw that the step needs.
 
     Attributes:
-        x: (B, 1, T, F) normalised log-mel, augmented; 0 frames until `DeviceInputs` has made it.
+        x: (B, 1, T, F) normalised log-mel, augmented; 0 frames until `DeviceInputs` has made it of the last three.
         target: (B, C) weight of each class, in [0, 1]: soft after mixup.
         factors: (depth, 2, B) stochastic-depth factors.
         dropout: (B, features) dropout factors of the head; None: no dropout.
         ids: the clips' paths.
         failures: clips that could not be read and for which another was substituted.
-        prepared: what `DeviceInputs` makes `x` from; None: it is made.
+        crops: of the waveforms, mixed; None: `x` is made.
+        noise: (B, 1, T, F), added to the normalised log-mel; None: none.
+        stripes: (B, 2, M, 2) int64, first and width of what is wiped at the end, in time and in mel bins.
     """
 
     x: Tensor
@@ -94,25 +68,31 @@ class FinetuneBatch(TensorBatch):
     dropout: Tensor | None = None
     ids: Sequence[str]
     failures: Sequence[str] = ()
-    prepared: PreparedBatch | None = None
+    crops: cropping.StackedCrops | None = None
+    noise: Tensor | None = None
+    stripes: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class _Mix:
-    """The other clip of mixup: its index, the weight of the first clip, and where the other's crop begins."""
-
-    other: int
-    weight: float
-    position: float
-
-
-@dataclass(frozen=True)
-class _Drawn:
-    """Which clips a sample is made of: view, share of the way at which its crop begins, and what is mixed in."""
+class _Drawn(NamedTuple):
+    """Which clips a sample is made of; positions are shares of the way at which a crop begins."""
 
     view: augment.ViewDraw
     position: float
-    mix: _Mix | None
+    other: int | None = None
+    """Index of what is mixed in; None: nothing."""
+    weight: float = 1.0
+    """Of the first clip."""
+    other_position: float = 0.0
+
+
+class _Made(NamedTuple):
+    """What a clip's input is made from, and its target; see `FinetuneSample`."""
+
+    name: str
+    target: npt.NDArray[np.float32]
+    crops: cropping.Crops
+    noise: Tensor | None
+    stripes: tuple[Stripes, Stripes]
 
 
 class FinetuneDataset(KeyedDataset[FinetuneSample]):
@@ -153,41 +133,39 @@ class FinetuneDataset(KeyedDataset[FinetuneSample]):
         """Read together what the samples need of shards, the clips mixed into them included."""
         if self.catalogue.column("shard") is None:
             return
-        mixes = (self._draw(np.random.default_rng([self.seed, MATERIAL, *key, 0])).mix for key in keys)
-        wanted = [key[1] for key in keys] + [mix.other for mix in mixes if mix is not None]
+        drawn = (self._draw(np.random.default_rng([self.seed, MATERIAL, *key, 0])).other for key in keys)
+        wanted = [key[1] for key in keys] + [other for other in drawn if other is not None]
         self.waveforms.fetch(self.catalogue[int(self.rows[index])] for index in wanted)
 
     def __getitem__(self, key: Key) -> FinetuneSample:
-        (name, target, prepared), failures = readable(self._prepare, self.seed, key, len(self))
+        made, failures = readable(self._prepare, self.seed, key, len(self))
         rng = np.random.default_rng([self.seed, CORRUPTION, *key])
         return FinetuneSample(
-            name=name,
-            x=torch.zeros(0, self.front_end.settings.mels) if self.on_device else self._input(prepared),
-            target=target,
+            **made._asdict(),
+            x=torch.zeros(0, self.front_end.settings.mels) if self.on_device else self._input(made),
             factors=vit.draw_drop_path(rng, self._drop_path),
             dropout=None if self._head is None else draw_dropout(rng, self._head),
             failures=failures,
-            prepared=prepared if self.on_device else None,
         )
 
     def _draw(self, rng: np.random.Generator) -> _Drawn:
         """Draw which clips a sample is made of, and which parts of them; done before any is read."""
         changes = self.augment
-        view, position, mix = augment.draw_view(rng, changes), rng.random(), None
+        view, position = augment.draw_view(rng, changes), rng.random()
         if changes.mixup > 0 and rng.random() < changes.mixup_probability:
             other, weight = int(rng.integers(len(self))), float(rng.beta(changes.mixup, changes.mixup))
-            mix = _Mix(other, weight, rng.random())
-        return _Drawn(view, position, mix)
+            return _Drawn(view, position, other, weight, rng.random())
+        return _Drawn(view, position)
 
-    def _prepare(self, rng: np.random.Generator, index: int) -> tuple[str, npt.NDArray[np.float32], PreparedClip]:
+    def _prepare(self, rng: np.random.Generator, index: int) -> _Made:
         changes, front_end, mels = self.augment, self.front_end, self.front_end.settings.mels
         drawn, (clip, target) = self._draw(rng), self._clip(index)
         length = max(1, round(self.frames * drawn.view.stretch))
         waveform = self._crop(clip, length, drawn.position)
-        if (mix := drawn.mix) is not None:
-            other, other_target = self._clip(mix.other)
-            waveform = augment.mix(waveform, self._crop(other, length, mix.position), mix.weight)
-            target = mix.weight * target + (1.0 - mix.weight) * other_target
+        if drawn.other is not None:
+            other, other_target = self._clip(drawn.other)
+            waveform = augment.mix(waveform, self._crop(other, length, drawn.other_position), drawn.weight)
+            target = drawn.weight * target + (1.0 - drawn.weight) * other_target
         if changes.roll_seconds:
             most = round(changes.roll_seconds * front_end.settings.rate)
             waveform = waveform.roll(int(rng.integers(-most, most + 1)))
@@ -199,12 +177,12 @@ class FinetuneDataset(KeyedDataset[FinetuneSample]):
         mel = [augment.draw_stripe(rng, mels, changes.mel_mask) for _ in range(changes.masks)]
         crops = cropping.Crops(waveform, front_end.frames_for(len(waveform)), length, [(0, length)], [drawn.view])
         crops = crops.padded(front_end) if self.on_device else crops
-        return clip.path, target.astype(np.float32), PreparedClip(crops, noise, (time, mel))
+        return _Made(clip.path, target.astype(np.float32), crops, noise, (time, mel))
 
-    def _input(self, prepared: PreparedClip) -> Tensor:
+    def _input(self, made: _Made) -> Tensor:
         """Return the network's input (T, F)."""
-        (x,) = prepared.crops.logmels(self.front_end, [self.frames])
-        return augment.mask_stripes(x if prepared.noise is None else x + prepared.noise, *prepared.stripes)
+        (x,) = made.crops.logmels(self.front_end, [self.frames])
+        return augment.mask_stripes(x if made.noise is None else x + made.noise, *made.stripes)
 
     def _clip(self, index: int) -> tuple[Clip, npt.NDArray[np.float32]]:
         row = int(self.rows[index])
@@ -234,14 +212,14 @@ class DeviceInputs:
 
     def __call__(self, batch: FinetuneBatch) -> FinetuneBatch:
         """Return the batch with its inputs; itself where it has them."""
-        if (prepared := batch.prepared) is None:
+        if batch.crops is None or batch.stripes is None:
             return batch
-        x = self.front_end(self.front_end.logmel(prepared.crops), prepared.crops, slice(None), self.frames)
-        if prepared.noise is not None:
-            x = x + prepared.noise
-        time, mel = (_wiped(prepared.stripes[:, axis], x.shape[2 + axis]) for axis in (0, 1))
+        x = self.front_end(self.front_end.logmel(batch.crops), batch.crops, slice(None), self.frames)
+        if batch.noise is not None:
+            x = x + batch.noise
+        time, mel = (_wiped(batch.stripes[:, axis], x.shape[2 + axis]) for axis in (0, 1))
         x = x.masked_fill(time[:, None, :, None] | mel[:, None, None, :], 0.0)
-        return replace(batch, x=x, prepared=None)
+        return replace(batch, x=x, crops=None, noise=None, stripes=None)
 
 
 def _wiped(stripes: Tensor, size: int) -> Tensor:
@@ -260,23 +238,17 @@ def blank_head(settings: FinetuneSettings, classes: int) -> Head:
 def collate(samples: list[FinetuneSample]) -> FinetuneBatch:
     """Return samples as a batch."""
     dropout = [s.dropout for s in samples if s.dropout is not None]
-    return FinetuneBatch(
+    made = FinetuneBatch(
         x=torch.stack([s.x for s in samples]).unsqueeze(1),
         target=torch.from_numpy(np.stack([s.target for s in samples])),
         factors=torch.from_numpy(np.stack([s.factors for s in samples], axis=-1)),
         dropout=torch.from_numpy(np.stack(dropout)) if dropout else None,
         ids=[s.name for s in samples],
         failures=[text for s in samples for text in s.failures],
-        prepared=_collate_prepared([s.prepared for s in samples if s.prepared is not None]),
     )
-
-
-def _collate_prepared(clips: list[PreparedClip]) -> PreparedBatch | None:
-    if not clips:
-        return None
-    noise = [clip.noise for clip in clips if clip.noise is not None]
-    return PreparedBatch(
-        cropping.stack([clip.crops for clip in clips]),
-        torch.stack(noise).unsqueeze(1) if noise else None,
-        torch.tensor([clip.stripes for clip in clips]),
-    )
+    if not made.x.numel():
+        noise = [s.noise for s in samples if s.noise is not None]
+        made.crops = cropping.stack([s.crops for s in samples])
+        made.noise = torch.stack(noise).unsqueeze(1) if noise else None
+        made.stripes = torch.tensor([s.stripes for s in samples])
+    return made

@@ -21,9 +21,10 @@ def resolve(settings: FinetuneSettings, *, multi: bool, found: Mapping[str, Any]
             `input.keep_gb` among them; they replace those of `settings`.
     """
     autos = {
-        "optim": {"warmup": min(10.0, 0.1 * settings.epochs), "average_from": 0.5 * settings.epochs},
-        "loss": {"kind": "bce" if multi else "ce"},
-        "validation": {"metric": "mAP" if multi else "accuracy"},
+        "optim.warmup": min(10.0, 0.1 * settings.epochs),
+        "optim.average_from": 0.5 * settings.epochs,
+        "loss.kind": "bce" if multi else "ce",
+        "validation.metric": "mAP" if multi else "accuracy",
         "label_seed": settings.seed,
     }
     values = yaml.fill_auto(settings.model_dump(), autos) | {"labels": "multi" if multi else "single"}

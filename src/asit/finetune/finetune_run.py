@@ -13,7 +13,6 @@ from asit.finetune.validation import Validation
 from asit.runtime import World
 from asit.training import loop, run
 from asit.training.metrics_log import Records
-from asit.training.open_data import CatalogueRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,5 +57,5 @@ def finetune(settings: FinetuneSettings, *, resume: Resume = False, overwrite: b
 
 def _set_up(settings: FinetuneSettings, open_catalogue: run.OpenCatalogue, world: World) -> FinetuneSetup:
     model = init_model.pretrained(settings)
-    wanted = CatalogueRequest.of(settings, None if model is None else model.front_end.settings)
-    return prepare(settings, model, open_catalogue(wanted), world)
+    catalogue = open_catalogue(None if model is None else model.front_end.settings)
+    return prepare(settings, model, catalogue, world)

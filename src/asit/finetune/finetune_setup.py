@@ -124,7 +124,7 @@ def prepare(settings: FinetuneSettings, model: AudioModel | None, catalogue: Cat
         CatalogueError: the clips or their labels cannot be used.
         CheckpointError: the weights do not fit.
     """
-    machine = choose_machine(settings, settings.input.keep_gb, world)
+    settings, precision, workers = choose_machine(settings, "input", world)
     labels = labels_of(catalogue, settings)
     start = init_model.origin(settings, model, catalogue)
     log.info(f"Starting from {start.text}")
@@ -139,10 +139,9 @@ def prepare(settings: FinetuneSettings, model: AudioModel | None, catalogue: Cat
     seconds, frames = _input(settings, start, catalogue, splits)
     order, count = _order(settings, labels, splits.train)
     found = {
-        **machine.found(),
         "front_end": start.front_end.model_dump(),
         "encoder": start.encoder.model_dump(),
-        "input": {"seconds": seconds, "keep_gb": machine.keep_gb},
+        "input": {"seconds": seconds},
         "batch_size": resources.fit_batch(settings.batch_size, settings.accumulate, count, world),
     }
     resolved = resolve(settings, multi=labels.multi, found=found)
@@ -153,21 +152,17 @@ def prepare(settings: FinetuneSettings, model: AudioModel | None, catalogue: Cat
             " or ".join(METRICS[resolved.labels]),
             "leave it at auto",
         )
-    if settings.optim.warmup == "auto":
-        log.debug(f"optim.warmup auto: {resolved.optim.warmup:g} of {resolved.epochs} epochs")
     task = supervised.Supervised(
         init_model.build(start, resolved, frames, labels.names, labels.multi), resolved, world.device
     )
     clips = FinetuneDataset(catalogue, splits.train, labels, resolved, frames)
-    rate, keep_gb = resolved.front_end.rate, machine.keep_gb
+    rate, keep_gb = resolved.front_end.rate, resolved.input.keep_gb
     if resources.fits_in_memory(catalogue.subset(splits.train), rate, keep_gb, "input.keep_gb"):
         clips.waveforms.keep()
-    plan = plan_of(resolved, count, len(clips))
     size = sum(p.numel() for p in task.network.parameters()) / 1e6
     log.info(f"Network: {size:.1f} M parameters, {len(labels.names)} classes")
     log.info(f"Data: {len(splits.train)} train, {len(splits.validation)} validation, {len(splits.test)} test clips")
-    steps = plan.steps_per_epoch
-    log.info(f"{plan.total} steps: {resolved.epochs} epochs of {steps} steps of {resolved.batch_size} clips")
+    plan = plan_of(resolved, count, len(clips))
     shared = may_share_groups(catalogue, resolved.sides.shared_groups)
     return FinetuneSetup(
         settings=resolved,
@@ -179,8 +174,8 @@ def prepare(settings: FinetuneSettings, model: AudioModel | None, catalogue: Cat
         on_device=DeviceInputs(resolved, frames, world.device) if clips.on_device else None,
         frames=frames,
         task=task,
-        precision=machine.precision,
-        workers=machine.workers,
+        precision=precision,
+        workers=workers,
         plan=plan,
         labels=labels,
         splits=splits,

@@ -63,9 +63,8 @@ def local_loss(
     else:
         rows, number = counted
         share = rows.to(wide) / torch.where(number > 0, number, 1)
-    loss, spread = _Fused.apply(  # type: ignore[no-untyped-call]
-        *student, *(x.detach() for x in teacher), centre, temperatures, share, dtype, measure
-    )
+    taught = Projected(*(x.detach() for x in teacher))
+    loss, spread = _Fused.apply(*student, taught, centre, temperatures, share, (dtype, measure))  # type: ignore[no-untyped-call]
     return loss, spread
 
 
@@ -75,27 +74,26 @@ class _Fused(torch.autograd.Function):
         ctx: Any,
         z: Tensor,
         weight: Tensor,
-        teacher_z: Tensor,
-        teacher_weight: Tensor,
+        teacher: Projected,
         centre: Tensor,
         temperatures: tuple[float, float],
         share: Tensor,
-        dtype: torch.dtype,
-        measure: bool,
+        how: tuple[torch.dtype, bool],
     ) -> tuple[Tensor, Tensor]:
+        dtype, measure = how
         device, wide = z.device.type, share.dtype
         cold, warm = temperatures
-        low, kernel, columns = z.detach().to(dtype), weight.detach().to(dtype), teacher_weight.to(dtype).t()
+        low, kernel, columns = z.detach().to(dtype), weight.detach().to(dtype), teacher.weight.to(dtype).t()
         mine = kernel.t()
         turned = low.t().contiguous() if device == "cpu" else low.t()
         loss, spread = share.new_zeros(()), share.new_zeros(())
         grad_z = torch.empty(z.shape, dtype=wide, device=z.device)
         grad_weight = torch.zeros(weight.shape[::-1], dtype=wide, device=z.device)
         chunk = max(1, (_CPU_CHUNK if device == "cpu" else _GPU_CHUNK) // len(weight))
-        given = len(teacher_z)
+        given = len(teacher.z)
         fine = max(1, (_CPU_CACHE if device == "cpu" else _GPU_CHUNK) // len(weight))
         for first in range(0, given, chunk):
-            taught = teacher_z[first : first + chunk].to(dtype) @ columns
+            taught = teacher.z[first : first + chunk].to(dtype) @ columns
             ours = [slice(start, start + len(taught)) for start in range(first, len(z), given)]
             seen = [low[rows] @ mine for rows in ours]
             for at in range(0, len(taught), fine):
@@ -124,4 +122,4 @@ class _Fused(torch.autograd.Function):
         grad_z, grad_weight = ctx.saved_tensors
         grad = grads[0]
         whole = grad_weight.t().contiguous().mul_(grad)
-        return (grad_z * grad).to(ctx.types[0]), whole.to(ctx.types[1]), *(None,) * 7
+        return (grad_z * grad).to(ctx.types[0]), whole.to(ctx.types[1]), *(None,) * 5

@@ -18,7 +18,7 @@ from asit.model.cpu.bf16 import Linear, linear
 
 
 class Prototypes(nn.Module):
-    """Linear layer without bias whose weight is g v / |v| for each output: (..., bottleneck) -> (..., K).
+    """Weight g v / |v| for each output of a linear layer without bias: (..., bottleneck) -> (..., K).
 
     `weight_v` (K, bottleneck) is trained; `weight_g` (K, 1) stays at 1 unless `train_norm`.
     """
@@ -37,9 +37,6 @@ class Prototypes(nn.Module):
         """Return the normalised weight (K, bottleneck), float32."""
         normed = F.normalize(self.weight_v, dim=1)
         return normed * self.weight_g if isinstance(self.weight_g, nn.Parameter) else normed
-
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight())
 
 
 class ProjectionHead(nn.Module):
@@ -68,26 +65,13 @@ class ProjectionHead(nn.Module):
         )
         self.init_weights()
 
-    @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Initialise all parameters: truncated normal (0.02) for weights, zero biases, unit norms."""
-        for name, parameter in self.named_parameters():
-            if name.endswith("weight_g"):
-                parameter.fill_(1.0)
-            elif parameter.ndim == 1:
-                parameter.zero_()
-            else:
-                nn.init.trunc_normal_(parameter, std=0.02, generator=generator)
+        _init(self, generator)
 
     def embed(self, x: Tensor) -> Tensor:
         """Project (..., D) to the L2-normalised bottleneck (..., bottleneck)."""
         return F.normalize(self.mlp(x), dim=-1)
-
-    def forward(self, cls: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Return class logits (R, K) and patch logits (R * P, K2) of tokens (R, D) and (R, P, D)."""
-        # One pass of the MLP over all tokens: its matrices are read once.
-        z = self.embed(torch.cat([cls, patches.flatten(0, 1)]))
-        return self.class_layer(z[: len(cls)]), self.patch_layer(z[len(cls) :])
 
     def last_layers(self) -> list[nn.Parameter]:
         """Return the parameters after the bottleneck, each once: those that `freeze_last_layer` keeps fixed."""
@@ -118,14 +102,9 @@ class ReconstructionHead(nn.Module):
         self.bias = nn.Parameter(torch.empty(1))
         self.init_weights()
 
-    @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Initialise all parameters: truncated normal (0.02) for weights, zero biases."""
-        for parameter in self.parameters():
-            if parameter.ndim == 1:
-                parameter.zero_()
-            else:
-                nn.init.trunc_normal_(parameter, std=0.02, generator=generator)
+        _init(self, generator)
 
     def areas(self, patches: Tensor) -> Tensor:
         """Tokens to the areas of their patches: (..., D) -> (..., height * breadth)."""
@@ -137,3 +116,14 @@ class ReconstructionHead(nn.Module):
         (time, mel), (height, breadth) = grid, self.patch
         out = self.areas(patches).view(-1, time, mel, height, breadth).transpose(2, 3)
         return out.reshape(-1, 1, time * height, mel * breadth)
+
+
+@torch.no_grad()
+def _init(head: nn.Module, generator: torch.Generator | None) -> None:
+    for name, parameter in head.named_parameters():
+        if name.endswith("weight_g"):
+            parameter.fill_(1.0)
+        elif parameter.ndim == 1:
+            parameter.zero_()
+        else:
+            nn.init.trunc_normal_(parameter, std=0.02, generator=generator)

@@ -8,22 +8,12 @@ are float32, whatever the arithmetic of the networks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-
-_CPU_CHUNK = 1 << 18
-_GPU_CHUNK = 1 << 25
-"""Float32 values that are worked on at once: a chunk stays in the cache on a CPU, and fills a GPU."""
-
-
-def _chunks(x: Tensor) -> Iterator[slice]:
-    """Slices of the rows of (N, K)."""
-    step = max(1, (_CPU_CHUNK if x.device.type == "cpu" else _GPU_CHUNK) // x.shape[1])
-    return (slice(i, i + step) for i in range(0, x.shape[0], step))
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -37,24 +27,17 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, student: Tensor, probs: Tensor, temperature: float) -> Tensor:
         ctx.save_for_backward(student, probs)
         ctx.temperature = temperature
-        loss = torch.empty(student.shape[0], device=student.device, dtype=torch.float32)
-        for rows in _chunks(student):
-            log_q = (student[rows].float() / temperature).log_softmax(-1)
-            loss[rows] = -log_q.mul_(probs[rows]).sum(-1)
-        return loss
+        log_q = (student.float() / temperature).log_softmax(-1)
+        return -log_q.mul_(probs).sum(-1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         student, probs = ctx.saved_tensors
-        out = torch.empty_like(student)
-        scale = (grads[0] / ctx.temperature).unsqueeze(-1)
-        for rows in _chunks(student):
-            q = (student[rows].float() / ctx.temperature).softmax(-1)
-            # The sum is 1 but for rounding, or, in the global loss, the number of teacher views.
-            q.mul_(probs[rows].sum(-1, keepdim=True, dtype=torch.float32)).sub_(probs[rows])
-            out[rows] = q.mul_(scale[rows])
-        return out, None, None
+        q = (student.float() / ctx.temperature).softmax(-1)
+        # The sum is 1 but for rounding, or, in the global loss, the number of teacher views.
+        q.mul_(probs.sum(-1, keepdim=True, dtype=torch.float32)).sub_(probs)
+        return q.mul_((grads[0] / ctx.temperature).unsqueeze(-1)).to(student.dtype), None, None
 
 
 def cross_entropy(student_logits: Tensor, teacher_probs: Tensor, temperature: float) -> Tensor:
@@ -73,25 +56,18 @@ def cross_entropy(student_logits: Tensor, teacher_probs: Tensor, temperature: fl
 
 
 @torch.no_grad()
-def teacher_distribution(
-    logits: Tensor, centre: Tensor, temperature: float, dtype: torch.dtype = torch.float32
-) -> Tensor:
+def teacher_distribution(logits: Tensor, centre: Tensor, temperature: float) -> Tensor:
     """softmax((logits - centre) / temperature), computed in float32, without gradient.
 
     Args:
         logits: (..., K).
         centre: (K,) float32.
         temperature: the teacher's at this step.
-        dtype: of the result; bfloat16 halves its memory.
 
     Returns:
-        (..., K) of `dtype`.
+        (..., K) float32.
     """
-    flat = logits.reshape(-1, logits.shape[-1])
-    probs = torch.empty(flat.shape, device=logits.device, dtype=dtype)
-    for rows in _chunks(flat):
-        probs[rows] = (flat[rows].float() - centre).div_(temperature).softmax(-1)
-    return probs.view(logits.shape)
+    return (logits.float() - centre).div_(temperature).softmax(-1)
 
 
 class Centre(nn.Module):
@@ -112,47 +88,41 @@ class Centre(nn.Module):
         self._pending: Tensor | None = None
 
     @torch.no_grad()
-    def collect(self, teacher_logits: Tensor) -> None:
-        """Add the teacher's logits (..., K) of one micro-batch to those of this step."""
-        flat = teacher_logits.reshape(-1, teacher_logits.shape[-1])
-        count = self.value.new_full((1,), flat.shape[0])
-        found = torch.cat([flat.sum(0, dtype=torch.float32), count])
+    def collect(self, x: Tensor, weight: Tensor | None = None) -> None:
+        """Add the teacher's logits (..., K) of one micro-batch to those of this step.
+
+        Args:
+            x: the logits, or (N, D), of which the last layer makes them.
+            weight: (K, D) of that layer; the logits x weight' are not computed, since their sum is weight sum(x).
+        """
+        flat = x.reshape(-1, x.shape[-1])
+        total = flat.sum(0, dtype=torch.float32)
+        total = total if weight is None else weight.float() @ total
+        found = torch.cat([total, self.value.new_full((1,), len(flat))])
         self._pending = found if self._pending is None else self._pending + found
 
-    @torch.no_grad()
-    def collect_projected(self, z: Tensor, weight: Tensor) -> None:
-        """Add the logits z weight', of (N, D) and (K, D), without computing them: their sum is weight sum(z)."""
-        count = self.value.new_full((1,), len(z))
-        found = torch.cat([weight.float() @ z.sum(0, dtype=torch.float32), count])
-        self._pending = found if self._pending is None else self._pending + found
-
-    def taken(self) -> Tensor | None:
+    def taken(self) -> Tensor:
         """Return sums and count of the collected logits (K + 1,), and reset them."""
         pending, self._pending = self._pending, None
-        return pending
+        return self.value.new_zeros(len(self.value) + 1) if pending is None else pending
 
 
 @torch.no_grad()
 def update_centres(
-    centres: Sequence[Centre], momentum: float, world_reduce: Callable[[Tensor], None] | None = None
+    centres: Sequence[Centre], momentum: float, world_reduce: Callable[[Tensor], None] = lambda x: None
 ) -> None:
     """Set each centre to momentum * value + (1 - momentum) * mean of its collected logits (EMA), and reset these.
 
     Args:
         centres: those that have collected nothing, in any process, do not change.
         momentum: share of the old value.
-        world_reduce: sums a float32 tensor over all processes in place; then every process must call this.
+        world_reduce: sums a float32 tensor over all processes in place; every process must call this.
     """
-    held = [(centre, centre.taken()) for centre in centres]
-    if world_reduce is None:
-        found = [(centre, pending) for centre, pending in held if pending is not None]
-    else:
-        sums = [c.value.new_zeros(c.value.shape[0] + 1) if pending is None else pending for c, pending in held]
-        together = torch.cat(sums)
-        world_reduce(together)
-        found = list(zip(centres, together.split([len(x) for x in sums]), strict=True))
-    for centre, pending in found:
-        total, count = pending[:-1], pending[-1]
+    sums = [centre.taken() for centre in centres]
+    together = torch.cat(sums)
+    world_reduce(together)
+    for centre, found in zip(centres, together.split([len(x) for x in sums]), strict=True):
+        total, count = found[:-1], found[-1]
         moved = centre.value * momentum + total / count.clamp(min=1) * (1 - momentum)
         centre.value.copy_(torch.where(count > 0, moved, centre.value))
 
@@ -160,11 +130,7 @@ def update_centres(
 @torch.no_grad()
 def entropy(probs: Tensor) -> Tensor:
     """Return the entropy of distributions (..., K) in nats, (...) float32. 0: one prototype; log K: uniform."""
-    flat = probs.reshape(-1, probs.shape[-1])
-    out = torch.empty(flat.shape[0], device=probs.device, dtype=torch.float32)
-    for rows in _chunks(flat):
-        out[rows] = torch.special.entr(flat[rows].float()).sum(-1)
-    return out.view(probs.shape[:-1])
+    return torch.special.entr(probs.float()).sum(-1)
 
 
 def global_loss(
@@ -206,9 +172,6 @@ def masked_l1(prediction: Tensor, target: Tensor, mask: Tensor, count: Tensor) -
         count: masked values of all processes, as in `chunked_loss.local_loss`; 0: the loss is 0.
     """
     # Filled, not multiplied by the mask: NaN times 0 is NaN.
-    return _over((prediction.float() - target.float()).masked_fill(~mask, 0.0).abs().sum(), count)
-
-
-def _over(total: Tensor, count: Tensor) -> Tensor:
-    """Return total / count, 0 where nothing was counted, without reading the count from the device."""
+    total = (prediction.float() - target.float()).masked_fill(~mask, 0.0).abs().sum()
+    # The count is not read from the device.
     return torch.where(count > 0, total / torch.where(count > 0, count, 1), total * 0.0)

@@ -177,22 +177,17 @@ class _Axis:
         return np.maximum(starts, 0) * self.step, ends
 
 
-def has_donor(clips: int) -> bool:
-    """Return whether a step of this many clips has another clip to take replacements from."""
-    return clips >= 2
-
-
 def donor_clips(draws: npt.NDArray[np.float64], first: int, clips: int, *, pool: int) -> IntArray:
     """Choose the clip that each view's replaced area comes from: another one nearby.
 
     Clips are taken in blocks of `pool` neighbours (a last block of one joins the block before), and donors
     within a block. Blocks are counted from the first clip of the step, so that the choice does not depend on
-    how a step is divided among processes and passes.
+    how a step is divided among processes and passes. A single clip names itself: draw no replacement then.
 
     Args:
         draws: (B, V) uniform in [0, 1), for clips `first` to `first + B` of `clips`.
         first: position of the first of them, counted from the beginning of a block.
-        clips: clips from there to the end of a block, at least 2.
+        clips: clips from there to the end of a block.
         pool: clips in a block, at least 2.
 
     Returns:
@@ -205,22 +200,6 @@ def donor_clips(draws: npt.NDArray[np.float64], first: int, clips: int, *, pool:
     size = np.where(block == blocks - 1, clips - begin, pool)
     offset = 1 + np.floor(draws * (size - 1)[:, None]).astype(np.int64)
     return begin[:, None] + ((clip - begin)[:, None] + offset) % size[:, None]
-
-
-def donor_rows(draws: npt.NDArray[np.float64], pool: int) -> IntArray:
-    """Choose the row that each row's replaced area comes from, where a step is one pass: see `donor_clips`.
-
-    Args:
-        draws: (B, V) uniform in [0, 1), one for each clip and view.
-        pool: clips in a block, at least 2.
-
-    Returns:
-        (V * B,) int64, indices of rows in view-major order. With a single clip there is no donor and each
-        row names itself: check `has_donor` and draw no replacement then.
-    """
-    clips, views = draws.shape
-    donor = donor_clips(draws, 0, clips, pool=pool)
-    return np.ascontiguousarray((donor + clips * np.arange(views)).T).reshape(-1)
 
 
 def corrupt(

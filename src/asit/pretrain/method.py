@@ -89,9 +89,7 @@ class ASiT(Trainable):
         """Return the three losses of a micro-batch, and the gauges when they are measured."""
         weights, rates = self.settings.losses, self.rates(now)
         device = batch.clean.device
-        corrupted = masking.corrupt(
-            batch.clean, batch.drop, batch.replace, batch.donor, self.settings.masking.fill, batch.noise, batch.others
-        )
+        corrupted = self._corrupted(batch)
         corrupted_mask = batch.drop | batch.replace
         copies, chosen = self.settings.masking.copies, batch.tokens
         asked = None if chosen is None else chosen.repeat(copies, 1)
@@ -133,7 +131,7 @@ class ASiT(Trainable):
                 counted=counted,
                 measure=now.measure,
             )
-            self.patch_centre.collect_projected(*taught.patches)
+            self.patch_centre.collect(*taught.patches)
             loss = loss + weights.local_weight * parts["local"]
             if now.measure:
                 gauges["teacher_entropy_patch"] = entropy
@@ -149,6 +147,11 @@ class ASiT(Trainable):
             gauges["feature_spread"] = spread((taught or seen).class_token)
             gauges["mask_share"] = corrupted_mask.float().mean()
         return StepOutput(loss, parts | gauges)
+
+    def _corrupted(self, batch: PretrainBatch) -> Tensor:
+        """What the student sees, (M * R, 1, T, F)."""
+        drawn = (batch.drop, batch.replace, batch.donor)
+        return masking.corrupt(batch.clean, *drawn, self.settings.masking.fill, batch.noise, batch.others)
 
     def _counted(
         self, corrupted: Tensor, asked: Tensor | None, world: World
@@ -191,10 +194,9 @@ class ASiT(Trainable):
         momentum = self.rates(now).others["teacher_momentum"]
         teacher, student = [t for _, t, _ in self._pairs], [s for _, _, s in self._pairs]
         torch._foreach_lerp_(distributed.own(teacher), distributed.own(student), 1.0 - momentum)
-        reduce = world.sum_ if world.size > 1 else None
         wanted = ((self.class_centre, self.teacher.wants_class), (self.patch_centre, self.teacher.wants_patch))
         centres = [centre for centre, has_loss in wanted if has_loss]
-        losses.update_centres(centres, self.settings.losses.centre_momentum, reduce)
+        losses.update_centres(centres, self.settings.losses.centre_momentum, world.sum_)
 
     def modules(self) -> list[tuple[str, nn.Module]]:
         """Student, teacher and centres."""
@@ -210,9 +212,7 @@ class ASiT(Trainable):
     @torch.no_grad()
     def picture(self, batch: PretrainBatch, precision: Precision) -> dict[str, Tensor]:
         """Return clean, corrupted, reconstructed (n, T, F) float32 and mask (n, T, F) bool of the first views."""
-        corrupted = masking.corrupt(
-            batch.clean, batch.drop, batch.replace, batch.donor, self.settings.masking.fill, batch.noise, batch.others
-        )
+        corrupted = self._corrupted(batch)
         n = len(batch.ids)
         with precision.autocast(batch.clean.device):
             keep = batch.keep

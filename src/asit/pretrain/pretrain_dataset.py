@@ -56,7 +56,7 @@ class PretrainSample:
 
 @dataclass
 class GroupedSamples:
-    """Samples of a micro-batch some of whose donors are in another.
+    """Samples of a micro-batch, of which some donors may be in another.
 
     Attributes:
         samples: of the micro-batch.
@@ -139,7 +139,7 @@ class PretrainDataset(KeyedDataset[PretrainSample]):
         self.front_end = FrontEnd(settings.front_end)
         self.waveforms = WaveformReader(settings.front_end)
         self.on_device = settings.front_end_on == "device"
-        self.has_donors = masking.has_donor(settings.batch_size)
+        self.has_donors = settings.batch_size > 1
         self._patch, self._drop_path = patch_of(settings.encoder), vit.drop_path_rates(settings.encoder)
         self._view_frames = [frames[0]] * GLOBAL_VIEWS + [frames[1]] * self.views.local_views
         counts = segment_counts(catalogue, self.views)
@@ -302,13 +302,10 @@ def collate(found: list[PretrainSample] | GroupedSamples, donor_pool: int) -> Pr
         found: samples, with donors from other micro-batches, or without.
         donor_pool: clips of a donor group, for samples that are complete groups.
     """
-    samples, others = (found.samples, found.others) if isinstance(found, GroupedSamples) else (found, [])
-    if isinstance(found, GroupedSamples):
-        donor = found.rows()
-    else:
-        # Each copy of a view has a donor of its own, among the rows of the one view.
-        drawn = masking.donor_rows(np.stack([s.donor for s in samples]), donor_pool)
-        donor = torch.from_numpy(drawn) % (GLOBAL_VIEWS * len(samples))
+    if not isinstance(found, GroupedSamples):
+        draws = np.stack([s.donor for s in found])
+        found = GroupedSamples(found, [], masking.donor_clips(draws, 0, len(found), pool=donor_pool))
+    samples, others = found.samples, found.others
 
     def rows(name: str, of: list[PretrainSample] = samples) -> Tensor:
         return torch.stack([getattr(s, name) for s in of], dim=1).flatten(0, 1)
@@ -322,7 +319,7 @@ def collate(found: list[PretrainSample] | GroupedSamples, donor_pool: int) -> Pr
         local=None if first.local is None else images("local"),
         drop=device_frontend.pack(images("drop")) if crops else images("drop"),
         replace=device_frontend.pack(images("replace")) if crops else images("replace"),
-        donor=donor,
+        donor=found.rows(),
         factors=rows("factors").permute(1, 2, 0).contiguous(),
         noise=None if first.noise is None else images("noise"),
         ids=[s.name for s in samples],

@@ -19,8 +19,9 @@ def resolve(settings: PretrainSettings, found: Mapping[str, Any] | None = None) 
     """
     epochs = settings.epochs
     autos = {
-        "optim": {"warmup": min(10.0, 0.1 * epochs), "freeze_last_layer": min(1.0, 0.01 * epochs)},
-        "losses": {"teacher_warmup": min(30.0, 0.3 * epochs)},
+        "optim.warmup": min(10.0, 0.1 * epochs),
+        "optim.freeze_last_layer": min(1.0, 0.01 * epochs),
+        "losses.teacher_warmup": min(30.0, 0.3 * epochs),
     }
     values = yaml.fill_auto(settings.model_dump(), autos)
     return ResolvedPretrainSettings.model_validate(yaml.merge(values, found or {}))

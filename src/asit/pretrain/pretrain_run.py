@@ -16,7 +16,6 @@ from asit.progress import duration
 from asit.runtime import World
 from asit.training import loop, run, run_dir
 from asit.training.metrics_log import Records
-from asit.training.open_data import CatalogueRequest
 
 log = logging.getLogger(__name__)
 
@@ -46,12 +45,13 @@ def pretrain(settings: PretrainSettings, *, resume: Resume = False, overwrite: b
         AsitError: the settings, the data or the folder do not fit, or training failed.
     """
 
-    def set_up(settings: PretrainSettings, open_catalogue: run.OpenCatalogue, world: World) -> PretrainSetup:
-        return prepare(settings, open_catalogue(CatalogueRequest.of(settings)), world)
-
-    with run.launch(settings, pretrain_resolve.check, set_up, resume=resume, overwrite=overwrite) as launched:
+    with run.launch(settings, pretrain_resolve.check, _set_up, resume=resume, overwrite=overwrite) as launched:
         outcome = launched.train(lambda records: _hooks(launched.setup, records))
     return PretrainResult(**launched.result(outcome), clips_per_second=outcome.clips_per_second)
+
+
+def _set_up(settings: PretrainSettings, open_catalogue: run.OpenCatalogue, world: World) -> PretrainSetup:
+    return prepare(settings, open_catalogue(None), world)
 
 
 def _hooks(setup: PretrainSetup, records: Records) -> list[tuple[int, loop.Hook]]:

@@ -71,7 +71,7 @@ def prepare(settings: PretrainSettings, catalogue: Catalogue, world: World) -> P
         ConfigError: a view holds no patch or is longer than a segment, or processes do not divide the batch.
         CatalogueError: the catalogue does not fit the settings.
     """
-    machine = choose_machine(settings, settings.views.keep_gb, world)
+    settings, precision, workers = choose_machine(settings, "views", world)
     front_end = open_data.measured(settings.front_end, catalogue)
     if settings.splits:
         rows = rows_of_splits(catalogue, settings.splits)
@@ -82,31 +82,28 @@ def prepare(settings: PretrainSettings, catalogue: Catalogue, world: World) -> P
     catalogue = _long_enough(settings, front_end, catalogue, frames[0])
     count = int(pretrain_dataset.segment_counts(catalogue, settings.views).sum())
     found = {
-        **machine.found(),
         "front_end": front_end.model_dump(),
-        "views": {**_lengths(settings, front_end, frames), "keep_gb": machine.keep_gb},
+        "views": _lengths(settings, front_end, frames),
         "batch_size": resources.fit_batch(settings.batch_size, settings.accumulate, count, world),
     }
     resolved = resolve(settings, found)
-    if settings.optim.warmup == "auto":
-        log.debug(f"optim.warmup auto: {resolved.optim.warmup:g} of {resolved.epochs} epochs")
     clips = PretrainDataset(catalogue, resolved, frames)
     masks = resolved.masking
     if not clips.has_donors and masks.replace > 0 and masks.replace_probability > 0:
         log.info("One clip per step: there is no other clip to replace from, so views are masked instead")
-    if resources.fits_in_memory(catalogue, front_end.rate, machine.keep_gb, "views.keep_gb"):
+    if resources.fits_in_memory(
+        catalogue, front_end.rate, resources.memory_limit(resolved.views.keep_gb), "views.keep_gb"
+    ):
         clips.waveforms.keep()
     order = shuffled(resolved.seed, count)
     if resolved.views.order == "blocks":
         order = in_blocks(resolved.seed, clips.positions(), resolved.views.block)
     task = method.ASiT(resolved, frames[0], torch.Generator().manual_seed(resolved.seed), world.device)
-    plan = plan_of(resolved, count, count, clip_per_parameter=resolved.optim.clip_per_parameter)
     size, total = (sum(p.numel() for p in part.parameters()) / 1e6 for part in (task.student.encoder, task.student))
     log.info(f"Encoder {resolved.encoder.size}: {size:.1f} M parameters, {total:.1f} M with heads")
     hours = catalogue.header["seconds"] / 3600
     log.info(f"Data: {len(catalogue)} recordings, {hours:.2f} h, {count} clips per epoch")
-    steps = plan.steps_per_epoch
-    log.info(f"{plan.total} steps: {resolved.epochs} epochs of {steps} steps of {resolved.batch_size} clips")
+    plan = plan_of(resolved, count, count, clip_per_parameter=resolved.optim.clip_per_parameter)
     return PretrainSetup(
         settings=resolved,
         catalogue=catalogue,
@@ -117,8 +114,8 @@ def prepare(settings: PretrainSettings, catalogue: Catalogue, world: World) -> P
         on_device=DeviceViews(resolved, frames, world.device) if clips.on_device else None,
         frames=frames[0],
         task=task,
-        precision=machine.precision,
-        workers=machine.workers,
+        precision=precision,
+        workers=workers,
         plan=plan,
     )
 

@@ -46,7 +46,7 @@ def dry_run(settings: PretrainSettings) -> DryRun:
     """
     pretrain_resolve.check(settings)
     with runtime.world(settings.device, settings.threads) as world:
-        listed = open_data.catalogue(open_data.CatalogueRequest.of(settings), None)
+        listed = open_data.of_run(settings, None)
         setup = prepare(settings, listed, world)
         settings = setup.settings
         micro = settings.batch_size // (world.size * settings.accumulate)

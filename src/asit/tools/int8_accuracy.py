@@ -44,8 +44,8 @@ def on_recordings(model: AudioModel, output: str | None, data: str, clips: int) 
     """
     path, known = Path(data), set(model.classes or ())
     named = path.is_dir() and any(part.is_dir() and part.name in known for part in path.iterdir())
-    wanted = open_data.CatalogueRequest(data, model.front_end.settings, BAD_FILES, "folder" if named else "auto")
-    catalogue = open_data.catalogue(wanted, None)
+    labels: open_data.Labels = "folder" if named else "auto"
+    catalogue = open_data.catalogue(data, model.front_end.settings, None, bad_files=BAD_FILES, labels=labels)
     classes = model.head is not None and output in (None, "scores", "logits")
     # The name without its folder, since the exported file may be published.
     return functools.partial(_compare, model, catalogue, path.name, _rows(catalogue, clips), classes)

@@ -173,7 +173,7 @@ def prepared(settings: PretrainSettings, request: PlanRequest) -> Iterator[tuple
             )
         scale, rate = 1.0, settings.front_end.rate
         if request.clips is None:
-            listed = open_data.catalogue(open_data.CatalogueRequest.of(settings), None)
+            listed = open_data.of_run(settings, None)
         else:
             count = min(max(256, 2 * settings.batch_size), request.clips)
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="asit-plan-")))

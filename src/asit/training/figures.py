@@ -45,9 +45,6 @@ def write_figure(
     Returns:
         The PNG's path. The npz file holds clean, corrupted and reconstructed as float16, mask as bool, and ids as
         strings.
-
-    Raises:
-        ValueError: arrays whose shapes differ.
     """
     values = {
         "clean": np.asarray(clean, np.float32),
@@ -55,9 +52,6 @@ def write_figure(
         "reconstructed": np.asarray(reconstructed, np.float32),
     }
     masked = np.asarray(mask, bool)
-    shapes = {name: array.shape for name, array in values.items()} | {"mask": masked.shape}
-    if len(set(shapes.values())) > 1 or masked.ndim != 3 or len(ids) != len(masked) or not len(ids):
-        raise ValueError(f"one shape (n, T, F), n at least 1, and n ids are expected, not {shapes} and {len(ids)} ids")
     figure = _draw(step, values, masked, [str(i) for i in ids], front_end)
     folder.mkdir(parents=True, exist_ok=True)
     stem = f"step-{step:08d}"

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -21,106 +20,93 @@ from asit.training import run_dir
 
 log = logging.getLogger(__name__)
 
+Labels = Literal["auto", "folder"]
+
 _FRONT_END_FREE = ("mean", "std", "padding")  # what the measured mean and std do not depend on
 
 
-@dataclass(frozen=True)
-class CatalogueRequest:
-    """The settings that decide a run's catalogue."""
+def of_run(
+    settings: RunSettings, out: Path | None, front_end: FrontEndSettings | None = None, *, rescan: bool = False
+) -> Catalogue:
+    """Return the catalogue of a run, see `catalogue`; fine-tuning reads sub-folders as classes.
 
-    data: str
-    front_end: FrontEndSettings
-    bad_files: float
-    labels: Literal["auto", "folder"] = "auto"
-    """Whether the sub-folders of a folder of recordings are its labels."""
-
-    @classmethod
-    def of(cls, settings: RunSettings, front_end: FrontEndSettings | None = None) -> CatalogueRequest:
-        """Return those of a run, with the front end of its model, if any; fine-tuning reads sub-folders as classes."""
-        labels: Literal["auto", "folder"] = "folder" if isinstance(settings, FinetuneSettings) else "auto"
-        return cls(settings.data, front_end or settings.front_end, settings.bad_files, labels)
+    Args:
+        settings: of the run.
+        out: the run's folder, or None.
+        front_end: of the model that the run starts from; None: that of the settings.
+        rescan: as for `catalogue`.
+    """
+    labels: Labels = "folder" if isinstance(settings, FinetuneSettings) else "auto"
+    given = front_end or settings.front_end
+    return catalogue(settings.data, given, out, bad_files=settings.bad_files, labels=labels, rescan=rescan)
 
 
-def catalogue(settings: CatalogueRequest, out: Path | None, *, rescan: bool = False) -> Catalogue:
+def catalogue(
+    data: str,
+    front_end: FrontEndSettings,
+    out: Path | None,
+    *,
+    bad_files: float,
+    labels: Labels = "auto",
+    rescan: bool = False,
+) -> Catalogue:
     """The catalogue that `data` is, or one made of the folder, table or tar shards that it is.
 
     `data` may be a catalogue or an index of shards, a folder or store that holds one under the name index.jsonl, tar
     shards without an index, a folder of recordings, or a table; the first three also as URLs.
 
     Args:
-        settings: data, front end, the budget of bad files, and what labels are.
+        data: see above.
+        front_end: under which the log-mel is measured.
         out: the run's folder, where a new catalogue is kept; None: a temporary one is made of the files' headers.
+        bad_files: share of unusable files that is allowed.
+        labels: whether the sub-folders of a folder of recordings are its labels.
         rescan: scan the recordings even if the run's folder has a catalogue, which may be of another run.
 
     Raises:
         CatalogueError: nothing usable there.
         StoreError: a store that cannot be reached, or shards that are missing or too short.
     """
-    if not settings.data:
+    if not data:
         raise ConfigError("no data were given", "a folder of recordings, a table or a catalogue", "pass --data FOLDER")
-    listed = tar_index.index_of(settings.data)
+    listed = tar_index.index_of(data)
     if listed is not None:
         found = Catalogue.read(listed)
         verify.verify_sizes(found)  # one request for each shard
         return found
-    if tars := tar_index.tars_of(settings.data):
-        return _of_tars(settings, tars, out, rescan)
-    given = Path(local_files.locate(settings.data))
-    if out is None:
-        with tempfile.TemporaryDirectory() as scratch:
-            return scan.build(
-                given,
-                Path(scratch) / run_dir.CATALOGUE,
-                front_end=settings.front_end,
-                check="header",
-                bad_files=settings.bad_files,
-                statistics_clips=64,
-                labels=settings.labels if given.is_dir() else "auto",
-                progress=counter("looking at headers"),
-            )
-    place = out / run_dir.CATALOGUE
-    if not rescan and place.exists():
-        return Catalogue.read(place)
-    made = not out.exists()
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        found = scan.build(
-            given,
-            place,
-            front_end=settings.front_end,
-            bad_files=settings.bad_files,
-            labels=settings.labels if given.is_dir() else "auto",
-            restart=_other_scan(out / f"{run_dir.CATALOGUE}.partial", given, settings.front_end),
-            progress=counter("checking files"),
-        )
-        if passed := describe_ignored(found.header["ignored"]):
-            log.info(passed)
-        return found
-    except AsitError:
-        if made and not any(out.iterdir()):  # no data, no folder
-            out.rmdir()
-        raise
-
-
-def _of_tars(settings: CatalogueRequest, tars: Sequence[str], out: Path | None, rescan: bool) -> Catalogue:
-    """The catalogue of tar shards without an index; in a run's folder it is kept."""
     place = None if out is None else out / run_dir.CATALOGUE
+    tars = tar_index.tars_of(data)
+    given = None if tars else Path(local_files.locate(data))
     if place is not None and not rescan and place.exists():
         return Catalogue.read(place)
-    made = tar_index.build(
-        tars,
-        settings.front_end,
-        labelled=settings.labels == "folder",
-        bad_files=settings.bad_files,
-        statistics_clips=64 if out is None else 1000,
-        progress=counter("looking at shards", "shards"),
-    )
-    if passed := describe_ignored(made.header["ignored"]):
-        log.info(passed)
-    if place is not None:
+    if given is None:
+        show = counter("looking at shards", "shards")
+        few, labelled = 64 if place is None else 1000, labels == "folder"
+        found = tar_index.build(
+            tars, front_end, labelled=labelled, bad_files=bad_files, statistics_clips=few, progress=show
+        )
+        if place is not None:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            found.write(place)
+    else:
+        labels = labels if given.is_dir() else "auto"
+        build = functools.partial(scan.build, given, front_end=front_end, bad_files=bad_files, labels=labels)
+        if place is None:
+            with tempfile.TemporaryDirectory() as scratch:
+                show = counter("looking at headers")
+                return build(Path(scratch) / run_dir.CATALOGUE, check="header", statistics_clips=64, progress=show)
+        made = not place.parent.exists()
         place.parent.mkdir(parents=True, exist_ok=True)
-        made.write(place)
-    return made
+        try:
+            restart = _other_scan(place.with_name(f"{place.name}.partial"), given, front_end)
+            found = build(place, restart=restart, progress=counter("checking files"))
+        except AsitError:
+            if made and not any(place.parent.iterdir()):  # no data, no folder
+                place.parent.rmdir()
+            raise
+    if passed := describe_ignored(found.header["ignored"]):
+        log.info(passed)
+    return found
 
 
 def _other_scan(partial: Path, given: Path, front_end: FrontEndSettings) -> bool:

@@ -204,16 +204,20 @@ def load_optimiser_tensors(optimiser: torch.optim.Optimizer, tensors: dict[str, 
 
 def _check_moments(name: str, parameter: Tensor, held: Mapping[str, Tensor]) -> None:
     shapes = {"step": (), "exp_avg": tuple(parameter.shape), "exp_avg_sq": tuple(parameter.shape)}
-    wrong = [f"no {field}" for field in shapes if field not in held] + [f"a {field}" for field in {*held} - {*shapes}]
-    for field in shapes.keys() & held.keys():
-        value = held[field]
-        if value.dtype != torch.float32 or tuple(value.shape) != shapes[field]:
-            wrong.append(f"{field} of {value.dtype} {tuple(value.shape)}")
-        elif not value.isfinite().all() or (field != "exp_avg" and (value < 0).any()):
-            wrong.append(f"{field} with numbers that AdamW never has")
+    wrong = sorted(held.keys() - shapes.keys())
+    for field, shape in shapes.items():
+        value = held.get(field)
+        if (
+            value is None
+            or value.dtype != torch.float32
+            or tuple(value.shape) != shape
+            or not value.isfinite().all()
+            or (field != "exp_avg" and (value < 0).any())
+        ):
+            wrong.append(field)
     if wrong:
         raise CheckpointError(
-            f"the checkpoint has for {name} of the optimiser {', '.join(sorted(wrong))}",
-            f"step, exp_avg and exp_avg_sq in float32, the last two of shape {tuple(parameter.shape)}",
+            f"the checkpoint's AdamW state of {name} is not that of this parameter: {', '.join(wrong)}",
+            f"finite step, exp_avg and exp_avg_sq in float32, the last two of shape {tuple(parameter.shape)}",
             "resume from an older checkpoint: remove this one's folder and resume again",
         )

@@ -6,8 +6,6 @@ import logging
 import os
 from typing import Literal
 
-import torch
-
 from asit.data.catalogue.catalogue import Catalogue
 from asit.errors import CatalogueError, ConfigError
 from asit.io.child_process import usable_cpus
@@ -62,13 +60,6 @@ def loader_workers(wanted: int | Literal["auto"], world: World) -> int:
         workers, why = max(1, min(8, cores // here - 1)), f"{cores} cores for {here} processes"
     log.debug(f"Using {workers} loader workers: {why}")
     return workers
-
-
-def log_threads(world: World) -> None:
-    """Log how many threads a run on a CPU computes with, since its last bits depend on them."""
-    if world.device.type == "cpu":
-        number = torch.get_num_threads()
-        log.info(f"Using {number} CPU thread{'s' * (number > 1)}; resume keeps this for bit-identical results")
 
 
 def memory_limit(wanted: float | Literal["auto"]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from asit import runtime
-from asit.config import RunSettings
+from asit.config import FrontEndSettings, RunSettings
 from asit.config.presets import Resume
 from asit.data.catalogue.catalogue import Catalogue
 from asit.errors import AsitError, CatalogueError, CheckpointError, ConfigError, TrainingError
@@ -33,8 +34,8 @@ log = logging.getLogger(__name__)
 Tensors = dict[str, torch.Tensor]
 S = TypeVar("S", bound=RunSettings)
 T = TypeVar("T", bound=Setup[Any])
-OpenCatalogue = Callable[[open_data.CatalogueRequest], Catalogue]
-"""Opens the run's catalogue, or makes it."""
+OpenCatalogue = Callable[[FrontEndSettings | None], Catalogue]
+"""Opens the run's catalogue, or makes it, under the front end of the model that the run starts from, if any."""
 Prepare = Callable[[S, OpenCatalogue, World], T]
 """Settings, checked, to all parts of a run."""
 Hooks = Callable[[Records], Sequence[tuple[int, loop.Hook]]]
@@ -91,12 +92,11 @@ def launch(
         _processes(settings) as world,
         claimed(settings, out, world, resume=resume, overwrite=overwrite) as (settled, before, log_lines),
     ):
-        setup = prepare(settled, lambda wanted: _catalogue(wanted, out, world, resumed=before is not None), world)
+        resumed = before is not None
+        setup = prepare(settled, lambda front_end: _catalogue(settled, front_end, world, resumed=resumed), world)
         step, optimiser_state = _start(setup, before, world)
-        with _unless_nothing_done(out, world, resumed=before is not None):
-            yield Launched(
-                setup=setup, resumed=before is not None, step=step, optimiser_state=optimiser_state, log=log_lines
-            )
+        with _unless_nothing_done(out, world, resumed=resumed):
+            yield Launched(setup=setup, resumed=resumed, step=step, optimiser_state=optimiser_state, log=log_lines)
 
 
 @contextlib.contextmanager
@@ -124,11 +124,15 @@ def _is_of_processes(error: RuntimeError) -> bool:
     return isinstance(error, torch.distributed.DistError) or any(sign in str(error) for sign in signs)
 
 
-def _catalogue(wanted: open_data.CatalogueRequest, out: Path, world: World, *, resumed: bool) -> Catalogue:
+def _catalogue(settings: RunSettings, front_end: FrontEndSettings | None, world: World, *, resumed: bool) -> Catalogue:
     """Return the run's catalogue: the main process makes it where there is none, and the others read it."""
-    made: Catalogue | None = together(world, lambda: open_data.catalogue(wanted, out, rescan=not resumed), world.main)
-    read = together(world, lambda: open_data.catalogue(wanted, out), made is None)
-    return read if made is None else made
+    made, read = (
+        functools.partial(open_data.of_run, settings, Path(settings.out), front_end, rescan=rescan)
+        for rescan in (not resumed, False)
+    )
+    found: Catalogue | None = together(world, made, world.main)
+    others: Catalogue | None = together(world, read, found is None)
+    return others if found is None else found  # type: ignore[return-value]
 
 
 def _start(setup: Setup[Any], before: RunSettings | None, world: World) -> tuple[int, Tensors]:

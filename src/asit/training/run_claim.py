@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any, TypeVar
@@ -72,25 +72,21 @@ def claimed(
         resumed = together(world, claim)
         before: S | None = together(world, lambda: run_dir.read_settings(out, type(settings)) if resumed else None)
         if before is not None:
-            _use_same_threads(settings.threads, run_dir.began_with(out), world)
+            _use_same_threads(settings.threads, run_dir.environment(out), world)
             settings = run_dir.settle(settings, before)
         yield settings, before, log_lines
 
 
-def _use_same_threads(wanted: int, began: tuple[int, int] | None, world: World) -> None:
-    """Use as many CPU threads as the run started with, unless a number was given: its last bits depend on them.
-
-    Args:
-        wanted: threads; 0: no number was given.
-        began: processes that the run started with, and threads of each; None: not known. With another number of
-            processes the bits differ anyway.
-    """
-    if world.device.type != "cpu" or began is None or began[0] != world.size:
+def _use_same_threads(wanted: int, began: Mapping[str, Any], world: World) -> None:
+    """Use as many CPU threads as the run began with, unless a number (not 0) is `wanted`: last bits depend on them."""
+    now, then = torch.get_num_threads(), began.get("threads", 0)
+    # With another number of processes the bits differ anyway.
+    known = type(then) is int and 0 < then < 1 << 16 and began.get("processes") == world.size
+    if world.device.type != "cpu" or not known or then == now:
         return
-    now, then = torch.get_num_threads(), began[1]
-    if wanted and now != then:
+    if wanted:
         log.info(f"Using {now} CPU threads as requested; only the {then} that the run began with resume it bit for bit")
-    elif now != then:
+    else:
         torch.set_num_threads(then)
         log.info(
             f"Using {then} CPU threads, as when the run began, for bit-identical results (--threads {now} for more)"
@@ -102,9 +98,8 @@ def _restarted(out: Path, world: World) -> bool:
     restarts = world.gather(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
     if not max(restarts):  # a machine that joined later has not been restarted itself
         return False
-    began = world.gather(run_dir.begun_under(out) if world.main else None)[0]
-    mine = world.gather(torchrun_id() if world.main else None)[0]
-    return began is not None and began == mine
+    began = run_dir.environment(out).get("elastic") if (out / run_dir.CONFIG).exists() else None
+    return bool(world.gather(began is not None and began == torchrun_id())[0])
 
 
 def torchrun_id() -> str | None:

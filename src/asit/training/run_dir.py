@@ -7,8 +7,9 @@ at most a catalogue, and the files of an interrupted scan, which the next start 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from asit.config import Settings, yaml
 from asit.errors import ConfigError
@@ -27,40 +28,14 @@ RESULTS = "results.json"
 SCORES = "scores"
 REPORT = "report.html"
 OWN = frozenset(
-    {
-        CONFIG,
-        ENVIRONMENT,
-        CATALOGUE,
-        CHECKPOINTS,
-        MODEL,
-        BEST,
-        FIGURES,
-        RESULTS,
-        SCORES,
-        lock.NAME,
-        "metrics.jsonl",
-        "log.txt",
-        "tensorboard",
-    }
-    | {REPORT, "catalogue.skipped.jsonl", "catalogue.jsonl.partial"}
+    {CONFIG, ENVIRONMENT, CATALOGUE, CHECKPOINTS, MODEL, BEST, FIGURES, RESULTS, SCORES, REPORT, lock.NAME}
+    | {"metrics.jsonl", "log.txt", "tensorboard", "catalogue.skipped.jsonl", "catalogue.jsonl.partial"}
 )
 """All names that a run writes."""
 
 MAY_CHANGE = (
-    "out",
-    "data",
-    "device",
-    "threads",
-    "workers",
-    "stop_after",
-    "bad_files",
-    "compile",
-    "score_batch",
-    "records.",
-    "probe.",
-    "process_timeout",
-    "parallel",
-    "checkpoint_activations",
+    *("out", "data", "device", "threads", "workers", "stop_after", "bad_files", "compile", "score_batch", "records."),
+    *("probe.", "process_timeout", "parallel", "checkpoint_activations"),
 )
 """Settings that may change on resume: they do not affect the steps."""
 
@@ -80,13 +55,9 @@ def claim(folder: Path, *, resume: bool, overwrite: bool) -> bool:
     begun = CONFIG in there
     if resume:
         if not begun:
-            raise ConfigError(
-                f"{folder} holds no run to resume" + (f": it has {', '.join(there[:5])}" if there else ": it is empty")
-                if folder.exists()
-                else f"{folder} is not there",
-                f"a run's folder, with {CONFIG}",
-                "start the run without --resume",
-            )
+            held = f"has {', '.join(there[:5])}" if there else "is empty"
+            found = f"{folder} " + (f"holds no run to resume: it {held}" if folder.exists() else "is not there")
+            raise ConfigError(found, f"a run's folder, with {CONFIG}", "start the run without --resume")
         return True
     if foreign:
         raise ConfigError(
@@ -139,27 +110,12 @@ def read_settings(folder: Path, kind: type[S]) -> S:
     return yaml.build(kind, found, str(path))
 
 
-def begun_under(folder: Path) -> str | None:
-    """Return the id of the torchrun call that started the run; None: none did, or there is no run."""
+def environment(folder: Path) -> Mapping[str, Any]:
+    """Return what is recorded of the start of the run in a folder; nothing where there is none, or it is damaged."""
     try:
-        if not (folder / CONFIG).exists():
-            return None
-        found = parsing.json_object(folder / ENVIRONMENT, ConfigError).get("elastic")
+        return parsing.json_object(folder / ENVIRONMENT, ConfigError)
     except (OSError, ConfigError):
-        return None
-    return found if isinstance(found, str) else None
-
-
-def began_with(folder: Path) -> tuple[int, int] | None:
-    """Return the processes that the run started with, and the CPU threads of each; None: they are not recorded."""
-    try:
-        found = parsing.json_object(folder / ENVIRONMENT, ConfigError)
-    except ConfigError:
-        return None
-    counts = found.get("processes"), found.get("threads")
-    if not all(type(count) is int and 0 < count < 1 << 16 for count in counts):
-        return None
-    return int(found["processes"]), int(found["threads"])
+        return {}
 
 
 def settle(settings: S, begun: S) -> S:

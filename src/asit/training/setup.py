@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
+import torch
+
 from asit import runtime
 from asit.config import RunSettings
 from asit.data.catalogue.catalogue import Catalogue
@@ -24,6 +26,7 @@ from asit.training.trainable import Trainable
 log = logging.getLogger(__name__)
 
 B = TypeVar("B", bound=TensorBatch)
+R = TypeVar("R", bound=RunSettings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,47 +86,39 @@ class Setup(ABC, Generic[B]):
         return batch if self.on_device is None else self.on_device(batch)
 
 
-@dataclass(frozen=True)
-class Machine:
-    """What a run uses of the machine.
+def choose_machine(settings: R, group: Literal["views", "input"], world: World) -> tuple[R, Precision, int]:
+    """Resolve what depends on the machine, and log the choices.
 
-    Attributes:
-        precision: arithmetic of the networks.
-        workers: loader processes of each process.
-        front_end_on: where log-mels are computed.
-        keep_gb: GB of decoded recordings that a loader process may keep in memory.
+    Args:
+        settings: of the run.
+        group: of the settings that holds `keep_gb`.
+        world: processes and device.
+
+    Returns:
+        The settings with precision, place of the log-mels and memory resolved, the arithmetic of the networks, and the
+        number of loader processes of each process.
     """
-
-    precision: Precision
-    workers: int
-    front_end_on: Literal["loader", "device"]
-    keep_gb: float
-
-    def found(self) -> dict[str, Any]:
-        """Return the settings that this resolves."""
-        return {"precision": self.precision.name, "front_end_on": self.front_end_on}
-
-
-def choose_machine(settings: RunSettings, keep_gb: float | Literal["auto"], world: World) -> Machine:
-    """Resolve the settings of precision, workers, front end and memory, and log the choices."""
     log.info(f"Using {world.device}: {world.reason}")
     precision = runtime.precision(settings.precision, world)
     log.info(f"Using {precision.name} arithmetic: {precision.reason}")
-    resources.log_threads(world)
+    if world.device.type == "cpu":
+        number = torch.get_num_threads()
+        log.info(f"Using {number} CPU thread{'s' * (number > 1)}; resume keeps this for bit-identical results")
     # Kept in config.yaml as resolved: the two round differently.
-    front_end_on = settings.front_end_on
-    if front_end_on == "auto":
-        front_end_on = "device" if world.device.type == "cuda" else "loader"
-    if front_end_on == "device":
+    place = settings.front_end_on
+    if place == "auto":
+        place = "device" if world.device.type == "cuda" else "loader"
+    if place == "device":
         log.debug(f"log-mels: on {world.device}, a batch at once; the loader returns waveforms")
     if world.device.type == "cuda":
         log.debug(attention_backends(world.device))
     workers = resources.loader_workers(settings.workers, world)
-    return Machine(precision, workers, front_end_on, resources.memory_limit(keep_gb))
+    kept = {"keep_gb": resources.memory_limit(getattr(settings, group).keep_gb)}
+    return settings.changed({"precision": precision.name, "front_end_on": place, group: kept}), precision, workers
 
 
 def plan_of(settings: RunSettings, count: int, clips: int, *, clip_per_parameter: bool = False) -> loop.Plan:
-    """Return the plan of a run.
+    """Return the plan of a run, and log its length.
 
     Args:
         settings: resolved.
@@ -132,6 +127,8 @@ def plan_of(settings: RunSettings, count: int, clips: int, *, clip_per_parameter
         clip_per_parameter: clip each tensor's gradient by itself.
     """
     steps = count // settings.batch_size
+    text = f"{settings.epochs} epochs of {steps} steps of {settings.batch_size} clips"
+    log.info(f"{settings.epochs * steps} steps: {text}")
     return loop.Plan(
         total=settings.epochs * steps,
         steps_per_epoch=steps,

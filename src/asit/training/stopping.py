@@ -7,9 +7,8 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,13 +71,7 @@ def checks_late(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def spoilt(parts: Mapping[str, Tensor]) -> Tensor:
-    """Return 1 if any of these () tensors is not finite, else 0: () float32, on their device."""
-    return (~torch.isfinite(torch.stack([value.float().reshape(()) for value in parts.values()])).all()).float()
-
-
-@dataclass
-class _Step:
+class _Step(NamedTuple):
     """A step whose flag is being copied to the host."""
 
     step: int
@@ -114,15 +107,14 @@ class LateCheck:
             micros: its micro-batches, kept until the flag is read.
             parts: () tensors, the gradient's norm among them.
         """
-        bad = spoilt(parts)
+        finite = torch.isfinite(torch.stack([value.float().reshape(()) for value in parts.values()])).all()
+        bad = (~finite).float()
         self.world.sum_(bad)
         optimiser.grad_scale, optimiser.found_inf = None, bad.clamp(max=1.0)
-        copied = None
+        flag, copied = bad.clone(), None
         if bad.device.type == "cuda":
             flag = torch.empty((), pin_memory=True).copy_(bad, non_blocking=True)
             copied = torch.cuda.current_stream(bad.device).record_event()
-        else:
-            flag = bad.clone()
         self._open = _Step(step, micros, parts, flag, copied)
 
     def read(self) -> None:
