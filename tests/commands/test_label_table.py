@@ -45,13 +45,10 @@ def test_windows_show_as_many_labels_as_fit_and_one_at_least() -> None:
     assert lines[2].endswith("… 1.000")
 
 
-def test_nothing_above_the_threshold_is_said() -> None:
+def test_headings_and_what_stands_in_for_no_labels() -> None:
     assert list(label_table.table_lines("a.wav", 2.0, [], 60, timed=True))[1] == "  no label above the threshold"
-
-
-def test_names_cannot_steer_the_terminal() -> None:
     lines = list(label_table.table_lines("\x1b[2Jevil\n.wav", 1.0, CLIP, 80, timed=False))
-    assert lines[0] == "\\x1b[2Jevil\\x0a.wav  1.00 s"
+    assert lines[0] == "\\x1b[2Jevil\\x0a.wav  1.00 s"  # names cannot steer the terminal
 
 
 def test_json_and_csv_are_read_back() -> None:

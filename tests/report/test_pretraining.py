@@ -18,7 +18,7 @@ import yaml
 from asit.config import FrontEndSettings, PretrainSettings
 from asit.errors import AsitError, ConfigError
 from asit.report import probe_table_html, report
-from asit.report.charts import Chart, thin
+from asit.report.charts import chart, thin
 from asit.report.run_reader import RunFolder
 from asit.training.figures import write_figure
 
@@ -167,12 +167,21 @@ def test_a_resumed_run_keeps_the_repeated_steps(tmp_path: Path, text: str) -> No
     assert held.resumes == [20]
 
 
-def test_damaged_lines_and_nan_are_survived(run: Path, page_of: Any) -> None:
+def test_damaged_parts_are_named(run: Path, page_of: Any) -> None:
     lines = (run / "metrics.jsonl").read_text().splitlines()
     lines[3] = lines[3][:40]
     lines[5] = lines[5].replace('"local": 6.5', '"local": NaN')
     (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    assert "1 unreadable lines of metrics.jsonl" in page_of(run).text
+    add_figures(run, (50,))
+    (run / "figures" / "step-00000050.npz").write_bytes(b"PK\x03\x04 torn")
+    text = page_of(run).text
+    assert "1 unreadable lines of metrics.jsonl" in text
+    assert "step-00000050.npz cannot be read" in text
+    (run / "report.html").unlink()
+    (run / "config.yaml").write_text("a: [1\nb: 2")
+    with pytest.raises(ConfigError, match=r"config\.yaml cannot be read"):
+        report(run)
+    assert not (run / "report.html").exists()
 
 
 @pytest.mark.parametrize("kept", ["config.yaml", "metrics.jsonl"])
@@ -206,13 +215,6 @@ def test_a_folder_that_is_not_a_run(tmp_path: Path, run: Path) -> None:
     (run / "model").mkdir()
     with pytest.raises(AsitError, match=r"this looks like a run: .*/run$"):
         report(run / "model")
-
-
-def test_a_damaged_config_is_named(run: Path) -> None:
-    (run / "config.yaml").write_text("a: [1\nb: 2")
-    with pytest.raises(ConfigError, match=r"config\.yaml cannot be read"):
-        report(run)
-    assert not (run / "report.html").exists()
 
 
 def test_first_middle_and_last_figure_with_sound(run: Path, page_of: Any) -> None:
@@ -255,12 +257,6 @@ def test_composite_keeps_the_clean_values_outside_the_mask(run: Path, page_of: A
     assert composite[32, 16] < dark
     assert composite[96, 48] < dark  # low band, masked: the reconstruction, which is upside down
     assert composite[32, 48] > light
-
-
-def test_a_damaged_figure_is_named(run: Path, page_of: Any) -> None:
-    add_figures(run, (50,))
-    (run / "figures" / "step-00000050.npz").write_bytes(b"PK\x03\x04 torn")
-    assert "step-00000050.npz cannot be read" in page_of(run).text
 
 
 def test_a_page_replaces_nothing_but_a_page(run: Path, tmp_path: Path) -> None:
@@ -323,6 +319,6 @@ def test_thinning_keeps_extremes_and_means() -> None:
 
 
 def test_a_chart_without_finite_values_is_drawn() -> None:
-    assert "to nan at step 2" in Chart("Loss", "", {"Loss": ([1, 2], [1.0, math.nan])}).html()
-    assert "<svg" in Chart("Loss", "", {"Loss": ([1, 2], [math.nan, math.inf])}).html()
-    assert Chart("Loss", "", {"Loss": ([], [])}).html() == ""
+    assert "to nan at step 2" in chart("Loss", "", {"Loss": ([1, 2], [1.0, math.nan])})
+    assert "<svg" in chart("Loss", "", {"Loss": ([1, 2], [math.nan, math.inf])})
+    assert chart("Loss", "", {"Loss": ([], [])}) == ""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import tyro
 
 from asit.errors import ConfigError
-from asit.terminal.options import Device, Threads, parse, pick
+from asit.terminal.options import Device, Model, Threads, parse, pick
 
 if TYPE_CHECKING:
     from asit.data.catalogue.catalogue import Catalogue
@@ -23,8 +23,7 @@ V = TypeVar("V")
 
 @dataclass
 class ProbeOptions:
-    model: Annotated[str, tyro.conf.Positional]
-    """Model folder, such as RUN/model."""
+    model: Model
     table: Annotated[str, tyro.conf.Positional]
     """Labelled table (CSV, TSV, JSONL) with path, label, split (train, test); or a catalogue or shards with these."""
     clips: int = 1_000_000
@@ -53,8 +52,7 @@ def probe(prog: str, summary: str, given: list[str]) -> int:
 
 @dataclass
 class EvaluateOptions:
-    model: Annotated[str, tyro.conf.Positional]
-    """Model folder, such as RUN/model: of pretraining (an encoder) or of fine-tuning (with a head)."""
+    model: Model
     data: str
     """Catalogue, table (CSV, TSV, JSONL), or folder with a folder for each class."""
     probe: str | None = None

@@ -7,7 +7,6 @@ import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -30,11 +29,19 @@ BINS = 240
 """Most points of a curve: the mean of each bin of steps, and a band from its smallest to its largest value."""
 
 
-@dataclass(frozen=True)
-class Chart:
-    """Values over steps, or over another axis.
+def chart(
+    title: str,
+    note: str,
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    limit: tuple[float, str] | None = None,
+    percent: bool = False,
+    resumes: Sequence[float] = (),
+    axis: str = "step",
+    lasts: bool = True,
+) -> Markup:
+    """Return a <figure> with title, last value, SVG with its text alternative, and legend; empty without points.
 
-    Attributes:
+    Args:
         title: printed above the chart.
         note: what to look for; printed below the title.
         series: name -> (steps, values); with two or more there is a legend.
@@ -44,57 +51,40 @@ class Chart:
         axis: name of the horizontal axis.
         lasts: show the last value of each series in the legend.
     """
-
-    title: str
-    note: str
-    series: Mapping[str, tuple[Sequence[float], Sequence[float]]]
-    limit: tuple[float, str] | None = None
-    percent: bool = False
-    resumes: Sequence[float] = ()
-    axis: str = "step"
-    lasts: bool = True
-
-    def html(self) -> Markup:
-        """Return a <figure> with title, last value, SVG with its text alternative, and legend; empty without points."""
-        if not any(len(x) for x, _ in self.series.values()):
-            return Markup()
-        figure = Figure(figsize=(3.4, 2.0))
-        axis = figure.add_axes((0.165, 0.2, 0.8, 0.76))  # an automatic layout doubles the time
-        texts, legend = [f"{self.title}."], []
-        for (colour, variable), (name, (x, y)) in zip(
-            itertools.cycle(_SERIES.items()), self.series.items(), strict=False
-        ):
-            steps, middle, low, high = thin(x, y)
-            dots = "o" if len(steps) < 30 else None
-            axis.plot(steps, middle, color=colour, linewidth=1.6, marker=dots, markersize=2.5)
-            if len(x) > BINS:
-                axis.fill_between(steps, low, high, color=colour, alpha=0.22, linewidth=0)
-            first, last = (self._number(float(value)) for value in (y[0], y[-1]))
-            texts.append(f"{name}: from {first} at {self.axis} {x[0]:,.0f} to {last} at {self.axis} {x[-1]:,.0f}.")
-            legend.append((variable, name, last if self.lasts else ""))
-        for step in self.resumes:
-            axis.axvline(step, color=_INK, linewidth=0.6, linestyle=":")
-        if self.limit and math.isfinite(self.limit[0]):
-            level, label = self.limit
-            axis.axhline(level, color=_INK, linewidth=0.8, linestyle="--")
-            at = ("axes fraction", "data")
-            axis.annotate(label, (0.01, level), xycoords=at, color=_INK, fontsize=8, va="bottom")
-            axis.margins(y=0.14)
-        _style(axis, self.percent)
-        axis.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-        axis.set_xlabel(self.axis, fontsize=8, color=_INK)
-        single = len(legend) == 1
-        return part(
-            "chart",
-            self.title,
-            self.note,
-            last if single else "",
-            _inline(figure, texts),
-            [] if single else legend,
-        )
-
-    def _number(self, value: float) -> str:
-        return f"{value:.1%}" if self.percent else number(value)
+    if not any(len(x) for x, _ in series.values()):
+        return Markup()
+    figure = Figure(figsize=(3.4, 2.0))
+    plot = figure.add_axes((0.165, 0.2, 0.8, 0.76))  # an automatic layout doubles the time
+    texts, legend = [f"{title}."], []
+    for (colour, variable), (name, (x, y)) in zip(itertools.cycle(_SERIES.items()), series.items(), strict=False):
+        steps, middle, low, high = thin(x, y)
+        dots = "o" if len(steps) < 30 else None
+        plot.plot(steps, middle, color=colour, linewidth=1.6, marker=dots, markersize=2.5)
+        if len(x) > BINS:
+            plot.fill_between(steps, low, high, color=colour, alpha=0.22, linewidth=0)
+        first, last = (f"{value:.1%}" if percent else number(float(value)) for value in (y[0], y[-1]))
+        texts.append(f"{name}: from {first} at {axis} {x[0]:,.0f} to {last} at {axis} {x[-1]:,.0f}.")
+        legend.append((variable, name, last if lasts else ""))
+    for step in resumes:
+        plot.axvline(step, color=_INK, linewidth=0.6, linestyle=":")
+    if limit and math.isfinite(limit[0]):
+        level, label = limit
+        plot.axhline(level, color=_INK, linewidth=0.8, linestyle="--")
+        at = ("axes fraction", "data")
+        plot.annotate(label, (0.01, level), xycoords=at, color=_INK, fontsize=8, va="bottom")
+        plot.margins(y=0.14)
+    _style(plot, percent)
+    plot.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    plot.set_xlabel(axis, fontsize=8, color=_INK)
+    single = len(legend) == 1
+    return part(
+        "chart",
+        title,
+        note,
+        last if single else "",
+        _inline(figure, texts),
+        [] if single else legend,
+    )
 
 
 def thin(x: Sequence[float], y: Sequence[float]) -> tuple[Floats, Floats, Floats, Floats]:

@@ -13,7 +13,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from asit.report.charts import Chart
+from asit.report.charts import chart
 from asit.report.score_records import Scores, plain, shown
 from asit.report.templates import part
 
@@ -178,4 +178,4 @@ def confidence(held: Scores, single: bool) -> Markup:
     note = f"answers with a score of 80 % should be right 8 times in 10; calibration error {error:.1%} ({BINS} bins)"
     lines = {"share right": (list(100 * mean), list(share)), "ideal": ([0.0, 100.0], [0.0, 1.0])}
     charts = (("Calibration", note, lines), ("Scores", "share of each kind by score, in bins of 5 %", shares))
-    return part("charts", [Chart(*chart, percent=True, axis="score, %", lasts=False).html() for chart in charts])
+    return part("charts", [chart(*each, percent=True, axis="score, %", lasts=False) for each in charts])

@@ -14,7 +14,7 @@ from asit.config.yaml import flat
 from asit.errors import AsitError
 from asit.report import mistakes, run_sections
 from asit.report.audio_player import Recordings
-from asit.report.charts import Chart
+from asit.report.charts import chart
 from asit.report.class_results import class_table, confidence, confusion
 from asit.report.run_reader import RunFolder
 from asit.report.score_records import SHARES, ResultRecord, Scores, chief, label_share, plain, run_records, shown, start
@@ -115,7 +115,7 @@ def learning_curves(run: RunFolder) -> Markup:
         text = plain(name)
         title = _TITLES.get(name, text if name.startswith("mA") else text[:1].upper() + text[1:])
         percent = name in SHARES or name == "data_wait"
-        charts.append(Chart(title, note, drawn[name], percent=percent, resumes=run.resumes).html())
+        charts.append(chart(title, note, drawn[name], percent=percent, resumes=run.resumes))
     return part("charts", charts, curves=True)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from asit.config import PretrainSettings
-from asit.report.charts import Chart
+from asit.report.charts import chart
 from asit.report.reconstructions import reconstructions
 from asit.report.run_reader import RunFolder
 from asit.report.run_sections import Series, curves, data, environment, events, progress, settings
@@ -101,8 +101,7 @@ def _charts(run: RunFolder, drawn: Mapping[str, Series], entries: Mapping[str, t
     for name, (title, note) in entries.items():
         if name in drawn:
             percent = name in ("mask_share", "data_wait")
-            chart = Chart(title, note, {title: drawn[name]}, _limit(run, name), percent, resumes=run.resumes)
-            made.append(chart.html())
+            made.append(chart(title, note, {title: drawn[name]}, _limit(run, name), percent, resumes=run.resumes))
     return made
 
 
@@ -134,6 +133,6 @@ def _probe(run: RunFolder) -> Markup:
         held = line.get("features", {})
         shares = [f"{held[name]:.1%}" if held.get(name) is not None else "" for name in features]
         rows.append((f"{line['step']:,}", f"{line['accuracy']:.1%}", *shares))
-    chart = Chart("Probe accuracy", note, features or overall, percent=True).html()
+    drawn = chart("Probe accuracy", note, features or overall, percent=True)
     table = part("table", ["step", "accuracy", *features], rows, "")
-    return part("charts", [chart]) + part("details", "All probes", table)
+    return part("charts", [drawn]) + part("details", "All probes", table)
