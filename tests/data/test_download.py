@@ -8,9 +8,7 @@ import hashlib
 import io
 import shutil
 import sys
-import tarfile
 import time
-import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -20,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from archives import write_tar, write_zip
 
 from asit import cli, logs
 from asit.commands.download import _progress
@@ -33,33 +32,15 @@ from asit.io import atomic
 DATA = np.random.default_rng(1).integers(0, 256, 10_000, dtype=np.uint8).tobytes()
 
 
-def tgz(files: dict[str, bytes]) -> bytes:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w:gz") as packed:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            packed.addfile(info, io.BytesIO(content))
-    return out.getvalue()
-
-
-def zipped(files: dict[str, bytes]) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as packed:
-        for name, content in files.items():
-            packed.writestr(name, content)
-    return out.getvalue()
-
-
 WORDS = {"./yes/a.wav": DATA[:5000], "./yes/b.wav": DATA[5000:9000], "./yes/._b.wav": b"fork", "./README.md": b"hello"}
 TEST = {"./yes/t.wav": DATA[9000:9900]}
 
 
-def source(server: Any) -> DownloadSource:
+def source(server: Any, folder: Path) -> DownloadSource:
     """A miniature of Speech Commands V1: two archives, each to a folder of its own."""
     archives = []
     for name, files, count in (("train", WORDS, 2), ("test", TEST, 1)):
-        content = server.files[f"/{name}.tar.gz"] = tgz(files)
+        content = server.files[f"/{name}.tar.gz"] = write_tar(folder / name, [*files.items()]).read_bytes()
         sha = hashlib.sha256(content).hexdigest()
         url = f"{server.url}/{name}.tar.gz"
         archives.append(Archive(url, f"{name}.tar.gz", len(content), 16_000, count, sha256=sha, folder=name))
@@ -71,7 +52,7 @@ Get = Callable[..., downloads.Downloaded]
 
 @pytest.fixture
 def get(server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Get:
-    monkeypatch.setitem(SOURCES, "mini", source(server))
+    monkeypatch.setitem(SOURCES, "mini", source(server, tmp_path))
     monkeypatch.setattr(time, "sleep", lambda _: None)
     return partial(download, "mini", tmp_path / "data" / "mini")
 
@@ -272,7 +253,9 @@ def test_the_real_digits_from_the_command_line(
     recordings = sorted((shared_data / "free-spoken-digit-dataset" / "recordings").glob("*.wav"))
     top = "free-spoken-digit-dataset-d6938f9bf1545aa66d8489fc9f1385a7abd64282/"
     files = {f"{top}recordings/{path.name}": path.read_bytes() for path in recordings}
-    server.files["/d.zip"] = zipped({top: b"", **files, top + "README.md": b"digits"})
+    server.files["/d.zip"] = write_zip(
+        tmp_path / "d.zip", [(top, b""), *files.items(), (top + "README.md", b"digits")]
+    ).read_bytes()
     server.script = [1_000_000, None]
     monkeypatch.setattr(time, "sleep", lambda _: None)
     out = tmp_path / "digits"

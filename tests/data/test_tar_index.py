@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from archives import write_tar
 
 from asit.config import FrontEndSettings
 from asit.data.catalogue.catalogue import Catalogue
@@ -22,14 +23,9 @@ def write(path: Path, members: list[tuple[str, Any]]) -> Path:
     """A tar; a member without content is a recording, one that is no text is JSON."""
     sound = io.BytesIO()
     soundfile.write(sound, np.random.default_rng(0).uniform(-0.1, 0.1, 800), 16000, format="WAV")
-    with tarfile.open(path, "w") as archive:
-        for name, content in members:
-            text = content if isinstance(content, str) else json.dumps(content)
-            data = sound.getvalue() if content is None else text.encode()
-            header = tarfile.TarInfo(name)
-            header.size = len(data)
-            archive.addfile(header, io.BytesIO(data))
-    return path
+    texts = [(name, content if isinstance(content, str) else json.dumps(content)) for name, content in members]
+    given = [(name, text.encode() if text != "null" else sound.getvalue()) for name, text in texts]
+    return write_tar(path, given, "w")
 
 
 def build(tmp_path: Path, *members: tuple[str, Any]) -> Catalogue:

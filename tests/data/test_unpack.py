@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import stat
 import tarfile
 import zipfile
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from archives import write_tar, write_zip
 
 from asit.data.download.http import DownloadError
 from asit.data.download.unpack import unpack
@@ -19,28 +19,6 @@ NOISE = np.random.default_rng(0).integers(0, 256, 100_000, dtype=np.uint8).tobyt
 MOST = 1_000_000
 SPECIAL = "'evil' is a link, a device or a pipe"
 FILES = {"top/a.wav": b"one" * 100, "top/deep/b.wav": b"two", "top/empty.txt": b""}
-
-
-def tar(path: Path, members: list[tarfile.TarInfo | tuple[str, bytes]], mode: str = "w:gz") -> Path:
-    with tarfile.open(path, mode) as packed:  # type: ignore[call-overload]
-        for member in members:
-            if isinstance(member, tarfile.TarInfo):
-                packed.addfile(member, io.BytesIO(b"x" * member.size))
-            else:
-                info = tarfile.TarInfo(member[0])
-                info.size = len(member[1])
-                packed.addfile(info, io.BytesIO(member[1]))
-    return path
-
-
-def zipped(path: Path, members: list[zipfile.ZipInfo | tuple[str, bytes]]) -> Path:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
-        for member in members:
-            if isinstance(member, zipfile.ZipInfo):
-                packed.writestr(member, b"target")
-            else:
-                packed.writestr(*member)
-    return path
 
 
 Make = Callable[[Path, list[tuple[str, bytes]]], Path]
@@ -81,7 +59,9 @@ def refused(archive: Path, into: Path, message: str, most: int = MOST) -> None:
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
 def test_tars_unpack(tmp_path: Path, into: Path, mode: str) -> None:
-    archive = tar(tmp_path / "a", [special("./", tarfile.DIRTYPE), *(("./" + n, b) for n, b in FILES.items())], mode)
+    archive = write_tar(
+        tmp_path / "a", [special("./", tarfile.DIRTYPE), *(("./" + n, b) for n, b in FILES.items())], mode
+    )
     shown: list[int] = []
     unpack(archive, into, MOST, progress=lambda at, total: shown.append(at))
     assert tree(into) == FILES
@@ -89,7 +69,7 @@ def test_tars_unpack(tmp_path: Path, into: Path, mode: str) -> None:
 
 
 def test_zips_unpack_without_their_top_folder(tmp_path: Path, into: Path) -> None:
-    archive = zipped(tmp_path / "a.zip", [("top/", b""), *FILES.items()])
+    archive = write_zip(tmp_path / "a.zip", [("top/", b""), *FILES.items()])
     unpack(archive, into, MOST, strip=1)
     assert tree(into) == {name.removeprefix("top/"): content for name, content in FILES.items()}
 
@@ -97,8 +77,8 @@ def test_zips_unpack_without_their_top_folder(tmp_path: Path, into: Path) -> Non
 def test_permissions_of_the_archive_are_not_taken_over(tmp_path: Path, into: Path) -> None:
     info = tarfile.TarInfo("a.sh")
     info.size, info.mode = 3, 0o6777
-    unpack(tar(tmp_path / "a.tar", [info], "w"), into, MOST)
-    unpack(zipped(tmp_path / "a.zip", [zip_special("b.sh", stat.S_IFREG | 0o6777)]), into, MOST)
+    unpack(write_tar(tmp_path / "a.tar", [info], "w"), into, MOST)
+    unpack(write_zip(tmp_path / "a.zip", [zip_special("b.sh", stat.S_IFREG | 0o6777)]), into, MOST)
     for name in ("a.sh", "b.sh"):
         assert (into / name).stat().st_mode & (stat.S_ISUID | stat.S_ISGID | 0o111) == 0
 
@@ -106,7 +86,7 @@ def test_permissions_of_the_archive_are_not_taken_over(tmp_path: Path, into: Pat
 @pytest.mark.parametrize(
     "name", ["../out.wav", "/tmp/out.wav", "a/../../out.wav", "..\\out.wav", "C:/out.wav", "C:out"]
 )
-@pytest.mark.parametrize("make", [tar, zipped])
+@pytest.mark.parametrize("make", [write_tar, write_zip])
 def test_names_that_lead_out_are_refused(tmp_path: Path, into: Path, make: Make, name: str) -> None:
     refused(make(tmp_path / "a", [("good.wav", b"1"), (name, b"2")]), into, "leads out of the folder")
 
@@ -125,16 +105,16 @@ def test_names_that_lead_out_are_refused(tmp_path: Path, into: Path, make: Make,
 def test_tars_with_links_and_devices_are_refused(tmp_path: Path, into: Path, kind: bytes, link: str) -> None:
     # A folder that is a link is not written through.
     members = [("good.wav", b"1"), special("evil", kind, link), ("evil/out.wav", b"1")]
-    refused(tar(tmp_path / "a.tgz", members), into, SPECIAL)
+    refused(write_tar(tmp_path / "a.tgz", members), into, SPECIAL)
 
 
 @pytest.mark.parametrize("mode", [stat.S_IFLNK, stat.S_IFIFO])
 def test_zips_with_links_and_pipes_are_refused(tmp_path: Path, into: Path, mode: int) -> None:
-    refused(zipped(tmp_path / "a.zip", [zip_special("evil", mode | 0o777)]), into, SPECIAL)
+    refused(write_zip(tmp_path / "a.zip", [zip_special("evil", mode | 0o777)]), into, SPECIAL)
 
 
 def test_encrypted_zips_are_refused(tmp_path: Path, into: Path) -> None:
-    archive = zipped(tmp_path / "a.zip", [("a.wav", b"1")])
+    archive = write_zip(tmp_path / "a.zip", [("a.wav", b"1")])
     content = bytearray(archive.read_bytes())
     content[content.index(b"PK\x03\x04") + 6] |= 1
     content[content.index(b"PK\x01\x02") + 8] |= 1
@@ -153,10 +133,10 @@ def test_encrypted_zips_are_refused(tmp_path: Path, into: Path) -> None:
     ],
 )
 def test_a_name_that_occurs_twice_is_refused(tmp_path: Path, into: Path, members: list[tuple[str, bytes]]) -> None:
-    refused(tar(tmp_path / "a.tgz", list(members)), into, "has the path of another member")
+    refused(write_tar(tmp_path / "a.tgz", list(members)), into, "has the path of another member")
 
 
-@pytest.mark.parametrize("make", [tar, zipped])
+@pytest.mark.parametrize("make", [write_tar, write_zip])
 def test_bombs_are_refused_before_they_burst(tmp_path: Path, into: Path, make: Make) -> None:
     bomb = make(tmp_path / "bomb", [("a.wav", bytes(900_000)), ("b.wav", bytes(900_000))])
     refused(bomb, into, r"at b\.wav more has come out\n.*at most 1,000,000 bytes")
@@ -164,7 +144,7 @@ def test_bombs_are_refused_before_they_burst(tmp_path: Path, into: Path, make: M
 
 
 def test_a_zip_with_false_sizes_gives_no_more_than_it_declares(tmp_path: Path, into: Path) -> None:
-    archive = zipped(tmp_path / "a.zip", [("a.wav", bytes(500_000))])
+    archive = write_zip(tmp_path / "a.zip", [("a.wav", bytes(500_000))])
     content = bytearray(archive.read_bytes())
     for signature, at in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
         start = content.index(signature) + at
@@ -178,7 +158,9 @@ def test_a_zip_with_false_sizes_gives_no_more_than_it_declares(tmp_path: Path, i
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz", "zip"])
 def test_truncated_and_damaged_archives_are_reported(tmp_path: Path, into: Path, mode: str, keep: float) -> None:
     members: list[tuple[str, bytes]] = [(f"{i}.wav", NOISE[i * 10_000 :][:10_000]) for i in range(9)]
-    archive = zipped(tmp_path / "a", list(members)) if mode == "zip" else tar(tmp_path / "a", list(members), mode)
+    archive = (
+        write_zip(tmp_path / "a", list(members)) if mode == "zip" else write_tar(tmp_path / "a", list(members), mode)
+    )
     content = bytearray(archive.read_bytes())
     if keep == 1.0:
         content[60:100] = bytes(byte ^ 0x5A for byte in content[60:100])
@@ -195,4 +177,4 @@ def test_what_is_no_archive_is_reported(tmp_path: Path, into: Path) -> None:
 
 def test_files_beside_the_top_folder_are_refused(tmp_path: Path, into: Path) -> None:
     with pytest.raises(DownloadError, match=r"readme\.txt has the path of .* the folder itself"):
-        unpack(zipped(tmp_path / "a.zip", [("readme.txt", b"1")]), into, MOST, strip=1)
+        unpack(write_zip(tmp_path / "a.zip", [("readme.txt", b"1")]), into, MOST, strip=1)
