@@ -73,7 +73,7 @@ def test_of_a_long_sound_the_first_window() -> None:
 
 
 def test_a_layer_that_is_not_there() -> None:
-    with pytest.raises(ConfigError, match="layer 3 of an encoder of 3 blocks"):
+    with pytest.raises(ConfigError, match=r"layer 3 of an encoder of 3 blocks\n.*-3 to 2"):
         model().attention(wave(9000), layer=3)
 
 

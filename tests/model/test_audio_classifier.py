@@ -163,11 +163,11 @@ THREE = Labelling(CLASSES, True, "mean", 0.5)
         (
             Head(32, 3, "mean"),
             Labelling(("a", "b"), True, "mean", 0.5),
-            "3 classes on mean, labels of 2 on mean",
+            "a head of 3 classes on mean .* labels of 2 on mean",
         ),
         (Head(32, 3, "mean"), Labelling(CLASSES, True, "class", 0.5), "labels of 3 on class"),
         (Head(24, 3, "mean"), THREE, "a head of 24 features"),
-        (Head(32, 3, "mean", norm_eps=0.5), THREE, r"epsilon 0\.5, labels that say 1e-06"),
+        (Head(32, 3, "mean", norm_eps=0.5), THREE, r"epsilon 0\.5, labels of 3 on mean with 1e-06"),
     ],
 )
 def test_head_and_labels_that_do_not_go_together(head: Head | None, labels: Labelling | None, text: str) -> None:

@@ -52,12 +52,6 @@ def test_a_clip_as_long_as_the_view_is_the_encoders_output() -> None:
     assert out.clip.dtype == torch.float32
 
 
-def test_times_are_the_centres_of_the_columns() -> None:
-    out = model().embed(wave(16000))
-    # A column: 8 frames, 10 ms apart, each 25 ms long: 95 ms, the next one 80 ms later.
-    torch.testing.assert_close(out.times, 0.0475 + 0.08 * torch.arange(out.grid[0]))
-
-
 @pytest.mark.parametrize(
     ("samples", "columns"),
     [

@@ -286,8 +286,6 @@ def _shard(items: Sequence[Item], out: Path, shard: tuple[int, int] | None) -> t
     if shard is None:
         return items, out
     index, count = shard
-    if not 0 <= index < count:
-        raise ConfigError(f"--shard {index}/{count}", "i/n with i from 0 to n - 1", f"say 0/{count}, for instance")
     first, end = len(items) * index // count, len(items) * (index + 1) // count
     if first == end:
         raise ConfigError(

@@ -294,7 +294,7 @@ class AudioModel:
             AudioError: an input is empty, not finite, not floating point, of another shape, or unreadable.
             ConfigError: no such layer or hop.
         """
-        return self.embedder(**options).embed(several(sounds, "embed"), rate, batch)
+        return self.embedder(**options).run_sounds(several(sounds, "embed"), rate, batch)
 
     def stream(
         self,
@@ -349,7 +349,7 @@ class AudioModel:
             AudioError: as `embed_batch`.
             ConfigError: as `tagger`.
         """
-        return self.tagger(**options).tag(several(sounds, "tag"), rate, batch)
+        return self.tagger(**options).run_sounds(several(sounds, "tag"), rate, batch)
 
     def stream_tags(
         self,

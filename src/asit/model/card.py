@@ -62,17 +62,12 @@ def read_folder(
     tensors, card = checkpoint.load_model(folder)
     where, weights = folder / "card.json", str(folder / "model.safetensors")
     kind = card.get("kind")
-    if kind not in (ENCODER, CLASSIFIER) or card.get("axes") != AXES:
+    if kind != (CLASSIFIER if "labels" in card else ENCODER) or card.get("axes") != AXES:
+        labelled = "with" if "labels" in card else "without"
         raise CheckpointError(
-            f"{where} says kind {kind!r}, axes {card.get('axes')!r}",
-            f"kind {ENCODER!r} or {CLASSIFIER!r}, axes {AXES!r}",
-            "give a model folder written by asit",
-        )
-    if (kind == CLASSIFIER) != ("labels" in card):
-        raise CheckpointError(
-            f"{where} says kind {kind!r}, {'with' if 'labels' in card else 'without'} labels",
-            f"labels in a card of kind {CLASSIFIER!r}, and in no other",
-            "copy the model folder again from where it was saved",
+            f"{where} says kind {kind!r}, {labelled} labels, axes {card.get('axes')!r}",
+            f"kind {ENCODER!r}, or {CLASSIFIER!r} with labels, axes {AXES!r}",
+            "give a model folder as asit wrote it",
         )
     of_head = {name: value for name, value in tensors.items() if name.startswith("head.")}
     of_encoder = {name: value for name, value in tensors.items() if kind == ENCODER or name not in of_head}
@@ -85,6 +80,8 @@ def read_folder(
         checkpoint.check_fit(meta_encoder(settings, card["frames"], front_end_settings.mels), of_encoder, weights)
         check_front_end(front_end_settings)
         encoder = empty_encoder(settings, card["frames"], front_end_settings.mels)
+        if list(encoder.grid) != card.get("grid"):
+            raise ValueError(f"grid {card.get('grid')}, and {card['frames']} frames make {list(encoder.grid)}")
         with torch.device("cpu"):  # whatever the default device is
             front_end = FrontEnd(front_end_settings)
         labels, norm = _read_labels(card["labels"]) if kind == CLASSIFIER else (None, False)
@@ -97,12 +94,6 @@ def read_folder(
             "front_end, encoder, frames and labels as asit writes them",
             "copy the model folder again, or upgrade asit",
         ) from error
-    if list(encoder.grid) != card.get("grid"):
-        raise CheckpointError(
-            f"{where} says grid {card.get('grid')}, and {card['frames']} frames make {list(encoder.grid)}",
-            "a consistent card",
-            "copy the model folder again from where it was saved",
-        )
     head = None
     if labels is not None:
         with torch.device("meta"):  # no random initialisation
@@ -131,15 +122,11 @@ def check_labels(encoder: Encoder, head: Head | None, labels: Labelling | None) 
         )
     if head is None or labels is None:
         return
-    if (head.classes, head.pooling) != (len(labels.classes), labels.pooling):
+    eps = labels.norm_eps if head.norm is None else head.norm.eps
+    if (head.classes, head.pooling, eps) != (len(labels.classes), labels.pooling, labels.norm_eps):
         raise ConfigError(
-            f"a head of {head.classes} classes on {head.pooling}, labels of {len(labels.classes)} on {labels.pooling}",
-            "the same",
-            "build the head from the labels",
-        )
-    if head.norm is not None and head.norm.eps != labels.norm_eps:
-        raise ConfigError(
-            f"a head whose norm has epsilon {head.norm.eps:g}, labels that say {labels.norm_eps:g}",
+            f"a head of {head.classes} classes on {head.pooling} with epsilon {eps:g}, labels of {len(labels.classes)} "
+            f"on {labels.pooling} with {labels.norm_eps:g}",
             "the same",
             "build the head from the labels",
         )

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -91,6 +91,8 @@ class BatchedModel(ABC, Generic[W, P, A]):
 
     encoder: Encoder
     front_end: FrontEnd
+    pooled: ClassVar[int]
+    """Batches of windows of several sounds that `run_sounds` collects, so that windows of like length share one."""
 
     @abstractmethod
     def windows_of(self, blocks: Iterator[Wave]) -> Generator[W, None, None]:
@@ -141,11 +143,11 @@ class BatchedModel(ABC, Generic[W, P, A]):
             for result in batcher.through(_events(self, 0, [(0.0, source)])):
                 yield self.checked(result.found)
 
-    def run_sounds(self, sounds: Iterable[Sound], rate: int | None, batch: int, pooled: int) -> list[A]:
+    def run_sounds(self, sounds: Iterable[Sound], rate: int | None = None, batch: int = 16) -> list[A]:
         """Return the answers for sounds, in their order; arguments are those of `windows` and `run_recordings`."""
         check_batch(batch)
         events = (event for i, sound in enumerate(sounds) for event in _events(self, i, [(0.0, sound)], rate))
-        return [self.checked(result.found) for result in _Batcher(self, batch, pooled).through(events)]
+        return [self.checked(result.found) for result in _Batcher(self, batch, self.pooled).through(events)]
 
 
 def run_recordings(

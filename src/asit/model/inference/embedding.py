@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -83,11 +83,7 @@ class Embedder(BatchedModel[Window, Part, Embedding]):
     precision: Literal["float32", "bf16"] = "float32"
     hop: int | None = None
     patches: bool = True
-
-    def __post_init__(self) -> None:
-        step = self.encoder.stride[0]
-        if self.hop is not None and (self.hop < 1 or step % self.hop):
-            raise ValueError(f"a hop of {self.hop} frames does not divide the step of {step}")
+    pooled: ClassVar[int] = 4
 
     @property
     def timing(self) -> Timing:
@@ -128,10 +124,6 @@ class Embedder(BatchedModel[Window, Part, Embedding]):
         for part in parts:
             blender.add(part)
         return blender.rest()
-
-    def embed(self, sounds: Iterable[Sound], rate: int | None = None, batch: int = 16) -> list[Embedding]:
-        """Embed clips of any lengths, in their order."""
-        return self.run_sounds(sounds, rate, batch, pooled=4)
 
     @staticmethod
     def checked(found: Embedding) -> Embedding:

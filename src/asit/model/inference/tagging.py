@@ -7,9 +7,9 @@ Letters: S samples, T frames, F mel bins, C classes, W windows.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from asit import runtime
 from asit.audio.faults import Wave
 from asit.audio.fbank import FrontEnd
-from asit.audio.stream import Sound, is_transposed
+from asit.audio.stream import is_transposed
 from asit.audio.windowing import window_counts, window_start
 from asit.errors import AudioError, ConfigError
 from asit.model.classifier import Head, Labelling
@@ -147,6 +147,7 @@ class Tagger(BatchedModel[TagWindow, Tags, Tags]):
     precision: Literal["float32", "bf16"]
     window: int
     hop: float
+    pooled: ClassVar[int] = 1
 
     def windows_of(self, blocks: Iterator[Wave]) -> Generator[TagWindow, None, None]:
         """See `BatchedModel.windows_of`."""
@@ -176,10 +177,6 @@ class Tagger(BatchedModel[TagWindow, Tags, Tags]):
     def gatherer(self) -> _TagGatherer:
         """See `BatchedModel.gatherer`."""
         return _TagGatherer()
-
-    def tag(self, sounds: Iterable[Sound], rate: int | None = None, batch: int = 16) -> list[Tags]:
-        """Tag clips of any lengths, in their order."""
-        return self.run_sounds(sounds, rate, batch, pooled=1)
 
     @staticmethod
     def checked(found: Tags) -> Tags:
