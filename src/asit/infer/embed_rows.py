@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from asit.audio.stream import OpenSound
 from asit.data.catalogue.inputs import InputReader, Item
 from asit.errors import ConfigError
 from asit.infer.embed_blocks import Layout, Vectors
@@ -79,12 +79,7 @@ def embed_items(
         ends: recordings before which no window is left waiting.
     """
     embedder = model.embedder(settings.layer, settings.precision, settings.hop, patches=settings.level == "patches")
-    sounds = InputReader(items)
-
-    def pieces(index: int) -> Iterator[tuple[float, OpenSound]]:
-        with sounds.open(index, model.front_end.settings) as sound:
-            yield items[index].start, sound
-
+    pieces = partial(InputReader(items).pieces, settings=model.front_end.settings)
     stretches, fault = list[Embedding](), None
     results = run_recordings(
         embedder, len(items), pieces, batch=settings.batch, partial=True, threads=threads, ends=ends

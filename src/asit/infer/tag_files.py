@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 
-from asit.audio.stream import OpenSound
 from asit.data.catalogue.inputs import InputReader, Item, named
 from asit.model.inference.batching import Done, run_recordings
 from asit.model.inference.tagging import Tagger, Tags
@@ -36,12 +36,7 @@ def tag_items(tagger: Tagger, items: Sequence[Item], batch: int = 16, threads: i
         batch: windows in a batch, of one recording or of several.
         threads: that decode and make log-mels; 0: as many as torch computes with.
     """
-    sounds = InputReader(items)
-
-    def pieces(index: int) -> Iterator[tuple[float, OpenSound]]:
-        with sounds.open(index, tagger.front_end.settings) as sound:
-            yield items[index].start, sound
-
+    pieces = partial(InputReader(items).pieces, settings=tagger.front_end.settings)
     tags: Tags | None = None
     with closing(run_recordings(tagger, len(items), pieces, batch=batch, pooled=1, threads=threads)) as results:
         for result in results:

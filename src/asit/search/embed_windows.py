@@ -48,9 +48,9 @@ def embed_sources(
     sounds = InputReader([source.item() for source in sources])
 
     def pieces(index: int) -> Iterator[tuple[float, Wave]]:
-        with sounds.open(index, model.front_end.settings) as sound:
+        for begin, sound in sounds.pieces(index, model.front_end.settings):
             for start, _, wave in cut(sound.blocks(), model.rate, settings["window"], settings["hop"]):
-                yield sources[index].start + start, wave
+                yield begin + start, wave
 
     embedder = model.embedder(settings["layer"], settings["precision"], patches=False)
     times, vectors, fault = list[tuple[float, float]](), list[npt.NDArray[np.float16]](), ""

@@ -9,7 +9,6 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,16 +94,15 @@ class InputReader:
         span = _span(item) if index in self.ahead else None
         return item.sound() if span is None else self.ahead.read(index, span)
 
-    @contextmanager
-    def open(self, index: int, settings: FrontEndSettings) -> Iterator[OpenSound]:
-        """Open an item, or the part that it lists, at the front end's rate.
+    def pieces(self, index: int, settings: FrontEndSettings) -> Iterator[tuple[float, OpenSound]]:
+        """Yield once: where an item (or the part that it lists) begins in its file, and its sound at the model's rate.
 
         Raises:
             AudioError, StoreError: as `Item.sound` and `open_sound`.
         """
         item = self.items[index]
         with open_sound(self(index), None, settings.rate, settings.resampler, item.start, item.seconds) as sound:
-            yield sound
+            yield item.start, sound
 
 
 def _span(item: Item) -> range_reader.ByteSpan | None:
