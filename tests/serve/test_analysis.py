@@ -304,7 +304,7 @@ def test_a_job_is_checked_while_the_model_computes(
     asked = Analyser(tagger, "tiny", Index.read(tmp_path / "index"), "float32")
     wave = np.zeros(16000 * 20, np.float32)
     seen: list[int] = []
-    hook = tagger.encoder.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    hook = tagger.encoder.patch_embed.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
     monkeypatch.setattr(uploads, "decode", lambda *_: Recording(wave, 20.0, 16000, 1, "WAV"))
 
     def windows(work: Callable[[Job], object], checks: int) -> int:
