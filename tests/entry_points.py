@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import io
 import json
-import resource
 import shutil
 import signal
 import sys
@@ -178,6 +177,8 @@ def _ring(*_: Any) -> NoReturn:
 
 def main(folder: Path, entry: str, count: int) -> None:
     """Give `count` mutants to an entry point, and print how they ended as JSON."""
+    import resource  # not on Windows
+
     from asit.errors import AsitError
 
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))

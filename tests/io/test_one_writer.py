@@ -11,29 +11,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import torch
+from entry_points import save_models
 
 from asit import cli
-from asit.config import EncoderSettings, FrontEndSettings
 from asit.data.download.fetch import download
 from asit.demo.demo_dataset import build_dataset
 from asit.errors import ConfigError
 from asit.io import lock
-from asit.model.audio_model import AudioModel
-from asit.model.classifier import Head, Labelling
-from asit.model.vit import Encoder
 
 LONG = {
     "catalogue": "catalogue sounds --out out/c.jsonl --workers 1 --front-end.mels 32",
-    "embed": "embed model sounds --out out/e.npz",
-    "index": "index model sounds --out out/i",
+    "embed": "embed tagger sounds --out out/e.npz",
+    "index": "index tagger sounds --out out/i",
     "shard": "shard sounds --out out/s --clips 4 --workers 1",
 }
 """Verbs that keep what is unfinished beside their output."""
 SHORT = {
-    "export": "export model --to huggingface --out out/hf --overwrite",
+    "export": "export tagger --to huggingface --out out/hf --overwrite",
     "convert": "convert hf --out out/m --overwrite",
-    "tag": "tag model sounds --out out/t.csv --overwrite",
+    "tag": "tag tagger sounds --out out/t.csv --overwrite",
 }
 """Verbs whose output comes into being at once."""
 
@@ -42,15 +38,7 @@ SHORT = {
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a tiny model and ten sounds, to be in."""
     monkeypatch.chdir(tmp_path)
-    settings = EncoderSettings(size="custom", width=32, depth=2, heads=2, patch_frames=8, patch_mels=8)
-    encoder = Encoder(settings, 48, 32)
-    head = Head(32, 2, "class+mean")
-    with torch.no_grad():
-        for i, parameter in enumerate([*encoder.parameters(), *head.parameters()]):
-            parameter.normal_(0.0, 0.3, generator=torch.Generator().manual_seed(i))
-    labels = Labelling(("low", "high"), False, "class+mean", 0.495)
-    front_end = FrontEndSettings(mels=32, mean=-6.0, std=3.0)
-    AudioModel.from_parts(encoder, front_end, settings, 48, {"step": 7}, head, labels).save("model")
+    save_models(tmp_path)
     Path("sounds").mkdir()
     for i in range(10):
         soundfile.write(f"sounds/{i}.wav", 0.1 * np.random.default_rng(i).standard_normal(16000), 16000)
@@ -132,7 +120,7 @@ def test_pairs_that_start_at_the_same_moment(verb: str, work: Path, capsys: pyte
     if not hasattr(os, "fork"):
         pytest.skip("no fork on this system")
     if verb == "convert":
-        assert cli.main(["export", "model", "--to", "huggingface", "--out", "hf"]) == 0
+        assert cli.main(["export", "tagger", "--to", "huggingface", "--out", "hf"]) == 0
     count = int(os.environ.get("ASIT_PAIRS", "10"))
     arguments = (LONG | SHORT)[verb].split()
     done = subprocess.run(

@@ -45,6 +45,7 @@ class Header:
         rate: Hz.
         layer: 1 to 3; 0: AAC in ADTS.
         kind: equal in all frames of one stream.
+        kbit: bit rate, kbit/s; 0: AAC.
     """
 
     size: int
@@ -52,6 +53,7 @@ class Header:
     rate: int
     layer: int
     kind: tuple[int, int]
+    kbit: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def _header(second: int, third: int) -> Header | None:
     else:
         samples = 576 if layer == 3 and version != 3 else 1152
         size = samples * 125 * kbit // rate + padding
-    return Header(size, samples, rate, layer, (second & 0x1E, rates))
+    return Header(size, samples, rate, layer, (second & 0x1E, rates), kbit)
 
 
 def header_of(head: bytes) -> Header | None:
@@ -154,12 +156,10 @@ def stream(file: ByteReader, start: int) -> Stream | None:
 
 def _even(file: ByteReader, tag: bytes, where: int, after: int, count: int | None, size: int) -> bool:
     """Whether a tag says a constant bit rate, and as many frames as its bytes hold at that of the first one."""
-    head = file.at(after, 7)
-    first = header_of(head)
+    first = header_of(file.at(after, 7))
     if count is None or tag[where : where + 4] != b"Info" or first is None or not first.layer:
         return False
-    kbit = (_V1 if head[1] >> 3 & 3 == 3 else _V2)[first.layer][(head[2] >> 4) - 1]
-    mean = first.samples * 125 * kbit / first.rate  # bytes
+    mean = first.samples * 125 * first.kbit / first.rate  # bytes
     return abs(count * mean - (size - len(tag))) <= 2 * mean + 2
 
 
@@ -285,12 +285,10 @@ def _made(frame: bytes, frames: int, size: int, samples: int) -> bytes:
     mpg123 drops 529 samples, a decoder's delay, wherever there is a tag. So that it drops none of a stream that had no
     tag, the tag has a delay that adds up to one frame with the 529: the silent one.
     """
-    bits = next(i for i in range(1, 15) if (_V1 if frame[1] >> 3 & 3 == 3 else _V2)[3][i - 1] == _TAG_KBIT)
-    head = bytes([0xFF, frame[1] | 1, bits << 4 | frame[2] & 0x0C, frame[3]])
-    found = header_of(head + bytes(3))
-    assert found is not None
-    silent, out, side = head + bytes(found.size - 4), bytearray(head), _side(head)
-    out += bytes(found.size - 4)
-    struct.pack_into(">4sIII9s", out, side, b"Xing", 3, frames + 1, size + 2 * found.size, b"LAME")
+    heads = (bytes([0xFF, frame[1] | 1, bits << 4 | frame[2] & 0x0C, frame[3]]) for bits in range(1, 15))
+    head, length = next((h, found.size) for h in heads if (found := header_of(h)) and found.kbit == _TAG_KBIT)
+    silent, side = head + bytes(length - 4), _side(head)
+    out = bytearray(silent)
+    struct.pack_into(">4sIII9s", out, side, b"Xing", 3, frames + 1, size + 2 * length, b"LAME")
     out[side + 37 : side + 40] = ((samples - _DELAY) << 12).to_bytes(3, "big")
     return bytes(out) + silent
