@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -117,17 +118,16 @@ def test_a_stopped_build_resumes(
 ) -> None:
     out = tmp_path / "index"
     real = builder.embed_sources
+    for after in (5, 0):  # the second time before anything is read
 
-    def stopped(*args: Any, **more: Any) -> Iterator[Any]:
-        for done, found in enumerate(real(*args, **more)):
-            if done == 5:
-                raise KeyboardInterrupt
-            yield found
+        def stopped(*args: Any, limit: int = after, **more: Any) -> Iterator[Any]:
+            yield from itertools.islice(real(*args, **more), limit)
+            raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(builder, "embed_sources", stopped)
-        with pytest.raises(KeyboardInterrupt, match=r"5 of 9 recordings are kept in .*index\.partial"):
-            search.build(model, [str(archive)], out)
+        with monkeypatch.context() as patch:
+            patch.setattr(builder, "embed_sources", stopped)
+            with pytest.raises(KeyboardInterrupt, match=r"5 of 9 recordings are kept in .*index\.partial"):
+                search.build(model, [str(archive)], out)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index.partial", "sounds"]
     assert len(Index.read(left_of(out))) == 5
     write(archive / "1.wav", 0.5, 40)  # changed since

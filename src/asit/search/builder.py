@@ -125,9 +125,11 @@ def build(
         if old is not None:
             old.check(model)
         card = _card_settings(model, settings, old)
-        work = _Build(folder, card, model.encoder.width, _resumed(folder, card, overwrite) or old)
+        resumed = _resumed(folder, card, overwrite)
+        work = _Build(folder, card, model.encoder.width, resumed or old)
         others = Counter[str]()
         work.plan(expand(inputs, others) if inputs or not add else [], keep_others=add)
+        work.saved = 0 if resumed is None else len(work.kept)
         with atomic.disk_errors(folder, work.progress):
             try:
                 work.read(model, settings)
@@ -232,6 +234,7 @@ class _Build:
         need: recordings to read, in their order.
         done: those that were read.
         failures: name and reason of recordings that cannot be read.
+        saved: how many recordings are in the folder from which the build resumes.
     """
 
     def __init__(self, folder: Path, card: Mapping[str, Any], width: int, base: Index | None) -> None:
@@ -241,7 +244,7 @@ class _Build:
         self.need: dict[RecordingKey, Source] = {}
         self.done: list[EmbeddedRecording] = []
         self.failures: list[tuple[str, str]] = []
-        self._saved = 0  # recordings in `partial`
+        self.saved = 0
 
     def plan(self, items: Sequence[Item], keep_others: bool) -> None:
         """Decide what is kept and what is read; with `keep_others` also recordings that are not among the items."""
@@ -306,11 +309,11 @@ class _Build:
         """Write what was read into the folder from which the build resumes."""
         if self.done:
             self.write(self.partial, overwrite=True)
-            self._saved = len(self.kept) + len(self.done)
+            self.saved = len(self.kept) + len(self.done)
 
     def progress(self) -> str:
         """Say how many recordings are saved."""
-        return f"{self._saved} of {len(self.kept) + len(self.need)} recordings are kept in {self.partial}"
+        return f"{self.saved} of {len(self.kept) + len(self.need)} recordings are kept in {self.partial}"
 
     def write(
         self, folder: Path, overwrite: bool, threads: int | None = None, model_path: str | None = None
