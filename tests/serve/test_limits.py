@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import select
 import socket
 import threading
 import time
@@ -267,6 +268,36 @@ def test_slow_oversize_and_broken_bodies(served: Callable[[Guard], Any]) -> None
         assert not fake.seen
         options = json.dumps({"top": 5, "threshold": 0.5, "window": None, "hop": None}).encode()
         assert raw(address, head("Content-Length: 3"), b"abc").endswith(b'{"size": 3, "options": ' + options + b"}")
+
+
+def test_slow_uploads_are_dropped_in_favour_of_others(served: Callable[[Guard], Any]) -> None:
+    """140 slow uploads, more than are admitted, do not keep others out, nor do the bytes of large ones."""
+    guard = app(grace=0.3)
+    with served(guard) as address, contextlib.ExitStack() as stack:
+        lines = [stack.enter_context(connect(address)) for _ in range(140)]
+        for line in lines:
+            line.sendall(head("Content-Length: 1000000") + b"a")
+        until(lambda: guard.queue.inside == 130)
+        time.sleep(0.5)
+        assert guard.queue.inside == 130
+        for line in lines[:130]:
+            with contextlib.suppress(OSError):
+                line.sendall(b"a")
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(lambda _: raw(address, head("Content-Length: 3"), b"abc"), range(40)))
+        assert all(b'{"size": 3' in answer for answer in answers)
+        assert 90 <= guard.queue.inside <= 130
+        replies = [line.recv(1000) for line in select.select(lines, [], [], 0)[0]]
+        dropped = next(answer for answer in replies if answer.startswith(b"HTTP/1.1 408"))
+        assert b"more slowly than all others" in dropped
+        assert b"retry-after" in dropped
+    guard = app(grace=0.1, megabytes=1.0, concurrency=1)
+    with served(guard) as address, contextlib.ExitStack() as stack:
+        for _ in range(6):
+            line = stack.enter_context(connect(address))
+            line.sendall(head("Content-Length: 1000000") + bytes(800_000))
+        time.sleep(0.5)
+        assert b'{"size": 900000' in raw(address, head("Content-Length: 900000"), bytes(900_000))
 
 
 def test_an_incomplete_head_holds_no_connection(

@@ -23,6 +23,7 @@ class RequestLimits:
         channels: most channels of a recording; decoding holds a block of all of them.
         pause: longest time between two pieces of a body, in seconds.
         upload: longest time for a whole body, in seconds.
+        grace: time after which the slowest upload is dropped in favour of others while the server is busy, in seconds.
         compute: longest time for decoding a recording and all that is done with it, in seconds.
         numbers: most numbers in the frames of an answer; ten bytes of JSON each.
     """
@@ -34,6 +35,7 @@ class RequestLimits:
     channels: int = 32
     pause: float = 10.0
     upload: float = 120.0
+    grace: float = 1.0
     compute: float = 600.0
     numbers: int = 5_000_000
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -30,6 +31,8 @@ class RequestQueue:
         self.limits = limits
         self._pool = ThreadPoolExecutor(limits.concurrency, "asit-serve", initializer=prepare)
         self._tasks: set[asyncio.Task[Any] | None] = set()
+        self._uploads: dict[asyncio.Task[Any] | None, tuple[float, list[bytes]]] = {}
+        self._dropped: set[asyncio.Task[Any] | None] = set()
         self._bytes = 0
         self._closed = False
 
@@ -55,20 +58,27 @@ class RequestQueue:
             Exception: what `work` raises.
         """
         most = self.limits.concurrency + self.limits.waiting
-        if self._closed or self.inside >= most:
+        if self._closed or (self.inside >= most and not self._drop_slowest()):
             raise _busy(f"{self.inside} requests are waiting", f"{most} at most")
         task, parts = asyncio.current_task(), list[bytes]()
         self._tasks.add(task)
         try:
             if upload:
+                self._uploads[task] = time.monotonic(), parts
                 await self._receive(receive, length, parts)
+                del self._uploads[task]
             return await self._compute(work, b"".join(parts), receive)
         except asyncio.CancelledError:
+            if task in self._dropped:
+                found = "a body that came in more slowly than all others while the server is busy"
+                raise _too_slow(found, f"all of it within {self.limits.grace:g} s") from None
             if self._closed:
                 raise RefusedError(503, "the server is stopping", "a running server", "try again later") from None
             raise
         finally:
             self._tasks.discard(task)
+            self._dropped.discard(task)
+            self._uploads.pop(task, None)
             self._bytes -= sum(map(len, parts))
 
     def close(self) -> None:
@@ -78,6 +88,24 @@ class RequestQueue:
             if task is not None:
                 task.cancel()
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _drop_slowest(self) -> bool:
+        """Cancel the slowest other upload that has taken longer than the grace period; False if there is none."""
+        now, current = time.monotonic(), asyncio.current_task()
+        speeds = {
+            task: sum(map(len, parts)) / (now - since)
+            for task, (since, parts) in self._uploads.items()
+            if task is not current and now - since > self.limits.grace
+        }
+        slowest = min(speeds, key=lambda task: speeds[task], default=None)
+        if slowest is None:
+            return False
+        _, parts = self._uploads.pop(slowest)
+        self._bytes -= sum(map(len, parts))
+        parts.clear()
+        self._tasks.discard(slowest)
+        self._dropped.add(slowest)
+        return slowest.cancel()
 
     async def _receive(self, receive: Receive, length: int | None, parts: list[bytes]) -> None:
         """Append the pieces of the body as they come in."""
@@ -93,18 +121,17 @@ class RequestQueue:
                     part, more = message.get("body", b""), message.get("more_body", False)
                     size += len(part)
                     too_large = size > limits.bytes
-                    if self._bytes + len(part) > most:
+                    while self._bytes + len(part) > most:
+                        if self._drop_slowest():
+                            continue
                         found = f"{self._bytes / 1e6:.0f} MB of recordings are waiting"
                         raise _busy(found, f"{most / 1e6:.0f} MB at most")
                     self._bytes += len(part)
                     parts.append(part)
         except TimeoutError:
-            raise RefusedError(
-                408,
-                f"a body of which only {size} bytes came in time",
-                f"no pause above {limits.pause:g} s, and all of it within {limits.upload:g} s",
-                "send it again, over a faster line or shorter",
-            ) from None
+            found = f"a body of which only {size} bytes came in time"
+            expected = f"no pause above {limits.pause:g} s, and all of it within {limits.upload:g} s"
+            raise _too_slow(found, expected) from None
         if too_large:
             if more:
                 await _drain(receive, limits)
@@ -143,6 +170,11 @@ class RequestQueue:
 
 def _busy(found: str, expected: str) -> RefusedError:
     return RefusedError(503, found, expected, f"try again in {_RETRY} s", {"retry-after": str(_RETRY)})
+
+
+def _too_slow(found: str, expected: str) -> RefusedError:
+    remedy = "send it again, over a faster line or shorter"
+    return RefusedError(408, found, expected, remedy, {"retry-after": str(_RETRY)})
 
 
 async def _disconnected(receive: Receive) -> None:
