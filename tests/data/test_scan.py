@@ -12,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,16 @@ def make(folder: Path, **more: Any) -> Catalogue:
     return build(folder, how.pop("out", folder.parent / "c.jsonl"), **how)
 
 
+def stop_at(count: int) -> Callable[[int, int, int], None]:
+    """A progress function that stops the scan after so many files."""
+
+    def stop(done: int, total: int, bad: int) -> None:
+        if done == count:
+            raise KeyboardInterrupt
+
+    return stop
+
+
 @pytest.fixture
 def sounds(tmp_path: Path) -> Path:
     """Twelve good files of several kinds in nested folders."""
@@ -68,8 +79,8 @@ def test_a_folder_is_listed_in_order_with_what_the_files_say(sounds: Path, tmp_p
     (sounds / "note.txt").write_text("no sound")
     noise(sounds / ".hidden.wav")
     noise(sounds / ".cache" / "x.wav")
-    made = make(sounds)
-    lines = [json.loads(line) for line in (tmp_path / "c.jsonl").read_text(encoding="utf-8").splitlines()]
+    made = make(sounds, checksum=True)
+    lines = lines_of(tmp_path / "c.jsonl")
     names = [line["path"] for line in lines[1:]]
     expected = {str(p.relative_to(sounds)) for p in sounds.rglob("*") if p.is_file()}
     expected -= {"note.txt", ".hidden.wav", ".cache/x.wav"}
@@ -81,6 +92,7 @@ def test_a_folder_is_listed_in_order_with_what_the_files_say(sounds: Path, tmp_p
         assert Path(clip.path).is_absolute()
         assert (clip.rate, clip.channels) == (info.samplerate, info.channels)
         assert clip.seconds == pytest.approx(info.duration, rel=1e-6)
+        assert clip.sha256 == hashlib.sha256(Path(clip.path).read_bytes()).hexdigest()
     assert lines[0] == made.header
     assert made.header["clips"] == 12
     assert made.header["skipped"] == {}
@@ -91,17 +103,13 @@ def test_a_folder_is_listed_in_order_with_what_the_files_say(sounds: Path, tmp_p
     assert {p.name for p in tmp_path.iterdir()} == {"sounds", "c.jsonl", "c.skipped.jsonl"}
 
 
-def test_links_that_run_in_a_circle_end(sounds: Path) -> None:
+def test_links_are_followed_once(sounds: Path, tmp_path: Path) -> None:
     (sounds / "b" / "up").symlink_to(sounds)
     (sounds / "c").symlink_to(sounds / "a")
     assert len(make(sounds, check="header")) == 12
-
-
-def test_links_to_a_folder_elsewhere_are_followed(tmp_path: Path) -> None:
-    noise(tmp_path / "elsewhere" / "x.wav")
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "link").symlink_to(tmp_path / "elsewhere")
-    assert [c.path for c in make(tmp_path / "in")] == [str(tmp_path / "in" / "link" / "x.wav")]
+    (tmp_path / "in" / "link").symlink_to(sounds / "b")
+    assert make(tmp_path / "in", check="header")[0].path == str(tmp_path / "in" / "link" / "0.wav")
 
 
 def test_a_table_gives_labels_and_splits_and_its_own_order(sounds: Path, tmp_path: Path) -> None:
@@ -110,18 +118,13 @@ def test_a_table_gives_labels_and_splits_and_its_own_order(sounds: Path, tmp_pat
     table.write_text(f"Filename,class,split\nsounds/z.ogg,dog,test\n./sounds/b/0.wav,,train\n{outside},cat,\n")
     made = make(table)
     assert list(made.labels) == ["dog", None, "cat"]
-    assert list(made.splits) == ["test", "train", None]
+    assert list(made.texts("split")) == ["test", "train", None]
     assert [c.path for c in made] == [str(sounds / "z.ogg"), str(sounds / "b" / "0.wav"), str(outside)]
     again = Catalogue.read(tmp_path / "c.jsonl")
     assert [*again] == [*made]
     assert again.root == str(tmp_path)
-    stored = [json.loads(line)["path"] for line in (tmp_path / "c.jsonl").read_text().splitlines()[1:]]
+    stored = [line["path"] for line in lines_of(tmp_path / "c.jsonl")[1:]]
     assert stored == ["sounds/z.ogg", "sounds/b/0.wav", str(outside)]
-
-
-def test_checksums_are_of_the_files(sounds: Path) -> None:
-    for clip in make(sounds, checksum=True, check="header"):
-        assert clip.sha256 == hashlib.sha256(Path(clip.path).read_bytes()).hexdigest()
 
 
 # what is left out
@@ -143,30 +146,33 @@ def damaged(sounds: Path) -> dict[str, str]:
     for name in ("cut.flac", "cut.wav", "cut.mp3"):
         whole = noise(sounds / name, 10.0).read_bytes()
         (sounds / name).write_bytes(whole[: len(whole) // 2])
-    reasons = {"nan.wav": "non-finite", "zeros.wav": "silent", "hush.wav": "silent", "none.wav": "empty"}
-    reasons |= {"blip.wav": "too short", "void.flac": "empty", "page.mp3": "unreadable", "gone.wav": "missing"}
-    reasons |= {"cut.flac": "truncated", "cut.wav": "truncated", "cut.mp3": "truncated", "pipe.wav": "unreadable"}
-    return reasons
+    return {
+        **dict.fromkeys(("cut.flac", "cut.wav", "cut.mp3"), "truncated"),
+        **dict.fromkeys(("zeros.wav", "hush.wav"), "silent"),
+        **dict.fromkeys(("none.wav", "void.flac"), "empty"),
+        **dict.fromkeys(("page.mp3", "pipe.wav"), "unreadable"),
+        **{"nan.wav": "non-finite", "blip.wav": "too short", "gone.wav": "missing"},
+    }
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [
+        json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def test_bad_files_are_left_out_with_their_reasons(sounds: Path, damaged: dict[str, str], tmp_path: Path) -> None:
     made = make(sounds, bad_files=0.6)
-    rows = [json.loads(line) for line in (tmp_path / "c.skipped.jsonl").read_text().splitlines()]
+    rows = lines_of(tmp_path / "c.skipped.jsonl")
     assert {row["path"]: row["reason"] for row in rows} == damaged
     assert all(row["detail"] for row in rows)
-    counts = {reason: list(damaged.values()).count(reason) for reason in set(damaged.values())}
-    assert made.header["skipped"] == counts
+    assert made.header["skipped"] == Counter(damaged.values())
     assert len(made) == 12
-
-
-def test_silent_files_are_kept_where_they_are_wanted(sounds: Path, damaged: dict[str, str], tmp_path: Path) -> None:
-    made = make(sounds, bad_files=0.6, silence_db=None)
-    kept = {Path(clip.path).name for clip in made}
-    assert {"zeros.wav", "hush.wav"} <= kept
-    assert not kept & (damaged.keys() - {"zeros.wav", "hush.wav"})
-    assert made.header["silence_db"] is None
-    first = (tmp_path / "c.jsonl").read_text().splitlines()[0]
-    assert json.loads(first, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))["silence_db"] is None
+    kept = make(sounds, bad_files=0.6, silence_db=None)
+    assert {Path(clip.path).name for clip in kept} & damaged.keys() == {"zeros.wav", "hush.wav"}
+    assert kept.header["silence_db"] is None
+    assert lines_of(tmp_path / "c.jsonl")[0]["silence_db"] is None
 
 
 def test_too_many_bad_files_stop_the_scan_and_are_counted(
@@ -174,14 +180,9 @@ def test_too_many_bad_files_stop_the_scan_and_are_counted(
 ) -> None:
     with pytest.raises(CatalogueError) as caught:
         make(sounds)
-    text = str(caught.value)
-    assert "12 of the 24 files" in text
-    assert "3 truncated" in text
-    assert "2 silent" in text
-    assert "bad_files" in text
-    assert "too short: blip.wav: 10.0 ms" in text
-    assert not (tmp_path / "c.jsonl").exists()
-    assert not (tmp_path / "c.skipped.jsonl").exists()
+    for text in ("12 of the 24 files", "3 truncated", "2 silent", "bad_files", "too short: blip.wav: 10.0 ms"):
+        assert text in str(caught.value)
+    assert {p.name for p in tmp_path.iterdir()} == {"sounds", "c.jsonl.partial"}
     first: list[int] = []
     made = make(sounds, bad_files=0.5, progress=lambda done, total, bad: first.append(done))
     assert first[0] == 12
@@ -252,12 +253,10 @@ def test_statistics_depend_on_the_seed_alone(sounds: Path, tmp_path: Path) -> No
 
 def test_at_most_ten_seconds_of_a_file_are_measured(tmp_path: Path) -> None:
     # Silence but for the last part: were all of it measured, the mean would not hang on the seed.
-    wave = np.zeros(8000 * 40)
-    wave[8000 * 20 :] = np.random.default_rng(0).normal(0, 0.1, 8000 * 20)
+    wave = np.append(np.zeros(8000 * 20), np.random.default_rng(0).normal(0, 0.1, 8000 * 20))
     (tmp_path / "in").mkdir()
     soundfile.write(tmp_path / "in" / "a.wav", wave, 8000)
-    means = {make(tmp_path / "in", seed=seed, check="header").header["mean"] for seed in range(4)}
-    assert len(means) > 1
+    assert len({make(tmp_path / "in", seed=seed, check="header").header["mean"] for seed in range(4)}) > 1
 
 
 # parts of files
@@ -279,7 +278,7 @@ def test_parts_are_held_against_the_length_of_their_file(tones: Path, tmp_path: 
     lines = ["0,1", "0.5,2", "2,", "2,2.01", "3.5,9.5", "4,", "1,2", "2.9,3.1", ",4.00001"]
     table.write_text("path,start,end,label\n" + "".join(f"in/four.wav,{line},{i}\n" for i, line in enumerate(lines)))
     made = make(table, bad_files=0.9)
-    skipped = [json.loads(line) for line in (tmp_path / "c.skipped.jsonl").read_text().splitlines()]
+    skipped = lines_of(tmp_path / "c.skipped.jsonl")
     assert [(tuple(row["part"]), row["reason"]) for row in skipped] == [
         ((2, None), "non-finite"),
         ((2, 2.01), "too short"),
@@ -319,12 +318,8 @@ def test_a_stopped_scan_of_parts_resumes(tones: Path, tmp_path: Path) -> None:
     rows += [TableRow(str(tones), start=2.5), TableRow(str(tones), end=1.0)]
     make(tones.parent, rows=rows, out=tmp_path / "whole.jsonl")
 
-    def stop(done: int, total: int, bad: int) -> None:
-        if done == 5:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        make(tones.parent, rows=rows, progress=stop)
+        make(tones.parent, rows=rows, progress=stop_at(5))
     seen: list[int] = []
     make(tones.parent, rows=iter(rows), progress=lambda done, total, bad: seen.append(done))
     assert seen[0] == 5
@@ -345,23 +340,23 @@ def test_rows_and_facts_of_a_reader(sounds: Path, tmp_path: Path) -> None:
     assert isinstance(made.header["mean"], float)
     again = Catalogue.read(tmp_path / "c.jsonl")
     assert list(again.labels) == ["a", "b"] * 3
-    assert list(again.splits) == ["train"] * 3 + ["test"] * 3
+    assert list(again.texts("split")) == ["train"] * 3 + ["test"] * 3
     assert list(again.texts("fold")) == ["0", "0", "1", "1", "2", "2"]
-    assert list(again.groups) == [f"speaker {i}" for i in range(6)]
+    assert list(again.texts("group")) == [f"speaker {i}" for i in range(6)]
     assert "shortened" not in again.header
 
 
 def test_rows_that_cannot_be(sounds: Path) -> None:
-    row = TableRow(str(sounds / "z.ogg"))
-    with pytest.raises(CatalogueError, match=r"1 clips are listed twice: z\.ogg"):
-        make(sounds, rows=[row, TableRow(str(sounds / "b" / "0.wav")), row])
-    with pytest.raises(CatalogueError, match="no clips were named"):
-        make(sounds, rows=[])
+    row, other = TableRow(str(sounds / "z.ogg")), TableRow(str(sounds / "b" / "0.wav"))
     gone = [TableRow(str(sounds / f"{i}.wav")) for i in range(3)]
-    with pytest.raises(CatalogueError, match=r"3 of the 4 .* 3 missing\n    missing: 0\.wav does not exist"):
-        make(sounds, rows=[row, *gone])
-    with pytest.raises(CatalogueError, match="labels='folder' for rows"):
-        make(sounds, rows=[row], labels="folder")
+    for rows, message, how in [
+        ([row, other, row], r"1 clips are listed twice: z\.ogg", {}),
+        ([], "no clips were named", {}),
+        ([row, *gone], r"3 of the 4 .* 3 missing\n    missing: 0\.wav does not exist", {}),
+        ([row], "labels='folder' for rows", {"labels": "folder"}),
+    ]:
+        with pytest.raises(CatalogueError, match=message):
+            make(sounds, rows=rows, **how)
 
 
 def test_labels_from_the_folders_of_the_first_level(tmp_path: Path) -> None:
@@ -370,13 +365,6 @@ def test_labels_from_the_folders_of_the_first_level(tmp_path: Path) -> None:
     assert list(make(tmp_path / "in", labels="folder").labels) == ["cat", "dog", "dog"]
     for labels in ("auto", "none"):
         assert list(make(tmp_path / "in", labels=labels).labels) == [None] * 3
-    noise(tmp_path / "in" / "loose.wav")
-    with pytest.raises(CatalogueError, match=r"1 of 4 recordings are directly in .*: loose\.wav"):
-        make(tmp_path / "in", labels="folder")
-    (tmp_path / "in" / "loose.wav").unlink()
-    noise(tmp_path / "in" / "a;b" / "4.wav")
-    with pytest.raises(CatalogueError, match=r"sub-folder 'a;b' .* cannot name a label"):
-        make(tmp_path / "in", labels="folder")
 
 
 @pytest.mark.parametrize(
@@ -396,21 +384,23 @@ def test_splits_and_classes_from_folders(tmp_path: Path, names: tuple[str, ...])
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("train/1.wav", "test/dog/1.wav"), r"are splits \(test, train\), and 1 of 2 recordings are directly in one"),
-        (("train/1.wav", "test/2.wav"), r"2 of 2 recordings are directly in one: test/2\.wav, train/1\.wav"),
-        (("train/dog/1.wav", "test/dog/1.wav", "cat/1.wav"), r"after splits \(test, train\) beside others \(cat\)"),
-        (
-            ("dog/train/1.wav", "dog/test/1.wav", "cat/1.wav"),
-            r"splits \(test, train\) beside others \(recordings outside them",
-        ),
+        (("train/1.wav", "test/dog/1.wav"), r"splits \(test, train\) beside others \(recordings in no class\)"),
+        (("train/1.wav", "test/2.wav"), r"splits \(test, train\) beside others \(recordings in no class\)"),
+        (("train/dog/1.wav", "test/dog/1.wav", "cat/1.wav"), r"after splits \(test, train\) beside others \(cat"),
+        (("dog/train/1.wav", "dog/test/1.wav", "cat/1.wav"), r"splits \(test, train\) beside others \(recordings in"),
         (("dog/train/1.wav", "dog/test/1.wav", "cat/old/1.wav"), r"splits \(test, train\) beside others \(old\)"),
+        (("dog/1.wav", "loose.wav"), r"1 of 2 recordings are directly in .*: loose\.wav"),
+        (("dog/1.wav", "a;b/4.wav"), r"sub-folder 'a;b' .* cannot name a label"),
     ],
 )
-def test_folders_that_may_be_splits_or_classes(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
+def test_folders_that_may_be_splits_or_classes_or_name_none(
+    tmp_path: Path, names: tuple[str, ...], message: str
+) -> None:
     for name in names:
         noise(tmp_path / "in" / name)
-    with pytest.raises(CatalogueError, match=rf"(?s){message}.*SPLIT/CLASS"):
+    with pytest.raises(CatalogueError, match=message) as caught:
         make(tmp_path / "in", labels="folder")
+    assert "SPLIT/CLASS" in caught.value.remedy or "splits" not in message
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
@@ -467,13 +457,8 @@ def test_a_killed_scan_resumes_and_ends_the_same(sounds: Path, damaged: dict[str
 
 def test_changed_added_and_removed_files_are_noticed_on_resume(sounds: Path, tmp_path: Path) -> None:
     out = tmp_path / "c.jsonl"
-
-    def stop(done: int, total: int, bad: int) -> None:
-        if done == total:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        make(sounds, progress=stop)
+        make(sounds, progress=stop_at(12))
     noise(sounds / "b" / "0.wav", 0.9)
     noise(sounds / "a" / "new.wav", 0.7)
     (sounds / "z.ogg").unlink()
@@ -494,16 +479,12 @@ def test_ctrl_c_says_how_to_resume(sounds: Path, tmp_path: Path) -> None:
     result = stopped(sounds, tmp_path / "c.jsonl", 3, "SIGINT")
     assert "KeyboardInterrupt: stopped after" in result.stderr
     assert "c.jsonl.partial" in result.stderr
-    assert (tmp_path / "c.jsonl.partial").exists()
-    assert not (tmp_path / "c.jsonl").exists()
+    assert {p.name for p in tmp_path.iterdir()} == {"sounds", "scan.py", "c.jsonl.partial"}
 
 
 def test_other_settings_do_not_resume_a_stopped_scan(sounds: Path, tmp_path: Path) -> None:
-    def stop(done: int, total: int, bad: int) -> None:
-        raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt, match="the same command resumes"):
-        make(sounds, checksum=True, progress=stop)
+        make(sounds, checksum=True, progress=stop_at(0))
     with pytest.raises(CatalogueError, match=r"checksum true, now false(.|\n)*restart"):
         make(sounds)
     assert len(make(sounds, restart=True)) == 12
@@ -530,35 +511,29 @@ def test_a_file_that_kills_the_decoder_is_left_out(sounds: Path, monkeypatch: py
 # errors that cost nothing to find
 
 
-def test_sources_that_cannot_be(sounds: Path, tmp_path: Path) -> None:
-    with pytest.raises(CatalogueError, match=r"there is no .*soundz(.|\n)*did you mean .*sounds\?"):
-        make(tmp_path / "soundz")
+def test_sources_and_outs_that_cannot_be(sounds: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CatalogueError, match="empty is empty"):
-        make(tmp_path / "empty")
-    (tmp_path / "texts" / "deep").mkdir(parents=True)
     for name in ("1.txt", "2.txt", "deep/3.TXT", "4.jpg"):
-        (tmp_path / "texts" / name).write_text("")
-    with pytest.raises(CatalogueError, match=r"no audio; 4 files: 3 \.txt, 1 \.jpg(.|\n)*\.flac"):
-        make(tmp_path / "texts")
-    with pytest.raises(CatalogueError, match="one recording"):
-        make(sounds / "z.ogg")
-    make(sounds, check="header")
-    with pytest.raises(CatalogueError, match="already a catalogue"):
-        make(tmp_path / "c.jsonl", out=tmp_path / "d.jsonl")
-    assert {p.name for p in tmp_path.iterdir()} == {"sounds", "empty", "texts", "c.jsonl", "c.skipped.jsonl"}
-
-
-def test_outs_that_cannot_be(sounds: Path, tmp_path: Path) -> None:
-    with pytest.raises(CatalogueError, match="is a folder"):
-        make(sounds, out=sounds)
+        (tmp_path / "texts" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "texts" / name).touch()
     (tmp_path / "mine.csv").write_text("path\nz.ogg\n")
-    with pytest.raises(CatalogueError, match=r"mine\.csv exists and is no catalogue"):
-        make(sounds, out=tmp_path / "mine.csv")
-    with pytest.raises(ConfigError, match=r"c\.jsonl may not be written"):
-        make(sounds, out=sounds / "z.ogg" / "c.jsonl")
     make(sounds, check="header")
     make(sounds, check="header")  # an older catalogue is replaced
+    before = {p.name for p in tmp_path.iterdir()}
+    for source, out, message in [
+        ("soundz", "d.jsonl", r"there is no .*soundz(.|\n)*did you mean .*sounds\?"),
+        ("empty", "d.jsonl", "empty is empty"),
+        ("texts", "d.jsonl", r"no audio; 4 files: 3 \.txt, 1 \.jpg(.|\n)*\.flac"),
+        ("sounds/z.ogg", "d.jsonl", "one recording"),
+        ("c.jsonl", "d.jsonl", "already a catalogue"),
+        ("sounds", "sounds", "is a folder"),
+        ("sounds", "mine.csv", r"mine\.csv exists and is no catalogue"),
+    ]:
+        with pytest.raises(CatalogueError, match=message):
+            make(tmp_path / source, out=tmp_path / out)
+    with pytest.raises(ConfigError, match=r"c\.jsonl may not be written"):
+        make(sounds, out=sounds / "z.ogg" / "c.jsonl")
+    assert {p.name for p in tmp_path.iterdir()} == before
     assert (tmp_path / "mine.csv").read_text() == "path\nz.ogg\n"
 
 

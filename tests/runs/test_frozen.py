@@ -465,7 +465,7 @@ def test_verification_by_drawn_trials_and_by_a_list(
     assert first["centred"]
     assert "276 trials, 84 of them of one label, over 24 clips" in drawn.text()
     # A list of the same trials gives the same rates.
-    test = np.flatnonzero(catalogue.splits == "test")
+    test = np.flatnonzero(catalogue.texts("split") == "test")
     names, labels = catalogue.ids(test), catalogue.labels[test]
     pairs = itertools.combinations(range(len(test)), 2)
     lines = [f"{int(labels[i] == labels[j])} {names[i]} {names[j]}" for i, j in pairs]

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from asit.errors import AudioError
 
-Reason = Literal["missing", "unreadable", "empty", "truncated", "non-finite", "out of range", "cancelled", "silent"]
+_FileFault = Literal["missing", "unreadable", "empty", "truncated", "non-finite", "out of range", "cancelled", "silent"]
+Reason = _FileFault | Literal["too short", "outside the file"]  # of a clip
 Wave = NDArray[np.float32]
 
 RATES = (1_000, 10_000_000)

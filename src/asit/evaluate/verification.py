@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from asit.data.catalogue.catalogue import Catalogue
 from asit.data.catalogue.labels import list_hash
-from asit.data.catalogue.splits import TRAIN, make_splits
+from asit.data.catalogue.splits import TRAIN, make_splits, rows_of_splits
 from asit.errors import AsitError, CatalogueError
 from asit.evaluate.feature_cache import Store
 from asit.evaluate.feature_readers import LOG_MEL, LOG_MEL_STATISTICS, MODEL, pooled
@@ -268,7 +268,7 @@ def _splits(catalogue: Catalogue, settings: VerificationSettings) -> tuple[Indic
         return empty, np.arange(len(catalogue))
     test = empty
     if settings.trials is None:
-        test = make_splits(catalogue, train=settings.test, validation=(), test=()).train
+        test = rows_of_splits(catalogue, settings.test)
     try:
         train = make_splits(catalogue, train=settings.train, validation=settings.validation, test=settings.test).train
     except CatalogueError:

@@ -323,5 +323,5 @@ def _clip_groups(row: ScoreRow, ids: NDArray[np.str_]) -> NDArray[np.object_]:
     known: dict[str, Any] = {}
     for path in row.scores:
         catalogue = Catalogue.read(path.parents[1] / "catalogue.jsonl", look=False)
-        known |= dict(zip(catalogue.ids(), catalogue.groups, strict=True))
+        known |= dict(zip(catalogue.ids(), catalogue.texts("group"), strict=True))
     return np.array([known.get(name) for name in ids.tolist()], dtype=object)

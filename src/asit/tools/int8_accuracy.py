@@ -100,7 +100,7 @@ def _compare(
 def _rows(catalogue: Catalogue, clips: int) -> npt.NDArray[np.int64]:
     rows = np.arange(len(catalogue))
     if catalogue.column("split") is not None:
-        tests = np.flatnonzero(np.isin(catalogue.splits.astype(str), TEST))
+        tests = np.flatnonzero(np.isin(catalogue.texts("split").astype(str), TEST))
         rows = tests if len(tests) else rows
     return rows if len(rows) <= clips else np.sort(np.random.default_rng([0]).permutation(rows)[:clips])
 

@@ -259,7 +259,7 @@ def test_from_the_command_line(tmp_path: Path, lay: Lay, catalogue: Any) -> None
     assert "balanced_train_segments.csv holds 4 of 22,160 segments" in refused
     names = [Path(clip.path).relative_to(root).as_posix() for clip in made]
     assert names == [*[*FILES.values()][:7], "0123456789a.wav"]
-    assert made.splits[-1] == "test", "a silent clip of the test set is scored like any other"
+    assert made.texts("split")[-1] == "test", "a silent clip of the test set is scored like any other"
     assert made.labels[0] == "Speech;Dog"
     assert len(made.header["classes"]) == 527
     labels = read_labels(made)

@@ -187,7 +187,7 @@ def test_from_the_command_line(tmp_path: Path, lay: Lay, catalogue: Any) -> None
     assert "fold 1         50 of       400" in printed
     assert list(made.labels) == [f"class {target}" for target in range(50)]
     assert set(made.texts("fold")) == {"1"}
-    assert made.groups[3] == "310"
+    assert made.texts("group")[3] == "310"
     assert made.header["classes"] == [f"class {target}" for target in range(50)]
     assert made.header["corpus"]["found"] == {"fold 1": 50}
     assert made.header["corpus"]["missing"] == 1950

@@ -209,7 +209,7 @@ def test_version_one_from_the_command_line(tmp_path: Path, lay: Lay, catalogue: 
     refused, _, made = catalogue("speech-commands-v1", root, "--test-root", str(root / "apart" / "tests"))
     assert "train 5 of 51,094 clips (51,089 missing)" in refused
     clips = [*made]
-    assert Counter(zip(made.labels, made.splits, strict=True)) == {
+    assert Counter(zip(made.labels, made.texts("split"), strict=True)) == {
         **{("yes", "train"): 1, ("no", "train"): 1, ("_unknown_", "train"): 1, ("_silence_", "train"): 2},
         **{("yes", "validation"): 1, ("no", "validation"): 1, ("_unknown_", "validation"): 1},
         **{("_silence_", "validation"): 1, ("yes", "test"): 1, ("no", "test"): 1},
@@ -298,6 +298,6 @@ def test_version_two_misread(tmp_path: Path, lay: Lay) -> None:
 def test_version_two_from_the_command_line(tmp_path: Path, lay: Lay, catalogue: Any) -> None:
     refused, _, made = catalogue("speech-commands-v2", v2(tmp_path / "v2", lay))
     assert "train 3 of 84,843 clips" in refused
-    assert Counter(made.splits) == {"train": 3, "validation": 3, "test": 3}
+    assert Counter(made.texts("split")) == {"train": 3, "validation": 3, "test": 3}
     assert len(made.header["classes"]) == 35
-    assert "3824c00e" in set(made.groups)
+    assert "3824c00e" in set(made.texts("group"))

@@ -126,4 +126,4 @@ def test_from_the_command_line(tmp_path: Path, lay: Lay, catalogue: Any) -> None
     splits = make_splits(made)
     check_splits(read_labels(made), splits, made.column("group"), allow_shared_groups=made.header["shared_groups"])
     assert [len(rows) for _, rows in splits.items()] == [3, 1, 2]
-    assert list(made.splits) == ["test", "train", "train", "validation", "test", "train"]
+    assert list(made.texts("split")) == ["test", "train", "train", "validation", "test", "train"]

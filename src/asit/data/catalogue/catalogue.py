@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -147,16 +147,6 @@ class Catalogue:
         return self.texts("label")
 
     @property
-    def splits(self) -> npt.NDArray[np.object_]:
-        """Each clip's split or None, (N,) objects."""
-        return self.texts("split")
-
-    @property
-    def groups(self) -> npt.NDArray[np.object_]:
-        """Each clip's group or None, (N,) objects."""
-        return self.texts("group")
-
-    @property
     def starts(self) -> npt.NDArray[np.float32]:
         """Where in its file each clip starts, s, (N,) float32."""
         starts = self._columns.starts
@@ -242,7 +232,7 @@ class Catalogue:
                     try:
                         rows.extend(json.loads(decode(b"[" + b",".join(batch) + b"]")))
                     except DAMAGE:
-                        rows.extend([_row(path, number + i, line) for i, line in enumerate(batch)])
+                        _find_damage(path, number, batch)
                     number += len(batch)
         except OSError as error:
             raise unreadable(path, error) from None
@@ -318,16 +308,16 @@ def _relative_names(clip: Clip, root: str) -> dict[str, str | None]:
     return {"path": clip.path.removeprefix(clip.shard + "/"), SHARD: relative(storage.absolute(clip.shard), root)}
 
 
-def _row(path: str | os.PathLike[str], number: int, line: bytes) -> dict[str, Any]:
-    """Parse a line by itself, to report which is damaged."""
-    try:
-        row: dict[str, Any] = json.loads(decode(line))
-        Rows().extend([row])
-    except DAMAGE as error:
-        found = f"{path}, line {number}: damaged ({type(error).__name__}: {error})"
-        expected = "an object with path, seconds, rate and channels"
-        raise CatalogueError(found, expected, "build the catalogue again") from None
-    return row
+def _find_damage(path: str | os.PathLike[str], number: int, lines: Sequence[bytes]) -> NoReturn:
+    """Parse each line by itself, to report which is damaged; `number` is that of the first."""
+    for at, line in enumerate(lines, number):
+        try:
+            Rows().extend([json.loads(decode(line))])
+        except DAMAGE as error:
+            found = f"{path}, line {at}: damaged ({type(error).__name__}: {error})"
+            expected = "an object with path, seconds, rate and channels"
+            raise CatalogueError(found, expected, "build the catalogue again") from None
+    raise AssertionError("every line is good by itself")
 
 
 def _header(path: str | os.PathLike[str], line: bytes) -> dict[str, Any]:
@@ -371,15 +361,20 @@ def _decimal(value: np.float32) -> float:
 
 
 @contextmanager
+def writing(path: str | os.PathLike[str], fix: str = "free space or move it") -> Iterator[None]:
+    """Report an OSError of the block as one of writing to `path`."""
+    try:
+        yield
+    except OSError as error:
+        found = f"{path} cannot be written: {error.strerror}"
+        raise CatalogueError(found, "a writable folder with free space", fix) from None
+
+
+@contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Open a file that replaces `path` atomically at the end of the block."""
-    try:
-        with atomic.write_file(Path(path)) as draft, draft.open("wb") as file:
-            yield file
-    except OSError as error:
-        raise CatalogueError(
-            f"{path} cannot be written: {error.strerror}", "a writable folder with free space", "free space or move it"
-        ) from None
+    with writing(path), atomic.write_file(Path(path)) as draft, draft.open("wb") as file:
+        yield file
 
 
 def unreadable(path: str | os.PathLike[str], error: OSError) -> CatalogueError:

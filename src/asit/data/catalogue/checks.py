@@ -8,20 +8,14 @@ Torch is imported only to measure the mean and std.
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import hashlib
 import math
-import multiprocessing
 import os
-import signal
 import stat
 import sys
-from collections.abc import Generator, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -30,7 +24,6 @@ import numpy.typing as npt
 
 from asit.audio import decoders, files
 from asit.config import FrontEndSettings
-from asit.data.catalogue.columns import json_line
 from asit.data.catalogue.listing import Listing, Span
 from asit.errors import AudioError
 from asit.io import child_process
@@ -53,12 +46,8 @@ class ScanTask(NamedTuple):
     span: Span | None
 
 
-class ScanResult(NamedTuple):
-    """Row in the listing, line for the partial file, and whether the clip is left out."""
-
-    row: int
-    line: bytes
-    bad: bool
+ScanResult = tuple[int, dict[str, Any]]
+"""Row in the listing, and a line for the partial file; with a "reason" if the clip is left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,114 +80,56 @@ def run(
     listing: Listing, indices: npt.NDArray[np.int64], settings: ScanSettings, workers: int
 ) -> Generator[list[ScanResult]]:
     """Check clips of a listing in worker processes; yields the results in chunks as they come."""
-    if not len(indices):
-        return
-    # Fork shares what is imported; macOS and Windows cannot, and start from scratch.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-    if listing.sampled[indices].any() and context.get_start_method() == "fork":
+    if listing.sampled[indices].any() and sys.platform == "linux":
         import asit.audio.fbank  # noqa: F401  (once here instead of once in each worker)
-
-    stopped = context.RawValue(ctypes.c_bool, False)
-    state = (listing.root, settings, stopped)
-
-    def pool(processes: int) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(processes, mp_context=context, initializer=_start, initargs=state)
 
     def task(index: int) -> ScanTask:
         key = int(listing.keys[index]) if listing.sampled[index] else None
         return ScanTask(index, listing.names[index], key, listing.span(index))
 
-    def one_by_one(tasks: list[ScanTask]) -> Iterator[list[ScanResult]]:
-        """Check one file at a time, to find which one kills its process."""
-        executor = pool(1)
-        try:
-            for suspect in tasks:
-                try:
-                    results = executor.submit(_check_all, [suspect]).result()
-                except BrokenProcessPool:
-                    detail = f"{suspect.name}: the process that read it died; its decoder crashed, or memory ran out"
-                    row = _identity(suspect) | {"reason": "unreadable", "detail": detail}
-                    results = [ScanResult(suspect.row, json_line(row), True)]
-                    executor = pool(1)
-                yield results
-        finally:
-            executor.shutdown(cancel_futures=True)
-
     size = min(_CHUNK, max(1, len(indices) // (8 * workers)))
     chunks = (list(map(task, indices[i : i + size].tolist())) for i in range(0, len(indices), size))
-    waiting: dict[Future[list[ScanResult]], list[ScanTask]] = {}
-    executor = pool(workers)
-    try:
-        while True:
-            try:
-                for chunk in islice(chunks, 4 * workers - len(waiting)):
-                    try:
-                        waiting[executor.submit(_check_all, chunk)] = chunk
-                    except BrokenProcessPool:
-                        waiting[Future()] = chunk  # keep it: all waiting chunks are checked one by one below
-                        raise
-                if not waiting:
-                    return
-                done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in done:
-                    results = future.result()
-                    del waiting[future]
-                    yield results
-            except BrokenProcessPool:
-                executor.shutdown()
-                yield from one_by_one([task for chunk in waiting.values() for task in chunk])
-                waiting.clear()
-                executor = pool(workers)
-    finally:
-        stopped.value = True
-        executor.shutdown(cancel_futures=True)
+    return _run(functools.partial(_check_all, listing.root, settings), chunks, workers, 4 * workers)
 
 
-class _Worker:
-    """State of a worker process."""
+def _run(
+    check: Callable[[list[ScanTask]], list[ScanResult]], chunks: Iterator[list[ScanTask]], workers: int, ahead: int
+) -> Generator[list[ScanResult]]:
+    while True:
+        try:
+            yield from child_process.run_tasks(check, chunks, workers, ahead)
+            return
+        except child_process.LostTasksError as error:
+            suspects = [task for chunk in error.tasks for task in chunk]
+        if len(suspects) > 1:  # find the one that kills its process
+            yield from _run(check, ([task] for task in suspects), 1, 1)
+            continue
+        (task,) = suspects
+        detail = f"{task.name}: the process that read it died; its decoder crashed, or memory ran out"
+        yield [(task.row, _identity(task) | {"reason": "unreadable", "detail": detail})]
 
-    root: str
-    settings: ScanSettings
-    stopped: Any
 
-
-def _start(root: str, settings: ScanSettings, stopped: Any) -> None:
-    _Worker.root, _Worker.settings, _Worker.stopped = root, settings, stopped
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    child_process.settle()
-
-
-def _check_all(tasks: list[ScanTask]) -> list[ScanResult]:
+def _check_all(root: str, settings: ScanSettings, tasks: list[ScanTask]) -> list[ScanResult]:
     results = []
     for task in tasks:
-        if _Worker.stopped.value:
+        if child_process.step():
             break
-        path = os.path.join(_Worker.root, task.name)
+        path = os.path.join(root, task.name)
         row = _identity(task)
         try:
-            row |= _check(path, _Worker.settings, task)
-        except files.AudioFileError as error:
-            row |= {"reason": error.reason, "detail": error.found.replace(path, task.name)}
-        except _LeftOut as error:
-            row |= {"reason": error.reason, "detail": f"{task.name}: {error}"}
+            row |= _check(path, settings, task)
         except (AudioError, OSError, RuntimeError, ValueError, MemoryError) as error:
             # Whatever a decoder, the resampler or the disk raises: one file must not end a scan of millions.
-            detail = f"{task.name}: {type(error).__name__}: {error}".replace(path, task.name)
-            row |= {"reason": "unreadable", "detail": detail}
-        results.append(ScanResult(task.row, json_line(row), "reason" in row))
+            reason, detail = "unreadable", f"{task.name}: {type(error).__name__}: {error}"
+            if isinstance(error, files.AudioFileError):
+                reason, detail = error.reason, error.found
+            row |= {"reason": reason, "detail": detail.replace(path, task.name)}
+        results.append((task.row, row))
     return results
 
 
 def _identity(task: ScanTask) -> dict[str, Any]:
     return {"path": task.name} if task.span is None else {"path": task.name, "part": task.span}
-
-
-class _LeftOut(Exception):  # noqa: N818  (not an error)
-    """Why a clip is left out although its file is good."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        self.reason = reason
-        super().__init__(detail)
 
 
 def _check(path: str, settings: ScanSettings, task: ScanTask) -> dict[str, Any]:
@@ -209,40 +140,26 @@ def _check(path: str, settings: ScanSettings, task: ScanTask) -> dict[str, Any]:
         raise files.AudioFileError("missing", f"{path} does not exist") from None
     if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
         raise files.AudioFileError("unreadable", f"{path} is a pipe or a device")  # opening it could block
-    window_ms = settings.front_end.window_ms
-    if task.span is None:
-        checked = _check_file(path, settings, task.key)
-    else:
-        checked = _check_part(path, settings, task.key, task.span)
-    if checked.seconds * 1000 < window_ms:
-        raise _LeftOut("too short", f"{checked.seconds * 1000:.1f} ms, and a window takes {window_ms:g} ms")
+    check = _check_file if task.span is None else _check_part
+    info, seconds, wave = check(path, settings, task)
+    if seconds * 1000 < (window_ms := settings.front_end.window_ms):
+        raise files.AudioFileError("too short", f"{path}: {seconds * 1000:.1f} ms, and a window takes {window_ms:g} ms")
     row: dict[str, Any] = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
-    row |= {"seconds": checked.seconds, "rate": checked.info.rate, "channels": checked.info.channels}
+    row |= {"seconds": seconds, "rate": info.rate, "channels": info.channels}
     if task.span is not None:
-        row |= {"start": task.span[0], "shortened": checked.shortened}
+        start, end = task.span
+        # Less than a sample after the end comes from rounding in the table.
+        row |= {"start": start, "shortened": end is not None and (end - info.seconds) * info.rate >= 1}
     if settings.checksum:
         with open(path, "rb") as file:
             row["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
-    if checked.wave is not None:
-        row["sums"] = _sums(checked.wave, settings.front_end)
+    if wave is not None:
+        row["sums"] = _sums(path, wave, settings.front_end)
     return row
 
 
-@dataclass(frozen=True, slots=True)
-class _Checked:
-    """A good clip.
-
-    Attributes:
-        info: the file's header.
-        seconds: length of the clip.
-        wave: (S,) what mean and std are measured on, at the front end's rate; None: the clip is not sampled.
-        shortened: the requested end is after the file's.
-    """
-
-    info: files.AudioInfo
-    seconds: float
-    wave: files.Wave | None = None
-    shortened: bool = False
+_Checked = tuple[files.AudioInfo, float, files.Wave | None]
+"""A good clip: its file's header, its length, s, and the waveform to measure, (S,) at the front end's rate."""
 
 
 def _measured_span(settings: ScanSettings, key: int | None, seconds: float) -> tuple[float, float] | None:
@@ -253,11 +170,11 @@ def _measured_span(settings: ScanSettings, key: int | None, seconds: float) -> t
     return rng.uniform(0.0, max(0.0, seconds - MEASURED_SECONDS)), MEASURED_SECONDS
 
 
-def _check_file(path: str, settings: ScanSettings, key: int | None) -> _Checked:
+def _check_file(path: str, settings: ScanSettings, task: ScanTask) -> _Checked:
     front_end, keep, wave = settings.front_end, None, None
-    if settings.check == "header" or key is not None:
+    if settings.check == "header" or task.key is not None:
         info = files.probe(path)
-        keep = _measured_span(settings, key, info.seconds)
+        keep = _measured_span(settings, task.key, info.seconds)
     # A file that is checked in full and not sampled has no `info` here: it is opened once only.
     if settings.check == "full" or info.frames < 1:  # some headers have no length
         found = files.inspect(path, keep=keep)
@@ -267,36 +184,33 @@ def _check_file(path: str, settings: ScanSettings, key: int | None) -> _Checked:
             wave = files.resample(found.wave, info.rate, front_end.rate, front_end.resampler)
     elif keep:
         wave = _read(path, *keep, front_end)
-    return _Checked(info, info.seconds, wave)
+    return info, info.seconds, wave
 
 
-def _check_part(path: str, settings: ScanSettings, key: int | None, span: Span) -> _Checked:
+def _check_part(path: str, settings: ScanSettings, task: ScanTask) -> _Checked:
     """Check a part of a file against the file's length; a full check decodes the part alone."""
-    front_end, (start, end) = settings.front_end, span
+    front_end, (start, end), full = settings.front_end, task.span or (0.0, None), settings.check == "full"
     with decoders.open_audio(path) as decoder:
-        info, wave = decoder.info, None
-        if info.frames < 1 or (settings.check == "full" and decoder.slack is None):
+        info = decoder.info
+        if info.frames < 1 or (full and decoder.slack is None):
             info = files.inspect(path).info  # the header has no length, or an estimate
         if start >= info.seconds:
-            raise _LeftOut("outside the file", f"starts at {start:g} s, and the file ends at {info.seconds:.3f} s")
+            found = f"{path}: starts at {start:g} s, and the file ends at {info.seconds:.3f} s"
+            raise files.AudioFileError("outside the file", found)
         last = info.seconds if end is None else min(end, info.seconds)
-        keep = _measured_span(settings, key, last - start)
-        if settings.check == "full":
-            wave = decoder.read(round(start * info.rate), round(last * info.rate))
-            if len(wave):  # else the caller finds it too short
-                low, high = float(wave.min()), float(wave.max())
-                _refuse_faults(
-                    files.Inspection(info=info, low=low, high=high, wave=wave),
-                    settings.silence_db,
-                )
-            if keep:
-                begin, length = round(keep[0] * info.rate), round(keep[1] * info.rate)
-                wave = files.resample(wave[begin : begin + length], info.rate, front_end.rate, front_end.resampler)
-    if keep and settings.check == "header":
+        keep = _measured_span(settings, task.key, last - start)
+        wave = decoder.read(round(start * info.rate), round(last * info.rate)) if full else None
+    if wave is not None and len(wave):  # else the caller finds it too short
+        low, high = float(wave.min()), float(wave.max())
+        _refuse_faults(files.Inspection(info=info, low=low, high=high, wave=wave), settings.silence_db)
+    if keep is None:
+        return info, last - start, None
+    if wave is None:
         wave = _read(path, start + keep[0], min(keep[1], last - start - keep[0]), front_end)
-    # Less than a sample after the end comes from rounding in the table.
-    shortened = end is not None and (end - info.seconds) * info.rate >= 1
-    return _Checked(info, last - start, wave if keep else None, shortened)
+        return info, last - start, wave
+    begin, length = round(keep[0] * info.rate), round(keep[1] * info.rate)
+    wave = files.resample(wave[begin : begin + length], info.rate, front_end.rate, front_end.resampler)
+    return info, last - start, wave
 
 
 def _refuse_faults(found: files.Inspection, silence_db: float | None) -> None:
@@ -329,7 +243,7 @@ def _front_end(settings: str) -> FrontEnd:
     return FrontEnd(FrontEndSettings.model_validate_json(settings))
 
 
-def _sums(wave: files.Wave, settings: FrontEndSettings) -> tuple[float, float, int]:
+def _sums(path: str, wave: files.Wave, settings: FrontEndSettings) -> tuple[float, float, int]:
     """Return sum, sum of squares and count of the log-mel values of a waveform at the front end's rate."""
     import torch
 
@@ -340,5 +254,5 @@ def _sums(wave: files.Wave, settings: FrontEndSettings) -> tuple[float, float, i
         return 0.0, 0.0, 0
     total, squares, count = logmel_statistics(front_end.fbank(torch.from_numpy(wave)[None]))
     if not (math.isfinite(total) and math.isfinite(squares)):  # it would make the mean of all clips NaN
-        raise _LeftOut("non-finite", "its log-mel holds values that are NaN or infinite")
+        raise files.AudioFileError("non-finite", f"{path}: its log-mel holds values that are NaN or infinite")
     return total, squares, count

@@ -99,9 +99,9 @@ class Coder:
                 self._other[text] = code
         return code
 
-    def column(self, codes: npt.NDArray[np.int32]) -> Words | None:
-        """Return the column with these codes; None if there was no text."""
-        return Words(codes, tuple(self.words)) if self.words else None
+    def column(self, codes: npt.NDArray[np.int32]) -> Words:
+        """Return the column with these codes."""
+        return Words(codes, tuple(self.words))
 
 
 WORDS = ("label", "split", "fold", "group")
@@ -183,87 +183,64 @@ _NUMBERS: dict[str, type[np.generic]] = {"seconds": np.float32, "rate": np.int32
 
 
 class Rows:
-    """Columns that grow a batch of rows at a time."""
+    """Columns that grow a batch of rows at a time; a batch lacks the columns that none of its rows has."""
 
     def __init__(self) -> None:
-        self.paths: list[Texts] = []
-        self.numbers: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in (*_NUMBERS, "start", "sha256", "spans")}
-        self.codes: dict[str, list[npt.NDArray[np.int32]]] = {name: [] for name in _TEXTS}
+        self.batches: list[dict[str, Any]] = []
         self.coders = {name: Coder(name) for name in _TEXTS}
-        self.has_sha256 = False
-        self.length = 0
 
     def __len__(self) -> int:
-        return self.length
+        return sum(len(batch["path"]) for batch in self.batches)
 
     def extend(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add rows, or raise one of DAMAGE and add none."""
-        count, named = len(rows), set().union(*rows)
-        paths = Texts.pack(encode(row["path"]) for row in rows)
-        numbers: dict[str, npt.NDArray[Any]] = {
-            name: np.array([row[name] for row in rows], kind) for name, kind in _NUMBERS.items()
-        }
-        if any(values.ndim != 1 for values in numbers.values()):  # a list for a number
-            raise ValueError("seconds, rate and channels must be numbers")
-        if not all((np.isfinite(values) & (values > 0)).all() for values in numbers.values()):
-            raise ValueError("seconds, rate and channels must be above 0")
-        # Broadcast zeros cost no memory.
-        start = np.broadcast_to(np.float32(0), count)
+        named = set().union(*rows)
+        batch: dict[str, Any] = {"path": Texts.pack(encode(row["path"]) for row in rows)}
+        for name, kind in _NUMBERS.items():
+            values = batch[name] = np.array([row[name] for row in rows], kind)
+            if values.ndim != 1 or not (np.isfinite(values) & (values > 0)).all():
+                raise ValueError(f"{name} must be a number above 0")
         if "start" in named and any(starts := [row.get("start") or 0.0 for row in rows]):
-            start = np.array(starts, np.float32)
-            if not (start.ndim == 1 and np.isfinite(start).all() and (start >= 0).all()):
+            batch["start"] = start = np.array(starts, np.float32)
+            if start.ndim != 1 or not (np.isfinite(start) & (start >= 0)).all():
                 raise ValueError("start must be 0 or above")
-        numbers["start"] = start
-        numbers["sha256"] = np.broadcast_to(np.uint8(0), (count, 32))
-        hexes = [row.get("sha256") for row in rows] if "sha256" in named else []
-        if any(hexes):
+        if "sha256" in named and any(hexes := [row.get("sha256") for row in rows]):
             sums = [[*bytes.fromhex(text or "00" * 32)] for text in hexes]
-            numbers["sha256"] = np.array(sums, np.uint8).reshape(count, 32)
-        numbers["spans"] = _spans(rows) if SHARD in named else np.broadcast_to(np.int64(0), (count, 2))
-        codes = {name: np.broadcast_to(np.int32(-1), count) for name in _TEXTS}
+            batch["sha256"] = np.array(sums, np.uint8).reshape(len(rows), 32)
+        if SHARD in named:
+            inside = np.array([row.get(SHARD) is not None for row in rows], np.bool_)
+            pairs = [(row["offset"], row["size"]) if row.get(SHARD) is not None else (0, 0) for row in rows]
+            batch["spans"] = spans = np.array(pairs, np.int64).reshape(len(rows), 2)
+            if (spans < 0).any() or (spans[inside, 1] == 0).any():
+                raise ValueError("offset must be 0 or above, and size above 0")
         for name in named.intersection(_TEXTS):
             texts = [row.get(name) for row in rows]
             if not all(text is None or isinstance(text, str) for text in texts):
                 raise ValueError(f"{name} must be text")
-            codes[name] = np.fromiter(map(self.coders[name], texts), np.int32, count)
-        for name, column in codes.items():
-            self.codes[name].append(column)
-        self.paths.append(paths)
-        for name, values in numbers.items():
-            self.numbers[name].append(values)
-        self.has_sha256 |= any(hexes)
-        self.length += count
+            batch[name] = np.fromiter(map(self.coders[name], texts), np.int32, len(rows))
+        self.batches.append(batch)
 
     def columns(self) -> Columns:
         """Return the rows added so far as columns."""
 
-        def joined(name: str, kind: type[np.generic]) -> npt.NDArray[Any]:
-            return np.concatenate([np.empty(0, kind), *self.numbers[name]])
+        def joined(name: str, missing: np.generic, *shape: int) -> npt.NDArray[Any]:
+            parts = [np.empty((0, *shape), missing.dtype)]
+            for batch in self.batches:  # broadcast values cost no memory
+                parts.append(batch.get(name, np.broadcast_to(missing, (len(batch["path"]), *shape))))
+            return np.concatenate(parts)
 
-        starts = joined("start", np.float32)
-        words = {
-            name: column
-            for name, coder in self.coders.items()
-            if (column := coder.column(np.concatenate([np.empty(0, np.int32), *self.codes[name]])))
-        }
+        def optional(name: str, missing: np.generic, *shape: int) -> npt.NDArray[Any] | None:
+            return joined(name, missing, *shape) if any(name in batch for batch in self.batches) else None
+
+        words = {name: coder.column(joined(name, np.int32(-1))) for name, coder in self.coders.items() if coder.words}
         return Columns(
-            paths=Texts.join(self.paths),
-            **{name: joined(name, kind) for name, kind in _NUMBERS.items()},
+            paths=Texts.join([batch["path"] for batch in self.batches]),
+            **{name: joined(name, kind(0)) for name, kind in _NUMBERS.items()},
             words=words,
-            starts=starts if starts.any() else None,
-            sha256=np.concatenate(self.numbers["sha256"]) if self.has_sha256 else None,
-            spans=np.concatenate(self.numbers["spans"]) if SHARD in words else None,
+            starts=optional("start", np.float32(0)),
+            sha256=optional("sha256", np.uint8(0), 32),
+            spans=joined("spans", np.int64(0), 2) if SHARD in words else None,
         )
-
-
-def _spans(rows: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.int64]:
-    """Return offset and size of the rows' bytes in their shards, (N, 2); zeros for a row without a shard."""
-    pairs = [(row["offset"], row["size"]) if row.get(SHARD) is not None else (0, 0) for row in rows]
-    spans = np.array(pairs, np.int64).reshape(len(rows), 2)
-    inside = np.fromiter((row.get(SHARD) is not None for row in rows), np.bool_, len(rows))
-    if (spans < 0).any() or (spans[inside, 1] == 0).any():
-        raise ValueError("offset must be 0 or above, and size above 0")
-    return spans
 
 
 _WEIGHT = re.compile(r"[\d.,eE%+\s-]*\d[\d.,eE%+\s-]*")

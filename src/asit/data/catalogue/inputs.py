@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 from collections import Counter
@@ -179,6 +180,11 @@ def _of_file(path: str, left: Counter[str]) -> Iterator[Item]:
     return iter([Item(path, path)])
 
 
+def _special(path: str) -> str | None:
+    kind = local_files.special(path)
+    return None if kind is None else f"it is {kind}, not a regular file"
+
+
 def _of_folder(folder: str, prefix: str, left: Counter[str]) -> Iterator[Item]:
     """Yield audio and tar shards below a folder; names begin with `prefix`."""
     others: Counter[str] = Counter()
@@ -188,8 +194,8 @@ def _of_folder(folder: str, prefix: str, left: Counter[str]) -> Iterator[Item]:
         count += 1
         if closed is not None:
             yield Item(name, path, fault=f"the folder cannot be read: {closed}")
-        elif (kind := local_files.special(path)) is not None:
-            yield Item(name, path, fault=f"it is {kind}, not a regular file")
+        elif fault := _special(path):
+            yield Item(name, path, fault=fault)
         elif os.path.splitext(inner)[1].lower() == tar_reader.SUFFIX:
             try:
                 yield from _of_shard(path, name, left)
@@ -207,15 +213,14 @@ def _of_pattern(pattern: str, left: Counter[str]) -> Iterator[Item]:
     if not matches:
         raise CatalogueError(f"nothing matches {pattern}", "existing paths", "check it; ** goes through folders")
     others: Counter[str] = Counter()
-    real = _Real()
+    real = _real_paths()
     given: set[tuple[str, str | None]] = set()
     for path in matches:
         suffix = os.path.splitext(path)[1].lower()
         if os.path.isdir(path):
             found = _of_folder(path, path, left)
         elif suffix in files.SUFFIXES or suffix == tar_reader.SUFFIX:
-            kind = local_files.special(path)
-            fault = None if kind is None else f"it is {kind}, not a regular file"
+            fault = _special(path)
             found = iter([Item(path, path, fault=fault)]) if fault else _of_file(path, left)
         else:
             others[listing.suffix_of(path)] += 1
@@ -229,17 +234,15 @@ def _of_pattern(pattern: str, left: Counter[str]) -> Iterator[Item]:
     left.update(others)
 
 
-class _Real:
-    """Resolves links in the folder of a path, once per folder."""
+def _real_paths() -> Callable[[str], str]:
+    """Return a function that resolves the links in a path's folder, each folder once."""
+    folder = functools.cache(os.path.realpath)
 
-    def __init__(self) -> None:
-        self.folders: dict[str, str] = {}
+    def real(path: str) -> str:
+        parent, name = os.path.split(path)
+        return os.path.join(folder(parent or "."), name)
 
-    def __call__(self, path: str) -> str:
-        folder, name = os.path.split(path)
-        if folder not in self.folders:
-            self.folders[folder] = os.path.realpath(folder or ".")
-        return os.path.join(self.folders[folder], name)
+    return real
 
 
 def _of_catalogue(path: str) -> Iterator[Item]:
@@ -248,23 +251,20 @@ def _of_catalogue(path: str) -> Iterator[Item]:
     for i, name in enumerate(catalogue.ids()):
         start = float(starts[i])
         plain = name.rpartition("@")[0] if start else name
-        seconds, code = float(catalogue.seconds[i]), -1 if shards is None else int(shards.codes[i])
-        if shards is None or code < 0:
-            full = storage.join(catalogue.root, plain)
-            yield Item(plain, full, start=start, seconds=seconds, label=labels[i])
-        else:
-            offset, size = shards.spans[i].tolist()
-            yield Item(
-                name=plain,
-                path=shards.shards[code],
-                member=plain,
-                offset=offset,
-                size=size,
-                start=start,
-                seconds=seconds,
-                label=labels[i],
-                listed=True,
-            )
+        path, member, span = storage.join(catalogue.root, plain), None, (None, None)
+        if shards is not None and (code := int(shards.codes[i])) >= 0:
+            path, member, span = shards.shards[code], plain, shards.spans[i].tolist()
+        yield Item(
+            name=plain,
+            path=path,
+            member=member,
+            offset=span[0],
+            size=span[1],
+            start=start,
+            seconds=float(catalogue.seconds[i]),
+            label=labels[i],
+            listed=member is not None,
+        )
 
 
 def _of_table(path: str) -> Iterator[Item]:
@@ -288,21 +288,19 @@ def _of_shard(path: str, name: str, left: Counter[str]) -> Iterator[Item]:
 
 
 def _refuse_twins(items: Sequence[Item]) -> None:
-    _refuse_same(items, lambda item: (item.name, item.start, item.seconds), "given twice")
-    real = _Real()
+    real = _real_paths()
 
-    def where(item: Item) -> tuple[str, int | None, float, float | None]:
+    def name(item: Item) -> object:
+        return item.name, item.start, item.seconds
+
+    def place(item: Item) -> object:
         path = item.path if storage.is_url(item.path) else real(os.path.normpath(item.path))
         return path, item.offset, item.start, item.seconds
 
-    _refuse_same(items, where, "the same")
-
-
-def _refuse_same(items: Sequence[Item], key: Callable[[Item], object], how: str) -> None:
-    if len(set(map(key, items))) == len(items):
-        return
-    counts = Counter(map(key, items))
-    twice = list(dict.fromkeys(item.name for item in items if counts[key(item)] > 1))
-    first = ", ".join(twice[:3]) + (", ..." if len(twice) > 3 else "")
-    found = f"{len(twice)} {'input is' if len(twice) == 1 else 'inputs are'} {how}: {first}"
-    raise ConfigError(found, "each file, or part of a file, once", "remove one, or give folders by themselves")
+    for key, how in ((name, "given twice"), (place, "the same")):
+        counts = Counter(map(key, items))
+        if len(counts) < len(items):
+            twice = list(dict.fromkeys(item.name for item in items if counts[key(item)] > 1))
+            first = ", ".join(twice[:3]) + (", ..." if len(twice) > 3 else "")
+            found = f"{len(twice)} {'input is' if len(twice) == 1 else 'inputs are'} {how}: {first}"
+            raise ConfigError(found, "each file, or part of a file, once", "remove one, or give folders by themselves")

@@ -105,17 +105,6 @@ def _key(name: bytes, span: Span | None, seed: int) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8, key=str(seed).encode()).digest(), "little")
 
 
-def _fix_for_own_folder(folder: Path) -> str:
-    """Return what to give instead of a folder that asit wrote; "" for others."""
-    if (folder / "catalogue.jsonl").is_file() and (folder / "config.yaml").is_file():
-        return f"this is a run's folder; its data are listed in {folder / 'catalogue.jsonl'}"
-    if (folder / "vectors.npy").is_file():
-        return "this is an index of asit index; give the folder of the recordings"
-    if (folder / "model.safetensors").is_file():
-        return "this is a model's folder; give the folder of the recordings"
-    return ""
-
-
 def list_files(source: Path, *, folder_labels: bool = False) -> Listing:
     """List the clips of a folder or a table without opening them.
 
@@ -128,10 +117,13 @@ def list_files(source: Path, *, folder_labels: bool = False) -> Listing:
     """
     if not source.is_dir():
         return list_rows(os.path.abspath(source.parent), tables.iterate_table(source))
-    listing = _list_folder(source)
-    if folder_labels:
-        listing.words = _labels_of_folders(source, listing.names)
-    return listing
+    root, others = os.path.abspath(source), Counter[str]()
+    # The scan reports folders that cannot be read.
+    names = Texts.pack(encode(name) for name, _ in walk_audio(root, files.SUFFIXES, others))
+    if not len(names):
+        raise no_audio("folder", str(source), others)
+    words = _labels_of_folders(source, names) if folder_labels else {}
+    return Listing(root, names, words, dict(sorted(others.items())))
 
 
 def list_rows(root: str, rows: Iterable[tables.TableRow]) -> Listing:
@@ -152,18 +144,10 @@ def list_rows(root: str, rows: Iterable[tables.TableRow]) -> Listing:
             yield encode(relative(row.path, root))
 
     packed = Texts.pack(names())
-    found = {name: coders[name].column(np.array(codes[name], np.int32)) for name in WORDS}
-    words = {name: column for name, column in found.items() if column}
+    words = {name: coder.column(np.array(codes[name], np.int32)) for name, coder in coders.items() if coder.words}
     if not any(starts) and np.isinf(ends).all():
-        return Listing(root=root, names=packed, words=words, ignored={})
-    return Listing(
-        root=root,
-        names=packed,
-        words=words,
-        ignored={},
-        starts=np.array(starts, np.float64),
-        ends=np.array(ends, np.float64),
-    )
+        return Listing(root, packed, words, {})
+    return Listing(root, packed, words, {}, starts=np.array(starts, np.float64), ends=np.array(ends, np.float64))
 
 
 def _labels_of_folders(folder: Path, names: Texts) -> dict[str, Words]:
@@ -175,35 +159,25 @@ def _labels_of_folders(folder: Path, names: Texts) -> dict[str, Words]:
     Raises:
         CatalogueError: recordings outside a class's folder, splits beside classes, or an invalid label.
     """
-    table = "list recordings, labels and splits in a table"
     first = [name.partition("/")[0] if "/" in name else "" for name in names]
     second = [name.split("/", 2)[1] if name.count("/") > 1 else "" for name in names]
     if loose := [name for name, top in zip(names, first, strict=True) if not top]:
         problem = f"{len(loose)} of {len(names)} recordings are directly in {folder}: {', '.join(loose[:5])}"
         expected = "each recording in a sub-folder named after its label"
-        raise CatalogueError(problem, expected, f"move them into their label's folder, or {table}")
-    tops, inner = ({name: splits.canonical(name) in splits.USUAL for name in level} for level in (first, second))
-    fix = f"keep splits and classes apart, as SPLIT/CLASS or CLASS/SPLIT, or {table}"
-    if all(tops.values()):
-        if loose := [name for name, part in zip(names, second, strict=True) if not part]:
-            raise CatalogueError(
-                f"the sub-folders of {folder} are splits ({', '.join(tops)}), and {len(loose)} of {len(names)} "
-                f"recordings are directly in one: {', '.join(loose[:5])}",
-                "a folder for each class in each split, such as train/dog",
-                fix,
-            )
-        return {"label": _coded(folder, "label", second), "split": _coded(folder, "split", first)}
-    for level in (tops, inner):
-        found = [name for name, is_split in level.items() if is_split]
-        if len(set(map(splits.canonical, found))) < 2:
+        fix = "move them into their label's folder, or list recordings, labels and splits in a table"
+        raise CatalogueError(problem, expected, fix)
+    for split, label in ((first, second), (second, first)):
+        usual = [name for name in dict.fromkeys(split) if splits.canonical(name) in splits.USUAL]
+        others = [name or "recordings in no class" for name in dict.fromkeys(split) if name not in usual]
+        others += [] if all(label) else ["recordings in no class"]
+        if len(set(map(splits.canonical, usual))) < 2 and (split is second or any(set(split) - set(usual))):
             continue
-        if level is inner and len(found) == len(inner):
-            return {"label": _coded(folder, "label", first), "split": _coded(folder, "split", second)}
-        others = [name or "recordings outside them" for name, is_split in level.items() if not is_split]
+        if not others:
+            return {"label": _coded(folder, "label", label), "split": _coded(folder, "split", split)}
         raise CatalogueError(
-            f"{folder} has folders named after splits ({', '.join(found)}) beside others ({', '.join(others[:5])})",
+            f"{folder} has folders named after splits ({', '.join(usual)}) beside others ({', '.join(others[:5])})",
             "folders of classes, or of splits with classes in them",
-            fix,
+            "keep splits and classes apart, as SPLIT/CLASS or CLASS/SPLIT, or list labels and splits in a table",
         )
     return {"label": _coded(folder, "label", first)}
 
@@ -304,7 +278,11 @@ def no_audio(kind: str, path: str, others: Counter[str]) -> CatalogueError:
     if not others:
         return CatalogueError(f"the {kind} {path} is empty", "recordings in it, or in folders below", "check the path")
     seen = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(6))
-    remedy = _fix_for_own_folder(Path(path)) or "check the path, or convert the recordings to one of these"
+    remedy = "check the path, or convert the recordings to one of these"
+    own = {"config.yaml": "a run", "vectors.npy": "an index", "model.safetensors": "a model"}
+    for name, what in own.items():
+        if (Path(path) / name).is_file():
+            remedy = f"this is {what} of asit; give the folder of the recordings, or the catalogue.jsonl in it"
     if packed := [suffix for suffix in others if suffix in ARCHIVES]:
         remedy = (
             f"unpack the {', '.join(packed)} files; a tar is read as it is once gunzip, unxz or zstd -d decompressed it"
@@ -340,12 +318,3 @@ def walk_audio(folder: str, suffixes: Container[str], others: Counter[str]) -> I
             yield name, closed.get(name)
         else:
             others[suffix_of(name)] += 1
-
-
-def _list_folder(folder: Path) -> Listing:
-    """List the audio below a folder, sorted by name; the scan reports folders that cannot be read."""
-    root, others = os.path.abspath(folder), Counter[str]()
-    names = Texts.pack(encode(name) for name, _ in walk_audio(root, files.SUFFIXES, others))
-    if not len(names):
-        raise no_audio("folder", str(folder), others)
-    return Listing(root=root, names=names, words={}, ignored=dict(sorted(others.items())))

@@ -14,8 +14,7 @@ import mmap
 import os
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import closing
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +22,7 @@ import numpy as np
 
 from asit.audio import files
 from asit.data.catalogue import checks, tables
-from asit.data.catalogue.catalogue import LINES, Catalogue, atomic_file, is_catalogue
+from asit.data.catalogue.catalogue import LINES, Catalogue, atomic_file, is_catalogue, writing
 from asit.data.catalogue.checks import ScanResult, ScanSettings
 from asit.data.catalogue.columns import DAMAGE, Rows, decode, json_line
 from asit.data.catalogue.listing import Listing, list_files, list_rows
@@ -109,33 +108,26 @@ def build(
             todo = np.flatnonzero(partial.offsets < 0)
             processes = min(child_process.usable_cpus() if workers == "auto" else workers, max(1, len(todo) // 8))
             _gather(checks.run(listing, todo, chosen, processes), partial, len(listing), chosen.bad_files, progress)
-            found = partial.collect(listing)
-        if len(found.skipped) > chosen.bad_files * len(listing) or not len(found.rows):
-            raise _too_many(source, found, chosen.bad_files, partial.path)
-        catalogue = _write(out, listing, chosen, found, header)
+            good, skipped, shortened, measured = partial.collect(listing)
+        reasons = Counter(row["reason"] for row in skipped)
+        if len(skipped) > chosen.bad_files * len(listing) or not len(good):
+            raise _too_many(source, len(good), skipped, reasons, chosen.bad_files, partial.path)
+        header |= {
+            **measured,
+            "front_end": checks.spectrum(chosen.front_end),
+            "check": chosen.check,
+            "silence_db": chosen.silence_db,
+            "seed": chosen.seed,
+            "skipped": dict(sorted(reasons.items())),
+            "ignored": listing.ignored,
+        }
+        if listing.starts is not None:
+            header["shortened"] = shortened
+        catalogue = Catalogue(header, listing.root, good.columns())
+        with atomic_file(out.with_name(out.name.removesuffix(".jsonl") + ".skipped.jsonl")) as file:
+            file.writelines(map(json_line, skipped))
+        catalogue.write(out)
         partial.path.unlink()
-    return catalogue
-
-
-def _write(out: Path, listing: Listing, settings: ScanSettings, found: _Collected, header: dict[str, Any]) -> Catalogue:
-    mean, std = found.moments()
-    header |= {
-        "mean": mean,
-        "std": std,
-        "statistics_clips": found.measured,
-        "front_end": checks.spectrum(settings.front_end),
-        "check": settings.check,
-        "silence_db": settings.silence_db,
-        "seed": settings.seed,
-        "skipped": dict(sorted(found.reasons.items())),
-        "ignored": listing.ignored,
-    }
-    if listing.starts is not None:
-        header["shortened"] = found.shortened
-    catalogue = Catalogue(header, listing.root, found.rows.columns())
-    with atomic_file(out.with_name(out.name.removesuffix(".jsonl") + ".skipped.jsonl")) as file:
-        file.writelines(map(json_line, found.skipped))
-    catalogue.write(out)
     return catalogue
 
 
@@ -193,7 +185,7 @@ class _Partial:
         self.offsets = np.full(len(listing), -1, np.int64)
         self.done = 0
         first = json_line({"asit_partial": _PARTIAL, **fingerprint})
-        try:
+        with self._writing():
             path.parent.mkdir(parents=True, exist_ok=True)
             end = 0 if restart or not path.exists() else self._load(first, listing)
             self.file = open(path, "r+b" if end else "wb")  # noqa: SIM115  (closed by __exit__)
@@ -201,18 +193,16 @@ class _Partial:
             self.file.seek(end)
             if not end:
                 self.file.write(first)
-            self.end = self.file.tell()
-        except OSError as error:
-            raise self._unwritable(error) from None
+
+    def _writing(self) -> AbstractContextManager[None]:
+        return writing(self.path, "free space; the same command then resumes")
 
     def __enter__(self) -> _Partial:
         return self
 
     def __exit__(self, *_: object) -> None:
-        try:
+        with self._writing():
             self.file.close()
-        except OSError as error:
-            raise self._unwritable(error) from None
 
     def _load(self, first: bytes, listing: Listing) -> int:
         """Take over the valid results; returns the length of the file without an incomplete last line."""
@@ -220,7 +210,7 @@ class _Partial:
             found = lines.readline()
             if not found.endswith(b"\n"):
                 return 0
-            self._agree(found, first)
+            self._require_same_settings(found, json.loads(first))
             end = lines.tell()
             for line in lines:
                 if not line.endswith(b"\n"):
@@ -235,14 +225,12 @@ class _Partial:
         self.done += int(self.offsets[index] < 0)
         self.offsets[index] = offset
 
-    def _agree(self, found: bytes, first: bytes) -> None:
-        wanted = json.loads(first)
+    def _require_same_settings(self, found: bytes, wanted: dict[str, Any]) -> None:
         try:
-            had = parsing.from_json(decode(found), surrogates=True)
-            names = [name for name in wanted if had.get(name) != wanted[name]]
-        except (ValueError, AttributeError):
-            had, names = {}, list(wanted)
-        if names:
+            had = dict(parsing.from_json(decode(found), surrogates=True))
+        except (TypeError, ValueError):
+            had = {}
+        if names := [name for name in wanted if had.get(name) != wanted[name]]:
             changes = ", ".join(f"{name} {json.dumps(had.get(name))}, now {json.dumps(wanted[name])}" for name in names)
             problem = f"{self.path} is from a scan with other settings: {changes}"
             fix = "use those settings again, or start from scratch with restart=True (--restart)"
@@ -250,40 +238,39 @@ class _Partial:
 
     def append(self, results: list[ScanResult]) -> int:
         """Store results; returns how many of them are bad."""
-        try:
-            for result in results:
-                self._add(result.row, self.end)
-                self.end += len(result.line)
-                self.file.write(result.line)
+        with self._writing():
+            for index, row in results:
+                self._add(index, self.file.tell())
+                self.file.write(json_line(row))
             self.file.flush()
-        except OSError as error:
-            raise self._unwritable(error) from None
-        return sum(result.bad for result in results)
+        return sum("reason" in row for _, row in results)
 
-    def collect(self, listing: Listing) -> _Collected:
-        """Read all results back in the listing's order."""
-        found, batch = _Collected(), []
+    def collect(self, listing: Listing) -> tuple[Rows, list[dict[str, Any]], int, dict[str, Any]]:
+        """Read all results back in the listing's order.
+
+        Returns the clips, lines for those left out, the number of clips that were shortened, and the header's entries
+        on the log-mel (float64 sums are ample for values of -16 to 20).
+        """
+        rows, skipped, batch = Rows(), [], []
+        clips, shortened, count, total, squares = 0, 0, 0, 0.0, 0.0
         with open(self.path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as lines:
             for index in np.flatnonzero(self.offsets >= 0).tolist():
-                start = int(self.offsets[index])
-                row = json.loads(decode(lines[start : lines.find(b"\n", start)]))
+                lines.seek(int(self.offsets[index]))
+                row = json.loads(decode(lines.readline()))
                 if "reason" in row:
-                    found.skipped.append({name: row[name] for name in _SKIPPED if name in row})
+                    skipped.append({name: row[name] for name in _SKIPPED if name in row})
                     continue
-                found.shortened += row.get("shortened", False)
-                if "sums" in row:
-                    found.add(*row["sums"])
-                row |= {name: column[index] for name, column in listing.words.items()}
-                batch.append(row)
+                shortened += row.get("shortened", False)
+                if sums := row.get("sums"):
+                    clips, total, squares, count = clips + 1, total + sums[0], squares + sums[1], count + sums[2]
+                batch.append(row | {name: column[index] for name, column in listing.words.items()})
                 if len(batch) == LINES:
-                    found.rows.extend(batch)
+                    rows.extend(batch)
                     batch = []
-            found.rows.extend(batch)
-        return found
-
-    def _unwritable(self, error: OSError) -> CatalogueError:
-        found = f"{self.path} cannot be written: {error.strerror}"
-        return CatalogueError(found, "a writable folder with free space", "free space; the same command then resumes")
+            rows.extend(batch)
+        mean = total / count if count else None
+        std = None if mean is None else math.sqrt(max(0.0, squares / count - mean * mean))
+        return rows, skipped, shortened, {"mean": mean, "std": std, "statistics_clips": clips}
 
 
 _SKIPPED = ("path", "part", "reason", "detail")
@@ -307,44 +294,14 @@ def _still_valid(line: bytes, listing: Listing) -> int | None:
     return index if stamp == (status.st_size, status.st_mtime_ns) else None
 
 
-@dataclass
-class _Collected:
-    """All results: clips, clips left out, and sums of log-mel values (float64 is ample for values of -16 to 20)."""
-
-    rows: Rows = field(default_factory=Rows)
-    skipped: list[dict[str, Any]] = field(default_factory=list)
-    measured: int = 0  # clips in the sums
-    count: int = 0
-    total: float = 0.0
-    squares: float = 0.0
-    shortened: int = 0  # clips with an end after their file's
-
-    @property
-    def reasons(self) -> Counter[str]:
-        """The number of clips left out for each reason."""
-        return Counter(row["reason"] for row in self.skipped)
-
-    def add(self, total: float, squares: float, count: int) -> None:
-        self.measured += 1
-        self.count += count
-        self.total += total
-        self.squares += squares
-
-    def moments(self) -> tuple[float | None, float | None]:
-        """Return mean and standard deviation of the population."""
-        if not self.count:
-            return None, None
-        mean = self.total / self.count
-        return mean, math.sqrt(max(0.0, self.squares / self.count - mean * mean))
-
-
-def _too_many(source: Path, found: _Collected, bad_files: float, partial: Path) -> CatalogueError:
-    bad, checked = len(found.skipped), len(found.skipped) + len(found.rows)
-    reasons = ", ".join(f"{count} {reason}" for reason, count in found.reasons.most_common())
-    first = "".join(f"\n    {row['reason']}: {row['detail']}" for row in found.skipped[:5])
+def _too_many(
+    source: Path, good: int, skipped: list[dict[str, Any]], reasons: Counter[str], bad_files: float, partial: Path
+) -> CatalogueError:
+    bad, checked = len(skipped), len(skipped) + good
+    counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+    first = "".join(f"\n    {row['reason']}: {row['detail']}" for row in skipped[:5])
     remedy = f"repair or remove them; {partial} lists each with its reason"
-    if bad < checked:
+    if good:
         remedy += f"; or allow more: bad_files={math.ceil(100 * bad / checked) / 100} (--bad-files)"
-    problem = f"{bad} of the {checked} files checked in {source} cannot be used: {reasons}{first}"
-    expected = f"a share of at most {bad_files:g}" if bad < checked else "at least one usable file"
-    return CatalogueError(problem, expected, remedy)
+    problem = f"{bad} of the {checked} files checked in {source} cannot be used: {counts}{first}"
+    return CatalogueError(problem, f"a share of at most {bad_files:g}" if good else "at least one usable file", remedy)

@@ -91,12 +91,10 @@ def iterate_table(path: str | os.PathLike[str]) -> Iterator[TableRow]:
     table = Path(local_files.locate(os.fspath(path)))
     suffix = table.suffix.lower()
     if suffix not in SUFFIXES:
-        expected = f"a table, whose name ends in {', '.join(sorted(SUFFIXES))}"
-        if table.is_file():
-            raise CatalogueError(f"{table} is not a table by its name", expected, "rename the table")
-        if table.is_dir():
-            raise CatalogueError(f"{table} is a folder", expected, "check the path")
-        raise CatalogueError(f"there is no {table}", expected, "check the path" + near(table))
+        what = "is a folder" if table.is_dir() else "is not a table by its name"
+        problem = f"{table} {what}" if table.exists() else f"there is no {table}"
+        fix = "rename the table" if table.is_file() else "check the path" + near(table)
+        raise CatalogueError(problem, f"a table, whose name ends in {', '.join(sorted(SUFFIXES))}", fix)
     folder = os.path.abspath(table.parent)
     seen: set[int] = set()  # hashes take an eighth of the memory of the paths
     try:
@@ -154,10 +152,8 @@ def _row(table: Path, folder: str, number: int, row: dict[str, Any]) -> TableRow
 
 
 def _time(table: Path, number: int, name: str, value: Any) -> float | None:
-    text = identifier(value) if isinstance(value, str | int | float | None) else "?"
-    if text is None and not isinstance(value, str):
-        return None
-    if text is None and not value.strip():
+    text = identifier(value)
+    if text is None and not (isinstance(value, str) and value.strip()):
         return None
     try:
         seconds = float(text or "nan")

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
+import functools
 import itertools
 import json
-import multiprocessing
 import os
-import signal
-import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,28 +187,9 @@ def _too_many(out: str, bad: int, count: int, allowed: float, skipped: list[dict
     )
 
 
-_stopped: Any = None
-_started: Any = None
-
-
-def _start(stopped: Any, started: Any) -> None:
-    global _stopped, _started
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process decides when to stop
-    _stopped, _started = stopped, started
-    # Decoders are silenced, by the number of the stream; warnings of asit still come.
-    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
-    child_process.settle()
-
-
-def _is_stopped() -> bool:
-    with _started.get_lock():
-        _started.value += 1
-    return bool(_stopped.value)
-
-
-def _write(task: _Task, out: str, settings: PackSettings) -> dict[str, Any] | None:
+def _write(out: str, settings: PackSettings, task: _Task) -> dict[str, Any] | None:
     try:
-        return tar_writer.write_shard(*task, out, settings, _is_stopped)
+        return tar_writer.write_shard(*task, out, settings, child_process.step)
     except tar_writer.StoppedError:
         return None
 
@@ -232,29 +208,15 @@ def _run(
         for task in tasks:
             yield tar_writer.write_shard(*task, out, settings, count)
         return
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-    stopped = context.RawValue(ctypes.c_bool, False)
-    begun = context.Value(ctypes.c_longlong, 0)
-    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(stopped, begun))
-    waiting: set[Future[dict[str, Any] | None]] = set()
     try:
-        while True:
-            fresh = itertools.islice(tasks, workers + 1 - len(waiting))
-            waiting |= {executor.submit(_write, task, out, settings) for task in fresh}
-            if not waiting:
-                return
-            done, waiting = wait(waiting, timeout=1.0, return_when=FIRST_COMPLETED)
-            started(int(begun.value))
-            for future in done:
-                shard = future.result()
+        write = functools.partial(_write, out, settings)
+        with closing(child_process.run_tasks(write, tasks, workers, workers + 1, started)) as results:
+            for shard in results:
                 assert shard is not None
                 yield shard
-    except BrokenProcessPool:
+    except child_process.LostTasksError:
         raise TrainingError(
             "a process that wrote a shard was killed: by the system for lack of memory, or by a decoder that crashed",
             "memory for a recording in each process",
             "run it again with --resume and fewer --workers; with --workers 1 the last clip read is the culprit",
         ) from None
-    finally:
-        stopped.value = True
-        executor.shutdown(cancel_futures=True)
