@@ -69,56 +69,31 @@ def test_digest_is_of_relative_paths_lengths_and_order() -> None:
     assert Catalogue.from_clips(moved).digest == made.digest
     assert made.subset(np.arange(10)[::-1]).digest != made.digest
     assert made.subset(np.arange(9)).digest != made.digest
-    longer = [*CLIPS[:-1], Clip(CLIPS[-1].path, 99.0, 16000, 1)]
-    assert Catalogue.from_clips(longer).digest != made.digest
-    renamed = [*CLIPS[:-1], Clip("/data/3/x.wav", CLIPS[-1].seconds, 16000, 1)]
-    assert Catalogue.from_clips(renamed).digest != made.digest
+    for other in (Clip(CLIPS[-1].path, 99.0, 16000, 1), Clip("/data/3/x.wav", CLIPS[-1].seconds, 16000, 1)):
+        assert Catalogue.from_clips([*CLIPS[:-1], other]).digest != made.digest
 
 
 def test_files_that_are_no_whole_catalogue(tmp_path: Path) -> None:
     path = tmp_path / "c.jsonl"
-    Catalogue.from_clips(CLIPS).write(path)
-    lines = path.read_text().splitlines(keepends=True)
-
-    def read(*new: str) -> None:
-        path.write_text("".join(new))
-        Catalogue.read(path, look=False)
-
-    with pytest.raises(CatalogueError, match="not a catalogue"):
-        read('{"path": "a.wav"}\n')
-    with pytest.raises(CatalogueError, match="not a catalogue"):
-        read("")
-    (tmp_path / "deep.jsonl").write_text("[" * 100_000)
-    with pytest.raises(CatalogueError, match="not a catalogue"):
-        Catalogue.read(tmp_path / "deep.jsonl")
-    with pytest.raises(CatalogueError, match="version 7"):
-        read(lines[0].replace('"asit_catalogue":1', '"asit_catalogue":7'), *lines[1:])
-    with pytest.raises(CatalogueError, match="holds 9 clips, its header says 10"):
-        read(*lines[:-1])
-    with pytest.raises(CatalogueError, match="line 5: damaged"):
-        read(*lines[:4], lines[4][:20] + "\n", *lines[5:])
-    with pytest.raises(CatalogueError, match="line 3: damaged"):
-        read(*lines[:2], lines[2].replace('"seconds":', '"seconds":-'), *lines[3:])
-    header = lines[0].replace('"clips":10', '"clips":11')
-    with pytest.raises(CatalogueError, match=r"lists 1 clips twice: .*\.wav"):
-        read(header, *lines[1:], lines[4])
+    Catalogue.from_clips([*CLIPS[:9], dataclasses.replace(CLIPS[9], start=2.0)]).write(path)
+    whole = path.read_text()
+    lines = whole.splitlines(keepends=True)
+    for new, message in [
+        ('{"path": "a.wav"}\n', "not a catalogue"),
+        ("", "not a catalogue"),
+        ("[" * 100_000, "not a catalogue"),
+        (whole.replace('"asit_catalogue":2', '"asit_catalogue":7'), "version 7"),
+        ("".join(lines[:-1]), "holds 9 clips, its header says 10"),
+        (whole.replace(lines[4], lines[4][:20] + "\n"), "line 5: damaged"),
+        (whole.replace(lines[2], lines[2].replace('"seconds":', '"seconds":-')), "line 3: damaged"),
+        (whole.replace('"start":2.0', '"start":-2.0'), "line 11: damaged"),
+        (whole.replace('"clips":10', '"clips":11') + lines[4], r"lists 1 clips twice: .*\.wav"),
+    ]:
+        path.write_text(new)
+        with pytest.raises(CatalogueError, match=message):
+            Catalogue.read(path, look=False)
     with pytest.raises(CatalogueError, match=r"there is no .*b\.jsonl(.|\n)*did you mean .*c\.jsonl"):
         Catalogue.read(tmp_path / "b.jsonl")
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    st.lists(
-        st.binary(min_size=1).filter(lambda b: not {0, ord("/")} & set(b) and b not in (b".", b"..")),
-        max_size=8,
-        unique=True,
-    )
-)
-def test_any_file_name_survives(tmp_path_factory: pytest.TempPathFactory, names: list[bytes]) -> None:
-    clips = [Clip("/r/" + os.fsdecode(name), 1.0, 8000, 1) for name in names]
-    path = tmp_path_factory.getbasetemp() / "names.jsonl"
-    Catalogue.from_clips(clips, root="/r").write(path)
-    assert [c.path for c in Catalogue.read(path, look=False)] == [c.path for c in clips]
 
 
 def test_columns_are_small() -> None:
@@ -128,10 +103,11 @@ def test_columns_are_small() -> None:
     assert len(pickle.dumps(Catalogue.from_clips(clips))) < 40 * count
 
 
+NAME = st.binary(min_size=1).filter(lambda name: not {0, ord("/")} & set(name) and name not in (b".", b".."))
 TEXT = st.none() | st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=5).map(identifier)
 CLIP = st.builds(
     Clip,
-    st.text("abc", min_size=1, max_size=3).map("/r/{}.wav".format),
+    NAME.map(lambda name: "/r/" + os.fsdecode(name)),
     st.floats(0.5, 40_000, width=32),
     st.integers(1, 200_000),
     st.integers(1, 64),
@@ -144,7 +120,7 @@ CLIP = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(CLIP, max_size=6, unique_by=lambda clip: clip.path), st.randoms(use_true_random=False))
 def test_every_field_survives(tmp_path_factory: pytest.TempPathFactory, clips: list[Clip], draw: random.Random) -> None:
     path = tmp_path_factory.getbasetemp() / "fields.jsonl"
@@ -182,11 +158,3 @@ def test_ids_are_relative_and_name_the_start_of_a_part() -> None:
     assert made.ids() == ["0/0.wav", "0/1.wav", "0/0.wav@30.1"]
     assert made.ids([2, 0]) == ["0/0.wav@30.1", "0/0.wav"]
     assert made.subset([0, 1]).ids() == ["0/0.wav", "0/1.wav"]
-
-
-def test_a_start_that_is_none_is_damage(tmp_path: Path) -> None:
-    path = tmp_path / "c.jsonl"
-    Catalogue.from_clips([Clip("/data/a.wav", 1.0, 16000, 1, start=2.0)]).write(path)
-    path.write_text(path.read_text().replace('"start":2.0', '"start":-2.0'))
-    with pytest.raises(CatalogueError, match="line 2: damaged"):
-        Catalogue.read(path, look=False)

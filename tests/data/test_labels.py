@@ -13,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asit.data.catalogue.catalogue import Catalogue, Clip
-from asit.data.catalogue.labels import Labels, balanced_weights, inverse_weights, list_hash, read_labels
+from asit.data.catalogue.labels import Labels, balanced_weights, inverse_weights, list_hash, read_labels, subsample
 from asit.data.catalogue.splits import Splits, check_splits, drop_unseen_classes, folds, make_splits
-from asit.data.catalogue.stratified import subsample
 from asit.errors import CatalogueError
 
 NAMES = ["ant", "bee", "cat", "dog"]
@@ -48,10 +47,8 @@ def notes(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 def test_single_labels() -> None:
     made = read_labels(listed(["dog", "cat", " dog ", "ant"]))
-    assert (made.names, made.multi, len(made)) == (("ant", "cat", "dog"), False, 4)
-    assert made.single.tolist() == [2, 1, 2, 0]
-    assert made.counts().tolist() == [1, 1, 2]
-    assert made.counts([0, 2]).tolist() == [0, 0, 2]
+    assert (made.names, made.multi, made.single.tolist()) == (("ant", "cat", "dog"), False, [2, 1, 2, 0])
+    assert (made.counts().tolist(), made.counts([0, 2]).tolist()) == ([1, 1, 2], [0, 0, 2])
     assert made.matrix([3, 0]).tolist() == [[1, 0, 0], [0, 0, 1]]
     assert made.take([3, 0]).single.tolist() == [0, 2]
 
@@ -103,18 +100,14 @@ def test_labels_against_a_loop(texts: list[str]) -> None:
 
 
 def test_the_order_of_classes() -> None:
-    texts = ["b", "a", "c"]
+    texts, header = ["b", "a", "c"], {"classes": ["c", "b", "a", "x"]}
     assert read_labels(listed(texts)).names == ("a", "b", "c")
-    assert read_labels(listed(texts, {"classes": ["c", "b", "a", "x"]})).names == ("c", "b", "a", "x")
-    made = read_labels(listed(texts, {"classes": ["c", "b", "a", "x"]}), classes=("b", "c", "a"))
-    assert made.names == ("b", "c", "a")
-    assert made.single.tolist() == [0, 2, 1]
-
-
-def test_texts_that_no_clip_has_any_more_say_nothing() -> None:
-    whole = listed(["a", "b", "c;d", "x:7"])
-    assert read_labels(whole.subset([0, 1])).names == ("a", "b")
-    assert not read_labels(whole.subset([0, 1])).multi
+    assert read_labels(listed(texts, header)).names == ("c", "b", "a", "x")
+    made = read_labels(listed(texts, header), classes=("b", "c", "a"))
+    assert (made.names, made.single.tolist()) == (("b", "c", "a"), [0, 2, 1])
+    # Texts that no clip has any more do not count.
+    part = read_labels(listed(["a", "b", "c;d", "x:7"]).subset([0, 1]))
+    assert (part.names, part.multi) == (("a", "b"), False)
 
 
 def test_clips_without_a_label(notes: pytest.LogCaptureFixture) -> None:
@@ -353,15 +346,11 @@ def test_subsample_of_several_labels_keeps_every_class_and_is_nested(drawn: list
         before = {*now.tolist()}
 
 
-def test_subsample_of_what_cannot_be() -> None:
-    labels = read_labels(listed(list("ab")))
-    for how in ({}, {"share": 0.5, "per_class": 1}, {"share": 0.0}, {"share": 1.5}, {"per_class": 0}):
-        assert "share=" in error_of(lambda how=how: subsample(labels, [0, 1], seed=0, **how))  # type: ignore[misc]
-
-
 @pytest.mark.usefixtures("no_global_draws")
-def test_draws_depend_on_the_seed_alone() -> None:
+def test_draws_depend_on_the_seed_alone_and_refuse_what_cannot_be() -> None:
     made = listed(list("abab") * 10)
     labels = read_labels(made)
     make_splits(made, share=0.2, labels=labels)
     subsample(labels, np.arange(40), share=0.2, seed=0)
+    for how in ({}, {"share": 0.5, "per_class": 1}, {"share": 0.0}, {"share": 1.5}, {"per_class": 0}):
+        assert "share=" in error_of(lambda how=how: subsample(labels, [0, 1], seed=0, **how))  # type: ignore[misc]

@@ -89,7 +89,7 @@ def labelled_clips(table: str | Path, most: int, seed: int) -> Catalogue:
     """
     path = tar_index.index_of(str(table))
     listed: Sequence[TableRow] | Catalogue = read_table(table) if path is None else Catalogue.read(path)
-    splits = listed.splits if isinstance(listed, Catalogue) else [row.split for row in listed]
+    splits = listed.texts("split") if isinstance(listed, Catalogue) else [row.split for row in listed]
     chosen = []
     for name in ("train", "test"):
         part = np.flatnonzero([canonical(split or "") == name for split in splits])

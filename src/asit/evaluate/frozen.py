@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from asit.data.catalogue.catalogue import Catalogue
-from asit.data.catalogue.labels import Labels, read_labels
+from asit.data.catalogue.labels import Labels, read_labels, subsample
 from asit.data.catalogue.splits import (
     Splits,
     by_folds,
@@ -21,7 +21,6 @@ from asit.data.catalogue.splits import (
     make_splits,
     may_share_groups,
 )
-from asit.data.catalogue.stratified import subsample
 from asit.data.shards import tar_index
 from asit.errors import AsitError, CatalogueError, ConfigError
 from asit.evaluate.feature_cache import Store

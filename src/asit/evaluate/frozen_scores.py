@@ -13,9 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from asit.data.catalogue.catalogue import Catalogue
-from asit.data.catalogue.labels import Labels
+from asit.data.catalogue.labels import Labels, subsample
 from asit.data.catalogue.splits import Splits, may_share_groups
-from asit.data.catalogue.stratified import subsample
 from asit.errors import CatalogueError
 from asit.evaluate.feature_readers import LOG_MEL, LOG_MEL_STATISTICS, MODEL, pooled
 from asit.evaluate.features import Collected

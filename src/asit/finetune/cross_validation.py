@@ -14,13 +14,14 @@ from asit.config import FinetuneSettings
 from asit.config.presets import Resume
 from asit.data.catalogue import tables
 from asit.data.catalogue.catalogue import Catalogue
+from asit.data.catalogue.labels import read_labels
 from asit.data.catalogue.splits import by_folds, error_in_fold, folds
 from asit.data.shards import tar_index
 from asit.errors import AsitError, ConfigError
 from asit.evaluate.metrics import fold_summary
 from asit.finetune import finetune_resolve, init_model
 from asit.finetune.finetune_run import FinetuneResult, finetune
-from asit.finetune.finetune_setup import choose_splits, labels_of
+from asit.finetune.finetune_setup import choose_splits
 from asit.io import atomic, local_files, lock, parsing
 from asit.training import open_data, run_dir
 from asit.training.run import AGAIN
@@ -167,7 +168,7 @@ def _begin(settings: FinetuneSettings, out: Path, resume: bool, overwrite: bool)
     catalogue = open_data.of_run(settings, out, front_end, rescan=not resumed)
     names = folds(catalogue)
     if not resumed:
-        labels = labels_of(catalogue, settings)
+        labels = read_labels(catalogue, settings.labels)
         for name in names:
             try:
                 choose_splits(settings.changed({"sides": {"fold": name}}), catalogue, labels)

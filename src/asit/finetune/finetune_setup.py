@@ -12,7 +12,7 @@ import numpy.typing as npt
 from asit.audio.fbank import FrontEnd
 from asit.config import FinetuneSettings, ResolvedFinetuneSettings
 from asit.data.catalogue.catalogue import Catalogue
-from asit.data.catalogue.labels import Labels, balanced_weights, inverse_weights, read_labels
+from asit.data.catalogue.labels import Labels, balanced_weights, inverse_weights, read_labels, subsample
 from asit.data.catalogue.splits import (
     Splits,
     by_folds,
@@ -21,7 +21,6 @@ from asit.data.catalogue.splits import (
     make_splits,
     may_share_groups,
 )
-from asit.data.catalogue.stratified import subsample
 from asit.data.loading import sampler
 from asit.data.loading.windows import Windows
 from asit.errors import CatalogueError, ConfigError
@@ -125,7 +124,7 @@ def prepare(settings: FinetuneSettings, model: AudioModel | None, catalogue: Cat
         CheckpointError: the weights do not fit.
     """
     settings, precision, workers = choose_machine(settings, "input", world)
-    labels = labels_of(catalogue, settings)
+    labels = read_labels(catalogue, settings.labels)
     start = init_model.origin(settings, model, catalogue)
     log.info(f"Starting from {start.text}")
     if world.main and (skipped := {why: n for why, n in catalogue.header.get("skipped", {}).items() if n}):
@@ -182,25 +181,6 @@ def prepare(settings: FinetuneSettings, model: AudioModel | None, catalogue: Cat
         groups=None if shared else group_codes(catalogue),
         origin=start.text,
     )
-
-
-def labels_of(catalogue: Catalogue, settings: FinetuneSettings) -> Labels:
-    """Return the labels of all clips.
-
-    Raises:
-        CatalogueError: as `read_labels`, or clips have no label.
-    """
-    labels = read_labels(catalogue, settings.labels, missing="skip")
-    unknown = np.flatnonzero(~labels.known)
-    if len(unknown):
-        named = ", ".join(catalogue.ids(unknown[:5])) + (", ..." if len(unknown) > 5 else "")
-        raise CatalogueError(
-            f"{len(unknown)} of {len(labels)} clips have no label: {named}",
-            "a label for each clip",
-            "fill the label column, or take these rows out of the table; of a folder, move these recordings into the "
-            "sub-folder of their class, or out of the folder",
-        )
-    return labels
 
 
 def choose_splits(settings: FinetuneSettings, catalogue: Catalogue, labels: Labels) -> Splits:

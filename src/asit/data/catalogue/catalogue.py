@@ -3,9 +3,6 @@
 The file has a header and one line per clip. In memory two million clips fit, and loader processes share them.
 """
 
-# Paths are text here: a Path for each of two million would cost minutes.
-# ruff: noqa: PTH100, PTH109, PTH110
-
 from __future__ import annotations
 
 import dataclasses
@@ -113,20 +110,18 @@ class Catalogue:
             raise IndexError(f"clip {index} of {len(self)}")
         index, columns = int(index) % len(self), self._columns
         words = {name: column[index] for name, column in columns.words.items()}
-        name, shard_name = columns.paths[index], words.pop(SHARD, None)
+        name, shard = columns.paths[index], words.pop(SHARD, None)
         offset, size = (0, 0) if columns.spans is None else columns.spans[index].tolist()
-        shard = None
-        if shard_name is not None:
-            shard = storage.join(self.root, shard_name)
-            name = f"{shard}/{name.removeprefix(shard_name + '/')}"
+        if shard is not None:
+            name = f"{shard}/{name.removeprefix(shard + '/')}"
         return Clip(
-            path=storage.join(self.root, name) if shard is None else name,
+            path=storage.join(self.root, name),
             seconds=float(self.seconds[index]),
             rate=int(self.rate[index]),
             channels=int(self.channels[index]),
             sha256=None if columns.sha256 is None else _hex(columns.sha256[index]),
             start=0.0 if columns.starts is None else float(columns.starts[index]),
-            shard=shard,
+            shard=None if shard is None else storage.join(self.root, shard),
             offset=offset,
             size=size,
             **words,

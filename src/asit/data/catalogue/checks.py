@@ -3,9 +3,6 @@
 Torch is imported only to measure the mean and std.
 """
 
-# Paths are text here: a Path for each of two million would cost minutes.
-# ruff: noqa: PTH100, PTH116, PTH118, PTH123
-
 from __future__ import annotations
 
 import functools

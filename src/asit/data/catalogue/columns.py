@@ -81,7 +81,7 @@ class Coder:
     def __init__(self, name: str) -> None:
         self.name = name
         self.words: dict[str, int] = {}
-        self._other: dict[str | None, int] = {None: -1}  # codes of texts that are not in their normal form
+        self._codes: dict[str | None, int] = {None: -1}
 
     def __call__(self, text: str | None) -> int:
         """Return the text's code; -1 for none.
@@ -89,14 +89,11 @@ class Coder:
         Raises:
             ValueError: as `normal`; or half a surrogate pair, which cannot be written.
         """
-        code = self._other.get(text)
-        if code is None and (code := self.words.get(text or "")) is None:
+        if (code := self._codes.get(text)) is None:
             word = normal(self.name, text)
             if word is not None:
                 encode(word)
-            code = -1 if word is None else self.words.setdefault(word, len(self.words))
-            if word != text:
-                self._other[text] = code
+            code = self._codes[text] = -1 if word is None else self.words.setdefault(word, len(self.words))
         return code
 
     def column(self, codes: npt.NDArray[np.int32]) -> Words:

@@ -1,8 +1,5 @@
 """Inputs of commands: files, folders, patterns, catalogues, tables and tar shards as one list of recordings."""
 
-# Paths are text here: a Path for each of a million would cost minutes.
-# ruff: noqa: PTH100, PTH112, PTH118, PTH120, PTH122
-
 from __future__ import annotations
 
 import functools

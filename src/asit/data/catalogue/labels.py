@@ -1,6 +1,6 @@
-"""Labels of a catalogue's clips, parsed from their texts, and sampling weights that balance the classes.
+"""Labels of a catalogue's clips, parsed from their texts, sampling weights and small training sets of all classes.
 
-Letters in shapes: N clips, W distinct texts, C classes.
+Letters in shapes: N clips, W distinct texts, C classes, n chosen clips.
 """
 
 from __future__ import annotations
@@ -62,6 +62,17 @@ class Labels:
     def owners(self) -> npt.NDArray[np.int64]:
         """The clip of each entry."""
         return np.repeat(np.arange(len(self)), np.diff(self.indptr))
+
+    @property
+    def rarest(self) -> npt.NDArray[np.int64]:
+        """(N,) the rarest class of each clip; C for a clip of no class."""
+        stratum = np.full(len(self), len(self.names), np.int64)
+        filled = np.diff(self.indptr) > 0
+        by_count = np.argsort(self.counts(), kind="stable")
+        rank = np.argsort(by_count)
+        if len(self.indices):
+            stratum[filled] = by_count[np.minimum.reduceat(rank[self.indices], self.indptr[:-1][filled])]
+        return stratum
 
     def counts(self, rows: npt.ArrayLike | None = None) -> npt.NDArray[np.int64]:
         """Count the clips of each class (C,), soft labels as whole ones, among the clips at ``rows``, or all."""
@@ -232,13 +243,14 @@ def _classes(texts: _Parsed, known: Sequence[str] | None) -> tuple[tuple[str, ..
 
 
 def _refuse_missing(catalogue: Catalogue, known: npt.NDArray[np.bool_], missing: str) -> None:
-    count = int((~known).sum())
-    if count == len(catalogue):
+    if not known.any():
         fix = "make the catalogue from a table with a label column, or from a folder per class with labels=folder"
-        raise CatalogueError(f"none of the {count} clips has a label", "a label for each clip", fix)
-    if count and missing == "error":
-        found = f"{count} of {len(catalogue)} clips have no label: {_examples(catalogue, np.flatnonzero(~known))}"
-        raise CatalogueError(found, "a label for each clip", "label them, or leave them out")
+        raise CatalogueError(f"none of the {len(known)} clips has a label", "a label for each clip", fix)
+    if missing == "error" and not known.all():
+        unknown = np.flatnonzero(~known)
+        found = f"{len(unknown)} of {len(known)} clips have no label: {_examples(catalogue, unknown)}"
+        fix = "fill the label column, or take these rows out of the table; of a folder, move these recordings into the "
+        raise CatalogueError(found, "a label for each clip", fix + "sub-folder of their class, or out of the folder")
 
 
 def _examples(catalogue: Catalogue, rows: Rows) -> str:
@@ -262,6 +274,67 @@ def inverse_weights(labels: Labels, rows: npt.ArrayLike) -> npt.NDArray[np.float
     classes = labels.take(rows).single
     assert (classes >= 0).all(), "clips without a label have no weight"
     return np.divide(1.0, np.bincount(classes)[classes], dtype=np.float64)
+
+
+def subsample(
+    labels: Labels, rows: npt.ArrayLike, *, share: float | None = None, per_class: int | None = None, seed: int
+) -> Rows:
+    """Choose a part of the training clips that keeps every class: for learning curves and few-shot tests.
+
+    The seed gives each clip of the catalogue a random number, which orders the clips. For ``per_class`` = k, rounds 1
+    to k each visit the classes from the rarest on and add the class's next clip where fewer clips than the round's
+    number are chosen of it; so each class gets k clips, or all it has, and more where clips have several labels. For a
+    ``share``, the clips of the first such round are in; then each stratum (the clips with the same rarest class) is
+    filled up to its share. So a smaller choice is within a larger one of the same kind and seed.
+
+    Args:
+        labels: of the catalogue's clips.
+        rows: (n,) the training clips.
+        share: of each class, above 0 up to 1.
+        per_class: clips of each class; give this or ``share``.
+        seed: of the numbers.
+
+    Returns:
+        Rows of the catalogue, ascending.
+
+    Raises:
+        CatalogueError: neither or both were given, or an impossible value.
+    """
+    value = share if per_class is None else per_class
+    if (share is None) == (per_class is None) or value is None or value <= 0 or (share is not None and share > 1):
+        raise CatalogueError(
+            f"share={share}, per_class={per_class}", "a share above 0 up to 1, or a count from 1", "give one of them"
+        )
+    rows = np.asarray(rows, np.int64)
+    rows = rows[np.argsort(np.random.default_rng([seed]).random(len(labels))[rows], kind="stable")]
+    part = labels.take(rows)
+    chosen = _of_each(part, per_class or 1)
+    if share is not None:
+        stratum = part.rarest
+        order = np.lexsort((~chosen, stratum))
+        sizes = np.bincount(stratum)
+        within = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        chosen[order[within < np.rint(share * sizes)[stratum[order]]]] = True
+    return np.sort(rows[chosen])
+
+
+def _of_each(labels: Labels, count: int) -> npt.NDArray[np.bool_]:
+    """Return a mask (N,) of the first clips that make `count` of each class; see `subsample`."""
+    counts = labels.counts()
+    owners = labels.owners[np.argsort(labels.indices, kind="stable")]
+    ends = np.cumsum(counts)
+    following = (ends - counts).tolist()  # of each class, the first of its clips that has not been looked at
+    chosen, have = np.zeros(len(labels), np.bool_), np.zeros(len(counts), np.int64)
+    rarest = [index for index in np.argsort(counts, kind="stable").tolist() if counts[index]]
+    for wanted in range(1, min(count, int(counts.max(initial=0))) + 1):
+        for index in rarest:
+            while have[index] < wanted and following[index] < ends[index]:
+                clip = owners[following[index]]
+                following[index] += 1
+                if not chosen[clip]:
+                    chosen[clip] = True
+                    have[labels.indices[labels.indptr[clip] : labels.indptr[clip + 1]]] += 1
+    return chosen
 
 
 def list_hash(ids: Iterable[str]) -> str:

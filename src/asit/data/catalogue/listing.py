@@ -1,8 +1,5 @@
 """Lists of the clips to scan: all audio below a folder, or the rows of a table or a corpus."""
 
-# Paths are text here: a Path for each of two million would cost minutes.
-# ruff: noqa: PTH100, PTH116, PTH118, PTH122, PTH207
-
 from __future__ import annotations
 
 import glob
@@ -184,13 +181,13 @@ def _labels_of_folders(folder: Path, names: Texts) -> dict[str, Words]:
 
 def _coded(folder: Path, column: str, texts: Iterable[str]) -> Words:
     coder = Coder(column)
-    codes = np.fromiter(map(coder, texts), np.int32)
-    for name in coder.words if column == "label" else ():
+    words = coder.column(np.fromiter(map(coder, texts), np.int32))
+    for name in words.words if column == "label" else ():
         if ";" in name or soft_weight(name) is not None:
             found = f"the sub-folder '{name}' of {folder} cannot name a label"
             expected = "a name without ';', which separates labels, and without the end of a soft label: 'dog:0.7'"
             raise CatalogueError(found, expected, "rename it, or list recordings and labels in a table")
-    return Words(codes, tuple(coder.words))
+    return words
 
 
 def describe_ignored(others: Mapping[str, int]) -> str:

@@ -3,9 +3,6 @@
 Results go to a file beside the catalogue, from which an interrupted scan resumes.
 """
 
-# Paths are text here: a Path for each of two million would cost minutes.
-# ruff: noqa: PTH100, PTH116, PTH118, PTH123
-
 from __future__ import annotations
 
 import json
@@ -42,7 +39,7 @@ def build(
     *,
     workers: int | Literal["auto"] = "auto",
     restart: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = lambda done, total, bad: None,
     rows: Iterable[tables.TableRow] | None = None,
     facts: Mapping[str, Any] | None = None,
     **settings: Any,
@@ -132,18 +129,16 @@ def build(
 
 
 def _gather(
-    results: Generator[list[ScanResult]], partial: _Partial, total: int, bad_files: float, progress: Progress | None
+    results: Generator[list[ScanResult]], partial: _Partial, total: int, bad_files: float, progress: Progress
 ) -> None:
     """Store results as they come, to the end or until too many files are bad."""
     bad = 0
     with closing(results):
         try:
-            if progress:
-                progress(partial.done, total, bad)
+            progress(partial.done, total, bad)
             for chunk in results:
                 bad += partial.append(chunk)
-                if progress:
-                    progress(partial.done, total, bad)
+                progress(partial.done, total, bad)
                 if total >= _COMPLETE and bad > bad_files * total:
                     return
         except KeyboardInterrupt:

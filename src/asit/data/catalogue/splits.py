@@ -18,7 +18,6 @@ import numpy.typing as npt
 from asit.data.catalogue.catalogue import Catalogue
 from asit.data.catalogue.columns import Words, identifier
 from asit.data.catalogue.labels import Labels, Rows, read_labels
-from asit.data.catalogue.stratified import hold_out
 from asit.errors import AsitError, AudioError, CatalogueError
 
 TRAIN = ("train", "balanced", "unbalanced")
@@ -91,8 +90,8 @@ def make_splits(
         catalogue: N clips.
         train, validation, test: names in the split column that make up each split.
         fold: test on this fold and train on the others; the split column is ignored.
-        share: where there are no validation clips, hold out this share of the training clips, see
-            :func:`asit.data.catalogue.stratified.hold_out`.
+        share: where there are no validation clips, hold out this share of the training clips: of each class, in
+            complete groups.
         seed: of that draw.
         labels: of the catalogue's clips, read for a share if not given; clips without a label are in no split.
 
@@ -111,8 +110,55 @@ def make_splits(
     if not share or len(splits.validation):
         return splits
     labels = read_labels(catalogue) if labels is None else labels
-    held = hold_out(labels, splits.train, catalogue.column("group"), share, seed)
+    held = _hold_out(labels, splits.train, catalogue.column("group"), share, seed)
     return replace(splits, train=splits.train[~held], validation=splits.train[held])
+
+
+def _hold_out(labels: Labels, rows: Rows, groups: Words | None, share: float, seed: int) -> npt.NDArray[np.bool_]:
+    """Choose validation clips among training clips; returns a mask (n,) of ``rows``.
+
+    Classes keep their shares as nearly as possible (a clip of several counts for its rarest), clips of one group stay
+    together, and each class keeps a training clip. A share that groups make inexact is logged.
+    """
+    part = labels.take(rows)
+    stratum = part.rarest
+    # A unit is what stays together: a group, or a clip without one.
+    units = np.arange(len(rows)) if groups is None else groups.codes[rows].astype(np.int64)
+    units = np.where(units < 0, np.arange(len(rows)) + (units.max(initial=0) + 1), units)
+    units = np.unique(units, return_inverse=True)[1]
+    sizes = np.bincount(units)
+    # The stratum of a group is that of most of its clips, the lower one of equals.
+    strata = len(part.names) + 1
+    pairs, together = np.unique(units * strata + stratum, return_counts=True)
+    best = np.lexsort((pairs % strata, -together, pairs // strata))
+    best = best[np.unique(pairs[best] // strata, return_index=True)[1]]
+    order = np.random.default_rng([seed, len(rows)]).permutation(len(sizes))
+    order = order[np.argsort((pairs[best] % strata)[order], kind="stable")]
+    # Going through the strata in order, hold a unit out whenever that brings the share nearer.
+    chosen, seen, taken = np.zeros(len(sizes), np.bool_), 0, 0
+    for unit, size in zip(order.tolist(), sizes[order].tolist(), strict=True):
+        seen += size
+        if taken + size / 2 < share * seen:
+            chosen[unit], taken = True, taken + size
+    if not taken:
+        chosen[order[np.argmin(sizes[order])]] = True
+    held: npt.NDArray[np.bool_] = chosen[units]
+    # Each class keeps a unit to train on.
+    kept = np.bincount(part.indices[~held[part.owners]], minlength=len(part.names))
+    for index in np.flatnonzero((kept == 0) & (part.counts() > 0)).tolist():
+        holders = part.owners[part.indices == index]
+        if held[holders].all():
+            held[units == units[holders[0]]] = False
+    if not held.any() or held.all():
+        raise CatalogueError(
+            f"a share of {share:g} of {len(rows)} training clips in {len(sizes)} {'groups' if groups else 'clips'} "
+            "cannot be held out with a training clip left of each class",
+            "more clips, or more groups, than that",
+            "give a validation split, or set the share to 0",
+        )
+    if groups is not None and abs(held.mean() - share) > 0.02:
+        log.info(f"{held.mean():.0%} of the training clips are held out, not {share:.0%}: groups stay together")
+    return held
 
 
 def _log_unused(clips: npt.NDArray[np.bool_], which: str) -> None:

@@ -1,8 +1,5 @@
 """Tables of clips: CSV, TSV or JSONL with a path and optional label, split, fold, group, start and end."""
 
-# Paths are text here: a Path for each of two million would cost minutes.
-# ruff: noqa: PTH100, PTH122, PTH208
-
 from __future__ import annotations
 
 import codecs
@@ -111,17 +108,14 @@ def iterate_table(path: str | os.PathLike[str]) -> Iterator[TableRow]:
                     )
                 seen.add(clip)
                 yield found
-    except FileNotFoundError:
-        raise CatalogueError(
-            f"there is no table {table}", "a CSV, TSV or JSONL file", "check the path" + near(table)
-        ) from None
     except UnicodeDecodeError as error:
         problem = f"{table} is not {error.encoding.upper()} text: {error.reason} 0x{error.object[error.start]:02x}"
         fix = "save the table as UTF-8 (in Excel: CSV UTF-8; of Latin-1: iconv -f latin1 -t utf-8)"
         raise CatalogueError(problem, "UTF-8, or UTF-16 with a byte order mark", fix) from None
     except (OSError, csv.Error) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise CatalogueError(f"{table} cannot be read: {why}", "a readable table", "check the file") from None
+        fix = "check the file" if table.exists() else "check the path" + near(table)
+        raise CatalogueError(f"{table} cannot be read: {why}", "a readable table", fix) from None
     if not seen:
         raise CatalogueError(f"{table} has no rows", "at least one line with a file's path", "check the table")
 
@@ -141,7 +135,6 @@ def _row(table: Path, folder: str, number: int, row: dict[str, Any]) -> TableRow
     if not name or "\0" in name:
         raise _bad_line(table, number, "no path", "a file's path in each line")
     try:
-        name.isascii() or name.encode("utf-8", "surrogateescape")
         words = {column: _normal(column, row.get(column)) for column in WORDS}
     except ValueError as error:
         raise _bad_line(table, number, str(error), "text or a number") from None
@@ -173,7 +166,11 @@ def _columns(table: Path, lines: TextIO, suffix: str) -> Iterator[tuple[int, dic
     if "\0" in first:
         found = f"{table} holds zero bytes: UTF-16 without a byte order mark, or no text"
         raise CatalogueError(found, "UTF-8", "save the table as UTF-8")
-    separator = given[1] if given else _separator(first, "\t" if suffix == ".tsv" else ",")
+    separator = usual = given[1] if given else "\t" if suffix == ".tsv" else ","
+    for sign in usual if given else dict.fromkeys(usual + _SEPARATORS):  # the first that yields the path column
+        if "path" in (_NAMES.get(name.strip().strip('"').strip().lower()) for name in first.split(sign)):
+            separator = sign
+            break
     reader = csv.reader(
         itertools.chain([first], lines), delimiter=separator, skipinitialspace=separator != "\t", strict=True
     )
@@ -193,15 +190,6 @@ def _columns(table: Path, lines: TextIO, suffix: str) -> Iterator[tuple[int, dic
                 "correct this line; a cell that holds the separator or a line break needs quotes",
             )
         yield reader.line_num + skipped, {name: cell for name, cell in zip(names, cells, strict=True) if name}
-
-
-def _separator(line: str, usual: str) -> str:
-    """Return the separator of a header: the usual one, unless another yields the path column."""
-    for sign in dict.fromkeys(usual + _SEPARATORS):
-        names = [name.strip().strip('"').strip().lower() for name in line.split(sign)]
-        if any(_NAMES.get(name) == "path" for name in names):
-            return sign
-    return usual
 
 
 def _objects(table: Path, lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -287,10 +275,10 @@ def _known(table: Path, header: Sequence[str], quiet: Iterable[str] = ()) -> lis
         names = ", ".join(f"'{name}' (did you mean '{close}'?)" for name, close in slips.items())
         raise CatalogueError(f"{table}: unknown columns {names}", expected, "rename or remove these columns")
     if "path" not in ours:
-        if any(os.path.splitext(name)[1] for name in found):
-            line = f"{table}: the first line is '{', '.join(header)}'"
-            raise CatalogueError(line, f"the columns' names: {expected}", "add that line")
-        raise CatalogueError(f"{table}: columns {', '.join(header)}, none with the path", expected, "add that column")
+        found = f"{table}: no column with the path; the first line is '{', '.join(header)}'"
+        raise CatalogueError(
+            found, f"the columns' names: {expected}", "add that column, or a first line with the names"
+        )
     unused = [f"'{name}'" for name, our in zip(header, ours, strict=True) if our is None and name not in quiet]
     if unused:
         _log_unused(str(table), ", ".join(unused))
