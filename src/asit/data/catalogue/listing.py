@@ -8,6 +8,7 @@ import os
 from array import array
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ ARCHIVES = (*PACKED, ".zip", ".7z", ".rar")
 """Suffixes of compressed archives, which must be unpacked first."""
 
 
+@dataclass
 class Listing:
     """The clips to scan, in the catalogue's order.
 
@@ -34,37 +36,31 @@ class Listing:
         root: folder of the relative names.
         names: of the files.
         words: the columns of `WORDS` that are known beforehand.
-        starts, ends: (N,) float64, s; 0 and infinity for a whole file. None: all are whole files.
         ignored: number of other files by suffix.
-        sampled: (N,) bool, clips in the sample for mean and std; all False until `draw`.
-        keys: (N,) uint64, seeds of the clips' draws.
+        spans: (N, 2) float64, start and end in s; 0 and infinity for a whole file. None: all are whole files.
+        keys: (N,) uint64, seeds of the clips' draws, from `draw`.
         order: (N,) indices sorted by key.
+        sampled: (N,) bool, clips in the sample for mean and std.
     """
 
-    def __init__(
-        self,
-        root: str,
-        names: Texts,
-        words: Mapping[str, Words],
-        ignored: dict[str, int],
-        starts: npt.NDArray[np.float64] | None = None,
-        ends: npt.NDArray[np.float64] | None = None,
-    ):
-        self.root, self.names, self.words, self.ignored = root, names, words, ignored
-        self.starts, self.ends = starts, ends
-        self.seed = 0
-        self.keys = np.empty(0, np.uint64)
-        self.order = np.empty(0, np.int64)
-        self.sampled = np.zeros(len(names), bool)
+    root: str
+    names: Texts
+    words: Mapping[str, Words]
+    ignored: dict[str, int] = field(default_factory=dict)
+    spans: npt.NDArray[np.float64] | None = None
+    seed: int = field(default=0, init=False)
+    keys: npt.NDArray[np.uint64] = field(init=False)
+    order: npt.NDArray[np.int64] = field(init=False)
+    sampled: npt.NDArray[np.bool_] = field(init=False)
 
     def __len__(self) -> int:
         return len(self.names)
 
     def span(self, index: int) -> Span | None:
         """Return which part of its file a clip is; None: all of it."""
-        if self.starts is None or self.ends is None:
+        if self.spans is None:
             return None
-        start, end = float(self.starts[index]), float(self.ends[index])
+        start, end = self.spans[index].tolist()
         return None if start == 0 and end == np.inf else (start, None if end == np.inf else end)
 
     def draw(self, count: int, seed: int) -> None:
@@ -79,6 +75,7 @@ class Listing:
         numbers = (_key(self.names.raw(index), self.span(index), seed) for index in range(len(self)))
         self.keys = np.fromiter(numbers, np.uint64, len(self))
         self.order = np.argsort(self.keys, kind="stable")
+        self.sampled = np.zeros(len(self), np.bool_)
         self.sampled[self.order[:count]] = True
         ordered = self.keys[self.order]
         twice = self.order[1:][ordered[1:] == ordered[:-1]]
@@ -127,7 +124,7 @@ def list_rows(root: str, rows: Iterable[tables.TableRow]) -> Listing:
     """List the clips of rows, consumed one at a time; paths below ``root`` are stored relative to it."""
     coders = {name: Coder(name) for name in WORDS}
     codes = {name: array("i") for name in WORDS}
-    starts, ends = array("d"), array("d")
+    times = array("d")
 
     def names() -> Iterator[bytes]:
         for row in rows:
@@ -136,15 +133,13 @@ def list_rows(root: str, rows: Iterable[tables.TableRow]) -> Listing:
                     codes[name].append(coders[name](getattr(row, name)))
             except ValueError as error:
                 raise CatalogueError(f"{row.path}: {name} is {error}", "text or a number", "correct it") from None
-            starts.append(row.start or 0.0)
-            ends.append(np.inf if row.end is None else row.end)
+            times.extend((row.start or 0.0, np.inf if row.end is None else row.end))
             yield encode(relative(row.path, root))
 
     packed = Texts.pack(names())
     words = {name: coder.column(np.array(codes[name], np.int32)) for name, coder in coders.items() if coder.words}
-    if not any(starts) and np.isinf(ends).all():
-        return Listing(root, packed, words, {})
-    return Listing(root, packed, words, {}, starts=np.array(starts, np.float64), ends=np.array(ends, np.float64))
+    spans = np.array(times, np.float64).reshape(-1, 2)
+    return Listing(root, packed, words, spans=spans if (spans != (0.0, np.inf)).any() else None)
 
 
 def _labels_of_folders(folder: Path, names: Texts) -> dict[str, Words]:

@@ -118,7 +118,7 @@ def build(
             "skipped": dict(sorted(reasons.items())),
             "ignored": listing.ignored,
         }
-        if listing.starts is not None:
+        if listing.spans is not None:
             header["shortened"] = shortened
         catalogue = Catalogue(header, listing.root, good.columns())
         with atomic_file(out.with_name(out.name.removesuffix(".jsonl") + ".skipped.jsonl")) as file:

@@ -65,9 +65,7 @@ def rows_of_splits(catalogue: Catalogue, names: Sequence[str]) -> Rows:
     Raises:
         CatalogueError: a split that no clip has.
     """
-    column = catalogue.column("split")
-    _require(column, names, "name one of these, or none")
-    return np.flatnonzero(_in_splits(column, names, len(catalogue)))
+    return np.flatnonzero(_in_splits(_having(catalogue, names, "name one of these, or none"), names))
 
 
 def make_splits(
@@ -182,18 +180,17 @@ def _from_fold(catalogue: Catalogue, fold: str, known: npt.NDArray[np.bool_]) ->
 
 
 def _from_names(catalogue: Catalogue, named: dict[str, Sequence[str]], known: npt.NDArray[np.bool_]) -> Splits:
-    column = catalogue.column("split")
     for split, names in named.items():
-        if tuple(names) != USUAL[split]:
-            _require(column, names, f"name one of these for {split}")
-    if column is None:
+        if names and tuple(names) != USUAL[split]:
+            _having(catalogue, names, f"name one of these for {split}")
+    if (column := catalogue.column("split")) is None:
         empty = np.empty(0, np.int64)
         return Splits(np.flatnonzero(known), empty, empty)
     for (one, first), (other, second) in itertools.combinations(named.items(), 2):
         if both := set(map(canonical, first)) & set(map(canonical, second)):
             found = f"split {', '.join(both)} is named for {one} and for {other}"
             raise CatalogueError(found, "each split once", "remove it from the other")
-    chosen = {split: known & _in_splits(column, names, len(catalogue)) for split, names in named.items()}
+    chosen = {split: known & _in_splits(column, names) for split, names in named.items()}
     used = [name for names in named.values() for name in map(canonical, names)]
     for code, name in enumerate(column.words):
         if canonical(name) not in used:
@@ -206,19 +203,15 @@ def _from_names(catalogue: Catalogue, named: dict[str, Sequence[str]], known: np
     return Splits(train, validation, test)
 
 
-def _in_splits(column: Words | None, names: Sequence[str], count: int) -> npt.NDArray[np.bool_]:
+def _in_splits(column: Words, names: Sequence[str]) -> npt.NDArray[np.bool_]:
     """Return a mask of the clips in these splits."""
-    if column is None:
-        return np.zeros(count, np.bool_)
     wanted = set(map(canonical, names))
     return np.array([*(canonical(word) in wanted for word in column.words), False])[column.codes]
 
 
-def _require(column: Words | None, names: Sequence[str], fix: str) -> None:
-    """Refuse names of splits that no clip has."""
-    if not names:
-        return
-    if column is None:
+def _having(catalogue: Catalogue, names: Sequence[str], fix: str) -> Words:
+    """Return the column of splits, which must have all these names."""
+    if (column := catalogue.column("split")) is None:
         raise CatalogueError(
             f"there is no split {', '.join(names)}: the catalogue has no splits",
             "a split column in the table that it was made from",
@@ -230,6 +223,7 @@ def _require(column: Words | None, names: Sequence[str], fix: str) -> None:
         near = difflib.get_close_matches(missing[0], counts, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise CatalogueError(f"there is no split {', '.join(missing)}{hint}", _listed(column), fix)
+    return column
 
 
 def _counts(column: Words) -> dict[str, int]:

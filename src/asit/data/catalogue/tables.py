@@ -275,10 +275,9 @@ def _known(table: Path, header: Sequence[str], quiet: Iterable[str] = ()) -> lis
         names = ", ".join(f"'{name}' (did you mean '{close}'?)" for name, close in slips.items())
         raise CatalogueError(f"{table}: unknown columns {names}", expected, "rename or remove these columns")
     if "path" not in ours:
-        found = f"{table}: no column with the path; the first line is '{', '.join(header)}'"
-        raise CatalogueError(
-            found, f"the columns' names: {expected}", "add that column, or a first line with the names"
-        )
+        problem = f"{table}: no column with the path; the first line is '{', '.join(header)}'"
+        fix = "add that column, or a first line with the names"
+        raise CatalogueError(problem, f"the columns' names: {expected}", fix)
     unused = [f"'{name}'" for name, our in zip(header, ours, strict=True) if our is None and name not in quiet]
     if unused:
         _log_unused(str(table), ", ".join(unused))
