@@ -506,7 +506,7 @@ def test_the_comparison_with_baselines_reads_the_same_features(
     model: AudioModel, listed: Listed, tones: Path, tmp_path: Path
 ) -> None:
     clips = comparison.labelled_clips(tones / "splits.csv", 1000, 0)
-    assert clips.splits.tolist() == ["train"] * 36 + ["test"] * 24
+    assert clips.texts("split").tolist() == ["train"] * 36 + ["test"] * 24
     listed("splits.csv").write(tmp_path / "c.jsonl")
     same = comparison.labelled_clips(tmp_path / "c.jsonl", 1000, 0)
     assert [(clip.path, clip.label) for clip in same] == [(clip.path, clip.label) for clip in clips]
