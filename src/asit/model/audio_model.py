@@ -31,7 +31,7 @@ from asit.model.vit import Encoder, empty_encoder
 __all__ = ["CLASSIFIER", "ENCODER", "AttentionMap", "AudioModel", "Embedding", "Sound", "Tag", "Tags"]
 
 
-class EmbedOptions(TypedDict, total=False):
+class EmbedKeywords(TypedDict, total=False):
     """Keyword arguments of `AudioModel.embedder`, which documents them."""
 
     layer: int | None
@@ -40,7 +40,7 @@ class EmbedOptions(TypedDict, total=False):
     patches: bool
 
 
-class TagOptions(TypedDict, total=False):
+class TagKeywords(TypedDict, total=False):
     """Keyword arguments of `AudioModel.tagger`, which documents them."""
 
     precision: Precision
@@ -269,12 +269,12 @@ class AudioModel:
         frames, low = hop_frames(self.encoder, self.front_end, hop), self._precision(precision)
         return Embedder(self.encoder, self.front_end, layer=layer, precision=low, hop=frames, patches=patches)
 
-    def embed(self, x: Sound, rate: int | None = None, **options: Unpack[EmbedOptions]) -> Embedding:
+    def embed(self, x: Sound, rate: int | None = None, **options: Unpack[EmbedKeywords]) -> Embedding:
         """Embed one clip; see `embed_batch`."""
         return self.embed_batch([x], rate, **options)[0]
 
     def embed_batch(
-        self, sounds: Iterable[Sound], rate: int | None = None, *, batch: int = 16, **options: Unpack[EmbedOptions]
+        self, sounds: Iterable[Sound], rate: int | None = None, *, batch: int = 16, **options: Unpack[EmbedKeywords]
     ) -> list[Embedding]:
         """Embed clips of any length; the result of one does not depend on the others.
 
@@ -304,7 +304,7 @@ class AudioModel:
         batch: int = 8,
         start: float = 0.0,
         seconds: float | None = None,
-        **options: Unpack[EmbedOptions],
+        **options: Unpack[EmbedKeywords],
     ) -> Iterator[Embedding]:
         """Yield the embedding of a long input, or of `seconds` from `start` on, in parts of up to `batch` windows.
 
@@ -328,12 +328,12 @@ class AudioModel:
         head, labels = self._classifier()
         return tagger_of(self.encoder, self.front_end, head, labels, self._precision(precision), window, hop)
 
-    def tag(self, x: Sound, rate: int | None = None, **options: Unpack[TagOptions]) -> Tags:
+    def tag(self, x: Sound, rate: int | None = None, **options: Unpack[TagKeywords]) -> Tags:
         """Tag one clip; see `tag_batch`."""
         return self.tag_batch([x], rate, **options)[0]
 
     def tag_batch(
-        self, sounds: Iterable[Sound], rate: int | None = None, *, batch: int = 16, **options: Unpack[TagOptions]
+        self, sounds: Iterable[Sound], rate: int | None = None, *, batch: int = 16, **options: Unpack[TagKeywords]
     ) -> list[Tags]:
         """Score the classes of clips of any length, for the whole clip and for each window.
 
@@ -359,7 +359,7 @@ class AudioModel:
         batch: int = 8,
         start: float = 0.0,
         seconds: float | None = None,
-        **options: Unpack[TagOptions],
+        **options: Unpack[TagKeywords],
     ) -> Iterator[Tags]:
         """Yield the tags of a long input, or of `seconds` from `start` on, in parts of up to `batch` windows.
 
