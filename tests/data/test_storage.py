@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import multiprocessing
 import os
@@ -251,7 +252,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_many_threads_and_more_files_than_are_kept_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_files, "_MOST_OPEN", 3)
+    monkeypatch.setattr(local_files, "_open_files", functools.lru_cache(3)(local_files._OpenFile))
     for i in range(9):
         (tmp_path / f"{i}.tar").write_bytes(BYTES[i:])
     wrong: list[int] = []
@@ -268,7 +269,7 @@ def test_many_threads_and_more_files_than_are_kept_open(tmp_path: Path, monkeypa
     for thread in threads:
         thread.join()
     assert not wrong
-    assert len(local_files._open_files) <= 3
+    assert local_files._open_files.cache_info().currsize == 3
 
 
 def _child(location: str, url: str, answers: Any) -> None:
