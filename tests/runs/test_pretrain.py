@@ -397,13 +397,20 @@ def test_a_dry_run_writes_nothing(
 
 def test_a_large_batch_is_extrapolated(tiny: Any, tmp_path: Path, monkeypatch: Any) -> None:
     """Two small forward passes are measured, and the line through them is followed."""
-    seen: list[int] = []
+    seen, now = list[int](), [0.0]
 
-    def measure(setup: Any, world: Any, samples: list[Any]) -> step_profile.StepCost:
-        seen.append(len(samples))
-        return step_profile.StepCost(len(samples), 1.0 + 0.5 * len(samples), {"cpu": 3.0 + 0.25 * len(samples)})
+    def train(setup: Any, world: Any, batches: Any, steps: int, clips: int) -> None:
+        seen.append(clips)
+        for _ in range(steps):
+            next(batches)
 
-    monkeypatch.setattr(step_profile, "step_cost", measure)
+    def clock(device: torch.device) -> float:
+        now[0] += 1.0 + 0.5 * seen[-1]
+        return now[0]
+
+    monkeypatch.setattr(step_profile, "_train", train)
+    monkeypatch.setattr(step_profile, "_now", clock)
+    monkeypatch.setattr(step_profile, "_peak", lambda device: {"cpu": 3.0 + 0.25 * seen[-1]})
     told = dry_run(tiny(tmp_path / "run", batch_size=12, accumulate=2))
     assert seen == [2, 4]
     assert told.extrapolated
