@@ -107,7 +107,7 @@ def test_a_compiler_that_fails_at_the_gradient_of_a_later_shape_gives_way(
     monkeypatch.setattr(GraphLowering, "run", failing_backward)
     for ours, expected in zip(gradients(made, *inputs(5)), gradients(encoder(), *inputs(5)), strict=True):
         assert torch.equal(ours, expected)
-    _, failed = caplog.messages
+    failed = caplog.messages[-1]  # torch has its own say before it
     assert failed.startswith("compile: off, torch.compile does not work here: ")
     assert "no such kernel" in failed
 
