@@ -1,11 +1,15 @@
 """One tiny walk through every verb, as a user goes: list, look, pretrain, stop, go on, probe, report; then with labels:
-fine-tune, score, compare, and put the model to use."""
+fine-tune, score, compare, and put the model to use, here and in other programs."""
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import shlex
+import threading
+import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,8 @@ import torch
 
 import asit
 from asit import cli
+from asit.config import EncoderSettings
+from asit.model.vit import Encoder
 
 RATE = 16000
 SETTINGS = """
@@ -171,7 +177,66 @@ def put_to_use(say: Callable[..., str]) -> None:
     assert all("low" in one["name"] for one in found["neighbours"])
 
 
-def test_the_walk_with_labels(say: Callable[..., str], sounds: Path, tmp_path: Path) -> None:
+def to_other_programs(say: Callable[..., str]) -> None:
+    """The model written in every form, read back, and weights of others brought in."""
+    import onnxruntime
+
+    model = asit.load("tuned/model")
+    wave, _ = soundfile.read("notes/low/00.wav", dtype="float32")
+    waves = wave[None, : round(0.4 * RATE)]
+    want = model.scores(torch.from_numpy(waves)).numpy()
+    say("export tuned/model --to onnx --out m.onnx")
+    session = onnxruntime.InferenceSession("m.onnx", providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(None, {"waveform": waves})[0], want, atol=1e-4)
+    say("export tuned/model --to torch --out m.pt2")
+    program = torch.export.load("m.pt2").module()
+    np.testing.assert_allclose(program(torch.from_numpy(waves)), want, atol=1e-4)
+    say("export tuned/model --to huggingface --out hf")
+    np.testing.assert_allclose(asit.load("hf").scores(torch.from_numpy(waves)), want, atol=1e-6)
+
+    settings = EncoderSettings(size="custom", width=64, depth=1, heads=1)
+    theirs = Encoder(settings, 64, 32)
+    teacher = {f"backbone.{name}": value for name, value in theirs.state_dict().items()}
+    torch.save({"teacher": teacher, "epoch": 3, "args": argparse.Namespace(lr=1.0)}, "official.pth")
+    told = say("convert official.pth --out converted --mels 32")
+    assert f"{len(teacher)} tensors mapped" in told
+    assert torch.equal(asit.load("converted").encoder.pos_embed, theirs.pos_embed)
+
+
+def in_a_browser(say: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server started by its verb, asked once, and stopped."""
+    from asit.serve import server
+
+    made, really = [], server.server
+    monkeypatch.setattr(server, "server", lambda app: made.append(really(app)) or made[-1])
+    listen, sockets = server.listen, []
+    monkeypatch.setattr(server, "listen", lambda *at: sockets.append(listen(*at)) or sockets[-1])
+    told: list[str] = []
+    thread = threading.Thread(target=lambda: told.append(say("serve tuned/model --index notes-index --port 0")))
+    thread.start()
+    try:
+        deadline = time.monotonic() + 60
+        while not (made and made[0].started):
+            assert thread.is_alive(), told
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        request = urllib.request.Request(
+            server.address(sockets[0]) + "api/analyse", Path("notes/low/00.wav").read_bytes()
+        )
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as reply:
+            heard = json.load(reply)
+    finally:
+        if made:
+            made[0].should_exit = True
+        thread.join(60)
+    assert "asit serves tuned/model at http://127.0.0.1:" in told[0]
+    assert heard["labels"]["tags"][0]["label"] == "low"
+    assert len(heard["neighbours"]) > 0
+
+
+def test_the_walk_with_labels(
+    say: Callable[..., str], sounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A folder of classes and a table; a pretrained encoder and none; one run and folds; the page and the table."""
     notes = tmp_path / "notes"
     rows = []
@@ -224,6 +289,8 @@ def test_the_walk_with_labels(say: Callable[..., str], sounds: Path, tmp_path: P
     told = say("evaluate tuned/model --data labels.csv --out score")
     assert "accuracy 1.0000" in told
     put_to_use(say)
+    to_other_programs(say)
+    in_a_browser(say, monkeypatch)
 
     result = asit.finetune("labels.csv", "again", "pre/model", config="tune.yaml", epochs=1)
     assert [(r["split"], r["weights"]) for r in result.results][-1] == ("test", "best")
