@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +216,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.one:
         work, given = options.one
-        print(json.dumps({"step": step, "load": load}[work](**json.loads(given))))
+        measures: dict[str, Callable[..., Any]] = {"step": step, "load": load}
+        print(json.dumps(measures[work](**json.loads(given))))
         return
     chosen = {name: rows for name, rows in points(options.toy).items() if not options.only or name in options.only}
     print(f"{os.cpu_count()} cores, {options.threads} threads a step, load {os.getloadavg()[0]:.1f}")

@@ -134,7 +134,8 @@ def ours(row: Row, device: Any, toy: bool, steps: int, wait: Callable[[], None])
     notes = Notes()
     logging.getLogger("asit").addHandler(notes)
     logging.getLogger("asit").setLevel(logging.INFO)
-    notes.lines.append(compilation.attention_backends(device))
+    if device.type == "cuda":
+        notes.lines.append(compilation.attention_backends(device))
     batch = batch_of(row, settings, frames)
     batch = batch.pin_memory() if device.type == "cuda" else batch
     marks = list[float]()

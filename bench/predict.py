@@ -87,7 +87,7 @@ def hugging_face(path: Path, toy: bool, attention: str) -> Timed:
     from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
 
     small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
-    config = ASTConfig(num_labels=CLASSES, attn_implementation=attention, **(small if toy else {}))
+    config = ASTConfig(num_labels=CLASSES, attn_implementation=attention, **(small if toy else {}))  # type: ignore[call-arg]
     network = ASTForAudioClassification(config).eval()
     extract = ASTFeatureExtractor()
 
