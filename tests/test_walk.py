@@ -115,6 +115,9 @@ def test_the_walk(say: Callable[..., str], sounds: Path, tmp_path: Path) -> None
     assert list((run / "figures").iterdir())
     assert {path.name for path in (run / "model").iterdir()} == {"model.safetensors", "card.json"}
 
+    say("pretrain --config mine.yaml --model run --data c.jsonl --out adapted --epochs 1")
+    assert "Continuing from run: encoder 32 wide with 1 blocks" in say.log  # type: ignore[attr-defined]
+
     told = say("probe run/model labels.csv --out probe.json")
     compared = json.loads((tmp_path / "probe.json").read_text())
     assert {"pretrained", "untrained", "log-mel statistics"} == set(compared)

@@ -18,6 +18,7 @@ def pretrain(
     data: str | Path,
     out: str | Path,
     *,
+    model: str | Path = "",
     preset: str | None = None,
     config: str | Path | None = None,
     resume: Resume = False,
@@ -32,7 +33,8 @@ def pretrain(
     Args:
         data: folder of recordings, table or catalogue.
         out: the run's folder, new or empty.
-        preset: "default", "speech", "paper" or "official-v2".
+        model: to continue from, as for `asit.load`, such as RUN/model; or a file of ImageNet ViT weights.
+        preset: "default", "speech", "paper", "official-v2" or "adapt", the default with a model.
         config: YAML file of settings.
         resume: resume the run in `out`, with its own settings; "auto": where there is one.
         overwrite: delete the run in `out` first.
@@ -46,7 +48,7 @@ def pretrain(
     """
     from asit.pretrain import pretrain_run as runs
 
-    given = {**settings, "data": str(data)}
+    given = {**settings, "data": str(data), "model": str(model)}
     chosen = presets.build_for(PretrainSettings, out, preset, config, given, resume=resume)
     return runs.pretrain(chosen, resume=resume, overwrite=overwrite)
 

@@ -14,13 +14,16 @@ from typing import Any, Literal, TypeVar
 from asit.config import yaml
 from asit.config.finetune_settings import FinetuneSettings
 from asit.config.model_settings import SIZES, EncoderSettings, FrontEndSettings
-from asit.config.pretrain_settings import PretrainSettings
+from asit.config.pretrain_settings import PretrainSettings, has_card
 from asit.config.run_settings import RunSettings
 from asit.errors import ConfigError
 
 S = TypeVar("S", bound=RunSettings)
 Resume = bool | Literal["auto"]
 """Whether to resume the run in the folder; auto: where there is one."""
+
+MODEL_GROUPS = ("front_end", "encoder")
+"""Groups of settings that a model's card holds."""
 
 
 def recipes(kind: type[RunSettings]) -> list[str]:
@@ -52,9 +55,13 @@ def build(
 ) -> S:
     """Return the settings of a recipe, overlaid by those of a YAML file, overlaid by `overrides`.
 
+    Where pretraining continues from a model, front end and encoder are left to its card: a preset's are not taken, and
+    fields that neither file nor overrides name stay unset.
+
     Args:
         kind: of the settings.
-        name: of the recipe; None: the one that the file names, else the default.
+        name: of the recipe; None: the one that the file names, else the default, which for pretraining that continues
+            from a model is another one.
         file: YAML of settings, such as a run's config.yaml.
         overrides: nested settings.
 
@@ -62,8 +69,12 @@ def build(
         ConfigError: lists every unknown name and every value that does not fit.
     """
     held, given = read_file(kind, Path(file)) if file else {}, overrides or {}
-    chosen = name or str(given.get(kind.RECIPE, held.get(kind.RECIPE, kind.DEFAULT_RECIPE)))
+    continued = kind is PretrainSettings and bool(model := str(given.get("model", held.get("model", ""))))
+    default = PretrainSettings.CONTINUED_RECIPE if continued else kind.DEFAULT_RECIPE
+    chosen = name or str(given.get(kind.RECIPE, held.get(kind.RECIPE, default)))
     values = read_recipe(kind, chosen)
+    if continued and has_card(model):
+        values = {name: value for name, value in values.items() if name not in MODEL_GROUPS} | {"model": model}
     # Each validated without the recipe, so that a message is about what the user wrote.
     for layer, source in ((held, str(file)), (given, "the settings given")):
         if layer:
@@ -115,6 +126,8 @@ def overlay(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
     - `epochs` that end before the warm-up make it auto.
     - Where the last layer is shared, both numbers of prototypes are the one that is given, else the class token's.
     - Patches as high as the spectrogram stay so when `front_end.mels` changes.
+
+    Where pretraining continues from a model with a card, nothing of the encoder is derived.
     """
     out = yaml.merge(base, given)
     was, now = base.get("encoder", {}), given.get("encoder", {})
@@ -140,5 +153,7 @@ def overlay(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
     if merged.get("share_prototypes") and not all(name in over for name in counts):
         shared = next((over[name] for name in counts if name in over), merged.get(counts[0]))
         heads = dict.fromkeys(counts, shared) if shared else {}
+    if PretrainSettings.RECIPE in out and has_card(str(out.get("model", ""))):
+        encoder = {}
     derived = {"encoder": encoder, "optim": optim, "heads": heads}
     return yaml.merge(out, {group: values for group, values in derived.items() if values})

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from asit.config.base import AboveZero, Auto, Count, NonNegative, Positive, Settings, Share
 from asit.config.run_settings import OptimSettings, RunSettings
+from asit.io import local_files
 
 
 class ViewSettings(Settings):
@@ -169,20 +170,35 @@ class PretrainSettings(RunSettings):
     PURPOSE: ClassVar[str] = "pretraining"
     RECIPE: ClassVar[str] = "preset"
     DEFAULT_RECIPE: ClassVar[str] = "default"
+    CONTINUED_RECIPE: ClassVar[str] = "adapt"
+    """The default where pretraining continues from a model."""
 
     data: str = ""
     """Folder of recordings, a catalogue written by `asit catalogue`, a table, or shards: their index or folder, as a
     path or a URL, or tars without an index."""
     splits: tuple[str, ...] = ()
     """Splits of the data to pretrain on, such as train: the test split should not be among them; none: all clips."""
+    model: str = ""
+    """Model to continue from, wherever `asit.load` finds one: its card decides the front end and the encoder; or a
+    file of ImageNet ViT weights (timm's names); none: fresh weights."""
     preset: str = "default"
-    """The recipe these settings started from."""
+    """The recipe these settings started from; with `model` the default is adapt."""
     views: ViewSettings = Field(default_factory=ViewSettings)
     masking: MaskingSettings = Field(default_factory=MaskingSettings)
     heads: HeadSettings = Field(default_factory=HeadSettings)
     losses: LossSettings = Field(default_factory=LossSettings)
     optim: PretrainOptimSettings = Field(default_factory=PretrainOptimSettings)
     probe: ProbeSettings = Field(default_factory=ProbeSettings)
+
+    @property
+    def has_card(self) -> bool:
+        """Whether the card of `model` decides the front end and the encoder."""
+        return has_card(self.model)
+
+
+def has_card(model: str) -> bool:
+    """Return whether a setting `model` names a model with a card, rather than nothing or a file of image weights."""
+    return bool(model) and not local_files.is_weights_file(model)
 
 
 class ResolvedPretrainOptim(PretrainOptimSettings):

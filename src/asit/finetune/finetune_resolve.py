@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from asit.config import FinetuneSettings, ResolvedFinetuneSettings, yaml
 from asit.config.run_settings import refuse, shared_conflicts
-from asit.io import safe_load
+from asit.io import local_files
 
 
 def resolve(settings: FinetuneSettings, *, multi: bool, found: Mapping[str, Any]) -> ResolvedFinetuneSettings:
@@ -29,11 +28,6 @@ def resolve(settings: FinetuneSettings, *, multi: bool, found: Mapping[str, Any]
     }
     values = yaml.fill_auto(settings.model_dump(), autos) | {"labels": "multi" if multi else "single"}
     return ResolvedFinetuneSettings.model_validate(yaml.merge(values, found))
-
-
-def is_image_file(model: str) -> bool:
-    """Return whether `model` names a file of ImageNet ViT weights, by its suffix."""
-    return model.endswith(safe_load.SUFFIXES) and not Path(model).is_dir()
 
 
 def check(settings: FinetuneSettings) -> None:
@@ -57,7 +51,7 @@ def check(settings: FinetuneSettings) -> None:
         )
     if settings.fresh and settings.model == "none":
         wrong.append("model is none and fresh is on: with none the weights are fresh already; leave out fresh")
-    elif settings.fresh and is_image_file(settings.model):
+    elif settings.fresh and local_files.is_weights_file(settings.model):
         wrong.append(f"model is {settings.model}, a file of image weights, and fresh is on: take --model none")
     if o.average == "epochs" and o.average_from == 0:
         wrong.append(

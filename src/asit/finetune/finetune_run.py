@@ -55,7 +55,7 @@ def finetune(settings: FinetuneSettings, *, resume: Resume = False, overwrite: b
     return FinetuneResult(**launched.result(outcome), results=results)
 
 
-def _set_up(settings: FinetuneSettings, open_catalogue: run.OpenCatalogue, world: World) -> FinetuneSetup:
+def _set_up(settings: FinetuneSettings, open_catalogue: run.OpenCatalogue, world: World, _: bool) -> FinetuneSetup:
     model = init_model.pretrained(settings)
     catalogue = open_catalogue(None if model is None else model.front_end.settings)
     return prepare(settings, model, catalogue, world)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from pydantic import BaseModel
@@ -13,11 +12,11 @@ from asit.audio.fbank import FrontEnd
 from asit.config import EncoderSettings, FinetuneSettings, FrontEndSettings
 from asit.data.catalogue.catalogue import Catalogue
 from asit.errors import ConfigError
-from asit.finetune import finetune_resolve
 from asit.finetune.finetune_dataset import blank_head
-from asit.interop import loading
+from asit.interop import initial_encoder, loading
+from asit.io import local_files
 from asit.io.checkpoint import load_strict
-from asit.model import imagenet, positions
+from asit.model import positions
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Classifier
 from asit.model.vit import empty_encoder
@@ -58,7 +57,7 @@ def pretrained(settings: FinetuneSettings) -> AudioModel | None:
             "a model as for asit.load, such as RUN/model, a file of ImageNet ViT weights, or none",
             "pass --model RUN/model, or --model none for fresh weights",
         )
-    if given == NONE or finetune_resolve.is_image_file(given):
+    if given == NONE or local_files.is_weights_file(given):
         return None
     return loading.load(given)
 
@@ -119,27 +118,11 @@ def build(start: Origin, settings: FinetuneSettings, frames: int, classes: tuple
         CheckpointError: the weights do not fit.
     """
     generator = torch.Generator().manual_seed(settings.seed)
-    mels = settings.front_end.mels
-    encoder = empty_encoder(settings.encoder, frames, mels)
-    if start.model is not None and not settings.fresh:
-        theirs = start.model.encoder
-        state = positions.adapt_positions(
-            theirs.state_dict(),
-            theirs.settings,
-            settings.encoder,
-            old_frames=start.model.frames,
-            frames=frames,
-            mels=mels,
-        )
-        load_strict(encoder, state, settings.model)
-        if encoder.grid != theirs.grid:
-            log.info(f"positions of {theirs.grid} patches (time, mel) made into {encoder.grid}: docs/finetune.md")
-    elif settings.model != NONE and start.model is None:
-        state, left_out = imagenet.load_imagenet(Path(settings.model), settings.encoder, frames, mels)
-        load_strict(encoder, state, settings.model)
-        log.info(f"left out of {settings.model}: {', '.join(left_out) or 'nothing'}")
-    else:
+    encoder = empty_encoder(settings.encoder, frames, settings.front_end.mels)
+    if settings.fresh or settings.model == NONE:
         encoder.init_weights(generator)
+    else:
+        initial_encoder.fill(encoder, settings.model, start.model, "docs/finetune.md")
     head = blank_head(settings, len(classes)).to_empty(device="cpu")
     head.init_weights(generator)
     had = start.model.labelling if start.model is not None and not settings.fresh else None

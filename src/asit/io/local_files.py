@@ -26,6 +26,15 @@ _KINDS = {
     stat.S_IFBLK: "a device",
 }
 
+PICKLED = (".pth", ".pt", ".bin", ".ckpt")
+SUFFIXES = (".safetensors", *PICKLED)
+"""Suffixes of files of weights that `asit.io.safe_load` can read."""
+
+
+def is_weights_file(name: str) -> bool:
+    """Return whether `name` is that of a file of weights, by its suffix, and not of a folder."""
+    return name.endswith(SUFFIXES) and not Path(name).is_dir()
+
 
 def special(path: str | os.PathLike[str]) -> str | None:
     """Return "a pipe", "a socket" or "a device"; None for a file or folder, or where nothing exists."""

@@ -8,6 +8,7 @@ L local views, R = V * B rows, P patches, K prototypes, T frames, F mel bins.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -31,15 +32,23 @@ class ASiT(Trainable):
         frames: T of a global view.
         generator: of the initial weights.
         device: where the networks live.
+        fill: loads other first weights into the encoder, on the CPU.
     """
 
     def __init__(
-        self, settings: ResolvedPretrainSettings, frames: int, generator: torch.Generator, device: torch.device
+        self,
+        settings: ResolvedPretrainSettings,
+        frames: int,
+        generator: torch.Generator,
+        device: torch.device,
+        fill: Callable[[Encoder], None] | None = None,
     ) -> None:
         self.settings = settings
         self.frames = frames
         student = Networks(settings, frames, reconstruct=True)
         student.encoder.init_weights(generator)
+        if fill is not None:
+            fill(student.encoder)
         for head in (student.projection, student.reconstruction, student.decoder):
             if head is not None:
                 head.init_weights(generator)

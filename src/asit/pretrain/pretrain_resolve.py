@@ -28,7 +28,7 @@ def resolve(settings: PretrainSettings, found: Mapping[str, Any] | None = None) 
 
 
 def check(settings: PretrainSettings) -> None:
-    """Refuse settings that cannot go together.
+    """Refuse settings that cannot go together; front end and encoder of a model's card are checked when it is read.
 
     Raises:
         ConfigError: lists all of them.
@@ -54,6 +54,12 @@ def check(settings: PretrainSettings) -> None:
             f"heads.share_prototypes is on, class_prototypes is {settings.heads.class_prototypes} and "
             f"patch_prototypes is {settings.heads.patch_prototypes}: they must be equal; give one of them alone"
         )
+    refuse(wrong if settings.has_card else wrong + shape_conflicts(settings))
+
+
+def shape_conflicts(settings: PretrainSettings) -> list[str]:
+    """Return what pretraining cannot do of a front end and an encoder."""
+    wrong = []
     if settings.front_end.mels % settings.encoder.patch_mels:
         mels, step = settings.front_end.mels, settings.encoder.patch_mels
         near = " or ".join(str(count * step) for count in (mels // step, mels // step + 1) if count)
@@ -68,4 +74,4 @@ def check(settings: PretrainSettings) -> None:
             f"and patches are {patch_of(settings.encoder)}: pretraining needs patches side by side; leave the strides "
             "out, and set network.stride_frames and stride_mels in fine-tuning"
         )
-    refuse(wrong)
+    return wrong

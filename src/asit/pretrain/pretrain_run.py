@@ -10,7 +10,7 @@ from pathlib import Path
 from asit.config import PretrainSettings
 from asit.config.presets import Resume
 from asit.data.loading.sampler import permutation
-from asit.pretrain import pretrain_resolve
+from asit.pretrain import continued, pretrain_resolve
 from asit.pretrain.pretrain_setup import PretrainSetup, prepare
 from asit.progress import duration
 from asit.runtime import World
@@ -50,8 +50,11 @@ def pretrain(settings: PretrainSettings, *, resume: Resume = False, overwrite: b
     return PretrainResult(**launched.result(outcome), clips_per_second=outcome.clips_per_second)
 
 
-def _set_up(settings: PretrainSettings, open_catalogue: run.OpenCatalogue, world: World) -> PretrainSetup:
-    return prepare(settings, open_catalogue(None), world)
+def _set_up(
+    settings: PretrainSettings, open_catalogue: run.OpenCatalogue, world: World, restored: bool
+) -> PretrainSetup:
+    settings, source = continued.start(settings, restored=restored)
+    return prepare(settings, open_catalogue(settings.front_end), world, source)
 
 
 def _hooks(setup: PretrainSetup, records: Records) -> list[tuple[int, loop.Hook]]:

@@ -17,7 +17,7 @@ from asit.data.catalogue.splits import rows_of_splits
 from asit.data.loading.sampler import in_blocks, shuffled
 from asit.errors import CatalogueError
 from asit.model.audio_model import AudioModel
-from asit.pretrain import method, pretrain_dataset
+from asit.pretrain import continued, method, pretrain_dataset
 from asit.pretrain.pretrain_dataset import DeviceViews, PretrainBatch, PretrainDataset
 from asit.pretrain.pretrain_resolve import resolve
 from asit.runtime import World
@@ -29,15 +29,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainSetup(Setup[PretrainBatch]):
-    """All that pretraining needs; `frames` are those of a global view."""
+    """All that pretraining needs; `frames` are those of a global view, `source` is what the run continues from."""
 
     settings: ResolvedPretrainSettings
     clips: PretrainDataset
     task: method.ASiT
+    source: continued.Source | None = None
 
     def model(self, step: int) -> AudioModel:
         """Return the encoder, with its card."""
         settings = self.settings
+        source = {} if self.source is None else {continued.FACTS: self.source.facts}
         return AudioModel.from_parts(
             self.task.encoder(),
             settings.front_end,
@@ -55,17 +57,21 @@ class PretrainSetup(Setup[PretrainBatch]):
                 "hours": round(self.catalogue.header["seconds"] / 3600, 3),
                 "catalogue": self.catalogue.digest,
                 "precision": self.precision.name,
+                **source,
             },
         )
 
 
-def prepare(settings: PretrainSettings, catalogue: Catalogue, world: World) -> PretrainSetup:
+def prepare(
+    settings: PretrainSettings, catalogue: Catalogue, world: World, source: continued.Source | None = None
+) -> PretrainSetup:
     """Resolve the settings and construct all parts.
 
     Args:
-        settings: checked.
+        settings: checked, and of `continued.start` where there is a source.
         catalogue: of `settings.data`.
         world: processes and device.
+        source: what the run continues from; None: fresh weights.
 
     Raises:
         ConfigError: a view holds no patch or is longer than a segment, or processes do not divide the batch.
@@ -73,6 +79,8 @@ def prepare(settings: PretrainSettings, catalogue: Catalogue, world: World) -> P
     """
     settings, precision, workers = choose_machine(settings, "views", world)
     front_end = open_data.measured(settings.front_end, catalogue)
+    if source is not None:
+        continued.log_data(front_end, catalogue)
     if settings.splits:
         rows = rows_of_splits(catalogue, settings.splits)
         log.info(f"Splits {', '.join(settings.splits)}: {len(rows)} of {len(catalogue)} recordings")
@@ -98,7 +106,8 @@ def prepare(settings: PretrainSettings, catalogue: Catalogue, world: World) -> P
     order = shuffled(resolved.seed, count)
     if resolved.views.order == "blocks":
         order = in_blocks(resolved.seed, clips.positions(), resolved.views.block)
-    task = method.ASiT(resolved, frames[0], torch.Generator().manual_seed(resolved.seed), world.device)
+    generator, fill = torch.Generator().manual_seed(resolved.seed), None if source is None else source.fill
+    task = method.ASiT(resolved, frames[0], generator, world.device, fill)
     size, total = (sum(p.numel() for p in part.parameters()) / 1e6 for part in (task.student.encoder, task.student))
     log.info(f"Encoder {resolved.encoder.size}: {size:.1f} M parameters, {total:.1f} M with heads")
     hours = catalogue.header["seconds"] / 3600
@@ -117,6 +126,7 @@ def prepare(settings: PretrainSettings, catalogue: Catalogue, world: World) -> P
         precision=precision,
         workers=workers,
         plan=plan,
+        source=source,
     )
 
 

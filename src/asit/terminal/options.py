@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 from pydantic import Field, TypeAdapter, ValidationError
 
-from asit.config import Settings, presets, yaml
+from asit.config import PretrainSettings, Settings, presets, yaml
 from asit.errors import ConfigError
 
 S = TypeVar("S", bound=Settings)
@@ -88,7 +88,10 @@ def settings_of(kind: type[S], base: S, options: S, given: list[str]) -> S:
     flags = {argument.removeprefix("--").partition("=")[0].replace("-", "_") for argument in given}
     values, before = dict(yaml.flat(options.model_dump())), dict(yaml.flat(base.model_dump()))
     named = [(name, values[name]) for name in before if name in flags or values[name] != before[name]]
-    return kind(**presets.overlay(base.model_dump(), yaml.nested(named)))
+    below = base.model_dump()
+    if isinstance(base, PretrainSettings) and base.has_card:  # its card decides the fields that nobody sets
+        below |= {name: getattr(base, name).model_dump(exclude_unset=True) for name in presets.MODEL_GROUPS}
+    return kind(**presets.overlay(below, yaml.nested(named)))
 
 
 def early(given: list[str], names: tuple[str, ...]) -> dict[str, str]:

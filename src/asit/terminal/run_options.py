@@ -32,9 +32,12 @@ class RunOptions(Settings):
 def parse_run(kind: type[S], options_kind: Any, prog: str, summary: str, given: list[str]) -> tuple[S, Any]:
     """Return the settings of a run, and all options of its verb, an `options_kind`."""
     recipe = f"--{kind.RECIPE}"
-    chosen = early(given, (recipe, "--config", "--out"))
+    chosen = early(given, (recipe, "--config", "--out", "--model"))
     resume = "--resume" in given or "--auto-resume" in given  # read before parsing: the run's settings are defaults
-    base = presets.build_for(kind, chosen.get("--out", ""), chosen.get(recipe), chosen.get("--config"), resume=resume)
+    named = {"model": chosen["--model"]} if "--model" in chosen else {}
+    base = presets.build_for(
+        kind, chosen.get("--out", ""), chosen.get(recipe), chosen.get("--config"), named, resume=resume
+    )
     options = parse(options_kind, prog, summary, given, default=options_kind(**base.model_dump()))
     return settings_of(kind, base, options, given), options
 

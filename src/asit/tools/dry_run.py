@@ -7,7 +7,7 @@ from typing import Any
 
 from asit import runtime
 from asit.config import PretrainSettings, yaml
-from asit.pretrain import pretrain_resolve
+from asit.pretrain import continued, pretrain_resolve
 from asit.pretrain.pretrain_setup import prepare
 from asit.tools.step_profile import extrapolate, machine, small_costs
 from asit.training import open_data
@@ -46,8 +46,9 @@ def dry_run(settings: PretrainSettings) -> DryRun:
     """
     pretrain_resolve.check(settings)
     with runtime.world(settings.device, settings.threads) as world:
+        settings, source = continued.start(settings)
         listed = open_data.of_run(settings, None)
-        setup = prepare(settings, listed, world)
+        setup = prepare(settings, listed, world, source)
         settings = setup.settings
         micro = settings.batch_size // (world.size * settings.accumulate)
         costs, loading = small_costs(setup, world, micro)

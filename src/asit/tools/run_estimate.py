@@ -18,7 +18,7 @@ from asit import runtime
 from asit.config import PretrainSettings
 from asit.data.catalogue.catalogue import Catalogue, Clip
 from asit.errors import ConfigError
-from asit.pretrain import pretrain_resolve
+from asit.pretrain import continued, pretrain_resolve
 from asit.pretrain.pretrain_setup import PretrainSetup, prepare
 from asit.runtime import World
 from asit.tools.step_profile import StepProfile, measure
@@ -171,6 +171,7 @@ def prepared(settings: PretrainSettings, request: PlanRequest) -> Iterator[tuple
                 "one process",
                 f"start it without torchrun, with --processes {world.size}",
             )
+        settings, source = continued.start(settings)
         scale, rate = 1.0, settings.front_end.rate
         if request.clips is None:
             listed = open_data.of_run(settings, None)
@@ -186,7 +187,7 @@ def prepared(settings: PretrainSettings, request: PlanRequest) -> Iterator[tuple
         batch = resources.fit_batch(settings.batch_size, settings.accumulate, expected, everyone)
         # All the data decide whether recordings are kept.
         mine = {"batch_size": batch // request.processes, "views": {"keep_gb": decoded + 1.0 if kept else 0.0}}
-        setup = prepare(settings.changed(mine), listed, world)
+        setup = prepare(settings.changed(mine), listed, world, source)
         epoch = round(len(setup.clips) * scale)
         total = settings.epochs * (epoch // batch)
         work = Workload(

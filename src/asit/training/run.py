@@ -36,8 +36,8 @@ S = TypeVar("S", bound=RunSettings)
 T = TypeVar("T", bound=Setup[Any])
 OpenCatalogue = Callable[[FrontEndSettings | None], Catalogue]
 """Opens the run's catalogue, or makes it, under the front end of the model that the run starts from, if any."""
-Prepare = Callable[[S, OpenCatalogue, World], T]
-"""Settings, checked, to all parts of a run."""
+Prepare = Callable[[S, OpenCatalogue, World, bool], T]
+"""Settings, checked, to all parts of a run; the flag says that the weights will be those of a checkpoint."""
 Hooks = Callable[[Records], Sequence[tuple[int, loop.Hook]]]
 AGAIN = "give the same command again, from step 0: no checkpoint was written yet"
 
@@ -93,7 +93,10 @@ def launch(
         claimed(settings, out, world, resume=resume, overwrite=overwrite) as (settled, before, log_lines),
     ):
         resumed = before is not None
-        setup = prepare(settled, lambda front_end: _catalogue(settled, front_end, world, resumed=resumed), world)
+        restored = resumed and checkpoint.latest_state(out / run_dir.CHECKPOINTS) is not None
+        setup = prepare(
+            settled, lambda front_end: _catalogue(settled, front_end, world, resumed=resumed), world, restored
+        )
         step, optimiser_state = _start(setup, before, world)
         with _unless_nothing_done(out, world, resumed=resumed):
             yield Launched(setup=setup, resumed=resumed, step=step, optimiser_state=optimiser_state, log=log_lines)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from asit.config import Settings, yaml
+from asit.config import PretrainSettings, Settings, yaml
 from asit.errors import ConfigError
 from asit.io import atomic, lock, parsing
 
@@ -119,13 +119,27 @@ def environment(folder: Path) -> Mapping[str, Any]:
 
 
 def settle(settings: S, begun: S) -> S:
-    """Return the settings with each auto as it was resolved when the run started: its source may have changed."""
+    """Return the settings with each auto as it was resolved when the run started: its source may have changed.
+
+    The same for settings that a model's card decided.
+    """
+    unset = _left_to_card(settings)
     autos = [
         (name, was)
         for name, (was, now) in yaml.differences(begun, settings).items()
-        if now == "auto" and not _may_change(name)
+        if (now == "auto" or name in unset) and not _may_change(name)
     ]
     return yaml.build(type(settings), yaml.merge(settings.model_dump(), yaml.nested(autos)), CONFIG)
+
+
+def _left_to_card(settings: Settings) -> set[str]:
+    """Return the settings of continued pretraining that were not given, for the model's card to decide."""
+    if not (isinstance(settings, PretrainSettings) and settings.has_card):
+        return set()
+    groups = {"front_end": settings.front_end, "encoder": settings.encoder}
+    return {
+        f"{group}.{name}" for group, g in groups.items() for name in g.model_dump() if name not in g.model_fields_set
+    }
 
 
 def check_same(old: Settings, new: Settings) -> None:

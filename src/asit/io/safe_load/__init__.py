@@ -26,14 +26,11 @@ from torch import Tensor
 
 from asit.errors import CheckpointError
 from asit.io import local_files
+from asit.io.local_files import PICKLED, SUFFIXES
 from asit.io.safe_load.refusal import Refused, shown
 from asit.io.safe_load.torch_archives import LEGACY, ZIP, check_archive, check_download, check_legacy, no_format
 
 __all__ = ["PICKLED", "SUFFIXES", "Facts", "pickle_fault", "read", "shown", "tensors", "texts"]
-
-PICKLED = (".pth", ".pt", ".bin", ".ckpt")
-SUFFIXES = (".safetensors", *PICKLED)
-"""Suffixes of files that can be read."""
 
 SAFE_TORCH = (2, 10)
 """The first version of torch whose reader of pickles does not corrupt memory (CVE-2026-24747)."""

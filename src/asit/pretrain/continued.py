@@ -1,0 +1,189 @@
+"""Continued pretraining: what a run takes from the model that it starts from, and what its card then says of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from asit.config import SIZES, EncoderSettings, FrontEndSettings, PretrainSettings
+from asit.data.catalogue.catalogue import Catalogue
+from asit.errors import CatalogueError, CheckpointError, ConfigError
+from asit.interop import initial_encoder, loading
+from asit.io import local_files, parsing
+from asit.io.checkpoint import check_numbers
+from asit.model.audio_model import AudioModel
+from asit.model.imagenet import load_imagenet
+from asit.model.positions import patch_of, stride_of
+from asit.model.vit import Encoder, shape_of
+from asit.pretrain.pretrain_resolve import shape_conflicts
+from asit.training import open_data, run_dir
+
+log = logging.getLogger(__name__)
+
+FREE = ("mean", "std", "padding", "resampler", "drop_path", "patch_stride_frames", "patch_stride_mels")
+"""Settings of the front end and the encoder that may differ from the card."""
+FACTS = "continued_from"
+"""Name of the facts in the card of the resulting model, in its `training`."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a run continues from.
+
+    Attributes:
+        name: as the user named it.
+        facts: for the card of the resulting model.
+        model: the model; None: a file of image weights.
+        restored: the weights will come from a checkpoint of the run, and are not loaded here.
+    """
+
+    name: str
+    facts: dict[str, Any]
+    model: AudioModel | None = None
+    restored: bool = False
+
+    def fill(self, encoder: Encoder) -> None:
+        """Load the first weights into the student's encoder, with positions resized to the views' grid."""
+        if not self.restored:
+            initial_encoder.fill(encoder, self.name, self.model, "docs/pretrain.md")
+
+
+def start(settings: PretrainSettings, *, restored: bool = False) -> tuple[PretrainSettings, Source | None]:
+    """Open the model that a run continues from.
+
+    Args:
+        settings: checked; fields of the front end and the encoder that are unset are taken from the model's card.
+        restored: the run has a checkpoint, so that the model need not be there any more.
+
+    Returns:
+        The settings with the front end and the encoder of the run, and the source; None: fresh weights.
+
+    Raises:
+        CheckpointError: there is no such model, or it is damaged, or its weights are not finite.
+        ConfigError: lists all settings that contradict its card, and what pretraining cannot do.
+    """
+    name = settings.model
+    if not name:
+        return settings, None
+    if restored and (kept := _kept_facts(Path(settings.out))) is not None:
+        return settings, Source(name, kept, restored=True)
+    if not settings.has_card:
+        file = Path(name)
+        # Every check of the file comes before the recordings are scanned.
+        load_imagenet(file, settings.encoder, settings.encoder.patch_frames, settings.front_end.mels)
+        log.info(f"Continuing from image weights of {name}; {_schedule(settings)}")
+        return settings, Source(name, {"model": name, "sha256": local_files.sha256(file), "kind": "image weights"})
+    model = loading.load(name)
+    check_numbers(name, model.encoder.state_dict())
+    settings = _with_card(settings, model)
+    width, depth, _ = shape_of(settings.encoder)
+    heard = f"{settings.front_end.rate} Hz, {settings.front_end.mels} mel bins"
+    log.info(f"Continuing from {name}: encoder {width} wide with {depth} blocks, {heard}; {_schedule(settings)}")
+    if model.classes is not None:
+        log.info(
+            f"The head of {name} ({len(model.classes)} classes) is left out: the encoder alone is pretrained further"
+        )
+    return settings, Source(name, _facts(name, model), model)
+
+
+def log_data(front_end: FrontEndSettings, catalogue: Catalogue) -> None:
+    """Log the data's own mean and std beside those that are used, and recordings of a lower rate than the model's."""
+    try:
+        own = open_data.measured(front_end.model_copy(update={"mean": "auto", "std": "auto"}), catalogue)
+        measured = f"the data's own are {own.mean:.4f} and {own.std:.4f}"
+    except CatalogueError as error:
+        measured = f"the data's own are not known: {error.found}"
+    log.info(f"Log-mel mean {front_end.mean:.4f} and std {front_end.std:.4f} are used; {measured}")
+    if lower := int((catalogue.rate < front_end.rate).sum()):
+        log.info(
+            f"{lower} of {len(catalogue)} recordings have a lower rate than the model's {front_end.rate} Hz: "
+            "resampled, with the upper mel bins empty"
+        )
+
+
+def _schedule(settings: PretrainSettings) -> str:
+    gentle = settings.preset == PretrainSettings.CONTINUED_RECIPE
+    return f"preset {settings.preset}" + ", the default with a model: a gentler schedule" * gentle
+
+
+def _with_card(settings: PretrainSettings, model: AudioModel) -> PretrainSettings:
+    """Return the settings with the card's front end and encoder under the fields of `FREE` that are set."""
+    card: dict[str, FrontEndSettings | EncoderSettings] = {
+        "front_end": model.front_end.settings,
+        "encoder": model.encoder.settings,
+    }
+    taken: dict[str, Any] = {"encoder": {"drop_path": settings.encoder.drop_path}}
+    wrong: list[str] = []
+    for group, theirs in card.items():
+        given = getattr(settings, group)
+        named = {name: getattr(given, name) for name in type(given).model_fields if name in given.model_fields_set}
+        free = {name: value for name, value in named.items() if name in FREE}
+        taken[group] = theirs.model_dump() | taken.get(group, {}) | free
+        wrong += _contradictions(group, {name: value for name, value in named.items() if name not in FREE}, theirs)
+    found = settings.changed(taken)
+    wrong += (
+        _overlap(found.encoder, found.front_end.mels) if _card_overlaps(settings, model) else shape_conflicts(found)
+    )
+    if wrong:
+        count = f"{len(wrong)} point{'s' * (len(wrong) > 1)}"
+        raise ConfigError(
+            f"pretraining cannot continue from {settings.model}, in {count}:\n    " + "\n    ".join(wrong),
+            "the front end and the encoder of its card, in which " + ", ".join(FREE) + " alone may be changed",
+            "leave these settings out, or leave out --model to start from fresh weights",
+        )
+    return found
+
+
+def _contradictions(group: str, named: dict[str, Any], card: FrontEndSettings | EncoderSettings) -> Iterator[str]:
+    """Yield each setting that has another value in the card; sizes are compared by width, blocks and heads."""
+    theirs = card.model_dump()
+    if isinstance(card, EncoderSettings):
+        shape, size = shape_of(card), named.pop("size", "custom")
+        theirs |= dict(zip(("width", "depth", "heads"), shape, strict=True))
+        if size != "custom" and SIZES[size] != shape:
+            yield f"{group}.size is {size} (width, depth and heads {SIZES[size]}), and {shape} in the card"
+    for name, value in named.items():
+        if value not in (None, theirs[name]):
+            yield f"{group}.{name} is {value}, and {theirs[name]} in the card"
+
+
+def _card_overlaps(settings: PretrainSettings, model: AudioModel) -> bool:
+    """Return whether patches would overlap because the card says so."""
+    theirs, set_here = model.encoder.settings, settings.encoder.model_fields_set
+    strides = [("patch_stride_frames", theirs.patch_frames), ("patch_stride_mels", theirs.patch_mels)]
+    return any((getattr(theirs, name) or side) != side and name not in set_here for name, side in strides)
+
+
+def _overlap(encoder: EncoderSettings, mels: int) -> list[str]:
+    """Return why an encoder with overlapping patches is refused, with what to do where something can be done."""
+    patch = patch_of(encoder)
+    why = f"its patches of {patch} overlap, with a stride of {stride_of(encoder)} (time, mel)"
+    if mels % encoder.patch_mels:
+        return [f"{why}, and {mels} mel bins hold no whole number of them: pretraining needs patches side by side"]
+    fix = f"--encoder.patch-stride-frames {patch[0]} --encoder.patch-stride-mels {patch[1]}"
+    return [f"{why}: pretraining needs patches side by side; with {fix} the positions are resized to such a grid"]
+
+
+def _facts(name: str, model: AudioModel) -> dict[str, Any]:
+    """Return what the card of the resulting model says of the model that it continues from."""
+    facts = {
+        "model": name,
+        "sha256": local_files.sha256(loading.locate(name) / loading.OWN[1]),
+        "kind": model.card["kind"],
+        "training": model.training,
+    }
+    license = (model.training or {}).get("license")
+    return facts | ({"license": license} if license else {})
+
+
+def _kept_facts(out: Path) -> dict[str, Any] | None:
+    """Return the facts in the card of a run's model, which is written before each checkpoint; None: none are there."""
+    try:
+        card = parsing.json_object(out / run_dir.MODEL / loading.OWN[0], CheckpointError)
+        kept = card["training"][FACTS]
+    except (OSError, CheckpointError, KeyError, TypeError):
+        return None
+    return kept if isinstance(kept, dict) else None
