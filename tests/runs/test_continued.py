@@ -295,7 +295,7 @@ def test_contradictions_are_told_all_at_once(
     assert all(line in str(caught.value) for line in CONTRADICTIONS)
     same = {"front_end": {"mels": 32, "mean": -6.0}, "encoder": {"width": 32, "heads": 2, "drop_path": 0.2}}
     settings = presets.build(PretrainSettings, None, None, {"model": str(model), **same})
-    found, _ = continued.start(settings)
+    found, _ = continued.start(settings.changed({"epochs": 60}))
     assert (found.front_end.mean, found.front_end.std) == (-6.0, 3.0)
     assert found.encoder == ENCODER.changed({"drop_path": 0.2})
 
@@ -326,7 +326,7 @@ def empty(folder: Path) -> Path:
     ("make", "over", "messages"),
     [
         (lambda path: path / "nowhere", {}, ["nowhere does not exist", "check the path"]),
-        (lambda path: path.with_suffix(".pth"), {}, ["model.pth is not there", ".safetensors file"]),
+        (lambda path: path.with_suffix(".pth"), {}, ["model.pth is not there", "check the path"]),
         (empty, {}, ["holds no model: it is empty", "give a model's folder"]),
         (a_file, {}, ["is a file", "give a model's folder"]),
         (not_finite, {}, ["1 tensors with numbers that are not finite (pos_embed)", "take an earlier checkpoint"]),
@@ -337,6 +337,7 @@ def empty(folder: Path) -> Path:
             ["in 2 points", "front_end.mels is 64, and 32 in the card", "overlap"],
         ),
         (source, {"encoder": {"patch_stride_frames": 8}}, ["the stride is (8, 16)", "pretraining needs patches side"]),
+        (lambda path: "none", {}, ["model is none", "leave out model"]),
         (source, {"epochs": 1, "optim": {"warmup": 3}}, ["the warm-up must end before the run"]),
     ],
 )

@@ -28,5 +28,5 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     def changed(self, changes: Mapping[str, Any]) -> Self:
-        """Return a validated copy with these values; groups are nested mappings."""
-        return type(self).model_validate(yaml.merge(self.model_dump(), changes))
+        """Return a validated copy with these values; groups are nested mappings. What was unset stays unset."""
+        return type(self).model_validate(yaml.merge(self.model_dump(exclude_unset=True), changes))

@@ -54,6 +54,8 @@ def check(settings: PretrainSettings) -> None:
             f"heads.share_prototypes is on, class_prototypes is {settings.heads.class_prototypes} and "
             f"patch_prototypes is {settings.heads.patch_prototypes}: they must be equal; give one of them alone"
         )
+    if settings.model == "none":
+        wrong.append("model is none: pretraining starts from fresh weights where no model is given; leave out model")
     refuse(wrong if settings.has_card else wrong + shape_conflicts(settings))
 
 

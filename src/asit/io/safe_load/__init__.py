@@ -88,7 +88,7 @@ def read(path: Path, *, training_state: bool = False) -> dict[str, Any]:
     if not path.is_file():
         unfit = local_files.special(path) or "no file that can be read"
         there = "a folder" if path.is_dir() else unfit if path.exists() else "not there"
-        raise CheckpointError(f"{path} is {there}", expected)
+        raise CheckpointError(f"{path} is {there}", expected, "check the path")
     if any("\ud800" <= letter <= "\udfff" for letter in str(path)):  # torch and safetensors cannot open it
         raise CheckpointError(f"{path} is called something that is no UTF-8", "a name that is text", "rename it")
     if path.suffix not in SUFFIXES:
