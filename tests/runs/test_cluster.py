@@ -29,7 +29,7 @@ from asit.io import checkpoint
 from asit.pretrain import pretrain_run
 from asit.training import rank_consistency
 from asit.training.metrics_log import Records
-from asit.training.read_failures import Failures
+from asit.training.stopping import Failures
 
 LONG: dict[str, Any] = {"epochs": 30, "records": {"checkpoint_every": 5, "keep": 2}}
 """120 steps."""

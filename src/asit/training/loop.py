@@ -22,7 +22,6 @@ from asit.runtime import Precision, World
 from asit.training import distributed, optim, stopping
 from asit.training.async_checkpoint import Saver
 from asit.training.metrics_log import Records
-from asit.training.read_failures import Failures
 from asit.training.throughput import Clock
 from asit.training.trainable import Now, Rates, Trainable
 
@@ -139,7 +138,7 @@ class Loop:
         self.parameters = [p for g in self.optimiser.param_groups for p in g["params"]]
         self.saved = self.step
         self.clock = Clock(self.plan.batch)
-        self.failures = Failures(self.plan.most_failures, self.records, self.world)
+        self.failures = stopping.Failures(self.plan.most_failures, self.records, self.world)
         late = stopping.checks_late(self.world.device)
         self.late = stopping.LateCheck(self.task.suspects, self.world) if late else None
         self.last: Micro | None = None
