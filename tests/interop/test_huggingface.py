@@ -365,10 +365,12 @@ for kind in ("single", "multi"):
     labels = torch.tensor([2, 0]) if kind == "single" else torch.tensor([[1.0, 0, 1, 0], [0, 0, 0.5, 0]])
     got["loss"] = float(model(**inputs, labels=labels).loss)
     model.train()
+    torch.manual_seed(0)  # stochastic depth may otherwise leave a block out for both clips
     model(**inputs, labels=labels).loss.backward()
     first = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
     model.gradient_checkpointing_enable()
+    torch.manual_seed(0)
     model(**inputs, labels=labels).loss.backward()
     got["checkpointed"] = max(off(p.grad, first[name].numpy()) for name, p in model.named_parameters())
     got["gradients"] = all(bool(p.grad.abs().sum() > 0) for p in model.parameters())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import random
 import re
@@ -520,6 +521,14 @@ def case(target: Target, number: int, originals: Path, at: Path) -> tuple[str, s
     if begun or list(at.rglob("made")) or Path("made").exists():
         return "something was run", ", ".join(begun)
     return ended, ""
+
+
+@pytest.fixture(autouse=True)
+def unlogged() -> Iterator[None]:
+    """Without messages: pytest-xdist fails to send captured ones that are no valid Unicode."""
+    logging.disable()
+    yield
+    logging.disable(logging.NOTSET)
 
 
 def run(target: Target, numbers: range, originals: Path, at: Path) -> Counter[str]:
