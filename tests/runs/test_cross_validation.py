@@ -178,10 +178,10 @@ def test_folds_without_splits_and_a_class_that_one_fold_alone_has(
     log = (run / f"fold-{lost}" / "log.txt").read_text()
     assert "1 of 4 classes have no training clip: squeak; their 1 validation and test clips are left out" in log
     assert cross_validation.run(asked, resume=True) == ended
-    assert cross_validation._over_folds(tuned(run, data=run / "catalogue.jsonl"), False)
+    assert cross_validation.over_folds(tuned(run, data=run / "catalogue.jsonl"), False)
     for other in ({"hold_out": 0.3}, {"fold": "1"}):
-        assert not cross_validation._over_folds(tuned(run, data=data, sides=other), False)
-    assert not cross_validation._over_folds(tuned(run, data=notes), False)  # it has splits
+        assert not cross_validation.over_folds(tuned(run, data=data, sides=other), False)
+    assert not cross_validation.over_folds(tuned(run, data=notes), False)  # it has splits
 
 
 def test_a_fold_may_have_any_name() -> None:

@@ -26,6 +26,7 @@ from asit.finetune import final_scores, finetune_resolve, finetune_setup, valida
 from asit.finetune import finetune_run as runs
 from asit.model.audio_model import AudioModel
 from asit.pretrain import pretrain_run
+from asit.tools.dry_run import dry_run
 
 
 def go(settings: FinetuneSettings, **how: Any) -> runs.FinetuneResult:
@@ -488,3 +489,28 @@ def test_recipes_build(task: str) -> None:
 def test_a_run_of_another_verb(unstopped: Path, tiny: Any) -> None:
     with pytest.raises(ConfigError, match="is a run of asit finetune"):
         pretrain_run.pretrain(tiny(unstopped), resume=True)
+
+
+# looking before
+
+
+@pytest.mark.parametrize("fold", ["", "all"])
+def test_a_dry_run_writes_nothing(fold: str, tuned: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of a cross-validation the first of the two folds is measured, and its time doubled."""
+    caplog.set_level("INFO", "asit")
+    told = dry_run(tuned(tmp_path / "run", sides={"fold": fold}))
+    assert list(tmp_path.iterdir()) == []
+    assert told.shapes["inputs"] == [4, 1, 48, 32]
+    assert told.shapes["tokens an input"] == 7
+    assert told.memory_gb["cpu"] > 0.05
+    assert "warmup: 0.5" in told.settings
+    assert ("a run for each of 2 folds: fold 1 is measured" in caplog.messages) is (fold == "all")
+    assert told.total_seconds == pytest.approx(6 * (2 if fold else 1) * told.seconds_per_step)
+
+
+def test_a_dry_run_refuses_what_a_run_refuses(tuned: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="the warm-up must end before the run"):
+        dry_run(tuned(tmp_path / "run", optim={"warmup": 5}))
+    with pytest.raises(CheckpointError, match="nowhere does not exist"):
+        dry_run(tuned(tmp_path / "run", model=str(tmp_path / "nowhere")))
+    assert list(tmp_path.iterdir()) == []

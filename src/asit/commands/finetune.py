@@ -5,7 +5,15 @@ from __future__ import annotations
 import shlex
 
 from asit.config import FinetuneSettings
-from asit.terminal.run_options import RunOptions, is_main_process, parse_run, resume_line, resume_of, signal_status
+from asit.terminal.run_options import (
+    RunOptions,
+    dry_run_lines,
+    is_main_process,
+    parse_run,
+    resume_line,
+    resume_of,
+    signal_status,
+)
 
 
 class FinetuneOptions(FinetuneSettings, RunOptions):
@@ -15,6 +23,9 @@ class FinetuneOptions(FinetuneSettings, RunOptions):
 def finetune(prog: str, summary: str, given: list[str]) -> int:
     settings, options = parse_run(FinetuneSettings, FinetuneOptions, prog, summary, given)
     resume = resume_of(options)
+    if options.dry_run:
+        print("\n".join(dry_run_lines(settings)))
+        return 0
     from asit.evaluate.result_records import summary_line
     from asit.finetune import cross_validation
     from asit.finetune.finetune_run import FinetuneResult

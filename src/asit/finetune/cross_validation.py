@@ -62,7 +62,7 @@ def run(
     Raises:
         AsitError: as `finetune`; of a fold, with its name.
     """
-    if not _over_folds(settings, bool(resume) and not overwrite):
+    if not over_folds(settings, bool(resume) and not overwrite):
         return finetune(settings, resume=resume, overwrite=overwrite)
     if not settings.out:
         raise ConfigError("no folder for the run was given", "out", "pass --out RUN")
@@ -117,7 +117,7 @@ def _run(settings: FinetuneSettings, out: Path, resume: bool, overwrite: bool) -
     return CrossValidation(out, True, None, summary, unseen)
 
 
-def _over_folds(settings: FinetuneSettings, resume: bool) -> bool:
+def over_folds(settings: FinetuneSettings, resume: bool) -> bool:
     """Return whether to train each fold: as requested, as the run was started, or as the data suggest."""
     if settings.sides.fold:
         return settings.sides.fold == ALL

@@ -1,4 +1,4 @@
-"""Measure a few real steps and a checkpoint of a pretraining run, for `asit plan` and `--dry-run`."""
+"""Measure a few real steps of a run for `--dry-run`, and of pretraining also a checkpoint for `asit plan`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from asit.data.loading.loader import loader
+from asit.finetune.finetune_setup import FinetuneSetup
 from asit.io import checkpoint
 from asit.model.cpu import bf16
 from asit.pretrain.pretrain_setup import PretrainSetup
@@ -26,6 +27,7 @@ from asit.training import loop, resources
 from asit.training.async_checkpoint import Saver
 from asit.training.metrics_log import Records
 from asit.training.prefetch import prefetched
+from asit.training.setup import Setup
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +148,7 @@ def measure(setup: PretrainSetup, world: World, micro: int, *, budget: float, be
     )
 
 
-def small_costs(setup: PretrainSetup, world: World, micro: int) -> tuple[list[StepCost], float]:
+def small_costs(setup: PretrainSetup | FinetuneSetup, world: World, micro: int) -> tuple[list[StepCost], float]:
     """Measure steps of 2 and of 4 clips, at most `micro`. Return them and the seconds to load one clip."""
     began = time.perf_counter()
     samples = [setup.clips[0, i % len(setup.clips)] for i in range(min(SIZES[-1], micro))]
@@ -205,7 +207,7 @@ def _checkpoint(setup: PretrainSetup, step: int, tensors: dict[str, torch.Tensor
     return {"seconds": seconds, **size}
 
 
-def _train(setup: PretrainSetup, world: World, batches: Iterator[Any], steps: int, clips: int, **options: Any) -> None:
+def _train(setup: Setup[Any], world: World, batches: Iterator[Any], steps: int, clips: int, **options: Any) -> None:
     """Train `steps` steps of one forward pass of `clips` clips per process."""
     plan = dataclasses.replace(
         setup.plan,
