@@ -350,10 +350,10 @@ def resume(run: Path, change: bool = True) -> None:
     if run.name == "tuned":
         kind, go = (FinetuneSettings, finetuning.finetune)
     begun = config.build(kind, yaml.safe_load((run.parent / f"{run.name}.yaml").read_text()), "original")
-    begun.out, begun.data = str(run), str(run.parent / "catalogue.jsonl")
-    if isinstance(begun, PretrainSettings):
-        begun.stop_after = 2
-    go(begun, resume=True)
+    here: dict[str, Any] = {"out": str(run), "data": str(run.parent / "catalogue.jsonl")}
+    if kind is PretrainSettings:
+        here["stop_after"] = 2
+    go(begun.changed(here), resume=True)
 
 
 def read_catalogue(path: Path) -> None:

@@ -80,8 +80,8 @@ def start(settings: PretrainSettings, *, restored: bool = False) -> tuple[Pretra
     check_numbers(name, model.encoder.state_dict())
     settings = _with_card(settings, model)
     width, depth, _ = shape_of(settings.encoder)
-    heard = f"{settings.front_end.rate} Hz, {settings.front_end.mels} mel bins"
-    log.info(f"Continuing from {name}: encoder {width} wide with {depth} blocks, {heard}; {_schedule(settings)}")
+    input_ = f"{settings.front_end.rate} Hz, {settings.front_end.mels} mel bins"
+    log.info(f"Continuing from {name}: encoder {width} wide with {depth} blocks, {input_}; {_schedule(settings)}")
     if model.classes is not None:
         log.info(
             f"The head of {name} ({len(model.classes)} classes) is left out: the encoder alone is pretrained further"

@@ -39,6 +39,8 @@ OpenCatalogue = Callable[[FrontEndSettings | None], Catalogue]
 Prepare = Callable[[S, OpenCatalogue, World, bool], T]
 """Settings, checked, to all parts of a run; the flag says that the weights will be those of a checkpoint."""
 Hooks = Callable[[Records], Sequence[tuple[int, loop.Hook]]]
+_TRIM_STEPS = 50
+"""Steps of a CPU between two returns of freed memory: each costs about a sixth of a step."""
 AGAIN = "give the same command again, from step 0: no checkpoint was written yet"
 
 
@@ -265,8 +267,10 @@ class Launched(Generic[T]):
             contextlib.closing(data),
             Records(folder, total, self.step, tensorboard=tensorboard, log=self.log) as records,
         ):
+            own = list[tuple[int, loop.Hook]]()
             if world.device.type == "cpu":
                 log.debug(bf16.keep_freed_memory())
+                own.append((_TRIM_STEPS, lambda step: bf16.return_freed_memory()))
             records.event(self.step, f"resumed from step {self.step}" if self.resumed else "started")
             try:
                 outcome = loop.Loop(
@@ -279,7 +283,7 @@ class Launched(Generic[T]):
                     step=self.step,
                     optimiser_state=self.optimiser_state,
                     save=self._save,
-                    hooks=hooks(records),
+                    hooks=[*hooks(records), *own],
                 ).run()
             except (AsitError, OSError) as error:
                 ended = _ended(error, setup.out)

@@ -26,6 +26,10 @@ _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 """Parameters of glibc's `mallopt`: free memory kept at the end of the heap, and mapped allocations."""
 
 
+_trim: Callable[[int], Any] | None = None
+"""glibc's malloc_trim, once `keep_freed_memory` has been called."""
+
+
 def keep_freed_memory() -> str:
     """Make glibc keep freed memory instead of returning it to the system; call before the first step.
 
@@ -44,7 +48,19 @@ def keep_freed_memory() -> str:
     # See glibc's malloc.h: map no block by itself, and never return the heap's end.
     if not (library.mallopt(_MMAP_MAX, 0) and library.mallopt(_TRIM_THRESHOLD, -1)):
         return "memory: glibc refused to keep freed memory"
+    global _trim
+    _trim = getattr(library, "malloc_trim", None)
     return "memory: freed pages are kept for reuse"
+
+
+def return_freed_memory() -> None:
+    """Return the pages that are free now to the system, if `keep_freed_memory` made glibc keep them.
+
+    Tensors whose sizes differ between steps (masked tokens, crops) leave gaps that fit no later one, and the process
+    grows: call this every so many steps. The next step then touches its pages again.
+    """
+    if _trim is not None:
+        _trim(0)
 
 
 def bf16_on_cpu(x: Tensor) -> bool:
