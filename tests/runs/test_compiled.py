@@ -19,6 +19,12 @@ pytestmark = pytest.mark.slow
 SHORT: dict[str, Any] = {"batch_size": 16, "epochs": 2, "records": {"figure_every": 0, "checkpoint_every": 100}}
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache for this session alone: code that another build of torch left in the default one corrupts the heap."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "inductor"))
+
+
 def go(settings: Any) -> int:
     return 0 if pretrain_run.pretrain(settings).finished else 1
 

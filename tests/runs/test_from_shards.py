@@ -186,7 +186,7 @@ def test_a_worker_that_the_system_kills(
     ended = child.end()
     assert time.monotonic() - began < 45
     assert ended.code == 2, ended.said
-    assert "1 of 2 loader workers ended before their work did" in ended.said
+    assert "1 of 2 loader workers ended unexpectedly" in ended.said
     assert f"process {workers[-1]} by SIGKILL" in ended.said
     assert "--resume" in ended.said
     result = pretrain(tiny(tmp_path / "struck", **more), resume=True)
