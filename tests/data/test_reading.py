@@ -195,8 +195,7 @@ def test_a_damaged_member_is_replaced_and_a_missing_shard_is_not(
     assert "shard-000000.tar/b/1.flac" in found[0].failures[0]
     (tmp_path / "shard-000001.tar").unlink()
     keys = sampler.MicroBatchSampler(order=sampler.shuffled(0, 12), count=12, batch=4, micro=4)
-    donor = lambda draws: np.arange(draws.size)  # noqa: E731
-    gather = functools.partial(collate, donor_rows=donor)
+    gather = functools.partial(collate, donor_pool=1)
     windows = Windows(listed, np.arange(12), FRONT_END, FRAMES, 0.5, 7)
     for large in (False, True):
         if large:
