@@ -30,7 +30,7 @@ FACTS = "continued_from"
 
 
 @dataclass(frozen=True)
-class Source:
+class StartingModel:
     """What a run continues from.
 
     Attributes:
@@ -51,7 +51,7 @@ class Source:
             initial_encoder.fill(encoder, self.name, self.model, "docs/pretrain.md")
 
 
-def start(settings: PretrainSettings, *, restored: bool = False) -> tuple[PretrainSettings, Source | None]:
+def start(settings: PretrainSettings, *, restored: bool = False) -> tuple[PretrainSettings, StartingModel | None]:
     """Open the model that a run continues from.
 
     Args:
@@ -69,13 +69,15 @@ def start(settings: PretrainSettings, *, restored: bool = False) -> tuple[Pretra
     if not name:
         return settings, None
     if restored and (kept := _kept_facts(Path(settings.out))) is not None:
-        return settings, Source(name, kept, restored=True)
+        return settings, StartingModel(name, kept, restored=True)
     if not settings.has_card:
         file = Path(name)
         # Every check of the file comes before the recordings are scanned.
         load_imagenet(file, settings.encoder, settings.encoder.patch_frames, settings.front_end.mels)
         log.info(f"Continuing from image weights of {name}; {_schedule(settings)}")
-        return settings, Source(name, {"model": name, "sha256": local_files.sha256(file), "kind": "image weights"})
+        return settings, StartingModel(
+            name, {"model": name, "sha256": local_files.sha256(file), "kind": "image weights"}
+        )
     model = loading.load(name)
     check_numbers(name, model.encoder.state_dict())
     settings = _with_card(settings, model)
@@ -86,7 +88,7 @@ def start(settings: PretrainSettings, *, restored: bool = False) -> tuple[Pretra
         log.info(
             f"The head of {name} ({len(model.classes)} classes) is left out: the encoder alone is pretrained further"
         )
-    return settings, Source(name, _facts(name, model), model)
+    return settings, StartingModel(name, _facts(name, model), model)
 
 
 def log_data(front_end: FrontEndSettings, catalogue: Catalogue) -> None:

@@ -34,7 +34,7 @@ class PretrainSetup(Setup[PretrainBatch]):
     settings: ResolvedPretrainSettings
     clips: PretrainDataset
     task: method.ASiT
-    source: continued.Source | None = None
+    source: continued.StartingModel | None = None
 
     def model(self, step: int) -> AudioModel:
         """Return the encoder, with its card."""
@@ -63,7 +63,7 @@ class PretrainSetup(Setup[PretrainBatch]):
 
 
 def prepare(
-    settings: PretrainSettings, catalogue: Catalogue, world: World, source: continued.Source | None = None
+    settings: PretrainSettings, catalogue: Catalogue, world: World, source: continued.StartingModel | None = None
 ) -> PretrainSetup:
     """Resolve the settings and construct all parts.
 
