@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
 
 from asit import __version__, logs
-from asit.errors import AsitError, ConfigError
+from asit.errors import AsitError, ConfigError, suggestion
 
 SUMMARIES = {
     "catalogue": "check a folder or table of recordings and measure its mean and std",
@@ -50,8 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"asit {__version__}", flush=True)
             return 0
         if given[0] not in SUMMARIES:
-            close = difflib.get_close_matches(given[0], SUMMARIES, n=1)
-            hint = f", did you mean {close[0]}?" if close else ""
+            hint = suggestion(given[0], SUMMARIES, ", did you mean {}?")
             raise ConfigError(f"asit has no verb {given[0]}{hint}", "one of " + ", ".join(SUMMARIES), "see asit --help")
         # Read by OpenMP when torch is loaded: threads that wait by spinning slow a busy machine down tenfold
         # (docs/speed.md), and cost next to nothing on an idle one when they sleep instead.

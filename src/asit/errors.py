@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 _LINE, _LINES = 2000, 200
 """Most characters of a line and most lines: text quoted from a damaged file may be of any length."""
+
+
+def suggestion(name: str, known: Iterable[str], form: str = "; did you mean {}?") -> str:
+    """Return `form` with the known name that is most similar to an unknown one; "" if none is similar."""
+    near = difflib.get_close_matches(name, list(known), 1)
+    return form.format(near[0]) if near else ""
 
 
 def _short(text: str) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from asit.data.catalogue.splits import TEST, TRAIN, VALIDATION
-from asit.errors import ConfigError
+from asit.errors import ConfigError, suggestion
 
 Probe = Literal["linear", "knn", "prototype"]
 Pooling = Literal["class", "mean", "class+mean", "time-mean", "mel-mean", "mean+std"]
@@ -112,9 +111,9 @@ def choose(name: str, given: Sequence[str], known: Sequence[str]) -> None:
     wrong = [value for value in given if value not in known]
     if not wrong and given and len(set(given)) == len(given):
         return
-    near = difflib.get_close_matches(wrong[0], known, 1) if wrong else []
+    hint = suggestion(wrong[0], known, " (did you mean {}?)") if wrong else ""
     raise ConfigError(
-        f"{name} {', '.join(wrong or given) or 'none'}" + (f" (did you mean {near[0]}?)" if near else ""),
+        f"{name} {', '.join(wrong or given) or 'none'}{hint}",
         f"one or more of {', '.join(known)}, each once",
         f"give --{name} with these names separated by commas",
     )

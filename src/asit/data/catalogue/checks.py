@@ -6,7 +6,6 @@ Torch is imported only to measure the mean and std.
 from __future__ import annotations
 
 import functools
-import hashlib
 import math
 import os
 import stat
@@ -23,7 +22,7 @@ from asit.audio import decoders, files
 from asit.config import FrontEndSettings
 from asit.data.catalogue.listing import Listing, Span
 from asit.errors import AudioError
-from asit.io import child_process
+from asit.io import child_process, local_files
 
 if TYPE_CHECKING:
     from asit.audio.fbank import FrontEnd
@@ -148,8 +147,7 @@ def _check(path: str, settings: ScanSettings, task: ScanTask) -> dict[str, Any]:
         # Less than a sample after the end comes from rounding in the table.
         row |= {"start": start, "shortened": end is not None and (end - info.seconds) * info.rate >= 1}
     if settings.checksum:
-        with open(path, "rb") as file:
-            row["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+        row["sha256"] = local_files.sha256(Path(path))
     if wave is not None:
         row["sums"] = _sums(path, wave, settings.front_end)
     return row

@@ -5,7 +5,6 @@ Letters in shapes: N clips, W distinct texts, C classes, n chosen clips.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
 import logging
@@ -20,7 +19,7 @@ import numpy.typing as npt
 
 from asit.data.catalogue.catalogue import Catalogue
 from asit.data.catalogue.columns import encode, identifier, soft_weight
-from asit.errors import CatalogueError
+from asit.errors import CatalogueError, suggestion
 
 log = logging.getLogger(__name__)
 
@@ -222,8 +221,7 @@ def _classes(texts: _Parsed, known: Sequence[str] | None) -> tuple[tuple[str, ..
         twice = [name for name, form in zip(names, forms, strict=True) if forms.count(form) > 1]
         raise CatalogueError(f"classes that are listed twice: {', '.join(twice[:5])}", "each class once", "remove one")
     if other := [name for name in texts.names if name not in index]:
-        near = difflib.get_close_matches(other[0], names, 1)
-        hint = f" (did you mean '{near[0]}'?)" if near else ""
+        hint = suggestion(other[0], names, " (did you mean '{}'?)")
         raise CatalogueError(
             f"{len(other)} labels are not among the {len(names)} classes: {', '.join(map(repr, other[:5]))}{hint}",
             f"labels of the classes {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}",

@@ -5,7 +5,6 @@ Letters in shapes: N clips, C classes, n chosen clips.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import logging
 import re
@@ -18,7 +17,7 @@ import numpy.typing as npt
 from asit.data.catalogue.catalogue import Catalogue
 from asit.data.catalogue.columns import Words, identifier
 from asit.data.catalogue.labels import Labels, Rows, read_labels
-from asit.errors import AsitError, AudioError, CatalogueError
+from asit.errors import AsitError, AudioError, CatalogueError, suggestion
 
 TRAIN = ("train", "balanced", "unbalanced")
 """Names of training splits; AudioSet has two."""
@@ -220,8 +219,7 @@ def _having(catalogue: Catalogue, names: Sequence[str], fix: str) -> Words:
     counts = _counts(column)
     present = set(map(canonical, counts))
     if missing := [name for name in names if canonical(name) not in present]:
-        near = difflib.get_close_matches(missing[0], counts, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = suggestion(missing[0], counts)
         raise CatalogueError(f"there is no split {', '.join(missing)}{hint}", _listed(column), fix)
     return column
 

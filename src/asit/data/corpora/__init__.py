@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable
 from typing import Any
 
 from asit.data.corpora import audioset, esc50, speech_commands, voxceleb1
 from asit.data.corpora.corpus import Corpus
-from asit.errors import CatalogueError
+from asit.errors import CatalogueError, suggestion
 
 __all__ = ["NAMES", "Corpus", "check_name", "read"]
 
@@ -28,8 +27,7 @@ NAMES = tuple(_READERS)
 def check_name(name: str) -> None:
     """Raise a CatalogueError with the nearest name unless `name` is one of :data:`NAMES`."""
     if name not in _READERS:
-        close = difflib.get_close_matches(name.lower().replace("_", "-"), NAMES, 1)
-        found = f"{name} is not a data set that asit knows" + (f"; did you mean {close[0]}?" if close else "")
+        found = f"{name} is not a data set that asit knows{suggestion(name.lower().replace('_', '-'), NAMES)}"
         raise CatalogueError(found, "one of " + ", ".join(NAMES), "give a folder or a table alone for any other set")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import shutil
@@ -16,7 +15,7 @@ from asit.data.download import http
 from asit.data.download.http import DownloadError
 from asit.data.download.registry import ON_REQUEST, SOURCES, Archive, DownloadSource
 from asit.data.download.unpack import unpack
-from asit.errors import ConfigError
+from asit.errors import ConfigError, suggestion
 from asit.io import atomic, lock
 
 Progress = Callable[[str, int, int | None], None]
@@ -169,9 +168,8 @@ def _find(name: str) -> DownloadSource:
         return SOURCES[name]
     if name in ON_REQUEST:
         raise ConfigError(*ON_REQUEST[name])
-    close = difflib.get_close_matches(name, [*SOURCES, *ON_REQUEST], 1)
     raise ConfigError(
-        f"asit download knows no {name}" + (f", did you mean {close[0]}?" if close else ""),
+        f"asit download knows no {name}{suggestion(name, [*SOURCES, *ON_REQUEST], ', did you mean {}?')}",
         "one of " + ", ".join(SOURCES),
         "any other set: asit catalogue FOLDER, or a table (docs/catalogue.md)",
     )
