@@ -5,10 +5,12 @@ Layout: RFC 9639, sections 8.2 (the header) and 9.1 (headers of frames, and thei
 
 from __future__ import annotations
 
+import re
+
 from asit.audio.byte_ranges import ByteRange, ByteReader
 from asit.audio.faults import RECORDINGS
 
-_FIRST = b"fLaC\0\0\0\x22"  # signature, and the header of the first block of metadata, or with 0x80 of the only one
+_FIRST = re.compile(b"fLaC[\0\x80]\0\0\x22")  # signature, and the header of the first block of metadata, or the only
 _HEADER = 42  # bytes up to the end of that block
 _TOTAL = 21  # the number of samples: the lower 36 bits from here on
 _SEARCHED = 1 << 23  # largest file searched for another one in it
@@ -29,12 +31,8 @@ def recordings(file: ByteReader, start: int) -> list[tuple[ByteRange, ...]]:
     starts = [start]
     if file.size - start <= _SEARCHED:
         body = file.at(start, file.size - start)
-        for first in (_FIRST, _FIRST[:4] + b"\x80" + _FIRST[5:]):
-            at = body.find(first, _HEADER)
-            while at >= 0:
-                starts.append(start + at)
-                at = body.find(first, at + _HEADER)
-    starts = sorted(starts)[: RECORDINGS + 1]
+        starts += [start + found.start() for found in _FIRST.finditer(body, _HEADER)]
+    del starts[RECORDINGS + 1 :]
     return [_parts(file, at, end) for at, end in zip(starts, [*starts[1:], file.size], strict=True)]
 
 
