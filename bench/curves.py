@@ -3,7 +3,7 @@
     python bench/curves.py [--toy] [--threads 1] [--rounds 3] [--only batch length size loader] [--json FILE]
 
 The step is the real one, `asit.training.loop.Loop` over the pretraining method, preset default, on a batch that is
-there already; each point is a process of its own, started anew in each round, so that slow times of the machine are
+there already; each point is a process of its own, started again in each round, so that slow times of the machine are
 shared by all. The least of a few steps in a process, the median over rounds. Fits: batch, a + b x (a: clipping,
 optimiser, teacher); length, a + b T + c T^2 over T tokens of a view (c: attention); size, seconds a GFLOP. The loader
 reads clips made here: FLAC of 10 s and Opus of 1 s, by 0 (this process), 1 and 2 processes.

@@ -3,7 +3,7 @@
     python bench/gpu.py [--device cuda] [--toy] [--clips 64] [--steps 10] [--minutes 9] [--out FOLDER] [--only NAME ...]
 
 Every row is a process of its own, so that one that runs out of memory or time leaves the others alone; the table is
-written anew after each, and a row for which no time is left says so. A step is the real one
+rewritten after each, and a row for which no time is left says so. A step is the real one
 (`asit.training.loop.Loop`, base encoder, two views of 592 frames, losses of preset official-v2 without local views),
 its batches copied from pinned memory each time. Beside it stand bf16 matrix products, measured before and after; the
 official settings written plainly (`bench/step.py`) in float32, with and without TF32; the same step's losses and

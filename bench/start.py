@@ -5,7 +5,7 @@
 Each is a fresh process. The first step is done when metrics.jsonl, written at every step, has its line; until then the
 command has imported torch, listed and decoded all recordings of the folder, measured mean and std, built the
 networks and taken a step. The recordings are WAV of 0.5 to 1.5 s at 16 kHz, freshly written, so the disk's cache is
-warm; the catalogue is made anew each time. By the clock, and by CPU time of all processes, which a busy machine
+warm; the catalogue is made again each time. By the clock, and by CPU time of all processes, which a busy machine
 stretches less.
 """
 

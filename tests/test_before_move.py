@@ -43,7 +43,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the paths in th
 
 def close(found: Any, expected: Any, steps: int = 1) -> None:
     """Equal but for rounding: the error of a value is at most `ROUNDINGS` units of the largest value beside it, and
-    training adds that much anew in each of its `steps`."""
+    training adds that much again in each of its `steps`."""
     expected = np.asarray(expected, np.float64)
     bound = steps * ROUNDINGS * UNIT * float(np.abs(expected).max())
     np.testing.assert_allclose(np.asarray(found, np.float64), expected, rtol=0, atol=bound)

@@ -34,7 +34,7 @@ def profile(settings: MaskingSettings, n: int, size: tuple[int, int], patch: tup
 @pytest.mark.parametrize("align", [False, True])
 @pytest.mark.parametrize(("drop", "low"), [(0.7, 0.5), (0.5, 0.5), (0.3, 0.3), (None, 0.3)])
 def test_covered_share_over_1000_draws(drop: float | None, low: float, align: bool) -> None:
-    """Of what is wiped, a share drawn anew each time, and, without a drop, of what is replaced."""
+    """Of what is wiped, a share drawn each time, and, without a drop, of what is replaced."""
     high = drop or 0.3
     share = covers(MaskingSettings(drop=high, align=align), replace=drop is None)
     middle = (low + high) / 2

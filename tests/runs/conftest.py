@@ -198,7 +198,7 @@ def _body(call: Callable[[], Any], output: Path, environment: Mapping[str, str])
 
 @pytest.fixture
 def fork(tmp_path: Path) -> Iterator[Callable[..., Child]]:
-    """Start a call in a forked process (nothing is imported anew); its number is the exit status."""
+    """Start a call in a forked process (nothing is imported again); its number is the exit status."""
     children: list[Child] = []
 
     def start(call: Callable[[], Any], environment: Mapping[str, str] | None = None) -> Child:

@@ -361,7 +361,7 @@ def test_positions_of_overlapping_patches_may_be_resized(settings: Settings, tmp
 
 def test_a_dry_run(settings: Settings, tmp_path: Path) -> None:
     model = source(tmp_path / "model")
-    told = dry_run(settings(tmp_path / "run", model))
-    assert told.shapes["patch grid (time, mel)"] == [3, 2]
-    assert f"model: {model}" in told.settings
+    measured = dry_run(settings(tmp_path / "run", model))
+    assert measured.shapes["patch grid (time, mel)"] == [3, 2]
+    assert f"model: {model}" in measured.settings
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

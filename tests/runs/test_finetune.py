@@ -498,14 +498,14 @@ def test_a_run_of_another_verb(unstopped: Path, tiny: Any) -> None:
 def test_a_dry_run_writes_nothing(fold: str, tuned: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Of a cross-validation the first of the two folds is measured, and its time doubled."""
     caplog.set_level("INFO", "asit")
-    told = dry_run(tuned(tmp_path / "run", sides={"fold": fold}))
+    measured = dry_run(tuned(tmp_path / "run", sides={"fold": fold}))
     assert list(tmp_path.iterdir()) == []
-    assert told.shapes["inputs"] == [4, 1, 48, 32]
-    assert told.shapes["tokens an input"] == 7
-    assert told.memory_gb["cpu"] > 0.05
-    assert "warmup: 0.5" in told.settings
+    assert measured.shapes["inputs"] == [4, 1, 48, 32]
+    assert measured.shapes["tokens an input"] == 7
+    assert measured.memory_gb["cpu"] > 0.05
+    assert "warmup: 0.5" in measured.settings
     assert ("a run for each of 2 folds: fold 1 is measured" in caplog.messages) is (fold == "all")
-    assert told.total_seconds == pytest.approx(6 * (2 if fold else 1) * told.seconds_per_step)
+    assert measured.total_seconds == pytest.approx(6 * (2 if fold else 1) * measured.seconds_per_step)
 
 
 def test_a_dry_run_refuses_what_a_run_refuses(tuned: Any, tmp_path: Path) -> None:

@@ -379,19 +379,19 @@ def test_a_dry_run_writes_nothing(
     tiny: Any, tmp_path: Path, recordings: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "asit")
-    told = dry_run(tiny(tmp_path / "run", data=recordings, views={"seconds": "auto"}))
+    measured = dry_run(tiny(tmp_path / "run", data=recordings, views={"seconds": "auto"}))
     assert list(tmp_path.iterdir()) == []
-    assert told.shapes["global views"] == [8, 1, 64, 32]
-    assert told.shapes["local views"] == [4, 1, 16, 32]
-    assert told.shapes["patch grid (time, mel)"] == [4, 2]
-    assert told.shapes["tokens a global view"] == 9
-    assert told.seconds_per_step > 0
-    assert told.seconds_per_clip > 0
-    assert told.total_seconds == pytest.approx(8 * told.seconds_per_step)
-    assert told.clips_per_second == pytest.approx(4 / told.seconds_per_step)
-    assert not told.extrapolated
-    assert 0.05 < told.memory_gb["cpu"] < 20
-    assert "warmup: 0.5" in told.settings
+    assert measured.shapes["global views"] == [8, 1, 64, 32]
+    assert measured.shapes["local views"] == [4, 1, 16, 32]
+    assert measured.shapes["patch grid (time, mel)"] == [4, 2]
+    assert measured.shapes["tokens a global view"] == 9
+    assert measured.seconds_per_step > 0
+    assert measured.seconds_per_clip > 0
+    assert measured.total_seconds == pytest.approx(8 * measured.seconds_per_step)
+    assert measured.clips_per_second == pytest.approx(4 / measured.seconds_per_step)
+    assert not measured.extrapolated
+    assert 0.05 < measured.memory_gb["cpu"] < 20
+    assert "warmup: 0.5" in measured.settings
     assert "8 steps: 2 epochs of 4 steps of 4 clips" in caplog.messages
 
 
@@ -411,12 +411,12 @@ def test_a_large_batch_is_extrapolated(tiny: Any, tmp_path: Path, monkeypatch: A
     monkeypatch.setattr(step_profile, "_train", train)
     monkeypatch.setattr(step_profile, "_now", clock)
     monkeypatch.setattr(step_profile, "_peak", lambda device: {"cpu": 3.0 + 0.25 * seen[-1]})
-    told = dry_run(tiny(tmp_path / "run", batch_size=12, accumulate=2))
+    measured = dry_run(tiny(tmp_path / "run", batch_size=12, accumulate=2))
     assert seen == [2, 4]
-    assert told.extrapolated
-    assert told.seconds_per_step == pytest.approx(2 * (1.0 + 0.5 * 6))
-    assert told.memory_gb == {"cpu": pytest.approx(3.0 + 0.25 * 6)}
-    assert told.shapes["global views"][0] == 2 * 6
+    assert measured.extrapolated
+    assert measured.seconds_per_step == pytest.approx(2 * (1.0 + 0.5 * 6))
+    assert measured.memory_gb == {"cpu": pytest.approx(3.0 + 0.25 * 6)}
+    assert measured.shapes["global views"][0] == 2 * 6
 
 
 # device and arithmetic
@@ -519,8 +519,8 @@ def test_only_the_named_splits_are_heard(tiny: Any, tmp_path: Path, recordings: 
     table = tmp_path / "table.csv"
     table.write_text("path,split\n" + "\n".join(rows) + "\n")
     go(tiny(tmp_path / "run", data=table, splits=("train",), batch_size=2, stop_after=1))
-    heard = Catalogue.read(tmp_path / "run" / "catalogue.jsonl")
-    assert set(heard.texts("split")) == {"Training"}
+    listed = Catalogue.read(tmp_path / "run" / "catalogue.jsonl")
+    assert set(listed.texts("split")) == {"Training"}
     again = go(tiny(tmp_path / "run", data=table, splits=("train",), batch_size=2, stop_after=2), resume=True)
     assert again.step == 2
     with pytest.raises(CatalogueError, match=r"there is no split tets; did you mean test\?"):
