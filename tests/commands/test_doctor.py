@@ -112,13 +112,13 @@ sys.exit(doctor("asit doctor", "tell what is there", []))
 
 
 def test_a_missing_extra_is_not_broken(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    blocked(monkeypatch, "usearch", "av")
+    blocked(monkeypatch, "pyarrow", "av")
     assert cli.main(["doctor"]) == 0
     out = capsys.readouterr().out
-    assert "pip install 'asit-audio[search]'" in out
+    assert "pip install 'asit-audio[parquet]'" in out
     assert "pip install 'asit-audio[av]'" in out
     missing = out.rsplit("not installed: ", 1)[1].split("\n")[0].split(", ")
-    assert {"m4a", "av", "search"} <= set(missing)
+    assert {"m4a", "av", "parquet"} <= set(missing)
     assert all(len(line) <= 100 or line.strip().startswith("->") for line in out.splitlines())
 
 

@@ -14,7 +14,7 @@ from asit import runtime, search
 from asit.config import EncoderSettings, FrontEndSettings
 from asit.model.audio_model import AudioModel
 from asit.model.vit import Encoder
-from asit.search import Index, index_files
+from asit.search import Index
 
 RATE = 8000
 ENCODER = EncoderSettings(size="custom", width=24, depth=2, heads=2, patch_frames=8, patch_mels=32)
@@ -103,9 +103,3 @@ def sounds(index: Index) -> Path:
 def copied(index: Index, tmp_path: Path) -> Path:
     """The folder of a copy of `index`, to be altered."""
     return Path(shutil.copytree(index.folder, tmp_path / "index"))
-
-
-@pytest.fixture
-def small_exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A graph from 13 rows on."""
-    monkeypatch.setattr(index_files, "EXACT_MOST", 12)

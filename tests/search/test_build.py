@@ -19,7 +19,7 @@ from asit import search
 from asit.errors import AudioError, CheckpointError, ConfigError
 from asit.model.audio_model import AudioModel
 from asit.model.inference.overlap import ClipPooling as Pooling
-from asit.search import Index, IndexSettings, builder, hnsw, index_files
+from asit.search import Index, IndexSettings, builder
 
 from .conftest import RATE, make_model, write  # type: ignore[import-not-found]
 
@@ -158,9 +158,15 @@ def test_a_killed_build_resumes_from_what_it_saved(
     class KilledError(Exception):
         pass
 
+    write_folder = builder.atomic.write_folder
+
+    def killed(folder: Path, **options: Any) -> Any:
+        if folder == out:
+            raise KilledError
+        return write_folder(folder, **options)
+
     with monkeypatch.context() as patch:
-        patch.setattr(hnsw.Graph, "__init__", lambda *_: (_ for _ in ()).throw(KilledError()))
-        patch.setattr(index_files, "EXACT_MOST", 1)
+        patch.setattr(builder.atomic, "write_folder", killed)
         with pytest.raises(KilledError):
             search.build(model, [str(archive)], out, add=True)
     read.clear()
@@ -242,29 +248,3 @@ def test_only_an_index_is_replaced(made: Index, model: AudioModel, archive: Path
     with pytest.raises(CheckpointError, match=r"is no index: its card\.json says kind 'audio-encoder'"):
         search.build(model, [str(archive)], tmp_path / "model", overwrite=True)
     assert search.build(model, [str(archive)], tmp_path / "index", overwrite=True).recordings == 9
-
-
-# A graph above a number of rows.
-
-
-@pytest.mark.usefixtures("small_exact")
-def test_above_a_number_of_rows_there_is_a_graph(made: Index, model: AudioModel, archive: Path, tmp_path: Path) -> None:
-    index = made
-    assert index.graph is not None
-    assert index.card["search"] == "graph"
-    matrix = index.vectors.astype(np.float32)
-    for row in range(len(index)):
-        found = [hit.similarity for hit in index.nearest(index.vector(row), 5)]
-        np.testing.assert_allclose(found, np.sort(matrix @ matrix[row])[::-1][:5], atol=2e-3)
-    own = index.rows_of(str(archive / "long.wav"))
-    assert not {hit.row for hit in index.nearest(index.vector(8), 5, own)} & set(own.tolist())
-    # Added rows go into the graph that is there; where rows went, it is rebuilt.
-    write(archive / "new.wav", 0.5, 20)
-    search.build(model, [str(archive)], tmp_path / "index", add=True)
-    (archive / "0.wav").unlink()
-    for _ in range(2):
-        after = Index.read(tmp_path / "index")
-        for row in range(len(after)):
-            assert after.nearest(after.vector(row), 1)[0].row == row
-        search.build(model, [str(archive)], tmp_path / "index", add=True)
-    assert len(Index.read(tmp_path / "index")) == 16

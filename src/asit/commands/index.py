@@ -93,9 +93,8 @@ def _summary(built: Built) -> str:
     counts = [f"{built.read} read"]
     counts += [f"{count} {word}" for count, word in ((built.kept, "kept"), (built.dropped, "dropped")) if count]
     counts += [f"{len(built.failures)} could not be read"] if built.failures else []
-    method = "every row is compared" if built.exact else "searched by a graph"
     return (
-        f"{built.folder}: {built.recordings} recordings in {built.rows} rows ({', '.join(counts)}); {method}\n"
+        f"{built.folder}: {built.recordings} recordings in {built.rows} rows ({', '.join(counts)})\n"
         f"asit similar {built.folder} FILE finds what sounds most like FILE"
     )
 

@@ -28,11 +28,10 @@ from asit.model.audio_model import AudioModel
 from asit.model.inference.embedding import Precision
 from asit.model.inference.overlap import ClipPooling
 from asit.progress import counter
-from asit.search import hnsw, recordings
 from asit.search import index_files as files
-from asit.search.embed_windows import POOLINGS, EmbeddedRecording, check_windows, embed_sources
+from asit.search.embed_windows import EmbeddedRecording, check_windows, embed_sources
 from asit.search.index import Index
-from asit.search.recordings import Files, RecordingKey, Source
+from asit.search.index_files import POOLINGS, Files, RecordingKey, Source
 
 _NAMED = 3  # failures in an error message
 _SAVE = 60.0  # s of work that a killed build may lose
@@ -49,7 +48,7 @@ class IndexSettings:
         layer: block whose output is taken; None: the last.
         precision: arithmetic of the encoder.
         batch: windows in a batch.
-        threads: that read and prepare recordings, and build the graph.
+        threads: that read and prepare recordings.
     """
 
     window: float | None = None
@@ -71,7 +70,6 @@ class Built:
         read, kept, dropped: recordings that were read (now, or by a build that was stopped), that the index had
             already, and that are gone.
         failures: name and reason of each that could not be read.
-        exact: whether searches compare every row.
         others: files that were ignored since they have no suffix of audio, for each suffix.
     """
 
@@ -82,7 +80,6 @@ class Built:
     kept: int
     dropped: int
     failures: list[tuple[str, str]]
-    exact: bool
     others: Counter[str]
 
 
@@ -112,7 +109,7 @@ def build(
 
     Raises:
         ConfigError: invalid settings, another model or other settings than the index's, a folder that is not free or
-            that another process is writing, no usearch for more than `EXACT_MOST` rows.
+            that another process is writing.
         AudioError: no recording could be read; nothing is written.
         CatalogueError: an input that gives nothing.
         CheckpointError: the index to update is damaged, or the disk is full.
@@ -133,7 +130,7 @@ def build(
         with atomic.disk_errors(folder, work.progress):
             try:
                 work.read(model, settings)
-                card = work.write(folder, add or overwrite, threads=settings.threads, model_path=model_path)
+                rows = work.write(folder, add or overwrite, model_path)
             except KeyboardInterrupt:
                 work.save()
                 raise KeyboardInterrupt(f"{work.progress()}; the same command resumes") from None
@@ -144,13 +141,12 @@ def build(
     kept = sum(now.get(source.key) == source.fingerprint for source in before)
     return Built(
         folder=folder,
-        rows=card["rows"],
+        rows=rows,
         recordings=len(sources),
         read=len(sources) - kept,
         kept=kept,
         dropped=sum(source.key not in now and source.key not in work.need for source in before),
         failures=work.failures,
-        exact=card["search"] == "exact",
         others=others,
     )
 
@@ -226,25 +222,16 @@ def _partial(folder: Path) -> Path:
 
 
 class _Build:
-    """A build, from what an index has already to one that is written.
-
-    Attributes:
-        base: the index to update, or what a stopped build has read.
-        kept: indices of its recordings that stay.
-        need: recordings to read, in their order.
-        done: those that were read.
-        failures: name and reason of recordings that cannot be read.
-        saved: how many recordings are in the folder from which the build resumes.
-    """
+    """A build, from what an index has already (`base`: the one to update, or a stopped build's) to one on the disk."""
 
     def __init__(self, folder: Path, card: Mapping[str, Any], width: int, base: Index | None) -> None:
         self.partial, self.card, self.base = _partial(folder), card, base
         self.width = width * (2 if card["pooling"] == "class+mean" else 1)
-        self.kept: list[int] = []
-        self.need: dict[RecordingKey, Source] = {}
+        self.kept: list[int] = []  # indices of the base's recordings that stay
+        self.need: dict[RecordingKey, Source] = {}  # recordings to read, in their order
         self.done: list[EmbeddedRecording] = []
         self.failures: list[tuple[str, str]] = []
-        self.saved = 0
+        self.saved = 0  # recordings in the folder from which the build resumes
 
     def plan(self, items: Sequence[Item], keep_others: bool) -> None:
         """Decide what is kept and what is read; with `keep_others` also recordings that are not among the items."""
@@ -315,10 +302,8 @@ class _Build:
         """Say how many recordings are saved."""
         return f"{self.saved} of {len(self.kept) + len(self.need)} recordings are kept in {self.partial}"
 
-    def write(
-        self, folder: Path, overwrite: bool, threads: int | None = None, model_path: str | None = None
-    ) -> dict[str, Any]:
-        """Write the index and return its card; without `threads` there is no graph."""
+    def write(self, folder: Path, overwrite: bool, model_path: str | None = None) -> int:
+        """Write the index and return its number of rows."""
         base, sources = self.base, self.sources()
         kept = np.empty(0, np.int64) if base is None else base.rows_at(self.kept)
         at = len(kept)
@@ -338,20 +323,11 @@ class _Build:
             vectors.flush()
             np.save(to / files.ROWS, rows, allow_pickle=False)
             lines: dict[str, list[dict[str, Any]]] = {
-                files.SOURCES: [recordings.to_json(source) for source in sources],
+                files.SOURCES: [files.to_json(source) for source in sources],
                 files.FAILURES: [{"path": name, "reason": reason} for name, reason in self.failures],
             }
             for name, values in lines.items():  # names that are no valid Unicode are escaped, and read back the same
                 (to / name).write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
-            names = [files.VECTORS, files.ROWS, *lines]
-            method: dict[str, Any] = {"search": "exact"}
-            if total > files.EXACT_MOST and threads is not None:
-                graph = base.graph if base is not None and len(kept) == len(base) else None
-                graph = graph or hnsw.Graph(self.width)
-                graph.add(vectors[len(graph) :], threads, counter("graph", "rows"))
-                graph.save(to / files.GRAPH)
-                names.append(files.GRAPH)
-                method = {"search": "graph", "graph": hnsw.PARAMETERS}
             contents = {
                 "kind": files.KIND,
                 "format": files.FORMAT,
@@ -362,8 +338,8 @@ class _Build:
                 "rows": total,
                 "recordings": len(sources),
                 "failures": len(self.failures),
-                **method,
-                "sha256": {name: sha256(to / name) for name in names},
+                "search": "exact",
+                "sha256": {name: sha256(to / name) for name in (files.VECTORS, files.ROWS, *lines)},
             }
             (to / files.CARD).write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
-        return contents
+        return total

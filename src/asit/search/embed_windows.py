@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +17,9 @@ from asit.errors import AsitError, AudioError, ConfigError
 from asit.model.audio_model import AudioModel, Embedding
 from asit.model.inference.batching import Done, run_recordings
 from asit.model.inference.overlap import ClipPooling
-from asit.search.recordings import Source
+from asit.search.index_files import Source
 
 Wave = npt.NDArray[np.float32]
-POOLINGS: tuple[ClipPooling, ...] = get_args(ClipPooling)
 
 
 class EmbeddedRecording(NamedTuple):

@@ -1,6 +1,6 @@
 """An index of recordings, read from its folder and searched for the rows nearest to a vector or a sound.
 
-Up to `index_files.EXACT_MOST` rows a search is one matrix product over all of them; above, it walks through a graph.
+A search is one matrix product over all rows.
 
 Letters: N rows, D width.
 """
@@ -27,8 +27,7 @@ from asit.interop.loading import load
 from asit.model.audio_model import AudioModel, Embedding
 from asit.model.inference.overlap import ClipPooling
 from asit.search import embed_windows, index_files
-from asit.search.hnsw import Graph
-from asit.search.recordings import Files, Source
+from asit.search.index_files import Files, Source
 
 _OVERLAP = 1e-3  # s that two stretches must share; windows end to end share less
 _TOGETHER = 64  # windows of a long query that are held at once
@@ -74,21 +73,17 @@ class Index:
         sources: the recordings.
         rows: (N,) of `index_files.ROW`, sorted by recording.
         vectors: (N, D) float16, on the disk.
-        graph: where there are more than `index_files.EXACT_MOST` rows.
     """
 
     def __init__(
         self,
         folder: Path,
         card: dict[str, Any],
-        *,
         sources: list[Source],
         rows: npt.NDArray[Any],
         vectors: npt.NDArray[np.float16],
-        graph: Graph | None,
     ) -> None:
-        self.folder, self.card, self.sources = folder, card, sources
-        self.rows, self.vectors, self.graph = rows, vectors, graph
+        self.folder, self.card, self.sources, self.rows, self.vectors = folder, card, sources, rows, vectors
         self._model: AudioModel | None = None
 
     @classmethod
@@ -97,15 +92,10 @@ class Index:
 
         Raises:
             CheckpointError: it is missing, damaged, altered, or of a newer format.
-            ConfigError: it has a graph, and usearch is not installed.
         """
         folder = Path(folder)
         card = index_files.read_card(folder)
-        sources, rows, vectors = index_files.read_files(folder, card)
-        graph = None
-        if index_files.GRAPH in card["sha256"]:
-            graph = Graph.load(folder / index_files.GRAPH, len(rows), card["width"])
-        return cls(folder, card, sources=sources, rows=rows, vectors=vectors, graph=graph)
+        return cls(folder, card, *index_files.read_files(folder, card))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -118,7 +108,8 @@ class Index:
     @functools.cached_property
     def _matrix(self) -> Vector:
         """The vectors as float32, in which CPUs multiply faster."""
-        return self.vectors.astype(np.float32)
+        out: Vector = torch.tensor(self.vectors).float().numpy()  # four times as fast as numpy
+        return out
 
     @functools.cached_property
     def _by_path(self) -> dict[tuple[str, str | None], list[int]]:
@@ -173,22 +164,13 @@ class Index:
         if k < 1:
             raise ConfigError(f"k is {k}", "at least 1", "ask for one neighbour or more")
         unit = (query / length).astype(np.float32)
-        out = np.empty(0, np.int64) if without is None else without
-        if self.graph is None:
-            scores = self._matrix @ unit
-            scores[out] = -np.inf
-            keep = min(k, len(scores) - len(np.unique(out)))
-            best = np.argpartition(-scores, keep - 1)[:keep] if 0 < keep < len(scores) else np.arange(len(scores))
-            found = best[np.lexsort((best, -scores[best]))][:keep]
-            values = scores[found]
-        else:
-            found, values = self.graph.nearest(unit, k + len(out))
-            kept = ~np.isin(found, out)
-            found, values = found[kept][:k], values[kept][:k]
-        return [
-            Neighbour(**vars(self.clip(row)), similarity=value)
-            for row, value in zip(found.tolist(), values.tolist(), strict=True)
-        ]
+        scores = self._matrix @ unit
+        if without is not None:
+            scores[without] = -np.inf
+        keep = min(k, int(np.isfinite(scores).sum()))
+        best = np.argpartition(-scores, keep - 1)[:keep] if 0 < keep < len(scores) else np.arange(len(scores))
+        found = best[np.lexsort((best, -scores[best]))][:keep]
+        return [Neighbour(**vars(self.clip(row)), similarity=float(scores[row])) for row in found.tolist()]
 
     def similar(
         self,

@@ -1,38 +1,120 @@
 """The files of an index, and the checks before any of them is used.
 
 card.json describes the vectors, and has the SHA-256 of the other files: vectors.npy (N, D) float16 of length 1,
-rows.npy (N,) of `ROW`, sources.jsonl (see `recordings`), failures.jsonl, and above `EXACT_MOST` rows graph.usearch (see
-`hnsw`).
+rows.npy (N,) of `ROW`, sources.jsonl (the recordings, each a `Source`), failures.jsonl.
 
 Letters: N rows, D width.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import os
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from asit.data.catalogue.inputs import Item
 from asit.errors import CheckpointError
 from asit.evaluate.feature_readers import weights_digest
-from asit.io import parsing
+from asit.io import parsing, storage
 from asit.io.local_files import sha256
 from asit.model.audio_model import AudioModel
-from asit.search import recordings
-from asit.search.embed_windows import POOLINGS
-from asit.search.recordings import Source
+from asit.model.inference.overlap import ClipPooling
 
+POOLINGS: tuple[ClipPooling, ...] = get_args(ClipPooling)
 KIND, FORMAT = "audio-index", 1
-EXACT_MOST = 100_000
-"""Rows up to which a search compares every row; times are in docs/speed.md."""
 ROW = np.dtype([("file", "<u4"), ("start", "<f8"), ("end", "<f8")])
 """A row: index of its recording in sources.jsonl, start and end in s from the beginning of the file or tar member."""
 CARD, VECTORS, ROWS = "card.json", "vectors.npy", "rows.npy"
-SOURCES, FAILURES, GRAPH = "sources.jsonl", "failures.jsonl", "graph.usearch"
+SOURCES, FAILURES = "sources.jsonl", "failures.jsonl"
 _BLOCK = 1 << 14  # rows that are checked together
+
+
+class RecordingKey(NamedTuple):
+    """What identifies a recording in an index."""
+
+    path: str
+    member: str | None
+    start: float
+    seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A recording, and the fingerprint of its file when it was read.
+
+    Attributes:
+        name: as the user gave it.
+        path: its file, absolute, its folder without symbolic links.
+        size: bytes of that file.
+        modified: its time of change in ns.
+        member, offset, length: of a recording in a tar shard: its name, and the range of its bytes.
+        start, seconds: of a catalogue's clip: the part of the file.
+        label: of a catalogue's clip or a table's row.
+    """
+
+    name: str
+    path: str
+    size: int
+    modified: int
+    member: str | None = None
+    offset: int | None = None
+    length: int | None = None
+    start: float = 0.0
+    seconds: float | None = None
+    label: str | None = None
+
+    @property
+    def key(self) -> RecordingKey:
+        """The same for the same recording, whether its file has changed or not."""
+        return RecordingKey(self.path, self.member, self.start, self.seconds)
+
+    @property
+    def fingerprint(self) -> tuple[int, int]:
+        """The same while the file is unchanged."""
+        return self.size, self.modified
+
+    def item(self) -> Item:
+        """Return the recording as an input."""
+        return Item(path=self.path, size=self.length, **{name: getattr(self, name) for name in _SHARED})
+
+
+class Files:
+    """Paths and fingerprints of files; each file is looked at once, however many recordings it holds."""
+
+    def __init__(self) -> None:
+        self._folder = cache(os.path.realpath)
+        self.fingerprint = cache(storage.fingerprint)
+
+    def path(self, path: str) -> str:
+        """Return the absolute path, its folder without symbolic links; a URL as it is."""
+        if storage.is_url(path):
+            return path
+        folder, name = os.path.split(os.path.abspath(path))  # noqa: PTH100
+        return os.path.join(self._folder(folder), name)  # noqa: PTH118
+
+    def source(self, item: Item) -> Source:
+        """Return the recording with its file's fingerprint; errors are those of `storage.fingerprint`."""
+        path = self.path(item.path)
+        size, modified = self.fingerprint(path)
+        shared = {name: getattr(item, name) for name in _SHARED}
+        return Source(path=path, size=size, modified=modified, length=item.size, **shared)
+
+
+_SHARED = ("name", "member", "offset", "start", "seconds", "label")
+"""Fields that a `Source` and its `Item` both have."""
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Source)}
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("name", "path", "member", "label"), str),
+    **dict.fromkeys(("size", "modified", "offset", "length"), int),
+    **dict.fromkeys(("start", "seconds"), (int, float)),
+}
 
 
 def facts(model: AudioModel) -> dict[str, Any]:
@@ -89,8 +171,7 @@ def read_files(folder: Path, card: dict[str, Any]) -> tuple[list[Source], npt.ND
     Raises:
         CheckpointError: a file is missing, is not the one that the card was written with, or does not fit the others.
     """
-    names = [VECTORS, ROWS, SOURCES, *([GRAPH] if GRAPH in card["sha256"] else [])]
-    for name in names:
+    for name in (VECTORS, ROWS, SOURCES):
         if not (folder / name).is_file():
             raise damaged(folder, f"it has no {name}")
         if sha256(folder / name) != card["sha256"].get(name):
@@ -104,7 +185,7 @@ def read_files(folder: Path, card: dict[str, Any]) -> tuple[list[Source], npt.ND
         raise damaged(folder / ROWS, "its rows are out of order")
     try:
         with (folder / SOURCES).open("rb") as file:
-            sources = [recordings.from_json(parsing.from_json(line, surrogates=True)) for line in file]
+            sources = [source_of(parsing.from_json(line, surrogates=True)) for line in file]
     except (OSError, ValueError) as error:
         raise damaged(folder / SOURCES, str(error)) from error
     if len(sources) != card["recordings"] or rows["file"].max() >= len(sources):
@@ -133,3 +214,21 @@ def _array(path: Path, shape: tuple[int, ...], kind: np.dtype[Any]) -> npt.NDArr
     if found.shape != shape or found.dtype != kind:
         raise damaged(path, f"it holds {found.dtype} of shape {found.shape}, not {kind} of shape {shape}")
     return found
+
+
+def to_json(source: Source) -> dict[str, Any]:
+    """Return a source as JSON, without fields at their defaults."""
+    return {name: value for name, value in dataclasses.asdict(source).items() if value != _DEFAULTS[name]}
+
+
+def source_of(value: Any) -> Source:
+    """Return the source of its JSON; raises ValueError where it is something else."""
+    if not isinstance(value, dict):
+        raise ValueError("a line is no JSON object")
+    for name, field in value.items():
+        if name not in _TYPES or not isinstance(field, _TYPES[name]) or isinstance(field, bool):
+            raise ValueError(f"a line has {name}: {field!r}"[:200])
+    try:
+        return Source(**value)
+    except TypeError:
+        raise ValueError(f"a line has only {', '.join(value)}"[:200]) from None
