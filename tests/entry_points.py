@@ -55,7 +55,7 @@ class EntryPoints:
         import asit
         from asit.serve.analysis import Analyser
         from asit.serve.app import application
-        from asit.serve.limits import RequestLimits
+        from asit.serve.request_queue import RequestLimits
 
         self.folder = folder
         save_models(folder)

@@ -17,7 +17,7 @@ from asit.audio.stream import read_sound
 from asit.cli import main
 from asit.errors import AudioError
 from asit.serve import uploads
-from asit.serve.limits import Job, RequestLimits
+from asit.serve.request_queue import Job, RequestLimits
 
 Captured = pytest.CaptureFixture[str]
 

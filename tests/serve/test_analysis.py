@@ -22,11 +22,10 @@ from starlette.testclient import TestClient
 from asit.audio.stream import OpenSound
 from asit.model.audio_model import AudioModel
 from asit.search import Index, build
-from asit.serve import pictures, uploads
+from asit.serve import answers, uploads
 from asit.serve.analysis import Analyser
-from asit.serve.app import application
-from asit.serve.guard import Guard
-from asit.serve.limits import GoneError, Job, RequestLimits, TooLongError
+from asit.serve.app import Guard, application
+from asit.serve.request_queue import GoneError, Job, RequestLimits, TooLongError
 from asit.serve.uploads import Recording
 
 Wav = Callable[..., bytes]
@@ -108,7 +107,7 @@ def test_a_tone_is_where_it_belongs_in_the_picture(analyser: Analyser) -> None:
     front_end = analyser.model.front_end
     t = np.arange(32000) / 16000
     wave = (0.5 * np.sin(2 * np.pi * 1000 * t) * (t > 1)).astype(np.float32)
-    picture = pictures.spectrogram(front_end, wave, lambda: None)
+    picture = answers.spectrogram(front_end, wave, lambda: None)
     values = u8(picture["values"]).reshape(picture["columns"], picture["mels"])
     late = values[picture["columns"] * 3 // 4]
     assert abs(picture["hz"][int(late.argmax())] - 1000) < 120
@@ -123,11 +122,11 @@ def test_a_tone_is_where_it_belongs_in_the_picture(analyser: Analyser) -> None:
 def test_long_sounds_have_no_wider_pictures_and_keep_their_onsets(
     analyser: Analyser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pictures, "COLUMNS", 50)
-    monkeypatch.setattr(pictures, "_BLOCK", 64)
+    monkeypatch.setattr(answers, "COLUMNS", 50)
+    monkeypatch.setattr(answers, "_BLOCK", 64)
     wave = np.zeros(48000, np.float32)
     wave[24000:24160] = 0.5
-    picture = pictures.spectrogram(analyser.model.front_end, wave, lambda: None)
+    picture = answers.spectrogram(analyser.model.front_end, wave, lambda: None)
     values = u8(picture["values"]).reshape(picture["columns"], -1)
     assert picture["columns"] <= 50
     onset = picture["first"] + (int(values.max(1).argmax()) + 0.5) * picture["seconds"]
@@ -140,26 +139,26 @@ def test_frames_that_are_alike_have_one_colour() -> None:
     rng = np.random.default_rng(0)
     kinds = rng.standard_normal((3, 16)).astype(np.float32)
     order = [0, 0, 1, 2, 1, 0]
-    colours = u8(pictures.colours(kinds[order])).reshape(-1, 3).astype(int)
+    colours = u8(answers.colours(kinds[order])).reshape(-1, 3).astype(int)
     for i, a in enumerate(order):
         for j, b in enumerate(order):
             assert (np.abs(colours[i] - colours[j]).max() <= 1) == (a == b)
-    many = u8(pictures.colours(np.repeat(kinds[order], 10, 0))).reshape(-1, 10, 3).astype(int)
+    many = u8(answers.colours(np.repeat(kinds[order], 10, 0))).reshape(-1, 10, 3).astype(int)
     assert np.abs(many - many[:, :1]).max() <= 1
-    assert set(u8(pictures.colours(np.ones((4, 16), np.float32)))) == {128}
+    assert set(u8(answers.colours(np.ones((4, 16), np.float32)))) == {128}
 
 
 def test_an_even_sound_is_not_striped_by_its_windows() -> None:
     rng = np.random.default_rng(1)
     place, kinds = rng.standard_normal((10, 16)), 0.3 * rng.standard_normal((2, 16))
     frames = np.tile(place, (12, 1)) + np.repeat(kinds, 60, 0)  # what a frame's place adds is more than the sounds'
-    striped = u8(pictures.colours(frames.astype(np.float32))).reshape(2, 60, 3).astype(int)
-    even = u8(pictures.colours(frames.astype(np.float32), 10)).reshape(2, 60, 3).astype(int)
+    striped = u8(answers.colours(frames.astype(np.float32))).reshape(2, 60, 3).astype(int)
+    even = u8(answers.colours(frames.astype(np.float32), 10)).reshape(2, 60, 3).astype(int)
     assert np.ptp(striped, 1).min() > 50
     assert np.ptp(even, 1).max() <= 1
     assert np.abs(even[0] - even[1]).max() > 100
     # Of a few windows the sounds themselves would be taken away.
-    assert pictures.colours(frames[:50].astype(np.float32), 10) == pictures.colours(frames[:50].astype(np.float32))
+    assert answers.colours(frames[:50].astype(np.float32), 10) == answers.colours(frames[:50].astype(np.float32))
 
 
 def test_attention_of_a_long_sound_is_that_of_its_windows(analyser: Analyser, wav: Wav) -> None:

@@ -19,9 +19,8 @@ from starlette.testclient import TestClient
 
 from asit.errors import AudioError
 from asit.serve import server
-from asit.serve.app import application
-from asit.serve.guard import HEADERS, Guard
-from asit.serve.limits import Job, RequestLimits, TooLongError
+from asit.serve.app import HEADERS, Guard, application
+from asit.serve.request_queue import Job, RequestLimits, TooLongError
 
 NAMES = ("tag", "embed", "neighbours", "attention", "analyse")
 

@@ -18,9 +18,8 @@ import soundfile
 from asit.model.audio_model import AudioModel
 from asit.search import Index, build
 from asit.serve.analysis import Analyser
-from asit.serve.app import application
-from asit.serve.guard import Guard
-from asit.serve.limits import RequestLimits
+from asit.serve.app import Guard, application
+from asit.serve.request_queue import RequestLimits
 
 NASTY = "<img src=x onerror='window.hit=1'>.wav"
 SHOWN = "!document.querySelector('#result').hidden && document.querySelector('#main').ariaBusy === 'false'"

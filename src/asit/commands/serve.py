@@ -12,8 +12,8 @@ from pydantic import Field
 from asit.terminal.options import Device, Model, Precision, parse
 
 if TYPE_CHECKING:
-    from asit.serve.guard import Guard
-    from asit.serve.limits import RequestLimits
+    from asit.serve.app import Guard
+    from asit.serve.request_queue import RequestLimits
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class ServeOptions:
 def serve(prog: str, summary: str, given: list[str]) -> int:
     options = parse(ServeOptions, prog, summary, given)
     from asit.serve import server
-    from asit.serve.limits import RequestLimits
+    from asit.serve.request_queue import RequestLimits
 
     server.need_extra()
     limits = RequestLimits(

@@ -12,7 +12,7 @@ import itertools
 import math
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -206,14 +206,25 @@ class Index:
         return self.nearest(self.vector_of(sound, model, rate, start, seconds), k, own)
 
     def vector_of(
-        self, sound: Sound, model: AudioModel, rate: int | None = None, start: float = 0.0, seconds: float | None = None
+        self,
+        sound: Sound,
+        model: AudioModel,
+        rate: int | None = None,
+        start: float = 0.0,
+        seconds: float | None = None,
+        check: Callable[[], None] | None = None,
     ) -> Vector:
-        """Return the vector (D,) of a sound of any length; see `similar`, which also checks the model."""
+        """Return the vector (D,) of a sound of any length; see `similar`, which also checks the model.
+
+        `check` is called between batches of windows, and may raise.
+        """
         total = np.zeros(self.card["width"])
         settings = {name: self.card[name] for name in ("layer", "precision")}
         with open_sound(sound, rate, model.rate, model.front_end.settings.resampler, start, seconds) as source:
             windows = embed_windows.cut(source.blocks(), model.rate, self.card["window"], self.card["hop"])
             while waveforms := [wave for _, _, wave in itertools.islice(windows, _TOGETHER)]:
+                if check is not None:
+                    check()
                 found = model.embed_batch(waveforms, **settings, patches=False)
                 total += np.sum([self.query(one) for one in found], axis=0, dtype=np.float64)
         return total.astype(np.float32)

@@ -6,21 +6,19 @@ Letters in shapes: S samples, D width, N frames.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from asit.audio.audio_decoder import AudioInfo
 from asit.audio.files import Wave
-from asit.audio.stream import OpenSound, open_sound
+from asit.audio.stream import open_sound
 from asit.errors import AsitError, ConfigError
 from asit.model.inference.embedding import OVERLAP
 from asit.model.inference.tagging import join_tags
-from asit.serve import answers, pictures, uploads
-from asit.serve.limits import Job, RefusedError, TooLongError
+from asit.serve import answers, uploads
+from asit.serve.request_queue import Job, RefusedError, TooLongError
 
 if TYPE_CHECKING:
     from asit.model.audio_model import AudioModel
@@ -30,7 +28,6 @@ BATCH = 8
 """Windows that go through the network at once; a request can be stopped in between."""
 PLAYED = 60.0
 """Longest part of an indexed recording that is played, in seconds."""
-_BLOCK = 1 << 16  # samples of a decoded recording that are passed on at once
 
 
 class Analyser:
@@ -129,7 +126,7 @@ class Analyser:
             # In multiples of an even share, so that a last window with fewer patches is not brighter than the others.
             maps.append(found.map.float().numpy() * (found.grid[0] * found.grid[1]))
             times.append(found.times.numpy() + first / model.rate)
-        values, peaks = pictures.attention(np.concatenate(maps, axis=1))
+        values, peaks = answers.attention(np.concatenate(maps, axis=1))
         return answers.as_json(
             {
                 "heads": len(peaks),
@@ -145,7 +142,7 @@ class Analyser:
     def analyse(self, job: Job, body: bytes, *, k: int, **options: Any) -> bytes:
         """Return all that the page shows; other options as `_labels`."""
         model, decoded = self.model, uploads.decode(job, body, self.model)
-        spectrogram = pictures.spectrogram(model.front_end, decoded.waveform, job.check)
+        spectrogram = answers.spectrogram(model.front_end, decoded.waveform, job.check)
         labels = None if model.classes is None else self._labels(job, decoded.waveform, **options)
         frames, times = self._frames(job, decoded.waveform)
         view = model.encoder.grid[0]
@@ -158,7 +155,7 @@ class Analyser:
                     "dimension": frames.shape[1],
                     "clip": answers.rounded(frames.mean(0)),
                     "times": answers.rounded(times, 4),
-                    "colours": pictures.colours(frames, view - view // OVERLAP),
+                    "colours": answers.colours(frames, view - view // OVERLAP),
                 },
                 "neighbours": None if self.index is None else self._similar(job, decoded.waveform, k),
             }
@@ -231,23 +228,7 @@ class Analyser:
         self, job: Job, waveform: Wave, k: int, start: float = 0.0, seconds: float | None = None
     ) -> list[dict[str, Any]]:
         index, rate = self._searched(), self.model.rate
-
-        # In blocks, so that the job is checked between the batches of a long recording.
-        def blocks(begin: int, stop: int | None) -> Iterator[Wave]:
-            end = len(waveform) if stop is None else min(stop, len(waveform))
-            for first in range(begin, end, _BLOCK):
-                job.check()
-                yield waveform[first : min(first + _BLOCK, end)]
-
-        part = OpenSound(
-            name="the recording",
-            info=AudioInfo(path=None, frames=len(waveform), rate=rate, channels=1, format="float32"),
-            stream=blocks,
-            target=rate,
-            resampler="soxr-hq",
-            start=start,
-            seconds=seconds,
-        )
-        query = index.vector_of(part, self.model)
-        job.check()
+        first = round(start * rate)
+        part = waveform[first : None if seconds is None else first + max(1, round(seconds * rate))]
+        query = index.vector_of(part, self.model, check=job.check)
         return answers.neighbours(index.nearest(query, min(k, len(index))))

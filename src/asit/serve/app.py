@@ -2,25 +2,116 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import socket
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from asit.errors import AsitError
-from asit.serve.guard import Guard, refusal
-from asit.serve.limits import GoneError, Job, RefusedError, RequestLimits
 from asit.serve.query_options import ENDPOINTS, NEIGHBOURS, QueryOption, described, read
-from asit.serve.request_queue import RequestQueue
+from asit.serve.request_queue import GoneError, Job, RefusedError, RequestLimits, RequestQueue, TooLongError
 
 if TYPE_CHECKING:
     from asit.serve.analysis import Analyser
+
+HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; media-src 'self' blob:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "microphone=(self), camera=(), geolocation=()",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+}
+"""Of every answer: only the page's own files are loaded, and no other page may frame it."""
+
+
+class Guard:
+    """An ASGI application around another one: refuses other sites' requests and adds the headers.
+
+    Args:
+        app: the application.
+        queue: of the application, for the server to close.
+        host: the address that is listened on. For a loopback address only names of loopback are answered, for another
+            one also any IP address and the machine's names.
+        names: further host names to answer.
+    """
+
+    def __init__(self, app: ASGIApp, queue: RequestQueue, host: str, names: Sequence[str] = ()) -> None:
+        self.app, self.queue = app, queue
+        self.names = {"localhost", host.lower(), *(name.lower() for name in names)}
+        address = _address(host)
+        self.local = address.is_loopback if address else host.lower() == "localhost"
+        if not self.local:
+            self.names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def with_headers(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        app = self.app
+        if scope["type"] == "http":  # else the lifespan; there are no routes of websockets
+            try:
+                self._check(scope["method"], scope["path"], Headers(scope=scope))
+            except RefusedError as error:
+                app = refusal(error)
+        await app(scope, receive, with_headers)
+
+    def _check(self, method: str, path: str, headers: Mapping[str, str]) -> None:
+        """Raise 421 for a Host that is not this machine, 403 for an Origin that is not the Host."""
+        host = headers.get("host", "").lower()
+        name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+        address = _address(name)
+        if name not in self.names and not (address and (address.is_loopback or not self.local)):
+            raise RefusedError(
+                421,
+                f"the Host {host[:100]!r}",
+                "localhost or this machine's address" if self.local else "an address or a name of this machine",
+                "open the address that asit serve printed, or allow the name with --allow-host",
+            )
+        origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
+        # The scheme may differ: behind a proxy with TLS the page is https, and this server is not.
+        foreign = origin is not None and origin.lower().partition("://")[2] != host
+        if path.startswith("/api") and (foreign or site in ("cross-site", "same-site")):
+            raise RefusedError(
+                403,
+                f"a {method} from the site {(origin or site)[:100]!r}",
+                "the server's own page, or a program that sends no Origin",
+                "open the server's page itself",
+            )
+
+
+def refusal(error: AsitError) -> Response:
+    """Return the three parts of an error as JSON, with its status."""
+    status, headers = 422 if isinstance(error, TooLongError) else 400, {}
+    if isinstance(error, RefusedError):
+        status, headers = error.status, error.headers
+    parts = {"found": error.found, "expected": error.expected, "remedy": error.remedy}
+    content = json.dumps(parts, ensure_ascii=False, indent=1)
+    return Response(content, status, {"cache-control": "no-store", **headers}, "application/json")
+
+
+def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(name)
+    except ValueError:
+        return None
+
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 

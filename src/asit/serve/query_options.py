@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from asit.config.yaml import nearest
-from asit.serve.limits import RefusedError
+from asit.serve.request_queue import RefusedError
 
 
 @dataclass(frozen=True)

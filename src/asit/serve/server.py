@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from asit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from asit.serve.guard import Guard
+    from asit.serve.app import Guard
 
 CONNECTIONS = 512
 """Most connections at once; further ones are answered with 503."""

@@ -16,7 +16,7 @@ from asit.audio.faults import AudioFileError
 from asit.audio.files import Wave
 from asit.audio.stream import open_sound
 from asit.errors import AudioError
-from asit.serve.limits import Job, RequestLimits, TooLongError
+from asit.serve.request_queue import Job, RequestLimits, TooLongError
 
 if TYPE_CHECKING:
     from asit.model.audio_model import AudioModel
