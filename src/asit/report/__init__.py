@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from asit.errors import ConfigError
 from asit.io import atomic, parsing
-from asit.report import finetune_page, folds_page, pretrain_page, templates
+from asit.report import finetune_page, pretrain_page, templates
 from asit.report.class_results import probe_table_html
 from asit.report.run_reader import RunFolder
 from asit.report.templates import Section
@@ -63,8 +63,7 @@ def _html(held: RunFolder, path: Path, sections: Sequence[tuple[str, str]], pres
     if held.kind == "cross-validation":
         for fold in held.folds:
             report(fold, preset=preset)
-        state, verdict = folds_page.verdict(held)
-        facts, own = folds_page.facts(held), folds_page.sections(held, preset, path)
+        (state, verdict), facts, own = finetune_page.folds_page(held, preset, path)
     else:
         state, verdict = held.verdict
         page = pretrain_page if held.kind == "pretraining" else finetune_page

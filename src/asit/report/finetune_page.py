@@ -1,9 +1,13 @@
-"""Make the page of a fine-tuning run: scores, curves, classes, confusions, mistakes to listen to."""
+"""Make the pages of a fine-tuning run (scores, curves, classes, confusions, mistakes to listen to) and of a
+cross-validation, whose folds stand next to each other with mean and standard deviation."""
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
@@ -12,12 +16,25 @@ from numpy.typing import NDArray
 from asit.config import FinetuneSettings
 from asit.config.yaml import flat
 from asit.errors import AsitError
-from asit.report import mistakes, run_sections
+from asit.report import audio_player, run_sections
 from asit.report.audio_player import Recordings
 from asit.report.charts import chart
-from asit.report.class_results import class_table, confidence, confusion
+from asit.report.class_results import class_table, confidence, confusion, probe_table_html
 from asit.report.run_reader import RunFolder
-from asit.report.score_records import SHARES, ResultRecord, Scores, chief, label_share, plain, run_records, shown, start
+from asit.report.score_records import (
+    SHARES,
+    ResultRecord,
+    ScoredFold,
+    Scores,
+    chief,
+    folds,
+    label_share,
+    plain,
+    run_records,
+    shown,
+    spread,
+    start,
+)
 from asit.report.templates import Section, part
 
 _TITLES = {"lr": "Learning rate", "clips_per_second": "Throughput", "data_wait": "Waiting for data"}
@@ -149,12 +166,12 @@ def _details(run: RunFolder, record: ResultRecord) -> list[Section]:
         missing = part("missing", error.found)
     parts = [Section("Classes", about + class_table(per_class))]
     if record.multi:
-        worst = about + mistakes.multi_label(held, classes, per_class, recordings) if held else about + missing
+        worst = about + audio_player.multi_label(held, classes, per_class, recordings) if held else about + missing
     else:
         known = held is not None or record.content.get("confusion") is not None
         counts = about + confusion(confusion_matrix(record, classes, held), classes) if known else missing
         parts.append(Section("Confusions", counts))
-        worst = about + mistakes.single_label(wrong, recordings)
+        worst = about + audio_player.single_label(wrong, recordings)
     trust = about + confidence(held, not record.multi) if held else missing
     return [*parts, Section("Mistakes to listen to", worst), Section("Confidence", trust)]
 
@@ -164,3 +181,117 @@ def _not_scored(run: RunFolder) -> Markup:
     for line in run.validation[-1:]:
         made += part("text", "The last line of validation:") + part("table", (), list(flat(line)), "pairs")
     return made
+
+
+class ColumnKey(NamedTuple):
+    """A column of the table of folds."""
+
+    split: str
+    weights: str
+    metric: str
+
+    def __str__(self) -> str:
+        return f"{plain(self.metric)}, {self.split}, {self.weights}"
+
+
+def folds_page(
+    run: RunFolder, recipe: Mapping[str, Any] | None, page: Path
+) -> tuple[tuple[str, str], dict[str, str], list[Section]]:
+    """Return (state, sentence), the short facts at the top and the parts of the page of a cross-validation.
+
+    Args:
+        run: the cross-validation's folder.
+        recipe: as `preset` of `asit.report.report`.
+        page: path of the page, from which links to the folds' pages are relative.
+    """
+    held = folds(run)
+    scored = [fold for fold in held if fold.records]
+    best = chief(record for fold in scored for record in fold.records)
+    verdict = (
+        f"Still running, or cut off: {len(scored)} folds are scored, {len(held) - len(scored)} begun and not scored."
+    )
+    state = "unfinished", verdict
+    if run.results.get("folds") and len(scored) == len(held):
+        state = "finished", f"Finished: {len(held)} folds."
+    found = {"folds scored": f"{len(scored)}"}
+    bars, pooled = Markup(), list[Section]()
+    if best is not None:
+        name, same = best.headline, [record for fold in scored for record in fold.like(best)]
+        mean, deviation = spread([record.metric(name).value for record in same])
+        both = shown(name, mean) + (f" ± {shown(name, deviation)}" if math.isfinite(deviation) else "")
+        found[f"{ColumnKey(best.split, best.weights, name)}: mean ± spread"] = both
+        found["clips scored"] = f"{sum(record.clips for record in same):,}"
+        bars = _bars(scored, best) if len(scored) > 1 else bars
+        pooled = _pooled(run, scored, best)
+    weights = sorted({which_weights(r, run.config, with_step=False) for fold in scored for r in fold.records})
+    notes = part("fold_notes", "; ".join(weights))
+    sections = [
+        Section("Folds", _table(held, page, links=bool(run.folds)) + notes + bars),
+        *pooled,
+        run_sections.settings(run, FinetuneSettings, recipe, "task"),
+    ]
+    return state, task_facts(run, found) | {"epochs": str(run.config.get("epochs", "?"))}, sections
+
+
+def _table(held: Sequence[ScoredFold], page: Path, links: bool) -> Markup:
+    """A row for each fold, a column for each split, weights and metric; mean and deviation below."""
+    found: dict[str, dict[ColumnKey, float]] = {}
+    for fold in held:
+        named = [(r, name) for r in fold.records for name in r.content["metrics"]]
+        found[fold.name] = {ColumnKey(r.split, r.weights, name): r.metric(name).value for r, name in named}
+    columns = list(dict.fromkeys(column for values in found.values() for column in values))
+    rows: list[list[str]] = []
+    for fold in held:
+        link = Path(os.path.relpath(fold.folder / "report.html", page.parent)).as_posix() if links else ""
+        values = found[fold.name]
+        clips = next((f"{r.clips:,}" for r in fold.records if r.split == "test"), "")
+        cells = [shown(c.metric, values[c]) if c in values else "" for c in columns]
+        rows.append([part("fold_name", fold.name, link, bool(fold.records)), *cells, clips])
+    spreads = {c: spread([values[c] for values in found.values() if c in values]) for c in columns}
+    for which, title in enumerate(("mean", "standard deviation")):
+        numbers = [(c.metric, spreads[c][which]) for c in columns]
+        bold = [part("value", shown(name, v)) if math.isfinite(v) else "" for name, v in numbers]
+        rows.append([part("value", title), *bold, ""])
+    return part("table", ["fold", *map(str, columns), "test clips"], rows, "scores")
+
+
+def _bars(scored: Sequence[ScoredFold], best: ResultRecord) -> Markup:
+    column = str(ColumnKey(best.split, best.weights, best.headline))
+    values = {f"fold {fold.name}": r.metric(best.headline) for fold in scored for r in fold.like(best)}
+    bars = probe_table_html(
+        {fold: {column: value.value} for fold, value in values.items() if math.isfinite(value.value)},
+        {fold: {column: (value.low, value.high)} for fold, value in values.items() if value.known},
+    )
+    return part("details", "With 95 % intervals over each fold's clips", Markup(bars), open=True)
+
+
+def _pooled(run: RunFolder, scored: Sequence[ScoredFold], best: ResultRecord) -> list[Section]:
+    """Classes and confusions of all folds together: each clip is tested once."""
+    classes = [str(name) for name in run.results.get("classes", [])]
+    if not classes or best.multi:
+        return []
+    total = np.zeros((len(classes), len(classes)), dtype=np.int64)
+    for fold in scored:
+        for record in fold.like(best):
+            try:
+                total += confusion_matrix(record, classes)
+            except AsitError as error:
+                return [Section("All folds together", part("missing", f"Fold {fold.name}: {error.found}"))]
+    clips, answers, right = total.sum(1), total.sum(0), np.diag(total)
+    rows: list[dict[str, Any]] = [
+        {
+            "class": name,
+            "clips": int(clips[i]),
+            "recall": float(right[i] / clips[i]) if clips[i] else None,
+            "precision": float(right[i] / answers[i]) if answers[i] else None,
+        }
+        for i, name in enumerate(classes)
+    ]
+    done, count = int(right.sum()), int(clips.sum())
+    weights = which_weights(best, run.config, with_step=False)
+    share = f"{done:,} of {count:,} clips right ({done / max(1, count):.1%})"
+    about = f"{len(scored)} folds together, {weights}: {share}."
+    return [
+        Section("Classes, all folds", part("text", about) + class_table(rows)),
+        Section("Confusions, all folds", confusion(total, classes)),
+    ]
