@@ -299,7 +299,7 @@ def toy_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of the settings that are asked for, but with a small encoder and one epoch."""
     from asit.finetune import cross_validation
     from asit.pretrain import pretrain_run
-    from asit.tools import dry_run
+    from asit.tools import run_estimate
 
     once = {"epochs": 1, "batch_size": 4, "device": "cpu", "workers": 0, "threads": 1, "stop_after": 0}
     small = {"size": "custom", "width": 32, "depth": 2, "heads": 2}
@@ -319,7 +319,7 @@ def toy_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(pretrain_run, "pretrain", toy(pretrain_run.pretrain))
     monkeypatch.setattr(cross_validation, "run", toy(cross_validation.run))
-    monkeypatch.setattr(dry_run, "dry_run", toy(dry_run.dry_run))
+    monkeypatch.setattr(run_estimate, "dry_run", toy(run_estimate.dry_run))
 
 
 @pytest.mark.slow

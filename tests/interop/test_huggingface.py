@@ -21,7 +21,7 @@ from asit.audio.fbank import FrontEnd
 from asit.config import EncoderSettings, FrontEndSettings
 from asit.errors import CheckpointError, ConfigError
 from asit.interop.huggingface import read, register, write
-from asit.interop.huggingface.fields import config_of, extractor_of, folder_settings
+from asit.interop.huggingface.folder import config_of, extractor_of, folder_settings
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Head, Labelling, Pooling
 from asit.model.vit import Encoder

@@ -15,8 +15,8 @@ from torch import nn
 
 from asit.errors import CheckpointError, ConfigError
 from asit.interop import exportable, torch_export
+from asit.interop.exportable import Waveform
 from asit.interop.torch_export import export
-from asit.interop.waveform_model import Waveform
 
 NEED = 47 * 160 + 400  # samples of 48 frames
 

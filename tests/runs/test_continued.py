@@ -26,7 +26,7 @@ from asit.model.classifier import Head, Labelling
 from asit.model.vit import empty_encoder
 from asit.pretrain import continued, pretrain_setup
 from asit.pretrain import pretrain_run as runs
-from asit.tools.dry_run import dry_run
+from asit.tools.run_estimate import dry_run
 
 FRONT_END = FrontEndSettings(rate=8000, mels=32, mean=-7.0, std=3.0)
 ENCODER = EncoderSettings(size="custom", width=32, depth=2, heads=2, drop_path=0.3)

@@ -26,7 +26,7 @@ from asit.finetune import final_scores, finetune_resolve, finetune_setup, valida
 from asit.finetune import finetune_run as runs
 from asit.model.audio_model import AudioModel
 from asit.pretrain import pretrain_run
-from asit.tools.dry_run import dry_run
+from asit.tools.run_estimate import dry_run
 
 
 def go(settings: FinetuneSettings, **how: Any) -> runs.FinetuneResult:

@@ -22,7 +22,7 @@ from asit.pretrain import pretrain_dataset, pretrain_setup
 from asit.pretrain import pretrain_run as runs
 from asit.runtime import World
 from asit.tools import step_profile
-from asit.tools.dry_run import dry_run
+from asit.tools.run_estimate import dry_run
 from asit.training import open_data
 
 

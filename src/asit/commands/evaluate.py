@@ -39,8 +39,8 @@ class ProbeOptions:
 def probe(prog: str, summary: str, given: list[str]) -> int:
     options = parse(ProbeOptions, prog, summary, given)
     import asit
-    from asit.evaluate.baseline_comparison import accuracies, labelled_clips, linear_probes
     from asit.evaluate.feature_cache import open_store
+    from asit.evaluate.frozen import accuracies, labelled_clips, linear_probes
 
     clips = labelled_clips(options.table, options.clips, options.seed)
     store = open_store(options.cache)

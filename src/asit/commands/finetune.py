@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 from asit.config import FinetuneSettings
-from asit.terminal.run_options import (
+from asit.terminal.options import (
     RunOptions,
     dry_run_lines,
     is_main_process,

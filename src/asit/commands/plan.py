@@ -14,8 +14,7 @@ from pydantic import Field
 from asit.config import PretrainSettings
 from asit.errors import ConfigError
 from asit.terminal import stdout
-from asit.terminal.options import pick
-from asit.terminal.run_options import parse_run
+from asit.terminal.options import parse_run, pick
 
 if TYPE_CHECKING:
     from asit.tools.run_estimate import Estimate

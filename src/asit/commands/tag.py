@@ -86,7 +86,7 @@ def tag(prog: str, summary: str, given: list[str]) -> int:
     from asit import runtime
     from asit.data.catalogue.inputs import expand
     from asit.data.catalogue.listing import describe_ignored
-    from asit.infer.tag_files import tag_items
+    from asit.infer.embed_rows import tag_items
     from asit.progress import counter
 
     with runtime.world(options.device, options.threads) as world:

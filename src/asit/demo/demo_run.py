@@ -8,8 +8,8 @@ from typing import Any
 from asit.config import PretrainSettings, presets
 from asit.demo.demo_dataset import build_dataset
 from asit.errors import AsitError
-from asit.evaluate.baseline_comparison import HEADLINE, PRETRAINED, accuracies, labelled_clips, linear_probes
 from asit.evaluate.feature_readers import UNTRAINED
+from asit.evaluate.frozen import HEADLINE, PRETRAINED, accuracies, labelled_clips, linear_probes
 from asit.model.audio_model import AudioModel
 from asit.pretrain import pretrain_run
 from asit.progress import counter

@@ -17,8 +17,7 @@ import numpy.typing as npt
 import torch
 
 from asit.errors import ConfigError
-from asit.interop.exportable import check_waveforms, compare, extent_of, facts_of, on_cpu, output_of
-from asit.interop.waveform_model import Waveform
+from asit.interop.exportable import Waveform, check_waveforms, compare, extent_of, facts_of, on_cpu, output_of
 from asit.io.atomic import check_free, disk_errors, write_file
 from asit.model.audio_model import AudioModel
 

@@ -21,10 +21,17 @@ from asit.config import EncoderSettings, FrontEndSettings
 from asit.errors import ConfigError
 from asit.io import checkpoint
 from asit.model import card as cards
-from asit.model.attention import AttentionMap, attention_of
 from asit.model.card import CLASSIFIER, ENCODER
 from asit.model.classifier import Head, Labelling
-from asit.model.inference.embedding import Embedder, Embedding, Precision, hop_frames, several
+from asit.model.inference.embedding import (
+    AttentionMap,
+    Embedder,
+    Embedding,
+    Precision,
+    attention_of,
+    hop_frames,
+    several,
+)
 from asit.model.inference.tagging import Tag, Tagger, Tags, tagger_of, training_input
 from asit.model.vit import Encoder, empty_encoder
 

@@ -20,8 +20,7 @@ from torch.nn import functional as F
 from asit.config import SIZES, EncoderSettings
 from asit.errors import ConfigError
 from asit.model.blocks import Block, init_transformer
-from asit.model.cpu.bf16 import linear
-from asit.model.cpu.weight_cache import Stamp, can_be_stamped
+from asit.model.cpu.bf16 import Stamp, can_be_stamped, linear
 from asit.model.positions import grid_of, patch_of, prefix_of, resize_positions, stride_of
 
 _GRIDS = 64

@@ -89,18 +89,18 @@ def _figure_hook(setup: PretrainSetup) -> loop.Hook:
 
 
 def _probe_hook(setup: PretrainSetup, table: str, records: Records) -> loop.Hook:
-    from asit.evaluate import baseline_comparison
+    from asit.evaluate import frozen
 
     seed = setup.settings.seed
-    clips = baseline_comparison.labelled_clips(table, setup.settings.probe.clips, seed)
+    clips = frozen.labelled_clips(table, setup.settings.probe.clips, seed)
 
     def probe(step: int) -> None:
         began = time.perf_counter()
         encoder = setup.model(step)
         if setup.world.main:
-            pooling = baseline_comparison.PRETRAINING_POOLINGS
-            found = baseline_comparison.linear_probes(encoder, clips, seed=seed, pooling=pooling)
-            entry = baseline_comparison.metrics_entry(found)
+            pooling = frozen.PRETRAINING_POOLINGS
+            found = frozen.linear_probes(encoder, clips, seed=seed, pooling=pooling)
+            entry = frozen.metrics_entry(found)
             records.write("probe", step, entry)
             accuracies = ", ".join(f"{kind} {accuracy:.3f}" for kind, accuracy in entry["features"].items())
             log.info(f"step {step}: probe accuracy: {accuracies} ({duration(time.perf_counter() - began)})")

@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 from asit.errors import ConfigError
-from asit.interop.huggingface.fields import MODEL_TYPE
-from asit.interop.huggingface.folder import check, read, write
+from asit.interop.huggingface.folder import MODEL_TYPE, check, read, write
 
 __all__ = ["MODEL_TYPE", "check", "read", "register", "write"]
 

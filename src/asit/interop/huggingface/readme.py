@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from asit.errors import CheckpointError
-from asit.interop.huggingface.fields import public
+from asit.interop.huggingface.folder import public
 from asit.io import parsing
 from asit.model.audio_model import AudioModel
 

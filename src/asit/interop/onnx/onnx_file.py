@@ -13,8 +13,7 @@ import torch
 
 from asit.errors import CheckpointError, ConfigError
 from asit.interop.exportable import check_waveforms, compare, extent_of, facts_of, on_cpu, output_of
-from asit.interop.onnx.int8 import in_int8
-from asit.interop.onnx.trace import INPUT, OPSETS, trace
+from asit.interop.onnx.trace import INPUT, OPSETS, in_int8, trace
 from asit.io.atomic import check_free, disk_errors, write_file
 from asit.model.audio_model import AudioModel
 
