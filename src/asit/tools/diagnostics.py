@@ -87,7 +87,7 @@ def _packages() -> Iterator[Finding]:
     import asit
 
     text = f"{asit.__version__}, {Path(asit.__file__).parent}"
-    if _installed():
+    if _metadata("Name"):
         yield Finding("packages", "asit", "ok", text)
     else:
         text += ", run from source without an installation: its requirements are unknown"
@@ -183,16 +183,8 @@ def _decode(container: str, codec: str | None) -> str:
 
 def _decode_m4a() -> str:
     import av
-    import numpy as np
 
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream("aac", rate=_RATE, layout="mono")
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(_tone())[None], format="fltp", layout="mono")
-        frame.sample_rate = _RATE
-        for packet in [*stream.encode(frame), *stream.encode(None)]:
-            container.mux(packet)
-    return _check_decoded(buffer.getvalue())
+    return f"PyAV {av.__version__} has {av.codec.Codec('aac', 'r').long_name}"
 
 
 def _tone() -> Any:
@@ -223,12 +215,17 @@ def _check_decoded(data: bytes) -> str:
 def _devices() -> Iterator[Finding]:
     from asit.io.child_process import usable_cpus
 
-    reinstall = "pip install --force-reinstall torch"
     yield Finding("devices", "cpu", "ok", f"{_cpu_name()}, {usable_cpus()} of {os.cpu_count()} cores available")
-    yield _guarded("devices", "torch", _torch_cpu, reinstall)
-    yield _guarded("devices", "precision", _precision, reinstall, "note")
+    import torch
+
+    from asit import runtime
+
+    kernels = f"{torch.get_num_threads()} threads, kernels for {torch.backends.cpu.get_cpu_capability()}"
+    yield Finding("devices", "torch", "ok", kernels)
+    chosen = runtime.precision("auto", runtime.World(0, 1, torch.device("cpu"), ""))
+    yield Finding("devices", "precision", "ok", f"{chosen.name} on the CPU: {chosen.reason}")
     yield _guarded("devices", "cuda", _cuda, "install the build for your driver, see pytorch.org", "note")
-    yield _guarded("devices", "mps", _mps, "", "note")
+    yield Finding("devices", "mps", "ok", "available" if torch.backends.mps.is_available() else "none")
 
 
 def _cpu_name() -> str:
@@ -236,21 +233,6 @@ def _cpu_name() -> str:
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     return found[1].strip() if found else platform.processor() or platform.machine()
-
-
-def _torch_cpu() -> str:
-    import torch
-
-    return f"{torch.get_num_threads()} threads, kernels for {torch.backends.cpu.get_cpu_capability()}"
-
-
-def _precision() -> str:
-    import torch
-
-    from asit import runtime
-
-    chosen = runtime.precision("auto", runtime.World(0, 1, torch.device("cpu"), ""))
-    return f"{chosen.name} on the CPU: {chosen.reason}"
 
 
 def _cuda() -> str:
@@ -262,12 +244,6 @@ def _cuda() -> str:
         return f"none; torch was built for CUDA {torch.version.cuda}"
     several = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     return "; ".join(f"{one.name}, {one.total_memory / 2**30:.0f} GiB" for one in several)
-
-
-def _mps() -> str:
-    import torch
-
-    return "available" if torch.backends.mps.is_available() else "none"
 
 
 def _folders() -> Iterator[Finding]:
@@ -305,7 +281,7 @@ def _guarded(part: str, name: str, check: Callable[[], str], remedy: str, otherw
 def _needs(extra: str | None) -> list[tuple[str, str]]:
     """Return (package, least version) of each requirement of asit or of one of its extras."""
     out = []
-    for line in metadata.requires(PACKAGE) or [] if _installed() else []:
+    for line in _metadata("Requires-Dist"):
         wanted, _, condition = line.partition(";")
         named = re.search(r"extra\s*==\s*['\"]([^'\"]+)['\"]", condition)
         package = re.match(r"[A-Za-z0-9._-]+", wanted)
@@ -315,16 +291,12 @@ def _needs(extra: str | None) -> list[tuple[str, str]]:
     return out
 
 
-def _installed() -> bool:
-    try:
-        metadata.version(PACKAGE)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
-
-
 def _metadata(field: str) -> list[str]:
-    return metadata.metadata(PACKAGE).get_all(field) or [] if _installed() else []
+    """Return the values of a field of asit's metadata; none where it is run without an installation."""
+    try:
+        return metadata.metadata(PACKAGE).get_all(field) or []
+    except metadata.PackageNotFoundError:
+        return []
 
 
 def _at_least(version: str, least: str) -> bool:

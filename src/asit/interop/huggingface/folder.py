@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from asit.audio.fbank import FrontEnd
 from asit.config import SIZES, EncoderSettings, FrontEndSettings
 from asit.config.yaml import build
 from asit.errors import CheckpointError, ConfigError
-from asit.interop.huggingface.readme import readme
+from asit.interop.huggingface.readme import public, readme
 from asit.io import atomic, checkpoint, parsing, safe_load
 from asit.model.audio_model import AudioModel
 from asit.model.card import check_front_end
@@ -39,12 +38,6 @@ _AUTO = {
 }
 _SAME = ("window_ms", "shift_ms", "low_hz", "high_hz", "preemphasis", "mean", "std", "resampler")
 """Front-end settings with the same name in preprocessor_config.json."""
-
-_FOLDERS = re.compile(r"(?<![\w.:/\\])(?:[A-Za-z]:)?[/\\](?:[^\s/\\]+[/\\])*(?=[^\s/\\])")
-"""Folders of an absolute path within a text."""
-_ABSOLUTE = re.compile(r"(?:~\w*|[A-Za-z]:)?[/\\].*[^/\\]")
-"""A text that starts with an absolute path."""
-
 
 @dataclass(frozen=True)
 class FolderSettings:
@@ -98,19 +91,6 @@ def config_of(model: AudioModel) -> dict[str, Any]:
         "id2label": {str(i): name for i, name in enumerate(labels.classes)},
         "label2id": {name: i for i, name in enumerate(labels.classes)},
     }
-
-
-def public(facts: Any) -> Any:
-    """Return facts of a card (JSON) with absolute paths reduced to their last part, for publication."""
-    if isinstance(facts, dict):
-        return {name: public(value) for name, value in facts.items()}
-    if isinstance(facts, list):
-        return [public(value) for value in facts]
-    if not isinstance(facts, str):
-        return facts
-    if _ABSOLUTE.match(facts):  # folders may have spaces in their names
-        return re.split(r"[/\\]", facts.rstrip("/\\"))[-1]
-    return _FOLDERS.sub("", facts)
 
 
 def extractor_of(model: AudioModel) -> dict[str, Any]:

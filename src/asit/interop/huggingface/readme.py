@@ -14,10 +14,13 @@ from typing import Any
 import yaml
 
 from asit.errors import CheckpointError
-from asit.interop.huggingface.folder import public
 from asit.io import parsing
 from asit.model.audio_model import AudioModel
 
+_FOLDERS = re.compile(r"(?<![\w.:/\\])(?:[A-Za-z]:)?[/\\](?:[^\s/\\]+[/\\])*(?=[^\s/\\])")
+"""Folders of an absolute path within a text."""
+_ABSOLUTE = re.compile(r"(?:~\w*|[A-Za-z]:)?[/\\].*[^/\\]")
+"""A text that starts with an absolute path."""
 _HUB_LICENSE = re.compile(r"[a-z0-9][a-z0-9.\-]*")
 _HUB_DATASET = re.compile(r"[A-Za-z0-9][\w.\-]*/[\w.\-]+")
 
@@ -98,6 +101,19 @@ def readme(model: AudioModel, title: str, license: str | None, run: Path | None)
         training=_table(("", "value"), rows) if facts else "Not recorded.",
         evaluation=f"\n## Evaluation\n\n{_evaluation(scores)}\n" if scores else "",
     )
+
+
+def public(facts: Any) -> Any:
+    """Return facts of a card (JSON) with absolute paths reduced to their last part, for publication."""
+    if isinstance(facts, dict):
+        return {name: public(value) for name, value in facts.items()}
+    if isinstance(facts, list):
+        return [public(value) for value in facts]
+    if not isinstance(facts, str):
+        return facts
+    if _ABSOLUTE.match(facts):  # folders may have spaces in their names
+        return re.split(r"[/\\]", facts.rstrip("/\\"))[-1]
+    return _FOLDERS.sub("", facts)
 
 
 def _scores(model: AudioModel, run: Path) -> list[dict[str, Any]]:
