@@ -76,7 +76,7 @@ def ours(path: Path, toy: bool, stride: int | None, precision: str) -> Timed:
         start = time.perf_counter()
         parts = tagger.run(windows)
         seconds = time.perf_counter() - start
-        return tagger.join(parts).clip, seconds
+        return join_tags(parts).clip, seconds
 
     return once
 

@@ -33,9 +33,7 @@ def test_what_is_installed_here_works(findings: dict[tuple[str, str], diagnostic
     assert "libsndfile" in findings["packages", "soundfile"].text
     assert "on this CPU (measured)" in findings["devices", "precision"].text
     assert findings["folders", "temporary"].state == "ok"
-    assert {"av", "parquet", "huggingface", "onnx", "serve"} <= {
-        name for part, name in findings if part == "extras"
-    }
+    assert {"av", "parquet", "huggingface", "onnx", "serve"} <= {name for part, name in findings if part == "extras"}
 
 
 def blocked(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:

@@ -39,6 +39,7 @@ _AUTO = {
 _SAME = ("window_ms", "shift_ms", "low_hz", "high_hz", "preemphasis", "mean", "std", "resampler")
 """Front-end settings with the same name in preprocessor_config.json."""
 
+
 @dataclass(frozen=True)
 class FolderSettings:
     """The content of both configurations as asit's settings; `norm`: whether a classifier's head has a LayerNorm."""

@@ -9,9 +9,9 @@ Letters of types: W a window, P the network's output for one, A what the outputs
 from __future__ import annotations
 
 import contextlib
+import queue
 import threading
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -177,7 +177,7 @@ def run_recordings(
         threads: that prepare windows; 0: as many as torch computes with.
         ends: recordings before which no window is left waiting, so that later results do not depend on earlier ones.
     """
-    queue = _Prepared(
+    prepared = _Prepared(
         count, lambda index: _events(model, index, pieces(index)), _AHEAD * batch, threads or torch.get_num_threads()
     )
     batcher = _Batcher(model, batch, pooled, partial, small_on_cpu=True)
@@ -185,11 +185,11 @@ def run_recordings(
         for index in range(count):
             if index in ends:
                 yield from batcher.flush()
-            for event in queue.of(index):
+            for event in prepared.of(index):
                 yield from batcher.take(event)
         yield from batcher.flush()
     finally:
-        queue.close()
+        prepared.close()
 
 
 def check_batch(batch: int) -> None:
@@ -292,23 +292,17 @@ class _Batcher(Generic[W, P, A]):
             yield few
 
 
-class _ClosedError(Exception):
-    pass
-
-
 class _Prepared:
-    """Events that threads prepare, in the order of the recordings, with a bound on how many wait.
+    """Events that threads prepare, those of each recording in a queue of its own."""
 
-    Each thread works on one recording at a time. The one that is being read may always add events, so that the others,
-    which wait for room, never block it.
-    """
+    # Threads take recordings in their order: the one that is being read is never behind one that waits for room.
 
     def __init__(self, count: int, prepare: Callable[[int], Generator[_Event]], most: int, threads: int) -> None:
-        self.count, self.prepare, self.most = count, prepare, most
-        self.changed = threading.Condition()
-        self.queues: dict[int, deque[_Event]] = {}
-        self.next, self.head, self.held = 0, 0, 0
-        self.stopped = False
+        self.count, self.prepare, self.started = count, prepare, 0
+        self.room, self.ahead = max(4, most // threads), 4 * threads  # events of a recording; recordings
+        self.queues: dict[int, queue.Queue[_Event]] = {}
+        self.tasks = queue.SimpleQueue[int | None]()
+        self.stopped = threading.Event()
         torch.get_num_threads()  # fixes the caller's own number before the workers set theirs
         names = [f"prepare-{i}" for i in range(min(threads, count))]
         self.threads = [threading.Thread(target=self._work, name=name, daemon=True) for name in names]
@@ -317,62 +311,39 @@ class _Prepared:
 
     def of(self, index: int) -> Iterator[_Event]:
         """Yield all events of a recording, the last being its `Done`."""
-        with self.changed:
-            self.head = index
-            self.changed.notify_all()
-        while True:
-            with self.changed:
-                while not self.queues.get(index):
-                    self.changed.wait()
-                events = list(self.queues[index])
-                self.queues[index].clear()
-                self.held -= len(events)
-                if isinstance(events[-1], Done):
-                    del self.queues[index]
-                self.changed.notify_all()
-            for event in events:
-                yield event
-                if isinstance(event, Done):
-                    return
+        for started in range(self.started, min(self.count, index + self.ahead)):
+            self.queues[started] = queue.Queue(self.room)
+            self.tasks.put(started)
+        self.started = max(self.started, min(self.count, index + self.ahead))
+        event: _Event = None
+        while not isinstance(event, Done):
+            event = self.queues[index].get()
+            yield event
+        del self.queues[index]
 
     def close(self) -> None:
         """End and join the threads."""
-        with self.changed:
-            self.stopped = True
-            self.changed.notify_all()
+        self.stopped.set()
+        for _ in self.threads:
+            self.tasks.put(None)
         for thread in self.threads:
             thread.join()
 
     def _work(self) -> None:
         torch.set_num_threads(1)  # of this thread alone: the cores are shared out already
-        while True:
-            with self.changed:
-                # So far ahead that short recordings, and not only long ones, keep every thread at work.
-                while not self.stopped and self.next < self.count and self.next - self.head > 8 * self.most:
-                    self.changed.wait()
-                if self.stopped or self.next >= self.count:
-                    return
-                index = self.next
-                self.next += 1
-                self.queues[index] = deque()
-            events = self.prepare(index)
-            with contextlib.suppress(_ClosedError), contextlib.closing(events):  # which closes the file
+        while not self.stopped.is_set() and (index := self.tasks.get()) is not None:
+            with contextlib.closing(self.prepare(index)) as events:  # which closes the file
                 for event in _ended(index, events):
-                    self._put(index, event)
+                    if not self._put(self.queues[index], event):
+                        return
 
-    def _put(self, index: int, event: _Event) -> None:
-        with self.changed:
-            while not self.stopped and self._full(index):
-                self.changed.wait()
-            if self.stopped:
-                raise _ClosedError
-            self.queues[index].append(event)
-            self.held += 1
-            if index == self.head:
-                self.changed.notify_all()
-
-    def _full(self, index: int) -> bool:
-        return (len(self.queues[index]) if index == self.head else self.held) >= self.most
+    def _put(self, room: queue.Queue[_Event], event: _Event) -> bool:
+        """Add an event when there is room; False if the threads are to end."""
+        while not self.stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                room.put(event, timeout=0.1)
+                return True
+        return False
 
 
 def _ended(index: int, events: Iterator[_Event]) -> Iterator[_Event]:

@@ -119,13 +119,6 @@ class Embedder(BatchedModel[Window, Part, Embedding]):
         """See `BatchedModel.gatherer`."""
         return Blender(self.timing)
 
-    def join(self, parts: Iterable[Part]) -> Embedding:
-        """Join the parts of all windows of one sound, in order, to its embedding."""
-        blender = self.gatherer()
-        for part in parts:
-            blender.add(part)
-        return blender.rest()
-
     @staticmethod
     def checked(found: Embedding) -> Embedding:
         """See `BatchedModel.checked`."""

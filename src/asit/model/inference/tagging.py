@@ -170,10 +170,6 @@ class Tagger(BatchedModel[TagWindow, Tags, Tags]):
             for clip, one, start, end in zip(scores, scores.split(1), *times.T.unsqueeze(2), strict=True)
         ]
 
-    def join(self, parts: Sequence[Tags]) -> Tags:
-        """Join the tags of a sound's windows, in order."""
-        return join_tags(parts)
-
     def gatherer(self) -> _TagGatherer:
         """See `BatchedModel.gatherer`."""
         return _TagGatherer()
