@@ -67,6 +67,8 @@ def our_model(toy: bool, stride: int | None) -> Any:
 
 
 def ours(path: Path, toy: bool, stride: int | None, precision: str) -> Timed:
+    from asit.model.inference.tagging import join_tags
+
     model = our_model(toy, stride)
     tagger = model.tagger(precision)
 
