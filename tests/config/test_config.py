@@ -9,7 +9,7 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from asit.commands.pretrain import PretrainOptions
+from asit.commands.train import PretrainOptions
 from asit.config import FinetuneSettings, PretrainOptimSettings, PretrainSettings, presets
 from asit.config import yaml as config
 from asit.errors import ConfigError

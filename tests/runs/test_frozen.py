@@ -25,9 +25,8 @@ from asit.evaluate import baseline_comparison as comparison
 from asit.evaluate import feature_readers, features, frozen
 from asit.evaluate.feature_cache import Store
 from asit.evaluate.features import Collected, collect
-from asit.evaluate.frozen_scores import FrozenScores
-from asit.evaluate.frozen_settings import FrozenSettings, VerificationSettings
-from asit.evaluate.verification import VerificationScores, read_trials, verify
+from asit.evaluate.frozen_scores import FrozenScores, FrozenSettings
+from asit.evaluate.verification import VerificationScores, VerificationSettings, read_trials, verify
 from asit.model.audio_model import AudioModel
 from asit.model.vit import Encoder
 from asit.runtime import World

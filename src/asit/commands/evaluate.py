@@ -164,7 +164,7 @@ def _score_classifier(options: EvaluateOptions, model: AudioModel, catalogue: Ca
 
 def _probe(options: EvaluateOptions, model: AudioModel, catalogue: Catalogue, world: World, store: Store | None) -> int:
     from asit.evaluate.frozen import evaluate_frozen
-    from asit.evaluate.frozen_settings import FrozenSettings
+    from asit.evaluate.frozen_scores import FrozenSettings
 
     settings = pick(
         FrozenSettings,
@@ -188,8 +188,7 @@ def _probe(options: EvaluateOptions, model: AudioModel, catalogue: Catalogue, wo
 def _verify(
     options: EvaluateOptions, model: AudioModel, catalogue: Catalogue, world: World, store: Store | None
 ) -> int:
-    from asit.evaluate.frozen_settings import VerificationSettings
-    from asit.evaluate.verification import verify
+    from asit.evaluate.verification import VerificationSettings, verify
 
     settings = pick(
         VerificationSettings,

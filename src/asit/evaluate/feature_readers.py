@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor
 
 from asit.audio.fbank import FrontEnd
-from asit.evaluate.frozen_settings import FeatureSettings, Pooling
+from asit.data.catalogue.splits import TEST, TRAIN, VALIDATION
+from asit.errors import ConfigError, suggestion
 from asit.model.audio_model import AudioModel
 from asit.model.vit import Encoder
 
@@ -31,6 +33,52 @@ MODEL, UNTRAINED, LOG_MEL_STATISTICS = "model", "untrained", "log-mel statistics
 
 Wave = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
+
+
+Pooling = Literal["class", "mean", "class+mean", "time-mean", "mel-mean", "mean+std"]
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSettings:
+    """What probes and verification have in common.
+
+    Attributes:
+        pooling: vectors that linear and k-NN probes read, and verification compares.
+        baselines: also evaluate the same architecture untrained, and log-mel statistics.
+        seed: of draws, folds, bootstrap and the untrained weights.
+        train, validation, test: names of splits.
+        seconds: length that every clip is cut or padded to; None: clips as they are.
+        precision: arithmetic of the encoder.
+        bad_files: share of clips that may be unreadable.
+    """
+
+    pooling: tuple[Pooling, ...] = ("class+mean",)
+    baselines: bool = False
+    seed: int = 0
+    train: tuple[str, ...] = TRAIN
+    validation: tuple[str, ...] = VALIDATION
+    test: tuple[str, ...] = TEST
+    seconds: float | None = None
+    precision: Literal["float32", "bf16"] = "float32"
+    bad_files: float = 0.1
+
+
+def choose(name: str, given: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse a choice that is empty, or has a name that is unknown or repeated.
+
+    Raises:
+        ConfigError: names it, and the known names.
+    """
+    wrong = [value for value in given if value not in known]
+    if not wrong and given and len(set(given)) == len(given):
+        return
+    hint = suggestion(wrong[0], known, " (did you mean {}?)") if wrong else ""
+    raise ConfigError(
+        f"{name} {', '.join(wrong or given) or 'none'}{hint}",
+        f"one or more of {', '.join(known)}, each once",
+        f"give --{name} with these names separated by commas",
+    )
 
 
 def pool(cls: Tensor, patches: Tensor, grid: tuple[int, int], kind: Pooling) -> Tensor:

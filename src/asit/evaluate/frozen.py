@@ -29,10 +29,9 @@ from asit.data.catalogue.tables import TableRow, read_table
 from asit.data.shards import tar_index
 from asit.errors import AsitError, CatalogueError, ConfigError
 from asit.evaluate.feature_cache import Store
-from asit.evaluate.feature_readers import MODEL, readers
+from asit.evaluate.feature_readers import MODEL, FeatureSettings, Pooling, readers
 from asit.evaluate.features import Collected, collect
-from asit.evaluate.frozen_scores import FrozenScores, ProbeScorer, Rows
-from asit.evaluate.frozen_settings import FeatureSettings, FrozenSettings, Pooling
+from asit.evaluate.frozen_scores import FrozenScores, FrozenSettings, ProbeScorer, Rows
 from asit.model.audio_model import AudioModel
 from asit.progress import counter
 from asit.runtime import World

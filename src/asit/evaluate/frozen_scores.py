@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +15,17 @@ import numpy.typing as npt
 from asit.data.catalogue.catalogue import Catalogue
 from asit.data.catalogue.labels import Labels, subsample
 from asit.data.catalogue.splits import Splits, may_share_groups
-from asit.errors import CatalogueError
-from asit.evaluate.feature_readers import LOG_MEL, LOG_MEL_STATISTICS, MODEL, pooled
+from asit.errors import CatalogueError, ConfigError
+from asit.evaluate.feature_readers import (
+    LOG_MEL,
+    LOG_MEL_STATISTICS,
+    MODEL,
+    POOLINGS,
+    FeatureSettings,
+    choose,
+    pooled,
+)
 from asit.evaluate.features import Collected
-from asit.evaluate.frozen_settings import FrozenSettings, Probe
 from asit.evaluate.metrics import fold_summary
 from asit.evaluate.probes import ProbeScores, knn_scores, ridge_scores
 from asit.evaluate.prototypes import LabelledRows, prototype_probe
@@ -26,6 +33,55 @@ from asit.evaluate.result_records import ClipScores, RecordHeader, bracketed, gr
 from asit.runtime import World
 
 Rows = npt.NDArray[np.int64]
+
+
+Probe = Literal["linear", "knn", "prototype"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenSettings(FeatureSettings):
+    """Settings of probes.
+
+    Attributes:
+        probes: which are fitted; prototype reads patch tokens.
+        shares, per_class: parts of the training labels, each drawn once per seed; neither: all labels.
+        seeds: number of draws, the first with `seed`.
+        fold: a fold to test on; "all": each in turn; None: the splits, or all folds where there are no splits.
+        kind: whether clips have one label or several.
+        missing: whether clips without a label are an error or left out.
+        unseen: whether test clips of classes without a training clip are an error or left out.
+        allow_shared_groups: a group may be in several splits, as in speaker identification.
+        clips: about so many clips of each split, drawn with the seed.
+    """
+
+    probes: tuple[Probe, ...] = ("linear", "knn")
+    shares: tuple[float, ...] = ()
+    per_class: tuple[int, ...] = ()
+    seeds: int = 1
+    fold: str | None = None
+    kind: Literal["auto", "single", "multi"] = "auto"
+    missing: Literal["error", "skip"] = "error"
+    unseen: Literal["error", "skip"] = "error"
+    allow_shared_groups: bool = False
+    clips: int | None = None
+
+    def check(self) -> None:
+        """Refuse values out of range.
+
+        Raises:
+            ConfigError: names them.
+        """
+        choose("probe", self.probes, get_args(Probe))
+        choose("pooling", self.pooling, POOLINGS)
+        wrong = [f"{share:g}" for share in self.shares if not 0 < share <= 1]
+        wrong += [str(count) for count in self.per_class if count < 1]
+        if wrong:
+            expected = "shares above 0 up to 1, or clips of each class from 1"
+            raise ConfigError(f"parts of the labels: {', '.join(wrong)}", expected, "change these")
+        few_clips = self.clips is not None and self.clips < 2
+        if self.seeds < 1 or few_clips or (self.seconds is not None and self.seconds <= 0):
+            found = f"seeds {self.seeds}, clips {self.clips}, seconds {self.seconds}"
+            raise ConfigError(found, "at least one seed, two clips in a split, a length above 0", "change these")
 
 
 class ScoredProbe(NamedTuple):

@@ -9,7 +9,7 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,9 +19,8 @@ from asit.data.catalogue.labels import list_hash
 from asit.data.catalogue.splits import TRAIN, make_splits, rows_of_splits
 from asit.errors import AsitError, CatalogueError
 from asit.evaluate.feature_cache import Store
-from asit.evaluate.feature_readers import LOG_MEL, LOG_MEL_STATISTICS, MODEL, pooled
+from asit.evaluate.feature_readers import LOG_MEL, LOG_MEL_STATISTICS, MODEL, POOLINGS, FeatureSettings, choose, pooled
 from asit.evaluate.frozen import collect_features
-from asit.evaluate.frozen_settings import POOLINGS, VerificationSettings, choose
 from asit.evaluate.result_records import bracketed, text_table
 from asit.evaluate.verification_metrics import verification_metrics
 from asit.io import local_files
@@ -39,6 +38,23 @@ CENTRING_CLIPS = 2000
 
 TRIAL_BLOCK = 2**16
 """Trials scored at a time, so that two gathered blocks of embeddings fit in memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerificationSettings(FeatureSettings):
+    """Settings of verification.
+
+    Attributes:
+        trials: list of trials; None: drawn from the test split.
+        root: folder that the list's paths are relative to; None: the catalogue's.
+        most: maximum number of trials drawn.
+        by: what two clips of one speaker share: "group" or "label"; "auto": the group where the catalogue has groups.
+    """
+
+    trials: str | None = None
+    root: str | None = None
+    most: int = 100_000
+    by: Literal["auto", "group", "label"] = "auto"
 
 
 class Trials(NamedTuple):
