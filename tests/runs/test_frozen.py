@@ -26,7 +26,7 @@ from asit.evaluate import feature_readers, features, frozen
 from asit.evaluate.feature_cache import Store
 from asit.evaluate.features import Collected, collect
 from asit.evaluate.frozen_scores import FrozenScores, FrozenSettings
-from asit.evaluate.verification import VerificationScores, VerificationSettings, read_trials, verify
+from asit.evaluate.verification import VerificationSettings, read_trials, verification_text, verify
 from asit.model.audio_model import AudioModel
 from asit.model.vit import Encoder
 from asit.runtime import World
@@ -446,7 +446,7 @@ def test_splits_that_leak_or_lack_are_refused(
 # --- verification ----------------------------------------------------------------------------------------------------
 
 
-def verified(model: AudioModel, catalogue: Catalogue, **how: Any) -> VerificationScores:
+def verified(model: AudioModel, catalogue: Catalogue, **how: Any) -> list[dict[str, Any]]:
     found = verify(model, catalogue, VerificationSettings(**how), world=ALONE)
     assert found is not None
     return found
@@ -457,12 +457,12 @@ def test_verification_by_drawn_trials_and_by_a_list(
 ) -> None:
     catalogue = listed("splits.csv")
     drawn = verified(model, catalogue, by="label", baselines=True)
-    assert [record["encoder"] for record in drawn.records] == ["model", "untrained", "log-mel statistics"]
-    first = drawn.records[0]
+    assert [record["encoder"] for record in drawn] == ["model", "untrained", "log-mel statistics"]
+    first = drawn[0]
     assert (first["clips"], first["trials"], first["same_trials"]) == (24, 276, 84)
-    assert all(held["value"] < 0.5 for record in drawn.records for held in list(record["metrics"].values())[:1])
+    assert all(held["value"] < 0.5 for record in drawn for held in list(record["metrics"].values())[:1])
     assert first["centred"]
-    assert "276 trials, 84 of them of one label, over 24 clips" in drawn.text()
+    assert "276 trials, 84 of them of one label, over 24 clips" in verification_text(drawn)
     # A list of the same trials gives the same rates.
     test = np.flatnonzero(catalogue.texts("split") == "test")
     names, labels = catalogue.ids(test), catalogue.labels[test]
@@ -470,8 +470,8 @@ def test_verification_by_drawn_trials_and_by_a_list(
     lines = [f"{int(labels[i] == labels[j])} {names[i]} {names[j]}" for i, j in pairs]
     (tmp_path / "trials.txt").write_text("\n".join(lines) + "\n")
     by_list = verified(model, catalogue, by="label", trials=str(tmp_path / "trials.txt"), train=("train",))
-    assert by_list.records[0]["metrics"] == first["metrics"]
-    assert by_list.records[0]["split"] == "trials.txt"
+    assert by_list[0]["metrics"] == first["metrics"]
+    assert by_list[0]["split"] == "trials.txt"
 
 
 @pytest.mark.parametrize(
@@ -493,7 +493,7 @@ def test_a_list_of_trials_that_does_not_fit(listed: Listed, tmp_path: Path, line
 
 def test_verification_without_splits_or_speakers(model: AudioModel, listed: Listed) -> None:
     found = verified(model, listed("folds.csv"), most=50)
-    assert (found.records[0]["by"], found.records[0]["centred"], found.records[0]["trials"]) == ("label", False, 50)
+    assert (found[0]["by"], found[0]["centred"], found[0]["trials"]) == ("label", False, 50)
     with pytest.raises(CatalogueError, match="the catalogue has no groups to verify by"):
         verified(model, listed("folds.csv"), by="group")
 

@@ -188,7 +188,7 @@ def _probe(options: EvaluateOptions, model: AudioModel, catalogue: Catalogue, wo
 def _verify(
     options: EvaluateOptions, model: AudioModel, catalogue: Catalogue, world: World, store: Store | None
 ) -> int:
-    from asit.evaluate.verification import VerificationSettings, verify
+    from asit.evaluate.verification import VerificationSettings, verification_text, verify
 
     settings = pick(
         VerificationSettings,
@@ -200,9 +200,9 @@ def _verify(
     )
     found = verify(model, catalogue, settings, world=world, store=store)
     if found is not None:
-        print(found.text())
+        print(verification_text(found))
         facts = {"task": str(catalogue.header.get("task") or ""), "kind": "verification", "model": options.model}
-        _write(options.out, {**facts, "results": found.records})
+        _write(options.out, {**facts, "results": found})
     return 0
 
 

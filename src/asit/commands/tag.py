@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TextIO
 
@@ -160,11 +160,9 @@ def _rows(tags: Tags, options: TagOptions, multi: bool, start: float) -> list[la
         top = tags.top(options.top, options.threshold)
         return [label_table.Row(start, start + float(tags.ends[-1]), [(one.label, one.score) for one in top])]
     rows = []
-    for scores, begin, end in zip(tags.windows.tolist(), tags.starts.tolist(), tags.ends.tolist(), strict=True):
-        order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))[: options.top]
-        kept = [(tags.classes[i], scores[i]) for i in order]
-        labels = [(name, score) for name, score in kept if options.threshold is None or score >= options.threshold]
-        rows.append(label_table.Row(start + begin, start + end, labels))
+    for scores, begin, end in zip(tags.windows, tags.starts.tolist(), tags.ends.tolist(), strict=True):
+        top = replace(tags, clip=scores).top(options.top, options.threshold)
+        rows.append(label_table.Row(start + begin, start + end, [(one.label, one.score) for one in top]))
     return rows
 
 
@@ -252,8 +250,7 @@ def _draw(path: Path, item: Item, tags: Tags, model: AudioModel, top: int) -> st
     try:
         with open_sound(item.sound(), None, model.rate, settings.resampler, item.start, item.seconds) as sound:
             spectrogram = Spectrogram(sound.blocks(), model.front_end)
-        highest = tags.windows.max(0).values.tolist()
-        order = sorted(range(len(highest)), key=lambda i: (-highest[i], i))[: min(top, _TRACKS)]
+        order = tags.windows.max(0).values.sort(descending=True, stable=True).indices[: min(top, _TRACKS)].tolist()
         tracks = [(tags.classes[i], tags.windows[:, i].numpy()) for i in order]
         draw(path, spectrogram, settings, tracks, tags.starts.numpy(), tags.ends.numpy(), item.name)
     except (AsitError, OSError) as error:

@@ -206,11 +206,7 @@ class _Gathered:
         self.tokens: dict[str, dict[int, npt.NDArray[np.float16]]] = {}
 
     def take(self, rows: Sequence[int], found: Sequence[_ClipFeatures], keep: bool) -> None:
-        """Add the clips of a block; `keep`: also their features, which only the main process needs.
-
-        Raises:
-            CatalogueError: too many clips that cannot be read.
-        """
+        """Add the clips of a block; `keep`: also their features, which only the main process needs."""
         self.done += len(rows)
         for row, features in zip(rows, found, strict=True):
             if isinstance(features, str):

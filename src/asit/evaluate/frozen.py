@@ -128,11 +128,7 @@ def collect_features(
 
 
 def _check_memory(model: AudioModel, seconds: float, encoders: int) -> None:
-    """Refuse more patch tokens than fit in memory: the prototype probe holds them all, as float16.
-
-    Raises:
-        ConfigError: with the size needed and the machine's memory.
-    """
+    """Refuse more patch tokens than fit in memory: the prototype probe holds them all, as float16."""
     encoder, settings = model.encoder, model.front_end.settings
     columns = seconds / (encoder.stride[0] * settings.shift_ms / 1000)
     needed = columns * encoder.grid[1] * encoder.width * 2 * encoders / 1e9

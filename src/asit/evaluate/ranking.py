@@ -93,13 +93,7 @@ def ranking_draws(
 
 
 def _weighted(column: NDArray[Any], mine: Indices, weights: torch.Tensor) -> torch.Tensor:
-    """Compute average precision and AUC of one class in each draw: (2, K).
-
-    Args:
-        column: (N,) scores.
-        mine: (P,) its positives.
-        weights: (N, K) how often each clip is drawn.
-    """
+    """Compute average precision and AUC (2, K) of scores (N,) with positives (P,), for draws of the clips (N, K)."""
     order = np.argsort(column)
     ordered = column[order]
     thresholds, which = np.unique(column[mine], return_inverse=True)

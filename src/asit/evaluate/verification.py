@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -186,34 +187,28 @@ def read_trials(path: Path, catalogue: Catalogue, root: str | None = None) -> Tr
     return Trials(pairs[:, 0], pairs[:, 1], np.array(same, bool))
 
 
-@dataclass(frozen=True)
-class VerificationScores:
-    """Scores of verification: a record for each encoder and pooling (docs/evaluate.md)."""
-
-    records: list[dict[str, Any]]
-
-    def text(self) -> str:
-        """Make a table with a row for each record."""
-        lines = [["encoder", "embedding", *self.records[0]["metrics"]]]
-        for record in self.records:
-            cells = [f"{m['value']:.4f}{bracketed(m['interval'])}" for m in record["metrics"].values()]
-            lines.append([record["encoder"], record["features"], *cells])
-        first = self.records[0]
-        legend = (
-            f"{first['trials']} trials, {first['same_trials']} of them of one {first['by']}, over {first['clips']} "
-            f"clips (list {first['list']}); in brackets the 95 % interval over {first['bootstrap']['unit']}s"
-        )
-        return "\n".join([*text_table(lines), legend])
+def verification_text(records: Sequence[Mapping[str, Any]]) -> str:
+    """Make a table with a row for each record."""
+    first = records[0]
+    lines = [["encoder", "embedding", *first["metrics"]]]
+    for record in records:
+        cells = [f"{m['value']:.4f}{bracketed(m['interval'])}" for m in record["metrics"].values()]
+        lines.append([record["encoder"], record["features"], *cells])
+    legend = (
+        f"{first['trials']} trials, {first['same_trials']} of them of one {first['by']}, over {first['clips']} "
+        f"clips (list {first['list']}); in brackets the 95 % interval over {first['bootstrap']['unit']}s"
+    )
+    return "\n".join([*text_table(lines), legend])
 
 
 def verify(
     model: AudioModel, catalogue: Catalogue, settings: VerificationSettings, *, world: World, store: Store | None = None
-) -> VerificationScores | None:
+) -> list[dict[str, Any]] | None:
     """Compute EER and minDCF of the cosine between embeddings centred on the mean of the training split.
 
     Embeddings of one encoder share a large common part, which the mean of clips that are not scored removes; without
-    a training split they are compared as they are. Every process of the world calls this; the main one gets the scores,
-    the others None.
+    a training split they are compared as they are. Every process of the world calls this; the main one gets a record
+    for each encoder and pooling (docs/evaluate.md), the others None.
 
     Raises:
         ConfigError: an unknown pooling.
@@ -274,7 +269,7 @@ def verify(
                     **verification_metrics(cosines, trials.same, speakers=pairs, seed=settings.seed),
                 }
             )
-    return VerificationScores(records)
+    return records
 
 
 def _splits(catalogue: Catalogue, settings: VerificationSettings) -> tuple[Indices, Indices]:

@@ -22,7 +22,7 @@ from asit.evaluate.feature_readers import weights_digest
 from asit.infer import embed_writers
 from asit.infer.embed_blocks import BlockFolder, EmbeddedBlock, item_blocks
 from asit.infer.embed_rows import EmbedSettings, Level, embed_items, layout_of, rows_of
-from asit.io import lock
+from asit.io import atomic, lock
 from asit.io.atomic import disk_errors, write_text
 from asit.model.audio_model import AudioModel
 from asit.model.inference.batching import Result
@@ -120,8 +120,7 @@ def numbered(out: Path, shard: tuple[int, int] | None) -> Path:
 def check_free(out: Path, level: Level, overwrite: bool) -> None:
     """Raise ConfigError for an output that exists or cannot be written; cheap, so done before the model is loaded."""
     embed_writers.check_out(out, level)
-    if out.exists() and (not overwrite or out.is_dir()):
-        raise ConfigError(f"{out} already exists", "a name that is free", "give another --out, or --overwrite")
+    atomic.check_free(out, overwrite)
 
 
 def failures_of(out: Path) -> Path:

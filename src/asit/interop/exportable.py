@@ -335,11 +335,9 @@ class Waveform(nn.Module):
 
 
 class _Block(nn.Module):
-    """A block of the encoder on tokens (B N, D).
+    """A block of the encoder on tokens (B N, D); the scale of the attention is in the queries' weights."""
 
-    Queries, keys and values have separate layers, since splitting one layer's output costs copies; the scale of the
-    attention is folded into the queries' weights.
-    """
+    # Queries, keys and values have separate layers, since splitting one layer's output costs copies.
 
     def __init__(self, block: Any) -> None:
         super().__init__()
@@ -372,8 +370,7 @@ def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
 
 
 def _tables(bank: Tensor, window: int) -> tuple[Tensor, Tensor]:
-    """Return the Fourier transform of W real samples as a matrix (W, 2 K) of cosines and sines, and the mel bank
-    (2 K, F) for its squares, both for the K bins that some mel bin reads."""
+    """Return the Fourier transform (W, 2 K), cosines and sines, and the bank (2 K, F) for its squares, of bins read."""
     used = np.flatnonzero(bank.sum(1).numpy() > 0)
     bins = np.arange(used[0], used[-1] + 1) if len(used) else np.arange(1)
     size = 2 * (len(bank) - 1)

@@ -93,10 +93,7 @@ def init_transformer(module: nn.Module, generator: torch.Generator | None) -> No
 
 
 def _kept(drop: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """Return the rows whose factor (R,) is not 0 (None if all) and their factors (None if all are 1).
-
-    At least one row is kept, so that every parameter has a gradient in every step.
-    """
+    """Return the rows whose factor (R,) is not 0 (None if all), at least one, and their factors (None if all are 1)."""
     listed = drop.tolist()
     if all(factor == 1.0 for factor in listed):
         return None, None

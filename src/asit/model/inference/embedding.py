@@ -173,8 +173,7 @@ class Embedder(BatchedModel[Window, Part, Embedding]):
             begin += view - overlap
 
     def _alike(self, ordered: Sequence[int], windows: Sequence[Window]) -> Iterator[list[int]]:
-        """Yield groups of windows, sorted by length, that share a batch. Windows longer than the view, whose
-        positions are resized, share it only with windows of the same length."""
+        """Yield groups of sorted windows that share a batch; longer than the view, only those of one length."""
         view = self.encoder.grid[0]
         waste = WASTE if self.encoder.pos_embed.device.type == "cpu" else float("inf")
         group: list[int] = []
