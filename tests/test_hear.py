@@ -18,7 +18,7 @@ from asit import hear
 from asit.audio.fbank import FrontEnd
 from asit.config import EncoderSettings, FrontEndSettings
 from asit.errors import AudioError, CheckpointError, ConfigError
-from asit.infer.frame_grid import MODEL, frames_in, hop_of, regular_frames
+from asit.hear import MODEL, RegularFrames, frames_in, hop_of
 from asit.model.audio_model import AudioModel
 from asit.model.vit import Encoder
 
@@ -99,7 +99,7 @@ def test_an_event_is_where_its_timestamp_says() -> None:
 
 def test_frames_are_those_of_embed_on_the_sound_set_in_silence() -> None:
     model, wave = build(), audio(0.9, sounds=1)
-    found = regular_frames(model, wave, 0.16)[0]
+    found = RegularFrames(model, 0.16).frames(wave)[0]
     # A patch covers 175 ms: with 7.5 ms of silence before the sound the first is centred at 80 ms.
     padded = torch.nn.functional.pad(wave, (120, 5 * 2560 + 2800 - 120 - wave.shape[1]))
     expected = model.embed(padded[0], precision="float32")
@@ -153,7 +153,7 @@ def test_the_hop_divides_a_column_and_stays_within_50_ms(
     model = build(patch=patch, stride=stride, shift=shift)
     assert hop_of(model) == pytest.approx(hop)
     assert frames_in(20 * 60 * 16000, 16000, hop) == round(20 * 60 / hop)
-    frames = regular_frames(model, audio(0.8), hop_of(model))
+    frames = RegularFrames(model).frames(audio(0.8))
     assert frames.shape == (2, frames_in(12800, 16000, hop), 32)
 
 

@@ -10,6 +10,7 @@ Letters: n sounds, S samples, t frames, d width.
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +19,44 @@ from asit.audio import faults
 from asit.audio.files import resample
 from asit.audio.stream import check_sounds
 from asit.errors import ConfigError
-from asit.infer.frame_grid import hop_of, model_named, regular_frames
 from asit.interop import loading
-from asit.model.audio_model import AudioModel
+from asit.model.audio_model import AudioModel, EmbedKeywords
 from asit.model.inference.embedding import Precision
 from asit.model.inference.overlap import ClipPooling
+
+MODEL = "ASIT_MODEL"
+"""Environment variable with the model, for benchmarks that cannot pass one."""
+
+FINEST = 0.05
+"""Longest default hop in s: HEAR scores onsets to 50 ms."""
+
+
+def model_named(given: str | os.PathLike[str] | None) -> str:
+    """Return the given model, or the one in the environment; raises ConfigError where there is neither."""
+    name = os.fspath(given) if given else os.environ.get(MODEL, "")
+    if not name:
+        raise ConfigError(
+            f"no model was named, and {MODEL} is not set",
+            "a model folder, such as RUN/model, or a hub id",
+            f"pass it, or set it: export {MODEL}=RUN/model",
+        )
+    return name
+
+
+def hop_of(model: AudioModel, most: float = FINEST) -> float:
+    """Return the longest hop up to `most`, in s, that divides a patch column into whole frames of the log-mel.
+
+    For a column of 16 frames of 10 ms it is 40 ms, for AST's 10 frames 50 ms. At least one frame.
+    """
+    step, shift = model.encoder.stride[0], model.front_end.shift / model.rate
+    fits = [frames for frames in range(1, step + 1) if step % frames == 0 and frames * shift <= most + 1e-9]
+    return max(fits, default=1) * shift
+
+
+def frames_in(samples: int, rate: int, hop: float) -> int:
+    """Return T of a sound: its length in hops, rounded, at least one."""
+    return max(1, int(samples / rate / hop + 0.5))
+
 
 __all__ = ["HearModel", "get_scene_embeddings", "get_timestamp_embeddings", "load_model"]
 
@@ -30,8 +64,65 @@ RATES = (16000, 22050, 32000, 44100, 48000)
 """Sample rates of HEAR's recordings."""
 
 
-class HearModel(nn.Module):
+class RegularFrames(nn.Module):
+    """A model with embeddings at regular times, as benchmarks of encoders expect them; `.to(device)` moves it.
+
+    `AudioModel.embed` has a frame where a full patch is within the sound, so the first is centred half a patch after
+    the start. Here the sound is padded with silence on both ends, so that frame k is centred at (k + 1/2) hops.
+
+    Args:
+        model: the model.
+        hop: seconds between frames; None: `hop_of`.
+        layer: block whose output is taken, 0 the first; None: the last.
+        precision: arithmetic of the encoder: float32, bf16 or auto.
+        batch: windows in a batch.
+    """
+
+    def __init__(
+        self,
+        model: AudioModel,
+        hop: float | None = None,
+        layer: int | None = None,
+        precision: Precision = "float32",
+        batch: int = 16,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.front_end = model.encoder, model.front_end  # so that `to` finds them
+        self.model, self.hop = model, hop_of(model) if hop is None else hop
+        self.options: EmbedKeywords = {"layer": layer, "precision": precision, "patches": False}
+        self.batch = batch
+
+    def frames(self, waveforms: Tensor) -> Tensor:
+        """Return the mean patch token of each hop.
+
+        Args:
+            waveforms: (n, S) float at the model's rate, on any device.
+
+        Returns:
+            (n, t, d) float32 on the CPU, t = `frames_in`.
+
+        Raises:
+            AudioError: waveforms of another shape, empty or not finite.
+            ConfigError: a hop that does not divide a column, no such layer.
+        """
+        check_sounds(waveforms)
+        model, rate, hop = self.model, self.model.rate, self.hop
+        count, span = frames_in(waveforms.shape[1], rate, hop), model.front_end.samples_for(model.encoder.patch[0])
+        before = max(0, round((span - hop * rate) / 2))
+        after = max(0, round((count - 1) * hop * rate) + span - before - waveforms.shape[1])
+        padded = torch.nn.functional.pad(waveforms.detach().float().cpu(), (before, after))
+        found = model.embed_batch(list(padded), hop=hop, batch=self.batch, **self.options)
+        if not found:
+            return waveforms.new_zeros(0, count, model.encoder.width)
+        return torch.stack([one.frames[:count] for one in found])
+
+
+class HearModel(RegularFrames):
     """A model of the HEAR API, made by `load_model`; `.to(device)` moves it.
+
+    Args:
+        pooling: what a scene embedding is.
+        options: of `RegularFrames`.
 
     Attributes:
         sample_rate: Hz of the audio for the functions below: the model's own where HEAR has it, else the next higher
@@ -41,13 +132,9 @@ class HearModel(nn.Module):
         hop: seconds between timestamps.
     """
 
-    def __init__(
-        self, model: AudioModel, hop: float, pooling: ClipPooling, layer: int | None, precision: Precision, batch: int
-    ) -> None:
-        super().__init__()
-        self.encoder, self.front_end = model.encoder, model.front_end  # so that `to` finds them
-        self.model = model
-        self.hop, self.pooling, self.layer, self.precision, self.batch = hop, pooling, layer, precision, batch
+    def __init__(self, model: AudioModel, pooling: ClipPooling = "mean", **options: Any) -> None:
+        super().__init__(model, **options)
+        self.pooling = pooling
         self.sample_rate = next((rate for rate in RATES if rate >= model.rate), RATES[-1])
         self.timestamp_embedding_size = int(model.encoder.width)
         self.scene_embedding_size = int(model.encoder.width) * (2 if pooling == "class+mean" else 1)
@@ -87,8 +174,7 @@ def load_model(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model = loading.load(model_named(model_file_path), device)
-    hop = hop_of(model) if hop is None else hop
-    return HearModel(model, hop=hop, pooling=pooling, layer=layer, precision=precision, batch=batch)
+    return HearModel(model, pooling, hop=hop, layer=layer, precision=precision, batch=batch)
 
 
 def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, Tensor]:
@@ -105,8 +191,7 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, T
     Raises:
         AudioError: audio of another shape, empty or not finite.
     """
-    waveforms = _waveforms(audio, model)
-    found = regular_frames(model.model, waveforms, model.hop, model.layer, model.precision, model.batch)
+    found = model.frames(_waveforms(audio, model))
     # From frame numbers, not sums: nothing drifts over a long sound.
     times = (torch.arange(found.shape[1], dtype=torch.float64) + 0.5) * (1000.0 * model.hop)
     times = times.clamp(max=1000.0 * audio.shape[1] / model.sample_rate)  # of a sound shorter than half a hop
@@ -126,9 +211,7 @@ def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
     Raises:
         AudioError: audio of another shape, empty or not finite.
     """
-    found = model.model.embed_batch(
-        list(_waveforms(audio, model)), layer=model.layer, precision=model.precision, batch=model.batch, patches=False
-    )
+    found = model.model.embed_batch(list(_waveforms(audio, model)), batch=model.batch, **model.options)
     if not found:
         return audio.new_zeros(0, model.scene_embedding_size, dtype=torch.float32)
     return torch.stack([one.pooled(model.pooling) for one in found]).to(audio.device)

@@ -15,13 +15,13 @@ from __future__ import annotations
 import os
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from asit.infer.frame_grid import hop_of, model_named, regular_frames
+from asit.hear import RegularFrames, model_named
 from asit.interop import loading
 
 
-class AsitEncoder(nn.Module):
+class AsitEncoder(RegularFrames):
     """An asit model for X-ARES; `.to(device)` moves it.
 
     Args:
@@ -50,11 +50,7 @@ class AsitEncoder(nn.Module):
         precision: Literal["auto", "float32", "bf16"] = "float32",
         batch: int = 16,
     ) -> None:
-        super().__init__()
-        self.model = loading.load(model_named(model))
-        self.encoder, self.front_end = self.model.encoder, self.model.front_end  # so that `to` finds them
-        self.hop = hop_of(self.model) if hop is None else hop
-        self.layer, self.precision, self.batch = layer, precision, batch
+        super().__init__(loading.load(model_named(model)), hop, layer, precision, batch)
         self.sampling_rate = self.model.rate
         self.output_dim = int(self.model.encoder.width)
         milliseconds = round(1000.0 * self.hop, 6)
@@ -73,4 +69,4 @@ class AsitEncoder(nn.Module):
             AudioError: audio of another shape, empty or not finite.
         """
         waveforms = audio[None] if audio.ndim == 1 else audio
-        return regular_frames(self.model, waveforms, self.hop, self.layer, self.precision, self.batch).to(audio.device)
+        return self.frames(waveforms).to(audio.device)

@@ -16,7 +16,7 @@ import asit
 from asit.audio.stream import read_sound
 from asit.cli import main
 from asit.errors import AudioError
-from asit.serve import uploads
+from asit.serve import analysis
 from asit.serve.request_queue import Job, RequestLimits
 
 Captured = pytest.CaptureFixture[str]
@@ -124,7 +124,7 @@ def test_the_page_refuses_them(models: Path, name: str) -> None:
     model = asit.load(str(models / "encoder"))
     begun = time.monotonic()
     with pytest.raises(AudioError) as caught:
-        uploads.decode(Job(RequestLimits()), make(), model)
+        analysis.decode(Job(RequestLimits()), make(), model)
     assert text.split(", ")[0] in str(caught.value)
     assert time.monotonic() - begun < 1
 

@@ -414,7 +414,7 @@ def test_a_full_disk(
         if where == "blocks":
             patch.setattr(embed_blocks.BlockWriter, "add", lambda *_: (_ for _ in ()).throw(full))
         else:
-            patch.setattr("asit.infer.embed_writers._stream", lambda *_: (_ for _ in ()).throw(full))
+            patch.setattr("asit.infer.embed_blocks._stream", lambda *_: (_ for _ in ()).throw(full))
         with pytest.raises(CheckpointError, match="the disk is full"):
             go(model, clips, out)
     assert [path.name for path in tmp_path.iterdir()] == ["emb.npz.parts"]

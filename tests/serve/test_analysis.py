@@ -22,11 +22,10 @@ from starlette.testclient import TestClient
 from asit.audio.stream import OpenSound
 from asit.model.audio_model import AudioModel
 from asit.search import Index, build
-from asit.serve import answers, uploads
-from asit.serve.analysis import Analyser
+from asit.serve import analysis, answers
+from asit.serve.analysis import Analyser, Recording
 from asit.serve.app import Guard, application
 from asit.serve.request_queue import GoneError, Job, RequestLimits, TooLongError
-from asit.serve.uploads import Recording
 
 Wav = Callable[..., bytes]
 
@@ -228,7 +227,7 @@ def test_bodies_that_are_no_recordings(analyser: Analyser, wav: Wav, monkeypatch
         assert truncated["found"].startswith("the recording (WAV/PCM_16) is truncated: ")
         assert truncated["remedy"].startswith("send all of its bytes")
         monkeypatch.setitem(sys.modules, "av", None)  # as if it were not installed
-        monkeypatch.setattr(uploads, "formats", lambda: ["WAV"])
+        monkeypatch.setattr(analysis, "formats", lambda: ["WAV"])
         needs = ask.post("/api/tag", content=b"\x00\x00\x00\x20ftypM4A " + bytes(100)).json()
         assert "PyAV is not installed" in needs["found"]
         assert "where asit serve runs, pip install 'asit-audio[av]'" in needs["remedy"]
@@ -264,21 +263,21 @@ def test_an_unknown_length_is_limited_while_decoding(
 
     monkeypatch.setattr(OpenSound, "blocks", counted)
     with pytest.raises(TooLongError, match="more than 3 s of sound"):
-        uploads.decode(Job(RequestLimits(seconds=3)), wav(1.0), analyser.model)
+        analysis.decode(Job(RequestLimits(seconds=3)), wav(1.0), analyser.model)
     assert len(seen) == 4  # not a second more is decoded
     job = Job(RequestLimits(compute=1e-9))
     job.begin()
     with pytest.raises(TooLongError, match="more than 1e-09 s of computing"):
-        uploads.decode(job, wav(1.0), analyser.model)
+        analysis.decode(job, wav(1.0), analyser.model)
 
 
 def test_many_channels_and_a_stopped_job(analyser: Analyser, wav: Wav) -> None:
     job = Job(RequestLimits())
     with pytest.raises(TooLongError, match="33 channels"):
-        uploads.decode(job, wav(0.1, channels=33), analyser.model)
+        analysis.decode(job, wav(0.1, channels=33), analyser.model)
     job.stop()
     with pytest.raises(GoneError):
-        uploads.decode(job, wav(), analyser.model)
+        analysis.decode(job, wav(), analyser.model)
 
 
 class StoppedJob(Job):
@@ -304,7 +303,7 @@ def test_a_job_is_checked_while_the_model_computes(
     wave = np.zeros(16000 * 20, np.float32)
     seen: list[int] = []
     hook = tagger.encoder.patch_embed.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
-    monkeypatch.setattr(uploads, "decode", lambda *_: Recording(wave, 20.0, 16000, 1, "WAV"))
+    monkeypatch.setattr(analysis, "decode", lambda *_: Recording(wave, 20.0, 16000, 1, "WAV"))
 
     def windows(work: Callable[[Job], object], checks: int) -> int:
         seen.clear()

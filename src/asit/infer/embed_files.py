@@ -19,7 +19,7 @@ from asit import runtime
 from asit.data.catalogue.inputs import Item
 from asit.errors import AsitError, CatalogueError, CheckpointError, ConfigError
 from asit.evaluate.feature_readers import weights_digest
-from asit.infer import embed_writers
+from asit.infer import embed_blocks
 from asit.infer.embed_blocks import BlockFolder, EmbeddedBlock, item_blocks
 from asit.infer.embed_rows import EmbedSettings, Level, embed_items, layout_of, rows_of
 from asit.io import atomic, lock
@@ -119,7 +119,7 @@ def numbered(out: Path, shard: tuple[int, int] | None) -> Path:
 
 def check_free(out: Path, level: Level, overwrite: bool) -> None:
     """Raise ConfigError for an output that exists or cannot be written; cheap, so done before the model is loaded."""
-    embed_writers.check_out(out, level)
+    embed_blocks.check_out(out, level)
     atomic.check_free(out, overwrite)
 
 
@@ -262,8 +262,8 @@ class _EmbedRun:
         else:
             failures_of(self.out).unlink(missing_ok=True)
         about = {name: value for name, value in self.facts.items() if name != "format"}
-        embed_writers.write(
-            self.out, embed_writers.TableContents(self.folder, blocks, self.items, about, self.output.spreadsheet)
+        embed_blocks.write(
+            self.out, embed_blocks.TableContents(self.folder, blocks, self.items, about, self.output.spreadsheet)
         )
         self.folder.remove()
         rows = sum(block.columns for block in blocks) * self.folder.layout.rows

@@ -5,24 +5,107 @@ Letters in shapes: S samples, D width, N frames.
 
 from __future__ import annotations
 
+import importlib.util
 import io
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
+from asit.audio import sniff
+from asit.audio.faults import AudioFileError
 from asit.audio.files import Wave
 from asit.audio.stream import open_sound
-from asit.errors import AsitError, ConfigError
+from asit.errors import AsitError, AudioError, ConfigError
 from asit.model.inference.embedding import OVERLAP
 from asit.model.inference.tagging import join_tags
-from asit.serve import answers, uploads
-from asit.serve.request_queue import Job, RefusedError, TooLongError
+from asit.serve import answers
+from asit.serve.request_queue import Job, RefusedError, RequestLimits, TooLongError
 
 if TYPE_CHECKING:
     from asit.model.audio_model import AudioModel
     from asit.search import Index
+
+_REMEDIES = {
+    "truncated": "send all of its bytes; if the file itself is cut off, fetch it again",
+    "non-finite": "convert it again",
+    "empty": "send a recording with sound in it",
+}
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A decoded recording.
+
+    Attributes:
+        waveform: (S,) mono at the model's rate.
+        seconds: its length.
+        rate, channels, format: of the file.
+    """
+
+    waveform: Wave
+    seconds: float
+    rate: int
+    channels: int
+    format: str
+
+
+def decode(job: Job, body: bytes, model: AudioModel) -> Recording:
+    """Decode a recording for a model; its length is limited by the header and again while decoding.
+
+    Raises:
+        AudioError: it cannot be read, or has samples that are not finite.
+        TooLongError: it is beyond the limits.
+    """
+    job.check()
+    limits, parts, count = job.limits, list[Wave](), 0
+    try:
+        with open_sound(body, None, model.rate, model.front_end.settings.resampler) as sound:
+            if sound.channels > limits.channels:
+                raise TooLongError(f"{sound.channels} channels", f"{limits.channels} at most", "mix them down first")
+            # Decoding finds out a header that understates the length; one that overstates it is refused at once.
+            if sound.seconds is not None and sound.seconds > limits.seconds + 0.5:
+                raise _too_long(f"{sound.seconds:.1f} s of sound", limits)
+            for block in sound.blocks():
+                job.check()
+                parts.append(block)
+                count += len(block)
+                if count > round(limits.seconds * model.rate) + model.rate // 2:
+                    raise _too_long(f"more than {limits.seconds:g} s of sound", limits)
+            return Recording(np.concatenate(parts), count / model.rate, sound.rate, sound.channels, sound.format)
+    except TooLongError:
+        raise
+    except AudioError as error:
+        raise _for_sender(error, body) from error
+
+
+def _too_long(found: str, limits: RequestLimits) -> TooLongError:
+    remedy = "cut the recording, or start the server with a larger --max-seconds"
+    return TooLongError(found, f"{limits.seconds:g} s at most", remedy)
+
+
+def formats() -> list[str]:
+    """Return the names of the formats that this server decodes; more with the extra av."""
+    more = ["M4A", "AAC", "WebM"] if importlib.util.find_spec("av") is not None else []
+    return ["WAV", "FLAC", "MP3", "Ogg", "Opus", "AIFF", *more]
+
+
+def _for_sender(error: AudioError, body: bytes) -> AudioError:
+    found, name = error.found, sniff.name_of(body)
+    reason = error.reason if isinstance(error, AudioFileError) else ""
+    if reason != "unreadable":
+        return AudioError(found.replace(name, "the recording"), error.expected, _REMEDIES.get(reason, error.remedy))
+    remedy = "convert it to one of these, and send all of its bytes"
+    if body.startswith(b"--") and b"form-data" in body[:1000]:
+        remedy = "send the file alone, not a form: curl --data-binary @clip.wav instead of -F"
+    elif sniff.by_ffmpeg(body) and "M4A" not in formats():
+        remedy = f"convert it, or, where asit serve runs, {error.remedy}"
+    return AudioError(
+        f"no audio that can be read: {found.replace(name, 'it')}", f"a recording: {', '.join(formats())}", remedy
+    )
+
 
 BATCH = 8
 """Windows that go through the network at once; a request can be stopped in between."""
@@ -34,7 +117,7 @@ class Analyser:
     """A model, optionally with an index of recordings made with it, that answers requests about recordings.
 
     The methods may be called from several threads at once. All but `facts` take the request's `Job`, the body or a
-    number of the index, and the endpoint's options (`asit.serve.query_options`), and return the answer's bytes.
+    number of the index, and the endpoint's options (`asit.serve.app`), and return the answer's bytes.
 
     Args:
         model: the model.
@@ -68,7 +151,7 @@ class Analyser:
             "classes": None if model.classes is None else list(model.classes),
             "multi": model.multi,
             "card": model.card,
-            "formats": uploads.formats(),
+            "formats": formats(),
             "index": None if index is None else {"clips": len(index), "seconds": index.card["window"]},
         }
 
@@ -80,12 +163,12 @@ class Analyser:
                 "a classifier, as fine-tuning writes it",
                 "use /api/embed or /api/analyse, or serve a fine-tuned model",
             )
-        decoded = uploads.decode(job, body, self.model)
+        decoded = decode(job, body, self.model)
         return answers.as_json(answers.recording(decoded) | self._labels(job, decoded.waveform, **options))
 
     def embed(self, job: Job, body: bytes, *, level: str, layer: int | None, hop: float | None) -> bytes:
         """Return the clip's vector, and with level "frames" those of its frames."""
-        decoded, model, limits = uploads.decode(job, body, self.model), self.model, job.limits
+        decoded, model, limits = decode(job, body, self.model), self.model, job.limits
         step = model.encoder.stride[0] * model.front_end.shift / model.rate if hop is None else hop
         numbers = round(decoded.seconds / step) * model.encoder.width
         if numbers > limits.numbers:
@@ -105,7 +188,7 @@ class Analyser:
     def neighbours(self, job: Job, body: bytes, *, k: int, start: float, seconds: float | None) -> bytes:
         """Return the most similar clips of the index, to the recording or to a part of it."""
         self._searched()
-        decoded = uploads.decode(job, body, self.model)
+        decoded = decode(job, body, self.model)
         if start >= decoded.seconds:
             found = f"start={start:g} in a recording of {decoded.seconds:.3f} s"
             raise RefusedError(400, found, "a start before its end", "leave start out")
@@ -115,7 +198,7 @@ class Analyser:
     def attention(self, job: Job, body: bytes, *, layer: int) -> bytes:
         """Return the attention of a block's class token, window by window."""
         model = self.model
-        waveform = uploads.decode(job, body, model).waveform
+        waveform = decode(job, body, model).waveform
         column = model.encoder.stride[0] * model.front_end.shift
         view, step = model.front_end.samples_for(model.frames), model.encoder.grid[0] * column
         maps, times = [], []
@@ -141,7 +224,7 @@ class Analyser:
 
     def analyse(self, job: Job, body: bytes, *, k: int, **options: Any) -> bytes:
         """Return all that the page shows; other options as `_labels`."""
-        model, decoded = self.model, uploads.decode(job, body, self.model)
+        model, decoded = self.model, decode(job, body, self.model)
         spectrogram = answers.spectrogram(model.front_end, decoded.waveform, job.check)
         labels = None if model.classes is None else self._labels(job, decoded.waveform, **options)
         frames, times = self._frames(job, decoded.waveform)

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from asit.audio.fbank import FrontEnd
 from asit.audio.files import Wave
 from asit.model.inference.tagging import Tag, Tags
-from asit.serve.uploads import Recording
 
 if TYPE_CHECKING:
     from asit.search import Neighbour
+    from asit.serve.analysis import Recording
 
 TRACKS, FEWEST = 24, 5
 """Most labels of the timeline, chosen by their highest window; and the fewest, however low their scores."""
