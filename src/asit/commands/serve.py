@@ -24,7 +24,7 @@ class ServeOptions:
     index: str | None = None
     """Folder that asit index wrote with this model: the page then shows the nearest of its recordings."""
     host: str = "127.0.0.1"
-    """Address to listen on. 127.0.0.1 is reached from this machine alone, 0.0.0.0 from the whole network."""
+    """Address to listen on. 127.0.0.1 is reached from this machine alone, 0.0.0.0 from all of the network."""
     port: int = 8000
     """Port; 0: any free one."""
     allow_host: tuple[str, ...] = ()

@@ -148,7 +148,7 @@ class _Reading:
                     have[of] = held[key]
         missing = [[of for of in self.every if of not in have] for have in kept]
         lacking = (clip for clip, lack in zip(clips, missing, strict=True) if lack)
-        stored = range_reader.fetch(place for clip in lacking if (place := _far(clip)) is not None)
+        stored = range_reader.fetch(span for clip in lacking if (span := _far(clip)) is not None)
         made = list(self.pool.map(self._clip, clips, missing, itertools.repeat(stored)))
         for of, shelf in self.shelves.items():
             shelf.put(

@@ -23,7 +23,7 @@ import asit
 from asit.audio.fbank import FLOOR, mel_bank
 from asit.errors import CheckpointError, ConfigError
 from asit.model.audio_model import AudioModel
-from asit.model.inference.embedding import WHOLE
+from asit.model.inference.embedding import SINGLE_WINDOW
 from asit.model.vit import Tokens
 
 Output = Literal["scores", "logits", "embedding", "frames"]
@@ -78,8 +78,8 @@ class Extent:
 
     def columns(self, samples: int) -> int:
         """Return full columns, and one more if at least half of what it adds is covered."""
-        whole = self.frames(samples) - self.slack - self.patch
-        return max(self.least, (2 * whole + 3 * self.step) // (2 * self.step))
+        more = self.frames(samples) - self.slack - self.patch
+        return max(self.least, (2 * more + 3 * self.step) // (2 * self.step))
 
     def frames(self, samples: int) -> int:
         """Return full frames."""
@@ -101,8 +101,8 @@ def extent_of(model: AudioModel, output: Output) -> Extent:
     """Return the `Extent` of a model for an output."""
     encoder, front_end = model.encoder, model.front_end
     view, slack = encoder.grid[0], 0
-    whole = output in ("scores", "logits")
-    if whole and model.labelling is not None:
+    scored = output in ("scores", "logits")
+    if scored and model.labelling is not None:
         frames = front_end.frames_for(round(model.labelling.seconds * model.rate) + 1)
         slack = max(0, frames - model.frames)
     return Extent(
@@ -111,8 +111,8 @@ def extent_of(model: AudioModel, output: Output) -> Extent:
         encoder.patch[0],
         encoder.stride[0],
         view,
-        view if whole else 1,
-        int(WHOLE * view),
+        view if scored else 1,
+        int(SINGLE_WINDOW * view),
         slack,
     )
 
@@ -306,11 +306,11 @@ class Waveform(nn.Module):
     def _logmel(self, waveforms: Tensor, frames: int) -> Tensor:
         """Return the log-mel (B, T, F), not normalised, of waveforms slightly longer than the frames."""
         shift = self.extent.shift
-        whole, rest = divmod(self.extent.window, shift)
-        hops = waveforms.reshape(waveforms.shape[0], frames + whole, shift)
-        parts = [hops[:, i : i + frames] for i in range(whole)]
+        full, rest = divmod(self.extent.window, shift)
+        hops = waveforms.reshape(waveforms.shape[0], frames + full, shift)
+        parts = [hops[:, i : i + frames] for i in range(full)]
         if rest:
-            parts.append(hops[:, whole : whole + frames, :rest])
+            parts.append(hops[:, full : full + frames, :rest])
         x = torch.cat(parts, dim=2)
         x = x - x.mean(2, keepdim=True)
         x = (x - self.settings.preemphasis * torch.cat([x[..., :1], x[..., :-1]], dim=2)) * self.hann

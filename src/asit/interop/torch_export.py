@@ -79,9 +79,9 @@ def export(
 
         facts["check"] = compare(model, chosen, run, TOLERANCE, f"the program for {out.name}")
         # Written through memory, since torch's writer reports a full disk as RuntimeError.
-        whole = io.BytesIO()
-        torch.export.save(program, whole, extra_files={FACTS: json.dumps(facts, ensure_ascii=False)})
+        content = io.BytesIO()
+        torch.export.save(program, content, extra_files={FACTS: json.dumps(facts, ensure_ascii=False)})
     check_free(out, overwrite)
     with disk_errors(out), write_file(out) as draft:
-        draft.write_bytes(whole.getbuffer())
+        draft.write_bytes(content.getbuffer())
     return {**facts, "file": str(out), "bytes": out.stat().st_size}

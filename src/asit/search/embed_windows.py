@@ -1,4 +1,4 @@
-"""Recordings to rows of an index: short ones whole, long ones in windows, embedded in batches over many recordings.
+"""Recordings to rows of an index: short ones in one, long ones in windows, embedded in batches over many recordings.
 
 Letters: n rows of one recording, D width.
 """
@@ -16,6 +16,7 @@ from asit.data.catalogue.inputs import InputReader
 from asit.errors import AsitError, AudioError, ConfigError
 from asit.model.audio_model import AudioModel, Embedding
 from asit.model.inference.batching import Done, run_recordings
+from asit.model.inference.embedding import SINGLE_WINDOW
 from asit.model.inference.overlap import ClipPooling
 from asit.search.index_files import Source
 
@@ -28,10 +29,6 @@ class EmbeddedRecording(NamedTuple):
     source: Source
     times: list[tuple[float, float]]
     vectors: npt.NDArray[np.float16]
-
-
-WHOLE = 1.5
-"""A recording up to this many times as long as the window is one row."""
 
 
 def embed_sources(
@@ -84,8 +81,8 @@ def check_windows(window: float, hop: float) -> None:
 def cut(blocks: Iterable[Wave], rate: int, window: float, hop: float) -> Iterator[tuple[float, float, Wave]]:
     """Cut a sound into windows, holding little more than a window and a block of it.
 
-    A sound up to `WHOLE` windows long is one window; a longer one has a window at each hop, the last moved back to end
-    with the sound.
+    A sound up to `SINGLE_WINDOW` windows long is one window; a longer one has a window at each hop, the last moved back
+    to end with the sound.
 
     Args:
         blocks: the sound's samples (n,), in order.
@@ -95,7 +92,7 @@ def cut(blocks: Iterable[Wave], rate: int, window: float, hop: float) -> Iterato
     Yields:
         start and end in s from the beginning of the sound, and the samples.
     """
-    size, step, most = max(1, round(window * rate)), max(1, round(hop * rate)), round(WHOLE * window * rate)
+    size, step, most = max(1, round(window * rate)), max(1, round(hop * rate)), round(SINGLE_WINDOW * window * rate)
     held, first, following = np.empty(0, np.float32), 0, 0  # samples from `first` on; `following`: the next window's
     for block in blocks:
         held = np.concatenate([held, block])

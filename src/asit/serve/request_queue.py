@@ -29,7 +29,7 @@ class RequestLimits:
         waiting: further requests that may send their body or wait for a thread.
         channels: most channels of a recording; decoding holds a block of all of them.
         pause: longest time between two pieces of a body, in seconds.
-        upload: longest time for a whole body, in seconds.
+        upload: longest time for a complete body, in seconds.
         grace: time after which the slowest upload is dropped in favour of others while the server is busy, in seconds.
         compute: longest time for decoding a recording and all that is done with it, in seconds.
         numbers: most numbers in the frames of an answer; ten bytes of JSON each.

@@ -155,11 +155,11 @@ class _Writer:
         from onnx import TensorProto, numpy_helper
 
         x, weight, *bias = gemm.input  # the exporter omits a bias of zeros
-        whole, scales = quantised(numpy_helper.to_array(self.held[weight]))
+        values, scales = quantised(numpy_helper.to_array(self.held[weight]))
         if x not in self._rows:
             self._rows[x] = self._quantise(x)
         rows, scale = self._rows[x]
-        product = self._node("MatMulInteger", rows, self._constant(weight, whole), self._constant("zero", ZERO))
+        product = self._node("MatMulInteger", rows, self._constant(weight, values), self._constant("zero", ZERO))
         real = self._node("Mul", self._node("Cast", product, to=TensorProto.FLOAT), scale)
         last = gemm.output[0]
         real = self._node("Mul", real, self._constant(f"{weight}:scale", scales), name="" if bias else last)
@@ -199,5 +199,5 @@ def quantised(weight: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], np
         int8 values (in, out) of at most `LEVELS`, and scales (out,).
     """
     scale = np.maximum(np.abs(weight).max(1) / LEVELS, np.float32(1e-30)).astype(np.float32)
-    whole = np.rint(weight / scale[:, None]).clip(-LEVELS, LEVELS).astype(np.int8)
-    return np.ascontiguousarray(whole.T), scale
+    values = np.rint(weight / scale[:, None]).clip(-LEVELS, LEVELS).astype(np.int8)
+    return np.ascontiguousarray(values.T), scale

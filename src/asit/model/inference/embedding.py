@@ -32,7 +32,7 @@ from asit.model.vit import Encoder
 
 __all__ = ["Embedder", "Embedding", "Part", "Precision", "Sound", "Window"]
 
-WHOLE = 1.5
+SINGLE_WINDOW = 1.5
 """A clip up to this many times as long as the training view is one window."""
 OVERLAP = 4
 """Neighbouring windows share one part of the view in this many."""
@@ -99,8 +99,8 @@ class Embedder(BatchedModel[Window, Part, Embedding]):
         """See `BatchedModel.windows_of`."""
         span, view = self.encoder.span, self.encoder.grid[0]
         sound = LogMels(self.front_end, blocks, span(2))
-        sound.read(span(int(WHOLE * view) + 1))
-        if sound.ended and self._columns(sound.frames) <= WHOLE * view:
+        sound.read(span(int(SINGLE_WINDOW * view) + 1))
+        if sound.ended and self._columns(sound.frames) <= SINGLE_WINDOW * view:
             yield from self._whole(sound)
         else:
             yield from self._cut(sound)
