@@ -204,7 +204,7 @@ def test_a_model_without_labels_is_refused_before_any_file_is_read(
     monkeypatch.setattr(Item, "sound", lambda self: pytest.fail("a file was read"))
     assert cli.main(["tag", str(models / "encoder"), str(sounds / "short.wav")]) == 2
     said = capsys.readouterr().err
-    assert "has no labels: it is an encoder" in said
+    assert "no labels: it is an encoder" in said
     assert "asit finetune" in said
     assert "asit embed" in said
 

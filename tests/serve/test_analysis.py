@@ -182,7 +182,7 @@ def test_an_encoder_has_views_but_no_labels(encoder: AudioModel, wav: Wav) -> No
     assert got["labels"] is None
     assert got["spectrogram"]["columns"] >= 1
     assert refused.status_code == 400
-    assert "enc has no labels" in refused.json()["found"]
+    assert "no labels: it is an encoder" in refused.json()["found"]
 
 
 def test_without_an_index_there_are_no_clips(analyser: Analyser, wav: Wav) -> None:

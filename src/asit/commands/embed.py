@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from asit.terminal.options import (
     check_spreadsheet,
     parse,
     pick,
+    recordings,
 )
 
 if TYPE_CHECKING:
@@ -73,17 +73,14 @@ def embed(prog: str, summary: str, given: list[str]) -> int:
     if options.out is None and (shard is not None or options.overwrite):
         raise ConfigError("--shard or --overwrite without --out", "a file to write", "add --out emb.parquet")
     from asit import runtime
-    from asit.data.catalogue.inputs import expand, named
-    from asit.data.catalogue.listing import describe_ignored
+    from asit.data.catalogue.inputs import named
     from asit.interop.loading import load
 
     with runtime.world(options.device, options.threads) as world:
         if world.size > 1 and options.out is None:
             raise ConfigError(f"{world.size} processes and no --out", "a file to write", "add --out emb.parquet")
         model = load(options.model, world.device)
-        items = expand(options.inputs, others := Counter[str]())
-        if others and world.main:
-            log.info(describe_ignored(others))
+        items = recordings(options.inputs)
         if options.out is None:
             return _print(model, items, settings)
         output = pick(run.OutputSettings, options, shard=shard)

@@ -133,13 +133,22 @@ def evaluate(prog: str, summary: str, given: list[str]) -> int:
         model = asit.load(options.model, world.device)
         catalogue = open_catalogue(options.data, model, world, bad_files=options.bad_files)
         if model.head is not None and options.probe is None and not options.verify:
-            return _score_classifier(options, model, catalogue, world)
-        store = open_store(options.cache, options.cache_limit_gb)
-        evaluate_features = _verify if options.verify else _probe
-        return evaluate_features(options, model, catalogue, world, store)
+            found = _score_classifier(options, model, catalogue, world)
+        else:
+            store = open_store(options.cache, options.cache_limit_gb)
+            found = (_verify if options.verify else _probe)(options, model, catalogue, world, store)
+    if found is not None:
+        text, facts = found
+        print(text)
+        _write(options.out, {"model": options.model, **facts})
+    return 0
 
 
-def _score_classifier(options: EvaluateOptions, model: AudioModel, catalogue: Catalogue, world: World) -> int:
+Found = tuple[str, dict[str, Any]] | None
+"""What is printed, and what is written; None in all processes but the main one."""
+
+
+def _score_classifier(options: EvaluateOptions, model: AudioModel, catalogue: Catalogue, world: World) -> Found:
     from asit import runtime
     from asit.evaluate.classifier_scoring import ClassifierSettings, score_classifier
     from asit.evaluate.result_records import summary_line
@@ -155,14 +164,15 @@ def _score_classifier(options: EvaluateOptions, model: AudioModel, catalogue: Ca
     )
     precision = runtime.precision(trained_in if options.precision == "auto" else options.precision, world)
     records = score_classifier(model, catalogue, settings, world=world, precision=precision)
-    if world.main:
-        print("\n".join(summary_line(record) for record in records))
-        facts = {"task": records[0]["task"], "kind": records[0]["kind"], "classes": list(model.classes or ())}
-        _write(options.out, {**facts, "model": options.model, "results": records})
-    return 0
+    if not world.main:
+        return None
+    facts = {"task": records[0]["task"], "kind": records[0]["kind"], "classes": list(model.classes or ())}
+    return "\n".join(summary_line(record) for record in records), {**facts, "results": records}
 
 
-def _probe(options: EvaluateOptions, model: AudioModel, catalogue: Catalogue, world: World, store: Store | None) -> int:
+def _probe(
+    options: EvaluateOptions, model: AudioModel, catalogue: Catalogue, world: World, store: Store | None
+) -> Found:
     from asit.evaluate.frozen import evaluate_frozen
     from asit.evaluate.frozen_scores import FrozenSettings
 
@@ -178,16 +188,15 @@ def _probe(options: EvaluateOptions, model: AudioModel, catalogue: Catalogue, wo
         **_feature_settings(options),
     )
     found = evaluate_frozen(model, catalogue, settings, world=world, store=store)
-    if found is not None:
-        print(found.text())
-        facts = {"task": found.task, "kind": found.kind, "classes": list(found.classes), "model": options.model}
-        _write(options.out, {**facts, "results": found.records, "summary": found.summary()})
-    return 0
+    if found is None:
+        return None
+    facts = {"task": found.task, "kind": found.kind, "classes": list(found.classes)}
+    return found.text(), {**facts, "results": found.records, "summary": found.summary()}
 
 
 def _verify(
     options: EvaluateOptions, model: AudioModel, catalogue: Catalogue, world: World, store: Store | None
-) -> int:
+) -> Found:
     from asit.evaluate.verification import VerificationSettings, verification_text, verify
 
     settings = pick(
@@ -199,11 +208,9 @@ def _verify(
         **_feature_settings(options),
     )
     found = verify(model, catalogue, settings, world=world, store=store)
-    if found is not None:
-        print(verification_text(found))
-        facts = {"task": str(catalogue.header.get("task") or ""), "kind": "verification", "model": options.model}
-        _write(options.out, {**facts, "results": found})
-    return 0
+    task = str(catalogue.header.get("task") or "")
+    facts = {"task": task, "kind": "verification", "results": found}
+    return None if found is None else (verification_text(found), facts)
 
 
 def _feature_settings(options: EvaluateOptions) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,17 @@ from asit.io.csv_lines import csv_line
 from asit.logs import fit, width
 from asit.terminal import stdout
 from asit.terminal.label_table import clock
-from asit.terminal.options import Batch, Device, Seconds, Spreadsheet, Threads, check_spreadsheet, parse, pick
+from asit.terminal.options import (
+    Batch,
+    Device,
+    Seconds,
+    Spreadsheet,
+    Threads,
+    check_spreadsheet,
+    parse,
+    pick,
+    recordings,
+)
 
 if TYPE_CHECKING:
     from asit.data.catalogue.inputs import Item
@@ -125,7 +134,6 @@ class SimilarOptions:
 def similar(prog: str, summary: str, given: list[str]) -> int:
     options = parse(SimilarOptions, prog, summary, given)
     from asit import runtime
-    from asit.data.catalogue.listing import describe_ignored
     from asit.interop.loading import load
     from asit.search import Index
 
@@ -133,10 +141,7 @@ def similar(prog: str, summary: str, given: list[str]) -> int:
     check_spreadsheet(options.spreadsheet, kind)
     with runtime.world(options.device, options.threads) as world:
         found = Index.read(options.index)
-        others = Counter[str]()
-        queries = list(_queries(options, found.card["window"], others))
-        if others:
-            log.info(describe_ignored(others))
+        queries = list(_queries(options, found.card["window"]))
         model = found.model(world.device) if options.model is None else load(options.model, world.device)
         found.check(model)
         if kind == "csv":
@@ -163,11 +168,9 @@ def similar(prog: str, summary: str, given: list[str]) -> int:
     return 2 if failed else 0
 
 
-def _queries(options: SimilarOptions, window: float, others: Counter[str]) -> Iterator[Item]:
+def _queries(options: SimilarOptions, window: float) -> Iterator[Item]:
     """Yield the recordings to search by, or the requested part of each."""
-    from asit.data.catalogue.inputs import expand
-
-    for item in expand(options.files, others):
+    for item in recordings(options.files):
         if options.at is None and options.seconds is None:
             yield item
             continue

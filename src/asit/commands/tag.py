@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from asit.terminal.options import (
     Threads,
     check_spreadsheet,
     parse,
+    recordings,
 )
 
 if TYPE_CHECKING:
@@ -84,8 +84,6 @@ def tag(prog: str, summary: str, given: list[str]) -> int:
         raise ConfigError("--timeline and --timeline-dir", "one of them", "--timeline-dir draws each recording")
     import asit
     from asit import runtime
-    from asit.data.catalogue.inputs import expand
-    from asit.data.catalogue.listing import describe_ignored
     from asit.infer.embed_rows import tag_items
     from asit.progress import counter
 
@@ -95,16 +93,8 @@ def tag(prog: str, summary: str, given: list[str]) -> int:
                 f"asit tag in {world.size} processes", "one process", "start it without torchrun; --threads uses cores"
             )
         model = asit.load(options.model, world.device)
-        if model.classes is None:
-            raise ConfigError(
-                f"{options.model} has no labels: it is an encoder",
-                "a classifier, as fine-tuning writes it",
-                "fine-tune it first (asit finetune), or ask it for vectors (asit embed)",
-            )
         tagger = model.tagger(options.precision, options.window, options.hop)
-        items = expand(options.inputs, others := Counter[str]())
-        if others and world.main:
-            log.info(describe_ignored(others))
+        items = recordings(options.inputs)
         pictures = _pictures(options, items)
         done = failed = 0
         show = counter("tag") if options.out else None

@@ -40,11 +40,7 @@ def default_folder() -> Path:
 
 
 def open_store(folder: str | None, limit_gb: float = LIMIT_GB) -> Store | None:
-    """Return the store of `--cache`: None is the default folder, "none" is no store.
-
-    Raises:
-        ConfigError: a limit below 0, or the folder cannot be made or written.
-    """
+    """Return the store of `--cache`: None is the default folder, "none" is no store; errors are those of `Store`."""
     if folder is not None and folder.lower() == "none":
         return None
     return Store(default_folder() if folder is None else Path(folder), limit_gb)
@@ -153,10 +149,7 @@ class Shelf:
                 by_file.setdefault(path, []).append((key, index))
         out: dict[bytes, Array] = {}
         for path, wanted in by_file.items():
-            arrays = self._load(path)
-            if arrays is None:
-                self._entries = {key: entry for key, entry in self._entries.items() if entry[0] != path}
-            else:
+            if (arrays := self._load(path)) is not None:
                 out.update({key: arrays[index] for key, index in wanted})
         return out
 
@@ -182,6 +175,7 @@ class Shelf:
             fits = False
         if not fits:
             self._remove(path)
+            self._entries = {key: entry for key, entry in self._entries.items() if entry[0] != path}
             return None
         with contextlib.suppress(OSError):
             os.utime(path)  # used now

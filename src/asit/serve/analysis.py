@@ -18,7 +18,7 @@ from asit.audio import sniff
 from asit.audio.faults import AudioFileError
 from asit.audio.files import Wave
 from asit.audio.stream import open_sound
-from asit.errors import AsitError, AudioError, ConfigError
+from asit.errors import AsitError, AudioError
 from asit.model.inference.embedding import OVERLAP
 from asit.model.inference.tagging import join_tags
 from asit.serve import answers
@@ -157,12 +157,7 @@ class Analyser:
 
     def tag(self, job: Job, body: bytes, **options: Any) -> bytes:
         """Return the scores of the labels; options as `_labels`."""
-        if self.model.classes is None:
-            raise ConfigError(
-                f"{self.name} has no labels: it is an encoder",
-                "a classifier, as fine-tuning writes it",
-                "use /api/embed or /api/analyse, or serve a fine-tuned model",
-            )
+        self.model.tagger(self.precision)  # refuses an encoder
         decoded = decode(job, body, self.model)
         return answers.as_json(answers.recording(decoded) | self._labels(job, decoded.waveform, **options))
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, Literal, TypeVar
+import logging
+import os
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 from pydantic import Field, TypeAdapter, ValidationError
@@ -11,8 +15,13 @@ from pydantic import Field, TypeAdapter, ValidationError
 from asit.config import PretrainSettings, RunSettings, presets, yaml
 from asit.errors import ConfigError
 
+if TYPE_CHECKING:
+    from asit.data.catalogue.inputs import Item
+
 S = TypeVar("S", bound=RunSettings)
 V = TypeVar("V")
+
+log = logging.getLogger(__name__)
 
 Model = Annotated[
     str,
@@ -68,6 +77,17 @@ def pick(kind: type[V], options: Any, /, **own: Any) -> V:
     """Return a `kind` of which each field is in `own`, or has the value of the option of its name."""
     names = {field.name for field in dataclasses.fields(kind)} - set(own)  # type: ignore[arg-type]
     return kind(**{name: getattr(options, name) for name in names}, **own)
+
+
+def recordings(inputs: Sequence[str]) -> list[Item]:
+    """List the recordings of a verb's inputs; the files that are ignored for their suffix are logged."""
+    from asit.data.catalogue.inputs import expand
+    from asit.data.catalogue.listing import describe_ignored
+
+    items = expand(inputs, others := Counter[str]())
+    if others and os.environ.get("RANK", "0") == "0":
+        log.info(describe_ignored(others))
+    return items
 
 
 def check_spreadsheet(spreadsheet: bool, form: str | None) -> None:

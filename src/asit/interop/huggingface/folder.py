@@ -51,12 +51,6 @@ class FolderSettings:
     norm: bool
     training: dict[str, Any]
 
-    def head(self, width: int) -> Head | None:
-        """Return a head for an encoder of this width; None without labels."""
-        if self.labels is None:
-            return None
-        return Head(width, len(self.labels.classes), self.labels.pooling, norm=self.norm, norm_eps=self.labels.norm_eps)
-
 
 def config_of(model: AudioModel) -> dict[str, Any]:
     """Return the content of config.json."""
@@ -248,8 +242,12 @@ def read(folder: Path) -> AudioModel:
             raise ValueError(f"{shape_of(parts.encoder)[1]} blocks, and weights of {len(rest)} tensors")
         checkpoint.check_fit(meta_encoder(*size), rest, str(folder / WEIGHTS))
         front_end, encoder = FrontEnd(parts.front_end), empty_encoder(*size)
-        with torch.device("meta"):  # no random initialisation
-            head = parts.head(encoder.width)
+        labels, head = parts.labels, None
+        if labels is not None:
+            with torch.device("meta"):  # no random initialisation
+                head = Head(
+                    encoder.width, len(labels.classes), labels.pooling, norm=parts.norm, norm_eps=labels.norm_eps
+                )
     except (*parsing.UNFIT, ConfigError) as error:
         what = error.found if isinstance(error, ConfigError) and not error.expected else str(error)
         what = f"the field {error} is missing" if isinstance(error, KeyError) else what
