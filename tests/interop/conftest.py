@@ -84,7 +84,7 @@ def traces() -> dict[str, bytes]:
 def one_trace_a_model(traces: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     """torch's exporter takes seconds: a model's graph is traced once in all tests, and a copy of it given out."""
     onnx = pytest.importorskip("onnx")
-    from asit.interop.onnx import onnx_file
+    from asit.interop import onnx as onnx_file
 
     traced = onnx_file.trace
 

@@ -25,9 +25,9 @@ from packaging.version import Version
 
 from asit.errors import CheckpointError, ConfigError
 from asit.interop import exportable
+from asit.interop import onnx as file
 from asit.interop.exportable import Extent, extent_of
-from asit.interop.onnx import export, trace
-from asit.interop.onnx import onnx_file as file
+from asit.interop.onnx import export
 from asit.model.audio_model import AudioModel
 
 pytestmark = pytest.mark.usefixtures("one_trace_a_model")
@@ -184,7 +184,7 @@ def test_int8_is_near(make_model: Any, make_waves: Any, tmp_path: Path) -> None:
     held = {one.name: numpy_helper.to_array(one) for one in onnx.load(tmp_path / "m.onnx").graph.initializer}
     whole = [name for name, value in held.items() if value.dtype == np.int8]
     assert len(whole) == 6 * m.encoder.depth
-    assert all(abs(held[name]).max() == trace.LEVELS for name in whole)
+    assert all(abs(held[name]).max() == file.LEVELS for name in whole)
     assert not any(name.startswith("blocks.") and value.ndim == 2 for name, value in held.items())
     assert held.keys() >= {"head.linear.weight", "fourier", "bank"}
     off = np.abs(coarse - exact).mean()
@@ -221,7 +221,7 @@ def test_int8_is_as_near_as_onnxruntimes_own(make_model: Any, make_waves: Any, t
 def test_whole_numbers_of_a_weight_are_the_nearest() -> None:
     scales = np.array([[1e-3], [1], [9], [0], [2]], np.float32)
     weight = np.random.default_rng(0).standard_normal((5, 40), np.float32) * scales
-    whole, scale = trace.quantised(weight)
+    whole, scale = file.quantised(weight)
     assert (whole.shape, whole.dtype, scale.shape) == ((40, 5), np.int8, (5,))
     assert np.abs(whole).max(0).tolist() == [63, 63, 63, 0, 63]
     assert (np.abs(whole * scale - weight.T) <= scale / 2 + 1e-7).all()
@@ -315,7 +315,7 @@ NANS: Any = lambda *_: lambda waves: np.full((len(waves), 3), np.nan, np.float32
     [
         (file, "trace", louder, {}, CheckpointError, r"graph for m\.onnx differs from the model by .* for 1 waves"),
         (file, "_session", NANS, {}, CheckpointError, "not all finite"),
-        (trace, "LAYERS", "blocks.1", {"int8": True}, CheckpointError, r"6 linear layers in .*\n.*12, of the blocks"),
+        (file, "LAYERS", "blocks.1", {"int8": True}, CheckpointError, r"6 linear layers in .*\n.*12, of the blocks"),
         (torch.onnx, "export", refuse, {}, ConfigError, r"write the model as ONNX: no such thing\n.*\n.*--to torch"),
         (file, "LEAST_COSINE", 0.9, {"int8": True, "measure": unsuited}, CheckpointError,
          r"for 3 clips of mine have a mean cosine of 0\.500"),
