@@ -266,7 +266,7 @@ def test_how_pretraining_ends(
 
 
 def test_flags_go_over_the_file_and_the_file_over_the_preset(run: Any, material: Path, monkeypatch: Any) -> None:
-    from asit.tools import dry_run as dryrun
+    from asit.tools import run_estimate as dryrun
 
     seen: list[Any] = []
 
@@ -284,7 +284,7 @@ def test_flags_go_over_the_file_and_the_file_over_the_preset(run: Any, material:
 
 
 def test_a_dry_run_warns_of_more_memory_than_there_is(run: Any, monkeypatch: Any) -> None:
-    from asit.tools import dry_run as dryrun
+    from asit.tools import run_estimate as dryrun
 
     def found(memory: dict[str, float]) -> dryrun.DryRun:
         shapes = {"global views": [160, 1, 592, 128]}

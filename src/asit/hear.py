@@ -111,7 +111,8 @@ class RegularFrames(nn.Module):
         before = max(0, round((span - hop * rate) / 2))
         after = max(0, round((count - 1) * hop * rate) + span - before - waveforms.shape[1])
         padded = torch.nn.functional.pad(waveforms.detach().float().cpu(), (before, after))
-        found = model.embed_batch(list(padded), hop=hop, batch=self.batch, **self.options)
+        options: EmbedKeywords = {**self.options, "hop": hop}
+        found = model.embed_batch(list(padded), batch=self.batch, **options)
         if not found:
             return waveforms.new_zeros(0, count, model.encoder.width)
         return torch.stack([one.frames[:count] for one in found])

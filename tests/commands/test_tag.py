@@ -21,7 +21,7 @@ from matplotlib.image import imread
 import asit
 from asit import cli, logs
 from asit.data.catalogue.inputs import Item
-from asit.infer import tag_files as tagging
+from asit.infer import embed_rows as tagging
 from asit.model.inference.tagging import Tagger
 
 Captured = pytest.CaptureFixture[str]

@@ -21,8 +21,8 @@ from asit.config import EncoderSettings, FrontEndSettings
 from asit.data.catalogue import scan
 from asit.data.catalogue.catalogue import Catalogue, Clip
 from asit.errors import AsitError, CatalogueError, ConfigError
-from asit.evaluate import baseline_comparison as comparison
 from asit.evaluate import feature_readers, features, frozen
+from asit.evaluate import frozen as comparison
 from asit.evaluate.feature_cache import Store
 from asit.evaluate.features import Collected, collect
 from asit.evaluate.frozen_scores import FrozenScores, FrozenSettings
