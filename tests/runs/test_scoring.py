@@ -21,7 +21,8 @@ from asit.data.catalogue.catalogue import Catalogue, Clip
 from asit.data.catalogue.labels import read_labels
 from asit.data.loading.windows import Windows
 from asit.errors import CatalogueError
-from asit.evaluate.classifier_scoring import ClassifierScorer, ClassifierSettings, score_classifier
+from asit.evaluate.classifier_scoring import ClassifierScorer, score_classifier
+from asit.evaluate.frozen_scores import FrozenSettings
 from asit.evaluate.result_records import (
     ClipScores,
     RecordHeader,
@@ -242,7 +243,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
 
 
 def scored(model: AudioModel, clips: Catalogue, splits: Sequence[str] = ("test",)) -> list[dict[str, Any]]:
-    return score_classifier(model, clips, ClassifierSettings(splits=splits), world=ALONE, precision=FLOAT)
+    return score_classifier(model, clips, FrozenSettings(test=splits), world=ALONE, precision=FLOAT)
 
 
 def by_hand(model: AudioModel, path: str) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -15,6 +15,7 @@ from asit.terminal.options import Device, Model, Threads, parse, pick
 if TYPE_CHECKING:
     from asit.data.catalogue.catalogue import Catalogue
     from asit.evaluate.feature_cache import Store
+    from asit.evaluate.frozen_scores import FrozenSettings
     from asit.model.audio_model import AudioModel
     from asit.runtime import World
 
@@ -150,20 +151,14 @@ Found = tuple[str, dict[str, Any]] | None
 
 def _score_classifier(options: EvaluateOptions, model: AudioModel, catalogue: Catalogue, world: World) -> Found:
     from asit import runtime
-    from asit.evaluate.classifier_scoring import ClassifierSettings, score_classifier
+    from asit.evaluate.classifier_scoring import score_classifier
     from asit.evaluate.result_records import summary_line
 
     trained_in = str(model.training.get("precision", "float32"))
-    settings = pick(
-        ClassifierSettings,
-        options,
-        splits=_split_words(options.test) or ("test",),
-        overlap=options.window_overlap,
-        missing=options.missing_labels,
-        shared_groups=options.allow_shared_groups,
-    )
+    settings = replace(_frozen_settings(options), test=_split_words(options.test) or ("test",))
     precision = runtime.precision(trained_in if options.precision == "auto" else options.precision, world)
-    records = score_classifier(model, catalogue, settings, world=world, precision=precision)
+    how: dict[str, Any] = {"world": world, "precision": precision, "overlap": options.window_overlap}
+    records = score_classifier(model, catalogue, settings, **how)
     if not world.main:
         return None
     facts = {"task": records[0]["task"], "kind": records[0]["kind"], "classes": list(model.classes or ())}
@@ -174,9 +169,18 @@ def _probe(
     options: EvaluateOptions, model: AudioModel, catalogue: Catalogue, world: World, store: Store | None
 ) -> Found:
     from asit.evaluate.frozen import evaluate_frozen
+
+    found = evaluate_frozen(model, catalogue, _frozen_settings(options), world=world, store=store)
+    if found is None:
+        return None
+    facts = {"task": found.task, "kind": found.kind, "classes": list(found.classes)}
+    return found.text(), {**facts, "results": found.records, "summary": found.summary()}
+
+
+def _frozen_settings(options: EvaluateOptions) -> FrozenSettings:
     from asit.evaluate.frozen_scores import FrozenSettings
 
-    settings = pick(
+    return pick(
         FrozenSettings,
         options,
         probes=_split_words(options.probe or "linear,knn"),  # checked there
@@ -187,11 +191,6 @@ def _probe(
         unseen=options.unseen_classes,
         **_feature_settings(options),
     )
-    found = evaluate_frozen(model, catalogue, settings, world=world, store=store)
-    if found is None:
-        return None
-    facts = {"task": found.task, "kind": found.kind, "classes": list(found.classes)}
-    return found.text(), {**facts, "results": found.records, "summary": found.summary()}
 
 
 def _verify(

@@ -17,7 +17,6 @@ from asit.errors import AsitError, ConfigError
 from asit.io.csv_lines import csv_line
 from asit.logs import fit, width
 from asit.terminal import stdout
-from asit.terminal.label_table import clock
 from asit.terminal.options import (
     Batch,
     Device,
@@ -29,6 +28,7 @@ from asit.terminal.options import (
     pick,
     recordings,
 )
+from asit.terminal.stdout import clock
 
 if TYPE_CHECKING:
     from asit.data.catalogue.inputs import Item

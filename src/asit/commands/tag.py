@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, TextIO
 
 from asit.errors import ConfigError
 from asit.io import atomic
-from asit.terminal import label_table, stdout
+from asit.terminal import stdout
 from asit.terminal.options import (
     Batch,
     Count,
@@ -102,7 +102,7 @@ def tag(prog: str, summary: str, given: list[str]) -> int:
         with _output(options) as (out, form), closing(tagged):
             check_spreadsheet(options.spreadsheet, form)
             if form == "csv":
-                out.write(label_table.csv_header() + "\n")
+                out.write(stdout.csv_header() + "\n")
             for one, picture in zip(tagged, pictures, strict=True):
                 done += 1
                 problem = one.failure
@@ -122,22 +122,22 @@ def tag(prog: str, summary: str, given: list[str]) -> int:
     return 2 if failed else 0
 
 
-def _write(out: TextIO, form: label_table.Format, item: Item, tags: Tags, options: TagOptions, multi: bool) -> None:
+def _write(out: TextIO, form: stdout.Format, item: Item, tags: Tags, options: TagOptions, multi: bool) -> None:
     rows = _rows(tags, options, multi, item.start)
     if form == "json":
-        lines = label_table.json_lines(item.text, rows, options.segments)
+        lines = stdout.json_lines(item.text, rows, options.segments)
     elif form == "csv":
-        lines = label_table.csv_lines(item.text, rows, options.spreadsheet)
+        lines = stdout.csv_lines(item.text, rows, options.spreadsheet)
     else:
         timed = options.segments or _by_window(options)
         columns = 80 if options.out else min(120, shutil.get_terminal_size().columns)
         blocks = (getattr(out, "encoding", None) or "").lower().replace("-", "").startswith("utf")
-        lines = label_table.table_lines(item.text, float(tags.ends[-1]), rows, columns, timed, blocks)
+        lines = stdout.table_lines(item.text, float(tags.ends[-1]), rows, columns, timed, blocks)
     for line in lines:
         out.write(line + "\n")
 
 
-def _rows(tags: Tags, options: TagOptions, multi: bool, start: float) -> list[label_table.Row]:
+def _rows(tags: Tags, options: TagOptions, multi: bool, start: float) -> list[stdout.Row]:
     """Return the rows of a recording; times count from the start of its file."""
     if options.segments:
         if options.threshold is None and not multi:
@@ -145,14 +145,14 @@ def _rows(tags: Tags, options: TagOptions, multi: bool, start: float) -> list[la
         else:
             threshold = _SEGMENT_THRESHOLD if options.threshold is None else options.threshold
             found = tags.segments(threshold, k=options.top)
-        return [label_table.Row(start + one.start, start + one.end, [(one.label, one.score)]) for one in found]
+        return [stdout.Row(start + one.start, start + one.end, [(one.label, one.score)]) for one in found]
     if not _by_window(options):
         top = tags.top(options.top, options.threshold)
-        return [label_table.Row(start, start + float(tags.ends[-1]), [(one.label, one.score) for one in top])]
+        return [stdout.Row(start, start + float(tags.ends[-1]), [(one.label, one.score) for one in top])]
     rows = []
     for scores, begin, end in zip(tags.windows, tags.starts.tolist(), tags.ends.tolist(), strict=True):
         top = replace(tags, clip=scores).top(options.top, options.threshold)
-        rows.append(label_table.Row(start + begin, start + end, [(one.label, one.score) for one in top]))
+        rows.append(stdout.Row(start + begin, start + end, [(one.label, one.score) for one in top]))
     return rows
 
 
@@ -162,13 +162,13 @@ def _by_window(options: TagOptions) -> bool:
 
 
 @contextmanager
-def _output(options: TagOptions) -> Iterator[tuple[TextIO, label_table.Format]]:
+def _output(options: TagOptions) -> Iterator[tuple[TextIO, stdout.Format]]:
     """Open the output and choose its format; a file is written atomically."""
     if options.out is None:
         yield sys.stdout, stdout.choose(options.format)
         return
     path = Path(options.out)
-    endings: dict[str, label_table.Format] = {".csv": "csv", ".json": "json", ".jsonl": "json", ".txt": "table"}
+    endings: dict[str, stdout.Format] = {".csv": "csv", ".json": "json", ".jsonl": "json", ".txt": "table"}
     if options.format == "auto" and path.suffix.lower() not in endings:
         raise ConfigError(
             f"--out {path} says no format", f"a name that ends in {', '.join(endings)}", "or pass --format"

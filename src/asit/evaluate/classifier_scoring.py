@@ -9,7 +9,7 @@ import operator
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from asit.data.catalogue.splits import make_splits, may_share_groups, rows_of_sp
 from asit.data.loading.loader import loader
 from asit.data.loading.windows import WindowBlock, Windows
 from asit.errors import CatalogueError
+from asit.evaluate.frozen_scores import FrozenSettings
 from asit.evaluate.result_records import ClipScores, RecordHeader, group_codes, result_record
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Classifier
@@ -128,31 +129,14 @@ class ClassifierScorer:
         return ClipScores(rows[good], scores, list(failures.values()))
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClassifierSettings:
-    """How `score_classifier` scores.
-
-    Attributes:
-        splits: names of splits.
-        fold: score this fold instead.
-        overlap: of the windows of a long clip, as a share.
-        bad_files: share of unreadable clips above which scoring fails.
-        missing: whether clips without a label are an error or left out.
-        shared_groups: the bootstrap draws single clips, not whole groups.
-        seed: of the bootstrap.
-    """
-
-    splits: Sequence[str]
-    fold: str | None = None
-    overlap: float = 0.0
-    bad_files: float = 0.1
-    missing: Literal["error", "skip"] = "error"
-    shared_groups: bool = False
-    seed: int = 0
-
-
 def score_classifier(
-    model: AudioModel, catalogue: Catalogue, settings: ClassifierSettings, *, world: World, precision: Precision
+    model: AudioModel,
+    catalogue: Catalogue,
+    settings: FrozenSettings,
+    *,
+    world: World,
+    precision: Precision,
+    overlap: float = 0.0,
 ) -> list[dict[str, Any]]:
     """Score a model with a head on any catalogue, one result record per split.
 
@@ -161,9 +145,10 @@ def score_classifier(
     Args:
         model: with a head, on the world's device.
         catalogue: the clips; without splits, all are scored.
-        settings: what to score.
+        settings: what to score: test splits or one fold, and how; probes and features do not count.
         world: the processes that share the clips.
         precision: arithmetic of the network.
+        overlap: of the windows of a long clip, as a share.
 
     Raises:
         CatalogueError: an unknown split or fold, labels that are no class of the model, too many unreadable clips.
@@ -172,12 +157,12 @@ def score_classifier(
     labels = read_labels(catalogue, "multi" if model.multi else "single", model.classes, missing=settings.missing)
     network = Classifier(model.encoder, model.head)
     step, task = model.training.get("step"), str(catalogue.header.get("task") or "")
-    groups = None if may_share_groups(catalogue, settings.shared_groups) else group_codes(catalogue)
+    groups = None if may_share_groups(catalogue, settings.allow_shared_groups) else group_codes(catalogue)
     records = []
     for name, rows in _scored_rows(catalogue, settings).items():
         rows = rows[labels.known[rows]]
         scorer = ClassifierScorer(
-            windows=Windows(catalogue, rows, model.front_end.settings, model.frames, settings.overlap, BLOCK),
+            windows=Windows(catalogue, rows, model.front_end.settings, model.frames, overlap, BLOCK),
             multi=model.multi,
             world=world,
             precision=precision,
@@ -192,10 +177,10 @@ def score_classifier(
     return records
 
 
-def _scored_rows(catalogue: Catalogue, settings: ClassifierSettings) -> dict[str, npt.NDArray[np.int64]]:
+def _scored_rows(catalogue: Catalogue, settings: FrozenSettings) -> dict[str, npt.NDArray[np.int64]]:
     """Return the rows to score by the name of their split or fold."""
     if settings.fold is not None:
         return {f"fold {settings.fold}": make_splits(catalogue, fold=settings.fold).test}
     if catalogue.column("split") is None:
         return {"all": np.arange(len(catalogue))}
-    return {name: rows_of_splits(catalogue, (name,)) for name in settings.splits}
+    return {name: rows_of_splits(catalogue, (name,)) for name in settings.test}

@@ -17,7 +17,7 @@ import torch
 
 from asit import runtime
 from asit.data.catalogue.inputs import Item
-from asit.errors import AsitError, CatalogueError, CheckpointError, ConfigError
+from asit.errors import CatalogueError, CheckpointError, ConfigError
 from asit.evaluate.feature_readers import weights_digest
 from asit.infer import embed_blocks
 from asit.infer.embed_blocks import BlockFolder, EmbeddedBlock, item_blocks
@@ -164,18 +164,16 @@ class _EmbedRun:
 
     def begin(self) -> None:
         """Find the blocks of an earlier call, or make the folder; "auto" is resolved for every process."""
-        facts: Any = None
-        if self.world.main:
-            try:
-                self.lock.enter_context(lock.writing(self.out))
-                check_free(self.out, self.settings.level, self.output.overwrite)  # another process may have written it
-                facts = self.folder.begin(self.facts, self.ends, self.output.overwrite)
-            except (AsitError, OSError) as error:
-                facts = error
-        everyone = self.world.gather((facts, self.facts["inputs"]))
+
+        def claim(own: Sequence[int]) -> tuple[dict[str, Any], str]:
+            if not own:
+                return {}, self.facts["inputs"]
+            self.lock.enter_context(lock.writing(self.out))
+            check_free(self.out, self.settings.level, self.output.overwrite)  # another process may have written it
+            return self.folder.begin(self.facts, self.ends, self.output.overwrite), self.facts["inputs"]
+
+        (everyone,) = BlockRounds(self.world, range(1)).run(claim)
         facts = everyone[0][0]
-        if isinstance(facts, AsitError | OSError):
-            raise facts
         if len({inputs for _, inputs in everyone}) > 1:
             raise ConfigError("the processes see other inputs", "the same files for each", "check what each one mounts")
         name = runtime.precision(facts["precision"], self.world).name
