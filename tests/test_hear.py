@@ -86,7 +86,7 @@ def test_timestamps_are_regular_centred_and_cover_the_sound(model: hear.HearMode
 
 
 def test_an_event_is_where_its_timestamp_says() -> None:
-    model = hear.HearModel(build(), 0.04, "mean", None, "float32", 4)
+    model = hear.HearModel(build(), "mean", hop=0.04, batch=4)
     quiet = torch.zeros(1, 3 * 16000)
     before, times = hear.get_timestamp_embeddings(quiet, model)
     for at in (0.02, 1.0, 1.5, 2.98):
@@ -135,7 +135,7 @@ def test_a_sound_does_not_depend_on_its_neighbours_or_on_the_call(
 
 
 def test_a_model_of_a_rate_that_hear_has_not_is_given_the_next_higher_one() -> None:
-    model = hear.HearModel(build(rate=8000), 0.04, "mean", None, "float32", 4)
+    model = hear.HearModel(build(rate=8000), "mean", hop=0.04, batch=4)
     assert model.sample_rate == 16000
     embeddings, timestamps = hear.get_timestamp_embeddings(audio(1.0), model)
     assert embeddings.shape == (2, 25, 32)

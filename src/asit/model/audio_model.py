@@ -250,7 +250,7 @@ class AudioModel:
             raise ConfigError(
                 "this model has no head and no labels: it is an encoder",
                 "a classifier, as fine-tuning writes it",
-                "fine-tune it first (`asit finetune`), or call embed for embeddings",
+                "fine-tune it first (`asit finetune`), or ask it for vectors (`embed`, `asit embed`)",
             )
         return self.head, self.labelling
 
