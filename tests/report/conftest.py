@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +20,8 @@ from asit.config import FinetuneSettings
 from asit.data.catalogue.catalogue import Catalogue, Clip
 from asit.data.catalogue.labels import list_hash
 from asit.evaluate import metrics
-from asit.report import report
+from asit.report import class_results, finetune_page, pretrain_page, report
+from asit.report.charts import chart
 
 HOSTILE = '<script>alert("x")</script>&'
 RATE = 16000
@@ -220,6 +221,23 @@ def write_folds(folder: Path, examples: Sequence[Example], finished: bool = True
     if finished:
         (folder / "results.json").write_text(json.dumps(held))
     return folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_drawing_a_chart() -> Iterator[None]:
+    """Draw each chart once in all tests: 18 charts of a page take most of its time, and most tests have the same."""
+    drawn: dict[str, Any] = {}
+
+    def kept(*arguments: Any, **options: Any) -> Any:
+        key = repr((arguments, options))
+        if key not in drawn:
+            drawn[key] = chart(*arguments, **options)
+        return drawn[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (class_results, finetune_page, pretrain_page):
+            patch.setattr(module, "chart", kept)
+        yield
 
 
 @pytest.fixture
