@@ -24,6 +24,10 @@ from asit.model.audio_model import AudioModel, EmbedKeywords
 from asit.model.inference.embedding import Precision
 from asit.model.inference.overlap import ClipPooling
 
+__all__ = ["HearModel", "get_scene_embeddings", "get_timestamp_embeddings", "load_model"]
+
+RATES = (16000, 22050, 32000, 44100, 48000)
+"""Sample rates of HEAR's recordings."""
 MODEL = "ASIT_MODEL"
 """Environment variable with the model, for benchmarks that cannot pass one."""
 
@@ -56,12 +60,6 @@ def hop_of(model: AudioModel, most: float = FINEST) -> float:
 def frames_in(samples: int, rate: int, hop: float) -> int:
     """Return T of a sound: its length in hops, rounded, at least one."""
     return max(1, int(samples / rate / hop + 0.5))
-
-
-__all__ = ["HearModel", "get_scene_embeddings", "get_timestamp_embeddings", "load_model"]
-
-RATES = (16000, 22050, 32000, 44100, 48000)
-"""Sample rates of HEAR's recordings."""
 
 
 class RegularFrames(nn.Module):

@@ -1,4 +1,4 @@
-"""Features of a clip: pooled tokens of an encoder, its patch tokens, or statistics of the log-mel.
+"""Features of a clip: pooled tokens of an encoder, its patch tokens, or statistics of the log-mel; their settings.
 
 Letters: R clips, S samples, P patches, D width, F mel bins.
 """

@@ -1,4 +1,5 @@
-"""Evaluate a frozen model: probes on its features, with all labels or few, on splits or over folds."""
+"""Evaluate a frozen model: probes on its features, with all labels or few, on splits or over folds; beside
+the same architecture untrained and log-mel statistics (`asit probe`)."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 A block is up to some hundred consecutive recordings. NUMBER.vectors has its vectors (float32, row after row),
 NUMBER.json its recordings; it is written last, and a block without it is computed again. plan.json says what the blocks
-are of.
+are of. Of finished blocks one file is written, piece by piece and atomically: parquet, npz or CSV.
 """
 
 from __future__ import annotations

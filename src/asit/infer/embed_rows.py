@@ -1,4 +1,4 @@
-"""Vectors of recordings as they become known: one for each recording, frame or patch."""
+"""Vectors of recordings as they become known, one for each recording, frame or patch; and their labels."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Outputs, input lengths, checks and metadata of exported models.
 
-`asit.interop.exportable` is traced; `reference` computes the same with the model's own parts, and every exported
-file is compared with it. Letters: B rows, S samples, D width, C classes.
+`Waveform` is traced; `reference` computes the same with the model's own parts, and every exported file is compared with
+it. Letters: B rows, S samples, T frames, W samples a window, F mel bins, K bins of the Fourier transform, P patches,
+N tokens (prefix and patches), D width, C classes.
 """
 
 from __future__ import annotations

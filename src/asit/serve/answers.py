@@ -1,6 +1,6 @@
-"""Format the results of a model as JSON.
+"""Format the results of a model as JSON, and what the page draws (spectrogram, colours, attention) as bytes in it.
 
-Letters in shapes: C classes, W windows, D width, N frames.
+Letters in shapes: C classes, W windows, D width, N frames or columns of a picture, S samples, F mel bins, H heads.
 """
 
 from __future__ import annotations

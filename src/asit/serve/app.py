@@ -173,7 +173,11 @@ HEADERS = {
 
 
 class Guard:
-    """An ASGI application around another one: refuses other sites' requests and adds the headers.
+    """An ASGI application around another one: refuses requests that pages of other sites make, and adds the headers.
+
+    Such a page could use a server on this machine in three ways: a request to its address (the browser marks it with
+    Origin or Sec-Fetch-Site), a name of its own that resolves to this machine (DNS rebinding: Host has that name), or
+    a frame, image or player around an answer (the headers forbid it).
 
     Args:
         app: the application.

@@ -1,4 +1,4 @@
-"""Encoding of standard output, since names of files and labels may hold any character."""
+"""Encoding of standard output, since names may hold any character; labels as a table, JSON lines or CSV."""
 
 from __future__ import annotations
 

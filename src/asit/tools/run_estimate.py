@@ -1,4 +1,5 @@
-"""Estimate the time, memory, disk and cost of a pretraining run from a short measurement, for `asit plan`."""
+"""Estimate the time, memory, disk and cost of a pretraining run from a short measurement, for `asit plan`;
+resolve a run and measure a few of its steps for `--dry-run`."""
 
 from __future__ import annotations
 
