@@ -3,7 +3,8 @@
 A long sound is cut into windows of the training view, each overlapping the one before by a quarter of the view. In an
 overlap the outputs of both windows are blended, so that nothing jumps where a window ends, and a column near the end of
 a window, which has seen little of what follows it, counts less. Everything works on streams: a window is made as soon
-as its samples have been read, and may be dropped afterwards. `attention_of` gives the class token's attention in one block.
+as its samples have been read, and may be dropped afterwards. `attention_of` gives the class token's attention in one
+block.
 
 Letters: T frames, F mel bins, P patches, D width.
 """
