@@ -67,8 +67,6 @@ def our_model(toy: bool, stride: int | None) -> Any:
 
 
 def ours(path: Path, toy: bool, stride: int | None, precision: str) -> Timed:
-    from asit.model.inference.tagging import join_tags
-
     model = our_model(toy, stride)
     tagger = model.tagger(precision)
 
@@ -78,7 +76,7 @@ def ours(path: Path, toy: bool, stride: int | None, precision: str) -> Timed:
         start = time.perf_counter()
         parts = tagger.run(windows)
         seconds = time.perf_counter() - start
-        return join_tags(parts).clip, seconds
+        return tagger.join(parts).clip, seconds
 
     return once
 

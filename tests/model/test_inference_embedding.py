@@ -150,14 +150,6 @@ def test_neighbours_do_not_matter_even_poisoned(
         close(one, together, tolerance)
 
 
-def joined(embedder: Any, parts: list[Any]) -> Any:
-    """The embedding of the parts of one sound."""
-    gatherer = embedder.gatherer()
-    for part in parts:
-        gatherer.add(part)
-    return gatherer.rest()
-
-
 def test_parts_are_those_of_any_threads_and_batches() -> None:
     m = model(distilled=True)
     sounds = [wave(n, i) for i, n in enumerate(LENGTHS)]
@@ -172,7 +164,7 @@ def test_parts_are_those_of_any_threads_and_batches() -> None:
         for (owner, _), part in zip(few, embedder.run([window for _, window in few]), strict=True):
             parts[owner].append(part)
     for one, of_sound in zip(want, parts, strict=True):
-        close(joined(embedder, of_sound), one, 1e-5)
+        close(embedder.join(of_sound), one, 1e-5)
     assert embedder.run([]) == []
 
 
@@ -181,7 +173,7 @@ def test_a_part_of_a_sound_and_its_times(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", sound, 16000, subtype="FLOAT")
     want = m.embed(sound[16000:48000])
     embedder = m.embedder()
-    close(joined(embedder, embedder.run(list(embedder.windows(tmp_path / "a.wav", start=1.0, seconds=2.0)))), want)
+    close(embedder.join(embedder.run(list(embedder.windows(tmp_path / "a.wav", start=1.0, seconds=2.0)))), want)
     pieces = list(m.stream(tmp_path / "a.wav", start=1.0, seconds=2.0, batch=1))
     torch.testing.assert_close(torch.cat([piece.times for piece in pieces]), want.times)
     torch.testing.assert_close(torch.cat([piece.frames for piece in pieces]), want.frames, atol=1e-6, rtol=1e-6)

@@ -161,7 +161,8 @@ def similar(prog: str, summary: str, given: list[str]) -> int:
             if kind == "table":
                 print(("\n" if i else "") + _table(item.name, hits))
             elif kind == "json":
-                print(_json({"query": item.name, "neighbours": [_fields(hit) for hit in hits]}))
+                line = {"query": item.name, "neighbours": [_fields(hit) for hit in hits]}
+                print(json.dumps(line, ensure_ascii=False))
             else:
                 for rank, hit in enumerate(hits, 1):
                     print(csv_line([item.name, rank, *_fields(hit).values()], spreadsheet=options.spreadsheet))
@@ -196,13 +197,3 @@ def _table(query: str, hits: Sequence[Neighbour]) -> str:
         label = "" if hit.label is None else "  " + fit(hit.label, _WIDEST)
         lines.append(f"{rank:>4}  {hit.similarity:6.3f}  {name}{' ' * (wide - width(name))}  {time:>{most}}{label}")
     return "\n".join(lines)
-
-
-def _json(value: Any) -> str:
-    """Return a line of JSON, with escapes only where a name is no valid Unicode, so that it is read back as it was."""
-    text = json.dumps(value, ensure_ascii=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        text = json.dumps(value)
-    return text

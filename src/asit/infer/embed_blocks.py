@@ -133,10 +133,6 @@ class BlockFolder:
         self.folder.mkdir(parents=True)
         return facts
 
-    def write_plan(self, facts: dict[str, Any], ends: Sequence[int]) -> None:
-        """Write the plan, when all facts are resolved."""
-        write_json(self.folder / PLAN, {"facts": facts, "ends": list(ends)})
-
     def finished(self, number: int) -> EmbeddedBlock | None:
         """Return a finished block; None where there is none."""
         try:

@@ -20,7 +20,7 @@ from asit.data.catalogue.inputs import Item
 from asit.errors import CatalogueError, CheckpointError, ConfigError
 from asit.evaluate.feature_readers import weights_digest
 from asit.infer import embed_blocks
-from asit.infer.embed_blocks import BlockFolder, EmbeddedBlock, item_blocks
+from asit.infer.embed_blocks import PLAN, BlockFolder, EmbeddedBlock, item_blocks
 from asit.infer.embed_rows import EmbedSettings, Level, embed_items, layout_of, rows_of
 from asit.io import atomic, lock
 from asit.io.atomic import disk_errors, write_text
@@ -180,7 +180,7 @@ class _EmbedRun:
         self.facts = {**facts, "precision": name}
         self.settings = EmbedSettings(**{**asdict(self.settings), "precision": name})
         if self.world.main:
-            self.folder.write_plan(self.facts, self.ends)
+            atomic.write_json(self.folder.folder / PLAN, {"facts": self.facts, "ends": list(self.ends)})
 
     def compute(self, threads: int) -> None:
         """Compute the blocks that are missing, distributed over the processes."""
@@ -189,14 +189,13 @@ class _EmbedRun:
             blocks = {number: self.folder.finished(number) for number in range(len(self.ends))}
             found = {number: len(block.faults) for number, block in blocks.items() if block is not None}
         found = self.world.gather(found)[0]
-        kept, clean = sum(map(self._size, found)), sum(found.values())
-        done, bad = kept, clean
+        kept, clean, done, bad = sum(map(self._size, found)), sum(found.values()), 0, 0
         rounds = BlockRounds(self.world, [number for number in range(len(self.ends)) if number not in found])
         show = counter(f"embed, {kept} done before" if kept else "embed", "files")
 
         def tick(files: int, failed: int) -> None:
             if self.world.main and kept < len(self.items):
-                show(done + files - kept, len(self.items) - kept, bad + failed - clean)
+                show(done + files, len(self.items) - kept, bad + failed)
 
         with closing(self._blocks(rounds.own, threads, tick if self.world.size == 1 else None)) as computed:
             for parts in rounds.run(lambda share: [next(computed) for _ in share]):
@@ -204,7 +203,7 @@ class _EmbedRun:
                 done += len(faults) + sum(len(block.entries) for blocks in parts for block in blocks)
                 bad += len(faults)
                 tick(0, 0)
-                self._check_bad(faults, bad)
+                self._check_bad(faults, clean + bad)
 
     def _size(self, number: int) -> int:
         return self.ends[number] - self.starts[number]

@@ -10,6 +10,7 @@ one scale per batch, and its blockwise products (MatMulNBits) take more than twi
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import re
@@ -265,11 +266,20 @@ def export(
     chosen = output_of(model, output)
     if out.suffix != ".onnx":
         raise ConfigError(f"{out}", "a file that ends in .onnx", f"write to {out.with_suffix('.onnx')}")
-    _check_opset(opset)
+    if opset not in OPSETS:
+        raise ConfigError(
+            f"opset {opset}",
+            f"one from {OPSETS[0]} to {OPSETS[-1]}",
+            "omit it: opset 20 is read by onnxruntime 1.17 and newer, 18 by 1.14 and newer",
+        )
     check_free(out, overwrite)
     helper = _need()
+    parts = [model.encoder] if model.head is None else [model.encoder, model.head]
+    size = sum(4 * parameter.numel() for part in parts for parameter in part.parameters())
+    if size > _LARGEST:
+        found = f"weights of {size / 1e9:.1f} GB"
+        raise ConfigError(found, "at most 2 GB in one ONNX file", "export with --to torch instead")
     model = on_cpu(model)
-    _check_size(model)
     exact = trace(model, chosen, opset)
     run = _session(exact, opset)
     facts = {**facts_of(model, chosen, license), "opset": opset, "precision": "int8" if int8 else "float32"}
@@ -285,17 +295,13 @@ def export(
         else:
             facts["loss"] = measure(run, coarse)
         _check_loss(facts["loss"], out)
-    texts = {name: value if isinstance(value, str) else _json(value) for name, value in facts.items()}
-    helper.set_model_props(kept, texts)
+    json_of = functools.partial(json.dumps, ensure_ascii=False)
+    helper.set_model_props(kept, {name: v if isinstance(v, str) else json_of(v) for name, v in facts.items()})
     content = kept.SerializeToString()
     check_free(out, overwrite)
     with disk_errors(out), write_file(out) as draft:
         draft.write_bytes(content)
     return {**facts, "file": str(out), "bytes": len(content)}
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
 
 
 def _need() -> Any:
@@ -310,24 +316,6 @@ def _need() -> Any:
             "pip install 'asit-audio[onnx]'",
         ) from error
     return helper
-
-
-def _check_opset(opset: int) -> None:
-    if opset not in OPSETS:
-        raise ConfigError(
-            f"opset {opset}",
-            f"one from {OPSETS[0]} to {OPSETS[-1]}",
-            "omit it: opset 20 is read by onnxruntime 1.17 and newer, 18 by 1.14 and newer",
-        )
-
-
-def _check_size(model: AudioModel) -> None:
-    parts = [model.encoder] if model.head is None else [model.encoder, model.head]
-    size = sum(4 * parameter.numel() for part in parts for parameter in part.parameters())
-    if size > _LARGEST:
-        raise ConfigError(
-            f"weights of {size / 1e9:.1f} GB", "at most 2 GB in one ONNX file", "export with --to torch instead"
-        )
 
 
 def _session(graph: onnx.ModelProto, opset: int) -> Run:

@@ -54,13 +54,13 @@ _SPEED = {
 
 def sections(run: RunFolder, preset: Mapping[str, Any] | None) -> list[Section]:
     """Return the parts of the page in order; `preset` as for `asit.report.report`."""
-    drawn = curves(run.train)
+    drawn, missing = curves(run.train), part("missing", "Not recorded.")
     return [
         Section("Losses", _losses(run, drawn)),
         Section("Probe", _probe(run)),
         Section("Reconstructions", reconstructions(run)),
         *(
-            Section(title, part("charts", made) if any(made := _charts(run, drawn, entries)) else _not_recorded())
+            Section(title, part("charts", made) if any(made := _charts(run, drawn, entries)) else missing)
             for title, entries in (("Collapse gauges", _GAUGES), ("Schedules", _SCHEDULES), ("Speed", _SPEED))
         ),
         data(run),
@@ -85,10 +85,6 @@ def facts(run: RunFolder) -> dict[str, str]:
     if isinstance(views.get("seconds"), int | float):
         found["view"] = f"{views['seconds']:g} s"
     return found | {"model": "written" if run.model else "not written yet"}
-
-
-def _not_recorded() -> Markup:
-    return part("missing", "Not recorded.")
 
 
 def _losses(run: RunFolder, drawn: Mapping[str, Series]) -> Markup:

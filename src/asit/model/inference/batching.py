@@ -106,6 +106,13 @@ class BatchedModel(ABC, Generic[W, P, A]):
     def gatherer(self) -> Gatherer[P, A]:
         """Return what joins the outputs of one sound."""
 
+    def join(self, parts: Iterable[P]) -> A:
+        """Join the outputs for all windows of one sound, in order."""
+        gatherer = self.gatherer()
+        for part in parts:
+            gatherer.add(part)
+        return gatherer.rest()
+
     @staticmethod
     @abstractmethod
     def checked(found: A) -> A:
