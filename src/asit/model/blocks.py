@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from asit.model.cpu.bf16 import Linear, add, attention, bf16_on_cpu
-from asit.model.cpu.fused_blocks import branch
+from asit.model.cpu.bf16 import Linear, add, attention, bf16_on_cpu, branch
 
 
 class Attention(nn.Module):
