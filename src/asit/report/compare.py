@@ -164,22 +164,19 @@ def _rows(path: Path, split: str) -> list[ScoreRow]:
         "seed": run.config.get("seed"),
     }
     if run.kind == "fine-tuning":
-        found = run_records(run)
+        found, state = run_records(run), f"not finished. {run.verdict[1]}"
         if not found:
-            return [ScoreRow(str(path), **known, state=f"not finished. {run.verdict[1]}")]
+            return [ScoreRow(str(path), **known, state=state)]
         return [_row(path, [record], known, _group(run, record)) for record in _wanted(found, split)]
     held = folds(run)
     todo = [fold.name for fold in held if not fold.records]
     if todo or not run.results.get("folds"):
         state = f"not finished: {len(held) - len(todo)} folds scored, still to do: {', '.join(todo) or 'the summary'}"
         return [ScoreRow(str(path), **known, state=state)]
-    found = _wanted([record for fold in held for record in fold.records], split)
-    rows: list[ScoreRow] = []
-    while found:
-        same = [record for record in found if record.like(found[0])]
-        rows.append(_row(path, same, known, _group(run, found[0]), over_folds=True))
-        found = [record for record in found if record not in same]
-    return rows
+    groups: dict[tuple[str, str], list[ResultRecord]] = {}
+    for record in _wanted([record for fold in held for record in fold.records], split):
+        groups.setdefault((record.split, record.weights), []).append(record)
+    return [_row(path, same, known, _group(run, same[0]), over_folds=True) for same in groups.values()]
 
 
 def _file_rows(path: Path, split: str) -> list[ScoreRow]:

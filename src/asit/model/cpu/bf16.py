@@ -6,9 +6,9 @@ faster (505 tokens of the base encoder: 3.4 against 8.6 ms), and frozen layers c
 casting them costs the base encoder 45 ms per call. Used only under CPU autocast to bfloat16; see docs/speed.md.
 
 In training a branch of a block (norm, linear, attention or GELU, linear, sum) is one function with fewer passes over
-memory: a column of ones in the norm's output makes the bias a row of the product (alone it costs a quarter of one), rows
-dropped by stochastic depth are removed once, and gradients of the residual stream are summed in place. Products are in
-bfloat16; residual stream, norms and gradients of weights in float32.
+memory: a column of ones in the norm's output makes the bias a row of the product (alone it costs a quarter of one),
+rows dropped by stochastic depth are removed once, and gradients of the residual stream are summed in place. Products
+are in bfloat16; residual stream, norms and gradients of weights in float32.
 
 Letters: R rows, r kept rows, N tokens, D width, H hidden or 3 D.
 """
