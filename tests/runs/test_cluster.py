@@ -22,8 +22,7 @@ import torch
 from asit import cli, runtime
 from asit.config import FrontEndSettings, PretrainSettings, yaml
 from asit.data.catalogue import scan
-from asit.data.catalogue.catalogue import Catalogue
-from asit.errors import CatalogueError, CheckpointError, ConfigError, TrainingError
+from asit.errors import CheckpointError, ConfigError, TrainingError
 from asit.finetune import cross_validation, finetune_run
 from asit.io import checkpoint
 from asit.pretrain import pretrain_run
@@ -83,21 +82,6 @@ def test_the_code_is_compared_by_its_source() -> None:
     code = rank_consistency.of_code()
     assert code["version of torch"] == torch.__version__
     assert len(code["source of asit (SHA-256)"]) == 16
-
-
-def test_a_machine_without_the_recordings_is_named(listed: Path, tmp_path: Path) -> None:
-    catalogue = Catalogue.read(listed)
-    here = rank_consistency.have_files
-    here(Ranks(("a", 16, 0, []), ("b", 16, 0, [])), catalogue)  # type: ignore[arg-type]
-    here(Ranks(("a", 16, 2, ["x"]), ("b", 16, 2, ["x"])), catalogue)  # type: ignore[arg-type]
-    with pytest.raises(CatalogueError, match=r"rank 1 \(b\): 16 of 16 looked for are not there, the first: /d/00.wav"):
-        here(Ranks(("a", 16, 0, []), ("b", 16, 16, ["/d/00.wav"])), catalogue)  # type: ignore[arg-type]
-    told: list[Any] = []
-    world = Ranks(0, 0)
-    world.gather = lambda value: told.append(value) or [value, value]  # type: ignore[method-assign,func-returns-value]
-    here(world, catalogue)  # type: ignore[arg-type]
-    here(world, Catalogue({}, str(tmp_path), catalogue._columns))  # type: ignore[arg-type]
-    assert [looked[1:3] for looked in told] == [(16, 0), (16, 16)]
 
 
 @pytest.mark.parametrize("kind", ["tiny", pytest.param("tuned", marks=pytest.mark.slow)])

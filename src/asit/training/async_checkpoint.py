@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -83,10 +83,11 @@ class Saver:
         if self._writer is None:
             write()
         else:
-            self._written = self._writer.submit(_write_copies, self._copied, write)
+            copied = self._copied
 
+            def write_copies() -> None:
+                for event in copied:
+                    event.synchronize()
+                write()
 
-def _write_copies(copied: Sequence[torch.cuda.Event], write: Write) -> None:
-    for event in copied:
-        event.synchronize()
-    write()
+            self._written = self._writer.submit(write_copies)

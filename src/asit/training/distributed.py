@@ -59,7 +59,7 @@ def own(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
 
 
-def whole(tensors: Mapping[str, Tensor], wanted: bool) -> dict[str, Tensor]:
+def gathered(tensors: Mapping[str, Tensor], wanted: bool) -> dict[str, Tensor]:
     """Gather sharded tensors on the CPU; return others as they are. Every process must call this with the same names.
 
     Args:
@@ -82,7 +82,7 @@ def like(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for key, tensor in tensors.items():
         parameter = parameters.get(key.rsplit("/", 1)[0])
         if isinstance(parameter, DTensor) and tensor.shape == parameter.shape:
-            # Every process has the whole tensor, so none needs to send it.
+            # Every process has the complete tensor, so none needs to send it.
             tensor = distribute_tensor(
                 tensor.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
             )
@@ -100,5 +100,5 @@ def unsharded(module: M, fresh: Callable[[], M]) -> M:
     if not any(isinstance(parameter, DTensor) for parameter in module.parameters()):
         return module
     out = fresh()
-    out.load_state_dict(whole(module.state_dict(), True))
+    out.load_state_dict(gathered(module.state_dict(), True))
     return out

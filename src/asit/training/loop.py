@@ -122,7 +122,7 @@ class Loop:
         Raises:
             TrainingError: a loss or gradient is not finite; raised before the weights change. On a CUDA device it is
                 raised up to one step later, and the trained weights have not changed.
-            AsitError: what `batches` raised, in any process, after a checkpoint of the last whole step; or what the
+            AsitError: what `batches` raised, in any process, after a checkpoint of the last complete step; or what the
                 writer of a checkpoint raised, up to one step later.
         """
         with stopping.Signals() as self.signals, Saver(self.plan.save_in_background) as self.saver:
@@ -160,16 +160,15 @@ class Loop:
             self.step = step = self.step + 1
             clock.step()
             due = [hook for every, hook in self.hooks if every and (step % every == 0 or step == end)]
-            if measure:
+            if measure or due:
                 self._settled()
+            if measure:
                 self._log(passes.parts, rates, end)
             # Alone, what came during the line above counts for this step.
             stop = asked if self.world.size > 1 else self.signals.caught is not None
             began = time.perf_counter()
             if step % plan.checkpoint_every == 0 or step == end or stop:
                 self._checkpoint()
-            if due:
-                self._settled()
             for hook in due:
                 hook(step)
             clock.paused(time.perf_counter() - began)
@@ -215,11 +214,9 @@ class Loop:
         return out
 
     def _next(self, passes: _Passes) -> Micro | None:
-        """The next micro-batch on the device; None where there is none and no other process waits for this one.
-
-        Where others do, they are in the middle of a step with its exchanges: it is gone through with the batch at
-        hand, and thrown away by all.
-        """
+        """The next micro-batch on the device; None where there is none and no other process waits for this one."""
+        # Where others do, they are in the middle of a step with its exchanges: it is completed with the last batch,
+        # and discarded by all.
         if passes.ended is None:
             waited = time.perf_counter()
             try:
@@ -263,7 +260,7 @@ class Loop:
         return self.world.ask([passes.ended is not None, signalled, self.saver.failed, bad, self.failures.unshared])
 
     def _out_of_data(self, error: AsitError | None) -> NoReturn:
-        """Keep the last whole step and raise, in all processes, what came instead of a batch in one of them."""
+        """Keep the last complete step and raise, in all processes, what came instead of a batch in one of them."""
         found = next(text for text in self.world.gather(None if error is None else error.found) if text is not None)
         if self.step > self.saved:
             self._checkpoint()
@@ -272,7 +269,7 @@ class Loop:
         raise error or TrainingError(f"another process of this run got no more data: {found}", remedy="see its message")
 
     def _settled(self) -> None:
-        """Make sure that the last step was no spoilt one, where that is not known yet."""
+        """Raise if the last step was not finite, where that is not known yet."""
         if self.late is not None:
             self.late.read()
 
@@ -281,7 +278,7 @@ class Loop:
         self._settled()
         held = {f"task/{name}": value for name, value in self.task.state().items()}
         held |= {f"optimiser/{name}": value for name, value in optim.optimiser_tensors(self.optimiser).items()}
-        held = distributed.whole(held, self.world.main)
+        held = distributed.gathered(held, self.world.main)
         busy, began = self.saver.busy, time.perf_counter()
         self._written()
         if busy:

@@ -24,7 +24,7 @@ class Records:
 
     Args:
         folder: the run's folder; None: nothing is written (the other processes).
-        total: steps of the whole schedule.
+        total: steps of the complete schedule.
         start: step that the run resumes from; later lines of an earlier try are removed.
         tensorboard: whether to write event files; "auto": where the package is installed.
         log: of `asit.logs.run_log`, which log.txt begins with; None: one is made.

@@ -15,8 +15,7 @@ import torch
 
 import asit
 from asit.config import Settings, yaml
-from asit.data.catalogue.catalogue import Catalogue
-from asit.errors import CatalogueError, TrainingError
+from asit.errors import TrainingError
 from asit.runtime import World
 
 MAY_DIFFER = ("data", "workers", "threads", "views.keep_gb", "input.keep_gb")
@@ -76,43 +75,6 @@ def of_code() -> dict[str, str]:
         "version of asit": asit.__version__,
         "source of asit (SHA-256)": digest.hexdigest()[:16],
     }
-
-
-def have_files(world: World, catalogue: Catalogue, count: int = 16) -> None:
-    """Check in each process that `count` recordings, spread evenly over the list, exist.
-
-    A machine without its copy of the data would otherwise leave out clip after clip. Object stores are not checked, and
-    nothing is where there is one process.
-
-    Raises:
-        CatalogueError: in every process, with the ranks that lack some.
-    """
-    if world.size == 1:
-        return
-    rows = np.unique(np.linspace(0, len(catalogue) - 1, min(count, len(catalogue))).astype(np.int64))
-    wanted = dict.fromkeys(_place(catalogue, int(row)) for row in rows)
-    local = [path for path in wanted if "://" not in path]
-    lacking = [path for path in local if not Path(path).exists()]
-    everyone = world.gather((socket.gethostname(), len(local), len(lacking), lacking[:1]))
-    lacks = [
-        f"rank {rank} ({host}): {lost} of {looked} looked for are not there, the first: {first[0]}"
-        for rank, (host, looked, lost, first) in enumerate(everyone)
-        if lost
-    ]
-    # What is gone everywhere is no matter of machines: reading counts it, and stops by the setting bad_files.
-    if lacks and len({lost for _, _, lost, _ in everyone}) > 1:
-        raise CatalogueError(
-            "not every process sees the recordings:\n    " + "\n    ".join(lacks[:_SHOWN]),
-            "the same files for all processes; nothing was written",
-            "put the data on storage that all machines see, or copy them to each and give each its own --data",
-        )
-
-
-def _place(catalogue: Catalogue, row: int) -> str:
-    """Return the file that a clip is read from: its shard, if any."""
-    clip = catalogue[row]
-    shard = getattr(clip, "shard", None)
-    return str(shard or clip.path)
 
 
 def _name(ranks: list[int], hosts: list[str]) -> str:

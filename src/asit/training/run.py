@@ -95,13 +95,16 @@ def launch(
         claimed(settings, out, world, resume=resume, overwrite=overwrite) as (settled, before, log_lines),
     ):
         resumed = before is not None
-        restored = resumed and checkpoint.latest_state(out / run_dir.CHECKPOINTS) is not None
-        setup = prepare(
-            settled, lambda front_end: _catalogue(settled, front_end, world, resumed=resumed), world, restored
-        )
-        step, optimiser_state = _start(setup, before, world)
-        with _unless_nothing_done(out, world, resumed=resumed):
+        last = checkpoint.latest_state(out / run_dir.CHECKPOINTS) if resumed else None
+        open_catalogue = functools.partial(_catalogue, settled, world, resumed)
+        setup = prepare(settled, open_catalogue, world, last is not None)
+        step, optimiser_state = _start(setup, before, last)
+        try:
             yield Launched(setup=setup, resumed=resumed, step=step, optimiser_state=optimiser_state, log=log_lines)
+        except BaseException:  # a new run without a checkpoint frees its folder: there is nothing to resume
+            if world.main and not resumed and checkpoint.latest_state(out / run_dir.CHECKPOINTS) is None:
+                (out / run_dir.CONFIG).unlink(missing_ok=True)
+            raise
 
 
 @contextlib.contextmanager
@@ -111,7 +114,12 @@ def _processes(settings: RunSettings) -> Iterator[World]:
         with runtime.world(settings.device, settings.threads, settings.process_timeout) as world:
             yield world
     except RuntimeError as error:
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not _is_of_processes(error):
+        # gloo has no error class of its own.
+        signs = ("gloo", "NCCL", "Timed out waiting", "Connection closed by peer", "Connection reset by peer")
+        exchange = isinstance(error, torch.distributed.DistError) or any(
+            sign in str(error) for sign in (*signs, "Broken pipe")
+        )
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not exchange:
             raise
         first = str(error).strip().splitlines()[0]
         raise TrainingError(
@@ -122,33 +130,24 @@ def _processes(settings: RunSettings) -> Iterator[World]:
         ) from error
 
 
-def _is_of_processes(error: RuntimeError) -> bool:
-    """Return whether an error is of the exchange between processes; gloo has no error class of its own."""
-    closed = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
-    signs = ("gloo", "NCCL", "Timed out waiting", *closed)
-    return isinstance(error, torch.distributed.DistError) or any(sign in str(error) for sign in signs)
-
-
-def _catalogue(settings: RunSettings, front_end: FrontEndSettings | None, world: World, *, resumed: bool) -> Catalogue:
+def _catalogue(settings: RunSettings, world: World, resumed: bool, front_end: FrontEndSettings | None) -> Catalogue:
     """Return the run's catalogue: the main process makes it where there is none, and the others read it."""
-    made, read = (
-        functools.partial(open_data.of_run, settings, Path(settings.out), front_end, rescan=rescan)
-        for rescan in (not resumed, False)
-    )
-    found: Catalogue | None = together(world, made, world.main)
-    others: Catalogue | None = together(world, read, found is None)
-    return others if found is None else found  # type: ignore[return-value]
+    read = functools.partial(open_data.of_run, settings, Path(settings.out), front_end)
+    own: Catalogue = together(world, functools.partial(read, rescan=not resumed), world.main)
+    others: Catalogue = together(world, read, not world.main)
+    return own if world.main else others
 
 
-def _start(setup: Setup[Any], before: RunSettings | None, world: World) -> tuple[int, Tensors]:
+def _start(setup: Setup[Any], before: RunSettings | None, last: Path | None) -> tuple[int, Tensors]:
     """Write a new run's folder, or load the last checkpoint; return the steps done and the optimiser's state."""
+    world, step, optimiser_state = setup.world, 0, dict[str, torch.Tensor]()
     if before is not None:
         together(world, lambda: run_dir.check_same(before, setup.settings))
-    step, optimiser_state = together(world, lambda: _restore(setup)) if before is not None else (0, {})
+    if last is not None:
+        step, optimiser_state = together(world, lambda: _restore(setup, last))
     digest = setup.catalogue.digest
     facts = {"list of recordings (SHA-256)": digest, "steps done": step, "steps in all": setup.plan.total}
     rank_consistency.agree(world, facts | rank_consistency.of_settings(setup.settings) if world.size > 1 else {})
-    rank_consistency.have_files(world, setup.catalogue)
     if before is None:
         together(world, lambda: _write_folder(setup), world.main)
     return step, optimiser_state
@@ -173,16 +172,8 @@ def _write_folder(setup: Setup[Any]) -> None:
     run_dir.write_settings(out, setup.settings)
 
 
-def _restore(setup: Setup[Any]) -> tuple[int, Tensors]:
-    """Load the last checkpoint into the task; return its step and the optimiser's state, step 0 where there is none.
-
-    Raises:
-        CatalogueError: it was made with other recordings.
-        CheckpointError: it is damaged.
-    """
-    last = checkpoint.latest_state(setup.out / run_dir.CHECKPOINTS)
-    if last is None:
-        return 0, {}
+def _restore(setup: Setup[Any], last: Path) -> tuple[int, Tensors]:
+    """Load a checkpoint of the same recordings into the task; return its step and the optimiser's state."""
     tensors, meta = checkpoint.load_state(last)
     if meta.get("catalogue") != setup.catalogue.digest:
         raise CatalogueError(
@@ -193,23 +184,12 @@ def _restore(setup: Setup[Any]) -> tuple[int, Tensors]:
     for key in ("step", "frames"):
         if not isinstance(meta.get(key), int):
             raise CheckpointError(f"{last} does not say its {key}", "a checkpoint written by asit")
-    parts: dict[str, Tensors] = {"task": {}, "optimiser": {}}
-    for name, value in tensors.items():
-        part, _, rest = name.partition("/")
-        parts.setdefault(part, {})[rest] = value
-    setup.task.load_state(parts["task"])
-    return meta["step"], parts["optimiser"]
-
-
-@contextlib.contextmanager
-def _unless_nothing_done(out: Path, world: World, *, resumed: bool) -> Iterator[None]:
-    """After a failure without a checkpoint, free the folder: there is nothing to resume."""
-    try:
-        yield
-    except BaseException:
-        if world.main and not resumed and checkpoint.latest_state(out / run_dir.CHECKPOINTS) is None:
-            (out / run_dir.CONFIG).unlink(missing_ok=True)
-        raise
+    task, optimiser = (
+        {name.removeprefix(part): value for name, value in tensors.items() if name.startswith(part)}
+        for part in ("task/", "optimiser/")
+    )
+    setup.task.load_state(task)
+    return meta["step"], optimiser
 
 
 def next_start(out: Path) -> str:
