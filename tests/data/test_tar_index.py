@@ -131,13 +131,15 @@ def test_labels_of_sidecars_and_what_is_wrong_with_a_tar(tmp_path: Path) -> None
     assert made.header["skipped"] == {"unreadable": 1}
     assert made.header["ignored"] == {".png": 1}
     assert made.header["statistics_clips"] == 2
-    with pytest.raises(CatalogueError, match=r"1 of 4 recordings in 1 tars cannot be used\n    unreadable: a\.tar/5"):
+    with pytest.raises(
+        CatalogueError, match=r"1 of the 4 recordings in 1 tars cannot be used: 1 unreadable\n    unreadable: a\.tar/5"
+    ):
         tar_index.build([str(tar)], FrontEndSettings(), bad_files=0.1)
     cut = tmp_path / "cut.tar"
     cut.write_bytes(tar.read_bytes()[:5600])
     made = tar_index.build([str(cut)], FrontEndSettings(), bad_files=0.5)
     assert (len(made), made.header["skipped"]) == (1, {"truncated": 1})
-    with pytest.raises(CatalogueError, match=r"other files: 1 \.txt"):
+    with pytest.raises(CatalogueError, match=r"holds no audio; 1 files: 1 \.txt"):
         tar_index.build([str(write(tmp_path / "b.tar", [("a.txt", "1")]))], FrontEndSettings())
     with pytest.raises(CatalogueError, match="matches 0 names, and no tar"):
         tar_index.tars_of(str(tmp_path / "z*.tar"))

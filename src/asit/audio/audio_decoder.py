@@ -69,7 +69,7 @@ class AudioDecoder:
 
     def stream(self, start: int, stop: int | None) -> Iterator[Wave]:
         """Yield `blocks`; raises at the end of a truncated file, or one whose channels cancel each other."""
-        promised, held = self._promised(start, stop), 0
+        promised, held = self.promised(start, stop), 0
         for block in self.blocks(start, stop):
             held += len(block)
             yield block
@@ -78,7 +78,7 @@ class AudioDecoder:
 
     def read(self, start: int, stop: int | None) -> Wave:
         """Read samples `start` to `stop` as one array (S,), without a copy if the header's length is right."""
-        promised = self._promised(start, stop)
+        promised = self.promised(start, stop)
         out, filled = np.empty(min(promised, _ALLOCATED), np.float32), 0
         for block in self.stream(start, stop):
             if filled + len(block) > len(out):
@@ -90,7 +90,8 @@ class AudioDecoder:
             filled += len(block)
         return out[:filled]
 
-    def _promised(self, start: int, stop: int | None) -> int:
+    def promised(self, start: int, stop: int | None) -> int:
+        """Return how many samples from `start` to `stop` the header promises."""
         return max(0, (self.info.frames if stop is None else min(stop, self.info.frames)) - start)
 
     def _check_end(self, start: int, held: int, promised: int) -> None:

@@ -200,25 +200,14 @@ def _scan_file(path: str, size: int, mtime_ns: int, scan: Callable[..., Any], *m
 
 
 class _Unseekable(soundfile.SoundFile):
-    """Reads without seeks.
-
-    soundfile seeks to its position after each read of a seekable file; in MP3 that discards the decoder's bits, and up
-    to some 3,000 samples of the next block are wrong.
-    """
+    """Reads without the seek that soundfile makes after each read, which in MP3 spoils the next block."""
 
     def seekable(self) -> bool:
         return False
 
 
 class _SoundFileDecoder(AudioDecoder):
-    """A file open in libsndfile.
-
-    Args:
-        content: the file.
-        parts: byte ranges to read instead; None: the file as it is.
-        label: container and codec; None: as libsndfile says.
-        slack: as in `AudioDecoder`.
-    """
+    """A file open in libsndfile, or byte ranges of it; `label` replaces libsndfile's name of container and codec."""
 
     def __init__(
         self, content: Content, parts: Sequence[ByteRange] | None = None, label: str | None = None, slack: int = 0
@@ -273,11 +262,7 @@ def _opened(content: Content, parts: Sequence[ByteRange] | None) -> _Unseekable:
 
 
 class _ChainedDecoder(AudioDecoder):
-    """Several recordings in sequence in one file.
-
-    Raises:
-        AudioFileError: their rates or channels differ.
-    """
+    """Several recordings in sequence in one file, of one rate and number of channels."""
 
     def __init__(self, content: Content, parts: Sequence[AudioDecoder]) -> None:
         kinds = list(dict.fromkeys((part.info.rate, part.info.channels) for part in parts))

@@ -146,11 +146,8 @@ class FrontEnd(nn.Module):
         out.copy_(energy.clamp_(min=FLOOR).log_().unflatten(0, out.shape[:2]))
 
     def _sparse_sum(self, parts: Tensor) -> Tensor:
-        """Sum squares (n, N // 2 + 1, 2) to mel energies (n, F), each over its own triangle in order of the bins.
-
-        The rounding of a dense matrix product depends on its shape, the processor and the number of threads. SciPy's
-        sparse product is a plain loop over the bins on one thread, the same for every frame.
-        """
+        """Sum squares (n, N // 2 + 1, 2) to mel energies (n, F), each over its own triangle in order of the bins."""
+        # A dense product's rounding depends on its shape, processor and threads; SciPy's is a plain loop over the bins.
         power = parts.new_empty(parts.shape[1], len(parts))
         torch.add(parts[..., 0].t(), parts[..., 1].t(), out=power)
         return torch.from_numpy(self._triangles @ power.numpy()).t()
@@ -256,10 +253,7 @@ def _blocks(frames: Tensor, out: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _product_type(device: torch.device) -> torch.dtype:
-    """Return the type of a device's matrix product: float64 if the process allows TF32 for float32 products.
-
-    TF32 would change the log-mel by up to 0.05. The switch is global to the process, so it is only read.
-    """
+    """Return the type of a device's matrix product: float64 if the process allows TF32, which would change log-mels."""
     if device.type != "cuda":
         return torch.float32
     return torch.float32 if torch.backends.cuda.matmul.fp32_precision in ("none", "ieee") else torch.float64

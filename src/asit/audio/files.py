@@ -132,12 +132,18 @@ def resample(wave: Wave, from_rate: int, to_rate: int, quality: Resampler = "sox
     return np.asarray(soxr.resample(wave, from_rate, to_rate, SOXR_QUALITY[quality]), dtype=np.float32)
 
 
-def inspect(path: str | os.PathLike[str], *, keep: tuple[float, float] | None = None) -> Inspection:
-    """Decode a complete file block by block and check it; memory does not grow with its length.
+def inspect(
+    path: str | os.PathLike[str],
+    *,
+    part: tuple[float, float] | None = None,
+    keep: tuple[float, float] | None = None,
+) -> Inspection:
+    """Decode a file, or a part of it, block by block and check it; memory does not grow with its length.
 
     Args:
         path: the file.
-        keep: (start, seconds) of a region to return as well, which saves a second decoding.
+        part: start and end of the part, s; None: the complete file.
+        keep: (start, seconds) of a region of it to return as well, which saves a second decoding.
 
     Returns:
         The verdict. A region after the end is empty, one across it short.
@@ -147,11 +153,12 @@ def inspect(path: str | os.PathLike[str], *, keep: tuple[float, float] | None = 
     """
     with decoders.open_audio(path) as decoder:
         info = decoder.info
+        first, stop = (0, None) if part is None else (round(part[0] * info.rate), round(part[1] * info.rate))
         start, length = keep or (0.0, 0.0)
         begin, end = round(start * info.rate), round((start + length) * info.rate)
         kept: list[Wave] = []
         frames = 0
-        for block in decoder.blocks(0, None):
+        for block in decoder.blocks(first, stop):
             if frames < end and frames + len(block) > begin:
                 kept.append(block[max(0, begin - frames) : end - frames])
             frames += len(block)
@@ -160,8 +167,8 @@ def inspect(path: str | os.PathLike[str], *, keep: tuple[float, float] | None = 
             raise faults.empty(decoder.name)
         low, high = float(decoder.levels.low), float(decoder.levels.high)
         fault = decoder.levels.cancelled or faults.silent(decoder.name, low, high)
-        if decoder.slack is not None and frames < info.frames - decoder.slack:
-            fault = faults.truncated(decoder.name, frames, info.frames, info.rate)
+        if decoder.slack is not None and frames < decoder.promised(first, stop) - decoder.slack:
+            fault = faults.truncated(decoder.name, first + frames, info.frames, info.rate)
         return Inspection(
             info=replace(info, frames=frames),
             low=low,

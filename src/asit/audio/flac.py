@@ -62,10 +62,7 @@ def _last_sample(file: ByteReader, start: int, end: int, head: bytes, total: int
 
 
 def _frame(head: bytes, block: int) -> int | None:
-    """Return the end, in samples, of the frame that begins with these 16 bytes; None if none does.
-
-    `block` is the samples of a frame where all but the last have as many.
-    """
+    """Return the end of the frame at these 16 bytes, samples, if any; `block`: samples of all frames but the last."""
     if len(head) < 6 or head[1] & 0xFE != 0xF8 or head[2] >> 4 == 0 or head[2] & 15 == 15 or head[3] & 1:
         return None
     lead = head[4]

@@ -49,10 +49,7 @@ def griffin_lim(logmel: Tensor, settings: FrontEndSettings, iterations: int = 32
 
 
 def _magnitude(logmel: Tensor, settings: FrontEndSettings, rounds: int = 50) -> Tensor:
-    """Estimate the magnitude (T, N // 2 + 1) of the frames before pre-emphasis from a log-mel (T, F).
-
-    Multiplicative updates (Lee and Seung 2001) keep the power non-negative, and zero where no triangle reaches.
-    """
+    """Estimate the magnitude (T, N // 2 + 1) before pre-emphasis of a log-mel (T, F), as Lee and Seung (2001)."""
     bank = mel_bank(settings)
     target = (logmel.exp() - FLOOR).clamp_(min=0.0)
     share = bank / bank.sum(0).clamp(min=FLOOR)

@@ -280,11 +280,8 @@ def _corrected(frame: bytes, where: int, frames: int, size: int) -> bytes:
 
 
 def _made(frame: bytes, frames: int, size: int, samples: int) -> bytes:
-    """Make two frames: one with a tag for the frames after it, and a silent one.
-
-    mpg123 drops 529 samples, a decoder's delay, wherever there is a tag. So that it drops none of a stream that had no
-    tag, the tag has a delay that adds up to one frame with the 529: the silent one.
-    """
+    """Make two frames: one with a tag for the frames after it, and a silent one."""
+    # mpg123 drops 529 samples wherever there is a tag: the tag's delay adds up to one frame with them.
     heads = (bytes([0xFF, frame[1] | 1, bits << 4 | frame[2] & 0x0C, frame[3]]) for bits in range(1, 15))
     head, length = next((h, found.size) for h in heads if (found := header_of(h)) and found.kbit == _TAG_KBIT)
     silent, side = head + bytes(length - 4), _side(head)

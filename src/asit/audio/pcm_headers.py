@@ -164,17 +164,7 @@ def _compare(
     even: int = 1,
     tag: int = 0,
 ) -> Found:
-    """Compare the size in a header with the file.
-
-    Args:
-        file: the complete file.
-        start, size: where the samples begin, and their bytes according to the header.
-        block: bytes of a frame.
-        field: offset and struct format of the size in the header, and the bytes that it counts beside the samples.
-        layout: struct format of chunk sizes; "w64"; empty: there are no chunks.
-        even: alignment of chunks.
-        tag: WAVE format tag.
-    """
+    """Compare the size in a header with the file; `field`: its offset, struct format and bytes beside samples."""
     held = max(0, file.size - start)
     stream = size == 0 or any(0 <= base - size < block + _NEAR for base in _PLACEHOLDERS)
     if size > held and not stream:
@@ -228,10 +218,7 @@ def _again(first: bytes) -> bool:
 
 
 def _chain(file: ByteReader, at: int, layout: str, even: int, exact: bool = False) -> list[tuple[bytes, int]] | None:
-    """Return the chunks from this byte to the end of the file; None if they do not reach it.
-
-    Unless `exact`, the last one with a known name may be truncated.
-    """
+    """Return the chunks up to the end of the file, or None; unless `exact`, a known last one may be truncated."""
     found = list[tuple[bytes, int]]()
     for name, size, body in _chunks(file, at, layout, even):
         if name.startswith(_TAGS):

@@ -281,11 +281,7 @@ def _write_wav(path: Path, clip: npt.NDArray[np.int16]) -> None:
 
 
 def _is_complete(out: Path, recipe: dict[str, Any]) -> bool:
-    """Whether the data set at `out` is complete and of this recipe; False if one may be built there.
-
-    Raises:
-        ConfigError: something else is there; it is left alone.
-    """
+    """Whether the data set at `out` is complete and of this recipe; anything else that is there is refused."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     try:

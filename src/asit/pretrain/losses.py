@@ -17,11 +17,7 @@ from torch.autograd.function import once_differentiable
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """H(p, softmax(s / temperature)) for each row.
-
-    Only the two inputs are kept for the backward pass, which makes the softmax again; dH/ds =
-    (q sum(p) - p) / temperature. The plain form keeps float32 copies of the whole (N, K) several times over.
-    """
+    """H(p, softmax(s / temperature)) of each row; its gradient (q sum(p) - p) / temperature makes the softmax again."""
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, probs: Tensor, temperature: float) -> Tensor:

@@ -165,16 +165,7 @@ class ASiT(Trainable):
     def _counted(
         self, corrupted: Tensor, asked: Tensor | None, world: World
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """What the losses over masked parts count, in one exchange between the processes.
-
-        Args:
-            corrupted: (R, 1, T, F) bool.
-            asked: (R, S) tokens that the local loss is over; None: all.
-
-        Returns:
-            The tokens that the local loss counts, (R * S,) bool, None: all; and by name of the loss the count of all
-            processes over their number, () float32: averaging gradients then gives the mean over all processes.
-        """
+        """Return the tokens that the local loss counts (None: all), and each loss's mean count over processes."""
         covered: Tensor | None = None
         counts: dict[str, Tensor] = {}
         if self.settings.losses.local_tokens == "masked" and self.student.wants_patch:

@@ -131,10 +131,7 @@ def prepare(
 
 
 def _lengths(settings: PretrainSettings, front_end: FrontEndSettings, frames: tuple[int, int]) -> dict[str, Any]:
-    """Return the views' lengths in seconds where they are auto.
-
-    They stay in config.yaml as numbers: without short recordings, the median that auto follows may be another.
-    """
+    """Return the views' lengths in seconds where they are auto: the median may be another on resume."""
     views, seconds_of = settings.views, FrontEnd(front_end).samples_for
     found = {}
     if views.seconds == "auto":

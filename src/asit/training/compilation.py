@@ -79,12 +79,9 @@ def _shape(x: object) -> object:
 
 @contextlib.contextmanager
 def _with_gradient() -> Iterator[None]:
-    """Compile modules together with their gradients, and in one piece.
-
-    By default torch compiles the gradient in the first backward pass, where a compiler that fails would end the run:
-    here the plain module can still take over. Under DDP torch splits what it compiles for the exchange of gradients;
-    a block is such a piece already, and recomputed blocks cannot be split.
-    """
+    """Compile modules together with their gradients, and in one piece."""
+    # By default torch compiles the gradient in the first backward pass, where a compiler that fails would end the run.
+    # Under DDP torch splits what it compiles; a block is such a piece already, and recomputed blocks cannot be split.
     import torch._dynamo.config as dynamo
     import torch._functorch.config as functorch
 

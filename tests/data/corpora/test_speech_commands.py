@@ -61,10 +61,9 @@ def test_the_hash_in_exact_arithmetic(speaker: int) -> None:
 
 
 def test_known_counts_add_up() -> None:
-    assert sum(speech_commands.WORDS_V2.values()) == sum(speech_commands.EXPECTED_V2.values()) == 105_829
+    assert sum(speech_commands.EXPECTED_V2.values()) == 105_829
     assert len(speech_commands.WORDS_V2) == 35
     assert len(speech_commands.WORDS_V1) == 30
-    assert sum(speech_commands.WORDS_V1.values()) == 64_721
     # 6,835 words are the hash's own testing part, and the six background recordings are in train.
     train, validation = (speech_commands.EXPECTED_V1[split] for split in ("train", "validation"))
     assert train - 6 + validation + 6_835 == 64_721
@@ -175,7 +174,6 @@ def test_version_one_incomplete(tmp_path: Path, lay: Lay) -> None:
     said = str(error.value)
     assert "train 4 of 5 clips (1 missing); validation 2 of 3 clips (1 missing)" in said
     assert "missing: dog/3cc595de_nohash_4.wav, bed/b11a05d2_nohash_1.wav" in said
-    assert "words that differ: bed 0 of 2, dog 0 of 1" in said
     assert "2 empty folders: bed, dog" in said
     assert "../speech_commands_v0.01.tar.gz" in said
     found = read_v1(tmp_path, incomplete=True)
@@ -261,14 +259,13 @@ def test_a_list_naming_a_clip_that_is_not_there(tmp_path: Path, lay: Lay) -> Non
         read_v2(tmp_path)
     said = str(error.value)
     assert "validation 2 of 3 clips (1 missing); missing: yes/3bdf05d3_nohash_0.wav" in said
-    assert "words that differ: yes 2 of 3" in said
     assert "1 empty folders: happy" in said
     assert "missing: yes/3bdf05d3_nohash_0.wav" in read_v2(tmp_path, incomplete=True).notes[0]
 
 
 def test_more_clips_than_there_are(tmp_path: Path, lay: Lay) -> None:
     lay(v2(tmp_path, lay), ["yes/59fe87e6_nohash_1.wav"])
-    with pytest.raises(CatalogueError, match=r"train 4 of 3 clips \(1 too many\); words that differ: yes 4 of 3"):
+    with pytest.raises(CatalogueError, match=r"train 4 of 3 clips \(1 too many\)"):
         read_v2(tmp_path)
 
 

@@ -10,7 +10,8 @@ import math
 import os
 import stat
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -18,10 +19,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from asit.audio import decoders, files
+from asit.audio import files
 from asit.config import FrontEndSettings
 from asit.data.catalogue.listing import Listing, Span
-from asit.errors import AudioError
+from asit.errors import AudioError, CatalogueError
 from asit.io import child_process, local_files
 
 if TYPE_CHECKING:
@@ -136,8 +137,7 @@ def _check(path: str, settings: ScanSettings, task: ScanTask) -> dict[str, Any]:
         raise files.AudioFileError("missing", f"{path} does not exist") from None
     if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
         raise files.AudioFileError("unreadable", f"{path} is a pipe or a device")  # opening it could block
-    check = _check_file if task.span is None else _check_part
-    info, seconds, wave = check(path, settings, task)
+    info, seconds, wave = _check_audio(path, settings, task)
     if seconds * 1000 < (window_ms := settings.front_end.window_ms):
         raise files.AudioFileError("too short", f"{path}: {seconds * 1000:.1f} ms, and a window takes {window_ms:g} ms")
     row: dict[str, Any] = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
@@ -153,59 +153,39 @@ def _check(path: str, settings: ScanSettings, task: ScanTask) -> dict[str, Any]:
     return row
 
 
-_Checked = tuple[files.AudioInfo, float, files.Wave | None]
-"""A good clip: its file's header, its length, s, and the waveform to measure, (S,) at the front end's rate."""
-
-
-def _measured_span(settings: ScanSettings, key: int | None, seconds: float) -> tuple[float, float] | None:
-    """Draw start and length, s, of what is measured in a clip of this length; None if it is not sampled."""
-    if key is None:
-        return None
-    rng = np.random.default_rng([settings.seed, key])
-    return rng.uniform(0.0, max(0.0, seconds - MEASURED_SECONDS)), MEASURED_SECONDS
-
-
-def _check_file(path: str, settings: ScanSettings, task: ScanTask) -> _Checked:
-    front_end, keep, wave = settings.front_end, None, None
-    if settings.check == "header" or task.key is not None:
+def _check_audio(path: str, settings: ScanSettings, task: ScanTask) -> tuple[files.AudioInfo, float, files.Wave | None]:
+    """Return a clip's header, its length, s, and the waveform to measure, if any; a full check decodes the clip."""
+    front_end, full = settings.front_end, settings.check == "full"
+    info, part, keep, wave = None, None, None, None
+    if task.span is not None or task.key is not None or not full:  # else the file is opened once only
         info = files.probe(path)
-        keep = _measured_span(settings, task.key, info.seconds)
-    # A file that is checked in full and not sampled has no `info` here: it is opened once only.
-    if settings.check == "full" or info.frames < 1:  # some headers have no length
-        found = files.inspect(path, keep=keep)
-        info = found.info
-        _refuse_faults(found, settings.silence_db)
+        seconds = info.seconds
+        if task.span is not None:
+            start, end = task.span
+            if info.frames < 1:  # some headers have no length
+                info = files.inspect(path).info
+            if start >= info.seconds:
+                found = f"{path}: starts at {start:g} s, and the file ends at {info.seconds:.3f} s"
+                raise files.AudioFileError("outside the file", found)
+            part = start, info.seconds if end is None else min(end, info.seconds)
+            seconds = part[1] - start
+            if seconds * 1000 < front_end.window_ms:
+                return info, seconds, None
+        if task.key is not None:
+            rng = np.random.default_rng([settings.seed, task.key])
+            keep = rng.uniform(0.0, max(0.0, seconds - MEASURED_SECONDS)), MEASURED_SECONDS
+    if info is None or full or info.frames < 1:
+        inspected = files.inspect(path, part=part, keep=keep)
+        _refuse_faults(inspected, settings.silence_db)
+        if part is None:
+            info, seconds = inspected.info, inspected.info.seconds
         if keep:
-            wave = files.resample(found.wave, info.rate, front_end.rate, front_end.resampler)
+            wave = files.resample(inspected.wave, inspected.info.rate, front_end.rate, front_end.resampler)
+    elif keep and part:
+        wave = _read(path, part[0] + keep[0], min(keep[1], seconds - keep[0]), front_end)
     elif keep:
         wave = _read(path, *keep, front_end)
-    return info, info.seconds, wave
-
-
-def _check_part(path: str, settings: ScanSettings, task: ScanTask) -> _Checked:
-    """Check a part of a file against the file's length; a full check decodes the part alone."""
-    front_end, (start, end), full = settings.front_end, task.span or (0.0, None), settings.check == "full"
-    with decoders.open_audio(path) as decoder:
-        info = decoder.info
-        if info.frames < 1 or (full and decoder.slack is None):
-            info = files.inspect(path).info  # the header has no length, or an estimate
-        if start >= info.seconds:
-            found = f"{path}: starts at {start:g} s, and the file ends at {info.seconds:.3f} s"
-            raise files.AudioFileError("outside the file", found)
-        last = info.seconds if end is None else min(end, info.seconds)
-        keep = _measured_span(settings, task.key, last - start)
-        wave = decoder.read(round(start * info.rate), round(last * info.rate)) if full else None
-    if wave is not None and len(wave):  # else the caller finds it too short
-        low, high = float(wave.min()), float(wave.max())
-        _refuse_faults(files.Inspection(info=info, low=low, high=high, wave=wave), settings.silence_db)
-    if keep is None:
-        return info, last - start, None
-    if wave is None:
-        wave = _read(path, start + keep[0], min(keep[1], last - start - keep[0]), front_end)
-        return info, last - start, wave
-    begin, length = round(keep[0] * info.rate), round(keep[1] * info.rate)
-    wave = files.resample(wave[begin : begin + length], info.rate, front_end.rate, front_end.resampler)
-    return info, last - start, wave
+    return info, seconds, wave
 
 
 def _refuse_faults(found: files.Inspection, silence_db: float | None) -> None:
@@ -225,6 +205,29 @@ def _read(path: str, start: float, seconds: float, front_end: FrontEndSettings) 
         raise
     except AudioError:  # nothing there: the header's length was an estimate
         return files.read(path, rate=front_end.rate, seconds=seconds, resampler=front_end.resampler)
+
+
+def unusable(
+    what: str, good: int, skipped: Sequence[Mapping[str, Any]], bad_files: float, remedy: str
+) -> CatalogueError | None:
+    """Make the error about more bad clips than a share of `bad_files` allows; None where there are no more.
+
+    Args:
+        what: that was checked, such as "files checked in FOLDER".
+        good: number of good clips; none are always too few.
+        skipped: a row with "reason" and "detail" for each bad one.
+        bad_files: the largest share.
+        remedy: the fix, beside a larger share.
+    """
+    bad, checked = len(skipped), len(skipped) + good
+    if good and bad <= bad_files * checked:
+        return None
+    counts = ", ".join(f"{n} {reason}" for reason, n in Counter(row["reason"] for row in skipped).most_common())
+    first = "".join(f"\n    {row['reason']}: {row['detail']}" for row in skipped[:5])
+    if good:
+        remedy += f"; or allow more: bad_files={math.ceil(100 * bad / checked) / 100} (--bad-files)"
+    expected = f"a share of at most {bad_files:g}" if good else "at least one that is usable"
+    return CatalogueError(f"{bad} of the {checked} {what} cannot be used: {counts}{first}", expected, remedy)
 
 
 @functools.lru_cache(maxsize=1)
@@ -251,3 +254,10 @@ def _sums(path: str, wave: files.Wave, settings: FrontEndSettings) -> tuple[floa
     if not (math.isfinite(total) and math.isfinite(squares)):  # it would make the mean of all clips NaN
         raise files.AudioFileError("non-finite", f"{path}: its log-mel holds values that are NaN or infinite")
     return total, squares, count
+
+
+def statistics(total: float, squares: float, count: int, clips: int) -> dict[str, Any]:
+    """Return a header's entries on the log-mel from the sums over some clips; float64 is ample for -16 to 20."""
+    mean = total / count if count else None
+    std = None if mean is None else math.sqrt(max(0.0, squares / count - mean * mean))
+    return {"mean": mean, "std": std, "statistics_clips": clips}

@@ -143,14 +143,7 @@ def list_rows(root: str, rows: Iterable[tables.TableRow]) -> Listing:
 
 
 def _labels_of_folders(folder: Path, names: Texts) -> dict[str, Words]:
-    """Return labels from the first folder of each name, and splits where folders are SPLIT/CLASS or CLASS/SPLIT.
-
-    Folders with the usual names (see `splits.canonical`) are splits if all first folders are, or if all second ones
-    are, each recording is in one, and there are at least two.
-
-    Raises:
-        CatalogueError: recordings outside a class's folder, splits beside classes, or an invalid label.
-    """
+    """Return labels from the first folder of each name, and splits where folders are SPLIT/CLASS or CLASS/SPLIT."""
     first = [name.partition("/")[0] if "/" in name else "" for name in names]
     second = [name.split("/", 2)[1] if name.count("/") > 1 else "" for name in names]
     if loose := [name for name, top in zip(names, first, strict=True) if not top]:

@@ -6,7 +6,6 @@ Results go to a file beside the catalogue, from which an interrupted scan resume
 from __future__ import annotations
 
 import json
-import math
 import mmap
 import os
 from collections import Counter
@@ -106,16 +105,17 @@ def build(
             processes = min(child_process.usable_cpus() if workers == "auto" else workers, max(1, len(todo) // 8))
             _gather(checks.run(listing, todo, chosen, processes), partial, len(listing), chosen.bad_files, progress)
             good, skipped, shortened, measured = partial.collect(listing)
-        reasons = Counter(row["reason"] for row in skipped)
-        if len(skipped) > chosen.bad_files * len(listing) or not len(good):
-            raise _too_many(source, len(good), skipped, reasons, chosen.bad_files, partial.path)
+        remedy = f"repair or remove them; {partial.path} lists each with its reason"
+        what = f"files checked in {source}"
+        if (error := checks.unusable(what, len(good), skipped, chosen.bad_files, remedy)) is not None:
+            raise error
         header |= {
             **measured,
             "front_end": checks.spectrum(chosen.front_end),
             "check": chosen.check,
             "silence_db": chosen.silence_db,
             "seed": chosen.seed,
-            "skipped": dict(sorted(reasons.items())),
+            "skipped": dict(sorted(Counter(row["reason"] for row in skipped).items())),
             "ignored": listing.ignored,
         }
         if listing.spans is not None:
@@ -170,10 +170,7 @@ def _refuse(source: Path, out: Path) -> None:
 
 
 class _Partial:
-    """The file of results so far: a line for the settings, then a line per clip, in order of completion.
-
-    Memory holds the offset of each line only. An incomplete last line, of a killed process, is cut off.
-    """
+    """The file of results so far: a line for the settings, then one per clip, of which memory holds the offset."""
 
     def __init__(self, path: Path, fingerprint: dict[str, Any], listing: Listing, restart: bool) -> None:
         self.path = path
@@ -263,9 +260,7 @@ class _Partial:
                     rows.extend(batch)
                     batch = []
             rows.extend(batch)
-        mean = total / count if count else None
-        std = None if mean is None else math.sqrt(max(0.0, squares / count - mean * mean))
-        return rows, skipped, shortened, {"mean": mean, "std": std, "statistics_clips": clips}
+        return rows, skipped, shortened, checks.statistics(total, squares, count, clips)
 
 
 _SKIPPED = ("path", "part", "reason", "detail")
@@ -287,16 +282,3 @@ def _still_valid(line: bytes, listing: Listing) -> int | None:
     except OSError:
         return None
     return index if stamp == (status.st_size, status.st_mtime_ns) else None
-
-
-def _too_many(
-    source: Path, good: int, skipped: list[dict[str, Any]], reasons: Counter[str], bad_files: float, partial: Path
-) -> CatalogueError:
-    bad, checked = len(skipped), len(skipped) + good
-    counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-    first = "".join(f"\n    {row['reason']}: {row['detail']}" for row in skipped[:5])
-    remedy = f"repair or remove them; {partial} lists each with its reason"
-    if good:
-        remedy += f"; or allow more: bad_files={math.ceil(100 * bad / checked) / 100} (--bad-files)"
-    problem = f"{bad} of the {checked} files checked in {source} cannot be used: {counts}{first}"
-    return CatalogueError(problem, f"a share of at most {bad_files:g}" if good else "at least one usable file", remedy)

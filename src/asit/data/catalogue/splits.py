@@ -112,11 +112,7 @@ def make_splits(
 
 
 def _hold_out(labels: Labels, rows: Rows, groups: Words | None, share: float, seed: int) -> npt.NDArray[np.bool_]:
-    """Choose validation clips among training clips; returns a mask (n,) of ``rows``.
-
-    Classes keep their shares as nearly as possible (a clip of several counts for its rarest), clips of one group stay
-    together, and each class keeps a training clip. A share that groups make inexact is logged.
-    """
+    """Return a mask (n,) of validation clips among training clips: of each class, and in complete groups."""
     part = labels.take(rows)
     stratum = part.rarest
     # A unit is what stays together: a group, or a clip without one.

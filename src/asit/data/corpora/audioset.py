@@ -19,20 +19,7 @@ from dataclasses import dataclass, field
 
 from asit.data.catalogue.columns import Texts, encode
 from asit.data.catalogue.tables import TableRow
-from asit.data.corpora.corpus import (
-    FIRST,
-    INCOMPLETE,
-    Corpus,
-    copies_note,
-    damaged,
-    existing,
-    first_names,
-    hints,
-    open_list,
-    read_csv,
-    stem,
-    walk,
-)
+from asit.data.corpora import corpus
 from asit.errors import CatalogueError
 
 EXPECTED = {"balanced": 22_160, "unbalanced": 2_041_789, "test": 20_371}
@@ -59,17 +46,7 @@ _SOFT = re.compile(r":\s*[\d.]+\s*$")
 
 @dataclass
 class _Segments:
-    """The lines of all lists, in order; compact, since there are two million.
-
-    Attributes:
-        ids: the videos, 11 bytes each.
-        first: video -> its first segment.
-        starts: s.
-        splits: codes of splits, by their order in LISTS.
-        codes: indices into texts.
-        texts: label texts, names separated by ";".
-        clips: the index of each segment's clip, -1 if there is none.
-    """
+    """The lines of all lists in columns, since there are two million; `clips` has the clip of each, -1 for none."""
 
     ids: bytearray = field(default_factory=bytearray)
     first: dict[str, int] = field(default_factory=dict)
@@ -85,7 +62,7 @@ def read(
     *,
     incomplete: bool = False,
     most_missing: float = 0.3,
-) -> Corpus:
+) -> corpus.Corpus:
     """Read the segments of the lists whose clips are anywhere below root, named by video.
 
     A clip's name is the video, "Y" and the video, or "id_" and the video, alone or followed by its start, or by start
@@ -99,40 +76,40 @@ def read(
         most_missing: largest share of a split's segments without a clip.
 
     Raises:
-        CatalogueError: a list or the class index is missing or damaged, or too many clips are missing.
+        CatalogueError: a list or the class index is missing or corpus.damaged, or too many clips are missing.
     """
     if not 0 <= most_missing <= 1:
         raise CatalogueError(f"most_missing is {most_missing}", "a share from 0 to 1", "change it")
-    root = existing(root)
+    root = corpus.existing(root)
     lists: dict[str, list[str]] = {name: [] for name in (*LISTS.values(), _INDEX)}
-    clips = Texts.pack(encode(path) for path in _clips_of(walk(root), lists))
+    clips = Texts.pack(encode(path) for path in _clips_of(corpus.walk(root), lists))
     index = _one(root, _INDEX, lists[_INDEX])
     tables = {split: _one(root, LISTS[split], lists[LISTS[split]]) for split in EXPECTED}
     absent = [LISTS[split] for split, table in tables.items() if table is None]
     if index is None or len(absent) == len(tables) or (absent and not incomplete):
         missing = absent if index else [*absent, _INDEX]
         raise CatalogueError(
-            f"{root} has no {', no '.join(missing)}; it holds {len(clips):,} recordings{hints(root)}",
+            f"{root} has no {', no '.join(missing)}; it holds {len(clips):,} recordings{corpus.hints(root)}",
             f"{', '.join((*LISTS.values(), _INDEX))} in it or below it",
             "put them there (docs/tasks/audioset.md says where they come from)"
-            + (f"; or {INCOMPLETE}" if index else ""),
+            + (f"; or {corpus.INCOMPLETE}" if index else ""),
         )
     order, positions = _read_index(index)
     present = {split: table for split, table in tables.items() if table}
     segments, short = _read_lists(present, positions, order)
     if short and not incomplete:
         raise CatalogueError(
-            f"{root}: {'; '.join(short)}", "the complete lists", f"download them again; or {INCOMPLETE}"
+            f"{root}: {'; '.join(short)}", "the complete lists", f"download them again; or {corpus.INCOMPLETE}"
         )
     notes = _match(clips, segments)
     listed = Counter(segments.splits)
     had = Counter(code for code, clip in zip(segments.splits, segments.clips, strict=True) if clip >= 0)
     counts = {split: (had[code], listed[code]) for code, split in enumerate(LISTS)}
     without = [i for i, clip in enumerate(segments.clips) if clip < 0]
-    first = first_names([segments.ids[11 * i : 11 * i + 11].decode() for i in without[:FIRST]], len(without))
+    first = corpus.names([segments.ids[11 * i : 11 * i + 11].decode() for i in without[: corpus.FIRST]], len(without))
     if not incomplete or not any(had.values()):
         shares = {split: counts[split] for split in present}
-        _refuse_missing(f"{root}, {len(clips):,} recordings", shares, most_missing, f"{first}{hints(root)}")
+        _refuse_missing(f"{root}, {len(clips):,} recordings", shares, most_missing, f"{first}{corpus.hints(root)}")
     notes = [f"there is no {name}: its split is left out" for name in absent] + short + notes
     if without:
         notes.append(f"{len(without):,} of {len(segments.clips):,} segments have no clip: {first}")
@@ -143,7 +120,7 @@ def read(
             if clip >= 0:
                 yield TableRow(os.path.join(root, clips[clip]), label=segments.texts[code], split=splits[split])
 
-    return Corpus(
+    return corpus.Corpus(
         name="audioset",
         root=root,
         rows=rows,
@@ -158,7 +135,7 @@ def read(
 def _clips_of(paths: Iterable[str], lists: dict[str, list[str]]) -> Iterator[str]:
     """Yield the recordings, and collect the lists in `lists`."""
     for path in paths:
-        if stem(path) is not None:
+        if corpus.stem(path) is not None:
             yield path
         elif (base := os.path.basename(path)) in lists:
             lists[base].append(path)
@@ -168,7 +145,7 @@ def _one(root: str, name: str, copies: list[str]) -> str | None:
     """Return the list's full path; of several copies of one size the one nearest to root."""
     full = [os.path.join(root, path) for path in sorted(copies, key=lambda path: (path.count("/"), path))]
     if len({os.path.getsize(path) for path in full}) > 1:
-        found = f"{root} holds {len(full)} different {name}: {first_names(full)}"
+        found = f"{root} holds {len(full)} different {name}: {corpus.names(full)}"
         raise CatalogueError(found, "one", "remove or rename the others")
     return full[0] if full else None
 
@@ -177,14 +154,14 @@ def _read_index(path: str) -> tuple[tuple[str, ...], dict[str, int]]:
     """Return the display names in the official order, and the position of each label code among them."""
     order: list[str] = []
     positions: dict[str, int] = {}
-    for number, row in read_csv(path, ("index", "mid", "display_name")):
+    for number, row in corpus.read_csv(path, ("index", "mid", "display_name")):
         name = row["display_name"]
         if row["index"] != str(len(order)):
-            raise damaged(path, number, f"index {row['index']} where {len(order)} should come")
+            raise corpus.damaged(path, number, f"index {row['index']} where {len(order)} should come")
         if row["mid"] in positions or name in order:
-            raise damaged(path, number, f"{row['mid']}, {name} is listed twice")
+            raise corpus.damaged(path, number, f"{row['mid']}, {name} is listed twice")
         if ";" in name or _SOFT.search(name) or not name.strip():
-            raise damaged(path, number, f"'{name}' cannot be a label: ';' separates labels, ':' a weight")
+            raise corpus.damaged(path, number, f"'{name}' cannot be a label: ';' separates labels, ':' a weight")
         positions[row["mid"]] = len(order)
         order.append(name)
     if len(order) != CLASSES:
@@ -202,14 +179,14 @@ def _read_lists(
         if split not in tables:
             continue
         before, promised = len(found.codes), None
-        with open_list(tables[split], "") as lines:
+        with corpus.open_list(tables[split], "") as lines:
             for cells in csv.reader(lines, skipinitialspace=True):
                 if not cells or cells[0].startswith("#"):
                     promised = promised or _NUM_SEGS.search(",".join(cells))
                     continue
                 if len(cells) != 4 or not _ID.fullmatch(cells[0]) or not _NUMBER.fullmatch(cells[1]):
                     what = f"'{','.join(cells)[:60]}' is not VIDEO, start, end, \"labels\""
-                    raise damaged(tables[split], f"segment {len(found.codes) - before + 1}", what)
+                    raise corpus.damaged(tables[split], f"segment {len(found.codes) - before + 1}", what)
                 found.first.setdefault(cells[0], len(found.codes))
                 found.ids += cells[0].encode()
                 found.starts.append(float(cells[1]))
@@ -230,7 +207,7 @@ def _label_texts(texts: Iterable[str], positions: Mapping[str, int], order: tupl
         unknown.update(dict.fromkeys(sorted(mids - positions.keys())))
         out.append(";".join(order[i] for i in sorted(positions[mid] for mid in mids if mid in positions)))
     if unknown:
-        found = f"the segment lists use {len(unknown):,} labels that {_INDEX} does not have: {first_names([*unknown])}"
+        found = f"the segment lists use {len(unknown):,} labels that {_INDEX} does not have: {corpus.names([*unknown])}"
         raise CatalogueError(found, f"lists and {_INDEX} of one release", "download them again")
     return out
 
@@ -253,11 +230,11 @@ def _match(clips: Texts, segments: _Segments) -> list[str]:
             copies.append(path)
         else:
             segments.clips[at] = file
-    notes = list(copies_note(copies))
+    notes = list(corpus.copies_note(copies))
     if elsewhere:
         notes.append(
             f"{len(elsewhere):,} files have another start in their name than in the lists and were left out: "
-            f"{first_names(elsewhere)}"
+            f"{corpus.names(elsewhere)}"
         )
     if unlisted:
         notes.append(f"{unlisted:,} recordings are in none of the lists and were left out")
@@ -285,5 +262,5 @@ def _refuse_missing(found: str, counts: Mapping[str, tuple[int, int]], most_miss
     ]
     some = any(have for have, _ in counts.values())
     problem = f"{found}: {'; '.join(texts)}; no clip of {first}"
-    fix = "check the folder" + (f"; or raise --most-missing, or {INCOMPLETE}" if some else "")
+    fix = "check the folder" + (f"; or raise --most-missing, or {corpus.INCOMPLETE}" if some else "")
     raise CatalogueError(problem, f"clips named by video in each split, and at most {most_missing:.0%} missing", fix)

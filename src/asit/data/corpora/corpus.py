@@ -106,7 +106,7 @@ def require_complete(
     if not wrong and not missing:
         return ()
     parts = ["; ".join(wrong or [f"{len(missing):,} clips are missing"])]
-    parts += [f"missing: {first_names(missing)}"] if missing else []
+    parts += [f"missing: {names(missing)}"] if missing else []
     parts += [detail] if detail else []
     text = f"{name}: {'; '.join(parts)}"
     if incomplete and any(found.values()):
@@ -120,7 +120,7 @@ def _difference(found: int, expected: int) -> str:
     return f"{expected - found:,} missing" if found < expected else f"{found - expected:,} too many"
 
 
-def first_names(found: Sequence[str], total: int | None = None) -> str:
+def names(found: Sequence[str], total: int | None = None) -> str:
     """List the first few names, and how many more of `total` (default: of all given)."""
     rest = (len(found) if total is None else total) - min(len(found), FIRST)
     return ", ".join(found[:FIRST]) + (f" and {rest:,} more" if rest else "")
@@ -139,7 +139,7 @@ def hints(root: str) -> str:
         "an archive, perhaps not completely unpacked": _ending(near, _ARCHIVES, root),
         f"{len(empty)} empty folders": empty,
     }
-    return "".join(f"; {text}: {first_names(sorted(paths))}" for text, paths in texts.items() if paths)
+    return "".join(f"; {text}: {names(sorted(paths))}" for text, paths in texts.items() if paths)
 
 
 def _ending(entries: list[os.DirEntry[str]], suffixes: tuple[str, ...], root: str) -> list[str]:
@@ -187,11 +187,11 @@ def find_folder(name: str, root: str, *required: str) -> str:
     if len(below) == 1:
         return below[0]
     if below:
-        found = first_names([os.path.basename(folder) for folder in below])
+        found = names([os.path.basename(folder) for folder in below])
         raise CatalogueError(f"{root} holds {name} {len(below)} times: {found}", "one of them", "give that folder")
     raise CatalogueError(
         f"{root} does not look like {name}: it has no {' and no '.join(required)}; it holds "
-        + (first_names([entry.name for entry in _entries(root)]) or "nothing")
+        + (names([entry.name for entry in _entries(root)]) or "nothing")
         + hints(root),
         f"{name} in the layout in which it is distributed, with {' and '.join(required)}",
         "give the folder that contains these",
@@ -230,7 +230,7 @@ def recordings(paths: Iterable[str]) -> tuple[dict[str, str], tuple[str, ...]]:
 
 def copies_note(copies: Sequence[str]) -> tuple[str, ...]:
     """Return the note on files that are a second copy of a clip."""
-    text = f"{len(copies):,} files are a second copy of a clip and were left out: {first_names(copies)}"
+    text = f"{len(copies):,} files are a second copy of a clip and were left out: {names(copies)}"
     return (text,) if copies else ()
 
 

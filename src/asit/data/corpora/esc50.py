@@ -12,17 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 
 from asit.data.catalogue.tables import TableRow
-from asit.data.corpora.corpus import (
-    Corpus,
-    damaged,
-    existing,
-    find_folder,
-    first_names,
-    read_csv,
-    recordings,
-    require_complete,
-    walk,
-)
+from asit.data.corpora import corpus
 from asit.errors import CatalogueError
 
 EXPECTED = {f"fold {fold}": 400 for fold in range(1, 6)}
@@ -32,7 +22,7 @@ CLASSES = 50
 """Classes, with equally many clips in each fold."""
 
 SHARED = frozenset({"131943", "134049", "209698", "234879"})
-"""Source recordings that are officially in two folds, each under two classes: eleven clips.
+"""Source corpus.recordings that are officially in two folds, each under two classes: eleven clips.
 
 All other 1,520 are in one fold, as the documentation says of all. Counted in meta/esc50.csv.
 """
@@ -40,7 +30,7 @@ All other 1,520 are in one fold, as the documentation says of all. Counted in me
 _COLUMNS = ("filename", "fold", "target", "category", "src_file")
 
 
-def read(root: str | os.PathLike[str], *, incomplete: bool = False) -> Corpus:
+def read(root: str | os.PathLike[str], *, incomplete: bool = False) -> corpus.Corpus:
     """Read the clips of meta/esc50.csv in audio/; label is the category, group the source recording.
 
     The classes are in the order of `target`. A recording of :data:`SHARED` is a group for each of its classes, since
@@ -51,24 +41,24 @@ def read(root: str | os.PathLike[str], *, incomplete: bool = False) -> Corpus:
         incomplete: accept missing clips.
 
     Raises:
-        CatalogueError: no such layout, a damaged list, clips missing, or a source recording in two folds.
+        CatalogueError: no such layout, a corpus.damaged list, clips missing, or a source recording in two folds.
     """
-    folder = find_folder("esc50", existing(root), os.path.join("meta", "esc50.csv"), "audio")
+    folder = corpus.find_folder("esc50", corpus.existing(root), os.path.join("meta", "esc50.csv"), "audio")
     table = os.path.join(folder, "meta", "esc50.csv")
-    there, notes = recordings(f"audio/{name}" for name in walk(os.path.join(folder, "audio")))
+    there, notes = corpus.recordings(f"audio/{name}" for name in corpus.walk(os.path.join(folder, "audio")))
     rows, missing = [], []
     targets: dict[str, int] = {}
     folds: defaultdict[str, set[str]] = defaultdict(set)
     found: Counter[str] = Counter()
     listed: set[str] = set()
-    for number, row in read_csv(table, _COLUMNS):
+    for number, row in corpus.read_csv(table, _COLUMNS):
         if not row["target"].isdigit() or f"fold {row['fold']}" not in EXPECTED:
-            raise damaged(table, number, f"target '{row['target']}', fold '{row['fold']}'")
+            raise corpus.damaged(table, number, f"target '{row['target']}', fold '{row['fold']}'")
         if targets.setdefault(row["category"], int(row["target"])) != int(row["target"]):
-            raise damaged(table, number, f"{row['category']} has two targets")
+            raise corpus.damaged(table, number, f"{row['category']} has two targets")
         name = f"audio/{row['filename']}"
         if name in listed:
-            raise damaged(table, number, f"{row['filename']} is listed twice")
+            raise corpus.damaged(table, number, f"{row['filename']} is listed twice")
         listed.add(name)
         source = row["src_file"]
         group = f"{source} {row['category']}" if source in SHARED else source
@@ -84,11 +74,11 @@ def read(root: str | os.PathLike[str], *, incomplete: bool = False) -> Corpus:
     if [targets[name] for name in order] != [*range(CLASSES)]:
         raise CatalogueError(
             f"{table} has {len(order)} classes, and none with target "
-            + first_names([str(target) for target in sorted(set(range(CLASSES)) - {*targets.values()})]),
+            + corpus.names([str(target) for target in sorted(set(range(CLASSES)) - {*targets.values()})]),
             f"{CLASSES} classes, with the targets 0 to {CLASSES - 1}",
             "download the list again",
         )
-    notes += require_complete("esc50", folder, (found, EXPECTED), missing, incomplete=incomplete)
+    notes += corpus.require_complete("esc50", folder, (found, EXPECTED), missing, incomplete=incomplete)
     shared = sorted(SHARED & {source.split(" ")[0] for source in folds})
     if shared:
         notes += (
@@ -96,7 +86,7 @@ def read(root: str | os.PathLike[str], *, incomplete: bool = False) -> Corpus:
             "each is a group for each class",
         )
 
-    return Corpus(
+    return corpus.Corpus(
         name="esc50",
         root=folder,
         rows=lambda: iter(rows),
@@ -111,5 +101,5 @@ def read(root: str | os.PathLike[str], *, incomplete: bool = False) -> Corpus:
 def _refuse_parted(table: str, folds: Mapping[str, set[str]]) -> None:
     parted = [f"{group} (folds {', '.join(sorted(its))})" for group, its in sorted(folds.items()) if len(its) > 1]
     if parted:
-        found = f"{table}: {len(parted)} source recordings are in more than one fold: {first_names(parted)}"
+        found = f"{table}: {len(parted)} source recordings are in more than one fold: {corpus.names(parted)}"
         raise CatalogueError(found, "all clips of a source recording in one fold", "download the list again")

@@ -12,24 +12,14 @@ import hashlib
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import chain
 
 import numpy as np
 
 from asit.audio import files
 from asit.data.catalogue.tables import TableRow
-from asit.data.corpora.corpus import (
-    Corpus,
-    damaged,
-    existing,
-    find_folder,
-    first_names,
-    read_lines,
-    recordings,
-    require_complete,
-    walk,
-)
+from asit.data.corpora import corpus
 from asit.errors import CatalogueError
 
 NOISE = "_background_noise_"
@@ -42,28 +32,21 @@ COMMANDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go
 EXPECTED_V2 = {"train": 84_843, "validation": 9_981, "test": 11_005}
 """Clips of version 0.02, 105,829 together; test and validation as in the archive's lists."""
 
-WORDS_V2 = {
-    **{"backward": 1664, "bed": 2014, "bird": 2064, "cat": 2031, "dog": 2128, "down": 3917, "eight": 3787},
-    **{"five": 4052, "follow": 1579, "forward": 1557, "four": 3728, "go": 3880, "happy": 2054, "house": 2113},
-    **{"learn": 1575, "left": 3801, "marvin": 2100, "nine": 3934, "no": 3941, "off": 3745, "on": 3845, "one": 3890},
-    **{"right": 3778, "seven": 3998, "sheila": 2022, "six": 3860, "stop": 3872, "three": 3727, "tree": 1759},
-    **{"two": 3880, "up": 3723, "visual": 1592, "wow": 2123, "yes": 4044, "zero": 4052},
-}
-"""Clips of each word in version 0.02, from table I of the paper."""
-
 EXPECTED_V1 = {"train": 51_094, "validation": 6_798, "test": 3_081}
 """Clips as SUPERB counts them: 51,088 words and the six background recordings; 6,798 words; the test archive.
 
 Our silent validation clips come on top. 6,835 words of the hash's testing part are left out.
 """
 
-WORDS_V1 = {
-    **{"bed": 1713, "bird": 1731, "cat": 1733, "dog": 1746, "down": 2359, "eight": 2352, "five": 2357, "four": 2372},
-    **{"go": 2372, "happy": 1742, "house": 1750, "left": 2353, "marvin": 1746, "nine": 2364, "no": 2375, "off": 2357},
-    **{"on": 2367, "one": 2370, "right": 2367, "seven": 2377, "sheila": 1734, "six": 2369, "stop": 2380},
-    **{"three": 2356, "tree": 1733, "two": 2373, "up": 2375, "wow": 1745, "yes": 2377, "zero": 2376},
-}
-"""Clips of each word in version 0.01, 64,721 together, counted in the archive."""
+WORDS_V1 = (
+    *COMMANDS,
+    *("bed", "bird", "cat", "dog", "eight", "five", "four", "happy", "house", "marvin", "nine", "one", "seven"),
+    *("sheila", "six", "three", "tree", "two", "wow", "zero"),
+)
+"""The 30 words of version 0.01."""
+
+WORDS_V2 = (*WORDS_V1, "backward", "follow", "forward", "learn", "visual")
+"""The 35 words of version 0.02."""
 
 SILENCE_SHARE = 0.1
 """Silent clips for each clip of the ten words, rounded up: as in the official test archive, 257 to 2,567."""
@@ -90,7 +73,7 @@ def _speaker(name: str) -> str | None:
     return head if separator else None
 
 
-def read_v2(root: str | os.PathLike[str], *, incomplete: bool = False) -> Corpus:
+def read_v2(root: str | os.PathLike[str], *, incomplete: bool = False) -> corpus.Corpus:
     """Read version 0.02: a folder a word, testing_list.txt and validation_list.txt; what is on no list is train.
 
     The label is the word, the classes are the words by alphabet, the group is the speaker.
@@ -104,32 +87,31 @@ def read_v2(root: str | os.PathLike[str], *, incomplete: bool = False) -> Corpus
     """
     name = "speech-commands-v2"
     list_of = {"test": "testing_list.txt", "validation": "validation_list.txt"}
-    folder = find_folder(name, existing(root), *list_of.values())
+    folder = corpus.find_folder(name, corpus.existing(root), *list_of.values())
     lists = {split: _listed(os.path.join(folder, file)) for split, file in list_of.items()}
     paths, notes = _clips(name, folder, WORDS_V2)
     splits = {key: split for split, keys in lists.items() for key in keys}
     if twice := sorted(lists["test"].keys() & lists["validation"].keys()):
-        found = f"{folder}: {len(twice)} clips are on both lists: {first_names(twice)}"
+        found = f"{folder}: {len(twice)} clips are on both lists: {corpus.names(twice)}"
         raise CatalogueError(found, "each on one", "download the lists again")
     speakers: defaultdict[str, set[str]] = defaultdict(set)
     for key in chain(splits, paths):
         if (speaker := _speaker(key)) is not None:
             speakers[speaker].add(splits.get(key, "train"))
     if parted := [f"{who} ({', '.join(sorted(its))})" for who, its in sorted(speakers.items()) if len(its) > 1]:
-        problem = f"{folder}: {len(parted)} speakers are in more than one split: {first_names(parted)}"
+        problem = f"{folder}: {len(parted)} speakers are in more than one split: {corpus.names(parted)}"
         wanted = "each speaker in one of train, validation and test"
         raise CatalogueError(problem, wanted, "download testing_list.txt and validation_list.txt again")
     counts = Counter(splits.get(key, "train") for key in paths)
     missing = [path for split in lists.values() for key, path in split.items() if key not in paths]
-    detail = _short(paths, WORDS_V2)
-    notes += require_complete(name, folder, (counts, EXPECTED_V2), missing, incomplete=incomplete, detail=detail)
+    notes += corpus.require_complete(name, folder, (counts, EXPECTED_V2), missing, incomplete=incomplete)
 
     def rows() -> Iterator[TableRow]:
         for key, path in paths.items():
             full = os.path.join(folder, path)
             yield TableRow(path=full, label=key.split("/")[0], split=splits.get(key, "train"), group=_speaker(key))
 
-    return Corpus(
+    return corpus.Corpus(
         name=name,
         root=folder,
         rows=rows,
@@ -147,7 +129,7 @@ def read_v1(
     test_root: str | os.PathLike[str] | None = None,
     incomplete: bool = False,
     seed: int = 0,
-) -> Corpus:
+) -> corpus.Corpus:
     """Read version 0.01 as SUPERB's keyword spotting: ten words, ``_unknown_`` and ``_silence_``.
 
     - The train archive is split by :func:`split_of`; its testing part is left out. All other words are ``_unknown_``.
@@ -168,18 +150,17 @@ def read_v1(
         CatalogueError: no such layout, clips missing, or a folder that is no word.
     """
     name = "speech-commands-v1"
-    folder = find_folder(name, existing(root), NOISE)
-    tests = _test_folder(folder, existing(root), test_root)
+    folder = corpus.find_folder(name, corpus.existing(root), NOISE)
+    tests = _test_folder(folder, corpus.existing(root), test_root)
     paths, notes = _clips(name, folder, WORDS_V1)
     splits = {key: split_of(key) for key in paths}
-    noise, more = recordings(f"{NOISE}/{path}" for path in walk(os.path.join(folder, NOISE)))
+    noise, more = corpus.recordings(f"{NOISE}/{path}" for path in corpus.walk(os.path.join(folder, NOISE)))
     tested, others = _clips(f"the test archive of {name}", tests, (*COMMANDS, UNKNOWN, SILENCE))
     found = Counter(split for split in splits.values() if split != "test")
     found.update(train=len(noise), test=len(tested))
     missing, astray = _compare_lists(folder, paths)
     notes += more + others + astray
-    detail = _short(paths, WORDS_V1)
-    notes += require_complete(name, folder, (found, EXPECTED_V1), missing, incomplete=incomplete, detail=detail)
+    notes += corpus.require_complete(name, folder, (found, EXPECTED_V1), missing, incomplete=incomplete)
     wanted = sum(key.split("/")[0] in COMMANDS for key, split in splits.items() if split == "validation")
     silent = _draw_silence([os.path.join(folder, path) for path in noise.values()], wanted, seed)
     if silent:
@@ -201,7 +182,7 @@ def read_v1(
         for key, path in tested.items():
             yield TableRow(path=os.path.join(tests, path), label=key.split("/")[0], split="test", group=_speaker(key))
 
-    return Corpus(
+    return corpus.Corpus(
         name=name,
         root=os.path.commonpath([folder, tests]),  # both archives may be side by side
         rows=rows,
@@ -223,13 +204,13 @@ def _compare_lists(folder: str, paths: Mapping[str, str]) -> tuple[list[str], tu
             listed = _listed(path)
             if astray := [key for key in listed if split_of(key) != {"testing": "test"}.get(split, split)]:
                 text = f"{len(astray):,} clips of {split}_list.txt are in another split by their hash: "
-                notes.append(text + first_names(astray))
+                notes.append(text + corpus.names(astray))
             missing += [clip for key, clip in listed.items() if key not in paths]
     return missing, tuple(notes)
 
 
 def _draw_silence(paths: list[str], words: int, seed: int) -> list[tuple[str, float]]:
-    """Draw recording and start, in whole milliseconds, of the silent clips for so many clips of words."""
+    """Draw recording and start, s, to the millisecond, of the silent clips for so many clips of words."""
     count = math.ceil(SILENCE_SHARE * words)
     if not paths or not count:
         return []
@@ -243,7 +224,7 @@ def _draw_silence(paths: list[str], words: int, seed: int) -> list[tuple[str, fl
 def _test_folder(folder: str, root: str, given: str | os.PathLike[str] | None) -> str:
     """Return the test archive's folder: as given, in root, or beside the train archive's."""
     if given is not None:
-        return find_folder("speech-commands-v1 (test archive)", existing(given), SILENCE, UNKNOWN)
+        return corpus.find_folder("speech-commands-v1 (test archive)", corpus.existing(given), SILENCE, UNKNOWN)
     for top in (root, os.path.dirname(folder)):
         for name in sorted(os.listdir(top)):
             found = os.path.join(top, name)
@@ -260,21 +241,15 @@ def _test_folder(folder: str, root: str, given: str | os.PathLike[str] | None) -
 
 
 def _clips(name: str, folder: str, classes: Collection[str]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Return the clips in the folders of classes, and notes; another folder of recordings is refused."""
-    found = (path for path in walk(folder) if path.count("/") == 1 and not path.startswith(NOISE))
-    paths, notes = recordings(found)
+    """Return the clips in the folders of classes, and notes; another folder of corpus.recordings is refused."""
+    found = (path for path in corpus.walk(folder) if path.count("/") == 1 and not path.startswith(NOISE))
+    paths, notes = corpus.recordings(found)
     if wrong := sorted({key.split("/")[0] for key in paths}.difference(classes)):
-        later = SILENCE not in classes and set(wrong) <= WORDS_V2.keys()
-        problem = f"{folder} has folders that are no class of {name}: {first_names(wrong)}"
+        later = SILENCE not in classes and set(wrong) <= set(WORDS_V2)
+        problem = f"{folder} has folders that are no class of {name}: {corpus.names(wrong)}"
         fix = "this looks like version 0.02: asit catalogue speech-commands-v2" if later else "move them elsewhere"
         raise CatalogueError(problem, f"the {len(classes)} classes of {name}", fix)
     return paths, notes
-
-
-def _short(keys: Iterable[str], words: Mapping[str, int]) -> str:
-    found = Counter(key.split("/")[0] for key in keys)
-    wrong = [f"{word} {found[word]:,} of {count:,}" for word, count in words.items() if found[word] != count]
-    return f"words that differ: {first_names(wrong)}" if wrong else ""
 
 
 def _absent(expected: Mapping[str, int], found: Mapping[str, int]) -> int:
@@ -284,8 +259,8 @@ def _absent(expected: Mapping[str, int], found: Mapping[str, int]) -> int:
 def _listed(path: str) -> dict[str, str]:
     """Map the clips of a list from name without suffix to name."""
     listed = {}
-    for number, line in read_lines(path):
+    for number, line in corpus.read_lines(path):
         if line.count("/") != 1:
-            raise damaged(path, number, f"'{line[:40]}' is not WORD/FILE")
+            raise corpus.damaged(path, number, f"'{line[:40]}' is not WORD/FILE")
         listed[os.path.splitext(line)[0]] = line
     return listed

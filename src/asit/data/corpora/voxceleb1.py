@@ -14,18 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from asit.data.catalogue.tables import TableRow
-from asit.data.corpora.corpus import (
-    Corpus,
-    copies_note,
-    damaged,
-    existing,
-    first_names,
-    hints,
-    read_lines,
-    require_complete,
-    stem,
-    walk,
-)
+from asit.data.corpora import corpus
 from asit.errors import CatalogueError
 
 EXPECTED = {"train": 138_361, "validation": 6_904, "test": 8_251}
@@ -39,7 +28,7 @@ _CLIP = re.compile(r"id\d{5}/[^/]+/\d+")
 _TRIALS = re.compile(r"(veri_test|list_test_).*\.txt")
 
 
-def read(root: str | os.PathLike[str], *, incomplete: bool = False) -> Corpus:
+def read(root: str | os.PathLike[str], *, incomplete: bool = False) -> corpus.Corpus:
     """Read the utterances of iden_split.txt, idXXXXX/VIDEO/NNNNN.wav in any folder below root.
 
     The label is the speaker; the classes are the speakers by number. There is no group: the task has each speaker in
@@ -51,13 +40,13 @@ def read(root: str | os.PathLike[str], *, incomplete: bool = False) -> Corpus:
         incomplete: accept missing utterances and speakers.
 
     Raises:
-        CatalogueError: no list, a damaged one, or utterances missing.
+        CatalogueError: no list, a corpus.damaged one, or utterances missing.
     """
-    root = existing(root)
+    root = corpus.existing(root)
     paths: dict[str, str] = {}
     lists, trials, copies = [], [], []
-    for path in walk(root):
-        head = stem(path)
+    for path in corpus.walk(root):
+        head = corpus.stem(path)
         if head is None:
             base = os.path.basename(path)
             if base == _LIST:
@@ -69,30 +58,34 @@ def read(root: str | os.PathLike[str], *, incomplete: bool = False) -> Corpus:
         if _CLIP.fullmatch(key) and paths.setdefault(key, path) != path:
             copies.append(path)
     if not lists:
-        problem = f"{root} has no {_LIST}; it holds {len(paths):,} recordings named idXXXXX/VIDEO/NNNNN{hints(root)}"
+        problem = (
+            f"{root} has no {_LIST}; it holds {len(paths):,} recordings named idXXXXX/VIDEO/NNNNN{corpus.hints(root)}"
+        )
         wanted = "the list of the identification split, beside wav/"
         raise CatalogueError(problem, wanted, f"put {_LIST} there; docs/tasks/voxceleb1.md says where it comes from")
     table = os.path.join(root, min(lists, key=lambda path: path.count("/")))
     splits: dict[str, str] = {}
     missing = []
-    for number, line in read_lines(table):
+    for number, line in corpus.read_lines(table):
         code, _, clip = line.partition(" ")
         key = os.path.splitext(clip.strip())[0]
         if code not in _SPLITS or not _CLIP.fullmatch(key):
-            raise damaged(table, number, f"'{line[:60]}' is not like '1 id10003/na8-QEFmj44/00003.wav'")
+            raise corpus.damaged(table, number, f"'{line[:60]}' is not like '1 id10003/na8-QEFmj44/00003.wav'")
         if key in splits:
-            raise damaged(table, number, f"{clip} is listed twice")
+            raise corpus.damaged(table, number, f"{clip} is listed twice")
         splits[key] = _SPLITS[code]
         if key not in paths:
             missing.append(clip.strip())
     found = Counter(split for key, split in splits.items() if key in paths)
     classes = tuple(sorted({key.split("/")[0] for key in splits}))
     absent = sorted(set(classes) - {key.split("/")[0] for key in splits if key in paths})
-    detail = f"{len(absent):,} of {len(classes):,} speakers have no recording: {first_names(absent)}" if absent else ""
+    detail = f"{len(absent):,} of {len(classes):,} speakers have no recording: {corpus.names(absent)}" if absent else ""
     if len(classes) != SPEAKERS:
         detail = f"the list names {len(classes):,} speakers of {SPEAKERS:,}" + (f"; {detail}" if detail else "")
-    notes = copies_note(copies)
-    notes += require_complete("voxceleb1", root, (found, EXPECTED), missing, incomplete=incomplete, detail=detail)
+    notes = corpus.copies_note(copies)
+    notes += corpus.require_complete(
+        "voxceleb1", root, (found, EXPECTED), missing, incomplete=incomplete, detail=detail
+    )
     if unlisted := len(paths.keys() - splits.keys()):
         notes += (f"{unlisted:,} recordings are not in {_LIST} and were left out",)
 
@@ -101,7 +94,7 @@ def read(root: str | os.PathLike[str], *, incomplete: bool = False) -> Corpus:
             if key in paths:
                 yield TableRow(path=os.path.join(root, paths[key]), label=key.split("/")[0], split=split)
 
-    return Corpus(
+    return corpus.Corpus(
         name="voxceleb1",
         root=root,
         rows=rows,

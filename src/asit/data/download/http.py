@@ -98,12 +98,7 @@ class _PermanentError(Exception):
 
 
 def _receive(archive: Archive, partial: Path, progress: Progress) -> None:
-    """Append to the partial file, or begin it again, until the last byte is there.
-
-    Raises:
-        TransientError: another attempt may bring the rest.
-        _PermanentError: none will.
-    """
+    """Append to the partial file, or begin it again, until the last byte is there."""
     have, most = size_of(partial), archive.size if archive.sha256 else 4 * archive.size
     if archive.sha256 and have == archive.size:
         return

@@ -94,11 +94,8 @@ def loader(
 
 @contextlib.contextmanager
 def _quiet_children() -> Iterator[None]:
-    """Remove the SIGCHLD handler that torch installs with a process's first loader.
-
-    It raises wherever the run is when a worker is killed, even in the middle of the optimiser's step. Without it the
-    loader notices when it waits for the worker's next batch, between two steps.
-    """
+    """Remove the SIGCHLD handler that torch installs with a process's first loader."""
+    # It would raise anywhere, even in the middle of a step; without it the loader notices when it waits for a batch.
     number = getattr(signal, "SIGCHLD", None)
     if number is None or threading.current_thread() is not threading.main_thread():
         yield
@@ -143,10 +140,7 @@ def _dead(workers: Sequence[Any]) -> bool:
 
 
 def _end(workers: Sequence[Any]) -> None:
-    """Kill workers that do not end within `GRACE_SECONDS`.
-
-    The loader itself waits up to 65 s for one that is blocked by a slow file, or by the lock of another that died.
-    """
+    """Kill workers that do not end within `GRACE_SECONDS`; the loader itself waits up to 65 s."""
 
     def kill() -> None:
         for worker in workers:

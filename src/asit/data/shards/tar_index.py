@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import fnmatch
 import logging
-import math
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -23,9 +22,9 @@ import numpy as np
 from asit.audio import files
 from asit.config import FrontEndSettings
 from asit.data.catalogue import checks
-from asit.data.catalogue.catalogue import INDEX, LINES, Catalogue, Clip, is_catalogue, relative
+from asit.data.catalogue.catalogue import INDEX, LINES, Catalogue, is_catalogue, relative
 from asit.data.catalogue.columns import Rows
-from asit.data.catalogue.listing import matches
+from asit.data.catalogue.listing import matches, no_audio
 from asit.data.loading.waveforms import read_clip
 from asit.data.shards import range_reader, tar_reader
 from asit.errors import AudioError, CatalogueError
@@ -128,8 +127,11 @@ def build(
             rows.extend(good[first : first + LINES])
         if progress:
             progress(done + 1, len(tars), len(skipped))
-    if not len(rows) or len(skipped) > bad_files * (len(rows) + len(skipped)):
-        raise _unusable(tars, len(rows), skipped, ignored, bad_files)
+    if not len(rows) and not skipped:
+        raise no_audio("tar file", ", ".join(tars[:3]), ignored)
+    what, remedy = f"recordings in {len(tars)} tars", "mend the tars"
+    if (error := checks.unusable(what, len(rows), skipped, bad_files, remedy)) is not None:
+        raise error
     header = {
         "front_end": checks.spectrum(front_end),
         "check": "header",
@@ -138,8 +140,7 @@ def build(
         "ignored": dict(sorted(ignored.items())),
     }
     listed = Catalogue(header, root, rows.columns())
-    mean, std, clips = _measure(listed, front_end, statistics_clips, seed)
-    return Catalogue({"mean": mean, "std": std, "statistics_clips": clips, **header}, root, rows.columns())
+    return Catalogue(_measure(listed, front_end, statistics_clips, seed) | header, root, rows.columns())
 
 
 def _look(tar: str, root: str, alone: bool, labelled: bool, ignored: Counter[str]) -> list[dict[str, Any]]:
@@ -189,19 +190,16 @@ def _look(tar: str, root: str, alone: bool, labelled: bool, ignored: Counter[str
     return rows
 
 
-def _measure(
-    listed: Catalogue, front_end: FrontEndSettings, most: int, seed: int
-) -> tuple[float | None, float | None, int]:
-    """Return mean and std of the log-mel of a random sample, and its size."""
+def _measure(listed: Catalogue, front_end: FrontEndSettings, most: int, seed: int) -> dict[str, Any]:
+    """Return the header's entries on the log-mel of a random sample."""
     import torch
 
     from asit.audio.fbank import FrontEnd, logmel_statistics
 
     fbank = FrontEnd(front_end)
     total, squares, count, clips = 0.0, 0.0, 0, 0
-    drawn = np.sort(np.random.default_rng([seed]).permutation(len(listed))[:most]).tolist()
-    for row in drawn:
-        clip: Clip = listed[row]
+    for row in np.sort(np.random.default_rng([seed]).permutation(len(listed))[:most]).tolist():
+        clip = listed[row]
         length = min(clip.seconds, checks.MEASURED_SECONDS)
         begin = np.random.default_rng([seed, row]).uniform(0.0, max(0.0, clip.seconds - length))
         try:
@@ -211,10 +209,7 @@ def _measure(
         if len(waveform) >= fbank.window:
             part = logmel_statistics(fbank.fbank(torch.from_numpy(waveform)[None]))
             total, squares, count, clips = total + part[0], squares + part[1], count + part[2], clips + 1
-    if not count:
-        return None, None, 0
-    mean = total / count
-    return mean, math.sqrt(max(0.0, squares / count - mean * mean)), clips
+    return checks.statistics(total, squares, count, clips)
 
 
 def _matches(pattern: str) -> list[str]:
@@ -227,16 +222,3 @@ def _matches(pattern: str) -> list[str]:
 
 def _is_pattern(given: str) -> bool:
     return any(sign in given for sign in _MAGIC)
-
-
-def _unusable(
-    tars: Sequence[str], good: int, skipped: list[dict[str, Any]], ignored: Counter[str], bad_files: float
-) -> CatalogueError:
-    first = "".join(f"\n    {row['reason']}: {row['detail']}" for row in skipped[:5])
-    others = ", ".join(f"{count} {suffix}" for suffix, count in ignored.most_common(6))
-    return CatalogueError(
-        f"{len(skipped)} of {good + len(skipped)} recordings in {len(tars)} tars cannot be used{first}"
-        + (f"\n    other files: {others}" if others and not good else ""),
-        f"a share of at most {bad_files:g}" if good else f"files that end in {', '.join(sorted(files.SUFFIXES))}",
-        "mend the tars, or allow more with --bad-files" if good else "check what the tars hold",
-    )

@@ -72,11 +72,8 @@ def _check_part(part: zipfile.ZipInfo) -> None:
 
 
 def _check_end(file: IO[bytes], length: int) -> None:
-    """Raise Refused unless the table of contents ends where the file's last record begins, with no comment after it.
-
-    Readers look for the table in different ways: a file with two of them would be one archive for Python, which checks
-    it here, and another one for torch.
-    """
+    """Raise Refused unless the table of contents ends where the file's last record begins, with no comment after it."""
+    # Readers find the table in different ways: a file with two would be one archive for Python, another for torch.
     file.seek(max(0, length - 98))
     tail = file.read().rjust(98, b"\0")
     # Records of APPNOTE 6.3: end of the table (22 bytes) after, in large files, its 64-bit form (56) and the
