@@ -1,38 +1,29 @@
 """Lock files: one run at a time in a folder (RUN/run.lock), one writer at a time of an output (.OUT.lock).
 
-The system releases its lock on the file (flock) when the holder dies, so a killed process never blocks the next one on
-the same machine. Machines do not always share flocks, so the holder also touches the file every few seconds, and one
-of another machine watches this heartbeat before it takes the lock over. No clocks are compared.
+The system releases its lock on the file (flock) when the holder dies, on network file systems also for other machines,
+so a killed process never blocks the next one. Where there are no such locks, the file itself is the lock.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
-import logging
 import os
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from asit.errors import ConfigError
 from asit.io import parsing
 
 try:
     import fcntl
-except ImportError:  # Windows: there the heartbeat alone decides
+except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
-
-log = logging.getLogger(__name__)
 
 NAME = "run.lock"
 """Of the lock in a run's folder."""
-_BEAT, _WATCH = 5.0, 30.0
-"""Seconds between heartbeats, and of watching another machine's lock: several heartbeats, and a file server's cache."""
 _MOST = 4096  # bytes of a lock file
 _open: set[int] = set()
 """Descriptors of the lock files that this process holds."""
@@ -61,10 +52,8 @@ def writing(out: Path) -> contextlib.AbstractContextManager[None]:
 @contextlib.contextmanager
 def _locked(path: Path, out: Path, state: str) -> Iterator[None]:
     """Hold the lock file `path`; `state` is the message's word for an output that another process has."""
-    made = not path.parent.exists()
-    began = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    facts = {"host": socket.gethostname(), "boot": _boot(), "pid": os.getpid(), "began": began}
-    ended, number = threading.Event(), None
+    made, number = not path.parent.exists(), None
+    facts = {"host": socket.gethostname(), "pid": os.getpid(), "began": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     try:
         try:
             number = _acquire(path, f"{out} is {state}")
@@ -78,13 +67,7 @@ def _locked(path: Path, out: Path, state: str) -> Iterator[None]:
                 "a folder that this user may write, on a disk with room",
                 "choose another --out, change the folder's permissions, or free space",
             ) from error
-        beats = threading.Thread(target=_beat, args=(path, ended), name=path.name, daemon=True)
-        beats.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            beats.join()
+        yield
     finally:
         if number is not None:
             with contextlib.suppress(OSError):
@@ -100,7 +83,6 @@ def _locked(path: Path, out: Path, state: str) -> Iterator[None]:
 
 def _acquire(path: Path, taken: str) -> int:
     """Return the descriptor of the lock file, once it is ours; `taken` begins the message where another has it."""
-    began, first = time.monotonic(), 0
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)  # a holder that made the folder may have removed it
         with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as closing:
@@ -109,26 +91,20 @@ def _acquire(path: Path, taken: str) -> int:
             locked = _flock(number)
             if not _is_at(number, path):  # released by its holder in this moment
                 continue
-            content, beat, holder = os.read(number, _MOST), os.fstat(number).st_mtime_ns, dict[str, Any]()
-            with contextlib.suppress(ValueError, TypeError):  # empty, or killed in mid-write
-                holder = dict(parsing.from_json(content))
-            late = time.monotonic() - began >= _WATCH
-            if (locked is False and (holder or late)) or (holder and first and beat != first):
-                who = f"process {holder.get('pid', 'unknown')} on {holder.get('host', 'this machine')}"
-                since = f", since {holder['began']}" if "began" in holder else ""
-                raise ConfigError(
-                    f"{taken}: {who}{since}",
-                    "one process at a time that writes an output",
-                    "wait for it or end it, or choose another --out",
-                )
-            here = locked and (not holder or holder.get("boot") == _boot())
-            if locked is not False and (here or late or not content.strip()):
+            content, holder = os.read(number, _MOST), dict[str, str]()
+            if locked or (locked is None and not content.strip()):
                 closing.pop_all()
                 return number
-            if holder and not first:
-                first = beat
-                log.info("%s is of a process on %s: checking whether it is alive", path, holder.get("host"))
-        time.sleep(min(0.5 if first else 0.05, _BEAT))
+            with contextlib.suppress(ValueError, TypeError):  # not written yet, or killed in mid-write
+                holder = dict(parsing.from_json(content))
+            who = f"process {holder.get('pid', 'unknown')} on {holder.get('host', 'this machine')}"
+            since = f", since {holder['began']}" if "began" in holder else ""
+            dead = "" if locked is False else f"; if it has ended, delete {path}"
+            raise ConfigError(
+                f"{taken}: {who}{since}",
+                "one process at a time that writes an output",
+                f"wait for it or end it, or choose another --out{dead}",
+            )
 
 
 def _flock(number: int) -> bool | None:
@@ -142,20 +118,6 @@ def _flock(number: int) -> bool | None:
     except OSError:
         return None
     return True
-
-
-def _beat(path: Path, ended: threading.Event) -> None:
-    while not ended.wait(_BEAT):
-        with contextlib.suppress(OSError):  # a full disk stops the run by its checkpoints, not by this
-            os.utime(path)
-
-
-@functools.cache
-def _boot() -> str:
-    """Return the machine's last start: containers of one machine share its flocks."""
-    with contextlib.suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-    return socket.gethostname()
 
 
 def _is_at(number: int, path: Path) -> bool:

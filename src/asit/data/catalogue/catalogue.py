@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -197,9 +197,16 @@ class Catalogue:
         """
         top = common_root(clips) if root is None else os.fspath(root)
         top = top if storage.is_url(top) else os.path.abspath(top)
-        names = [field.name for field in dataclasses.fields(Clip)]
-        rows = Rows()
-        rows.extend([{name: getattr(clip, name) for name in names} | _relative_names(clip, top) for clip in clips])
+        rows, names = Rows(), [field.name for field in dataclasses.fields(Clip)]
+
+        def row(clip: Clip) -> dict[str, Any]:
+            values = {name: getattr(clip, name) for name in names}
+            if clip.shard is None:
+                return values | {"path": relative(storage.absolute(clip.path), top)}
+            inner = clip.path.removeprefix(clip.shard + "/")
+            return values | {"path": inner, SHARD: relative(storage.absolute(clip.shard), top)}
+
+        rows.extend(list(map(row, clips)))
         return cls({"mean": None, "std": None, **(header or {})}, top, rows.columns())
 
     @classmethod
@@ -224,10 +231,7 @@ class Catalogue:
                 header = _header(path, lines.readline())
                 number = 2
                 while batch := list(islice(lines, LINES)):
-                    try:
-                        rows.extend(json.loads(decode(b"[" + b",".join(batch) + b"]")))
-                    except DAMAGE:
-                        _find_damage(path, number, batch)
+                    _extend(rows, batch, path, number)
                     number += len(batch)
         except OSError as error:
             raise unreadable(path, error) from None
@@ -297,35 +301,29 @@ def relative(full: str, root: str) -> str:
     return full[len(top) :].replace(os.sep, "/") if full.startswith(top) else full
 
 
-def _relative_names(clip: Clip, root: str) -> dict[str, str | None]:
-    if clip.shard is None:
-        return {"path": relative(storage.absolute(clip.path), root)}
-    return {"path": clip.path.removeprefix(clip.shard + "/"), SHARD: relative(storage.absolute(clip.shard), root)}
-
-
-def _find_damage(path: str | os.PathLike[str], number: int, lines: Sequence[bytes]) -> NoReturn:
-    """Parse each line by itself, to report which is damaged; `number` is that of the first."""
-    for at, line in enumerate(lines, number):
-        try:
-            Rows().extend([json.loads(decode(line))])
-        except DAMAGE as error:
-            found = f"{path}, line {at}: damaged ({type(error).__name__}: {error})"
-            expected = "an object with path, seconds, rate and channels"
-            raise CatalogueError(found, expected, "build the catalogue again") from None
-    raise AssertionError("every line is good by itself")
+def _extend(rows: Rows, lines: Sequence[bytes], path: str | os.PathLike[str], number: int) -> None:
+    """Add lines, of which the first has this number: together, and one by one to report which is damaged."""
+    try:
+        rows.extend(json.loads(decode(b"[" + b",".join(lines) + b"]")))
+    except DAMAGE as error:
+        if len(lines) > 1:
+            for at, line in enumerate(lines):
+                _extend(Rows(), [line], path, number + at)
+        found = f"{path}, line {number}: damaged ({type(error).__name__}: {error})"
+        expected = "an object with path, seconds, rate and channels"
+        raise CatalogueError(found, expected, "build the catalogue again") from None
 
 
 def _header(path: str | os.PathLike[str], line: bytes) -> dict[str, Any]:
-    header = _parsed_header(line)
+    header, again = _parsed_header(line), "build the catalogue again: asit catalogue FOLDER --out c.jsonl"
     if header is None:
-        remedy = "make one with: asit catalogue FOLDER --out c.jsonl"
-        raise CatalogueError(f"{path} is not a catalogue", f'a first line with "{_VERSION_KEY}"', remedy)
+        raise CatalogueError(f"{path} is not a catalogue", f'a first line with "{_VERSION_KEY}"', again)
     version = header[_VERSION_KEY]
     if not isinstance(version, int) or version > VERSION:
-        fix = "update asit, or build the catalogue again with this one"
-        raise CatalogueError(f"{path} is a catalogue of version {version}", f"version {VERSION} or older", fix)
+        found = f"{path} is a catalogue of version {version}"
+        raise CatalogueError(found, f"version {VERSION} or older", f"update asit, or {again}")
     if not isinstance(header.get("root"), str) or not isinstance(header.get("clips"), int):
-        raise CatalogueError(f"{path}, line 1: no root or no count of clips", "a complete header", "build it again")
+        raise CatalogueError(f"{path}, line 1: no root or no count of clips", "a complete header", again)
     return header
 
 

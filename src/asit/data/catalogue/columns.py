@@ -241,7 +241,7 @@ class Rows:
 
 
 _WEIGHT = re.compile(r"[\d.,eE%+\s-]*\d[\d.,eE%+\s-]*")
-_WHOLE = re.compile(r"(-?\d+)\.0*")
+_INTEGER = re.compile(r"(-?\d+)\.0*")
 _INVISIBLE = dict.fromkeys(map(ord, "\u200b\u2060\ufeff"))  # zero-width space, word joiner, byte order mark
 
 
@@ -266,8 +266,7 @@ def identifier(value: object) -> str | None:
         text = unicodedata.normalize("NFC", text)
         if any("\ud800" <= letter < "\udc80" or "\udcff" < letter <= "\udfff" for letter in text):
             raise ValueError(f"{text!a:.60} has half a character")
-    if (whole := _WHOLE.fullmatch(text)) is not None:
-        text = whole[1]
+    text = _INTEGER.sub(r"\1", text) if _INTEGER.fullmatch(text) else text
     return None if text in ("", "nan", "NaN", "NAN", "-nan", "<NA>") else text
 
 

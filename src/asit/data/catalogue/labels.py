@@ -74,7 +74,7 @@ class Labels:
         return stratum
 
     def counts(self, rows: npt.ArrayLike | None = None) -> npt.NDArray[np.int64]:
-        """Count the clips of each class (C,), soft labels as whole ones, among the clips at ``rows``, or all."""
+        """Count the clips of each class (C,), soft labels as 1, among the clips at ``rows``, or all."""
         indices = self.indices if rows is None else self.take(rows).indices
         return np.bincount(indices, minlength=len(self.names))
 
@@ -259,8 +259,8 @@ def balanced_weights(labels: Labels, rows: npt.ArrayLike) -> npt.NDArray[np.floa
     """Return (n,) sampling weights of the clips at ``rows`` that favour rare classes.
 
     A weight is the sum over a clip's labels of 1000 / (count + 0.01), count being the clips at ``rows`` with that
-    label: the rule of AST's public code for AudioSet (``gen_weight_file.py``). A soft label counts as a whole one; a
-    clip of no class has weight 0.
+    label: the rule of AST's public code for AudioSet (``gen_weight_file.py``). A soft label counts as 1; a clip of no
+    class has weight 0.
     """
     part = labels.take(rows)
     each = 1000.0 / (part.counts() + 0.01)

@@ -151,6 +151,7 @@ def _labels_of_folders(folder: Path, names: Texts) -> dict[str, Words]:
         expected = "each recording in a sub-folder named after its label"
         fix = "move them into their label's folder, or list recordings, labels and splits in a table"
         raise CatalogueError(problem, expected, fix)
+    # Folders with the usual names are splits if all first ones are, or all second ones, and there are at least two.
     for split, label in ((first, second), (second, first)):
         usual = [name for name in dict.fromkeys(split) if splits.canonical(name) in splits.USUAL]
         others = [name or "recordings in no class" for name in dict.fromkeys(split) if name not in usual]
@@ -265,13 +266,10 @@ def no_audio(kind: str, path: str, others: Counter[str]) -> CatalogueError:
     seen = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(6))
     remedy = "check the path, or convert the recordings to one of these"
     own = {"config.yaml": "a run", "vectors.npy": "an index", "model.safetensors": "a model"}
-    for name, what in own.items():
-        if (Path(path) / name).is_file():
-            remedy = f"this is {what} of asit; give the folder of the recordings, or the catalogue.jsonl in it"
-    if packed := [suffix for suffix in others if suffix in ARCHIVES]:
-        remedy = (
-            f"unpack the {', '.join(packed)} files; a tar is read as it is once gunzip, unxz or zstd -d decompressed it"
-        )
+    if what := next((what for name, what in own.items() if (Path(path) / name).is_file()), None):
+        remedy = f"this is {what} of asit; give the folder of the recordings, or the catalogue.jsonl in it"
+    elif packed := ", ".join(suffix for suffix in others if suffix in ARCHIVES):
+        remedy = f"unpack the {packed} files; a tar is read as it is once gunzip, unxz or zstd -d decompressed it"
     found = f"the {kind} {path} holds no audio; {others.total()} files: {seen}"
     return CatalogueError(found, f"files that end in {', '.join(sorted(files.SUFFIXES))}", remedy)
 
