@@ -35,7 +35,7 @@ def work(pipe: Connection, toy: bool, threads: int, every: int, seconds: float, 
     from asit.io import checkpoint
     from asit.model.audio_model import AudioModel
     from asit.pretrain import method
-    from asit.training import loop, throughput, trainable
+    from asit.training import loop, trainable
     from asit.training.metrics_log import Records
 
     torch.set_num_threads(threads)
@@ -61,13 +61,13 @@ def work(pipe: Connection, toy: bool, threads: int, every: int, seconds: float, 
         taken.append(time.perf_counter())
 
     task.step, task.after_update = step, after
-    paused = throughput.Clock.paused
+    paused = loop.Clock.paused
 
     def note(clock: Any, spent: float) -> None:
         held.append(spent)
         paused(clock, spent)
 
-    throughput.Clock.paused = note  # type: ignore[method-assign]
+    loop.Clock.paused = note  # type: ignore[method-assign]
 
     class Nothing:
         ids = ("clip",)

@@ -272,7 +272,7 @@ def batch_of(row: Row, settings: Any, frames: int) -> Any:
     import torch
 
     from asit.audio.fbank import FrontEnd
-    from asit.data.loading import device_frontend
+    from asit.data.loading import crops
     from asit.data.loading.crops import StackedCrops
 
     cpu_step.CLIPS = row.clips
@@ -283,8 +283,8 @@ def batch_of(row: Row, settings: Any, frames: int) -> Any:
     return dataclasses.replace(
         batch,
         clean=batch.clean[:, :, :0],
-        drop=device_frontend.pack(batch.drop),
-        replace=device_frontend.pack(batch.replace),
+        drop=crops.pack(batch.drop),
+        replace=crops.pack(batch.replace),
         crops=StackedCrops(
             torch.randn(row.clips, samples, generator=torch.Generator().manual_seed(0)) * 0.05,
             torch.full((row.clips,), frames + 100),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from asit.config import EncoderSettings, FrontEndSettings, MaskingSettings, PretrainSettings, ViewSettings
 from asit.data.catalogue.catalogue import Catalogue, Clip
-from asit.data.loading import crops, device_frontend
+from asit.data.loading import crops
 from asit.pretrain.pretrain_dataset import DeviceViews, PretrainBatch, PretrainDataset, collate
 
 RATE, MELS = 8000, 36
@@ -126,6 +126,6 @@ def test_a_batch_that_has_its_views_comes_back_as_it_is(both: Callable[..., Both
 @pytest.mark.parametrize("size", [1, 7, 8, 9, 128])
 def test_bits_come_back_as_masks(size: int) -> None:
     mask = torch.rand(3, 1, 5, size, generator=torch.Generator().manual_seed(size)) < 0.5
-    bits = device_frontend.pack(mask)
+    bits = crops.pack(mask)
     assert bits.shape[-1] == -(-size // 8)
-    assert torch.equal(device_frontend.unpack(bits, size), mask)
+    assert torch.equal(crops.unpack(bits, size), mask)

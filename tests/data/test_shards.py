@@ -19,10 +19,10 @@ import soundfile
 from asit.audio import files, ogg
 from asit.data.catalogue import scan
 from asit.data.catalogue.catalogue import Catalogue, Clip
-from asit.data.shards import encode as members
 from asit.data.shards import pack as shards
-from asit.data.shards import verify
-from asit.data.shards.shard_plan import PackSettings
+from asit.data.shards import tar_index
+from asit.data.shards import tar_writer as members
+from asit.data.shards.shard_plan import Encoding, PackSettings
 from asit.errors import CatalogueError, ConfigError, StoreError, TrainingError
 from asit.io import storage
 
@@ -86,11 +86,11 @@ def test_originals_are_packed_and_read(sounds: Catalogue, tmp_path: Path) -> Non
     whole = Catalogue.from_clips([*sounds][:7], root=sounds.root)
     assert pack(whole, tmp_path / "whole").index.digest == whole.digest  # a run may be resumed with shards of its files
     assert index.digest != sounds.digest
-    assert verify.check(str(tmp_path / "out")).header == index.header
+    assert tar_index.check(str(tmp_path / "out")).header == index.header
     with pytest.raises(CatalogueError, match=r"index\.jsonl is the index of tar shards"):
         scan.build(tmp_path / "out", tmp_path / "out" / "index.jsonl")
     with pytest.raises(CatalogueError, match=r"shard-000000\.tar is a file(.|\n)*give the shards' folder"):
-        verify.check(str(tmp_path / "out" / "shard-000000.tar"))
+        tar_index.check(str(tmp_path / "out" / "shard-000000.tar"))
 
 
 def test_tar_readers_find_keys_and_sidecars(sounds: Catalogue, tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_tar_readers_find_keys_and_sidecars(sounds: Catalogue, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("encode", ["flac", "opus"])
-def test_reencoded_audio(encode: members.Encoding, sounds: Catalogue, tmp_path: Path) -> None:
+def test_reencoded_audio(encode: Encoding, sounds: Catalogue, tmp_path: Path) -> None:
     index = pack(sounds, tmp_path / "out", encode=encode).index
     assert index.digest != sounds.digest
     for was, now in zip(sounds, index, strict=True):
@@ -152,7 +152,7 @@ def test_moved_shards_and_shards_in_a_store(sounds: Catalogue, tmp_path: Path) -
     for clip, other in zip(moved, read, strict=True):
         np.testing.assert_array_equal(waveform(clip), waveform(other))
     assert sorted(storage.list("memory://set/a")) == sorted(bytes_of(tmp_path / "moved"))
-    verify.check("memory://set/a")
+    tar_index.check("memory://set/a")
     read.write(tmp_path / "c.jsonl")  # elsewhere: it says where the shards are
     assert Catalogue.read(tmp_path / "c.jsonl")[0] == read[0]
     again = Catalogue.from_clips([*read])
@@ -214,13 +214,13 @@ def test_missing_short_and_damaged_shards_are_named(sounds: Catalogue, tmp_path:
     content = bytearray(first.read_bytes())
     content[600] ^= 1
     first.write_bytes(content)
-    verify.verify_sizes(index)
+    tar_index.verify_sizes(index)
     with pytest.raises(StoreError, match=r"1 of 3 shards in .* are damaged: shard-000000.tar"):
-        verify.check(str(tmp_path / "out"))
+        tar_index.check(str(tmp_path / "out"))
     second.write_bytes(second.read_bytes()[:3000])
     third.unlink()
     with pytest.raises(StoreError, match=r"of 3 shards 1 missing: .*2.tar; 1 too short: .*1.tar \(3,000 of"):
-        verify.verify_sizes(index)
+        tar_index.verify_sizes(index)
     first.unlink()
     with pytest.raises(CatalogueError, match=r"lists .*shard-000000.tar, which does not exist"):
         Catalogue.read(tmp_path / "out" / "index.jsonl")

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from asit.audio.fbank import FrontEnd
 from asit.config import PretrainSettings, ResolvedPretrainSettings, presets
-from asit.data.loading.crops import StackedCrops
-from asit.data.loading.device_frontend import pack
+from asit.data.loading.crops import StackedCrops, pack
 from asit.errors import CheckpointError, ConfigError
 from asit.model import vit
 from asit.model.positions import patch_of

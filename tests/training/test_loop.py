@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from asit.errors import CheckpointError, StoreError, TrainingError
 from asit.runtime import Precision, World
-from asit.training import loop, stopping, throughput
+from asit.training import loop, stopping
 from asit.training.loop import Plan
 from asit.training.metrics_log import Records
 from asit.training.trainable import Now, Rates, StepOutput, Trainable
@@ -405,7 +405,7 @@ def test_setting_the_system_time_changes_only_time_stamps(tmp_path: Path, monkey
 
 
 def test_the_clock_leaves_out_pauses() -> None:
-    clock = throughput.Clock(batch=8)
+    clock = loop.Clock(batch=8)
     clock.began -= 10
     clock.last_read -= 10
     for _ in range(5):

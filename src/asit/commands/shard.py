@@ -50,11 +50,11 @@ def shard(prog: str, summary: str, given: list[str]) -> int:
     from asit.progress import counter
 
     if options.check is not None:
-        from asit.data.shards import verify
+        from asit.data.shards import tar_index
 
         if options.data or options.out:
             raise ConfigError("--check was given with something to write", "one of the two", f"{prog} --check DIR")
-        index = verify.check(options.check, progress=counter("checking", "shards"))
+        index = tar_index.check(options.check, progress=counter("checking", "shards"))
         count = len(index.header["shards"])
         print(f"{index.root}: {count} shards, {len(index)} clips, {index.header['seconds'] / 3600:.2f} h, all intact")
         return 0

@@ -21,7 +21,6 @@ from asit.config import FinetuneSettings
 from asit.data.catalogue.catalogue import Catalogue, Clip
 from asit.data.catalogue.labels import Labels
 from asit.data.loading import crops as cropping
-from asit.data.loading.device_frontend import CropFrontEnd
 from asit.data.loading.loader import KeyedDataset, TensorBatch
 from asit.data.loading.sampler import CORRUPTION, MATERIAL, Key
 from asit.data.loading.waveforms import WaveformReader, readable
@@ -208,7 +207,7 @@ class DeviceInputs:
     def __init__(self, settings: FinetuneSettings, frames: int, device: torch.device) -> None:
         self.frames = frames
         warp, gain = settings.augment.mel_warp > 0, settings.augment.gain_db > 0
-        self.front_end = CropFrontEnd(settings.front_end, warp=warp, gain=gain).to(device)
+        self.front_end = cropping.CropFrontEnd(settings.front_end, warp=warp, gain=gain).to(device)
 
     def __call__(self, batch: FinetuneBatch) -> FinetuneBatch:
         """Return the batch with its inputs; itself where it has them."""

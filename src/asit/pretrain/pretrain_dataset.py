@@ -21,7 +21,6 @@ from asit.audio.fbank import FrontEnd
 from asit.config import PretrainSettings, ViewSettings
 from asit.data.catalogue.catalogue import Catalogue, Clip
 from asit.data.loading import crops as cropping
-from asit.data.loading import device_frontend
 from asit.data.loading.loader import KeyedDataset, TensorBatch
 from asit.data.loading.sampler import CORRUPTION, DonorGroups, Key
 from asit.data.loading.waveforms import WaveformReader, readable
@@ -274,7 +273,7 @@ class DeviceViews:
     def __init__(self, settings: PretrainSettings, frames: tuple[int, int], device: torch.device) -> None:
         self.frames = frames
         warp, gain = settings.views.mel_warp > 0, settings.views.gain_db > 0
-        self.front_end = device_frontend.CropFrontEnd(settings.front_end, warp=warp, gain=gain).to(device)
+        self.front_end = cropping.CropFrontEnd(settings.front_end, warp=warp, gain=gain).to(device)
 
     def __call__(self, batch: PretrainBatch) -> PretrainBatch:
         """Return the batch with its views; itself where it has them."""
@@ -291,7 +290,7 @@ class DeviceViews:
             shape = (-1, clips)
             clean, others = (x.flatten(0, 1) for x in clean.unflatten(0, shape).split([own, clips - own], 1))
             local = None if local is None else local.unflatten(0, shape)[:, :own].flatten(0, 1)
-        drop, replaced = (device_frontend.unpack(bits, clean.shape[3]) for bits in (batch.drop, batch.replace))
+        drop, replaced = (cropping.unpack(bits, clean.shape[3]) for bits in (batch.drop, batch.replace))
         return replace(batch, clean=clean, local=local, others=others, drop=drop, replace=replaced, crops=None)
 
 
@@ -317,8 +316,8 @@ def collate(found: list[PretrainSample] | GroupedSamples, donor_pool: int) -> Pr
     return PretrainBatch(
         clean=images("clean"),
         local=None if first.local is None else images("local"),
-        drop=device_frontend.pack(images("drop")) if crops else images("drop"),
-        replace=device_frontend.pack(images("replace")) if crops else images("replace"),
+        drop=cropping.pack(images("drop")) if crops else images("drop"),
+        replace=cropping.pack(images("replace")) if crops else images("replace"),
         donor=found.rows(),
         factors=rows("factors").permute(1, 2, 0).contiguous(),
         noise=None if first.noise is None else images("noise"),

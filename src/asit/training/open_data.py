@@ -12,7 +12,7 @@ from asit.config import FinetuneSettings, FrontEndSettings, RunSettings
 from asit.data.catalogue import scan
 from asit.data.catalogue.catalogue import Catalogue
 from asit.data.catalogue.listing import describe_ignored
-from asit.data.shards import tar_index, verify
+from asit.data.shards import tar_index
 from asit.errors import AsitError, CatalogueError, ConfigError
 from asit.io import local_files, parsing
 from asit.progress import counter
@@ -72,7 +72,7 @@ def catalogue(
     listed = tar_index.index_of(data)
     if listed is not None:
         found = Catalogue.read(listed)
-        verify.verify_sizes(found)  # one request for each shard
+        tar_index.verify_sizes(found)  # one request for each shard
         return found
     place = None if out is None else out / run_dir.CATALOGUE
     tars = tar_index.tars_of(data)

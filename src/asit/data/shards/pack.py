@@ -18,8 +18,7 @@ import numpy as np
 from asit.data.catalogue.catalogue import INDEX, INDEX_ROOT, Catalogue, Clip
 from asit.data.catalogue.columns import SHARD, Rows, json_line
 from asit.data.shards import tar_writer
-from asit.data.shards.encode import OPUS_RATES
-from asit.data.shards.shard_plan import SKIPPED, PackSettings, ShardPlan, relative_names
+from asit.data.shards.shard_plan import OPUS_RATES, SKIPPED, PackSettings, ShardPlan, relative_names
 from asit.errors import CatalogueError, ConfigError, TrainingError
 from asit.io import atomic, child_process, lock, storage
 

@@ -11,17 +11,19 @@ import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from asit.data.catalogue.catalogue import INDEX, Catalogue, Clip, common_root, relative
 from asit.data.catalogue.columns import decode, json_line
-from asit.data.shards.encode import Encoding
 from asit.errors import ConfigError
 from asit.io import parsing, storage
 
+Encoding = Literal["original", "flac", "opus"]
+OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
+"""Rates that Opus has, Hz (RFC 6716, section 2)."""
 SKIPPED = "index.skipped.jsonl"
 PLAN = "shards.plan.json"
 """What shards are being written here; deleted when all of them are."""
@@ -37,7 +39,7 @@ class PackSettings:
     """How a catalogue is packed.
 
     Attributes:
-        encode, rate: see `encode.encode_clip`; rate in Hz.
+        encode, rate: see `tar_writer.encode_clip`; rate in Hz.
         shard_mb: megabytes of a shard, roughly.
         clips: clips of a shard instead of megabytes.
         shuffle: seed of the order in which clips go into shards; None: the catalogue's. The index keeps that one.

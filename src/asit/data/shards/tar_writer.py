@@ -1,20 +1,114 @@
-"""Write one tar shard atomically; its bytes do not depend on the time, the machine or the process."""
+"""Encode clips (as they are, as FLAC or Opus) and write one tar shard of them atomically.
+
+Its bytes do not depend on the time, the machine or the process.
+"""
 
 from __future__ import annotations
 
+import io
 import json
 import tarfile
 import unicodedata
 from collections.abc import Callable, Sequence
-from io import BytesIO
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import soundfile
+
+from asit.audio import files, ogg
 from asit.data.catalogue.catalogue import Clip
-from asit.data.catalogue.columns import SHARD
-from asit.data.shards import encode as members
-from asit.data.shards.shard_plan import PackSettings
+from asit.data.catalogue.columns import SHARD, WORDS
+from asit.data.shards.shard_plan import Encoding, PackSettings
 from asit.errors import AudioError
 from asit.io import local_files, storage
+
+_BLOCK = 1 << 16  # samples given to the encoder at a time
+_NEAR = 0.02  # s; a clip this much shorter than its file is all of it: catalogues hold lengths in single precision
+
+
+@dataclass(frozen=True)
+class EncodedClip:
+    """An encoded clip.
+
+    Attributes:
+        data: the recording's bytes.
+        suffix: of its name, such as ".flac".
+        seconds, rate, channels: of what was written.
+        cut: whether it is a part of its file.
+    """
+
+    data: bytes
+    suffix: str
+    seconds: float
+    rate: int
+    channels: int
+    cut: bool
+
+
+def encode_clip(clip: Clip, encode: Encoding, rate: int) -> EncodedClip:
+    """Return a clip as its file's bytes, or as 16-bit mono FLAC or Opus at `rate` Hz.
+
+    A part of a file is cut out of it; with "original" it becomes 16-bit mono FLAC at the file's own rate.
+
+    Raises:
+        AudioError: the recording cannot be read.
+        StoreError: its shard cannot.
+    """
+    content: str | bytes = clip.path
+    if clip.shard is not None:
+        content = storage.read_range(clip.shard, clip.offset, clip.size)
+    elif storage.is_url(clip.path):
+        content = storage.read(clip.path)
+    called = clip.path if isinstance(content, bytes) else None
+    info = files.probe(content, called=called)
+    cut = clip.start > 0 or clip.seconds < info.seconds - _NEAR
+    if encode == "original" and not cut:
+        suffixes = (Path(clip.path).suffix.lower(), "." + info.format.split("/")[0].lower())
+        return EncodedClip(
+            data=content if isinstance(content, bytes) else Path(content).read_bytes(),
+            suffix=next((suffix for suffix in suffixes if suffix in files.SUFFIXES), ".wav"),
+            seconds=clip.seconds,
+            rate=info.rate,
+            channels=info.channels,
+            cut=cut,
+        )
+    target = info.rate if encode == "original" else rate
+    waveform = files.read(content, called=called, rate=target, start=clip.start, seconds=clip.seconds if cut else None)
+    suffix = ".opus" if encode == "opus" else ".flac"
+    data, seconds = encoded(waveform, target, suffix), len(waveform) / target
+    return EncodedClip(data=data, suffix=suffix, seconds=seconds, rate=target, channels=1, cut=cut)
+
+
+def encoded(waveform: files.Wave, rate: int, suffix: str) -> bytes:
+    """Return a mono waveform (S,) as 16-bit FLAC or as Opus; the same samples give the same bytes."""
+    steps = np.rint(np.clip(waveform, -1.0, 1.0) * 32768.0).clip(-32768, 32767).astype(np.int16)
+    kind = {"format": "FLAC", "subtype": "PCM_16"} if suffix == ".flac" else {"format": "OGG", "subtype": "OPUS"}
+    out = io.BytesIO()
+    with soundfile.SoundFile(out, "w", rate, 1, **kind) as file:
+        for first in range(0, len(steps), _BLOCK):
+            file.write(steps[first : first + _BLOCK])
+    return out.getvalue() if suffix == ".flac" else ogg.renumbered(out.getvalue())
+
+
+def key_of(name: str) -> str:
+    """Return a member's name without its suffix.
+
+    It is the recording's, but webdataset ends a key at the first dot of the last part, so a dot there becomes "_".
+    """
+    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
+    parts = ["_" if part == ".." else part.replace(":", "_") for part in parts]
+    *folders, last = parts or ["_"]
+    stem, dot, suffix = last.rpartition(".")
+    if not dot or f".{suffix.split('@')[0].lower()}" not in files.SUFFIXES:
+        stem = last
+    elif "@" in suffix:  # a part of a file: name.wav@12
+        stem = f"{stem}@{suffix.split('@', 1)[1]}"
+    at = stem.rpartition("@")
+    if at[1] and (end := next((s for s in files.SUFFIXES if at[0].lower().endswith(s)), "")):  # name.wav@12.5
+        stem = f"{at[0][: -len(end)]}@{at[2]}"
+    return "/".join([*folders, stem.replace(".", "_") or "_"])
 
 
 class StoppedError(Exception):
@@ -55,16 +149,23 @@ def write_shard(
                 if stopped():
                     raise StoppedError
                 try:
-                    made = members.encode_clip(clip, settings.encode, settings.rate)
+                    made = encode_clip(clip, settings.encode, settings.rate)
                 except (AudioError, OSError, RuntimeError, ValueError, MemoryError) as error:
                     # Any error of a decoder or the disk: one recording must not end the work on millions.
                     text = f"{clip.path}: {type(error).__name__}: {error}"
                     reason = getattr(error, "reason", "unreadable") if isinstance(error, AudioError) else "unreadable"
                     skipped.append({"path": known, "reason": reason, "detail": getattr(error, "found", text)})
                     continue
-                key = _free(members.key_of(known), keys)
+                key = _free(key_of(known), keys)
                 offset = _add(archive, key + made.suffix, made.data)
-                facts = members.facts(clip, known, made)
+                facts = {
+                    "path": known,
+                    "seconds": round(made.seconds, 6),
+                    "rate": made.rate,
+                    "channels": made.channels,
+                    "start": round(clip.start, 6) or None,
+                    **{name: getattr(clip, name) for name in (*WORDS, "sha256")},
+                }
                 sidecar = {column: value for column, value in facts.items() if value is not None}
                 _add(archive, key + ".json", json.dumps(sidecar, separators=(",", ":")).encode())
                 cut += made.cut
@@ -99,7 +200,7 @@ def _add(archive: tarfile.TarFile, name: str, data: bytes) -> int:
     header = tarfile.TarInfo(name)
     # Owner and time of change, which would differ from machine to machine, stay empty.
     header.size, header.mode = len(data), 0o644
-    archive.addfile(header, BytesIO(data))
+    archive.addfile(header, io.BytesIO(data))
     archive.members.clear()  # type: ignore[attr-defined]  # or they would all be kept
     blocks = -(-len(data) // tarfile.BLOCKSIZE)
     return int(archive.offset) - blocks * tarfile.BLOCKSIZE

@@ -27,7 +27,7 @@ from torch import Tensor
 from asit.errors import CheckpointError
 from asit.io import local_files
 from asit.io.local_files import PICKLED, SUFFIXES
-from asit.io.safe_load.refusal import Refused, shown
+from asit.io.safe_load.pickles import Refused, shown
 from asit.io.safe_load.torch_archives import LEGACY, ZIP, check_archive, check_download, check_legacy, no_format
 
 __all__ = ["PICKLED", "SUFFIXES", "Facts", "pickle_fault", "read", "shown", "tensors", "texts"]

@@ -15,7 +15,6 @@ from typing import IO, Any, NoReturn
 import torch
 
 from asit.io import parsing
-from asit.io.safe_load.refusal import Refused, shown
 
 _ITEM = {
     **{"DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2, "LongStorage": 8},
@@ -38,6 +37,28 @@ _KNOWN = {
 """Operations of pickles of protocol 2, which are all that torch's reader knows."""
 _MOST = 3 * 10**6
 """Values with all references followed: beyond what any training saves."""
+
+
+class Refused(Exception):  # noqa: N818  # never leaves this package
+    """Refused content.
+
+    Args:
+        what: the sentence after the file's name.
+        remedy: the fix.
+    """
+
+    def __init__(self, what: str, remedy: str = "") -> None:
+        super().__init__(what)
+        self.remedy = remedy or (
+            "where the file came from, save its tensors alone: "
+            "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
+        )
+
+
+def shown(text: str, most: int = 80) -> str:
+    """Return a name out of a file of unknown origin, shortened and printable."""
+    cut = text if len(text) <= most else text[:most] + "..."
+    return cut if cut.isprintable() else ascii(cut)
 
 
 def walk(data: IO[bytes], training_state: bool, sizes: dict[str, int]) -> None:

@@ -13,8 +13,7 @@ import struct
 import zipfile
 from typing import IO, NoReturn
 
-from asit.io.safe_load.pickles import walk
-from asit.io.safe_load.refusal import Refused, shown
+from asit.io.safe_load.pickles import Refused, shown, walk
 
 LEGACY = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 """First bytes of files of torch before 1.6 (torch/serialization.py)."""
