@@ -336,7 +336,11 @@ def empty(folder: Path) -> Path:
             {"front_end": {"mels": 64}},
             ["in 2 points", "front_end.mels is 64, and 32 in the card", "overlap"],
         ),
-        (source, {"encoder": {"patch_stride_frames": 8}}, ["the stride is (8, 16)", "pretraining needs patches side"]),
+        (
+            source,
+            {"encoder": {"patch_stride_frames": 8}},
+            ["a stride of (8, 16)", "pretraining needs patches side"],
+        ),
         (lambda path: "none", {}, ["model is none", "leave out model"]),
         (source, {"epochs": 1, "optim": {"warmup": 3}}, ["the warm-up must end before the run"]),
     ],

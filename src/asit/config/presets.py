@@ -69,16 +69,17 @@ def build(
         ConfigError: lists every unknown name and every value that does not fit.
     """
     held, given = read_file(kind, Path(file)) if file else {}, overrides or {}
-    continued = kind is PretrainSettings and bool(model := str(given.get("model", held.get("model", ""))))
-    default = PretrainSettings.CONTINUED_RECIPE if continued else kind.DEFAULT_RECIPE
+    model = str(given.get("model", held.get("model", ""))) if kind is PretrainSettings else ""
+    carded, default = has_card(model), PretrainSettings.CONTINUED_RECIPE if model else kind.DEFAULT_RECIPE
     chosen = name or str(given.get(kind.RECIPE, held.get(kind.RECIPE, default)))
     values = read_recipe(kind, chosen)
-    if continued and has_card(model):
-        values = {name: value for name, value in values.items() if name not in MODEL_GROUPS} | {"model": model}
+    if carded:
+        values = {name: value for name, value in values.items() if name not in MODEL_GROUPS}
     # Each validated without the recipe, so that a message is about what the user wrote.
     for layer, source in ((held, str(file)), (given, "the settings given")):
         if layer:
-            values = overlay(values, yaml.build(kind, layer, source).model_dump(exclude_unset=True))
+            own = yaml.build(kind, layer, source).model_dump(exclude_unset=True)
+            values = overlay(values, own, encoder_too=not carded)
     return yaml.build(kind, values | {kind.RECIPE: chosen}, str(file) if file else "the settings given")
 
 
@@ -118,7 +119,7 @@ def read_file(kind: type[RunSettings], path: Path) -> dict[str, Any]:
     return held
 
 
-def overlay(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def overlay(base: Mapping[str, Any], given: Mapping[str, Any], *, encoder_too: bool = True) -> dict[str, Any]:
     """Return `given` merged over `base`, both nested; values of `base` that `given` rules out are derived from it.
 
     - A named `encoder.size` removes the width, depth and heads of a custom one. One of these three makes a named size
@@ -127,7 +128,7 @@ def overlay(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
     - Where the last layer is shared, both numbers of prototypes are the one that is given, else the class token's.
     - Patches as high as the spectrogram stay so when `front_end.mels` changes.
 
-    Where pretraining continues from a model with a card, nothing of the encoder is derived.
+    Without `encoder_too`, where a model's card decides the encoder, nothing of it is derived.
     """
     out = yaml.merge(base, given)
     was, now = base.get("encoder", {}), given.get("encoder", {})
@@ -153,7 +154,5 @@ def overlay(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
     if merged.get("share_prototypes") and not all(name in over for name in counts):
         shared = next((over[name] for name in counts if name in over), merged.get(counts[0]))
         heads = dict.fromkeys(counts, shared) if shared else {}
-    if PretrainSettings.RECIPE in out and has_card(str(out.get("model", ""))):
-        encoder = {}
-    derived = {"encoder": encoder, "optim": optim, "heads": heads}
+    derived = {"encoder": encoder if encoder_too else {}, "optim": optim, "heads": heads}
     return yaml.merge(out, {group: values for group, values in derived.items() if values})

@@ -16,7 +16,6 @@ from asit.io import local_files, parsing
 from asit.io.checkpoint import check_numbers
 from asit.model.audio_model import AudioModel
 from asit.model.imagenet import load_imagenet
-from asit.model.positions import patch_of, stride_of
 from asit.model.vit import Encoder, shape_of
 from asit.pretrain.pretrain_resolve import shape_conflicts
 from asit.training import open_data, run_dir
@@ -126,9 +125,7 @@ def _with_card(settings: PretrainSettings, model: AudioModel) -> PretrainSetting
         taken[group] = theirs.model_dump() | taken.get(group, {}) | free
         wrong += _contradictions(group, {name: value for name, value in named.items() if name not in FREE}, theirs)
     found = settings.changed(taken)
-    wrong += (
-        _overlap(found.encoder, found.front_end.mels) if _card_overlaps(settings, model) else shape_conflicts(found)
-    )
+    wrong += shape_conflicts(found)
     if wrong:
         count = f"{len(wrong)} point{'s' * (len(wrong) > 1)}"
         raise ConfigError(
@@ -150,23 +147,6 @@ def _contradictions(group: str, named: dict[str, Any], card: FrontEndSettings | 
     for name, value in named.items():
         if value not in (None, theirs[name]):
             yield f"{group}.{name} is {value}, and {theirs[name]} in the card"
-
-
-def _card_overlaps(settings: PretrainSettings, model: AudioModel) -> bool:
-    """Return whether patches would overlap because the card says so."""
-    theirs, set_here = model.encoder.settings, settings.encoder.model_fields_set
-    strides = [("patch_stride_frames", theirs.patch_frames), ("patch_stride_mels", theirs.patch_mels)]
-    return any((getattr(theirs, name) or side) != side and name not in set_here for name, side in strides)
-
-
-def _overlap(encoder: EncoderSettings, mels: int) -> list[str]:
-    """Return why an encoder with overlapping patches is refused, with what to do where something can be done."""
-    patch = patch_of(encoder)
-    why = f"its patches of {patch} overlap, with a stride of {stride_of(encoder)} (time, mel)"
-    if mels % encoder.patch_mels:
-        return [f"{why}, and {mels} mel bins hold no whole number of them: pretraining needs patches side by side"]
-    fix = f"--encoder.patch-stride-frames {patch[0]} --encoder.patch-stride-mels {patch[1]}"
-    return [f"{why}: pretraining needs patches side by side; with {fix} the positions are resized to such a grid"]
 
 
 def _facts(name: str, model: AudioModel) -> dict[str, Any]:

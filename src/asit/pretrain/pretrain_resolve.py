@@ -70,10 +70,11 @@ def shape_conflicts(settings: PretrainSettings) -> list[str]:
             f"front_end.mels is {mels}, which encoder.patch_mels {step} does not divide; "
             f"take front_end.mels {near}, or encoder.patch_mels {fits}"
         )
-    if stride_of(settings.encoder) != patch_of(settings.encoder):
+    patch, stride = patch_of(settings.encoder), stride_of(settings.encoder)
+    if stride != patch:
         wrong.append(
-            f"encoder.patch_stride_frames, patch_stride_mels: the stride is {stride_of(settings.encoder)} (time, mel) "
-            f"and patches are {patch_of(settings.encoder)}: pretraining needs patches side by side; leave the strides "
-            "out, and set network.stride_frames and stride_mels in fine-tuning"
+            f"patches of {patch} overlap, with a stride of {stride} (time, mel): pretraining needs patches side by "
+            f"side; take --encoder.patch-stride-frames {patch[0]} --encoder.patch-stride-mels {patch[1]} (a model's "
+            "positions are resized to such a grid), and network.stride_frames and stride_mels in fine-tuning"
         )
     return wrong

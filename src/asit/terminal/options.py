@@ -109,9 +109,10 @@ def settings_of(kind: type[S], base: S, options: S, given: list[str]) -> S:
     values, before = dict(yaml.flat(options.model_dump())), dict(yaml.flat(base.model_dump()))
     named = [(name, values[name]) for name in before if name in flags or values[name] != before[name]]
     below = base.model_dump()
-    if isinstance(base, PretrainSettings) and base.has_card:  # its card decides the fields that nobody sets
+    carded = isinstance(base, PretrainSettings) and base.has_card
+    if carded:  # the card decides the fields that nobody sets
         below |= {name: getattr(base, name).model_dump(exclude_unset=True) for name in presets.MODEL_GROUPS}
-    return kind(**presets.overlay(below, yaml.nested(named)))
+    return kind(**presets.overlay(below, yaml.nested(named), encoder_too=not carded))
 
 
 def early(given: list[str], names: tuple[str, ...]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Crops of a clip's waveform and what is to be changed in each, from which views are made, in the loader or on a device.
+"""Crops of a clip's waveform and what is to be changed in each: views are made from them, in the loader or on a device.
 
 Letters: B clips, V crops of a clip, R = V * B rows, crop-major; S samples, t frames read, T frames, F mel bins.
 """
