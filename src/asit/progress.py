@@ -42,20 +42,33 @@ class Progress:
             console.end()
 
 
-def counter(what: str, unit: str = "files") -> Counter:
-    """Return a function that shows counts, rate and time left when called with (done, total, failed)."""
-    progress, began, shown = Progress(), time.monotonic(), -1
+def counter(what: str, unit: str = "files", scale: float = 1.0) -> Callable[..., None]:
+    """Return a function that shows counts, rate and time left when called with (done, total), or as a `Counter`.
 
-    def show(done: int, total: int, failed: int) -> None:
-        nonlocal shown
-        last = done >= total
+    A total of None is unknown. What is done at the first call is not in the rate: an earlier program has done it.
+
+    Args:
+        what: is done.
+        unit: of what is counted, after division by `scale`.
+        scale: such as 1e6 for bytes in MB.
+    """
+    progress, began, first, shown = Progress(), time.monotonic(), -1, -1
+
+    def show(done: int, total: int | None, failed: int | None = None) -> None:
+        nonlocal began, first, shown
+        last = total is not None and done >= total
+        if first < 0:
+            first = 0 if last else done
         if not (last and shown != done) and not (done and progress.due()):
             return
-        shown = done
-        seconds = time.monotonic() - began
-        rate = done / max(1e-9, seconds)
-        left = f"in {duration(seconds)}" if last else f"{duration((total - done) / rate)} left"
-        progress.show(f"{what}: {done}/{total}  {failed} bad  {rate:.0f} {unit}/s  {left}", last=last)
+        shown, seconds = done, time.monotonic() - began
+        rate = (done - first) / max(1e-9, seconds)
+        counts = f"{done / scale:.0f}" + (f"/{total / scale:.0f}" if total else "") + f" {unit}" * (scale != 1)
+        bad = "" if failed is None else f"  {failed} bad"
+        left = (
+            f"in {duration(seconds)}" if last else f"{duration((total - done) / rate)} left" if total and rate else ""
+        )
+        progress.show(f"{what}: {counts}{bad}  {rate / scale:.0f} {unit}/s  {left}".rstrip(), last=last)
 
     return show
 

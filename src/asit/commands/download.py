@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -31,6 +30,7 @@ class DownloadOptions:
 def download(prog: str, summary: str, given: list[str]) -> int:
     options = parse(DownloadOptions, prog, summary, given)
     from asit.data.download import fetch as data
+    from asit.progress import counter
 
     got = data.download(
         options.name,
@@ -38,7 +38,7 @@ def download(prog: str, summary: str, given: list[str]) -> int:
         url=options.url,
         force=options.force,
         keep_archive=options.keep_archive,
-        progress=_progress(),
+        progress=functools.cache(functools.partial(counter, unit="MB", scale=1e6)),
     )
     counts = " + ".join(f"{part.recordings:,}" for part in got.source.archives)
     print(f"{got.folder}: {got.source.title}, {counts} recordings" + (", already there" if got.there else ""))
@@ -50,27 +50,3 @@ def download(prog: str, summary: str, given: list[str]) -> int:
     source = got.source.catalogue.format(shlex.quote(str(got.folder)))
     print(f"next: asit catalogue {source} --out {got.source.name}.jsonl")
     return 0
-
-
-def _progress() -> Callable[[str, int, int | None], None]:
-    """Return a function that shows megabytes, rate and time left of the file at hand."""
-    from asit.progress import Progress, duration
-
-    line, now_at, began, first, last = Progress(), "", 0.0, 0, 0
-
-    def show(what: str, done: int, total: int | None) -> None:
-        nonlocal line, now_at, began, first, last
-        if what != now_at or done < last:
-            line, now_at, began, first = Progress(), what, time.monotonic(), done
-        finished, last = done == total, done
-        if not (finished or line.due()):
-            return
-        seconds = max(1e-3, time.monotonic() - began)
-        rate = (done - first) / seconds
-        text = f"{what}: {done / 1e6:,.0f}" + (f" of {total / 1e6:,.0f} MB" if total else " MB")
-        if done > first:
-            left = f"in {duration(seconds)}" if finished else f"{duration((total - done) / rate)} left" if total else ""
-            text = f"{text}  {rate / 1e6:,.1f} MB/s  {left}".rstrip()
-        line.show(text, last=finished)
-
-    return show

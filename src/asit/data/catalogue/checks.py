@@ -156,7 +156,8 @@ def _check(path: str, settings: ScanSettings, task: ScanTask) -> dict[str, Any]:
 def _check_audio(path: str, settings: ScanSettings, task: ScanTask) -> tuple[files.AudioInfo, float, files.Wave | None]:
     """Return a clip's header, its length, s, and the waveform to measure, if any; a full check decodes the clip."""
     front_end, full = settings.front_end, settings.check == "full"
-    info, part, keep, wave = None, None, None, None
+    info: files.AudioInfo | None = None
+    part, keep, wave = None, None, None
     if task.span is not None or task.key is not None or not full:  # else the file is opened once only
         info = files.probe(path)
         seconds = info.seconds
@@ -177,7 +178,7 @@ def _check_audio(path: str, settings: ScanSettings, task: ScanTask) -> tuple[fil
     if info is None or full or info.frames < 1:
         inspected = files.inspect(path, part=part, keep=keep)
         _refuse_faults(inspected, settings.silence_db)
-        if part is None:
+        if info is None or part is None:
             info, seconds = inspected.info, inspected.info.seconds
         if keep:
             wave = files.resample(inspected.wave, inspected.info.rate, front_end.rate, front_end.resampler)

@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from asit.data.download import http
@@ -18,8 +17,8 @@ from asit.data.download.unpack import unpack
 from asit.errors import ConfigError, suggestion
 from asit.io import atomic, lock
 
-Progress = Callable[[str, int, int | None], None]
-"""Called with the file at hand, bytes so far, and bytes in all where these are known."""
+Progress = Callable[[str], http.Progress]
+"""Called with the file at hand; what it returns, with bytes so far, and bytes in all where these are known."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def download(
     url: str | None = None,
     force: bool = False,
     keep_archive: bool = False,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = lambda what: lambda done, total: None,
 ) -> Downloaded:
     """Fetch a set, check it, and unpack it into the folder `out`, which appears when it is complete.
 
@@ -107,13 +106,13 @@ def _download(source: DownloadSource, folder: Path, force: bool, keep_archive: b
     kept = tuple(path for path in targets if keep_archive or path.exists())
     _check_room(source, parent)
     for archive in source.archives:
-        http.fetch(archive, parent, partial(progress, archive.name))
+        http.fetch(archive, parent, progress(archive.name))
     atomic.sweep(parent, {folder.name}, locked=True)
     with atomic.write_folder(folder, overwrite=old is not None, sync=False) as draft:
         for archive, path in zip(source.archives, targets, strict=True):
             into = draft / archive.folder
             into.mkdir(exist_ok=True)
-            step = partial(progress, f"unpacking {path.name}")
+            step = progress(f"unpacking {path.name}")
             unpack(path, into, archive.unpacked * 5 // 4, strip=archive.strip, progress=step)
         if different := difference(source, draft):
             fix = "this is another or a damaged version: delete the archive and run the same command"
