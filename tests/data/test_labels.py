@@ -127,7 +127,7 @@ def test_clips_without_a_label(notes: pytest.LogCaptureFixture) -> None:
         (["a", "a"], {}, "the same label: a"),
         (["a", "b:1.5", "b:-1", "b:0,5", "b:50%"], {}, "4 labels end in a colon .* 'b:1.5', 'b:-1', 'b:0,5', 'b:50%'"),
         (["a", ":0.5"], {}, "1 labels end in a colon"),
-        (["a", "b:0.5;b"], {}, "occur twice with different weights: 'b:0.5;b'"),
+        (["a", "b:0.5;b"], {}, "have a name twice with different weights: 'b:0.5;b'"),
         (["a", "b;c", "a:0.5"], {"kind": "single"}, "2 of 3 clips have several labels, or soft ones: 1.wav, 2.wav"),
         (
             ["dog", "cta", "cta"],

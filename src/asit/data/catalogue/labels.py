@@ -81,9 +81,11 @@ class Labels:
     def take(self, rows: npt.ArrayLike) -> Labels:
         """Return the labels of the clips at ``rows``, in that order."""
         rows = np.asarray(rows, np.int64)
-        entries, indptr = _entries(self.indptr, rows)
+        counts = self.indptr[rows + 1] - self.indptr[rows]
+        ends = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        entries = np.arange(ends[-1]) + np.repeat(self.indptr[rows] - ends[:-1], counts)
         return replace(
-            self, indptr=indptr, indices=self.indices[entries], weights=self.weights[entries], known=self.known[rows]
+            self, indptr=ends, indices=self.indices[entries], weights=self.weights[entries], known=self.known[rows]
         )
 
     def matrix(self, rows: npt.ArrayLike) -> npt.NDArray[np.float32]:
@@ -188,13 +190,13 @@ def _parse(texts: Sequence[str]) -> _Parsed:
                 differing.append(text)
         rows.append(row)
         soft.append(any(weighted for index, _, weighted in found if index >= 0))
-    if wrong:
-        problem = f"{len(wrong)} labels end in a colon and an invalid weight: {', '.join(map(repr, wrong[:5]))}"
-        fix = "correct the weights; in a name, replace the last colon by another sign"
-        raise CatalogueError(problem, "a name and a weight from 0 to 1, such as 'dog:0.7'", fix)
-    if differing:
-        problem = f"labels that occur twice with different weights: {', '.join(map(repr, differing[:3]))}"
-        raise CatalogueError(problem, "one weight", "correct these labels")
+    if wrong or differing:
+        problem = "end in a colon and an invalid weight" if wrong else "have a name twice with different weights"
+        raise CatalogueError(
+            f"{len(wrong or differing)} labels {problem}: {', '.join(map(repr, (wrong or differing)[:5]))}",
+            "a name, once, and a weight from 0 to 1, such as 'dog:0.7'",
+            "correct the weights; in a name, replace the last colon by another sign",
+        )
     return _Parsed(
         names=[*names],
         indptr=np.cumsum([0, *map(len, rows)]),
@@ -203,13 +205,6 @@ def _parse(texts: Sequence[str]) -> _Parsed:
         soft=np.array(soft, np.bool_),
         binary=[*binary] if all(binary.values()) else [],
     )
-
-
-def _entries(indptr: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> tuple[Rows, Rows]:
-    """Return the indices of the entries of these rows of a CSR matrix, and the rows' own indptr."""
-    counts = indptr[rows + 1] - indptr[rows]
-    ends = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return np.arange(ends[-1]) + np.repeat(indptr[rows] - ends[:-1], counts), ends
 
 
 def _classes(texts: _Parsed, known: Sequence[str] | None) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:

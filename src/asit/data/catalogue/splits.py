@@ -31,6 +31,8 @@ _SYNONYMS = {
     **dict.fromkeys(("testing", "eval", "evaluation"), "test"),
 }
 
+_PARTS = re.compile(r"\d+|\D+")
+
 log = logging.getLogger(__name__)
 
 
@@ -246,7 +248,7 @@ def folds(catalogue: Catalogue) -> list[str]:
     if all(name.isdecimal() for name in counts):  # a fold that lost all its clips to a scan leaves a gap
         numbers = set(map(int, counts))
         counts |= {str(number): 0 for number in range(min(numbers), max(numbers)) if number not in numbers}
-    names = sorted(counts, key=_natural)
+    names = sorted(counts, key=lambda name: [(int(x), "") if x.isdecimal() else (-1, x) for x in _PARTS.findall(name)])
     empty = [name for name in names if not counts[name]]
     if empty or len(names) < 2:
         found = ", ".join(f"{name} ({counts[name]} clips)" for name in names if counts[name])
@@ -256,10 +258,6 @@ def folds(catalogue: Catalogue) -> list[str]:
             "see the catalogue's .skipped.jsonl for clips left out, or renumber the folds",
         )
     return names
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name) if part]
 
 
 def error_in_fold(name: str, error: AsitError, remedy: str | None = None) -> AsitError:

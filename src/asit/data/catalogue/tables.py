@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from asit.data.catalogue.columns import WORDS, identifier, normal
 from asit.errors import CatalogueError
@@ -37,7 +37,6 @@ _COLUMNS = {
 _NAMES = {name: column for column, others in _COLUMNS.items() for name in (column, *others)}
 _KNOWN = ", ".join(name + (f" (or {', '.join(others)})" if others else "") for name, others in _COLUMNS.items())
 _SEPARATORS = ",;\t|"
-_ENCODINGS = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 _normal = functools.lru_cache(1 << 16, typed=True)(normal)
 
@@ -95,7 +94,7 @@ def iterate_table(path: str | os.PathLike[str]) -> Iterator[TableRow]:
     folder = os.path.abspath(table.parent)
     seen: set[int] = set()  # hashes take an eighth of the memory of the paths
     try:
-        with _open_text(table) as lines:
+        with local_files.open_file(table) as file, io.TextIOWrapper(file, _encoding(file), newline="") as lines:
             for number, row in _objects(table, lines) if suffix == ".jsonl" else _columns(table, lines, suffix):
                 found = _row(table, folder, number, row)
                 clip = hash((found.path, found.start or 0.0, found.end))
@@ -124,10 +123,9 @@ def _bad_line(table: Path, number: int, found: str, expected: str, fix: str = "c
     return CatalogueError(f"{table}, line {number}: {found}", expected, fix)
 
 
-def _open_text(table: Path) -> TextIO:
-    file = local_files.open_file(table)
-    encoding = _ENCODINGS.get(file.peek(2)[:2], "utf-8-sig") if isinstance(file, io.BufferedReader) else "utf-8-sig"
-    return io.TextIOWrapper(file, encoding, newline="")
+def _encoding(file: BinaryIO) -> str:
+    start = file.peek(2)[:2] if isinstance(file, io.BufferedReader) else b""
+    return "utf-16" if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
 def _row(table: Path, folder: str, number: int, row: dict[str, Any]) -> TableRow:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, TextIO
 
 from asit.audio import files
@@ -99,9 +100,9 @@ def require_complete(
     """
     found, expected = counts
     wrong = [
-        f"{split} {found.get(split, 0):,} of {count:,} clips ({_difference(found.get(split, 0), count)})"
+        f"{split} {count - lack:,} of {count:,} clips ({abs(lack):,} {'missing' if lack > 0 else 'too many'})"
         for split, count in expected.items()
-        if found.get(split, 0) != count
+        if (lack := count - found.get(split, 0))
     ]
     if not wrong and not missing:
         return ()
@@ -116,10 +117,6 @@ def require_complete(
     raise CatalogueError(f"{root} is not the complete {text}{hints(root)}", wanted, fix)
 
 
-def _difference(found: int, expected: int) -> str:
-    return f"{expected - found:,} missing" if found < expected else f"{found - expected:,} too many"
-
-
 def names(found: Sequence[str], total: int | None = None) -> str:
     """List the first few names, and how many more of `total` (default: of all given)."""
     rest = (len(found) if total is None else total) - min(len(found), FIRST)
@@ -129,21 +126,17 @@ def names(found: Sequence[str], total: int | None = None) -> str:
 def hints(root: str) -> str:
     """Describe, after "; ", traces of an interrupted download: unfinished files, archives, empty folders."""
     parent, own = os.path.split(root)
-    beside = [entry for entry in _entries(parent) if entry.name.startswith(own) and entry.name != own]
-    inside = [(folder, _entries(folder)) for folder in _folders(root)]
-    near = [*_entries(root), *beside]
-    anywhere = [*near, *(entry for _, entries in inside for entry in entries)]
-    empty = [os.path.relpath(folder, root) for folder, entries in inside if not entries]
+    beside = [entry.path for entry in _entries(parent) if entry.name.startswith(own) and entry.name != own]
+    inside = {folder: [entry.path for entry in _entries(folder)] for folder in _folders(root)}
+    near = [*(entry.path for entry in _entries(root)), *beside]
+    empty = [folder for folder, paths in inside.items() if not paths]
     texts = {
-        "an unfinished download": _ending(anywhere, _UNFINISHED, root),
-        "an archive, perhaps not completely unpacked": _ending(near, _ARCHIVES, root),
+        "an unfinished download": [p for p in chain(near, *inside.values()) if p.lower().endswith(_UNFINISHED)],
+        "an archive, perhaps not completely unpacked": [path for path in near if path.lower().endswith(_ARCHIVES)],
         f"{len(empty)} empty folders": empty,
     }
-    return "".join(f"; {text}: {names(sorted(paths))}" for text, paths in texts.items() if paths)
-
-
-def _ending(entries: list[os.DirEntry[str]], suffixes: tuple[str, ...], root: str) -> list[str]:
-    return [os.path.relpath(entry.path, root) for entry in entries if entry.name.lower().endswith(suffixes)]
+    shown = {text: sorted(os.path.relpath(path, root) for path in paths) for text, paths in texts.items()}
+    return "".join(f"; {text}: {names(paths)}" for text, paths in shown.items() if paths)
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:

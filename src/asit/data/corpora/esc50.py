@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Mapping
 
 from asit.data.catalogue.tables import TableRow
 from asit.data.corpora import corpus
@@ -69,7 +68,9 @@ def read(root: str | os.PathLike[str], *, incomplete: bool = False) -> corpus.Co
             continue
         found[f"fold {row['fold']}"] += 1
         rows.append(TableRow(os.path.join(folder, path), label=row["category"], fold=row["fold"], group=group))
-    _refuse_parted(table, folds)
+    if parted := [f"{group} (folds {', '.join(sorted(its))})" for group, its in sorted(folds.items()) if len(its) > 1]:
+        problem = f"{table}: {len(parted)} source recordings are in more than one fold: {corpus.names(parted)}"
+        raise CatalogueError(problem, "all clips of a source recording in one fold", "download the list again")
     order = tuple(sorted(targets, key=targets.__getitem__))
     if [targets[name] for name in order] != [*range(CLASSES)]:
         raise CatalogueError(
@@ -96,10 +97,3 @@ def read(root: str | os.PathLike[str], *, incomplete: bool = False) -> corpus.Co
         missing=len(missing),
         notes=notes,
     )
-
-
-def _refuse_parted(table: str, folds: Mapping[str, set[str]]) -> None:
-    parted = [f"{group} (folds {', '.join(sorted(its))})" for group, its in sorted(folds.items()) if len(its) > 1]
-    if parted:
-        found = f"{table}: {len(parted)} source recordings are in more than one fold: {corpus.names(parted)}"
-        raise CatalogueError(found, "all clips of a source recording in one fold", "download the list again")
