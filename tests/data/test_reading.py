@@ -164,7 +164,7 @@ def test_a_batch_asks_once_for_neighbours(packed: Catalogue, monkeypatch: pytest
 def test_of_a_large_member_only_blocks_are_read(
     start: float, loose: Catalogue, packed: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(range_reader, "WHOLE", 0)
+    monkeypatch.setattr(range_reader, "AT_ONCE", 0)
     monkeypatch.setattr(range_reader, "_BLOCK", 1000)
     most = 0
     plain = storage.read_range
@@ -199,7 +199,7 @@ def test_a_damaged_member_is_replaced_and_a_missing_shard_is_not(
     windows = Windows(listed, np.arange(12), FRONT_END, FRAMES, 0.5, 7)
     for large in (False, True):
         if large:
-            monkeypatch.setattr(range_reader, "WHOLE", 0)
+            monkeypatch.setattr(range_reader, "AT_ONCE", 0)
         with pytest.raises(StoreError, match=r"shard-000001\.tar"):
             list(loader.loader(views_of(listed), keys, gather, workers=0, pin=False))
         blocks = [[block] for block in range(len(windows))]

@@ -440,7 +440,7 @@ def test_the_published_lengths(rate: int, caplog: pytest.LogCaptureFixture) -> N
     settings = ViewSettings(seconds=6.0, local_views=4, local_seconds=2.0)
     frames, short = view_frames(settings, front_end(rate), 16, 10.0)
     assert (frames, short) == (592, 192)
-    assert "598 frames, of which 6 are left out to fill whole patches: 592 = 37 x 16" in caplog.messages[0]
+    assert "598 frames, of which 6 are left out to fill complete patches: 592 = 37 x 16" in caplog.messages[0]
     assert "192 = 12 x 16" in caplog.messages[1]
 
 

@@ -57,7 +57,7 @@ def draw_roll(rng: np.random.Generator, settings: ViewSettings) -> float:
 
 
 def roll(wave: Tensor, share: float) -> Tensor:
-    """Roll (..., S) circularly, later by `share` (0 to 1) of its length, rounded down to whole samples."""
+    """Roll (..., S) circularly, later by `share` (0 to 1) of its length, rounded down to a sample."""
     samples = int(share * wave.shape[-1])
     return wave.roll(samples, -1) if samples else wave
 

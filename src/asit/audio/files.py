@@ -222,7 +222,7 @@ def start_after_end(name: str, start: float, seconds: float) -> AudioError:
 
 
 def positive_rate(rate: int) -> int:
-    """Return the rate, Hz; an AudioError refuses one below 1, above all recordings' or that is no whole number."""
+    """Return the rate, Hz; an AudioError refuses one below 1, above all recordings' or that is no integer."""
     if not isinstance(rate, Real) or not 1 <= rate <= faults.RATES[1] or rate != int(rate):
         raise AudioError(f"a sample rate of {rate} Hz", f"1 to {faults.RATES[1]} Hz", "pass the rate in Hz")
     return int(rate)

@@ -52,7 +52,7 @@ class MaskingSettings(Settings):
     """Largest share of a view's area wiped; the share is U(min(0.5, drop), drop) (v1: 0.7; v2: 0.5)."""
     fill: Literal["zeros", "noise", "time", "freq"] = "zeros"
     """zeros: the mean after normalisation; noise: standard normal at half scale (the scale of normalised
-    input); time: whole frames; freq: whole mel bins."""
+    input); time: complete frames; freq: complete mel bins."""
     replace: Share = 0.3
     """Share of the area replaced by the same area of another clip's view (v1, v2: 0.3)."""
     replace_probability: Share = 0.5
@@ -142,7 +142,7 @@ class PretrainOptimSettings(OptimSettings):
     weight_decay_end: NonNegative = 0.4
     """Weight decay at the end."""
     clip_per_parameter: bool = True
-    """Clip each parameter tensor by itself (v1, v2) instead of the whole gradient."""
+    """Clip each parameter tensor by itself (v1, v2) instead of all gradients together."""
     teacher_momentum: Share = 0.996
     """EMA momentum of the teacher at the start; cosine to the value below."""
     teacher_momentum_end: Share = 1.0

@@ -88,7 +88,7 @@ class RunSettings(Settings):
     compile: bool | Auto = False
     """Compile the networks' blocks with torch.compile, where it works; auto: on a CUDA device."""
     front_end_on: Literal["auto", "loader", "device"] = "auto"
-    """Where log-mels are computed: by the loader's processes, or on the training device for a whole batch, whose
+    """Where log-mels are computed: by the loader's processes, or on the training device for a batch at once, whose
     waveforms the loader hands over; auto: there on a CUDA device, else by the loader. Equal but for rounding."""
     bad_files: Share = 0.1
     """Share of unusable files above which the run stops instead of leaving them out."""

@@ -131,7 +131,7 @@ def _shown(value: Any) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """ ", did you mean X?" for the nearest known name, by the whole dotted name or by its last part; else ""."""
+    """ ", did you mean X?" for the nearest known name, by its dotted name or by its last part; else ""."""
     known = list(known)
     leaf = name.rsplit(".", 1)[-1]
     # The right name in the wrong group comes first.

@@ -57,7 +57,7 @@ class Zone:
         attack, hold: in seconds.
         decay, release: seconds for 100 dB.
         sustain: attenuation in dB at which the decay ends.
-        attenuation: attenuation in dB of the whole note.
+        attenuation: attenuation in dB of the note.
     """
 
     sample: int

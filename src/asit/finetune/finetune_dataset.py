@@ -196,7 +196,7 @@ class FinetuneDataset(KeyedDataset[FinetuneSample]):
 
 
 class DeviceInputs:
-    """Makes the inputs of batches of crops on a device, in place of the loader, without synchronising the host.
+    """Makes the inputs of batches of crops on a device, instead of the loader, without synchronising the host.
 
     Args:
         settings: mean and std of the front end are numbers.

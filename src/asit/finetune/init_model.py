@@ -133,7 +133,7 @@ def build(start: Origin, settings: FinetuneSettings, frames: int, classes: tuple
             load_strict(head, start.model.head.state_dict(), f"the head of {settings.model}")
             log.info("the model's head is of these very classes: it is trained further")
         else:
-            log.info("the model's head is of another kind or of other classes: a fresh one takes its place")
+            log.info("the model's head is of another kind or of other classes: a fresh one replaces it")
     return Classifier(encoder, head)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from asit.errors import ConfigError, StoreError
 
 MOST = 512 << 20
-"""Bytes of a remote file that is read as a whole, such as an index: two million clips and more."""
+"""Bytes of a remote file that is read at once, such as an index: two million clips and more."""
 _LISTING = 32 << 20
 """Bytes of a web server's page that lists a folder."""
 _PACKAGES = {

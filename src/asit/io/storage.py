@@ -92,7 +92,7 @@ def read_range(location: str, offset: int, size: int) -> bytes:
         if length < offset + size:
             raise RefusalError(
                 f"{location} ends at byte {length:,}",
-                f"{offset + size:,} bytes at least, as its index says",
+                f"{offset + size:,} bytes at least, as its index or its headers say",
                 "copy the shard again, or write it again with asit shard",
             )
         raise OSError(f"{len(data):,} of {size:,} bytes came")
@@ -101,7 +101,7 @@ def read_range(location: str, offset: int, size: int) -> bytes:
 
 
 def read(location: str) -> bytes:
-    """Read a whole file; one in a store has at most `remote_files.MOST` bytes.
+    """Read a complete file; one in a store has at most `remote_files.MOST` bytes.
 
     Raises:
         StoreError, ConfigError: as `read_range`; a file in a store that is longer.

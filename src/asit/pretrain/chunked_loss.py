@@ -1,4 +1,4 @@
-"""The local loss from the projections: logits, softmax and gradient of some rows at a time, never the logits whole.
+"""The local loss from the projections: logits, softmax and gradient of some rows at a time, never all logits at once.
 
 N student rows, n teacher rows, K prototypes, D the bottleneck's width. The plain form holds the logits of both networks
 (N, K), the teacher's distribution in float32 and the gradient of the logits: with 8192 prototypes and 592 patches a
@@ -41,7 +41,7 @@ def local_loss(
     counted: tuple[Tensor, Tensor] | None = None,
     measure: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Mean of H(teacher, student) over patch tokens at the same place of the same view; logits are z weight'.
+    """Mean of H(teacher, student) over patch tokens at the same position of the same view; logits are z weight'.
 
     Args:
         student: (N, D), with gradient; N may be several times n: copies of the teacher's rows, one after the other.
@@ -104,7 +104,7 @@ class _Fused(torch.autograd.Function):
                     log_q = logits[at : at + fine].to(wide).div_(cold).log_softmax(-1)
                     weights = share[rows][at : at + fine]
                     loss -= torch.linalg.vecdot(p, log_q) @ weights
-                    # dH/ds = (q - p) / temperature, as p sums to 1; it takes the place of the logits.
+                    # dH/ds = (q - p) / temperature, as p sums to 1; it replaces the logits.
                     logits[at : at + fine] = log_q.exp_().sub_(p).mul_((weights / cold)[:, None])
             for rows, slope in zip(ours, seen, strict=True):
                 grad_z[rows] = slope @ kernel
@@ -121,5 +121,5 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_z, grad_weight = ctx.saved_tensors
         grad = grads[0]
-        whole = grad_weight.t().contiguous().mul_(grad)
-        return (grad_z * grad).to(ctx.types[0]), whole.to(ctx.types[1]), *(None,) * 5
+        wide = grad_weight.t().contiguous().mul_(grad)
+        return (grad_z * grad).to(ctx.types[0]), wide.to(ctx.types[1]), *(None,) * 5

@@ -101,8 +101,8 @@ def _blocks(
 ) -> BoolArray:
     """Return a (T, F) mask, with blocks added one by one until `share` of the view is covered."""
     steps = patch if settings.align else (1, 1)
-    rows = _Axis(frames, steps[0], settings.max_block, settings.official_bounds, whole=fill == "freq")
-    cols = _Axis(mels, steps[1], settings.max_block, settings.official_bounds, whole=fill == "time")
+    rows = _Axis(frames, steps[0], settings.max_block, settings.official_bounds, full=fill == "freq")
+    cols = _Axis(mels, steps[1], settings.max_block, settings.official_bounds, full=fill == "time")
     mask = np.zeros((frames, mels), dtype=bool)
     wanted = share * frames * mels
     # Everything that blocks can reach is to be masked: random blocks would end at the same mask, only later, and
@@ -138,7 +138,7 @@ class _Axis:
     step: int
     max_block: float
     official: bool
-    whole: bool
+    full: bool
 
     @property
     def longest(self) -> int:
@@ -147,22 +147,22 @@ class _Axis:
 
     @property
     def mean_size(self) -> float:
-        return float(self.size) if self.whole else (self.step + self.longest) / 2
+        return float(self.size) if self.full else (self.step + self.longest) / 2
 
     @property
     def reach(self) -> int:
         """Rows (columns) from the first that any block can cover."""
-        if self.whole or not self.official:
+        if self.full or not self.official:
             return self.size
         _, ends = self.spans(np.full(self.size, 1 - 1e-9), np.arange(self.size) / self.size)
         return int(ends.max())
 
     def spans(self, length: npt.NDArray[np.float64], position: npt.NDArray[np.float64]) -> tuple[IntArray, IntArray]:
         """First and last-plus-one row of blocks from uniform draws in [0, 1)."""
-        if self.whole:
+        if self.full:
             return np.zeros(len(length), dtype=np.int64), np.full(len(length), self.size, dtype=np.int64)
         if self.official:
-            # Sizes and starts are whole numbers of frames or bins below exclusive bounds, the size is cut at
+            # Sizes and starts are integers of frames or bins below exclusive bounds, the size is cut at
             # the end of the view, and then both are brought to multiples of the step.
             sizes = self.step + (length * max(1, int(self.max_block * self.size) - self.step)).astype(np.int64)
             starts = (position * max(1, self.size - self.step)).astype(np.int64) // self.step * self.step

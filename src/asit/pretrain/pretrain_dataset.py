@@ -331,7 +331,7 @@ def collate(found: list[PretrainSample] | GroupedSamples, donor_pool: int) -> Pr
 
 
 def view_frames(settings: ViewSettings, front_end: FrontEnd, patch: int, typical: float) -> tuple[int, int]:
-    """Frames of global and local views, whole patches.
+    """Frames of global and local views, complete patches.
 
     Args:
         settings: lengths in seconds, or auto.
@@ -352,26 +352,26 @@ def view_frames(settings: ViewSettings, front_end: FrontEnd, patch: int, typical
             "a view no longer than the segment it is cut from",
             f"raise views.segment_seconds to {seconds:g} or more, or leave views.seconds at auto",
         )
-    frames = _whole_patches("views.seconds", seconds, front_end, patch)
+    frames = _complete_patches("views.seconds", seconds, front_end, patch)
     if not settings.local_views:
         return frames, 0
     third = seconds / 3 if seconds >= 3 else 0.6 * seconds
     least = front_end.samples_for(patch) / front_end.settings.rate  # auto holds a patch where the global view does
     local = max(third, least) if settings.local_seconds == "auto" else settings.local_seconds
-    return frames, _whole_patches("views.local_seconds", local, front_end, patch)
+    return frames, _complete_patches("views.local_seconds", local, front_end, patch)
 
 
-def _whole_patches(name: str, seconds: float, front_end: FrontEnd, patch: int) -> int:
+def _complete_patches(name: str, seconds: float, front_end: FrontEnd, patch: int) -> int:
     rate = front_end.settings.rate
     frames = front_end.frames_for(round(seconds * rate))
-    whole = frames // patch * patch
-    if whole == 0:
+    complete = frames // patch * patch
+    if complete == 0:
         least = front_end.samples_for(patch) / rate
         raise ConfigError(
             f"{name} is {seconds:.3g}: {frames} frames hold no patch of {patch} frames",
             f"at least {least:.3f} s",
             f"raise {name} to {least:.3f}, or make encoder.patch_frames smaller",
         )
-    dropped = f", of which {frames - whole} are left out to fill whole patches" if frames > whole else ""
-    log.debug(f"{name} {seconds:.3g}: {frames} frames{dropped}: {whole} = {whole // patch} x {patch}")
-    return whole
+    dropped = f", of which {frames - complete} are left out to fill complete patches" if frames > complete else ""
+    log.debug(f"{name} {seconds:.3g}: {frames} frames{dropped}: {complete} = {complete // patch} x {patch}")
+    return complete

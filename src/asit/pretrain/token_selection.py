@@ -47,7 +47,7 @@ def choose(
     losses: LossSettings,
     patch: tuple[int, int],
 ) -> ChosenTokens:
-    """Draw the tokens of one clip, whose views are whole patches.
+    """Draw the tokens of one clip, whose views are complete patches.
 
     Args:
         rng: seeded by the caller; not advanced where every token is chosen.
@@ -84,7 +84,7 @@ def leave_out(rng: np.random.Generator, mask: ViewMask, seen: int, patch: tuple[
         patch: (frames, mels) of a patch.
 
     Returns:
-        The mask with what is left out wiped whole, and the patches that are seen (K,), ascending. Where more than
+        The mask with what is left out wiped completely, and the patches that are seen (K,), ascending. Where more than
         P - K patches are wiped, the rest of them are seen as they are: wiped.
     """
     ranked = _ranked(rng, areas(mask.drop, patch))
@@ -106,7 +106,7 @@ def _ranked(rng: np.random.Generator, score: npt.NDArray[np.float64]) -> IntArra
 
 
 def _cut(mask: BoolArray, patch: tuple[int, int]) -> BoolArray:
-    """(T, F), whole patches, as (time, height, mel, breadth), a view of it."""
+    """(T, F), of complete patches, as (time, height, mel, breadth), a view of it."""
     return mask.reshape(mask.shape[0] // patch[0], patch[0], mask.shape[1] // patch[1], patch[1])
 
 

@@ -17,7 +17,7 @@ class Saver:
     Leaving the context waits for the writer; `settle` raises the writer's error.
 
     The copies are in main memory, page-locked where the tensors are on a CUDA device, and are reused for the next
-    checkpoint: during the whole run they take as much memory as one checkpoint.
+    checkpoint: during the run they take as much memory as one checkpoint.
 
     Args:
         background: copy, and write in a thread; otherwise `copy` returns the tensors themselves, and `start` returns

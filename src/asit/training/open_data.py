@@ -74,35 +74,35 @@ def catalogue(
         found = Catalogue.read(listed)
         tar_index.verify_sizes(found)  # one request for each shard
         return found
-    place = None if out is None else out / run_dir.CATALOGUE
+    target = None if out is None else out / run_dir.CATALOGUE
     tars = tar_index.tars_of(data)
     given = None if tars else Path(local_files.locate(data))
-    if place is not None and not rescan and place.exists():
-        return Catalogue.read(place)
+    if target is not None and not rescan and target.exists():
+        return Catalogue.read(target)
     if given is None:
         show = counter("looking at shards", "shards")
-        few, labelled = 64 if place is None else 1000, labels == "folder"
+        few, labelled = 64 if target is None else 1000, labels == "folder"
         found = tar_index.build(
             tars, front_end, labelled=labelled, bad_files=bad_files, statistics_clips=few, progress=show
         )
-        if place is not None:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            found.write(place)
+        if target is not None:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            found.write(target)
     else:
         labels = labels if given.is_dir() else "auto"
         build = functools.partial(scan.build, given, front_end=front_end, bad_files=bad_files, labels=labels)
-        if place is None:
+        if target is None:
             with tempfile.TemporaryDirectory() as scratch:
                 show = counter("looking at headers")
                 return build(Path(scratch) / run_dir.CATALOGUE, check="header", statistics_clips=64, progress=show)
-        made = not place.parent.exists()
-        place.parent.mkdir(parents=True, exist_ok=True)
+        made = not target.parent.exists()
+        target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            restart = _other_scan(place.with_name(f"{place.name}.partial"), given, front_end)
-            found = build(place, restart=restart, progress=counter("checking files"))
+            restart = _other_scan(target.with_name(f"{target.name}.partial"), given, front_end)
+            found = build(target, restart=restart, progress=counter("checking files"))
         except AsitError:
-            if made and not any(place.parent.iterdir()):  # no data, no folder
-                place.parent.rmdir()
+            if made and not any(target.parent.iterdir()):  # no data, no folder
+                target.parent.rmdir()
             raise
     if passed := describe_ignored(found.header["ignored"]):
         log.info(passed)

@@ -136,7 +136,7 @@ def clip(gradients: Sequence[Tensor], limit: float, per_parameter: bool) -> Tens
     """Scale gradients in place so that their norm is at most `limit`; gives the norm of them all before.
 
     Args:
-        gradients: any number of tensors; where they are sharded, their norms are those of the whole tensors.
+        gradients: any number of tensors; where they are sharded, their norms are those of the complete tensors.
         limit: largest norm; 0: nothing is changed.
         per_parameter: limit each tensor's norm by itself (v1, v2) instead of the norm of all together.
 

@@ -49,7 +49,7 @@ def _ahead(batches: Generator[M], device: torch.device, prepare: Callable[[M], M
     side = torch.cuda.Stream(device)
 
     def fetch() -> tuple[M, torch.cuda.Event] | Exception | None:
-        """Return the next batch and the event that it is ready, the error in its place, or None at the end."""
+        """Return the next batch and the event that it is ready, the error instead, or None at the end."""
         try:
             batch = next(batches)
         except StopIteration:

@@ -95,7 +95,7 @@ def choose_machine(settings: R, group: Literal["views", "input"], world: World) 
         world: processes and device.
 
     Returns:
-        The settings with precision, place of the log-mels and memory resolved, the arithmetic of the networks, and the
+        The settings with precision, device of the log-mels and memory resolved, the arithmetic of the networks, and the
         number of loader processes of each process.
     """
     log.info(f"Using {world.device}: {world.reason}")
@@ -105,16 +105,16 @@ def choose_machine(settings: R, group: Literal["views", "input"], world: World) 
         number = torch.get_num_threads()
         log.info(f"Using {number} CPU thread{'s' * (number > 1)}; resume keeps this for bit-identical results")
     # Kept in config.yaml as resolved: the two round differently.
-    place = settings.front_end_on
-    if place == "auto":
-        place = "device" if world.device.type == "cuda" else "loader"
-    if place == "device":
+    where = settings.front_end_on
+    if where == "auto":
+        where = "device" if world.device.type == "cuda" else "loader"
+    if where == "device":
         log.debug(f"log-mels: on {world.device}, a batch at once; the loader returns waveforms")
     if world.device.type == "cuda":
         log.debug(attention_backends(world.device))
     workers = resources.loader_workers(settings.workers, world)
     kept = {"keep_gb": resources.memory_limit(getattr(settings, group).keep_gb)}
-    return settings.changed({"precision": precision.name, "front_end_on": place, group: kept}), precision, workers
+    return settings.changed({"precision": precision.name, "front_end_on": where, group: kept}), precision, workers
 
 
 def plan_of(settings: RunSettings, count: int, clips: int, *, clip_per_parameter: bool = False) -> loop.Plan:

@@ -16,7 +16,7 @@ from asit.config import FrontEndSettings
 from asit.data.catalogue import listing, tables
 from asit.data.catalogue.catalogue import Catalogue, is_catalogue, relative
 from asit.data.shards import range_reader, tar_index, tar_reader
-from asit.errors import AudioError, CatalogueError, ConfigError
+from asit.errors import AudioError, CatalogueError, ConfigError, StoreError
 from asit.io import local_files, storage
 
 _MAGIC = "*?["
@@ -66,17 +66,12 @@ class Item:
             raise AudioError(f"{self.name}: {self.fault}", "a recording", "repair it, or leave it out")
         if self.offset is None or self.size is None:
             return self.path
-        if self.listed or storage.is_url(self.path):
-            return storage.read_range(self.path, self.offset, self.size)
         try:
-            with local_files.open_file(self.path) as file:
-                file.seek(self.offset)
-                found = file.read(self.size)
-        except OSError as error:
-            raise AudioError(f"{self.path}: {error.strerror}", "a readable tar file", "check the path") from None
-        if len(found) < self.size:
-            raise AudioError(f"{self.path} is shorter now", f"{self.size} bytes of {self.member}", "fetch it again")
-        return found
+            return storage.read_range(self.path, self.offset, self.size)
+        except StoreError as error:
+            if self.listed or storage.is_url(self.path):
+                raise
+            raise AudioError(error.found, error.expected, error.remedy) from None
 
 
 class InputReader:
@@ -290,11 +285,11 @@ def _refuse_twins(items: Sequence[Item]) -> None:
     def name(item: Item) -> object:
         return item.name, item.start, item.seconds
 
-    def place(item: Item) -> object:
+    def location(item: Item) -> object:
         path = item.path if storage.is_url(item.path) else real(os.path.normpath(item.path))
         return path, item.offset, item.start, item.seconds
 
-    for key, how in ((name, "given twice"), (place, "the same")):
+    for key, how in ((name, "given twice"), (location, "the same")):
         counts = Counter(map(key, items))
         if len(counts) < len(items):
             twice = list(dict.fromkeys(item.name for item in items if counts[key(item)] > 1))

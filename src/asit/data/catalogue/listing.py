@@ -37,7 +37,7 @@ class Listing:
         names: of the files.
         words: the columns of `WORDS` that are known beforehand.
         ignored: number of other files by suffix.
-        spans: (N, 2) float64, start and end in s; 0 and infinity for a whole file. None: all are whole files.
+        spans: (N, 2) float64, start and end in s; 0 and infinity for a complete file. None: all are complete.
         keys: (N,) uint64, seeds of the clips' draws, from `draw`.
         order: (N,) indices sorted by key.
         sampled: (N,) bool, clips in the sample for mean and std.

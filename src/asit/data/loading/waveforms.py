@@ -48,7 +48,7 @@ def read_clip(
     span = range_reader.span_of(clip)
     if span is None:
         return files.read(clip.path, rate=rate, start=start, seconds=seconds, resampler=resampler)
-    if span.size <= range_reader.WHOLE:
+    if span.size <= range_reader.AT_ONCE:
         held = (found or {}).get(span)
         data = storage.read_range(*span) if held is None else held
         return files.read(data, called=clip.path, rate=rate, start=start, seconds=seconds, resampler=resampler)
@@ -90,7 +90,7 @@ class WaveformReader:
             return read_clip(clip, settings.rate, start, seconds, settings.resampler, self._found)
         key = _span(clip)
         if key not in self._kept:
-            # The whole clip, so that a part does not depend on earlier reads; and a little more, because the
+            # The complete clip, so that a part does not depend on earlier reads; and a little more, because the
             # catalogue's lengths are single precision.
             length = clip.seconds + 0.02
             self._kept[key] = read_clip(clip, settings.rate, 0.0, length, settings.resampler, self._found)

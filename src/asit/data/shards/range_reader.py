@@ -11,14 +11,15 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
+from asit.audio.byte_ranges import VirtualFile
 from asit.data.catalogue.catalogue import Clip
 from asit.errors import AsitError, StoreError
 from asit.io import storage
 
-WHOLE = 4 << 20
-"""Bytes up to which a member is read whole; of a larger one only the blocks that its decoder reads."""
+AT_ONCE = 4 << 20
+"""Bytes up to which a member is read at once; of a larger one only the blocks that its decoder reads."""
 _BLOCK = 256 << 10  # bytes of such a block
 _GAP = 128 << 10  # bytes that are read in vain rather than making two requests: a millisecond at 1 Gbit/s
 _RUN = 16 << 20  # bytes of one request at most
@@ -35,7 +36,7 @@ class ByteSpan(NamedTuple):
     size: int
 
 
-class _SpanFile(io.RawIOBase):
+class _SpanFile(VirtualFile):
     """A member of a shard as a file; an error of the store is kept in `failure`, because some decoders swallow it."""
 
     def __init__(self, span: ByteSpan) -> None:
@@ -43,30 +44,24 @@ class _SpanFile(io.RawIOBase):
         self.failure: StoreError | None = None
         self._at = 0
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.span.size}[whence]
-        if start + offset < 0:
-            raise OSError(f"byte {start + offset} of {self.span.shard}")
-        self._at = start + offset
-        return self._at
+        start = (0, self._at, self.span.size)[whence] + offset
+        if start < 0:
+            raise OSError(f"byte {start} of {self.span.shard}")
+        self._at = start
+        return start
 
-    def readinto(self, buffer: Any) -> int:
-        count = min(len(buffer), self.span.size - self._at)
-        if count <= 0:
-            return 0
+    def read(self, size: int = -1) -> bytes:
+        left = max(0, self.span.size - self._at)
         try:
-            buffer[:count] = storage.read_range(self.span.shard, self.span.offset + self._at, count)
+            data = storage.read_range(
+                self.span.shard, self.span.offset + self._at, left if size < 0 else min(size, left)
+            )
         except StoreError as error:
             self.failure = error
             raise
-        self._at += count
-        return count
+        self._at += len(data)
+        return data
 
 
 @contextmanager
@@ -91,14 +86,14 @@ def span_of(clip: Clip) -> ByteSpan | None:
 
 
 def fetch(spans: Iterable[ByteSpan]) -> Mapping[ByteSpan, bytes]:
-    """Return the bytes of members; those above `WHOLE` and those beyond a bound on memory are left out.
+    """Return the bytes of members; those above `AT_ONCE` and those beyond a bound on memory are left out.
 
     Raises:
         StoreError: a shard is missing, or its store cannot be reached.
     """
     wanted, total = [], 0
     for span in dict.fromkeys(spans):
-        if span.size <= WHOLE and total + span.size <= _AHEAD:
+        if span.size <= AT_ONCE and total + span.size <= _AHEAD:
             wanted.append(span)
             total += span.size
     runs = _runs(sorted(wanted), _RUN)
@@ -135,11 +130,10 @@ class ReadAhead:
 
 
 class _SharedRun:
-    """Neighbours that one request reads; held until the last of them has been read."""
+    """Neighbours that one request reads; each is dropped when it has been read."""
 
     def __init__(self, spans: list[ByteSpan]) -> None:
-        self.spans, self._left = spans, len(spans)
-        self._lock = threading.Lock()
+        self.spans, self._lock = spans, threading.Lock()
         self._found: dict[ByteSpan, bytes] | StoreError | None = None
 
     def read(self, span: ByteSpan) -> bytes:
@@ -151,11 +145,7 @@ class _SharedRun:
                     self._found = error
             if isinstance(self._found, StoreError):
                 raise self._found
-            data = self._found[span]
-            self._left -= 1
-            if self._left <= 0:
-                self._found = {}
-            return data
+            return self._found.pop(span) if self.spans.count(span) == 1 else self._found[span]
 
 
 def _runs(spans: Iterable[ByteSpan], most: int) -> list[list[ByteSpan]]:

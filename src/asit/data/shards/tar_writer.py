@@ -172,8 +172,7 @@ def write_shard(
                 changed = {"row": row, "start": None, "seconds": made.seconds}
                 if settings.encode != "original" or made.cut:
                     changed["sha256"] = None
-                place = {SHARD: name, "offset": offset, "size": len(made.data)}
-                rows.append({**facts, **changed, **place})
+                rows.append({**facts, **changed, SHARD: name, "offset": offset, "size": len(made.data)})
         size, digest = draft.stat().st_size, local_files.sha256(draft)
     return {
         "name": name,
