@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,12 +36,6 @@ def half(path: Path, error: BaseException) -> None:
     raise error
 
 
-def dead(draft: Path) -> Path:
-    """The name that a process which has ended would have given the draft."""
-    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    return draft.with_name(draft.name.replace(f".{os.getpid()}-", f".{int(ended.stdout)}-"))
-
-
 # Files
 
 
@@ -50,7 +45,7 @@ def test_a_file_takes_its_name_at_the_end(tmp_path: Path) -> None:
         with atomic.write_file(target) as draft:
             draft.write_text(f"new, not {old}")
             assert (target.read_text() if target.exists() else None) == old
-            assert re.fullmatch(rf"\.results\.json\.{os.getpid()}-[0-9a-f]{{8}}-\d+\.tmp", draft.name)
+            assert re.fullmatch(r"\.results\.json\.[0-9a-f]{12}\.tmp", draft.name)
         assert target.read_text() == f"new, not {old}"
         assert names(tmp_path / "deep") == {"results.json"}
         target.write_text("old")
@@ -202,6 +197,8 @@ def test_a_killed_writer_leaves_the_old_folder_and_its_draft_is_removed(tmp_path
     assert (target / "a.txt").read_text() == "old"
     assert len(names(tmp_path)) == 2
     atomic._swept.clear()  # as a new process has it
+    (draft,) = tmp_path.glob(".out.*.tmp")
+    os.utime(draft, (time.time() - 8 * 86400,) * 2)
     put(target, "new", overwrite=True)
     assert names(tmp_path) == {"out"}
     assert (target / "a.txt").read_text() == "new"
@@ -241,14 +238,13 @@ def test_writers_of_one_file_or_folder_do_not_disturb_each_other(tmp_path: Path)
 
 
 def test_drafts_of_dead_writers_are_removed_and_others_stay(tmp_path: Path) -> None:
-    mine = atomic.draft_of(tmp_path / "a.json")
-    left = dead(mine)
-    elsewhere = left.with_name(left.name.replace(f"-{atomic._machine()}-", "-0123abcd-"))
-    legacy = tmp_path / ".a.json.tmp"
-    for path in (mine, left, elsewhere, legacy):
+    mine, left = atomic.draft_of(tmp_path / "a.json"), tmp_path / ".a.json.4711-0123abcd-0.tmp"
+    legacy, last_week = tmp_path / ".a.json.tmp", time.time() - 8 * 86400
+    for path in (mine, left, legacy):
         path.write_text("x")
+    os.utime(left, (last_week, last_week))
     atomic.write_text(tmp_path / "b.json", "y")
-    assert names(tmp_path) == {mine.name, elsewhere.name, legacy.name, "b.json"}
+    assert names(tmp_path) == {mine.name, legacy.name, "b.json"}
     atomic.sweep(tmp_path, {"b.json"}, locked=True)
     assert mine.exists()
     atomic.sweep(tmp_path, locked=True)

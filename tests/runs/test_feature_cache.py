@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -133,9 +134,10 @@ def test_drafts_of_killed_writers_are_removed(tmp_path: Path) -> None:
     shelf.put({KEYS[0]: ONE})
     whole = only(shelf).stat().st_size
     fresh = atomic.draft_of(shelf.folder / "x.safetensors")
-    old = fresh.with_name(fresh.name.replace(f".{os.getpid()}-", ".999999999-"))
+    old = atomic.draft_of(shelf.folder / "x.safetensors")
     for path in (old, fresh):
         path.write_bytes(b"half")
+    os.utime(old, (time.time() - 8 * 86400,) * 2)
     assert store.size() == whole
     assert not old.exists()
     assert fresh.exists()

@@ -1,22 +1,20 @@
 """Atomic writes: a file or folder is written to a temporary neighbour (a draft) and renamed when it is complete.
 
-A draft is called `.NAME.PID-MACHINE-COUNT.tmp`, so no two writers share one, threads and other machines included.
-`.old` in place of `.tmp` names a folder that is being replaced.
+A draft is called `.NAME.TOKEN.tmp` with a random token, so no two writers share one, threads and other machines
+included. `.old` instead of `.tmp` names a folder that is being replaced.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import glob
-import hashlib
-import itertools
 import json
 import os
 import re
 import shutil
-import socket
+import time
+import uuid
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,23 +22,24 @@ from typing import Any, NamedTuple
 
 from asit.errors import CheckpointError, ConfigError
 
-_DRAFT = re.compile(r"\.(?P<target>.+)\.(?P<pid>\d+)-(?P<machine>[0-9a-f]{8})-\d+\.(?P<kind>tmp|old)(\.\w+)?")
-_LEGACY_DRAFT = re.compile(r"\.(?P<target>.+?)(\.\d+\.tmp|\.tmp|\.tmp-\d+(\.\w+)?|\.(?P<kind>old))")
+_DRAFT = re.compile(
+    # The token of this version or of earlier ones, which had process, machine and a counter in it, or none.
+    r"\.(?P<target>.+?)(\.([0-9a-f]{12}|\d+(-[0-9a-f]{8}-\d+)?))?\.(?P<kind>tmp|old)(-\d+)?(\.\w+)?"
+)
+_STALE = 7 * 24 * 3600.0
+"""Seconds after which an unchanged draft is a killed writer's."""
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 
-_count = itertools.count()
 _swept: set[Path] = set()
 """Folders swept by this process: once is enough, and listing a folder for each of a million files would be slow."""
 
 
 class Draft(NamedTuple):
-    """What a draft's name says; pid 0 and machine "" in names of earlier versions."""
+    """What a draft's name says: the target, and "tmp" or "old"."""
 
     target: str
     kind: str
-    pid: int
-    machine: str
 
 
 @contextmanager
@@ -174,15 +173,13 @@ def is_disk_full(error: BaseException) -> bool:
 
 def draft_of(target: Path, kind: str = "tmp") -> Path:
     """Return a draft's path beside `target` that no other writer has."""
-    return target.with_name(f".{target.name}.{os.getpid()}-{_machine()}-{next(_count)}.{kind}")
+    return target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.{kind}")
 
 
 def parse_draft(name: str) -> Draft | None:
     """Parse the name of a draft, of this version or an earlier one; None for any other name."""
-    if found := _DRAFT.fullmatch(name):
-        return Draft(found["target"], found["kind"], int(found["pid"]), found["machine"])
-    found = _LEGACY_DRAFT.fullmatch(name)
-    return found and Draft(found["target"], found["kind"] or "tmp", 0, "")
+    found = _DRAFT.fullmatch(name)
+    return found and Draft(found["target"], found["kind"])
 
 
 def sweep(folder: Path, names: Collection[str] | None = None, *, locked: bool = False) -> None:
@@ -191,8 +188,8 @@ def sweep(folder: Path, names: Collection[str] | None = None, *, locked: bool = 
     Args:
         folder: may be absent.
         names: targets whose drafts are meant; None: all.
-        locked: the caller holds the folder's lock, so every draft is a left-over. Otherwise only those of dead
-            processes of this machine are, and a renamed folder is left to its next writer.
+        locked: the caller holds the folder's lock, so every draft is a left-over. Otherwise only those are that have
+            not changed for a week, and a renamed folder is left to its next writer.
     """
     with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         for name in [entry.name for entry in entries if entry.name.startswith(".")]:
@@ -202,8 +199,9 @@ def sweep(folder: Path, names: Collection[str] | None = None, *, locked: bool = 
             missing = draft.kind == "old" and not (folder / draft.target).exists()
             if locked and missing:
                 _restore(folder / draft.target)
-            if locked or not (missing or _may_live(draft)):
-                remove(folder / name)
+            with contextlib.suppress(FileNotFoundError):
+                if locked or not (missing or time.time() - (folder / name).lstat().st_mtime < _STALE):
+                    remove(folder / name)
 
 
 def remove(path: Path) -> None:
@@ -232,7 +230,7 @@ def _restore(target: Path) -> None:
         return
     for path in target.parent.glob(f".{glob.escape(target.name)}.*old"):
         draft = parse_draft(path.name)
-        if draft and draft.target == target.name and not (draft.machine == _machine() and _may_live(draft)):
+        if draft and draft.target == target.name:
             with contextlib.suppress(OSError):  # another writer was first
                 path.rename(target)
                 return
@@ -258,29 +256,6 @@ def _take_name(draft: Path, target: Path, overwrite: bool, replaced: list[Path])
 
 def _exists(target: Path) -> CheckpointError:
     return CheckpointError(f"{target} already exists", "a path that is free", "give another path, or pass --overwrite")
-
-
-@functools.cache
-def _machine() -> str:
-    """An identifier of this machine, its last start and the container, within which process numbers are unique."""
-    facts = [socket.gethostname()]
-    with contextlib.suppress(OSError):
-        facts.append(Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip())
-        facts.append(str(Path("/proc/self/ns/pid").readlink()))
-    return hashlib.sha256(" ".join(facts).encode("utf-8", "replace")).hexdigest()[:8]
-
-
-def _may_live(draft: Draft) -> bool:
-    """Whether a draft's writer may be alive: always on another machine, and where processes cannot be looked up."""
-    if draft.machine != _machine() or os.name != "posix":  # elsewhere os.kill ends a process
-        return True
-    try:
-        os.kill(draft.pid, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        pass
-    return True
 
 
 def _errno(error: BaseException) -> int | None:
