@@ -26,7 +26,7 @@ from asit.errors import CheckpointError, ConfigError, TrainingError
 from asit.finetune import cross_validation, finetune_run
 from asit.io import checkpoint
 from asit.pretrain import pretrain_run
-from asit.training import rank_consistency
+from asit.training import run_claim
 from asit.training.metrics_log import Records
 from asit.training.stopping import Failures
 
@@ -56,30 +56,28 @@ def test_what_differs_is_named_with_its_ranks() -> None:
     other = {**common, "optim.lr": 0.5, "views.roll": 0.5}
     world = Ranks(("node1", common), ("node1", common), ("node2", other), ("node2", common))
     with pytest.raises(TrainingError) as caught:
-        rank_consistency.agree(world, common)  # type: ignore[arg-type]
+        run_claim.agree(world, common)  # type: ignore[arg-type]
     text = str(caught.value)
     assert "the 4 processes of this run disagree about 2 things" in text
     assert "optim.lr: 0.05 on ranks 0, 1, 3 (node1, node2); 0.5 on rank 2 (node2)" in text
     assert "views.roll: not there on ranks 0, 1, 3 (node1, node2); 0.5 on rank 2 (node2)" in text
     assert "seed" not in text
-    rank_consistency.agree(Ranks(("a", common), ("b", dict(common))), common)  # type: ignore[arg-type]
+    run_claim.agree(Ranks(("a", common), ("b", dict(common))), common)  # type: ignore[arg-type]
 
 
 def test_each_machine_may_have_its_own_paths_and_processes(tiny: Any, tuned: Any, tmp_path: Path) -> None:
     ours, theirs = (
-        rank_consistency.of_settings(
-            tiny(tmp_path, data=tmp_path / name, workers=w, threads=w, views={"keep_gb": float(w)})
-        )
+        run_claim.of_settings(tiny(tmp_path, data=tmp_path / name, workers=w, threads=w, views={"keep_gb": float(w)}))
         for name, w in (("here", 1), ("there", 2))
     )
     assert ours == theirs
     assert ours["optim.lr"] == 0.05
     assert "records.checkpoint_every" in ours
-    assert rank_consistency.of_settings(tuned(tmp_path))["augment.mixup"] == 0.5
+    assert run_claim.of_settings(tuned(tmp_path))["augment.mixup"] == 0.5
 
 
 def test_the_code_is_compared_by_its_source() -> None:
-    code = rank_consistency.of_code()
+    code = run_claim.of_code()
     assert code["version of torch"] == torch.__version__
     assert len(code["source of asit (SHA-256)"]) == 16
 

@@ -23,9 +23,9 @@ from asit.io import atomic, checkpoint
 from asit.model.cpu import bf16
 from asit.progress import duration
 from asit.runtime import World
-from asit.training import loop, open_data, rank_consistency, run_dir
+from asit.training import loop, open_data, run_dir
 from asit.training.metrics_log import Records
-from asit.training.run_claim import claimed, together, torchrun_id
+from asit.training.run_claim import agree, claimed, of_settings, together, torchrun_id
 from asit.training.setup import Setup
 from asit.training.stopping import NotFiniteError
 
@@ -147,7 +147,7 @@ def _start(setup: Setup[Any], before: RunSettings | None, last: Path | None) -> 
         step, optimiser_state = together(world, lambda: _restore(setup, last))
     digest = setup.catalogue.digest
     facts = {"list of recordings (SHA-256)": digest, "steps done": step, "steps in all": setup.plan.total}
-    rank_consistency.agree(world, facts | rank_consistency.of_settings(setup.settings) if world.size > 1 else {})
+    agree(world, facts | of_settings(setup.settings) if world.size > 1 else {})
     if before is None:
         together(world, lambda: _write_folder(setup), world.main)
     return step, optimiser_state
