@@ -100,9 +100,9 @@ def read_at(path: str, offset: int, size: int) -> bytes:
         OSError: it cannot be opened or read.
     """
     if not hasattr(os, "pread"):
-        with open_file(path) as file:
-            file.seek(offset)
-            return file.read(size)
+        with open_file(path) as opened:
+            opened.seek(offset)
+            return opened.read(size)
     file, parts = _open_files(path), []
     try:
         while size > 0 and (part := os.pread(file.number, size, offset)):
