@@ -34,14 +34,11 @@ class ByteReader:
         if 0 <= begin <= 2 * len(self._held):  # sequential: read more
             self._ahead = min(2 * self._ahead, _MOST)
         self._file.seek(offset)
-        self._begin, self._held = offset, self._read(max(length, self._ahead))
-        return self._held[:length]
-
-    def _read(self, size: int) -> bytes:
-        out = b""
-        while len(out) < size and (part := self._file.read(size - len(out))):
-            out = out + part if out else part
-        return out
+        size, held = max(length, self._ahead), b""
+        while len(held) < size and (part := self._file.read(size - len(held))):
+            held = held + part if held else part
+        self._begin, self._held = offset, held
+        return held[:length]
 
 
 class VirtualFile(io.RawIOBase):

@@ -142,20 +142,15 @@ class FrontEnd(nn.Module):
         x[..., 0] -= before[..., 0]
         x *= self.hann
         parts = torch.view_as_real(torch.fft.rfft(padded)).flatten(0, 1).square_()
-        energy = self._sparse_sum(parts) if parts.device.type == "cpu" else self._dense_sum(parts)
+        if parts.device.type == "cpu":
+            # A dense product's rounding depends on its shape, processor and threads; SciPy's is a loop over the bins.
+            power = parts.new_empty(parts.shape[1], len(parts))
+            torch.add(parts[..., 0].t(), parts[..., 1].t(), out=power)
+            energy = torch.from_numpy(self._triangles @ power.numpy()).t()
+        else:
+            product = _product_type(parts.device)
+            energy = (parts.sum(2).to(product) @ self.bank.to(product)).float()
         out.copy_(energy.clamp_(min=FLOOR).log_().unflatten(0, out.shape[:2]))
-
-    def _sparse_sum(self, parts: Tensor) -> Tensor:
-        """Sum squares (n, N // 2 + 1, 2) to mel energies (n, F), each over its own triangle in order of the bins."""
-        # A dense product's rounding depends on its shape, processor and threads; SciPy's is a plain loop over the bins.
-        power = parts.new_empty(parts.shape[1], len(parts))
-        torch.add(parts[..., 0].t(), parts[..., 1].t(), out=power)
-        return torch.from_numpy(self._triangles @ power.numpy()).t()
-
-    def _dense_sum(self, parts: Tensor) -> Tensor:
-        """Compute the same on other devices, with the library's rounding."""
-        product = _product_type(parts.device)
-        return (parts.sum(2).to(product) @ self.bank.to(product)).float()
 
     def normalise(self, x: Tensor) -> Tensor:
         """Return (x - mean) / (2 std), the input scale of AST and ASiT; any shape.

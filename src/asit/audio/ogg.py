@@ -84,7 +84,7 @@ class Links:
 
 def links(file: ByteReader) -> Links:
     """Scan the pages of a file, skipping other bytes; of several parallel audio streams the first one counts."""
-    found: list[tuple[str, list[tuple[int, int, int]]]] = []
+    found: list[tuple[str, list[tuple[int, int]]]] = []
     others: list[str] = []
     at, serial, begun, opening, cut = 0, -1, False, False, False
     while at < file.size and len(found) <= RECORDINGS:
@@ -103,7 +103,8 @@ def links(file: ByteReader) -> Links:
             if not opening:  # other pages were between: a new link
                 begun = False
             opening = True
-            codec = _codec(file.at(at + front, 16))
+            packet = file.at(at + front, 16)
+            codec = next((name for magic, name in _MAGIC if packet.startswith(magic)), "an unknown stream")
             if codec in _SOUNDS and not begun:
                 begun, serial = True, number
                 found.append((codec, []))
@@ -112,21 +113,11 @@ def links(file: ByteReader) -> Links:
         else:
             opening = False
         if begun and number == serial:
-            found[-1][1].append((at, length, front))
+            codec, pages = found[-1]
+            skip = 0 if codec != "flac" else front if pages else front + _FLAC_MAPPING  # the native stream in the pages
+            pages.append((at + skip, length - skip))
         at += length
-    return Links(tuple(Link(codec, _parts(codec, pages)) for codec, pages in found), cut, tuple(others))
-
-
-def _parts(codec: str, pages: list[tuple[int, int, int]]) -> tuple[ByteRange, ...]:
-    if codec != "flac":
-        return _joined([(offset, length) for offset, length, _ in pages])
-    bodies = [(offset + head, length - head) for offset, length, head in pages]
-    first, length = bodies[0]
-    return _joined([(first + _FLAC_MAPPING, length - _FLAC_MAPPING), *bodies[1:]])
-
-
-def _codec(packet: bytes) -> str:
-    return next((name for magic, name in _MAGIC if packet.startswith(magic)), "an unknown stream")
+    return Links(tuple(Link(codec, _joined(pages)) for codec, pages in found), cut, tuple(others))
 
 
 def _page_after(file: ByteReader, at: int) -> int:

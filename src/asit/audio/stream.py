@@ -83,8 +83,11 @@ class OpenSound:
                 raise faults.not_finite(self.name)
             self.given += len(block)
             yield block
+        if not self.given and self._start > 0 and (self._end is None or self._end > 0):
+            raise files.start_after_end(self.name, self._start, self._end or 0.0)
         if not self.given:
-            raise self._nothing()
+            found = f"{self.name} is shorter than a sample at {self.target} Hz"
+            raise AudioError(found, "at least one sample", "leave it out")
 
     def _resampled(self) -> Iterator[Wave]:
         blocks = self._stream(self._part.begin, self._part.stop)
@@ -95,12 +98,6 @@ class OpenSound:
         for block in blocks:
             yield resample.resample_chunk(np.ascontiguousarray(block))
         yield resample.resample_chunk(np.empty(0, np.float32), last=True)
-
-    def _nothing(self) -> AudioError:
-        if self._start > 0 and (self._end is None or self._end > 0):
-            return files.start_after_end(self.name, self._start, self._end or 0.0)
-        found = f"{self.name} is shorter than a sample at {self.target} Hz"
-        return AudioError(found, "at least one sample", "leave it out")
 
 
 Sound = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | np.ndarray | Tensor | OpenSound

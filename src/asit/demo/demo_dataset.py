@@ -177,7 +177,10 @@ def build_dataset(
                         label = labels[i % len(labels)]
                         voices = [instruments[label][number]]
                     rows.append((f"{split}/{label or 'mixture'}_{i:05d}.wav", label, split))
-                    _write_wav(draft / rows[-1][0], _render(font, voices, rng))
+                    # The standard library's writer: libsndfile waits for the disk after every file.
+                    with wave.open(str(draft / rows[-1][0]), "wb") as file:
+                        file.setparams((1, 2, RATE, 0, "NONE", ""))
+                        file.writeframes(_render(font, voices, rng).astype("<i2").tobytes())
                     if progress:
                         progress(len(rows), train_clips + test_clips, 0)
             write_csv(draft / "train.csv", [_HEADER, *rows[:train_clips]])
@@ -271,13 +274,6 @@ def _melody(voice: Voice, rng: np.random.Generator, length: float) -> list[Note]
 
 def _rms(waveform: npt.NDArray[Any]) -> float:
     return float(np.sqrt(np.mean(np.square(waveform, dtype=np.float64))))
-
-
-def _write_wav(path: Path, clip: npt.NDArray[np.int16]) -> None:
-    # The standard library's writer: libsndfile waits for the disk after every file, half of the time here.
-    with wave.open(str(path), "wb") as file:
-        file.setparams((1, 2, RATE, len(clip), "NONE", ""))
-        file.writeframes(clip.astype("<i2").tobytes())
 
 
 def _is_complete(out: Path, recipe: dict[str, Any]) -> bool:

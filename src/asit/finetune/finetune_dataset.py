@@ -141,7 +141,7 @@ class FinetuneDataset(KeyedDataset[FinetuneSample]):
         rng = np.random.default_rng([self.seed, CORRUPTION, *key])
         return FinetuneSample(
             **made._asdict(),
-            x=torch.zeros(0, self.front_end.settings.mels) if self.on_device else self._input(made),
+            x=self._input(made),
             factors=vit.draw_drop_path(rng, self._drop_path),
             dropout=None if self._head is None else draw_dropout(rng, self._head),
             failures=failures,
@@ -179,7 +179,9 @@ class FinetuneDataset(KeyedDataset[FinetuneSample]):
         return _Made(clip.path, target.astype(np.float32), crops, noise, (time, mel))
 
     def _input(self, made: _Made) -> Tensor:
-        """Return the network's input (T, F)."""
+        """Return the network's input (T, F); 0 frames where it is made on the device."""
+        if self.on_device:
+            return torch.zeros(0, self.front_end.settings.mels)
         (x,) = made.crops.logmels(self.front_end, [self.frames])
         return augment.mask_stripes(x if made.noise is None else x + made.noise, *made.stripes)
 

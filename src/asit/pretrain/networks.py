@@ -133,7 +133,8 @@ class Networks(nn.Module):
         if self.projection is not None:
             kinds = [tokens.cls] if self.wants_class else []
             if self.wants_patch:
-                wanted = patches if chosen is None else _picked(patches, chosen)
+                width = patches.shape[-1]
+                wanted = patches if chosen is None else patches.gather(1, chosen[..., None].expand(-1, -1, width))
                 kinds.append(wanted.flatten(0, 1))
             if self.wants_class and local is not None:
                 kinds.append(self.encoder(local, None if drop is None else drop[:, :, rows:]).cls)
@@ -154,8 +155,3 @@ class Networks(nn.Module):
             else:
                 reconstruction = self.reconstruction.areas(patches.flatten(0, 1).index_select(0, rebuilt))
         return Outputs(class_logits, projected, reconstruction, local_logits, tokens.cls)
-
-
-def _picked(x: Tensor, index: Tensor) -> Tensor:
-    """(R, P, D) and (R, S) int64 -> (R, S, D)."""
-    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import textwrap
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -59,7 +60,8 @@ class _Guarded:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.shared.failed or not self.module.training:
             return self.module._call_impl(*args, **kwargs)
-        key = (torch.is_grad_enabled(), *map(_shape, (*args, *kwargs.values())))
+        given = (*args, *kwargs.values())
+        key = (torch.is_grad_enabled(), *((x.shape, x.dtype) if isinstance(x, Tensor) else type(x) for x in given))
         try:
             with contextlib.nullcontext() if key in self.shared.seen else _with_gradient():
                 made = self.call(*args, **kwargs)
@@ -69,12 +71,9 @@ class _Guarded:
             if not _of_the_compiler(error):
                 raise
             self.shared.failed = True
-            log.warning(f"compile: off, torch.compile does not work here: {_line(error)}")
+            text = " ".join(str(error).split("\n\n")[0].split()) or type(error).__name__
+            log.warning(f"compile: off, torch.compile does not work here: {textwrap.shorten(text, 200)}")
             return self.module._call_impl(*args, **kwargs)
-
-
-def _shape(x: object) -> object:
-    return (x.shape, x.dtype) if isinstance(x, Tensor) else type(x)
 
 
 @contextlib.contextmanager
@@ -104,12 +103,6 @@ def _of_the_compiler(error: BaseException) -> bool:
             return True
         seen = seen.__cause__
     return False
-
-
-def _line(error: BaseException) -> str:
-    """Return the message of an error in one line of at most 200 characters."""
-    text = " ".join(str(error).split("\n\n")[0].split()[:60]) or type(error).__name__
-    return text if len(text) <= 200 else text[:197] + "..."
 
 
 def attention_backends(device: torch.device) -> str:

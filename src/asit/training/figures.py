@@ -19,6 +19,7 @@ from asit.io import atomic
 
 COLUMNS = 5
 """Examples drawn; the npz file holds all of them."""
+_TITLE = 36  # characters of a name
 
 
 def write_figure(
@@ -91,12 +92,9 @@ def _draw(step: int, values: dict[str, Any], mask: Any, ids: list[str], front_en
             if column == 0:
                 axis.set_ylabel(f"{name}\nmel bin (to {front_end.rate / 2000:g} kHz)", fontsize=8)
             axis.tick_params(labelsize=7)
-        axes[0, column].set_title(_short(ids[column]), fontsize=8, parse_math=False)
+        name = ids[column] if len(ids[column]) <= _TITLE else "…" + ids[column][1 - _TITLE :]
+        axes[0, column].set_title(name, fontsize=8, parse_math=False)
         share = mask[column].mean()
         axes[3, column].set_xlabel(f"time (s); {share:.0%} masked", fontsize=8)
     figure.suptitle(f"step {step:,}", fontsize=10)
     return figure
-
-
-def _short(name: str, most: int = 36) -> str:
-    return name if len(name) <= most else "…" + name[1 - most :]

@@ -46,8 +46,13 @@ class Records:
         self._open = contextlib.ExitStack()
         if folder is None:
             return
-        _cut(folder / "metrics.jsonl", start)
-        self._metrics = self._open.enter_context((folder / "metrics.jsonl").open("a", encoding="utf-8"))
+        path = folder / "metrics.jsonl"
+        if path.exists():
+            # Without lines of later steps, and lines that a crash of the machine left damaged.
+            kept = [line for line, record in lines(path) if record["step"] <= start]
+            with atomic.write_file(path) as draft:
+                draft.write_bytes(b"".join(line + b"\n" for line in kept))
+        self._metrics = self._open.enter_context(path.open("a", encoding="utf-8"))
         if log is None:
             log = self._open.enter_context(logs.run_log())
         file = (folder / "log.txt").open("a", encoding="utf-8", errors="backslashreplace")
@@ -90,15 +95,6 @@ class Records:
         if self.folder is not None and self._progress.due():
             line = f"step {step}/{self.total}  {text}  {duration(seconds_left)} left  {details}"
             self._progress.show(line.rstrip())
-
-
-def _cut(path: Path, step: int) -> None:
-    """Remove lines after the step that a run resumes from, and lines that a crash of the machine left damaged."""
-    if not path.exists():
-        return
-    kept = [line for line, record in lines(path) if record["step"] <= step]
-    with atomic.write_file(path) as draft:
-        draft.write_bytes(b"".join(line + b"\n" for line in kept))
 
 
 def lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Generator
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -36,13 +36,15 @@ def prefetched(
     if device.type == "cpu" and prepare is None:
         return batches
     prepare = prepare or (lambda batch: batch)
-    return _ahead(batches, device, prepare) if device.type == "cuda" else _in_turn(batches, device, prepare)
+    if device.type == "cuda":
+        return _ahead(batches, device, prepare)
 
+    def in_turn() -> Generator[M, None, None]:
+        with contextlib.closing(batches):
+            for batch in batches:
+                yield prepare(batch.to(device))
 
-def _in_turn(batches: Generator[M], device: torch.device, prepare: Callable[[M], M]) -> Generator[M, None, None]:
-    with contextlib.closing(batches):
-        for batch in batches:
-            yield prepare(batch.to(device))
+    return in_turn()
 
 
 def _ahead(batches: Generator[M], device: torch.device, prepare: Callable[[M], M]) -> Generator[M, None, None]:
@@ -70,15 +72,11 @@ def _ahead(batches: Generator[M], device: torch.device, prepare: Callable[[M], M
             batch, ready = coming
             now = torch.cuda.current_stream(device)
             now.wait_event(ready)
-            for tensor in _tensors(batch):
+            for field in fields(batch):  # type: ignore[arg-type]
                 # Allocated on the side stream, which must not reuse the memory while the step reads it.
-                tensor.record_stream(now)
+                if isinstance(tensor := getattr(batch, field.name), Tensor) and tensor.is_cuda:
+                    tensor.record_stream(now)
             # Enqueued before the step's own kernels, so that both run at the same time.
             coming = fetch()
             yield batch
             del batch
-
-
-def _tensors(batch: Any) -> list[Tensor]:
-    held = (getattr(batch, f.name) for f in fields(batch))
-    return [value for value in held if isinstance(value, Tensor) and value.is_cuda]
