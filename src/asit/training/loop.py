@@ -179,8 +179,8 @@ class Loop:
         self.saved = self.step
         self.clock = Clock(self.plan.batch)
         self.failures = stopping.Failures(self.plan.most_failures, self.records, self.world)
-        late = stopping.checks_late(self.world.device)
-        self.late = stopping.LateCheck(self.task.suspects, self.world) if late else None
+        self.late = stopping.checks_late(self.world.device)
+        self.check = stopping.FiniteCheck(self.task.suspects, self.world, late=self.late)
         self.last: Micro | None = None
 
     def _train(self) -> Outcome:
@@ -201,7 +201,7 @@ class Loop:
             clock.step()
             due = [hook for every, hook in self.hooks if every and (step % every == 0 or step == end)]
             if measure or due:
-                self._settled()
+                self.check.read()
             if measure:
                 self._log(passes.parts, rates, end)
             # Alone, what came during the line above counts for this step.
@@ -242,7 +242,7 @@ class Loop:
                 return out
             out.micros.append(batch)
             final = i + 1 == plan.accumulate
-            if final and self.late is not None:
+            if final and self.late:
                 # The answer is there long before the device has done this pass.
                 out.answer = self._ask(out)
             with contextlib.nullcontext() if final else self.task.no_sync():
@@ -272,32 +272,25 @@ class Loop:
 
     def _agree(self, passes: _Passes, now: Now) -> bool:
         """Clip the gradients and go on to the update, or raise in all processes; gives whether to stop after it."""
-        parts, bad, spoilt = passes.parts, False, list[str]()
-        if passes.parts:
+        parts = passes.parts
+        if parts:
             self.task.gradients_ready(now)
             gradients = [p.grad for p in self.parameters if p.grad is not None]
             parts["gradient_norm"] = optim.clip(gradients, self.plan.clip, self.plan.clip_per_parameter)
-        if self.late is None and passes.ended is None:
-            spoilt = stopping.broken(parts)
-            bad = bool(spoilt) or not bool(torch.isfinite(parts["gradient_norm"]))
-        ended, stop, unwritten, unfit, met = (passes.answer or self._ask(passes, bad))()
+        ended, stop, unwritten, met = (passes.answer or self._ask(passes))()
         if met:
             self.failures.share(self.step)
         if ended:
             self._out_of_data(passes.ended)
         if unwritten:
             self._written()
-        # After the exchange of gradients a value that is not finite has reached every process.
-        if unfit:
-            stopping.refuse(self.task.suspects, passes.micros, spoilt, self.step, self.world)
-        if self.late is not None:
-            self._settled()
-            self.late.gate(self.optimiser, self.step, passes.micros, parts)
+        self.check.read()
+        self.check.gate(self.optimiser, self.step, passes.micros, parts)
         return stop
 
-    def _ask(self, passes: _Passes, bad: bool = False) -> Callable[[], list[bool]]:
+    def _ask(self, passes: _Passes) -> Callable[[], list[bool]]:
         signalled = self.signals.caught is not None
-        return self.world.ask([passes.ended is not None, signalled, self.saver.failed, bad, self.failures.unshared])
+        return self.world.ask([passes.ended is not None, signalled, self.saver.failed, self.failures.unshared])
 
     def _out_of_data(self, error: AsitError | None) -> NoReturn:
         """Keep the last complete step and raise, in all processes, what came instead of a batch in one of them."""
@@ -308,14 +301,9 @@ class Loop:
         self.records.event(self.step, f"stopped: {found}; step {self.saved} is kept")
         raise error or TrainingError(f"another process of this run got no more data: {found}", remedy="see its message")
 
-    def _settled(self) -> None:
-        """Raise if the last step was not finite, where that is not known yet."""
-        if self.late is not None:
-            self.late.read()
-
     def _checkpoint(self) -> None:
         """Copy all tensors, and let them be written beside the next steps."""
-        self._settled()
+        self.check.read()
         held = {f"task/{name}": value for name, value in self.task.state().items()}
         held |= {f"optimiser/{name}": value for name, value in optim.optimiser_tensors(self.optimiser).items()}
         held = distributed.gathered(held, self.world.main)

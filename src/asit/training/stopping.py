@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -82,25 +82,26 @@ class _Step(NamedTuple):
     copied: torch.cuda.Event | None
 
 
-class LateCheck:
-    """The check for values that are not finite, without a wait for the device within the step.
+class FiniteCheck:
+    """The check for values that are not finite, before the update or, without a wait for the device, one step late.
 
-    A step's flag prevents its update on the device (`found_inf` of the fused optimiser: weights and optimiser state do
-    not change) and is copied to the host, which reads it before the next update, when the device already has the next
-    step's work. What follows the update of such a step (teacher, centres) does change: the run ends when the flag is
-    read, before any of it is saved.
+    Late, a step's flag prevents its update on the device (`found_inf` of the fused optimiser: weights and optimiser
+    state do not change) and is copied to the host, which reads it before the next update, when the device already has
+    the next step's work. What follows the update of such a step (teacher, centres) does change: the run ends when the
+    flag is read, before any of it is saved.
 
     Args:
         suspects: of the method.
         world: the processes.
+        late: see `checks_late`.
     """
 
-    def __init__(self, suspects: Suspects, world: World) -> None:
-        self.suspects, self.world = suspects, world
+    def __init__(self, suspects: Suspects, world: World, *, late: bool) -> None:
+        self.suspects, self.world, self.late = suspects, world, late
         self._open: _Step | None = None
 
     def gate(self, optimiser: Any, step: int, micros: Sequence[Any], parts: Mapping[str, Tensor]) -> None:
-        """Make the optimiser's next step change nothing, in all processes, if a part is not finite.
+        """Refuse the step in all processes if a part is not finite; late, let its update change nothing.
 
         Args:
             optimiser: a fused one of torch.
@@ -111,12 +112,15 @@ class LateCheck:
         finite = torch.isfinite(torch.stack([value.float().reshape(()) for value in parts.values()])).all()
         bad = (~finite).float()
         self.world.sum_(bad)
-        optimiser.grad_scale, optimiser.found_inf = None, bad.clamp(max=1.0)
         flag, copied = bad.clone(), None
+        if self.late:
+            optimiser.grad_scale, optimiser.found_inf = None, bad.clamp(max=1.0)
         if bad.device.type == "cuda":
             flag = torch.empty((), pin_memory=True).copy_(bad, non_blocking=True)
             copied = torch.cuda.current_stream(bad.device).record_event()
         self._open = _Step(step, micros, parts, flag, copied)
+        if not self.late:
+            self.read()
 
     def read(self) -> None:
         """Wait for the last flag.
@@ -130,40 +134,25 @@ class LateCheck:
         if last.copied is not None:
             last.copied.synchronize()
         if float(last.flag):
-            refuse(self.suspects, last.micros, broken(last.parts), last.step, self.world)
+            self._refuse(last)
 
-
-def broken(parts: Mapping[str, Tensor]) -> list[str]:
-    """Return the names of the parts of the loss that are not finite; waits for the device."""
-    return [
-        name
-        for name, value in parts.items()
-        if name not in ("loss", "gradient_norm") and not bool(torch.isfinite(value))
-    ]
-
-
-def refuse(suspects: Suspects, micros: Sequence[Any], found: Sequence[str], step: int, world: World) -> None:
-    """Raise a NotFiniteError that names step, parts and clips; every process must call this.
-
-    Args:
-        suspects: of the method.
-        micros: this process's micro-batches of the step.
-        found: the parts that are not finite in this process.
-        step: steps done before this one.
-        world: the processes.
-    """
-    mine = (sorted(found), [clip for micro in micros for clip in suspects(micro)] if found else [])
-    everyone = world.gather(mine)
-    parts = sorted({part for names, _ in everyone for part in names}) or ["gradient"]
-    clips = list(dict.fromkeys(clip for _, names in everyone for clip in names))
-    if not clips:
-        clips = list(dict.fromkeys(c for group in world.gather([i for m in micros for i in m.ids]) for c in group))
-    shown = ", ".join(clips[:8]) + (f" and {len(clips) - 8} more" if len(clips) > 8 else "")
-    raise NotFiniteError(
-        f"step {step}: not finite: {', '.join(parts)}; clips: {shown}",
-        "finite losses and gradients; the weights were not changed",
-        "listen to these clips; or start again with a lower optim.lr or optim.clip, or with precision float32",
-    )
+    def _refuse(self, last: _Step) -> NoReturn:
+        """Raise a NotFiniteError that names step, parts and clips; every process must call this."""
+        found = sorted(name for name, value in last.parts.items() if not bool(torch.isfinite(value)))
+        found = [name for name in found if name not in ("loss", "gradient_norm")]
+        mine = (found, [clip for micro in last.micros for clip in self.suspects(micro)] if found else [])
+        everyone = self.world.gather(mine)
+        parts = sorted({part for names, _ in everyone for part in names}) or ["gradient"]
+        clips = list(dict.fromkeys(clip for _, names in everyone for clip in names))
+        if not clips:
+            ids = self.world.gather([clip for micro in last.micros for clip in micro.ids])
+            clips = list(dict.fromkeys(clip for group in ids for clip in group))
+        shown = ", ".join(clips[:8]) + (f" and {len(clips) - 8} more" if len(clips) > 8 else "")
+        raise NotFiniteError(
+            f"step {last.step}: not finite: {', '.join(parts)}; clips: {shown}",
+            "finite losses and gradients; the weights were not changed",
+            "listen to these clips; or start again with a lower optim.lr or optim.clip, or with precision float32",
+        )
 
 
 class Failures:
