@@ -76,7 +76,7 @@ def read(
         most_missing: largest share of a split's segments without a clip.
 
     Raises:
-        CatalogueError: a list or the class index is missing or corpus.damaged, or too many clips are missing.
+        CatalogueError: a list or the class index is missing or damaged, or too many clips are missing.
     """
     if not 0 <= most_missing <= 1:
         raise CatalogueError(f"most_missing is {most_missing}", "a share from 0 to 1", "change it")

@@ -21,7 +21,7 @@ CLASSES = 50
 """Classes, with equally many clips in each fold."""
 
 SHARED = frozenset({"131943", "134049", "209698", "234879"})
-"""Source corpus.recordings that are officially in two folds, each under two classes: eleven clips.
+"""Source recordings that are officially in two folds, each under two classes: eleven clips.
 
 All other 1,520 are in one fold, as the documentation says of all. Counted in meta/esc50.csv.
 """
@@ -40,7 +40,7 @@ def read(root: str | os.PathLike[str], *, incomplete: bool = False) -> corpus.Co
         incomplete: accept missing clips.
 
     Raises:
-        CatalogueError: no such layout, a corpus.damaged list, clips missing, or a source recording in two folds.
+        CatalogueError: no such layout, a damaged list, clips missing, or a source recording in two folds.
     """
     folder = corpus.find_folder("esc50", corpus.existing(root), os.path.join("meta", "esc50.csv"), "audio")
     table = os.path.join(folder, "meta", "esc50.csv")

@@ -241,7 +241,7 @@ def _test_folder(folder: str, root: str, given: str | os.PathLike[str] | None) -
 
 
 def _clips(name: str, folder: str, classes: Collection[str]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Return the clips in the folders of classes, and notes; another folder of corpus.recordings is refused."""
+    """Return the clips in the folders of classes, and notes; another folder of recordings is refused."""
     found = (path for path in corpus.walk(folder) if path.count("/") == 1 and not path.startswith(NOISE))
     paths, notes = corpus.recordings(found)
     if wrong := sorted({key.split("/")[0] for key in paths}.difference(classes)):

@@ -40,7 +40,7 @@ def read(root: str | os.PathLike[str], *, incomplete: bool = False) -> corpus.Co
         incomplete: accept missing utterances and speakers.
 
     Raises:
-        CatalogueError: no list, a corpus.damaged one, or utterances missing.
+        CatalogueError: no list, a damaged one, or utterances missing.
     """
     root = corpus.existing(root)
     paths: dict[str, str] = {}
