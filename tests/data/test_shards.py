@@ -170,7 +170,7 @@ def test_recordings_that_cannot_be_read_are_left_out_and_named(sounds: Catalogue
     Path(sounds[2].path).write_bytes(b"none")
     Path(sounds[5].path).unlink()
     made = pack(sounds, tmp_path / "out", bad_files=0.5)
-    assert dict(made.skipped) == {"missing": 1, "unreadable": 1}
+    assert made.index.header["skipped"] == {"missing": 1, "unreadable": 1}
     assert [name for name in sounds.ids() if name not in made.index.ids()] == ["c0/a.2.wav", "c1/a.5.wav"]
     named = [json.loads(line) for line in (tmp_path / "out" / "index.skipped.jsonl").read_text().splitlines()]
     assert [row["path"] for row in named] == ["c0/a.2.wav", "c1/a.5.wav"]

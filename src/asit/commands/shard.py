@@ -64,9 +64,10 @@ def shard(prog: str, summary: str, given: list[str]) -> int:
     import numpy as np
 
     from asit.config import FrontEndSettings
+    from asit.data.catalogue.catalogue import INDEX
     from asit.data.shards.pack import pack
     from asit.data.shards.shard_plan import PackSettings
-    from asit.io import child_process
+    from asit.io import child_process, storage
     from asit.training import open_data
 
     workers = child_process.usable_cpus() if options.workers == "auto" else options.workers
@@ -80,14 +81,15 @@ def shard(prog: str, summary: str, given: list[str]) -> int:
     show = counter("packing", "clips")
     made = pack(listed, options.out, settings, resume=options.resume, overwrite=options.overwrite, progress=show)
     hours = made.index.header["seconds"] / 3600
-    size = f"{len(made.index)} clips, {hours:.2f} h, {made.bytes / 1e6:,.1f} MB"
-    print(f"{made.location}: {size} in {made.shards} shards")
+    shards, location = made.index.header["shards"], storage.join(made.index.root, INDEX)
+    size = f"{len(made.index)} clips, {hours:.2f} h, {sum(shard['bytes'] for shard in shards) / 1e6:,.1f} MB"
+    print(f"{location}: {size} in {len(shards)} shards")
     if made.kept:
         print(f"{made.kept} shards were already there")
     if made.cut:
         print(f"{made.cut} clips are parts of files: cut out and written as 16-bit mono FLAC")
-    if made.skipped:
-        counts = ", ".join(f"{count} {reason}" for reason, count in sorted(made.skipped.items()))
-        print(f"left out: {counts}; listed in {made.location.removesuffix('.jsonl')}.skipped.jsonl")
-    print(f"next: asit pretrain --data {shlex.quote(made.location)} --out RUN")
+    if skipped := made.index.header["skipped"]:
+        counts = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
+        print(f"left out: {counts}; listed in {location.removesuffix('.jsonl')}.skipped.jsonl")
+    print(f"next: asit pretrain --data {shlex.quote(location)} --out RUN")
     return 0

@@ -19,7 +19,6 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _stopped: Any = None
-_steps: Any = None
 
 
 class LostTasksError(Exception, Generic[T]):
@@ -35,29 +34,22 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_tasks(
-    function: Callable[[T], R],
-    tasks: Iterator[T],
-    workers: int,
-    ahead: int,
-    progress: Callable[[int], None] = lambda steps: None,
-) -> Generator[R]:
+def run_tasks(function: Callable[[T], R], tasks: Iterator[T], workers: int, ahead: int) -> Generator[R]:
     """Call a function for each task in child processes; yields the results as they come.
 
     Args:
-        function: what to call; see `step` for what it does while it runs.
+        function: what to call; it returns early when `stopped` says so.
         tasks: its arguments, at most `ahead` of them taken before their results are yielded.
         workers: number of processes.
         ahead: number of tasks given to the processes at once.
-        progress: called at least each second with the number of steps begun.
 
     Raises:
         LostTasksError: a process died.
     """
     # Fork shares what is imported; macOS and Windows cannot, and start from scratch.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-    stopped, steps = context.RawValue(ctypes.c_bool, False), context.Value(ctypes.c_longlong, 0)
-    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(stopped, steps))
+    flag = context.RawValue(ctypes.c_bool, False)
+    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(flag,))
     waiting: dict[Future[R], T] = {}
     try:
         while True:
@@ -69,8 +61,7 @@ def run_tasks(
                     raise
             if not waiting:
                 return
-            done, _ = wait(waiting, timeout=1.0, return_when=FIRST_COMPLETED)
-            progress(int(steps.value))
+            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
             for future in done:
                 result = future.result()
                 del waiting[future]
@@ -78,14 +69,14 @@ def run_tasks(
     except BrokenProcessPool:
         raise LostTasksError([*waiting.values()]) from None
     finally:
-        stopped.value = True
+        flag.value = True
         executor.shutdown(cancel_futures=True)
 
 
-def _start(stopped: Any, steps: Any) -> None:
+def _start(flag: Any) -> None:
     """Let a child silence its standard error, and end when its parent does, however that ends."""
-    global _stopped, _steps
-    _stopped, _steps = stopped, steps
+    global _stopped
+    _stopped = flag
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     # Decoders write to the standard error by themselves and would tear the progress line.
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -94,10 +85,8 @@ def _start(stopped: Any, steps: Any) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def step() -> bool:
-    """Count a step of the task that this child process runs; returns True when the task should end early."""
-    with _steps.get_lock():
-        _steps.value += 1
+def stopped() -> bool:
+    """Whether the task that this child process runs should end early."""
     return bool(_stopped.value)
 
 

@@ -109,7 +109,7 @@ def _run(
 def _check_all(root: str, settings: ScanSettings, tasks: list[ScanTask]) -> list[ScanResult]:
     results = []
     for task in tasks:
-        if child_process.step():
+        if child_process.stopped():
             break
         path = os.path.join(root, task.name)
         row = _identity(task)

@@ -7,8 +7,9 @@ import os
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from asit.data.download import http
 from asit.data.download.http import DownloadError
@@ -21,22 +22,14 @@ Progress = Callable[[str], http.Progress]
 """Called with the file at hand; what it returns, with bytes so far, and bytes in all where these are known."""
 
 
-@dataclass(frozen=True)
-class Downloaded:
-    """A data set on this machine.
-
-    Attributes:
-        source: the set.
-        folder: its folder.
-        there: it was complete before, and nothing was done.
-        kept: archives that were not deleted.
-        replaced: where the folder that was there before is now.
-    """
+class Downloaded(NamedTuple):
+    """A data set on this machine; it may have been `there` before, or have `replaced` a folder, which is now there."""
 
     source: DownloadSource
     folder: Path
     there: bool = False
     kept: tuple[Path, ...] = ()
+    """Archives that were not deleted."""
     replaced: Path | None = None
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 import os
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,25 +25,10 @@ Progress = Callable[[int, int, int], None]
 _Task = tuple[str, list[tuple[int, str, Clip]]]
 
 
-@dataclass(frozen=True)
-class Packed:
-    """What was written.
-
-    Attributes:
-        index: the catalogue of the clips in the shards.
-        location: of its file.
-        shards: how many.
-        bytes: of all of them.
-        skipped: how many clips were left out, for each reason.
-        cut: how many clips are parts of their files.
-        kept: shards that an earlier call had written.
-    """
+class Packed(NamedTuple):
+    """What was written: the index, and how many clips are parts of their files; `kept` shards were there before."""
 
     index: Catalogue
-    location: str
-    shards: int
-    bytes: int
-    skipped: Counter[str]
     cut: int
     kept: int
 
@@ -106,18 +89,14 @@ def _pack(
     """Write the shards that are not `finished`, and the index."""
     known, out, total = relative_names(source), plan.out, len(source)
     todo = [number for number, name in enumerate(plan.names) if name not in finished]
-    sizes = np.diff(plan.bounds)
     kept, bad = len(finished), sum(finished.values())
-    done = before = int(sum(size for size, name in zip(sizes.tolist(), plan.names, strict=True) if name in finished))
+    done = total - int(np.diff(plan.bounds)[todo].sum())
 
     def task(number: int) -> _Task:
         rows = plan.order[plan.bounds[number] : plan.bounds[number + 1]].tolist()
         return plan.names[number], [(row, known[row], source[row]) for row in rows]
 
-    def started(count: int) -> None:
-        progress(min(before + count, total - 1), total, bad)
-
-    with closing(_run(map(task, todo), min(settings.workers, len(todo)), out, settings, started)) as results:
+    with closing(_run(map(task, todo), min(settings.workers, len(todo)), out, settings)) as results:
         try:
             progress(done, total, bad)
             for shard in results:
@@ -125,8 +104,7 @@ def _pack(
                 skipped = shard["skipped"]
                 finished[shard["name"]] = len(skipped)
                 done, bad = done + len(shard["rows"]) + len(skipped), bad + len(skipped)
-                if done == total:
-                    progress(done, total, bad)
+                progress(done, total, bad)
                 if bad > settings.bad_files * total:
                     raise _too_many(out, bad, total, settings.bad_files, skipped)
         except KeyboardInterrupt:
@@ -162,19 +140,9 @@ def _finish(source: Catalogue, plan: ShardPlan, settings: PackSettings, kept: in
     index = Catalogue(header, out, rows.columns().take(np.argsort(np.concatenate(order), kind="stable")))
     if lines:
         storage.write(storage.join(out, SKIPPED), bytes(lines))
-    location = storage.join(out, INDEX)
-    storage.write(location, b"".join(index.lines(INDEX_ROOT)))
+    storage.write(storage.join(out, INDEX), b"".join(index.lines(INDEX_ROOT)))
     plan.finish()
-    total = sum(int(shard["bytes"]) for shard in listed)
-    return Packed(
-        index=index,
-        location=location,
-        shards=len(listed),
-        bytes=total,
-        skipped=skipped,
-        cut=cut,
-        kept=kept,
-    )
+    return Packed(index, cut, kept)
 
 
 def _too_many(out: str, bad: int, count: int, allowed: float, skipped: list[dict[str, Any]]) -> CatalogueError:
@@ -188,28 +156,20 @@ def _too_many(out: str, bad: int, count: int, allowed: float, skipped: list[dict
 
 def _write(out: str, settings: PackSettings, task: _Task) -> dict[str, Any] | None:
     try:
-        return tar_writer.write_shard(*task, out, settings, child_process.step)
+        return tar_writer.write_shard(*task, out, settings, child_process.stopped)
     except tar_writer.StoppedError:
         return None
 
 
-def _run(
-    tasks: Iterator[_Task], workers: int, out: str, settings: PackSettings, started: Callable[[int], None]
-) -> Generator[dict[str, Any]]:
-    """Write shards and yield what is in each as it is finished; `started` is called with the clips begun so far."""
+def _run(tasks: Iterator[_Task], workers: int, out: str, settings: PackSettings) -> Generator[dict[str, Any]]:
+    """Write shards and yield what is in each as it is finished."""
     if workers <= 1:
-        counted = itertools.count(1)
-
-        def count() -> bool:
-            started(next(counted))
-            return False
-
         for task in tasks:
-            yield tar_writer.write_shard(*task, out, settings, count)
+            yield tar_writer.write_shard(*task, out, settings, lambda: False)
         return
     try:
         write = functools.partial(_write, out, settings)
-        with closing(child_process.run_tasks(write, tasks, workers, workers + 1, started)) as results:
+        with closing(child_process.run_tasks(write, tasks, workers, workers + 1)) as results:
             for shard in results:
                 assert shard is not None
                 yield shard

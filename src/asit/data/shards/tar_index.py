@@ -215,7 +215,7 @@ def _measure(listed: Catalogue, front_end: FrontEndSettings, most: int, seed: in
     return checks.statistics(total, squares, count, clips)
 
 
-def verify_sizes(index: Catalogue, *, progress: Callable[[int, int, int], None] | None = None) -> None:
+def verify_sizes(index: Catalogue) -> None:
     """Refuse a catalogue whose shards are missing or too short; one request per shard.
 
     Raises:
@@ -235,8 +235,6 @@ def verify_sizes(index: Catalogue, *, progress: Callable[[int, int, int], None] 
         for code in used
         if found.shards[code] in lengths and lengths[found.shards[code]] < ends[code]
     ]
-    if progress:
-        progress(len(used), len(used), len(missing) + len(short))
     if missing or short:
         faults = [f"{len(missing)} missing: {', '.join(missing[:3])}"] if missing else []
         faults += [f"{len(short)} too short: {', '.join(short[:3])}"] if short else []
