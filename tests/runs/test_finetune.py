@@ -487,7 +487,7 @@ def test_recipes_build(task: str) -> None:
 
 
 def test_a_run_of_another_verb(unstopped: Path, tiny: Any) -> None:
-    with pytest.raises(ConfigError, match="is a run of asit finetune"):
+    with pytest.raises(ConfigError, match="holds settings of fine-tuning"):
         pretrain_run.pretrain(tiny(unstopped), resume=True)
 
 

@@ -85,10 +85,6 @@ class FrontEnd(nn.Module):
         self._fill_tables(self.hann.device)
         return self
 
-    def extra_repr(self) -> str:
-        s = self.settings
-        return f"rate={s.rate}, mels={s.mels}, window={self.window}, shift={self.shift}, mean={s.mean}, std={s.std}"
-
     def frames_for(self, samples: int) -> int:
         """Return the frames of so many samples: 1 + (S - W) // shift, or 0 below one window."""
         return 0 if samples < self.window else 1 + (samples - self.window) // self.shift

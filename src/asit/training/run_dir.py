@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from asit.config import PretrainSettings, Settings, yaml
+from asit.config import PretrainSettings, RunSettings, presets, yaml
 from asit.errors import ConfigError
 from asit.io import atomic, lock, parsing
 
-S = TypeVar("S", bound=Settings)
+S = TypeVar("S", bound=RunSettings)
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
@@ -87,7 +87,7 @@ def clear(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def write_settings(folder: Path, settings: Settings) -> None:
+def write_settings(folder: Path, settings: RunSettings) -> None:
     """Write the settings that a run starts with; the folder counts as a run's from then on.
 
     `stop_after` is of one call: a resumed run continues to the end unless it is given again.
@@ -101,13 +101,7 @@ def read_settings(folder: Path, kind: type[S]) -> S:
     Raises:
         ConfigError: they are those of another kind of run.
     """
-    path = folder / CONFIG
-    found = yaml.read_yaml(path)
-    verbs = {"preset": "asit pretrain", "task": "asit finetune"}
-    mine = next(name for name in verbs if name in kind.model_fields)
-    if mine not in found and (other := next((verb for name, verb in verbs.items() if name in found), None)):
-        raise ConfigError(f"{folder} is a run of {other}", f"a run of {verbs[mine]}", "choose another --out")
-    return yaml.build(kind, found, str(path))
+    return yaml.build(kind, presets.read_file(kind, folder / CONFIG), str(folder / CONFIG))
 
 
 def environment(folder: Path) -> Mapping[str, Any]:
@@ -132,7 +126,7 @@ def settle(settings: S, begun: S) -> S:
     return yaml.build(type(settings), yaml.merge(settings.model_dump(), yaml.nested(autos)), CONFIG)
 
 
-def _left_to_card(settings: Settings) -> set[str]:
+def _left_to_card(settings: RunSettings) -> set[str]:
     """Return the settings of continued pretraining that were not given, for the model's card to decide."""
     if not (isinstance(settings, PretrainSettings) and settings.has_card):
         return set()
@@ -142,7 +136,7 @@ def _left_to_card(settings: Settings) -> set[str]:
     }
 
 
-def check_same(old: Settings, new: Settings) -> None:
+def check_same(old: RunSettings, new: RunSettings) -> None:
     """Refuse to resume with settings that would change the steps.
 
     Raises:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -25,6 +26,8 @@ from asit.errors import AudioError
 from asit.io import local_files, storage
 
 _BLOCK = 1 << 16  # samples given to the encoder at a time
+_SUFFIX = re.compile(rf"({'|'.join(map(re.escape, sorted(files.SUFFIXES)))})(@[^@]*)?$", re.IGNORECASE)
+"""The end of a recording's name, or of a part's, such as name.wav@12.5."""
 _NEAR = 0.02  # s; a clip this much shorter than its file is all of it: catalogues hold lengths in single precision
 
 
@@ -100,14 +103,7 @@ def key_of(name: str) -> str:
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
     parts = ["_" if part == ".." else part.replace(":", "_") for part in parts]
     *folders, last = parts or ["_"]
-    stem, dot, suffix = last.rpartition(".")
-    if not dot or f".{suffix.split('@')[0].lower()}" not in files.SUFFIXES:
-        stem = last
-    elif "@" in suffix:  # a part of a file: name.wav@12
-        stem = f"{stem}@{suffix.split('@', 1)[1]}"
-    at = stem.rpartition("@")
-    if at[1] and (end := next((s for s in files.SUFFIXES if at[0].lower().endswith(s)), "")):  # name.wav@12.5
-        stem = f"{at[0][: -len(end)]}@{at[2]}"
+    stem = _SUFFIX.sub(lambda found: found[2] or "", last)
     return "/".join([*folders, stem.replace(".", "_") or "_"])
 
 
