@@ -43,8 +43,8 @@ def settings_of(size: str, batch: int, precision: str = "bf16") -> Any:
 def task_of(settings: Any, frames: int) -> Any:
     import torch
 
+    from asit.config.finetune_settings import resolve
     from asit.finetune import supervised
-    from asit.finetune.finetune_resolve import resolve
     from asit.model.classifier import Classifier, Head
     from asit.model.vit import Encoder
 

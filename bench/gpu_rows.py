@@ -255,7 +255,7 @@ def files(row: Row, device: Any, toy: bool, steps: int, wait: Callable[[], None]
 
 def settings_of(row: Row, toy: bool) -> tuple[Any, int]:
     """Settings of a row, resolved, and frames of a view."""
-    from asit.pretrain.pretrain_resolve import resolve
+    from asit.config.pretrain_settings import resolve
 
     cpu_step.CLIPS = row.clips
     found: dict[str, Any] = {"precision": row.precision, "compile": row.compile}

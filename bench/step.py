@@ -81,9 +81,9 @@ def ours(pipe: Connection, toy: bool, threads: int, source: str | None, profile:
     from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
     from asit import runtime
+    from asit.config.pretrain_settings import resolve
     from asit.model.cpu import bf16
     from asit.pretrain import method
-    from asit.pretrain.pretrain_resolve import resolve
     from asit.training import loop
     from asit.training.metrics_log import Records
 

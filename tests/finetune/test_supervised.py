@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from asit.config import EncoderSettings, FinetuneSettings, ResolvedFinetuneSettings
-from asit.config.finetune_settings import ResolvedFinetuneOptim
+from asit.config.finetune_settings import ResolvedFinetuneOptim, check, resolve
 from asit.errors import CheckpointError, ConfigError
 from asit.finetune import supervised
 from asit.finetune.finetune_dataset import FinetuneBatch
-from asit.finetune.finetune_resolve import check, resolve
 from asit.io.checkpoint import load_strict
 from asit.model.classifier import Classifier, Head
 from asit.model.vit import Encoder

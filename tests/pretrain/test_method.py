@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from asit.audio.fbank import FrontEnd
 from asit.config import PretrainSettings, ResolvedPretrainSettings, presets
+from asit.config.pretrain_settings import check, resolve
 from asit.data.loading.crops import StackedCrops, pack
 from asit.errors import CheckpointError, ConfigError
 from asit.model import vit
@@ -22,7 +23,6 @@ from asit.pretrain import masking, method, pretrain_dataset, token_selection
 from asit.pretrain.heads import ProjectionHead
 from asit.pretrain.method import ASiT
 from asit.pretrain.pretrain_dataset import PretrainBatch
-from asit.pretrain.pretrain_resolve import check, resolve
 from asit.runtime import Precision, World
 from asit.training import optim
 from asit.training.trainable import Now

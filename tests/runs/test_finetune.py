@@ -17,12 +17,12 @@ import soundfile
 import torch
 
 from asit import cli
-from asit.config import FinetuneSettings, presets, yaml
+from asit.config import FinetuneSettings, finetune_settings, presets, yaml
 from asit.data.catalogue import scan
 from asit.errors import CatalogueError, CheckpointError, ConfigError
 from asit.evaluate.classifier_scoring import ClassifierScorer
 from asit.evaluate.result_records import ClipScores
-from asit.finetune import final_scores, finetune_resolve, finetune_setup, validation
+from asit.finetune import final_scores, finetune_setup, validation
 from asit.finetune import finetune_run as runs
 from asit.model.audio_model import AudioModel
 from asit.pretrain import pretrain_run
@@ -477,12 +477,12 @@ def test_unreadable_clips(notes: Path, tuned: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("task", presets.recipes(FinetuneSettings))
 def test_recipes_build(task: str) -> None:
     settings = presets.build(FinetuneSettings, task)
-    finetune_resolve.check(settings)
+    finetune_settings.check(settings)
     assert settings.task == task
-    resolved = finetune_resolve.resolve(
+    resolved = finetune_settings.resolve(
         settings, multi=settings.labels == "multi", found={"input": {"seconds": 1.0, "keep_gb": 0.0}}
     )
-    finetune_resolve.check(resolved)
+    finetune_settings.check(resolved)
     assert resolved.validation.metric in finetune_setup.METRICS["multi" if settings.labels == "multi" else "single"]
 
 

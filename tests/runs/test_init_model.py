@@ -10,11 +10,11 @@ import safetensors.torch
 import torch
 
 from asit import logs
-from asit.config import EncoderSettings, FinetuneSettings, FrontEndSettings
+from asit.config import EncoderSettings, FinetuneSettings, FrontEndSettings, finetune_settings
 from asit.data.catalogue.catalogue import Catalogue
 from asit.errors import CheckpointError, ConfigError
-from asit.finetune import finetune_resolve, init_model
 from asit.finetune import finetune_run as runs
+from asit.finetune import init_model
 from asit.model import positions
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Head, Labelling
@@ -158,7 +158,7 @@ def test_image_weights(tmp_path: Path, no_global_draws: None) -> None:
     with pytest.raises(CheckpointError):
         built(settings(file, **{**small, "encoder": {"size": "custom", "width": 128, "depth": 2, "heads": 2}}))
     with pytest.raises(ConfigError, match=r"vit\.safetensors, a file of image weights, and fresh is on"):
-        finetune_resolve.check(settings(file, fresh=True, **small))
+        finetune_settings.check(settings(file, fresh=True, **small))
 
 
 def test_nothing_that_was_set_is_lost(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from asit.config import FinetuneSettings
+from asit.config import FinetuneSettings, finetune_settings
 from asit.config.presets import Resume
 from asit.data.catalogue import tables
 from asit.data.catalogue.catalogue import Catalogue
@@ -19,7 +19,7 @@ from asit.data.catalogue.splits import by_folds, error_in_fold, folds
 from asit.data.shards import tar_index
 from asit.errors import AsitError, ConfigError
 from asit.evaluate.metrics import fold_summary
-from asit.finetune import finetune_resolve, init_model
+from asit.finetune import init_model
 from asit.finetune.finetune_run import FinetuneResult, finetune
 from asit.finetune.finetune_setup import choose_splits
 from asit.io import atomic, local_files, lock, parsing
@@ -75,7 +75,7 @@ def run(
             "one process, or one fold",
             "give each fold a torchrun of its own: --sides.fold NAME",
         )
-    finetune_resolve.check(settings)
+    finetune_settings.check(settings)
     out = Path(settings.out)
     resume = bool(resume) if resume != "auto" or overwrite else (out / run_dir.CONFIG).exists()
     # Checked before the lock, which makes the folder, and again under it.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from asit.config import FinetuneSettings
+from asit.config import FinetuneSettings, finetune_settings
 from asit.config.presets import Resume
-from asit.finetune import final_scores, finetune_resolve, init_model
+from asit.finetune import final_scores, init_model
 from asit.finetune.finetune_setup import FinetuneSetup, prepare
 from asit.finetune.validation import Validation
 from asit.runtime import World
@@ -39,7 +39,7 @@ def finetune(settings: FinetuneSettings, *, resume: Resume = False, overwrite: b
         AsitError: the settings, the data or the folder do not fit, or training failed.
     """
     results: list[dict[str, Any]] = []
-    with run.launch(settings, finetune_resolve.check, _set_up, resume=resume, overwrite=overwrite) as launched:
+    with run.launch(settings, finetune_settings.check, _set_up, resume=resume, overwrite=overwrite) as launched:
         setup = launched.setup
         validation = Validation(setup)
 

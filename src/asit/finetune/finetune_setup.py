@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from asit.audio.fbank import FrontEnd
 from asit.config import FinetuneSettings, ResolvedFinetuneSettings
+from asit.config.finetune_settings import resolve
 from asit.data.catalogue.catalogue import Catalogue
 from asit.data.catalogue.labels import Labels, balanced_weights, inverse_weights, read_labels, subsample
 from asit.data.catalogue.splits import (
@@ -28,7 +29,6 @@ from asit.evaluate.classifier_scoring import ClassifierScorer
 from asit.evaluate.result_records import group_codes
 from asit.finetune import init_model, supervised
 from asit.finetune.finetune_dataset import DeviceInputs, FinetuneBatch, FinetuneDataset, collate
-from asit.finetune.finetune_resolve import resolve
 from asit.model import positions
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Labelling

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from asit.config import SIZES, EncoderSettings, FrontEndSettings, PretrainSettings
+from asit.config.pretrain_settings import shape_conflicts
 from asit.data.catalogue.catalogue import Catalogue
 from asit.errors import CatalogueError, CheckpointError, ConfigError
 from asit.interop import initial_encoder, loading
@@ -17,7 +18,6 @@ from asit.io.checkpoint import check_numbers
 from asit.model.audio_model import AudioModel
 from asit.model.imagenet import load_imagenet
 from asit.model.vit import Encoder, shape_of
-from asit.pretrain.pretrain_resolve import shape_conflicts
 from asit.training import open_data, run_dir
 
 log = logging.getLogger(__name__)

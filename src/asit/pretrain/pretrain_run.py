@@ -7,10 +7,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from asit.config import PretrainSettings
+from asit.config import PretrainSettings, pretrain_settings
 from asit.config.presets import Resume
 from asit.data.loading.sampler import permutation
-from asit.pretrain import continued, pretrain_resolve
+from asit.pretrain import continued
 from asit.pretrain.pretrain_setup import PretrainSetup, prepare
 from asit.progress import duration
 from asit.runtime import World
@@ -45,7 +45,7 @@ def pretrain(settings: PretrainSettings, *, resume: Resume = False, overwrite: b
         AsitError: the settings, the data or the folder do not fit, or training failed.
     """
 
-    with run.launch(settings, pretrain_resolve.check, _set_up, resume=resume, overwrite=overwrite) as launched:
+    with run.launch(settings, pretrain_settings.check, _set_up, resume=resume, overwrite=overwrite) as launched:
         outcome = launched.train(lambda records: _hooks(launched.setup, records))
     return PretrainResult(**launched.result(outcome), clips_per_second=outcome.clips_per_second)
 

@@ -12,6 +12,7 @@ import torch
 
 from asit.audio.fbank import FrontEnd
 from asit.config import FrontEndSettings, PretrainSettings, ResolvedPretrainSettings
+from asit.config.pretrain_settings import resolve
 from asit.data.catalogue.catalogue import Catalogue
 from asit.data.catalogue.splits import rows_of_splits
 from asit.data.loading.sampler import in_blocks, shuffled
@@ -19,7 +20,6 @@ from asit.errors import CatalogueError
 from asit.model.audio_model import AudioModel
 from asit.pretrain import continued, method, pretrain_dataset
 from asit.pretrain.pretrain_dataset import DeviceViews, PretrainBatch, PretrainDataset
-from asit.pretrain.pretrain_resolve import resolve
 from asit.runtime import World
 from asit.training import open_data, resources
 from asit.training.setup import Setup, choose_machine, plan_of, sampler_of

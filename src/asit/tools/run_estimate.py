@@ -19,14 +19,14 @@ import soundfile
 from torch import Tensor
 
 from asit import runtime
-from asit.config import FinetuneSettings, PretrainSettings, yaml
+from asit.config import FinetuneSettings, PretrainSettings, finetune_settings, pretrain_settings, yaml
 from asit.data.catalogue.catalogue import Catalogue, Clip
 from asit.data.catalogue.splits import folds
 from asit.errors import ConfigError
-from asit.finetune import cross_validation, finetune_resolve, finetune_setup, init_model
+from asit.finetune import cross_validation, finetune_setup, init_model
 from asit.finetune.finetune_setup import FinetuneSetup
 from asit.model.vit import Encoder
-from asit.pretrain import continued, pretrain_resolve, pretrain_setup
+from asit.pretrain import continued, pretrain_setup
 from asit.pretrain.pretrain_setup import PretrainSetup, prepare
 from asit.runtime import World
 from asit.tools.step_profile import StepProfile, extrapolate, machine, measure, small_costs
@@ -170,7 +170,7 @@ def _assumed(measured: StepProfile, work: Workload, request: PlanRequest, micro:
 @contextlib.contextmanager
 def prepared(settings: PretrainSettings, request: PlanRequest) -> Iterator[tuple[PretrainSetup, Workload, World]]:
     """Set up one of the run's processes, with its share of the batch, and the workload of all of them."""
-    pretrain_resolve.check(settings)
+    pretrain_settings.check(settings)
     with contextlib.ExitStack() as stack:
         world = stack.enter_context(runtime.world(settings.device, settings.threads))
         if world.size > 1:
@@ -262,9 +262,9 @@ def dry_run(settings: PretrainSettings | FinetuneSettings) -> DryRun:
         AsitError: whatever would refuse the run before its first step.
     """
     if isinstance(settings, PretrainSettings):
-        pretrain_resolve.check(settings)
+        pretrain_settings.check(settings)
     else:
-        finetune_resolve.check(settings)
+        finetune_settings.check(settings)
     with runtime.world(settings.device, settings.threads) as world:
         setup: PretrainSetup | FinetuneSetup
         if isinstance(settings, PretrainSettings):
