@@ -8,8 +8,9 @@ import os
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,8 @@ Progress = Callable[[int, int, int], None]
 _Task = tuple[str, list[tuple[int, str, Clip]]]
 
 
-class Packed(NamedTuple):
+@dataclass(frozen=True)
+class Packed:
     """What was written: the index, and how many clips are parts of their files; `kept` shards were there before."""
 
     index: Catalogue
