@@ -242,7 +242,8 @@ def test_drafts_of_dead_writers_are_removed_and_others_stay(tmp_path: Path) -> N
     legacy, last_week = tmp_path / ".a.json.tmp", time.time() - 8 * 86400
     for path in (mine, left, legacy):
         path.write_text("x")
-    os.utime(left, (last_week, last_week))
+    for path in (left, legacy):  # the latter may be another program's
+        os.utime(path, (last_week, last_week))
     atomic.write_text(tmp_path / "b.json", "y")
     assert names(tmp_path) == {mine.name, legacy.name, "b.json"}
     atomic.sweep(tmp_path, {"b.json"}, locked=True)

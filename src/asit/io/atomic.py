@@ -22,10 +22,8 @@ from typing import Any, NamedTuple
 
 from asit.errors import CheckpointError, ConfigError
 
-_DRAFT = re.compile(
-    # The token of this version or of earlier ones, which had process, machine and a counter in it, or none.
-    r"\.(?P<target>.+?)(\.([0-9a-f]{12}|\d+(-[0-9a-f]{8}-\d+)?))?\.(?P<kind>tmp|old)(-\d+)?(\.\w+)?"
-)
+_DRAFT = re.compile(r"\.(?P<target>.+)\.([0-9a-f]{12}|\d+-[0-9a-f]{8}-\d+)\.(?P<kind>tmp|old)(\.\w+)?")
+_LEGACY_DRAFT = re.compile(r"\.(?P<target>.+?)(\.\d+\.tmp|\.tmp|\.tmp-\d+(\.\w+)?|\.(?P<kind>old))")
 _STALE = 7 * 24 * 3600.0
 """Seconds after which an unchanged draft is a killed writer's."""
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -36,10 +34,11 @@ _swept: set[Path] = set()
 
 
 class Draft(NamedTuple):
-    """What a draft's name says: the target, and "tmp" or "old"."""
+    """What a draft's name says; `legacy`: of an earlier version, or another program's file."""
 
     target: str
     kind: str
+    legacy: bool
 
 
 @contextmanager
@@ -178,8 +177,10 @@ def draft_of(target: Path, kind: str = "tmp") -> Path:
 
 def parse_draft(name: str) -> Draft | None:
     """Parse the name of a draft, of this version or an earlier one; None for any other name."""
-    found = _DRAFT.fullmatch(name)
-    return found and Draft(found["target"], found["kind"])
+    if found := _DRAFT.fullmatch(name):
+        return Draft(found["target"], found["kind"], legacy=False)
+    found = _LEGACY_DRAFT.fullmatch(name)
+    return found and Draft(found["target"], found["kind"] or "tmp", legacy=True)
 
 
 def sweep(folder: Path, names: Collection[str] | None = None, *, locked: bool = False) -> None:
@@ -200,7 +201,8 @@ def sweep(folder: Path, names: Collection[str] | None = None, *, locked: bool = 
             if locked and missing:
                 _restore(folder / draft.target)
             with contextlib.suppress(FileNotFoundError):
-                if locked or not (missing or time.time() - (folder / name).lstat().st_mtime < _STALE):
+                stale = time.time() - (folder / name).lstat().st_mtime > _STALE and not draft.legacy
+                if locked or (stale and not missing):
                     remove(folder / name)
 
 
