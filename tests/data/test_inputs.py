@@ -133,7 +133,7 @@ def test_shards_cut_off_shortened_and_damaged(material: Path) -> None:
         *(("s.tar/a.wav", True), ("s.tar/b.wav", True), ("s.tar/c.wav", False))
     ]
     path.write_bytes(whole[:1000])
-    with pytest.raises(AudioError, match="ends at byte"):
+    with pytest.raises(AudioError, match="is shorter now"):
         found[0].sound()
     path.write_bytes(whole[:2560] + b"\xff" * 512 + whole[3072:])
     assert [item.name for item in expand(["s.tar"])] == ["s.tar/a.wav", "s.tar"]

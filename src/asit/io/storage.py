@@ -92,7 +92,7 @@ def read_range(location: str, offset: int, size: int) -> bytes:
         if length < offset + size:
             raise RefusalError(
                 f"{location} ends at byte {length:,}",
-                f"{offset + size:,} bytes at least, as its index or its headers say",
+                f"{offset + size:,} bytes at least, as its index says",
                 "copy the shard again, or write it again with asit shard",
             )
         raise OSError(f"{len(data):,} of {size:,} bytes came")

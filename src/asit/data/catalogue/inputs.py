@@ -16,7 +16,7 @@ from asit.config import FrontEndSettings
 from asit.data.catalogue import listing, tables
 from asit.data.catalogue.catalogue import Catalogue, is_catalogue, relative
 from asit.data.shards import range_reader, tar_index, tar_reader
-from asit.errors import AudioError, CatalogueError, ConfigError, StoreError
+from asit.errors import AudioError, CatalogueError, ConfigError
 from asit.io import local_files, storage
 
 _MAGIC = "*?["
@@ -66,12 +66,17 @@ class Item:
             raise AudioError(f"{self.name}: {self.fault}", "a recording", "repair it, or leave it out")
         if self.offset is None or self.size is None:
             return self.path
-        try:
+        if self.listed or storage.is_url(self.path):
             return storage.read_range(self.path, self.offset, self.size)
-        except StoreError as error:
-            if self.listed or storage.is_url(self.path):
-                raise
-            raise AudioError(error.found, error.expected, error.remedy) from None
+        try:
+            with local_files.open_file(self.path) as file:
+                file.seek(self.offset)
+                found = file.read(self.size)
+        except OSError as error:
+            raise AudioError(f"{self.path}: {error.strerror}", "a readable tar file", "check the path") from None
+        if len(found) < self.size:
+            raise AudioError(f"{self.path} is shorter now", f"{self.size} bytes of {self.member}", "fetch it again")
+        return found
 
 
 class InputReader:
