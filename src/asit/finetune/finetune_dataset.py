@@ -6,6 +6,7 @@ T frames, F mel bins, C classes, S samples, M stripes on an axis.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -84,16 +85,6 @@ class _Drawn(NamedTuple):
     other_position: float = 0.0
 
 
-class _Made(NamedTuple):
-    """What a clip's input is made from, and its target; see `FinetuneSample`."""
-
-    name: str
-    target: npt.NDArray[np.float32]
-    crops: cropping.Crops
-    noise: Tensor | None
-    stripes: tuple[Stripes, Stripes]
-
-
 class FinetuneDataset(KeyedDataset[FinetuneSample]):
     """Augmented inputs and targets of the chosen clips.
 
@@ -137,15 +128,8 @@ class FinetuneDataset(KeyedDataset[FinetuneSample]):
         self.waveforms.fetch(self.catalogue[int(self.rows[index])] for index in wanted)
 
     def __getitem__(self, key: Key) -> FinetuneSample:
-        made, failures = readable(self._prepare, self.seed, key, len(self))
-        rng = np.random.default_rng([self.seed, CORRUPTION, *key])
-        return FinetuneSample(
-            **made._asdict(),
-            x=self._input(made),
-            factors=vit.draw_drop_path(rng, self._drop_path),
-            dropout=None if self._head is None else draw_dropout(rng, self._head),
-            failures=failures,
-        )
+        made, failures = readable(functools.partial(self._prepare, key), self.seed, key, len(self))
+        return replace(made, x=self._input(made), failures=failures)
 
     def _draw(self, rng: np.random.Generator) -> _Drawn:
         """Draw which clips a sample is made of, and which parts of them; done before any is read."""
@@ -156,7 +140,8 @@ class FinetuneDataset(KeyedDataset[FinetuneSample]):
             return _Drawn(view, position, other, weight, rng.random())
         return _Drawn(view, position)
 
-    def _prepare(self, rng: np.random.Generator, index: int) -> _Made:
+    def _prepare(self, key: Key, rng: np.random.Generator, index: int) -> FinetuneSample:
+        """Return a sample without its input."""
         changes, front_end, mels = self.augment, self.front_end, self.front_end.settings.mels
         drawn, (clip, target) = self._draw(rng), self._clip(index)
         length = max(1, round(self.frames * drawn.view.stretch))
@@ -175,13 +160,23 @@ class FinetuneDataset(KeyedDataset[FinetuneSample]):
         time = [augment.draw_stripe(rng, self.frames, changes.time_mask) for _ in range(changes.masks)]
         mel = [augment.draw_stripe(rng, mels, changes.mel_mask) for _ in range(changes.masks)]
         crops = cropping.Crops(waveform, front_end.frames_for(len(waveform)), length, [(0, length)], [drawn.view])
-        crops = crops.padded(front_end) if self.on_device else crops
-        return _Made(clip.path, target.astype(np.float32), crops, noise, (time, mel))
+        rng = np.random.default_rng([self.seed, CORRUPTION, *key])
+        return FinetuneSample(
+            name=clip.path,
+            x=torch.zeros(0, mels),
+            target=target.astype(np.float32),
+            factors=vit.draw_drop_path(rng, self._drop_path),
+            dropout=None if self._head is None else draw_dropout(rng, self._head),
+            failures=[],
+            crops=crops.padded(front_end) if self.on_device else crops,
+            noise=noise,
+            stripes=(time, mel),
+        )
 
-    def _input(self, made: _Made) -> Tensor:
+    def _input(self, made: FinetuneSample) -> Tensor:
         """Return the network's input (T, F); 0 frames where it is made on the device."""
         if self.on_device:
-            return torch.zeros(0, self.front_end.settings.mels)
+            return made.x
         (x,) = made.crops.logmels(self.front_end, [self.frames])
         return augment.mask_stripes(x if made.noise is None else x + made.noise, *made.stripes)
 
