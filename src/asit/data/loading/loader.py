@@ -119,10 +119,7 @@ def _raised(batches: Iterator[B | AsitError]) -> Generator[B]:
             except (RuntimeError, OSError, EOFError) as error:
                 # A worker that dies while it sends a batch shows as a connection that ends.
                 lost = str(error).startswith("DataLoader worker (pid")
-                sentinels = [worker.sentinel for worker in workers]
-                if not lost and (
-                    isinstance(error, RuntimeError) or not multiprocessing.connection.wait(sentinels, timeout=1.0)
-                ):
+                if not lost and (isinstance(error, RuntimeError) or not _dead(workers)):
                     raise
                 raise _worker_died(workers, error) from None
             if isinstance(batch, AsitError):
@@ -135,6 +132,11 @@ def _raised(batches: Iterator[B | AsitError]) -> Generator[B]:
             yield batch
     finally:
         _end(workers)
+
+
+def _dead(workers: Sequence[Any]) -> bool:
+    """Return whether a worker has ended, or ends within a second."""
+    return bool(multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=1.0))
 
 
 def _end(workers: Sequence[Any]) -> None:
