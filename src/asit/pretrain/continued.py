@@ -87,7 +87,14 @@ def start(settings: PretrainSettings, *, restored: bool = False) -> tuple[Pretra
         log.info(
             f"The head of {name} ({len(model.classes)} classes) is left out: the encoder alone is pretrained further"
         )
-    return settings, StartingModel(name, _facts(name, model), model)
+    facts = {
+        "model": name,
+        "sha256": local_files.sha256(loading.locate(name) / loading.OWN[1]),
+        "kind": model.card["kind"],
+        "training": model.training,
+        **({"license": license} if (license := (model.training or {}).get("license")) else {}),
+    }
+    return settings, StartingModel(name, facts, model)
 
 
 def log_data(front_end: FrontEndSettings, catalogue: Catalogue) -> None:
@@ -147,18 +154,6 @@ def _contradictions(group: str, named: dict[str, Any], card: FrontEndSettings | 
     for name, value in named.items():
         if value not in (None, theirs[name]):
             yield f"{group}.{name} is {value}, and {theirs[name]} in the card"
-
-
-def _facts(name: str, model: AudioModel) -> dict[str, Any]:
-    """Return what the card of the resulting model says of the model that it continues from."""
-    facts = {
-        "model": name,
-        "sha256": local_files.sha256(loading.locate(name) / loading.OWN[1]),
-        "kind": model.card["kind"],
-        "training": model.training,
-    }
-    license = (model.training or {}).get("license")
-    return facts | ({"license": license} if license else {})
 
 
 def _kept_facts(out: Path) -> dict[str, Any] | None:

@@ -62,7 +62,6 @@ class ASiT(Trainable):
             )
             self.teacher.requires_grad_(False)
         self.parallel, self.checkpoint_activations = settings.parallel, settings.checkpoint_activations
-        self._pairs = pairs(self.student, self.teacher) if self.teacher is not None else []
         heads = settings.heads
         self.class_centre = losses.Centre(heads.class_prototypes).to(device)
         patch_prototypes = heads.class_prototypes if heads.share_prototypes else heads.patch_prototypes
@@ -83,12 +82,6 @@ class ASiT(Trainable):
     def followers(self) -> list[nn.Module]:
         """The teacher."""
         return [] if self.teacher is None else [self.teacher]
-
-    def distribute(self, world: World) -> None:
-        """Share the work between the processes of the world."""
-        super().distribute(world)
-        # Sharding replaces the parameters.
-        self._pairs = pairs(self.student, self.teacher) if self.teacher is not None else []
 
     def rates(self, now: Now) -> Rates:
         """Learning rate and weight decay, and the teacher's momentum and temperature."""
@@ -192,8 +185,9 @@ class ASiT(Trainable):
         if self.teacher is None:
             return
         momentum = self.rates(now).others["teacher_momentum"]
-        teacher, student = [t for _, t, _ in self._pairs], [s for _, _, s in self._pairs]
-        torch._foreach_lerp_(distributed.own(teacher), distributed.own(student), 1.0 - momentum)
+        student, teacher = dict(self.student.named_parameters()), dict(self.teacher.named_parameters())
+        ours = [student[name] for name in teacher]  # matched by name, each time, since sharding replaces parameters
+        torch._foreach_lerp_(distributed.own(list(teacher.values())), distributed.own(ours), 1.0 - momentum)
         wanted = ((self.class_centre, self.teacher.wants_class), (self.patch_centre, self.teacher.wants_patch))
         centres = [centre for centre, has_loss in wanted if has_loss]
         losses.update_centres(centres, self.settings.losses.centre_momentum, world.sum_)
@@ -249,14 +243,6 @@ def schedules(settings: ResolvedPretrainSettings, now: Now) -> Rates:
             "teacher_temperature": optim.linear(loss.teacher_temperature_start, loss.teacher_temperature, warm),
         },
     )
-
-
-def pairs(student: nn.Module, teacher: nn.Module) -> list[tuple[str, Tensor, Tensor]]:
-    """Return (name, teacher's, student's) of every parameter of the teacher, matched by name."""
-    ours, theirs = dict(student.named_parameters()), dict(teacher.named_parameters())
-    missing = sorted(theirs.keys() - ours.keys())
-    assert not missing, f"the teacher has parameters that the student has not: {missing}"
-    return [(name, parameter, ours[name]) for name, parameter in theirs.items()]
 
 
 def spread(x: Tensor) -> Tensor:

@@ -141,12 +141,11 @@ class PretrainDataset(KeyedDataset[PretrainSample]):
         self.has_donors = settings.batch_size > 1
         self._patch, self._drop_path = patch_of(settings.encoder), vit.drop_path_rates(settings.encoder)
         self._view_frames = [frames[0]] * GLOBAL_VIEWS + [frames[1]] * self.views.local_views
-        counts = segment_counts(catalogue, self.views)
-        self._ends: npt.NDArray[np.int64] | None = np.cumsum(counts) if counts.max(initial=1) > 1 else None
+        self._ends = np.cumsum(segment_counts(catalogue, self.views))
 
     def __len__(self) -> int:
         """Return the samples in an epoch."""
-        return len(self.catalogue) if self._ends is None else int(self._ends[-1])
+        return int(self._ends[-1]) if len(self._ends) else 0
 
     def fetch(self, keys: list[Key]) -> None:
         """Read together what the samples need of shards."""
@@ -179,7 +178,7 @@ class PretrainDataset(KeyedDataset[PretrainSample]):
         found = np.stack([np.zeros(count, np.int64), np.arange(count)], axis=1)
         if shards is not None:
             found = np.stack([shards.codes.astype(np.int64), shards.spans[:, 0]], axis=1)
-        return found if self._ends is None else np.repeat(found, np.diff(self._ends, prepend=0), axis=0)
+        return np.repeat(found, np.diff(self._ends, prepend=0), axis=0)
 
     def __getitem__(self, key: Key) -> PretrainSample:
         (name, clean, local, crops), failures = readable(self._views, self.settings.seed, key, len(self))
@@ -228,8 +227,6 @@ class PretrainDataset(KeyedDataset[PretrainSample]):
 
     def _locate(self, index: int) -> tuple[int, int, int]:
         """Return a sample's row in the catalogue, its segment there, and the recording's number of segments."""
-        if self._ends is None:
-            return index, 0, 1
         row = int(np.searchsorted(self._ends, index, side="right"))
         first = int(self._ends[row - 1]) if row else 0
         return row, index - first, int(self._ends[row]) - first

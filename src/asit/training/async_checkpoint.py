@@ -8,8 +8,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-Write = Callable[[], None]
-
 
 class Saver:
     """Writes one checkpoint at a time, in the background.
@@ -78,7 +76,7 @@ class Saver:
         self._copied = [torch.cuda.current_stream(device).record_event() for device in devices]
         return dict(out)
 
-    def start(self, write: Write) -> None:
+    def start(self, write: Callable[[], None]) -> None:
         """Run `write`, which may read what `copy` returned."""
         if self._writer is None:
             write()

@@ -127,7 +127,6 @@ def read(
         classes=order,
         expected=EXPECTED,
         found={split: found for split, (found, _) in counts.items()},
-        missing=len(without),
         notes=tuple(notes),
     )
 

@@ -40,7 +40,6 @@ class Corpus:
         classes: the names in the official order.
         expected: split (of ESC-50: fold) -> clips of the complete data set.
         found: the same for the rows.
-        missing: number of clips that should exist and do not.
         notes: what a user should know about this copy, a sentence each.
         facts: more entries for the catalogue's header.
     """
@@ -51,9 +50,13 @@ class Corpus:
     classes: tuple[str, ...]
     expected: Mapping[str, int]
     found: Mapping[str, int]
-    missing: int = 0
     notes: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def missing(self) -> int:
+        """Number of clips that should exist and do not."""
+        return sum(max(0, count - self.found.get(split, 0)) for split, count in self.expected.items())
 
     def header(self) -> dict[str, Any]:
         """Return entries for the catalogue's header: task, classes, and "corpus" with counts, missing and notes."""

@@ -94,6 +94,5 @@ def read(root: str | os.PathLike[str], *, incomplete: bool = False) -> corpus.Co
         classes=order,
         expected=EXPECTED,
         found=dict(found),
-        missing=len(missing),
         notes=notes,
     )

@@ -118,7 +118,6 @@ def read_v2(root: str | os.PathLike[str], *, incomplete: bool = False) -> corpus
         classes=tuple(sorted(WORDS_V2)),
         expected=EXPECTED_V2,
         found=dict(counts),
-        missing=_absent(EXPECTED_V2, counts),
         notes=notes,
     )
 
@@ -189,7 +188,6 @@ def read_v1(
         classes=(*COMMANDS, UNKNOWN, SILENCE),
         expected=EXPECTED_V1,
         found=dict(found),
-        missing=_absent(EXPECTED_V1, found),
         notes=notes,
         facts={"silence_seed": seed, "silence_cuts": len(silent)},
     )
@@ -250,10 +248,6 @@ def _clips(name: str, folder: str, classes: Collection[str]) -> tuple[dict[str, 
         fix = "this looks like version 0.02: asit catalogue speech-commands-v2" if later else "move them elsewhere"
         raise CatalogueError(problem, f"the {len(classes)} classes of {name}", fix)
     return paths, notes
-
-
-def _absent(expected: Mapping[str, int], found: Mapping[str, int]) -> int:
-    return sum(max(0, count - found.get(split, 0)) for split, count in expected.items())
 
 
 def _listed(path: str) -> dict[str, str]:

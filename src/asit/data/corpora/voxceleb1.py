@@ -101,7 +101,6 @@ def read(root: str | os.PathLike[str], *, incomplete: bool = False) -> corpus.Co
         classes=classes,
         expected=EXPECTED,
         found=dict(found),
-        missing=len(missing),
         notes=notes,
         facts={"shared_groups": True, **({"trials": trials} if trials else {})},
     )
