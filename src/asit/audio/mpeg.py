@@ -62,7 +62,6 @@ class Stream:
 
     Attributes:
         first: header of the first one.
-        start: offset of the first frame after the tag's.
         frames: their number; None: not counted, since the tag agrees with the size of the file.
         promised: their number according to the tag; None: there is no credible tag.
         parts: byte ranges for the decoder; None: the file as it is.
@@ -71,7 +70,6 @@ class Stream:
     """
 
     first: Header
-    start: int
     frames: int | None
     promised: int | None
     parts: tuple[ByteRange, ...] | None
@@ -139,11 +137,11 @@ def stream(file: ByteReader, start: int) -> Stream | None:
     where, count, size = _length_tag(tag) if first.layer == 3 else (0, None, None)
     rest = file.size - at - _trailer(file)
     if size is not None and abs(rest - size) <= first.size and _even(file, tag, where, at + first.size, count, size):
-        return Stream(first=first, start=at, frames=None, promised=count, parts=after)
+        return Stream(first=first, frames=None, promised=count, parts=after)
     body = at + first.size if where else at
     frames, runs, other = _walk(file, body, first)
     if count is not None and frames <= count + 1 and where and tag[where : where + 4] != b"VBRI":
-        return Stream(first=first, start=body, frames=frames, promised=count, parts=after, other=other)
+        return Stream(first=first, frames=frames, promised=count, parts=after, other=other)
     held = sum(end - begin for begin, end in runs)
     parts: tuple[ByteRange, ...] | None = tuple((begin, end - begin) for begin, end in runs)
     if first.layer == 3:
@@ -151,7 +149,7 @@ def stream(file: ByteReader, start: int) -> Stream | None:
         parts = (head or _made(tag, frames, held, first.samples), *parts)  # type: ignore[misc]
     uneven = first.layer < 3 and abs(held - frames * first.size) > max(frames, first.size)
     promised = count if count is not None and frames < count else None
-    return Stream(first=first, start=body, frames=frames, promised=promised, parts=parts, other=other, uneven=uneven)
+    return Stream(first=first, frames=frames, promised=promised, parts=parts, other=other, uneven=uneven)
 
 
 def _even(file: ByteReader, tag: bytes, where: int, after: int, count: int | None, size: int) -> bool:
