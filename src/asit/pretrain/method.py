@@ -67,7 +67,6 @@ class ASiT(Trainable):
         patch_prototypes = heads.class_prototypes if heads.share_prototypes else heads.patch_prototypes
         self.patch_centre = losses.Centre(patch_prototypes).to(device)
         self._forward: nn.Module = self.student
-        self._teach: nn.Module | None = self.teacher
         if compilation.wanted(settings.compile, device):
             blocks = [block for network in (self.student, self.teacher) if network for block in network.encoder.blocks]
             blocks += self.student.decoder.blocks if self.student.decoder is not None else []
@@ -102,9 +101,9 @@ class ASiT(Trainable):
             rebuilt = token_selection.touched(corrupted_mask, self.student.encoder.patch).flatten().nonzero().flatten()
         taught: Outputs | None = None
         with precision.autocast(device):
-            if self._teach is not None:
+            if self.teacher is not None:
                 with torch.no_grad():
-                    taught = self._teach(batch.clean, chosen=chosen)
+                    taught = self.teacher(batch.clean, chosen=chosen)
             seen = self._forward(corrupted, batch.local, batch.factors, batch.keep, asked, rebuilt)
         parts: dict[str, Tensor] = {}
         gauges: dict[str, Tensor] = {}
