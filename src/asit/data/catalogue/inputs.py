@@ -19,8 +19,6 @@ from asit.data.shards import range_reader, tar_index, tar_reader
 from asit.errors import AudioError, CatalogueError, ConfigError
 from asit.io import local_files, storage
 
-_MAGIC = "*?["
-
 
 @dataclass(frozen=True, slots=True)
 class Item:
@@ -160,7 +158,7 @@ def _of(given: str, several: bool, left: Counter[str]) -> Iterator[Item]:
         return _of_folder(given, given if several else "", left)
     if os.path.lexists(given):
         return _of_file(given, left)
-    if any(sign in given for sign in _MAGIC):
+    if tar_index.is_pattern(given):
         return _of_pattern(given, left)
     hint = tables.near(Path(given))
     raise CatalogueError(f"there is no {given}", "a file, a folder or a pattern that matches", "check the path" + hint)

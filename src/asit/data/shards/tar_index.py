@@ -33,7 +33,6 @@ from asit.io import local_files, storage
 
 log = logging.getLogger(__name__)
 
-_MAGIC = "*?["
 _THREADS = 8
 _PIECE = 1 << 23  # bytes read and hashed at a time
 _AT_ONCE = 4  # shards, so that requests and hashing overlap
@@ -51,7 +50,7 @@ def index_of(given: str) -> str | None:
         return location if is_catalogue(Path(location)) else None
     if given.lower().endswith(".jsonl"):
         return given
-    if tar_reader.is_shard(given) or _is_pattern(given):
+    if tar_reader.is_shard(given) or is_pattern(given):
         return None
     location = storage.join(given, INDEX)
     return location if storage.sizes([location]) else None
@@ -65,9 +64,9 @@ def tars_of(given: str) -> list[str]:
     """
     url = storage.is_url(given)
     given = given if url else local_files.locate(given)
-    if tar_reader.is_shard(given) and not _is_pattern(given):
+    if tar_reader.is_shard(given) and not is_pattern(given):
         return [given] if url or os.path.isfile(given) else []
-    if _is_pattern(given) and (url or not os.path.lexists(given)):
+    if is_pattern(given) and (url or not os.path.lexists(given)):
         found = _matches(given) if url else matches(given)
         tars = [location for location in found if tar_reader.is_shard(location)]
         if not tars:
@@ -288,10 +287,11 @@ def check(location: str, *, progress: Callable[[int, int, int], None] | None = N
 def _matches(pattern: str) -> list[str]:
     """Return the names in a store's folder that match a pattern in its last part."""
     folder, _, last = pattern.rpartition("/")
-    if _is_pattern(folder):
+    if is_pattern(folder):
         raise CatalogueError(f"{pattern} has a pattern of folders", "a pattern in the last part", "name one folder")
     return [f"{folder}/{name}" for name in storage.list(folder) if fnmatch.fnmatchcase(name, last)]
 
 
-def _is_pattern(given: str) -> bool:
-    return any(sign in given for sign in _MAGIC)
+def is_pattern(given: str) -> bool:
+    """Whether a path or URL is a pattern with ``*``, ``?`` or ``[...]``."""
+    return any(sign in given for sign in "*?[")
