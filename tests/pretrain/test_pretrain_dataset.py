@@ -313,7 +313,7 @@ def test_another_clip_stands_in_for_a_file_that_is_gone(clips: Make, tmp_path: P
     made = clips(1.3, 0.9, 1.1)
     gone = Clip(str(tmp_path / "gone.wav"), 1.0, RATE, 1)
     rest = [made.catalogue[i] for i in range(3)]
-    made.catalogue = Catalogue.from_clips([gone, *rest])
+    made = PretrainDataset(Catalogue.from_clips([gone, *rest]), made.settings, made.frames)
     before = clips(1.3, 0.9, 1.1)
     seen = set()
     for epoch in range(12):
@@ -330,7 +330,8 @@ def test_another_clip_stands_in_for_a_file_that_is_gone(clips: Make, tmp_path: P
 
 def test_when_all_are_gone_it_ends(clips: Make, tmp_path: Path) -> None:
     made = clips(1.3)
-    made.catalogue = Catalogue.from_clips([Clip(str(tmp_path / f"{i}.wav"), 1.0, RATE, 1) for i in range(20)])
+    lost = Catalogue.from_clips([Clip(str(tmp_path / f"{i}.wav"), 1.0, RATE, 1) for i in range(20)])
+    made = PretrainDataset(lost, made.settings, made.frames)
     with pytest.raises(CatalogueError, match="eight clips in a row could not be read"):
         made[0, 3]
     for workers in (0, 1):
