@@ -103,12 +103,13 @@ def tag(prog: str, summary: str, given: list[str]) -> int:
             check_spreadsheet(options.spreadsheet, form)
             if form == "csv":
                 out.write(stdout.csv_header() + "\n")
-            for one, picture in zip(tagged, pictures, strict=True):
+            for item, found, picture in zip(items, tagged, pictures, strict=True):
                 done += 1
-                problem = one.failure
-                if one.tags is not None:
-                    _write(out, form, one.item, one.tags, options, model.multi)
-                    problem = None if picture is None else _draw(picture, one.item, one.tags, model, options.top)
+                if isinstance(found, str):
+                    problem: str | None = found
+                else:
+                    _write(out, form, item, found, options, model.multi)
+                    problem = None if picture is None else _draw(picture, item, found, model, options.top)
                 if problem is not None:
                     failed += 1
                     out.flush()  # so that lines of the two streams stand in order on a terminal

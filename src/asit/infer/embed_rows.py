@@ -118,23 +118,8 @@ def _mean_of(stretches: Sequence[Embedding]) -> Embedding:
     )
 
 
-@dataclass(frozen=True)
-class Tagged:
-    """The labels of one input.
-
-    Attributes:
-        item: the input.
-        tags: its labels, with times in seconds from the start of the item's part; None where it failed.
-        failure: why there are no tags, in one line; None where there are.
-    """
-
-    item: Item
-    tags: Tags | None
-    failure: str | None = None
-
-
-def tag_items(tagger: Tagger, items: Sequence[Item], batch: int = 16, threads: int = 0) -> Generator[Tagged]:
-    """Yield the tags of each input, in their order; inputs that cannot be read get a `failure`.
+def tag_items(tagger: Tagger, items: Sequence[Item], batch: int = 16, threads: int = 0) -> Generator[Tags | str]:
+    """Yield the tags of each input, in their order, with times from the start of its part; or why it has none.
 
     Args:
         tagger: of `AudioModel.tagger`.
@@ -149,7 +134,8 @@ def tag_items(tagger: Tagger, items: Sequence[Item], batch: int = 16, threads: i
             if not isinstance(result, Done):
                 tags = result.found
                 continue
-            item, fault = items[result.index], result.fault
-            if fault is None and tags is not None and not bool(tags.windows.isfinite().all()):
-                fault = "the model's scores are not finite"
-            yield Tagged(item, tags) if fault is None else Tagged(item, None, named(item.text, fault))
+            name, fault = items[result.index].text, result.fault
+            if fault is None and tags is not None and bool(tags.windows.isfinite().all()):
+                yield tags
+            else:
+                yield named(name, fault or "the model's scores are not finite")
