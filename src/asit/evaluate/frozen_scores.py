@@ -156,12 +156,10 @@ class ProbeScorer:
         seeds = range(settings.seed, settings.seed + settings.seeds)
         if not settings.shares and not settings.per_class:
             yield from (("all", train, seed) for seed in seeds)
-        for share in settings.shares:
-            for seed in seeds:
-                yield f"{100 * share:g} %", subsample(self.labels, train, share=share, seed=seed), seed
-        for count in settings.per_class:
-            for seed in seeds:
-                yield f"{count} a class", subsample(self.labels, train, per_class=count, seed=seed), seed
+        drawn: list[tuple[str, dict[str, Any]]] = [(f"{100 * one:g} %", {"share": one}) for one in settings.shares]
+        drawn += [(f"{count} a class", {"per_class": count}) for count in settings.per_class]
+        for name, how in drawn:
+            yield from ((name, subsample(self.labels, train, seed=seed, **how), seed) for seed in seeds)
 
     def _probes(self) -> Iterator[ScoredProbe]:
         for encoder in self.found.vectors:

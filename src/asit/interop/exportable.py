@@ -7,11 +7,12 @@ N tokens (prefix and patches), D width, C classes.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -43,16 +44,16 @@ def output_of(model: AudioModel, wanted: str | None) -> Output:
     """
     if wanted is None:
         return "scores" if model.head is not None else "embedding"
-    for output in get_args(Output):
-        if output == wanted:
-            if output in ("scores", "logits") and model.head is None:
-                raise ConfigError(
-                    f"{output} were requested, and this model has no head and no labels: it is an encoder",
-                    "embedding or frames of an encoder",
-                    "fine-tune it first (`asit finetune`), or pass --output embedding",
-                )
-            return output
-    raise ConfigError(f"no output is named {wanted!r}", f"one of {', '.join(get_args(Output))}", "choose one of them")
+    if wanted not in get_args(Output):
+        expected = f"one of {', '.join(get_args(Output))}"
+        raise ConfigError(f"no output is named {wanted!r}", expected, "choose one of them")
+    if wanted in ("scores", "logits") and model.head is None:
+        raise ConfigError(
+            f"{wanted} were requested, and this model has no head and no labels: it is an encoder",
+            "embedding or frames of an encoder",
+            "fine-tune it first (`asit finetune`), or pass --output embedding",
+        )
+    return cast(Output, wanted)
 
 
 @dataclass(frozen=True)
@@ -146,17 +147,7 @@ def output_of_tokens(head: nn.Module | None, multi: bool, output: Output, tokens
 
 def on_cpu(model: AudioModel) -> AudioModel:
     """Return the model, or a copy on the CPU if it is on another device."""
-    if model.encoder.pos_embed.device.type == "cpu":
-        return model
-    return AudioModel.from_parts(
-        model.encoder,
-        model.front_end.settings,
-        model.encoder.settings,
-        model.frames,
-        model.training,
-        model.head,
-        model.labelling,
-    )
+    return model if model.encoder.pos_embed.device.type == "cpu" else copy.deepcopy(model).to("cpu")
 
 
 def check_waveforms(extent: Extent, rate: int) -> Iterator[npt.NDArray[np.float32]]:

@@ -121,16 +121,12 @@ def _scores(model: AudioModel, run: Path) -> list[dict[str, Any]]:
     path = run / "results.json"
     if not path.is_file():
         return []
-    try:
-        found = parsing.from_json(path.read_bytes())
-        fits = list(found["classes"]) == list(model.classes or ())
-        records = [record for record in found["results"] if fits and record["step"] == model.training.get("step")]
-        # Last and best weights are the same if their steps are.
-        return list({record["split"]: record for record in records}.values())
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} is damaged: {error!r}", "the results of a fine-tuning run", "export without the run's folder"
-        ) from error
+    remedy = "export without the run's folder"
+    found = parsing.json_object(path, CheckpointError, "the results of a fine-tuning run", remedy)
+    fits = list(found["classes"]) == list(model.classes or ())
+    records = [record for record in found["results"] if fits and record["step"] == model.training.get("step")]
+    # Last and best weights are the same if their steps are.
+    return list({record["split"]: record for record in records}.values())
 
 
 def _front_matter(
