@@ -324,8 +324,6 @@ DASHENG = named("encoder.init_bn.1.weight", "encoder.time_pos_embed", "encoder.f
         ({"cfg": {"encoder_layers": 12}, "model": BEATS}, "BEATs"),
         (BEATS, "BEATs"),
         (under("model.beats.", BEATS), "BEATs"),
-        ({"model": EAT, "cfg": {"seed": 1}}, "EAT"),
-        (named("model.local_encoder.proj.weight", "model.extra_tokens", "model.blocks.0.norm1.weight"), "EAT"),
         ({"state_dict": named("model.teacher.encoder.norm_frame.weight", "model.teacher.encoder.mask_embed")}, "ATST"),
         ({"model": named("cls_token", "patch_embed.patch_embed.weight", "blocks.0.norm1.weight")}, "ATST"),
         (vit(190, norm_stats=torch.tensor([-7.1, 4.2])), "M2D"),
@@ -351,10 +349,11 @@ DASHENG = named("encoder.init_bn.1.weight", "encoder.time_pos_embed", "encoder.f
 @pytest.mark.parametrize("suffix", [".pth", ".ckpt"])
 def test_a_family_is_named_and_refused(tmp_path: Path, content: Any, name: str, suffix: str) -> None:
     for kind in ("auto", "asit"):
-        with pytest.raises(CheckpointError, match=f"by the names in it, .*{name}(.|\n)*does not support") as caught:
+        with pytest.raises(
+            CheckpointError, match=f"by the names in it, .*{name}(.|\n)*(does not support|not AudioMAE)"
+        ) as caught:
             convert.convert(saved(tmp_path / f"x{suffix}", content), SourceOptions(kind=kind))
-        assert "--kind" not in str(caught.value)
-        assert "no option converts it" in str(caught.value)
+        assert re.search("no option converts (it|another)", str(caught.value))
 
 
 def of_transformers() -> Iterable[tuple[str, nn.Module]]:
@@ -403,12 +402,13 @@ class Foreign:
 @pytest.mark.parametrize("how", [{}, {"_use_new_zipfile_serialization": False}])
 def test_a_family_is_named_where_the_file_cannot_be_read(tmp_path: Path, how: dict[str, bool]) -> None:
     path = tmp_path / "eat.pt"
-    torch.save({"cfg": Foreign(), "model": EAT}, path, **how)
-    with pytest.raises(CheckpointError, match="EAT, which asit does not support"):
+    torch.save({"cfg": Foreign(), "model": FAIRSEQ}, path, **how)
+    with pytest.raises(CheckpointError, match="wav2vec2 or HuBERT, which asit does not support"):
         convert.convert(path, SourceOptions())
-    torch.save({"cfg": Foreign(), "model": named("x")}, path, **how)
-    with pytest.raises(CheckpointError, match=r"Foreign.*, and reading that could run code"):
-        convert.convert(path, SourceOptions())
+    for tensors in (EAT, named("x")):
+        torch.save({"cfg": Foreign(), "model": tensors}, path, **how)
+        with pytest.raises(CheckpointError, match=r"Foreign.*, and reading that could run code"):
+            convert.convert(path, SourceOptions())
 
 
 @pytest.mark.parametrize("positions", [sines(64, 8), sines(5, 38), sines(5, 32), sines(37, 8), sines(8, 37)])
@@ -416,7 +416,7 @@ def test_a_family_is_named_where_the_file_cannot_be_read(tmp_path: Path, how: di
 def test_positions_of_sines_are_no_asits(tmp_path: Path, positions: Tensor, wrap: str) -> None:
     content: Any = {"model": vit(positions)} if wrap == "model" else under(wrap, vit(positions))
     for ask in (SourceOptions(), SourceOptions(kind="asit", mels=128), SourceOptions(mels=80)):
-        with pytest.raises(CheckpointError, match=r"sines and cosines: it is AudioMAE, .*M2D.*does not support"):
+        with pytest.raises(CheckpointError, match=r"sines and cosines: it is AudioMAE, .*M2D(.|\n)*--kind audiomae"):
             convert.convert(saved(tmp_path / "x.pth", content), ask)
 
 

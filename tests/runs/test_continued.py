@@ -23,7 +23,7 @@ from asit.interop import huggingface
 from asit.interop.convert import SourceOptions, convert
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Head, Labelling
-from asit.model.vit import empty_encoder
+from asit.model.encoders import empty_encoder
 from asit.pretrain import continued, pretrain_setup
 from asit.pretrain import pretrain_run as runs
 from asit.tools.run_estimate import dry_run

@@ -18,7 +18,8 @@ from asit.finetune import init_model
 from asit.model import positions
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Head, Labelling
-from asit.model.vit import Encoder, empty_encoder
+from asit.model.encoders import empty_encoder
+from asit.model.vit import Encoder
 from asit.training import open_data
 
 SMALL = EncoderSettings(size="custom", width=32, depth=2, heads=2, drop_path=0.3)

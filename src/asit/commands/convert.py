@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 @dataclass
 class ConvertOptions:
     source: Annotated[str, tyro.conf.Positional]
-    """File of weights (.pth, .pt, .bin, .ckpt, .safetensors), or a Hugging Face folder of AST."""
+    """File of weights (.pth, .pt, .bin, .ckpt, .safetensors), or a Hugging Face folder of AST or EAT."""
     out: str | None = None
     """Folder for the model."""
     kind: str = "auto"
-    """asit, asit-sed, ast, hf-ast, ssast or vit; auto: by the names of its tensors."""
+    """asit, asit-sed, ast, hf-ast, ssast, audiomae, eat or vit; auto: by the names of its tensors."""
     which: Literal["teacher", "student"] = "teacher"
     """Network of an ASiT pretraining to convert."""
     frames: Count | None = None

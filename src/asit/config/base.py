@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from asit.config import yaml
 
@@ -26,6 +26,18 @@ class Settings(BaseModel):
     """Base of all settings: immutable; an unknown name or a value out of range is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    later: ClassVar[tuple[str, ...]] = ()
+    """Fields that are not written while they have their default, so that cards, settings and digests stay as they were
+    before the field was added."""
+
+    @model_serializer(mode="wrap")
+    def _without_later(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        out: dict[str, Any] = handler(self)
+        for name in self.later:
+            if getattr(self, name) == type(self).model_fields[name].default:
+                out.pop(name, None)
+        return out
 
     def changed(self, changes: Mapping[str, Any]) -> Self:
         """Return a validated copy with these values; groups are nested mappings. What was unset stays unset."""

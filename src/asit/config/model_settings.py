@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -65,6 +65,10 @@ class EncoderSettings(Settings):
     """Epsilon of the LayerNorms. ViT, DeiT and ASiT: 1e-6; AST as Hugging Face has it: 1e-12."""
     drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Stochastic depth of the student, linear in depth; the teacher has none."""
+    family: Literal["vit", "audiomae", "audiomae-finetuned", "eat"] = "vit"
+    """Network of another project that `asit convert` made; vit: ASiT, AST and all with learned positions."""
+
+    later: ClassVar[tuple[str, ...]] = ("family",)
 
 
 SIZES: dict[str, tuple[int, int, int]] = {

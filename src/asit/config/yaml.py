@@ -54,7 +54,7 @@ def _annotated(settings: BaseModel, indent: str) -> Iterable[str]:
             continue
         for line in (field.description or "").splitlines():
             yield f"{indent}# {line.strip()}"
-        plain = settings.model_dump(mode="json", include={name})[name]
+        plain = settings.model_dump(mode="json", include={name}).get(name, value)
         yield f"{indent}{name}: {yaml.safe_dump(plain, default_flow_style=True).splitlines()[0]}"
 
 

@@ -20,6 +20,7 @@ from asit.audio.fbank import FrontEnd
 from asit.data.catalogue.splits import TEST, TRAIN, VALIDATION
 from asit.errors import ConfigError, suggestion
 from asit.model.audio_model import AudioModel
+from asit.model.encoders import new_encoder
 from asit.model.vit import Encoder
 
 TOKENS = "tokens"
@@ -234,7 +235,7 @@ def weights_digest(encoder: Encoder) -> str:
 
 def untrained(model: AudioModel, seed: int) -> AudioModel:
     """Return the model's architecture and front end with newly initialised weights."""
-    encoder = Encoder(model.encoder.settings, model.frames, model.front_end.settings.mels)
+    encoder = new_encoder(model.encoder.settings, model.frames, model.front_end.settings.mels)
     encoder.init_weights(torch.Generator().manual_seed(seed))
     return AudioModel(encoder, FrontEnd(model.front_end.settings)).to(model.encoder.pos_embed.device)
 

@@ -19,7 +19,7 @@ from asit.io.checkpoint import load_strict
 from asit.model import positions
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Classifier
-from asit.model.vit import empty_encoder
+from asit.model.encoders import empty_encoder
 from asit.training import open_data
 
 log = logging.getLogger(__name__)
@@ -152,7 +152,7 @@ def frames_of(start: Origin, seconds: float) -> int:
 
 def _lost(group: str, given: BaseModel, taken: BaseModel) -> list[str]:
     """Settings that were given, for they are not the default, and that the run has otherwise."""
-    default, wanted, has = type(given)().model_dump(), given.model_dump(), taken.model_dump()
+    default, wanted, has = dict(type(given)()), dict(given), dict(taken)
     return [
         f"{group}.{name} is {value}, and would be {has[name]}"
         for name, value in wanted.items()

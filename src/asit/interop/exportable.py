@@ -25,7 +25,8 @@ import asit
 from asit.audio.fbank import FLOOR, mel_bank
 from asit.errors import CheckpointError, ConfigError
 from asit.model.audio_model import AudioModel
-from asit.model.inference.embedding import SINGLE_WINDOW
+from asit.model.blocks import PostBlock
+from asit.model.inference.embedding import longest
 from asit.model.vit import Tokens
 
 Output = Literal["scores", "logits", "embedding", "frames"]
@@ -114,7 +115,7 @@ def extent_of(model: AudioModel, output: Output) -> Extent:
         encoder.stride[0],
         view,
         view if scored else 1,
-        int(SINGLE_WINDOW * view),
+        longest(encoder),
         slack,
     )
 
@@ -255,11 +256,15 @@ class Waveform(nn.Module):
         # Only parts of the encoder, or the blocks' weights would be in the file twice.
         self.patch_embed, self.norm = encoder.patch_embed, encoder.norm
         self.blocks = nn.ModuleList(_Block(block) for block in encoder.blocks)
-        self.grid, self.width = encoder.grid, encoder.width
+        self.norm_first, self.width = encoder.norm_first, encoder.width
+        # Learned positions are resized; fixed ones have a formula for the longest input.
+        learned = encoder.settings.family == "vit"
+        self.grid = encoder.grid if learned else (extent.most, encoder.grid[1])
+        table = (encoder.pos_embed if learned else encoder.positions(self.grid)).detach()
         names = ("cls_token", "dist_token")[: encoder.prefix]
-        prefix, patches = encoder.pos_embed.detach().split([encoder.prefix, encoder.grid[0] * encoder.grid[1]], dim=1)
+        prefix, patches = table.split([encoder.prefix, self.grid[0] * self.grid[1]], dim=1)
         self.register_buffer("prefix", torch.cat([getattr(encoder, name).detach() for name in names], dim=1) + prefix)
-        self.register_buffer("positions", patches.unflatten(1, encoder.grid).permute(0, 3, 1, 2).contiguous())
+        self.register_buffer("positions", patches.unflatten(1, self.grid).permute(0, 3, 1, 2).contiguous())
         # For 0 to the most frames; every runtime refuses an index beyond the table.
         longest = extent.window + extent.shift * np.arange(-1, extent.frames(extent.longest))
         self.register_buffer("columns", torch.tensor([extent.columns(samples) for samples in longest.tolist()]))
@@ -313,9 +318,13 @@ class Waveform(nn.Module):
         rows, first = x.shape[0], self.prefix.shape[1]
         patches = self.patch_embed(x) + self._positions(columns)
         tokens = torch.cat([self.prefix.expand(rows, -1, -1), patches], dim=1).flatten(0, 1)
+        if self.norm_first:
+            tokens = self.norm(tokens)
         for block in self.blocks:
             tokens = block(tokens, rows)
-        tokens = self.norm(tokens).view(rows, -1, self.width)
+        if not self.norm_first:
+            tokens = self.norm(tokens)
+        tokens = tokens.view(rows, -1, self.width)
         return Tokens(tokens[:, :first].mean(1), tokens[:, first:], (columns, self.grid[1]))
 
     def _positions(self, columns: int) -> Tensor:
@@ -334,6 +343,7 @@ class _Block(nn.Module):
     def __init__(self, block: Any) -> None:
         super().__init__()
         self.norm1, self.proj, self.norm2, self.mlp = block.norm1, block.attn.proj, block.norm2, block.mlp
+        self.post = isinstance(block, PostBlock)
         self.heads, self.size = block.attn.heads, self.proj.in_features // block.attn.heads
         weights, biases = block.attn.qkv.weight.detach().chunk(3), block.attn.qkv.bias.detach().chunk(3)
         factor = self.size**-0.5
@@ -341,7 +351,7 @@ class _Block(nn.Module):
         self.key, self.value = (_linear(weights[i].clone(), biases[i].clone()) for i in (1, 2))
 
     def forward(self, x: Tensor, rows: int) -> Tensor:
-        h = self.norm1(x)
+        h = x if self.post else self.norm1(x)
         layers = (self.query, self.key, self.value)
         q, k, v = (layer(h).view(rows, -1, self.heads, self.size).transpose(1, 2) for layer in layers)
         if torch.onnx.is_in_onnx_export():  # exported, torch's attention transposes the keys twice
@@ -349,8 +359,12 @@ class _Block(nn.Module):
         else:
             mixed = F.scaled_dot_product_attention(q, k, v, scale=1.0)
         x = x + self.proj(mixed.transpose(1, 2).flatten(2).flatten(0, 1))
-        out: Tensor = x + self.mlp(self.norm2(x))
-        return out
+        if self.post:
+            x = self.norm1(x)
+            x = self.norm2(x + self.mlp(x))
+        else:
+            x = x + self.mlp(self.norm2(x))
+        return x
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:

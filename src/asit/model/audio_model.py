@@ -23,6 +23,7 @@ from asit.io import checkpoint
 from asit.model import card as cards
 from asit.model.card import CLASSIFIER, ENCODER
 from asit.model.classifier import Head, Labelling
+from asit.model.encoders import empty_encoder
 from asit.model.inference.embedding import (
     AttentionMap,
     Embedder,
@@ -33,7 +34,7 @@ from asit.model.inference.embedding import (
     several,
 )
 from asit.model.inference.tagging import Tag, Tagger, Tags, tagger_of, training_input
-from asit.model.vit import Encoder, empty_encoder
+from asit.model.vit import Encoder
 
 __all__ = ["CLASSIFIER", "ENCODER", "AttentionMap", "AudioModel", "Embedding", "Sound", "Tag", "Tags"]
 

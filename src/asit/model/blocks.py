@@ -1,6 +1,7 @@
-"""Pre-norm transformer blocks (ViT, arXiv 2010.11929) with stochastic depth (arXiv 1603.09382).
+"""Transformer blocks with norms before the branches (ViT, arXiv 2010.11929) or after the sums, and stochastic depth.
 
-Parameters are named as in timm and the official ASiT files. Letters: R rows, N tokens, D width.
+Source of stochastic depth: arXiv 1603.09382. Parameters are named as in timm and the official ASiT files.
+Letters: R rows, N tokens, D width.
 """
 
 from __future__ import annotations
@@ -77,6 +78,16 @@ class Block(nn.Module):
             weights = (inner.weight, inner.bias), (outer.weight, outer.bias)
             x = branch(x, (norm.weight, norm.bias, norm.eps), *weights, heads, kept, factors)
         return x
+
+
+class PostBlock(Block):
+    """Transformer block with the norms after the sums (arXiv 1706.03762): (R, N, D) -> (R, N, D)."""
+
+    def forward(self, x: Tensor, drop: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Apply the block; arguments as in `Block.forward`."""
+        x = self.norm1(_residual(x, self.attn, None if drop is None else drop[0], mask))
+        out: Tensor = self.norm2(_residual(x, lambda rows, _: self.mlp(rows), None if drop is None else drop[1]))
+        return out
 
 
 @torch.no_grad()

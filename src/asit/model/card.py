@@ -16,7 +16,8 @@ from asit.errors import CheckpointError, ConfigError
 from asit.io import checkpoint
 from asit.io.parsing import UNFIT
 from asit.model.classifier import Head, Labelling, check_head
-from asit.model.vit import Encoder, empty_encoder, meta_encoder, shape_of
+from asit.model.encoders import empty_encoder, meta_encoder
+from asit.model.vit import Encoder, shape_of
 
 ENCODER, CLASSIFIER = "audio-encoder", "audio-classifier"
 """Kinds of models in a card."""

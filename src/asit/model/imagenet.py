@@ -20,8 +20,8 @@ from torch import Tensor
 from asit.config import EncoderSettings
 from asit.errors import CheckpointError
 from asit.io import checkpoint, safe_load
+from asit.model.encoders import empty_encoder
 from asit.model.positions import resize_positions
-from asit.model.vit import empty_encoder
 
 _HEADS = ("head.", "head_dist.", "pre_logits.")
 NESTS = ("model", "state_dict")

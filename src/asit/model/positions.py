@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -104,6 +105,17 @@ def resize_positions(embedding: Tensor, old: tuple[int, int], new: tuple[int, in
         return torch.cat([embedding[:, :prefix].float(), moved.flatten(2).transpose(1, 2)], dim=1)
 
 
+def sincos_table(rows: int, columns: int, width: int) -> Tensor:
+    """Return sines and cosines of a table's column, then of its row, row-major: (1, rows * columns, width) float32.
+
+    Each coordinate has D / 4 frequencies, 10000 ** (-4 i / D) (MAE, arXiv 2111.06377, for a table that is no square).
+    """
+    frequencies = 10000.0 ** (-np.arange(width // 4) / (width / 4))
+    row, column = (at.reshape(-1, 1) * frequencies for at in np.mgrid[:rows, :columns].astype(np.float64))
+    table = np.concatenate([np.sin(column), np.cos(column), np.sin(row), np.cos(row)], axis=1)
+    return torch.from_numpy(table.astype(np.float32))[None]
+
+
 def adapt_positions(
     state: Mapping[str, Tensor],
     old: EncoderSettings,
@@ -133,9 +145,10 @@ def adapt_positions(
         A state for `new` settings and `frames`; only the positions are new tensors.
 
     Raises:
-        ConfigError: other settings differ, or patches do not cover a length.
+        ConfigError: other settings differ, patches do not cover a length, or positions are fixed and there are none for
+            the new grid.
     """
-    were, are = old.model_dump(), new.model_dump()
+    were, are = dict(old), dict(new)
     differ = [f"{name} {were[name]} and {are[name]}" for name in were if name not in _FREE and were[name] != are[name]]
     if differ:
         raise ConfigError(
@@ -146,6 +159,18 @@ def adapt_positions(
     before = grid_of(old_frames, mels, patch_of(old), stride_of(old))
     after = grid_of(frames, mels, patch_of(new), stride_of(new))
     positions, prefix = state["pos_embed"], prefix_of(old)
+    if old.family != "vit":
+        longer = after[0] > before[0]
+        if stride_of(new) != stride_of(old) or (longer and old.family != "eat"):
+            raise ConfigError(
+                f"{frames} frames with patches every {stride_of(new)} (frames, mel bins), and fixed positions",
+                f"at most {old_frames} frames with patches every {stride_of(old)}: {old.family} has no other positions",
+                "request a shorter input, and leave the stride",
+            )
+        if longer:
+            table = sincos_table(*after, positions.shape[2]).to(positions)
+            return {**state, "pos_embed": torch.cat([positions[:, :prefix], table], dim=1)}
+        return {**state, "pos_embed": positions[:, : prefix + after[0] * after[1]].contiguous()}
     if not stretch:
         columns = (round_up_frames(frames, old) - old.patch_frames) // stride_of(old)[0] + 1
         if columns < before[0]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -132,6 +132,13 @@ class Encoder(nn.Module):
         ConfigError: sizes that do not match.
     """
 
+    stretches: ClassVar[bool] = True
+    """Whether there are positions for longer inputs than the training view."""
+    norm_first: ClassVar[bool] = False
+    """Whether `norm` is before the first block, not after the last one."""
+    block: ClassVar[type[Block]] = Block
+    pos_embed: Tensor
+
     def __init__(self, settings: EncoderSettings, frames: int, mels: int) -> None:
         super().__init__()
         self.settings = settings
@@ -143,11 +150,11 @@ class Encoder(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, self.width))
         if settings.distilled:
             self.dist_token = nn.Parameter(torch.empty(1, 1, self.width))
-        self.pos_embed = nn.Parameter(torch.empty(1, self.prefix + self.grid[0] * self.grid[1], self.width))
+        self.add_positions(self.prefix + self.grid[0] * self.grid[1])
         self.patch_embed = PatchEmbed(self.width, self.patch, self.stride)
         hidden = round(self.width * settings.mlp_ratio)
         eps = settings.norm_eps
-        self.blocks = nn.ModuleList(Block(self.width, self.heads, hidden, eps) for _ in range(self.depth))
+        self.blocks = nn.ModuleList(self.block(self.width, self.heads, hidden, eps) for _ in range(self.depth))
         self.norm = nn.LayerNorm(self.width, eps=eps)
         self._resized: dict[tuple[int, int], tuple[Stamp, Tensor]] = {}
         self.init_weights()
@@ -155,6 +162,10 @@ class Encoder(nn.Module):
     def span(self, columns: int) -> int:
         """Return the frames that `columns` patch columns cover."""
         return (columns - 1) * self.stride[0] + self.patch[0]
+
+    def add_positions(self, count: int) -> None:
+        """Add the position embedding of `count` tokens."""
+        self.pos_embed = nn.Parameter(torch.empty(1, count, self.width))
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Initialise every parameter, see `init_transformer`."""
@@ -232,7 +243,9 @@ class Encoder(nn.Module):
         """
         last = self.depth if layer is None else self.block_index(layer) + 1
         tokens, grid = self.hidden(x, last, drop, valid, stretch, keep)
-        tokens, prefix = self.norm(tokens), self.prefix
+        prefix = self.prefix
+        if not self.norm_first:
+            tokens = self.norm(tokens)
         patches = tokens[:, prefix:]
         if valid is not None:
             patches = torch.where(valid[..., None], patches, 0.0)
@@ -256,19 +269,9 @@ class Encoder(nn.Module):
             patches = self.patch_embed(x, keep=keep) + F.embedding(keep, positions[0, prefix:])
         first = torch.cat([self.cls_token, self.dist_token], dim=1) if prefix == 2 else self.cls_token
         tokens = torch.cat([(first + positions[:, :prefix]).expand(len(x), -1, -1), patches], dim=1)
+        if self.norm_first:
+            tokens = self.norm(tokens)
         mask = None if valid is None else F.pad(valid, (prefix, 0), value=True)[:, None, None, :]
         for i in range(blocks):
             tokens = self.blocks[i](tokens, None if drop is None else drop[i], mask)
         return tokens, grid
-
-
-def empty_encoder(settings: EncoderSettings, frames: int, mels: int) -> Encoder:
-    """Return an encoder with uninitialised weights to load into; drawing them would take longer than reading."""
-    with torch.inference_mode(False):  # tensors made in inference mode count no writes
-        return meta_encoder(settings, frames, mels).to_empty(device="cpu")
-
-
-def meta_encoder(settings: EncoderSettings, frames: int, mels: int) -> Encoder:
-    """Return an encoder on the meta device: names and shapes of weights, without memory."""
-    with torch.device("meta"):
-        return Encoder(settings, frames, mels)

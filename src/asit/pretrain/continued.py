@@ -145,7 +145,7 @@ def _with_card(settings: PretrainSettings, model: AudioModel) -> PretrainSetting
 
 def _contradictions(group: str, named: dict[str, Any], card: FrontEndSettings | EncoderSettings) -> Iterator[str]:
     """Yield each setting that has another value in the card; sizes are compared by width, blocks and heads."""
-    theirs = card.model_dump()
+    theirs = dict(card)
     if isinstance(card, EncoderSettings):
         shape, size = shape_of(card), named.pop("size", "custom")
         theirs |= dict(zip(("width", "depth", "heads"), shape, strict=True))

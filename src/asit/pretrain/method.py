@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from asit.config import ResolvedPretrainSettings
 from asit.io.checkpoint import load_strict
-from asit.model.vit import Encoder, cut, empty_encoder
+from asit.model.encoders import empty_encoder
+from asit.model.vit import Encoder, cut
 from asit.pretrain import chunked_loss, losses, masking, token_selection
 from asit.pretrain.networks import Networks, Outputs
 from asit.pretrain.pretrain_dataset import GLOBAL_VIEWS, PretrainBatch

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from asit.config import PretrainSettings
 from asit.model.blocks import Block, init_transformer
-from asit.model.vit import Encoder
+from asit.model.encoders import new_encoder
 from asit.pretrain.chunked_loss import Projected
 from asit.pretrain.heads import ProjectionHead, ReconstructionHead
 
@@ -85,7 +85,7 @@ class Networks(nn.Module):
     def __init__(self, settings: PretrainSettings, frames: int, *, reconstruct: bool) -> None:
         super().__init__()
         weights = settings.losses
-        self.encoder = Encoder(settings.encoder, frames, settings.front_end.mels)
+        self.encoder = new_encoder(settings.encoder, frames, settings.front_end.mels)
         self.projection: ProjectionHead | None = None
         self.reconstruction: ReconstructionHead | None = None
         self.wants_class, self.wants_patch = weights.global_weight > 0, weights.local_weight > 0

@@ -1,4 +1,4 @@
-"""Convert weights of other projects to asit models: ASiT, AST, SSAST, image transformers.
+"""Convert weights of other projects to asit models: ASiT, AST, SSAST, AudioMAE, EAT, image transformers.
 
 `safe_load.read` reads a file without running it, `detect` finds its kind, and one module per kind maps its tensors to
 asit's names and axes. The model's card records the origin under `training.source`.
@@ -16,13 +16,11 @@ import torch
 
 from asit.audio.fbank import FrontEnd
 from asit.errors import CheckpointError, ConfigError
-from asit.interop.convert import families, hf_ast, label_names
+from asit.interop.convert import families, hf_ast, label_names, official_eat
 from asit.interop.convert.detect import KINDS, choose
 from asit.interop.convert.source_model import (
     FINE_TUNED,
-    MEAN,
     PUBLISHED,
-    STD,
     SourceModel,
     SourceOptions,
     requested_frames,
@@ -34,7 +32,7 @@ from asit.io.local_files import sha256
 from asit.model import positions
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Head, Labelling
-from asit.model.vit import empty_encoder, meta_encoder
+from asit.model.encoders import empty_encoder, meta_encoder
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +80,8 @@ def convert(path: Path, options: SourceOptions) -> Converted:
         content = safe_load.read(file, training_state=True)
     except CheckpointError:
         # Files of fairseq and others hold more than tensors, but their strings still show the family.
-        if (known := families.family(safe_load.texts(file))) is not None:
+        known = families.family(safe_load.texts(file))
+        if known is not None and known.lower() not in KINDS:
             families.refuse(file, known, KINDS)
         raise
     content, training_state = _unwrap(file, content)
@@ -147,7 +146,10 @@ def _log_statistics(source: SourceModel) -> None:
     if PUBLISHED not in source.facts.get("statistics", ""):
         return
     classes = label_names.AUDIOSET if source.head is None else source.head.state["linear.bias"].numel()
-    note = f"Mean {MEAN} and std {STD} are assumed, AudioSet's as published with the code: the file has none"
+    front = source.front_end
+    note = (
+        f"Mean {front.mean} and std {front.std} are assumed, AudioSet's as published with the code: the file has none"
+    )
     if classes != label_names.AUDIOSET:
         note += f"; its {classes} classes are not AudioSet's: pass the --mean and --std of its recipe"
     if classes in FINE_TUNED:
@@ -173,10 +175,10 @@ def _file(path: Path) -> Path | None:
     kind = hf_ast.read_json(path / "config.json").get("model_type")
     if kind == "asit":
         return None
-    if kind != hf_ast.MODEL_TYPE:
+    if kind not in (hf_ast.MODEL_TYPE, official_eat.MODEL_TYPE):
         raise CheckpointError(
             f"{path / 'config.json'} says model_type {safe_load.shown(str(kind))!r}, which asit does not support",
-            f"{hf_ast.MODEL_TYPE!r} (AST) or 'asit'",
+            f"{hf_ast.MODEL_TYPE!r} (AST), {official_eat.MODEL_TYPE!r} (EAT) or 'asit'",
             "give a file of weights of one of the kinds " + ", ".join(KINDS),
         )
     return hf_ast.weights_in(path)

@@ -10,7 +10,15 @@ from typing import Any
 from torch import Tensor
 
 from asit.errors import CheckpointError, ConfigError
-from asit.interop.convert import families, hf_ast, image_vit, official_asit, official_ast
+from asit.interop.convert import (
+    families,
+    hf_ast,
+    image_vit,
+    official_asit,
+    official_ast,
+    official_audiomae,
+    official_eat,
+)
 from asit.interop.convert.source_model import SourceModel, SourceOptions
 
 log = logging.getLogger(__name__)
@@ -21,10 +29,15 @@ KINDS: dict[str, tuple[str, Callable[[Path, Mapping[str, Any], SourceOptions], S
     "ast": ("AST as its authors save it", official_ast.original),
     "hf-ast": ("AST of Hugging Face (a folder, or the file in it)", hf_ast.hugging_face),
     "ssast": ("SSAST as its authors save it, pretrained or fine-tuned", official_ast.ssast),
+    "audiomae": ("AudioMAE as its authors save it, pretrained or fine-tuned", official_audiomae.audiomae),
+    "eat": ("EAT, of fairseq or of Hugging Face (a folder, or the file in it)", official_eat.eat),
     "vit": ("an image transformer with timm's names (ViT, DeiT)", image_vit.image),
 }
 """Supported kinds: a description and the function that converts it."""
 
+
+PEERS = ("audiomae", "eat")
+"""Kinds of families whose names `families.FAMILIES` shows too."""
 
 AMBIGUOUS = ("asit", "ssast")
 """Kinds between which names cannot decide."""
@@ -39,10 +52,12 @@ def choose(path: Path, content: Mapping[str, Any], requested: str) -> str:
     """
     if requested != "auto" and requested not in KINDS:
         raise ConfigError(f"there is no kind {requested!r}", "auto, " + ", ".join(KINDS), "see asit convert --help")
-    known = families.family(families.names_in(content), families.channels_of(content))
-    if known is not None:
-        families.refuse(path, known, KINDS)
     found = candidates(content)
+    if requested == "audiomae" and found == ("asit",):
+        return requested  # its encoder alone has an ASiT's names
+    known = families.family(families.names_in(content), families.channels_of(content))
+    if known is not None and not set(found) & set(PEERS):
+        families.refuse(path, known, KINDS)
     if not found:
         raise CheckpointError(
             f"{path} is of no known kind ({', '.join(list(_flat(content))[:4]) or 'nothing'})",
@@ -72,6 +87,10 @@ def candidates(content: Mapping[str, Any]) -> tuple[str, ...]:
     found = {name.removeprefix("module."): value for name, value in _flat(content).items()}
     if any(name.removeprefix(hf_ast.PREFIX) == "embeddings.distillation_token" for name in found):
         return ("hf-ast",)
+    if official_eat.is_eat(found):
+        return ("eat",)
+    if official_audiomae.is_audiomae(found):
+        return ("audiomae",)
     if "model.asit.cls_token" in found or "model.cls_token" in found:
         return ("asit-sed",)
     if "backbone.cls_token" in found:

@@ -98,9 +98,12 @@ def family(names: Iterable[str], channels: int = 1) -> str | None:
 def refuse(path: Path, name: str, kinds: Mapping[str, tuple[str, Any]]) -> NoReturn:
     """Raise CheckpointError for a file of the unsupported family `name`; `kinds` are `detect.KINDS`."""
     raise CheckpointError(
-        f"{path} is, by the names in it, {name}, which asit does not support",
+        f"{path} is, by the names in it, {name}, "
+        + ("and its positions are not AudioMAE's" if name == MASKED else "which asit does not support"),
         "; ".join(f"{kind}: {text}" for kind, (text, _) in kinds.items()),
-        "use it with the code it was published with; no option converts it",
+        "if it is AudioMAE, pass --kind audiomae; no option converts another"
+        if name == MASKED
+        else "use it with the code it was published with; no option converts it",
     )
 
 

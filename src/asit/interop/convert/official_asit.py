@@ -135,9 +135,9 @@ def _check_is_asit(path: Path, state: Mapping[str, Tensor], own: bool, wrapped: 
     channels, patch, count = filters[1], filters[2:], positions[1] - prefix
     if are_sines(state["pos_embed"], prefix):
         raise CheckpointError(
-            f"{path} has positions that are sines and cosines: it is {MASKED}, which asit does not support",
+            f"{path} has positions that are sines and cosines: it is {MASKED}",
             "ASiT's positions, which are learned",
-            "use it with the code it was published with; no option converts it",
+            "if it is AudioMAE, pass --kind audiomae; no option converts another",
         )
     square = math.isqrt(max(count, 0)) ** 2 == count
     if channels == 3 and not own and (square or patch != (16, 16)):

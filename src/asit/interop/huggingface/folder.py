@@ -22,7 +22,8 @@ from asit.io import atomic, checkpoint, parsing, safe_load
 from asit.model.audio_model import AudioModel
 from asit.model.card import check_front_end
 from asit.model.classifier import Head, Labelling
-from asit.model.vit import empty_encoder, meta_encoder, shape_of
+from asit.model.encoders import empty_encoder, meta_encoder
+from asit.model.vit import shape_of
 
 MODEL_TYPE = "asit"
 """`model_type` in config.json."""
@@ -212,6 +213,13 @@ def write(
         CheckpointError: out exists and overwrite is off, the disk is full, or results.json cannot be read.
         ConfigError: overwrite is on and out holds something else.
     """
+    family = model.encoder.settings.family
+    if family != "vit":
+        raise ConfigError(
+            f"a model of family {family}, and the code of a folder for transformers has no such network",
+            "ASiT, AST or SSAST",
+            "export it with --to onnx or --to torch",
+        )
     out = Path(out)
     if overwrite:
         _check_ours(out)

@@ -45,6 +45,11 @@ Precision = Literal["auto", "float32", "bf16"]
 """Arithmetic of an encoder; auto: what is faster on its device."""
 
 
+def longest(encoder: Encoder) -> int:
+    """Return the most patch columns of one window."""
+    return int(SINGLE_WINDOW * encoder.grid[0]) if encoder.stretches else encoder.grid[0]
+
+
 @dataclass(frozen=True)
 class Window:
     """A stretch of a sound that is one input of the encoder.
@@ -98,10 +103,11 @@ class Embedder(BatchedModel[Window, Part, Embedding]):
 
     def windows_of(self, blocks: Iterator[Wave]) -> Generator[Window, None, None]:
         """See `BatchedModel.windows_of`."""
-        span, view = self.encoder.span, self.encoder.grid[0]
+        span = self.encoder.span
         sound = LogMels(self.front_end, blocks, span(2))
-        sound.read(span(int(SINGLE_WINDOW * view) + 1))
-        if sound.ended and self._columns(sound.frames) <= SINGLE_WINDOW * view:
+        most = longest(self.encoder)
+        sound.read(span(most + 1))
+        if sound.ended and self._columns(sound.frames) <= most:
             yield from self._whole(sound)
         else:
             yield from self._cut(sound)
@@ -300,7 +306,7 @@ def attention_of(embedder: Embedder, window: Window) -> AttentionMap:
     block: Any = encoder.blocks[layer]
     with torch.inference_mode(), runtime.autocast(embedder.precision, device):
         tokens, _ = encoder.hidden(window.x[None, None].to(device), layer, stretch=window.columns > view)
-        normed = block.norm1(tokens)
+        normed = tokens if encoder.norm_first else block.norm1(tokens)
     with torch.inference_mode(), runtime.autocast("float32", device):
         rows = _rows(block.attn, normed.float(), encoder.prefix)[0].mean(1)
     patches = rows[:, encoder.prefix :].cpu().clone().unflatten(1, (window.columns, mel))
