@@ -45,7 +45,8 @@ class Progress:
 def counter(what: str, unit: str = "files", scale: float = 1.0) -> Callable[..., None]:
     """Return a function that shows counts, rate and time left when called with (done, total), or as a `Counter`.
 
-    A total of None is unknown. What is done at the first call is not in the rate: an earlier program has done it.
+    A total of None is unknown. What is done at a first call within a second is not in the rate: an earlier call of the
+    program has done it.
 
     Args:
         what: is done.
@@ -58,7 +59,7 @@ def counter(what: str, unit: str = "files", scale: float = 1.0) -> Callable[...,
         nonlocal began, first, shown
         last = total is not None and done >= total
         if first < 0:
-            first = 0 if last else done
+            first = 0 if last or time.monotonic() - began > 1.0 else done
         if not (last and shown != done) and not (done and progress.due()):
             return
         shown, seconds = done, time.monotonic() - began
