@@ -56,7 +56,7 @@ def counter(what: str, unit: str = "files", scale: float = 1.0) -> Callable[...,
     progress, began, first, shown = Progress(), time.monotonic(), -1, -1
 
     def show(done: int, total: int | None, failed: int | None = None) -> None:
-        nonlocal began, first, shown
+        nonlocal first, shown
         last = total is not None and done >= total
         if first < 0:
             first = 0 if last or time.monotonic() - began > 1.0 else done
