@@ -277,20 +277,24 @@ class Loop:
             self.task.gradients_ready(now)
             gradients = [p.grad for p in self.parameters if p.grad is not None]
             parts["gradient_norm"] = optim.clip(gradients, self.plan.clip, self.plan.clip_per_parameter)
-        ended, stop, unwritten, met = (passes.answer or self._ask(passes))()
+        bad = not self.late and passes.ended is None and self.check.gate(self.step, passes.micros, parts)
+        ended, stop, unwritten, unfit, met = (passes.answer or self._ask(passes, bad))()
         if met:
             self.failures.share(self.step)
         if ended:
             self._out_of_data(passes.ended)
         if unwritten:
             self._written()
-        self.check.read()
-        self.check.gate(self.optimiser, self.step, passes.micros, parts)
+        if unfit:
+            self.check.refuse()
+        if self.late:
+            self.check.read()
+            self.check.gate(self.step, passes.micros, parts, self.optimiser)
         return stop
 
-    def _ask(self, passes: _Passes) -> Callable[[], list[bool]]:
+    def _ask(self, passes: _Passes, bad: bool = False) -> Callable[[], list[bool]]:
         signalled = self.signals.caught is not None
-        return self.world.ask([passes.ended is not None, signalled, self.saver.failed, self.failures.unshared])
+        return self.world.ask([passes.ended is not None, signalled, self.saver.failed, bad, self.failures.unshared])
 
     def _out_of_data(self, error: AsitError | None) -> NoReturn:
         """Keep the last complete step and raise, in all processes, what came instead of a batch in one of them."""

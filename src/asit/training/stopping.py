@@ -100,27 +100,26 @@ class FiniteCheck:
         self.suspects, self.world, self.late = suspects, world, late
         self._open: _Step | None = None
 
-    def gate(self, optimiser: Any, step: int, micros: Sequence[Any], parts: Mapping[str, Tensor]) -> None:
-        """Refuse the step in all processes if a part is not finite; late, let its update change nothing.
+    def gate(self, step: int, micros: Sequence[Any], parts: Mapping[str, Tensor], optimiser: Any | None = None) -> bool:
+        """Look at a step before its update: return whether a part is not finite in this process, or late, False.
 
         Args:
-            optimiser: a fused one of torch.
             step: steps done before this one, for the message.
             micros: its micro-batches, kept until the flag is read.
             parts: () tensors, the gradient's norm among them.
+            optimiser: late, a fused one of torch, whose update then changes nothing in any process.
         """
         finite = torch.isfinite(torch.stack([value.float().reshape(()) for value in parts.values()])).all()
-        bad = (~finite).float()
-        self.world.sum_(bad)
-        flag, copied = bad.clone(), None
-        if self.late:
-            optimiser.grad_scale, optimiser.found_inf = None, bad.clamp(max=1.0)
-        if bad.device.type == "cuda":
-            flag = torch.empty((), pin_memory=True).copy_(bad, non_blocking=True)
+        flag, copied = (~finite).float(), None
+        if optimiser is not None:
+            self.world.sum_(flag)
+            optimiser.grad_scale, optimiser.found_inf = None, flag.clamp(max=1.0)
+        if self.late and flag.device.type == "cuda":
+            bad, flag = flag, torch.empty((), pin_memory=True)
+            flag.copy_(bad, non_blocking=True)
             copied = torch.cuda.current_stream(bad.device).record_event()
         self._open = _Step(step, micros, parts, flag, copied)
-        if not self.late:
-            self.read()
+        return not self.late and bool(flag)
 
     def read(self) -> None:
         """Wait for the last flag.
@@ -134,10 +133,12 @@ class FiniteCheck:
         if last.copied is not None:
             last.copied.synchronize()
         if float(last.flag):
-            self._refuse(last)
+            self.refuse(last)
 
-    def _refuse(self, last: _Step) -> NoReturn:
+    def refuse(self, last: _Step | None = None) -> NoReturn:
         """Raise a NotFiniteError that names step, parts and clips; every process must call this."""
+        last = last or self._open
+        assert last is not None, "no step was looked at"
         found = sorted(name for name, value in last.parts.items() if not bool(torch.isfinite(value)))
         found = [name for name in found if name not in ("loss", "gradient_norm")]
         mine = (found, [clip for micro in last.micros for clip in self.suspects(micro)] if found else [])
