@@ -122,13 +122,13 @@ class FiniteCheck:
         return not self.late and bool(flag)
 
     def read(self) -> None:
-        """Wait for the last flag.
+        """Late, wait for the last flag.
 
         Raises:
             NotFiniteError: it is set; names the step that set it.
         """
         last, self._open = self._open, None
-        if last is None:
+        if last is None or not self.late:
             return
         if last.copied is not None:
             last.copied.synchronize()
