@@ -162,6 +162,79 @@ def eat(weights: Weights, x: Tensor, eps: float = 1e-6, pooling: str = "class") 
     return x, affine(norm(pooled, w, "fc_norm", eps), w, "head")
 
 
+def beats_weights(width: int = 128, layers: int = 2, head: int | None = None) -> dict[str, Tensor]:
+    """A state dict of BEATs.py, with the table of relative positions under each layer that shares it."""
+    heads = width // 64
+    shapes: dict[str, tuple[int, ...]] = {"patch_embedding.weight": (512, 1, 16, 16)}
+    shapes |= {"layer_norm.weight": (512,), "layer_norm.bias": (512,)}
+    shapes |= {"post_extract_proj.weight": (width, 512), "post_extract_proj.bias": (width,)}
+    shapes |= {"encoder.pos_conv.0.bias": (width,), "encoder.pos_conv.0.weight_g": (1, 1, 128)}
+    shapes |= {"encoder.pos_conv.0.weight_v": (width, width // 16, 128)}
+    shapes |= {"encoder.layer_norm.weight": (width,), "encoder.layer_norm.bias": (width,)}
+    for i in range(layers):
+        at = f"encoder.layers.{i}"
+        for name, (out, inn) in {
+            **dict.fromkeys([f"self_attn.{p}_proj" for p in ("k", "v", "q", "out")], (width, width)),
+            "self_attn.grep_linear": (8, 64), "fc1": (4 * width, width), "fc2": (width, 4 * width),
+        }.items():  # fmt: skip
+            shapes |= {f"{at}.{name}.weight": (out, inn), f"{at}.{name}.bias": (out,)}
+        for name in ("self_attn_layer_norm", "final_layer_norm"):
+            shapes |= {f"{at}.{name}.weight": (width,), f"{at}.{name}.bias": (width,)}
+        shapes |= {f"{at}.self_attn.grep_a": (1, heads, 1, 1)}
+        shapes |= {f"{at}.self_attn.relative_attention_bias.weight": (320, heads)}
+    if head is not None:
+        shapes |= {"predictor.weight": (head, width), "predictor.bias": (head,)}
+    out = draw(shapes)
+    shared = [name for name in out if name.endswith("relative_attention_bias.weight")]
+    table = 5 * out[shared[0]]
+    gates = {name: 10 * value for name, value in out.items() if "grep_" in name}
+    return (
+        out
+        | gates
+        | dict.fromkeys(shared, table)
+        | {"encoder.pos_conv.0.weight_g": out["encoder.pos_conv.0.weight_g"] + 2}
+    )
+
+
+def bucket(distance: int, most: int = 800) -> int:
+    """The bucket of key - query: of 320, half for keys after the query, 80 of each half for one distance."""
+    away, after = abs(distance), 160 if distance > 0 else 0
+    if away < 80:
+        return after + away
+    share = np.float32(np.log(np.float32(away / 80))) / np.float32(math.log(most / 80)) * 80
+    return after + min(80 + int(share), 159)
+
+
+def beats(weights: Weights, x: Tensor, layers: int = 2) -> tuple[Tensor, Tensor | None]:
+    """Tokens (R, P, D) of an input (R, 1, frames, 128), and logits of a fine-tuned network."""
+    w = double(weights)
+    x = F.conv2d(x.double(), w["patch_embedding.weight"], stride=16).flatten(2).mT
+    x = affine(norm(x, w, "layer_norm", 1e-5), w, "post_extract_proj")
+    v = w["encoder.pos_conv.0.weight_v"]
+    kernel = w["encoder.pos_conv.0.weight_g"] * v / v.norm(dim=(0, 1), keepdim=True)
+    near = F.conv1d(F.pad(x.mT, (64, 63)), kernel, w["encoder.pos_conv.0.bias"], groups=16).mT
+    x = norm(x + gelu(near), w, "encoder.layer_norm", 1e-5)
+    count, alpha = x.shape[1], (2 * layers) ** 0.25
+    index = torch.tensor([[bucket(key - query) for key in range(count)] for query in range(count)])
+    table = w["encoder.layers.0.self_attn.relative_attention_bias.weight"]
+    for i in range(layers):
+        at = f"encoder.layers.{i}"
+        q, k, v = (affine(x, w, f"{at}.self_attn.{p}_proj") for p in "qkv")
+        mixed = []
+        for head in range(x.shape[-1] // 64):
+            own = slice(64 * head, 64 * head + 64)
+            eight = affine(q[..., own], w, f"{at}.self_attn.grep_linear")
+            a, b = (eight[..., part].sum(-1).sigmoid() for part in (slice(0, 4), slice(4, 8)))
+            gate = a * (b * w[f"{at}.self_attn.grep_a"][0, head, 0, 0] - 1) + 2
+            scores = q[..., own] @ k[..., own].mT / 8 + gate[..., None] * table[:, head][index]
+            mixed.append(scores.softmax(-1) @ v[..., own])
+        out = affine(torch.cat(mixed, -1), w, f"{at}.self_attn.out_proj")
+        x = norm(alpha * x + out, w, f"{at}.self_attn_layer_norm", 1e-5)
+        hidden = affine(gelu(affine(x, w, f"{at}.fc1")), w, f"{at}.fc2")
+        x = norm(alpha * x + hidden, w, f"{at}.final_layer_norm", 1e-5)
+    return x, None if "predictor.weight" not in w else affine(x, w, "predictor").mean(1)
+
+
 def padded(frames: Tensor, length: int, mean: float = -4.2677393, std: float = 4.5689974) -> Tensor:
     """AudioMAE's and EAT's input: cut, or padded with 0 before the normalisation; (1, 1, length, 128)."""
     frames = F.pad(frames[:length], (0, 0, 0, max(0, length - len(frames))))

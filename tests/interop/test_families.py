@@ -19,6 +19,7 @@ from asit.interop import convert, huggingface, initial_encoder
 from asit.interop.convert import SourceOptions
 from asit.interop.exportable import Waveform, compare
 from asit.model.audio_model import AudioModel
+from asit.model.beats import relative_buckets
 from asit.model.classifier import Classifier, Head
 from asit.model.encoders import empty_encoder, meta_encoder
 from asit.training.optim import layer_scales
@@ -296,3 +297,123 @@ def test_a_family_is_fine_tuned_with_layer_decay_and_stochastic_depth(tmp_path: 
     for changed in ({"patch_stride_frames": 8}, {"patch_stride_mels": 8}):
         with pytest.raises(ConfigError, match="and fixed positions"):
             initial_encoder.fill(empty_encoder(settings.changed(changed), 320, 128), "the model", model, "a page")
+
+
+CFG = {"encoder_layers": 2, "encoder_embed_dim": 128, "activation_fn": "gelu", "layer_norm_first": False,
+       "deep_norm": True, "relative_position_embedding": True, "num_buckets": 320, "max_distance": 800,
+       "gru_rel_pos": True, "conv_pos": 128, "conv_pos_groups": 16, "conv_bias": False, "embed_dim": 512}  # fmt: skip
+
+
+def beats(tmp_path: Path, head: int | None = None, **options: Any) -> tuple[AudioModel, Any]:
+    weights = oracles.beats_weights(head=head)
+    content: dict[str, Any] = {"cfg": CFG, "model": weights}
+    if head is not None:
+        content["label_dict"] = {i: f"/m/{i}" for i in range(head)}
+    return convert.convert(saved(tmp_path / "beats.pt", content), SourceOptions(**options)).model, weights
+
+
+@pytest.mark.parametrize(("head", "seconds"), [(None, 10.0), (527, 10.0), (5, 3.2)])
+def test_beats_from_the_waveform(tmp_path: Path, head: int | None, seconds: float) -> None:
+    model, weights = beats(tmp_path, head)
+    wave = sound(seconds)
+    whole = oracles.logmel(wave, "povey", 32768.0)
+    frames = len(whole) // 16 * 16  # the last frames, which fill no patch, are not read
+    x = ((whole[:frames] - 15.41663) / (2 * 6.55582))[None, None]
+    ours = model.front_end(torch.from_numpy(wave)[None])[:, :, :frames]
+    agree(model, ours, x, oracles.beats(weights, x), oracles.beats(weights, ours))
+    if seconds == 10.0 and head is not None:
+        assert torch.equal(model.input(torch.from_numpy(wave)[None]), ours)
+    if head == 527:
+        assert model.classes is not None
+        assert (model.classes[3], model.multi) == ("/m/3", True)
+        scores = model.scores(torch.from_numpy(wave)[None]).double()
+        torch.testing.assert_close(scores, oracles.beats(weights, x)[1].sigmoid(), **CLOSE)
+    assert (model.frames, model.card["training"]["source"]["kind"]) == (992, "beats")
+
+
+@pytest.mark.parametrize("distance", [800, 1280])
+def test_relative_buckets(distance: int) -> None:
+    at = torch.arange(-1500, 1501)
+    want = [oracles.bucket(int(one), distance) for one in at]
+    assert relative_buckets(at, distance).tolist() == want
+
+
+def test_beats_round_trip_padding_rows_and_lengths(tmp_path: Path) -> None:
+    model, weights = beats(tmp_path, 5)
+    model.save(tmp_path / "m")
+    again = AudioModel.load(tmp_path / "m")
+    assert again.card == model.card
+    assert (again.card["encoder"]["family"], again.card["front_end"]["window"]) == ("beats", "povey")
+    x = torch.randn(2, 1, 320, 128, generator=torch.Generator().manual_seed(1))
+    valid = (torch.arange(160) < torch.tensor([[160], [80]])).bool()
+    x[1, :, 160:] = 1e4  # not read
+    got = again.encoder(x, valid=valid)
+    short = model.encoder(x[1:, :, :160])
+    torch.testing.assert_close(got.patches[1:, :80], short.patches, **CLOSE)
+    torch.testing.assert_close(got.cls[1:], short.cls, **CLOSE)
+    assert not got.patches[1, 80:].any()
+    long = torch.randn(1, 1, 1120, 128, generator=torch.Generator().manual_seed(2))  # beyond the training length
+    torch.testing.assert_close(model.encoder(long).patches.double(), oracles.beats(weights, long)[0], **CLOSE)
+    waves = torch.from_numpy(np.stack([sound(3.0, seed) for seed in range(2)]))
+    torch.testing.assert_close(model.scores(waves)[1:], again.scores(waves[1:]), **CLOSE)
+
+
+def test_beats_is_fine_tuned_and_says_what_it_cannot_do(tmp_path: Path) -> None:
+    model, _ = beats(tmp_path)
+    encoder = empty_encoder(model.encoder.settings, 320, 128)
+    initial_encoder.fill(encoder, "the model", model, "a page")
+    network = Classifier(encoder, Head(128, 5, "mean")).train()
+    scales = layer_scales((name for name, _ in network.named_parameters()), 2, 0.5)
+    assert (scales["encoder.pos_conv.weight"], scales["encoder.blocks.1.attn.gate.weight"]) == (0.25, 1.0)
+    x = torch.randn(3, 1, 320, 128, generator=torch.Generator().manual_seed(1))
+    keep = torch.tensor([[[1.0, 0.0, 2.0], [1.0, 1.0, 0.0]], [[2.0, 0.0, 0.0], [0.0, 2.0, 1.0]]])
+    network(x, drop=keep).sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+    for what, text in (
+        (lambda: Classifier(encoder, Head(128, 5)), "has no class token"),
+        (lambda: model.attention(sound(1.0)), "one with a class token"),
+        (lambda: Waveform(model, "embedding"), "relative positions are not exported"),
+        (lambda: huggingface.write(model, tmp_path / "hf"), "family beats, window povey"),
+        (lambda: encoder(x, keep=torch.zeros(3, 2, dtype=torch.int64)), "all of them"),
+        (lambda: initial_encoder.fill(empty_encoder(encoder.settings.changed({"patch_stride_frames": 8}), 320, 128),
+                                      "the model", model, "a page"), "and fixed positions"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=text):
+            what()
+
+
+def test_damaged_and_unknown_beats_are_refused(tmp_path: Path) -> None:
+    whole, path = oracles.beats_weights(head=5), tmp_path / "x.pt"
+
+    def refused(state: dict[str, Any], text: str, **cfg: Any) -> None:
+        with pytest.raises(CheckpointError, match=text):
+            convert.convert(saved(path, {"cfg": CFG | cfg, "model": state}), SourceOptions())
+
+    def without(name: str) -> dict[str, Any]:
+        return {own: value for own, value in whole.items() if own != name}
+
+    refused(without("encoder.layers.1.fc2.bias"), r"1 missing \(blocks.1.mlp.fc2.bias\)")
+    refused(without("encoder.layers.1.self_attn.k_proj.bias"), r"only \['q', 'v'\]")
+    refused(without("predictor.bias"), "has of a head only weight")
+    refused(without("post_extract_proj.weight"), "no patch_embed.project.weight")
+    refused(without("encoder.layers.0.self_attn.grep_linear.weight"), "1 missing")
+    refused({**whole, "quantize.embedding.weight": torch.ones(2, 2)}, "1 unknown tensors")
+    other = {"encoder.layers.1.self_attn.relative_attention_bias.weight": torch.ones(320, 2)}
+    refused({**whole, **other}, "another encoder.layers.1.*than in layer 0")
+    for name, value in (("layer_norm_first", True), ("deep_norm", False), ("gru_rel_pos", False), ("num_buckets", 32),
+                        ("activation_fn", "glu"), ("max_distance", 10)):  # fmt: skip
+        refused(whole, f"says {name}", **{name: value})
+
+
+@pytest.mark.parametrize("head", [None, 527])
+def test_the_published_geometry_of_beats(tmp_path: Path, head: int | None) -> None:
+    from asit.interop.convert.detect import KINDS, choose
+
+    content = {"cfg": CFG, "model": oracles.beats_weights(768, 12, head)}
+    assert choose(tmp_path / "x", content, "auto") == "beats"
+    source = KINDS["beats"][1](tmp_path / "x", content, SourceOptions())
+    meta = meta_encoder(source.settings, source.frames, source.front_end.mels).state_dict()
+    assert {name: tuple(value.shape) for name, value in meta.items()} == {
+        name: tuple(value.shape) for name, value in source.state.items()
+    }
+    assert (source.settings.size, source.settings.norm_eps, len(source.left_out)) == ("base", 1e-5, 11)

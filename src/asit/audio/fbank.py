@@ -76,6 +76,9 @@ class FrontEnd(nn.Module):
     def _fill_tables(self, device: torch.device) -> None:
         with torch.device("cpu"):
             hann = torch.hann_window(self.window, periodic=False, dtype=torch.float32)
+            if self.settings.window == "povey":
+                hann = hann.pow(0.85)
+            hann *= self.settings.scale  # a power of two, which rounds nothing
             bank = mel_bank(self.settings)
         self.hann, self.bank = hann.to(device), bank.to(device)
         self._triangles = sparse.csr_array(bank.t().numpy())

@@ -26,7 +26,7 @@ class ConvertOptions:
     out: str | None = None
     """Folder for the model."""
     kind: str = "auto"
-    """asit, asit-sed, ast, hf-ast, ssast, audiomae, eat or vit; auto: by the names of its tensors."""
+    """asit, asit-sed, ast, hf-ast, ssast, audiomae, eat, beats or vit; auto: by the names of its tensors."""
     which: Literal["teacher", "student"] = "teacher"
     """Network of an ASiT pretraining to convert."""
     frames: Count | None = None

@@ -35,6 +35,12 @@ class FrontEndSettings(Settings):
     normalisation: what AST and v1 do), repeat (the waveform from its start)."""
     resampler: Literal["soxr-hq", "soxr-vhq", "soxr-mq"] = "soxr-hq"
     """Resampling quality."""
+    window: Literal["hann", "povey"] = "hann"
+    """Window of a frame; povey: Hann to the power 0.85, Kaldi's own, as in BEATs."""
+    scale: Literal[1, 32768] = 1
+    """Factor of the samples before the log-mel; 32768: as integers of 16 bits, as in BEATs."""
+
+    later: ClassVar[tuple[str, ...]] = ("window", "scale")
 
 
 class EncoderSettings(Settings):
@@ -65,10 +71,13 @@ class EncoderSettings(Settings):
     """Epsilon of the LayerNorms. ViT, DeiT and ASiT: 1e-6; AST as Hugging Face has it: 1e-12."""
     drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Stochastic depth of the student, linear in depth; the teacher has none."""
-    family: Literal["vit", "audiomae", "audiomae-finetuned", "eat"] = "vit"
+    family: Literal["vit", "audiomae", "audiomae-finetuned", "eat", "beats"] = "vit"
     """Network of another project that `asit convert` made; vit: ASiT, AST and all with learned positions."""
 
-    later: ClassVar[tuple[str, ...]] = ("family",)
+    max_distance: Positive = 800
+    """Patches beyond which BEATs' relative positions are one; of no effect in other families."""
+
+    later: ClassVar[tuple[str, ...]] = ("family", "max_distance")
 
 
 SIZES: dict[str, tuple[int, int, int]] = {

@@ -249,6 +249,12 @@ class Waveform(nn.Module):
     def __init__(self, model: AudioModel, output: Output) -> None:
         super().__init__()
         encoder, self.head = model.encoder, model.head
+        if encoder.prefix == 0:
+            raise ConfigError(
+                f"a model of family {encoder.settings.family}, whose relative positions are not exported",
+                "ASiT, AST, SSAST, AudioMAE or EAT",
+                "use it with asit.load",
+            )
         self.output: Output = output
         self.multi = model.multi
         self.extent = extent = extent_of(model, output)

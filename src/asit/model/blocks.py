@@ -65,8 +65,8 @@ class Block(nn.Module):
         """Apply the block; `drop` (2, R): factors of the two branches, `mask` (R, 1, 1, N) bool: keys to attend to."""
         if mask is None and self.training and x.dtype is torch.float32 and bf16_on_cpu(x):
             return self._fused(x, drop)
-        x = _residual(x, lambda rows, mask: self.attn(self.norm1(rows), mask), None if drop is None else drop[0], mask)
-        return _residual(x, lambda rows, _: self.mlp(self.norm2(rows)), None if drop is None else drop[1])
+        x = residual(x, lambda rows, mask: self.attn(self.norm1(rows), mask), None if drop is None else drop[0], mask)
+        return residual(x, lambda rows, _: self.mlp(self.norm2(rows)), None if drop is None else drop[1])
 
     def _fused(self, x: Tensor, drop: Tensor | None) -> Tensor:
         """The same with one autograd function per branch; hooks of the submodules are not called."""
@@ -85,8 +85,8 @@ class PostBlock(Block):
 
     def forward(self, x: Tensor, drop: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Apply the block; arguments as in `Block.forward`."""
-        x = self.norm1(_residual(x, self.attn, None if drop is None else drop[0], mask))
-        out: Tensor = self.norm2(_residual(x, lambda rows, _: self.mlp(rows), None if drop is None else drop[1]))
+        x = self.norm1(residual(x, self.attn, None if drop is None else drop[0], mask))
+        out: Tensor = self.norm2(residual(x, lambda rows, _: self.mlp(rows), None if drop is None else drop[1]))
         return out
 
 
@@ -113,7 +113,7 @@ def _kept(drop: Tensor) -> tuple[Tensor | None, Tensor | None]:
     return kept, drop[kept]
 
 
-def _residual(
+def residual(
     x: Tensor, branch: Callable[[Tensor, Tensor | None], Tensor], drop: Tensor | None, mask: Tensor | None = None
 ) -> Tensor:
     """Return x + drop * branch(x, mask) for `drop` (R,); on a CPU rows with factor 0 are not computed."""

@@ -155,6 +155,12 @@ class Classifier(nn.Module):
 
 def check_head(encoder: Encoder, head: Head) -> None:
     """Raise ConfigError if the head is for an encoder of another width."""
+    if encoder.prefix == 0 and head.pooling != "mean":
+        raise ConfigError(
+            f"pooling {head.pooling}, and {encoder.settings.family} has no class token",
+            "the mean of the patch tokens",
+            "pass --network.pooling mean",
+        )
     expected = encoder.width * (2 if head.pooling == "class+mean" else 1)
     if head.features != expected:
         raise ConfigError(

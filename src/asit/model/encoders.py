@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from asit.config import EncoderSettings
+from asit.model.beats import Beats
 from asit.model.fixed_positions import Eat, FixedPositions
 from asit.model.vit import Encoder
 
@@ -13,6 +14,7 @@ CLASSES: dict[str, type[Encoder]] = {
     "audiomae": FixedPositions,
     "audiomae-finetuned": FixedPositions,
     "eat": Eat,
+    "beats": Beats,
 }
 """Classes of encoders by `EncoderSettings.family`."""
 

@@ -28,8 +28,8 @@ def patch_of(settings: EncoderSettings) -> tuple[int, int]:
 
 
 def prefix_of(settings: EncoderSettings) -> int:
-    """Return the number of tokens before the patches: 2 with a distillation token, else 1."""
-    return 2 if settings.distilled else 1
+    """Return the number of tokens before the patches: 1, or 2 with a distillation token; BEATs has none."""
+    return 0 if settings.family == "beats" else 2 if settings.distilled else 1
 
 
 def stride_of(settings: EncoderSettings) -> tuple[int, int]:
@@ -158,10 +158,12 @@ def adapt_positions(
         )
     before = grid_of(old_frames, mels, patch_of(old), stride_of(old))
     after = grid_of(frames, mels, patch_of(new), stride_of(new))
-    positions, prefix = state["pos_embed"], prefix_of(old)
+    longer = after[0] > before[0]
+    if old.family == "beats" and stride_of(new) == stride_of(old):
+        return dict(state)
+    positions, prefix = state.get("pos_embed", torch.empty(0)), prefix_of(old)
     if old.family != "vit":
-        longer = after[0] > before[0]
-        if stride_of(new) != stride_of(old) or (longer and old.family != "eat"):
+        if stride_of(new) != stride_of(old) or (longer and old.family not in ("eat", "beats")):
             raise ConfigError(
                 f"{frames} frames with patches every {stride_of(new)} (frames, mel bins), and fixed positions",
                 f"at most {old_frames} frames with patches every {stride_of(old)}: {old.family} has no other positions",

@@ -32,7 +32,7 @@ class Tokens:
     """Output of the encoder: cls (R, D), patches (R, P, D) time-major, grid (time, mel) of the input.
 
     With `keep`, P is the number of kept patches. cls is the class token, or the mean of class and distillation token in
-    a distilled encoder, as in AST.
+    a distilled encoder, as in AST, or of the patches in BEATs.
     """
 
     cls: Tensor
@@ -249,7 +249,11 @@ class Encoder(nn.Module):
         patches = tokens[:, prefix:]
         if valid is not None:
             patches = torch.where(valid[..., None], patches, 0.0)
-        return Tokens(tokens[:, 0] if prefix == 1 else tokens[:, :prefix].mean(1), patches, grid)
+        return Tokens(self.summary(tokens, valid), patches, grid)
+
+    def summary(self, tokens: Tensor, valid: Tensor | None) -> Tensor:
+        """Return the vector of each row: the class token, or the mean of both tokens before the patches."""
+        return tokens[:, 0] if self.prefix == 1 else tokens[:, : self.prefix].mean(1)
 
     def hidden(
         self,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from asit.config import PretrainSettings
+from asit.errors import ConfigError
 from asit.model.blocks import Block, init_transformer
 from asit.model.encoders import new_encoder
 from asit.pretrain.chunked_loss import Projected
@@ -86,6 +87,12 @@ class Networks(nn.Module):
         super().__init__()
         weights = settings.losses
         self.encoder = new_encoder(settings.encoder, frames, settings.front_end.mels)
+        if self.encoder.prefix == 0:
+            raise ConfigError(
+                f"an encoder of family {settings.encoder.family}, which has no class token",
+                "a class token, whose agreement between views ASiT trains",
+                "pretrain another encoder; this one can be fine-tuned (asit finetune)",
+            )
         self.projection: ProjectionHead | None = None
         self.reconstruction: ReconstructionHead | None = None
         self.wants_class, self.wants_patch = weights.global_weight > 0, weights.local_weight > 0

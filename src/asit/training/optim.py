@@ -96,6 +96,10 @@ def set_rates(optimiser: torch.optim.Optimizer, lr: float, weight_decay: float) 
         group["weight_decay"] = weight_decay if group["decays"] else 0.0
 
 
+EMBEDDINGS = ("cls_token", "dist_token", "pos_embed", "patch_embed", "pos_conv", "relative_bias")
+"""Parts of an encoder below its first block."""
+
+
 def layer_scales(names: Iterable[str], depth: int, decay: float, head: float = 1.0) -> dict[str, float]:
     """Return the learning-rate factor of each parameter of a classifier (layer decay), by name.
 
@@ -118,7 +122,7 @@ def layer_scales(names: Iterable[str], depth: int, decay: float, head: float = 1
             out[name] = decay ** (depth - 1 - int(part[2]))
         elif part[:2] == ["encoder", "norm"]:
             out[name] = 1.0
-        elif part[0] == "encoder" and part[1] in ("cls_token", "dist_token", "pos_embed", "patch_embed"):
+        elif part[0] == "encoder" and part[1] in EMBEDDINGS:
             out[name] = decay**depth
         else:
             raise ValueError(f"no layer is known for the parameter {name}")

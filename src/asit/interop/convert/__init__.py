@@ -1,4 +1,4 @@
-"""Convert weights of other projects to asit models: ASiT, AST, SSAST, AudioMAE, EAT, image transformers.
+"""Convert weights of other projects to asit models: ASiT, AST, SSAST, AudioMAE, EAT, BEATs, image transformers.
 
 `safe_load.read` reads a file without running it, `detect` finds its kind, and one module per kind maps its tensors to
 asit's names and axes. The model's card records the origin under `training.source`.
@@ -211,7 +211,10 @@ def _resize(source: SourceModel, options: SourceOptions) -> None:
         source.state, source.settings, source.settings, old_frames=before, frames=frames, mels=mels
     )
     source.frames = frames
-    how = "those of the first columns" if frames < before else "stretched, bicubic"
+    if source.settings.family == "beats":
+        return  # nothing depends on the length
+    longer = "stretched, bicubic" if source.settings.family == "vit" else "by their formula"
+    how = "those of the first columns" if frames < before else longer
     source.facts["positions"] = f"resized from {before} to {frames} frames: {how}"
     log.info(f"Positions {source.facts['positions']}")
 
@@ -257,6 +260,6 @@ def _head(path: Path, source: SourceModel, options: SourceOptions) -> tuple[Head
     head.to_empty(device="cpu")
     load_strict(head, state, f"{path} (its head)")
     front_end = FrontEnd(source.front_end)
-    seconds = front_end.samples_for(source.frames) / front_end.settings.rate
+    seconds = source.head.seconds or front_end.samples_for(source.frames) / front_end.settings.rate
     eps = source.head.eps if norm else 1e-6
     return head, Labelling(names, multi, pooling, seconds, eps), origin

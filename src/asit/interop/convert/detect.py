@@ -17,6 +17,7 @@ from asit.interop.convert import (
     official_asit,
     official_ast,
     official_audiomae,
+    official_beats,
     official_eat,
 )
 from asit.interop.convert.source_model import SourceModel, SourceOptions
@@ -31,12 +32,13 @@ KINDS: dict[str, tuple[str, Callable[[Path, Mapping[str, Any], SourceOptions], S
     "ssast": ("SSAST as its authors save it, pretrained or fine-tuned", official_ast.ssast),
     "audiomae": ("AudioMAE as its authors save it, pretrained or fine-tuned", official_audiomae.audiomae),
     "eat": ("EAT, of fairseq or of Hugging Face (a folder, or the file in it)", official_eat.eat),
+    "beats": ("BEATs as its authors save it, pretrained or fine-tuned", official_beats.beats),
     "vit": ("an image transformer with timm's names (ViT, DeiT)", image_vit.image),
 }
 """Supported kinds: a description and the function that converts it."""
 
 
-PEERS = ("audiomae", "eat")
+PEERS = ("audiomae", "eat", "beats")
 """Kinds of families whose names `families.FAMILIES` shows too."""
 
 AMBIGUOUS = ("asit", "ssast")
@@ -87,6 +89,8 @@ def candidates(content: Mapping[str, Any]) -> tuple[str, ...]:
     found = {name.removeprefix("module."): value for name, value in _flat(content).items()}
     if any(name.removeprefix(hf_ast.PREFIX) == "embeddings.distillation_token" for name in found):
         return ("hf-ast",)
+    if official_beats.is_beats(found):
+        return ("beats",)
     if official_eat.is_eat(found):
         return ("eat",)
     if official_audiomae.is_audiomae(found):

@@ -74,6 +74,7 @@ class SourceHead:
         eps: epsilon of its norm.
         classes: names of the outputs, if the source has them.
         multi: whether a clip may have several classes, if the source says so.
+        seconds: length of its clips, if the frames do not cover all of it.
     """
 
     state: dict[str, Tensor]
@@ -81,6 +82,7 @@ class SourceHead:
     eps: float = 1e-5
     classes: tuple[str, ...] | None = None
     multi: bool | None = None
+    seconds: float | None = None
 
 
 @dataclass

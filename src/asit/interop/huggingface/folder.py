@@ -213,12 +213,13 @@ def write(
         CheckpointError: out exists and overwrite is off, the disk is full, or results.json cannot be read.
         ConfigError: overwrite is on and out holds something else.
     """
-    family = model.encoder.settings.family
-    if family != "vit":
+    family, front = model.encoder.settings.family, model.front_end.settings
+    if family != "vit" or (front.window, front.scale) != ("hann", 1):
         raise ConfigError(
-            f"a model of family {family}, and the code of a folder for transformers has no such network",
+            f"a model of family {family}, window {front.window} and scale {front.scale}, and the code of a folder for "
+            "transformers has no such network or front end",
             "ASiT, AST or SSAST",
-            "export it with --to onnx or --to torch",
+            "export AudioMAE and EAT with --to onnx or --to torch",
         )
     out = Path(out)
     if overwrite:

@@ -298,9 +298,15 @@ def attention_of(embedder: Embedder, window: Window) -> AttentionMap:
     For a distilled encoder it is the mean over class and distillation token, as its output is the mean of both.
 
     Raises:
-        ConfigError: no such layer.
+        ConfigError: no such layer, or an encoder without a class token.
     """
     encoder, (view, mel) = embedder.encoder, embedder.encoder.grid
+    if encoder.prefix == 0:
+        raise ConfigError(
+            f"the attention of a model of family {encoder.settings.family}, which has no class token",
+            "one with a class token",
+            "use another model",
+        )
     device = encoder.pos_embed.device
     layer = encoder.block_index(-1 if embedder.layer is None else embedder.layer)
     block: Any = encoder.blocks[layer]
