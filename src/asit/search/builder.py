@@ -166,11 +166,11 @@ def check_free(folder: Path, add: bool, overwrite: bool) -> None:
     if not exists or add:
         return
     if not (folder / files.CARD).is_file():
-        raise ConfigError(f"{folder} already exists, and is no index", "a free path", "choose another --out")
+        raise ConfigError(f"{folder} already exists, and is no index", "a path that is free", "give another path")
     files.read_card(folder)  # a model folder has a card too, and is never replaced
     if not overwrite:
         fix = "pass --add to update it, or --overwrite to rebuild it"
-        raise ConfigError(f"{folder} already holds an index", "a free path, or a choice", fix)
+        raise ConfigError(f"{folder} already holds an index", "a path that is free, or a choice", fix)
 
 
 def _card_settings(model: AudioModel, settings: IndexSettings, old: Index | None) -> dict[str, Any]:
