@@ -49,6 +49,12 @@ class ConfigError(AsitError):
     """A setting or argument that does not exist, or values that do not go together."""
 
 
+def missing_extra(what: str, package: str | None, extra: str) -> ConfigError:
+    """Return the error of something that needs a package of an extra which is not installed."""
+    found = f"{what} needs {package}, which is not installed"
+    return ConfigError(found, f"the extra {extra}", f"pip install 'asit-audio[{extra}]'")
+
+
 class AudioError(AsitError):
     """A file that cannot be read as audio, or audio that does not fit the model."""
 

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from asit.data.catalogue.inputs import Item
-from asit.errors import ConfigError
+from asit.errors import ConfigError, missing_extra
 from asit.io import atomic, parsing, storage
 from asit.io.atomic import write_file, write_json
 from asit.io.csv_lines import csv_line
@@ -278,11 +278,7 @@ def check_out(out: Path, level: str) -> None:
         try:
             import pyarrow.parquet  # noqa: F401
         except ImportError:
-            raise ConfigError(
-                f"--out {out} needs pyarrow, which is not installed",
-                "the extra parquet",
-                "pip install 'asit-audio[parquet]', or write .npz or .csv",
-            ) from None
+            raise missing_extra(f"--out {out}", "pyarrow", "parquet") from None
 
 
 def write(out: Path, contents: TableContents) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from asit.errors import CheckpointError, ConfigError
+from asit.errors import CheckpointError, ConfigError, missing_extra
 from asit.interop.exportable import Output, Waveform, check_waveforms, compare, extent_of, facts_of, on_cpu, output_of
 from asit.io.atomic import check_free, disk_errors, write_file
 from asit.model.audio_model import AudioModel
@@ -310,11 +310,7 @@ def _need() -> Any:
         import onnxscript  # noqa: F401  # needed by torch's exporter
         from onnx import helper
     except ImportError as error:
-        raise ConfigError(
-            f"ONNX files need {error.name}, which is not installed",
-            "the packages onnx, onnxscript and onnxruntime",
-            "pip install 'asit-audio[onnx]'",
-        ) from error
+        raise missing_extra("an ONNX file", error.name, "onnx") from error
     return helper
 
 

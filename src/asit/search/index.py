@@ -7,6 +7,7 @@ Letters: N rows, D width.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -36,8 +37,8 @@ Vector = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class IndexRow:
-    """A row of an index: a stretch of a recording.
+class Neighbour:
+    """A row of an index, a stretch of a recording, and how similar it is to what was searched for.
 
     Attributes:
         row: its number, from 0.
@@ -46,6 +47,7 @@ class IndexRow:
         start, end: in s from the beginning of the file or the tar shard's member.
         label: where the index's input had labels.
         member: of a recording in a tar shard.
+        similarity: the cosine, from -1 to 1; of a row by its number 1.
     """
 
     row: int
@@ -55,13 +57,7 @@ class IndexRow:
     end: float
     label: str | None = None
     member: str | None = None
-
-
-@dataclass(frozen=True)
-class Neighbour(IndexRow):
-    """A row that was found; `similarity`: the cosine, from -1 to 1."""
-
-    similarity: float = 0.0
+    similarity: float = 1.0
 
 
 class Index:
@@ -125,11 +121,11 @@ class Index:
             raise ConfigError(f"row {row}", f"0 to {len(self) - 1}", "take the rows of neighbours")
         return self.sources[int(self.rows["file"][row])]
 
-    def clip(self, row: int) -> IndexRow:
+    def clip(self, row: int) -> Neighbour:
         """Return a row; errors are those of `source`."""
         source = self.source(row)
         shared = {name: getattr(source, name) for name in ("path", "name", "label", "member")}
-        return IndexRow(row=row, start=float(self.rows["start"][row]), end=float(self.rows["end"][row]), **shared)
+        return Neighbour(row=row, start=float(self.rows["start"][row]), end=float(self.rows["end"][row]), **shared)
 
     def vector(self, row: int) -> Vector:
         """Return the vector (D,) of a row; errors are those of `source`."""
@@ -170,7 +166,7 @@ class Index:
         keep = min(k, int(np.isfinite(scores).sum()))
         best = np.argpartition(-scores, keep - 1)[:keep] if 0 < keep < len(scores) else np.arange(len(scores))
         found = best[np.lexsort((best, -scores[best]))][:keep]
-        return [Neighbour(**vars(self.clip(row)), similarity=float(scores[row])) for row in found.tolist()]
+        return [dataclasses.replace(self.clip(row), similarity=float(scores[row])) for row in found.tolist()]
 
     def similar(
         self,

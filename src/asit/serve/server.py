@@ -6,7 +6,7 @@ import errno
 import socket
 from typing import TYPE_CHECKING, Any
 
-from asit.errors import ConfigError
+from asit.errors import ConfigError, missing_extra
 
 if TYPE_CHECKING:
     from asit.serve.app import Guard
@@ -49,11 +49,7 @@ def need_extra() -> None:
         import starlette
         import uvicorn
     except ImportError as error:
-        raise ConfigError(
-            f"asit serve needs {error.name}, which is not installed",
-            "the extra serve",
-            "pip install 'asit-audio[serve]'",
-        ) from None
+        raise missing_extra("asit serve", error.name, "serve") from None
     del starlette, uvicorn
 
 

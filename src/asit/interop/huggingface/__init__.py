@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from asit.errors import ConfigError
+from asit.errors import missing_extra
 from asit.interop.huggingface.folder import MODEL_TYPE, check, read, write
 
 __all__ = ["MODEL_TYPE", "check", "read", "register", "write"]
@@ -20,11 +20,7 @@ def register() -> None:
     try:
         import transformers
     except ModuleNotFoundError as error:
-        raise ConfigError(
-            "transformers is not installed",
-            "transformers 4.50 or newer",
-            "pip install 'asit-audio[huggingface]'",
-        ) from error
+        raise missing_extra("register", "transformers", "huggingface") from error
     from asit.interop.huggingface.configuration_asit import ASiTConfig
     from asit.interop.huggingface.feature_extraction_asit import ASiTFeatureExtractor
     from asit.interop.huggingface.modeling_asit import ASiTForAudioClassification, ASiTModel
