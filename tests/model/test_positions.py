@@ -76,21 +76,20 @@ def test_positions_are_resized_bicubically(grid: tuple[int, int]) -> None:
     np.testing.assert_allclose(got[0, 1:].numpy().reshape(*grid, 3), want, atol=1e-5)
 
 
-@pytest.mark.parametrize("stretch", [True, False])
 @pytest.mark.parametrize("frames", TASKS)
-def test_an_encoder_and_an_adapted_one_have_the_same_positions(frames: int, stretch: bool) -> None:
+def test_an_encoder_and_an_adapted_one_have_the_same_positions(frames: int) -> None:
     encoder = Encoder(TINY, 592, 128)
     encoder.load_state_dict({**encoder.state_dict(), "pos_embed": planted()})
     frames = round_up_frames(frames, TINY)
-    state = adapt_positions(encoder.state_dict(), TINY, TINY, old_frames=592, frames=frames, mels=128, stretch=stretch)
+    state = adapt_positions(encoder.state_dict(), TINY, TINY, old_frames=592, frames=frames, mels=128)
     columns = frames // 16
-    cut = IN_TIME[:columns] if columns < 37 and not stretch else cubic(37, columns) @ IN_TIME
+    cut = IN_TIME[:columns] if columns < 37 else cubic(37, columns) @ IN_TIME
     check_straight(state["pos_embed"], cut, IN_MEL)
     adapted = Encoder(TINY, frames, 128)
     adapted.load_state_dict(state)
-    torch.testing.assert_close(adapted.pos_embed, encoder.positions((columns, 8), stretch))
+    torch.testing.assert_close(adapted.pos_embed, encoder.positions((columns, 8), False))
     x = torch.randn(1, 1, frames, 128, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(adapted(x).patches, encoder(x, stretch=stretch).patches)
+    torch.testing.assert_close(adapted(x).patches, encoder(x, stretch=False).patches)
 
 
 @pytest.mark.parametrize(
@@ -101,10 +100,6 @@ def test_a_stride_keeps_columns_near_their_time(frames: int, columns: int, new: 
     # Of a shorter input the old columns that it covers, and no more, are spread over the new ones.
     state = adapt_positions({"pos_embed": planted()}, TINY, strided(), old_frames=592, frames=frames, mels=128)
     check_straight(state["pos_embed"], cubic(columns, new) @ IN_TIME[:columns], cubic(8, 12) @ IN_MEL)
-    whole = adapt_positions(
-        {"pos_embed": planted()}, TINY, strided(), old_frames=592, frames=frames, mels=128, stretch=True
-    )
-    check_straight(whole["pos_embed"], cubic(37, new) @ IN_TIME, cubic(8, 12) @ IN_MEL)
 
 
 def test_only_the_positions_change_and_may_be_saved() -> None:

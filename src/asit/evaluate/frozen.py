@@ -183,7 +183,7 @@ def _draw(labels: Labels, rows: Rows, settings: FrozenSettings) -> Rows:
     return subsample(labels, rows, share=settings.clips / len(rows), seed=settings.seed)
 
 
-POOLINGS: tuple[Pooling, ...] = ("class", "mean", "class+mean", "time-mean", "mel-mean")
+PROBED: tuple[Pooling, ...] = ("class", "mean", "class+mean", "time-mean", "mel-mean")
 HEADLINE: Pooling = "class+mean"
 """The pooling that encoders are compared by."""
 PRETRAINING_POOLINGS: tuple[Pooling, ...] = ("class", "mean", "class+mean")
@@ -197,7 +197,7 @@ def linear_probes(
     clips: Catalogue,
     *,
     seed: int,
-    pooling: tuple[Pooling, ...] = POOLINGS,
+    pooling: tuple[Pooling, ...] = PROBED,
     baselines: bool = False,
     store: Store | None = None,
 ) -> FrozenScores:

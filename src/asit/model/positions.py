@@ -124,7 +124,6 @@ def adapt_positions(
     old_frames: int,
     frames: int,
     mels: int,
-    stretch: bool = False,
 ) -> dict[str, Tensor]:
     """Adapt an encoder's position embeddings to another input length or stride.
 
@@ -139,7 +138,6 @@ def adapt_positions(
         old_frames: T of the state.
         frames: new T.
         mels: F of both.
-        stretch: resize all old positions for a shorter input too.
 
     Returns:
         A state for `new` settings and `frames`; only the positions are new tensors.
@@ -173,9 +171,8 @@ def adapt_positions(
             table = sincos_table(*after, positions.shape[2]).to(positions)
             return {**state, "pos_embed": torch.cat([positions[:, :prefix], table], dim=1)}
         return {**state, "pos_embed": positions[:, : prefix + after[0] * after[1]].contiguous()}
-    if not stretch:
-        columns = (round_up_frames(frames, old) - old.patch_frames) // stride_of(old)[0] + 1
-        if columns < before[0]:
-            before = columns, before[1]
-            positions = positions[:, : prefix + before[0] * before[1]]
+    columns = (round_up_frames(frames, old) - old.patch_frames) // stride_of(old)[0] + 1
+    if columns < before[0]:
+        before = columns, before[1]
+        positions = positions[:, : prefix + before[0] * before[1]]
     return {**state, "pos_embed": resize_positions(positions, before, after, prefix).contiguous()}
