@@ -349,7 +349,7 @@ def test_a_missing_extra_is_named(
     make_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ConfigError, match=rf"need {package}, which is not.*\n.*\n.*pip install 'asit-audio\[onnx\]'"):
+    with pytest.raises(ConfigError, match=rf"needs {package}, which is not.*\n.*\n.*pip install 'asit-audio\[onnx\]'"):
         export(make_model(), tmp_path / "m.onnx")
 
 
