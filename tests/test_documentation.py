@@ -33,7 +33,20 @@ REPOSITORY = Path(__file__).parents[1]
 PAGES = ["README.md", "bench/README.md"]
 PAGES += sorted(path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "docs").rglob("*.md"))
 
-QUICK = {"catalogue", "compare", "convert", "embed", "index", "info", "probe", "report", "settings", "similar", "tag"}
+QUICK = {
+    "catalogue",
+    "compare",
+    "convert",
+    "embed",
+    "index",
+    "info",
+    "models",
+    "probe",
+    "report",
+    "settings",
+    "similar",
+    "tag",
+}
 """Verbs whose lines take less than a second with the stand-ins."""
 
 PARSED_ALONE = {
@@ -44,6 +57,9 @@ PARSED_ALONE = {
     "torchrun": "starts several processes: tests/runs/test_distributed.py",
     "s3://": "an object store: tests/data/test_storage.py",
     "owner/name": "the hub: tests/interop/test_loading.py",
+    "MIT/ast": "the hub: tests/interop/test_loading.py",
+    "asit tag ast": "the hub: tests/interop/test_loading.py",
+    "ssast-base-patch": "a download: tests/interop/test_model_registry.py",
     "vit_small": "image weights of 85 MB: tests/runs/test_init_model.py",
     "NAME ROOT": "stands for the data sets of docs/tasks",
     "asit pretrain ...": "stands for any arguments",

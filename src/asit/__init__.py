@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from asit.data.catalogue.tables import TableRow
     from asit.errors import AsitError
     from asit.interop.loading import load as load
+    from asit.interop.model_registry import list_models
     from asit.model.audio_model import AudioModel, Embedding
     from asit.report import report
 
@@ -33,6 +34,7 @@ __all__ = [
     "__version__",
     "build_catalogue",
     "finetune",
+    "list_models",
     "load",
     "pretrain",
     "report",
@@ -48,6 +50,7 @@ _PUBLIC = {
     "PretrainSettings": ("asit.config", "PretrainSettings"),
     "TableRow": ("asit.data.catalogue.tables", "TableRow"),
     "build_catalogue": ("asit.data.catalogue.scan", "build"),
+    "list_models": ("asit.interop.model_registry", "list_models"),
     "load": ("asit.interop.loading", "load"),
 }
 """Public names, as (module, its attribute): imported on first use, since torch takes seconds."""

@@ -21,6 +21,7 @@ SUMMARIES = {
     "embed": "write the vectors of recordings: one or many for each file",
     "tag": "label recordings, with a model that has labels",
     "info": "describe a model: sizes, labels, licence, training, hashes",
+    "models": "list public models that can be named wherever a model is expected, with their sources",
     "convert": "turn weights of ASiT, AST, SSAST or an image transformer into a model folder",
     "export": "write a model as ONNX, torch.export or a Hugging Face folder",
     "index": "make your own recordings searchable by sound",

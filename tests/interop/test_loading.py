@@ -6,11 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
+from hub_server import COMMITS
 
 from asit.audio.fbank import FrontEnd
 from asit.config import EncoderSettings, FrontEndSettings
@@ -21,60 +24,20 @@ from asit.model.audio_model import AudioModel
 from asit.model.vit import Encoder
 
 PROGRAM = r"""
-import json, os, sys, threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import json, os, sys
 from pathlib import Path
 
 root = Path(sys.argv[1])
-COMMIT = {"main": "a" * 40, "first": "b" * 40}
-asked = []
+sys.path.insert(0, sys.argv[2])
+from hub_server import HubServer, environment
 
-
-class Hub(BaseHTTPRequestHandler):
-    '''Answers as the hub does for files: resolve/REVISION/NAME, errors named in X-Error-Code.'''
-
-    def answer(self):
-        asked.append(f"{self.command} {self.path}")
-        parts = self.path.strip("/").split("/")
-        repository = "/".join(parts[:2])
-        revision, name = parts[3:5] if len(parts) == 5 else ("main", "")
-        if repository == "someone/broken":
-            return self.send(500, {})
-        if repository == "someone/gated":
-            return self.send(403, {"X-Error-Code": "GatedRepo"}, "ask the owner")
-        if not (root / "hub" / repository).is_dir():
-            return self.send(401, {"X-Error-Code": "RepoNotFound"})
-        commit = COMMIT.get(revision, revision if revision in COMMIT.values() else None)
-        if commit is None:
-            return self.send(404, {"X-Error-Code": "RevisionNotFound"})
-        path = root / "hub" / repository / name
-        if not path.is_file():
-            return self.send(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
-        self.send(200, {"X-Repo-Commit": commit, "ETag": f'"{path.stat().st_size:x}{name}"'}, path.read_bytes())
-
-    do_HEAD = do_GET = answer
-
-    def send(self, status, headers, body=b""):
-        body = body.encode() if isinstance(body, str) else body
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(body))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
-
-
-server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-threading.Thread(target=server.serve_forever, daemon=True).start()
-os.environ.update(HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}", HF_HOME=str(root / "home"))
-os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
+server = HubServer(root / "hub")
+os.environ.update(environment(server.url, root / "home"))
 
 import time
 time.sleep = lambda seconds: None  # huggingface_hub waits longer and longer before it gives up
-import huggingface_hub
+import huggingface_hub.constants
+huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 1 << 10  # what came before a break is kept by whole chunks
 from asit.errors import AsitError
 from asit.interop.loading import load
 
@@ -82,28 +45,36 @@ out = {}
 
 
 def tell(name, source):
-    before = len(asked)
+    before = len(server.asked)
     try:
         model = load(source)
-        out[name] = {"sum": float(model.encoder.pos_embed.sum()), "classes": model.classes}
+        out[name] = {"sum": float(model.encoder.pos_embed.sum()), "classes": model.classes, "training": model.training}
     except AsitError as error:
         out[name] = {"error": f"{type(error).__name__}: {error}"}
-    out[name]["asked"] = asked[before:]
+    out[name]["asked"] = server.asked[before:]
 
 
 os.chdir(root)
+server.cut.add("/someone/ast/resolve/main/config.json")
+server.cut.add("/someone/ast/resolve/" + "a" * 40 + "/model.safetensors")
+server.wrong.add("damaged.bin")
 for name, source in {
     "theirs": "barks", "own": "own", "commit": "barks@first", "revision": "barks@second", "unknown": "nothing",
     "gated": "gated", "vit": "vit", "bare": "bare", "empty": "empty", "broken": "broken", "name": "a--b",
+    "ast": "ast", "ast again": "ast", "ast first": "ast@first", "several": "several", "one of several": "several:a.pth",
+    "absent": "several:c.pth", "objects": "objects", "sharded": "sharded", "damaged": "damaged", "whole": "whole",
 }.items():
     tell(name, f"someone/{source}")
-server.shutdown()
-server.server_close()
+out["ranges"] = {"asked": server.ranges}
+server.stop()
 for name, source in {"cached": "someone/barks", "own cached": "someone/own", "away": "someone/else"}.items():
     tell(name, source)
+tell("ast cached", "someone/ast")
+tell("several cached", "someone/several:a.pth")
 huggingface_hub.constants.HF_HUB_OFFLINE = True
 tell("offline", "someone/barks")
 tell("offline away", "someone/else")
+tell("offline ast", "someone/ast")
 (root / "out.json").write_text(json.dumps(out))
 """
 
@@ -113,6 +84,35 @@ def model(seed: int = 0) -> AudioModel:
     encoder = Encoder(settings, 16, 16)
     encoder.init_weights(torch.Generator().manual_seed(seed))
     return AudioModel(encoder, FrontEnd(FrontEndSettings(mels=16, mean=-6.0, std=3.0)), {"step": seed})
+
+
+def write_ast(folder: Path, seed: int) -> Any:
+    """A folder of transformers' AST, with a README that states its licence; returns the network."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 3, "intermediate_size": 80}
+    patches = {"patch_size": 8, "time_stride": 5, "frequency_stride": 6, "max_length": 64, "num_mel_bins": 32}
+    config = transformers.ASTConfig(**sizes, **patches, id2label={0: "Speech", 1: "Dog"})
+    network = transformers.ASTForAudioClassification(config).eval()
+    with torch.no_grad():
+        for i, parameter in enumerate(network.parameters()):
+            parameter.normal_(0.0, 0.2, generator=torch.Generator().manual_seed(100 * seed + i))
+    network.save_pretrained(folder)
+    transformers.ASTFeatureExtractor(mean=-6.0, std=3.0, num_mel_bins=32, max_length=64).save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: bsd-3-clause\ntags:\n- audio\n---\n# a model\n")
+    return network
+
+
+def asit_file(path: Path, seed: int) -> None:
+    """A file of PretrainedSED's names."""
+    state = {f"model.asit.{name}": value for name, value in square_encoder(seed).state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(state, path)
+
+
+def square_encoder(seed: int) -> Encoder:
+    encoder = Encoder(EncoderSettings(size="custom", width=64, depth=1, heads=1), 32, 128)
+    encoder.init_weights(torch.Generator().manual_seed(seed))
+    return encoder.requires_grad_(False)
 
 
 def total(seed: int) -> float:
@@ -155,11 +155,14 @@ def test_a_folder_goes_before_the_hub(tmp_path: Path, monkeypatch: pytest.Monkey
         ("runs", "runs holds no model: first, third"),
         ("runs/first", "runs/first is a run that has saved no model yet"),
         ("runs/third", "runs/third holds no model: it is empty"),
-        ("weights.pth", r"weights\.pth is a file(.|\n)*asit convert weights\.pth"),
+        ("weights.pth", r"weights\.pth .*(.|\n)*options are given to: asit convert weights\.pth --out MODEL$"),
+        ("loose", r"loose holds no model: weights\.pth(.|\n)*give the file of weights: loose/weights\.pth$"),
+        ("ssast-base-patsch", r"does not exist, did you mean ssast-base-patch\?(.|\n)*asit models"),
+        ("asit-official", r"ASiT, checkpoint of its authors\) cannot be fetched(.|\n)*download it, then give its path"),
         ("own/model.safetensors", r"model\.safetensors is a file(.|\n)*give its folder: own$"),
         ("clip.wav", r"clip\.wav is a file(.|\n)*give a model's folder, such as RUN/model$"),
         ("index", r"index is an index of recordings(.|\n)*asit similar index FILE$"),
-        ("ast", r"model_type 'audio-spectrogram-transformer'(.|\n)*asit convert ast"),
+        ("ast", r"ast has no model\.safetensors and no pytorch_model\.bin"),
     ],
 )
 def test_paths_that_lead_nowhere_do_not_ask_the_hub(
@@ -170,6 +173,8 @@ def test_paths_that_lead_nowhere_do_not_ask_the_hub(
     (tmp_path / "runs" / "first" / "checkpoints").mkdir(parents=True)
     (tmp_path / "runs" / "first" / "config.yaml").write_text("x: 1")
     (tmp_path / "runs" / "third").mkdir()
+    (tmp_path / "loose").mkdir()
+    (tmp_path / "loose" / "weights.pth").write_bytes(b"x")
     for name in ("weights.pth", "clip.wav"):
         (tmp_path / name).write_bytes(b"x")
     model(4).save(tmp_path / "own")
@@ -194,36 +199,86 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What was loaded from the server, or the error, and what the server was asked for."""
     pytest.importorskip("huggingface_hub")
     root = tmp_path_factory.mktemp("hub")
-    write(model(5), root / "hub" / "someone" / "barks")
-    model(6).save(root / "hub" / "someone" / "own")
-    write(model(7), root / "hub" / "someone" / "bare")
-    (root / "hub" / "someone" / "bare" / "model.safetensors").unlink()
-    (root / "hub" / "someone" / "empty").mkdir()
-    (root / "hub" / "someone" / "vit").mkdir()
-    (root / "hub" / "someone" / "vit" / "config.json").write_text('{"model_type": "vit"}')
-    (root / "hub" / "someone" / "vit" / "model.safetensors").write_bytes(b"large")
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    owner = root / "hub" / "someone"
+    write(model(5), owner / "barks")
+    model(6).save(owner / "own")
+    write(model(7), owner / "bare")
+    (owner / "bare" / "model.safetensors").unlink()
+    for name in ("empty", "gated", "vit", "objects", "sharded"):
+        (owner / name).mkdir()
+    (owner / "gated" / "config.json").write_text("{}")
+    (owner / "vit" / "config.json").write_text('{"model_type": "vit"}')
+    (owner / "vit" / "model.safetensors").write_bytes(b"large")
+    write_ast(owner / "ast", 1)
+    asit_file(owner / "several" / "a.pth", 11)
+    asit_file(owner / "several" / "b.pth", 12)
+    (owner / "several" / "optimizer.pt").write_bytes(b"state")
+    torch.save({"when": date(2024, 1, 1), "w": torch.zeros(2)}, owner / "objects" / "model.pth")
+    (owner / "sharded" / "model-00001-of-00002.safetensors").write_bytes(b"part")
+    asit_file(owner / "damaged" / "damaged.bin", 13)
+    asit_file(owner / "whole" / "w.pth", 14)
+    tensors = torch.load(owner / "whole" / "w.pth")
+    safetensors.torch.save_file(tensors, owner / "whole" / "w.safetensors")
+    (owner / "whole" / "w.pth").write_bytes(b"never read")
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(root)],
-        env={**clean, "OMP_NUM_THREADS": "1", "NO_PROXY": "127.0.0.1"},
+        [sys.executable, "-c", PROGRAM, str(root), str(Path(__file__).parents[1])],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, dict[str, Any]] = json.loads((root / "out.json").read_text())
     return found
 
 
+def got(entry: dict[str, Any]) -> set[str]:
+    """Names of the files that were fetched."""
+    return {line.split("/")[-1] for line in entry["asked"] if line.startswith("GET") and "/resolve/" in line}
+
+
 def test_a_repository_is_fetched_whole_and_no_more(hub: dict[str, dict[str, Any]]) -> None:
     assert hub["theirs"]["sum"] == pytest.approx(total(5))
     assert hub["own"]["sum"] == pytest.approx(total(6))
     assert hub["commit"]["sum"] == pytest.approx(total(5))
-    got = {line.split("/")[-1] for line in hub["theirs"]["asked"] if line.startswith("GET")}
-    assert got == {"config.json", "preprocessor_config.json", "model.safetensors"}
-    assert not any(".py" in line or "README" in line for entry in hub.values() for line in entry["asked"])
+    assert got(hub["theirs"]) == {"config.json", "preprocessor_config.json", "model.safetensors"}
+    own = [line for name in ("theirs", "own", "commit") for line in hub[name]["asked"]]
+    assert not any(".py" in line or "README" in line for line in own)
     # The first file is of the branch, the others of the commit that this was.
-    assert {line.split("/")[4] for line in hub["commit"]["asked"]} == {"first", "b" * 40}
+    of_files = [line.split("/") for line in hub["commit"]["asked"] if "/resolve/" in line]
+    assert {parts[4] for parts in of_files} == {"first", COMMITS["first"]}
+
+
+def test_an_ast_of_the_hub_is_converted_once_with_its_licence_and_revision(hub: dict[str, dict[str, Any]]) -> None:
+    ast = hub["ast"]
+    assert ast["classes"] == ["Speech", "Dog"]
+    source = ast["training"]["source"]
+    assert (source["kind"], source["repository"], source["revision"]) == ("hf-ast", "someone/ast", COMMITS["main"])
+    assert (source["file"], ast["training"]["license"]) == ("model.safetensors", "bsd-3-clause")
+    assert got(ast) == {"config.json", "preprocessor_config.json", "model.safetensors", "README.md"}
+    assert got(hub["ast again"]) == set()
+    for name in ("ast again", "ast cached", "offline ast"):
+        assert (hub[name]["sum"], hub[name]["training"]) == (ast["sum"], ast["training"])
+    assert hub["ast first"]["training"]["source"]["revision"] == COMMITS["first"]
+    assert hub["ast first"]["sum"] == ast["sum"]
+
+
+def test_a_truncated_download_is_resumed(hub: dict[str, dict[str, Any]]) -> None:
+    lines = [line for line in hub["ast"]["asked"] if line.startswith("GET") and "model.safetensors" in line]
+    assert len(lines) == 2
+    assert any(line.startswith("model.safetensors bytes=") for line in hub["ranges"]["asked"])  # the rest alone
+
+
+def test_several_files_of_weights(hub: dict[str, dict[str, Any]]) -> None:
+    error = hub["several"]["error"]
+    assert "someone/several on the hub has 2 files of weights: a.pth, b.pth" in error
+    assert "name it: someone/several:a.pth" in error
+    want = float(square_encoder(11).pos_embed.sum())
+    assert hub["one of several"]["sum"] == pytest.approx(want)
+    assert hub["several cached"]["sum"] == hub["one of several"]["sum"]
+    assert got(hub["one of several"]) == {"a.pth"}
+    assert hub["whole"]["sum"] == pytest.approx(float(square_encoder(14).pos_embed.sum()))
+    assert got(hub["whole"]) == {"w.safetensors"}
 
 
 def test_what_was_fetched_is_used_without_a_network(hub: dict[str, dict[str, Any]]) -> None:
@@ -241,10 +296,14 @@ def test_what_was_fetched_is_used_without_a_network(hub: dict[str, dict[str, Any
         ("unknown", "CheckpointError: there is no folder someone/nothing, and the hub has no such repository"),
         ("gated", "CheckpointError: someone/gated is gated: its owner decides"),
         ("vit", "model_type 'vit'"),
-        ("bare", "CheckpointError: someone/bare on the hub has no model.safetensors"),
-        ("empty", "CheckpointError: someone/empty on the hub has no config.json or card.json"),
+        ("bare", "CheckpointError: someone/bare on the hub has no model.safetensors; it has "),
+        ("empty", "CheckpointError: someone/empty on the hub has no file of weights; it has no files"),
         ("broken", "someone/broken, the hub cannot be reached, and its cache"),
         ("name", "CheckpointError: there is no folder someone/a--b, and it is no valid name on the hub"),
+        ("absent", "someone/several on the hub has no file of weights c.pth; it has a.pth, b.pth"),
+        ("objects", "datetime"),
+        ("sharded", "no file of weights, in parts, which asit does not read; it has model-00001-of-00002.safetensors"),
+        ("damaged", "as the hub says"),
     ],
 )
 def test_what_the_hub_cannot_give(hub: dict[str, dict[str, Any]], name: str, text: str) -> None:
@@ -253,4 +312,31 @@ def test_what_the_hub_cannot_give(hub: dict[str, dict[str, Any]], name: str, tex
 
 
 def test_another_models_weights_are_not_fetched(hub: dict[str, dict[str, Any]]) -> None:
-    assert not any("safetensors" in line for line in hub["vit"]["asked"])
+    assert not any("/resolve/" in line and "safetensors" in line for line in hub["vit"]["asked"])
+
+
+def test_a_file_and_a_folder_of_another_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    asit_file(tmp_path / "ASIT_ssl.pt", 3)
+    first = load(tmp_path / "ASIT_ssl.pt")
+    assert first.training["source"]["file"] == "ASIT_ssl.pt"
+    assert float(first.encoder.pos_embed.sum()) == float(square_encoder(3).pos_embed.sum())
+    (folder,) = (tmp_path / "cache" / "asit" / "models").iterdir()
+    made = (folder / "card.json").stat().st_mtime_ns
+    load(tmp_path / "ASIT_ssl.pt")
+    assert (folder / "card.json").stat().st_mtime_ns == made
+    asit_file(tmp_path / "ASIT_ssl.pt", 4)  # another content under the same name
+    assert float(load(tmp_path / "ASIT_ssl.pt").encoder.pos_embed.sum()) == float(square_encoder(4).pos_embed.sum())
+    network = write_ast(tmp_path / "ast", 2)
+    x = torch.randn(2, 64, 32, generator=torch.Generator().manual_seed(0))
+    loaded = load(str(tmp_path / "ast"))
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.logits(x[:, None, : loaded.frames]), network(x).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_image_weights_need_a_length(tmp_path: Path) -> None:
+    state = Encoder(EncoderSettings(size="tiny"), 224, 224).state_dict()
+    state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"].repeat(1, 3, 1, 1)
+    safetensors.torch.save_file(state, tmp_path / "vit.safetensors")
+    with pytest.raises(ConfigError, match=r"no length in time is given(.|\n)*options are given to: asit convert"):
+        load(tmp_path / "vit.safetensors")

@@ -263,8 +263,9 @@ def test_the_preset_and_what_is_left_to_the_card(tmp_path: Path) -> None:
     paper = built(model="RUN/model", preset="paper", front_end={"mels": 64})
     assert (paper.preset, paper.front_end.rate) == ("paper", 16000)
     assert paper.front_end.model_fields_set == {"mels"}
-    # Image weights have no card.
-    assert built(model="vit.pth", preset="paper").front_end.rate == 32000
+    # Image weights have no card: the preset's front end and encoder are theirs, below what is set.
+    image = presets.with_model_groups(built(model="vit.pth", preset="paper", encoder={"width": 64}))
+    assert (image.front_end.rate, image.encoder.size, image.encoder.heads) == (32000, "custom", 1)
     assert built(model="vit.pth").preset == "adapt"
 
 
@@ -326,7 +327,7 @@ def empty(folder: Path) -> Path:
     ("make", "over", "messages"),
     [
         (lambda path: path / "nowhere", {}, ["nowhere does not exist", "check the path"]),
-        (lambda path: path.with_suffix(".pth"), {}, ["model.pth is not there", "check the path"]),
+        (lambda path: path.with_suffix(".pth"), {}, ["model.pth does not exist", "check the path"]),
         (empty, {}, ["holds no model: it is empty", "give a model's folder"]),
         (a_file, {}, ["is a file", "give a model's folder"]),
         (not_finite, {}, ["1 tensors with numbers that are not finite (pos_embed)", "take an earlier checkpoint"]),

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 from asit import logs
-from asit.config import EncoderSettings, FinetuneSettings, FrontEndSettings, finetune_settings
+from asit.config import EncoderSettings, FinetuneSettings, FrontEndSettings
 from asit.data.catalogue.catalogue import Catalogue
 from asit.errors import CheckpointError, ConfigError
 from asit.finetune import finetune_run as runs
@@ -159,7 +159,7 @@ def test_image_weights(tmp_path: Path, no_global_draws: None) -> None:
     with pytest.raises(CheckpointError):
         built(settings(file, **{**small, "encoder": {"size": "custom", "width": 128, "depth": 2, "heads": 2}}))
     with pytest.raises(ConfigError, match=r"vit\.safetensors, a file of image weights, and fresh is on"):
-        finetune_settings.check(settings(file, fresh=True, **small))
+        init_model.pretrained(settings(file, fresh=True, **small))
 
 
 def test_nothing_that_was_set_is_lost(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 @dataclass
 class ConvertOptions:
     source: Annotated[str, tyro.conf.Positional]
-    """File of weights (.pth, .pt, .bin, .ckpt, .safetensors), or a Hugging Face folder of AST or EAT."""
+    """File of weights (.pth, .pt, .bin, .ckpt, .safetensors), or a Hugging Face folder of AST or EAT; the hub's
+    owner/name[@revision]; or a name of asit models."""
     out: str | None = None
     """Folder for the model."""
     kind: str = "auto"
@@ -53,6 +54,8 @@ class ConvertOptions:
     """Licence of the weights, for the card."""
     no_head: bool = False
     """Convert the encoder alone and leave out all other tensors, unknown heads included."""
+    keep_heads: bool = False
+    """Keep the heads of an official ASiT pretraining, for asit pretrain --model MODEL --keep-heads."""
     list: bool = False
     """List every tensor and write nothing."""
     overwrite: bool = False
@@ -70,13 +73,20 @@ def convert(prog: str, summary: str, given: list[str]) -> int:
     out = None if options.out is None else Path(options.out)
     if out is not None:
         _check_out(out, options.overwrite)
-    from asit.interop.convert import SourceOptions, convert
+    from asit.interop import converted_models, model_names
+    from asit.interop.convert import SourceOptions
 
-    labels = None if options.labels is None else Path(options.labels)
-    done = convert(Path(options.source), pick(SourceOptions, options, stride=_stride(options.stride), labels=labels))
+    labels, path = None if options.labels is None else Path(options.labels), Path(options.source).expanduser()
+    if path.exists():
+        files = model_names.ModelFiles(name=options.source, path=path, convertible=True)
+    else:
+        files = model_names.find(options.source)
+    kind = files.options.kind if options.kind == "auto" else options.kind
+    asked = pick(SourceOptions, options, kind=kind, stride=_stride(options.stride), labels=labels)
+    done = converted_models.convert_files(files, asked)
     stdout.for_people()
     if out is not None:
-        done.model.save(out, overwrite=options.overwrite)
+        done.save(out, overwrite=options.overwrite)
     _print(done, everything=options.list)
     if out is not None:
         print(f"Model: {out}")
@@ -104,6 +114,8 @@ def _print(done: Converted, everything: bool) -> None:
         f"(time x mel) of {model.frames} frames\n"
         f"front end: {front.rate} Hz, {front.mels} mel bins, mean {front.mean}, std {front.std}"
     )
+    if done.heads is not None:
+        print(f"kept: heads of pretraining, {len(done.heads.state)} tensors")
     if model.classes is not None:
         more = ", ..." if len(model.classes) > 3 else ""
         print(f"{len(model.classes)} classes: {', '.join(map(printable, model.classes[:3]))}{more}")

@@ -1,15 +1,21 @@
-"""The verb info."""
+"""The verbs info and models."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
 
+import tyro
+
+from asit.errors import ConfigError
 from asit.logs import printable
 from asit.terminal import stdout
 from asit.terminal.options import Model, parse
+
+if TYPE_CHECKING:
+    from asit.interop.model_registry import RegisteredModel
 
 _FIRST = 8
 """Labels shown without --labels."""
@@ -26,7 +32,6 @@ class InfoOptions:
 
 def info(prog: str, summary: str, given: list[str]) -> int:
     options = parse(InfoOptions, prog, summary, given)
-    from asit.errors import ConfigError
     from asit.tools.model_info import describe
 
     if options.labels and options.json:
@@ -129,3 +134,61 @@ def _bytes(count: int) -> str:
         if count >= size:
             return f"{count / size:.1f} {unit}"
     return f"{count} bytes"
+
+
+@dataclass
+class ModelsOptions:
+    names: Annotated[list[str], tyro.conf.Positional] = field(default_factory=list)
+    """Short names of the models to list; none: all."""
+    json: bool = False
+    """Print everything as JSON."""
+
+
+def models(prog: str, summary: str, given: list[str]) -> int:
+    options = parse(ModelsOptions, prog, summary, given)
+    from asit.interop import model_registry
+
+    for name in options.names:
+        if name not in model_registry.MODELS:
+            raise ConfigError(
+                f"there is no model {name}{model_registry.hint(name)}",
+                "a short name of the registry: " + ", ".join(model_registry.MODELS),
+                "asit models lists them; any other model is named by its path or the hub's owner/name",
+            )
+    found = [one for one in model_registry.list_models() if one.name in options.names or not options.names]
+    facts = [{**one.model_dump(mode="json"), "automatic": one.automatic} for one in found]
+    print(stdout.rendered(options.json, facts, lambda columns: _listed(found, columns)))
+    return 0
+
+
+def _listed(found: list[RegisteredModel], columns: int) -> str:
+    """Return the facts of models as text, with numbers for the pages that they are from."""
+    pages: dict[str, int] = {}
+
+    def with_page(text: str, source: str) -> str:
+        return f"{text} [{pages.setdefault(source, len(pages) + 1)}]"
+
+    out = []
+    for one in found:
+        rows = [("family", f"{one.family} (asit convert --kind {one.kind})")]
+        named = {"size": one.size, "input": one.input, "data": one.data, "license": one.license}
+        rows += [(name, with_page(fact.value, fact.source)) for name, fact in named.items() if fact is not None]
+        if one.license is None:
+            rows.append(("license", "none is stated by a source"))
+        rows += [
+            ("scored", with_page(f"{score.task}: {score.metric} {score.value:g}, {score.of}", score.source))
+            for score in one.scores
+        ]
+        if one.automatic:
+            where = one.url or f"{one.repository} of the Hugging Face hub"
+            rows.append(("from", f"{where}, automatically"))
+        else:
+            what = one.file or "the file of weights"
+            rows.append(("from", f"{one.page}, by hand: {one.by_hand}; download {what}, then give its path"))
+        out.append(f"{one.name}: {one.title}")
+        for name, text in rows:
+            lines = textwrap.wrap(text, max(20, columns - 12), break_on_hyphens=False, break_long_words=False)
+            out += [f"  {name if i == 0 else '':8}  {line}".rstrip() for i, line in enumerate(lines)]
+    out.append("sources")
+    out += [f"  [{number}]  {page}" for page, number in pages.items()]
+    return "\n".join(out)

@@ -14,7 +14,6 @@ from pydantic import Field
 from asit.config import yaml
 from asit.config.base import AboveZero, Auto, Count, NonNegative, Positive, Seed, Settings, Share
 from asit.config.run_settings import OptimSettings, RunSettings, refuse, shared_conflicts
-from asit.io import local_files
 
 
 class InputSettings(Settings):
@@ -265,8 +264,6 @@ def check(settings: FinetuneSettings) -> None:
         )
     if settings.fresh and settings.model == "none":
         wrong.append("model is none and fresh is on: with none the weights are fresh already; leave out fresh")
-    elif settings.fresh and local_files.is_weights_file(settings.model):
-        wrong.append(f"model is {settings.model}, a file of image weights, and fresh is on: take --model none")
     if o.average == "epochs" and o.average_from == 0:
         wrong.append(
             "optim.average is epochs and optim.average_from 0: the first end of an epoch is that of epoch 1; take 1"

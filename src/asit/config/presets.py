@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 from asit.config import yaml
 from asit.config.finetune_settings import FinetuneSettings
 from asit.config.model_settings import SIZES, EncoderSettings, FrontEndSettings
-from asit.config.pretrain_settings import PretrainSettings, has_card
+from asit.config.pretrain_settings import PretrainSettings
 from asit.config.run_settings import RunSettings
 from asit.errors import ConfigError
 
@@ -56,7 +56,7 @@ def build(
     """Return the settings of a recipe, overlaid by those of a YAML file, overlaid by `overrides`.
 
     Where pretraining continues from a model, front end and encoder are left to its card: a preset's are not taken, and
-    fields that neither file nor overrides name stay unset.
+    fields that neither file nor overrides name stay unset (`with_model_groups` is for a model without a card).
 
     Args:
         kind: of the settings.
@@ -70,17 +70,30 @@ def build(
     """
     held, given = read_file(kind, Path(file)) if file else {}, overrides or {}
     model = str(given.get("model", held.get("model", ""))) if kind is PretrainSettings else ""
-    carded, default = has_card(model), PretrainSettings.CONTINUED_RECIPE if model else kind.DEFAULT_RECIPE
+    default = PretrainSettings.CONTINUED_RECIPE if model else kind.DEFAULT_RECIPE
     chosen = name or str(given.get(kind.RECIPE, held.get(kind.RECIPE, default)))
     values = read_recipe(kind, chosen)
-    if carded:
-        values = {name: value for name, value in values.items() if name not in MODEL_GROUPS}
+    if model:
+        left = left_to_model(bool(given.get("keep_heads", held.get("keep_heads"))))
+        values = {name: value for name, value in values.items() if name not in left}
     # Each validated without the recipe, so that a message is about what the user wrote.
     for layer, source in ((held, str(file)), (given, "the settings given")):
         if layer:
             own = yaml.build(kind, layer, source).model_dump(exclude_unset=True)
-            values = overlay(values, own, encoder_too=not carded)
+            values = overlay(values, own, encoder_too=not model)
     return yaml.build(kind, values | {kind.RECIPE: chosen}, str(file) if file else "the settings given")
+
+
+def left_to_model(keep_heads: bool) -> tuple[str, ...]:
+    """Return the groups of settings that the model decides from which pretraining continues."""
+    return (*MODEL_GROUPS, "heads") if keep_heads else MODEL_GROUPS
+
+
+def with_model_groups(settings: PretrainSettings) -> PretrainSettings:
+    """Return the settings with the preset's front end and encoder below the fields that are set."""
+    recipe = read_recipe(PretrainSettings, settings.preset)
+    given = {group: getattr(settings, group).model_dump(exclude_unset=True) for group in MODEL_GROUPS}
+    return settings.changed(overlay({group: recipe.get(group, {}) for group in MODEL_GROUPS}, given))
 
 
 def build_for(
@@ -128,7 +141,7 @@ def overlay(base: Mapping[str, Any], given: Mapping[str, Any], *, encoder_too: b
     - Where the last layer is shared, both numbers of prototypes are the one that is given, else the class token's.
     - Patches as high as the spectrogram stay so when `front_end.mels` changes.
 
-    Without `encoder_too`, where a model's card decides the encoder, nothing of it is derived.
+    Without `encoder_too`, where pretraining continues from a model, nothing of the encoder is derived.
     """
     out = yaml.merge(base, given)
     was, now = base.get("encoder", {}), given.get("encoder", {})

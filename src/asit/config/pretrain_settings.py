@@ -13,7 +13,6 @@ from pydantic import Field
 from asit.config import yaml
 from asit.config.base import AboveZero, Auto, Count, NonNegative, Positive, Settings, Share
 from asit.config.run_settings import OptimSettings, RunSettings, refuse, shared_conflicts
-from asit.io import local_files
 
 
 class ViewSettings(Settings):
@@ -182,7 +181,11 @@ class PretrainSettings(RunSettings):
     """Splits of the data to pretrain on, such as train: the test split should not be among them; none: all clips."""
     model: str = ""
     """Model to continue from, wherever `asit.load` finds one: its card decides the front end and the encoder; or a
-    file of ImageNet ViT weights (timm's names); none: fresh weights."""
+    file of ImageNet ViT weights (timm's names), with the front end and the encoder of the preset; none: fresh
+    weights."""
+    keep_heads: bool = False
+    """Go on with the heads and centres that the model keeps of its pretraining (`asit convert --keep-heads`), whose
+    widths and prototypes are then those of `heads`; officially a checkpoint's, which holds both."""
     preset: str = "default"
     """The recipe these settings started from; with `model` the default is adapt."""
     views: ViewSettings = Field(default_factory=ViewSettings)
@@ -191,16 +194,6 @@ class PretrainSettings(RunSettings):
     losses: LossSettings = Field(default_factory=LossSettings)
     optim: PretrainOptimSettings = Field(default_factory=PretrainOptimSettings)
     probe: ProbeSettings = Field(default_factory=ProbeSettings)
-
-    @property
-    def has_card(self) -> bool:
-        """Whether the card of `model` decides the front end and the encoder."""
-        return has_card(self.model)
-
-
-def has_card(model: str) -> bool:
-    """Return whether a setting `model` names a model with a card, rather than nothing or a file of image weights."""
-    return bool(model) and not local_files.is_weights_file(model)
 
 
 class ResolvedPretrainOptim(PretrainOptimSettings):
@@ -267,9 +260,11 @@ def check(settings: PretrainSettings) -> None:
             f"heads.share_prototypes is on, class_prototypes is {settings.heads.class_prototypes} and "
             f"patch_prototypes is {settings.heads.patch_prototypes}: they must be equal; give one of them alone"
         )
+    if settings.keep_heads and not settings.model:
+        wrong.append("keep_heads is on and no model is given, whose heads would be kept; leave out keep_heads")
     if settings.model == "none":
         wrong.append("model is none: pretraining starts from fresh weights where no model is given; leave out model")
-    refuse(wrong if settings.has_card else wrong + shape_conflicts(settings))
+    refuse(wrong if settings.model else wrong + shape_conflicts(settings))
 
 
 def shape_conflicts(settings: PretrainSettings) -> list[str]:

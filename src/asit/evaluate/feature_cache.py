@@ -23,6 +23,7 @@ import safetensors.numpy
 
 from asit.errors import ConfigError
 from asit.io import atomic
+from asit.io.local_files import cache_folder
 from asit.io.parsing import UNFIT
 
 SUFFIX = ".safetensors"
@@ -34,9 +35,8 @@ Array = npt.NDArray[Any]
 
 
 def default_folder() -> Path:
-    """Return `asit/features` under XDG_CACHE_HOME, or under ~/.cache (XDG Base Directory Specification)."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "asit" / "features"  # noqa: PTH117
+    """Return the folder of cached features."""
+    return cache_folder("features")
 
 
 def open_store(folder: str | None, limit_gb: float = LIMIT_GB) -> Store | None:

@@ -14,7 +14,6 @@ from asit.data.catalogue.catalogue import Catalogue
 from asit.errors import ConfigError
 from asit.finetune.finetune_dataset import blank_head
 from asit.interop import initial_encoder, loading
-from asit.io import local_files
 from asit.io.checkpoint import load_strict
 from asit.model import positions
 from asit.model.audio_model import AudioModel
@@ -47,7 +46,7 @@ def pretrained(settings: FinetuneSettings) -> AudioModel | None:
     """Return the model to start from; None for fresh weights or a file of image weights.
 
     Raises:
-        ConfigError: none was named.
+        ConfigError: none was named, or image weights with `fresh`.
         CheckpointError: it cannot be read.
     """
     given = settings.model
@@ -57,7 +56,15 @@ def pretrained(settings: FinetuneSettings) -> AudioModel | None:
             "a model as for asit.load, such as RUN/model, a file of ImageNet ViT weights, or none",
             "pass --model RUN/model, or --model none for fresh weights",
         )
-    if given == NONE or local_files.is_weights_file(given):
+    if given == NONE:
+        return None
+    if initial_encoder.image_weights(given) is not None:
+        if settings.fresh:
+            raise ConfigError(
+                f"model is {given}, a file of image weights, and fresh is on",
+                "a model with a card, whose architecture a fresh network can have",
+                "take --model none",
+            )
         return None
     return loading.load(given)
 
@@ -122,7 +129,8 @@ def build(start: Origin, settings: FinetuneSettings, frames: int, classes: tuple
     if settings.fresh or settings.model == NONE:
         encoder.init_weights(generator)
     else:
-        initial_encoder.fill(encoder, settings.model, start.model, "docs/finetune.md")
+        image = initial_encoder.image_weights(settings.model) if start.model is None else None
+        initial_encoder.fill(encoder, str(image or settings.model), start.model, "docs/finetune.md")
     head = blank_head(settings, len(classes)).to_empty(device="cpu")
     head.init_weights(generator)
     had = start.model.labelling if start.model is not None and not settings.fresh else None

@@ -5,6 +5,10 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from asit.errors import CheckpointError
+from asit.interop import model_names
+from asit.interop.convert import detect
+from asit.io import safe_load
 from asit.io.checkpoint import load_strict
 from asit.model import imagenet, positions
 from asit.model.audio_model import AudioModel
@@ -13,12 +17,28 @@ from asit.model.vit import Encoder
 log = logging.getLogger(__name__)
 
 
+def image_weights(source: str) -> Path | None:
+    """Return the file of ImageNet ViT weights (timm's names) that a model's name is of; None: another model.
+
+    Raises:
+        AsitError: as `model_names.find`.
+    """
+    files = model_names.find(source)
+    if not files.convertible or files.path.is_dir():
+        return None
+    try:
+        content = safe_load.read(files.path, training_state=True)
+    except CheckpointError:  # the conversion says more about it
+        return None
+    return files.path if detect.candidates(content)[:1] == ("vit",) else None
+
+
 def fill(encoder: Encoder, source: str, model: AudioModel | None, page: str) -> None:
     """Load first weights into an encoder, with the positions resized to its grid.
 
     Args:
         encoder: of the run; its settings may differ from the model's in strides and stochastic depth.
-        source: what the user named.
+        source: what the user named, or the file of image weights.
         model: loaded from `source`; None: `source` is a file of image weights.
         page: documentation of the positions, for the log.
 

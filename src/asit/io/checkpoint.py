@@ -29,7 +29,17 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _STATE = re.compile(r"step-(\d{8,})")
 
 
-def save_model(folder: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any], overwrite: bool = False) -> None:
+Heads = tuple[Mapping[str, Tensor], Mapping[str, Any]]
+"""Tensors and settings of the heads of pretraining."""
+
+
+def save_model(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    card: Mapping[str, Any],
+    overwrite: bool = False,
+    heads: Heads | None = None,
+) -> None:
     """Write a model folder; `card` may hold any JSON fields, and gets `format`, `asit` and `sha256`.
 
     Raises:
@@ -37,6 +47,26 @@ def save_model(folder: Path, tensors: Mapping[str, Tensor], card: Mapping[str, A
     """
     with atomic.write_folder(folder, overwrite=overwrite) as draft:
         _write_pair(draft, "model.safetensors", "card.json", tensors, card)
+        if heads is not None:
+            _write_pair(draft, "heads.safetensors", "heads.json", heads[0], {"settings": heads[1]})
+
+
+def load_heads(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Return the tensors and settings of the heads that a model folder keeps; None: it keeps none.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or altered, or the format is newer than this reader.
+    """
+    if not (folder / "heads.json").exists():
+        return None
+    remedy = "copy the complete model folder again from where it was saved"
+    tensors, facts = _read_pair(folder, "heads.safetensors", "heads.json", remedy)
+    settings = facts.get("settings")
+    if not isinstance(settings, dict):
+        raise CheckpointError(
+            f"{folder / 'heads.json'} is damaged: it has no settings", "settings of the heads", remedy
+        )
+    return tensors, settings
 
 
 def load_model(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Local files: found under any spelling of their name, opened without waiting for a pipe, read at any offset."""
 
 # Paths are text here: a Path for each of two million would cost minutes.
-# ruff: noqa: PTH111, PTH116, PTH118, PTH206
+# ruff: noqa: PTH111, PTH116, PTH117, PTH118, PTH206
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ SUFFIXES = (".safetensors", *PICKLED)
 """Suffixes of files of weights that `asit.io.safe_load` can read."""
 
 
-def is_weights_file(name: str) -> bool:
-    """Return whether `name` is that of a file of weights, by its suffix, and not of a folder."""
-    return name.endswith(SUFFIXES) and not Path(name).is_dir()
+def cache_folder(name: str) -> Path:
+    """Return `asit/NAME` under XDG_CACHE_HOME, or under ~/.cache (XDG Base Directory Specification)."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "asit" / name
 
 
 def special(path: str | os.PathLike[str]) -> str | None:

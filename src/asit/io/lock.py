@@ -38,25 +38,29 @@ def held(out: Path) -> contextlib.AbstractContextManager[None]:
     return _locked(out / NAME, out, "in use by another run")
 
 
-def writing(out: Path) -> contextlib.AbstractContextManager[None]:
+def writing(out: Path, *, wait: bool = False) -> contextlib.AbstractContextManager[None]:
     """Keep other processes from writing the file or folder `out` where writing takes long.
 
     Its folder is made where it is missing, and removed again if it stays empty.
 
+    Args:
+        out: the file or folder.
+        wait: wait for a live process that is writing it.
+
     Raises:
         ConfigError: a live process is writing it, on this machine or another.
     """
-    return _locked(out.with_name(f".{out.name}.lock"), out, "being written by another asit")
+    return _locked(out.with_name(f".{out.name}.lock"), out, "being written by another asit", wait)
 
 
 @contextlib.contextmanager
-def _locked(path: Path, out: Path, state: str) -> Iterator[None]:
+def _locked(path: Path, out: Path, state: str, wait: bool = False) -> Iterator[None]:
     """Hold the lock file `path`; `state` is the message's word for an output that another process has."""
     made, number = not path.parent.exists(), None
     facts = {"host": socket.gethostname(), "pid": os.getpid(), "began": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     try:
         try:
-            number = _acquire(path, f"{out} is {state}")
+            number = _acquire(path, f"{out} is {state}", wait)
             _open.add(number)
             os.lseek(number, 0, os.SEEK_SET)
             os.ftruncate(number, 0)
@@ -81,7 +85,7 @@ def _locked(path: Path, out: Path, state: str) -> Iterator[None]:
                 path.parent.rmdir()
 
 
-def _acquire(path: Path, taken: str) -> int:
+def _acquire(path: Path, taken: str, wait: bool) -> int:
     """Return the descriptor of the lock file, once it is ours; `taken` begins the message where another has it."""
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)  # a holder that made the folder may have removed it
@@ -95,6 +99,9 @@ def _acquire(path: Path, taken: str) -> int:
             if locked or (locked is None and not content.strip()):
                 closing.pop_all()
                 return number
+            if wait and locked is False:
+                time.sleep(0.5)
+                continue
             with contextlib.suppress(ValueError, TypeError):  # not written yet, or killed in mid-write
                 holder = dict(parsing.from_json(content))
             who = f"process {holder.get('pid', 'unknown')} on {holder.get('host', 'this machine')}"

@@ -171,14 +171,21 @@ class AudioModel:
                 self.head.to(device)
         return self
 
-    def save(self, folder: str | os.PathLike[str], overwrite: bool = False) -> None:
+    def save(
+        self, folder: str | os.PathLike[str], overwrite: bool = False, heads: checkpoint.Heads | None = None
+    ) -> None:
         """Write `model.safetensors` and `card.json` into a new folder; the head's tensors are named "head.*".
+
+        Args:
+            folder: to write.
+            overwrite: replace what is there.
+            heads: of pretraining, for `heads.safetensors` and `heads.json`.
 
         Raises:
             CheckpointError: the folder exists and overwrite is off, or the disk is full.
         """
         head = {} if self.head is None else {f"head.{name}": value for name, value in self.head.state_dict().items()}
-        checkpoint.save_model(Path(folder), {**self.encoder.state_dict(), **head}, self.card, overwrite)
+        checkpoint.save_model(Path(folder), {**self.encoder.state_dict(), **head}, self.card, overwrite, heads)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> AudioModel:

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from asit.config import SIZES, EncoderSettings, FrontEndSettings, PretrainSettings
+from torch import Tensor
+
+from asit.config import (
+    SIZES,
+    EncoderSettings,
+    FrontEndSettings,
+    HeadSettings,
+    PretrainSettings,
+    Settings,
+    presets,
+    yaml,
+)
 from asit.config.pretrain_settings import shape_conflicts
+from asit.config.run_settings import refuse
 from asit.data.catalogue.catalogue import Catalogue
 from asit.errors import CatalogueError, CheckpointError, ConfigError
-from asit.interop import initial_encoder, loading
+from asit.interop import hub_files, initial_encoder, loading
 from asit.io import local_files, parsing
-from asit.io.checkpoint import check_numbers
+from asit.io.checkpoint import check_numbers, load_heads, load_strict
 from asit.model.audio_model import AudioModel
 from asit.model.imagenet import load_imagenet
 from asit.model.vit import Encoder, shape_of
+from asit.pretrain.method import ASiT
 from asit.training import open_data, run_dir
 
 log = logging.getLogger(__name__)
@@ -36,18 +49,40 @@ class StartingModel:
         name: as the user named it.
         facts: for the card of the resulting model.
         model: the model; None: a file of image weights.
+        file: of image weights.
+        heads: tensors that it keeps of its pretraining, of `checkpoint.load_heads`, to go on with; none: fresh heads.
         restored: the weights will come from a checkpoint of the run, and are not loaded here.
     """
 
     name: str
     facts: dict[str, Any]
     model: AudioModel | None = None
+    file: Path | None = None
+    heads: Mapping[str, Tensor] = field(default_factory=dict)
     restored: bool = False
 
     def fill(self, encoder: Encoder) -> None:
         """Load the first weights into the student's encoder, with positions resized to the views' grid."""
         if not self.restored:
-            initial_encoder.fill(encoder, self.name, self.model, "docs/pretrain.md")
+            initial_encoder.fill(encoder, str(self.file or self.name), self.model, "docs/pretrain.md")
+
+    def fill_heads(self, task: ASiT) -> None:
+        """Load the heads and centres that the model keeps into student and teacher."""
+        if not self.heads:
+            return
+        where = f"the heads that {self.name} keeps"
+        for network in filter(None, (task.student, task.teacher)):
+            for part in ("projection", "reconstruction"):
+                head = getattr(network, part)
+                state = {n.removeprefix(f"{part}."): v for n, v in self.heads.items() if n.startswith(f"{part}.")}
+                if part == "projection" and task.settings.heads.share_prototypes:
+                    of_class = [name for name in state if name.startswith("class_layer.")]
+                    state |= {name.replace("class_layer.", "patch_layer."): state[name] for name in of_class}
+                if head is not None:
+                    load_strict(head, state, where)
+        for centre in ("class_centre", "patch_centre"):
+            if centre in self.heads:
+                load_strict(getattr(task, centre), {"value": self.heads[centre]}, where)
 
 
 def start(settings: PretrainSettings, *, restored: bool = False) -> tuple[PretrainSettings, StartingModel | None]:
@@ -69,17 +104,20 @@ def start(settings: PretrainSettings, *, restored: bool = False) -> tuple[Pretra
         return settings, None
     if restored and (kept := _kept_facts(Path(settings.out))) is not None:
         return settings, StartingModel(name, kept, restored=True)
-    if not settings.has_card:
-        file = Path(name)
+    file = initial_encoder.image_weights(name)
+    if file is not None:
+        settings = presets.with_model_groups(settings)
+        _kept_heads(settings, file.parent)
+        refuse(shape_conflicts(settings))
         # Every check of the file comes before the recordings are scanned.
         load_imagenet(file, settings.encoder, settings.encoder.patch_frames, settings.front_end.mels)
         log.info(f"Continuing from image weights of {name}; {_schedule(settings)}")
-        return settings, StartingModel(
-            name, {"model": name, "sha256": local_files.sha256(file), "kind": "image weights"}
-        )
+        of_file = {"model": name, "sha256": local_files.sha256(file), "kind": "image weights"}
+        return settings, StartingModel(name, of_file, file=file)
     model = loading.load(name)
     check_numbers(name, model.encoder.state_dict())
-    settings = _with_card(settings, model)
+    heads, of_heads = _kept_heads(settings, loading.locate(name))
+    settings = _with_card(settings, model, of_heads)
     width, depth, _ = shape_of(settings.encoder)
     input_ = f"{settings.front_end.rate} Hz, {settings.front_end.mels} mel bins"
     log.info(f"Continuing from {name}: encoder {width} wide with {depth} blocks, {input_}; {_schedule(settings)}")
@@ -87,14 +125,16 @@ def start(settings: PretrainSettings, *, restored: bool = False) -> tuple[Pretra
         log.info(
             f"The head of {name} ({len(model.classes)} classes) is left out: the encoder alone is pretrained further"
         )
+    if heads:
+        log.info(f"The heads and centres that {name} keeps of its pretraining are trained further")
     facts = {
         "model": name,
-        "sha256": local_files.sha256(loading.locate(name) / loading.OWN[1]),
+        "sha256": local_files.sha256(loading.locate(name) / hub_files.OWN[1]),
         "kind": model.card["kind"],
         "training": model.training,
         **({"license": license} if (license := (model.training or {}).get("license")) else {}),
     }
-    return settings, StartingModel(name, facts, model)
+    return settings, StartingModel(name, facts, model, heads=heads)
 
 
 def log_data(front_end: FrontEndSettings, catalogue: Catalogue) -> None:
@@ -117,12 +157,31 @@ def _schedule(settings: PretrainSettings) -> str:
     return f"preset {settings.preset}" + ", the default with a model: a gentler schedule" * gentle
 
 
-def _with_card(settings: PretrainSettings, model: AudioModel) -> PretrainSettings:
-    """Return the settings with the card's front end and encoder under the fields of `FREE` that are set."""
-    card: dict[str, FrontEndSettings | EncoderSettings] = {
+def _kept_heads(settings: PretrainSettings, folder: Path) -> tuple[Mapping[str, Tensor], HeadSettings | None]:
+    """Return the heads that a model's folder keeps, and their settings; none where fresh ones are wanted."""
+    if not settings.keep_heads:
+        return {}, None
+    found = load_heads(folder)
+    if found is None:
+        raise ConfigError(
+            f"{settings.model} keeps no heads of its pretraining, and keep_heads is on",
+            "a model that was converted with its heads, from an official ASiT checkpoint",
+            "asit convert CHECKPOINT --keep-heads --out MODEL; or leave out --keep-heads",
+        )
+    return found[0], yaml.build(HeadSettings, found[1], str(folder / "heads.json"))
+
+
+def _with_card(settings: PretrainSettings, model: AudioModel, heads: HeadSettings | None) -> PretrainSettings:
+    """Return the settings with the card's front end and encoder under the fields of `FREE` that are set.
+
+    The same for the settings of the heads that are kept, if any.
+    """
+    card: dict[str, FrontEndSettings | EncoderSettings | HeadSettings] = {
         "front_end": model.front_end.settings,
         "encoder": model.encoder.settings,
     }
+    if heads is not None:
+        card["heads"] = heads
     taken: dict[str, Any] = {"encoder": {"drop_path": settings.encoder.drop_path}}
     wrong: list[str] = []
     for group, theirs in card.items():
@@ -143,7 +202,7 @@ def _with_card(settings: PretrainSettings, model: AudioModel) -> PretrainSetting
     return found
 
 
-def _contradictions(group: str, named: dict[str, Any], card: FrontEndSettings | EncoderSettings) -> Iterator[str]:
+def _contradictions(group: str, named: dict[str, Any], card: Settings) -> Iterator[str]:
     """Yield each setting that has another value in the card; sizes are compared by width, blocks and heads."""
     theirs = dict(card)
     if isinstance(card, EncoderSettings):
@@ -159,7 +218,7 @@ def _contradictions(group: str, named: dict[str, Any], card: FrontEndSettings | 
 def _kept_facts(out: Path) -> dict[str, Any] | None:
     """Return the facts in the card of a run's model, which is written before each checkpoint; None: none are there."""
     try:
-        card = parsing.json_object(out / run_dir.MODEL / loading.OWN[0], CheckpointError)
+        card = parsing.json_object(out / run_dir.MODEL / hub_files.OWN[0], CheckpointError)
         kept = card["training"][FACTS]
     except (OSError, CheckpointError, KeyError, TypeError):
         return None

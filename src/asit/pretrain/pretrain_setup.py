@@ -108,6 +108,8 @@ def prepare(
         order = in_blocks(resolved.seed, clips.positions(), resolved.views.block)
     generator, fill = torch.Generator().manual_seed(resolved.seed), None if source is None else source.fill
     task = method.ASiT(resolved, frames[0], generator, world.device, fill)
+    if source is not None:
+        source.fill_heads(task)
     size, total = (sum(p.numel() for p in part.parameters()) / 1e6 for part in (task.student.encoder, task.student))
     log.info(f"Encoder {resolved.encoder.size}: {size:.1f} M parameters, {total:.1f} M with heads")
     hours = catalogue.header["seconds"] / 3600

@@ -26,7 +26,9 @@ log = logging.getLogger(__name__)
 Model = Annotated[
     str,
     tyro.conf.Positional,
-    tyro.conf.arg(help="Model folder, run folder, Hugging Face folder or hub id (owner/name)."),
+    tyro.conf.arg(
+        help="Model folder, run folder or file of weights; the hub's owner/name[@revision]; or a name of asit models."
+    ),
 ]
 Inputs = Annotated[
     list[str],
@@ -109,10 +111,11 @@ def settings_of(kind: type[S], base: S, options: S, given: list[str]) -> S:
     values, before = dict(yaml.flat(options.model_dump())), dict(yaml.flat(base.model_dump()))
     named = [(name, values[name]) for name in before if name in flags or values[name] != before[name]]
     below = base.model_dump()
-    carded = isinstance(base, PretrainSettings) and base.has_card
-    if carded:  # the card decides the fields that nobody sets
-        below |= {name: getattr(base, name).model_dump(exclude_unset=True) for name in presets.MODEL_GROUPS}
-    return kind(**presets.overlay(below, yaml.nested(named), encoder_too=not carded))
+    continued = isinstance(base, PretrainSettings) and bool(base.model)
+    if isinstance(base, PretrainSettings) and continued:  # the model's card decides the fields that nobody sets
+        left = presets.left_to_model(base.keep_heads)
+        below |= {name: getattr(base, name).model_dump(exclude_unset=True) for name in left}
+    return kind(**presets.overlay(below, yaml.nested(named), encoder_too=not continued))
 
 
 def early(given: list[str], names: tuple[str, ...]) -> dict[str, str]:
@@ -130,7 +133,9 @@ def parse_run(kind: type[S], options_kind: Any, prog: str, summary: str, given: 
     recipe = f"--{kind.RECIPE}"
     chosen = early(given, (recipe, "--config", "--out", "--model"))
     resume = "--resume" in given or "--auto-resume" in given  # read before parsing: the run's settings are defaults
-    named = {"model": chosen["--model"]} if "--model" in chosen else {}
+    named: dict[str, Any] = {"model": chosen["--model"]} if "--model" in chosen else {}
+    if "--keep-heads" in given:
+        named["keep_heads"] = True
     base = presets.build_for(
         kind, chosen.get("--out", ""), chosen.get(recipe), chosen.get("--config"), named, resume=resume
     )

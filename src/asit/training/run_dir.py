@@ -128,9 +128,9 @@ def settle(settings: S, begun: S) -> S:
 
 def _left_to_card(settings: RunSettings) -> set[str]:
     """Return the settings of continued pretraining that were not given, for the model's card to decide."""
-    if not (isinstance(settings, PretrainSettings) and settings.has_card):
+    if not (isinstance(settings, PretrainSettings) and settings.model):
         return set()
-    groups = {"front_end": settings.front_end, "encoder": settings.encoder}
+    groups = {name: getattr(settings, name) for name in presets.left_to_model(settings.keep_heads)}
     return {
         f"{group}.{name}" for group, g in groups.items() for name in g.model_dump() if name not in g.model_fields_set
     }

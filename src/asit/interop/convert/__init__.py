@@ -16,8 +16,10 @@ import torch
 
 from asit.audio.fbank import FrontEnd
 from asit.errors import CheckpointError, ConfigError
+from asit.interop import huggingface
 from asit.interop.convert import families, hf_ast, label_names, official_eat
 from asit.interop.convert.detect import KINDS, choose
+from asit.interop.convert.official_heads import PretrainingHeads
 from asit.interop.convert.source_model import (
     FINE_TUNED,
     PUBLISHED,
@@ -25,7 +27,6 @@ from asit.interop.convert.source_model import (
     SourceOptions,
     requested_frames,
 )
-from asit.interop.loading import load
 from asit.io import safe_load
 from asit.io.checkpoint import check_fit, check_numbers, load_strict
 from asit.io.local_files import sha256
@@ -36,7 +37,10 @@ from asit.model.encoders import empty_encoder, meta_encoder
 
 log = logging.getLogger(__name__)
 
-__all__ = ["KINDS", "Converted", "SourceOptions", "convert"]
+MODEL_TYPES = {hf_ast.MODEL_TYPE: "AST", official_eat.MODEL_TYPE: "EAT"}
+"""The `model_type` of Hugging Face folders that are converted."""
+
+__all__ = ["KINDS", "MODEL_TYPES", "Converted", "SourceOptions", "convert"]
 
 
 @dataclass(frozen=True)
@@ -47,11 +51,18 @@ class Converted:
         model: the model.
         mapped: number of tensors of the file that it uses.
         left_out: the file's other entries, with the reason.
+        heads: of the pretraining, where they were to be kept.
     """
 
     model: AudioModel
     mapped: int
     left_out: dict[str, str]
+    heads: PretrainingHeads | None = None
+
+    def save(self, folder: Path, overwrite: bool = False) -> None:
+        """Write the model folder, with the heads of pretraining where they are kept; errors as `AudioModel.save`."""
+        heads = None if self.heads is None else (self.heads.state, self.heads.settings)
+        self.model.save(folder, overwrite, heads)
 
     def reasons(self) -> list[tuple[str, list[str]]]:
         """Return what was left out as (reason, names)."""
@@ -92,9 +103,16 @@ def convert(path: Path, options: SourceOptions) -> Converted:
         )
     source = KINDS[kind][1](file, content, options)
     source.left_out |= training_state
+    if options.keep_heads and source.pretraining is None:
+        raise ConfigError(
+            f"{file} has no heads of an ASiT pretraining, and --keep-heads is given",
+            "an official checkpoint of pretraining (kind asit)",
+            "omit --keep-heads",
+        )
     _log_statistics(source)
     of_head = {} if source.head is None else {f"head.{name}": value for name, value in source.head.state.items()}
-    check_numbers(str(file), {**source.state, **of_head})
+    kept = {} if source.pretraining is None else source.pretraining.state
+    check_numbers(str(file), {**source.state, **of_head, **kept})
     if kind != "vit":
         _resize(source, options)
     size = source.settings, source.frames, source.front_end.mels
@@ -115,7 +133,7 @@ def convert(path: Path, options: SourceOptions) -> Converted:
     if options.license:
         training["license"] = options.license
     model = AudioModel(encoder, FrontEnd(source.front_end), training, head, labelling)
-    return Converted(model, source.mapped, source.left_out)
+    return Converted(model, source.mapped, source.left_out, source.pretraining)
 
 
 def _unwrap(path: Path, content: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -175,10 +193,10 @@ def _file(path: Path) -> Path | None:
     kind = hf_ast.read_json(path / "config.json").get("model_type")
     if kind == "asit":
         return None
-    if kind not in (hf_ast.MODEL_TYPE, official_eat.MODEL_TYPE):
+    if kind not in MODEL_TYPES:
         raise CheckpointError(
             f"{path / 'config.json'} says model_type {safe_load.shown(str(kind))!r}, which asit does not support",
-            f"{hf_ast.MODEL_TYPE!r} (AST), {official_eat.MODEL_TYPE!r} (EAT) or 'asit'",
+            f"{', '.join(f'{one!r} ({name})' for one, name in MODEL_TYPES.items())} or 'asit'",
             "give a file of weights of one of the kinds " + ", ".join(KINDS),
         )
     return hf_ast.weights_in(path)
@@ -192,7 +210,7 @@ def _own(path: Path, options: SourceOptions) -> Converted:
             "no other option: its config.json describes the model",
             "omit the other options",
         )
-    model = load(path)
+    model = huggingface.read(path)
     if options.license:
         model.training["license"] = options.license
     head = 0 if model.head is None else len(model.head.state_dict())

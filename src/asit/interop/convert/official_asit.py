@@ -18,6 +18,7 @@ from torch import Tensor
 from asit.config import FrontEndSettings
 from asit.errors import CheckpointError
 from asit.interop.convert.families import MASKED, are_sines
+from asit.interop.convert.official_heads import heads_of
 from asit.interop.convert.source_model import (
     NORM_AND_LINEAR,
     PUBLISHED,
@@ -97,7 +98,12 @@ def official(path: Path, content: Mapping[str, Any], options: SourceOptions) -> 
         if normed and options.pooling == "auto":
             log.info("Assumed that the head reads the class token; else pass --pooling mean")
     facts = {"which": options.which if there else None, "epoch": _whole(content, "epoch"), "taken_for": taken_for}
-    return source_model(path, "asit", tensors, patches, front, head, facts={"version": version, **facts})
+    heads = None if options.keep_heads is False else heads_of(path, found, content, required=options.keep_heads is True)
+    if heads is not None:
+        tensors = tensors._replace(left_out={n: why for n, why in tensors.left_out.items() if n not in heads.names})
+    model = source_model(path, "asit", tensors, patches, front, head, facts={"version": version, **facts})
+    model.pretraining = heads
+    return model
 
 
 def _front_end(

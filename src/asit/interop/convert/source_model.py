@@ -19,6 +19,7 @@ from asit.audio.fbank import FrontEnd
 from asit.config import SIZES, EncoderSettings, FrontEndSettings
 from asit.config.yaml import build
 from asit.errors import CheckpointError, ConfigError
+from asit.interop.convert.official_heads import PretrainingHeads
 from asit.model.card import check_front_end
 from asit.model.classifier import Pooling
 from asit.model.imagenet import HEAD_WIDTH
@@ -45,7 +46,8 @@ LONGEST = 100_000
 class SourceOptions:
     """What the user specifies of a source, as the options of `asit convert`; None: from the file, or as published.
 
-    `stride` is (frames, mel bins); `frames` or `seconds` is the length to resize the positions to.
+    `stride` is (frames, mel bins); `frames` or `seconds` is the length to resize the positions to. `keep_heads` keeps
+    the heads of an official ASiT pretraining; None: where the file has them.
     """
 
     kind: str = "auto"
@@ -62,6 +64,7 @@ class SourceOptions:
     pooling: Literal["auto", "class", "mean"] = "auto"
     license: str | None = None
     no_head: bool = False
+    keep_heads: bool | None = False
 
 
 @dataclass
@@ -98,6 +101,7 @@ class SourceModel:
         left_out: the file's other entries, with the reason.
         head: the head, if any.
         facts: `training.source` of the card.
+        pretraining: heads of an official ASiT pretraining.
     """
 
     settings: EncoderSettings
@@ -108,6 +112,7 @@ class SourceModel:
     left_out: dict[str, str]
     head: SourceHead | None
     facts: dict[str, Any]
+    pretraining: PretrainingHeads | None = None
 
 
 class Tensors(NamedTuple):
