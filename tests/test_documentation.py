@@ -52,6 +52,7 @@ QUICK = {
 PARSED_ALONE = {
     "download": "fetches gigabytes: tests/data/test_download.py",
     "serve": "does not return: tests/serve",
+    "asit study": "trains every arm: tests/study",
     "plan": "measures for most of a minute: tests/runs/test_plan.py",
     "doctor": "has no settings: tests/commands/test_doctor.py",
     "torchrun": "starts several processes: tests/runs/test_distributed.py",
@@ -86,6 +87,7 @@ NOT_COMMANDS = {
     '{"asit_catalogue":1': "a catalogue's header",
     '{"path":"dogs/0001.flac"': "a catalogue's row",
     "asit: the 4 processes": "a message: tests/runs/test_cluster.py",
+    "source: what shall": "a grid of settings: tests/study/test_grids.py reads it",
     "src/asit/\n": "the tree of the layout",
     "__main__\ncli": "the rows of the layout: pyproject.toml has the contract",
     "thirty.flac": "what asit tag prints",

@@ -15,6 +15,7 @@ SUMMARIES = {
     "shard": "pack a catalogue's recordings into tar shards, locally or in an object store",
     "plan": "estimate the time, memory and cost of a pretraining run",
     "pretrain": "pretrain an encoder on recordings without labels",
+    "study": "pretrain and score a grid of settings, such as the paper's ablations, and write table and figure",
     "finetune": "train and score a classifier on labelled recordings, from a pretrained encoder or none",
     "evaluate": "score a model on labelled clips: its head, probes, few labels, verification",
     "probe": "compare a frozen encoder with an untrained one and log-mel statistics by linear probes",

@@ -32,7 +32,7 @@ from asit.errors import AsitError, CatalogueError, ConfigError
 from asit.evaluate.feature_cache import Store
 from asit.evaluate.feature_readers import MODEL, FeatureSettings, Pooling, readers
 from asit.evaluate.features import Collected, collect
-from asit.evaluate.frozen_scores import FrozenScores, FrozenSettings, ProbeScorer, Rows
+from asit.evaluate.frozen_scores import FrozenScores, FrozenSettings, Keep, ProbeScorer, Rows
 from asit.model.audio_model import AudioModel
 from asit.progress import counter
 from asit.runtime import World
@@ -62,11 +62,18 @@ def open_catalogue(data: str, model: AudioModel, world: World, *, bad_files: flo
 
 
 def evaluate_frozen(
-    model: AudioModel, catalogue: Catalogue, settings: FrozenSettings, *, world: World, store: Store | None = None
+    model: AudioModel,
+    catalogue: Catalogue,
+    settings: FrozenSettings,
+    *,
+    world: World,
+    store: Store | None = None,
+    keep: Keep | None = None,
 ) -> FrozenScores | None:
     """Fit and score probes; the features of each clip are computed once for all of them.
 
-    Every process of the world calls this; the main one gets the scores, the others None.
+    Every process of the world calls this; the main one gets the scores, the others None. `keep` is called there with
+    each record and the scores of its clips.
 
     Raises:
         CatalogueError: labels, splits or folds that cannot be scored; too many unreadable clips.
@@ -91,7 +98,7 @@ def evaluate_frozen(
         task=str(catalogue.header.get("task") or ""),
         kind="multi" if labels.multi else "single",
         classes=labels.names,
-        records=[record for fold, splits in all_splits for record in scorer.records(fold, splits)],
+        records=[record for fold, splits in all_splits for record in scorer.records(fold, splits, keep)],
     )
 
 

@@ -5,7 +5,7 @@ Letters: N clips of the catalogue, n clips that could be read, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -33,6 +33,8 @@ from asit.evaluate.result_records import ClipScores, RecordHeader, bracketed, gr
 from asit.runtime import World
 
 Rows = npt.NDArray[np.int64]
+Keep = Callable[[dict[str, Any], ClipScores], None]
+"""Takes each record and the scores of its clips."""
 
 
 Probe = Literal["linear", "knn", "prototype"]
@@ -114,12 +116,13 @@ class ProbeScorer:
         self.groups = None if may_share_groups(catalogue, settings.allow_shared_groups) else group_codes(catalogue)
         self._table: tuple[tuple[str, str], npt.NDArray[np.float32]] | None = None
 
-    def records(self, fold: str | None, splits: Splits) -> Iterator[dict[str, Any]]:
+    def records(self, fold: str | None, splits: Splits, keep: Keep | None = None) -> Iterator[dict[str, Any]]:
         """Yield a record for each part of the labels, seed, encoder, kind of features and probe.
 
         Args:
             fold: name of the fold that the test split is; None: of the catalogue's splits.
             splits: rows of the catalogue.
+            keep: called with each record and the scores of its clips before it is yielded.
 
         Raises:
             CatalogueError: no training clip could be read.
@@ -136,7 +139,7 @@ class ProbeScorer:
                 weights = f"{which.probe} probe, {which.features}" + f", {which.encoder}" * (which.encoder != MODEL)
                 header = RecordHeader(task, split, weights, None)
                 scores = ClipScores(test, scored.scores, unreadable)
-                yield {
+                record = {
                     **result_record(
                         scores, self.labels, self.catalogue, header, seed=settings.seed, groups=self.groups
                     ),
@@ -149,6 +152,9 @@ class ProbeScorer:
                     "chosen_by": scored.chosen_by,
                     "unseen_classes": list(splits.unseen),
                 }
+                if keep is not None:
+                    keep(record, scores)
+                yield record
 
     def _parts(self, train: Rows) -> Iterator[tuple[str, Rows, int]]:
         """Yield the name and the rows of each part of the training labels, for each seed."""

@@ -172,22 +172,42 @@ def paired_difference(
     Raises:
         AsitError: as in `single_label` and `multi_label`.
     """
-    tables = score_table(scores_a), score_table(scores_b)
     units = Units.of(len(targets), groups)
-    values: list[float] = []
-    drawn: list[NDArray[np.float64]] = []
-    for table in tables:
-        if metric == "mAP":
-            parts = (table, *positives(targets))
-            values.append(_mean(ranking(*parts)[0]))
-            drawn.append(ranking_draws(*parts, units, draws, seed)[0])
-        else:
-            right = table.argmax(1) == targets
-            values.append(float(right.mean()))
-            drawn.append(np.array([times[right].sum() / times.sum() for times in units.draws(draws, seed)]))
+    values, drawn = zip(
+        *(score_draws(scores, targets, metric, units, seed=seed, draws=draws) for scores in (scores_a, scores_b)),
+        strict=True,
+    )
     centre = values[0] - values[1]
     low_high = interval(drawn[0] - drawn[1], units=units.count, centre=centre, bounds=(-1.0, 1.0))
     return {"difference": centre, "interval": low_high}
+
+
+def score_draws(
+    scores: ArrayLike,
+    targets: NDArray[Any],
+    metric: Literal["accuracy", "mAP"],
+    units: Units,
+    *,
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> tuple[float, NDArray[np.float64]]:
+    """Compute a metric and its bootstrap draws (K,); models scored with equal units and seeds have the same draws.
+
+    Args:
+        scores: (N, C).
+        targets, metric: as in `paired_difference`.
+        units: of N clips.
+        seed, draws: of the bootstrap.
+
+    Raises:
+        AsitError: no clip, or NaN scores.
+    """
+    table = score_table(scores)
+    if metric == "mAP":
+        parts = (table, *positives(targets))
+        return _mean(ranking(*parts)[0]), ranking_draws(*parts, units, draws, seed)[0]
+    right = table.argmax(1) == targets
+    return float(right.mean()), np.array([times[right].sum() / times.sum() for times in units.draws(draws, seed)])
 
 
 def _predicted(table: NDArray[Any], truth: Indices) -> tuple[Indices, NDArray[np.bool_]]:

@@ -22,6 +22,11 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+
+class InUseError(ConfigError):
+    """A live process has the lock."""
+
+
 NAME = "run.lock"
 """Of the lock in a run's folder."""
 _MOST = 4096  # bytes of a lock file
@@ -33,7 +38,7 @@ def held(out: Path) -> contextlib.AbstractContextManager[None]:
     """Lock the folder `out` for a run; it is made where it is missing, and removed again if it stays empty.
 
     Raises:
-        ConfigError: a live run has it, on this machine or another.
+        InUseError: a live run has it, on this machine or another.
     """
     return _locked(out / NAME, out, "in use by another run")
 
@@ -48,7 +53,7 @@ def writing(out: Path, *, wait: bool = False) -> contextlib.AbstractContextManag
         wait: wait for a live process that is writing it.
 
     Raises:
-        ConfigError: a live process is writing it, on this machine or another.
+        InUseError: a live process is writing it, on this machine or another.
     """
     return _locked(out.with_name(f".{out.name}.lock"), out, "being written by another asit", wait)
 
@@ -107,7 +112,7 @@ def _acquire(path: Path, taken: str, wait: bool) -> int:
             who = f"process {holder.get('pid', 'unknown')} on {holder.get('host', 'this machine')}"
             since = f", since {holder['began']}" if "began" in holder else ""
             dead = "" if locked is False else f"; if it has ended, delete {path}"
-            raise ConfigError(
+            raise InUseError(
                 f"{taken}: {who}{since}",
                 "one process at a time that writes an output",
                 f"wait for it or end it, or choose another --out{dead}",

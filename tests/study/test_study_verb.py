@@ -1,0 +1,63 @@
+"""The verb: options, messages, exit statuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from asit import cli
+from asit.config import PretrainSettings, yaml
+from asit.study import arm_costs
+
+from .conftest import TINY
+
+
+@pytest.fixture
+def common(sounds: Path, labelled: Path, tmp_path: Path) -> list[str]:
+    config = tmp_path / "tiny.yaml"
+    config.write_text(yaml.to_yaml(PretrainSettings(**TINY)), "utf-8")
+    names = ["--data", str(sounds), "--table", str(labelled), "--out", str(tmp_path / "out"), "--config", str(config)]
+    return ["study", "corruption", *names, "--seeds", "0"]
+
+
+def test_a_study_from_the_command_line(common: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*common, "--arms", "drop", "both"]) == 0
+    said = capsys.readouterr().out
+    assert "| drop | " in said
+    assert "difference to both" in said
+    assert cli.main(["study", "--report", "--out", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out == said
+
+
+def test_a_dry_run_lists_the_arms_and_writes_nothing(
+    common: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*common, "--dry-run", "--minutes", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "drop: 120 s" in said or "drop: 2 min" in said
+    assert "--masking.replace-probability 1" in said
+    assert "all runs one after the other: 8 min" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--task", "5/4"], "--task 5/4"),
+        (["--minutes", "3", "--epochs", "2"], "--epochs and --minutes"),
+        (["--seeds", "1", "1"], "--seeds 1 1"),
+        (["--seed", "3"], "seed 3"),
+        (["--arms", "dorp"], "no arm dorp"),
+    ],
+)
+def test_mistakes_are_named(common: list[str], more: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*common, *more]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_steps_are_measured_by_runs(sounds: Path) -> None:
+    settings = PretrainSettings(**TINY)
+    arms = {"all": settings, "longer": settings.changed({"epochs": 9})}
+    found = arm_costs.seconds_per_step(arms, str(sounds), steps=(1, 4), rounds=1)
+    assert 1e-4 <= found["all"] == found["longer"] < 10
