@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from asit.config import EncoderSettings
 from asit.errors import CheckpointError, ConfigError
 from asit.interop import convert, huggingface, initial_encoder
 from asit.interop.convert import SourceOptions
@@ -22,6 +23,7 @@ from asit.model.audio_model import AudioModel
 from asit.model.beats import relative_buckets
 from asit.model.classifier import Classifier, Head
 from asit.model.encoders import empty_encoder, meta_encoder
+from asit.model.imagenet import load_imagenet
 from asit.training.optim import layer_scales
 
 Answer = tuple[Tensor, Tensor | None]
@@ -417,3 +419,23 @@ def test_the_published_geometry_of_beats(tmp_path: Path, head: int | None) -> No
         name: tuple(value.shape) for name, value in source.state.items()
     }
     assert (source.settings.size, source.settings.norm_eps, len(source.left_out)) == ("base", 1e-5, 11)
+
+
+@pytest.mark.parametrize("family", ["audiomae", "eat", "beats"])
+def test_image_weights_are_of_another_family(tmp_path: Path, family: str) -> None:
+    settings = EncoderSettings(size="custom", width=64, depth=1, heads=1).changed({"family": family})
+    path = saved(tmp_path / "vit.pth", {"cls_token": torch.ones(1, 1, 64)})
+    with pytest.raises(ConfigError, match=f"image weights for an encoder of family {family}"):
+        load_imagenet(path, settings, 320, 128)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["audiomae", "eat"])
+def test_a_family_in_onnxruntime(tmp_path: Path, family: str) -> None:
+    pytest.importorskip("onnxruntime")
+    from asit.interop.onnx import export
+
+    model, _ = {"audiomae": audiomae, "eat": eat}[family](tmp_path, 5)
+    export(model, tmp_path / "m.onnx", int8=True)  # compares the float32 graph with the model
+    with pytest.raises(ConfigError, match="relative positions are not exported"):
+        export(beats(tmp_path)[0], tmp_path / "b.onnx")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from asit.config import EncoderSettings
-from asit.errors import CheckpointError
+from asit.errors import CheckpointError, ConfigError
 from asit.io import checkpoint, safe_load
 from asit.model.encoders import empty_encoder
 from asit.model.positions import resize_positions
@@ -57,6 +57,12 @@ def convert(
     path: Path, found: Mapping[str, Tensor], settings: EncoderSettings, frames: int, mels: int
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Convert tensors that were read from `path`; see `load_imagenet`."""
+    if settings.family != "vit":
+        raise ConfigError(
+            f"image weights for an encoder of family {settings.family}",
+            "encoder.family vit, which has an image transformer's layers and positions",
+            "omit encoder.family, or convert a model of that family",
+        )
     encoder = empty_encoder(settings, frames, mels)
     width, blocks = size(path, found)
     if (width, blocks) != (encoder.width, encoder.depth):
