@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from asit.config import EncoderSettings, FrontEndSettings
+from asit.evaluate.result_records import label_metrics
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Head, Labelling
 from asit.model.vit import Encoder
@@ -61,6 +62,12 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Intervals of 20 draws of the bootstrap instead of 1000; tests/evaluate has the interval itself."""
+    monkeypatch.setitem(label_metrics.__kwdefaults__, "draws", 20)
 
 
 @pytest.fixture(scope="session")

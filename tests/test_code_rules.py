@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import importlib.metadata
 import inspect
 import re
@@ -49,9 +50,13 @@ def dotted(node: ast.expr) -> str:
     return node.id if isinstance(node, ast.Name) else ""
 
 
-def global_draws(source: str) -> Iterator[tuple[int, str]]:
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"))
+
+
+def global_draws(tree: ast.Module) -> Iterator[tuple[int, str]]:
     """Line and name of every draw from, or seeding of, a global generator."""
-    tree = ast.parse(source)
     names = {"np": "numpy"}  # local name -> full name
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -95,14 +100,12 @@ def global_draws(source: str) -> Iterator[tuple[int, str]]:
     ],
 )
 def test_the_search_for_global_draws_finds_them(line: str, found: bool) -> None:
-    assert bool(list(global_draws(line))) == found
+    assert bool(list(global_draws(ast.parse(line)))) == found
 
 
 def test_no_global_draws() -> None:
     hits = [
-        f"{path.relative_to(REPOSITORY)}:{line} {name}"
-        for path in MODULES
-        for line, name in global_draws(path.read_text("utf-8"))
+        f"{path.relative_to(REPOSITORY)}:{line} {name}" for path in MODULES for line, name in global_draws(parsed(path))
     ]
     assert not hits
 
@@ -114,7 +117,7 @@ def test_library_does_not_print() -> None:
         f"{name}:{node.lineno}"
         for path in MODULES
         if not (name := path.relative_to(SOURCE).as_posix()).startswith(may)
-        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.Call)
         and dotted(node.func) in ("print", "sys.stdout.write", "sys.stderr.write", "builtins.print")
     ]
@@ -153,7 +156,7 @@ def test_public_names_are_there_and_explained() -> None:
 
 def test_modules_say_what_they_are() -> None:
     modules = [path for path in MODULES if path.name != "__init__.py"]
-    assert not [path for path in modules if not ast.get_docstring(ast.parse(path.read_text("utf-8")))]
+    assert not [path for path in modules if not ast.get_docstring(parsed(path))]
 
 
 def test_links_in_the_docs_lead_somewhere() -> None:

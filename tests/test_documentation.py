@@ -29,6 +29,8 @@ from asit import cli
 from asit.config import EncoderSettings, yaml
 from asit.model.vit import Encoder
 
+pytestmark = pytest.mark.usefixtures("few_draws")
+
 REPOSITORY = Path(__file__).parents[1]
 PAGES = ["README.md", "bench/README.md"]
 PAGES += sorted(path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "docs").rglob("*.md"))

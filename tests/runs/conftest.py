@@ -30,6 +30,12 @@ from asit.io import checkpoint
 if sys.platform == "win32":
     pytest.skip("forked runs need a POSIX system", allow_module_level=True)
 
+
+@pytest.fixture(autouse=True)
+def few_draws_in_all_runs(few_draws: None) -> None:
+    """Most tests here compare runs, whose scores take longer than their training."""
+
+
 RATE = 8000
 FRONT_END = {"rate": RATE, "mels": 32, "mean": -8.0, "std": 3.5}
 TINY: dict[str, Any] = {

@@ -49,7 +49,7 @@ def copied(recordings: Path, tmp_path: Path) -> Path:
 
 def test_the_folder_holds_what_is_promised(tiny: Any, tmp_path: Path, recordings: Path) -> None:
     run = tmp_path / "run"
-    result = go(tiny(run, data=recordings, records={"figure_every": 3}))
+    result = go(tiny(run, data=recordings, records={"figure_every": 5}))
     assert (result.out, result.model, result.step, result.total) == (run, run / "model", 8, 8)
     assert result.finished
     assert result.stopped_by is None
@@ -60,7 +60,7 @@ def test_the_folder_holds_what_is_promised(tiny: Any, tmp_path: Path, recordings
     }
     assert names(run / "checkpoints") == {"step-00000006", "step-00000008"}
     assert names(run / "model") == {"model.safetensors", "card.json"}
-    assert len([name for name in names(run / "figures") if name.endswith(".png")]) == 3  # steps 3, 6 and 8
+    assert len([name for name in names(run / "figures") if name.endswith(".png")]) == 2  # steps 5 and 8
     environment = json.loads((run / "environment.json").read_text())
     assert environment["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     assert environment["precision_reason"] == environment["device_reason"] == "as requested"
@@ -141,11 +141,11 @@ def test_overwrite_starts_afresh(tiny: Any, tmp_path: Path, recordings: Path, co
     run = tmp_path / "run"
     for i in range(4, 16):
         (copied / f"{i:02d}.wav").unlink()
-    go(tiny(run, data=copied, seed=9, records={"figure_every": 2, "checkpoint_every": 1}))
-    (run / "report.html").touch()
+    go(tiny(run, data=copied, seed=9, records={"checkpoint_every": 1}))
+    (run / "figures").mkdir()
+    for name in ("figures/step-00000002.png", "report.html", ".metrics.jsonl.tmp", ".config.yaml.4711.tmp"):
+        (run / name).touch()
     (run / ".model.tmp-4711").mkdir()
-    (run / ".metrics.jsonl.tmp").touch()
-    (run / ".config.yaml.4711.tmp").touch()
     go(tiny(run, data=recordings), overwrite=True)
     assert len(Catalogue.read(run / "catalogue.jsonl")) == 16
     go(tiny(tmp_path / "fresh", data=recordings))
