@@ -225,9 +225,9 @@ def test_a_run_of_before_the_move_has_a_report(name: str, own: Path, capsys: pyt
 
 
 def test_models_answer_the_same(place: Path, making: ModuleType) -> None:
-    heard = asit.load("encoder").embed(f"clips/{making.QUERY}", precision="float32")
+    embedding = asit.load("encoder").embed(f"clips/{making.QUERY}", precision="float32")
     for name, value in EXPECTED["embedding"].items():
-        close(getattr(heard, name), value)
+        close(getattr(embedding, name), value)
     model, expected = asit.load("classifier"), EXPECTED["tags"]
     tags = model.tag(f"clips/{making.QUERY}", precision="float32")
     assert list(tags.classes) == expected["classes"]
@@ -263,14 +263,16 @@ def test_a_catalogue_made_now_is_the_same(place: Path, tmp_path: Path) -> None:
 
 
 def test_an_index_is_searched(place: Path, making: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    told = say(capsys, ["similar", "index", f"clips/{making.QUERY}", "-k", "4", "--format", "json", "--device", "cpu"])
-    hits = json.loads(told)["neighbours"]
+    output = say(
+        capsys, ["similar", "index", f"clips/{making.QUERY}", "-k", "4", "--format", "json", "--device", "cpu"]
+    )
+    hits = json.loads(output)["neighbours"]
     found = [[hit["name"], hit["similarity"], hit["start"], hit["end"]] for hit in hits]
     expected = EXPECTED["index"]["neighbours"]
     assert [Path(hit["path"]).name for hit in hits] == [name for name, *_ in expected]
     for (name, similarity, *times), (other, close_to, *when) in zip(found, expected, strict=True):
         assert (name, times) == (other, when)
-        # Vectors of the index are float16, and similarities are told with four digits.
+        # Vectors of the index are float16, and similarities are printed with four digits.
         assert abs(similarity - close_to) <= 1e-4 + ROUNDINGS * UNIT
 
 

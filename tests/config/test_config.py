@@ -1,4 +1,4 @@
-"""Settings in and out of YAML, mistakes told all at once, and the presets against what was published."""
+"""Settings in and out of YAML, mistakes reported all at once, and the presets against what was published."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_name() -> None:
     text = str(caught.value)
     assert text.startswith("mine.yaml: ")
     assert "settings do not fit" in text
-    for told in (
+    for message in (
         "epoch: no such setting, did you mean epochs?",
         "optim.lrr: no such setting, did you mean optim.lr?",
         "masking.fil: no such setting, did you mean masking.fill?",
@@ -109,7 +109,7 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_name() -> None:
         "'snow'",
         "'soon'",
     ):
-        assert told in text, told
+        assert message in text, message
     assert "xyzzy: no such setting\n" in text
     lines = text.splitlines()
     assert len(lines) == len(set(lines))

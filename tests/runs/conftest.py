@@ -17,15 +17,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import soundfile
 import torch
 from torch import Tensor
 
 from asit import logs
-from asit.config import FinetuneSettings, FrontEndSettings, PretrainSettings
+from asit.config import EncoderSettings, FinetuneSettings, FrontEndSettings, PretrainSettings
 from asit.data.catalogue import scan
 from asit.errors import AsitError
 from asit.io import checkpoint
+from asit.model.encoders import empty_encoder
+from asit.pretrain import pretrain_run
 
 if sys.platform == "win32":
     pytest.skip("forked runs need a POSIX system", allow_module_level=True)
@@ -95,6 +98,20 @@ def tiny(listed: Path) -> Callable[..., PretrainSettings]:
 
 
 @pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the pretraining run that was never stopped lies; `unstopped` makes it once a session."""
+    return tmp_path_factory.mktemp("whole") / "run"
+
+
+@pytest.fixture
+def unstopped(whole: Path, tiny: Callable[..., PretrainSettings]) -> Path:
+    """A finished run of `tiny`; nothing may change it."""
+    if not whole.exists():
+        assert pretrain_run.pretrain(tiny(whole)).finished
+    return whole
+
+
+@pytest.fixture(scope="session")
 def notes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A table of 25 recordings of low, middle and high notes, 0.4 to 0.9 s and one of 1.7 s; nothing may change it.
 
@@ -122,6 +139,19 @@ def labelled(notes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("labelled") / "c.jsonl"
     scan.build(notes, out, front_end=FrontEndSettings(**FRONT_END), workers=1)
     return out
+
+
+@pytest.fixture
+def image_file(tmp_path: Path) -> Path:
+    """ImageNet ViT weights, 64 wide with 2 blocks, in timm's names."""
+    generator, path = torch.Generator().manual_seed(0), tmp_path / "vit.safetensors"
+    made = empty_encoder(EncoderSettings(size="custom", width=64, depth=2, heads=1), 64, 32)
+    state = {name: torch.randn(x.shape, generator=generator) * 0.02 for name, x in made.state_dict().items()}
+    state["patch_embed.proj.weight"] = torch.randn(64, 3, 16, 16, generator=generator)
+    state["pos_embed"] = torch.randn(1, 1 + 14 * 14, 64, generator=generator)
+    state["head.weight"] = torch.zeros(10, 64)
+    safetensors.torch.save_file(state, path)
+    return path
 
 
 TUNED: dict[str, Any] = {

@@ -39,7 +39,7 @@ def go(settings: PretrainSettings, **how: Any) -> int:
 
 
 class Ranks:
-    """What several processes would give each other, told beforehand."""
+    """What several processes would give each other, set beforehand."""
 
     def __init__(self, *values: Any) -> None:
         self.values, self.size = list(values), len(values)
@@ -100,7 +100,7 @@ def test_processes_that_differ_all_stop(kind: str, request: pytest.FixtureReques
     assert not run.exists()
 
 
-# going on without being told
+# resuming by themselves
 
 
 def test_auto_resume_begins_and_goes_on(tiny: Any, tmp_path: Path, equal_runs: Any) -> None:
@@ -163,8 +163,8 @@ def test_what_any_process_could_not_read_is_told_and_counted(
         (data / f"{number:02d}.wav").write_bytes(b"no sound")
     settings = {"data": listed, "epochs": 1, "bad_files": 1.0, "views": {"keep_gb": 0.0}}
     ranks(2, lambda: go(tiny(tmp_path / "run", **settings)), code=0)
-    told = [line for line in (tmp_path / "run" / "log.txt").read_text().splitlines() if "left out: " in line]
-    assert sorted(re.findall(r"(\d\d)\.wav", " ".join(told))) == [f"{number:02d}" for number in range(6)]
+    log_lines = [line for line in (tmp_path / "run" / "log.txt").read_text().splitlines() if "left out: " in line]
+    assert sorted(re.findall(r"(\d\d)\.wav", " ".join(log_lines))) == [f"{number:02d}" for number in range(6)]
 
 
 @pytest.mark.slow
@@ -373,9 +373,9 @@ def test_the_slurm_script_ends_with_a_checkpoint_and_goes_on(tiny: Any, listed: 
         (place / name).write_text(f"#!/bin/bash\n{body}\n")
         (place / name).chmod(0o755)
     file.write_text(yaml.to_yaml(tiny(run, **{**LONG, "epochs": 4000, "records": {"checkpoint_every": 10_000}})))
-    told = {"DATA": str(listed), "OUT": str(run), "PYTHON": sys.executable, "PROCESSES": "2", "PLACE": str(place)}
-    told |= {"SLURM_JOB_ID": str(os.getpid()), "SLURM_NNODES": "1", "SLURM_JOB_NODELIST": "x", "OMP_NUM_THREADS": "1"}
-    environment = {**os.environ, **told, "PATH": f"{place}:{os.environ['PATH']}"}
+    given = {"DATA": str(listed), "OUT": str(run), "PYTHON": sys.executable, "PROCESSES": "2", "PLACE": str(place)}
+    given |= {"SLURM_JOB_ID": str(os.getpid()), "SLURM_NNODES": "1", "SLURM_JOB_NODELIST": "x", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **given, "PATH": f"{place}:{os.environ['PATH']}"}
     call = ["bash", str(SCRIPT), "--config", str(file)]
     job = subprocess.Popen(call, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     end, lines = time.monotonic() + 120, run / "metrics.jsonl"

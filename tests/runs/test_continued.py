@@ -121,30 +121,16 @@ def test_heads_are_fresh_and_seeded(settings: Settings, tiny: Any, tmp_path: Pat
     assert not torch.equal(heads(), heads(seed=4))
 
 
-def image_file(path: Path) -> Path:
-    """ImageNet ViT weights, 64 wide with 2 blocks, in timm's names."""
-    generator, state = torch.Generator().manual_seed(0), {}
-    made = empty_encoder(ENCODER.changed({"width": 64, "heads": 1}), 64, 32)
-    for name, value in made.state_dict().items():
-        state[name] = torch.randn(value.shape, generator=generator) * 0.02
-    state["patch_embed.proj.weight"] = torch.randn(64, 3, 16, 16, generator=generator)
-    state["pos_embed"] = torch.randn(1, 1 + 14 * 14, 64, generator=generator)
-    state["head.weight"] = torch.zeros(10, 64)
-    safetensors.torch.save_file(state, path)
-    return path
-
-
-def test_image_weights(settings: Settings, tmp_path: Path) -> None:
+def test_image_weights(settings: Settings, image_file: Path, tmp_path: Path) -> None:
     """The encoder and the front end are of the settings, and the grey filter is the sum of the three colours'."""
-    file = image_file(tmp_path / "vit.safetensors")
     encoder = {"size": "custom", "width": 64, "depth": 2, "heads": 1}
-    setup = begun(settings(tmp_path / "run", file, encoder=encoder, front_end={"rate": 8000, "mels": 32}))
-    state, ours = safetensors.torch.load_file(file), setup.task.student.encoder.state_dict()
+    setup = begun(settings(tmp_path / "run", image_file, encoder=encoder, front_end={"rate": 8000, "mels": 32}))
+    state, ours = safetensors.torch.load_file(image_file), setup.task.student.encoder.state_dict()
     torch.testing.assert_close(ours["patch_embed.proj.weight"], state["patch_embed.proj.weight"].sum(1, keepdim=True))
     assert torch.equal(ours["blocks.1.mlp.fc1.weight"], state["blocks.1.mlp.fc1.weight"])
     assert setup.model(0).training["continued_from"]["kind"] == "image weights"
     with pytest.raises(CheckpointError, match="is 64 wide and has 2 blocks"):
-        runs.pretrain(settings(tmp_path / "run", file))
+        runs.pretrain(settings(tmp_path / "run", image_file))
     assert not (tmp_path / "run").exists()
 
 

@@ -134,32 +134,17 @@ def test_a_run_at_stride_ten(tuned: Any, tmp_path: Path) -> None:
     assert model.scores(torch.zeros(1, 3000) + torch.arange(3000) * 1e-4).shape == (1, 3)
 
 
-def image_weights(path: Path, width: int = 64) -> Path:
-    generator, state = torch.Generator().manual_seed(0), {}
-    for name, value in encoder(SMALL.model_copy(update={"width": width, "heads": 1})).state_dict().items():
-        state[name] = torch.randn(value.shape, generator=generator) * 0.02
-    state["patch_embed.proj.weight"] = torch.randn(width, 3, 16, 16, generator=generator)
-    state["patch_embed.proj.bias"] = torch.zeros(width)
-    for name in [name for name in state if name.startswith("patch_embed.") and ".proj." not in name]:
-        del state[name]
-    state["pos_embed"] = torch.randn(1, 1 + 14 * 14, width, generator=generator)
-    state["head.weight"] = torch.zeros(10, width)
-    safetensors.torch.save_file(state, path)
-    return path
-
-
-def test_image_weights(tmp_path: Path, no_global_draws: None) -> None:
-    file = image_weights(tmp_path / "vit.safetensors")
+def test_image_weights(image_file: Path, tmp_path: Path, no_global_draws: None) -> None:
     small = {"encoder": {"size": "custom", "width": 64, "depth": 2, "heads": 1}, "front_end": {"mels": 32}}
-    made, start, notes = built(settings(file, **small))
-    assert start.text == f"image weights of {file}"
-    state = safetensors.torch.load_file(file)
+    made, start, notes = built(settings(image_file, **small))
+    assert start.text == f"image weights of {image_file}"
+    state = safetensors.torch.load_file(image_file)
     assert torch.equal(made.encoder.state_dict()["blocks.1.mlp.fc1.weight"], state["blocks.1.mlp.fc1.weight"])
     assert "head.weight" in notes[-1]
     with pytest.raises(CheckpointError):
-        built(settings(file, **{**small, "encoder": {"size": "custom", "width": 128, "depth": 2, "heads": 2}}))
+        built(settings(image_file, **{**small, "encoder": {"size": "custom", "width": 128, "depth": 2, "heads": 2}}))
     with pytest.raises(ConfigError, match=r"vit\.safetensors, a file of image weights, and fresh is on"):
-        init_model.pretrained(settings(file, fresh=True, **small))
+        init_model.pretrained(settings(image_file, fresh=True, **small))
 
 
 def test_nothing_that_was_set_is_lost(tmp_path: Path) -> None:
@@ -167,13 +152,13 @@ def test_nothing_that_was_set_is_lost(tmp_path: Path) -> None:
     over = {"encoder": {"size": "tiny", "drop_path": 0.2}, "front_end": {"padding": "repeat"}}
     with pytest.raises(ConfigError, match="would not have") as caught:
         built(settings(model, **over))
-    for told in (
+    for message in (
         "encoder.size is tiny, and would be custom",
         "encoder.drop_path is 0.2, and would be 0.1",
         "front_end.padding is repeat, and would be silence",
         "network.stride_frames",
     ):
-        assert told in str(caught.value)
+        assert message in str(caught.value)
     same = {"encoder": {"size": "custom", "width": 32, "depth": 2, "heads": 2}, "front_end": {"mels": 32}}
     built(settings(model, **same))  # said again is not lost
     built(settings(model, encoder={"drop_path": 0.2}, network={"drop_path": 0.2}))

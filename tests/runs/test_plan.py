@@ -106,7 +106,7 @@ def test_extrapolates_along_the_last_two_costs() -> None:
 
 def test_measures_a_run_and_leaves_nothing(tmp_path: Path, tiny: Callable[..., PretrainSettings]) -> None:
     settings = tiny(tmp_path / "run", batch_size=8, accumulate=2)
-    measured, found = run_estimate.plan(settings, run_estimate.PlanRequest(budget=1.0))
+    measured, found = run_estimate.plan(settings, run_estimate.PlanRequest(budget=0.2))
     work = found.work
     assert (work.recordings, work.epoch_clips, work.steps, work.accumulate) == (16, 16, 4, 2)
     assert measured.micro == found.micro == 4
@@ -123,7 +123,7 @@ def test_a_forward_pass_that_does_not_fit_is_extrapolated(
     tmp_path: Path, tiny: Callable[..., PretrainSettings], monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(step_profile, "_fits", lambda cost, *_: cost.clips <= 4)
-    measured, found = run_estimate.plan(tiny(tmp_path / "run", batch_size=16), run_estimate.PlanRequest(budget=1.0))
+    measured, found = run_estimate.plan(tiny(tmp_path / "run", batch_size=16), run_estimate.PlanRequest(budget=0.2))
     assert (measured.micro, found.micro) == (4, 16)
     assert any("16 clips follows the line" in sentence for sentence in found.assumed)
 
@@ -154,7 +154,7 @@ def test_prints_the_estimate(as_json: bool, tmp_path: Path, capsys: Any, monkeyp
     values = {"encoder.size": "custom", "encoder.width": 32, "encoder.depth": 2, "encoder.heads": 2}
     values |= {"heads.hidden": 32, "heads.class-prototypes": 64, "heads.patch-prototypes": 64, "views.seconds": 0.5}
     values |= {"precision": "float32", "device": "cpu", "workers": 0, "threads": 1, "clips": 1000, "clip-seconds": 1}
-    values |= {"batch-size": 4, "budget": 1, "price-per-hour": 3}
+    values |= {"batch-size": 4, "budget": 0.2, "price-per-hour": 3}
     flags = [str(word) for name, value in values.items() for word in (f"--{name}", value)]
     assert cli.main(["plan", *flags, *["--json"][: int(as_json)]]) == 0
     out = capsys.readouterr().out

@@ -47,19 +47,6 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the run that was never stopped lies; made by the first test that asks."""
-    return tmp_path_factory.mktemp("whole") / "run"
-
-
-@pytest.fixture
-def unstopped(whole: Path, tiny: Any) -> Path:
-    if not whole.exists():
-        assert go(tiny(whole)).finished
-    return whole
-
-
 # equality
 
 
@@ -224,13 +211,36 @@ def arguments(settings: PretrainSettings, tmp_path: Path) -> list[str]:
     return ["pretrain", "--config", str(file), "--out", settings.out]
 
 
+LONG: dict[str, Any] = {"epochs": 6, "records": {"checkpoint_every": 10_000, "keep": 1}}
+
+
+@pytest.fixture(scope="module")
+def long_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("long") / "run"
+
+
+@pytest.fixture
+def long_run(long_folder: Path, tiny: Any) -> Path:
+    """The run of 24 steps that was never stopped; made once."""
+    if not long_folder.exists():
+        go(tiny(long_folder, **LONG))
+    return long_folder
+
+
 @pytest.mark.parametrize(("number", "code", "workers"), [(signal.SIGTERM, 143, 1), (signal.SIGINT, 130, 0)])
 def test_a_signal_ends_with_a_checkpoint(
-    number: signal.Signals, code: int, workers: int, tiny: Any, tmp_path: Path, fork: Any, reaches: Any, equal_runs: Any
+    number: signal.Signals,
+    code: int,
+    workers: int,
+    long_run: Path,
+    tiny: Any,
+    tmp_path: Path,
+    fork: Any,
+    reaches: Any,
+    equal_runs: Any,
 ) -> None:
     run = tmp_path / "my run"
-    long = {"epochs": 6, "records": {"checkpoint_every": 10_000, "keep": 1}}
-    child = fork(lambda: cli.main(arguments(tiny(run, workers=workers, **long), tmp_path)))
+    child = fork(lambda: cli.main(arguments(tiny(run, workers=workers, **LONG), tmp_path)))
     reaches(run, 3, [child])
     child.signal(number)
     ended = child.end()
@@ -241,11 +251,10 @@ def test_a_signal_ends_with_a_checkpoint(
     step = int(stopped.name.removeprefix("step-"))
     assert 2 <= step < 24
     assert f"stopped by {number.name} at step {step} of 24" in ended.said
-    told = next(line for line in ended.said.splitlines() if "--resume" in line)
-    _, *command = shlex.split(told.partition(":")[2])
+    advice = next(line for line in ended.said.splitlines() if "--resume" in line)
+    _, *command = shlex.split(advice.partition(":")[2])
     assert fork(lambda: cli.main(command)).end().code == 0
-    go(tiny(tmp_path / "whole", workers=workers, **long))
-    equal_runs(run, tmp_path / "whole", lines=True)
+    equal_runs(run, long_run, lines=True)
 
 
 # what cannot go on
@@ -425,10 +434,10 @@ def test_a_run_goes_on_with_the_threads_that_it_began_with(asked: int, tiny: Any
     assert pretrain(0, 3, False, 1)[0] == 3
     threads, said = pretrain(asked, 1, True, 2)
     assert threads == (asked or 3)
-    told = (
+    message = (
         "2 CPU threads as requested; only the 3 that the run began" if asked else "3 CPU threads, as when the run began"
     )
-    assert told in said
+    assert message in said
 
 
 @pytest.mark.parametrize(
