@@ -122,7 +122,7 @@ def test_a_mistake_in_a_real_process(tmp_path: Path) -> None:
     done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert done.stderr.startswith("asit: ")
-    assert "fix:" in done.stderr
+    assert "expected:" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
 
