@@ -154,7 +154,7 @@ def test_prints_the_estimate(as_json: bool, tmp_path: Path, capsys: Any, monkeyp
     values = {"encoder.size": "custom", "encoder.width": 32, "encoder.depth": 2, "encoder.heads": 2}
     values |= {"heads.hidden": 32, "heads.class-prototypes": 64, "heads.patch-prototypes": 64, "views.seconds": 0.5}
     values |= {"precision": "float32", "device": "cpu", "workers": 0, "threads": 1, "clips": 1000, "clip-seconds": 1}
-    values |= {"batch-size": 4, "budget": 0.2, "price-per-hour": 3}
+    values |= {"batch-size": 4, "budget": 1, "price-per-hour": 3}
     flags = [str(word) for name, value in values.items() for word in (f"--{name}", value)]
     assert cli.main(["plan", *flags, *["--json"][: int(as_json)]]) == 0
     out = capsys.readouterr().out

@@ -199,7 +199,7 @@ def test_a_failed_start_does_not_block_the_next(
     assert "data" not in over or not run.exists()
     for bad in copied.glob("bad-*"):
         bad.unlink()
-    assert go(tiny(run, data=copied)).finished
+    assert go(tiny(run, data=copied, stop_after=1)).step == 1
 
 
 def test_a_run_that_breaks_before_its_first_checkpoint_leaves_the_folder_free(tiny: Any, tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_a_run_that_breaks_before_its_first_checkpoint_leaves_the_folder_free(ti
     with pytest.raises(CatalogueError, match=r"nowhere\.csv"):
         go(tiny(run, probe={"table": str(tmp_path / "nowhere.csv")}))
     assert not (run / "config.yaml").exists()
-    assert go(tiny(run)).finished
+    assert go(tiny(run, stop_after=1)).step == 1
 
 
 def test_a_stopped_scan_of_something_else_does_not_block(
