@@ -103,7 +103,7 @@ def test_a_package_that_is_a_function_looks_like_one() -> None:
         from asit.audio import nonsense  # type: ignore[attr-defined]  # noqa: F401
 
 
-def test_a_module_whose_import_fails_is_not_called_missing(tmp_path: Path) -> None:
+def test_a_module_whose_import_fails_is_not_called_missing() -> None:
     code = "import sys\nsys.modules['soxr'] = None\nimport asit\nasit.audio.stream"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert "soxr" in done.stderr

@@ -328,7 +328,7 @@ def test_exporters_of_torch(say: Callable[..., str], small_model: Callable[..., 
 
 
 @pytest.mark.slow
-def test_the_demo(say: Callable[..., str], tmp_path: Path) -> None:
+def test_the_demo(say: Callable[..., str]) -> None:
     pytest.importorskip("pretty_midi")
     output = say("demo --toy --out demo")
     assert "toy size: the comparison is not meaningful" in output

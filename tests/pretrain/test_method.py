@@ -211,9 +211,6 @@ def test_the_losses_by_hand(keep: float, share: float, copies: int, heads: dict[
     assert student.reconstruction is not None
     pairs, local, gaps = [], [], []
 
-    def against(p: Tensor, s: Tensor) -> Tensor:
-        return -(p * (s / 0.1).log_softmax(-1)).sum(-1)
-
     with torch.no_grad():
         t = teacher.encoder(data.clean)
         t_class, t_patch = logits(teacher.projection, t.cls, t.patches)
@@ -232,14 +229,14 @@ def test_the_losses_by_hand(keep: float, share: float, copies: int, heads: dict[
                 patches = student.decoder(s.cls, patches, data.keep[part])
             s_class, s_patch = logits(student.projection, s.cls, patches)
             for i, j in itertools.permutations(range(2), 2):
-                pairs.append(against(p_class[i], s_class.unflatten(0, (2, CLIPS))[j]))
-            each = against(p_patch, s_patch.view(rows, GRID, -1))
+                pairs.append(cross_entropy(p_class[i], s_class.unflatten(0, (2, CLIPS))[j]))
+            each = cross_entropy(p_patch, s_patch.view(rows, GRID, -1))
             cover = nn.functional.avg_pool2d((drop | replace).float(), (16, 8)).flatten(1) > 0.5
             for row in range(rows):
                 places = data.tokens[row].tolist() if share < 1 else range(GRID)
                 local += [each[row, i] for i in places if masked == "all" or cover[row, i]]
             gaps.append((student.reconstruction(patches, s.grid) - data.clean).abs()[drop | replace])
-        pairs += [against(p_class[i], s_short[j]) for i, j in itertools.product(range(2), range(2))]
+        pairs += [cross_entropy(p_class[i], s_short[j]) for i, j in itertools.product(range(2), range(2))]
     assert found["global"] == pytest.approx(float(torch.cat(pairs).mean()), rel=1e-4)
     assert found["local"] == pytest.approx(float(torch.stack(local).mean()), rel=1e-4)
     assert found["reconstruction"] == pytest.approx(float(torch.cat(gaps).mean()), rel=1e-4)

@@ -168,7 +168,7 @@ def test_what_any_process_could_not_read_is_told_and_counted(
 
 
 @pytest.mark.slow
-def test_too_many_that_several_processes_could_not_read_end_all(tmp_path: Path, ranks: Any) -> None:
+def test_too_many_that_several_processes_could_not_read_end_all(ranks: Any) -> None:
     """Each has met fewer than it takes; together they are too many."""
 
     def body() -> int:

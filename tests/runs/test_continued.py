@@ -109,7 +109,7 @@ def test_teacher_equals_student_and_positions_are_those_of_fine_tuning(
     )
 
 
-def test_heads_are_fresh_and_seeded(settings: Settings, tiny: Any, tmp_path: Path) -> None:
+def test_heads_are_fresh_and_seeded(settings: Settings, tmp_path: Path) -> None:
     model = source(tmp_path / "model")
 
     def heads(**over: Any) -> Tensor:

@@ -178,7 +178,7 @@ def test_features_do_not_depend_on_what_else_is_listed(
     same(whole, kept, some[::-1])
 
 
-def test_what_makes_another_entry(model: AudioModel, tones: Path, tmp_path: Path) -> None:
+def test_what_makes_another_entry(model: AudioModel, tmp_path: Path) -> None:
     path = tmp_path / "a.wav"
     tone(path, 500, 1.0, 1)
     clip = Clip(str(path), 1.0, RATE, 1)

@@ -134,7 +134,7 @@ def test_a_run_at_stride_ten(tuned: Any, tmp_path: Path) -> None:
     assert model.scores(torch.zeros(1, 3000) + torch.arange(3000) * 1e-4).shape == (1, 3)
 
 
-def test_image_weights(image_file: Path, tmp_path: Path, no_global_draws: None) -> None:
+def test_image_weights(image_file: Path, no_global_draws: None) -> None:
     small = {"encoder": {"size": "custom", "width": 64, "depth": 2, "heads": 1}, "front_end": {"mels": 32}}
     made, start, notes = built(settings(image_file, **small))
     assert start.text == f"image weights of {image_file}"
