@@ -61,7 +61,7 @@ def agree(model: AudioModel, ours: Tensor, x: Tensor, whole: Answer, network: An
 
 def audiomae(tmp_path: Path, head: int | None = None, columns: int = 64, **options: Any) -> tuple[AudioModel, Any]:
     weights = oracles.audiomae_weights(columns, head=head)
-    extra = {"optimizer": {}, "epoch": 3, "scaler": {}, "args": argparse.Namespace(blr=1e-3)}
+    extra = {"optimizer": {}, "epoch": 3, "scaler": {}, "args": argparse.Namespace(output_dir=Path("/experiments/7"))}
     path = saved(tmp_path / "audiomae.pth", {"model": weights, **extra})
     return convert.convert(path, SourceOptions(**options)).model, weights
 

@@ -107,7 +107,6 @@ def test_nothing_is_run(tmp_path: Path, how: dict[str, Any], training_state: boo
 @pytest.mark.parametrize(
     ("value", "name"),
     [
-        (Path("x"), r"pathlib\S*Path"),
         (print, r"\S+\.print"),
         (nn.Linear(1, 1), r"torch\.nn\.modules\.linear\.Linear"),
         (np.zeros(3), r"numpy\S+_reconstruct"),
@@ -119,6 +118,25 @@ def test_what_it_holds_beside_tensors_is_named(tmp_path: Path, value: Any, name:
     with pytest.raises(
         CheckpointError, match=rf"x\.pth holds {name}, and reading that could run code\n.*plain argparse"
     ):
+        safe_load.read(path, training_state=True)
+
+
+class Joined:
+    """A path that is made of something else than texts."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(Path()), (["a"],)
+
+
+@pytest.mark.parametrize("how", [{}, {"_use_new_zipfile_serialization": False}])
+def test_a_path_in_the_settings_is_read_as_text(tmp_path: Path, how: dict[str, Any]) -> None:
+    content = {**WEIGHTS, "args": argparse.Namespace(out=Path("runs") / "a b")}
+    path = saved(tmp_path / "x.pth", content, **how)
+    assert safe_load.read(path, training_state=True)["args"] == {"out": "runs/a b"}
+    with pytest.raises(CheckpointError, match=r"holds argparse\.Namespace|holds pathlib"):
+        safe_load.read(path)
+    path = saved(tmp_path / "y.pth", {**WEIGHTS, "args": argparse.Namespace(out=Joined())}, **how)
+    with pytest.raises(CheckpointError, match="a path of other parts than texts"):
         safe_load.read(path, training_state=True)
 
 

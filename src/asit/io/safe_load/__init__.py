@@ -3,7 +3,7 @@
 Files are safetensors, or pickles with raw numbers of `torch.save`. The latter are checked first, `torch_archives` for
 their structure and `pickles` for what they would do, because torch's reader (`weights_only=True`) does not name what a
 file holds beside tensors, compare sizes with the file's, or bound a pickle's memory and time. A training state may hold
-an `argparse.Namespace` and numpy's scalars too, which are read into plain objects of this module.
+an `argparse.Namespace`, numpy's scalars and paths too, which are read into plain objects of this module.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch import Tensor
 from asit.errors import CheckpointError
 from asit.io import local_files
 from asit.io.local_files import PICKLED, SUFFIXES
-from asit.io.safe_load.pickles import Refused, shown
+from asit.io.safe_load.pickles import PATHS, Refused, shown
 from asit.io.safe_load.torch_archives import LEGACY, ZIP, check_archive, check_download, check_legacy, no_format
 
 __all__ = ["PICKLED", "SUFFIXES", "Facts", "pickle_fault", "read", "shown", "tensors", "texts"]
@@ -69,6 +69,11 @@ def _scalar(dtype: Any, data: Any) -> int | float | bool:
     return number
 
 
+def _path(*parts: str) -> str:
+    """Replaces the classes of paths: a path is read as text."""
+    return "/".join(parts)
+
+
 def read(path: Path, *, training_state: bool = False) -> dict[str, Any]:
     """Return the content of a file of weights: tensors by name, or nested mappings of them.
 
@@ -76,7 +81,8 @@ def read(path: Path, *, training_state: bool = False) -> dict[str, Any]:
 
     Args:
         path: a file with one of `SUFFIXES`.
-        training_state: allow an argparse.Namespace and numpy's scalars, which become `Facts` and numbers.
+        training_state: allow an argparse.Namespace and numpy's scalars and paths, which become `Facts`,
+            numbers and texts.
 
     Raises:
         CheckpointError: no such file, one that is damaged or truncated, that holds anything else (named), or whose
@@ -184,6 +190,7 @@ def _safe(training_state: bool) -> AbstractContextManager[None]:
         (_Dtype, "numpy.dtype"),
         (_scalar, "numpy.core.multiarray.scalar"),
         (_scalar, "numpy._core.multiarray.scalar"),
+        *((_path, name) for name in sorted(PATHS)),
     ]
     context: AbstractContextManager[None] = torch.serialization.safe_globals(allowed if training_state else [])
     return context

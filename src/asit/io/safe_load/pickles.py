@@ -26,7 +26,9 @@ _STORAGES = {"torch.storage.UntypedStorage", *(f"torch.{name}" for name in _ITEM
 _TENSORS = {"torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2"}
 _WEIGHTS = {"collections.OrderedDict", "torch.Size", "torch._utils._rebuild_parameter", *_TENSORS, *_STORAGES}
 _HOLDERS = {"argparse.Namespace", "numpy.dtype"}
-_STATE = {"_codecs.encode", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", *_HOLDERS}
+PATHS = {"pathlib.PosixPath", "pathlib.WindowsPath", "pathlib._local.PosixPath", "pathlib._local.WindowsPath"}
+"""Paths in settings, as in AudioMAE's; they are read as text."""
+_STATE = {"_codecs.encode", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", *_HOLDERS, *PATHS}
 
 _KNOWN = {
     *{"PROTO", "STOP", "MARK", "GLOBAL", "REDUCE", "NEWOBJ", "BINPERSID", "APPEND", "APPENDS", "SETITEM", "SETITEMS"},
@@ -125,6 +127,8 @@ def _check_call(path: str, given: tuple[Any, ...]) -> None:
         raise Refused("fills an OrderedDict in another way than torch.save does")
     if path == "_codecs.encode" and (len(given) != 2 or not isinstance(given[0], str) or given[1] != "latin1"):
         raise Refused("turns text into bytes in another way than numpy's scalars need")
+    if path in PATHS and not all(isinstance(part, str) for part in given):
+        raise Refused("has a path of other parts than texts")
     if path in _TENSORS:
         storage, offset, size, stride = given[:4]
         axes = isinstance(size, tuple) and isinstance(stride, tuple) and len(size) == len(stride)
