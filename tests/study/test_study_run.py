@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from asit.data.catalogue.catalogue import Catalogue
 from asit.errors import ConfigError, TrainingError
 from asit.io import lock
 from asit.pretrain import pretrain_run
@@ -147,3 +148,15 @@ def test_minutes_become_epochs(
     assert {arm: settings.epochs for arm, settings in study.arms.items()} == {"all": 40, "longer": 160}
     monkeypatch.setattr(study_plan, "seconds_per_step", lambda arms, data, **_: 1 / 0)
     assert study_plan.prepare(request_of(tmp_path / "out", arms, minutes=1.0, scoring=QUICK)).arms == study.arms
+
+
+def test_a_failed_start_leaves_no_list_for_the_next(
+    request_of: Callable[..., Request], labelled: Path, tmp_path: Path
+) -> None:
+    first = request_of(tmp_path / "out", {"all": {"losses.global_weight": "much"}})
+    with pytest.raises(ConfigError, match="the arm all"):
+        study_plan.prepare(first)
+    base = first.base.changed({"data": str(labelled.parent)})
+    request = request_of(tmp_path / "out", {"all": {}})
+    study = study_plan.prepare(Request(grid=request.grid, base=base, tables=request.tables))
+    assert len(Catalogue.read(study.data_path)) == 16

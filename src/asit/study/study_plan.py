@@ -200,6 +200,8 @@ def _prepared(request: Request, out: Path) -> Study:
         if foreign:
             found = f"{out} holds files that are not a study's: {', '.join(foreign[:5])}"
             raise ConfigError(found, "a new or empty folder for the study", "choose another --out")
+        for stale in (*out.glob(f"data/{run_dir.CATALOGUE}"), *out.glob(f"tables/*/{run_dir.CATALOGUE}")):
+            stale.unlink()  # of a start that failed, perhaps with other data
     else:
         _check_same(before, request, tables, data)
     base = request.base

@@ -70,6 +70,7 @@ def _markdown(study: Study, found: Sequence[StudyRow]) -> Iterator[str]:
         "CPU minutes are minutes of the clock on a GPU."
     )
     if any(row.system.startswith("scratch") for row in found):
+        yield ""
         yield "From scratch the best of the rates by its test score is shown, which favours it."
     yield from (line for note in study.notes for line in ("", f"Note: {note}."))
 
