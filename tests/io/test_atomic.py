@@ -211,6 +211,20 @@ def test_a_folder_killed_between_its_renames_comes_back(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "a.txt").read_text() == "old"
 
 
+def test_a_folder_killed_while_it_is_deleted_is_swept_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path / "out", "old")
+    with monkeypatch.context() as killed:
+        killed.setattr(atomic, "remove", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            put(tmp_path / "out", "new", overwrite=True)
+    assert len(names(tmp_path)) == 2
+    atomic.sweep(tmp_path, {"out"}, locked=True)
+    assert names(tmp_path) == {"out"}
+    assert (tmp_path / "out" / "a.txt").read_text() == "new"
+
+
 # Several writers
 
 

@@ -114,12 +114,13 @@ def write_folder(target: Path, *, overwrite: bool = False, sync: bool = True) ->
                 replaced[-1].rename(target)
             raise
         for old in replaced:
-            delete_folder(old)
+            delete_folder(old, target)
 
 
-def delete_folder(folder: Path) -> None:
-    """Delete a folder atomically: a crash on the way leaves a draft, never a part of the folder."""
-    doomed = draft_of(folder)
+def delete_folder(folder: Path, target: Path | None = None) -> None:
+    """Delete a folder atomically: a crash on the way leaves a draft of `target` (the folder itself unless given), never
+    a part of the folder."""
+    doomed = draft_of(target or folder)
     with contextlib.suppress(FileNotFoundError):
         folder.rename(doomed)
         remove(doomed)
