@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -61,3 +66,25 @@ def test_steps_are_measured_by_runs(sounds: Path) -> None:
     arms = {"all": settings, "longer": settings.changed({"epochs": 9})}
     found = arm_costs.seconds_per_step(arms, str(sounds), steps=(1, 4), rounds=1)
     assert 1e-4 <= found["all"] == found["longer"] < 10
+
+
+@pytest.mark.slow
+def test_processes_share_a_study_and_one_may_be_killed(common: list[str], tmp_path: Path) -> None:
+    arguments = [*common, "--epochs", "40", "--records.checkpoint-every", "5"]
+    arguments[arguments.index(str(tmp_path / "out"))] = str(tmp_path / "alone")
+    assert cli.main(arguments) == 0
+    arguments[arguments.index(str(tmp_path / "alone"))] = str(tmp_path / "out")
+    command = [sys.executable, "-m", "asit", *arguments]
+    both = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)]
+    end = time.monotonic() + 120
+    while not (tmp_path / "out/runs").exists() or not any((tmp_path / "out/runs").glob("*/checkpoints/*")):
+        assert time.monotonic() < end, "no checkpoint was written"
+        time.sleep(0.02)
+    both[0].kill()
+    assert both[0].wait(60) == -signal.SIGKILL
+    assert both[1].wait(120) == 0
+    assert cli.main(arguments) == 0  # what the killed one had, if the other was through with it by then
+    tables = [list(csv.DictReader((tmp_path / name / "table.csv").open())) for name in ("alone", "out")]
+    for row in tables[0] + tables[1]:
+        assert (row.pop("minutes") != "") == (row["system"] in ("drop", "replace", "both", "combined"))
+    assert tables[0] == tables[1]
