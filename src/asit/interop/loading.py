@@ -22,7 +22,7 @@ def load(source: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
         source: one of these, tried in this order:
 
             - a model folder (RUN/model), a run's folder, a folder written by `asit export --to huggingface`, or
-              transformers' folder of an AST;
+              a Hugging Face folder of AST or EAT;
             - a file of weights of another project that `asit convert` reads (docs/convert.md);
             - a short name of the registry (`asit.list_models`), such as "ast";
             - the hub's "owner/name" or "owner/name@revision" (branch, tag or commit), with ":FILE" behind it where

@@ -53,7 +53,7 @@ class RegisteredModel(Settings):
     title: str
     """Name as the authors have it."""
     family: str
-    """Architecture: ASiT, AST, SSAST."""
+    """Architecture, such as ASiT, AST, EAT."""
     kind: str
     """`--kind` of `asit convert`."""
     size: Fact
