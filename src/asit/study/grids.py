@@ -20,8 +20,7 @@ COST = "CPU minutes"
 """The axis of a grid whose figure shows scores against the time that the arms took."""
 _FIELDS = {"source", "axis", "reference", "arms"}
 _TIMES = re.compile(r"x(\d+(?:\.\d+)?)")
-_SHARES = ("epochs", "views.seconds")
-"""Settings that an arm may give as a multiple, such as x0.5: of the study's epochs, and of the length of a clip."""
+"""A multiple, such as x0.5: epochs of the study's, views.seconds of the length of a clip."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,8 @@ class Grid:
     Attributes:
         name: of the study.
         source: where the comparison comes from.
-        arms: name -> dotted settings; a value such as "x0.5" is a multiple, see `length` and `typical_seconds`.
+        arms: name -> dotted settings; epochs such as "x0.5" are a multiple of the study's, and so are
+            views.seconds of the length of a clip.
         reference: the arm that the others are compared with.
         axis: name of the horizontal axis; "": the arms are no points of a curve.
     """

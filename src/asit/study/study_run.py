@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ class _Unit:
 
     name: str
     claim: Path
-    steps: list[tuple[Path, Callable[[], None]]]
+    steps: Sequence[tuple[Path, Callable[[], None]]]
 
     @property
     def finished(self) -> bool:
@@ -121,14 +122,14 @@ def _units(study: Study, seeds: Sequence[int], arms: Sequence[str]) -> Iterator[
     """Yield the units, seed by seed, so that a study that is stopped has whole seeds."""
     for seed in seeds:
         for arm in arms:
-            steps = [(_finished(study.run(arm, seed)), _bound(_pretrain, study, arm, seed))]
+            steps = [(_finished(study.run(arm, seed)), partial(_pretrain, study, arm, seed))]
             for table in study.tables:
                 place = study.scores(arm, seed, table)
-                steps.append((place / run_dir.RESULTS, _bound(_probe, study, arm, seed, table)))
+                steps.append((place / run_dir.RESULTS, partial(_probe, study, arm, seed, table)))
                 for share in study.scoring.shares:
                     tuned = study.scores(arm, seed, tuned_part(table, share))
                     given = {"model": str(study.run(arm, seed) / run_dir.MODEL)}
-                    steps.append((tuned / run_dir.RESULTS, _bound(_tune, study, table, share, seed, tuned, given)))
+                    steps.append((tuned / run_dir.RESULTS, partial(_tune, study, table, share, seed, tuned, given)))
             yield _Unit(f"{arm}, seed {seed}", study.run(arm, seed), steps)
         for rate in study.scoring.scratch_rates:
             steps = []
@@ -136,13 +137,9 @@ def _units(study: Study, seeds: Sequence[int], arms: Sequence[str]) -> Iterator[
                 for share in study.scoring.shares:
                     place = study.scratch(rate, seed, tuned_part(table, share))
                     given = _fresh(study, rate)
-                    steps.append((place / run_dir.RESULTS, _bound(_tune, study, table, share, seed, place, given)))
+                    steps.append((place / run_dir.RESULTS, partial(_tune, study, table, share, seed, place, given)))
             if steps:
                 yield _Unit(f"from scratch, rate {rate:g}, seed {seed}", study.scratch(rate, seed, "claim"), steps)
-
-
-def _bound(function: Callable[..., None], *given: Any) -> Callable[[], None]:
-    return lambda: function(*given)
 
 
 def _finished(run_folder: Path) -> Path:
