@@ -10,6 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import family_oracles
 import pytest
 import safetensors.torch
 import torch
@@ -63,6 +64,7 @@ for name, source in {
     "gated": "gated", "vit": "vit", "bare": "bare", "empty": "empty", "broken": "broken", "name": "a--b",
     "ast": "ast", "ast again": "ast", "ast first": "ast@first", "several": "several", "one of several": "several:a.pth",
     "absent": "several:c.pth", "objects": "objects", "sharded": "sharded", "damaged": "damaged", "whole": "whole",
+    "eat": "eat",
 }.items():
     tell(name, f"someone/{source}")
 out["ranges"] = {"asked": server.ranges}
@@ -220,6 +222,10 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     tensors = torch.load(owner / "whole" / "w.pth")
     safetensors.torch.save_file(tensors, owner / "whole" / "w.safetensors")
     (owner / "whole" / "w.pth").write_bytes(b"never read")
+    (owner / "eat").mkdir()
+    safetensors.torch.save_file(family_oracles.eat_weights(head=527, hub=True), owner / "eat" / "model.safetensors")
+    config = {"model_type": "eat", "layer_norm_first": False, "num_heads": 2, "norm_eps": 1e-6}
+    (owner / "eat" / "config.json").write_text(json.dumps({**config, "img_size": [1024, 128]}))
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(root), str(Path(__file__).parents[1])],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -261,6 +267,11 @@ def test_an_ast_of_the_hub_is_converted_once_with_its_licence_and_revision(hub: 
         assert (hub[name]["sum"], hub[name]["training"]) == (ast["sum"], ast["training"])
     assert hub["ast first"]["training"]["source"]["revision"] == COMMITS["first"]
     assert hub["ast first"]["sum"] == ast["sum"]
+
+
+def test_another_family_of_the_hub(hub: dict[str, dict[str, Any]]) -> None:
+    source = hub["eat"]["training"]["source"]
+    assert (source["kind"], source["repository"], len(hub["eat"]["classes"])) == ("eat", "someone/eat", 527)
 
 
 def test_a_truncated_download_is_resumed(hub: dict[str, dict[str, Any]]) -> None:
