@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asit.config import FinetuneSettings, PretrainSettings, presets
+from asit.config import FinetuneSettings, PretrainSettings, presets, yaml
 from asit.config.presets import Resume
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ def pretrain(
     model: str | Path = "",
     preset: str | None = None,
     config: str | Path | None = None,
+    budget: str | None = None,
     resume: Resume = False,
     overwrite: bool = False,
     **settings: Any,
@@ -36,6 +38,8 @@ def pretrain(
         model: to continue from, as for `asit.load`, such as RUN/model; or a file of ImageNet ViT weights.
         preset: "default", "speech", "paper", "official-v2" or "adapt", the default with a model.
         config: YAML file of settings.
+        budget: time that the run may take, such as "45m", "8h" or "3d": encoder, batch, epochs and warm-up that are not
+            given are chosen for it. Without it and without preset, config and epochs: an hour on a CPU, a day on a GPU.
         resume: resume the run in `out`, with its own settings; "auto": where there is one.
         overwrite: delete the run in `out` first.
         settings: any of `PretrainSettings`; groups as mappings.
@@ -47,9 +51,13 @@ def pretrain(
         AsitError: the settings, the data or the folder do not fit; its text says how to fix it.
     """
     from asit.pretrain import pretrain_run as runs
+    from asit.tools import time_budget
 
+    began = time.perf_counter()
     given = {**settings, "data": str(data), "model": str(model)}
     chosen = presets.build_for(PretrainSettings, out, preset, config, given, resume=resume)
+    names = {name for name, _ in yaml.flat(settings)} | ({"preset"} if preset else set())
+    chosen = time_budget.apply(chosen, budget, names, config=config, resume=resume, overwrite=overwrite, began=began)
     return runs.pretrain(chosen, resume=resume, overwrite=overwrite)
 
 

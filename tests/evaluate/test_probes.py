@@ -217,7 +217,7 @@ def test_pool_against_loops() -> None:
     generator = torch.Generator().manual_seed(0)
     cls, patches = torch.randn(5, width, generator=generator), torch.randn(5, time * mel, width, generator=generator)
     got = {kind: pool(cls, patches, (time, mel), kind).numpy() for kind in
-           ("class", "mean", "class+mean", "time-mean", "mel-mean", "mean+std")}  # fmt: skip
+           ("class", "mean", "class+mean", "class+mean+std", "time-mean", "mel-mean", "mean+std")}  # fmt: skip
     for r in range(5):
         token = {(t, m): patches[r, t * mel + m].numpy() for t in range(time) for m in range(mel)}
         every = np.stack(list(token.values()))
@@ -228,6 +228,7 @@ def test_pool_against_loops() -> None:
             "time-mean": np.concatenate([np.mean([token[t, m] for t in range(time)], 0) for m in range(mel)]),
             "mel-mean": np.concatenate([np.mean([token[t, m] for m in range(mel)], 0) for t in range(time)]),
             "mean+std": np.concatenate([every.mean(0), every.std(0)]),
+            "class+mean+std": np.concatenate([cls[r].numpy(), every.mean(0), every.std(0)]),
         }
         for kind, vector in expected.items():
             np.testing.assert_allclose(got[kind][r], vector, atol=1e-6, err_msg=kind)

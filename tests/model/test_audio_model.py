@@ -188,8 +188,14 @@ def test_a_layer_is_passed_on() -> None:
     with torch.no_grad():
         want = m.encoder(m.front_end(torch.from_numpy(sound)[None])[:, :, :FRAMES], layer=0)
     torch.testing.assert_close(m.embed(sound, layer=0).patches, want.patches[0], atol=1e-5, rtol=1e-5)
-    with pytest.raises(ConfigError, match="layer 9"):
-        m.embed(sound, layer=9)
+    first, last, both = m.embed(sound, layer=0), m.embed(sound), m.embed(sound, layer=[-1, 0])
+    for name in ("clip", "frames", "patches", "class_token"):
+        torch.testing.assert_close(getattr(both, name), torch.cat([getattr(last, name), getattr(first, name)], -1))
+    for wrong in (9, [0, 9]):
+        with pytest.raises(ConfigError, match="layer 9"):
+            m.embed(sound, layer=wrong)
+    with pytest.raises(ConfigError, match="no layer is given"):
+        m.embed(sound, layer=[])
 
 
 def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:

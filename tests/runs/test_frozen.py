@@ -337,7 +337,7 @@ def test_few_labels_are_nested_draws_of_the_training_split(model: AudioModel, li
     assert clips == [
         (f"{k} a class", seed, probe, 3 * k) for k in (1, 4) for seed in (0, 1) for probe in ("linear", "prototype")
     ]
-    summary = found.summary()["model, class+mean, linear, 4 a class"]
+    summary = found.summary()["model, class+mean+std, linear, 4 a class"]
     values = [r["metrics"]["accuracy"]["value"] for r in found.records if r["probe"] == "linear"][2:]
     assert summary["values"] == values
     assert summary["std"] == pytest.approx(np.std(values, ddof=1))
@@ -530,11 +530,12 @@ def test_the_verb_prints_scores_and_writes_json(
     assert cli.main([*command.split(), "--probe", "knn", "--out", str(tmp_path / "r.json")]) == 0
     out, log = capsys.readouterr()
     assert "features of 0 of 72 clips came from the cache" in log
-    assert "knn: class+mean" in out
+    assert "knn: class+mean+std" in out
     kept = json.loads((tmp_path / "r.json").read_text())
     assert kept["kind"] == "single"
     assert kept["results"][0]["per_class"][0]["class"] == "high"
-    assert cli.main([*command.split(), "--verify", "--verify-by", "label"]) == 0
+    verify = ["--verify", "--verify-by", "label", "--pooling", "class+mean+std"]  # the features that the probes read
+    assert cli.main([*command.split(), *verify]) == 0
     assert "features of 60 of 60 clips came from the cache" in capsys.readouterr().err
     for more, message in (
         ("--trials t.txt", "--trials without --verify"),

@@ -59,9 +59,11 @@ class EvaluateOptions:
     probe: str | None = None
     """Probes of the frozen encoder, separated by commas: linear, knn, prototype. By default linear,knn for an encoder;
     a model with a head is scored by its head."""
-    pooling: str = "class+mean"
-    """Features of linear, knn and --verify, separated by commas: class, mean, class+mean, time-mean, mel-mean or
-    mean+std."""
+    pooling: str | None = None
+    """Features of linear, knn and --verify, separated by commas: class, mean, class+mean, class+mean+std, time-mean,
+    mel-mean or mean+std. By default class+mean+std, of --verify class+mean."""
+    layers: str = ""
+    """Blocks whose outputs are concatenated, separated by commas, such as 0,2,5 (-1 the last); by default the last."""
     shares: str = ""
     """Few labels: shares of the training labels, separated by commas, such as 0.01,0.1,1."""
     per_class: str = ""
@@ -216,8 +218,10 @@ def _feature_settings(options: EvaluateOptions) -> dict[str, Any]:
     """Return the fields of `FeatureSettings` whose options are written differently; splits only where given."""
     from asit.data.catalogue.splits import TEST, TRAIN, VALIDATION
 
+    default = "class+mean" if options.verify else "class+mean+std"
     return {
-        "pooling": _split_words(options.pooling),
+        "pooling": _split_words(default if options.pooling is None else options.pooling),
+        "layers": _numbers(options.layers, int, "--layers", "0,2,5"),
         "precision": "bf16" if options.precision == "bf16" else "float32",
         "train": _split_words(options.train) or TRAIN,
         "validation": _split_words(options.validation) or VALIDATION,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import time
 from collections.abc import Iterator
 from typing import Any
 
 from asit.config import FinetuneSettings, PretrainSettings, Settings
 from asit.errors import ConfigError
-from asit.terminal.options import parse_run
+from asit.terminal.options import flags_of, parse_run
 
 
 class RunOptions(Settings):
@@ -31,14 +32,24 @@ class RunOptions(Settings):
 class PretrainOptions(PretrainSettings, RunOptions):
     """Every setting of the run, and how to run it."""
 
+    budget: str | None = None
+    """Time that the run may take, such as 45m, 8h or 3d: encoder, batch, epochs and warm-up that are not given are
+    chosen for it. Without it and without --preset, --config and --epochs: 1h on a CPU, 1d on a GPU."""
+
 
 class FinetuneOptions(FinetuneSettings, RunOptions):
     """Every setting of the run, and how to run it."""
 
 
 def pretrain(prog: str, summary: str, given: list[str]) -> int:
+    began = time.perf_counter()
     settings, options = parse_run(PretrainSettings, PretrainOptions, prog, summary, given)
     how = _how(options)
+    if settings.data and settings.out:  # else the run refuses them
+        from asit.tools import time_budget
+
+        chosen = flags_of(given)
+        settings = time_budget.apply(settings, options.budget, chosen, config=options.config, began=began, **how)
     if options.dry_run:
         return _dry_run(settings)
     from asit.pretrain import pretrain_run

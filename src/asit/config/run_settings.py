@@ -59,8 +59,8 @@ class RunSettings(Settings):
     """The run's folder."""
     seed: Seed = 0
     """Seed of every draw."""
-    epochs: Positive = 100
-    """Passes over the training clips (v1, v2: 100)."""
+    epochs: Positive | AboveZero = 100
+    """Passes over the training clips, 12.5 for instance (v1, v2: 100)."""
     batch_size: Positive = 128
     """Clips in a step, over all processes and accumulation steps (v1: 4 x 32; v2: 4 x 20)."""
     accumulate: Positive = 1

@@ -25,6 +25,11 @@ from asit.model.vit import Encoder
 
 TOKENS = "tokens"
 """The kind of all patch tokens, as float16."""
+JOINED: Mapping[Pooling, tuple[Pooling, ...]] = {
+    "class+mean": ("class", "mean"),
+    "class+mean+std": ("class", "mean+std"),
+}
+"""Kinds of pooling that are read, and cached, as two parts."""
 LOG_MEL = "mean+std of log-mel"
 """The kind of `LogMelReader`."""
 WINDOWS = 16
@@ -36,7 +41,7 @@ Wave = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
 
 
-Pooling = Literal["class", "mean", "class+mean", "time-mean", "mel-mean", "mean+std"]
+Pooling = Literal["class", "mean", "class+mean", "class+mean+std", "time-mean", "mel-mean", "mean+std"]
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 
 
@@ -51,6 +56,7 @@ class FeatureSettings:
         train, validation, test: names of splits.
         seconds: length that every clip is cut or padded to; None: clips as they are.
         precision: arithmetic of the encoder.
+        layers: blocks of the evaluated model whose outputs are concatenated (0 the first, -1 the last); none: the last.
         bad_files: share of clips that may be unreadable.
     """
 
@@ -62,6 +68,7 @@ class FeatureSettings:
     test: tuple[str, ...] = TEST
     seconds: float | None = None
     precision: Literal["float32", "bf16"] = "float32"
+    layers: tuple[int, ...] = ()
     bad_files: float = 0.1
 
 
@@ -92,6 +99,7 @@ def pool(cls: Tensor, patches: Tensor, grid: tuple[int, int], kind: Pooling) -> 
         kind: "class": the class token, (R, D);
             "mean": the mean over all patches, (R, D);
             "class+mean": both concatenated, (R, 2 D);
+            "class+mean+std": class token, mean and population standard deviation over all patches, (R, 3 D);
             "time-mean": the mean over time for each mel patch, lowest band first, (R, mel * D);
             "mel-mean": the mean over mel for each time patch, earliest first, (R, time * D);
             "mean+std": mean and population standard deviation over all patches, (R, 2 D).
@@ -103,7 +111,8 @@ def pool(cls: Tensor, patches: Tensor, grid: tuple[int, int], kind: Pooling) -> 
     mean = patches.mean(1)
     if kind == "mean":
         return mean
-    return torch.cat([cls, mean] if kind == "class+mean" else [mean, patches.std(1, correction=0)], 1)
+    parts = [cls] * kind.startswith("class") + [mean]
+    return torch.cat(parts + [patches.std(1, correction=0)] * kind.endswith("std"), 1)
 
 
 @torch.inference_mode()
@@ -124,6 +133,7 @@ class EncoderReader:
         kinds: to read.
         precision: arithmetic of the encoder.
         seconds: length that every clip is cut or padded to, in whole columns of patches; None: clips as they are.
+        layers: as in `FeatureSettings`.
 
     Attributes:
         digest: names all that the features depend on except the waveform.
@@ -135,8 +145,10 @@ class EncoderReader:
         kinds: tuple[str, ...] = (),
         precision: Literal["float32", "bf16"] = "float32",
         seconds: float | None = None,
+        layers: tuple[int, ...] = (),
     ) -> None:
         self.model, self.kinds, self.precision = model, kinds, precision
+        self.layers = [model.encoder.block_index(layer) for layer in layers] or None
         self.front_end = model.front_end.settings
         self.samples = None
         if seconds is not None:  # full columns: at least one, at most four views
@@ -152,6 +164,7 @@ class EncoderReader:
             "windows": WINDOWS,
             "device": model.encoder.pos_embed.device.type,
             "torch": torch.__version__,
+            **({} if self.layers is None else {"layers": self.layers}),
         }
         self.digest = f"{weights_digest(model.encoder)} {json.dumps(facts, sort_keys=True)}"
 
@@ -159,7 +172,7 @@ class EncoderReader:
         sound = torch.from_numpy(_cut(self.model.front_end, wave, self.samples))
         device = self.model.encoder.pos_embed.device.type
         with torch.autocast(device, enabled=False):  # embed enables what it needs
-            found = self.model.embed_batch([sound], precision=self.precision, batch=WINDOWS)[0]
+            found = self.model.embed_batch([sound], layer=self.layers, precision=self.precision, batch=WINDOWS)[0]
         assert found.patches is not None
         out: dict[str, Array] = {}
         for kind in kinds:
@@ -202,25 +215,24 @@ def readers(
     Args:
         model: to evaluate.
         settings: length, precision, seed of the untrained weights.
-        pooling: kinds of pooling; "class+mean" is read as its two halves, see `pooled`.
+        pooling: kinds of pooling; those in `JOINED` are read as their parts, see `pooled`.
         tokens: also all patch tokens.
     """
-    halves = {"class+mean": ("class", "mean")}
-    kinds: list[str] = list(dict.fromkeys(kind for name in pooling for kind in halves.get(name, (name,))))
-    every, precision, seconds = tuple(kinds + [TOKENS] * tokens), settings.precision, settings.seconds
-    found: dict[str, EncoderReader | LogMelReader] = {MODEL: EncoderReader(model, every, precision, seconds)}
+    kinds: list[str] = list(dict.fromkeys(kind for name in pooling for kind in JOINED.get(name, (name,))))
+    every = tuple(kinds + [TOKENS] * tokens)
+    how = settings.precision, settings.seconds, settings.layers
+    found: dict[str, EncoderReader | LogMelReader] = {MODEL: EncoderReader(model, every, *how)}
     if settings.baselines:
-        found[UNTRAINED] = EncoderReader(untrained(model, settings.seed), every, precision, seconds)
+        found[UNTRAINED] = EncoderReader(untrained(model, settings.seed), every, *how)
         if pooling:
-            found[LOG_MEL_STATISTICS] = LogMelReader(model.front_end, seconds)
+            found[LOG_MEL_STATISTICS] = LogMelReader(model.front_end, settings.seconds)
     return found
 
 
 def pooled(vectors: Mapping[str, npt.NDArray[np.float32]], kind: str) -> npt.NDArray[np.float32]:
     """Return the (n, width) table of one kind of feature out of those that were read."""
-    if kind == "class+mean":
-        return np.concatenate([vectors["class"], vectors["mean"]], 1)
-    return vectors[kind]
+    parts = [vectors[part] for part in JOINED.get(kind, (kind,))]  # type: ignore[call-overload]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, 1)
 
 
 def weights_digest(encoder: Encoder) -> str:

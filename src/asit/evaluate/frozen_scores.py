@@ -56,6 +56,7 @@ class FrozenSettings(FeatureSettings):
         clips: about so many clips of each split, drawn with the seed.
     """
 
+    pooling: tuple[Pooling, ...] = ("class+mean+std",)
     probes: tuple[Probe, ...] = ("linear", "knn")
     shares: tuple[float, ...] = ()
     per_class: tuple[int, ...] = ()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
@@ -42,7 +42,7 @@ __all__ = ["CLASSIFIER", "ENCODER", "AttentionMap", "AudioModel", "Embedding", "
 class EmbedKeywords(TypedDict, total=False):
     """Keyword arguments of `AudioModel.embedder`, which documents them."""
 
-    layer: int | None
+    layer: int | Sequence[int] | None
     precision: Precision
     hop: float | None
     patches: bool
@@ -264,7 +264,7 @@ class AudioModel:
 
     def embedder(
         self,
-        layer: int | None = None,
+        layer: int | Sequence[int] | None = None,
         precision: Precision = "auto",
         hop: float | None = None,
         patches: bool = True,
@@ -272,7 +272,8 @@ class AudioModel:
         """Return an `Embedder`, whose windows are prepared by threads and encoded by one thread.
 
         Args:
-            layer: block whose output to return, after the final norm (0 the first, -1 the last); None: the last.
+            layer: block whose output to return, after the final norm (0 the first, -1 the last); None: the last. Of
+                several blocks the outputs are concatenated, so that D is their number times the encoder's width.
             precision: of the encoder; auto: see the property.
             hop: seconds between frames; None: one patch column. Smaller hops take several passes.
             patches: keep the tokens of all patches.
@@ -280,9 +281,9 @@ class AudioModel:
         Raises:
             ConfigError: no such layer, or a hop that does not divide a column in whole log-mel frames.
         """
-        layer = None if layer is None else self.encoder.block_index(layer)
+        layers = None if layer is None else self.encoder.block_indices(layer)
         frames, low = hop_frames(self.encoder, self.front_end, hop), self._precision(precision)
-        return Embedder(self.encoder, self.front_end, layer=layer, precision=low, hop=frames, patches=patches)
+        return Embedder(self.encoder, self.front_end, layer=layers, precision=low, hop=frames, patches=patches)
 
     def embed(self, x: Sound, rate: int | None = None, **options: Unpack[EmbedKeywords]) -> Embedding:
         """Embed one clip; see `embed_batch`."""

@@ -8,7 +8,7 @@ next column. Parameters are named as in timm and the official ASiT files. The fa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -211,6 +211,19 @@ class Encoder(nn.Module):
             )
         return int(layer) % self.depth
 
+    def block_indices(self, layer: int | Sequence[int] | None) -> list[int]:
+        """Return the indices of one or several blocks from 0, as for `block_index`; None: of the last.
+
+        Raises:
+            ConfigError: no such block, or none is given.
+        """
+        if layer is None:
+            return [self.depth - 1]
+        layers = [layer] if not isinstance(layer, Sequence) else layer
+        if not layers:
+            raise ConfigError("no layer is given", "at least one", "leave it out for the last block")
+        return [self.block_index(one) for one in layers]
+
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         self._resized = {}
         return super()._apply(fn, recurse)
@@ -223,7 +236,7 @@ class Encoder(nn.Module):
         x: Tensor,
         drop: Tensor | None = None,
         valid: Tensor | None = None,
-        layer: int | None = None,
+        layer: int | Sequence[int] | None = None,
         stretch: bool = True,
         keep: Tensor | None = None,
     ) -> Tokens:
@@ -234,18 +247,23 @@ class Encoder(nn.Module):
             drop: (depth, 2, R) factors of stochastic depth, see `draw_drop_path`.
             valid: (R, P) bool; other patches are neither read nor attended to, and their tokens are 0. An overlapping
                 patch is valid if all of it is within the clip.
-            layer: block to return, after the final norm (0 the first, -1 the last); None: the last.
+            layer: block to return, after the final norm (0 the first, -1 the last); None: the last. Of several, each
+                token is the concatenation, k D wide.
             stretch: how to resize positions, see `positions`.
             keep: (R, K) int64, the only patches to encode; not together with `valid`.
 
         Raises:
             ConfigError: T or F does not fit the patches, or there is no such layer.
         """
-        last = self.depth if layer is None else self.block_index(layer) + 1
-        tokens, grid = self.hidden(x, last, drop, valid, stretch, keep)
+        layers, outputs = self.block_indices(layer), dict[int, Tensor]()
+        several = len(layers) > 1
+        tokens, grid = self.hidden(x, max(layers) + 1, drop, valid, stretch, keep, outputs if several else None)
         prefix = self.prefix
         if not self.norm_first:
             tokens = self.norm(tokens)
+            outputs = {i: self.norm(outputs[i]) for i in outputs if i in layers}
+        if several:
+            tokens = torch.cat([outputs[i] for i in layers], -1)
         patches = tokens[:, prefix:]
         if valid is not None:
             patches = torch.where(valid[..., None], patches, 0.0)
@@ -263,8 +281,12 @@ class Encoder(nn.Module):
         valid: Tensor | None = None,
         stretch: bool = True,
         keep: Tensor | None = None,
+        outputs: dict[int, Tensor] | None = None,
     ) -> tuple[Tensor, tuple[int, int]]:
-        """Return the tokens (R, N, D) after the first blocks, before the final norm, and the grid; see `forward`."""
+        """Return the tokens (R, N, D) after the first blocks, before the final norm, and the grid; see `forward`.
+
+        `outputs` is filled with the tokens after each of them, by index.
+        """
         grid, prefix = grid_of(x.shape[2], x.shape[3], self.patch, self.stride), self.prefix
         positions = self.positions(grid, stretch)
         if keep is None:
@@ -278,4 +300,6 @@ class Encoder(nn.Module):
         mask = None if valid is None else F.pad(valid, (prefix, 0), value=True)[:, None, None, :]
         for i in range(blocks):
             tokens = self.blocks[i](tokens, None if drop is None else drop[i], mask)
+            if outputs is not None:
+                outputs[i] = tokens
         return tokens, grid

@@ -69,7 +69,7 @@ class ScoreRow:
     weights: str = ""
     metric: str = ""
     labels: str = ""
-    epochs: int | None = None
+    epochs: float | None = None
     value: Value = UNKNOWN
     deviation: float = math.nan
     folds: int = 0

@@ -107,7 +107,7 @@ def settings_of(kind: type[S], base: S, options: S, given: list[str]) -> S:
         options: parsed.
         given: the arguments.
     """
-    flags = {argument.removeprefix("--").partition("=")[0].replace("-", "_") for argument in given}
+    flags = flags_of(given)
     values, before = dict(yaml.flat(options.model_dump())), dict(yaml.flat(base.model_dump()))
     named = [(name, values[name]) for name in before if name in flags or values[name] != before[name]]
     below = base.model_dump()
@@ -116,6 +116,11 @@ def settings_of(kind: type[S], base: S, options: S, given: list[str]) -> S:
         left = presets.left_to_model(base.keep_heads)
         below |= {name: getattr(base, name).model_dump(exclude_unset=True) for name in left}
     return kind(**presets.overlay(below, yaml.nested(named), encoder_too=not continued))
+
+
+def flags_of(given: list[str]) -> set[str]:
+    """Return the dotted names of the settings among the arguments, and other words that name none."""
+    return {argument.removeprefix("--").partition("=")[0].replace("-", "_") for argument in given}
 
 
 def early(given: list[str], names: tuple[str, ...]) -> dict[str, str]:

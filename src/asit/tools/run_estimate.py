@@ -60,7 +60,7 @@ class Workload:
     hours: float
     epoch_clips: int
     epoch_steps: int
-    epochs: int
+    epochs: float
     steps: int
     batch: int
     accumulate: int
@@ -197,7 +197,7 @@ def prepared(settings: PretrainSettings, request: PlanRequest) -> Iterator[tuple
         mine = {"batch_size": batch // request.processes, "views": {"keep_gb": decoded + 1.0 if kept else 0.0}}
         setup = prepare(settings.changed(mine), listed, world, source)
         epoch = round(len(setup.clips) * scale)
-        total = settings.epochs * (epoch // batch)
+        total = max(1, round(settings.epochs * (epoch // batch)))
         work = Workload(
             recordings=round(len(setup.catalogue) * scale),
             hours=setup.catalogue.header["seconds"] * scale / 3600,

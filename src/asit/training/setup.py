@@ -127,10 +127,10 @@ def plan_of(settings: RunSettings, count: int, clips: int, *, clip_per_parameter
         clip_per_parameter: clip each tensor's gradient by itself.
     """
     steps = count // settings.batch_size
-    text = f"{settings.epochs} epochs of {steps} steps of {settings.batch_size} clips"
-    log.info(f"{settings.epochs * steps} steps: {text}")
+    total = max(1, round(settings.epochs * steps))
+    log.info(f"{total} steps: {settings.epochs:.6g} epochs of {steps} steps of {settings.batch_size} clips")
     return loop.Plan(
-        total=settings.epochs * steps,
+        total=total,
         steps_per_epoch=steps,
         batch=settings.batch_size,
         accumulate=settings.accumulate,

@@ -78,7 +78,8 @@ class Embedder(BatchedModel[Window, Part, Embedding]):
     Args:
         encoder: in evaluation mode.
         front_end: its own.
-        layer: block whose output is taken (0 the first, -1 the last), through the final norm; None: the last.
+        layer: blocks whose outputs are taken (0 the first, -1 the last), through the final norm, and concatenated;
+            None: the last.
         precision: arithmetic of the encoder.
         hop: frames of log-mel between frames of the embedding; None: the step from column to column.
         patches: keep the tokens of all patches, not only their means over mel.
@@ -86,7 +87,7 @@ class Embedder(BatchedModel[Window, Part, Embedding]):
 
     encoder: Encoder
     front_end: FrontEnd
-    layer: int | None = None
+    layer: Sequence[int] | None = None
     precision: Literal["float32", "bf16"] = "float32"
     hop: int | None = None
     patches: bool = True
@@ -308,7 +309,7 @@ def attention_of(embedder: Embedder, window: Window) -> AttentionMap:
             "use another model",
         )
     device = encoder.pos_embed.device
-    layer = encoder.block_index(-1 if embedder.layer is None else embedder.layer)
+    layer = encoder.block_indices(embedder.layer)[-1]
     block: Any = encoder.blocks[layer]
     with torch.inference_mode(), runtime.autocast(embedder.precision, device):
         tokens, _ = encoder.hidden(window.x[None, None].to(device), layer, stretch=window.columns > view)
