@@ -22,6 +22,7 @@ from asit.evaluate.feature_readers import (
     MODEL,
     POOLINGS,
     FeatureSettings,
+    Pooling,
     choose,
     pooled,
 )

@@ -129,6 +129,7 @@ class Beats(Encoder):
         valid: Tensor | None = None,
         stretch: bool = True,
         keep: Tensor | None = None,
+        outputs: dict[int, Tensor] | None = None,
     ) -> tuple[Tensor, tuple[int, int]]:
         """See `Encoder.hidden`.
 
@@ -147,6 +148,8 @@ class Beats(Encoder):
         bias = self.distances(tokens.shape[1])
         for i in range(blocks):
             tokens = self.blocks[i](tokens, None if drop is None else drop[i], mask, bias)
+            if outputs is not None:
+                outputs[i] = tokens
         return tokens, grid
 
     def distances(self, count: int) -> Tensor:

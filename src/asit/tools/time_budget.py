@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from asit import runtime
-from asit.config import PretrainSettings, presets, yaml
+from asit.config import PretrainSettings, presets, pretrain_settings, yaml
 from asit.config.presets import Resume
 from asit.data.catalogue.catalogue import Catalogue
 from asit.errors import ConfigError
 from asit.model.vit import shape_of
-from asit.pretrain import continued, pretrain_resolve
+from asit.pretrain import continued
 from asit.pretrain.pretrain_setup import PretrainSetup, prepare
 from asit.progress import duration
 from asit.runtime import World
@@ -163,7 +163,7 @@ def choose(
         AsitError: whatever would refuse the run before its first step.
     """
     began = time.perf_counter() if began is None else began
-    pretrain_resolve.check(settings)
+    pretrain_settings.check(settings)
     with runtime.world(settings.device, settings.threads) as world:
         why = "Budget"
         if seconds is None:
@@ -172,7 +172,7 @@ def choose(
         with _quiet():
             settings, source = continued.start(settings)
             listed = open_data.of_run(settings, None)
-        kept = settings.has_card or any(name.startswith("encoder.") for name in given)
+        kept = source is not None or any(name.startswith("encoder.") for name in given)
         fixed_batch = bool({"batch_size", "accumulate"} & set(given))
         chosen: PretrainSetup | None = None
         reason = "as given" if kept else "the largest there is"
@@ -235,7 +235,7 @@ def _lengthen(
         "batch_size": resolved.batch_size,
         "accumulate": resolved.accumulate,
     }
-    if not settings.has_card:
+    if not settings.model:
         changes["encoder"] = {name: getattr(resolved.encoder, name) for name in shape}
     width, depth, _ = shape_of(resolved.encoder)
     changes["optim"] = {}
