@@ -281,8 +281,8 @@ class AudioModel:
         Raises:
             ConfigError: no such layer, or a hop that does not divide a column in whole log-mel frames.
         """
-        layers = None if layer is None else self.encoder.block_indices(layer)
         frames, low = hop_frames(self.encoder, self.front_end, hop), self._precision(precision)
+        layers = None if layer is None else self.encoder.block_indices(layer)
         return Embedder(self.encoder, self.front_end, layer=layers, precision=low, hop=frames, patches=patches)
 
     def embed(self, x: Sound, rate: int | None = None, **options: Unpack[EmbedKeywords]) -> Embedding:
