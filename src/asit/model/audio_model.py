@@ -272,8 +272,7 @@ class AudioModel:
         """Return an `Embedder`, whose windows are prepared by threads and encoded by one thread.
 
         Args:
-            layer: block whose output to return, after the final norm (0 the first, -1 the last); None: the last. Of
-                several blocks the outputs are concatenated, so that D is their number times the encoder's width.
+            layer: block to return, after the final norm (0 the first), or k of them, joined to k D; None: the last.
             precision: of the encoder; auto: see the property.
             hop: seconds between frames; None: one patch column. Smaller hops take several passes.
             patches: keep the tokens of all patches.
@@ -303,8 +302,7 @@ class AudioModel:
             sounds: files of any rate, their bytes or open files; or samples (S,) or (channels, S), which are averaged.
             rate: sample rate of arrays in Hz; None: the model's.
             batch: windows per forward pass.
-            options: layer, precision, hop and patches, as for `embedder`. Without patches an hour takes a tenth of the
-                memory.
+            options: as for `embedder`. Without patches an hour takes a tenth of the memory.
 
         Raises:
             AudioError: an input is empty, not finite, not floating point, of another shape, or unreadable.
