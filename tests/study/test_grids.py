@@ -29,7 +29,7 @@ def test_the_grid_of_the_documentation_is_read(repository: Path, tmp_path: Path)
     grid = grids.read(str(tmp_path / "mine.yaml"))
     base = presets.build(PretrainSettings, "default", None, {"epochs": 10})
     arms = arm_settings(grid, base, lambda: 10.0)
-    assert (arms["speech"].preset, arms["slow"].epochs, grid.length("slow")) == ("speech", 20, 2.0)
+    assert (arms["paper"].preset, arms["slow"].epochs, grid.length("slow")) == ("paper", 20, 2.0)
     assert (arms["short"].views.seconds, arms["short"].masking.align, grid.axis) == (3.0, True, COST)
 
 
