@@ -34,9 +34,7 @@ KEEP = {"masking.align": True, "masking.keep": 0.5, "masking.replace_probability
 LEAN = {"losses.local_share": 0.5, "losses.reconstruction_tokens": "masked"}
 ARMS: dict[str, dict[str, Any]] = {
     "default": {},
-    "speech": {"preset": "speech"},
     "paper": PAPER,
-    "speech-keep-share": {"preset": "speech", **KEEP, **LEAN},
     "default-keep-share": {**KEEP, **LEAN},
 }
 """Arms by default, besides those of the study `strategies`."""
@@ -78,7 +76,7 @@ def measure(given: argparse.Namespace, settings: dict[str, Any], steps: tuple[in
     arms = grid_of(given)
     request = study_plan.Request(
         grid=arms,
-        base=presets.build(PretrainSettings, None, None, {**settings, **own}),
+        base=presets.build(PretrainSettings, None, None, {"optim": {"warmup": "auto"}, **settings, **own}),
         tables=tuple(given.tables),
         minutes=max(given.minutes),
         scoring=study_plan.Scoring(
