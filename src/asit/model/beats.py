@@ -121,17 +121,10 @@ class Beats(Encoder):
             return tokens.mean(1)
         return torch.where(valid[..., None], tokens, 0.0).sum(1) / valid.sum(1, keepdim=True).clamp(min=1)
 
-    def hidden(
-        self,
-        x: Tensor,
-        blocks: int,
-        drop: Tensor | None = None,
-        valid: Tensor | None = None,
-        stretch: bool = True,
-        keep: Tensor | None = None,
-        outputs: dict[int, Tensor] | None = None,
-    ) -> tuple[Tensor, tuple[int, int]]:
-        """See `Encoder.hidden`.
+    def embedded(
+        self, x: Tensor, valid: Tensor | None, stretch: bool, keep: Tensor | None
+    ) -> tuple[Tensor, tuple[int, int], tuple[Tensor | None, ...]]:
+        """See `Encoder.embedded`; blocks get the bias of distances beside the mask.
 
         Raises:
             ConfigError: with `keep`, which the convolution of neighbouring patches does not allow.
@@ -145,12 +138,7 @@ class Beats(Encoder):
         near = self.pos_conv(tokens.mT)[..., : tokens.shape[1]]  # an even kernel gives one more
         tokens = self.norm(tokens + F.gelu(near).mT)
         mask = None if valid is None else valid[:, None, None, :]
-        bias = self.distances(tokens.shape[1])
-        for i in range(blocks):
-            tokens = self.blocks[i](tokens, None if drop is None else drop[i], mask, bias)
-            if outputs is not None:
-                outputs[i] = tokens
-        return tokens, grid
+        return tokens, grid, (mask, self.distances(tokens.shape[1]))
 
     def distances(self, count: int) -> Tensor:
         """Return the bias of P = `count` patches for each query and key: (H, P, P)."""

@@ -287,6 +287,17 @@ class Encoder(nn.Module):
 
         `outputs` is filled with the tokens after each of them, by index.
         """
+        tokens, grid, context = self.embedded(x, valid, stretch, keep)
+        for i in range(blocks):
+            tokens = self.blocks[i](tokens, None if drop is None else drop[i], *context)
+            if outputs is not None:
+                outputs[i] = tokens
+        return tokens, grid
+
+    def embedded(
+        self, x: Tensor, valid: Tensor | None, stretch: bool, keep: Tensor | None
+    ) -> tuple[Tensor, tuple[int, int], tuple[Tensor | None, ...]]:
+        """Return the tokens (R, N, D) before the first block, the grid, and the mask for the blocks; see `forward`."""
         grid, prefix = grid_of(x.shape[2], x.shape[3], self.patch, self.stride), self.prefix
         positions = self.positions(grid, stretch)
         if keep is None:
@@ -298,8 +309,4 @@ class Encoder(nn.Module):
         if self.norm_first:
             tokens = self.norm(tokens)
         mask = None if valid is None else F.pad(valid, (prefix, 0), value=True)[:, None, None, :]
-        for i in range(blocks):
-            tokens = self.blocks[i](tokens, None if drop is None else drop[i], mask)
-            if outputs is not None:
-                outputs[i] = tokens
-        return tokens, grid
+        return tokens, grid, (mask,)
