@@ -13,7 +13,7 @@ from asit.config import EncoderSettings, FinetuneSettings, FrontEndSettings
 from asit.data.catalogue.catalogue import Catalogue
 from asit.errors import ConfigError
 from asit.finetune.finetune_dataset import blank_head
-from asit.interop import initial_encoder, loading
+from asit.interop import initial_encoder, loading, model_names
 from asit.io.checkpoint import load_strict
 from asit.model import positions
 from asit.model.audio_model import AudioModel
@@ -58,7 +58,8 @@ def pretrained(settings: FinetuneSettings) -> AudioModel | None:
         )
     if given == NONE:
         return None
-    if initial_encoder.image_weights(given) is not None:
+    files = model_names.find(given)
+    if initial_encoder.image_weights(files) is not None:
         if settings.fresh:
             raise ConfigError(
                 f"model is {given}, a file of image weights, and fresh is on",
@@ -66,7 +67,7 @@ def pretrained(settings: FinetuneSettings) -> AudioModel | None:
                 "take --model none",
             )
         return None
-    return loading.load(given)
+    return loading.load(loading.folder_of(files))
 
 
 def origin(settings: FinetuneSettings, model: AudioModel | None, catalogue: Catalogue) -> Origin:
@@ -129,7 +130,7 @@ def build(start: Origin, settings: FinetuneSettings, frames: int, classes: tuple
     if settings.fresh or settings.model == NONE:
         encoder.init_weights(generator)
     else:
-        image = initial_encoder.image_weights(settings.model) if start.model is None else None
+        image = initial_encoder.image_weights(model_names.find(settings.model)) if start.model is None else None
         initial_encoder.fill(encoder, str(image or settings.model), start.model, "docs/finetune.md")
     head = blank_head(settings, len(classes)).to_empty(device="cpu")
     head.init_weights(generator)

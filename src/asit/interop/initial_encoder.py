@@ -6,8 +6,8 @@ import logging
 from pathlib import Path
 
 from asit.errors import CheckpointError
-from asit.interop import model_names
 from asit.interop.convert import detect
+from asit.interop.model_names import ModelFiles
 from asit.io import safe_load
 from asit.io.checkpoint import load_strict
 from asit.model import imagenet, positions
@@ -17,13 +17,8 @@ from asit.model.vit import Encoder
 log = logging.getLogger(__name__)
 
 
-def image_weights(source: str) -> Path | None:
-    """Return the file of ImageNet ViT weights (timm's names) that a model's name is of; None: another model.
-
-    Raises:
-        AsitError: as `model_names.find`.
-    """
-    files = model_names.find(source)
+def image_weights(files: ModelFiles) -> Path | None:
+    """Return the file of ImageNet ViT weights (timm's names) that a named model is; None: it is another model."""
     if not files.convertible or files.path.is_dir():
         return None
     try:

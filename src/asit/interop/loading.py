@@ -12,6 +12,7 @@ import torch
 
 from asit.interop import converted_models, huggingface, model_names
 from asit.interop.hub_files import OWN
+from asit.interop.model_names import ModelFiles
 from asit.model.audio_model import AudioModel
 
 
@@ -44,5 +45,9 @@ def load(source: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
 
 def locate(source: str | os.PathLike[str]) -> Path:
     """Return the folder of a model's files, fetched and converted if necessary; source and errors as for `load`."""
-    files = model_names.find(source)
+    return folder_of(model_names.find(source))
+
+
+def folder_of(files: ModelFiles) -> Path:
+    """Return the model folder of files that `model_names.find` found, converted if necessary; errors as for `load`."""
     return converted_models.folder_of(files) if files.convertible else files.path

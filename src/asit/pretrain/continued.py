@@ -24,7 +24,7 @@ from asit.config.pretrain_settings import shape_conflicts
 from asit.config.run_settings import refuse
 from asit.data.catalogue.catalogue import Catalogue
 from asit.errors import CatalogueError, CheckpointError, ConfigError
-from asit.interop import hub_files, initial_encoder, loading
+from asit.interop import hub_files, initial_encoder, loading, model_names
 from asit.io import local_files, parsing
 from asit.io.checkpoint import check_numbers, load_heads, load_strict
 from asit.model.audio_model import AudioModel
@@ -104,7 +104,8 @@ def start(settings: PretrainSettings, *, restored: bool = False) -> tuple[Pretra
         return settings, None
     if restored and (kept := _kept_facts(Path(settings.out))) is not None:
         return settings, StartingModel(name, kept, restored=True)
-    file = initial_encoder.image_weights(name)
+    files = model_names.find(name)
+    file = initial_encoder.image_weights(files)
     if file is not None:
         settings = presets.with_model_groups(settings)
         _kept_heads(settings, file.parent)
@@ -114,9 +115,10 @@ def start(settings: PretrainSettings, *, restored: bool = False) -> tuple[Pretra
         log.info(f"Continuing from image weights of {name}; {_schedule(settings)}")
         of_file = {"model": name, "sha256": local_files.sha256(file), "kind": "image weights"}
         return settings, StartingModel(name, of_file, file=file)
-    model = loading.load(name)
+    folder = loading.folder_of(files)
+    model = loading.load(folder)
     check_numbers(name, model.encoder.state_dict())
-    heads, of_heads = _kept_heads(settings, loading.locate(name))
+    heads, of_heads = _kept_heads(settings, folder)
     settings = _with_card(settings, model, of_heads)
     width, depth, _ = shape_of(settings.encoder)
     input_ = f"{settings.front_end.rate} Hz, {settings.front_end.mels} mel bins"
@@ -129,7 +131,7 @@ def start(settings: PretrainSettings, *, restored: bool = False) -> tuple[Pretra
         log.info(f"The heads and centres that {name} keeps of its pretraining are trained further")
     facts = {
         "model": name,
-        "sha256": local_files.sha256(loading.locate(name) / hub_files.OWN[1]),
+        "sha256": local_files.sha256(folder / hub_files.OWN[1]),
         "kind": model.card["kind"],
         "training": model.training,
         **({"license": license} if (license := (model.training or {}).get("license")) else {}),

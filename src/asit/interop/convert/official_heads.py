@@ -45,7 +45,7 @@ class PretrainingHeads:
 
     Attributes:
         state: tensors "projection.*", "reconstruction.*" and, where the file has them, "class_centre" and
-            "patch_centre"; a shared last layer stands once, as "projection.class_layer".
+            "patch_centre"; a shared last layer is kept once, as "projection.class_layer".
         settings: of `HeadSettings`.
         names: of the file's tensors in `state`.
     """
