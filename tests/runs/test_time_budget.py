@@ -214,10 +214,6 @@ def test_from_python_and_the_command_line(
 
 
 def test_a_part_of_an_epoch(tmp_path: Path, tiny: Callable[..., PretrainSettings]) -> None:
-    result = asit.pretrain(**_arguments(tiny(tmp_path / "run", epochs=1.5)))
+    result = asit.pretrain(**tiny(tmp_path / "run", epochs=1.5).model_dump())
     assert (result.step, result.total) == (6, 6)
     assert "epochs: 1.5" in (tmp_path / "run" / "config.yaml").read_text()
-
-
-def _arguments(settings: PretrainSettings) -> dict[str, Any]:
-    return settings.model_dump()

@@ -45,11 +45,10 @@ def pretrain(prog: str, summary: str, given: list[str]) -> int:
     began = time.perf_counter()
     settings, options = parse_run(PretrainSettings, PretrainOptions, prog, summary, given)
     how = _how(options)
-    if settings.data and settings.out:  # else the run refuses them
-        from asit.tools import time_budget
+    from asit.tools import time_budget
 
-        chosen = flags_of(given)
-        settings = time_budget.apply(settings, options.budget, chosen, config=options.config, began=began, **how)
+    named = flags_of(given)
+    settings = time_budget.apply(settings, options.budget, named, config=options.config, began=began, **how)
     if options.dry_run:
         return _dry_run(settings)
     from asit.pretrain import pretrain_run

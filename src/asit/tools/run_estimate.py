@@ -196,22 +196,33 @@ def prepared(settings: PretrainSettings, request: PlanRequest) -> Iterator[tuple
         # All the data decide whether recordings are kept.
         mine = {"batch_size": batch // request.processes, "views": {"keep_gb": decoded + 1.0 if kept else 0.0}}
         setup = prepare(settings.changed(mine), listed, world, source)
-        epoch = round(len(setup.clips) * scale)
-        total = max(1, round(settings.epochs * (epoch // batch)))
-        work = Workload(
-            recordings=round(len(setup.catalogue) * scale),
-            hours=setup.catalogue.header["seconds"] * scale / 3600,
-            epoch_clips=epoch,
-            epoch_steps=epoch // batch,
-            epochs=settings.epochs,
-            steps=min(total, settings.stop_after) if settings.stop_after else total,
-            batch=batch,
-            accumulate=settings.accumulate,
-            kept_gb=decoded if kept else 0.0,
-            checkpoint_every=settings.records.checkpoint_every,
-            keep=settings.records.keep,
-        )
-        yield setup, work, world
+        yield setup, workload(setup, batch, decoded if kept else 0.0, scale), world
+
+
+def workload(setup: PretrainSetup, batch: int, kept_gb: float, scale: float = 1.0) -> Workload:
+    """Return the workload of a run.
+
+    Args:
+        setup: of one of its processes.
+        batch: clips of a step, over all processes.
+        kept_gb: of decoded recordings that each loader keeps.
+        scale: clips of the run over those of the set-up.
+    """
+    settings, epoch = setup.settings, round(len(setup.clips) * scale)
+    total = max(1, round(settings.epochs * (epoch // batch)))
+    return Workload(
+        recordings=round(len(setup.catalogue) * scale),
+        hours=setup.catalogue.header["seconds"] * scale / 3600,
+        epoch_clips=epoch,
+        epoch_steps=epoch // batch,
+        epochs=settings.epochs,
+        steps=min(total, settings.stop_after) if settings.stop_after else total,
+        batch=batch,
+        accumulate=settings.accumulate,
+        kept_gb=kept_gb,
+        checkpoint_every=settings.records.checkpoint_every,
+        keep=settings.records.keep,
+    )
 
 
 def noise(scratch: Path, rate: int, seconds: float, count: int) -> Catalogue:

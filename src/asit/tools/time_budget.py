@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import re
-import statistics
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -24,8 +23,9 @@ from asit.pretrain import continued
 from asit.pretrain.pretrain_setup import PretrainSetup, prepare
 from asit.progress import duration
 from asit.runtime import World
-from asit.tools.step_profile import MEMORY_SHARE, StepCost, extrapolate, machine, measure, small_costs
-from asit.training import open_data, run_dir
+from asit.tools.run_estimate import PlanRequest, estimate, workload
+from asit.tools.step_profile import MEMORY_SHARE, extrapolate, machine, measure, small_costs
+from asit.training import open_data, resources, run_dir
 
 log = logging.getLogger(__name__)
 
@@ -109,12 +109,12 @@ def apply(
     resumed = resume is True or (resume == "auto" and not overwrite and (Path(settings.out) / run_dir.CONFIG).exists())
     length = sorted({"epochs", "stop_after"} & set(given))
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if budget is None:
-        default = settings.preset == settings.DEFAULT_RECIPE and config is None and "preset" not in given
-        if resumed or length or processes > 1 or not default:
-            return settings
-    seconds = None if budget is None else seconds_of(budget)
-    if budget is not None and resumed:
+    default = settings.preset == settings.DEFAULT_RECIPE and config is None and "preset" not in given
+    if not settings.data or not (settings.out or budget):  # the run refuses them; a dry run needs no folder
+        return settings
+    if budget is None and (resumed or length or processes > 1 or not default):
+        return settings
+    if resumed:
         raise ConfigError(
             "a budget for a run that is resumed",
             "the length that it began with",
@@ -130,13 +130,12 @@ def apply(
             "one process: the choice is measured in one",
             "give --epochs; `asit plan --processes N` estimates the time",
         )
+    seconds = None if budget is None else seconds_of(budget)
     if settings.out and not overwrite:
         run_dir.claim(Path(settings.out), resume=False, overwrite=False)
-    names = (
-        set(given) | {name for name, _ in yaml.flat(presets.read_file(PretrainSettings, Path(config)))}
-        if config
-        else given
-    )
+    names = set(given)
+    if config:
+        names |= {name for name, _ in yaml.flat(presets.read_file(PretrainSettings, Path(config)))}
     chosen = choose(settings, seconds, names, began=began)
     log.info("\n".join(chosen.summary))
     if chosen.warning:
@@ -214,8 +213,10 @@ def _lengthen(
     micro = resolved.batch_size // resolved.accumulate
     with _quiet():
         found = measure(setup, world, micro, budget=min(MEASURED_SECONDS, seconds / 20), began=time.perf_counter())
-    step = statistics.median(found.step_seconds) + found.clip_seconds * (micro - found.micro)
-    step = step * resolved.accumulate + found.checkpoint_seconds / resolved.records.checkpoint_every
+    decoded = setup.catalogue.header["seconds"] * resolved.front_end.rate * 4 / 1e9
+    kept_gb = decoded if decoded <= resources.memory_limit(resolved.views.keep_gb) else 0.0
+    expected = estimate(found, workload(setup, resolved.batch_size, kept_gb), PlanRequest())
+    step = expected.step_seconds + found.checkpoint_seconds / resolved.records.checkpoint_every
     # The run scans the recordings and constructs everything again, which takes about as long as it took here.
     elapsed = time.perf_counter() - began
     per_epoch = setup.plan.steps_per_epoch
@@ -243,9 +244,6 @@ def _lengthen(
         changes["optim"]["warmup"] = round(WARM_UP * epochs, 4)
     if settings.preset in RATE_PRESETS and "optim.lr" not in given and width > RATE_WIDTH:
         changes["optim"]["lr"] = settings.optim.lr * RATE_WIDTH / width
-    memory = extrapolate(
-        [StepCost(0, 0.0, dict.fromkeys(found.memory_gb, 0.0)), StepCost(found.micro, 0.0, found.memory_gb)], micro
-    )
     why, reason = reasons
     summary = [
         f"{why}: encoder {width} x {depth} ({reason})",
@@ -253,8 +251,8 @@ def _lengthen(
         f"  time: {duration(2 * elapsed + steps * step)}, at {step:.2f} s a step (measured)",
         "  memory: "
         + ", ".join(
-            f"{size:.1f} of {found.machine_gb.get(name, math.inf):.0f} GB ({name})"
-            for name, size in memory.memory_gb.items()
+            f"{size:.1f} of {expected.machine_gb.get(name, math.inf):.0f} GB ({name})"
+            for name, size in expected.memory_gb.items()
         ),
     ]
     warning = ""
