@@ -76,7 +76,7 @@ def measure(given: argparse.Namespace, settings: dict[str, Any], steps: tuple[in
     arms = grid_of(given)
     request = study_plan.Request(
         grid=arms,
-        base=presets.build(PretrainSettings, None, None, {"optim": {"warmup": "auto"}, **settings, **own}),
+        base=presets.build(PretrainSettings, None, None, {**settings, **own}),
         tables=tuple(given.tables),
         minutes=max(given.minutes),
         scoring=study_plan.Scoring(

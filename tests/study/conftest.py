@@ -64,7 +64,7 @@ def request_of(sounds: Path, labelled: Path) -> Callable[..., Request]:
     """`request_of(out, arms)`: a study of these arms; other fields of the request by name."""
 
     def make(out: Path, arms: dict[str, dict[str, Any]], **more: Any) -> Request:
-        settings = PretrainSettings(data=str(sounds), out=str(out), **TINY, **more.pop("settings", {}))
+        settings = PretrainSettings(data=str(sounds), out=str(out), **TINY | more.pop("settings", {}))
         return Request(
             grid=Grid("toy", "a test", arms, next(iter(arms))), base=settings, tables=(str(labelled),), **more
         )

@@ -150,6 +150,19 @@ def test_minutes_become_epochs(
     assert study_plan.prepare(request_of(tmp_path / "out", arms, minutes=1.0, scoring=QUICK)).arms == study.arms
 
 
+def test_a_warm_up_that_few_minutes_would_not_hold_becomes_auto(
+    request_of: Callable[..., Request], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    costs = {"short": 20.0, "long": 2.0}
+    monkeypatch.setattr(study_plan, "seconds_per_step", lambda arms, data, **_: {arm: costs[arm] for arm in arms})
+    arms: dict[str, dict[str, Any]] = {"short": {}, "long": {"masking.drop": 0.4}}
+    settings = {"optim": {"warmup": 1}, "epochs": 9}
+    study = study_plan.prepare(request_of(tmp_path / "out", arms, minutes=1.0, scoring=QUICK, settings=settings))
+    assert [(one.epochs, one.optim.warmup) for one in study.arms.values()] == [(1, "auto"), (10, 1.0)]
+    again = request_of(tmp_path / "out", arms, minutes=1.0, scoring=QUICK, settings=settings)
+    assert study_plan.prepare(again).arms == study.arms
+
+
 def test_a_failed_start_leaves_no_list_for_the_next(
     request_of: Callable[..., Request], labelled: Path, tmp_path: Path
 ) -> None:

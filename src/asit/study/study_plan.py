@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from asit import __version__
-from asit.config import PretrainSettings, yaml
+from asit.config import PretrainSettings, presets, yaml
 from asit.config.pretrain_settings import check
 from asit.data.catalogue.catalogue import Catalogue
 from asit.data.catalogue.splits import TEST, by_folds, rows_of_splits
@@ -242,11 +242,11 @@ def _timed(study: Study, arms: dict[str, PretrainSettings], listed: Catalogue, r
         costs = seconds_per_step(new, study.data_path, steps=request.steps, rounds=request.rounds)
         for arm, seconds in costs.items():
             passes = request.minutes * request.grid.length(arm) * 60 / (seconds * epoch_steps(new[arm], listed))
-            new[arm] = new[arm].changed({"epochs": max(1, round(passes))})
+            new[arm] = _with_epochs(new[arm], max(1, round(passes)))
             log.info(f"{arm}: {seconds:.3g} s a step, {new[arm].epochs} epochs in {request.minutes:g} minutes")
     for arm, settings in arms.items():
         if arm in study.arms:
-            now = settings if request.minutes is None else settings.changed({"epochs": study.arms[arm].epochs})
+            now = settings if request.minutes is None else _with_epochs(settings, study.arms[arm].epochs)
             try:
                 run_dir.check_same(study.arms[arm], now)
             except ConfigError as error:
@@ -254,6 +254,11 @@ def _timed(study: Study, arms: dict[str, PretrainSettings], listed: Catalogue, r
                     f"the arm {arm}: {error.found}", "the settings that the study began with", "choose another --out"
                 ) from error
     return Study(**{**vars(study), "arms": study.arms | new})
+
+
+def _with_epochs(settings: PretrainSettings, epochs: float) -> PretrainSettings:
+    """Return the settings with these epochs; a warm-up that they would not hold becomes auto."""
+    return PretrainSettings.model_validate(presets.overlay(settings.model_dump(exclude_unset=True), {"epochs": epochs}))
 
 
 def epoch_steps(settings: PretrainSettings, listed: Catalogue) -> int:
