@@ -46,12 +46,12 @@ def test_facts_of_a_classifier(models: Path, capsys: Captured) -> None:
 
 def test_it_reads_well(models: Path, capsys: Captured) -> None:
     assert cli.main(["info", str(models / "single")]) == 0
-    told = capsys.readouterr().out
-    assert "4; a clip has one (softmax); read from mean" in told
-    assert "نباح كلب" in told
-    assert "license     CC0-1.0" in told
-    assert "0.495 s at 16000 Hz" in told
-    assert all(len(line) <= 80 for line in told.splitlines())
+    printed = capsys.readouterr().out
+    assert "4; a clip has one (softmax); read from mean" in printed
+    assert "نباح كلب" in printed
+    assert "license     CC0-1.0" in printed
+    assert "0.495 s at 16000 Hz" in printed
+    assert all(len(line) <= 80 for line in printed.splitlines())
     assert cli.main(["info", str(models / "single"), "--labels"]) == 0
     assert capsys.readouterr().out.splitlines()[:2] == ["dog", "rain"]
 
@@ -74,9 +74,9 @@ def test_a_run_s_folder_tells_its_model_and_its_scores(models: Path, tmp_path: P
     (tmp_path / "run" / "results.json").write_text(json.dumps({"results": results}))
     for given in ("run", "run/model"):
         assert cli.main(["info", str(tmp_path / given)]) == 0
-        told = capsys.readouterr().out
-        assert "scored      validation, 12 clips: accuracy 0.7500\n" in told
-        assert told.count("scored") == 2, "of the last weights alone: these are they"
+        printed = capsys.readouterr().out
+        assert "scored      validation, 12 clips: accuracy 0.7500\n" in printed
+        assert printed.count("scored") == 2, "of the last weights alone: these are they"
 
 
 def test_a_card_cannot_steer_the_terminal(models: Path, tmp_path: Path, capsys: Captured) -> None:
@@ -85,9 +85,9 @@ def test_a_card_cannot_steer_the_terminal(models: Path, tmp_path: Path, capsys: 
     card["training"]["license"] = "MIT\x1b[2J"
     (tmp_path / "model" / "card.json").write_text(json.dumps(card))
     assert cli.main(["info", str(tmp_path / "model")]) == 0
-    told = capsys.readouterr().out
-    assert "\x1b" not in told
-    assert "MIT\\x1b[2J" in told
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    assert "MIT\\x1b[2J" in printed
 
 
 def two_labels(content: bytes) -> bytes:

@@ -288,8 +288,8 @@ def test_what_a_file_cannot_be_asked(tmp_path: Path, caplog: pytest.LogCaptureFi
         convert.convert(fine, SourceOptions())
     normed = saved(tmp_path / "normed.pth", {**under("v.", encoder()), **head()})
     assert convert.convert(normed, SourceOptions(kind="asit", pooling="mean")).model.card["labels"]["pooling"] == "mean"
-    told = convert.convert(normed, SourceOptions(kind="asit"))
-    assert told.model.card["labels"]["pooling"] == "class"
+    converted = convert.convert(normed, SourceOptions(kind="asit"))
+    assert converted.model.card["labels"]["pooling"] == "class"
     assert "Assumed that the head reads the class token" in caplog.text
     peer = saved(tmp_path / "ast.pth", ast())
     with pytest.raises(ConfigError, match="is of kind ast, and --which student is given"):

@@ -1,4 +1,4 @@
-"""asit export: what is written and told, and what is refused in one line."""
+"""asit export: what is written and printed, and what is refused in one line."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def kept(path: Path) -> dict[str, str]:
 def test_onnx(folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "m.onnx"
     assert main(["export", folder, "--to", "onnx", "--out", str(out), "--license", "mit"]) == 0
-    told = capsys.readouterr().out
-    assert "waveform (batch, samples) at 16000 Hz to scores (batch, 3)" in told
-    assert "of the model, at 0.025, 0.05, 0.247, 0.495, 0.643 s" in told
+    printed = capsys.readouterr().out
+    assert "waveform (batch, samples) at 16000 Hz to scores (batch, 3)" in printed
+    assert "of the model, at 0.025, 0.05, 0.247, 0.495, 0.643 s" in printed
     assert (kept(out)["precision"], kept(out)["license"]) == ("float32", "mit")
     assert main(["export", folder, "--to", "onnx", "--out", str(out)]) == 2
     assert "already exists" in capsys.readouterr().err
@@ -61,7 +61,7 @@ def test_the_loss_of_int8_on_labelled_recordings(
     out = tmp_path / "m.onnx"
     given = ["export", str(tmp_path / "model"), "--to", "onnx", "--out", str(out), "--int8"]
     assert main([*given, "--check-data", str(table)]) == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     loss = json.loads(kept(out)["loss"])
     assert (loss["of"], loss["sounds"]) == ("clips of t.csv", 8)
     assert loss["metric"] == ("mAP" if multi else "accuracy")
@@ -69,7 +69,7 @@ def test_the_loss_of_int8_on_labelled_recordings(
         assert loss["float32"] == 0.75
     assert abs(loss["int8"] - loss["float32"]) <= 0.2
     assert 0.98 < loss["smallest_cosine"] < 1.0
-    assert f"int8 on 8 clips of t.csv: {loss['metric']} {loss['int8']:.4f} (float32" in told
+    assert f"int8 on 8 clips of t.csv: {loss['metric']} {loss['int8']:.4f} (float32" in printed
 
 
 @pytest.mark.parametrize("output", ["scores", pytest.param("frames", marks=pytest.mark.slow)])
@@ -83,15 +83,15 @@ def test_the_loss_on_recordings_without_labels(
     out = tmp_path / "m.onnx"
     given = ["export", folder, "--to", "onnx", "--out", str(out), "--int8", "--check-data", str(tmp_path / "sounds")]
     assert main([*given, "--output", output]) == 0
-    told, loss = capsys.readouterr().out, json.loads(kept(out)["loss"])
+    printed, loss = capsys.readouterr().out, json.loads(kept(out)["loss"])
     assert "metric" not in loss
     assert loss["sounds"] == 11
     if output == "scores":
-        assert "int8 on 11 clips of sounds: same top class" in told
+        assert "int8 on 11 clips of sounds: same top class" in printed
         assert main([*given, "--overwrite", "--check-clips", "5"]) == 0
         assert json.loads(kept(out)["loss"])["sounds"] == 5
     else:
-        assert "to frames (batch, columns, width)" in told
+        assert "to frames (batch, columns, width)" in printed
         assert "same_top_class" not in loss
 
 

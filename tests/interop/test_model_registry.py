@@ -70,13 +70,13 @@ def test_names_are_no_paths_or_repositories() -> None:
 
 def test_the_verb_lists_all_facts_with_their_sources(capsys: Any) -> None:
     assert cli.main(["models"]) == 0
-    told = " ".join(capsys.readouterr().out.split())
+    printed = " ".join(capsys.readouterr().out.split())
     for one in MODELS:
-        assert f"{one.name}: {one.title}" in told
-        assert any(where in told for where in (one.url, one.repository, one.page) if where)
-        assert all(fact.source in told for fact in (one.size, one.input, one.data))
-    assert "MIT/ast-finetuned-audioset-10-10-0.4593 of the Hugging Face hub, automatically" in told
-    assert "by hand: its authors' page links to a folder of Google Drive" in told
+        assert f"{one.name}: {one.title}" in printed
+        assert any(where in printed for where in (one.url, one.repository, one.page) if where)
+        assert all(fact.source in printed for fact in (one.size, one.input, one.data))
+    assert "MIT/ast-finetuned-audioset-10-10-0.4593 of the Hugging Face hub, automatically" in printed
+    assert "by hand: its authors' page links to a folder of Google Drive" in printed
     assert cli.main(["models", "ssast-base-frame", "--json"]) == 0
     (facts,) = json.loads(capsys.readouterr().out)
     assert (facts["name"], facts["automatic"], facts["scores"][1]["value"]) == ("ssast-base-frame", True, 84.0)

@@ -24,7 +24,7 @@ NEED = 47 * 160 + 400  # samples of 48 frames
 @pytest.mark.slow
 def test_a_program_gives_the_models_scores_without_asit(make_model: Any, make_waves: Any, tmp_path: Path) -> None:
     m = make_model(depth=1, pooling="class+mean", multi=True, distilled=True, patch_stride_frames=5, norm_eps=1e-12)
-    told = export(m, tmp_path / "m.pt2")
+    report = export(m, tmp_path / "m.pt2")
     waves = {
         f"{samples}x{rows}": make_waves(samples, rows)
         for samples, rows in ((1, 1), (3001, 3), (m.front_end.samples_for(m.frames), 2))
@@ -54,8 +54,8 @@ def test_a_program_gives_the_models_scores_without_asit(make_model: Any, make_wa
         want = m.scores(torch.from_numpy(given), "float32").numpy()
         np.testing.assert_allclose(found[name], want, atol=1e-5, err_msg=name)
     assert np.ptp(found[list(waves)[-1]], axis=0).max() > 0.01, "the weights are such that sounds differ"
-    assert told["check"]["largest_difference"] < 1e-5
-    assert told["bytes"] == (tmp_path / "m.pt2").stat().st_size
+    assert report["check"]["largest_difference"] < 1e-5
+    assert report["bytes"] == (tmp_path / "m.pt2").stat().st_size
     assert str(Path(torch_export.__file__).parent).encode() not in (tmp_path / "m.pt2").read_bytes()
 
 

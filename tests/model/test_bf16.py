@@ -170,10 +170,10 @@ def test_freed_memory_is_kept() -> None:
     env = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     env.pop("LD_PRELOAD", None)
     done = subprocess.run([sys.executable, "-c", FAULTS], env=env, capture_output=True, text=True, check=True)
-    before, told, after = done.stdout.splitlines()
+    before, printed, after = done.stdout.splitlines()
     pages = 4 * 3 * 48_000_000 // os.sysconf("SC_PAGE_SIZE")
     assert int(before) > pages // 600, "huge pages may be on: then a fault fetches 512 pages"
-    assert "kept" in told
+    assert "kept" in printed
     assert int(after) < pages // 1000
 
 
