@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from PIL import Image
 
 from asit.errors import AsitError, ConfigError
 from asit.report import audio_player, report
@@ -64,6 +65,10 @@ def test_mistakes_are_played(tmp_path: Path, make: SimpleNamespace, words: list[
     page = page_of(run)
     players = page.all("audio")
     assert len(players) == min(20, len(wrong)) - 1
+    pictures = [a for a in page.all("img") if str(a["alt"]).startswith("spectrogram of ")]
+    assert len(pictures) == len(players)
+    size = Image.open(io.BytesIO(base64.b64decode(str(pictures[0]["src"]).split("base64,")[1]))).size
+    assert size == (48, 64)  # of half a second: 25 ms every 10 ms; mel bins
     assert f"No sound: {tmp_path / 'data' / example.ids[worst]} is not there" in page.text
     sound, rate = soundfile.read(io.BytesIO(base64.b64decode(str(players[0]["src"]).split("base64,")[1])))
     assert (rate, len(sound)) == (16000, pytest.approx(8000, abs=2500))

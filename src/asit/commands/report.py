@@ -20,13 +20,15 @@ class ReportOptions:
     """The run's folder."""
     out: str | None = None
     """The page; by default RUN/report.html."""
+    overlay: tuple[str, ...] = ()
+    """Folders of other pretraining runs, whose curves are drawn with those of this one."""
 
 
 def report(prog: str, summary: str, given: list[str]) -> int:
     options = parse(ReportOptions, prog, summary, given)
     from asit.report import report as write
 
-    print(write(options.run, options.out, preset=_basis(Path(options.run) / "config.yaml")))
+    print(write(options.run, options.out, preset=_basis(Path(options.run) / "config.yaml"), overlay=options.overlay))
     return 0
 
 

@@ -59,7 +59,7 @@ def run_demo(out: Path, *, seed: int = 0, toy: bool = False) -> str:
         {encoder: {kind: found[name] for kind, found in results.items()} for encoder, results in compared.items()}
         for name in ("accuracy", "interval")
     )
-    table = probe_table_html(values, intervals)
+    table = probe_table_html(values, intervals, HEADLINE)
     items = "".join(f"<li>{fact}</li>" for fact in facts)
     section = (
         "<p>Linear probes on frozen features: which instrument plays? The pretrained encoder never saw a label; the "

@@ -10,9 +10,10 @@ from markupsafe import Markup
 
 from asit.errors import ConfigError
 from asit.io import atomic, parsing
-from asit.report import finetune_page, pretrain_page, templates
+from asit.report import findings, finetune_page, pretrain_page, templates
 from asit.report.class_results import probe_table_html
 from asit.report.run_reader import RunFolder
+from asit.report.run_sections import curves
 from asit.report.templates import Section
 
 __all__ = ["probe_table_html", "report"]
@@ -24,6 +25,7 @@ def report(
     sections: Sequence[tuple[str, str]] = (),
     *,
     preset: Mapping[str, Any] | None = None,
+    overlay: Sequence[Path | str] = (),
 ) -> Path:
     """Write one HTML page about a run; reading it needs no other file and no network.
 
@@ -36,14 +38,15 @@ def report(
         sections: (title, HTML) to put first, such as results measured elsewhere; the HTML is not escaped.
         preset: settings of the run's preset or recipe, nested as in config.yaml, to mark differences from; the built-in
             defaults if not given.
+        overlay: folders of other pretraining runs, whose curves are drawn with those of `run`.
 
     Returns:
         The page's path.
 
     Raises:
         AsitError: `run` is not a run's folder, or its results are not as a run writes them.
-        ConfigError: `out` is a folder, or a file whose name is not that of a page; or the run's config.yaml,
-            environment.json or results.json cannot be parsed.
+        ConfigError: `out` is a folder, or a file whose name is not that of a page; a run given or overlaid does not
+            pretrain; or the run's config.yaml, environment.json or results.json cannot be parsed.
     """
     held = RunFolder.read(Path(run))
     path = Path(out) if out is not None else held.folder / "report.html"
@@ -54,24 +57,55 @@ def report(
             f"give one such as {path / 'report.html' if path.is_dir() else path.with_suffix('.html')}",
         )
     with parsing.as_written(held.folder, "restore the files of the run, or delete the changed one and report again"):
-        html = _html(held, path, sections, preset)
+        html = _html(held, path, sections, preset, _overlaid(held, overlay))
     atomic.write_text(path, html)
     return path
 
 
-def _html(held: RunFolder, path: Path, sections: Sequence[tuple[str, str]], preset: Mapping[str, Any] | None) -> str:
+def _overlaid(held: RunFolder, overlay: Sequence[Path | str]) -> dict[str, RunFolder]:
+    """The other runs by name; of two with one name the later ones are numbered."""
+    names, found = [held.folder.resolve().name], dict[str, RunFolder]()
+    for folder in map(Path, overlay):
+        other = RunFolder.read(folder)
+        for run in (held, other):
+            if run.kind != "pretraining":
+                raise ConfigError(
+                    f"{run.folder} is a {run.kind} run",
+                    "--overlay draws the curves of several pretraining runs together",
+                    "compare scored runs with asit compare",
+                )
+        name = folder.resolve().name
+        names.append(name)
+        found[name if names.count(name) == 1 else f"{name} ({names.count(name)})"] = other
+    return found
+
+
+def _html(
+    held: RunFolder,
+    path: Path,
+    sections: Sequence[tuple[str, str]],
+    preset: Mapping[str, Any] | None,
+    overlaid: Mapping[str, RunFolder],
+) -> str:
+    found: Sequence[findings.Finding] = []
     if held.kind == "cross-validation":
         for fold in held.folds:
             report(fold, preset=preset)
         (state, verdict), facts, own = finetune_page.folds_page(held, preset, path)
     else:
         state, verdict = held.verdict
-        page = pretrain_page if held.kind == "pretraining" else finetune_page
-        facts, own = page.facts(held), page.sections(held, preset)
+        if held.kind == "pretraining":
+            found = findings.pretraining(held, curves(held.train))
+            facts, own = pretrain_page.facts(held), pretrain_page.sections(held, preset, overlaid)
+        else:
+            found = findings.finetuning(held)
+            facts, own = finetune_page.facts(held), finetune_page.sections(held, preset)
     html = templates.page(
         title=f"asit: {held.folder.resolve().name}",
         state=state,
         verdict=verdict,
+        findings=found,
+        commands=findings.next_commands(held),
         facts=facts,
         sections=[*(Section(title, Markup(body)) for title, body in sections), *(part for part in own if part.body)],
         damaged=held.damaged,

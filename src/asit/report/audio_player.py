@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import soundfile
 from markupsafe import Markup
+from matplotlib.image import imsave
 from numpy.typing import NDArray
 
+from asit.config import FrontEndSettings
 from asit.data.catalogue.catalogue import Catalogue, Clip
 from asit.data.loading.waveforms import read_clip
 from asit.errors import AsitError
@@ -26,6 +28,8 @@ AUDIO_SECONDS = 10.0
 """Longest audio of a player."""
 RATE = 16000
 """Samples per second of recordings in a page."""
+COLUMNS, MELS = 400, 64
+"""Most columns, and bins, of a recording's spectrogram."""
 MOST_BYTES = 4_000_000
 """All recordings of a page together; further ones are named without audio."""
 _MP3_RATES = {8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000}
@@ -44,6 +48,28 @@ def player(waveform: NDArray[np.float32], rate: int, label: str) -> Markup:
     soundfile.write(buffer, waveform, rate, format="MP3" if mp3 else "FLAC", compression_level=0.9)
     encoded = base64.b64encode(buffer.getvalue()).decode()
     return part("player", f"data:audio/{'mpeg' if mp3 else 'flac'};base64,{encoded}", label)
+
+
+def picture(values: NDArray[Any], low: float, high: float, colours: str, kind: str) -> str:
+    """Return a (T, F) array as an image's data URI, low bins at the bottom; `kind` is png or jpeg."""
+    buffer = io.BytesIO()
+    extra = {"quality": 68} if kind == "jpeg" else {"optimize": True}
+    imsave(buffer, values.T, vmin=low, vmax=high, cmap=colours, format=kind, origin="lower", pil_kwargs=extra)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _spectrogram(waveform: NDArray[np.float32]) -> str:
+    """The picture of a log-mel of at most COLUMNS columns and MELS bins."""
+    import torch  # takes seconds, and a page without sound does not need it
+
+    from asit.audio.fbank import FrontEnd
+
+    shift = max(10.0, 1000 * len(waveform) / RATE / COLUMNS)
+    front_end = FrontEnd(FrontEndSettings(rate=RATE, mels=MELS, shift_ms=shift, mean=0.0, std=1.0))
+    padded = front_end.pad(torch.from_numpy(waveform), max(len(waveform), front_end.window))
+    values = front_end.fbank(padded[None]).flatten(0, -3)[0].numpy()
+    low, high = np.quantile(values, [0.02, 0.998])
+    return picture(values, float(low), float(max(high, low + 1e-3)), "magma", "jpeg")
 
 
 class Recordings:
@@ -82,7 +108,8 @@ class Recordings:
             waveform = read_clip(clip, RATE, seconds=min(AUDIO_SECONDS, clip.seconds))
         except AsitError as error:
             return part("no_sound", error.found)
-        made = player(waveform, RATE, os.path.basename(clip.path))  # noqa: PTH119
+        name = _basename(clip.path)
+        made = part("picture", _spectrogram(waveform), f"spectrogram of {name}") + player(waveform, RATE, name)
         self._bytes += len(made)
         return made + (part("first_seconds", AUDIO_SECONDS) if clip.seconds > AUDIO_SECONDS else "")
 

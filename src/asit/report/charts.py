@@ -7,7 +7,7 @@ import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -23,17 +23,31 @@ from asit.report.templates import part
 Floats = NDArray[np.float64]
 
 # matplotlib cannot draw with CSS variables: it gets these colours, and `_inline` replaces them.
-_INK, _GRID = "#010101", "#020202"
+_INK, _GRID, _BAND = "#010101", "#020202", "#040404"
 _SERIES = {f"#030{i + 1}ff": f"var(--c{i})" for i in range(6)}
 BINS = 240
 """Most points of a curve: the mean of each bin of steps, and a band from its smallest to its largest value."""
+
+
+class Guide(NamedTuple):
+    """What a curve is read by.
+
+    Attributes:
+        level: value of a dashed line, such as the largest possible entropy; NaN: none.
+        label: of that line.
+        band: least and largest value of a sound run, drawn as a shaded area.
+    """
+
+    level: float = math.nan
+    label: str = ""
+    band: tuple[float, float] | None = None
 
 
 def chart(
     title: str,
     note: str,
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-    limit: tuple[float, str] | None = None,
+    guide: Guide | None = None,
     percent: bool = False,
     resumes: Sequence[float] = (),
     axis: str = "step",
@@ -45,7 +59,7 @@ def chart(
         title: printed above the chart.
         note: what to look for; printed below the title.
         series: name -> (steps, values); with two or more there is a legend.
-        limit: value and label of a dashed line, such as the largest possible entropy.
+        guide: a dashed line and a shaded area to read the curve by.
         percent: show values, which are shares, in per cent.
         resumes: steps at which a dotted vertical line is drawn.
         axis: name of the horizontal axis.
@@ -67,15 +81,12 @@ def chart(
         legend.append((variable, name, last if lasts else ""))
     for step in resumes:
         plot.axvline(step, color=_INK, linewidth=0.6, linestyle=":")
-    if limit and math.isfinite(limit[0]):
-        level, label = limit
-        plot.axhline(level, color=_INK, linewidth=0.8, linestyle="--")
-        at = ("axes fraction", "data")
-        plot.annotate(label, (0.01, level), xycoords=at, color=_INK, fontsize=8, va="bottom")
-        plot.margins(y=0.14)
+    if guide:
+        _guide(plot, guide)
     _style(plot, percent)
     plot.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     plot.set_xlabel(axis, fontsize=8, color=_INK)
+    _make_room(plot)
     single = len(legend) == 1
     return part(
         "chart",
@@ -104,6 +115,30 @@ def thin(x: Sequence[float], y: Sequence[float]) -> tuple[Floats, Floats, Floats
     )
 
 
+def _guide(axis: Any, guide: Guide) -> None:
+    if math.isfinite(guide.level):
+        axis.axhline(guide.level, color=_INK, linewidth=0.8, linestyle="--")
+        at = ("axes fraction", "data")
+        axis.annotate(guide.label, (0.01, guide.level), xycoords=at, color=_INK, fontsize=8, va="bottom")
+        axis.margins(y=0.14)
+    if guide.band:
+        low, high = axis.get_ylim()
+        least, largest = guide.band
+        low, high = min(low, largest), max(high, least)  # a curve outside the band shows which side it is on
+        axis.axhspan(max(low, least), min(high, largest), color=_BAND, alpha=0.1, linewidth=0)
+        axis.set_ylim(low, high)
+
+
+def _make_room(axis: Any) -> None:
+    """Set the left margin by the longest tick label; a single step needs whole numbers around it."""
+    left, right = axis.get_xlim()
+    if right - left < 2:
+        axis.set_xlim((left + right) / 2 - 1, (left + right) / 2 + 1)
+    write = axis.yaxis.get_major_formatter()
+    longest = max((len(write(value)) for value in axis.get_yticks()), default=1)
+    axis.set_position((max(0.1, 0.035 + 0.028 * longest), 0.2, 0.965 - max(0.1, 0.035 + 0.028 * longest), 0.76))
+
+
 def _style(axis: Any, percent: bool) -> None:
     axis.tick_params(labelsize=9.5, colors=_INK, labelcolor=_INK, length=0)
     axis.spines[:].set_visible(False)
@@ -111,7 +146,11 @@ def _style(axis: Any, percent: bool) -> None:
     axis.set_axisbelow(True)
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v / 1000:g}k" if abs(v) >= 10_000 else f"{v:g}"))
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.4g} %" if percent else f"{v:.5g}"))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda v, _=0: f"{100 * v:.4g} %" if percent else _tick(v)))
+
+
+def _tick(value: float) -> str:
+    return f"{value:.3g}".replace("e-0", "e-") if 0 < abs(value) < 0.001 else f"{value:.5g}"
 
 
 def _inline(figure: Figure, texts: Sequence[str]) -> Markup:
@@ -130,7 +169,7 @@ def _inline(figure: Figure, texts: Sequence[str]) -> Markup:
     body = re.sub(r' xmlns(:\w+)?="[^"]*"', "", body)
     body = re.sub(r'<g id="[^"]*"', "<g", body)
     body = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", body)
-    for colour, variable in {_INK: "var(--ink2)", _GRID: "var(--line)", **_SERIES}.items():
+    for colour, variable in {_INK: "var(--ink2)", _GRID: "var(--line)", _BAND: "var(--good)", **_SERIES}.items():
         body = body.replace(colour, variable)
     head = Markup('<svg {} role="img" aria-label="{}">').format(Markup(view[0]), " ".join(texts))
     return head + Markup(re.sub(r"\n\s*", " ", body))

@@ -58,6 +58,7 @@ def class_table(rows: Sequence[Mapping[str, Any]]) -> Markup:
 def probe_table_html(
     results: Mapping[str, Mapping[str, float]],
     intervals: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
+    headline: str | None = None,
 ) -> str:
     """Return the HTML of a table of accuracies with a bar in each cell, to pass to `report` as a section.
 
@@ -65,6 +66,8 @@ def probe_table_html(
         results: row (a model, a kind of features) -> column (a probe, a pooling) -> accuracy, 0 to 1. A row may lack
             a column. Names are escaped; the best of each column is bold.
         intervals: row -> column -> (low, high), such as 95 % intervals.
+        headline: a column. Its accuracies, or the best of a row that lacks it, are drawn first, one bar for each row,
+            and the table is folded.
     """
     columns = list(dict.fromkeys(column for row in results.values() for column in row))
     if not columns:
@@ -79,7 +82,16 @@ def probe_table_html(
         return Cell(part("value", f"{value:.1%}", interval, bold=value == best[column]), f"{value:.6g}", value)
 
     rows = [[Cell(row, row), *(cell(row, column) for column in columns)] for row in results]
-    return str(part("sort_table", ["features", *columns], rows, "", ""))
+    table = part("sort_table", ["features", *columns], rows, "", "")
+    if headline is None:
+        return str(table)
+    bars = []
+    for name, held in results.items():
+        column = headline if headline in held else max(held, key=lambda c: held[c], default="")
+        if column:
+            low, high = (intervals or {}).get(name, {}).get(column, (held[column], held[column]))
+            bars.append((name, column if column != headline else "", f"{held[column]:.1%}", held[column], low, high))
+    return str(part("bars", headline, bars) + part("details", "All features", table))
 
 
 def _is_number(value: object) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,22 +9,28 @@ from typing import Any
 
 import numpy as np
 from markupsafe import Markup
-from matplotlib.image import imsave
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from asit.config import FrontEndSettings, PretrainSettings
 from asit.io import parsing
-from asit.report.audio_player import AUDIO_SECONDS, player
+from asit.report.audio_player import AUDIO_SECONDS, picture, player
 from asit.report.charts import chart
+from asit.report.findings import gauge_guide
 from asit.report.run_reader import RunFolder
 from asit.report.run_sections import Series, curves, data, environment, events, progress, settings
 from asit.report.score_records import number
 from asit.report.templates import Section, part
 
 _LOSSES = {
-    "global": ("Global loss", "class token, cross-entropy with the teacher on the other view"),
-    "local": ("Local loss", "patch tokens, cross-entropy with the teacher on the same view"),
+    "global": (
+        "Global loss",
+        "class token, cross-entropy with the teacher on the other view; may rise while the teacher sharpens",
+    ),
+    "local": (
+        "Local loss",
+        "patch tokens, cross-entropy with the teacher on the same view; may rise, as the global loss",
+    ),
     "reconstruction": ("Reconstruction loss", "mean absolute error where the mask is, in normalised log-mel"),
 }
 _SCHEDULES = {
@@ -35,14 +39,14 @@ _SCHEDULES = {
     "teacher_momentum": ("Teacher momentum", "of the moving average (EMA) that is the teacher"),
     "teacher_temperature": ("Teacher temperature", "lower is sharper"),
 }
-_ENTROPY = "dashed: the largest there is, no preference at all; 0: one prototype"
-_CENTRE = "without bound: one prototype wins everywhere"
+_ENTROPY = "dashed: no preference at all; shaded: sound; 0: certain of one prototype"
+_CENTRE = "grows without bound where one prototype wins everywhere"
 _GAUGES = {
     "teacher_entropy_class": ("Teacher entropy, class", _ENTROPY),
     "teacher_entropy_patch": ("Teacher entropy, patches", _ENTROPY),
     "centre_norm_class": ("Centre norm, class", _CENTRE),
     "centre_norm_patch": ("Centre norm, patches", _CENTRE),
-    "feature_spread": ("Feature spread", "towards 0: all clips look alike to the encoder"),
+    "feature_spread": ("Feature spread", "shaded: sound; towards 0: all clips look alike to the encoder"),
     "mask_share": ("Masked share", "of the student's input"),
     "gradient_norm": ("Gradient norm", "before clipping"),
 }
@@ -52,16 +56,24 @@ _SPEED = {
 }
 
 
-def sections(run: RunFolder, preset: Mapping[str, Any] | None) -> list[Section]:
-    """Return the parts of the page in order; `preset` as for `asit.report.report`."""
-    drawn, missing = curves(run.train), part("missing", "Not recorded.")
+def sections(
+    run: RunFolder, preset: Mapping[str, Any] | None, overlaid: Mapping[str, RunFolder] | None = None
+) -> list[Section]:
+    """Return the parts of the page in order; `preset` and `overlaid` as for `asit.report.report`."""
+    drawn, missing = {"": curves(run.train)}, part("missing", "Not recorded.")
+    if overlaid:
+        drawn = {run.folder.resolve().name: drawn[""]} | {name: curves(other.train) for name, other in overlaid.items()}
     return [
         Section("Losses", _losses(run, drawn)),
-        Section("Probe", _probe(run)),
+        *([Section("Probe", _probe(run))] if run.probes or run.config.get("probe", {}).get("table") else []),
         Section("Reconstructions", reconstructions(run)),
         *(
-            Section(title, part("charts", made) if any(made := _charts(run, drawn, entries)) else missing)
-            for title, entries in (("Collapse gauges", _GAUGES), ("Schedules", _SCHEDULES), ("Speed", _SPEED))
+            Section(title, part("charts", made) if any(made := _charts(run, drawn, entries)) else missing, folded)
+            for title, entries, folded in (
+                ("Collapse gauges", _GAUGES, False),
+                ("Schedules", _SCHEDULES, True),
+                ("Speed", _SPEED, True),
+            )
         ),
         data(run),
         settings(run, PretrainSettings, preset, "preset"),
@@ -81,13 +93,14 @@ def facts(run: RunFolder) -> dict[str, str]:
         found["clips"] = f"{clips:,}"
     encoder, views = run.config.get("encoder", {}), run.config.get("views", {})
     if encoder:
-        found["encoder"] = str(encoder.get("size"))
+        custom = f"{encoder.get('width')} wide, {encoder.get('depth')} deep"
+        found["encoder"] = custom if encoder.get("size") == "custom" else str(encoder.get("size"))
     if isinstance(views.get("seconds"), int | float):
         found["view"] = f"{views['seconds']:g} s"
     return found | {"model": "written" if run.model else "not written yet"}
 
 
-def _losses(run: RunFolder, drawn: Mapping[str, Series]) -> Markup:
+def _losses(run: RunFolder, drawn: Mapping[str, Mapping[str, Series]]) -> Markup:
     if not run.train:
         return part("missing", "No training step has been recorded yet.")
     weights = run.config.get("losses", {})
@@ -100,23 +113,17 @@ def _losses(run: RunFolder, drawn: Mapping[str, Series]) -> Markup:
     return part("charts", _charts(run, drawn, entries), curves=True)
 
 
-def _charts(run: RunFolder, drawn: Mapping[str, Series], entries: Mapping[str, tuple[str, str]]) -> list[Markup]:
+def _charts(
+    run: RunFolder, drawn: Mapping[str, Mapping[str, Series]], entries: Mapping[str, tuple[str, str]]
+) -> list[Markup]:
+    """Charts of the curves drawn, by run and quantity; a single run's curve is named after the quantity."""
     made = []
     for name, (title, note) in entries.items():
-        if name in drawn:
-            percent = name in ("mask_share", "data_wait")
-            made.append(chart(title, note, {title: drawn[name]}, _limit(run, name), percent, resumes=run.resumes))
+        series = {which or title: held[name] for which, held in drawn.items() if name in held}
+        percent = name in ("mask_share", "data_wait")
+        if series:
+            made.append(chart(title, note, series, gauge_guide(run, name), percent, resumes=run.resumes))
     return made
-
-
-def _limit(run: RunFolder, name: str) -> tuple[float, str] | None:
-    """The largest entropy of a distribution over K prototypes: log K."""
-    heads = run.config.get("heads", {})
-    which = "class" if name == "teacher_entropy_class" or heads.get("share_prototypes") else "patch"
-    count = heads.get(f"{which}_prototypes")
-    if not name.startswith("teacher_entropy") or not isinstance(count, int):
-        return None
-    return math.log(count), f"log {count:,} = {math.log(count):.2f}"
 
 
 def _probe(run: RunFolder) -> Markup:
@@ -187,21 +194,13 @@ def _example(arrays: Mapping[str, NDArray[Any]], index: int, settings: FrontEndS
     pictures = []
     for kind, note in _NOTES.items():
         if kind == "mask":
-            source = _picture(mask, 0, 1, "gray", "png")
+            source = picture(mask, 0, 1, "gray", "png")
         else:
-            source = _picture(mels[kind], low, high, "magma", "jpeg")
+            source = picture(mels[kind], low, high, "magma", "jpeg")
         alternative = f"{kind} log-mel spectrogram of {name}"
         pictures.append((kind, note, source, len(mask), alternative, sounds.get(kind, "")))
     about = f"{mask.mean():.0%} masked{seconds}; mean absolute error there {number(error)}"
     return part("reconstruction", Path(name).name, about, pictures)
-
-
-def _picture(values: NDArray[Any], low: float, high: float, colours: str, kind: str) -> str:
-    """A (T, F) array as an image's data URI, low bins at the bottom."""
-    buffer = io.BytesIO()
-    extra = {"quality": 68} if kind == "jpeg" else {"optimize": True}
-    imsave(buffer, values.T, vmin=low, vmax=high, cmap=colours, format=kind, origin="lower", pil_kwargs=extra)
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _sounds(mels: Mapping[str, Floats], settings: FrontEndSettings, name: str) -> dict[str, Markup]:

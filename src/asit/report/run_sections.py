@@ -66,7 +66,7 @@ def data(run: RunFolder) -> Section:
     rows: list[tuple[str, object]] = [("source", run.config.get("data", "not recorded"))]
     if not header:
         missing = part("missing", "The run's folder holds no catalogue.")
-        return Section("Data", part("table", (), rows, "pairs") + missing)
+        return Section("Data", part("table", (), rows, "pairs") + missing, folded=True)
     if "clips" in header:
         rows.append(("files", f"{header['clips']:,}"))
     if "seconds" in header:
@@ -79,7 +79,7 @@ def data(run: RunFolder) -> Section:
         rows += [(f"left out: {reason}", count) for reason, count in skipped.items()] or [("left out", "none")]
     else:
         rows.append(("left out", skipped))
-    return Section("Data", part("table", (), rows, "pairs"))
+    return Section("Data", part("table", (), rows, "pairs"), folded=True)
 
 
 def settings(run: RunFolder, model: type[BaseModel], basis: Mapping[str, Any] | None, key: str) -> Section:
@@ -92,7 +92,7 @@ def settings(run: RunFolder, model: type[BaseModel], basis: Mapping[str, Any] | 
         key: the setting that names the basis: preset or task.
     """
     if not run.config:
-        return Section("Settings", part("missing", "config.yaml is not there."))
+        return Section("Settings", part("missing", "config.yaml is not there."), folded=True)
     kind = "recipe" if key == "task" else "preset"
     name = "the built-in defaults" if basis is None else f"the {kind} {run.config.get(key, '')}"
     now, meanings = dict(flat(run.config)), _descriptions(model)
@@ -106,23 +106,24 @@ def settings(run: RunFolder, model: type[BaseModel], basis: Mapping[str, Any] | 
         "Settings",
         part("differing", len(different), name, part("table", head, different, "settings"))
         + part("details", f"All {len(rows)} settings", everything),
+        folded=True,
     )
 
 
 def environment(run: RunFolder) -> Section:
     """Return versions, device, precision and its reason, and the checkpoints that are kept."""
     if not run.environment:
-        return Section("Environment", part("missing", "environment.json is not there."))
+        return Section("Environment", part("missing", "environment.json is not there."), folded=True)
     rows = [(name, _text(value)) for name, value in flat(run.environment)]
     rows.append(("checkpoints kept", ", ".join(run.checkpoints) or "none"))
-    return Section("Environment", part("table", (), rows, "pairs"))
+    return Section("Environment", part("table", (), rows, "pairs"), folded=True)
 
 
 def events(run: RunFolder) -> Section:
     """Return starts, stops and resumes, and the end of the log."""
     rows = [(f"{event['step']:,}", event.get("text", "")) for event in run.events]
     listed = part("table", ["step", "event"], rows, "") if rows else Markup()
-    return Section("Events and log", listed + (part("log", run.log) if run.log else ""))
+    return Section("Events and log", listed + (part("log", run.log) if run.log else ""), folded=True)
 
 
 def _descriptions(model: type[BaseModel], prefix: str = "") -> dict[str, str]:

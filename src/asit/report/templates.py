@@ -17,10 +17,11 @@ _ENVIRONMENT = Environment(
 
 
 class Section(NamedTuple):
-    """A titled part of a page; one with an empty body is left out."""
+    """A titled part of a page; one with an empty body is left out, a folded one opens on a click on its title."""
 
     title: str
     body: Markup
+    folded: bool = False
 
 
 def part(macro: str, *arguments: Any, **named: Any) -> Markup:

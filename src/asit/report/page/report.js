@@ -19,3 +19,10 @@ document.addEventListener("click", (event) => {
   head.setAttribute("aria-sort", ascending ? "ascending" : "descending");
   body.append(...[...body.rows].sort(compare));
 });
+
+// A link to a folded part opens it.
+document.addEventListener("click", (event) => {
+  const link = event.target.closest("nav a");
+  const part = link && document.querySelector(link.getAttribute("href"));
+  if (part instanceof HTMLDetailsElement) part.open = true;
+});
