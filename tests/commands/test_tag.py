@@ -22,6 +22,7 @@ import asit
 from asit import cli, logs
 from asit.data.catalogue.inputs import Item
 from asit.infer import embed_rows as tagging
+from asit.io.local_files import file_name
 from asit.model.inference.tagging import Tagger
 
 Captured = pytest.CaptureFixture[str]
@@ -322,8 +323,6 @@ def test_every_csv_keeps_any_name_and_guards_it_with_spreadsheet(
 
 
 def test_pictures_of_names_that_a_disk_forbids() -> None:
-    from asit.commands import tag as verb
-
-    assert verb._file_name("a/b\x1b:c.wav") == "a_b__c.wav"
-    assert verb._file_name("../x") == "_x"
-    assert len(verb._file_name("é" * 300).encode()) <= 200
+    assert file_name("a/b\x1b:c.wav") == "a_b__c.wav"
+    assert file_name("../x") == "_x"
+    assert len(file_name("é" * 300).encode()) <= 200

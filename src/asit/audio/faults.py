@@ -50,6 +50,8 @@ class Levels:
         self.name = name
         self.low = self.high = 0.0  # of the mean
         self.count = 0
+        self.separate = False
+        """Whether `mix` returns the channels themselves, (n, C)."""
         self._lows: NDArray[np.float64] | None = None
         self._highs = np.zeros(0)
 
@@ -71,6 +73,8 @@ class Levels:
             found = f"{self.name} holds samples up to {peak:.6g}, far outside [-1, 1]{int16}"
             fix = "divide by the largest value of their type: 32768 for int16" if int16 else "scale them"
             raise AudioFileError("out of range", found, f"samples in [-1, 1], and never beyond {LOUDEST:g}", fix)
+        if self.separate:
+            return np.ascontiguousarray(block.T, np.float32)
         mono = _mean(block)
         self.count += len(mono)
         least, most = (low, high) if len(block) == 1 else (float(mono.min()), float(mono.max()))

@@ -88,6 +88,11 @@ class FrontEnd(nn.Module):
         self._fill_tables(self.hann.device)
         return self
 
+    @property
+    def band(self) -> tuple[float, float]:
+        """Lowest and highest frequency of the mel bins, Hz."""
+        return self.settings.low_hz, _upper_edge(self.settings)
+
     def frames_for(self, samples: int) -> int:
         """Return the frames of so many samples: 1 + (S - W) // shift, or 0 below one window."""
         return 0 if samples < self.window else 1 + (samples - self.window) // self.shift

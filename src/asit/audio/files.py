@@ -13,6 +13,7 @@ from typing import BinaryIO, Literal
 
 import numpy as np
 import soxr
+from numpy.typing import NDArray
 
 from asit.audio import decoders, faults, sniff
 from asit.audio.audio_decoder import AudioInfo as AudioInfo
@@ -114,6 +115,29 @@ def read(
     if not (math.isfinite(wave.min()) and math.isfinite(wave.max())):  # np.isfinite would need a quarter more memory
         raise faults.not_finite(decoder.name)
     return wave
+
+
+def read_channels(
+    file: str | os.PathLike[str] | AudioBytes | BinaryIO, start: float, end: float
+) -> tuple[NDArray[np.float32], AudioInfo]:
+    """Read a part of a recording as it is stored: all channels, at its own rate.
+
+    Args:
+        file: as for `probe`.
+        start, end: of the part, s; cut to the recording.
+
+    Returns:
+        samples (n, C), and what the header says.
+
+    Raises:
+        AudioFileError: as `probe`; the part holds no sample, or cannot be decoded.
+    """
+    with decoders.open_audio(file) as decoder:
+        rate, decoder.levels.separate = decoder.info.rate, True
+        blocks = list(decoder.stream(max(0, round(start * rate)), max(0, round(end * rate))))
+        if not blocks:
+            raise start_after_end(decoder.name, start, decoder.info.seconds)
+        return np.concatenate(blocks), decoder.info
 
 
 def resample(wave: Wave, from_rate: int, to_rate: int, quality: Resampler = "soxr-hq") -> Wave:

@@ -13,7 +13,7 @@ import os
 import select
 import stat
 import unicodedata
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import BinaryIO, TextIO
 
 _GRACE = 1000  # ms within which a pipe must have a writer
@@ -35,6 +35,20 @@ def cache_folder(name: str) -> Path:
     """Return `asit/NAME` under XDG_CACHE_HOME, or under ~/.cache (XDG Base Directory Specification)."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "asit" / name
+
+
+def file_name(text: str, most: int = 200) -> str:
+    """Return a text as the name of a file: separators are replaced, and its beginning is cut above `most` bytes."""
+    flat = "".join(c if c.isprintable() and c not in '/\\:*?"<>|' else "_" for c in text).lstrip(".") or "sound"
+    while len(flat.encode(errors="surrogateescape")) > most:
+        flat = flat[1:]
+    return flat
+
+
+def relative_stem(name: str) -> PurePath:
+    """Return a recording's name without its suffix; of one that is not below the current folder, the last part."""
+    stem = PurePath(name).with_suffix("")
+    return PurePath(stem.name) if stem.is_absolute() or ".." in stem.parts else stem
 
 
 def special(path: str | os.PathLike[str]) -> str | None:

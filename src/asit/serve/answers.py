@@ -145,10 +145,9 @@ def spectrogram(front_end: FrontEnd, wave: Wave, check: Callable[[], None]) -> d
 
 def bin_centres(front_end: FrontEnd) -> NDArray[np.float64]:
     """Return the centres (F,) of the mel bins in Hz, on the scale of `asit.audio.fbank.mel_bank`."""
-    settings = front_end.settings
-    top = settings.high_hz if settings.high_hz > 0 else settings.rate / 2 + settings.high_hz
-    low, high = 1127.0 * np.log1p(np.array([settings.low_hz, top]) / 700.0)
-    mels = low + (high - low) * np.arange(1, settings.mels + 1) / (settings.mels + 1)
+    count = front_end.settings.mels
+    low, high = 1127.0 * np.log1p(np.array(front_end.band) / 700.0)
+    mels = low + (high - low) * np.arange(1, count + 1) / (count + 1)
     centres: NDArray[np.float64] = 700.0 * np.expm1(mels / 1127.0)
     return centres
 

@@ -6,10 +6,15 @@ Letters: P patches, D width, t columns of one part.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
+
+from asit.model.inference.data_frames import data_frame
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 ClipPooling = Literal["mean", "class", "class+mean"]
 """The vector of a clip: the mean of its patch tokens, its class token, or both, the class token first."""
@@ -37,10 +42,27 @@ class Embedding:
     class_token: Tensor
     weight: int = 0
 
+    def __repr__(self) -> str:
+        columns, bands = self.grid
+        patches = "" if self.patches is None else f", {columns * bands} patches"
+        return f"Embedding({columns} frames of {len(self.clip)} values{patches}{_span(self.times)})"
+
+    def to_frame(self) -> DataFrame:
+        """Return a pandas DataFrame with a row for each frame: time, and its values v0, v1, ...
+
+        Raises:
+            ConfigError: pandas is not installed.
+        """
+        return data_frame({"time": self.times}, self.frames, [f"v{i}" for i in range(self.frames.shape[1])])
+
     def pooled(self, pooling: ClipPooling) -> Tensor:
         """Return the vector of the clip: (D,), or (2 D,) for class token and mean, in this order."""
         parts = {"mean": [self.clip], "class": [self.class_token], "class+mean": [self.class_token, self.clip]}
         return torch.cat(parts[pooling])
+
+
+def _span(times: Tensor) -> str:
+    return f", {float(times[0]):.2f} to {float(times[-1]):.2f} s" if len(times) else ""
 
 
 @dataclass(frozen=True)

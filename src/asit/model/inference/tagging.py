@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -23,8 +23,12 @@ from asit.audio.windowing import window_counts, window_start
 from asit.errors import AudioError, ConfigError
 from asit.model.classifier import Head, Labelling
 from asit.model.inference.batching import BatchedModel
+from asit.model.inference.data_frames import data_frame
 from asit.model.inference.embedding import Precision, check_finite
 from asit.model.vit import Encoder
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 __all__ = ["Precision", "Tag", "Tagger", "Tags", "join_tags"]
 
@@ -59,6 +63,22 @@ class Tags:
     starts: Tensor
     ends: Tensor
 
+    def __repr__(self) -> str:
+        best = ", ".join(f"{tag.label} {tag.score:.3f}" for tag in self.top(3))
+        kind = "several labels a clip" if self.multi else "one label a clip"
+        windows = f"{len(self.windows)} window{'s' if len(self.windows) > 1 else ''}"
+        return f"Tags({float(self.ends[-1]):.2f} s, {windows}, {len(self.classes)} classes, {kind}; {best})"
+
+    def to_frame(self) -> DataFrame:
+        """Return a pandas DataFrame with a row for each window: start, end, and a column of scores for each class.
+
+        Detections are a table too: ``pandas.DataFrame(tags.segments(0.5))``.
+
+        Raises:
+            ConfigError: pandas is not installed.
+        """
+        return data_frame({"start": self.starts, "end": self.ends}, self.windows, self.classes)
+
     def top(self, k: int = 5, threshold: float | None = None) -> list[Tag]:
         """Return the k labels with the highest scores of the clip, highest first; with `threshold` only labels that
         score at least that."""
@@ -70,12 +90,13 @@ class Tags:
         ]
         return found if threshold is None else [tag for tag in found if tag.score >= threshold]
 
-    def segments(self, threshold: float, k: int | None = None) -> list[Tag]:
+    def segments(self, threshold: float, k: int | None = None, merge: bool = True) -> list[Tag]:
         """Return the stretches over which a label holds, by start, then by score: consecutive windows with it, merged.
 
         Args:
             threshold: score from which on a window has a label.
             k: most labels of a window; None: all above the threshold.
+            merge: False: a stretch for each window that has the label.
 
         Returns:
             labels, each with the highest score of its windows.
@@ -84,11 +105,15 @@ class Tags:
         if k is not None and k < len(self.classes):
             best = torch.zeros_like(has)
             has &= best.scatter_(1, self.windows.topk(k, 1).indices, True)
-        edge = torch.zeros(1, len(self.classes), dtype=torch.int8)
-        change = torch.diff(torch.cat([edge, has.to(torch.int8), edge]), dim=0).T
         # By class, then by window: the first of each row of windows, and the one after its last.
-        owners, firsts = (change == 1).nonzero(as_tuple=True)
-        _, ends = (change == -1).nonzero(as_tuple=True)
+        if merge:
+            edge = torch.zeros(1, len(self.classes), dtype=torch.int8)
+            change = torch.diff(torch.cat([edge, has.to(torch.int8), edge]), dim=0).T
+            owners, firsts = (change == 1).nonzero(as_tuple=True)
+            _, ends = (change == -1).nonzero(as_tuple=True)
+        else:
+            owners, firsts = has.T.nonzero(as_tuple=True)
+            ends = firsts + 1
         found = [
             Tag(
                 self.classes[owner],
