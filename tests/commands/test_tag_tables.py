@@ -18,7 +18,7 @@ import asit
 from asit import cli
 from asit.data.catalogue.inputs import Item
 from asit.errors import ConfigError
-from asit.infer.annotation_files import Annotator
+from asit.infer.detection_files import Annotator
 from asit.model.audio_model import AudioModel
 from asit.model.inference.tagging import Tag, Tags
 

@@ -161,7 +161,7 @@ def _lines(out: TextIO, target: Target, rows: RowSettings) -> Write:
     """Return what writes lines of text."""
     annotate = None
     if target.form in get_args(Annotation):
-        from asit.infer.annotation_files import Annotator
+        from asit.infer.detection_files import Annotator
 
         annotate = Annotator(target.form, target.band)  # type: ignore[arg-type]
     header = stdout.csv_header() if target.form == "csv" else annotate.header if annotate else ""
@@ -187,7 +187,7 @@ def _lines(out: TextIO, target: Target, rows: RowSettings) -> Write:
 
 def _folder(folder: Path, target: Target, rows: RowSettings, items: Sequence[Item]) -> Write:
     """Return what writes a file for each recording into a folder."""
-    from asit.infer.annotation_files import ENDINGS
+    from asit.infer.detection_files import ENDINGS
 
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--out {folder} is a file", "a folder", "give another name")
