@@ -102,6 +102,7 @@ NOT_COMMANDS = {
 """How blocks begin that are no commands, and what they are."""
 
 SLOW_PAGES = {
+    "docs/encoders.md": "fits probes on several models",
     "docs/evaluate.md": "fits probes on several models",
     "docs/export.md": "torch's exporters take seconds",
     "docs/huggingface.md": "transformers takes seconds",

@@ -17,7 +17,7 @@ SUMMARIES = {
     "pretrain": "pretrain an encoder on recordings without labels",
     "study": "pretrain and score a grid of settings, such as the paper's ablations, and write table and figure",
     "finetune": "train and score a classifier on labelled recordings, from a pretrained encoder or none",
-    "evaluate": "score a model on labelled clips: its head, probes, few labels, verification",
+    "evaluate": "score a model on labelled clips, or compare several: head, probes, few labels, verification",
     "probe": "compare a frozen encoder with an untrained one and log-mel statistics by linear probes",
     "embed": "write the vectors of recordings: one or many for each file",
     "tag": "label recordings, with a model that has labels",

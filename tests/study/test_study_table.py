@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from asit.evaluate.bootstrap import DRAWS
+from asit.evaluate.bootstrap import DRAWS, Value
 from asit.evaluate.metrics import paired_difference
-from asit.report.score_records import Value
-from asit.study.study_table import Draws, ScoredClips, StudyRow, _compared, over_seeds, seed_draws
+from asit.evaluate.paired_draws import Draws, over_seeds, paired
+from asit.study.study_table import ScoredClips, seed_draws
 
 
 def write(path: Path, right: list[bool], names: list[str]) -> Path:
@@ -60,21 +60,20 @@ def test_intervals_hold_clips_and_seeds() -> None:
 def test_differences_are_paired_and_of_one_seed_those_of_compare(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     a, b = (rng.random((2, 30)) < share for share in (0.6, 0.5))
-    row = StudyRow(table="t", score="s", system="b", metric="accuracy", value=Value(0), seeds=2, folds=1, clips=30)
 
     def draws(name: str, right: np.ndarray) -> Draws:
         names = [f"{i:02d}" for i in range(30)]
         return seed_draws([ScoredClips("", "accuracy", write(tmp_path / f"{name}.npz", right.tolist(), names))], None)
 
     own, base = ({seed: draws(f"{name}{seed}", of[seed]) for seed in (0, 1)} for name, of in (("a", a), ("b", b)))
-    both = _compared(row, own, base)
-    assert both.difference.value == pytest.approx(a.mean() - b.mean())
-    assert both.note == ""
-    one = _compared(row, {0: own[0]}, base)
+    both, note = paired(own, base)
+    assert both.value == pytest.approx(a.mean() - b.mean())
+    assert note == ""
+    one, note = paired({0: own[0]}, base)
     scores = [np.where(of[0][:, None], [0.8, 0.2], [0.3, 0.7]) for of in (a, b)]
     expected = paired_difference(*scores, np.zeros(30, np.int64), "accuracy")
-    assert tuple(one.difference) == pytest.approx((expected["difference"], *expected["interval"]))
-    assert one.note == "difference over 1 seeds"
+    assert tuple(one) == pytest.approx((expected["difference"], *expected["interval"]))
+    assert note == "difference over 1 seeds"
     other = {0: own[0]._replace(ids=own[0].ids[::-1])}
-    assert _compared(row, other, base).note == "scored on other clips than the reference"
-    assert np.isnan(_compared(row, {7: own[0]}, base).difference.value)
+    assert paired(other, base)[1] == "scored on other clips than the reference"
+    assert np.isnan(paired({7: own[0]}, base)[0].value)

@@ -53,7 +53,9 @@ def probe(prog: str, summary: str, given: list[str]) -> int:
 
 @dataclass
 class EvaluateOptions:
-    model: Model
+    models: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Model folder, run folder or file of weights; the hub's owner/name[@revision]; or a name of asit models. Several
+    are compared by probes of their frozen encoders."""
     data: str
     """Catalogue, table (CSV, TSV, JSONL), or folder with a folder for each class."""
     probe: str | None = None
@@ -118,7 +120,8 @@ class EvaluateOptions:
     cache_limit_gb: float = 20.0
     """Maximum size of this folder; the least recently used features are deleted first."""
     out: str | None = None
-    """Also write all results as JSON, with per-class metrics, confusions and mistakes."""
+    """Also write all results as JSON, with per-class metrics, confusions and mistakes. Of several models: a folder for
+    results.json, table.csv, table.md and figure.png, of which asit report makes a page."""
 
 
 def evaluate(prog: str, summary: str, given: list[str]) -> int:
@@ -132,8 +135,13 @@ def evaluate(prog: str, summary: str, given: list[str]) -> int:
         raise ConfigError("--trials without --verify", "both", "add --verify")
     if options.verify and options.probe is not None:
         raise ConfigError("--verify and --probe", "one of them", "run it twice: features come from the cache")
+    if not options.models:
+        raise ConfigError("no model was given", "one model, or several to compare", f"see {prog} --help")
+    if len(options.models) > 1:
+        return _rank(options)
+    (named,) = options.models
     with runtime.world(options.device, options.threads) as world:
-        model = asit.load(options.model, world.device)
+        model = asit.load(named, world.device)
         catalogue = open_catalogue(options.data, model, world, bad_files=options.bad_files)
         if model.head is not None and options.probe is None and not options.verify:
             found = _score_classifier(options, model, catalogue, world)
@@ -143,7 +151,32 @@ def evaluate(prog: str, summary: str, given: list[str]) -> int:
     if found is not None:
         text, facts = found
         print(text)
-        _write(options.out, {"model": options.model, **facts})
+        _write(options.out, {"model": named, **facts})
+    return 0
+
+
+def _rank(options: EvaluateOptions) -> int:
+    from asit import runtime
+    from asit.evaluate.encoder_ranking import rank_encoders
+    from asit.evaluate.feature_cache import open_store
+    from asit.report import ranking_table
+
+    if options.verify:
+        raise ConfigError("--verify with several models", "one model", "verify with each of them in turn")
+    out = None if options.out is None else Path(options.out)
+    if out is not None and not ranking_table.may_write(out):
+        raise ConfigError(
+            f"--out {out} is a file, or a folder of something else",
+            "for several models: a new folder, or one that asit evaluate wrote",
+            "name another one",
+        )
+    store = open_store(options.cache, options.cache_limit_gb)
+    with runtime.world(options.device, options.threads) as world:
+        found = rank_encoders(options.models, options.data, _frozen_settings(options), world=world, store=store)
+    if found is not None:
+        print(ranking_table.markdown(found), end="")
+        if out is not None:
+            ranking_table.write(found, out)
     return 0
 
 

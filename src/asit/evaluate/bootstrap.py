@@ -8,9 +8,10 @@ pairs. B. Efron and R. Tibshirani, An Introduction to the Bootstrap (1993), chap
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,6 +20,22 @@ from asit.errors import AsitError
 
 DRAWS = 1000
 """Bootstrap draws for a 95 % interval."""
+
+
+class Value(NamedTuple):
+    """A metric with its 95 % interval; NaN where there is none."""
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+
+    @property
+    def known(self) -> bool:
+        """Whether there is an interval."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
+
+UNKNOWN = Value(math.nan)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Letters: R clips, S samples, P patches, D width, F mel bins.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -134,9 +135,6 @@ class EncoderReader:
         precision: arithmetic of the encoder.
         seconds: length that every clip is cut or padded to, in whole columns of patches; None: clips as they are.
         layers: as in `FeatureSettings`.
-
-    Attributes:
-        digest: names all that the features depend on except the waveform.
     """
 
     def __init__(
@@ -155,21 +153,30 @@ class EncoderReader:
             encoder, frames = model.encoder, model.front_end.frames_for(round(seconds * model.rate))
             columns = max(1, (frames - encoder.patch[0]) // encoder.stride[0] + 1)
             self.samples = model.front_end.samples_for(encoder.span(min(columns, 4 * encoder.grid[0])))
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """A name of all that the features depend on except the waveform."""
+        model = self.model
         facts = {
             "front_end": self.front_end.model_dump(mode="json"),
             "encoder": model.encoder.settings.model_dump(mode="json"),
             "grid": list(model.encoder.grid),
-            "precision": precision,
+            "precision": self.precision,
             "samples": self.samples,
             "windows": WINDOWS,
             "device": model.encoder.pos_embed.device.type,
             "torch": torch.__version__,
             **({} if self.layers is None else {"layers": self.layers}),
         }
-        self.digest = f"{weights_digest(model.encoder)} {json.dumps(facts, sort_keys=True)}"
+        return f"{weights_digest(model.encoder)} {json.dumps(facts, sort_keys=True)}"
+
+    def cut(self, wave: Wave) -> Tensor:
+        """Return the waveform, cut or padded to the reader's length where it has one."""
+        return torch.from_numpy(_cut(self.model.front_end, wave, self.samples))
 
     def __call__(self, wave: Wave, kinds: tuple[str, ...]) -> dict[str, Array]:
-        sound = torch.from_numpy(_cut(self.model.front_end, wave, self.samples))
+        sound = self.cut(wave)
         device = self.model.encoder.pos_embed.device.type
         with torch.autocast(device, enabled=False):  # embed enables what it needs
             found = self.model.embed_batch([sound], layer=self.layers, precision=self.precision, batch=WINDOWS)[0]

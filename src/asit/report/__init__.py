@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from markupsafe import Markup
 
 from asit.errors import ConfigError
 from asit.io import atomic, parsing
-from asit.report import findings, finetune_page, pretrain_page, templates
+from asit.report import findings, finetune_page, pretrain_page, ranking_page, templates
 from asit.report.class_results import probe_table_html
 from asit.report.run_reader import RunFolder
 from asit.report.run_sections import curves
@@ -27,13 +28,13 @@ def report(
     preset: Mapping[str, Any] | None = None,
     overlay: Sequence[Path | str] = (),
 ) -> Path:
-    """Write one HTML page about a run; reading it needs no other file and no network.
+    """Write one HTML page about a run or a comparison of encoders; reading it needs no other file and no network.
 
     The run may still be running, and parts of it may be missing: the page states what is not there. For a
     cross-validation each fold's page is written too, beside the fold's run, and linked.
 
     Args:
-        run: the folder written by `asit pretrain` or `asit finetune`.
+        run: the folder written by `asit pretrain` or `asit finetune`, or by `asit evaluate` for several models.
         out: the page, which is written atomically; RUN/report.html if not given.
         sections: (title, HTML) to put first, such as results measured elsewhere; the HTML is not escaped.
         preset: settings of the run's preset or recipe, nested as in config.yaml, to mark differences from; the built-in
@@ -48,16 +49,21 @@ def report(
         ConfigError: `out` is a folder, or a file whose name is not that of a page; a run given or overlaid does not
             pretrain; or the run's config.yaml, environment.json or results.json cannot be parsed.
     """
-    held = RunFolder.read(Path(run))
-    path = Path(out) if out is not None else held.folder / "report.html"
+    path = Path(out) if out is not None else Path(run) / "report.html"
+    ranking = None if overlay else ranking_page.read(Path(run))
+    if ranking is not None:
+        render = functools.partial(ranking_page.html, ranking, Path(run))
+    else:
+        render = functools.partial(_html, RunFolder.read(Path(run)), path, sections, preset, overlay)
     if path.is_dir() or (path.exists() and path.suffix.lower() not in (".html", ".htm")):
         raise ConfigError(
             f"{path} is {'a folder' if path.is_dir() else 'a file, and not an HTML page by its name'}",
             "the path of a page: a new file, or one whose name ends in .html",
             f"give one such as {path / 'report.html' if path.is_dir() else path.with_suffix('.html')}",
         )
-    with parsing.as_written(held.folder, "restore the files of the run, or delete the changed one and report again"):
-        html = _html(held, path, sections, preset, _overlaid(held, overlay))
+    with parsing.as_written(run, "restore the files of the run, or delete the changed one and report again"):
+        html = render()
+    html = html.replace("@SIZE@ MB.", f"{len(html.encode()) / 1e6:.1f} MB.")
     atomic.write_text(path, html)
     return path
 
@@ -85,8 +91,9 @@ def _html(
     path: Path,
     sections: Sequence[tuple[str, str]],
     preset: Mapping[str, Any] | None,
-    overlaid: Mapping[str, RunFolder],
+    overlay: Sequence[Path | str],
 ) -> str:
+    overlaid = _overlaid(held, overlay)
     found: Sequence[findings.Finding] = []
     if held.kind == "cross-validation":
         for fold in held.folds:
@@ -100,7 +107,7 @@ def _html(
         else:
             found = findings.finetuning(held)
             facts, own = finetune_page.facts(held), finetune_page.sections(held, preset)
-    html = templates.page(
+    return templates.page(
         title=f"asit: {held.folder.resolve().name}",
         state=state,
         verdict=verdict,
@@ -110,4 +117,3 @@ def _html(
         sections=[*(Section(title, Markup(body)) for title, body in sections), *(part for part in own if part.body)],
         damaged=held.damaged,
     )
-    return html.replace("@SIZE@ MB.", f"{len(html.encode()) / 1e6:.1f} MB.")

@@ -22,9 +22,9 @@ from asit.report.templates import part
 
 Floats = NDArray[np.float64]
 
-# matplotlib cannot draw with CSS variables: it gets these colours, and `_inline` replaces them.
-_INK, _GRID, _BAND = "#010101", "#020202", "#040404"
-_SERIES = {f"#030{i + 1}ff": f"var(--c{i})" for i in range(6)}
+INK, GRID, _BAND = "#010101", "#020202", "#040404"
+SERIES = {f"#030{i + 1}ff": f"var(--c{i})" for i in range(6)}
+"""matplotlib cannot draw with CSS variables: it gets these colours, and `inline` replaces them."""
 BINS = 240
 """Most points of a curve: the mean of each bin of steps, and a band from its smallest to its largest value."""
 
@@ -70,7 +70,7 @@ def chart(
     figure = Figure(figsize=(3.4, 2.0))
     plot = figure.add_axes((0.165, 0.2, 0.8, 0.76))  # an automatic layout doubles the time
     texts, legend = [f"{title}."], []
-    for (colour, variable), (name, (x, y)) in zip(itertools.cycle(_SERIES.items()), series.items(), strict=False):
+    for (colour, variable), (name, (x, y)) in zip(itertools.cycle(SERIES.items()), series.items(), strict=False):
         steps, middle, low, high = thin(x, y)
         dots = "o" if len(steps) < 30 else None
         plot.plot(steps, middle, color=colour, linewidth=1.6, marker=dots, markersize=2.5)
@@ -80,12 +80,12 @@ def chart(
         texts.append(f"{name}: from {first} at {axis} {x[0]:,.0f} to {last} at {axis} {x[-1]:,.0f}.")
         legend.append((variable, name, last if lasts else ""))
     for step in resumes:
-        plot.axvline(step, color=_INK, linewidth=0.6, linestyle=":")
+        plot.axvline(step, color=INK, linewidth=0.6, linestyle=":")
     if guide:
         _guide(plot, guide)
     _style(plot, percent)
     plot.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    plot.set_xlabel(axis, fontsize=8, color=_INK)
+    plot.set_xlabel(axis, fontsize=8, color=INK)
     _make_room(plot)
     single = len(legend) == 1
     return part(
@@ -93,7 +93,7 @@ def chart(
         title,
         note,
         last if single else "",
-        _inline(figure, texts),
+        inline(figure, texts),
         [] if single else legend,
     )
 
@@ -117,9 +117,9 @@ def thin(x: Sequence[float], y: Sequence[float]) -> tuple[Floats, Floats, Floats
 
 def _guide(axis: Any, guide: Guide) -> None:
     if math.isfinite(guide.level):
-        axis.axhline(guide.level, color=_INK, linewidth=0.8, linestyle="--")
+        axis.axhline(guide.level, color=INK, linewidth=0.8, linestyle="--")
         at = ("axes fraction", "data")
-        axis.annotate(guide.label, (0.01, guide.level), xycoords=at, color=_INK, fontsize=8, va="bottom")
+        axis.annotate(guide.label, (0.01, guide.level), xycoords=at, color=INK, fontsize=8, va="bottom")
         axis.margins(y=0.14)
     if guide.band:
         low, high = axis.get_ylim()
@@ -140,9 +140,9 @@ def _make_room(axis: Any) -> None:
 
 
 def _style(axis: Any, percent: bool) -> None:
-    axis.tick_params(labelsize=9.5, colors=_INK, labelcolor=_INK, length=0)
+    axis.tick_params(labelsize=9.5, colors=INK, labelcolor=INK, length=0)
     axis.spines[:].set_visible(False)
-    axis.grid(color=_GRID, linewidth=0.7)
+    axis.grid(color=GRID, linewidth=0.7)
     axis.set_axisbelow(True)
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v / 1000:g}k" if abs(v) >= 10_000 else f"{v:g}"))
@@ -153,7 +153,7 @@ def _tick(value: float) -> str:
     return f"{value:.3g}".replace("e-0", "e-") if 0 < abs(value) < 0.001 else f"{value:.5g}"
 
 
-def _inline(figure: Figure, texts: Sequence[str]) -> Markup:
+def inline(figure: Figure, texts: Sequence[str]) -> Markup:
     """Return a figure as an <svg> element with text as text, colours as variables, and no ids or namespaces."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "asit", "font.family": "sans-serif"}):
@@ -169,7 +169,7 @@ def _inline(figure: Figure, texts: Sequence[str]) -> Markup:
     body = re.sub(r' xmlns(:\w+)?="[^"]*"', "", body)
     body = re.sub(r'<g id="[^"]*"', "<g", body)
     body = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", body)
-    for colour, variable in {_INK: "var(--ink2)", _GRID: "var(--line)", _BAND: "var(--good)", **_SERIES}.items():
+    for colour, variable in {INK: "var(--ink2)", GRID: "var(--line)", _BAND: "var(--good)", **SERIES}.items():
         body = body.replace(colour, variable)
     head = Markup('<svg {} role="img" aria-label="{}">').format(Markup(view[0]), " ".join(texts))
     return head + Markup(re.sub(r"\n\s*", " ", body))

@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 from asit.config.yaml import flat
 from asit.data.catalogue.catalogue import Catalogue
 from asit.errors import AsitError, ConfigError
+from asit.evaluate.bootstrap import UNKNOWN, Value
 from asit.io import parsing
 from asit.report.run_reader import RunFolder
 from asit.report.score_records import (
-    UNKNOWN,
     ResultRecord,
     Scores,
-    Value,
     folds,
     label_share,
     records,

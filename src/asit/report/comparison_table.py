@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from asit.errors import ConfigError
+from asit.evaluate.bootstrap import Value
 from asit.io import atomic
 from asit.io.csv_lines import csv_line
 from asit.report.compare import PairedDifference, RunComparison, ScoreRow, SeedGroup
-from asit.report.score_records import Value, plain
+from asit.report.score_records import plain
 
 SUFFIXES = (".md", ".csv", ".json")
 """Endings of the files that a comparison can be written to."""
@@ -73,7 +74,9 @@ def markdown(found: RunComparison) -> str:
     if found.differences:
         first = found.differences[0].against
         parts.append(f"Difference to {first} on the same clips (paired bootstrap, 95 % interval):")
-        rows = ((d.run, d.weights, plain(d.metric), _interval(d.value, "+"), f"{d.clips:,}") for d in found.differences)
+        rows = (
+            (d.run, d.weights, plain(d.metric), interval_text(d.value, "+"), f"{d.clips:,}") for d in found.differences
+        )
         parts.append(_table(("run", "weights", "metric", "difference", "clips"), rows))
     parts += [f"No score: {row.run} is {row.state}" for row in found.rows if row.state]
     parts += [f"Warning: {warning}" for warning in found.warnings]
@@ -141,11 +144,14 @@ def _names(row: ScoreRow) -> tuple[str, ...]:
 
 
 def _score(row: ScoreRow) -> str:
-    over = f"{_spread(row.value.value, row.deviation)} over {row.folds} folds" if row.folds else _interval(row.value)
+    over = (
+        f"{_spread(row.value.value, row.deviation)} over {row.folds} folds" if row.folds else interval_text(row.value)
+    )
     return f"{plain(row.metric)} {over}"
 
 
-def _interval(value: Value, sign: str = "") -> str:
+def interval_text(value: Value, sign: str = "") -> str:
+    """Return a value with its interval; `sign` "+" for a difference."""
     if math.isnan(value.value):
         return "not available"
     ends = f" ({value.low:{sign}.3f} to {value.high:{sign}.3f})" if value.known else ""

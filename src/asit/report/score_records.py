@@ -9,12 +9,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from asit.errors import AsitError
+from asit.evaluate.bootstrap import Value
 from asit.io import parsing
 from asit.report.run_reader import Line, RunFolder
 
@@ -27,22 +28,6 @@ SHARES = frozenset(
     }
 )
 """Metrics from 0 to 1 that pages show in per cent."""
-
-
-class Value(NamedTuple):
-    """A metric with its 95 % interval; NaN where there is none."""
-
-    value: float
-    low: float = math.nan
-    high: float = math.nan
-
-    @property
-    def known(self) -> bool:
-        """Whether there is an interval."""
-        return math.isfinite(self.low) and math.isfinite(self.high)
-
-
-UNKNOWN = Value(math.nan)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from asit.errors import AsitError
 from asit.io import atomic
 from asit.io.csv_lines import csv_line
-from asit.report.score_records import Value
+from asit.report.comparison_table import interval_text
+from asit.report.ranking_table import error_bar
 from asit.study.grids import COST
 from asit.study.study_plan import Study
 from asit.study.study_table import StudyRow, rows
@@ -61,8 +62,8 @@ def _markdown(study: Study, found: Sequence[StudyRow]) -> Iterator[str]:
         yield "|---|---|---|---|---|"
         for row in held:
             minutes = "" if math.isnan(row.minutes) else f"{row.minutes:.1f}"
-            difference = row.note if math.isnan(row.difference.value) else _interval(row.difference, "+")
-            yield f"| {row.system} | {_interval(row.value)} | {difference} | {row.seeds} | {minutes} |"
+            difference = row.note if math.isnan(row.difference.value) else interval_text(row.difference, "+")
+            yield f"| {row.system} | {interval_text(row.value)} | {difference} | {row.seeds} | {minutes} |"
     yield ""
     yield (
         "Intervals are those of a bootstrap that draws clips (groups, such as speakers, where the table has them) and "
@@ -73,11 +74,6 @@ def _markdown(study: Study, found: Sequence[StudyRow]) -> Iterator[str]:
         yield ""
         yield "From scratch the best of the rates by its test score is shown, which favours it."
     yield from (line for note in study.notes for line in ("", f"Note: {note}."))
-
-
-def _interval(value: Value, sign: str = "") -> str:
-    ends = f" ({value.low:{sign}.3f} to {value.high:{sign}.3f})" if value.known else ""
-    return f"{value.value:{sign}.3f}{ends}"
 
 
 def _figure(study: Study, found: Sequence[StudyRow]) -> Figure:
@@ -103,7 +99,7 @@ def _figure(study: Study, found: Sequence[StudyRow]) -> Figure:
 
 def _points(panel: Any, held: Sequence[StudyRow]) -> None:
     for place, row in enumerate(held):
-        panel.errorbar(row.value.value, place, xerr=_ends(row.value), fmt="o", markersize=4, color="C0", capsize=2)
+        panel.errorbar(row.value.value, place, xerr=error_bar(row.value), fmt="o", markersize=4, color="C0", capsize=2)
     panel.set_yticks(range(len(held)), [row.system for row in held])
     panel.invert_yaxis()
     panel.set_xlabel("score", fontsize=8)
@@ -115,7 +111,7 @@ def _curve(panel: Any, study: Study, held: Sequence[StudyRow]) -> None:
     placed = [(row.minutes if cost else study.grid.place(row.system), row) for row in arms]
     placed.sort(key=lambda one: one[0])
     for place, row in placed:
-        panel.errorbar(place, row.value.value, yerr=_ends(row.value), fmt="o", markersize=4, color="C0", capsize=2)
+        panel.errorbar(place, row.value.value, yerr=error_bar(row.value), fmt="o", markersize=4, color="C0", capsize=2)
         if cost:
             panel.annotate(row.system, (place, row.value.value), fontsize=6, xytext=(3, 3), textcoords="offset points")
     if not cost:
@@ -126,10 +122,3 @@ def _curve(panel: Any, study: Study, held: Sequence[StudyRow]) -> None:
         panel.legend(fontsize=6)
     panel.set_xlabel(study.grid.axis, fontsize=8)
     panel.set_ylabel("score", fontsize=8)
-
-
-def _ends(value: Value) -> list[list[float]] | None:
-    """Return the lengths of an error bar below and above; the mean of draws may lie outside of their interval."""
-    if not value.known:
-        return None
-    return [[max(0.0, value.value - value.low)], [max(0.0, value.high - value.value)]]

@@ -1,7 +1,4 @@
-"""The table of a study: scores with intervals over seeds and clips, and paired differences to the reference arm.
-
-Letters: S seeds, K bootstrap draws.
-"""
+"""The table of a study: scores with intervals over seeds and clips, and paired differences to the reference arm."""
 
 from __future__ import annotations
 
@@ -12,19 +9,16 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from asit.errors import ConfigError
-from asit.evaluate.bootstrap import DRAWS, Units, interval
-from asit.evaluate.metrics import score_draws
+from asit.evaluate.bootstrap import UNKNOWN, Value
+from asit.evaluate.paired_draws import Draws, fold_draws, over_seeds, paired
 from asit.io import parsing
 from asit.report.run_reader import RunFolder
-from asit.report.score_records import UNKNOWN, Scores, Value, folds, run_records
+from asit.report.score_records import Scores, folds, run_records
 from asit.study.study_plan import Study, tuned_part
 from asit.study.study_run import cost_file, table_groups
 from asit.training import run_dir
-
-Floats = NDArray[np.float64]
 
 
 class ScoredClips(NamedTuple):
@@ -64,15 +58,6 @@ class StudyRow:
     note: str = ""
 
 
-class Draws(NamedTuple):
-    """Scores of one system with one seed: the mean over folds, its draws (K,), and the ids of the clips."""
-
-    value: float
-    drawn: Floats
-    ids: tuple[str, ...]
-    folds: int
-
-
 def rows(study: Study) -> list[StudyRow]:
     """Compute the rows of all finished scores, in the order of arms, then baselines.
 
@@ -110,56 +95,24 @@ def rows(study: Study) -> list[StudyRow]:
                 clips=len(first.ids),
                 minutes=minutes.get(system, math.nan),
             )
-            out.append(row if system == study.grid.reference else _compared(row, own, base))
+            if system != study.grid.reference:
+                difference, note = paired(own, base)
+                row = replace(row, difference=difference, note=note)
+            out.append(row)
     return out
 
 
 def seed_draws(parts: Sequence[ScoredClips], groups: Mapping[str, str] | None) -> Draws:
     """Compute the mean over folds and its bootstrap draws."""
-    values, drawn, ids = [], [], list[str]()
+    found = []
     for number, part in enumerate(sorted(parts)):
         scores = Scores.read(part.file)
         order = np.argsort(scores.ids, kind="stable")
         names = scores.ids[order].tolist()
-        targets = scores.positives if part.metric == "mAP" else scores.truth
-        units = Units.of(len(names), None if groups is None else [groups[name] for name in names])
-        value, draws = score_draws(scores.scores[order], targets[order], part.metric, units, seed=number)
-        if part.metric == "mAP":
-            draws = draws + (value - float(np.nanmean(draws)))  # see `asit.evaluate.bootstrap.interval`
-        values.append(value)
-        drawn.append(draws)
-        ids += names
-    return Draws(float(np.mean(values)), np.mean(drawn, 0), tuple(ids), len(parts))
-
-
-def over_seeds(own: Mapping[int, Draws], *, difference: bool = False) -> Value:
-    """Return the mean over seeds with the interval of draws of clips and of seeds.
-
-    That of a difference is centred on it, as in `asit.evaluate.metrics.paired_difference`.
-    """
-    first, *_ = own.values()
-    value = float(np.mean([one.value for one in own.values()]))
-    table = np.stack([own[seed].drawn for seed in sorted(own)])
-    picks = np.random.default_rng([0, len(own)]).integers(0, len(own), (len(own), DRAWS))
-    drawn = np.take_along_axis(table, picks, 0).mean(0)
-    bounds = (-1.0 if difference else 0.0, 1.0)
-    low_high = interval(drawn, units=len(first.ids), centre=value if difference else None, bounds=bounds)
-    return Value(value) if low_high is None else Value(value, *low_high)
-
-
-def _compared(row: StudyRow, own: Mapping[int, Draws], base: Mapping[int, Draws]) -> StudyRow:
-    """Return the row with its difference to the reference."""
-    both = sorted(set(own) & set(base))
-    if not both:
-        return replace(row, note="no seed in common with the reference")
-    if any(own[seed].ids != base[seed].ids for seed in both):
-        return replace(row, note="scored on other clips than the reference")
-    pairs = {
-        seed: Draws(a.value - b.value, a.drawn - b.drawn, a.ids, a.folds)
-        for seed, a, b in ((seed, own[seed], base[seed]) for seed in both)
-    }
-    note = "" if len(both) == len(own) == len(base) else f"difference over {len(both)} seeds"
-    return replace(row, difference=over_seeds(pairs, difference=True), note=note)
+        targets = (scores.positives if part.metric == "mAP" else scores.truth)[order]
+        units = None if groups is None else [groups[name] for name in names]
+        found.append(fold_draws(scores.scores[order], targets, part.metric, names, groups=units, seed=number))
+    return Draws.over_folds(found)
 
 
 def _scored(study: Study, table: str) -> Iterator[tuple[str, int, str, list[ScoredClips]]]:
