@@ -36,6 +36,7 @@ PAGES = ["README.md", "bench/README.md"]
 PAGES += sorted(path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "docs").rglob("*.md"))
 
 QUICK = {
+    "anomaly",
     "catalogue",
     "compare",
     "convert",
@@ -104,6 +105,7 @@ NOT_COMMANDS = {
 SLOW_PAGES = {
     "docs/encoders.md": "fits probes on several models",
     "docs/evaluate.md": "fits probes on several models",
+    "docs/few-labels.md": "saves a head, and torch's exporters take seconds",
     "docs/export.md": "torch's exporters take seconds",
     "docs/huggingface.md": "transformers takes seconds",
     "docs/finetune.md": "trains",

@@ -9,7 +9,7 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from asit.api import finetune, pretrain
+    from asit.api import Embedder, create_encoder, finetune, pretrain
     from asit.config import FinetuneSettings, FrontEndSettings, PretrainSettings
     from asit.data.catalogue.catalogue import Catalogue
     from asit.data.catalogue.scan import build as build_catalogue
@@ -26,6 +26,7 @@ __all__ = [
     "AsitError",
     "AudioModel",
     "Catalogue",
+    "Embedder",
     "Embedding",
     "FinetuneSettings",
     "FrontEndSettings",
@@ -33,6 +34,7 @@ __all__ = [
     "TableRow",
     "__version__",
     "build_catalogue",
+    "create_encoder",
     "finetune",
     "list_models",
     "load",
@@ -44,12 +46,14 @@ _PUBLIC = {
     "AsitError": ("asit.errors", "AsitError"),
     "AudioModel": ("asit.model.audio_model", "AudioModel"),
     "Catalogue": ("asit.data.catalogue.catalogue", "Catalogue"),
+    "Embedder": ("asit.api", "Embedder"),
     "Embedding": ("asit.model.audio_model", "Embedding"),
     "FinetuneSettings": ("asit.config", "FinetuneSettings"),
     "FrontEndSettings": ("asit.config", "FrontEndSettings"),
     "PretrainSettings": ("asit.config", "PretrainSettings"),
     "TableRow": ("asit.data.catalogue.tables", "TableRow"),
     "build_catalogue": ("asit.data.catalogue.scan", "build"),
+    "create_encoder": ("asit.api", "create_encoder"),
     "list_models": ("asit.interop.model_registry", "list_models"),
     "load": ("asit.interop.loading", "load"),
 }

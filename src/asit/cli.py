@@ -27,6 +27,7 @@ SUMMARIES = {
     "export": "write a model as ONNX, torch.export or a Hugging Face folder",
     "index": "make your own recordings searchable by sound",
     "similar": "find the recordings of an index that sound most like one",
+    "anomaly": "score recordings by their distance to an index of normal ones, with a threshold and AUC",
     "serve": "open a model in the browser, with an HTTP API behind the page",
     "report": "write one HTML page about a run",
     "compare": "print one table of scored runs, with intervals and paired differences",

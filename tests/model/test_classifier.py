@@ -17,7 +17,7 @@ from asit.model.vit import Encoder, Tokens
 from .conftest import filled  # type: ignore[import-not-found]
 
 TINY = EncoderSettings(size="custom", width=32, depth=2, heads=2, patch_frames=4, patch_mels=8)
-POOLINGS: tuple[Pooling, ...] = ("class", "mean", "class+mean")
+POOLINGS: tuple[Pooling, ...] = ("class", "mean", "class+mean", "mean+std", "class+mean+std")
 
 
 def classifier(pooling: Pooling = "class", norm: bool = True, dropout: float = 0.0) -> Classifier:
@@ -37,7 +37,9 @@ def test_logits_are_norm_and_product_of_the_pooled_tokens(pooling: Pooling, norm
         tokens, got = model.encoder(x), model(x)
     cls, patches = tokens.cls.double().numpy(), tokens.patches.double().numpy()
     mean = sum(patches[:, i] for i in range(patches.shape[1])) / patches.shape[1]
-    read = {"class": cls, "mean": mean, "class+mean": np.concatenate([cls, mean], 1)}[pooling]
+    deviation = np.sqrt(sum((patches[:, i] - mean) ** 2 for i in range(patches.shape[1])) / patches.shape[1])
+    named = {"class": cls, "mean": mean, "std": deviation}
+    read = np.concatenate([named[part] for part in pooling.split("+")], 1)
     state = {name: value.double().numpy() for name, value in model.head.state_dict().items()}
     if norm:
         centred = read - read.mean(1, keepdims=True)

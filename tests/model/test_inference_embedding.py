@@ -23,7 +23,7 @@ from asit.config import FrontEndSettings
 from asit.errors import AudioError, ConfigError
 from asit.model.audio_model import AudioModel, Embedding
 from asit.model.inference import batching, embedding
-from asit.model.inference.embedding import Embedder, Window
+from asit.model.inference.embedding import Window, WindowEmbedder
 from asit.model.inference.logmel_stream import LogMels
 from asit.model.vit import Encoder
 
@@ -306,7 +306,7 @@ def test_on_another_device_nothing_is_made_on_the_cpu() -> None:
     encoder = m.encoder.to("meta")
     seen = []
     encoder.register_forward_hook(lambda _, given, out: seen.append((given[0].device.type, out.patches.shape)))
-    away = Embedder(encoder, m.front_end, None, "float32", 4)
+    away = WindowEmbedder(encoder, m.front_end, None, "float32", 4)
     with pytest.raises(NotImplementedError, match="Cannot copy out of meta"):
         away.run(windows)
     assert seen == [("meta", (4, 24, 32))], "all that are shorter than a view go together; then the results are fetched"

@@ -28,7 +28,7 @@ from asit.infer.embed_rows import EmbedSettings
 from asit.model.audio_model import AudioModel
 from asit.model.inference import batching
 from asit.model.inference.batching import Done, Result, run_recordings
-from asit.model.inference.embedding import Embedder
+from asit.model.inference.embedding import WindowEmbedder
 from asit.model.vit import Encoder
 
 FRAMES = 48
@@ -249,15 +249,15 @@ def stopping(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, BaseException], 
     """Let the encoder's so-manieth call end in an error; gives the list that grows by the windows of each call."""
 
     def arrange(calls: int, error: BaseException) -> list[int]:
-        run, sizes = Embedder.run, list[int]()
+        run, sizes = WindowEmbedder.run, list[int]()
 
-        def counted(self: Embedder, windows: Any) -> Any:
+        def counted(self: WindowEmbedder, windows: Any) -> Any:
             sizes.append(len(windows))
             if len(sizes) == calls:
                 raise error
             return run(self, windows)
 
-        monkeypatch.setattr(Embedder, "run", counted)
+        monkeypatch.setattr(WindowEmbedder, "run", counted)
         return sizes
 
     return arrange

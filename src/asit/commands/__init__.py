@@ -5,7 +5,14 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_FILES = {"pretrain": "train", "finetune": "train", "models": "info", "probe": "evaluate", "similar": "index"}
+_FILES = {
+    "pretrain": "train",
+    "finetune": "train",
+    "models": "info",
+    "probe": "evaluate",
+    "similar": "index",
+    "anomaly": "index",
+}
 """Verbs whose file has another name."""
 
 

@@ -97,8 +97,8 @@ class EvaluateOptions:
     head is scored on one fold."""
     labels: Literal["auto", "single", "multi"] = "auto"
     """One label a clip or several; auto: several where any clip has them."""
-    missing_labels: Literal["error", "skip"] = "error"
-    """What to do with clips that have no label."""
+    missing_labels: Literal["error", "skip", "background"] = "error"
+    """What to do with clips that have no label: stop, leave them out, or make them the class background."""
     unseen_classes: Literal["error", "skip"] = "error"
     """What to do with test clips of a class without training clips: stop, or leave them out."""
     allow_shared_groups: bool = False
@@ -119,6 +119,11 @@ class EvaluateOptions:
     """Folder that features are kept in; by default the user's cache folder; none: not kept."""
     cache_limit_gb: float = 20.0
     """Maximum size of this folder; the least recently used features are deleted first."""
+    save: str | None = None
+    """Fit one linear head (logistic regression), score it, and save it with the encoder in this folder as a model that
+    asit tag, export and serve take."""
+    overwrite: bool = False
+    """Replace what --save names."""
     out: str | None = None
     """Also write all results as JSON, with per-class metrics, confusions and mistakes. Of several models: a folder for
     results.json, table.csv, table.md and figure.png, of which asit report makes a page."""
@@ -137,17 +142,25 @@ def evaluate(prog: str, summary: str, given: list[str]) -> int:
         raise ConfigError("--verify and --probe", "one of them", "run it twice: features come from the cache")
     if not options.models:
         raise ConfigError("no model was given", "one model, or several to compare", f"see {prog} --help")
+    if len(options.models) > 1 and options.save is not None:
+        raise ConfigError("--save with several models", "one model", "compare them first, then save a head of the best")
     if len(options.models) > 1:
         return _rank(options)
     (named,) = options.models
+    if options.save is not None and (options.verify or options.probe is not None):
+        other = "--verify" if options.verify else "--probe"
+        raise ConfigError(f"--save and {other}", "one of them", f"leave {other} out: a linear head is saved")
+    if options.save is not None and Path(options.save).exists() and not options.overwrite:
+        raise ConfigError(f"--save {options.save} exists", "a folder that is free", "name another, or pass --overwrite")
     with runtime.world(options.device, options.threads) as world:
         model = asit.load(named, world.device)
         catalogue = open_catalogue(options.data, model, world, bad_files=options.bad_files)
-        if model.head is not None and options.probe is None and not options.verify:
+        if model.head is not None and options.probe is None and not options.verify and options.save is None:
             found = _score_classifier(options, model, catalogue, world)
         else:
             store = open_store(options.cache, options.cache_limit_gb)
-            found = (_verify if options.verify else _probe)(options, model, catalogue, world, store)
+            how = _verify if options.verify else _probe if options.save is None else _save
+            found = how(options, model, catalogue, world, store)
     if found is not None:
         text, facts = found
         print(text)
@@ -210,6 +223,25 @@ def _probe(
         return None
     facts = {"task": found.task, "kind": found.kind, "classes": list(found.classes)}
     return found.text(), {**facts, "results": found.records, "summary": found.summary()}
+
+
+def _save(
+    options: EvaluateOptions, model: AudioModel, catalogue: Catalogue, world: World, store: Store | None
+) -> Found:
+    from asit.evaluate.saved_probe import fit_classifier
+
+    assert options.save is not None
+    settings = _frozen_settings(options)
+    if options.pooling is None and not model.encoder.prefix:
+        settings = replace(settings, pooling=("mean+std",))
+    found = fit_classifier(model, catalogue, settings, world=world, store=store, name=options.models[0])
+    if found is None:
+        return None
+    found.model.save(options.save, options.overwrite)
+    text = f"{found.text()}\n{options.save}: saved; asit tag {options.save} FILE labels recordings"
+    scores = found.scores
+    facts = {"task": scores.task, "kind": scores.kind, "classes": list(scores.classes), "saved": options.save}
+    return text, {**facts, "results": scores.records, "summary": scores.summary()}
 
 
 def _frozen_settings(options: EvaluateOptions) -> FrozenSettings:

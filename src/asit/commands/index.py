@@ -1,4 +1,4 @@
-"""The verbs index and similar."""
+"""The verbs index, similar and anomaly."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import tyro
 from pydantic import Field
 
 from asit.errors import AsitError, ConfigError
+from asit.io import atomic
 from asit.io.csv_lines import csv_line
 from asit.logs import fit, width
 from asit.terminal import stdout
@@ -21,6 +22,7 @@ from asit.terminal.options import (
     Batch,
     Device,
     Seconds,
+    Share,
     Spreadsheet,
     Threads,
     check_spreadsheet,
@@ -33,6 +35,7 @@ from asit.terminal.stdout import clock
 if TYPE_CHECKING:
     from asit.data.catalogue.inputs import Item
     from asit.search import Built, Neighbour
+    from asit.search.anomaly import Anomaly
 
 _NAMED = 20  # failures that are logged; all of them are in the index's failures.jsonl
 _CELLS = ("similarity", "path", "start", "end", "label", "name")
@@ -197,3 +200,143 @@ def _table(query: str, hits: Sequence[Neighbour]) -> str:
         label = "" if hit.label is None else "  " + fit(hit.label, _WIDEST)
         lines.append(f"{rank:>4}  {hit.similarity:6.3f}  {name}{' ' * (wide - width(name))}  {time:>{most}}{label}")
     return "\n".join(lines)
+
+
+@dataclass(kw_only=True)
+class AnomalyOptions:
+    index: Annotated[str, tyro.conf.Positional]
+    """Folder of an index of normal recordings."""
+    files: Annotated[list[str], tyro.conf.Positional]
+    """Recordings to score; also folders, globs, catalogues, tables and tar shards. With labels, AUC is computed."""
+    k: Annotated[int, tyro.conf.arg(aliases=("-k",)), Field(ge=1)] = 1
+    """Nearest normal windows whose mean distance counts."""
+    quantile: Share = 0.95
+    """Threshold: this quantile of the normal recordings' own scores, each against the others."""
+    normal: str = "normal"
+    """Label of normal recordings, where the inputs have labels."""
+    check: bool = False
+    """End with exit status 1 where a score is above the threshold."""
+    format: Literal["auto", "table", "json", "csv"] = "auto"
+    """auto: a table on a terminal, else JSON lines; with --out what its name ends in (.csv, or JSON lines)."""
+    out: str | None = None
+    """Write to this file, atomically, instead of standard output."""
+    overwrite: bool = False
+    """Replace --out where it exists."""
+    spreadsheet: Spreadsheet = False
+    model: str | None = None
+    """Model folder, if it has moved since the index was made."""
+    device: Device = "auto"
+    threads: Threads = 0
+    batch: Batch = 16
+
+
+_SCORED = ("path", "score", "anomalous", "start", "end", "nearest", "label")
+
+
+def anomaly(prog: str, summary: str, given: list[str]) -> int:
+    options = parse(AnomalyOptions, prog, summary, given)
+    import numpy as np
+    import torch
+
+    from asit import runtime
+    from asit.data.catalogue.inputs import named
+    from asit.interop.loading import load
+    from asit.progress import counter
+    from asit.search import Index
+    from asit.search.anomaly import normal_scores, score
+
+    out = None if options.out is None else Path(options.out)
+    if out is not None:
+        atomic.check_free(out, options.overwrite)
+        kind = options.format if options.format != "auto" else "csv" if out.suffix.lower() == ".csv" else "json"
+    else:
+        kind = stdout.choose(options.format)
+    check_spreadsheet(options.spreadsheet, kind)
+    with runtime.world(options.device, options.threads) as world:
+        index = Index.read(options.index)
+        items = recordings(options.files)
+        model = index.model(world.device) if options.model is None else load(options.model, world.device)
+        index.check(model)
+        threshold = float(np.quantile(normal_scores(index, options.k), options.quantile, method="higher"))
+        show, found, failed = counter("scoring"), list[Anomaly](), 0
+        for one in score(index, model, items, options.k, options.batch, torch.get_num_threads()):
+            if isinstance(one, tuple):
+                failed += 1
+                log.warning(named(*one))
+            else:
+                found.append(one)
+            show(len(found) + failed, len(items), failed)
+    _tell_known(index.sources, found, options.normal)
+    verdict = _verdict(found, threshold, options)
+    found.sort(key=lambda one: -one.score)
+    rows = [_scored(one, threshold) for one in found]
+    if kind == "table":
+        lines = _anomaly_table(rows)
+    elif kind == "csv":
+        lines = [",".join(_SCORED), *(csv_line(row.values(), spreadsheet=options.spreadsheet) for row in rows)]
+    else:
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    text = "".join(f"{line}\n" for line in lines)
+    if out is None:
+        print(text, end="")
+    elif found:
+        with atomic.write_file(out) as draft:
+            draft.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
+    log.info(verdict)
+    above = any(one.score > threshold for one in found)
+    return 2 if failed else int(options.check and above)
+
+
+def _tell_known(sources: Sequence[Any], found: Sequence[Anomaly], normal: str) -> None:
+    """Warn of recordings that are both normal and scored, and of an index with other labels than the normal one."""
+    known = [one.name for one in found if one.known]
+    if known:
+        log.warning(
+            f"{len(known)} recordings are in the index, such as {known[0]}: scored against its other recordings"
+        )
+    others = sorted({source.label for source in sources if source.label not in (None, normal)})
+    if others:
+        log.warning(f"the index of normal recordings holds some that are labelled {', '.join(others[:3])}")
+
+
+def _scored(one: Anomaly, threshold: float) -> dict[str, Any]:
+    times = round(one.start, 3), round(one.end, 3)
+    cells = (one.name, round(one.score, 6), one.score > threshold, *times, one.nearest.name, one.label)
+    return dict(zip(_SCORED, cells, strict=True))
+
+
+def _anomaly_table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    names = [fit(row["path"], _WIDEST, middle=True) for row in rows]
+    wide = max(map(width, names), default=0)
+    return [
+        f"{row['score']:7.4f} {'!' if row['anomalous'] else ' '} {name}{' ' * (wide - width(name))}"
+        f"  {clock(row['start'])} - {clock(row['end'])}" + (f"  {fit(row['label'], _WIDEST)}" if row["label"] else "")
+        for row, name in zip(rows, names, strict=True)
+    ]
+
+
+def _verdict(found: Sequence[Anomaly], threshold: float, options: AnomalyOptions) -> str:
+    """Return counts and threshold, and AUC where there are labels."""
+    from asit.search.anomaly import PARTIAL, partial_auc
+
+    above = sum(one.score > threshold for one in found)
+    text = (
+        f"{above} of {len(found)} recordings are above {threshold:.4f}, which {options.quantile:.0%} of the normal "
+        "recordings do not exceed"
+    )
+    labelled = [one for one in found if one.label is not None]
+    if not labelled:
+        return text
+    scores, truth = [one.score for one in labelled], [one.label != options.normal for one in labelled]
+    if all(truth):
+        names = ", ".join(sorted({str(one.label) for one in labelled})[:5])
+        raise ConfigError(
+            f"no recording is labelled {options.normal}; labels are {names}",
+            "the label of normal recordings, for AUC",
+            "pass it: --normal LABEL",
+        )
+    auc, part = partial_auc(scores, truth), partial_auc(scores, truth, PARTIAL)
+    if auc is None or part is None:
+        return text
+    of = f"{sum(truth)} of {len(truth)} anomalous"
+    return f"{text}\nAUC {auc:.3f}, pAUC {part:.3f} (up to {PARTIAL:.0%} false alarms), {of}"

@@ -5,6 +5,7 @@ Letters: N clips, C classes, W windows of a block, T frames, F mel bins.
 
 from __future__ import annotations
 
+import logging
 import operator
 from collections.abc import Generator, Sequence
 from contextlib import closing
@@ -30,8 +31,12 @@ from asit.progress import Counter, counter
 from asit.runtime import Precision, World
 from asit.training.resources import loader_workers
 
+log = logging.getLogger(__name__)
+
 BLOCK = 64
 """Windows scored together, as in `score_batch` of fine-tuning."""
+FITTED_ON, ALL_CLIPS = "fitted_on", "all clips"
+"""Fact in the card of a classifier: the splits of its catalogue that its head was fitted on, or that all clips were."""
 
 
 _BlockScores = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], list[tuple[int, str]]]
@@ -154,6 +159,9 @@ def score_classifier(
         CatalogueError: an unknown split or fold, labels that are no class of the model, too many unreadable clips.
     """
     assert model.head is not None
+    fitted = set(model.training.get(FITTED_ON, ())) if model.training.get("catalogue") == catalogue.digest else set()
+    if world.main and fitted & {ALL_CLIPS, *settings.test}:
+        log.warning("this model was fitted on these very clips: its score on them is not a test")
     labels = read_labels(catalogue, "multi" if model.multi else "single", model.classes, missing=settings.missing)
     network = Classifier(model.encoder, model.head)
     step, task = model.training.get("step"), str(catalogue.header.get("task") or "")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -190,6 +191,40 @@ class EncoderReader:
             rows = {"time-mean": found.grid[1], "mel-mean": found.grid[0]}.get(kind, 1)
             out[kind] = vector.reshape(rows, -1).numpy()
         return out
+
+
+class HeadReader:
+    """Reads a clip as a classifier does: what its head pools of each window, (W, features) float32; kind `TOKENS`.
+
+    Args:
+        model: a classifier on the device to run on; its linear layer is not used.
+        precision: arithmetic of the encoder.
+
+    Attributes:
+        digest: as in `EncoderReader`.
+    """
+
+    kinds: tuple[str, ...] = (TOKENS,)
+
+    def __init__(self, model: AudioModel, precision: Literal["float32", "bf16"] = "float32") -> None:
+        assert model.labelling is not None, "a classifier"
+        self.tagger, self.front_end = model.tagger(precision), model.front_end.settings
+        facts = {
+            "front_end": self.front_end.model_dump(mode="json"),
+            "encoder": model.encoder.settings.model_dump(mode="json"),
+            "frames": model.frames,
+            "pooling": [model.labelling.pooling, *model.labelling.layers],
+            "precision": precision,
+            "device": model.encoder.pos_embed.device.type,
+            "torch": torch.__version__,
+        }
+        self.digest = f"head windows {weights_digest(model.encoder)} {json.dumps(facts, sort_keys=True)}"
+
+    def __call__(self, wave: Wave, kinds: tuple[str, ...]) -> dict[str, Array]:
+        windows, found = self.tagger.windows_of(iter([wave])), []
+        while batch := list(itertools.islice(windows, WINDOWS)):
+            found.append(self.tagger.pooled_of(batch).cpu().numpy())
+        return dict.fromkeys(kinds, np.concatenate(found))
 
 
 class LogMelReader:

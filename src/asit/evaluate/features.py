@@ -27,7 +27,7 @@ from asit.data.loading.waveforms import read_clip
 from asit.data.shards import range_reader
 from asit.errors import AsitError, AudioError, CatalogueError
 from asit.evaluate.feature_cache import Shelf, Store, key_of
-from asit.evaluate.feature_readers import TOKENS, EncoderReader, LogMelReader
+from asit.evaluate.feature_readers import TOKENS, EncoderReader, HeadReader, LogMelReader
 from asit.io import storage
 from asit.progress import Counter
 from asit.runtime import World
@@ -47,20 +47,21 @@ class Collected:
 
     Attributes:
         vectors: reader's name -> kind -> (n, width) float32, rows in the order of `kept`.
-        tokens: reader's name -> n arrays (P, D) float16; only where `TOKENS` was wanted.
+        tokens: reader's name -> n arrays (P, D) float16, of a `HeadReader` (W, features) float32; only where `TOKENS`
+            was wanted.
         kept: (n,) int64, the clips they belong to, ascending.
         bad: (path, reason) of the clips that could not be read.
         cached: clips whose features were all in the cache.
     """
 
     vectors: dict[str, dict[str, npt.NDArray[np.float32]]]
-    tokens: dict[str, list[npt.NDArray[np.float16]]]
+    tokens: dict[str, list[Array]]
     kept: npt.NDArray[np.int64]
     bad: list[tuple[str, str]]
     cached: int
 
 
-Readers = Mapping[str, EncoderReader | LogMelReader]
+Readers = Mapping[str, EncoderReader | HeadReader | LogMelReader]
 Of = tuple[str, str]
 """A reader's name, and a kind of feature."""
 
@@ -203,7 +204,7 @@ class _Gathered:
         self.bad: list[tuple[str, str]] = []
         self.read = np.zeros(len(clips), bool)
         self.vectors: dict[Of, npt.NDArray[np.float32]] = {}
-        self.tokens: dict[str, dict[int, npt.NDArray[np.float16]]] = {}
+        self.tokens: dict[str, dict[int, Array]] = {}
 
     def take(self, rows: Sequence[int], found: Sequence[_ClipFeatures], keep: bool) -> None:
         """Add the clips of a block; `keep`: also their features, which only the main process needs."""

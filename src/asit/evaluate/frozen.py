@@ -31,7 +31,7 @@ from asit.data.shards import tar_index
 from asit.errors import AsitError, CatalogueError, ConfigError
 from asit.evaluate.feature_cache import Store
 from asit.evaluate.feature_readers import MODEL, FeatureSettings, Pooling, readers
-from asit.evaluate.features import Collected, collect
+from asit.evaluate.features import Collected, Readers, collect
 from asit.evaluate.frozen_scores import FrozenScores, FrozenSettings, Keep, ProbeScorer, Rows
 from asit.model.audio_model import AudioModel
 from asit.progress import counter
@@ -82,8 +82,8 @@ def evaluate_frozen(
     """
     settings.check()
     labels = read_labels(catalogue, settings.kind, missing=settings.missing)
-    all_splits = list(_all_splits(catalogue, labels, settings))
-    used = np.unique(np.concatenate([rows for _, splits in all_splits for _, rows in splits.items()]))
+    over = list(all_splits(catalogue, labels, settings))
+    used = np.unique(np.concatenate([rows for _, splits in over for _, rows in splits.items()]))
     tokens = "prototype" in settings.probes
     if tokens:
         _check_memory(model, float(catalogue.seconds[used].sum(dtype=np.float64)), 1 + settings.baselines)
@@ -98,7 +98,7 @@ def evaluate_frozen(
         task=str(catalogue.header.get("task") or ""),
         kind="multi" if labels.multi else "single",
         classes=labels.names,
-        records=[record for fold, splits in all_splits for record in scorer.records(fold, splits, keep)],
+        records=[record for fold, splits in over for record in scorer.records(fold, splits, keep)],
     )
 
 
@@ -113,13 +113,22 @@ def collect_features(
     world: World,
     store: Store | None,
 ) -> Collected | None:
-    """Collect features of the clips at `rows` (None in all processes but the main one); log cache hits and failures."""
+    """Collect features of the clips at `rows`; see `collected`."""
+    wanted = readers(model, settings, pooling, tokens)
+    return collected(catalogue, rows, wanted, store=store, world=world, bad_files=settings.bad_files)
+
+
+def collected(
+    catalogue: Catalogue, rows: Rows, wanted: Readers, *, store: Store | None, world: World, bad_files: float
+) -> Collected | None:
+    """Collect what readers read of the clips at `rows` (None in all processes but the main one); log cache hits and
+    failures."""
     found = collect(
         catalogue.subset(rows) if len(rows) < len(catalogue) else catalogue,
-        readers(model, settings, pooling, tokens),
+        wanted,
         store=store,
         world=world,
-        bad_files=settings.bad_files,
+        bad_files=bad_files,
         progress=counter("features", "clips"),
     )
     if found is None:
@@ -149,7 +158,7 @@ def _check_memory(model: AudioModel, seconds: float, encoders: int) -> None:
         )
 
 
-def _all_splits(catalogue: Catalogue, labels: Labels, settings: FrozenSettings) -> Iterator[tuple[str | None, Splits]]:
+def all_splits(catalogue: Catalogue, labels: Labels, settings: FrozenSettings) -> Iterator[tuple[str | None, Splits]]:
     """Yield the checked splits, or (fold, splits) of each fold."""
     over_folds = settings.fold == ALL or (settings.fold is None and by_folds(catalogue))
     for fold in folds(catalogue) if over_folds else [settings.fold]:

@@ -51,7 +51,7 @@ class FrozenSettings(FeatureSettings):
         seeds: number of draws, the first with `seed`.
         fold: a fold to test on; "all": each in turn; None: the splits, or all folds where there are no splits.
         kind: whether clips have one label or several.
-        missing: whether clips without a label are an error or left out.
+        missing: whether clips without a label are an error, left out, or of the class "background".
         unseen: whether test clips of classes without a training clip are an error or left out.
         allow_shared_groups: a group may be in several splits, as in speaker identification.
         clips: about so many clips of each split, drawn with the seed.
@@ -64,7 +64,7 @@ class FrozenSettings(FeatureSettings):
     seeds: int = 1
     fold: str | None = None
     kind: Literal["auto", "single", "multi"] = "auto"
-    missing: Literal["error", "skip"] = "error"
+    missing: Literal["error", "skip", "background"] = "error"
     unseen: Literal["error", "skip"] = "error"
     allow_shared_groups: bool = False
     clips: int | None = None
@@ -203,17 +203,24 @@ class ProbeScorer:
             table[index[test]],
             criterion="mAP" if multi else "accuracy",
             seed=seed,
-            groups=self._fold_groups(train, targets),
+            groups=fold_groups(self.groups, train, targets),
             validation=(table[index[validation]], held_targets) if len(validation) else None,
         )
 
-    def _fold_groups(self, train: Rows, targets: npt.NDArray[np.float32]) -> Rows | None:
-        """Return the groups of cross-validation; None where a class is in one group alone."""
-        if self.groups is None:
-            return None
-        groups = np.unique(self.groups[train], return_inverse=True)[1]
-        counts = [np.unique(groups[targets[:, c] > 0]).size for c in range(targets.shape[1])]
-        return groups if min((count for count in counts if count), default=0) > 1 else None
+
+def fold_groups(groups: Rows | None, train: Rows, targets: npt.NDArray[np.float32]) -> Rows | None:
+    """Return the groups of cross-validation on these clips; None where a class is in one group alone.
+
+    Args:
+        groups: of all clips, see `group_codes`.
+        train: (n,) the clips.
+        targets: (n, C) of them.
+    """
+    if groups is None:
+        return None
+    own = np.unique(groups[train], return_inverse=True)[1]
+    counts = [np.unique(own[targets[:, c] > 0]).size for c in range(targets.shape[1])]
+    return own if min((count for count in counts if count), default=0) > 1 else None
 
 
 @dataclass(frozen=True)

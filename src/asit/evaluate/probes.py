@@ -91,7 +91,7 @@ def ridge_scores(
     if validation is not None:
         penalty = _best_penalty([_RidgeFit(_sums(train_x, targets), scale)], [validation], criterion)
         chosen_by = f"{criterion} on the validation split"
-    elif (fold_of := _folds(targets, criterion, groups, rng)) is None:
+    elif (fold_of := draw_folds(targets, criterion, groups, rng)) is None:
         penalty, chosen_by = FEW_CLIPS_PENALTY, "fixed: no clip can be held out"
     else:
         parts = [np.flatnonzero(fold_of == fold) for fold in range(int(fold_of.max()) + 1)]
@@ -218,11 +218,11 @@ def _best_penalty(fits: Iterable[_RidgeFit], held_out: Iterable[tuple[Floats, Fl
     totals = np.zeros(len(PENALTIES))
     for fit, (x, targets) in zip(fits, held_out, strict=True):
         rotated = fit.rotate(x)
-        totals += [_value(fit.predict(rotated, penalty), targets, criterion) for penalty in PENALTIES]
+        totals += [criterion_value(fit.predict(rotated, penalty), targets, criterion) for penalty in PENALTIES]
     return float(PENALTIES[np.flatnonzero(totals == totals.max())[-1]])
 
 
-def _value(scores: Floats, targets: Floats, criterion: Criterion) -> float:
+def criterion_value(scores: Floats, targets: Floats, criterion: Criterion) -> float:
     """Count correct clips, or compute mAP (0 where no class has a positive)."""
     if criterion == "accuracy":
         return float((scores.argmax(1) == targets.argmax(1)).sum())
@@ -231,10 +231,10 @@ def _value(scores: Floats, targets: Floats, criterion: Criterion) -> float:
     return float(precision.mean()) if len(precision) else 0.0
 
 
-def _folds(
+def draw_folds(
     targets: Floats, criterion: Criterion, groups: NDArray[np.int64] | None, rng: np.random.Generator
 ) -> NDArray[np.int64] | None:
-    """Draw the fold of each training clip, (N,); None where two folds cannot be made."""
+    """Draw the fold of each training clip, (N,); None where two folds cannot be made. Arguments: see `ridge_scores`."""
     N = len(targets)
     if groups is not None:
         unique, member = np.unique(groups, return_inverse=True)

@@ -129,7 +129,7 @@ def reference(model: AudioModel, output: Output, waveforms: Tensor) -> Tensor:
     filled = torch.stack([front_end.pad(waveform, front_end.samples_for(frames)) for waveform in waveforms])
     logmel = front_end.fbank(filled.to(front_end.hann.device))[:, :frames]
     x = front_end.normalise(torch.stack([front_end.pad_frames(one, frames) for one in logmel]))
-    tokens = encoder(x[:, None], stretch=columns > extent.view)
+    tokens = encoder(x[:, None], stretch=columns > extent.view, layer=layers_of(model, output))
     return output_of_tokens(model.head, model.multi, output, tokens).cpu()
 
 
@@ -144,6 +144,12 @@ def output_of_tokens(head: nn.Module | None, multi: bool, output: Output, tokens
     if output == "logits":
         return logits
     return logits.sigmoid() if multi else logits.softmax(1)
+
+
+def layers_of(model: AudioModel, output: Output) -> tuple[int, ...]:
+    """Return the blocks that an output reads, 0 the first."""
+    own = model.head.layers if model.head is not None and output in ("scores", "logits") else ()
+    return own or (model.encoder.depth - 1,)
 
 
 def on_cpu(model: AudioModel) -> AudioModel:
@@ -261,7 +267,8 @@ class Waveform(nn.Module):
         self.settings = model.front_end.settings
         # Only parts of the encoder, or the blocks' weights would be in the file twice.
         self.patch_embed, self.norm = encoder.patch_embed, encoder.norm
-        self.blocks = nn.ModuleList(_Block(block) for block in encoder.blocks)
+        self.layers = layers_of(model, output)
+        self.blocks = nn.ModuleList(_Block(block) for block in encoder.blocks[: max(self.layers) + 1])
         self.norm_first, self.width = encoder.norm_first, encoder.width
         # Learned positions are resized; fixed ones have a formula for the longest input.
         learned = encoder.settings.family == "vit"
@@ -326,11 +333,11 @@ class Waveform(nn.Module):
         tokens = torch.cat([self.prefix.expand(rows, -1, -1), patches], dim=1).flatten(0, 1)
         if self.norm_first:
             tokens = self.norm(tokens)
+        outputs = []
         for block in self.blocks:
-            tokens = block(tokens, rows)
-        if not self.norm_first:
-            tokens = self.norm(tokens)
-        tokens = tokens.view(rows, -1, self.width)
+            outputs.append(tokens := block(tokens, rows))
+        read = [outputs[layer] if self.norm_first else self.norm(outputs[layer]) for layer in self.layers]
+        tokens = torch.cat([one.view(rows, -1, self.width) for one in read], dim=2)
         return Tokens(tokens[:, :first].mean(1), tokens[:, first:], (columns, self.grid[1]))
 
     def _positions(self, columns: int) -> Tensor:

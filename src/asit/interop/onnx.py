@@ -25,7 +25,17 @@ import numpy.typing as npt
 import torch
 
 from asit.errors import CheckpointError, ConfigError, missing_extra
-from asit.interop.exportable import Output, Waveform, check_waveforms, compare, extent_of, facts_of, on_cpu, output_of
+from asit.interop.exportable import (
+    Output,
+    Waveform,
+    check_waveforms,
+    compare,
+    extent_of,
+    facts_of,
+    layers_of,
+    on_cpu,
+    output_of,
+)
 from asit.io.atomic import check_free, disk_errors, write_file
 from asit.model.audio_model import AudioModel
 
@@ -286,7 +296,7 @@ def export(
     facts["check"] = compare(model, chosen, run, TOLERANCE, f"the graph for {out.name}")
     kept = exact
     if int8:
-        kept = in_int8(exact, BLOCK_LAYERS * model.encoder.depth)
+        kept = in_int8(exact, BLOCK_LAYERS * (max(layers_of(model, chosen)) + 1))
         coarse = _session(kept, opset)
         if measure is None:
             waves = [row[None] for rows in check_waveforms(extent_of(model, chosen), model.rate) for row in rows]

@@ -26,9 +26,9 @@ from asit.model.classifier import Head, Labelling
 from asit.model.encoders import empty_encoder
 from asit.model.inference.embedding import (
     AttentionMap,
-    Embedder,
     Embedding,
     Precision,
+    WindowEmbedder,
     attention_of,
     hop_frames,
     several,
@@ -213,7 +213,7 @@ class AudioModel:
         """
         head, _ = self._classifier()
         with torch.no_grad():
-            out: Tensor = head(self.encoder(x, valid=valid), valid=valid)
+            out: Tensor = head(head.tokens(self.encoder, x, valid=valid), valid=valid)
         return out
 
     def scores(self, waveforms: Tensor, precision: Precision = "float32") -> Tensor:
@@ -268,8 +268,8 @@ class AudioModel:
         precision: Precision = "auto",
         hop: float | None = None,
         patches: bool = True,
-    ) -> Embedder:
-        """Return an `Embedder`, whose windows are prepared by threads and encoded by one thread.
+    ) -> WindowEmbedder:
+        """Return an `WindowEmbedder`, whose windows are prepared by threads and encoded by one thread.
 
         Args:
             layer: block to return, after the final norm (0 the first), or k of them, joined to k D; None: the last.
@@ -282,7 +282,7 @@ class AudioModel:
         """
         frames, low = hop_frames(self.encoder, self.front_end, hop), self._precision(precision)
         layers = None if layer is None else self.encoder.block_indices(layer)
-        return Embedder(self.encoder, self.front_end, layer=layers, precision=low, hop=frames, patches=patches)
+        return WindowEmbedder(self.encoder, self.front_end, layer=layers, precision=low, hop=frames, patches=patches)
 
     def embed(self, x: Sound, rate: int | None = None, **options: Unpack[EmbedKeywords]) -> Embedding:
         """Embed one clip; see `embed_batch`."""

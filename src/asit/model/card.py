@@ -49,6 +49,9 @@ def write_card(
     if head is None or labels is None:
         return card
     of_head = {**dataclasses.asdict(labels), "classes": list(labels.classes), "norm": head.norm is not None}
+    of_head |= {"layers": list(labels.layers)}
+    if not labels.layers:  # as cards were before heads read other blocks than the last
+        del of_head["layers"]
     return {**card, "kind": CLASSIFIER, "labels": of_head}
 
 
@@ -98,7 +101,7 @@ def read_folder(
     head = None
     if labels is not None:
         with torch.device("meta"):  # no random initialisation
-            head = Head(encoder.width, len(labels.classes), labels.pooling, norm=norm, norm_eps=labels.norm_eps)
+            head = head_of(encoder.width, labels, norm)
         head.to_empty(device="cpu")
         named = {name.removeprefix("head."): value for name, value in of_head.items()}
         checkpoint.load_strict(head, named, f"{weights} (its head.*)")
@@ -124,7 +127,8 @@ def check_labels(encoder: Encoder, head: Head | None, labels: Labelling | None) 
     if head is None or labels is None:
         return
     eps = labels.norm_eps if head.norm is None else head.norm.eps
-    if (head.classes, head.pooling, eps) != (len(labels.classes), labels.pooling, labels.norm_eps):
+    read, wanted = (head.pooling, head.layers), (labels.pooling, labels.layers)
+    if (head.classes, read, eps) != (len(labels.classes), wanted, labels.norm_eps):
         raise ConfigError(
             f"a head of {head.classes} classes on {head.pooling} with epsilon {eps:g}, labels of {len(labels.classes)} "
             f"on {labels.pooling} with {labels.norm_eps:g}",
@@ -132,6 +136,11 @@ def check_labels(encoder: Encoder, head: Head | None, labels: Labelling | None) 
             "build the head from the labels",
         )
     check_head(encoder, head)
+
+
+def head_of(width: int, labels: Labelling, norm: bool) -> Head:
+    """Return a head for these labels on an encoder of this width."""
+    return Head(width, len(labels.classes), labels.pooling, norm=norm, norm_eps=labels.norm_eps, layers=labels.layers)
 
 
 def check_front_end(settings: FrontEndSettings) -> None:
@@ -150,4 +159,5 @@ def _read_labels(field: Mapping[str, Any]) -> tuple[Labelling, bool]:
     if not named or not isinstance(multi, bool) or not isinstance(norm, bool):
         raise TypeError("labels: classes is no list of names, or multi or norm is neither true nor false")
     eps = float(field.get("norm_eps", Labelling.norm_eps))
-    return Labelling(tuple(classes), multi, field["pooling"], float(field["seconds"]), eps), norm
+    layers = tuple(field.get("layers", ()))
+    return Labelling(tuple(classes), multi, field["pooling"], float(field["seconds"]), eps, layers), norm

@@ -1,7 +1,8 @@
 """Classifier: encoder, pooling, and AST's head of LayerNorm and Linear (arXiv 2104.01778).
 
-The pooling is the class token, the mean of the patch tokens (SSAST, arXiv 2110.09784), or both concatenated.
-Letters: R rows, T frames, F mel bins, P patches, D width, C classes.
+The pooling is the class token, the mean of the patch tokens (SSAST, arXiv 2110.09784), or both concatenated; heads that
+are fitted on frozen features (`asit.evaluate.saved_probe`) also have the standard deviation of the patch tokens.
+Letters: R rows, T frames, F mel bins, P patches, D width, k blocks, C classes.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from torch import Tensor, nn
 from asit.errors import ConfigError
 from asit.model.vit import Encoder, Tokens
 
-Pooling = Literal["class", "mean", "class+mean"]
-"""Vector of a clip: the class token, the mean of its patch tokens, or both concatenated."""
+Pooling = Literal["class", "mean", "class+mean", "mean+std", "class+mean+std"]
+"""Vector of a clip: class token, mean and population standard deviation of the patch tokens, concatenated."""
+BACKGROUND = "background"
+"""Name of the class of sounds that are none of the others."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Labelling:
         pooling: what the head reads.
         seconds: length of the training input.
         norm_eps: epsilon of the head's LayerNorm: 1e-6 in asit, 1e-5 in AST, 1e-12 in Hugging Face's AST.
+        layers: blocks whose outputs the head reads, 0 the first, each token their concatenation; none: the last.
 
     Raises:
         ConfigError: no or duplicate classes, unknown pooling, or a length or epsilon that is not positive.
@@ -42,6 +46,7 @@ class Labelling:
     pooling: Pooling
     seconds: float
     norm_eps: float = 1e-6
+    layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         twice = [name for name, count in Counter(self.classes).items() if count > 1]
@@ -54,6 +59,8 @@ class Labelling:
             raise ConfigError(f"an input of {self.seconds} seconds", "a positive length")
         if not 0 < self.norm_eps < 1:
             raise ConfigError(f"a norm's epsilon of {self.norm_eps}", "a small positive number, such as 1e-6")
+        if any(not isinstance(layer, int) or layer < 0 for layer in self.layers):
+            raise ConfigError(f"layers {self.layers}", "indices of blocks, 0 the first")
 
 
 class Head(nn.Module):
@@ -62,10 +69,11 @@ class Head(nn.Module):
     Args:
         width: D.
         classes: C.
-        pooling: "class+mean" doubles the width of norm and linear layer.
+        pooling: norm and linear layer are as wide as the vectors that it names.
         dropout: probability in training; the factors are drawn by `draw_dropout`.
         norm: whether there is a LayerNorm.
         norm_eps: its epsilon.
+        layers: see `Labelling`.
     """
 
     def __init__(
@@ -76,12 +84,14 @@ class Head(nn.Module):
         dropout: float = 0.0,
         norm: bool = True,
         norm_eps: float = 1e-6,
+        layers: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
         self.pooling: Pooling = pooling
         self.classes = classes
         self.dropout = dropout
-        self.features = 2 * width if pooling == "class+mean" else width
+        self.layers = layers
+        self.features = features_of(width, pooling, layers)
         self.norm = nn.LayerNorm(self.features, eps=norm_eps) if norm else None
         self.linear = nn.Linear(self.features, classes)
         self.init_weights()
@@ -96,21 +106,30 @@ class Head(nn.Module):
             self.norm.bias.zero_()
 
     def pool(self, tokens: Tokens, valid: Tensor | None = None) -> Tensor:
-        """Pool tokens to (R, D), or (R, 2 D) for "class+mean", float32; the mean is over `valid` (R, P) patches."""
-        if self.pooling == "class":
-            return tokens.cls.float()
-        patches = tokens.patches.float()
-        if valid is None:
-            mean = patches.mean(1)
-        else:
-            mean = torch.where(valid[..., None], patches, 0.0).sum(1) / valid.sum(1, keepdim=True).clamp(min=1)
-        return mean if self.pooling == "mean" else torch.cat([tokens.cls.float(), mean], dim=1)
+        """Pool tokens to (R, features) float32; mean and standard deviation are over `valid` (R, P) patches."""
+        parts, patches = [tokens.cls.float()] * self.pooling.startswith("class"), tokens.patches.float()
+
+        def mean_of(x: Tensor) -> Tensor:
+            if valid is None:
+                return x.mean(1)
+            return torch.where(valid[..., None], x, 0.0).sum(1) / valid.sum(1, keepdim=True).clamp(min=1)
+
+        if self.pooling != "class":
+            parts.append(mean_of(patches))
+        if self.pooling.endswith("std"):
+            parts.append(mean_of((patches - parts[-1].unsqueeze(1)).square()).sqrt())
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def tokens(self, encoder: Encoder, x: Tensor, drop: Tensor | None = None, valid: Tensor | None = None) -> Tokens:
+        """Return the encoder's tokens of spectrograms (R, 1, T, F), of the blocks that the head reads."""
+        found: Tokens = encoder(x, drop=drop, valid=valid, layer=self.layers or None)
+        return found
 
     def forward(self, tokens: Tokens, valid: Tensor | None = None, dropout: Tensor | None = None) -> Tensor:
         """Return logits (R, C) float32.
 
         Args:
-            tokens: of the encoder.
+            tokens: of the encoder, see `tokens`.
             valid: (R, P) bool, patches in the mean.
             dropout: (R, features) factors from `draw_dropout`; required in training if dropout is not 0.
         """
@@ -149,19 +168,25 @@ class Classifier(nn.Module):
         self, x: Tensor, drop: Tensor | None = None, valid: Tensor | None = None, dropout: Tensor | None = None
     ) -> Tensor:
         """Return logits (R, C) float32 of spectrograms (R, 1, T, F); see `Encoder.forward` and `Head.forward`."""
-        logits: Tensor = self.head(self.encoder(x, drop=drop, valid=valid), valid=valid, dropout=dropout)
+        logits: Tensor = self.head(self.head.tokens(self.encoder, x, drop, valid), valid=valid, dropout=dropout)
         return logits
+
+
+def features_of(width: int, pooling: Pooling, layers: tuple[int, ...] = ()) -> int:
+    """Return how wide a head's pooled vector is."""
+    return width * max(1, len(layers)) * (pooling.count("+") + 1)
 
 
 def check_head(encoder: Encoder, head: Head) -> None:
     """Raise ConfigError if the head is for an encoder of another width."""
-    if encoder.prefix == 0 and head.pooling != "mean":
+    if encoder.prefix == 0 and head.pooling.startswith("class"):
         raise ConfigError(
             f"pooling {head.pooling}, and {encoder.settings.family} has no class token",
             "the mean of the patch tokens",
             "pass --network.pooling mean",
         )
-    expected = encoder.width * (2 if head.pooling == "class+mean" else 1)
+    encoder.block_indices(head.layers or None)
+    expected = features_of(encoder.width, head.pooling, head.layers)
     if head.features != expected:
         raise ConfigError(
             f"a head of {head.features} features, an encoder of width {encoder.width}",

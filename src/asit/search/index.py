@@ -114,6 +114,11 @@ class Index:
             indices[source.path, source.member].append(i)
         return indices
 
+    def cosines(self, vectors: Vector) -> Vector:
+        """Return the cosine similarity of vectors (W, D) of length 1 to all rows, (W, N)."""
+        found: Vector = vectors @ self._matrix.T
+        return found
+
     def source(self, row: int) -> Source:
         """Return the recording of a row, whose `item().sound()` is its file or bytes; raises ConfigError where there is
         no such row."""

@@ -66,11 +66,14 @@ class RowSettings:
 
     def detections(self, tags: Tags, start: float) -> list[Tag]:
         """Return the labels of each window, with `segments` those of consecutive windows merged; times as in `rows`."""
+        from asit.model.classifier import BACKGROUND
+
         threshold, k = self.threshold, self.top
         if threshold is None:
             threshold, k = (_SEGMENT_THRESHOLD, k) if self.multi else (0.0, 1)
         found = tags.segments(threshold, k, merge=self.segments)
-        return [replace(tag, start=start + tag.start, end=start + tag.end) for tag in found]
+        named = (tag for tag in found if tag.label != BACKGROUND)  # a stretch of none of the labels is no detection
+        return [replace(tag, start=start + tag.start, end=start + tag.end) for tag in named]
 
 
 @dataclass(frozen=True)

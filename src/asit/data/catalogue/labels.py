@@ -101,7 +101,7 @@ def read_labels(
     kind: Literal["auto", "single", "multi"] = "auto",
     classes: Sequence[str] | None = None,
     *,
-    missing: Literal["error", "skip"] = "error",
+    missing: Literal["error", "skip", "background"] = "error",
 ) -> Labels:
     """Parse the labels of a catalogue's clips.
 
@@ -114,7 +114,8 @@ def read_labels(
         catalogue: N clips.
         kind: "single": one class a clip; "multi": any number; "auto": multi if any clip has several or soft labels.
         classes: the names in order; by default "classes" of the catalogue's header, else all that occur, sorted.
-        missing: whether clips without a label are an error, or are kept with ``known`` False.
+        missing: whether clips without a label are an error, are kept with ``known`` False, or are of the class
+            "background".
 
     Raises:
         CatalogueError: clips without a label, fewer than two classes, an invalid weight, several labels where "single"
@@ -123,7 +124,8 @@ def read_labels(
     column = catalogue.column("label")
     words, codes = ((), np.full(len(catalogue), -1, np.int32)) if column is None else (column.words, column.codes)
     used, rows = np.unique(codes, return_inverse=True)  # words that no clip has do not count
-    texts = _parse([(*words, "")[code] for code in used.tolist()])
+    blank = "background" if missing == "background" else ""
+    texts = _parse([(*words, "")[code].strip() or blank for code in used.tolist()])
     sizes = np.diff(texts.indptr)
     known = (sizes > 0)[rows]
     _refuse_missing(catalogue, known, missing)

@@ -26,8 +26,9 @@ class ASiTConfig(PretrainedConfig):
         patch_size: (frames, mel bins) of a patch.
         patch_stride: (frames, mel bins); less than the patch if patches overlap.
         distilled: whether a distillation token follows the class token, as in DeiT and AST.
-        pooling: "class" (the class token, or the mean of both if distilled), "mean" (of the patch tokens) or
-            "class+mean" (concatenated).
+        pooling: "class" (the class token, or the mean of both if distilled), "mean" (of the patch tokens),
+            "class+mean", "mean+std" (population standard deviation of the patch tokens) or "class+mean+std".
+        pooling_layers: blocks whose normalised outputs are concatenated before pooling, 0 the first; none: the last.
         classifier_norm: a LayerNorm before the classifier's linear layer.
         classifier_norm_eps: its epsilon.
         classifier_dropout: dropout probability before the linear layer.
@@ -64,10 +65,12 @@ class ASiTConfig(PretrainedConfig):
         initializer_range: float = 0.02,
         input_seconds: float | None = None,
         training: dict[str, Any] | None = None,
+        pooling_layers: Sequence[int] = (),
         **kwargs: Any,
     ) -> None:
-        if pooling not in ("class", "mean", "class+mean"):
-            raise ValueError(f"pooling is {pooling!r}; it can be 'class', 'mean' or 'class+mean'")
+        known = ("class", "mean", "class+mean", "mean+std", "class+mean+std")
+        if pooling not in known:
+            raise ValueError(f"pooling is {pooling!r}; it can be one of {', '.join(known)}")
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
         self.num_attention_heads = num_attention_heads
@@ -86,6 +89,7 @@ class ASiTConfig(PretrainedConfig):
         self.initializer_range = initializer_range
         self.input_seconds = input_seconds
         self.training = dict(training or {})
+        self.pooling_layers = list(pooling_layers)
         super().__init__(**kwargs)
 
 

@@ -20,8 +20,8 @@ from asit.errors import CheckpointError, ConfigError
 from asit.interop.huggingface.readme import public, readme
 from asit.io import atomic, checkpoint, parsing, safe_load
 from asit.model.audio_model import AudioModel
-from asit.model.card import check_front_end
-from asit.model.classifier import Head, Labelling
+from asit.model.card import check_front_end, head_of
+from asit.model.classifier import Labelling
 from asit.model.encoders import empty_encoder, meta_encoder
 from asit.model.vit import shape_of
 
@@ -72,6 +72,7 @@ def config_of(model: AudioModel) -> dict[str, Any]:
         "distilled": settings.distilled,
         "drop_path_rate": settings.drop_path,
         "pooling": "mean" if labels is None else labels.pooling,
+        **({"pooling_layers": list(labels.layers)} if labels is not None and labels.layers else {}),
         "training": public(model.training),
     }
     if labels is None or model.head is None:
@@ -166,6 +167,7 @@ def _labels(config: Mapping[str, Any], front_end: FrontEndSettings, frames: int)
         config["pooling"],
         float(config.get("input_seconds") or view.samples_for(frames) / front_end.rate),
         float(config["classifier_norm_eps"]),
+        tuple(config.get("pooling_layers") or ()),
     )
 
 
@@ -254,9 +256,7 @@ def read(folder: Path) -> AudioModel:
         labels, head = parts.labels, None
         if labels is not None:
             with torch.device("meta"):  # no random initialisation
-                head = Head(
-                    encoder.width, len(labels.classes), labels.pooling, norm=parts.norm, norm_eps=labels.norm_eps
-                )
+                head = head_of(encoder.width, labels, parts.norm)
     except (*parsing.UNFIT, ConfigError) as error:
         what = error.found if isinstance(error, ConfigError) and not error.expected else str(error)
         what = f"the field {error} is missing" if isinstance(error, KeyError) else what

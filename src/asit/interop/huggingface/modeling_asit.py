@@ -130,7 +130,7 @@ class ASiTModel(ASiTPreTrainedModel):
     """The encoder: normalised log-mel (B, T, F) to tokens.
 
     `last_hidden_state` (B, N, D) holds the class token, the distillation token if any, then the patches; those
-    outside the mask are 0. `pooler_output` is (B, D), or (B, 2 D) for "class+mean".
+    outside the mask are 0. `pooler_output` (B, features) is what `pool` returns.
     """
 
     _auto_class = "AutoModel"  # save_pretrained copies this file
@@ -197,27 +197,36 @@ class ASiTModel(ASiTPreTrainedModel):
                 x, attended = block(x, mask, bool(attentions))
             states.append(x)
             weights.append(attended)
-        x = self.norm(x)
-        if valid is not None:
-            x = torch.where(F.pad(valid, (self.prefix, 0), value=True)[..., None], x, 0.0)
+        x = self._finished(x, valid)
+        read = [self._finished(states[layer + 1], valid) for layer in config.pooling_layers] or [x]
         out = BaseModelOutputWithPooling(
             last_hidden_state=x,
-            pooler_output=self.pool(x, valid),
+            pooler_output=self.pool(torch.cat(read, dim=2), valid),
             hidden_states=tuple(states) if hidden else None,
             attentions=tuple(weights) if attentions else None,
         )
         return out if _as_dict(config, return_dict) else out.to_tuple()
 
+    def _finished(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        """Return tokens (B, N, D) after the last norm; those outside the mask are 0."""
+        x = self.norm(x)
+        return x if valid is None else torch.where(F.pad(valid, (self.prefix, 0), value=True)[..., None], x, 0.0)
+
     def pool(self, tokens: Tensor, valid: Tensor | None = None) -> Tensor:
         """Pool tokens (B, N, D) to one vector per clip; `valid` (B, P): patches in the mean."""
-        cls, patches = tokens[:, : self.prefix].mean(1), tokens[:, self.prefix :]
-        if self.config.pooling == "class":
-            return cls
-        if valid is None:
-            mean = patches.mean(1)
-        else:
-            mean = torch.where(valid[..., None], patches, 0.0).sum(1) / valid.sum(1, keepdim=True).clamp(min=1)
-        return mean if self.config.pooling == "mean" else torch.cat([cls, mean], dim=1)
+        pooling, patches = self.config.pooling, tokens[:, self.prefix :]
+        parts = [tokens[:, : self.prefix].mean(1)] * pooling.startswith("class")
+
+        def mean_of(x: Tensor) -> Tensor:
+            if valid is None:
+                return x.mean(1)
+            return torch.where(valid[..., None], x, 0.0).sum(1) / valid.sum(1, keepdim=True).clamp(min=1)
+
+        if pooling != "class":
+            parts.append(mean_of(patches))
+        if pooling.endswith("std"):
+            parts.append(mean_of((patches - parts[-1].unsqueeze(1)).square()).sqrt())
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def _grid_of(self, x: Tensor) -> tuple[int, int]:
         """Return the (time, mel) grid of patches of an input."""
@@ -272,7 +281,7 @@ class ASiTClassificationHead(nn.Module):
     def __init__(self, config: ASiTConfig) -> None:
         super().__init__()
         assert config.num_labels is not None, "transformers sets it, to 2 by default"
-        features = config.hidden_size * (2 if config.pooling == "class+mean" else 1)
+        features = config.hidden_size * max(1, len(config.pooling_layers)) * (config.pooling.count("+") + 1)
         self.norm = nn.LayerNorm(features, eps=config.classifier_norm_eps) if config.classifier_norm else None
         self.linear = nn.Linear(features, config.num_labels)
         self.dropout = config.classifier_dropout

@@ -174,7 +174,7 @@ def run_recordings(
     threads.
 
     Args:
-        model: `Embedder` or `Tagger`.
+        model: `WindowEmbedder` or `Tagger`.
         count: recordings.
         pieces: yields (start in the file, sound) of the pieces of a recording, each read before the next one is taken;
             called by several threads. An AsitError or OSError becomes the fault of that recording.

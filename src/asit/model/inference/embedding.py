@@ -31,7 +31,7 @@ from asit.model.inference.logmel_stream import LogMels
 from asit.model.inference.overlap import Blender, Embedding, Part, Timing
 from asit.model.vit import Encoder
 
-__all__ = ["Embedder", "Embedding", "Part", "Precision", "Sound", "Window"]
+__all__ = ["Embedding", "Part", "Precision", "Sound", "Window", "WindowEmbedder"]
 
 SINGLE_WINDOW = 1.5
 """A clip up to this many times as long as the training view is one window."""
@@ -72,7 +72,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Embedder(BatchedModel[Window, Part, Embedding]):
+class WindowEmbedder(BatchedModel[Window, Part, Embedding]):
     """An encoder with its front end: any thread may make `windows`, one thread calls `run`.
 
     Args:
@@ -293,7 +293,7 @@ class AttentionMap:
     times: Tensor
 
 
-def attention_of(embedder: Embedder, window: Window) -> AttentionMap:
+def attention_of(embedder: WindowEmbedder, window: Window) -> AttentionMap:
     """Return the class token's attention in the embedder's layer (None: the last block).
 
     For a distilled encoder it is the mean over class and distillation token, as its output is the mean of both.

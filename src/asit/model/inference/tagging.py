@@ -25,7 +25,7 @@ from asit.model.classifier import Head, Labelling
 from asit.model.inference.batching import BatchedModel
 from asit.model.inference.data_frames import data_frame
 from asit.model.inference.embedding import Precision, check_finite
-from asit.model.vit import Encoder
+from asit.model.vit import Encoder, Tokens
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -185,8 +185,7 @@ class Tagger(BatchedModel[TagWindow, Tags, Tags]):
         """See `BatchedModel.run`; the tags of each window."""
         device = self.encoder.pos_embed.device
         with torch.inference_mode(), runtime.autocast(self.precision, device):
-            x = torch.stack([window.x for window in windows]).unsqueeze(1).to(device)
-            logits = self.head(self.encoder(x)).float()
+            logits = self.head(self._tokens(windows)).float()
             scores = (logits.sigmoid() if self.multi else logits.softmax(1)).cpu()
         scores = scores.clone()  # outside inference mode
         times = torch.tensor([(window.start, window.end) for window in windows], device="cpu")
@@ -194,6 +193,15 @@ class Tagger(BatchedModel[TagWindow, Tags, Tags]):
             Tags(self.classes, self.multi, clip, one, start, end)
             for clip, one, start, end in zip(scores, scores.split(1), *times.T.unsqueeze(2), strict=True)
         ]
+
+    def pooled_of(self, windows: Sequence[TagWindow]) -> Tensor:
+        """Return what the head pools of each window, (W, features) float32, on the model's device."""
+        with torch.inference_mode(), runtime.autocast(self.precision, self.encoder.pos_embed.device):
+            return self.head.pool(self._tokens(windows))
+
+    def _tokens(self, windows: Sequence[TagWindow]) -> Tokens:
+        x = torch.stack([window.x for window in windows]).unsqueeze(1)
+        return self.head.tokens(self.encoder, x.to(self.encoder.pos_embed.device))
 
     def gatherer(self) -> _TagGatherer:
         """See `BatchedModel.gatherer`."""
