@@ -258,7 +258,8 @@ def anomaly(prog: str, summary: str, given: list[str]) -> int:
         model = index.model(world.device) if options.model is None else load(options.model, world.device)
         index.check(model)
         threshold = float(np.quantile(normal_scores(index, options.k), options.quantile, method="higher"))
-        show, found, failed = counter("scoring"), list[Anomaly](), 0
+        found: list[Anomaly] = []
+        show, failed = counter("scoring"), 0
         for one in score(index, model, items, options.k, options.batch, torch.get_num_threads()):
             if isinstance(one, tuple):
                 failed += 1
