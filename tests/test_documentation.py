@@ -331,11 +331,13 @@ def toy_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     def toy(real: Callable[..., Any]) -> Callable[..., Any]:
         def start(settings: Any, *given: Any, **options: Any) -> Any:
             over: dict[str, Any] = {**once, "optim": {"warmup": "auto"}}
-            if isinstance(settings, asit.PretrainSettings):
+            continued = isinstance(settings, asit.PretrainSettings) and bool(settings.model)
+            if isinstance(settings, asit.PretrainSettings) and not continued:
                 over |= {"encoder": small, "heads": heads}
             elif settings.model == "none":
                 over |= {"encoder": small}
-            values = yaml.merge(settings.model_dump(), over)
+            # What nobody set comes from the card of the model that is continued.
+            values = yaml.merge(settings.model_dump(exclude_unset=continued), over)
             return real(type(settings)(**values), *given, **options)
 
         return start

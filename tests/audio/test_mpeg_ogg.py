@@ -99,6 +99,14 @@ def test_an_mp3_with_a_tag_is_read_as_it_ever_was() -> None:
             assert np.array_equal(read(content + end), got)
 
 
+def test_a_file_that_ends_within_its_length_tag() -> None:
+    content = encoded(noise(1), "vbr")
+    tag = next(content.find(name) for name in (b"Xing", b"Info") if name in content[:200])
+    for end in range(tag, tag + 20):
+        with pytest.raises(AudioFileError):
+            read(content[:end])
+
+
 def test_a_length_tag_is_held_against_the_frames() -> None:
     for kind in ("vbr", "cbr"):
         content = encoded(noise(4), kind)

@@ -47,6 +47,13 @@ def placeholders(block: int) -> Iterator[int]:
     yield from (0xFFFFFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF - 36)
 
 
+def test_a_wav_whose_frames_have_no_bytes() -> None:
+    content = bytearray(made("WAV", "DOUBLE"))
+    struct.pack_into("<H", content, content.index(b"fmt ") + 20, 0)
+    with pytest.raises(AudioFileError):
+        read(bytes(content[:-1000]))
+
+
 @pytest.mark.parametrize("channels", [1, 2, 3, 6])
 @pytest.mark.parametrize("subtype", BLOCKS)
 def test_wav_whatever_its_size_says(subtype: str, channels: int) -> None:

@@ -167,6 +167,8 @@ def test_an_extractor_of_another_kind_or_without_numbers(tmp_path: Path) -> None
         ({"patch_size": 0}, "patch_size 0"),
         ({"num_attention_heads": 5}, "a width of 48"),
         ({"layer_norm_eps": 2.0}, r"layer_norm_eps 2\.0"),
+        ({"model_type": ["eat"]}, r"model_type .*eat.*(.|\n)*ssast"),
+        ({"model_type": {}}, r"model_type(.|\n)*ssast"),
         ({"model_type": "wav2vec2"}, r"model_type 'wav2vec2'(.|\n)*ssast"),
     ],
 )

@@ -76,13 +76,13 @@ def test_processes_share_a_study_and_one_may_be_killed(common: list[str], tmp_pa
     arguments[arguments.index(str(tmp_path / "alone"))] = str(tmp_path / "out")
     command = [sys.executable, "-m", "asit", *arguments]
     both = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)]
-    end = time.monotonic() + 120
+    end = time.monotonic() + 600
     while not (tmp_path / "out/runs").exists() or not any((tmp_path / "out/runs").glob("*/checkpoints/*")):
         assert time.monotonic() < end, "no checkpoint was written"
         time.sleep(0.02)
     both[0].kill()
     assert both[0].wait(60) == -signal.SIGKILL
-    assert both[1].wait(120) == 0
+    assert both[1].wait(600) == 0  # a busy machine is slow
     assert cli.main(arguments) == 0  # what the killed one had, if the other was through with it by then
     tables = [list(csv.DictReader((tmp_path / name / "table.csv").open())) for name in ("alone", "out")]
     for row in tables[0] + tables[1]:

@@ -245,8 +245,8 @@ def _length_tag(frame: bytes) -> tuple[int, int | None, int | None]:
         size, frames = struct.unpack_from(">II", frame, 46)
         return 36, frames, size
     where = _side(frame)
-    if frame[where : where + 4] not in (b"Xing", b"Info"):
-        return 0, None, None
+    if frame[where : where + 4] not in (b"Xing", b"Info") or len(frame) < where + 16:
+        return 0, None, None  # there is none, or the file ends within it
     (flags,) = struct.unpack_from(">I", frame, where + 4)
     frames = struct.unpack_from(">I", frame, where + 8)[0] if flags & 1 else None
     at = where + 8 + 4 * (flags & 1)

@@ -85,7 +85,7 @@ def _wave(file: ByteReader) -> Found | None:
             tag, _, _, _, block = struct.unpack_from(order + "HHIIH", form)
             if tag == 0xFFFE and len(form) >= 26:  # extensible: the tag begins the GUID of the format
                 (tag,) = struct.unpack_from(order + "H", form, 24)
-            return _compare(file, at, size, block, field, layout, even, tag)
+            return _compare(file, at, size, max(1, block), field, layout, even, tag)
     return None
 
 

@@ -193,7 +193,7 @@ def _file(path: Path) -> Path | None:
     kind = hf_ast.read_json(path / "config.json").get("model_type")
     if kind == "asit":
         return None
-    if kind not in MODEL_TYPES:
+    if not isinstance(kind, str) or kind not in MODEL_TYPES:
         raise CheckpointError(
             f"{path / 'config.json'} says model_type {safe_load.shown(str(kind))!r}, which asit does not support",
             f"{', '.join(f'{one!r} ({name})' for one, name in MODEL_TYPES.items())} or 'asit'",
