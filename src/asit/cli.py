@@ -33,6 +33,7 @@ SUMMARIES = {
     "compare": "print one table of scored runs, with intervals and paired differences",
     "download": "fetch ESC-50, Speech Commands or the spoken digits; say where to get AudioSet and VoxCeleb1",
     "settings": "list every setting with its meaning: of pretraining for a preset, of fine-tuning for a task",
+    "completion": "print a script that completes verbs and flags in bash, zsh or fish",
     "doctor": "show the versions, decoders, devices and extras that are there",
     "demo": "try it all on notes of real instruments (needs the extra asit-audio[demo])",
 }

@@ -64,12 +64,13 @@ def counter(what: str, unit: str = "files", scale: float = 1.0) -> Callable[...,
             return
         shown, seconds = done, time.monotonic() - began
         rate = (done - first) / max(1e-9, seconds)
-        counts = f"{done / scale:.0f}" + (f"/{total / scale:.0f}" if total else "") + f" {unit}" * (scale != 1)
+        counts = f"{done / scale:,.0f}" + (f"/{total / scale:,.0f}" if total else "") + f" {unit}" * (scale != 1)
         bad = "" if failed is None else f"  {failed} bad"
         left = (
             f"in {duration(seconds)}" if last else f"{duration((total - done) / rate)} left" if total and rate else ""
         )
-        progress.show(f"{what}: {counts}{bad}  {rate / scale:.0f} {unit}/s  {left}".rstrip(), last=last)
+        speed = f"{rate / scale:,.{0 if rate / scale >= 10 else 1}f} {unit}/s  " if rate / scale >= 0.05 else ""
+        progress.show(f"{what}: {counts}{bad}  {speed}{left}".rstrip(), last=last)
 
     return show
 
@@ -86,4 +87,4 @@ def duration(seconds: float) -> str:
     hours, minutes = divmod(minutes, 60)
     if hours < 48:
         return f"{hours} h {minutes:02d} min"
-    return f"{hours // 24} days {hours % 24} h"
+    return f"{hours // 24:,} days {hours % 24} h"

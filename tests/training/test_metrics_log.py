@@ -186,11 +186,11 @@ def test_the_counter(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     counter("silent")(3, 3, 0)  # the library prints nothing by itself
     count()
     out, plain = capsys.readouterr()
-    assert (out, plain.splitlines()[-1]) == ("", "checking files: 100/100  2 bad  2 files/s  in 55 s")
+    assert (out, plain.splitlines()[-1]) == ("", "checking files: 100/100  2 bad  1.8 files/s  in 55 s")
     assert len(plain.splitlines()) <= 4
     terminal = on_terminal(monkeypatch)
     count()
-    assert terminal.lines() == ["checking files: 100/100  2 bad  2 files/s  in 55 s", ""]
+    assert terminal.lines() == ["checking files: 100/100  2 bad  1.8 files/s  in 55 s", ""]
 
 
 def test_a_name_cannot_move_the_cursor(capsys: pytest.CaptureFixture[str]) -> None:

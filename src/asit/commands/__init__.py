@@ -12,6 +12,7 @@ _FILES = {
     "probe": "evaluate",
     "similar": "index",
     "anomaly": "index",
+    "completion": "settings",
 }
 """Verbs whose file has another name."""
 

@@ -79,9 +79,9 @@ def _estimate(found: Estimate, processes: int) -> Iterator[str]:
     low, high = duration(found.hours_low * 3600), duration(found.hours_high * 3600)
     yield f"Estimated time: {duration(found.hours * 3600)}, between {low} and {high}"
     if found.cost is not None:
-        yield f"  cost: {found.cost:.2f}, between {found.cost_low:.2f} and {found.cost_high:.2f}"
-    yield f"  data: {work.recordings} recordings, {work.hours:.1f} h, {work.epoch_clips} clips per epoch"
-    yield f"  {work.steps} steps: {work.epochs:.6g} epochs of {work.epoch_steps} steps of {work.batch} clips"
+        yield f"  cost: {found.cost:,.2f}, between {found.cost_low:,.2f} and {found.cost_high:,.2f}"
+    yield f"  data: {work.recordings:,} recordings, {work.hours:,.1f} h, {work.epoch_clips:,} clips per epoch"
+    yield f"  {work.steps:,} steps: {work.epochs:.6g} epochs of {work.epoch_steps:,} steps of {work.batch} clips"
     yield f"  {processes} processes, {found.micro} clips per forward pass"
     rate = f"{found.clips_per_second:.1f} clips/s"
     yield f"  step: {found.step_seconds:.3f} s ({found.wait_seconds:.3f} s waiting), {rate}"

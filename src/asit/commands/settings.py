@@ -1,8 +1,11 @@
-"""The verb settings."""
+"""The verbs settings and completion, which print what the program knows about itself."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
 
 from asit.config import FinetuneSettings, PretrainSettings, presets
 from asit.config.yaml import annotated
@@ -28,4 +31,23 @@ def settings(prog: str, summary: str, given: list[str]) -> int:
         print(annotated(presets.build(PretrainSettings, options.preset)), end="")
     else:
         print(annotated(presets.build(FinetuneSettings, options.task)), end="")
+    return 0
+
+
+@dataclass
+class CompletionOptions:
+    shell: Annotated[Literal["bash", "zsh", "fish"], tyro.conf.Positional]
+    """The shell that the script is for."""
+
+
+def completion(prog: str, summary: str, given: list[str]) -> int:
+    options = parse(CompletionOptions, prog, summary, given)
+    from asit.cli import SUMMARIES
+    from asit.commands import verb
+    from asit.terminal.completion import flags_in_help, script
+
+    def flags(name: str) -> list[str]:
+        return flags_in_help(lambda arguments: verb(name)(f"asit {name}", SUMMARIES[name], arguments))
+
+    print(script(options.shell, SUMMARIES, flags), end="")
     return 0

@@ -24,7 +24,7 @@ from asit.finetune.finetune_run import FinetuneResult, finetune
 from asit.finetune.finetune_setup import choose_splits
 from asit.io import atomic, local_files, lock, parsing
 from asit.training import open_data, run_dir
-from asit.training.run import AGAIN
+from asit.training.run import AGAIN, need_out
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +64,7 @@ def run(
     """
     if not over_folds(settings, bool(resume) and not overwrite):
         return finetune(settings, resume=resume, overwrite=overwrite)
-    if not settings.out:
-        raise ConfigError("no folder for the run was given", "out", "pass --out RUN")
+    need_out(settings)
     if not settings.sides.fold:
         settings = settings.changed({"sides": {"fold": ALL}})
         log.info("the data have folds and no splits: a run for each fold (one alone: --sides.fold NAME)")

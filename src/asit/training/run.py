@@ -65,6 +65,16 @@ class RunResult:
     stopped_by: str | None
 
 
+def need_out(settings: RunSettings) -> None:
+    """Raise a ConfigError where no folder for the run was given; it names missing data in the same message."""
+    if not settings.out:
+        raise ConfigError(
+            "no folder for the run was given" if settings.data else "neither data nor a folder for the run were given",
+            "recordings to train on, and a folder that gets the run",
+            f"{settings.VERB} --data {settings.data or 'FOLDER'} --out RUN",
+        )
+
+
 @contextlib.contextmanager
 def launch(
     settings: S, check: Callable[[S], None], prepare: Prepare[S, T], *, resume: Resume, overwrite: bool
@@ -86,8 +96,7 @@ def launch(
         CatalogueError, CheckpointError: the data or the checkpoint do not fit.
         TrainingError: the processes differ in settings, code, data or folder, or one was lost.
     """
-    if not settings.out:
-        raise ConfigError("no folder for the run was given", "out", "pass --out RUN")
+    need_out(settings)
     check(settings)
     out = Path(settings.out)
     with (
