@@ -134,7 +134,7 @@ def test_help_lists_the_verbs_and_the_first_steps(run: Any) -> None:
     for arguments in ((), ("--help",), ("-h",), ("help",)):
         code, out, _ = run(*arguments)
         assert code == 0
-        for verb in cli.SUMMARIES:
+        for verb in commands.SUMMARIES:
             assert f"  {verb}" in out
             assert callable(commands.verb(verb))
         assert "asit pretrain --data FOLDER --out RUN" in out
@@ -142,7 +142,7 @@ def test_help_lists_the_verbs_and_the_first_steps(run: Any) -> None:
         assert run(*arguments) == (0, f"asit {asit.__version__}\n", "")
 
 
-@pytest.mark.parametrize("verb", cli.SUMMARIES)
+@pytest.mark.parametrize("verb", commands.SUMMARIES)
 def test_each_verb_explains_itself(verb: str, run: Any) -> None:
     code, out, err = run(verb, "--help")
     assert code == 0

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from asit import cli
+from asit.commands import SUMMARIES
 from asit.terminal.completion import SHELLS
 
 
@@ -32,7 +33,7 @@ def bash(script: Path, *words: str) -> list[str]:
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 def test_bash_completes_verbs_and_flags(scripts: Path) -> None:
     assert bash(scripts / "bash", "asit", "pre") == ["pretrain"]
-    assert set(bash(scripts / "bash", "asit", "")) == set(cli.SUMMARIES)
+    assert set(bash(scripts / "bash", "asit", "")) == set(SUMMARIES)
     assert bash(scripts / "bash", "asit", "pretrain", "--heads.b") == ["--heads.bottleneck"]
     assert {"--out", "--data", "--help", "--resume", "--no-resume"} <= set(
         bash(scripts / "bash", "asit", "pretrain", "--")
@@ -43,7 +44,7 @@ def test_bash_completes_verbs_and_flags(scripts: Path) -> None:
 @pytest.mark.parametrize("shell", SHELLS)
 def test_a_script_is_valid_and_has_every_verb(shell: str, scripts: Path) -> None:
     text = (scripts / shell).read_text()
-    for name in cli.SUMMARIES:
+    for name in SUMMARIES:
         assert name in text
     assert "heads.bottleneck" in text
     if shutil.which(shell):

@@ -42,8 +42,7 @@ class CompletionOptions:
 
 def completion(prog: str, summary: str, given: list[str]) -> int:
     options = parse(CompletionOptions, prog, summary, given)
-    from asit.cli import SUMMARIES
-    from asit.commands import verb
+    from asit.commands import SUMMARIES, verb
     from asit.terminal.completion import flags_in_help, script
 
     def flags(name: str) -> list[str]:
