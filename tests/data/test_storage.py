@@ -11,12 +11,13 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from web_server import listening
 
 from asit.errors import ConfigError, StoreError
 from asit.io import local_files, remote_files, retry, storage
@@ -146,9 +147,6 @@ def test_a_server_that_refuses_or_sends_all_is_not_asked_again(web: Any) -> None
 class Endless(BaseHTTPRequestHandler):
     """Answers without an end, by what the path says: with a false length, compressed, as links, slow."""
 
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
     def do_GET(self) -> None:
         self.send_response(200)
         if "claim" in self.path:
@@ -168,6 +166,8 @@ class Endless(BaseHTTPRequestHandler):
             for piece in pieces if self.command == "GET" else ():
                 self.wfile.write(piece)
 
+    do_HEAD = do_GET  # noqa: N815
+
     def log_message(self, *_: Any) -> None:
         pass
 
@@ -179,15 +179,13 @@ def test_a_server_that_never_ends(path: str, monkeypatch: pytest.MonkeyPatch, po
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(remote_files, "MOST", 4 << 20)
     monkeypatch.setattr(remote_files, "_LISTING", 1 << 20)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Endless)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    location, began = f"http://127.0.0.1:{server.server_port}/{path}", time.monotonic()
+    began = time.monotonic()
     policy(seconds=1.0 if "drip" in path else 20.0, first_wait=5.0, answer=30.0)
     expected = "was not reached in 1 attempts" if "drip" in path else "4,194,304 bytes at most"
     if path == "claim-drip":
         expected = "has 1,000,000,000,000 bytes"
-    try:
+    with listening(Endless) as url:
+        location = f"{url}/{path}"
         if path == "links/":
             with pytest.raises(StoreError, match="1,048,576 bytes at most"):
                 storage.list(location)
@@ -197,9 +195,6 @@ def test_a_server_that_never_ends(path: str, monkeypatch: pytest.MonkeyPatch, po
         else:
             with pytest.raises(StoreError, match=expected):
                 storage.read(location)
-    finally:
-        server.shutdown()
-        server.server_close()
     assert time.monotonic() - began < 15
 
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 import functools
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from web_server import Server, following_a_script
 
 from asit.audio.fbank import FrontEnd
 from asit.config import EncoderSettings, FrontEndSettings
@@ -39,60 +37,14 @@ def pack(listed: Catalogue, folder: Path) -> Path:
     return folder
 
 
-@dataclass
-class Store:
-    """A server of one folder that answers requests for parts, until it is told to be dead."""
-
-    folder: Path
-    url: str = ""
-    left: int = 1 << 30
-    """Requests of shards that it still answers."""
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def serve(self, request: BaseHTTPRequestHandler) -> None:
-        path = self.folder / request.path.lstrip("/")
-        with self.lock:
-            self.left -= path.suffix == ".tar"
-            alive = self.left >= 0
-        if not alive or not path.is_file():
-            request.send_error(404 if alive else 503)
-            return
-        data, code = path.read_bytes(), 200
-        if asked := request.headers.get("Range"):
-            first, _, last = asked.removeprefix("bytes=").partition("-")
-            data, code = data[int(first) : int(last or len(data)) + 1], 206
-        request.send_response(code)
-        request.send_header("Content-Length", str(len(data)))
-        request.end_headers()
-        if request.command == "GET":
-            request.wfile.write(data)
-
-
 @pytest.fixture
-def store(listed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+def store(listed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """The sixteen recordings in shards, behind a URL."""
     monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
-    served = Store(pack(Catalogue.read(listed), tmp_path / "shards"))
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            served.serve(self)
-
-        def do_HEAD(self) -> None:
-            served.serve(self)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    web = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    web.daemon_threads = True
-    served.url = f"http://127.0.0.1:{web.server_port}"
-    threading.Thread(target=web.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    yield served
-    web.shutdown()
-    web.server_close()
+    folder = pack(Catalogue.read(listed), tmp_path / "shards")
+    with following_a_script() as served:
+        served.files = {f"/{path.name}": path.read_bytes() for path in folder.iterdir()}
+        yield served
 
 
 READ = {"views": {"keep_gb": 0.0}}
@@ -100,7 +52,7 @@ READ = {"views": {"keep_gb": 0.0}}
 
 def test_a_store_that_dies_and_comes_back(
     tiny: Callable[..., Any],
-    store: Store,
+    store: Server,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,

@@ -6,7 +6,6 @@ A model folder holds `model.safetensors` and `card.json`; a run state `step-0000
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import re
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from asit import __version__
 from asit.errors import CheckpointError
 from asit.io import atomic, parsing
 from asit.io.local_files import sha256
@@ -208,7 +208,7 @@ def check_numbers(what: str, tensors: Mapping[str, Tensor]) -> None:
 
 def _write_pair(folder: Path, weights: str, facts: str, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
     safetensors.torch.save_file(_unshared(tensors), folder / weights)
-    full = {**card, "format": FORMAT, "asit": _version(), "sha256": sha256(folder / weights)}
+    full = {**card, "format": FORMAT, "asit": __version__, "sha256": sha256(folder / weights)}
     (folder / facts).write_text(json.dumps(full, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
@@ -231,7 +231,7 @@ def _read_pair(folder: Path, weights: str, facts: str, remedy: str) -> tuple[dic
     if type(version) is not int or not 1 <= version <= FORMAT:
         raise CheckpointError(
             f"{folder} has format {version!r}, written by asit {card.get('asit', 'unknown')}",
-            f"format {FORMAT} or older, which asit {_version()} reads",
+            f"format {FORMAT} or older, which asit {__version__} reads",
             "upgrade asit: pip install --upgrade asit-audio",
         )
     if sha256(folder / weights) != digest:
@@ -268,13 +268,6 @@ def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         seen.add(tensor.untyped_storage().data_ptr())
         out[name] = tensor
     return out
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("asit-audio")
-    except importlib.metadata.PackageNotFoundError:  # run from a source tree that is not installed
-        return "unknown"
 
 
 def step_of(path: Path) -> int:

@@ -6,7 +6,6 @@ Letters: N rows, D width.
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
 import os
 import time
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from asit import __version__
 from asit.data.catalogue.inputs import Item, expand, named
 from asit.errors import AudioError, CheckpointError, ConfigError
 from asit.io import atomic, lock
@@ -331,7 +331,7 @@ class _Build:
             contents = {
                 "kind": files.KIND,
                 "format": files.FORMAT,
-                "asit": importlib.metadata.version("asit-audio"),
+                "asit": __version__,
                 **self.card,
                 "model": {**self.card["model"], "path": model_path},
                 "width": self.width,
