@@ -43,9 +43,10 @@ def test_balanced_and_inverse_draws() -> None:
 
 
 def test_shuffled_takes_each_once() -> None:
-    draw = sampler.shuffled(5, 30)
-    assert sorted(draw(2)) == list(range(30))
-    assert draw(2).tolist() != draw(3).tolist()
+    orders = [sampler.shuffled(5, 30)(epoch) for epoch in range(4)]
+    assert all(sorted(order) == list(range(30)) for order in orders)
+    assert len({tuple(order) for order in [*orders, sampler.shuffled(4, 30)(0)]}) == 5
+    assert np.array_equal(sampler.shuffled(5, 30)(2), orders[2])
 
 
 @pytest.mark.parametrize(("places", "blocks"), [(False, False), (True, False), (False, True)])

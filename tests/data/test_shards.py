@@ -260,7 +260,7 @@ def test_no_path_of_this_machine_goes_into_shards(sounds: Catalogue, tmp_path: P
     ],
 )
 def test_keys(name: str, key: str) -> None:
-    assert members.key_of(name) == key
+    assert members.stem_of(name) == key
 
 
 def test_clips_of_one_key_stay_apart(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from family_oracles import timm_blocks
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -27,12 +28,7 @@ def vit(patches: int, kernel: tuple[int, int] = (16, 16), tokens: int = 1, chann
     if tokens == 2:
         shapes["dist_token"] = (1, 1, WIDTH)
     shapes |= {"patch_embed.proj.weight": (WIDTH, channels, *kernel), "patch_embed.proj.bias": (WIDTH,)}
-    for i in range(BLOCKS):
-        for name, (out, inn) in {"attn.qkv": (3, 1), "attn.proj": (1, 1), "mlp.fc1": (4, 1), "mlp.fc2": (1, 4)}.items():
-            shapes[f"blocks.{i}.{name}.weight"] = (out * WIDTH, inn * WIDTH)
-            shapes[f"blocks.{i}.{name}.bias"] = (out * WIDTH,)
-        shapes |= {f"blocks.{i}.norm{n}.{kind}": (WIDTH,) for n in (1, 2) for kind in ("weight", "bias")}
-    shapes |= {"norm.weight": (WIDTH,), "norm.bias": (WIDTH,)}
+    shapes |= timm_blocks(WIDTH, BLOCKS) | {"norm.weight": (WIDTH,), "norm.bias": (WIDTH,)}
     return draw(shapes)
 
 

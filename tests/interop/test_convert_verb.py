@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from family_oracles import timm_blocks
 from torch import Tensor, nn
 
 from asit.cli import main
@@ -32,9 +33,7 @@ def vit(
     generator = torch.Generator().manual_seed(0)
     shapes = {"cls_token": (1, 1, WIDTH), "patch_embed.proj.weight": (WIDTH, channels, *patch)}
     shapes |= {"patch_embed.proj.bias": (WIDTH,), "norm.weight": (WIDTH,), "norm.bias": (WIDTH,)}
-    shapes |= {f"blocks.0.norm{n}.{kind}": (WIDTH,) for n in (1, 2) for kind in ("weight", "bias")}
-    for name, (out, inn) in {"attn.qkv": (3, 1), "attn.proj": (1, 1), "mlp.fc1": (4, 1), "mlp.fc2": (1, 4)}.items():
-        shapes |= {f"blocks.0.{name}.weight": (out * WIDTH, inn * WIDTH), f"blocks.0.{name}.bias": (out * WIDTH,)}
+    shapes |= timm_blocks(WIDTH, 1)
     out = {name: 0.02 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     out["pos_embed"] = 0.02 * torch.randn(1, 1 + positions, WIDTH, generator=generator) if learned else positions
     return {**out, **more}

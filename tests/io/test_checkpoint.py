@@ -164,7 +164,11 @@ def test_a_damaged_newest_state_names_the_older_one(tmp_path: Path) -> None:
     flip(newest / "state.safetensors", -1)
     with pytest.raises(CheckpointError, match=r"damaged(.|\n)*fix:      remove .*step-00000003 and .*step-00000002$"):
         load_state(newest)
-    (newest / "state.json").unlink()
+    facts = newest / "state.json"
+    facts.write_text(json.dumps({**json.loads(facts.read_text()), "format": 99}))
+    with pytest.raises(CheckpointError, match=r"format 99(.|\n)*upgrade asit"):
+        load_state(newest)
+    facts.unlink()
     with pytest.raises(CheckpointError, match=r"has no state.json(.|\n)*from .*step-00000002$"):
         load_state(newest)
     flip(tmp_path / "step-00000001" / "state.safetensors", -1)

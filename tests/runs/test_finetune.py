@@ -25,7 +25,6 @@ from asit.evaluate.result_records import ClipScores
 from asit.finetune import final_scores, finetune_setup, validation
 from asit.finetune import finetune_run as runs
 from asit.model.audio_model import AudioModel
-from asit.pretrain import pretrain_run
 from asit.tools.run_estimate import dry_run
 
 
@@ -484,11 +483,6 @@ def test_recipes_build(task: str) -> None:
     )
     finetune_settings.check(resolved)
     assert resolved.validation.metric in finetune_setup.METRICS["multi" if settings.labels == "multi" else "single"]
-
-
-def test_a_run_of_another_verb(unstopped: Path, tiny: Any) -> None:
-    with pytest.raises(ConfigError, match="holds settings of fine-tuning"):
-        pretrain_run.pretrain(tiny(unstopped), resume=True)
 
 
 # looking before

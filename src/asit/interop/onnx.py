@@ -45,6 +45,25 @@ if TYPE_CHECKING:
 INPUT = "waveform"
 OPSETS = range(18, 24)
 """Supported versions of ONNX's operators."""
+LEVELS = 63
+"""Largest int8 weight. Kernels for CPUs without VNNI add pairs of products in 16 bits, at most 255 x 64 x 2, so with
+7-bit weights all CPUs give the same result."""
+ZERO = np.array(128, np.uint8)
+"""Zero point of the quantised input."""
+LAYERS = "blocks."
+"""Prefix of the weights' names."""
+Array = npt.NDArray[np.float32]
+Run = Callable[[Array], Array]
+"""A graph as a function of waveforms (B, S) at the model's rate."""
+Measure = Callable[[Run, Run], dict[str, Any]]
+"""Measure the loss, given the float32 and the int8 graph; see `agreement`."""
+TOLERANCE = 1e-4
+"""Largest difference between a float32 file and the model."""
+LEAST_COSINE = 0.9
+"""Mean cosine of int8 and float32 outputs below which no int8 file is written."""
+BLOCK_LAYERS = 6
+"""Linear layers of a block: query, key, value, projection, and two of the MLP."""
+_LARGEST = 2**31 - 2**20  # a protobuf message ends at 2 GiB
 
 
 def trace(model: AudioModel, output: Output, opset: int) -> onnx.ModelProto:
@@ -120,15 +139,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-LEVELS = 63
-"""Largest int8 weight. Kernels for CPUs without VNNI add pairs of products in 16 bits, at most 255 x 64 x 2, so with
-7-bit weights all CPUs give the same result."""
-ZERO = np.array(128, np.uint8)
-"""Zero point of the quantised input."""
-LAYERS = "blocks."
-"""Prefix of the weights' names."""
 
 
 def in_int8(model: onnx.ModelProto, count: int) -> onnx.ModelProto:
@@ -223,20 +233,6 @@ def quantised(weight: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], np
     scale = np.maximum(np.abs(weight).max(1) / LEVELS, np.float32(1e-30)).astype(np.float32)
     values = np.rint(weight / scale[:, None]).clip(-LEVELS, LEVELS).astype(np.int8)
     return np.ascontiguousarray(values.T), scale
-
-
-Array = npt.NDArray[np.float32]
-Run = Callable[[Array], Array]
-"""A graph as a function of waveforms (B, S) at the model's rate."""
-Measure = Callable[[Run, Run], dict[str, Any]]
-"""Measure the loss, given the float32 and the int8 graph; see `agreement`."""
-TOLERANCE = 1e-4
-"""Largest difference between a float32 file and the model."""
-LEAST_COSINE = 0.9
-"""Mean cosine of int8 and float32 outputs below which no int8 file is written."""
-BLOCK_LAYERS = 6
-"""Linear layers of a block: query, key, value, projection, and two of the MLP."""
-_LARGEST = 2**31 - 2**20  # a protobuf message ends at 2 GiB
 
 
 def export(

@@ -24,9 +24,6 @@ from asit.model.encoders import empty_encoder
 from asit.model.positions import resize_positions
 
 _HEADS = ("head.", "head_dist.", "pre_logits.")
-NESTS = ("model", "state_dict")
-"""Keys that the tensors may be nested under."""
-
 HEAD_WIDTH = 64
 """Width of an attention head in every ViT, DeiT, AST, SSAST and ASiT, which tensors do not show."""
 
@@ -50,7 +47,7 @@ def load_imagenet(
         ConfigError: settings, frames and mels do not match.
     """
     path = Path(path)
-    return convert(path, safe_load.tensors(path, safe_load.read(path), NESTS), settings, frames, mels)
+    return convert(path, safe_load.tensors(path, safe_load.read(path)), settings, frames, mels)
 
 
 def convert(

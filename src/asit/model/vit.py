@@ -72,6 +72,12 @@ def shape_of(settings: EncoderSettings) -> tuple[int, int, int]:
     return width, depth, heads
 
 
+def size_of(width: int, depth: int, heads: int) -> dict[str, Any]:
+    """Return the settings that give an encoder this shape: the named size that has it, else a custom one."""
+    name = next((name for name, shape in SIZES.items() if shape == (width, depth, heads)), None)
+    return {"size": name} if name else {"size": "custom", "width": width, "depth": depth, "heads": heads}
+
+
 def drop_path_rates(settings: EncoderSettings) -> np.ndarray:
     """Return each block's probability to drop a branch, linear from 0 to `drop_path`: (depth,) float64."""
     return np.linspace(0.0, settings.drop_path, shape_of(settings)[1])

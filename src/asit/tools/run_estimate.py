@@ -32,6 +32,8 @@ from asit.runtime import World
 from asit.tools.step_profile import StepProfile, extrapolate, machine, measure, small_costs
 from asit.training import open_data, resources
 
+log = logging.getLogger(__name__)
+
 EFFICIENCY = (0.9, 0.8, 1.0)
 """Of several processes where none is given: expected, least, most. `bench/processes.py` measures it."""
 FILES = 32
@@ -234,9 +236,6 @@ def noise(scratch: Path, rate: int, seconds: float, count: int) -> Catalogue:
         soundfile.write(name, noise.astype(np.float32), rate)
     clips = [Clip(names[i % len(names)], seconds, rate, 1) for i in range(count)]
     return Catalogue.from_clips(clips, root=scratch, header={"mean": -8.0, "std": 4.0})  # any values cost the same
-
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

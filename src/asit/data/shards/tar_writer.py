@@ -95,7 +95,7 @@ def encoded(waveform: files.Wave, rate: int, suffix: str) -> bytes:
     return out.getvalue() if suffix == ".flac" else ogg.renumbered(out.getvalue())
 
 
-def key_of(name: str) -> str:
+def stem_of(name: str) -> str:
     """Return a member's name without its suffix.
 
     It is the recording's, but webdataset ends a key at the first dot of the last part, so a dot there becomes "_".
@@ -152,7 +152,7 @@ def write_shard(
                     reason = getattr(error, "reason", "unreadable") if isinstance(error, AudioError) else "unreadable"
                     skipped.append({"path": known, "reason": reason, "detail": getattr(error, "found", text)})
                     continue
-                key = _free(key_of(known), keys)
+                key = _free(stem_of(known), keys)
                 offset = _add(archive, key + made.suffix, made.data)
                 facts = {
                     "path": known,

@@ -101,7 +101,7 @@ def hugging_face(path: Path, content: Mapping[str, Any], options: SourceOptions)
         CheckpointError: the config is missing, not supported or does not fit the weights; or unknown tensors.
     """
     config = read_json(path.parent / "config.json")
-    found = _renamed(path, safe_load.tensors(path, content), config.get("qkv_bias") is not False)
+    found = _renamed(path, safe_load.tensors(path, content, ()), config.get("qkv_bias") is not False)
     tensors = assign_tensors(path, found, {}, "", [_HEAD], options.no_head)
     patch = _number(path, config, "patch_size", 16)
     strides = _number(path, config, "time_stride", 10), _number(path, config, "frequency_stride", 10)

@@ -38,8 +38,7 @@ def image(path: Path, content: Mapping[str, Any], options: SourceOptions) -> Sou
         CheckpointError: see `load_imagenet`.
         ConfigError: neither frames nor seconds are given.
     """
-    found = safe_load.tensors(path, content, imagenet.NESTS)
-    found = {name.removeprefix("module."): value for name, value in found.items()}
+    found = safe_load.tensors(path, content)
     imagenet.size(path, found)
     _, channels, *patch = found["patch_embed.proj.weight"].shape
     if channels != 3:

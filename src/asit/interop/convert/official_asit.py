@@ -29,6 +29,7 @@ from asit.interop.convert.source_model import (
     assign_tensors,
     fit_grid,
     front_end,
+    patch_count,
     source_model,
     tensor_shape,
 )
@@ -70,7 +71,6 @@ def official(path: Path, content: Mapping[str, Any], options: SourceOptions) -> 
         )
     network = content[options.which] if there else content
     found = safe_load.tensors(path, network, () if there else ("model", "state_dict"))
-    found = {name.removeprefix("module."): value for name, value in found.items()}
     prefix = next((p for p in ("backbone.", "v.") if f"{p}cls_token" in found), "")
     linear = {f"{prefix}head.weight": "linear.weight", f"{prefix}head.bias": "linear.bias"}
     tensors = assign_tensors(path, found, _RULES, prefix, [linear, NORM_AND_LINEAR], options.no_head)
@@ -136,10 +136,8 @@ def _check_is_asit(path: Path, state: Mapping[str, Tensor], own: bool, wrapped: 
         CheckpointError: it cannot be an ASiT, or nothing in the file shows that it is one.
     """
     filters = tensor_shape(path, state, "patch_embed.proj.weight", 4)
-    positions = tensor_shape(path, state, "pos_embed", 3)
-    prefix = 2 if "dist_token" in state else 1
-    channels, patch, count = filters[1], filters[2:], positions[1] - prefix
-    if are_sines(state["pos_embed"], prefix):
+    channels, patch, count = filters[1], filters[2:], patch_count(path, state)
+    if are_sines(state["pos_embed"], state["pos_embed"].shape[1] - count):
         raise CheckpointError(
             f"{path} has positions that are sines and cosines: it is {MASKED}",
             "ASiT's positions, which are learned",
@@ -177,9 +175,8 @@ def _divides(count: int, mels: int, patch: int) -> bool:
 def _fit_grid(path: Path, state: Mapping[str, Tensor], mels: int, options: SourceOptions) -> tuple[Pair, Pair]:
     """Return the stride and the grid of the patches."""
     filters = tensor_shape(path, state, "patch_embed.proj.weight", 4)
-    count = tensor_shape(path, state, "pos_embed", 3)[1] - (2 if "dist_token" in state else 1)
     patch = filters[2], filters[3]
-    stride, grid = fit_grid(path, count, patch, mels, [options.stride or patch])
+    stride, grid = fit_grid(path, patch_count(path, state), patch, mels, [options.stride or patch])
     if not options.stride:
         log.info(f"Stride {stride[0]}x{stride[1]}, that of the patches, as published")
     return stride, grid
@@ -195,7 +192,7 @@ def sed(path: Path, content: Mapping[str, Any], options: SourceOptions) -> Sourc
     Raises:
         CheckpointError: unknown tensors, or positions that fit no grid.
     """
-    found = safe_load.tensors(path, content, ("model", "state_dict"))
+    found = safe_load.tensors(path, content)
     prefix = "model.asit." if any(name.startswith("model.asit.") for name in found) else "model."
     read = "a head on 250 averages of neighbouring tokens, the class token included: not supported"
     rules = {

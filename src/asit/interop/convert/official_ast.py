@@ -26,6 +26,7 @@ from asit.interop.convert.source_model import (
     fit_grid,
     frames_of,
     front_end,
+    patch_count,
     source_model,
     tensor_shape,
 )
@@ -51,7 +52,8 @@ def original(path: Path, content: Mapping[str, Any], options: SourceOptions) -> 
     Raises:
         CheckpointError: unknown tensors, no distillation token, or positions that fit no grid.
     """
-    tensors = assign_tensors(path, _found(path, content), _RULES, "v.", [NORM_AND_LINEAR], options.no_head)
+    found = safe_load.tensors(path, content)
+    tensors = assign_tensors(path, found, _RULES, "v.", [NORM_AND_LINEAR], options.no_head)
     if "dist_token" not in tensors.state:
         raise CheckpointError(
             f"{path} has no v.dist_token",
@@ -76,7 +78,7 @@ def ssast(path: Path, content: Mapping[str, Any], options: SourceOptions) -> Sou
     Raises:
         CheckpointError: unknown tensors, or positions that fit no grid.
     """
-    found = _found(path, content)
+    found = safe_load.tensors(path, content)
     tensors = assign_tensors(path, found, _RULES | _OBJECTIVES, "v.", [NORM_AND_LINEAR], options.no_head)
     patch, count = _patches(path, tensors.state)
     mels, frames = _input(path, found, options, patch)
@@ -122,12 +124,7 @@ def _input(path: Path, found: Mapping[str, Tensor], options: SourceOptions, patc
     return mels, frames
 
 
-def _found(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
-    found = safe_load.tensors(path, content, ("model", "state_dict"))
-    return {name.removeprefix("module."): value for name, value in found.items()}
-
-
 def _patches(path: Path, state: Mapping[str, Tensor]) -> tuple[Pair, int]:
     """Return the size (frames, mel bins) and the number of the patches."""
     filters = tensor_shape(path, state, "patch_embed.proj.weight", 4)
-    return (filters[3], filters[2]), tensor_shape(path, state, "pos_embed", 3)[1] - (2 if "dist_token" in state else 1)
+    return (filters[3], filters[2]), patch_count(path, state)

@@ -44,8 +44,7 @@ def audiomae(path: Path, content: Mapping[str, Any], options: SourceOptions) -> 
     Raises:
         CheckpointError: unknown tensors, two kinds of norm, or positions that fit no grid.
     """
-    found = safe_load.tensors(path, content, ("model", "state_dict"))
-    found = {name.removeprefix("module."): value for name, value in found.items()}
+    found = safe_load.tensors(path, content)
     tensors = assign_tensors(path, found, _RULES, "", [_HEAD], options.no_head)
     state, pretrained = tensors.state, "norm.weight" in tensors.state
     if pretrained == ("fc_norm.weight" in found):

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asit.config import SIZES, EncoderSettings
+from asit.config import EncoderSettings
 from asit.config.yaml import build
 from asit.errors import CheckpointError
 from asit.interop.convert.source_model import SourceHead, SourceModel, SourceOptions, front_end, tensor_shape
 from asit.io import safe_load
 from asit.model.beats import BUCKETS, GROUPS, KERNEL, PATCH_WIDTH
+from asit.model.vit import size_of
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,6 @@ def beats(path: Path, content: Mapping[str, Any], options: SourceOptions) -> Sou
         CheckpointError: unknown or missing tensors, or settings of no published BEATs.
     """
     found = safe_load.tensors(path, content, ("model",))
-    found = {name.removeprefix("module."): value for name, value in found.items()}
     cfg = content.get("cfg")
     cfg = cfg if isinstance(cfg, Mapping) else {}
     _check(path, cfg)
@@ -179,12 +179,9 @@ def _settings(path: Path, state: Mapping[str, Tensor], cfg: Mapping[str, Any]) -
             f"blocks from 0 on without a gap, a width of whole heads, and ({PATCH_WIDTH}, 1, 16, 16)",
             "give an unchanged network",
         )
-    shape = width, len(numbers), heads
-    size = next((name for name, known in SIZES.items() if known == shape), None)
-    own = {"size": size} if size else {"size": "custom", **dict(zip(("width", "depth", "heads"), shape, strict=True))}
     more = {"patch_frames": filters[2], "patch_mels": filters[3], "mlp_ratio": hidden / width, "norm_eps": 1e-5}
     distance = {"family": "beats", "max_distance": cfg.get("max_distance", _DISTANCE)}
-    return build(EncoderSettings, {**own, **more, **distance}, str(path))
+    return build(EncoderSettings, {**size_of(width, len(numbers), heads), **more, **distance}, str(path))
 
 
 def _names(labels: Any, count: int) -> tuple[str, ...] | None:

@@ -70,7 +70,7 @@ def eat(path: Path, content: Mapping[str, Any], options: SourceOptions) -> Sourc
     nest = content.get("model")
     given = dict(nest if isinstance(nest, Mapping) else content)
     teacher = given.pop(_EMA, None)
-    found = {_own(name): value for name, value in safe_load.tensors(path, given).items()}
+    found = {_own(name): value for name, value in safe_load.tensors(path, given, ()).items()}
     said = _said(path, content)
     _check(path, said)
     tensors = assign_tensors(path, found, _RULES, "", [_NORMED, _LINEAR], options.no_head)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from asit.audio.fbank import FrontEnd
-from asit.config import SIZES, EncoderSettings, FrontEndSettings
+from asit.config import EncoderSettings, FrontEndSettings
 from asit.config.yaml import build
 from asit.errors import CheckpointError, ConfigError
 from asit.interop.convert.official_heads import PretrainingHeads
@@ -24,6 +24,7 @@ from asit.model.card import check_front_end
 from asit.model.classifier import Pooling
 from asit.model.imagenet import HEAD_WIDTH
 from asit.model.positions import patch_of, prefix_of, round_up_frames
+from asit.model.vit import size_of
 
 MEAN, STD = -4.2677393, 4.5689974
 """Of AudioSet, as AST, SSAST and ASiT were trained (YuanGongND/ast, egs/audioset; Sara-Ahmed/ASiT)."""
@@ -227,10 +228,7 @@ def encoder_settings(
                     f"{want}: its patches are {width} wide",
                     "give an unchanged network",
                 )
-    size = next((name for name, shape in SIZES.items() if shape == (width, depth, heads)), None)
-    shape: dict[str, Any] = (
-        {"size": size} if size else {"size": "custom", "width": width, "depth": depth, "heads": heads}
-    )
+    shape = size_of(width, depth, heads)
     if stride is not None and stride != tuple(patch):
         shape |= {"patch_stride_frames": stride[0], "patch_stride_mels": stride[1]}
     shape |= {"patch_frames": patch[0], "patch_mels": patch[1], "mlp_ratio": fc1[0] / width}
@@ -251,6 +249,11 @@ def tensor_shape(path: Path, state: Mapping[str, Tensor], name: str, axes: int) 
             "pass --kind",
         )
     return tuple(found.shape)
+
+
+def patch_count(path: Path, state: Mapping[str, Tensor]) -> int:
+    """Return the number of positions of patches, those of the tokens before them left out."""
+    return tensor_shape(path, state, "pos_embed", 3)[1] - (2 if "dist_token" in state else 1)
 
 
 def requested_frames(options: SourceOptions, settings: EncoderSettings, front_end: FrontEndSettings) -> int | None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from asit.audio.fbank import FrontEnd
-from asit.config import SIZES, EncoderSettings, FrontEndSettings
+from asit.config import EncoderSettings, FrontEndSettings
 from asit.config.yaml import build
 from asit.errors import CheckpointError, ConfigError
 from asit.interop.huggingface.readme import public, readme
@@ -23,14 +23,17 @@ from asit.model.audio_model import AudioModel
 from asit.model.card import check_front_end, head_of
 from asit.model.classifier import Labelling
 from asit.model.encoders import empty_encoder, meta_encoder
-from asit.model.vit import shape_of
+from asit.model.vit import shape_of, size_of
 
 MODEL_TYPE = "asit"
 """`model_type` in config.json."""
 
+CONFIG, EXTRACTOR, WEIGHTS, README = "config.json", "preprocessor_config.json", "model.safetensors", "README.md"
+
 CODE = ("configuration_asit.py", "modeling_asit.py", "feature_extraction_asit.py")
 """Files copied into exported folders, to load them without asit."""
 
+_ENCODER, _HEAD = "encoder.", "head."
 _AUTO = {
     "AutoConfig": "configuration_asit.ASiTConfig",
     "AutoFeatureExtractor": "feature_extraction_asit.ASiTFeatureExtractor",
@@ -121,15 +124,11 @@ def folder_settings(config: Mapping[str, Any], extractor: Mapping[str, Any], cla
     Raises:
         KeyError, TypeError, ValueError, ConfigError: a field is missing or invalid.
     """
-    shape = config["hidden_size"], config["num_hidden_layers"], config["num_attention_heads"]
-    size = next((name for name, known in SIZES.items() if known == shape), "custom")
-    own = dict(zip(("width", "depth", "heads"), shape, strict=True)) if size == "custom" else {}
     (frames, mels), (down, along) = config["patch_size"], config["patch_stride"]
     encoder = build(
         EncoderSettings,
         {
-            "size": size,
-            **own,
+            **size_of(config["hidden_size"], config["num_hidden_layers"], config["num_attention_heads"]),
             "mlp_ratio": config["mlp_ratio"],
             "patch_frames": frames,
             "patch_mels": mels,
@@ -182,11 +181,6 @@ def _agree(config: Mapping[str, Any], extractor: Mapping[str, Any]) -> None:
     for name, (first, second) in pairs.items():
         if first != second:
             raise ValueError(f"{name} is {first} in config.json and {second} in preprocessor_config.json")
-
-
-CONFIG, EXTRACTOR, WEIGHTS, README = "config.json", "preprocessor_config.json", "model.safetensors", "README.md"
-
-_ENCODER, _HEAD = "encoder.", "head."
 
 
 def write(

@@ -144,8 +144,12 @@ def texts(path: Path) -> list[str]:
     return out
 
 
-def tensors(path: Path, content: Mapping[str, Any], nests: Sequence[str] = ()) -> dict[str, Tensor]:
+def tensors(
+    path: Path, content: Mapping[str, Any], nests: Sequence[str] = ("model", "state_dict")
+) -> dict[str, Tensor]:
     """Return the named tensors in what `read` returned, at the top or under the first of `nests` that exists.
+
+    The prefix "module." of `DataParallel` is removed from their names.
 
     Raises:
         CheckpointError: there are other values than tensors, or none.
@@ -161,7 +165,7 @@ def tensors(path: Path, content: Mapping[str, Any], nests: Sequence[str] = ()) -
             "tensors by name" + (f", as they are or under {' or '.join(map(repr, nests))}" if nests else ""),
             "save the tensors alone",
         )
-    return {str(name): value for name, value in found.items()}
+    return {str(name).removeprefix("module."): value for name, value in found.items()}
 
 
 def _content(path: Path, training_state: bool) -> Any:

@@ -25,6 +25,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+_STEP = 16
+"""Tokens are padded to a multiple of this: products of odd sizes are slow."""
+_FILL = 32
+"""Columns added for the bias, the block size of the bfloat16 units."""
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+"""Parameters of glibc's `mallopt`: free memory kept at the end of the heap, and mapped allocations."""
+_trim: Callable[[int], Any] | None = None
+"""glibc's malloc_trim, once `keep_freed_memory` has been called."""
+
 
 class Stamp:
     """Identity and version of parameters, held by weak references.
@@ -50,17 +59,6 @@ class Stamp:
 def can_be_stamped(*parameters: Tensor) -> bool:
     """Whether writes are counted, which they are not for tensors made in inference mode."""
     return not any(p.is_inference() for p in parameters)
-
-
-_STEP = 16
-"""Tokens are padded to a multiple of this: products of odd sizes are slow."""
-
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
-"""Parameters of glibc's `mallopt`: free memory kept at the end of the heap, and mapped allocations."""
-
-
-_trim: Callable[[int], Any] | None = None
-"""glibc's malloc_trim, once `keep_freed_memory` has been called."""
 
 
 def keep_freed_memory() -> str:
@@ -256,10 +254,6 @@ def add(x: Tensor, branch: Tensor) -> Tensor:
     if x.device.type == "cpu" and branch.dtype is torch.bfloat16 and x.dtype is torch.float32:
         return branch.float().add_(x)
     return x + branch
-
-
-_FILL = 32
-"""Columns added for the bias, the block size of the bfloat16 units."""
 
 
 def branch(
