@@ -1,4 +1,4 @@
-"""Headers that say another length than the file has: the samples that are there, or one message."""
+"""Headers with a wrong length: the samples in the file are read, or the file is refused with one message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sounds of every kind: the same samples whatever they come as, in blocks or at once, and what is refused."""
+"""Files, bytes, arrays and tensors give the same samples, in blocks or at once; what is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The catalogue in memory and on disk: clips go in and come out, and a damaged file is refused."""
+"""Catalogues in memory and on disk: round trips, and damaged files are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`asit download`: a set appears when it is complete, and what it leaves and prints on the way."""
+"""`asit download`: a data set appears when it is complete; what is printed, and what an interruption leaves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labels, splits and small training sets: against loops, and what cannot be is named."""
+"""Labels, splits and small training sets against loops, and the errors that name what is wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clips out of tar shards: the samples that files give, few requests, damaged members apart from missing shards."""
+"""Clips read from tar shards: the samples of the files, few requests, damaged members and missing shards."""
 
 from __future__ import annotations
 

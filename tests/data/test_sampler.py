@@ -1,4 +1,4 @@
-"""The order of samples: drawn by weights, cut into the steps and shares of processes, the same after any stop."""
+"""The order of samples: weighted draws, division over steps and processes, resuming at any step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A scan: what is listed, what is left out and why, and that a stopped one ends as an unstopped one."""
+"""A scan: what is listed, what is left out and why, and that an interrupted scan resumes to the same catalogue."""
 
 from __future__ import annotations
 

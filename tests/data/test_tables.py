@@ -1,4 +1,4 @@
-"""Tables of clips: every form says the same, and what is wrong is named with its line."""
+"""Tables of clips: all formats give the same rows, and errors name the line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Windows of clips: how many, where they lie, and in which blocks."""
+"""Windows of clips: their number, positions and blocks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labelled samples: mixup and its kin, on waves and targets; each a pure function of seed, epoch, index, place."""
+"""Labelled samples: augmentation of waveforms and targets, as pure functions of seed, epoch, index and position."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models to be exported: tiny, with weights that let every part matter."""
+"""Models to be exported: tiny, with weights on which every part has an effect."""
 
 from __future__ import annotations
 

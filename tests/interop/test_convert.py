@@ -1,4 +1,4 @@
-"""Weights of others, against networks written here in the sources' own axes, names and steps."""
+"""Converted weights against networks written here with the sources' own axes, names and operations."""
 
 from __future__ import annotations
 

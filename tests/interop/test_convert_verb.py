@@ -1,4 +1,4 @@
-"""asit convert: what it says and writes, which files it refuses, and that no other family is taken for an ASiT."""
+"""asit convert: what it prints and writes, which files it refuses, and that no other family is taken for an ASiT."""
 
 from __future__ import annotations
 

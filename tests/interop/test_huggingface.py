@@ -1,4 +1,4 @@
-"""Folders for transformers: content, that they come back, what is refused, and what transformers makes of them."""
+"""Folders for transformers: content, round trips, what is refused, and that transformers gives the same results."""
 
 from __future__ import annotations
 

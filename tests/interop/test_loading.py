@@ -1,4 +1,4 @@
-"""Where models are loaded from: folders of several kinds, and a hub that is played by a local server."""
+"""Sources of models: folders of several kinds, and a local server in place of the hub."""
 
 from __future__ import annotations
 

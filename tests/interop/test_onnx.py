@@ -1,4 +1,4 @@
-"""ONNX files: the model's answers at every length, alone and in batches; int8; metadata; what is refused."""
+"""ONNX files: the model's outputs at every length, alone and in batches; int8; metadata; what is refused."""
 
 from __future__ import annotations
 

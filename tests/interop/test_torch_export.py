@@ -1,4 +1,4 @@
-"""Files of torch.export: the model's answers at every length and number of rows, by torch alone; what is refused."""
+"""Files of torch.export: the model's outputs at every length and number of rows, by torch alone; what is refused."""
 
 from __future__ import annotations
 

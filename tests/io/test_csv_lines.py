@@ -1,4 +1,4 @@
-"""Lines of CSV: whatever a name holds comes back by Python's own reader."""
+"""CSV lines: any name is read back by Python's own reader."""
 
 from __future__ import annotations
 

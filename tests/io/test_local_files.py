@@ -1,4 +1,4 @@
-"""Files that others name: nothing that is opened may wait for a pipe or have no end."""
+"""Files named by the user: opening never waits for a pipe, and never reads without an end."""
 
 from __future__ import annotations
 

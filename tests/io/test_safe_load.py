@@ -1,4 +1,4 @@
-"""Weights of others: what is read, and what is refused before anything could happen."""
+"""Weights of unknown origin: what is read, and what is refused before any of it could run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small models whose every number counts, sounds, and the comparison of embeddings."""
+"""Small models in which every weight has an effect, sounds, and the comparison of embeddings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A saved model with a head: what it scores, what its card says, and what does not go together."""
+"""A saved model with a head: its scores, its card, and the parts that do not fit each other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The saved model: what it embeds, independence of neighbours, windows, and what a wrong card or sound says."""
+"""The saved model: embeddings, independence of the batch, windows, and errors for wrong cards and sounds."""
 
 from __future__ import annotations
 

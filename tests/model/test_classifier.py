@@ -1,4 +1,4 @@
-"""The head by hand in float64, its pooling and padding, and what cannot be."""
+"""The head in float64 by hand, its pooling and padding, and what is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sounds as they come in: streams against the whole, passes a hop apart, batches, threads, and what "auto" means."""
+"""Embeddings: streams against complete sounds, several passes for a smaller hop, batches, threads, and "auto"."""
 
 from __future__ import annotations
 

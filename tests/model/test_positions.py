@@ -1,4 +1,4 @@
-"""Grids by counting, and positions that follow another grid with time and mel kept apart."""
+"""Grids by counting, and positions resized to another grid, with time and mel kept apart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The local loss without logits equals the plain one, in value and gradient, whatever the chunks."""
+"""The chunked local loss equals the plain one, in value and gradient, for any chunk size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The method as a whole: who sees what, what is compared with what, and what follows whom."""
+"""The method: what student and teacher see, losses and centres by hand, the EMA update, schedules and state."""
 
 from __future__ import annotations
 

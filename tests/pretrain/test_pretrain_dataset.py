@@ -1,4 +1,4 @@
-"""The data set of pretraining and its sampler: pure functions of (seed, epoch, index), crops where they should be."""
+"""The data set of pretraining: samples are pure functions of (seed, epoch, index), and views are crops of the file."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def tiny(listed: Path) -> Callable[..., PretrainSettings]:
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the pretraining run that was never stopped lies; `unstopped` makes it once a session."""
+    """Folder of the uninterrupted pretraining run, which `unstopped` makes once per session."""
     return tmp_path_factory.mktemp("whole") / "run"
 
 

@@ -1,4 +1,4 @@
-"""Many processes: they agree before they write, none waits for one that is gone, and torchrun goes on by itself."""
+"""Several processes: they agree before anything is written, none waits for a lost one, and torchrun restarts resume."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cross-validation: every fold a run of its own, mean and spread over them, going on after a stop."""
+"""Cross-validation: a run for each fold, mean and spread over the folds, and resuming."""
 
 from __future__ import annotations
 

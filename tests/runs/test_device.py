@@ -1,4 +1,4 @@
-"""Log-mels on the training device: a run of the same clips, masks and losses, which goes on bit for bit."""
+"""Log-mels on the training device: the same clips, masks and losses as in the loader, and exact resuming."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fine-tuning runs: however stopped they end as one that never was, validation alone chooses; reported mistakes."""
+"""Fine-tuning runs: exact resuming, the choice of the best epoch by validation alone, and reported mistakes."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_everything_moves_so_that_equality_says_something(
 
 
 def dies(where: str) -> Callable[[], None]:
-    """Make this process die at step 3: before the validation that is due, or with its weights saved and untold."""
+    """Make this process die at step 3: before the validation, or with the best weights saved and not yet recorded."""
 
     def before() -> None:
         real = validation.Validation._validate
@@ -133,7 +133,7 @@ def dies(where: str) -> Callable[[], None]:
 
         validation.Validation._validate = validate  # type: ignore[method-assign]
 
-    def untold() -> None:
+    def unrecorded() -> None:
         real = validation.Records.write
 
         def write(self: Any, kind: str, step: int, values: Any) -> None:
@@ -147,11 +147,11 @@ def dies(where: str) -> Callable[[], None]:
 
         final_scores.save_scores = save
 
-    return {"before": before, "untold": untold, "scored": scored}[where]
+    return {"before": before, "unrecorded": unrecorded, "scored": scored}[where]
 
 
 @pytest.mark.parametrize(
-    ("where", "every"), [("before", 3), ("untold", 3), ("untold", 2), ("untold", 100), ("scored", 2)]
+    ("where", "every"), [("before", 3), ("unrecorded", 3), ("unrecorded", 2), ("unrecorded", 100), ("scored", 2)]
 )
 def test_killed_around_a_validation(where: str, every: int, equal: Any, tuned: Any, tmp_path: Path, fork: Any) -> None:
     """With a checkpoint of that very step, of an earlier one, or none; or at the first scores of the end."""
@@ -451,7 +451,7 @@ def test_clips_that_the_scan_left_out_are_told(notes: Path, tuned: Any, tmp_path
 
 
 def test_unreadable_clips(notes: Path, tuned: Any, tmp_path: Path) -> None:
-    """Clips that can no longer be read: in training another stands in, in scores they are counted and named."""
+    """Clips that can no longer be read are replaced in training; scores count and name them."""
     folder = tmp_path / "copy"
     shutil.copytree(notes.parent, folder)
     settings = tuned(tmp_path / "run", data=tmp_path / "c.jsonl", epochs=1, bad_files=0.2)

@@ -1,4 +1,4 @@
-"""Runs that read shards: the files' own arithmetic, a store that dies and comes back, a worker that is killed."""
+"""Runs on shards: the same arithmetic as on files, a store that fails and recovers, a killed worker."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_store_that_dies_and_comes_back(
     caplog: pytest.LogCaptureFixture,
     equal_runs: Any,
 ) -> None:
-    """What was done is kept, and the run that goes on equals one that read files and was never stopped."""
+    """Finished steps are kept, and the resumed run equals an uninterrupted one that read files."""
     monkeypatch.setenv("ASIT_STORE_SECONDS", "1")
     pretrain(tiny(tmp_path / "files", epochs=1, **READ))
     settings = functools.partial(tiny, tmp_path / "shards-run", Path("x"), epochs=1, **READ)
@@ -127,7 +127,7 @@ def test_embedding_of_an_index_has_the_files_rows(listed: Path, tmp_path: Path) 
 def test_a_worker_that_the_system_kills(
     tiny: Callable[..., Any], fork: Callable[..., Any], reaches: Callable[..., None], tmp_path: Path, equal_runs: Any
 ) -> None:
-    """The run says so and keeps what was done; going on equals a run that was not struck."""
+    """The error names the worker, finished steps are kept, and the resumed run equals an undisturbed one."""
     more = {"epochs": 60, "workers": 2, "records": {"checkpoint_every": 1000}}
     pretrain(tiny(tmp_path / "whole", **more))
     child = fork(lambda: pretrain(tiny(tmp_path / "struck", **more)))

@@ -1,4 +1,4 @@
-"""Pretraining that goes on with the heads of an official checkpoint: the first loss is the official formula's."""
+"""Pretraining that continues with the heads of an official checkpoint: the first loss is the official formula's."""
 
 from __future__ import annotations
 

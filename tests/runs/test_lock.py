@@ -1,4 +1,4 @@
-"""One run at a time in a folder: live holders are refused, the locks of dead ones are taken over."""
+"""One run at a time in a folder: it is refused while a process holds the lock, and taken over from a dead one."""
 
 from __future__ import annotations
 

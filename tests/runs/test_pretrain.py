@@ -1,4 +1,4 @@
-"""The run's folder as others rely on it: what is in it, who may use it, and how starts and steps fail."""
+"""A pretraining run's folder: its files, who may use it, and starts and steps that fail."""
 
 from __future__ import annotations
 
@@ -342,7 +342,7 @@ class Spoilt(pretrain_dataset.PretrainDataset):
 def test_a_loss_that_is_not_finite(
     workers: int, unstopped: Path, tiny: Any, tmp_path: Path, fork: Any, monkeypatch: Any, equal_runs: Any
 ) -> None:
-    """Refused before the weights change, naming part, step and clip; then mended and gone on with."""
+    """Refused before the weights change, naming part, step and clip; the corrected run resumes."""
     run, file = tmp_path / "run", tmp_path / "settings.yaml"
     settings = tiny(run, workers=workers, records={"checkpoint_every": 1, "keep": 8})
     file.write_text(yaml.to_yaml(settings))

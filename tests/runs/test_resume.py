@@ -1,4 +1,4 @@
-"""A run that was stopped, however rudely, ends as one that never was: bit for bit, and what cannot go on is refused."""
+"""An interrupted and resumed run equals an uninterrupted one bit for bit; what cannot be resumed is refused."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_nothing_is_trivially_equal(unstopped: Path, tiny: Any, tmp_path: Path, 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_random_moments(kills: int, tiny: Any, tmp_path: Path, fork: Any, equal_runs: Any) -> None:
-    """kill -9 whenever, then go on: nothing of it is seen in the end."""
+    """After kill -9 at any moment the resumed run equals an uninterrupted one."""
     settings = {"epochs": kills, "records": {"checkpoint_every": 1}}
     go(tiny(tmp_path / "whole", **settings))
     rng = np.random.default_rng([2026, kills])
@@ -183,7 +183,7 @@ def test_what_a_killed_writer_left_blocks_nothing(half: Path, tiny: Any, unstopp
 def test_a_death_between_the_last_checkpoint_and_the_model(
     tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unstopped: Path, same: Any
 ) -> None:
-    """Whichever of the two is written first, going on leaves the last step's model."""
+    """Whichever of the two is written first, the resumed run leaves the last step's model."""
     run = tmp_path / "run"
     for door in (AudioModel, checkpoint):
         with monkeypatch.context() as broken:
@@ -331,7 +331,7 @@ def test_a_damaged_config_is_refused(half: Path, tiny: Any) -> None:
 def test_a_full_disk(
     full: str, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unstopped: Path, equal_runs: Any
 ) -> None:
-    """The older checkpoint stays, nothing half written stays, and with room again the run goes on."""
+    """The older checkpoint stays, nothing incomplete stays, and with room again the run resumes."""
     run = tmp_path / "run"
     with monkeypatch.context() as disk:
         if full == "tensors":
@@ -386,7 +386,7 @@ def test_to_resume_needs_no_more_than_the_folder(half: Path, unstopped: Path, eq
 
 
 def test_a_run_of_a_folder_of_which_short_files_are_left_out(tiny: Any, recordings: Path, tmp_path: Path) -> None:
-    """The view's length follows the median clip; what is left out by it must not move it when the run goes on."""
+    """The view's length follows the median clip; what is left out by it must not change it when the run is resumed."""
     data = tmp_path / "data"
     data.mkdir()
     wave, rate = soundfile.read(recordings / "15.wav", dtype="float32")

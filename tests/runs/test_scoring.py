@@ -1,4 +1,4 @@
-"""Scores of a classifier: means over windows, the same for any number of processes, unreadable clips; records."""
+"""Scores of a classifier: means over windows, equal for any number of processes, unreadable clips, records."""
 
 from __future__ import annotations
 

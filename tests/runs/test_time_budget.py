@@ -1,4 +1,4 @@
-"""`asit pretrain --budget`: the encoder and the length of a run that ends in time. Measurements are stand-ins here."""
+"""`asit pretrain --budget`: encoder and length of a run that ends in time, with replaced measurements."""
 
 from __future__ import annotations
 

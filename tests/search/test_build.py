@@ -1,4 +1,4 @@
-"""Making an index and bringing one up to date: what is read, what stays, and what is left when it stops."""
+"""Building and updating an index: what is read, what is kept, and what an interruption leaves."""
 
 from __future__ import annotations
 

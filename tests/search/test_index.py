@@ -1,4 +1,4 @@
-"""The index: what it finds, what it leaves out, and what it does not believe."""
+"""The index: what it finds, what it leaves out, and damaged files that it refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verbs index and similar: what they print, in which form, and how mistakes end."""
+"""The verbs index and similar: output, formats and errors."""
 
 from __future__ import annotations
 

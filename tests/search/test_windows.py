@@ -1,4 +1,4 @@
-"""Recordings to pieces: the same however the sound comes in, nothing left out, the last one whole."""
+"""Windows of recordings: equal for every source, without gaps, the last one complete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compiled blocks against plain ones, and the way back to plain ones when the compiler is not there or fails."""
+"""Compiled blocks against plain ones, and the fallback to plain ones where the compiler is missing or fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Blocks computed again, and checkpoints of keep-last by step."""
+"""Recomputed blocks, copies for asynchronous checkpoints, and the newest checkpoints by step."""
 
 from __future__ import annotations
 

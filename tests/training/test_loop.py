@@ -1,4 +1,4 @@
-"""The training loop, with a small linear model: the order of its calls, resuming, and how it ends."""
+"""The training loop with a small linear model: the order of its calls, resuming, and how it ends."""
 
 from __future__ import annotations
 

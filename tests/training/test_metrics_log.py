@@ -1,4 +1,4 @@
-"""What a run writes while it goes, and what of it a resumed run keeps."""
+"""What a run writes, and what of it a resumed run keeps."""
 
 from __future__ import annotations
 

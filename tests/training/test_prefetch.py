@@ -1,4 +1,4 @@
-"""Batches one ahead: the same ones in the same order, errors where they belong, and nothing on a CPU."""
+"""Prefetched batches: the same ones in the same order, errors after the last good one, and nothing on a CPU."""
 
 from __future__ import annotations
 

@@ -92,11 +92,11 @@ def measure(setup: PretrainSetup, world: World, micro: int, *, budget: float, be
         budget: seconds to measure, about.
         began: `time.perf_counter()` when the command began.
     """
-    prepared, device = time.perf_counter(), world.device
+    started, device = time.perf_counter(), world.device
     if device.type == "cpu":
         bf16.keep_freed_memory()
     costs, _ = small_costs(setup, world, micro)
-    left = max(0.0, budget * 0.9 - (time.perf_counter() - prepared))
+    left = max(0.0, budget * 0.9 - (time.perf_counter() - started))
     size = micro
     while size > costs[-1].clips and not _fits(extrapolate(costs, size), left, machine(device)):
         size = max(costs[-1].clips, size // 2)
@@ -141,7 +141,7 @@ def measure(setup: PretrainSetup, world: World, micro: int, *, budget: float, be
         checkpoint_seconds=saved["seconds"],
         checkpoint_gb=saved["checkpoints"],
         model_gb=saved["model"],
-        start_seconds=prepared - began + waits[0],
+        start_seconds=started - began + waits[0],
         device=f"{device}{name}",
         threads=torch.get_num_threads(),
         precision=setup.precision.name,

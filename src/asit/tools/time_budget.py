@@ -175,8 +175,8 @@ def choose(
         fixed_batch = bool({"batch_size", "accumulate"} & set(given))
         chosen: PretrainSetup | None = None
         reason = "as given" if kept else "the largest there is"
-        for shape in [None] if kept else ENCODERS:
-            own = settings if shape is None else _with_encoder(settings, shape)
+        for own in [settings] if kept else [_with_encoder(settings, shape) for shape in ENCODERS]:
+            larger = f"the next larger one, {own.encoder.width} x {own.encoder.depth}"
             with _quiet():
                 fitting = _fitting(own, listed, world, source, fixed_batch)
             if fitting is None:
@@ -186,14 +186,12 @@ def choose(
                         f"at most {MEMORY_SHARE:.0%} of the machine's memory",
                         "set views.seconds or encoder.width lower, or use a larger machine",
                     )
-                reason = f"the next larger one, {shape[0]} x {shape[1]}, does not fit in memory"  # type: ignore[index]
+                reason = f"{larger}, does not fit in memory"
                 break
             setup, step_seconds = fitting
             steps = seconds / step_seconds
             if chosen is not None and steps < ENOUGH_STEPS:
-                assert shape is not None
-                reason = f"the next larger one, {shape[0]} x {shape[1]}, would get {_rounded(steps)} steps of the "
-                reason += f"{ENOUGH_STEPS:,} it needs"
+                reason = f"{larger}, would get {_rounded(steps)} steps of the {ENOUGH_STEPS:,} it needs"
                 break
             chosen = setup
         assert chosen is not None
