@@ -232,9 +232,8 @@ class AudioModel:
             AudioError: another shape, too long, or not finite.
         """
         self._classifier()
-        arithmetic = runtime.autocast(self._precision(precision), self.encoder.pos_embed.device)
         x = self.input(waveforms)
-        with arithmetic:
+        with runtime.autocast(self._precision(precision), self.encoder.pos_embed.device):
             logits = self.logits(x)
         return (logits.sigmoid() if self.multi else logits.softmax(1)).cpu()
 
