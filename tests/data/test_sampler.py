@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
-
 import numpy as np
 import pytest
 
@@ -49,28 +47,37 @@ def test_shuffled_takes_each_once() -> None:
     assert np.array_equal(sampler.shuffled(5, 30)(2), orders[2])
 
 
-@pytest.mark.parametrize(("places", "blocks"), [(False, False), (True, False), (False, True)])
-def test_several_processes_take_one_process_steps(places: bool, blocks: bool, no_global_draws: None) -> None:
-    draw = sampler.weighted(1, np.array([1.0, 1.0, 8.0]), 20)
-    if blocks:
-        draw = sampler.in_blocks(1, np.stack([np.repeat([0, 1], [12, 8]), np.arange(20)], axis=1), 4)
-    whole = sampler.MicroBatchSampler(order=draw, count=20, batch=8, micro=8, positions=places)
-    parts = [
-        sampler.MicroBatchSampler(order=draw, count=20, batch=8, micro=2, rank=rank, size=2, start=0, positions=places)
-        for rank in range(2)
-    ]
-    steps = list(islice(whole, 5))
-    for rank in range(2):
-        mine = list(islice(parts[rank], 10))
-        for step in range(5):
-            assert mine[2 * step] + mine[2 * step + 1] == [
-                steps[step][i] for i in (2 * rank, 2 * rank + 1, 2 * rank + 4, 2 * rank + 5)
-            ]
-    for start in range(5):  # a run that goes on sees what it would have seen
-        again = sampler.MicroBatchSampler(order=draw, count=20, batch=8, micro=8, start=start, positions=places)
-        assert list(islice(again, 3)) == list(islice(whole, start, start + 3))
-    if places:
-        keys = [key for step in steps[:2] for key in step]
+BLOCKS = np.stack([np.repeat([0, 1], [12, 8]), np.arange(20)], axis=1)
+ORDERS = {
+    "shuffled": (sampler.shuffled(11, 103), 103, 24),
+    "weighted": (sampler.weighted(1, np.array([1.0, 1.0, 8.0]), 20), 20, 8),
+    "in blocks": (sampler.in_blocks(1, BLOCKS, 4), 20, 8),
+}
+
+
+@pytest.mark.parametrize("places", [False, True])
+@pytest.mark.parametrize("name", ORDERS)
+def test_processes_together_and_resumed_runs_take_one_process_steps(
+    name: str, places: bool, no_global_draws: None
+) -> None:
+    draw, count, batch = ORDERS[name]
+
+    def steps(size: int, start: int = 0) -> list[list[sampler.Key]]:
+        micro = batch // size // (2 if size < 4 else 1)
+        shared = {"order": draw, "count": count, "batch": batch, "micro": micro, "size": size, "positions": places}
+        ranks = [iter(sampler.MicroBatchSampler(**shared, rank=rank, start=start)) for rank in range(size)]
+        return [[key for _ in range(batch // size // micro) for r in ranks for key in next(r)] for _ in range(9)]
+
+    alone = steps(1)
+    for size in [size for size in (2, 3, 4, 8) if batch % size == 0]:
+        assert steps(size) == alone
+        for start in range(1, 6):
+            assert steps(size, start)[:4] == alone[start : start + 4]
+    if name == "shuffled":
+        assert all(len(set(step)) == batch for step in alone)
+        assert len({key for step in alone[:4] for key in step}) == 96  # four complete batches an epoch
+    if name == "weighted" and places:
+        keys = [key for step in alone[:2] for key in step]
         assert len(set(keys)) == 16  # although only three clips are drawn
         assert len({key[:2] for key in keys}) <= 3
         assert [key[2] for key in keys] == list(range(16))

@@ -326,12 +326,6 @@ def test_devices_that_are_not_there(device: str) -> None:
         model().to(device)
 
 
-def test_what_auto_is_comes_with_its_reason() -> None:
-    found = runtime.precision("auto", runtime.World(0, 1, torch.device("cpu"), ""))
-    assert found.name in ("float32", "bf16")
-    assert "measured" in found.reason
-
-
 def test_layers_and_a_second_token() -> None:
     m, sound = model(distilled=True), wave(240 + 14 * COLUMN)
     assert m.embed(sound).class_token.shape == (32,)

@@ -9,6 +9,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from family_oracles import timm_blocks
 from torch import Tensor, nn
 
 from asit.config import EncoderSettings
@@ -129,11 +130,7 @@ def test_names_and_shapes_are_the_official_ones() -> None:
         "norm.weight": (d,),
         "norm.bias": (d,),
     }
-    for i in range(12):
-        linear = {"attn.qkv": (3 * d, d), "attn.proj": (d, d), "mlp.fc1": (4 * d, d), "mlp.fc2": (d, 4 * d)}
-        for name, (out, inn) in linear.items():
-            want |= {f"blocks.{i}.{name}.weight": (out, inn), f"blocks.{i}.{name}.bias": (out,)}
-        want |= {f"blocks.{i}.norm{n}.{k}": (d,) for n in (1, 2) for k in ("weight", "bias")}
+    want |= timm_blocks(d, 12)
     assert {name: tuple(value.shape) for name, value in encoder.state_dict().items()} == want
 
 

@@ -22,7 +22,7 @@ from asit.config import FrontEndSettings, MaskingSettings, PretrainSettings, Vie
 from asit.data.catalogue.catalogue import Catalogue, Clip
 from asit.data.loading import waveforms
 from asit.data.loading.loader import loader
-from asit.data.loading.sampler import Key, MicroBatchSampler, shuffled
+from asit.data.loading.sampler import MicroBatchSampler, shuffled
 from asit.errors import CatalogueError, ConfigError
 from asit.pretrain import pretrain_dataset
 from asit.pretrain.pretrain_dataset import PretrainDataset, PretrainSample, collate, view_frames
@@ -360,32 +360,6 @@ def test_rows_are_view_major(clips: Make) -> None:
     assert batch.ids == [sample.name for sample in samples]
     assert batch.to(torch.device("cpu")) is batch
     assert gather([clips(1.3, local_views=0)[0, 0]]).local is None
-
-
-@pytest.mark.parametrize("places", [False, True])
-def test_samples_do_not_depend_on_processes(places: bool, no_global_draws: None) -> None:
-    """Ranks together take in order what one takes, wherever a run was stopped in between."""
-    draw, count, batch = shuffled(11, 103), 103, 24
-
-    def steps(size: int, start: int = 0) -> list[list[Key]]:
-        micro = batch // size // (2 if size < 4 else 1)
-        ranks = [
-            iter(
-                MicroBatchSampler(
-                    order=draw, count=count, batch=batch, micro=micro, rank=r, size=size, start=start, positions=places
-                )
-            )
-            for r in range(size)
-        ]
-        passes = batch // size // micro
-        return [[key for _ in range(passes) for r in ranks for key in next(r)] for _ in range(9)]
-
-    alone = steps(1)
-    assert all(len(set(step)) == batch for step in alone)
-    assert len({key for step in alone[:4] for key in step}) == 96  # an epoch's four whole batches
-    for size in (2, 3, 4, 8):
-        assert steps(size) == alone
-        assert steps(size, start=5)[:4] == alone[5:]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
