@@ -19,7 +19,7 @@ import soundfile
 from asit.model.audio_model import AudioModel
 from asit.model.classifier import Labelling
 from asit.serve import server
-from asit.serve.app import Guard
+from asit.serve.guard import Guard
 
 
 @contextmanager

@@ -24,7 +24,8 @@ from asit.model.audio_model import AudioModel
 from asit.search import Index, build
 from asit.serve import analysis, answers
 from asit.serve.analysis import Analyser, Recording
-from asit.serve.app import Guard, application
+from asit.serve.app import application
+from asit.serve.guard import Guard
 from asit.serve.request_queue import GoneError, Job, RequestLimits, TooLongError
 
 Wav = Callable[..., bytes]

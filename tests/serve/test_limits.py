@@ -19,7 +19,8 @@ from starlette.testclient import TestClient
 
 from asit.errors import AudioError
 from asit.serve import server
-from asit.serve.app import HEADERS, Guard, application
+from asit.serve.app import application
+from asit.serve.guard import HEADERS, Guard
 from asit.serve.request_queue import Job, RequestLimits, TooLongError
 
 NAMES = ("tag", "embed", "neighbours", "attention", "analyse")
@@ -52,6 +53,9 @@ class Fake:
 
     def clip(self, job: Any, number: int) -> bytes:
         return b"clip %d" % number
+
+    def map(self, job: Any) -> bytes:
+        return b"{}"
 
     def nearest_to(self, job: Any, number: int, *, k: int) -> bytes:
         return json.dumps({"number": number, "k": k}).encode()

@@ -18,7 +18,8 @@ import soundfile
 from asit.model.audio_model import AudioModel
 from asit.search import Index, build
 from asit.serve.analysis import Analyser
-from asit.serve.app import Guard, application
+from asit.serve.app import application
+from asit.serve.guard import Guard
 from asit.serve.request_queue import RequestLimits
 
 NASTY = "<img src=x onerror='window.hit=1'>.wav"
@@ -131,10 +132,17 @@ def test_a_recording_is_looked_at(browser: Any, address: str, folder: Path, tagg
     assert not browser.problems
 
 
-def test_the_nearest_recordings_are_played(browser: Any, address: str, folder: Path) -> None:
+def test_the_nearest_recordings_are_played(browser: Any, address: str, folder: Path, tmp_path: Path) -> None:
     browser.open(address)
     browser.choose(folder / NASTY)
     browser.until(SHOWN)
+    names = browser.run("[...document.querySelectorAll('#neighbours .path')].map(e => e.textContent)")
+    assert len(names) == 2  # the recording itself is no finding
+    assert not any(name.endswith(NASTY) for name in names)
+    assert NASTY in text(browser, "#ranking")
+    (tmp_path / "another name.wav").write_bytes((folder / NASTY).read_bytes())
+    browser.choose(tmp_path / "another name.wav")
+    browser.until(f"{SHOWN} && document.querySelector('#title').textContent === 'another name.wav'")
     names = browser.run("[...document.querySelectorAll('#neighbours .path')].map(e => e.textContent)")
     assert any(name.endswith(NASTY) for name in names)
     assert any("عصفور" in name for name in names)
@@ -322,3 +330,43 @@ def test_clips_come_by_number_alone(tagger: AudioModel, index: Index, folder: Pa
         assert answer.status_code == 404
         assert "secret" not in answer.text
         assert ask.get(f"/api/clip/{row}").status_code == 200
+
+
+def test_an_example_and_the_controls(browser: Any, address: str, tagger: AudioModel) -> None:
+    browser.open(address)
+    browser.until("document.querySelector('#takes')?.textContent")
+    browser.click("#example")
+    browser.until(SHOWN)
+    assert text(browser, "#title") == "example.wav"
+    rows = "[...document.querySelectorAll('#rows tr')].map(row => row.cells[3].textContent)"
+    seconds = tagger.front_end.samples_for(tagger.frames) / tagger.rate
+    assert float(browser.run("document.querySelector('#window').value")) == pytest.approx(seconds, abs=1e-3)
+    # A threshold that no label reaches is said, in each row and below the table.
+    browser.run(CHOOSE % ("#threshold", "95"))
+    browser.until("/^No label reaches 95 %/.test(document.querySelector('#scoring').textContent)")
+    assert set(browser.run(rows)) == {"below 95 %"}
+    assert browser.run("document.querySelector('.least').style.bottom") == "95%"
+    # A shorter window gives more windows; the height of a track is the score.
+    before = browser.run("document.querySelectorAll('.track canvas')[0].toDataURL()")
+    browser.run(CHOOSE % ("#window", "0.2"))
+    browser.until(f"document.querySelectorAll('.track canvas')[0].toDataURL() !== {json.dumps(before)}")
+    filled = """(() => {
+      const canvas = document.querySelector('.track canvas'), context = canvas.getContext('2d');
+      const column = context.getImageData(1, 0, 1, canvas.height).data;
+      return column.filter((value, i) => i % 4 === 3 && value > 127).length / canvas.height;
+    })()"""
+    highest = browser.run("document.querySelector('.track canvas').ariaLabel")
+    assert 0 < browser.run(filled) <= float(re.findall(r"highest ([\d.]+) %", highest)[0]) / 100 + 0.02
+    assert not browser.problems
+
+
+def test_the_map_of_the_index(browser: Any, address: str, index: Index) -> None:
+    browser.open(address)
+    browser.until("document.querySelector('#map')?.hidden === false")
+    assert browser.run("document.querySelectorAll('#plane circle').length") == len(index)
+    assert text(browser, "#mapped").startswith(f"{len(index)} clips on their two principal components")
+    assert browser.run("document.querySelectorAll('#legend li').length") >= 1
+    assert browser.run("window.hit") is None
+    browser.run("document.querySelector('#plane circle').dispatchEvent(new MouseEvent('click'))")
+    browser.until("document.querySelector('#plane circle').getAttribute('aria-pressed') === 'true'")
+    assert not browser.problems

@@ -12,7 +12,7 @@ from pydantic import Field
 from asit.terminal.options import Device, Model, Precision, parse
 
 if TYPE_CHECKING:
-    from asit.serve.app import Guard
+    from asit.serve.guard import Guard
     from asit.serve.request_queue import RequestLimits
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,8 @@ class ServeOptions:
     """Port; 0: any free one."""
     allow_host: tuple[str, ...] = ()
     """Further host names under which the page may be opened, such as that of a proxy in front."""
+    allow_origin: tuple[str, ...] = ()
+    """Other sites whose pages may use the API, such as https://example.org; '*': any site."""
     max_mb: float = 50.0
     """Largest upload, in megabytes."""
     max_seconds: float = 600.0
@@ -95,4 +97,11 @@ def _application(options: ServeOptions, limits: RequestLimits) -> Guard:
         name = Path(options.model).resolve().parent.name  # RUN/model is known by its run
     analyser = Analyser(model, name, index, options.precision)
     # A thread of its own counts its own threads of arithmetic.
-    return application(analyser, limits, options.host, options.allow_host, lambda: torch.set_num_threads(threads))
+    return application(
+        analyser,
+        limits,
+        host=options.host,
+        names=options.allow_host,
+        origins=options.allow_origin,
+        prepare=lambda: torch.set_num_threads(threads),
+    )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from asit.errors import AsitError, AudioError
 from asit.model.inference.embedding import OVERLAP
 from asit.model.inference.tagging import join_tags
 from asit.serve import answers
+from asit.serve.index_map import index_map
 from asit.serve.request_queue import Job, RefusedError, RequestLimits, TooLongError
 
 if TYPE_CHECKING:
@@ -102,9 +104,8 @@ def _for_sender(error: AudioError, body: bytes) -> AudioError:
         remedy = "send the file alone, not a form: curl --data-binary @clip.wav instead of -F"
     elif sniff.by_ffmpeg(body) and "M4A" not in formats():
         remedy = f"convert it, or, where asit serve runs, {error.remedy}"
-    return AudioError(
-        f"no audio that can be read: {found.replace(name, 'it')}", f"a recording: {', '.join(formats())}", remedy
-    )
+    what = re.sub("begins with the bytes (.. ?)+", "is not a sound file of a known kind", found.replace(name, "it"))
+    return AudioError(f"no audio that can be read: {what}", f"a recording: {', '.join(formats())}", remedy)
 
 
 BATCH = 8
@@ -117,7 +118,7 @@ class Analyser:
     """A model, optionally with an index of recordings made with it, that answers requests about recordings.
 
     The methods may be called from several threads at once. All but `facts` take the request's `Job`, the body or a
-    number of the index, and the endpoint's options (`asit.serve.app`), and return the answer's bytes.
+    number of the index, and the endpoint's options (`asit.serve.routes`), and return the answer's bytes.
 
     Args:
         model: the model.
@@ -244,6 +245,10 @@ class Analyser:
         index = self._searched(number)
         found = index.nearest(index.vector(number), min(k, len(index)), np.array([number]))
         return answers.as_json({"neighbours": answers.neighbours(found)})
+
+    def map(self, job: Job) -> bytes:
+        """Return the rows of the index on a plane; see `index_map`."""
+        return answers.as_json(index_map(self._searched(), job.check))
 
     def clip(self, job: Job, number: int) -> bytes:
         """Return a clip of the index, decoded and re-encoded as 16-bit WAV, so that only sound leaves the machine.

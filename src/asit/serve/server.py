@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from asit.errors import ConfigError, missing_extra
 
 if TYPE_CHECKING:
-    from asit.serve.app import Guard
+    from asit.serve.guard import Guard
 
 CONNECTIONS = 512
 """Most connections at once; further ones are answered with 503."""

@@ -4,7 +4,7 @@ import * as draw from "/draw.js";
 import * as lists from "/lists.js";
 import { element } from "/lists.js";
 import { ask, readable, Refusal } from "/server.js";
-import { Clips, Microphone } from "/sound.js";
+import { Clips, example, Microphone } from "/sound.js";
 
 const at = (id) => document.getElementById(id);
 const audio = at("audio");
@@ -109,8 +109,12 @@ async function send(path, what) {
 async function analyse(remark = "") {
   at("error").hidden = true;
   const query = new URLSearchParams({ top: 5, k: CLIPS });
-  const parts = Number(at("detail").value);
-  if (parts > 1 && model.classes) query.set("hop", String(model.seconds / parts));
+  if (model.classes) {
+    const length = at("window").validity.valid && Number(at("window").value), parts = Number(at("detail").value);
+    query.set("threshold", String(least()));
+    if (length && length !== model.seconds) query.set("window", String(length));
+    if (parts > 1) query.set("hop", String((length || model.seconds) / parts));
+  }
   const name = file.name;
   shown = { name, ...(await send(`/api/analyse?${query}`, `Listening to ${name}${remark}`)) };
   show();
@@ -135,7 +139,7 @@ function show() {
   at("attended").hidden = at("heads").hidden = at("layers").hidden = true;
   at("unlabelled").hidden = labels !== null;
   at("labels").hidden = at("details").hidden = at("reading").hidden = labels === null;
-  lists.tracks(at("tracks"), labels, seconds);
+  lists.tracks(at("tracks"), labels, seconds, least());
   if (labels) table(labels);
   neighbours(shown.neighbours, "To the whole recording:");
   if (at("attend").checked) guarded(attend);
@@ -148,10 +152,16 @@ function scales() {
   draw.hertzAxis(at("hz"), shown.spectrogram.hz, at("seek").clientHeight);
 }
 
+function least() {
+  return Number(at("threshold").value) / 100;
+}
+
 function table(labels) {
-  lists.table(at("rows"), labels, playFrom);
-  at("scoring").textContent = "Highest: of a window. Mean: over the recording's windows, its score as a whole. Where: " +
-    `windows that score 50 % or more.${labels.multi ? " A window may have several labels." : " A window has one label."}`;
+  const words = lists.percent(least());
+  lists.table(at("rows"), labels, least(), playFrom);
+  at("scoring").textContent = (labels.segments.length ? "" : `No label reaches ${words}. `) +
+    "Highest: of a window. Mean: over the recording's windows, its score as a whole. Where: " +
+    `windows that score ${words} or more.${labels.multi ? " A window may have several labels." : " A window has one label."}`;
 }
 
 async function nearestHere() {
@@ -168,10 +178,29 @@ function neighbours(list, to) {
   at("here").hidden = !list || shown.seconds <= model.index.seconds;
   at("whole").hidden = !list || list === shown.neighbours;
   clips.stop();
-  lists.neighbours(at("neighbours"), list || [], (number, button) => {
-    audio.pause();
-    guarded(() => clips.toggle(number, button));
-  });
+  // A recording of the index that was sent again is no finding.
+  const own = new Set((list || []).filter((one) => one.similarity > 0.995 && same(one.name)).map((one) => one.name));
+  at("ranking").textContent = "In the order of their similarity; the bar runs from the least similar of the clips found " +
+    `to the most similar.${own.size ? ` Left out: ${[...own].join(", ")}, the recording itself.` : ""}`;
+  lists.neighbours(at("neighbours"), (list || []).filter((one) => !own.has(one.name)), playClip);
+}
+
+function same(name) {
+  return name.split(/[\\/]/).pop() === shown.name;
+}
+
+function playClip(number, button) {
+  audio.pause();
+  guarded(() => clips.toggle(number, button));
+}
+
+async function map() {
+  const found = await (await ask("/api/map")).json(), shares = `${Math.round(100 * found.explained)} %`;
+  const which = found.points.length < found.total ? `${found.points.length} of ` : "";
+  at("mapped").textContent = `${which}${found.total} clips on their two principal components, which hold ${shares} of the ` +
+    "differences; near points sound alike to the model. A click plays a clip.";
+  lists.plane(at("plane"), at("legend"), found, playClip);
+  at("map").hidden = false;
 }
 
 // ---- attention -----------------------------------------------------------------------------------------------------
@@ -211,7 +240,7 @@ function move() {
   for (const line of document.querySelectorAll(".playhead")) line.style.left = `${(100 * now) / shown.seconds}%`;
   at("time").textContent = `${draw.clock(now)} of ${draw.clock(shown.seconds)}`;
   at("seek").setAttribute("aria-valuenow", now.toFixed(2));
-  const found = lists.labelsAt(shown.labels, shown.seconds, now);
+  const found = lists.labelsAt(shown.labels, shown.seconds, now, least());
   if (at("now").textContent !== found) at("now").textContent = found;
   at("seek").setAttribute("aria-valuetext", `${draw.clock(now)} of ${draw.clock(shown.seconds)} ${found}`.trim());
   if (!audio.paused) requestAnimationFrame(move);
@@ -268,7 +297,7 @@ at("picture").addEventListener("pointermove", (event) => {
   const box = plot.getBoundingClientRect(), whole = at("picture").getBoundingClientRect();
   const part = Math.max(0, Math.min(1, (event.clientX - box.left) / box.width)), seconds = part * shown.seconds;
   const track = plot.parentElement.querySelector(".label");
-  const found = lists.labelsAt(shown.labels, shown.seconds, seconds, track?.textContent);
+  const found = lists.labelsAt(shown.labels, shown.seconds, seconds, least(), track?.textContent);
   hair.style.left = `${box.left - whole.left + part * box.width}px`;
   at("tip").style.top = `${Math.max(0, event.clientY - whole.top - 34)}px`;
   at("tip").className = part > 0.6 ? "left" : "";
@@ -285,7 +314,14 @@ at("file").addEventListener("change", (event) => {
 at("attend").addEventListener("change", () => guarded(attend));
 at("head").addEventListener("change", () => guarded(attend));
 at("layer").addEventListener("change", () => guarded(attend));
-at("detail").addEventListener("change", () => guarded(() => analyse()));
+for (const name of ["window", "detail", "threshold"]) {
+  at(name).addEventListener("change", () => guarded(() => analyse()));
+}
+at("threshold").addEventListener("input", () => { at("least").textContent = lists.percent(least()); });
+at("example").addEventListener("click", () => guarded(async () => {
+  if (!model?.index) take([example()]);
+  else take([new File([await (await ask("/api/clip/0")).blob()], "example.wav", { type: "audio/wav" })]);
+}));
 at("here").addEventListener("click", () => guarded(nearestHere));
 at("whole").addEventListener("click", () => neighbours(shown.neighbours, "To the whole recording:"));
 at("download").addEventListener("click", () => {
@@ -357,7 +393,7 @@ at("record").addEventListener("click", record);
 addEventListener("resize", scales);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
   if (!shown) return;
-  lists.tracks(at("tracks"), shown.labels, shown.seconds); // their colour is the theme's
+  lists.tracks(at("tracks"), shown.labels, shown.seconds, least()); // their colour is the theme's
   move();
 });
 drop();
@@ -378,4 +414,6 @@ guarded(async () => {
   choices(at("head"), "mean of all", model.heads, "");
   choices(at("layer"), "", model.depth, "");
   at("layer").value = String(model.depth - 1);
+  at("window").value = String(model.seconds);
+  if (model.index) guarded(map);
 });

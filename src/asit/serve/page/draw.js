@@ -43,10 +43,10 @@ export function track(canvas, scores, starts, ends, seconds, colour) {
   strip(canvas, (context, width, height) => {
     scores.forEach((score, i) => {
       const x = (edges[i] / seconds) * width;
-      context.fillStyle = `rgb(${colour} / ${score.toFixed(3)})`;
-      context.fillRect(x, 0, (edges[i + 1] / seconds) * width - x, height);
+      context.fillStyle = `rgb(${colour})`;
+      context.fillRect(x, height * (1 - score), (edges[i + 1] / seconds) * width - x, height * score);
     });
-  });
+  }, 100);
 }
 
 // Borders between neighbours: halfway between their middles, so that overlapping windows do not hide each other.
@@ -55,12 +55,12 @@ export function cells(starts, ends, seconds) {
   return [0, ...middles.slice(1).map((middle, i) => (middle + middles[i]) / 2), seconds];
 }
 
-function strip(canvas, fill) {
+function strip(canvas, fill, height = 1) {
   canvas.width = 1600;
-  canvas.height = 1;
+  canvas.height = height;
   const context = canvas.getContext("2d");
-  context.clearRect(0, 0, canvas.width, 1);
-  fill(context, canvas.width, 1);
+  context.clearRect(0, 0, canvas.width, height);
+  fill(context, canvas.width, height);
 }
 
 // The spectrogram is darkened where the head does not look. head -1: the mean of all.

@@ -83,6 +83,21 @@ export class Clips {
   }
 }
 
+// Three seconds to try the page with: a rising chirp, a ring of two partials, then a burst of noise.
+export function example(rate = 16000) {
+  const samples = new Float32Array(3 * rate);
+  let seed = 1;
+  for (let i = 0; i < samples.length; i++) {
+    const t = i / rate, part = Math.floor(t), u = t - part;
+    seed = (16807 * seed) % 2147483647;
+    const chirp = Math.sin(2 * Math.PI * (600 * u + 1500 * u * u)) * Math.sin(Math.PI * u);
+    const ring = (Math.sin(2 * Math.PI * 880 * u) + 0.5 * Math.sin(2 * Math.PI * 2217 * u)) * Math.exp(-4 * u) / 1.5;
+    const noise = (seed / 1073741823.5 - 1) * Math.exp(-6 * u);
+    samples[i] = 0.5 * [chirp, ring, noise][part] * Math.min(1, 200 * u);
+  }
+  return new File([wav([samples], samples.length, rate)], "example.wav", { type: "audio/wav" });
+}
+
 // Mono 16-bit PCM with the 44 bytes of a RIFF header.
 export function wav(parts, samples, rate) {
   const view = new DataView(new ArrayBuffer(44 + 2 * samples));
