@@ -70,6 +70,8 @@ PARSED_ALONE = {
     **dict.fromkeys(("audioset", "esc50", "sc1", "sc2", "voxceleb1"), "a data set: tests/data/corpora"),
     **dict.fromkeys(("runs/ten-*", "tables/"), "recordings that are not published with asit"),
     "$ ": "a transcript",
+    "parts:": "needs examples/research/parts.py: tests/runs/test_custom_run.py",
+    "wandb": "tests/training/test_trackers.py",
 }
 """What an `asit` line that is parsed and not run holds, and why it is not run."""
 

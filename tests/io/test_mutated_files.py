@@ -379,7 +379,7 @@ def summarise(path: Path) -> None:
 
 
 def cut(path: Path) -> None:
-    metrics_log.Records(path.parent, 3, 2, tensorboard=False).__exit__(None, None, None)
+    metrics_log.Records(path.parent, 3, 2).__exit__(None, None, None)
     for line, _ in metrics_log.lines(path):
         json.loads(line)
 

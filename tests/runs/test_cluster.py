@@ -173,7 +173,7 @@ def test_too_many_that_several_processes_could_not_read_end_all(ranks: Any) -> N
 
     def body() -> int:
         with runtime.world("cpu", 1) as world:
-            failures = Failures(3, Records(None, 1, 0, tensorboard=False), world)
+            failures = Failures(3, Records(None, 1, 0), world)
             failures.add([f"{world.rank}-{i}.wav is gone" for i in range(2)], 1)
             failures.share(1)
             failures.add([], 2)

@@ -140,7 +140,12 @@ def test_long_recordings_that_are_not_here_count_by_their_segments(
 
 
 @pytest.mark.parametrize(
-    ("given", "message"), [([], "no data were given"), (["--data", "x", "--clips", "5"], "both given")]
+    ("given", "message"),
+    [
+        ([], "no data were given"),
+        (["--data", "x", "--clips", "5"], "both given"),
+        (["--clips", "5", "--budget", "8h"], "that time: asit pretrain --budget 8h"),
+    ],
 )
 def test_refuses(given: list[str], message: str, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
@@ -154,7 +159,7 @@ def test_prints_the_estimate(as_json: bool, tmp_path: Path, capsys: Any, monkeyp
     values = {"encoder.size": "custom", "encoder.width": 32, "encoder.depth": 2, "encoder.heads": 2}
     values |= {"heads.hidden": 32, "heads.class-prototypes": 64, "heads.patch-prototypes": 64, "views.seconds": 0.5}
     values |= {"precision": "float32", "device": "cpu", "workers": 0, "threads": 1, "clips": 1000, "clip-seconds": 1}
-    values |= {"batch-size": 4, "budget": 1, "price-per-hour": 3}
+    values |= {"batch-size": 4, "measure-seconds": 1, "price-per-hour": 3}
     flags = [str(word) for name, value in values.items() for word in (f"--{name}", value)]
     assert cli.main(["plan", *flags, *["--json"][: int(as_json)]]) == 0
     out = capsys.readouterr().out

@@ -115,7 +115,7 @@ def plan(**over: Any) -> Plan:
 def fit(
     task: Line, chosen: Plan, out: Path | None = None, start: int = 0, data: Any = None, **how: Any
 ) -> loop.Outcome:
-    with Records(out, chosen.total, start, tensorboard=False) as records:
+    with Records(out, chosen.total, start) as records:
         batches = data if data is not None else stream(start * chosen.accumulate)
         how |= {"plan": chosen, "world": WORLD, "precision": FLOAT32, "records": records}
         return loop.Loop(task=task, batches=batches, step=start, **how).run()

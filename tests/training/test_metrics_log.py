@@ -41,7 +41,7 @@ def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
 
 
 def test_lines_are_json_and_written_at_once(tmp_path: Path) -> None:
-    with Records(tmp_path, 10, 0, tensorboard=False) as records:
+    with Records(tmp_path, 10, 0) as records:
         records.write("train", 3, {"loss": 1.25, "parts": {"global": 0.1}, "broken": math.nan})
         assert lines(tmp_path)[0]["loss"] == 1.25  # before it is closed
         records.event(4, "Übung begins")
@@ -56,14 +56,14 @@ def test_lines_are_json_and_written_at_once(tmp_path: Path) -> None:
 
 
 def test_going_on_takes_out_what_the_stopped_try_did_after_its_checkpoint(tmp_path: Path) -> None:
-    with Records(tmp_path, 10, 0, tensorboard=False) as records:
+    with Records(tmp_path, 10, 0) as records:
         for step in range(1, 8):
             records.write("train", step, {"loss": 1.0 * step})
             if step % 2 == 0:
                 records.write("probe", step, {"accuracy": 0.5})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "step": 4, "lo')  # torn by kill -9
-    with Records(tmp_path, 10, 4, tensorboard=False) as records:
+    with Records(tmp_path, 10, 4) as records:
         records.write("train", 5, {"loss": 50.0})
     kept = [(line["kind"], line["step"]) for line in lines(tmp_path)]
     assert kept == [("train", 1), ("train", 2), ("probe", 2), ("train", 3), ("train", 4), ("probe", 4), ("train", 5)]
@@ -81,7 +81,7 @@ def test_a_damaged_line_costs_that_line_alone(tmp_path: Path, damage: bytes) -> 
     first, last = b'{"kind": "train", "step": 1, "loss": NaN}', '{"kind": "event", "step": 2, "text": "Übung"}'.encode()
     for rows in ([damage, first, last], [first, damage, last], [first, last, damage]):
         (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(rows))
-        with Records(tmp_path, 10, 2, tensorboard=False) as records:
+        with Records(tmp_path, 10, 2) as records:
             records.write("train", 3, {"loss": 0.5})
         found = (tmp_path / "metrics.jsonl").read_bytes().split(b"\n")
         assert found[:2] == [first, last]
@@ -93,7 +93,7 @@ def test_other_processes_write_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RANK", "1")
-    with logs.console(), Records(None, 10, 0, tensorboard=True) as records:
+    with logs.console(), Records(None, 10, 0) as records:
         records.write("train", 1, {"loss": 1.0})
         records.event(1, "hello")
         records.progress(1, "x", 3.0)
@@ -109,7 +109,7 @@ def test_without_a_terminal_progress_is_a_line_each_half_minute(
 ) -> None:
     now = [1000.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    with logs.console(), Records(tmp_path, 100, 0, tensorboard=False) as records:
+    with logs.console(), Records(tmp_path, 100, 0) as records:
         for step in range(1, 101):
             now[0] += 1
             records.progress(step, f"loss {step}", 100.0 - step)
@@ -121,7 +121,7 @@ def test_without_a_terminal_progress_is_a_line_each_half_minute(
 
 def test_on_a_terminal_progress_is_one_line_that_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = on_terminal(monkeypatch)
-    with logs.console(), Records(tmp_path, 100, 40, tensorboard=False) as records:
+    with logs.console(), Records(tmp_path, 100, 40) as records:
         records.progress(50, "loss 1.234", 12.0)
         log.info("a figure was written")
         assert terminal.lines() == ["a figure was written", "step 50/100  loss 1.234  12 s left"]
@@ -134,31 +134,6 @@ def test_a_progress_line_is_as_wide_as_the_terminal(monkeypatch: pytest.MonkeyPa
     with logs.console():
         progress.Progress().show("x" * 100)
         assert terminal.lines() == ["x" * 78 + "…"]
-
-
-def test_tensorboard_gets_every_number(tmp_path: Path) -> None:
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    with Records(tmp_path, 10, 0, tensorboard=True) as records:
-        for step in range(1, 6):
-            records.write("train", step, {"loss": 2.0 * step, "parts": {"global": 0.5}})
-        records.event(3, "no number")
-    with Records(tmp_path, 10, 3, tensorboard=True) as records:
-        records.write("train", 4, {"loss": -4.0})
-    read = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
-    read.Reload()
-    assert set(read.Tags()["scalars"]) == {"train/loss", "train/parts/global"}
-    # What came after the checkpoint is taken out here as in metrics.jsonl, and the checkpoint's own step stays.
-    assert [(e.step, e.value) for e in read.Scalars("train/loss")] == [(1, 2.0), (2, 4.0), (3, 6.0), (4, -4.0)]
-
-
-def test_tensorboard_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ConfigError, match=r"tensorboard is not installed(.|\n)*--records\.tensorboard False"):
-        Records(tmp_path, 10, 0, tensorboard=True)
-    with Records(tmp_path, 10, 0, tensorboard="auto"):
-        pass
-    assert "pip install 'asit-audio[tensorboard]'" in (tmp_path / "log.txt").read_text()
-    assert not (tmp_path / "tensorboard").exists()
 
 
 @pytest.mark.parametrize(
@@ -217,7 +192,7 @@ def test_how_much_the_console_shows(
 
 
 def test_a_run_shows_a_library_s_user_no_more_than_they_chose(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with Records(tmp_path, 10, 0, tensorboard=False) as records:
+    with Records(tmp_path, 10, 0) as records:
         records.event(1, "begins")
         log.debug("a detail")
         log.warning("a server is slow")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import statistics
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from pydantic import Field
 from asit.config import PretrainSettings
 from asit.errors import ConfigError
 from asit.terminal import stdout
-from asit.terminal.options import parse_run, pick
+from asit.terminal.options import early, parse_run, pick
 
 if TYPE_CHECKING:
     from asit.tools.run_estimate import Estimate
@@ -36,14 +37,21 @@ class PlanOptions(PretrainSettings):
     """Clips/s of the N processes over N times those of one; none: 0.9 is assumed."""
     price_per_hour: Annotated[float, Field(ge=0)] | None = None
     """Price per hour of all machines together."""
-    budget: Annotated[float, Field(ge=1)] = 45.0
-    """Seconds to measure, about."""
+    measure_seconds: Annotated[float, Field(ge=1), tyro.conf.arg(aliases=["--budget"])] = 45.0
+    """Seconds to measure, about. Its earlier name, --budget, is accepted; the time of a run is asit pretrain's."""
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
     """Print everything as JSON."""
 
 
 def plan(prog: str, summary: str, given: list[str]) -> int:
     began = time.perf_counter()
+    budget = early(given, ("--budget",)).get("--budget", "")
+    if re.fullmatch(r"[\d.]+[a-z].*", budget):
+        raise ConfigError(
+            f"--budget {budget}, a time with its unit",
+            "seconds to measure, such as --measure-seconds 45",
+            f"for a run that ends within that time: asit pretrain --budget {budget} --dry-run",
+        )
     settings, options = parse_run(PretrainSettings, PlanOptions, prog, summary, given)
     if options.data and options.clips is not None:
         raise ConfigError("--data and --clips were both given", "one of the two", "omit --clips to plan for the data")
@@ -51,7 +59,8 @@ def plan(prog: str, summary: str, given: list[str]) -> int:
         raise ConfigError("no data were given", "a catalogue or a number of recordings", "pass --data or --clips N")
     from asit.tools import run_estimate
 
-    measured, found = run_estimate.plan(settings, pick(run_estimate.PlanRequest, options), began)
+    request = pick(run_estimate.PlanRequest, options, budget=options.measure_seconds)
+    measured, found = run_estimate.plan(settings, request, began)
     result = {"measured": dataclasses.asdict(measured), "prediction": dataclasses.asdict(found)}
     lines = [*_measured(measured), *_estimate(found, options.processes)]
     print(stdout.rendered(options.as_json, result, lambda _: "\n".join(lines)))

@@ -9,6 +9,7 @@ from asit.config.finetune_settings import (
 )
 from asit.config.model_settings import SIZES, EncoderSettings, FrontEndSettings
 from asit.config.pretrain_settings import (
+    CustomSettings,
     HeadSettings,
     LossSettings,
     MaskingSettings,
@@ -22,6 +23,7 @@ from asit.config.run_settings import RunSettings
 __all__ = [
     "SIZES",
     "AugmentSettings",
+    "CustomSettings",
     "EncoderSettings",
     "FinetuneSettings",
     "FrontEndSettings",

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from asit.config.base import Auto, Hertz, Milliseconds, Positive, Settings, Share
+from asit.config.custom_classes import ClassName
 
 
 class FrontEndSettings(Settings):
@@ -71,9 +72,9 @@ class EncoderSettings(Settings):
     """Epsilon of the LayerNorms. ViT, DeiT and ASiT: 1e-6; AST as Hugging Face has it: 1e-12."""
     drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Stochastic depth of the student, linear in depth; the teacher has none."""
-    family: Literal["vit", "audiomae", "audiomae-finetuned", "eat", "beats"] = "vit"
-    """Network of another project that `asit convert` made; vit: ASiT, AST and all with learned positions."""
-
+    family: Literal["vit", "audiomae", "audiomae-finetuned", "eat", "beats"] | ClassName = "vit"
+    """Network of another project that `asit convert` made; vit: ASiT, AST and all with learned positions; module:Class:
+    an encoder of one's own (docs/research.md)."""
     max_distance: Positive = 800
     """Patches beyond which BEATs' relative positions are one; of no effect in other families."""
 

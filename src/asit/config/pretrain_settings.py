@@ -12,6 +12,7 @@ from pydantic import Field
 
 from asit.config import yaml
 from asit.config.base import AboveZero, Auto, Count, NonNegative, Positive, Settings, Share
+from asit.config.custom_classes import ClassName
 from asit.config.run_settings import OptimSettings, RunSettings, refuse, shared_conflicts
 
 
@@ -164,6 +165,19 @@ class ProbeSettings(Settings):
     """At most this many clips of each split, drawn with the run's seed."""
 
 
+class CustomSettings(Settings):
+    """Classes of one's own, as module:Class or module:Class(width=8); see docs/research.md."""
+
+    mask: ClassName = ""
+    """Draws the masks instead of drop, fill's shape, replace and the blocks of `masking`."""
+    view: ClassName = ""
+    """Changes each view's normalised log-mel, in the loader."""
+    objective: ClassName = ""
+    """A further loss on the student's tokens, with parameters of its own."""
+    objective_weight: AboveZero = 1.0
+    """Weight of that loss."""
+
+
 class PretrainSettings(RunSettings):
     """Settings of a pretraining run."""
 
@@ -194,6 +208,9 @@ class PretrainSettings(RunSettings):
     losses: LossSettings = Field(default_factory=LossSettings)
     optim: PretrainOptimSettings = Field(default_factory=PretrainOptimSettings)
     probe: ProbeSettings = Field(default_factory=ProbeSettings)
+    custom: CustomSettings = CustomSettings()
+
+    later: ClassVar[tuple[str, ...]] = ("custom",)
 
 
 class ResolvedPretrainOptim(PretrainOptimSettings):
@@ -240,7 +257,8 @@ def check(settings: PretrainSettings) -> None:
         ConfigError: lists all of them.
     """
     loss, m, wrong = settings.losses, settings.masking, shared_conflicts(settings)
-    if loss.global_weight == loss.local_weight == loss.reconstruction_weight == 0:
+    custom = settings.custom
+    if loss.global_weight == loss.local_weight == loss.reconstruction_weight == 0 and not custom.objective:
         wrong.append(
             "losses.global_weight, local_weight and reconstruction_weight are all 0: nothing would be learnt; "
             "raise one of them"
@@ -250,6 +268,7 @@ def check(settings: PretrainSettings) -> None:
         and loss.global_weight == loss.local_weight == 0
         and m.drop == 0
         and m.replace == 0
+        and not (custom.mask or custom.objective)
     ):
         wrong.append(
             "masking.drop and masking.replace are 0 and reconstruction is the only loss: nothing is corrupted; "
@@ -259,6 +278,11 @@ def check(settings: PretrainSettings) -> None:
         wrong.append(
             f"heads.share_prototypes is on, class_prototypes is {settings.heads.class_prototypes} and "
             f"patch_prototypes is {settings.heads.patch_prototypes}: they must be equal; give one of them alone"
+        )
+    if custom.view and settings.front_end_on == "device":
+        wrong.append(
+            f"custom.view is {custom.view} and front_end_on is device: views are changed where the loader makes them; "
+            "take front_end_on loader"
         )
     if settings.keep_heads and not settings.model:
         wrong.append("keep_heads is on and no model is given, whose heads would be kept; leave out keep_heads")

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from asit.config.base import AboveZero, Auto, Count, NonNegative, Positive, Seed, Settings, Share
+from asit.config.custom_classes import ClassName
 from asit.config.model_settings import EncoderSettings, FrontEndSettings
 from asit.errors import ConfigError
 
@@ -27,6 +28,12 @@ class RecordSettings(Settings):
     waits until they are written."""
     tensorboard: bool | Literal["auto"] = "auto"
     """Write TensorBoard event files; auto: where the package tensorboard is installed."""
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
+    """Trackers of experiments that get every number too (docs/research.md); one that fails never stops the run."""
+    callbacks: tuple[ClassName, ...] = ()
+    """Callbacks of one's own, as module:Class or module:Class(every=10); see docs/research.md."""
+
+    later: ClassVar[tuple[str, ...]] = ("trackers", "callbacks")
 
 
 class OptimSettings(Settings):

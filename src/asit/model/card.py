@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from asit.audio.fbank import FrontEnd
-from asit.config import EncoderSettings, FrontEndSettings, yaml
+from asit.config import EncoderSettings, FrontEndSettings, custom_classes, yaml
 from asit.errors import CheckpointError, ConfigError
 from asit.io import checkpoint
 from asit.io.parsing import UNFIT
@@ -92,6 +92,8 @@ def read_folder(
         training = card.get("training")
         if not isinstance(training, dict | None):
             raise TypeError(f"training: {type(training).__name__} instead of facts by name")
+    except custom_classes.NotImportedError:
+        raise
     except (*UNFIT, ConfigError) as error:
         raise CheckpointError(
             f"{where} cannot be used: {_reason(error)}",

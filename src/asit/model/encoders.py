@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from asit.config import EncoderSettings
+from asit.config import EncoderSettings, custom_classes
 from asit.model.beats import Beats
 from asit.model.fixed_positions import Eat, FixedPositions
 from asit.model.vit import Encoder
@@ -20,8 +20,13 @@ CLASSES: dict[str, type[Encoder]] = {
 
 
 def new_encoder(settings: EncoderSettings, frames: int, mels: int) -> Encoder:
-    """Return an encoder with random weights; arguments and errors are those of `Encoder`."""
-    return CLASSES[settings.family](settings, frames, mels)
+    """Return an encoder with random weights; arguments and errors are those of `Encoder`.
+
+    The module of an encoder of one's own must have been imported: a model's card imports nothing.
+    """
+    family = settings.family
+    made = CLASSES.get(family) or custom_classes.find(family, Encoder, "encoder.family", imports=False)
+    return made(settings, frames, mels)
 
 
 def empty_encoder(settings: EncoderSettings, frames: int, mels: int) -> Encoder:

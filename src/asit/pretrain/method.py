@@ -10,10 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from asit.config import ResolvedPretrainSettings
+from asit.data.loading.sampler import OBJECTIVE
 from asit.io.checkpoint import load_strict
 from asit.model.encoders import empty_encoder
 from asit.model.vit import Encoder, cut
@@ -50,12 +52,12 @@ class ASiT(Trainable):
         student.encoder.init_weights(generator)
         if fill is not None:
             fill(student.encoder)
-        for head in (student.projection, student.reconstruction, student.decoder):
+        for head in (student.projection, student.reconstruction, student.decoder, student.objective):
             if head is not None:
                 head.init_weights(generator)
         self.student = student.to(device)
         self.teacher: Networks | None = None
-        if student.projection is not None:
+        if student.projection is not None or (student.objective is not None and student.objective.needs_teacher):
             self.teacher = Networks(settings, frames, reconstruct=False).to(device)
             wanted = self.teacher.state_dict()
             load_strict(
@@ -68,6 +70,7 @@ class ASiT(Trainable):
         patch_prototypes = heads.class_prototypes if heads.share_prototypes else heads.patch_prototypes
         self.patch_centre = losses.Centre(patch_prototypes).to(device)
         self._forward: nn.Module = self.student
+        self._pass = (-1, 0)
         if compilation.wanted(settings.compile, device):
             blocks = [block for network in (self.student, self.teacher) if network for block in network.encoder.blocks]
             blocks += self.student.decoder.blocks if self.student.decoder is not None else []
@@ -105,7 +108,10 @@ class ASiT(Trainable):
             if self.teacher is not None:
                 with torch.no_grad():
                     taught = self.teacher(batch.clean, chosen=chosen)
-            seen = self._forward(corrupted, batch.local, batch.factors, batch.keep, asked, rebuilt)
+            given = None
+            if self.student.objective is not None:
+                given = None if taught is None else taught.tokens, batch, self._generator(now.step, device, world)
+            seen = self._forward(corrupted, batch.local, batch.factors, batch.keep, asked, rebuilt, given)
         parts: dict[str, Tensor] = {}
         gauges: dict[str, Tensor] = {}
         loss = torch.zeros((), device=device)
@@ -145,10 +151,19 @@ class ASiT(Trainable):
                 target, mask = (cut(one, patch).flatten(0, 1).index_select(0, rebuilt) for one in (target, mask))
             parts["reconstruction"] = losses.masked_l1(seen.reconstruction, target, mask, over["reconstruction"])
             loss = loss + weights.reconstruction_weight * parts["reconstruction"]
+        if seen.custom is not None:
+            parts["objective"] = seen.custom.float()
+            loss = loss + self.settings.custom.objective_weight * parts["objective"]
         if now.measure:
             gauges["feature_spread"] = spread((taught or seen).class_token)
             gauges["mask_share"] = corrupted_mask.float().mean()
         return StepOutput(loss, parts | gauges)
+
+    def _generator(self, step: int, device: torch.device, world: World) -> torch.Generator:
+        """Return a generator for the objective of one's own, seeded by the step, the process and the pass."""
+        self._pass = (step, self._pass[1] + 1 if self._pass[0] == step else 0)
+        seed = np.random.SeedSequence([self.settings.seed, OBJECTIVE, *self._pass, world.rank])
+        return torch.Generator(device).manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))
 
     def _corrupted(self, batch: PretrainBatch) -> Tensor:
         """What the student sees, (M * R, 1, T, F)."""
@@ -190,7 +205,8 @@ class ASiT(Trainable):
         torch._foreach_lerp_(distributed.own(list(teacher.values())), distributed.own(ours), 1.0 - momentum)
         wanted = ((self.class_centre, self.teacher.wants_class), (self.patch_centre, self.teacher.wants_patch))
         centres = [centre for centre, has_loss in wanted if has_loss]
-        losses.update_centres(centres, self.settings.losses.centre_momentum, world.sum_)
+        if centres:
+            losses.update_centres(centres, self.settings.losses.centre_momentum, world.sum_)
 
     def modules(self) -> list[tuple[str, nn.Module]]:
         """Student, teacher and centres."""

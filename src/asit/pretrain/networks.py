@@ -7,17 +7,22 @@ each masked copy), P patches, K prototypes, D width, T frames, F mel bins.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from asit.config import PretrainSettings
+from asit.config import PretrainSettings, custom_classes
 from asit.errors import ConfigError
 from asit.model.blocks import Block, init_transformer
 from asit.model.encoders import new_encoder
+from asit.model.vit import Encoder, Tokens
+from asit.pretrain import custom
 from asit.pretrain.chunked_loss import Projected
 from asit.pretrain.heads import ProjectionHead, ReconstructionHead
+
+if TYPE_CHECKING:
+    from asit.pretrain.pretrain_dataset import PretrainBatch
 
 
 class Decoder(nn.Module):
@@ -75,6 +80,10 @@ class Outputs(NamedTuple):
     """(L * B, K)."""
     class_token: Tensor
     """(R, D)."""
+    custom: Tensor | None = None
+    """Loss of the objective of one's own."""
+    tokens: Tokens | None = None
+    """Of the global views, where such an objective needs the teacher's."""
 
 
 class Networks(nn.Module):
@@ -86,6 +95,8 @@ class Networks(nn.Module):
     def __init__(self, settings: PretrainSettings, frames: int, *, reconstruct: bool) -> None:
         super().__init__()
         weights = settings.losses
+        if ":" in settings.encoder.family:
+            custom_classes.find(settings.encoder.family, Encoder, "encoder.family")  # imports its module
         self.encoder = new_encoder(settings.encoder, frames, settings.front_end.mels)
         if self.encoder.prefix == 0:
             raise ConfigError(
@@ -104,6 +115,13 @@ class Networks(nn.Module):
                     self.projection.class_layer = self.projection.patch_layer
                 elif not self.wants_patch:
                     self.projection.patch_layer = self.projection.class_layer
+        self.objective: custom.Objective | None = None
+        self.gives_tokens = False
+        if settings.custom.objective:
+            made = custom_classes.find(settings.custom.objective, custom.Objective, "custom.objective")  # type: ignore[type-abstract]
+            objective = made(self.encoder.width, self.encoder.grid, self.encoder.patch)
+            self.objective = objective if reconstruct else None
+            self.gives_tokens = objective.needs_teacher and not reconstruct
         self.decoder: Decoder | None = None
         if reconstruct and weights.reconstruction_weight > 0:
             self.reconstruction = ReconstructionHead(self.encoder.width, settings.heads, self.encoder.patch)
@@ -120,6 +138,7 @@ class Networks(nn.Module):
         keep: Tensor | None = None,
         chosen: Tensor | None = None,
         rebuilt: Tensor | None = None,
+        given: tuple[Tokens | None, PretrainBatch, torch.Generator] | None = None,
     ) -> Outputs:
         """Return what the losses need of the views.
 
@@ -130,6 +149,7 @@ class Networks(nn.Module):
             keep: (R, K) int64, patches that the encoder sees; the decoder fills in the others. None: all.
             chosen: (R, S) int64, patches that are projected; None: all.
             rebuilt: (n,) int64, patches among R * P that are reconstructed; None: all.
+            given: what the objective of one's own takes besides the student's tokens.
         """
         rows = len(x)
         tokens = self.encoder(x, None if drop is None else drop[:, :, :rows], keep=keep)
@@ -161,4 +181,8 @@ class Networks(nn.Module):
                 reconstruction = self.reconstruction(patches, tokens.grid)
             else:
                 reconstruction = self.reconstruction.areas(patches.flatten(0, 1).index_select(0, rebuilt))
-        return Outputs(class_logits, projected, reconstruction, local_logits, tokens.cls)
+        own = None
+        if self.objective is not None and given is not None:
+            own = custom.checked_loss(self.objective, self.objective(tokens, *given))
+        kept = tokens if self.gives_tokens else None
+        return Outputs(class_logits, projected, reconstruction, local_logits, tokens.cls, own, kept)

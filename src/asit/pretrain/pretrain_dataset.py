@@ -18,16 +18,16 @@ from torch import Tensor
 
 from asit.audio import augment
 from asit.audio.fbank import FrontEnd
-from asit.config import PretrainSettings, ViewSettings
+from asit.config import PretrainSettings, ViewSettings, custom_classes
 from asit.data.catalogue.catalogue import Catalogue, Clip
 from asit.data.loading import crops as cropping
 from asit.data.loading.loader import KeyedDataset, TensorBatch
-from asit.data.loading.sampler import CORRUPTION, DonorGroups, Key
+from asit.data.loading.sampler import CORRUPTION, VIEW_CHANGE, DonorGroups, Key
 from asit.data.loading.waveforms import WaveformReader, readable
 from asit.errors import AsitError, ConfigError
 from asit.model import vit
 from asit.model.positions import patch_of
-from asit.pretrain import masking, token_selection
+from asit.pretrain import custom, masking, token_selection
 
 log = logging.getLogger(__name__)
 
@@ -142,6 +142,15 @@ class PretrainDataset(KeyedDataset[PretrainSample]):
         self._patch, self._drop_path = patch_of(settings.encoder), vit.drop_path_rates(settings.encoder)
         self._view_frames = [frames[0]] * GLOBAL_VIEWS + [frames[1]] * self.views.local_views
         self._ends = np.cumsum(segment_counts(catalogue, self.views))
+        self._mask: custom.Mask | None = None
+        self._change: custom.ViewChange | None = None
+        rng = np.random.default_rng(settings.seed)  # of trials, before anything is written
+        if settings.custom.mask:
+            self._mask = custom_classes.find(settings.custom.mask, custom.Mask, "custom.mask")()  # type: ignore[type-abstract]
+            self._draw_mask(rng)
+        if settings.custom.view:
+            self._change = custom_classes.find(settings.custom.view, custom.ViewChange, "custom.view")()  # type: ignore[type-abstract]
+            custom.changed_view(self._change, rng, torch.zeros(frames[0], self.front_end.settings.mels))
 
     def __len__(self) -> int:
         """Return the samples in an epoch."""
@@ -183,9 +192,14 @@ class PretrainDataset(KeyedDataset[PretrainSample]):
     def __getitem__(self, key: Key) -> PretrainSample:
         (name, clean, local, crops), failures = readable(self._views, self.settings.seed, key, len(self))
         settings, (frames, _), mels = self.settings, self.frames, self.front_end.settings.mels
+        if self._change is not None:
+            rng = np.random.default_rng([settings.seed, VIEW_CHANGE, *key])
+            clean = torch.stack([custom.changed_view(self._change, rng, view) for view in clean])
+            if local is not None:
+                local = torch.stack([custom.changed_view(self._change, rng, view) for view in local])
         rng = np.random.default_rng([settings.seed, CORRUPTION, *key])
-        seen, replaced = settings.masking.copies * GLOBAL_VIEWS, None if self.has_donors else False
-        masks = [masking.draw(rng, frames, mels, settings.masking, self._patch, replaced) for _ in range(seen)]
+        seen = settings.masking.copies * GLOBAL_VIEWS
+        masks = [self._draw_mask(rng) for _ in range(seen)]
         noise = None
         if settings.masking.fill == "noise":
             noise = torch.from_numpy(rng.standard_normal((seen, frames, mels), dtype=np.float32))
@@ -211,6 +225,12 @@ class PretrainDataset(KeyedDataset[PretrainSample]):
             tokens=tokens,
             crops=crops,
         )
+
+    def _draw_mask(self, rng: np.random.Generator) -> masking.ViewMask:
+        shape = self.frames[0], self.front_end.settings.mels
+        if self._mask is not None:
+            return custom.drawn_mask(self._mask, rng, shape, self._patch, self.has_donors)
+        return masking.draw(rng, *shape, self.settings.masking, self._patch, None if self.has_donors else False)
 
     def _views(self, rng: np.random.Generator, index: int) -> tuple[str, Tensor, Tensor | None, cropping.Crops | None]:
         """Return a clip's path, its views (V, T, F) and (L, T', F), normalised, and, where they are left, its crops."""

@@ -77,6 +77,8 @@ def prepare(
         ConfigError: a view holds no patch or is longer than a segment, or processes do not divide the batch.
         CatalogueError: the catalogue does not fit the settings.
     """
+    if settings.custom.view and settings.front_end_on == "auto":
+        settings = settings.changed({"front_end_on": "loader"})
     settings, precision, workers = choose_machine(settings, "views", world)
     front_end = open_data.measured(settings.front_end, catalogue)
     if source is not None:
@@ -97,7 +99,7 @@ def prepare(
     resolved = resolve(settings, found)
     clips = PretrainDataset(catalogue, resolved, frames)
     masks = resolved.masking
-    if not clips.has_donors and masks.replace > 0 and masks.replace_probability > 0:
+    if not clips.has_donors and not resolved.custom.mask and masks.replace > 0 and masks.replace_probability > 0:
         log.info("One clip per step: there is no other clip to replace from, so views are masked instead")
     if resources.fits_in_memory(
         catalogue, front_end.rate, resources.memory_limit(resolved.views.keep_gb), "views.keep_gb"

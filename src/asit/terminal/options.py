@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import operator
 import os
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from asit.config import PretrainSettings, RunSettings, presets, yaml
 from asit.errors import ConfigError
@@ -108,8 +109,13 @@ def settings_of(kind: type[S], base: S, options: S, given: list[str]) -> S:
         given: the arguments.
     """
     flags = flags_of(given)
-    values, before = dict(yaml.flat(options.model_dump())), dict(yaml.flat(base.model_dump()))
-    named = [(name, values[name]) for name in before if name in flags or values[name] != before[name]]
+    # Not of `model_dump`, which leaves out what is `later`.
+    values, before = ({name: operator.attrgetter(name)(held) for name in yaml.names(kind)} for held in (options, base))
+    named = [
+        (name, value)
+        for name, value in values.items()
+        if not isinstance(value, BaseModel) and (name in flags or value != before[name])
+    ]
     below = base.model_dump()
     continued = isinstance(base, PretrainSettings) and bool(base.model)
     if isinstance(base, PretrainSettings) and continued:  # the model's card decides the fields that nobody sets

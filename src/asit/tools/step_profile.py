@@ -219,7 +219,7 @@ def _train(setup: Setup[Any], world: World, batches: Iterator[Any], steps: int, 
         log_every=steps,
         save_in_background=False,
     )
-    with Records(None, steps, 0, tensorboard=False) as records:
+    with Records(None, steps, 0) as records:
         what: dict[str, Any] = {"task": setup.task, "batches": batches, "plan": plan, "world": world}
         loop.Loop(**what, precision=setup.precision, records=records, **options).run()
 

@@ -15,7 +15,6 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -48,6 +47,8 @@ def shard(module: nn.Module, mesh: DeviceMesh) -> None:
 
     Every process must hold the same weights.
     """
+    from torch.distributed.fsdp import fully_shard  # takes most of a second to import
+
     for block in blocks(module):
         fully_shard(block, mesh=mesh)
     # Also where no backward pass follows, the parameters are shards again after the forward pass.

@@ -228,7 +228,8 @@ class Loop:
         record |= {"lr": rates.lr, "weight_decay": rates.weight_decay, **rates.others}
         record |= {"clips_per_second": clips, "data_wait": wait, "seconds": self.clock.seconds}
         self.records.write("train", self.step, record)
-        shown = [f"{name} {values[name]:.3f}" for name in ("global", "local", "reconstruction") if name in values]
+        losses = ("global", "local", "reconstruction", "objective")
+        shown = [f"{name} {values[name]:.3f}" for name in losses if name in values]
         left = (end - self.step) * self.clock.batch / clips if clips > 0 else math.inf
         details = f"{clips:.1f} clips/s  waits for data {wait:.0%}  {'  '.join(shown)}"
         self.records.progress(self.step, f"loss {loss:.3f}", left, details)

@@ -1,20 +1,20 @@
-"""The records that a run writes as it goes: metrics.jsonl, log.txt and TensorBoard events."""
+"""The records that a run writes as it goes: metrics.jsonl and log.txt; callbacks get its numbers."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TextIO
+from typing import Any, TextIO
 
 from asit import logs
-from asit.errors import ConfigError
 from asit.io import atomic, parsing
 from asit.progress import Progress, duration
+from asit.training.callbacks import Callback
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class Records:
         folder: the run's folder; None: nothing is written (the other processes).
         total: steps of the complete schedule.
         start: step that the run resumes from; later lines of an earlier try are removed.
-        tensorboard: whether to write event files; "auto": where the package is installed.
+        callbacks: get the numbers of each line.
         log: of `asit.logs.run_log`, which log.txt begins with; None: one is made.
     """
 
@@ -36,12 +36,12 @@ class Records:
         total: int,
         start: int,
         *,
-        tensorboard: bool | Literal["auto"],
+        callbacks: Sequence[Callback] = (),
         log: MemoryHandler | None = None,
     ) -> None:
         self.folder, self.total = folder, total
         self._metrics: TextIO | None = None
-        self._board: Any = None
+        self._callbacks = callbacks
         self._progress = Progress()
         self._open = contextlib.ExitStack()
         if folder is None:
@@ -60,9 +60,6 @@ class Records:
         log.setTarget(logs.LineHandler(file, logging.DEBUG, dated=True))
         self._open.callback(log.setTarget, None)
         log.flush()
-        self._board = _summary_writer(folder / "tensorboard", start, tensorboard)
-        if self._board is not None:
-            self._open.callback(self._board.close)
 
     def __enter__(self) -> Records:
         return self
@@ -75,15 +72,16 @@ class Records:
             self._open.close()
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Write a line of metrics.jsonl, and its numbers to TensorBoard."""
+        """Write a line of metrics.jsonl, and give its numbers to the callbacks."""
         if self._metrics is None:
             return
         record = {"kind": kind, "step": step, **values}
         self._metrics.write(json.dumps(record, allow_nan=True) + "\n")
         self._metrics.flush()
-        if self._board is not None and kind != "event":
-            for name, value in _numbers(values):
-                self._board.add_scalar(f"{kind}/{name}", value, step)
+        if kind != "event" and self._callbacks:
+            numbers = dict(_numbers(values))
+            for callback in self._callbacks:
+                callback.on_metrics(kind, step, numbers)
 
     def event(self, step: int, text: str) -> None:
         """Log a line that is also kept with the metrics."""
@@ -116,20 +114,3 @@ def _numbers(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, flo
         elif isinstance(value, int | float):
             out.append((prefix + name, float(value)))
     return out
-
-
-def _summary_writer(folder: Path, start: int, wanted: bool | Literal["auto"]) -> Any:
-    if not wanted:
-        return None
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        if wanted == "auto":
-            log.info("TensorBoard files are not written: pip install 'asit-audio[tensorboard]' to have them")
-            return None
-        raise ConfigError(
-            "records.tensorboard is true, and the package tensorboard is not installed",
-            "tensorboard",
-            "pip install 'asit-audio[tensorboard]', or pass --records.tensorboard False",
-        ) from error
-    return SummaryWriter(str(folder), purge_step=start + 1)  # type: ignore[no-untyped-call]

@@ -23,7 +23,7 @@ from asit.io import atomic, checkpoint
 from asit.model.cpu import bf16
 from asit.progress import duration
 from asit.runtime import World
-from asit.training import loop, open_data, run_dir
+from asit.training import callbacks, loop, open_data, run_dir, trackers
 from asit.training.metrics_log import Records
 from asit.training.run_claim import agree, claimed, of_settings, together, torchrun_id
 from asit.training.setup import Setup
@@ -251,12 +251,13 @@ class Launched(Generic[T]):
         """
         setup, world = self.setup, self.setup.world
         folder, total = setup.out if world.main else None, setup.plan.total
-        data, tensorboard = setup.feed(self.step), setup.settings.records.tensorboard
+        chosen = trackers.chosen(setup.settings) if world.main else []
         with (
-            contextlib.closing(data),
-            Records(folder, total, self.step, tensorboard=tensorboard, log=self.log) as records,
+            contextlib.closing(setup.feed(self.step)) as data,
+            Records(folder, total, self.step, callbacks=chosen, log=self.log) as records,
+            callbacks.started(chosen, setup.out, setup.settings.model_dump(mode="json"), self.step) as finished,
         ):
-            own = list[tuple[int, loop.Hook]]()
+            own: list[tuple[int, loop.Hook]] = [(1, one.on_step) for one in chosen if callbacks.wants_steps(one)]
             if world.device.type == "cpu":
                 log.debug(bf16.keep_freed_memory())
                 own.append((_TRIM_STEPS, lambda step: bf16.return_freed_memory()))
@@ -271,7 +272,7 @@ class Launched(Generic[T]):
                     records=records,
                     step=self.step,
                     optimiser_state=self.optimiser_state,
-                    save=self._save,
+                    save=functools.partial(self._save, chosen),
                     hooks=[*hooks(records), *own],
                 ).run()
             except (AsitError, OSError) as error:
@@ -290,9 +291,10 @@ class Launched(Generic[T]):
                 text = f"stopped after step {outcome.step} of {total}, as requested"
             records.event(outcome.step, text)
             finish(records, outcome)
+            finished(outcome.finished)
         return outcome
 
-    def _save(self, step: int, tensors: Tensors) -> Callable[[], None] | None:
+    def _save(self, chosen: Sequence[callbacks.Callback], step: int, tensors: Tensors) -> Callable[[], None] | None:
         """Copy the model of this step; return what writes it and the checkpoint, in the main process."""
         setup, world = self.setup, self.setup.world
         if not (world.main or setup.settings.parallel == "fsdp"):
@@ -306,6 +308,8 @@ class Launched(Generic[T]):
             # The model first: a run that dies between the two repeats the steps, and writes the model again.
             model.save(setup.out / run_dir.MODEL, overwrite=True)
             checkpoint.save_state(setup.out / run_dir.CHECKPOINTS, step, tensors, meta, setup.settings.records.keep)
+            for callback in chosen:
+                callback.on_checkpoint(step, setup.out / run_dir.MODEL)
 
         return write
 

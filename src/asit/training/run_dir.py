@@ -27,8 +27,9 @@ BEST = "model-best"
 RESULTS = "results.json"
 SCORES = "scores"
 REPORT = "report.html"
+TRACKERS = "trackers"
 OWN = frozenset(
-    {CONFIG, ENVIRONMENT, CATALOGUE, CHECKPOINTS, MODEL, BEST, FIGURES, RESULTS, SCORES, REPORT, lock.NAME}
+    {CONFIG, ENVIRONMENT, CATALOGUE, CHECKPOINTS, MODEL, BEST, FIGURES, RESULTS, SCORES, REPORT, TRACKERS, lock.NAME}
     | {"metrics.jsonl", "log.txt", "tensorboard", "catalogue.skipped.jsonl", "catalogue.jsonl.partial"}
 )
 """All names that a run writes."""

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from asit.io.checkpoint import load_strict
@@ -122,12 +121,12 @@ class Trainable(ABC):
         if isinstance(self._forward, DistributedDataParallel):
             with self._forward.no_sync():
                 yield
-        elif isinstance(module := self.trainable(), FSDPModule):
-            module.set_requires_gradient_sync(False)
+        elif set_sync := getattr(self.trainable(), "set_requires_gradient_sync", None):  # FSDPModule's
+            set_sync(False)
             try:
                 yield
             finally:
-                module.set_requires_gradient_sync(True)
+                set_sync(True)
         else:
             yield
 

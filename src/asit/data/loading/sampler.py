@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-ORDER, MATERIAL, CORRUPTION = 0, 1, 2
+ORDER, MATERIAL, CORRUPTION, VIEW_CHANGE, OBJECTIVE = 0, 1, 2, 3, 4
 """Independent streams of random numbers: seeds of `default_rng([seed, stream, ...])`."""
 Key = tuple[int, ...]
 """(epoch, index), or (epoch, index, position) where an epoch may hold an index twice: with the seed and the settings,
