@@ -81,7 +81,7 @@ def work(pipe: Connection, toy: bool, threads: int, every: int, seconds: float, 
             yield Nothing()
 
     asked(pipe)
-    with tempfile.TemporaryDirectory() as folder, Records(None, 1, 0, tensorboard=False) as records:
+    with tempfile.TemporaryDirectory() as folder, Records(None, 1, 0) as records:
         root, written = Path(folder), list[float]()
 
         def save(at: int, tensors: dict[str, torch.Tensor]) -> Any:

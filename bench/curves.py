@@ -82,7 +82,7 @@ def step(encoder: str, batch: int, seconds: float, threads: int) -> dict[str, fl
                 plan=plan,
                 world=world,
                 precision=setup.precision,
-                records=Records(None, many, 0, tensorboard=False),
+                records=Records(None, many, 0),
                 step=5000,
             ).run()
         except (StopIteration, RuntimeError):

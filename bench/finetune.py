@@ -158,7 +158,7 @@ def ours(
         1 << 30, 100, clips, 1, settings.optim.betas, settings.optim.clip, False,
         log_every=1 << 30, checkpoint_every=1 << 30,
     )  # fmt: skip
-    records = Records(None, 0, 0, tensorboard=False)
+    records = Records(None, 0, 0)
     world = runtime.World(0, 1, torch.device("cpu"), "the bench")
     try:
         what = {"plan": plan, "world": world, "precision": runtime.Precision(precision, ""), "records": records}

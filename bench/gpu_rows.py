@@ -156,7 +156,7 @@ def ours(row: Row, device: Any, toy: bool, steps: int, wait: Callable[[], None])
     )  # fmt: skip
     world = runtime.World(0, 1, device, "the bench")
     attention = sdpa_kernel(SDPBackend.MATH) if row.attention == "plain" else contextlib.nullcontext()
-    records = Records(None, 0, 0, tensorboard=False)
+    records = Records(None, 0, 0)
     with attention, plain_losses(row.losses == "plain"), contextlib.suppress(StopIteration):
         batches = prefetched(given(), device, prepare)  # type: ignore[type-var]
         what = {"plan": plan, "world": world, "precision": runtime.Precision(row.precision, ""), "records": records}

@@ -89,7 +89,7 @@ def process(pipe: Connection | None, options: dict[str, Any], threads: int, env:
         plan = loop.Plan(
             many, 1000, options["batch"], 1, (0.9, 0.999), 3.0, True, log_every=many, checkpoint_every=many
         )
-        records = Records(None, many, 0, tensorboard=False)
+        records = Records(None, many, 0)
         try:
             what = {"plan": plan, "world": world, "precision": setup.precision, "records": records}
             loop.Loop(task=setup.task, batches=batches(), step=5000, **what).run()

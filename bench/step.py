@@ -122,7 +122,7 @@ def ours(pipe: Connection, toy: bool, threads: int, source: str | None, profile:
         1 << 30, 100, settings.batch_size, 1, o.betas, o.clip, o.clip_per_parameter,
         log_every=1 << 30, checkpoint_every=1 << 30,
     )  # fmt: skip
-    records = Records(None, 0, 0, tensorboard=False)
+    records = Records(None, 0, 0)
     # Far enough into the schedule that nothing is frozen and every rate is above 0.
     world = runtime.World(0, 1, device, "the bench")
     try:

@@ -102,8 +102,12 @@ def started(
 ) -> Iterator[Callable[[bool], None]]:
     """Start callbacks, and end them when the block ends; it is given a function to say whether the run is finished."""
     finished: list[bool] = []
+
+    def end(callback: Callback) -> None:
+        callback.on_end(any(finished))
+
     with contextlib.ExitStack() as stack:
         for callback in callbacks:
             callback.on_start(folder, settings, step)
-            stack.callback(lambda ended=callback: ended.on_end(any(finished)))
+            stack.callback(end, callback)
         yield finished.append
