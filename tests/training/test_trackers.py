@@ -129,7 +129,7 @@ def test_a_package_that_is_not_there(
     name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard" if name == "tensorboard" else name, None)
-    package = {"tensorboard": r"asit-audio\[tensorboard\]", "mlflow": "mlflow-skinny"}.get(name, name)
+    package = {"tensorboard": r"asit-audio\[tensorboard\]"}.get(name, name)
     with pytest.raises(ConfigError, match=rf"names {name}, and the package(.|\n)*pip install '{package}'"):
         trackers.chosen(settings(name))
     if name == "tensorboard":

@@ -124,7 +124,7 @@ class Trackio(Callback):
 TRACKERS: dict[str, tuple[Callable[[], Callback], str, str]] = {
     "tensorboard": (TensorBoard, "torch.utils.tensorboard", "asit-audio[tensorboard]"),
     "wandb": (WandB, "wandb", "wandb"),
-    "mlflow": (MLflow, "mlflow", "mlflow-skinny"),
+    "mlflow": (MLflow, "mlflow", "mlflow"),
     "trackio": (Trackio, "trackio", "trackio"),
 }
 """Trackers by the names of `records.trackers`, with the module each needs and what installs it."""
