@@ -302,8 +302,16 @@ def _has(path: Path) -> Callable[[], bool]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("verb", "victim"), [("pretrain", 0), ("pretrain", 1), ("finetune", 1)])
 def test_a_killed_worker_is_started_again_and_nothing_is_seen_of_it(
-    verb: str, victim: int, request: pytest.FixtureRequest, torchrun: Any, tmp_path: Path, ranks: Any, equal_runs: Any
+    verb: str,
+    victim: int,
+    request: pytest.FixtureRequest,
+    torchrun: Any,
+    tmp_path: Path,
+    ranks: Any,
+    equal_runs: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.undo()  # the bootstrap draws as often in this process as in those that torchrun starts
     make: Any = request.getfixturevalue("tiny" if verb == "pretrain" else "tuned")
     call: Any = pretrain_run.pretrain if verb == "pretrain" else finetune_run.finetune
     run, file, whole = tmp_path / "run", tmp_path / "s.yaml", make(tmp_path / "whole", **LONG)
