@@ -14,6 +14,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -93,20 +94,33 @@ def iterate_table(path: str | os.PathLike[str]) -> Iterator[TableRow]:
         raise CatalogueError(problem, f"a table, whose name ends in {', '.join(sorted(SUFFIXES))}", fix)
     folder = os.path.abspath(table.parent)
     seen: set[int] = set()  # hashes take an eighth of the memory of the paths
+    with open_table(table) as lines:
+        for number, row in _objects(table, lines) if suffix == ".jsonl" else _columns(table, lines, suffix):
+            found = _row(table, folder, number, row)
+            clip = hash((found.path, found.start or 0.0, found.end))
+            if clip in seen:
+                part = "" if found.start is None and found.end is None else f" from {found.start or 0:g} s"
+                raise bad_line(
+                    *(table, number, f"{row['path']}{part} is in the table twice"),
+                    "each file, or part of a file, once",
+                    "remove one line; several labels of one clip go in one cell, separated by ';'",
+                )
+            seen.add(clip)
+            yield found
+    if not seen:
+        raise CatalogueError(f"{table} has no rows", "at least one line with a file's path", "check the table")
+
+
+@contextmanager
+def open_table(table: Path) -> Iterator[TextIO]:
+    """Open a table as text, UTF-8 or UTF-16; line ends are kept.
+
+    Raises:
+        CatalogueError: it cannot be read, or in the block a damaged encoding or CSV.
+    """
     try:
         with local_files.open_file(table) as file, io.TextIOWrapper(file, _encoding(file), newline="") as lines:
-            for number, row in _objects(table, lines) if suffix == ".jsonl" else _columns(table, lines, suffix):
-                found = _row(table, folder, number, row)
-                clip = hash((found.path, found.start or 0.0, found.end))
-                if clip in seen:
-                    part = "" if found.start is None and found.end is None else f" from {found.start or 0:g} s"
-                    raise _bad_line(
-                        *(table, number, f"{row['path']}{part} is in the table twice"),
-                        "each file, or part of a file, once",
-                        "remove one line; several labels of one clip go in one cell, separated by ';'",
-                    )
-                seen.add(clip)
-                yield found
+            yield lines
     except UnicodeDecodeError as error:
         problem = f"{table} is not {error.encoding.upper()} text: {error.reason} 0x{error.object[error.start]:02x}"
         fix = "save the table as UTF-8 (in Excel: CSV UTF-8; of Latin-1: iconv -f latin1 -t utf-8)"
@@ -115,11 +129,10 @@ def iterate_table(path: str | os.PathLike[str]) -> Iterator[TableRow]:
         why = error.strerror if isinstance(error, OSError) and error.strerror else error
         fix = "check the file" if table.exists() else "check the path" + near(table)
         raise CatalogueError(f"{table} cannot be read: {why}", "a readable table", fix) from None
-    if not seen:
-        raise CatalogueError(f"{table} has no rows", "at least one line with a file's path", "check the table")
 
 
-def _bad_line(table: Path, number: int, found: str, expected: str, fix: str = "correct this line") -> CatalogueError:
+def bad_line(table: Path, number: int, found: str, expected: str, fix: str = "correct this line") -> CatalogueError:
+    """Make the error about a line of a table."""
     return CatalogueError(f"{table}, line {number}: {found}", expected, fix)
 
 
@@ -131,14 +144,14 @@ def _encoding(file: BinaryIO) -> str:
 def _row(table: Path, folder: str, number: int, row: dict[str, Any]) -> TableRow:
     name = str(row.get("path") or "").strip()
     if not name or "\0" in name:
-        raise _bad_line(table, number, "no path", "a file's path in each line")
+        raise bad_line(table, number, "no path", "a file's path in each line")
     try:
         words = {column: _normal(column, row.get(column)) for column in WORDS}
     except ValueError as error:
-        raise _bad_line(table, number, str(error), "text or a number") from None
+        raise bad_line(table, number, str(error), "text or a number") from None
     start, end = (_time(table, number, key, row.get(key)) for key in ("start", "end"))
     if end is not None and end <= (start or 0.0):
-        raise _bad_line(table, number, f"from {start or 0:g} s to {end:g} s", "an end after the start")
+        raise bad_line(table, number, f"from {start or 0:g} s to {end:g} s", "an end after the start")
     return TableRow(os.path.normpath(local_files.locate(name, folder)), **words, start=start, end=end)
 
 
@@ -151,7 +164,7 @@ def _time(table: Path, number: int, name: str, value: Any) -> float | None:
     except ValueError:
         seconds = math.nan
     if not (math.isfinite(seconds) and seconds >= 0):
-        raise _bad_line(table, number, f"{name} is '{value}'", "seconds, 0 or above, with a decimal point")
+        raise bad_line(table, number, f"{name} is '{value}'", "seconds, 0 or above, with a decimal point")
     return seconds
 
 
@@ -182,7 +195,7 @@ def _columns(table: Path, lines: TextIO, suffix: str) -> Iterator[tuple[int, dic
         if len(cells) > len(names) and not any(map(str.strip, cells[len(names) :])):
             cells = cells[: len(names)]  # commas at the end of a line
         if len(cells) != len(names):
-            raise _bad_line(
+            raise bad_line(
                 *(table, reader.line_num + skipped, f"{len(cells)} cells under {len(names)} columns"),
                 f"one cell for each of {', '.join(header)}",
                 "correct this line; a cell that holds the separator or a line break needs quotes",
@@ -198,9 +211,9 @@ def _objects(table: Path, lines: Iterable[str]) -> Iterator[tuple[int, dict[str,
         try:
             pairs = parsing.from_json(line, surrogates=True, pairs=unique_keys)
         except parsing.Malformed as error:
-            raise _bad_line(table, number, f"not a row: {error}", "one JSON object a line") from None
+            raise bad_line(table, number, f"not a row: {error}", "one JSON object a line") from None
         if not isinstance(pairs, dict):
-            raise _bad_line(table, number, line.strip()[:40], 'an object such as {"path": "a.wav"}')
+            raise bad_line(table, number, line.strip()[:40], 'an object such as {"path": "a.wav"}')
         keys = tuple(pairs)
         if keys not in known:
             earlier = {key for one in known for key in one}
@@ -209,10 +222,10 @@ def _objects(table: Path, lines: Iterable[str]) -> Iterator[tuple[int, dict[str,
         try:
             row |= {"label": label_text(row.get("label"))}
         except ValueError as error:
-            raise _bad_line(table, number, *error.args) from None
+            raise bad_line(table, number, *error.args) from None
         for name, value in row.items():
             if isinstance(value, list | dict) or (name == "path" and isinstance(value, bool)):
-                raise _bad_line(table, number, f"{name} is {json.dumps(value)[:60]}", "text or a number")
+                raise bad_line(table, number, f"{name} is {json.dumps(value)[:60]}", "text or a number")
         yield number, row
 
 

@@ -1,0 +1,1 @@
+"""Annotations of parts of recordings: Raven, Audacity and Praat files to rows of a table."""
