@@ -141,7 +141,7 @@ def test_version_is_the_distributions() -> None:
 
 def test_public_names_are_there_and_explained() -> None:
     functions = {"build_catalogue", "create_encoder", "finetune", "list_models", "load", "pretrain", "report"}
-    settings = {"FinetuneSettings", "FrontEndSettings", "PretrainSettings"}
+    settings = {"FinetuneSettings", "FrontEndSettings", "PretrainSettings", "TableSettings"}
     others = {"AsitError", "AudioModel", "Catalogue", "Embedder", "Embedding", "TableRow", "__version__"}
     assert set(asit.__all__) == functions | settings | others
     assert set(asit.__all__) <= set(dir(asit))

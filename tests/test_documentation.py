@@ -277,6 +277,12 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         soundfile.write(folder / name, rng.normal(0, 0.1, seconds * 16000), 16000)
     shutil.copy(folder / "clip.wav", folder / "FILE")
+    (folder / "field").mkdir()
+    for name in ("one", "two"):
+        soundfile.write(folder / "field" / f"{name}.wav", rng.normal(0, 0.1, 160000), 16000)
+    selections = "Selection\tBegin Time (s)\tEnd Time (s)\tSpecies\n1\t1\t2\tdog\n2\t7\t8.5\tcat\n"
+    (folder / "field" / "one.Table.1.selections.txt").write_text(selections)
+    (folder / "field" / "two.txt").write_text("0.5\t2\tdog\n3.1\t4\tcat\n")
     with tarfile.open(folder / "shard-000.tar", "w") as tar:
         tar.add(folder / "a.wav", "a.wav")
     for name in ("CATALOGUE", "c", "list"):

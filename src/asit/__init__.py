@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from asit.api import Embedder, create_encoder, finetune, pretrain
-    from asit.config import FinetuneSettings, FrontEndSettings, PretrainSettings
+    from asit.config import FinetuneSettings, FrontEndSettings, PretrainSettings, TableSettings
     from asit.data.catalogue.catalogue import Catalogue
     from asit.data.catalogue.scan import build as build_catalogue
     from asit.data.catalogue.tables import TableRow
@@ -32,6 +32,7 @@ __all__ = [
     "FrontEndSettings",
     "PretrainSettings",
     "TableRow",
+    "TableSettings",
     "__version__",
     "build_catalogue",
     "create_encoder",
@@ -51,6 +52,7 @@ _PUBLIC = {
     "FinetuneSettings": ("asit.config", "FinetuneSettings"),
     "FrontEndSettings": ("asit.config", "FrontEndSettings"),
     "PretrainSettings": ("asit.config", "PretrainSettings"),
+    "TableSettings": ("asit.config", "TableSettings"),
     "TableRow": ("asit.data.catalogue.tables", "TableRow"),
     "build_catalogue": ("asit.data.catalogue.scan", "build"),
     "create_encoder": ("asit.api", "create_encoder"),

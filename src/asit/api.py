@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def pretrain(
-    data: str | Path,
+    data: Any,
     out: str | Path,
     *,
     model: str | Path = "",
@@ -43,7 +43,8 @@ def pretrain(
     encoder={"size": "small"})`.
 
     Args:
-        data: folder of recordings, table or catalogue.
+        data: folder of recordings, table or catalogue; or a table in memory: DataFrame of pandas or polars,
+            `datasets.Dataset`, or a list of dicts, see `asit.data.catalogue.frames.stored`.
         out: the run's folder, new or empty.
         model: to continue from, as for `asit.load`, such as RUN/model; or a file of ImageNet ViT weights.
         preset: "default", "speech", "paper", "official-v2" or "adapt", the default with a model.
@@ -64,7 +65,7 @@ def pretrain(
     from asit.tools import time_budget
 
     began = time.perf_counter()
-    given = {**settings, "data": str(data), "model": str(model)}
+    given = {**_taken(data, settings), "model": str(model)}
     chosen = presets.build_for(PretrainSettings, out, preset, config, given, resume=resume)
     names = {name for name, _ in yaml.flat(settings)} | ({"preset"} if preset else set())
     chosen = time_budget.apply(chosen, budget, names, config=config, resume=resume, overwrite=overwrite, began=began)
@@ -72,7 +73,7 @@ def pretrain(
 
 
 def finetune(
-    data: str | Path,
+    data: Any,
     out: str | Path,
     model: str | Path,
     *,
@@ -88,7 +89,8 @@ def finetune(
     sides={"hold_out": 0.2})`.
 
     Args:
-        data: catalogue with labels, labelled table, or folder with one sub-folder a class.
+        data: catalogue with labels, labelled table, folder with one sub-folder a class, annotations (with window); or
+            a table in memory, as for `pretrain`.
         out: the run's folder, new or empty.
         model: as for `asit.load`, such as RUN/model; a file of ImageNet ViT weights; or "none".
         task: the recipe; "any" if not given.
@@ -106,7 +108,7 @@ def finetune(
     """
     from asit.finetune import cross_validation
 
-    given = {**settings, "data": str(data), "model": str(model)}
+    given = {**_taken(data, settings), "model": str(model)}
     chosen = presets.build_for(FinetuneSettings, out, task, config, given, resume=resume)
     return cross_validation.run(chosen, resume=resume, overwrite=overwrite)
 
@@ -272,3 +274,14 @@ class Embedder:
             self._held: tuple[Any, ...] = wanted, load(self.model, self.device)
         held: AudioModel = self._held[1]
         return held
+
+
+def _taken(data: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings with the path of the data; a table in memory is stored, under our names of columns."""
+    if isinstance(data, str | Path):
+        return {**settings, "data": str(data)}
+    from asit.config import TableSettings
+    from asit.data.catalogue import frames
+
+    columns = TableSettings(columns=settings.get("columns", "")).columns
+    return {**settings, "data": frames.stored(data, columns), "columns": ""}

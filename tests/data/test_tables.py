@@ -10,7 +10,7 @@ import pytest
 
 from asit.data.catalogue.columns import identifier, normal
 from asit.data.catalogue.tables import TableRow, read_table
-from asit.errors import CatalogueError
+from asit.errors import CatalogueError, ConfigError
 
 
 def table(tmp_path: Path, text: str | bytes, name: str = "t.csv") -> Path:
@@ -219,8 +219,65 @@ def test_whatever_happens_to_a_table_it_is_read_or_refused(tmp_path: Path) -> No
 def test_what_is_no_table(tmp_path: Path) -> None:
     (tmp_path / "rows.txt").touch()
     for name, found in (("", "is a folder"), ("nowhere", "there is no .*nowhere"), ("rows.txt", "not a table by its")):
-        with pytest.raises(CatalogueError, match=rf"{found}(.|\n)*\.csv, \.jsonl, \.tsv"):
+        with pytest.raises(CatalogueError, match=rf"{found}(.|\n)*\.csv, \.jsonl, \.parquet, \.tsv"):
             read_table(tmp_path / name)
     table(tmp_path, "path\n", "t.jsonl")
     with pytest.raises(CatalogueError, match=r"did you mean .*t\.jsonl"):
         read_table(tmp_path / "tt.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("header", "wanted"),
+    [
+        ("file_name,label", {"path": "a.wav", "label": "1"}),
+        ("Audiofilename,Starttime,Endtime,species", {"path": "a.wav", "start": 1.0, "end": 2.0, "label": "3"}),
+        ("begin_file,onset,offset,event_label", {"path": "a.wav", "start": 1.0, "end": 2.0, "label": "3"}),
+        ("audio,label:species", {"path": "a.wav", "label": "1"}),
+        ("audio_filepath,offset,duration", {"path": "a.wav"}),
+        ("path,audio,species,label", {"path": "a.wav", "label": "3"}),
+        ("species,class_name,filepath", {"path": "2", "label": "a.wav"}),
+    ],
+)
+def test_names_of_other_programs_are_known(tmp_path, header, wanted):
+    table = tmp_path / "t.csv"
+    cells = ["a.wav", "1", "2", "3"][: header.count(",") + 1]
+    table.write_text(f"{header}\n{','.join(cells)}\n")
+    (row,) = read_table(table)
+    found = {name: getattr(row, name) for name in ("label", "start", "end") if getattr(row, name) is not None}
+    assert found | {"path": Path(row.path).name} == wanted
+
+
+def test_columns_name_the_columns(tmp_path, caplog):
+    table = tmp_path / "t.csv"
+    table.write_text("slice_file_name,start,end,class,Species Name\nx.wav,7,9,dog,wolf\n")
+    how = "path=slice_file_name, label=species name,start=,end="
+    with caplog.at_level("INFO"):
+        assert read_table(table, how) == [TableRow(str(tmp_path / "x.wav"), "wolf")]
+    assert "path from 'slice_file_name', label from 'Species Name'" in caplog.text
+    assert "not used: 'start', 'end', 'class'" in caplog.text
+    with pytest.raises(CatalogueError, match=r"no column 'specis name'(?s:.*)did you mean species name"):
+        read_table(table, "label=specis name")
+    for wrong in ("lable=class", "label", "label=a,label=b"):
+        with pytest.raises(ConfigError, match="columns"):
+            read_table(table, wrong)
+
+
+def test_parquet_equals_csv(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    (tmp_path / "t.csv").write_text("path,label,fold,start,end\na.wav,dog;cat,1,,\nb.wav,,2,0.5,1.5\n")
+    rows = {
+        "path": ["a.wav", "b.wav"],
+        "label": [["dog", "cat"], None],
+        "fold": [1, 2],
+        "start": [None, 0.5],
+        "end": [float("nan"), 1.5],
+    }
+    parquet.write_table(pa.table(rows), tmp_path / "t.parquet")
+    assert read_table(tmp_path / "t.parquet") == read_table(tmp_path / "t.csv")
+    parquet.write_table(pa.table(rows | {"start": [0.0, -1.0]}), tmp_path / "t.parquet")
+    with pytest.raises(CatalogueError, match=r"t\.parquet, line 2: start is '-1\.0'"):
+        read_table(tmp_path / "t.parquet")
+    (tmp_path / "t.parquet").write_bytes((tmp_path / "t.parquet").read_bytes()[:-9])
+    with pytest.raises(CatalogueError, match=r"t\.parquet cannot be read"):
+        read_table(tmp_path / "t.parquet")

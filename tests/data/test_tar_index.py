@@ -144,3 +144,23 @@ def test_labels_of_sidecars_and_what_is_wrong_with_a_tar(tmp_path: Path) -> None
     with pytest.raises(CatalogueError, match="matches 0 names, and no tar"):
         tar_index.tars_of(str(tmp_path / "z*.tar"))
     assert tar_index.tars_of(str(tmp_path / "none.tar")) == []
+
+
+def test_braces_are_those_of_webdataset():
+    expand = tar_index.expand_braces
+    assert expand("s-{008..010}.tar") == ["s-008.tar", "s-009.tar", "s-010.tar"]
+    assert expand("{train,test}-{1..2}.tar") == ["train-1.tar", "train-2.tar", "test-1.tar", "test-2.tar"]
+    assert expand("s-{10..9}.tar") == ["s-10.tar", "s-9.tar"]
+    assert expand("a{}b{c}d.tar") == ["a{}b{c}d.tar"]
+    with pytest.raises(CatalogueError, match="names 100,000,000 files"):
+        expand("{0..99999999}.tar")
+
+
+def test_braces_name_shards_and_absent_ones_are_refused(tmp_path):
+    for number in range(2):
+        (tmp_path / f"s-00{number}.tar").write_bytes(b"\0" * 1024)
+    given = f"{tmp_path}/s-{{000..001}}.tar"
+    assert tar_index.tars_of(given) == [f"{tmp_path}/s-000.tar", f"{tmp_path}/s-001.tar"]
+    with pytest.raises(CatalogueError, match=r"names 3 files, of which 1 are no tar, such as .*s-002\.tar"):
+        tar_index.tars_of(f"{tmp_path}/s-{{000..002}}.tar")
+    assert tar_index.tars_of("hf://datasets/me/set/{a,b}.tar") == [f"hf://datasets/me/set/{x}.tar" for x in "ab"]

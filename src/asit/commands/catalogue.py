@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from asit.config import FinetuneSettings, FrontEndSettings, presets
+from asit.config import FinetuneSettings, FrontEndSettings, TableSettings, presets
 from asit.errors import ConfigError
-from asit.terminal.options import parse
+from asit.terminal.options import Table, parse
 
 if TYPE_CHECKING:
     from asit.data.catalogue.catalogue import Catalogue
@@ -21,15 +21,18 @@ if TYPE_CHECKING:
 @dataclass
 class CatalogueOptions:
     source: Annotated[str, tyro.conf.Positional]
-    """Folder of recordings, searched at all levels, or a table (CSV, TSV, JSONL) with a path column; or, with ROOT, a
+    """Folder of recordings, searched at all levels, a table (CSV, TSV, JSONL, Parquet) with a path
+    column, or annotations (Raven, Audacity, Praat); or, with ROOT, a
     known data set: audioset, esc50, speech-commands-v1, speech-commands-v2, voxceleb1."""
     out: str
     """The catalogue to write, such as c.jsonl."""
     root: Annotated[str | None, tyro.conf.Positional] = None
     """Where the data set was unpacked."""
-    labels: Literal["auto", "folder", "none"] = "auto"
-    """Of a folder. folder: label each recording by its sub-folder (CLASS, SPLIT/CLASS or CLASS/SPLIT); auto and none:
-    no labels."""
+    labels: Literal["auto", "folder", "annotations", "none"] = "auto"
+    """Of a folder. folder: label each recording by its sub-folder (CLASS, SPLIT/CLASS or CLASS/SPLIT); annotations: the
+    parts that the files of Raven, Audacity or Praat in it annotate; auto: these with --window, else no labels; none: no
+    labels."""
+    table: Table = field(default_factory=TableSettings)
     incomplete: bool = False
     """Of a data set: accept missing clips."""
     most_missing: float | None = None
@@ -60,7 +63,18 @@ def catalogue(prog: str, summary: str, given: list[str]) -> int:
     from asit.progress import counter
 
     corpus = _corpus(options, prog)
-    names = ("front_end", "workers", "check", "checksum", "bad_files", "statistics_clips", "restart", "seed", "labels")
+    names = (
+        "front_end",
+        "workers",
+        "check",
+        "checksum",
+        "bad_files",
+        "statistics_clips",
+        "restart",
+        "seed",
+        "labels",
+        "table",
+    )
     settings: dict[str, Any] = {name: getattr(options, name) for name in names}
     if corpus:
         print(corpus.table(), flush=True)

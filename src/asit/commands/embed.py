@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from asit.errors import ConfigError
 from asit.terminal.options import (
     Batch,
+    Columns,
     Device,
     Inputs,
     Model,
@@ -48,6 +49,7 @@ class EmbedOptions:
     hop: float | None = None
     """Seconds between frames, a whole part of the patch columns' own step, which is the default."""
     precision: Precision = "auto"
+    columns: Columns = ""
     device: Device = "auto"
     threads: Threads = 0
     batch: Batch = 16
@@ -80,7 +82,7 @@ def embed(prog: str, summary: str, given: list[str]) -> int:
         if world.size > 1 and options.out is None:
             raise ConfigError(f"{world.size} processes and no --out", "a file to write", "add --out emb.parquet")
         model = load(options.model, world.device)
-        items = recordings(options.inputs)
+        items = recordings(options.inputs, options.columns)
         if options.out is None:
             return _print(model, items, settings)
         output = pick(run.OutputSettings, options, shard=shard)

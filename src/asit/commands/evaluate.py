@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from asit.config import TableSettings
 from asit.errors import ConfigError
-from asit.terminal.options import Device, Model, Threads, parse, pick
+from asit.terminal.options import Device, Model, Table, Threads, parse, pick
 
 if TYPE_CHECKING:
     from asit.data.catalogue.catalogue import Catalogue
@@ -35,6 +36,7 @@ class ProbeOptions:
     """Folder that features are kept in, such as one given to asit evaluate; none: not kept."""
     out: str | None = None
     """Also write the numbers as JSON."""
+    table_settings: Table = field(default_factory=TableSettings)
 
 
 def probe(prog: str, summary: str, given: list[str]) -> int:
@@ -43,7 +45,7 @@ def probe(prog: str, summary: str, given: list[str]) -> int:
     from asit.evaluate.feature_cache import open_store
     from asit.evaluate.frozen import accuracies, labelled_clips, linear_probes
 
-    clips = labelled_clips(options.table, options.clips, options.seed)
+    clips = labelled_clips(options.table, options.clips, options.seed, options.table_settings)
     store = open_store(options.cache)
     found = linear_probes(asit.load(options.model), clips, seed=options.seed, baselines=True, store=store)
     print(found.text())
@@ -127,6 +129,7 @@ class EvaluateOptions:
     out: str | None = None
     """Also write all results as JSON, with per-class metrics, confusions and mistakes. Of several models: a folder for
     results.json, table.csv, table.md and figure.png, of which asit report makes a page."""
+    table: Table = field(default_factory=TableSettings)
 
 
 def evaluate(prog: str, summary: str, given: list[str]) -> int:
@@ -154,7 +157,7 @@ def evaluate(prog: str, summary: str, given: list[str]) -> int:
         raise ConfigError(f"--save {options.save} exists", "a folder that is free", "name another, or pass --overwrite")
     with runtime.world(options.device, options.threads) as world:
         model = asit.load(named, world.device)
-        catalogue = open_catalogue(options.data, model, world, bad_files=options.bad_files)
+        catalogue = open_catalogue(options.data, model, world, bad_files=options.bad_files, table=options.table)
         if model.head is not None and options.probe is None and not options.verify and options.save is None:
             found = _score_classifier(options, model, catalogue, world)
         else:
@@ -185,7 +188,8 @@ def _rank(options: EvaluateOptions) -> int:
         )
     store = open_store(options.cache, options.cache_limit_gb)
     with runtime.world(options.device, options.threads) as world:
-        found = rank_encoders(options.models, options.data, _frozen_settings(options), world=world, store=store)
+        settings, table = _frozen_settings(options), options.table
+        found = rank_encoders(options.models, options.data, settings, world=world, store=store, table=table)
     if found is not None:
         print(ranking_table.markdown(found), end="")
         if out is not None:

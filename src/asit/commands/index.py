@@ -20,6 +20,7 @@ from asit.logs import fit, width
 from asit.terminal import stdout
 from asit.terminal.options import (
     Batch,
+    Columns,
     Device,
     Seconds,
     Share,
@@ -64,6 +65,7 @@ class IndexOptions:
     """The vector that is compared: the mean of the patch tokens (default), the class token, or both."""
     layer: int | None = None
     """Block whose output is compared, 0 the first, -1 the last; by default the last."""
+    columns: Columns = ""
     precision: Literal["auto", "float32", "bf16"] | None = None
     """Arithmetic of the encoder; by default what is faster here, and with --add the index's."""
     device: Device = "auto"
@@ -78,7 +80,7 @@ def index(prog: str, summary: str, given: list[str]) -> int:
     import torch
 
     from asit import runtime, search
-    from asit.data.catalogue.inputs import named
+    from asit.data.catalogue.inputs import expand, named
     from asit.data.catalogue.listing import describe_ignored
     from asit.interop.loading import load
 
@@ -88,8 +90,9 @@ def index(prog: str, summary: str, given: list[str]) -> int:
         model = load(options.model, world.device)
         settings = pick(search.IndexSettings, options, threads=torch.get_num_threads())
         path = str(Path(options.model).resolve()) if Path(options.model).exists() else options.model
+        inputs = expand(options.inputs, columns=options.columns) if options.columns else options.inputs
         built = search.build(
-            model, options.inputs, out, settings, add=options.add, overwrite=options.overwrite, model_path=path
+            model, inputs, out, settings, add=options.add, overwrite=options.overwrite, model_path=path
         )
     if built.others:
         log.info(describe_ignored(built.others))
@@ -128,6 +131,7 @@ class SimilarOptions:
     format: Literal["auto", "table", "json", "csv"] = "auto"
     """auto: a table on a terminal, else JSON lines, one for each recording."""
     spreadsheet: Spreadsheet = False
+    columns: Columns = ""
     model: str | None = None
     """Model folder, if it has moved since the index was made."""
     device: Device = "auto"
@@ -174,7 +178,7 @@ def similar(prog: str, summary: str, given: list[str]) -> int:
 
 def _queries(options: SimilarOptions, window: float) -> Iterator[Item]:
     """Yield the recordings to search by, or the requested part of each."""
-    for item in recordings(options.files):
+    for item in recordings(options.files, options.columns):
         if options.at is None and options.seconds is None:
             yield item
             continue
@@ -225,6 +229,7 @@ class AnomalyOptions:
     spreadsheet: Spreadsheet = False
     model: str | None = None
     """Model folder, if it has moved since the index was made."""
+    columns: Columns = ""
     device: Device = "auto"
     threads: Threads = 0
     batch: Batch = 16
@@ -254,7 +259,7 @@ def anomaly(prog: str, summary: str, given: list[str]) -> int:
     check_spreadsheet(options.spreadsheet, kind)
     with runtime.world(options.device, options.threads) as world:
         index = Index.read(options.index)
-        items = recordings(options.files)
+        items = recordings(options.files, options.columns)
         model = index.model(world.device) if options.model is None else load(options.model, world.device)
         index.check(model)
         threshold = float(np.quantile(normal_scores(index, options.k), options.quantile, method="higher"))

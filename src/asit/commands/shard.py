@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import shlex
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
+from asit.config import TableSettings
 from asit.errors import ConfigError
-from asit.terminal.options import Count, Share, parse, pick
+from asit.terminal.options import Count, Share, Table, parse, pick
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class ShardOptions:
     """Delete the shards in OUT."""
     check: str | None = None
     """Write nothing: read the shards of this folder or URL and compare them with the hashes in their index."""
+    table: Table = field(default_factory=TableSettings)
 
 
 def shard(prog: str, summary: str, given: list[str]) -> int:
@@ -73,7 +75,9 @@ def shard(prog: str, summary: str, given: list[str]) -> int:
     workers = child_process.usable_cpus() if options.workers == "auto" else options.workers
     with tempfile.TemporaryDirectory() as scratch:
         front_end = FrontEndSettings(rate=options.rate)
-        listed = open_data.catalogue(options.data, front_end, Path(scratch) / "run", bad_files=options.bad_files)
+        listed = open_data.catalogue(
+            options.data, front_end, Path(scratch) / "run", bad_files=options.bad_files, table=options.table
+        )
     parts = int(np.count_nonzero(listed.starts))
     if options.encode == "original" and parts:
         log.info("%d clips are parts of files: these are cut out and written as 16-bit mono FLAC", parts)

@@ -117,7 +117,7 @@ def _dry_run_lines(request: Request, seeds: int) -> Iterator[str]:
     base, grid = request.base, request.grid
 
     def typical() -> float:
-        return typical_seconds(base, open_data.catalogue(base.data, base.front_end, None, bad_files=base.bad_files))
+        return typical_seconds(base, open_data.of_run(base, None))
 
     arms, total = arm_settings(grid, base, typical), 0.0
     yield f"study {grid.name}: {len(arms)} arms, {seeds} seeds; source: {grid.source or 'not named'}"

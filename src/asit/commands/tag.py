@@ -17,6 +17,7 @@ from asit.io.local_files import file_name
 from asit.terminal import tag_output
 from asit.terminal.options import (
     Batch,
+    Columns,
     Count,
     Device,
     Inputs,
@@ -81,6 +82,7 @@ class TagOptions:
     overwrite: bool = False
     """Replace --out and timelines that exist."""
     precision: Precision = "auto"
+    columns: Columns = ""
     device: Device = "auto"
     threads: Threads = 0
     batch: Batch = 16
@@ -108,7 +110,7 @@ def tag(prog: str, summary: str, given: list[str]) -> int:
             )
         model = asit.load(options.model, world.device)
         tagger = model.tagger(options.precision, options.window, options.hop)
-        items = recordings(options.inputs)
+        items = recordings(options.inputs, options.columns)
         pictures = _pictures(options, items)
         rows = pick(tag_output.RowSettings, options, windows=_by_window(options), multi=model.multi)
         target = pick(tag_output.Target, options, form=form, band=model.front_end.band)

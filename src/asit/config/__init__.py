@@ -19,6 +19,7 @@ from asit.config.pretrain_settings import (
     ViewSettings,
 )
 from asit.config.run_settings import RunSettings
+from asit.config.table_settings import TableSettings
 
 __all__ = [
     "SIZES",
@@ -37,5 +38,6 @@ __all__ = [
     "ResolvedPretrainSettings",
     "RunSettings",
     "Settings",
+    "TableSettings",
     "ViewSettings",
 ]

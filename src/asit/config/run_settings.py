@@ -9,6 +9,7 @@ from pydantic import Field
 from asit.config.base import AboveZero, Auto, Count, NonNegative, Positive, Seed, Settings, Share
 from asit.config.custom_classes import ClassName
 from asit.config.model_settings import EncoderSettings, FrontEndSettings
+from asit.config.table_settings import TableSettings
 from asit.errors import ConfigError
 
 
@@ -49,7 +50,7 @@ class OptimSettings(Settings):
     """Largest gradient norm; 0: no clipping."""
 
 
-class RunSettings(Settings):
+class RunSettings(TableSettings):
     """Settings of a training run of either kind; RUN/config.yaml holds them resolved."""
 
     VERB: ClassVar[str]

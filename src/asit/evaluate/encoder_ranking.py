@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from asit.config import TableSettings
+from asit.data.catalogue import frames
 from asit.data.catalogue.catalogue import Catalogue
 from asit.data.catalogue.labels import read_labels
 from asit.data.catalogue.splits import may_share_groups
@@ -49,7 +51,13 @@ T = TypeVar("T")
 
 
 def rank_encoders(
-    models: Sequence[str], data: str, settings: FrozenSettings, *, world: World, store: Store | None = None
+    models: Sequence[str],
+    data: Any,
+    settings: FrozenSettings,
+    *,
+    world: World,
+    store: Store | None = None,
+    table: TableSettings | None = None,
 ) -> dict[str, Any] | None:
     """Score frozen encoders on the same clips; every process of the world calls this, the main one gets the result.
 
@@ -64,6 +72,7 @@ def rank_encoders(
         settings: of the probes.
         world: the processes; its device runs the encoders.
         store: cache of features.
+        table: how a table or annotations become clips.
 
     Returns:
         {"data", "task", "kind", "metric", "classes", "encoders", "scores", "speed", "results"}; None in all processes
@@ -77,7 +86,8 @@ def rank_encoders(
     if len(set(models)) < len(models):
         twice = next(model for model in models if models.count(model) > 1)
         raise ConfigError(f"the model {twice} is given twice", "each model once", "leave one of them out")
-    ranking = _Ranking(data, settings, world, store)
+    data, table = frames.take(data, table)
+    ranking = _Ranking(data, table, settings, world, store)
     failed: dict[str, AsitError] = {}
     names = short_names(models)
     for source, name in zip(models, names, strict=True):
@@ -145,8 +155,10 @@ class _Scored(NamedTuple):
 class _Ranking:
     """Encoders that were scored so far: their records, bootstrap draws and readers."""
 
-    def __init__(self, data: str, settings: FrozenSettings, world: World, store: Store | None) -> None:
-        self.data, self.settings, self.world, self.store = data, settings, world, store
+    def __init__(
+        self, data: str, table: TableSettings, settings: FrozenSettings, world: World, store: Store | None
+    ) -> None:
+        self.data, self.table, self.settings, self.world, self.store = data, table, settings, world, store
         self.catalogue: Catalogue | None = None
         self.facts: dict[str, Any] = {}
         self.records: list[dict[str, Any]] = []
@@ -156,7 +168,8 @@ class _Ranking:
     def open(self, model: AudioModel) -> None:
         """Read the data, with the first model."""
         if self.catalogue is None:
-            self.catalogue = open_catalogue(self.data, model, self.world, bad_files=self.settings.bad_files)
+            how: dict[str, Any] = {"bad_files": self.settings.bad_files, "table": self.table}
+            self.catalogue = open_catalogue(self.data, model, self.world, **how)
 
     def score(self, model: AudioModel) -> _Scored:
         """Score one encoder, and with the first one the baselines."""

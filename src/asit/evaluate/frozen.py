@@ -7,12 +7,14 @@ import functools
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from asit.audio import files
+from asit.config import TableSettings
+from asit.data.annotations.clips import rows_of
+from asit.data.catalogue import frames
 from asit.data.catalogue.catalogue import Catalogue, Clip
 from asit.data.catalogue.labels import Labels, read_labels, subsample
 from asit.data.catalogue.splits import (
@@ -26,7 +28,7 @@ from asit.data.catalogue.splits import (
     make_splits,
     may_share_groups,
 )
-from asit.data.catalogue.tables import TableRow, read_table
+from asit.data.catalogue.tables import TableRow
 from asit.data.shards import tar_index
 from asit.errors import AsitError, CatalogueError, ConfigError
 from asit.evaluate.feature_cache import Store
@@ -46,16 +48,20 @@ TOKENS_SHARE = 0.7
 """Share of the machine's memory that patch tokens may take."""
 
 
-def open_catalogue(data: str, model: AudioModel, world: World, *, bad_files: float) -> Catalogue:
+def open_catalogue(
+    data: Any, model: AudioModel, world: World, *, bad_files: float, table: TableSettings | None = None
+) -> Catalogue:
     """Read a catalogue, or make one in memory of a table, or of a folder with a folder for each class.
 
     Raises:
         CatalogueError: nothing usable is there; every process raises it, though only the main one looks.
     """
+    data, table = frames.take(data, table)
     path = tar_index.index_of(data)
     if path is not None:
         return Catalogue.read(path)
     read = functools.partial(open_data.catalogue, data, model.front_end.settings, None, bad_files=bad_files)
+    read = functools.partial(read, table=table)
     (found,) = BlockRounds(world, range(1)).run(lambda own: read(labels="folder") if own else None)
     assert found[0] is not None
     return found[0]
@@ -257,14 +263,15 @@ def metrics_entry(found: FrozenScores) -> dict[str, Any]:
     return {"accuracy": features[HEADLINE], "features": features, "clips": results[HEADLINE]["clips"]}
 
 
-def labelled_clips(table: str | Path, most: int, seed: int) -> Catalogue:
+def labelled_clips(table: Any, most: int, seed: int, settings: TableSettings | None = None) -> Catalogue:
     """Read the training, then the test clips of a table, a catalogue or shards; at most `most` of each, drawn.
 
     Raises:
         CatalogueError: no or several labels of a clip, or no split into train and test.
     """
-    path = tar_index.index_of(str(table))
-    listed: Sequence[TableRow] | Catalogue = read_table(table) if path is None else Catalogue.read(path)
+    table, settings = frames.take(table, settings)
+    path = tar_index.index_of(table)
+    listed: Sequence[TableRow] | Catalogue = list(rows_of(table, settings)) if path is None else Catalogue.read(path)
     splits = listed.texts("split") if isinstance(listed, Catalogue) else [row.split for row in listed]
     chosen = []
     for name in ("train", "test"):

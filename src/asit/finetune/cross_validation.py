@@ -12,6 +12,7 @@ from typing import Any
 
 from asit.config import FinetuneSettings, finetune_settings
 from asit.config.presets import Resume
+from asit.data.annotations.annotation_files import kind_of
 from asit.data.catalogue import tables
 from asit.data.catalogue.catalogue import Catalogue
 from asit.data.catalogue.labels import read_labels
@@ -127,9 +128,9 @@ def over_folds(settings: FinetuneSettings, resume: bool) -> bool:
     if (listed := tar_index.index_of(settings.data)) is not None:
         return by_folds(Catalogue.read(listed, look=False))
     path = Path(local_files.locate(settings.data))
-    if path.suffix.lower() not in tables.SUFFIXES or not path.is_file():
+    if path.suffix.lower() not in tables.SUFFIXES or not path.is_file() or kind_of(path):
         return False
-    rows = tables.read_table(path)
+    rows = list(tables.iterate_table(path, settings.columns, repeated=bool(settings.window)))
     return any(row.fold for row in rows) and not any(row.split for row in rows)
 
 

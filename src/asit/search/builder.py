@@ -85,7 +85,7 @@ class Built:
 
 def build(
     model: AudioModel,
-    inputs: Sequence[str],
+    inputs: Sequence[str] | Sequence[Item],
     out: str | os.PathLike[str],
     settings: IndexSettings | None = None,
     *,

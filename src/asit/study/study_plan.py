@@ -205,7 +205,7 @@ def _prepared(request: Request, out: Path) -> Study:
     else:
         _check_same(before, request, tables, data)
     base = request.base
-    listed = open_data.catalogue(base.data, base.front_end, out / "data", bad_files=base.bad_files)
+    listed = open_data.catalogue(base.data, base.front_end, out / "data", bad_files=base.bad_files, table=base.reading)
     labelled = {
         name: open_data.catalogue(
             path, base.front_end, out / "tables" / name, bad_files=base.bad_files, labels="folder"

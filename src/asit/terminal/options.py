@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import tyro
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from asit.config import PretrainSettings, RunSettings, presets, yaml
+from asit.config import PretrainSettings, RunSettings, TableSettings, presets, yaml
 from asit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,8 +35,13 @@ Inputs = Annotated[
     list[str],
     tyro.conf.Positional,
     tyro.conf.arg(
-        help="Recordings, folders, patterns in quotes, catalogues, tables (CSV, TSV, JSONL), uncompressed tar shards."
+        help="Recordings, folders, patterns in quotes, catalogues, tables (CSV, TSV, JSONL, Parquet), tar shards."
     ),
+]
+Table = Annotated[TableSettings, tyro.conf.arg(name="")]
+"""The options --columns, --window, --hop, --box-share and --background of verbs that take a table."""
+Columns = Annotated[
+    str, tyro.conf.arg(help="Names of the columns of tables, such as label=species,path=file_name; see asit catalogue.")
 ]
 Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], tyro.conf.arg(help="Where the encoder runs.")]
 Threads = Annotated[int, Field(ge=0), tyro.conf.arg(help="CPU threads of a process; 0: torch's choice.")]
@@ -82,12 +87,12 @@ def pick(kind: type[V], options: Any, /, **own: Any) -> V:
     return kind(**{name: getattr(options, name) for name in names}, **own)
 
 
-def recordings(inputs: Sequence[str]) -> list[Item]:
+def recordings(inputs: Sequence[str], columns: str = "") -> list[Item]:
     """List the recordings of a verb's inputs; the files that are ignored for their suffix are logged."""
     from asit.data.catalogue.inputs import expand
     from asit.data.catalogue.listing import describe_ignored
 
-    items = expand(inputs, others := Counter[str]())
+    items = expand(inputs, others := Counter[str](), columns)
     if others and os.environ.get("RANK", "0") == "0":
         log.info(describe_ignored(others))
     return items

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Literal
 
-from asit.config import FinetuneSettings, FrontEndSettings, RunSettings
+from asit.config import FinetuneSettings, FrontEndSettings, RunSettings, TableSettings
 from asit.data.catalogue import scan
 from asit.data.catalogue.catalogue import Catalogue
 from asit.data.catalogue.listing import describe_ignored
@@ -38,7 +38,9 @@ def of_run(
     """
     labels: Labels = "folder" if isinstance(settings, FinetuneSettings) else "auto"
     given = front_end or settings.front_end
-    return catalogue(settings.data, given, out, bad_files=settings.bad_files, labels=labels, rescan=rescan)
+    return catalogue(
+        settings.data, given, out, bad_files=settings.bad_files, labels=labels, rescan=rescan, table=settings.reading
+    )
 
 
 def catalogue(
@@ -49,6 +51,7 @@ def catalogue(
     bad_files: float,
     labels: Labels = "auto",
     rescan: bool = False,
+    table: TableSettings | None = None,
 ) -> Catalogue:
     """The catalogue that `data` is, or one made of the folder, table or tar shards that it is.
 
@@ -61,6 +64,7 @@ def catalogue(
         out: the run's folder, where a new catalogue is kept; None: a temporary one is made of the files' headers.
         bad_files: share of unusable files that is allowed.
         labels: whether the sub-folders of a folder of recordings are its labels.
+        table: how a table or annotations become clips.
         rescan: scan the recordings even if the run's folder has a catalogue, which may be of another run.
 
     Raises:
@@ -89,8 +93,9 @@ def catalogue(
             target.parent.mkdir(parents=True, exist_ok=True)
             found.write(target)
     else:
-        labels = labels if given.is_dir() else "auto"
+        labels = labels if given.is_dir() and not (table and table.window) else "auto"
         build = functools.partial(scan.build, given, front_end=front_end, bad_files=bad_files, labels=labels)
+        build = functools.partial(build, table=table)
         if target is None:
             with tempfile.TemporaryDirectory() as scratch:
                 show = counter("looking at headers")

@@ -97,7 +97,7 @@ def read_annotations(path: str | os.PathLike[str], label: str = "") -> tuple[lis
             rows.append(TableRow(where, label=_label(file, box), start=box.start, end=box.end))
         if own is not None:
             recordings.setdefault(own)
-    kinds = ", ".join(f"{list(found.values()).count(kind)} {kind}s" for kind in dict.fromkeys(found.values()))
+    kinds = ", ".join(f"{kind}: {list(found.values()).count(kind)}" for kind in dict.fromkeys(found.values()))
     log.info("%s: %d boxes in %d recordings", kinds, len(rows), len(recordings))
     return rows, list(recordings)
 

@@ -58,7 +58,7 @@ class ScanSettings:
     seed: int = 0
     statistics_clips: int = 1000
     bad_files: float = 0.1
-    labels: Literal["auto", "folder", "none"] = "auto"
+    labels: Literal["auto", "folder", "annotations", "none"] = "auto"
 
     def fingerprint(self, source: Path) -> dict[str, Any]:
         """Return what must be equal for the results of an earlier scan to be reused."""

@@ -9,11 +9,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from asit.audio import files
 from asit.audio.stream import OpenSound, open_sound
-from asit.config import FrontEndSettings
-from asit.data.catalogue import listing, tables
+from asit.config import FrontEndSettings, TableSettings
+from asit.data.annotations import annotation_files, clips
+from asit.data.catalogue import frames, listing, tables
 from asit.data.catalogue.catalogue import Catalogue, is_catalogue, relative
 from asit.data.shards import range_reader, tar_index, tar_reader
 from asit.errors import AudioError, CatalogueError, ConfigError
@@ -112,36 +114,43 @@ def named(name: str, reason: str) -> str:
     return " ".join((reason if name in reason else f"{name}: {reason}").split())
 
 
-def expand(inputs: Sequence[str], others: Counter[str] | None = None) -> list[Item]:
+def expand(inputs: Any, others: Counter[str] | None = None, columns: str = "") -> list[Item]:
     """List the recordings of all inputs, in order, without opening them.
 
     A folder gives all audio below it and in its tar shards, sorted by name, without hidden files; a folder with an
     ``index.jsonl`` of `asit shard` gives what that lists. A pattern with ``*``, ``?`` or ``[...]`` (``**``: folders at
-    any depth) gives its matches, sorted by name. A ``.jsonl`` of `asit catalogue` or `asit shard`, or a CSV, TSV or
-    JSONL with a path in each line, gives its clips; an uncompressed ``.tar`` its audio. A URL may be an index, a folder
-    with one, a tar, or a pattern of tars. Any other file is a recording, whatever its name.
+    any depth) gives its matches, sorted by name. A ``.jsonl`` of `asit catalogue` or `asit shard`, a table (CSV, TSV,
+    JSONL, Parquet) or annotations (Raven, Praat) give their clips; an uncompressed ``.tar`` its audio, ``{000..009}``
+    in its name stands for several. A URL may be an index, a folder with one, a tar, or a pattern of tars. Any other
+    file is a recording, whatever its name.
 
     Args:
-        inputs: what to list. A pipe, socket or device in a folder or pattern is an item with a fault. A pattern enters
-            each real folder once.
+        inputs: what to list, or a table in memory (`frames.stored`). A pipe, socket or device in a folder or pattern is
+            an item with a fault. A pattern enters each real folder once.
         others: gets the number of other files by suffix.
+        columns: names of the columns of tables, see `TableSettings`.
 
     Raises:
         ConfigError: no input, or a recording given twice.
         CatalogueError: an input that does not exist or holds no audio, a pattern without a match, an unreadable list
             or tar.
     """
+    if not isinstance(inputs, Sequence) or (inputs and not isinstance(inputs[0], str | os.PathLike | Item)):
+        inputs, columns = [frames.stored(inputs, columns)], ""
     if not inputs:
         raise ConfigError("no input", "files, folders, patterns, catalogues or tar shards", "name at least one")
     items: list[Item] = []
     others = Counter() if others is None else others
     for given in inputs:
-        items.extend(_of(os.fspath(given), len(inputs) > 1, others))
+        if isinstance(given, Item):
+            items.append(given)
+            continue
+        items.extend(_of(os.fspath(given), len(inputs) > 1, others, columns))
     _refuse_twins(items)
     return items
 
 
-def _of(given: str, several: bool, left: Counter[str]) -> Iterator[Item]:
+def _of(given: str, several: bool, left: Counter[str], columns: str) -> Iterator[Item]:
     if not given or "\0" in given:
         raise CatalogueError(f"an input is {given!r}", "a path", "check the command")
     if not storage.is_url(given):
@@ -150,28 +159,30 @@ def _of(given: str, several: bool, left: Counter[str]) -> Iterator[Item]:
         index = tar_index.index_of(given)
         if index is not None:
             return _of_catalogue(index)
-    if storage.is_url(given):
+    braces = len(tar_index.expand_braces(given)) > 1 and not os.path.lexists(given)
+    if storage.is_url(given) or braces:
         tars = tar_index.tars_of(given)
         root = storage.parent(tars[0])
         return itertools.chain.from_iterable(_of_shard(tar, relative(tar, root), left) for tar in tars)
     if os.path.isdir(given):
         return _of_folder(given, given if several else "", left)
     if os.path.lexists(given):
-        return _of_file(given, left)
+        return _of_file(given, left, columns)
     if tar_index.is_pattern(given):
         return _of_pattern(given, left)
     hint = tables.near(Path(given))
     raise CatalogueError(f"there is no {given}", "a file, a folder or a pattern that matches", "check the path" + hint)
 
 
-def _of_file(path: str, left: Counter[str]) -> Iterator[Item]:
+def _of_file(path: str, left: Counter[str], columns: str = "") -> Iterator[Item]:
     suffix = os.path.splitext(path)[1].lower()
     if tar_reader.is_shard(path) or tar_reader.is_packed(path):
         return _of_shard(path, path, left)
     if suffix == ".jsonl" and is_catalogue(Path(path)):
         return _of_catalogue(path)
-    if suffix in tables.SUFFIXES:
-        return _of_table(path)
+    annotated = suffix not in files.SUFFIXES and annotation_files.kind_of(path, alone=False)
+    if annotated or suffix in tables.SUFFIXES:
+        return _of_table(path, columns)
     return iter([Item(path, path)])
 
 
@@ -262,9 +273,11 @@ def _of_catalogue(path: str) -> Iterator[Item]:
         )
 
 
-def _of_table(path: str) -> Iterator[Item]:
-    root = os.path.abspath(os.path.dirname(path))
-    for row in tables.iterate_table(path):
+def _of_table(path: str, columns: str) -> Iterator[Item]:
+    rows = clips.rows_of(path, TableSettings(columns=columns))
+    rows = list(rows) if frames.is_stored(path) else rows
+    root = frames.root_of(path, [row.path for row in rows] if isinstance(rows, list) else ())
+    for row in rows:
         start = row.start or 0.0
         seconds = None if row.end is None else row.end - start
         yield Item(relative(row.path, root), row.path, start=start, seconds=seconds, label=row.label)

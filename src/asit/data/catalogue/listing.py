@@ -100,17 +100,15 @@ def _key(name: bytes, span: Span | None, seed: int) -> int:
 
 
 def list_files(source: Path, *, folder_labels: bool = False) -> Listing:
-    """List the clips of a folder or a table without opening them.
+    """List the recordings of a folder without opening them.
 
     Args:
-        source: the folder or the table.
+        source: the folder.
         folder_labels: label each file of a folder by its sub-folder: CLASS, SPLIT/CLASS or CLASS/SPLIT.
 
     Raises:
-        CatalogueError: an invalid table, a folder without audio, or files without a folder that labels them.
+        CatalogueError: a folder without audio, or files without a folder that labels them.
     """
-    if not source.is_dir():
-        return list_rows(os.path.abspath(source.parent), tables.iterate_table(source))
     root, others = os.path.abspath(source), Counter[str]()
     # The scan reports folders that cannot be read.
     names = Texts.pack(encode(name) for name, _ in walk_audio(root, files.SUFFIXES, others))
@@ -149,7 +147,8 @@ def _labels_of_folders(folder: Path, names: Texts) -> dict[str, Words]:
     if loose := [name for name, top in zip(names, first, strict=True) if not top]:
         problem = f"{len(loose)} of {len(names)} recordings are directly in {folder}: {', '.join(loose[:5])}"
         expected = "each recording in a sub-folder named after its label"
-        fix = "move them into their label's folder, or list recordings, labels and splits in a table"
+        fix = "move them into their label's folder, or list recordings, labels and splits in a table; annotations of "
+        fix += "Raven, Audacity or Praat beside them are read with --window SECONDS"
         raise CatalogueError(problem, expected, fix)
     # Folders with the usual names are splits if all first ones are, or all second ones, and there are at least two.
     for split, label in ((first, second), (second, first)):

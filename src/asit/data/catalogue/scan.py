@@ -17,7 +17,9 @@ from typing import Any, Literal
 import numpy as np
 
 from asit.audio import files
-from asit.data.catalogue import checks, tables
+from asit.config import TableSettings
+from asit.data.annotations import clips
+from asit.data.catalogue import checks, frames, tables
 from asit.data.catalogue.catalogue import LINES, Catalogue, atomic_file, is_catalogue, writing
 from asit.data.catalogue.checks import ScanResult, ScanSettings
 from asit.data.catalogue.columns import DAMAGE, Rows, decode, json_line
@@ -33,13 +35,14 @@ Progress = Callable[[int, int, int], None]
 
 
 def build(
-    source: str | os.PathLike[str],
+    source: Any,
     out: str | os.PathLike[str],
     *,
     workers: int | Literal["auto"] = "auto",
     restart: bool = False,
     progress: Progress = lambda done, total, bad: None,
     rows: Iterable[tables.TableRow] | None = None,
+    table: TableSettings | None = None,
     facts: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Catalogue:
@@ -54,12 +57,14 @@ def build(
     shortened, and counted in the header ("shortened").
 
     Args:
-        source: a folder, searched at all levels (hidden names left out), or a table
-            (:func:`asit.data.catalogue.tables.read_table`).
+        source: a folder, searched at all levels (hidden names left out), a table
+            (:func:`asit.data.catalogue.tables.read_table`), annotations, or a table in memory, such as a DataFrame
+            (:func:`asit.data.catalogue.frames.stored`).
         out: the catalogue's path; an older catalogue there is replaced.
         workers: processes; "auto": one for each CPU this process may use.
         restart: discard the results of an interrupted scan.
         progress: called with (files done, all files, bad files).
+        table: how a table or annotations become clips (:class:`asit.config.TableSettings`).
         rows: scan these instead, one at a time; their paths are normalised, and absolute or relative to the source.
         facts: further entries of the header, such as "task" and "classes".
         settings: front_end (:class:`asit.config.FrontEndSettings` of the log-mel, default the default settings);
@@ -77,7 +82,9 @@ def build(
     """
     if settings.get("front_end", "") is None:
         del settings["front_end"]
-    chosen, source, out = ScanSettings(**settings), Path(local_files.locate(os.fspath(source))), Path(out)
+    chosen, out = ScanSettings(**settings), Path(out)
+    source, table = frames.take(source, table)
+    source = Path(local_files.locate(source))
     if not 0 <= chosen.bad_files <= 1 or chosen.statistics_clips < 0 or (workers != "auto" and workers < 1):
         raise CatalogueError(
             f"bad_files={chosen.bad_files}, statistics_clips={chosen.statistics_clips}, workers={workers}",
@@ -89,16 +96,23 @@ def build(
         problem = f"labels='{chosen.labels}' for {'rows' if rows is not None else source}"
         expected = "a folder, whose sub-folders may be labels; a table has labels of its own"
         raise CatalogueError(problem, expected, "leave labels at auto")
-    if rows is None:
+    root = os.path.abspath(source if source.is_dir() or rows is not None else source.parent)
+    if rows is None and chosen.labels != "annotations" and source.is_dir() and not table.window:
         listing = list_files(source, folder_labels=chosen.labels == "folder")
     else:
-        listing = list_rows(os.path.abspath(source), rows)
+        rows = clips.rows_of(source, table) if rows is None else rows
+        if frames.is_stored(source):
+            rows = list(rows)
+            root = frames.root_of(source, [row.path for row in rows])
+        listing = list_rows(root, rows)
     if not len(listing):
         raise CatalogueError(f"no clips were named in {source}", "at least one", "check the data set's folder")
     listing.draw(chosen.statistics_clips, chosen.seed)
     header = dict(facts or {})
     if chosen.labels == "folder" and "split" in listing.words:
         header["folders"] = "the sub-folders are splits and classes"
+    if how := table.model_dump():
+        header["table"] = how
     with lock.writing(out):
         with _Partial(Path(f"{out}.partial"), chosen.fingerprint(source), listing, restart) as partial:
             todo = np.flatnonzero(partial.offsets < 0)

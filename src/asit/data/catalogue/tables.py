@@ -1,4 +1,4 @@
-"""Tables of clips: CSV, TSV or JSONL with a path and optional label, split, fold, group, start and end."""
+"""Tables of clips: CSV, TSV, JSONL or Parquet with a path and optional label, split, fold, group, start and end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import functools
 import io
 import itertools
 import json
-import logging
 import math
 import os
 import re
@@ -19,29 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
+from asit.data.catalogue import table_columns
 from asit.data.catalogue.columns import WORDS, identifier, normal
-from asit.errors import CatalogueError
+from asit.errors import CatalogueError, missing_extra
 from asit.io import local_files, parsing
 
-SUFFIXES = frozenset({".csv", ".tsv", ".jsonl"})
+SUFFIXES = frozenset({".csv", ".tsv", ".jsonl", ".parquet"})
 """Suffixes of tables."""
 
-_COLUMNS = {
-    "path": ("file", "filename", "file_name", "filepath", "file_path"),
-    "label": ("labels", "class", "category"),
-    "split": (),
-    "fold": (),
-    "group": ("speaker",),
-    "start": ("start_seconds",),
-    "end": ("end_seconds",),
-}
-_NAMES = {name: column for column, others in _COLUMNS.items() for name in (column, *others)}
-_KNOWN = ", ".join(name + (f" (or {', '.join(others)})" if others else "") for name, others in _COLUMNS.items())
 _SEPARATORS = ",;\t|"
 
 _normal = functools.lru_cache(1 << 16, typed=True)(normal)
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,25 +53,28 @@ class TableRow:
     end: float | None = None
 
 
-def read_table(path: str | os.PathLike[str]) -> list[TableRow]:
+def read_table(path: str | os.PathLike[str], columns: str = "") -> list[TableRow]:
     """Read all rows of a table, in order.
 
-    The first line of a CSV or TSV names the columns, each line of a JSONL is an object. The columns are path (or file,
-    filename, file_name, filepath, file_path), label (or labels, class, category), split, fold, group (or speaker),
-    start and end (or start_seconds and end_seconds); path is required. Other columns are skipped, which is logged; a
-    name one letter away from a missing column is an error. The separator is a comma, semicolon, tab or bar, or as a
-    first line "sep=;" says. In a JSONL the label may be a list of names, or an object with the weight of each name. The
-    text is UTF-8, or UTF-16 with a byte order mark.
+    The first line of a CSV or TSV names the columns, each line of a JSONL is an object. The columns are path, label,
+    split, fold, group, start and end, or other names of these (`table_columns`); path is required. Other columns are
+    skipped, which is logged; a name one letter away from a missing column is an error. The separator is a comma,
+    semicolon, tab or bar, or as a first line "sep=;" says. In a JSONL the label may be a list of names, or an object
+    with the weight of each name. The text is UTF-8, or UTF-16 with a byte order mark. Parquet needs its extra.
+
+    Args:
+        path: the table.
+        columns: names of its columns, such as "label=species,path=file_name".
 
     Raises:
         CatalogueError: no such table, a missing or misspelt column, a damaged line (with its number), invalid times, a
             clip on two lines, or no rows.
     """
-    return list(iterate_table(path))
+    return list(iterate_table(path, columns))
 
 
-def iterate_table(path: str | os.PathLike[str]) -> Iterator[TableRow]:
-    """Yield the rows of :func:`read_table` one at a time."""
+def iterate_table(path: str | os.PathLike[str], columns: str = "", *, repeated: bool = False) -> Iterator[TableRow]:
+    """Yield the rows of :func:`read_table` one at a time; `repeated`: a clip may be on several lines."""
     table = Path(local_files.locate(os.fspath(path)))
     suffix = table.suffix.lower()
     if suffix not in SUFFIXES:
@@ -95,10 +85,10 @@ def iterate_table(path: str | os.PathLike[str]) -> Iterator[TableRow]:
     folder = os.path.abspath(table.parent)
     seen: set[int] = set()  # hashes take an eighth of the memory of the paths
     with open_table(table) as lines:
-        for number, row in _objects(table, lines) if suffix == ".jsonl" else _columns(table, lines, suffix):
+        for number, row in _cells(table, lines, suffix, columns):
             found = _row(table, folder, number, row)
             clip = hash((found.path, found.start or 0.0, found.end))
-            if clip in seen:
+            if clip in seen and not repeated:
                 part = "" if found.start is None and found.end is None else f" from {found.start or 0:g} s"
                 raise bad_line(
                     *(table, number, f"{row['path']}{part} is in the table twice"),
@@ -129,6 +119,15 @@ def open_table(table: Path) -> Iterator[TextIO]:
         why = error.strerror if isinstance(error, OSError) and error.strerror else error
         fix = "check the file" if table.exists() else "check the path" + near(table)
         raise CatalogueError(f"{table} cannot be read: {why}", "a readable table", fix) from None
+
+
+def _cells(table: Path, lines: TextIO, suffix: str, columns: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield each row's number, of a text its line, and its cells under our names."""
+    if suffix == ".parquet":
+        return _objects(table, _parquet(table), columns)
+    return (
+        _objects(table, _json(table, lines), columns) if suffix == ".jsonl" else _columns(table, lines, suffix, columns)
+    )
 
 
 def bad_line(table: Path, number: int, found: str, expected: str, fix: str = "correct this line") -> CatalogueError:
@@ -168,7 +167,7 @@ def _time(table: Path, number: int, name: str, value: Any) -> float | None:
     return seconds
 
 
-def _columns(table: Path, lines: TextIO, suffix: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _columns(table: Path, lines: TextIO, suffix: str, columns: str) -> Iterator[tuple[int, dict[str, Any]]]:
     first, skipped, given = lines.readline(), 0, None
     while first and (not first.strip() or (given := re.fullmatch(r"\s*\"?sep=(.)\"?\s*", first) or given)):
         first, skipped = lines.readline(), skipped + 1
@@ -179,7 +178,7 @@ def _columns(table: Path, lines: TextIO, suffix: str) -> Iterator[tuple[int, dic
         raise CatalogueError(found, "UTF-8", "save the table as UTF-8")
     separator = usual = given[1] if given else "\t" if suffix == ".tsv" else ","
     for sign in usual if given else dict.fromkeys(usual + _SEPARATORS):  # the first that yields the path column
-        if "path" in (_NAMES.get(name.strip().strip('"').strip().lower()) for name in first.split(sign)):
+        if any(table_columns.is_path(name.strip().strip('"'), columns) for name in first.split(sign)):
             separator = sign
             break
     reader = csv.reader(
@@ -188,7 +187,7 @@ def _columns(table: Path, lines: TextIO, suffix: str) -> Iterator[tuple[int, dic
     header = next(reader, None)
     if not header:
         return
-    names = _known(table, header)
+    names = table_columns.known(str(table), header, columns)
     for cells in reader:
         if not any(map(str.strip, cells)):
             continue
@@ -203,8 +202,7 @@ def _columns(table: Path, lines: TextIO, suffix: str) -> Iterator[tuple[int, dic
         yield reader.line_num + skipped, {name: cell for name, cell in zip(names, cells, strict=True) if name}
 
 
-def _objects(table: Path, lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    known: dict[tuple[str, ...], list[str | None]] = {}
+def _json(table: Path, lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -214,10 +212,34 @@ def _objects(table: Path, lines: Iterable[str]) -> Iterator[tuple[int, dict[str,
             raise bad_line(table, number, f"not a row: {error}", "one JSON object a line") from None
         if not isinstance(pairs, dict):
             raise bad_line(table, number, line.strip()[:40], 'an object such as {"path": "a.wav"}')
+        yield number, pairs
+
+
+def _parquet(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise missing_extra(str(table), "pyarrow", "parquet") from None
+    number = 0
+    try:
+        with parquet.ParquetFile(table) as file:
+            for batch in file.iter_batches(4096):
+                for row in batch.to_pylist():
+                    yield (number := number + 1), row
+    except (ArrowException, OSError) as error:
+        raise CatalogueError(f"{table} cannot be read: {error}", "a Parquet file", "write it again") from None
+
+
+def _objects(
+    table: Path, rows: Iterable[tuple[int, dict[str, Any]]], columns: str
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    known: dict[tuple[str, ...], list[str | None]] = {}
+    lenient = table.suffix.lower() == ".jsonl"  # whose lines may lack a column
+    for number, pairs in rows:
         keys = tuple(pairs)
         if keys not in known:
             earlier = {key for one in known for key in one}
-            known[keys] = _known(table, keys, quiet=earlier)
+            known[keys] = table_columns.known(str(table), keys, columns, earlier if known or lenient else None)
         row: dict[str, Any] = {name: value for name, value in zip(known[keys], pairs.values(), strict=True) if name}
         try:
             row |= {"label": label_text(row.get("label"))}
@@ -225,7 +247,7 @@ def _objects(table: Path, lines: Iterable[str]) -> Iterator[tuple[int, dict[str,
             raise bad_line(table, number, *error.args) from None
         for name, value in row.items():
             if isinstance(value, list | dict) or (name == "path" and isinstance(value, bool)):
-                raise bad_line(table, number, f"{name} is {json.dumps(value)[:60]}", "text or a number")
+                raise bad_line(table, number, f"{name} is {json.dumps(value, default=str)[:60]}", "text or a number")
         yield number, row
 
 
@@ -265,49 +287,6 @@ def label_text(value: Any) -> Any:
     ):
         raise ValueError(found, "a weight from 0 to 1 for each name", "correct this line")
     return ";".join(f"{label}:{float(weight)!r}" for label, weight in zip(names, weights, strict=True))
-
-
-def _known(table: Path, header: Sequence[str], quiet: Iterable[str] = ()) -> list[str | None]:
-    """Map the header's names to columns; None for unknown ones, which are logged unless in `quiet`."""
-    found = [" ".join(name.split()).lower() for name in header]
-    ours = [_NAMES.get(name) for name in found]
-    expected = f"path and optionally others of: {_KNOWN}"
-    for name in _COLUMNS:
-        same = [header[i] for i, our in enumerate(ours) if our == name]
-        if len(same) > 1:
-            raise CatalogueError(f"{table}: {' and '.join(same)} are both the {name}", "one of them", "remove one")
-    slips = {
-        name: close
-        for name, our in zip(found, ours, strict=True)
-        if our is None and (close := next((known for known in _NAMES if _slip(name, known)), None))
-        if _NAMES[close] not in ours
-    }
-    if slips:
-        names = ", ".join(f"'{name}' (did you mean '{close}'?)" for name, close in slips.items())
-        raise CatalogueError(f"{table}: unknown columns {names}", expected, "rename or remove these columns")
-    if "path" not in ours:
-        problem = f"{table}: no column with the path; the first line is '{', '.join(header)}'"
-        fix = "add that column, or a first line with the names"
-        raise CatalogueError(problem, f"the columns' names: {expected}", fix)
-    unused = [f"'{name}'" for name, our in zip(header, ours, strict=True) if our is None and name not in quiet]
-    if unused:
-        _log_unused(str(table), ", ".join(unused))
-    return ours
-
-
-@functools.cache  # once per process
-def _log_unused(table: str, columns: str) -> None:
-    log.warning("%s: columns that are not used: %s", table, columns)
-
-
-def _slip(name: str, known: str) -> bool:
-    """Whether a name is one letter more, less or different from a known one, or has two letters exchanged."""
-    if len(name) == len(known):
-        at = [i for i, (one, other) in enumerate(zip(name, known, strict=True)) if one != other]
-        exchanged = len(at) == 2 and at[1] == at[0] + 1 and name[at[0]] == known[at[1]] and name[at[1]] == known[at[0]]
-        return exchanged or (len(at) == 1 and len(known) > 3)
-    longer, shorter = sorted((name, known), key=len, reverse=True)
-    return len(longer) == len(shorter) + 1 and any(longer[:i] + longer[i + 1 :] == shorter for i in range(len(longer)))
 
 
 def near(path: Path) -> str:

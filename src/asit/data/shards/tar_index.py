@@ -12,6 +12,7 @@ import fnmatch
 import hashlib
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 
 _THREADS = 8
 _PIECE = 1 << 23  # bytes read and hashed at a time
+_MOST_NAMES = 1_000_000
 _AT_ONCE = 4  # shards, so that requests and hashing overlap
 
 
@@ -57,13 +59,20 @@ def index_of(given: str) -> str | None:
 
 
 def tars_of(given: str) -> list[str]:
-    """Return the tar shards that this names, sorted: one, a pattern, or a folder with tars and no recordings.
+    """Return the tar shards that this names: one, braces as of webdataset in their order, or sorted those of a pattern
+    or of a folder with tars and no recordings.
 
     Raises:
-        CatalogueError: a URL, or a pattern of tars, that names none.
+        CatalogueError: a URL, or a pattern of tars, that names none; braces that name what is no tar.
     """
     url = storage.is_url(given)
     given = given if url else local_files.locate(given)
+    if len(several := expand_braces(given)) > 1 and (url or not os.path.lexists(given)):
+        wrong = [name for name in several if not tar_reader.is_shard(name) or not (url or os.path.isfile(name))]
+        if wrong:
+            problem = f"{given} names {len(several)} files, of which {len(wrong)} are no tar, such as {wrong[0]}"
+            raise CatalogueError(problem, "existing .tar files", "check the numbers in the braces")
+        return several
     if tar_reader.is_shard(given) and not is_pattern(given):
         return [given] if url or os.path.isfile(given) else []
     if is_pattern(given) and (url or not os.path.lexists(given)):
@@ -290,6 +299,27 @@ def _matches(pattern: str) -> list[str]:
     if is_pattern(folder):
         raise CatalogueError(f"{pattern} has a pattern of folders", "a pattern in the last part", "name one folder")
     return [f"{folder}/{name}" for name in storage.list(folder) if fnmatch.fnmatchcase(name, last)]
+
+
+def expand_braces(given: str) -> list[str]:
+    """Return the names that braces stand for, as in webdataset: {000..009} and {train,test}; without braces the name.
+
+    Raises:
+        CatalogueError: more than a million names.
+    """
+    match = re.search(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}", given)
+    if match is None:
+        return [given]
+    first, last, listed = match.groups()
+    parts: Sequence[str] = listed.split(",") if listed else ()
+    if first:
+        low, high = int(first), int(last)
+        if abs(high - low) >= _MOST_NAMES:
+            raise CatalogueError(f"{given} names {abs(high - low) + 1:,} files", f"{_MOST_NAMES:,} at most", "split it")
+        width = max(map(len, (first, last))) if "0" in (first[0], last[0]) else 0
+        parts = [f"{number:0{width}d}" for number in range(low, high + 1) or range(low, high - 1, -1)]
+    names = (name for part in parts for name in expand_braces(given[: match.start()] + part + given[match.end() :]))
+    return list(dict.fromkeys(names))
 
 
 def is_pattern(given: str) -> bool:
