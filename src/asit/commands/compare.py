@@ -33,7 +33,7 @@ def compare(prog: str, summary: str, given: list[str]) -> int:
         comparison_table.check_name(Path(options.out))
     check_spreadsheet(options.spreadsheet, options.out)
     found = compare_runs(options.runs, split=options.split, seed=options.seed)
-    print(comparison_table.markdown(found), end="")
+    print(comparison_table.markdown(found, compact=True), end="")
     if options.out:
         comparison_table.write(found, Path(options.out), spreadsheet=options.spreadsheet)
     return 0

@@ -53,12 +53,18 @@ def check_name(path: Path) -> None:
         raise ConfigError(f"--out {path}", f"a name that ends in {', '.join(SUFFIXES)}", "choose one of these forms")
 
 
-def markdown(found: RunComparison) -> str:
-    """Return tables of the scores, the means over seeds and the paired differences, and the warnings."""
+def markdown(found: RunComparison, compact: bool = False) -> str:
+    """Return tables of the scores, the means over seeds and the paired differences, and the warnings.
+
+    Args:
+        found: the comparison.
+        compact: name a column that is the same in all rows once above its table, so that tables fit a terminal.
+    """
     parts = []
+    table = _compact_table if compact else _table
     if scored := [row for row in found.rows if not row.state]:
         rows = ((*_names(row), _score(row), f"{row.clips:,}", row.list) for row in scored)
-        parts.append(_table((*_HEAD, "score (95 % interval)", "clips", "list"), rows))
+        parts.append(table((*_HEAD, "score (95 % interval)", "clips", "list"), rows))
     if found.seeds:
         parts.append("Runs that differ by their seed alone (mean ± standard deviation over seeds):")
         rows = (
@@ -70,14 +76,14 @@ def markdown(found: RunComparison) -> str:
             )
             for group in found.seeds
         )
-        parts.append(_table((*_HEAD[1:], "score over seeds", "seeds", "of each"), rows))
+        parts.append(table((*_HEAD[1:], "score over seeds", "seeds", "of each"), rows))
     if found.differences:
         first = found.differences[0].against
         parts.append(f"Difference to {first} on the same clips (paired bootstrap, 95 % interval):")
         rows = (
             (d.run, d.weights, plain(d.metric), interval_text(d.value, "+"), f"{d.clips:,}") for d in found.differences
         )
-        parts.append(_table(("run", "weights", "metric", "difference", "clips"), rows))
+        parts.append(table(("run", "weights", "metric", "difference", "clips"), rows))
     parts += [f"No score: {row.run} is {row.state}" for row in found.rows if row.state]
     parts += [f"Warning: {warning}" for warning in found.warnings]
     return "\n\n".join(parts) + "\n"
@@ -131,6 +137,16 @@ def _difference_fields(found: PairedDifference) -> dict[str, Any]:
     made = {name: getattr(found, name) for name in ("run", "weights", "against", "metric", "clips")}
     interval = [found.value.low, found.value.high] if found.value.known else None
     return made | {"difference": _finite(found.value.value), "interval": interval}
+
+
+def _compact_table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table without the columns that are the same in all of its rows, which are named above it."""
+    rows = list(lines)
+    same = {i for i in range(1, len(head)) if len(rows) > 1 and len({row[i] for row in rows}) == 1}
+    kept = [i for i in range(len(head)) if i not in same]
+    made = _table([head[i] for i in kept], [[row[i] for i in kept] for row in rows])
+    common = "; ".join(f"{head[i]} {rows[0][i]}" for i in sorted(same) if rows[0][i])
+    return f"Of all: {common}\n\n{made}" if common else made
 
 
 def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
