@@ -20,8 +20,8 @@ from asit.audio.files import resample
 from asit.audio.stream import check_sounds
 from asit.errors import ConfigError
 from asit.interop import loading
-from asit.model.audio_model import AudioModel, EmbedKeywords
-from asit.model.inference.embedding import Precision
+from asit.model.audio_model import AudioModel
+from asit.model.inference.embedding import EmbedKeywords, Precision
 from asit.model.inference.overlap import ClipPooling
 
 __all__ = ["HearModel", "get_scene_embeddings", "get_timestamp_embeddings", "load_model"]

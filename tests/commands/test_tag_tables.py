@@ -18,7 +18,9 @@ import asit
 from asit import cli
 from asit.data.catalogue.inputs import Item
 from asit.errors import ConfigError
-from asit.infer.detection_files import Annotator
+from asit.finetune.cross_validation import CrossValidation
+from asit.finetune.finetune_run import FinetuneResult
+from asit.infer.detection_files import Annotator, textgrid_lines
 from asit.model.audio_model import AudioModel
 from asit.model.inference.tagging import Tag, Tags
 
@@ -115,6 +117,15 @@ def test_files_of_other_programs_are_as_their_manuals_say() -> None:
     assert text_of("raven", ("a.wav", FOUND), *others) == RAVEN
     assert text_of("audacity", ("a.wav", FOUND)) == AUDACITY
     assert text_of("textgrid", ("a.wav", FOUND)) == TEXTGRID
+
+
+def test_one_tier_where_a_clip_has_one_label() -> None:
+    one, two = Tag("wren", 0.9, 0.0, 1.0), Tag("robin", 0.8, 0.75, 1.75)
+    lines = list(textgrid_lines(4.0, [one, two], multi=False))
+    assert "size = 1" in lines
+    times = [float(line.split("=")[1]) for line in lines if line.startswith("            xm")]
+    texts = [line.split("=")[1].strip() for line in lines if "text =" in line]
+    assert (times, texts) == ([0.0, 1.0, 1.0, 1.75, 1.75, 4.0], ['"wren"', '"robin"', '""'])
 
 
 def test_intervals_of_a_textgrid_never_overlap_and_cover_the_recording() -> None:
@@ -310,3 +321,29 @@ def test_tags_and_embeddings_as_data_frames(models: Path, sounds: Path, monkeypa
     for result in (tags, found):
         with pytest.raises(ConfigError, match=r"pip install 'asit-audio\[pandas\]'"):
             result.to_frame()
+
+
+def test_reprs_are_one_line_that_says_what_it_is(models: Path, sounds: Path) -> None:
+    model = asit.load(models / "multi")
+    tags = model.tag(sounds / "long.wav")
+    best = ", ".join(f"{tag.label} {tag.score:.3f}" for tag in tags.top(3))
+    for result, expected in (
+        (model, "AudioModel(32 wide, 2 blocks, windows of 0.49 s at 16000 Hz, 4 classes: dog, rain, نباح كلب, ...)"),
+        (asit.load(models / "encoder"), "AudioModel(32 wide, 2 blocks, windows of 0.49 s at 16000 Hz, no labels)"),
+        (tags, f"Tags(21.00 s, 43 windows, 4 classes, several labels a clip; {best})"),
+        (model.embed(sounds / "short.wav"), "Embedding(4 frames of 32 values, 16 patches, 0.05 to 0.29 s)"),
+        (model.attention(sounds / "short.wav"), "AttentionMap(2 heads, 4 columns of 4 bands, to 0.29 s)"),
+    ):
+        assert repr(result) == expected
+    result = FinetuneResult(
+        out=Path("run"),
+        model=Path("run/model"),
+        step=3,
+        total=9,
+        finished=False,
+        stopped_by="SIGINT",
+        results=[],
+    )
+    assert repr(result) == "FinetuneResult('run', 3 of 9 steps; no scores)"
+    folds = CrossValidation(Path("cv"), True, None, {"test averaged accuracy": {"mean": 0.5, "std": 0.1}})
+    assert repr(folds) == "CrossValidation('cv', finished; test averaged accuracy 0.5000)"

@@ -17,6 +17,7 @@ import soundfile
 import torch
 
 from asit import cli, runtime
+from asit.audio import files
 from asit.audio.fbank import FrontEnd
 from asit.audio.stream import open_sound
 from asit.config import EncoderSettings, FrontEndSettings
@@ -137,6 +138,48 @@ def test_a_vector_a_file_as_the_model_gives_it(
         vectors = np.array([line[3:] for line in lines[1:]], np.float32)
     np.testing.assert_allclose(vectors, torch.stack(expected).numpy(), atol=2e-5)
     assert sorted(path.name for path in tmp_path.iterdir()) == [out.name]
+
+
+@pytest.mark.parametrize(("window", "hop"), [(0.4, None), (0.4, 0.15), (3.0, 3.0)])
+def test_a_vector_a_window_with_its_start_and_end(
+    model: AudioModel, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: float, hop: float | None
+) -> None:
+    monkeypatch.setattr(embed_blocks, "_PIECE", 700)  # five vectors: pieces end within recordings
+    (tmp_path / "list.csv").write_text(
+        "path,start,end\n" + "".join(f"{clips / '05.flac'},{start},{end}\n" for start, end in ((0, 9), (1.5, 4)))
+    )
+    expected = []
+    for begin, end in ((0.0, 9.0), (1.5, 4.0)):
+        wave = files.read(clips / "05.flac", rate=16000, start=begin, seconds=end - begin)
+        at = begin
+        while True:
+            last = at + window >= end - 1e-3
+            start = max(begin, end - window) if last else at
+            part = wave[round((start - begin) * 16000) :][: round(window * 16000)]
+            expected.append((start, min(start + window, end), model.embed(part).clip.numpy()))
+            if last:
+                break
+            at += hop or window
+    for name in ("emb.parquet", "emb.csv", "emb.npz"):
+        settings = EmbedSettings(window=window, hop=hop, batch=4)
+        summary = go(model, tmp_path / "list.csv", tmp_path / name, settings)
+        assert (summary.files, summary.rows) == (2, len(expected))
+    table, vectors = table_of(tmp_path / "emb.parquet")
+    assert table.column_names == ["path", "start", "end", "vector"]
+    npz = np.load(tmp_path / "emb.npz")
+    assert sorted(npz) == ["about", "ends", "paths", "starts", "vectors"]
+    lines = [line.split(",") for line in (tmp_path / "emb.csv").read_text().splitlines()]
+    assert lines[0][:4] == ["path", "start", "end", "v0"]
+    rows = np.array([line[1:] for line in lines[1:]], np.float64)
+    for starts, ends, found in (
+        (table["start"].to_numpy(), table["end"].to_numpy(), vectors),
+        (npz["starts"], npz["ends"], npz["vectors"]),
+        (rows[:, 0], rows[:, 1], rows[:, 2:]),
+    ):
+        np.testing.assert_allclose(starts, [start for start, _, _ in expected], atol=1e-4)
+        np.testing.assert_allclose(ends, [end for _, end, _ in expected], atol=1e-4)
+        np.testing.assert_allclose(found, [vector for *_, vector in expected], atol=2e-5)
+    assert table["path"].to_pylist() == npz["paths"].tolist() == [line[0] for line in lines[1:]]
 
 
 @pytest.mark.parametrize("hop", [None, 0.02])
@@ -379,6 +422,7 @@ def test_refusals_leave_nothing(
         ("there.npz", EmbedSettings(), "there.npz already exists"),
         ("emb.npz", EmbedSettings(hop=0.03), "a hop of 0.03 s"),
         ("emb.npz", EmbedSettings(hop=0.0), "a hop of 0 s"),
+        ("emb.npz", EmbedSettings(window=0.001), "windows of 0.001 s"),
         ("emb.npz", EmbedSettings(layer=7), "layer 7 of an encoder of 2 blocks"),
     ]:
         (tmp_path / "there.npz").write_text("mine")
@@ -391,6 +435,8 @@ def test_refusals_leave_nothing(
     for make, text in [
         (lambda: EmbedSettings(level="frames", pooling="class"), "--pooling class with --level frames"),
         (lambda: EmbedSettings(batch=0), "batch 0"),
+        (lambda: EmbedSettings(window=1.0, hop=1.5), "a hop of 1.5 s between windows of 1 s"),
+        (lambda: EmbedSettings(window=1.0, level="frames"), "--window with --level frames"),
     ]:
         with pytest.raises(ConfigError, match=text):
             make()

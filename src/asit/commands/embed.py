@@ -17,6 +17,7 @@ from asit.terminal.options import (
     Inputs,
     Model,
     Precision,
+    Seconds,
     Share,
     Spreadsheet,
     Threads,
@@ -46,8 +47,11 @@ class EmbedOptions:
     """The vector of a clip: mean of its patches, class token, or both."""
     layer: int | None = None
     """Block whose output is taken, 0 the first, -1 the last, through the final norm; by default the last."""
+    window: Seconds | None = None
+    """At level clip one vector for each window of so many seconds, with its start and end."""
     hop: float | None = None
-    """Seconds between frames, a whole part of the patch columns' own step, which is the default."""
+    """Seconds between windows, by default end to end; without --window between frames, a whole part of the patch
+    columns' own step, which is the default."""
     precision: Precision = "auto"
     columns: Columns = ""
     device: Device = "auto"
@@ -115,7 +119,9 @@ def _print(model: AudioModel, items: Sequence[Item], settings: EmbedSettings) ->
             continue
         vectors = [[round(value, 6) for value in vector] for vector in rows_of(one.found, settings).tolist()]
         if settings.level == "clip":
-            print(json.dumps({"path": name, "patches": list(one.found.grid), "clip": vectors[0]}))
+            end = one.start + (one.seconds or 0.0)
+            span = {} if settings.window is None else {"start": round(one.start, 4), "end": round(end, 4)}
+            print(json.dumps({"path": name, **span, "patches": list(one.found.grid), "clip": vectors[0]}))
             continue
         times = one.found.times.double() + one.start
         bands = len(vectors) // len(times)

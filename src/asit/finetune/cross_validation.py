@@ -51,6 +51,10 @@ class CrossValidation:
     summary: dict[str, dict[str, Any]]
     unseen: dict[str, list[str]] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        means = ", ".join(f"{name} {found['mean']:.4f}" for name, found in self.summary.items()) or "no scores"
+        return f"CrossValidation({str(self.out)!r}, {'finished' if self.finished else 'not finished'}; {means})"
+
 
 def run(
     settings: FinetuneSettings, *, resume: Resume = False, overwrite: bool = False

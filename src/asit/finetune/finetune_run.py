@@ -7,6 +7,7 @@ from typing import Any
 
 from asit.config import FinetuneSettings, finetune_settings
 from asit.config.presets import Resume
+from asit.evaluate.result_records import summary_line
 from asit.finetune import final_scores, init_model
 from asit.finetune.finetune_setup import FinetuneSetup, prepare
 from asit.finetune.validation import Validation
@@ -25,6 +26,10 @@ class FinetuneResult(run.RunResult):
     """
 
     results: list[dict[str, Any]]
+
+    def __repr__(self) -> str:
+        scores = "; ".join(summary_line(record, first_metric=True) for record in self.results) or "no scores"
+        return f"FinetuneResult({str(self.out)!r}, {self.step} of {self.total} steps; {scores})"
 
 
 def finetune(settings: FinetuneSettings, *, resume: Resume = False, overwrite: bool = False) -> FinetuneResult:

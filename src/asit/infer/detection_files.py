@@ -61,7 +61,7 @@ class Annotator:
         if self.form == "audacity":
             yield from audacity_lines(found)
         elif self.form == "textgrid":
-            yield from textgrid_lines(_length(item, tags), found)
+            yield from textgrid_lines(_length(item, tags), found, tags.multi)
         elif found:
             yield from self._selections(item, tags, found)
 
@@ -87,18 +87,19 @@ def audacity_lines(found: Sequence[Tag]) -> Iterator[str]:
         yield f"{tag.start:.6f}\t{tag.end:.6f}\t{plain(tag.label)}\t{tag.score:.6f}"
 
 
-def textgrid_lines(seconds: float, found: Sequence[Tag]) -> Iterator[str]:
-    """Yield a TextGrid with an interval tier for each label, in the order in which they begin.
+def textgrid_lines(seconds: float, found: Sequence[Tag], multi: bool) -> Iterator[str]:
+    """Yield a TextGrid with one interval tier, or with one for each label, in the order in which they begin.
 
     Intervals of a tier may not overlap, so one begins where the one before it ends at the earliest.
 
     Args:
         seconds: length of the recording.
         found: its detections, by start.
+        multi: a tier for each label.
     """
     tiers: dict[str, list[tuple[float, float, str]]] = {}
     for tag in found:
-        tier = tiers.setdefault(tag.label, [])
+        tier = tiers.setdefault(tag.label if multi else "label", [])
         last = tier[-1][1] if tier else 0.0
         start, end = max(tag.start, last), min(tag.end, seconds)
         if end <= start:
@@ -106,7 +107,7 @@ def textgrid_lines(seconds: float, found: Sequence[Tag]) -> Iterator[str]:
         if start > last:
             tier.append((last, start, ""))
         tier.append((start, end, tag.label))
-    tiers = tiers or {"detections": []}
+    tiers = tiers or {"label": []}
     for tier in tiers.values():
         last = tier[-1][1] if tier else 0.0
         if last < seconds:

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from asit.audio.windowing import window_start
 from asit.data.catalogue.inputs import Item
 from asit.errors import ConfigError, missing_extra
 from asit.io import atomic, parsing, storage
@@ -33,6 +34,7 @@ PLAN = "plan.json"
 MOST_FILES, MOST_BYTES = 256, 1 << 26
 """Recordings, and bytes of their files, after which a block ends."""
 
+EntryPart = tuple["Entry", int, int]
 Vectors = npt.NDArray[np.float32]
 Times = npt.NDArray[np.float64]
 
@@ -43,23 +45,31 @@ class Layout:
 
     Attributes:
         width: values of a vector.
-        bands: rows for each column of time, one for each band of mel; 0: one row a recording, without times.
+        bands: rows for each column of time, one for each band of mel; 0: one row a recording or window, without times.
         first, hop: time of a recording's first column, and from one column to the next, in s.
+        window: length of the windows that are columns then, s; 0: none.
     """
 
     width: int
     bands: int
     first: float
     hop: float
+    window: float = 0.0
 
     @property
     def rows(self) -> int:
         """Rows for each column, or recording."""
         return max(1, self.bands)
 
-    def times(self, first: int, count: int) -> Times:
-        """Return the times of `count` columns from the column `first` on, as `Embedding.times` has them."""
-        return (self.first + np.arange(first, first + count) * self.hop).astype(np.float32).astype(np.float64)
+    def times(self, entry: Entry, first: int, count: int) -> Times:
+        """Return the times of `count` columns from the column `first` on, as `Embedding.times` has them, or the starts
+        of windows, of which the last ends with the recording."""
+        at: Times = self.first + np.arange(first, first + count, dtype=np.float64) * self.hop
+        if not self.window:
+            return at.astype(np.float32).astype(np.float64)
+        if count and first + count == entry.columns:
+            at[-1] = window_start(entry.columns - 1, entry.columns, entry.seconds, self.window, self.hop)
+        return at
 
 
 class Entry(NamedTuple):
@@ -67,7 +77,7 @@ class Entry(NamedTuple):
 
     Attributes:
         item: its index among all recordings.
-        columns: of time, or 1 where there is one row a recording.
+        columns: of time, windows, or 1 where there is one row a recording.
         seconds: its length.
     """
 
@@ -143,17 +153,15 @@ class BlockFolder:
             return None
         return block if fits else None
 
-    def read(self, number: int, block: EmbeddedBlock, most: int) -> Iterator[tuple[list[tuple[Entry, int]], Vectors]]:
-        """Yield a finished block in pieces of about `most` bytes: (entry, its first column) and the vectors of each.
-
-        `columns` of an entry are those in the piece, which may be part of a recording.
-        """
+    def read(self, number: int, block: EmbeddedBlock, most: int) -> Iterator[tuple[list[EntryPart], Vectors]]:
+        """Yield a finished block in pieces of about `most` bytes: (entry, its first column here, their number) and the
+        vectors of each; a piece may be part of a recording."""
         step = max(1, most // self.column_bytes)
         bounds = np.cumsum([0] + [entry.columns for entry in block.entries]).tolist()
         for first in range(0, block.columns, step):
             end = min(first + step, block.columns)
             entries = [
-                (entry._replace(columns=min(b, end) - max(a, first)), max(a, first) - a)
+                (entry, max(a, first) - a, min(b, end) - max(a, first))
                 for entry, (a, b) in zip(block.entries, pairwise(bounds), strict=True)
                 if a < end and b > first
             ]
@@ -233,6 +241,7 @@ def _short(facts: dict[str, Any], name: str) -> str:
     return text if len(text) <= 24 else text[:12] + "..."
 
 
+Piece = tuple[Item, int, float]
 SUFFIXES = (".parquet", ".npz", ".csv")
 _PIECE = 1 << 26  # bytes of vectors in memory at a time, and in a row group
 
@@ -255,14 +264,19 @@ class TableContents:
     about: Mapping[str, Any]
     spreadsheet: bool = False
 
-    def pieces(self) -> Iterator[tuple[list[tuple[Item, int, float]], Vectors, Times]]:
+    def pieces(self) -> Iterator[tuple[list[Piece], Vectors, Times]]:
         """Yield (recording, its columns here, its seconds), vectors (rows, width) and times of the rows."""
         layout = self.folder.layout
         for number, block in enumerate(self.blocks):
             for entries, vectors in self.folder.read(number, block, _PIECE):
-                recordings = [(self.items[entry.item], entry.columns, entry.seconds) for entry, _ in entries]
-                times = [layout.times(first, entry.columns) + self.items[entry.item].start for entry, first in entries]
+                recordings = [(self.items[entry.item], count, entry.seconds) for entry, _, count in entries]
+                times = [layout.times(*one) + self.items[one[0].item].start for one in entries]
                 yield recordings, vectors, np.repeat(np.concatenate(times), layout.rows)
+
+    def ends(self, recordings: Sequence[Piece], starts: Times) -> Times:
+        """Return the ends of windows."""
+        last = [np.full(count, item.start + seconds) for item, count, seconds in recordings]
+        return np.minimum(starts + self.folder.layout.window, np.concatenate(last))
 
 
 def check_out(out: Path, level: str) -> None:
@@ -295,7 +309,7 @@ def _parquet(path: Path, contents: TableContents) -> None:
     layout = contents.folder.layout
     fields = [("path", pa.string())]
     if not layout.bands:
-        fields += [("start", pa.float64()), ("seconds", pa.float64())]
+        fields += [("start", pa.float64()), ("end" if layout.window else "seconds", pa.float64())]
     else:
         fields.append(("time", pa.float64()))
         if layout.bands > 1:
@@ -309,7 +323,9 @@ def _parquet(path: Path, contents: TableContents) -> None:
             columns = np.array([count for _, count, _ in recordings])
             codes = np.repeat(np.arange(len(names), dtype=np.int32), columns * layout.rows)
             found = {"path": pa.DictionaryArray.from_arrays(codes, names).cast(pa.string())}
-            if not layout.bands:
+            if layout.window:
+                found |= {"start": pa.array(times), "end": pa.array(contents.ends(recordings, times))}
+            elif not layout.bands:
                 found["start"] = pa.array([item.start for item, _, _ in recordings], pa.float64())
                 found["seconds"] = pa.array([seconds for _, _, seconds in recordings], pa.float64())
             else:
@@ -330,6 +346,11 @@ def _npz(path: Path, contents: TableContents) -> None:
         "seconds": np.array([entry.seconds for entry in entries], np.float64),
         "about": np.array(json.dumps(dict(contents.about))),
     }
+    if layout.window:
+        del small["seconds"]
+        small["paths"] = np.repeat(small["paths"], np.diff(ends))
+        parts = [(times, contents.ends(recordings, times)) for recordings, _, times in contents.pieces()]
+        small["starts"], small["ends"] = map(np.concatenate, zip(*parts, strict=True))
     if layout.bands:
         small["offsets"] = ends
     rows = int(ends[-1])
@@ -362,11 +383,17 @@ def _stream(
 
 
 def _csv(path: Path, contents: TableContents) -> None:
-    width = contents.folder.layout.width
-    line = ",".join(["%.9g"] * width)  # nine digits restore a float32
+    layout = contents.folder.layout
+    line = ",".join(["%.9g"] * layout.width)  # nine digits restore a float32
+    known = ["path", "start", "end" if layout.window else "seconds"]
     with path.open("w", encoding="utf-8", newline="") as file:
-        file.write(csv_line(["path", "start", "seconds", *(f"v{i}" for i in range(width))]) + "\n")
-        for recordings, vectors, _ in contents.pieces():
-            for (item, _, seconds), vector in zip(recordings, vectors, strict=True):
-                name = csv_line([item.text], spreadsheet=contents.spreadsheet)
-                file.write(f"{name},{item.start:g},{seconds:.6f},{line % tuple(vector)}\n")
+        file.write(csv_line([*known, *(f"v{i}" for i in range(layout.width))]) + "\n")
+        for recordings, vectors, times in contents.pieces():
+            names = [csv_line([item.text], spreadsheet=contents.spreadsheet) for item, *_ in recordings]
+            facts = [f"{item.start:g},{seconds:.6f}" for item, _, seconds in recordings]
+            if layout.window:
+                names = np.repeat(names, [count for _, count, _ in recordings]).tolist()
+                spans = zip(times, contents.ends(recordings, times), strict=True)
+                facts = [f"{start:.6f},{end:.6f}" for start, end in spans]
+            for name, fact, vector in zip(names, facts, vectors, strict=True):
+                file.write(f"{name},{fact},{line % tuple(vector)}\n")

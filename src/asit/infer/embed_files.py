@@ -223,7 +223,7 @@ class _EmbedRun:
                         result = next(results)
                         if isinstance(result, Result):
                             writer.add(rows_of(result.found, self.settings))
-                            seconds = result.seconds or 0.0
+                            seconds = result.start - items[result.index].start + (result.seconds or 0.0)
                             continue
                         if result.fault is None:
                             writer.finish(indices[result.index], seconds)

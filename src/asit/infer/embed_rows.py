@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,6 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from asit.audio.faults import Wave
+from asit.audio.fbank import FrontEnd
+from asit.audio.stream import OpenSound
+from asit.audio.windowing import cut
 from asit.data.catalogue.inputs import InputReader, Item, named
 from asit.errors import ConfigError
 from asit.infer.embed_blocks import Layout, Vectors
@@ -32,7 +36,9 @@ class EmbedSettings:
             patch, all bands of mel of the first column, then the next.
         pooling: the vector of a clip.
         layer: block whose output is taken (0 the first, -1 the last), through the final norm; None: the last.
-        hop: seconds between frames; None: from column to column of patches.
+        window: seconds of the windows that have a vector each; None: one vector for the recording.
+        hop: seconds between windows, by default their length; without them between frames, by default from column to
+            column of patches.
         precision: arithmetic of the encoder.
         batch: windows in a batch.
     """
@@ -40,6 +46,7 @@ class EmbedSettings:
     level: Level = "clip"
     pooling: ClipPooling = "mean"
     layer: int | None = None
+    window: float | None = None
     hop: float | None = None
     precision: Precision = "auto"
     batch: int = 16
@@ -50,12 +57,34 @@ class EmbedSettings:
             raise ConfigError(
                 f"--pooling {self.pooling} with --level {self.level}", "pooling is of --level clip", "leave it out"
             )
+        if self.window is None:
+            return
+        if self.level != "clip":
+            raise ConfigError(
+                f"--window with --level {self.level}", "windows are of --level clip", "leave one of the two out"
+            )
+        if self.hop is not None and not 0 < self.hop <= self.window:
+            raise ConfigError(
+                f"a hop of {self.hop:g} s between windows of {self.window:g} s",
+                "more than 0 s, and at most the window's length, so that no sound is left out",
+                "leave the hop out for windows end to end",
+            )
+
+    @property
+    def frame_hop(self) -> float | None:
+        """Seconds between frames; None: from column to column of patches."""
+        return self.hop if self.window is None else None
 
 
 def layout_of(model: AudioModel, settings: EmbedSettings) -> Layout:
     """Return the shape of the rows; raises ConfigError for a hop or a layer that the model does not have."""
-    timing = model.embedder(settings.layer, "float32", settings.hop).timing
+    timing = model.embedder(settings.layer, "float32", settings.frame_hop).timing
     width = model.encoder.width * (2 if settings.pooling == "class+mean" else 1)
+    if settings.window is not None:
+        if settings.window * model.rate < model.front_end.window:
+            least = model.front_end.window / model.rate
+            raise ConfigError(f"windows of {settings.window:g} s", f"at least {least:g} s", "use longer ones")
+        return Layout(width, 0, 0.0, settings.hop or settings.window, settings.window)
     return Layout(width, {"clip": 0, "frames": 1, "patches": timing.mel}[settings.level], timing.first, timing.hop)
 
 
@@ -73,14 +102,16 @@ def embed_items(
 ) -> Generator[Result[Embedding] | Done]:
     """Yield the embeddings of recordings, in their order, each recording followed by a `Done`.
 
-    At level clip a recording has one result, without frames; else it has one for each stretch.
+    At level clip a recording has one result, or one for each window, without frames; else one for each stretch.
 
     Args:
         threads: that decode and make log-mels; 0: as many as torch computes with.
         ends: recordings before which no window is left waiting.
     """
-    embedder = model.embedder(settings.layer, settings.precision, settings.hop, patches=settings.level == "patches")
-    pieces = partial(InputReader(items).pieces, settings=model.front_end.settings)
+    hop, front_end = settings.frame_hop, model.front_end
+    embedder = model.embedder(settings.layer, settings.precision, hop, patches=settings.level == "patches")
+    whole = partial(InputReader(items).pieces, settings=front_end.settings)
+    pieces = whole if settings.window is None else partial(_windows, whole, settings=settings, front_end=front_end)
     stretches, fault = list[Embedding](), None
     results = run_recordings(
         embedder, len(items), pieces, batch=settings.batch, partial=True, threads=threads, ends=ends
@@ -99,6 +130,18 @@ def embed_items(
                 stretches.append(replace(result.found, frames=none, times=none))
                 if result.seconds is not None:
                     yield replace(result, found=_mean_of(stretches))
+
+
+def _windows(
+    whole: Callable[[int], Iterator[tuple[float, OpenSound]]], index: int, settings: EmbedSettings, front_end: FrontEnd
+) -> Iterator[tuple[float, Wave]]:
+    """Yield the windows of a recording, and where they begin in its file."""
+    rate = front_end.settings.rate
+    assert settings.window is not None
+    size, step = round(settings.window * rate), (settings.hop or settings.window) * rate
+    for begin, sound in whole(index):
+        for wave, first in cut(sound.blocks(), size, step, front_end.shift / 2):
+            yield begin + first / rate, wave
 
 
 def _mean_of(stretches: Sequence[Embedding]) -> Embedding:

@@ -9,7 +9,7 @@ import copy
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor
@@ -27,33 +27,17 @@ from asit.model.encoders import empty_encoder
 from asit.model.inference.embedding import (
     AttentionMap,
     Embedding,
+    EmbedKeywords,
     Precision,
     WindowEmbedder,
     attention_of,
     hop_frames,
     several,
 )
-from asit.model.inference.tagging import Tag, Tagger, Tags, tagger_of, training_input
+from asit.model.inference.tagging import Tag, Tagger, TagKeywords, Tags, tagger_of, training_input
 from asit.model.vit import Encoder
 
 __all__ = ["CLASSIFIER", "ENCODER", "AttentionMap", "AudioModel", "Embedding", "Sound", "Tag", "Tags"]
-
-
-class EmbedKeywords(TypedDict, total=False):
-    """Keyword arguments of `AudioModel.embedder`, which documents them."""
-
-    layer: int | Sequence[int] | None
-    precision: Precision
-    hop: float | None
-    patches: bool
-
-
-class TagKeywords(TypedDict, total=False):
-    """Keyword arguments of `AudioModel.tagger`, which documents them."""
-
-    precision: Precision
-    window: float | None
-    hop: float | None
 
 
 class AudioModel:
@@ -126,6 +110,14 @@ class AudioModel:
         checkpoint.load_strict(own, encoder.state_dict(), "the given encoder")
         own_head = None if head is None else copy.deepcopy(head).to("cpu")
         return cls(own, FrontEnd(front_end_settings), training, own_head, labels)
+
+    def __repr__(self) -> str:
+        seconds = self.front_end.samples_for(self.frames) / self.rate
+        classes = self.classes or ()
+        named = ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
+        labels = f"{len(classes)} classes: {named}" if classes else "no labels"
+        shape = f"{self.encoder.width} wide, {len(self.encoder.blocks)} blocks"
+        return f"AudioModel({shape}, windows of {seconds:.2f} s at {self.rate} Hz, {labels})"
 
     @property
     def frames(self) -> int:

@@ -82,6 +82,10 @@ class Built:
     failures: list[tuple[str, str]]
     others: Counter[str]
 
+    def __repr__(self) -> str:
+        found = f"{self.rows} rows of {self.recordings} recordings, {self.read} read, {len(self.failures)} failed"
+        return f"Built({found}, {str(self.folder)!r})"
+
 
 def build(
     model: AudioModel,

@@ -96,6 +96,10 @@ class Index:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __repr__(self) -> str:
+        shape = f"{len(self)} rows of {len(self.sources)} recordings, {self.vectors.shape[1]} values each"
+        return f"Index({shape}, {str(self.folder)!r})"
+
     @property
     def pooling(self) -> ClipPooling:
         """How the vectors are pooled."""

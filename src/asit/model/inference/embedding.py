@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -43,6 +43,15 @@ padding costs more than it saves."""
 
 Precision = Literal["auto", "float32", "bf16"]
 """Arithmetic of an encoder; auto: what is faster on its device."""
+
+
+class EmbedKeywords(TypedDict, total=False):
+    """Keyword arguments of `AudioModel.embedder`, which documents them."""
+
+    layer: int | Sequence[int] | None
+    precision: Precision
+    hop: float | None
+    patches: bool
 
 
 def longest(encoder: Encoder) -> int:
@@ -291,6 +300,10 @@ class AttentionMap:
     map: Tensor
     grid: tuple[int, int]
     times: Tensor
+
+    def __repr__(self) -> str:
+        (columns, bands), end = self.grid, float(self.times[-1])
+        return f"AttentionMap({len(self.map)} heads, {columns} columns of {bands} bands, to {end:.2f} s)"
 
 
 def attention_of(embedder: WindowEmbedder, window: Window) -> AttentionMap:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, TypedDict
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from asit import runtime
 from asit.audio.faults import Wave
 from asit.audio.fbank import FrontEnd
 from asit.audio.stream import is_transposed
-from asit.audio.windowing import window_counts, window_start
+from asit.audio.windowing import cut
 from asit.errors import AudioError, ConfigError
 from asit.model.classifier import Head, Labelling
 from asit.model.inference.batching import BatchedModel
@@ -31,6 +30,14 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 __all__ = ["Precision", "Tag", "Tagger", "Tags", "join_tags"]
+
+
+class TagKeywords(TypedDict, total=False):
+    """Keyword arguments of `AudioModel.tagger`, which documents them."""
+
+    precision: Precision
+    window: float | None
+    hop: float | None
 
 
 @dataclass(frozen=True)
@@ -177,8 +184,9 @@ class Tagger(BatchedModel[TagWindow, Tags, Tags]):
     def windows_of(self, blocks: Iterator[Wave]) -> Generator[TagWindow, None, None]:
         """See `BatchedModel.windows_of`."""
         rate = self.front_end.settings.rate
-        for wave, first in self._cut(blocks):
-            x = training_input(self.front_end, self.encoder.frames, 0.0, wave[None])[0, 0]
+        # Less than half a hop of the log-mel is no reason for another window.
+        for wave, first in cut(blocks, self.window, self.hop, self.front_end.shift / 2):
+            x = training_input(self.front_end, self.encoder.frames, 0.0, torch.from_numpy(wave[None]))[0, 0]
             yield TagWindow(x, first / rate, (first + len(wave)) / rate, self.encoder.grid[0])
 
     def run(self, windows: Sequence[TagWindow]) -> list[Tags]:
@@ -212,33 +220,6 @@ class Tagger(BatchedModel[TagWindow, Tags, Tags]):
         """See `BatchedModel.checked`."""
         check_finite(found.windows, "scores")
         return found
-
-    def _cut(self, blocks: Iterator[np.ndarray]) -> Iterator[tuple[Tensor, int]]:
-        """Yield the samples (S,) of each window, and the sample that it begins at."""
-        slack = self.front_end.shift / 2  # less than half a hop of the log-mel is no reason for another window
-        held, begin, end, index, over = np.zeros(0, np.float32), 0, 0, 0, False
-        while True:
-            first = round(index * self.hop)
-            # So far ahead that it is known whether another window follows. Joined once: joining each block would copy
-            # what is held every time.
-            need, parts = first + self.window + self.front_end.shift, [held]
-            while not over and end < need:
-                block = next(blocks, None)
-                over = block is None
-                if block is not None:
-                    parts.append(block)
-                    end += len(block)
-            held = np.concatenate(parts) if len(parts) > 1 else held
-            count = int(window_counts(np.array([end], np.float64), self.window, self.hop, slack)[0])
-            last = over and index + 1 >= count
-            if last:
-                first = round(window_start(index, count, end, self.window, self.hop))
-            yield torch.from_numpy(held[first - begin : first - begin + self.window].copy()), first
-            if last:
-                return
-            # The last window may be moved back, but not before this one.
-            held, begin = held[first - begin :], first
-            index += 1
 
 
 class _TagGatherer:
