@@ -130,6 +130,7 @@ def embed_items(
                 stretches.append(replace(result.found, frames=none, times=none))
                 if result.seconds is not None:
                     yield replace(result, found=_mean_of(stretches))
+                    stretches = []
 
 
 def _windows(
