@@ -94,7 +94,7 @@ def _html(
     overlay: Sequence[Path | str],
 ) -> str:
     overlaid = _overlaid(held, overlay)
-    found: Sequence[findings.Finding] = []
+    found: Sequence[findings.RunFinding] = []
     if held.kind == "cross-validation":
         for fold in held.folds:
             report(fold, preset=preset)

@@ -23,7 +23,7 @@ _AVERAGED = 0.1
 """Share of the recorded steps, at the start and at the end, whose mean loss is compared."""
 
 
-class Finding(NamedTuple):
+class RunFinding(NamedTuple):
     """A sentence about a run; good: nothing to do about it."""
 
     good: bool
@@ -41,7 +41,7 @@ def gauge_guide(run: RunFolder, name: str) -> Guide:
     return Guide(band=(SMALLEST_SPREAD, 1.0)) if name == "feature_spread" else Guide()
 
 
-def pretraining(run: RunFolder, drawn: Mapping[str, Series]) -> list[Finding]:
+def pretraining(run: RunFolder, drawn: Mapping[str, Series]) -> list[RunFinding]:
     """Return what the curves of a pretraining run show: progress, collapse, probe, speed."""
     found = []
     losses = drawn.get("loss", ([], []))[1]
@@ -50,21 +50,21 @@ def pretraining(run: RunFolder, drawn: Mapping[str, Series]) -> list[Finding]:
         first, last = sum(losses[:count]) / count, sum(losses[-count:]) / count
         fell = last < first
         found.append(
-            Finding(fell, f"The loss {'fell' if fell else 'did not fall'}: {number(first)} to {number(last)}.")
+            RunFinding(fell, f"The loss {'fell' if fell else 'did not fall'}: {number(first)} to {number(last)}.")
         )
     found += _collapse(run, drawn)
     if run.probes:
         first, last = (float(run.probes[i]["accuracy"]) for i in (0, -1))
         since = f", {first:.1%} at step {run.probes[0]['step']:,}" if len(run.probes) > 1 else ""
-        found.append(Finding(last >= first, f"The probe reads {last:.1%} off the frozen encoder{since}."))
+        found.append(RunFinding(last >= first, f"The probe reads {last:.1%} off the frozen encoder{since}."))
     waits = drawn.get("data_wait", ([], []))[1]
     if waits and (wait := sum(waits) / len(waits)) > LONGEST_WAIT:
         remedy = "raise --workers, or convert the recordings to WAV at the encoder's rate"
-        found.append(Finding(False, f"Training waited for data {wait:.0%} of the time: {remedy}."))
+        found.append(RunFinding(False, f"Training waited for data {wait:.0%} of the time: {remedy}."))
     return found
 
 
-def _collapse(run: RunFolder, drawn: Mapping[str, Series]) -> list[Finding]:
+def _collapse(run: RunFolder, drawn: Mapping[str, Series]) -> list[RunFinding]:
     signs, measured = [], []
     for which, token in (("class", "class token"), ("patch", "patches")):
         name = f"teacher_entropy_{which}"
@@ -81,11 +81,11 @@ def _collapse(run: RunFolder, drawn: Mapping[str, Series]) -> list[Finding]:
         if spreads[-1] < SMALLEST_SPREAD:
             signs.append(f"all clips look alike to the encoder (feature spread {number(spreads[-1])}): lower optim.lr")
     if signs:
-        return [Finding(False, f"Signs of collapse: {'; '.join(signs)}.")]
-    return [Finding(True, f"No sign of collapse: {', '.join(measured)}.")] if measured else []
+        return [RunFinding(False, f"Signs of collapse: {'; '.join(signs)}.")]
+    return [RunFinding(True, f"No sign of collapse: {', '.join(measured)}.")] if measured else []
 
 
-def finetuning(run: RunFolder) -> list[Finding]:
+def finetuning(run: RunFolder) -> list[RunFinding]:
     """Return the score of a fine-tuning run with its interval, and its weakest class."""
     best = chief(run_records(run))
     if best is None:
@@ -94,14 +94,16 @@ def finetuning(run: RunFolder) -> list[Finding]:
     interval = f" (95 % interval {shown(best.headline, value.low)} to {shown(best.headline, value.high)})" * value.known
     name = plain(best.headline)
     found = [
-        Finding(True, f"{name[:1].upper()}{name[1:]} on {best.split}: {shown(best.headline, value.value)}{interval}.")
+        RunFinding(
+            True, f"{name[:1].upper()}{name[1:]} on {best.split}: {shown(best.headline, value.value)}{interval}."
+        )
     ]
     rows = [row for row in best.content.get("per_class") or [] if _lead(row) is not None]
     if len(rows) > 1:
         worst = min(rows, key=lambda row: float(_lead(row)))
         lead = next(key for key in ("AP", "recall") if worst.get(key) is not None)
         about = f"{worst['class']}, {plain(lead)} {shown(lead, float(worst[lead]))} on {worst['clips']:,} clips"
-        found.append(Finding(True, f"The weakest of {len(rows)} classes: {about}."))
+        found.append(RunFinding(True, f"The weakest of {len(rows)} classes: {about}."))
     return found
 
 

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from asit.errors import ConfigError
 from asit.io import parsing
 from asit.report import charts, ranking_table
-from asit.report.findings import Finding
+from asit.report.findings import RunFinding
 from asit.report.templates import Section, page, part
 from asit.training import run_dir
 
@@ -69,7 +69,7 @@ def html(held: Mapping[str, Any], folder: Path) -> str:
     )
 
 
-def _finding(score: str, rows: Sequence[Mapping[str, Any]]) -> Finding:
+def _finding(score: str, rows: Sequence[Mapping[str, Any]]) -> RunFinding:
     """Return which encoder is best by a score, and which ones the interval of the difference does not exclude."""
     best, *others = rows
     close = [
@@ -82,4 +82,4 @@ def _finding(score: str, rows: Sequence[Mapping[str, Any]]) -> Finding:
         if close
         else "the intervals of all differences exclude 0"
     )
-    return Finding(not close, f"{score[0].upper()}{score[1:]}: {best['encoder']} is best; {told}.")
+    return RunFinding(not close, f"{score[0].upper()}{score[1:]}: {best['encoder']} is best; {told}.")
