@@ -1,11 +1,12 @@
 # Each goal sets up what it needs by itself, in .venv, and may be repeated or interrupted at any time.
 #   make demo   build a small data set, pretrain, compare, write a report
 #   make test   every check; then also: make lint, make slow, make test-portable, make bench-toy
-# PYTHON=/path/to/python chooses the interpreter; DEMO_ARGS and PYTEST_ARGS are handed on.
+#   make docs   build the documentation site into build/site
+# PYTHON=/path/to/python chooses the interpreter; DEMO_ARGS, DOCS_ARGS and PYTEST_ARGS are handed on.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-portable lint slow bench-toy clean
+.PHONY: help demo docs test test-portable lint slow bench-toy clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,7 +18,7 @@ export PIP_BUILD_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 help:
-	@sed -n '2,4s/^# *//p' Makefile
+	@sed -n '2,5s/^# *//p' Makefile
 
 demo: $(VENV)/.asit-demo
 	$(BIN)/asit demo $(DEMO_ARGS)
@@ -30,6 +31,10 @@ lint: $(VENV)/.asit-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(VENV)/.asit-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(DOCS_ARGS)
+	@echo "open build/site/index.html, or read it with: $(BIN)/mkdocs serve"
 
 slow: $(VENV)/.asit-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow $(PYTEST_ARGS)

@@ -55,6 +55,7 @@ QUICK = {
 PARSED_ALONE = {
     "download": "fetches gigabytes: tests/data/test_download.py",
     "serve": "does not return: tests/serve",
+    "asit demo": "the whole job: CI runs it",
     "asit study": "trains every arm: tests/study",
     "plan": "measures for most of a minute: tests/runs/test_plan.py",
     "doctor": "has no settings: tests/commands/test_doctor.py",
@@ -78,6 +79,8 @@ PARSED_ALONE = {
 NOT_RUN = {
     "pip install": "installs packages",
     "python -m pip install": "installs packages",
+    "uv venv": "installs packages",
+    "conda create": "installs packages",
     "curl": "asks a running server: tests/serve",
     "hf upload": "needs an account of the hub",
     "hear-validator": "a program of HEAR: tests/test_hear.py has its calls",
@@ -101,6 +104,7 @@ NOT_COMMANDS = {
     "-0xzrMun0Rs.wav": "a listing",
     "sc1/": "a listing",
     "path,label,split,speaker": "a table",
+    "path,label,start,end": "a table",
 }
 """How blocks begin that are no commands, and what they are."""
 
@@ -112,6 +116,7 @@ SLOW_PAGES = {
     "docs/huggingface.md": "transformers takes seconds",
     "docs/finetune.md": "trains",
     "docs/pretrain.md": "trains",
+    "docs/tutorial.md": "trains, evaluates and exports",
 }
 """Pages that are run by the slow test alone, and why."""
 
@@ -266,6 +271,10 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{name}.csv").write_text("\n".join(rows) + "\n")
     for name in ("FOLDER", "RECORDINGS", "recordings", "folder", "sounds"):
         shutil.copytree(folder / "SOUNDS", folder / name)
+    shutil.copytree(folder / "SOUNDS", folder / "demo-run" / "data" / "train")
+    shutil.copytree(folder / "SOUNDS", folder / "demo-run" / "data" / "test")
+    (folder / "demo-run" / "data" / "labelled.csv").write_text("\n".join(rows).replace("SOUNDS", "train") + "\n")
+    shutil.copy(folder / "SOUNDS" / "dog" / "00.wav", folder / "demo-run" / "data" / "train" / "piano_00000.wav")
     for name in ("clip", "recording", "street", "query", "question", "a", "b"):
         soundfile.write(folder / f"{name}.wav", rng.normal(0, 0.1, 24000), 16000)
     for name, seconds in (

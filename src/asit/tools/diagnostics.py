@@ -31,7 +31,7 @@ PACKAGE = "asit-audio"
 IMPORTS = {"pyyaml": "yaml", "huggingface-hub": "huggingface_hub"}
 """Modules whose name differs from their package's."""
 
-_COMBINED = frozenset({"all", "dev"})  # sums of other extras, and development tools
+_COMBINED = frozenset({"all", "dev", "docs"})  # sums of other extras, and tools of development
 _NEED_MB = 500
 _RATE, _SECONDS, _TONE_HZ = 16000, 0.5, 440.0
 

@@ -1,0 +1,28 @@
+# asit on a CPU, with what reads all formats, writes ONNX and serves the page.
+#   docker build -t asit .
+#   docker run --rm asit doctor
+#   docker run --rm -v "$PWD:/data" asit embed RUN/model recordings/ --out vectors.csv
+# Written without Docker at hand: not tried.
+FROM python:3.13-slim
+
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
+
+# The build of torch for CPUs is a tenth of the default one, which brings CUDA.
+WORKDIR /opt/asit
+COPY constraints.txt ./
+RUN pip install --constraint constraints.txt --index-url https://download.pytorch.org/whl/cpu torch
+
+COPY pyproject.toml hatch_build.py README.md LICENSE ./
+COPY src src
+RUN pip install --constraint constraints.txt ".[av,parquet,onnx,serve,remote]"
+
+# XDG_CACHE_HOME holds features and converted models; mount a volume there to keep them.
+RUN useradd --create-home asit && mkdir /data /cache && chown asit /data /cache
+ENV XDG_CACHE_HOME=/cache
+USER asit
+WORKDIR /data
+RUN asit doctor
+
+EXPOSE 8000
+ENTRYPOINT ["asit"]
+CMD ["--help"]
