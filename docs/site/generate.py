@@ -247,20 +247,30 @@ def documented(name: str, value: Any) -> Iterator[str]:
         yield table(("property", "is"), rows)
 
 
+class _Name(str):
+    """An annotation, which a signature shows without quotes."""
+
+    __repr__ = str.__str__
+
+
 def _signature(name: str, value: Any) -> str:
-    try:
-        signature = inspect.signature(value)
-    except (TypeError, ValueError):
-        return ""
     if inspect.isclass(value) and issubclass(value, (BaseModel, BaseException)):
         return ""
-    rest = [p for p in signature.parameters.values() if p.name != "self"]
-    text = re.sub(r"\b(?:[a-z_]\w*\.)+(?=\w)", "", str(signature.replace(parameters=rest)))  # names without modules
-    line = f"{name}{text}"
+    signature = inspect.signature(value)
+    rest = [p.replace(annotation=_short(p.annotation)) for p in signature.parameters.values() if p.name != "self"]
+    result = signature.empty if inspect.isclass(value) else _short(signature.return_annotation)
+    line = f"{name}{signature.replace(parameters=rest, return_annotation=result)}"
     if len(line) > 100:
-        parts = ",\n".join(f"    {re.sub(r'(?:[a-z_]+[.])+(?=[A-Za-z])', '', str(p))}" for p in _starred(rest))
-        line = f"{name}(\n{parts},\n)" + (text[text.rindex(" -> ") :] if " -> " in text else "")
+        back = "" if result is signature.empty else f" -> {result}"
+        line = f"{name}(\n" + "".join(f"    {p},\n" for p in _starred(rest)) + f"){back}"
     return f"```python\n{line}\n```"
+
+
+def _short(annotation: Any) -> Any:
+    """Return an annotation with names without their modules."""
+    if annotation is inspect.Signature.empty:
+        return annotation
+    return _Name(re.sub(r"\b(?:[a-z_]\w*\.)+(?=\w)", "", inspect.formatannotation(annotation).strip("'\"")))
 
 
 def _starred(parameters: list[inspect.Parameter]) -> Iterator[inspect.Parameter | str]:
@@ -318,8 +328,8 @@ def example_pages() -> dict[str, str]:
     root = REPOSITORY / "examples"
     files = sorted(p for p in root.rglob("*") if p.suffix in (*LANGUAGES, ".ipynb", ".md") and ".ipynb_" not in str(p))
     pages = {f"examples/{path.relative_to(root).as_posix()}.md": example(path, root) for path in files}
-    lines = [f"- [{name[9:-3]}]({name[9:]})" for name in pages]
-    pages["examples/index.md"] = "# Examples\n\nThe files of the folder `examples/`.\n\n" + "\n".join(lines) + "\n"
+    lines = [f"- [{name[9:-3]}]({name})" for name in pages]
+    pages["examples.md"] = "# Examples\n\nThe files of the folder `examples/`.\n\n" + "\n".join(lines) + "\n"
     return pages
 
 
@@ -341,11 +351,15 @@ def example(path: Path, root: Path) -> str:
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     head = list(head)
     lines = [head, ["---"] * len(head), *(list(row) for row in rows)]
-    cells = [[" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in lines]
+    cells = [[_outside_code(r"\|", r"\\|", " ".join(cell.split())) for cell in line] for line in lines]
     return "\n".join("| " + " | ".join(line) + " |" for line in cells)
 
 
 def escaped(text: str) -> str:
     """Return text whose angle brackets, stars and underscores outside code are not read as markup."""
+    return _outside_code(r"([<>*_\[\]])", r"\\\1", text)
+
+
+def _outside_code(pattern: str, replacement: str, text: str) -> str:
     parts = re.split(r"(`[^`]*`)", text)
-    return "".join(part if i % 2 else re.sub(r"([<>*_\[\]])", r"\\\1", part) for i, part in enumerate(parts))
+    return "".join(part if i % 2 else re.sub(pattern, replacement, part) for i, part in enumerate(parts))
