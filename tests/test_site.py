@@ -60,7 +60,6 @@ def test_what_a_page_loads_is_found() -> None:
     assert loads(page) == ["https://b.example/x.css", "y.js"]
 
 
-@pytest.mark.slow
 def test_it_builds_strictly_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
     pytest.importorskip("material", reason=NEEDED)
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src"), "NO_MKDOCS_2_WARNING": "1"}
@@ -121,7 +120,7 @@ def test_the_messages_of_troubleshooting_are_those_of_the_code() -> None:
 
 
 LONGER = {
-    "catalogue.md": 1750, "cluster.md": 1200, "convert.md": 1300, "evaluate.md": 1450, "report.md": 1150,
+    "catalogue.md": 1750, "evaluate.md": 950, "report.md": 1150,
     "serve.md": 1100, "tasks/audioset.md": 1250, "tasks/speech-commands.md": 1000,
 }  # fmt: skip
 """Pages over 900 words, and the most that each may have: to be shortened."""
