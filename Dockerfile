@@ -5,16 +5,14 @@
 # Written without Docker at hand: not tried.
 FROM python:3.13-slim
 
-ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
+ENV PIP_NO_CACHE_DIR=1 UV_NO_CACHE=1 PYTHONUNBUFFERED=1
 
-# The build of torch for CPUs is a tenth of the default one, which brings CUDA.
-WORKDIR /opt/asit
-COPY constraints.txt ./
-RUN pip install --constraint constraints.txt --index-url https://download.pytorch.org/whl/cpu torch
-
-COPY pyproject.toml hatch_build.py README.md LICENSE ./
+# uv knows where torch's build for CPUs is: a tenth of the default one, which brings CUDA.
+WORKDIR /usr/src/asit
+RUN pip install uv
+COPY constraints.txt pyproject.toml hatch_build.py README.md LICENSE ./
 COPY src src
-RUN pip install --constraint constraints.txt ".[av,parquet,onnx,serve,remote]"
+RUN uv pip install --system --torch-backend cpu --constraint constraints.txt ".[av,parquet,onnx,serve,remote]"
 
 # XDG_CACHE_HOME holds features and converted models; mount a volume there to keep them.
 RUN useradd --create-home asit && mkdir /data /cache && chown asit /data /cache
