@@ -130,9 +130,8 @@ def commands_page() -> str:
 
 
 def _option(action: Any) -> tuple[str, str, str]:
-    flags = [
-        name for name in action.option_strings if not name.startswith(("--no-", "--tyro"))
-    ] or action.option_strings
+    given = action.option_strings  # a flag's --no- is left out
+    flags = [name for name in given if not (name.startswith("--no-") and f"--{name[5:]}" in given)]
     names = ", ".join(f"`{name}`" for name in flags) or f"`{action.dest.upper()}`"
     several = re.fullmatch(r"\[*(\w+) \[\1 \.\.\.\]*", action.metavar or "")
     value = f"{several[1]} ..." if several else (action.metavar or "").replace("{None}|", "")
