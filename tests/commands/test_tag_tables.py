@@ -16,6 +16,7 @@ import torch
 
 import asit
 from asit import cli
+from asit.data.annotations.annotation_files import read_annotations
 from asit.data.catalogue.inputs import Item
 from asit.errors import ConfigError
 from asit.finetune.cross_validation import CrossValidation
@@ -347,3 +348,24 @@ def test_reprs_are_one_line_that_says_what_it_is(models: Path, sounds: Path) -> 
     assert repr(result) == "FinetuneResult('run', 3 of 9 steps; no scores)"
     folds = CrossValidation(Path("cv"), True, None, {"test averaged accuracy": {"mean": 0.5, "std": 0.1}})
     assert repr(folds) == "CrossValidation('cv', finished; test averaged accuracy 0.5000)"
+
+
+@pytest.mark.parametrize("form", ["raven", "audacity", "textgrid"])
+def test_what_is_written_is_read_back(models: Path, sounds: Path, tmp_path: Path, form: str) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("long.wav", "two.flac"):
+        (folder / name).symlink_to(sounds / name)
+    run(models / "single", folder, "--segments", "--format", form, "--out", folder)
+    model = asit.load(models / "single")
+    rows, recordings = read_annotations(folder)
+    assert sorted(Path(path).name for path in recordings) == ["long.wav", "two.flac"]
+    for name in ("long.wav", "two.flac"):
+        expected = model.tag(sounds / name, precision="float32").segments(0.0, k=1)
+        found = [row for row in rows if Path(row.path).name == name]
+        assert [row.label for row in found] == [tag.label for tag in expected]
+        last = 0.0
+        for row, tag in zip(found, expected, strict=True):
+            start = max(tag.start, last) if form == "textgrid" else tag.start
+            assert (row.start, row.end) == (pytest.approx(start, abs=2e-6), pytest.approx(tag.end, abs=2e-6))
+            last = tag.end
