@@ -316,7 +316,8 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     asit.finetune(folder / "c.jsonl", folder / "FT", folder / "RUN" / "model", batch_size=4, **common)
     for name in ("OTHER", "run0", "run1", "SCRATCH"):
         shutil.copytree(folder / "FT", folder / name)
-    shutil.copytree(folder / "RUN", folder / "run")
+    for name in ("run", "RUN2", "RUN3"):
+        shutil.copytree(folder / "RUN", folder / name)
     shutil.copytree(folder / "FT" / "model", folder / "MODEL")
     return folder
 

@@ -123,7 +123,7 @@ def test_arguments_of_public_functions_are_made_from_public_names(name: str) -> 
     public = {value for value in (getattr(asit, n) for n in asit.__all__) if isinstance(value, type)}
     function = getattr(asit, name)
     function = function._function if isinstance(function, types.ModuleType) else function
-    source = re.findall(r"if TYPE_CHECKING:\n((?:    .*\n)+)", inspect.getsource(sys.modules[function.__module__]))
+    source = re.findall(r"if TYPE_CHECKING:\n((?:(?:    .*)?\n)+)", inspect.getsource(sys.modules[function.__module__]))
     names: dict[str, object] = {}
     exec(inspect.cleandoc("\n" + "".join(source)), names)
     hints = typing.get_type_hints(function, localns=names)

@@ -24,7 +24,8 @@ DOTTED = re.compile(r"`(asit(?:\.\w+)+)`")
 
 
 def test_every_dotted_name_of_the_documentation_is_there() -> None:
-    pages = {path.name: path.read_text("utf-8") for path in (REPOSITORY / "docs").rglob("*.md")}
+    docs = REPOSITORY / "docs"
+    pages = {path.relative_to(docs).as_posix(): path.read_text("utf-8") for path in docs.rglob("*.md")}
     found = {(page, name) for page, text in pages.items() for name in DOTTED.findall(text)}
     assert len([name for page, name in found if page == "research.md"]) > 25
     missing = []

@@ -310,11 +310,11 @@ def test_the_progress_line(monkeypatch: pytest.MonkeyPatch) -> None:
             show(1_050_000_000, 1_050_000_000)
             unpacking(7_000_000, None)
     assert terminal.getvalue().split("\r\x1b[K")[1:] == [
-        "a.zip: 50/1050 MB  0 MB/s",
-        "a.zip: 150/1050 MB  10 MB/s  2 min left",
-        "a.zip: 1050/1050 MB  10 MB/s  in 2 min\n",
-        "unpacking a.zip: 7 MB  0 MB/s\n",
+        "a.zip: 50/1,050 MB",
+        "a.zip: 150/1,050 MB  10 MB/s  2 min left",
+        "a.zip: 1,050/1,050 MB  10 MB/s  in 2 min\n",
+        "unpacking a.zip: 7 MB  0.1 MB/s\n",
     ]
     assert plain.getvalue() == (
-        "a.zip: 50/1050 MB  0 MB/s\na.zip: 1050/1050 MB  10 MB/s  in 2 min\nunpacking a.zip: 7 MB  0 MB/s\n"
+        "a.zip: 50/1,050 MB\na.zip: 1,050/1,050 MB  10 MB/s  in 2 min\nunpacking a.zip: 7 MB  0.1 MB/s\n"
     )

@@ -168,7 +168,7 @@ def test_prints_the_estimate(as_json: bool, tmp_path: Path, capsys: Any, monkeyp
         assert found["work"]["steps"] == 100 * 250
         assert found["cost"] == pytest.approx(3 * found["hours"])
     else:
-        assert "25000 steps: 100 epochs of 250 steps of 4 clips" in out
+        assert "25,000 steps: 100 epochs of 250 steps of 4 clips" in out
         assert "cost: " in out
 
 

@@ -153,7 +153,7 @@ class _EmbedRun:
             "inputs": _digest(items, fingerprints),
             "count": len(items),
             "device": world.device.type,
-            **asdict(settings),
+            **{name: value for name, value in asdict(settings).items() if name != "window" or value is not None},
         }
         self.lock = ExitStack()
 
