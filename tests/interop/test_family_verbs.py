@@ -99,11 +99,13 @@ def test_other_strides(family: str, room: Path, tmp_path: Path, capsys: pytest.C
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("form", ["onnx", "torch"])
-def test_graphs(family: str, form: str, room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("form", "suffix"), [("onnx", "onnx"), ("torch", "pt2")])
+def test_graphs(
+    family: str, form: str, suffix: str, room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     if form == "onnx":
         pytest.importorskip("onnxruntime")
-    status = main(["export", str(room / family), "--to", form, "--out", str(tmp_path / f"m.{form}")])
+    status = main(["export", str(room / family), "--to", form, "--out", str(tmp_path / f"m.{suffix}")])
     said = capsys.readouterr().err
     if family == "beats":
         assert status == 2
