@@ -282,7 +282,6 @@ def test_the_verb_writes_a_folder_of_which_report_makes_a_page(
         (["{small}", "{wide}", "--verify"], "--verify with several models"),
         (["{small}", "{wide}", "--out", "{room}"], "a folder of something else"),
         (["{small}", "{wide}", "--probe", "cosine"], "probe cosine"),
-        ([], "no model was given"),
         (["{room}/broken", "{room}/none"], "no model could be scored"),
     ],
 )

@@ -399,7 +399,6 @@ def test_a_speaker_on_both_sides(notes: Path, tuned: Any, tmp_path: Path, capsys
 @pytest.mark.parametrize(
     ("flags", "wanted"),
     [
-        ("--model ''", "no model was given to start from"),
         ("--model nowhere", "nowhere does not exist"),
         ("--out ''", "no folder for the run was given"),
         ("--data ''", "no data were given"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -15,13 +15,15 @@ from asit.terminal.options import (
     Columns,
     Device,
     Inputs,
-    Model,
+    OptionalModel,
     Precision,
     Seconds,
     Share,
     Spreadsheet,
     Threads,
     check_spreadsheet,
+    model_and_inputs,
+    model_or_included,
     parse,
     pick,
     recordings,
@@ -37,8 +39,8 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class EmbedOptions:
-    model: Model
-    inputs: Inputs
+    model: OptionalModel = None
+    inputs: Inputs = field(default_factory=list)
     out: str | None = None
     """File to write: .parquet, .npz, or .csv for one vector a file. Without it JSON lines go to standard output."""
     level: Literal["clip", "frames", "patches"] = "clip"
@@ -82,11 +84,12 @@ def embed(prog: str, summary: str, given: list[str]) -> int:
     from asit.data.catalogue.inputs import named
     from asit.interop.loading import load
 
+    given_model, inputs = model_and_inputs(options.model, options.inputs)
     with runtime.world(options.device, options.threads) as world:
         if world.size > 1 and options.out is None:
             raise ConfigError(f"{world.size} processes and no --out", "a file to write", "add --out emb.parquet")
-        model = load(options.model, world.device)
-        items = recordings(options.inputs, options.columns)
+        model = load(model_or_included(given_model), world.device)
+        items = recordings(inputs, options.columns)
         if options.out is None:
             return _print(model, items, settings)
         output = pick(run.OutputSettings, options, shard=shard)

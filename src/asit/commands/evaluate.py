@@ -11,7 +11,7 @@ import tyro
 
 from asit.config import TableSettings
 from asit.errors import ConfigError
-from asit.terminal.options import Device, Model, Table, Threads, parse, pick
+from asit.terminal.options import Device, Model, Table, Threads, model_or_included, parse, pick
 
 if TYPE_CHECKING:
     from asit.data.catalogue.catalogue import Catalogue
@@ -57,7 +57,7 @@ def probe(prog: str, summary: str, given: list[str]) -> int:
 class EvaluateOptions:
     models: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Model folder, run folder or file of weights; the hub's owner/name[@revision]; or a name of asit models. Several
-    are compared by probes of their frozen encoders."""
+    are compared by probes of their frozen encoders; none: the encoder that is part of asit."""
     data: str
     """Catalogue, table (CSV, TSV, JSONL), or folder with a folder for each class."""
     probe: str | None = None
@@ -143,13 +143,11 @@ def evaluate(prog: str, summary: str, given: list[str]) -> int:
         raise ConfigError("--trials without --verify", "both", "add --verify")
     if options.verify and options.probe is not None:
         raise ConfigError("--verify and --probe", "one of them", "run it twice: features come from the cache")
-    if not options.models:
-        raise ConfigError("no model was given", "one model, or several to compare", f"see {prog} --help")
     if len(options.models) > 1 and options.save is not None:
         raise ConfigError("--save with several models", "one model", "compare them first, then save a head of the best")
     if len(options.models) > 1:
         return _rank(options)
-    (named,) = options.models
+    (named,) = options.models or (model_or_included(None),)
     if options.save is not None and (options.verify or options.probe is not None):
         other = "--verify" if options.verify else "--probe"
         raise ConfigError(f"--save and {other}", "one of them", f"leave {other} out: a linear head is saved")

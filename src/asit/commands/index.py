@@ -22,11 +22,14 @@ from asit.terminal.options import (
     Batch,
     Columns,
     Device,
+    OptionalModel,
     Seconds,
     Share,
     Spreadsheet,
     Threads,
     check_spreadsheet,
+    model_and_inputs,
+    model_or_included,
     parse,
     pick,
     recordings,
@@ -47,8 +50,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class IndexOptions:
-    model: Annotated[str, tyro.conf.Positional]
-    """Model folder, such as RUN/model."""
+    model: OptionalModel = None
     inputs: Annotated[list[str], tyro.conf.Positional] = field(default_factory=list)
     """Recordings, folders, globs, catalogues, tables or tar shards; with --add there may be none."""
     out: str
@@ -75,7 +77,8 @@ class IndexOptions:
 
 def index(prog: str, summary: str, given: list[str]) -> int:
     options = parse(IndexOptions, prog, summary, given)
-    if not options.inputs and not options.add:
+    given_model, given_inputs = model_and_inputs(options.model, options.inputs)
+    if not given_inputs and not options.add:
         raise ConfigError("no recordings were given", "files or folders after the model", f"see {prog} --help")
     import torch
 
@@ -87,10 +90,13 @@ def index(prog: str, summary: str, given: list[str]) -> int:
     out = Path(options.out)
     search.check_free(out, options.add, options.overwrite)  # before a model is loaded for nothing
     with runtime.world(options.device, options.threads) as world:
-        model = load(options.model, world.device)
+        if given_model is None and options.add:
+            given_model = search.Index.read(out).card["model"]["path"]
+        name = model_or_included(given_model)
+        model = load(name, world.device)
         settings = pick(search.IndexSettings, options, threads=torch.get_num_threads())
-        path = str(Path(options.model).resolve()) if Path(options.model).exists() else options.model
-        inputs = expand(options.inputs, columns=options.columns) if options.columns else options.inputs
+        path = str(Path(name).resolve()) if Path(name).exists() else name
+        inputs = expand(given_inputs, columns=options.columns) if options.columns else given_inputs
         built = search.build(
             model, inputs, out, settings, add=options.add, overwrite=options.overwrite, model_path=path
         )

@@ -170,7 +170,7 @@ def _listed(found: list[RegisteredModel], columns: int) -> str:
 
     out = []
     for one in found:
-        rows = [("family", f"{one.family} (asit convert --kind {one.kind})")]
+        rows = [("family", one.family + (f" (asit convert --kind {one.kind})" if one.kind else ""))]
         named = {"size": one.size, "input": one.input, "data": one.data, "license": one.license}
         rows += [(name, with_page(fact.value, fact.source)) for name, fact in named.items() if fact is not None]
         if one.license is None:
@@ -179,7 +179,9 @@ def _listed(found: list[RegisteredModel], columns: int) -> str:
             ("scored", with_page(f"{score.task}: {score.metric} {score.value:g}, {score.of}", score.source))
             for score in one.scores
         ]
-        if one.automatic:
+        if one.folder:
+            rows.append(("from", f"asit itself: {one.folder_path}"))
+        elif one.automatic:
             where = one.url or f"{one.repository} of the Hugging Face hub"
             rows.append(("from", f"{where}, automatically"))
         else:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from asit.terminal.options import Device, Model, Precision, parse
+from asit.terminal.options import Device, OptionalModel, Precision, model_or_included, parse
 
 if TYPE_CHECKING:
     from asit.serve.guard import Guard
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class ServeOptions:
-    model: Model
+    model: OptionalModel = None
     index: str | None = None
     """Folder that asit index wrote with this model: the page then shows the nearest of its recordings."""
     host: str = "127.0.0.1"
@@ -62,9 +62,10 @@ def serve(prog: str, summary: str, given: list[str]) -> int:
     )
     listening = server.listen(options.host, options.port)
     with listening:
-        app = _application(options, limits)
+        source = _source(options)
+        app = _application(options, source, limits)
         address = server.address(listening)
-        print(f"asit serves {options.model} at {address} (Ctrl-C stops it)", flush=True)
+        print(f"asit serves {source} at {address} (Ctrl-C stops it)", flush=True)
         if not app.local:
             log.warning(
                 f"{options.host} can be reached from other machines: anyone there can use the model\n"
@@ -78,7 +79,16 @@ def serve(prog: str, summary: str, given: list[str]) -> int:
     return 0
 
 
-def _application(options: ServeOptions, limits: RequestLimits) -> Guard:
+def _source(options: ServeOptions) -> str:
+    """Return the model to serve: the one that was named, else the index's, else the one that is part of asit."""
+    if options.model is None and options.index is not None:
+        from asit.search import Index
+
+        return model_or_included(Index.read(options.index).card["model"]["path"])
+    return model_or_included(options.model)
+
+
+def _application(options: ServeOptions, source: str, limits: RequestLimits) -> Guard:
     import torch
 
     import asit
@@ -90,11 +100,11 @@ def _application(options: ServeOptions, limits: RequestLimits) -> Guard:
 
     threads = options.threads or max(1, usable_cpus() // options.concurrency)
     with world(options.device) as here:
-        model = asit.load(options.model, device=here.device)
+        model = asit.load(source, device=here.device)
     index = None if options.index is None else Index.read(options.index)
-    name = Path(options.model).name
-    if name == "model" and Path(options.model).is_dir():
-        name = Path(options.model).resolve().parent.name  # RUN/model is known by its run
+    name = Path(source).name
+    if name == "model" and Path(source).is_dir():
+        name = Path(source).resolve().parent.name  # RUN/model is known by its run
     analyser = Analyser(model, name, index, options.precision)
     # A thread of its own counts its own threads of arithmetic.
     return application(

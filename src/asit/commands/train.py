@@ -11,7 +11,7 @@ from typing import Any
 
 from asit.config import FinetuneSettings, PretrainSettings, Settings
 from asit.errors import ConfigError
-from asit.terminal.options import flags_of, parse_run
+from asit.terminal.options import flags_of, model_or_included, parse_run
 
 
 class RunOptions(Settings):
@@ -69,6 +69,8 @@ def pretrain(prog: str, summary: str, given: list[str]) -> int:
 def finetune(prog: str, summary: str, given: list[str]) -> int:
     settings, options = parse_run(FinetuneSettings, FinetuneOptions, prog, summary, given)
     how = _how(options)
+    if not settings.model:
+        settings = settings.changed({"model": model_or_included(None)})
     if options.dry_run:
         return _dry_run(settings)
     from asit.evaluate.result_records import summary_line

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from asit.data.shards import tar_index
 from asit.errors import CheckpointError
 from asit.interop import hub_files, huggingface, model_registry
 from asit.interop.convert import SourceOptions
 from asit.interop.hub_files import OWN, THEIRS
-from asit.io import parsing
+from asit.io import parsing, storage
 from asit.io.local_files import SUFFIXES
 
 EXPECTED = (
@@ -83,10 +84,24 @@ def find(source: str | os.PathLike[str]) -> ModelFiles:
     raise CheckpointError(f"{name} does not exist{hint}", EXPECTED, "check the path" + _beside(path))
 
 
+def is_recordings(source: str) -> bool:
+    """Return whether this is recordings, not a model: a URL, a pattern, or a path that exists and holds no model."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        signs = (OWN[0], f"model/{OWN[0]}", THEIRS[1], "rows.npy", "checkpoints")
+        weights = any(entry.name.endswith(SUFFIXES) for entry in path.iterdir())
+        return not weights and not any((path / name).exists() for name in signs)
+    if path.exists():
+        return not path.name.endswith((*SUFFIXES, OWN[0], THEIRS[0]))
+    return storage.is_url(source) or tar_index.is_pattern(source)
+
+
 def _registered(name: str) -> ModelFiles:
     """Return the files of a model of the registry."""
     known = model_registry.MODELS[name]
-    if known.repository is None and known.url is None:
+    if known.folder is not None:
+        return ModelFiles(name=name, path=known.folder_path, convertible=False)
+    if not known.automatic:
         raise CheckpointError(
             f"{name} ({known.title}) cannot be fetched by asit: {known.by_hand}",
             f"{known.file or 'the file of weights'}, downloaded by you from {known.page}",
@@ -98,7 +113,7 @@ def _registered(name: str) -> ModelFiles:
         got = ModelFiles(name=name, path=model_registry.download(known), convertible=True, origin={"url": known.url})
     own = {"registry": name, "page": known.page, "license": known.license.value if known.license else None}
     origin = own | {fact: value for fact, value in got.origin.items() if value is not None}
-    return dataclasses.replace(got, origin=origin, options=SourceOptions(kind=known.kind))
+    return dataclasses.replace(got, origin=origin, options=SourceOptions(kind=known.kind or "auto"))
 
 
 def _of_hub(name: str, repository: str, revision: str | None, file: str | None) -> ModelFiles:

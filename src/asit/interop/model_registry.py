@@ -17,6 +17,10 @@ from asit.io.local_files import cache_folder
 
 log = logging.getLogger(__name__)
 
+INCLUDED = "asit-small-general"
+"""The model that is part of asit, used where no model is named."""
+_MODELS = Path(__file__).parents[1] / "models"
+
 
 class Fact(Settings):
     """What is known of a model."""
@@ -24,7 +28,7 @@ class Fact(Settings):
     value: str
     """The fact."""
     source: str
-    """URL of the page that says so."""
+    """URL of the page that says so; of a model that is part of asit, its README.md."""
 
 
 class PublishedScore(Settings):
@@ -45,7 +49,7 @@ class PublishedScore(Settings):
 class RegisteredModel(Settings):
     """A public model that `asit.load` knows by a short name.
 
-    It is obtained from `repository` or `url`, automatically, or from `page` by hand.
+    It is part of asit (`folder`), or obtained from `repository` or `url`, automatically, or from `page` by hand.
     """
 
     name: str
@@ -54,8 +58,8 @@ class RegisteredModel(Settings):
     """Name as the authors have it."""
     family: str
     """Architecture, such as ASiT, AST, EAT."""
-    kind: str
-    """`--kind` of `asit convert`."""
+    kind: str | None = None
+    """`--kind` of `asit convert`; None: it needs no conversion."""
     size: Fact
     """Size of the network."""
     input: Fact
@@ -70,6 +74,8 @@ class RegisteredModel(Settings):
     """The page that offers the weights."""
     file: str | None = None
     """Name of the file of weights."""
+    folder: str | None = None
+    """Its folder in asit/models, where it is part of asit."""
     repository: str | None = None
     """owner/name on the Hugging Face hub."""
     revision: str | None = None
@@ -85,8 +91,14 @@ class RegisteredModel(Settings):
 
     @property
     def automatic(self) -> bool:
-        """Whether asit fetches it."""
-        return self.repository is not None or self.url is not None
+        """Whether asit has it, or fetches it."""
+        return any(where is not None for where in (self.folder, self.repository, self.url))
+
+    @property
+    def folder_path(self) -> Path:
+        """The model folder, where it is part of asit."""
+        assert self.folder is not None
+        return _MODELS / self.folder
 
 
 class _Registry(Settings):

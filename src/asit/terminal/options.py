@@ -31,6 +31,11 @@ Model = Annotated[
         help="Model folder, run folder or file of weights; the hub's owner/name[@revision]; or a name of asit models."
     ),
 ]
+OptionalModel = Annotated[
+    str | None,
+    tyro.conf.Positional,
+    tyro.conf.arg(metavar="[MODEL]", help="As for asit info; by default the encoder that is part of asit."),
+]
 Inputs = Annotated[
     list[str],
     tyro.conf.Positional,
@@ -85,6 +90,24 @@ def pick(kind: type[V], options: Any, /, **own: Any) -> V:
     """Return a `kind` of which each field is in `own`, or has the value of the option of its name."""
     names = {field.name for field in dataclasses.fields(kind)} - set(own)  # type: ignore[arg-type]
     return kind(**{name: getattr(options, name) for name in names}, **own)
+
+
+def model_or_included(model: str | None) -> str:
+    """Return the model that was named, or else the one that is part of asit, which is logged."""
+    if model is not None:
+        return model
+    from asit.interop.model_registry import INCLUDED
+
+    if os.environ.get("RANK", "0") == "0":
+        log.info(f"no model is named: {INCLUDED} is used, the encoder that is part of asit (asit info {INCLUDED})")
+    return INCLUDED
+
+
+def model_and_inputs(model: str | None, inputs: list[str]) -> tuple[str | None, list[str]]:
+    """Return the model that was named, if any, and the inputs: a first argument that is recordings is one of them."""
+    from asit.interop.model_names import is_recordings
+
+    return (None, [model, *inputs]) if model is not None and is_recordings(model) else (model, inputs)
 
 
 def recordings(inputs: Sequence[str], columns: str = "") -> list[Item]:
