@@ -56,6 +56,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "reference/finetune-settings.md": settings_page(FinetuneSettings, "fine-tuning", "task"),
         "reference/api.md": api_page(),
         "reference/models.md": models_page(),
+        "reference/asit-small-general.md": included_page(),
         "changelog.md": (REPOSITORY / "CHANGELOG.md").read_text("utf-8").replace("](docs/", "]("),
         **example_pages(),
     }
@@ -67,6 +68,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Link files of examples/ to their pages, and set drawings into the page, so that they follow its colours."""
     markdown = re.sub(r"\]\((?:\.\./)+(examples/[^)#]+)\)", lambda m: f"]({_up(page, m[1])}.md)", markdown)
+    card = _up(page, "reference/asit-small-general.md")
+    markdown = re.sub(r"\]\((?:\.\./)+src/asit/models/asit-small-general/README\.md\)", f"]({card})", markdown)
 
     def drawing(found: re.Match[str]) -> str:
         svg = (Path(config.docs_dir) / page.file.src_uri).parent / found[2]
@@ -307,7 +310,7 @@ def models_page() -> str:
         licence = _fact(model.license) if model.license else ""
         source = "hub" if model.repository else "link" if model.url else "by hand"
         facts = (_fact(model.size), _fact(model.input), _fact(model.data), licence)
-        return (f"[`{model.name}`]({model.page})", model.family, *facts, escaped(scores), source)
+        return (f"[`{model.name}`]({_source(model.page)})", model.family, *facts, escaped(scores), source)
 
     head = ("name", "family", "size", "input", "trained on", "licence", "published scores", "obtained")
     about = (
@@ -319,7 +322,18 @@ def models_page() -> str:
 
 
 def _fact(fact: Any) -> str:
-    return f"[{escaped(fact.value)}]({fact.source})"
+    return f"[{escaped(fact.value)}]({_source(fact.source)})"
+
+
+def _source(source: str) -> str:
+    """The address of a source; of a model that is part of asit the page of its card."""
+    return f"{source.split('/')[2]}.md" if source.startswith("asit/models/") else source
+
+
+def included_page() -> str:
+    """Return the card of the encoder that is part of asit, without links to the files beside it."""
+    text = (REPOSITORY / "src" / "asit" / "models" / "asit-small-general" / "README.md").read_text("utf-8")
+    return re.sub(r"\[([^\]]+)\]\((?:CREDITS\.md|LICENSE)\)", r"\1", text)
 
 
 def example_pages() -> dict[str, str]:
