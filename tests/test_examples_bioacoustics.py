@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import soundfile
 import torch
 
@@ -17,6 +18,7 @@ from asit.model.audio_model import AudioModel
 from asit.model.encoders import new_encoder
 
 
+@pytest.mark.slow
 def test_bioacoustics(repository: Path, tmp_path: Path) -> None:
     """Four commands from recordings with Raven tables to detections that the readers of Raven's and Audacity's files
     take back, and clips of them."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.slow
 def test_machines(repository: Path, tmp_path: Path) -> None:
     """Five commands from synthetic sounds to anomalies with AUC and an ONNX file."""
     pytest.importorskip("onnxscript")

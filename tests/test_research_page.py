@@ -67,6 +67,7 @@ def test_the_classes_of_the_page_are_those_of_the_example() -> None:
         assert plain(block) in source, name
 
 
+@pytest.mark.slow
 def test_the_walk(tmp_path: Path) -> None:
     rng, rows = np.random.default_rng(0), ["path,label,split"]
     for i in range(32):

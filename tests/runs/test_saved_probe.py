@@ -123,6 +123,7 @@ def test_evaluate_gives_a_saved_head_the_score_that_it_was_saved_with(
     assert "not a test" in caplog.text
 
 
+@pytest.mark.slow
 def test_exports_answer_as_the_saved_head(sounds: Path, tmp_path: Path, few_draws: None) -> None:
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
