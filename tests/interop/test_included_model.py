@@ -124,6 +124,7 @@ def test_every_verb_without_a_network(sounds: Path, capsys: Any, monkeypatch: py
         (["index", "--add", "--out", "INDEX"], False),  # the index's own
         (["similar", "INDEX", "sounds/0.wav"], False),
         (["evaluate", "--data", "table.csv"], True),
+        (["evaluate", "--data", "table.csv", "--save", "HEAD"], True),
         (["probe", INCLUDED, "table.csv"], False),
         (["export", INCLUDED, "--to", "torch", "--out", "m.pt2"], False),
         (["pretrain", "--model", INCLUDED, "--data", "sounds", "--out", "RUN", *run], False),

@@ -147,7 +147,9 @@ def evaluate(prog: str, summary: str, given: list[str]) -> int:
         raise ConfigError("--save with several models", "one model", "compare them first, then save a head of the best")
     if len(options.models) > 1:
         return _rank(options)
-    (named,) = options.models or (model_or_included(None),)
+    if not options.models:
+        options = replace(options, models=(model_or_included(None),))
+    (named,) = options.models
     if options.save is not None and (options.verify or options.probe is not None):
         other = "--verify" if options.verify else "--probe"
         raise ConfigError(f"--save and {other}", "one of them", f"leave {other} out: a linear head is saved")
