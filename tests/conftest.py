@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -45,6 +46,28 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def repository() -> Path:
     """Root of the checkout."""
     return REPOSITORY
+
+
+@pytest.fixture
+def run_example(repository: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`run_example(name, *arguments)`: run examples/NAME/run.sh, at most five commands, with this Python and asit."""
+
+    def run(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        script = repository / "examples" / name / "run.sh"
+        commands = [line for line in script.read_text().splitlines() if line.startswith(("asit ", "python "))]
+        assert len(commands) <= 5
+        binaries = tmp_path / "bin"
+        binaries.mkdir()
+        for command, given in (("python", '"$@"'), ("asit", '-m asit "$@"')):
+            (binaries / command).write_text(f'#!/bin/sh\nexec "{sys.executable}" {given}\n')
+            (binaries / command).chmod(0o755)
+        environment = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+        call = ["sh", script, *arguments]
+        done = subprocess.run(call, env=environment, capture_output=True, text=True, timeout=240, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done
+
+    return run
 
 
 @pytest.fixture(scope="session")

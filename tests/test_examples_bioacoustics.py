@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import soundfile
@@ -19,26 +17,15 @@ from asit.model.encoders import new_encoder
 
 
 @pytest.mark.slow
-def test_bioacoustics(repository: Path, tmp_path: Path) -> None:
+def test_bioacoustics(run_example: Any, tmp_path: Path) -> None:
     """Four commands from recordings with Raven tables to detections that the readers of Raven's and Audacity's files
     take back, and clips of them."""
-    script = repository / "examples" / "bioacoustics" / "run.sh"
-    commands = [line for line in script.read_text().splitlines() if line.startswith(("asit ", "python "))]
-    assert len(commands) <= 5
-    binaries = tmp_path / "bin"
-    binaries.mkdir()
-    for name, arguments in (("python", '"$@"'), ("asit", '-m asit "$@"')):
-        (binaries / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments}\n')
-        (binaries / name).chmod(0o755)
-    environment = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     settings = EncoderSettings(size="custom", width=32, depth=2, heads=2, patch_frames=8, patch_mels=8)
     encoder = new_encoder(settings, 104, 64)
     encoder.init_weights(torch.Generator().manual_seed(0))
     AudioModel(encoder, FrontEnd(FrontEndSettings(mels=64, mean=-6.0, std=3.0))).save(tmp_path / "encoder")
     out = tmp_path / "out"
-    call = ["sh", script, tmp_path / "encoder", out, "4", "15"]
-    done = subprocess.run(call, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_example("bioacoustics", tmp_path / "encoder", out, "4", "15")
     species = {"wren", "owl", "cricket"}
     rows, recordings = read_annotations(out / "selections.txt")
     assert rows

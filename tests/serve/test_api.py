@@ -123,11 +123,11 @@ def test_maps_of_any_size(rows: int) -> None:
     vectors = np.concatenate([centres, rng.normal(size=(rows, 6)) + centres[np.arange(rows) % 3]])[-rows:]
 
     class Rows:
+        def __init__(self) -> None:
+            self.vectors = vectors
+
         def __len__(self) -> int:
             return rows
-
-        def vector(self, row: int) -> Any:
-            return vectors[row]
 
         def clip(self, row: int) -> SimpleNamespace:
             return SimpleNamespace(name=f"{Path('a') / str(row)}", start=0.0, end=1.0, label=None)

@@ -21,8 +21,6 @@ from asit.model.vit import Encoder, Tokens
 
 Pooling = Literal["class", "mean", "class+mean", "mean+std", "class+mean+std"]
 """Vector of a clip: class token, mean and population standard deviation of the patch tokens, concatenated."""
-BACKGROUND = "background"
-"""Name of the class of sounds that are none of the others."""
 
 
 @dataclass(frozen=True)

@@ -102,8 +102,9 @@ def _html(
     else:
         state, verdict = held.verdict
         if held.kind == "pretraining":
-            found = findings.pretraining(held, curves(held.train))
-            facts, own = pretrain_page.facts(held), pretrain_page.sections(held, preset, overlaid)
+            drawn = curves(held.train)
+            found = findings.pretraining(held, drawn)
+            facts, own = pretrain_page.facts(held), pretrain_page.sections(held, preset, drawn, overlaid)
         else:
             found = findings.finetuning(held)
             facts, own = finetune_page.facts(held), finetune_page.sections(held, preset)

@@ -136,7 +136,8 @@ def _make_room(axis: Any) -> None:
         axis.set_xlim((left + right) / 2 - 1, (left + right) / 2 + 1)
     write = axis.yaxis.get_major_formatter()
     longest = max((len(write(value)) for value in axis.get_yticks()), default=1)
-    axis.set_position((max(0.1, 0.035 + 0.028 * longest), 0.2, 0.965 - max(0.1, 0.035 + 0.028 * longest), 0.76))
+    margin = max(0.1, 0.035 + 0.028 * longest)
+    axis.set_position((margin, 0.2, 0.965 - margin, 0.76))
 
 
 def _style(axis: Any, percent: bool) -> None:

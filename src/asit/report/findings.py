@@ -98,17 +98,17 @@ def finetuning(run: RunFolder) -> list[RunFinding]:
             True, f"{name[:1].upper()}{name[1:]} on {best.split}: {shown(best.headline, value.value)}{interval}."
         )
     ]
-    rows = [row for row in best.content.get("per_class") or [] if _lead(row) is not None]
+    rows = [(row, name) for row in best.content.get("per_class") or [] if (name := _measure(row))]
     if len(rows) > 1:
-        worst = min(rows, key=lambda row: float(_lead(row)))
-        lead = next(key for key in ("AP", "recall") if worst.get(key) is not None)
-        about = f"{worst['class']}, {plain(lead)} {shown(lead, float(worst[lead]))} on {worst['clips']:,} clips"
+        worst, name = min(rows, key=lambda one: float(one[0][one[1]]))
+        about = f"{worst['class']}, {plain(name)} {shown(name, float(worst[name]))} on {worst['clips']:,} clips"
         found.append(RunFinding(True, f"The weakest of {len(rows)} classes: {about}."))
     return found
 
 
-def _lead(row: Mapping[str, Any]) -> Any:
-    return row.get("AP") if row.get("AP") is not None else row.get("recall")
+def _measure(row: Mapping[str, Any]) -> str:
+    """The metric of a class: AP, else recall; "" where it has neither."""
+    return next((name for name in ("AP", "recall") if row.get(name) is not None), "")
 
 
 def next_commands(run: RunFolder) -> Sequence[tuple[str, str]]:

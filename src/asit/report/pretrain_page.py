@@ -57,12 +57,13 @@ _SPEED = {
 
 
 def sections(
-    run: RunFolder, preset: Mapping[str, Any] | None, overlaid: Mapping[str, RunFolder] | None = None
+    run: RunFolder, preset: Mapping[str, Any] | None, own: Mapping[str, Series], overlaid: Mapping[str, RunFolder]
 ) -> list[Section]:
-    """Return the parts of the page in order; `preset` and `overlaid` as for `asit.report.report`."""
-    drawn, missing = {"": curves(run.train)}, part("missing", "Not recorded.")
-    if overlaid:
-        drawn = {run.folder.resolve().name: drawn[""]} | {name: curves(other.train) for name, other in overlaid.items()}
+    """Return the parts of the page in order; `preset` as for `asit.report.report`, `own` the curves of the run, and
+    `overlaid` other runs by name."""
+    missing = part("missing", "Not recorded.")
+    drawn = {run.folder.resolve().name if overlaid else "": own}
+    drawn |= {name: curves(other.train) for name, other in overlaid.items()}
     return [
         Section("Losses", _losses(run, drawn)),
         *([Section("Probe", _probe(run))] if run.probes or run.config.get("probe", {}).get("table") else []),

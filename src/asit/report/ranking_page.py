@@ -39,8 +39,8 @@ def html(held: Mapping[str, Any], folder: Path) -> str:
     first = held["scores"][0]
     verdict = f"{len(scored)} of {len(held['encoders'])} encoders are scored."
     palette = ranking_table.Palette(charts.INK, charts.GRID, list(charts.SERIES))
-    told = [f"{row['encoder']}: {row['value']:.3f}" for row in held["scores"] if row["value"] is not None]
-    drawing = charts.inline(ranking_table.picture(held, palette), ["Score against clips/s.", ", ".join(told)])
+    values = [f"{row['encoder']}: {row['value']:.3f}" for row in held["scores"] if row["value"] is not None]
+    drawing = charts.inline(ranking_table.picture(held, palette), ["Score against clips/s.", ", ".join(values)])
     sections = [Section("Score against speed", part("chart", "", "up and to the right is better", "", drawing, []))]
     for name, rows in ranking_table.scores(held).items():
         head, *lines = ranking_table.cells(held, rows)
@@ -77,9 +77,9 @@ def _finding(score: str, rows: Sequence[Mapping[str, Any]]) -> RunFinding:
         for row in others
         if row["difference_interval"] is None or row["difference_interval"][0] <= 0 <= row["difference_interval"][1]
     ]
-    told = (
+    certainty = (
         f"these clips do not tell it apart from {', '.join(close)}"
         if close
         else "the intervals of all differences exclude 0"
     )
-    return RunFinding(not close, f"{score[0].upper()}{score[1:]}: {best['encoder']} is best; {told}.")
+    return RunFinding(not close, f"{score[0].upper()}{score[1:]}: {best['encoder']} is best; {certainty}.")

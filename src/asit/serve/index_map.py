@@ -34,7 +34,7 @@ def index_map(index: Index, check: Callable[[], None]) -> dict[str, Any]:
         `groups`, their number; `explained`, the share of the variance that the plane shows; `total`, rows of the index.
     """
     chosen = np.unique(np.linspace(0, len(index) - 1, min(ROWS, len(index))).round().astype(np.int64))
-    vectors = np.stack([index.vector(int(row)) for row in chosen]).astype(np.float64)
+    vectors = index.vectors[chosen].astype(np.float64)
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     check()
     vectors -= vectors.mean(0)

@@ -66,7 +66,7 @@ class RowSettings:
 
     def detections(self, tags: Tags, start: float) -> list[Tag]:
         """Return the labels of each window, with `segments` those of consecutive windows merged; times as in `rows`."""
-        from asit.model.classifier import BACKGROUND
+        from asit.data.catalogue.labels import BACKGROUND
 
         threshold, k = self.threshold, self.top
         if threshold is None:

@@ -6,8 +6,9 @@ import soundfile
 
 import asit
 from asit.config import TableSettings
-from asit.data.annotations.clips import BACKGROUND, rows_of, windows
+from asit.data.annotations.clips import rows_of, windows
 from asit.data.catalogue import scan
+from asit.data.catalogue.labels import BACKGROUND
 from asit.data.catalogue.tables import TableRow
 from asit.errors import CatalogueError, ConfigError
 

@@ -13,11 +13,9 @@ from asit.config import TableSettings
 from asit.data.annotations import annotation_files
 from asit.data.catalogue import frames, table_columns
 from asit.data.catalogue.catalogue import relative
+from asit.data.catalogue.labels import BACKGROUND
 from asit.data.catalogue.tables import TableRow, iterate_table
 from asit.errors import AudioError, CatalogueError, ConfigError
-
-BACKGROUND = "background"
-"""Label of windows that no annotated part touches."""
 
 _ROUNDING = 1e-9  # s
 

@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 
 Rows = npt.NDArray[np.int64]
 
+BACKGROUND = "background"
+"""Class of sounds that are none of the others."""
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -124,7 +127,7 @@ def read_labels(
     column = catalogue.column("label")
     words, codes = ((), np.full(len(catalogue), -1, np.int32)) if column is None else (column.words, column.codes)
     used, rows = np.unique(codes, return_inverse=True)  # words that no clip has do not count
-    blank = "background" if missing == "background" else ""
+    blank = BACKGROUND if missing == "background" else ""
     texts = _parse([(*words, "")[code].strip() or blank for code in used.tolist()])
     sizes = np.diff(texts.indptr)
     known = (sizes > 0)[rows]
